@@ -1,0 +1,82 @@
+# Two commands on a fresh machine, with Python 3.11 or newer and make: `make demo` and `make test`.
+# All that is made here stays in this folder (.venv, caches, state); only pip and uv keep caches of their own elsewhere.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Inside the venv, so that it goes when the venv goes.
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint lock wheel clean distclean
+
+help:  ## Show this
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
+	@echo '  ARGS="..." goes to the command: make demo ARGS="--seed 7", make test ARGS="-k lanes -x"'
+
+install: $(STAMP)  ## Make .venv with everything in requirements.lock, and this project in it
+
+demo: $(STAMP)  ## 600 calls against a provider with a hidden limit, in a minute
+	@MAISD_STATE_DIR="$${MAISD_STATE_DIR:-$(CURDIR)/state}" $(BIN)/ratelimit-worker demo $(ARGS)
+
+test: $(STAMP)  ## Run the tests
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(STAMP)  ## Style, types, and which floor may import which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+# editables is what hatchling needs beside itself for an editable install; nothing else names it.
+lock:  ## Write requirements.lock from pyproject.toml (needs uv; ARGS=--upgrade for new versions)
+	@uv --version >/dev/null 2>&1 || { echo "make lock needs uv (pip install uv)" >&2; exit 1; }
+	echo editables | uv pip compile --quiet --universal --python-version 3.11 --all-extras --group dev \
+		--custom-compile-command "make lock" --no-emit-index-url --no-emit-find-links \
+		pyproject.toml - -o requirements.lock $(ARGS)
+
+wheel: $(STAMP)  ## Build the wheel into dist/
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist $(ARGS)
+
+clean:  ## Remove what was built and cached; keeps .venv and state/
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## Remove .venv too
+	rm -rf $(VENV)
+
+# A python3.x on PATH need not run (pyenv's shims answer "command not found"), and Debian's comes without venv unless
+# python3-venv is installed: so each is tried. uv needs no venv module. An unfinished install leaves no stamp.
+# The project itself is installed editable, with the build backend that the lock pins.
+$(STAMP): pyproject.toml requirements.lock
+	@set -e; \
+	uv=; if uv --version >/dev/null 2>&1; then uv=yes; fi; \
+	if ! $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+		old=; bare=; found=; \
+		for name in $(PYTHON) python3.13 python3.12 python3.11 python3; do \
+			$$name -c '' >/dev/null 2>&1 || continue; \
+			if ! $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then old=$$name; \
+			elif [ -z "$$uv" ] && ! $$name -c 'import ensurepip, venv' 2>/dev/null; then bare=$$name; \
+			else found=$$name; break; fi; \
+		done; \
+		if [ -z "$$found" ]; then \
+			if [ -n "$$bare" ]; then echo "$$bare has no venv module: install it (Debian: apt-get install python3-venv), or uv" >&2; \
+			elif [ -n "$$old" ]; then echo "needs Python 3.11 or newer; $$old is `$$old -V 2>&1`: install one, or say make PYTHON=/path/to/python3" >&2; \
+			else echo "needs Python 3.11 or newer, and there is none on PATH: install one, or say make PYTHON=/path/to/python3" >&2; fi; \
+			exit 1; \
+		fi; \
+		echo "Making $(VENV) with $$($$found -V)"; \
+		rm -rf $(VENV); \
+		if [ -n "$$uv" ]; then uv venv --quiet --python "`$$found -c 'import sys; print(sys.executable)'`" $(VENV); \
+		else $$found -m venv $(VENV); fi; \
+	fi; \
+	echo "Installing requirements.lock"; \
+	if [ -n "$$uv" ]; then \
+		uv pip install --quiet --python $(BIN)/python -r requirements.lock; \
+		uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .; \
+	else \
+		$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	fi; \
+	touch $(STAMP)

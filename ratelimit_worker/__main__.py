@@ -1,0 +1,5 @@
+"""`python -m ratelimit_worker` is `ratelimit-worker`."""
+
+from ratelimit_worker.cli import main
+
+main()

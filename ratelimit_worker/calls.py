@@ -1,0 +1,218 @@
+"""What travels through the system? One call, its cost, its attempts and what was seen of the provider.
+
+Plain values only: nothing here does I/O, and every other module may import this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+#: Version of messages, call records and lane state. A worker leaves a newer one alone (rolling deploys).
+SCHEMA_VERSION = 1
+
+#: Dimensions of a budget that a lane may pace, in the order in which costs are written down.
+DIMENSIONS = ("requests", "tokens", "input_tokens", "output_tokens")
+
+
+class Category(StrEnum):
+    """What kind of failure an attempt met; decides retry, and what the lane learns from it."""
+
+    RATE_LIMITED = "rate_limited"
+    OVERLOADED = "overloaded"
+    SERVER_ERROR = "server_error"
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    MALFORMED_RESPONSE = "malformed_response"
+    CONFLICT = "conflict"
+    QUOTA_EXHAUSTED = "quota_exhausted"
+    AUTH = "auth"
+    INVALID_REQUEST = "invalid_request"
+    CONTENT_FILTERED = "content_filtered"
+    PROGRAMMING = "programming"
+
+
+#: Categories that say that the provider (or the way to it) is sick.
+SICK = frozenset(
+    {
+        Category.OVERLOADED,
+        Category.SERVER_ERROR,
+        Category.TIMEOUT,
+        Category.CONNECTION,
+        Category.MALFORMED_RESPONSE,
+    }
+)
+
+
+class Priority(StrEnum):
+    """Class of a call within its lane. Classes age: a low call waits at most its offset of service longer."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+class Outcome(StrEnum):
+    """How one attempt ended, as the tracking database keeps it."""
+
+    ANSWERED = "answered"  #: the provider completed the call
+    RETRIED = "retried"  #: failed; another attempt follows (costs a try)
+    SNOOZED = "snoozed"  #: refused or lane closed; goes back to its place (costs no try)
+    FAILED = "failed"  #: failed for good
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that the provider counted for one attempt."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a call takes out of a budget when it is admitted: requests and tokens."""
+
+    requests: float = 1.0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Input and output tokens together."""
+        return self.input_tokens + self.output_tokens
+
+    def vector(self) -> tuple[float, float, float, float]:
+        """The cost in the order of `DIMENSIONS`."""
+        return (self.requests, float(self.tokens), float(self.input_tokens), float(self.output_tokens))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why an attempt gave no completion."""
+
+    category: Category
+    cause: str  #: One line without prompt or key, fit for logs and the tracking database.
+    status: int | None = None  #: HTTP status, when there was an HTTP answer.
+    retry_after_s: float | None = None
+    request_id: str | None = None
+
+    @property
+    def sick(self) -> bool:
+        """Whether this says that the provider is sick (as against busy, or the caller being wrong)."""
+        return self.category in SICK
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """One dimension of a provider's rate-limit headers, as it stood when the answer left."""
+
+    limit: float  #: units per window
+    window_s: float  #: length of the window, seconds
+    remaining: float  #: units left
+    reset_s: float | None = None  #: seconds until the bucket is full again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """One HTTP answer, read to its end."""
+
+    status: int
+    headers: Mapping[str, str]  #: names in lower case
+    body: Any  #: parsed JSON; the text where it was no JSON
+    elapsed_s: float = 0.0
+
+    @property
+    def request_id(self) -> str | None:
+        """The provider's own name for this request."""
+        return self.headers.get("x-request-id") or self.headers.get("request-id")
+
+
+@dataclass(slots=True)
+class Sighting:
+    """What was seen of the provider during one attempt; providers fill it, `flow.settle` reads it.
+
+    A user's own function that calls an SDK fills nothing here: then the exception alone is classified.
+    """
+
+    response: Response | None = None
+    usage: Usage | None = None
+    provider: str | None = None
+    model: str | None = None
+
+
+_sighting: ContextVar[Sighting | None] = ContextVar("ratelimit_worker_sighting", default=None)
+
+
+@contextmanager
+def sighting() -> Iterator[Sighting]:
+    """Collect what providers see inside the block (one attempt; nests)."""
+    seen = Sighting()
+    token = _sighting.set(seen)
+    try:
+        yield seen
+    finally:
+        _sighting.reset(token)
+
+
+def saw(
+    response: Response, *, usage: Usage | None = None, provider: str | None = None, model: str | None = None
+) -> None:
+    """Note the latest answer of the provider for the attempt that is running; no effect outside one."""
+    seen = _sighting.get()
+    if seen is not None:
+        seen.response, seen.usage = response, usage
+        seen.provider, seen.model = provider or seen.provider, model or seen.model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One request to a provider (or one that was turned back before it): a row of the tracking database.
+
+    All times are seconds since the epoch (UTC) on the Redis server's clock where it is known.
+    """
+
+    call_id: str  #: the Celery task id
+    number: int  #: from 1; counts every attempt, snoozed ones too, so (call_id, number) is unique
+    lane: str
+    task: str
+    outcome: Outcome
+    started_at: float
+    finished_at: float
+    waited_s: float  #: from acceptance, or from the end of the attempt before, to the start
+    queue: str = ""
+    context: str = ""
+    tags: tuple[str, ...] = ()
+    tenant: str = ""
+    priority: Priority = Priority.NORMAL
+    provider: str | None = None
+    model: str | None = None
+    category: Category | None = None
+    status: int | None = None
+    request_id: str | None = None
+    retry_after_s: float | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cause: str | None = None  #: one line without prompt or key
+    worker: str = ""
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds from start to end."""
+        return self.finished_at - self.started_at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneLimits:
+    """What a person told us about a lane. None: unknown, the lane finds out."""
+
+    rpm: float | None = None  #: requests a minute, never exceeded
+    tpm: float | None = None  #: tokens a minute (input + output), never exceeded
+    concurrency: int | None = None  #: calls running at once over the whole cluster
+    unlimited: bool = False  #: no pace at all
+    adaptive: bool = True
+    tenants: Mapping[str, float] = field(default_factory=dict)  #: weights; 1 where a tenant is not named

@@ -1,0 +1,298 @@
+"""Which settings are in force? Read once from the environment, checked as a whole, frozen.
+
+Only this module sees the environment. Every bad value and every unknown `MAISD_` name is reported at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+from ratelimit_worker.calls import LaneLimits
+from ratelimit_worker.errors import ConfigurationError
+
+PREFIX = "MAISD_"
+
+#: Names of settings that carry secrets or credentials in URLs; never printed whole.
+SECRET_NAMES = frozenset({"REDIS_URL", "DATABASE_URL", "ALERT_WEBHOOK_URL"})
+
+T = TypeVar("T")
+
+
+def _switch(text: str) -> bool:
+    word = text.strip().lower()
+    if word in {"1", "true", "yes", "on"}:
+        return True
+    if word in {"0", "false", "no", "off"}:
+        return False
+    raise ValueError("use true or false")
+
+
+def _number(low: float, high: float = math.inf, *, above: bool = False) -> Callable[[str], float]:
+    fix = f"use a number {'above' if above else 'from'} {low:g}{f' to {high:g}' if high < math.inf else ''}"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError as error:
+            raise ValueError(fix) from error
+        if not math.isfinite(value) or value < low or value > high or (above and value == low):
+            raise ValueError(fix)
+        return value
+
+    return parse
+
+
+def _whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    fix = f"use a whole number from {low}{f' to {high}' if high is not None else ''}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError as error:
+            raise ValueError(fix) from error
+        if value < low or (high is not None and value > high):
+            raise ValueError(fix)
+        return value
+
+    return parse
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        word = text.strip().lower()
+        if word not in words:
+            raise ValueError(f"use one of {', '.join(words)}")
+        return word
+
+    return parse
+
+
+def _url(*schemes: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        scheme, separator, _ = text.partition("://")
+        if not separator or scheme.split("+")[0] not in schemes:
+            raise ValueError(f"use a URL that starts with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+        return text
+
+    return parse
+
+
+_LANE_FIELDS = {
+    "rpm": _number(0, above=True),
+    "tpm": _number(0, above=True),
+    "concurrency": _whole(1),
+    "unlimited": _switch,
+    "adaptive": _switch,
+}
+
+
+def _lanes(text: str) -> Mapping[str, LaneLimits]:
+    """Lane limits from JSON, or from a TOML file named by its path."""
+    text = text.strip()
+    if text.startswith("{"):
+        raw = json.loads(text)
+    else:
+        try:
+            raw = tomllib.loads(Path(text).expanduser().read_text("utf-8"))
+        except OSError as error:
+            raise ValueError(f"use JSON or the path of a TOML file ({error.strerror or error})") from error
+    return {str(name): lane_limits(str(name), values) for name, values in raw.items()}
+
+
+def lane_limits(lane: str, values: Any) -> LaneLimits:
+    """Check one lane's limits as a person wrote them.
+
+    Raises:
+        ValueError: names the lane, the value and the fix.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"lane {lane!r}: use a table of limits, not {values!r}")
+    parsed: dict[str, Any] = {}
+    for name, value in values.items():
+        if name == "tenants":
+            if not isinstance(value, Mapping):
+                raise ValueError(f"lane {lane!r}: tenants is a table of weights")
+            parsed["tenants"] = {str(tenant): _number(0, above=True)(str(weight)) for tenant, weight in value.items()}
+        elif name in _LANE_FIELDS:
+            try:
+                parsed[name] = _LANE_FIELDS[name](str(value))
+            except ValueError as error:
+                raise ValueError(f"lane {lane!r}: {name}={value!r}: {error}") from error
+        else:
+            raise ValueError(f"lane {lane!r}: unknown limit {name!r}; known: {', '.join([*_LANE_FIELDS, 'tenants'])}")
+    return LaneLimits(**parsed)
+
+
+def _setting(default: T, parse: Callable[[str], Any]) -> T:
+    if isinstance(default, dict):
+        return cast(T, field(default_factory=dict, metadata={"parse": parse}))
+    return cast(T, field(default=default, metadata={"parse": parse}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings; the environment name of a field is `MAISD_` and its name in capitals."""
+
+    enable_advanced_rate_limiting: bool = _setting(True, _switch)
+    enable_intelligent_caching: bool = _setting(True, _switch)
+    enable_request_deduplication: bool = _setting(True, _switch)
+    enable_smart_retries: bool = _setting(True, _switch)
+    enable_auto_escalation: bool = _setting(True, _switch)
+
+    cache_size_mb: float = _setting(100.0, _number(0))
+    max_cache_entries: int = _setting(1000, _whole(0))
+    cache_ttl_seconds: float = _setting(3600.0, _number(0))
+    dedup_window_seconds: float = _setting(1.0, _number(0))
+
+    emergency_error_rate_threshold: float = _setting(30.0, _number(0, 100))
+    emergency_error_count_threshold: int = _setting(10, _whole(1))
+    reduced_error_rate_threshold: float = _setting(15.0, _number(0, 100))
+    reduced_error_count_threshold: int = _setting(5, _whole(1))
+    escalation_policy: str = _setting("evidence", _one_of("evidence", "literal"))
+    emergency_mode: bool = _setting(False, _switch)
+
+    calls_per_minute: float = _setting(60.0, _number(0, above=True))
+    reduced_calls_per_minute: float = _setting(30.0, _number(0, above=True))
+    emergency_calls_per_minute: float = _setting(10.0, _number(0, above=True))
+    base_delay: float = _setting(1.0, _number(0))
+    max_delay: float = _setting(60.0, _number(0))
+
+    deadline_hours: float = _setting(24.0, _number(0, above=True))
+    max_waiting: int = _setting(1_000_000, _whole(0))
+    visibility_timeout_seconds: float = _setting(30.0, _number(1))
+    stats_retention_hours: float = _setting(24.0, _number(0, above=True))
+    cleanup_interval_hours: float = _setting(6.0, _number(0, above=True))
+    retention_days: float = _setting(7.0, _number(0, above=True))
+    max_payload_mb: float = _setting(16.0, _number(0, above=True))
+
+    redis_url: str = _setting("", _url("redis", "rediss", "unix"))
+    database_url: str = _setting("", _url("sqlite", "postgres", "postgresql"))
+    lanes: Mapping[str, LaneLimits] = _setting({}, _lanes)
+    alert_webhook_url: str = _setting("", _url("http", "https"))
+    capture_content: bool = _setting(False, _switch)
+    state_dir: str = _setting("", str)
+
+    rate_limit_delay: float = 1.0  #: RATE_LIMIT_DELAY, without the prefix: seconds before a call in basic mode
+    sources: Mapping[str, Literal["environment", "default"]] = field(default_factory=dict)
+
+    @property
+    def deadline_s(self) -> float:
+        """Default deadline of a call, seconds from acceptance."""
+        return self.deadline_hours * 3600.0
+
+    @property
+    def state_path(self) -> Path:
+        """Where embedded servers and SQLite keep their state."""
+        return Path(self.state_dir)
+
+
+def setting_names() -> dict[str, Callable[[str], Any]]:
+    """Environment names (with prefix) and their parsers."""
+    return {PREFIX + f.name.upper(): f.metadata["parse"] for f in fields(Settings) if "parse" in f.metadata}
+
+
+def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read and check all settings.
+
+    Args:
+        environ: The environment; the process's own when None.
+    Raises:
+        ConfigurationError: one line for each bad or unknown name, all at once.
+    """
+    env = os.environ if environ is None else environ
+    known = setting_names()
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    sources: dict[str, Literal["environment", "default"]] = {}
+    for name, parse in known.items():
+        key = name.removeprefix(PREFIX).lower()
+        text = env.get(name)
+        if text is None or text == "":
+            sources[name] = "default"
+            continue
+        sources[name] = "environment"
+        try:
+            values[key] = parse(text)
+        except (ValueError, TypeError) as error:
+            shown = "…" if name.removeprefix(PREFIX) in SECRET_NAMES else text[:80]
+            problems.append(f"{name}={shown!r}: {error}")
+    for name in sorted(env):
+        if name.startswith(PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            problems.append(f"{name}: unknown setting{f'; did you mean {near[0]}?' if near else ''}")
+    values["rate_limit_delay"] = _delay(env, problems)
+    values["redis_url"] = _redis_url(env, values.get("redis_url", ""), problems)
+    if not values.get("database_url") and env.get("DATABASE_URL"):
+        try:
+            values["database_url"] = known[PREFIX + "DATABASE_URL"](env["DATABASE_URL"])
+        except ValueError as error:
+            problems.append(f"DATABASE_URL: {error}")
+    values["state_dir"] = values.get("state_dir") or str(default_state_dir(env))
+    if not values.get("database_url"):
+        values["database_url"] = f"sqlite:///{Path(values['state_dir']) / 'tracking.sqlite3'}"
+    _check_order(values, problems)
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+    return Settings(**values, sources=sources)
+
+
+def environment() -> Mapping[str, str]:
+    """The environment as it is, for providers' keys and addresses: read anew, so that a rotated key is taken up."""
+    return os.environ
+
+
+def _delay(env: Mapping[str, str], problems: list[str]) -> float:
+    text = env.get("RATE_LIMIT_DELAY", "")
+    if not text:
+        return 1.0
+    try:
+        return _number(0)(text)
+    except ValueError as error:
+        problems.append(f"RATE_LIMIT_DELAY={text[:80]!r}: {error}")
+        return 1.0
+
+
+def _redis_url(env: Mapping[str, str], own: str, problems: list[str]) -> str:
+    """The one Redis server: broker, lanes and store are one unit, so two different addresses are a mistake."""
+    broker = env.get("CELERY_BROKER_URL", "")
+    if broker and own and canonical_redis_url(broker) != canonical_redis_url(own):
+        problems.append(
+            "MAISD_REDIS_URL and CELERY_BROKER_URL name two servers; lanes live in the broker, so set one, or both alike"
+        )
+    return own or (canonical_redis_url(broker) if broker else "")
+
+
+#: URL schemes of the lanes transport and what they stand for.
+LANE_SCHEMES = {"lanes": "redis", "laness": "rediss", "lanes+socket": "unix", "redis+socket": "unix"}
+
+
+def canonical_redis_url(url: str) -> str:
+    """The URL as redis-py takes it: `lanes://` → `redis://`, `redis+socket://` → `unix://`."""
+    scheme, separator, rest = url.partition("://")
+    return LANE_SCHEMES.get(scheme, scheme) + separator + rest
+
+
+def default_state_dir(env: Mapping[str, str]) -> Path:
+    """Where state is kept by default: `$XDG_STATE_HOME/ratelimit-worker`."""
+    base = env.get("XDG_STATE_HOME") or str(Path(env.get("HOME") or "~").expanduser() / ".local" / "state")
+    return Path(base) / "ratelimit-worker"
+
+
+def _check_order(values: Mapping[str, Any], problems: list[str]) -> None:
+    for low, high in (
+        ("reduced_error_rate_threshold", "emergency_error_rate_threshold"),
+        ("reduced_error_count_threshold", "emergency_error_count_threshold"),
+        ("base_delay", "max_delay"),
+    ):
+        defaults = {f.name: f.default for f in fields(Settings)}
+        a, b = values.get(low, defaults[low]), values.get(high, defaults[high])
+        if a > b:
+            problems.append(f"{PREFIX}{low.upper()}={a:g} is above {PREFIX}{high.upper()}={b:g}; it must not be")

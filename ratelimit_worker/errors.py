@@ -1,0 +1,185 @@
+"""Everything that can go wrong, as one tree.
+
+RateLimitWorkerError
+├── ConfigurationError     a setting is wrong; only fixing it helps
+├── StoreUnavailable       Redis or the database is away, full or read-only
+├── BadInput               this call cannot be accepted as it is (not JSON, too large, ...)
+├── LaneFull               the lane holds max_waiting calls
+├── DeadlineExceeded       the call was not answered within its deadline
+├── WorkerLostRepeatedly   the call's worker died again and again
+├── PayloadLost            the arguments are gone from Redis (lost without persistence)
+└── CallFailed             the provider gave no completion; one class a category
+    ├── Throttled  Overloaded  ServerError  TimedOut  ConnectionFailed  MalformedResponse
+    ├── Conflict  QuotaExhausted  AuthenticationFailed  InvalidRequest  ContentFiltered
+    └── ProgrammingError
+
+`args` alone rebuild every one of them, so they cross pickle and the JSON result backend whole.
+Messages carry neither prompt nor key.
+"""
+
+from __future__ import annotations
+
+from ratelimit_worker.calls import Category, Failure
+
+
+class RateLimitWorkerError(Exception):
+    """Root of all errors of this package."""
+
+
+class ConfigurationError(RateLimitWorkerError):
+    """A setting is wrong. `str()` is one line a setting, each naming the value and the fix."""
+
+
+class StoreUnavailable(RateLimitWorkerError):
+    """Redis or the database cannot be reached, is full, or is read-only."""
+
+
+class BadInput(RateLimitWorkerError, ValueError):
+    """The call was refused when it was made; nothing was stored."""
+
+
+class LaneFull(RateLimitWorkerError):
+    """The lane holds as many waiting calls as it may."""
+
+    def __init__(self, lane: str, max_waiting: int) -> None:
+        super().__init__(lane, max_waiting)
+        self.lane, self.max_waiting = lane, max_waiting
+
+    def __str__(self) -> str:
+        return f"lane {self.lane!r} is full: {self.max_waiting} calls wait (MAISD_MAX_WAITING); try later or raise the bound"
+
+
+class DeadlineExceeded(RateLimitWorkerError):
+    """The call was not answered within its deadline."""
+
+    def __init__(self, call_id: str, lane: str = "", attempts: int = 0) -> None:
+        super().__init__(call_id, lane, attempts)
+        self.call_id, self.lane, self.attempts = call_id, lane, attempts
+
+    def __str__(self) -> str:
+        return f"call {self.call_id} in lane {self.lane!r} passed its deadline after {self.attempts} attempts"
+
+
+class WorkerLostRepeatedly(RateLimitWorkerError):
+    """The call was given up because every worker that ran it died."""
+
+    def __init__(self, call_id: str, deliveries: int) -> None:
+        super().__init__(call_id, deliveries)
+        self.call_id, self.deliveries = call_id, deliveries
+
+    def __str__(self) -> str:
+        return f"call {self.call_id} was given up: its worker died {self.deliveries} times"
+
+
+class PayloadLost(RateLimitWorkerError):
+    """The arguments of a call are no longer in Redis."""
+
+    def __init__(self, ref: str) -> None:
+        super().__init__(ref)
+        self.ref = ref
+
+    def __str__(self) -> str:
+        return f"the arguments of call {self.ref} are gone from Redis; send the call again"
+
+
+class CallFailed(RateLimitWorkerError):
+    """The provider gave no completion.
+
+    Args:
+        cause: One line without prompt or key.
+        status: HTTP status, when there was an HTTP answer.
+        request_id: The provider's name for the last request.
+        attempts: Attempts made, from 1.
+    """
+
+    category: Category
+
+    def __init__(
+        self, cause: str = "", status: int | None = None, request_id: str | None = None, attempts: int = 1
+    ) -> None:
+        super().__init__(cause, status, request_id, attempts)
+        self.cause, self.status, self.request_id, self.attempts = cause, status, request_id, attempts
+
+    def __str__(self) -> str:
+        where = f" (HTTP {self.status})" if self.status else ""
+        return f"{self.category}{where} after {self.attempts} attempt(s): {self.cause}"
+
+
+class Throttled(CallFailed):
+    """HTTP 429 or its like, and nobody would wait."""
+
+    category = Category.RATE_LIMITED
+
+
+class Overloaded(CallFailed):
+    """The provider said that it is overloaded."""
+
+    category = Category.OVERLOADED
+
+
+class ServerError(CallFailed):
+    """The provider failed."""
+
+    category = Category.SERVER_ERROR
+
+
+class TimedOut(CallFailed):
+    """No answer in time."""
+
+    category = Category.TIMEOUT
+
+
+class ConnectionFailed(CallFailed):
+    """The provider could not be reached, or hung up."""
+
+    category = Category.CONNECTION
+
+
+class MalformedResponse(CallFailed):
+    """The answer could not be read."""
+
+    category = Category.MALFORMED_RESPONSE
+
+
+class Conflict(CallFailed):
+    """HTTP 409 or 425."""
+
+    category = Category.CONFLICT
+
+
+class QuotaExhausted(CallFailed):
+    """The account has no credit left; waiting does not help, paying does."""
+
+    category = Category.QUOTA_EXHAUSTED
+
+
+class AuthenticationFailed(CallFailed):
+    """The key is missing, wrong or not allowed this."""
+
+    category = Category.AUTH
+
+
+class InvalidRequest(CallFailed):
+    """The provider will never take this request."""
+
+    category = Category.INVALID_REQUEST
+
+
+class ContentFiltered(CallFailed):
+    """The provider refused for the content."""
+
+    category = Category.CONTENT_FILTERED
+
+
+class ProgrammingError(CallFailed):
+    """The task's own code is wrong."""
+
+    category = Category.PROGRAMMING
+
+
+_BY_CATEGORY: dict[Category, type[CallFailed]] = {kind.category: kind for kind in CallFailed.__subclasses__()}
+
+
+def call_failed(failure: Failure, attempts: int) -> CallFailed:
+    """The error that stands for `failure` after `attempts` attempts."""
+    return _BY_CATEGORY[failure.category](failure.cause, failure.status, failure.request_id, attempts)

@@ -1,0 +1,1 @@
+"""CONNECTS: what happens to a call, in the order in which it happens."""

@@ -1,0 +1,132 @@
+"""What is decided when a call is made: its lane, class, tenant, cost and deadline. The plan travels in its message."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ratelimit_worker.calls import SCHEMA_VERSION, Cost, LaneLimits, Priority
+from ratelimit_worker.config import Settings
+from ratelimit_worker.errors import BadInput
+from ratelimit_worker.policy import pace
+
+DEFAULT_LANE = "default"
+MOST_NAME = 200  #: characters of a lane, tenant, context or tag
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What a task says of all its calls."""
+
+    lane: str | None = None
+    provider: str | None = None  #: with the argument `model`, names the lane where none is given
+    context: str = ""
+    tags: tuple[str, ...] = ()
+    tenant: str = ""
+    priority: Priority = Priority.NORMAL
+    deadline_s: float | None = None
+    cost: Callable[..., Cost] | None = None  #: (*args, **kwargs) of the call → what it takes from the budget
+
+
+def plan(
+    kind: Kind,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    settings: Settings,
+    *,
+    now: float,
+    lane: str | None = None,
+    tenant: str | None = None,
+    priority: str | int | None = None,
+    deadline_s: float | None = None,
+    context: str | None = None,
+    tags: Sequence[str] | None = None,
+    cost: Cost | None = None,
+) -> dict[str, Any]:
+    """The header of one call.
+
+    Args:
+        now: Seconds since the epoch.
+        deadline_s: Seconds from now until the call must be answered.
+    Raises:
+        BadInput: a name, a priority or a deadline that cannot be.
+    """
+    lane = lane or kind.lane or _lane_from(kind, kwargs) or DEFAULT_LANE
+    within = deadline_s or kind.deadline_s or settings.deadline_s
+    if within <= 0:
+        raise BadInput(f"deadline_s={deadline_s!r}: use seconds above 0")
+    if cost is None:
+        cost = kind.cost(*args, **kwargs) if kind.cost is not None else Cost()
+    tenant = kind.tenant if tenant is None else tenant
+    return {
+        "v": SCHEMA_VERSION,
+        "lane": _name("lane", lane),
+        "tenant": _name("tenant", tenant),
+        "weight": _limits(settings, lane).tenants.get(tenant, 1.0),
+        "class": priority_of(kind.priority if priority is None else priority).value,
+        "cost": cost.vector(),
+        "deadline": now + within,
+        "context": _name("context", kind.context if context is None else context),
+        "tags": [_name("tag", tag) for tag in (kind.tags if tags is None else tags)],
+        "pub": uuid.uuid4().hex,
+        "max_waiting": settings.max_waiting,
+        "max_bytes": int(settings.max_payload_mb * 1024 * 1024),
+    }
+
+
+def priority_of(value: str | int) -> Priority:
+    """A class from its name, or from a Celery priority on Redis (0 is the highest, 9 the lowest).
+
+    Raises:
+        BadInput: neither.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 0 <= value <= 9:
+            raise BadInput(f"priority={value}: use 0 (highest) to 9, or high, normal, low")
+        return Priority.HIGH if value < 3 else Priority.NORMAL if value < 7 else Priority.LOW
+    try:
+        return Priority(value)
+    except ValueError as error:
+        raise BadInput(f"priority={value!r}: use high, normal, low, or 0 (highest) to 9") from error
+
+
+def lane_fields(settings: Settings, lane: str) -> dict[str, float | str]:
+    """Fields of the hash of a lane that is new: what was configured, and the set-points to start from."""
+    return limit_fields(_limits(settings, lane))
+
+
+def limit_fields(limits: LaneLimits) -> dict[str, float | str]:
+    """Fields of a lane's hash for what a person told of it."""
+    fields: dict[str, float | str] = {
+        "rpm": "" if limits.rpm is None else limits.rpm,
+        "tpm": "" if limits.tpm is None else limits.tpm,
+        "cap": limits.concurrency or 0,
+        "unlimited": int(limits.unlimited),
+        "adaptive": int(limits.adaptive),
+        "law": "",
+    }
+    fields |= {f"{letter}{number}": "" for letter in "pdg" for number in range(1, 5)}
+    if not limits.unlimited:
+        fields |= pace.set_points(pace.initial(limits), 0.0)[1]
+    return fields
+
+
+def _limits(settings: Settings, lane: str) -> LaneLimits:
+    return settings.lanes.get(lane) or LaneLimits()
+
+
+def _lane_from(kind: Kind, kwargs: Mapping[str, Any]) -> str | None:
+    model = kwargs.get("model")
+    if kind.provider and isinstance(model, str) and model:
+        return f"{kind.provider}:{model}"
+    return None
+
+
+def _name(what: str, value: Any) -> str:
+    if not isinstance(value, str) or len(value) > MOST_NAME or any(ord(letter) < 32 for letter in value):
+        raise BadInput(
+            f"{what}={str(value)[:60]!r}: use text of at most {MOST_NAME} characters without control characters"
+        )
+    return value

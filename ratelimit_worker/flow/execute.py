@@ -1,0 +1,285 @@
+"""What happens when a worker takes a released call? One attempt, and what follows from it.
+
+Pure orchestration: the lane, the clock and the jitter are passed in; the worker translates the result into Celery's
+words.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ratelimit_worker.calls import Attempt, Failure, Outcome, Priority, Sighting, sighting
+from ratelimit_worker.errors import (
+    CallFailed,
+    DeadlineExceeded,
+    PayloadLost,
+    RateLimitWorkerError,
+    WorkerLostRepeatedly,
+    call_failed,
+)
+from ratelimit_worker.flow import observe
+from ratelimit_worker.flow.settle import Answers
+from ratelimit_worker.policy.classification import classify_exception
+from ratelimit_worker.policy.modes import provider_away
+from ratelimit_worker.policy.retry import GiveUp, Halt, Retry, RetryPolicy, Snooze, next_step
+from ratelimit_worker.ports import Begun, Lanes
+
+log = logging.getLogger("ratelimit_worker.attempt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is known of a call before its payload is read."""
+
+    call_id: str
+    tag: str
+    task: str
+    plan: Mapping[str, Any]
+    queue: str = ""
+    worker: str = ""
+
+    @property
+    def lane(self) -> str:
+        """The lane that the call was released from."""
+        return str(self.plan["lane"])
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The call has its answer."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """The call is back in its lane, due in `after_s` seconds (0: at its own place)."""
+
+    after_s: float
+    error: RateLimitWorkerError
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """The call has failed for good."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class NotOurs:
+    """Another delivery of this call runs, or what it had to do is done; this one does nothing."""
+
+
+Result = Answered | Again | GaveUp | NotOurs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Executor:
+    """The attempt, with all that it needs from the outside.
+
+    Args:
+        encode_outcome: An attempt as the outbox holds it.
+        pass_through: Exceptions that are not failures but words of the framework (Celery's Retry, Ignore, Reject).
+    """
+
+    lanes: Lanes
+    answers: Answers
+    encode_outcome: Callable[[Attempt], bytes]
+    lease_s: float
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    pass_through: tuple[type[BaseException], ...] = ()
+    jitter: Callable[[], float] = random.random
+    clock: Callable[[], float] = time.monotonic
+
+    def execute(self, facts: Facts, run: Callable[[Begun], Any], restore: Callable[[bytes], None]) -> Result:
+        """Make one attempt at a released call.
+
+        Args:
+            run: Makes the request; given what the lane said.
+            restore: Puts the canvas of a payload back where the framework looks for it, when nothing is run.
+        """
+        begun = self.lanes.begin(facts.tag, self.lease_s)
+        match begun.state:
+            case "go":
+                return self._attempt(facts, begun, run)
+            case "settled":
+                restore(begun.body)
+                return self._settled(begun)
+            case "closed":
+                return Again(0.0, CallFailedLater(facts.lane))
+            case "expired":
+                restore(begun.body)
+                return GaveUp(DeadlineExceeded(facts.call_id, facts.lane, begun.tries))
+            case "poison":
+                restore(begun.body)
+                return GaveUp(WorkerLostRepeatedly(facts.call_id, begun.tries))
+            case "gone":
+                return GaveUp(PayloadLost(facts.call_id))
+            case _:
+                return NotOurs()
+
+    def _settled(self, begun: Begun) -> Result:
+        kind, value = self.answers.decode(begun.answer)
+        if kind == "value":
+            return Answered(value)
+        return GaveUp(value) if kind == "error" else NotOurs()
+
+    def _attempt(self, facts: Facts, begun: Begun, run: Callable[[Begun], Any]) -> Result:
+        started = self.clock()
+        with sighting() as seen:
+            try:
+                value = run(begun)
+            except self.pass_through:
+                self._settle(facts, begun, started, seen, None, Outcome.RETRIED, self.answers.passed(), "other")
+                raise
+            except Exception as error:
+                return self._failed(facts, begun, started, seen, error)
+        self._settle(facts, begun, started, seen, None, Outcome.ANSWERED, self.answers.value(value), "good")
+        return Answered(value)
+
+    def _failed(self, facts: Facts, begun: Begun, started: float, seen: Sighting, error: Exception) -> Result:
+        failure = classify_exception(error)
+        if failure is None:  # not one that we know: Celery's own rules hold
+            self._settle(facts, begun, started, seen, None, Outcome.FAILED, b"", "other", type(error).__name__)
+            return GaveUp(error)
+        tries = begun.tries + 1
+        away = failure.sick and provider_away(self.lanes.sick_row(facts.lane) + 1)
+        step = next_step(
+            failure,
+            tries,
+            self.policy,
+            self.jitter,
+            provider_away=away,
+            now_s=begun.now_s + self.clock() - started,
+            deadline_s=begun.deadline_s,
+        )
+        match step:
+            case Retry(after_s):
+                return self._again(facts, begun, started, seen, failure, after_s, 1)
+            case Snooze(after_s):
+                # The lane's gate keeps a refused call waiting; at its own place it is the first to go after it.
+                wait_s = 0.0 if observe.verdict_of(failure) == "refused" else after_s
+                return self._again(facts, begun, started, seen, failure, wait_s, 0)
+            case GiveUp() | Halt():
+                final = error if isinstance(error, CallFailed) else call_failed(failure, tries)
+                self._settle(
+                    facts,
+                    begun,
+                    started,
+                    seen,
+                    failure,
+                    Outcome.FAILED,
+                    self.answers.error(final),
+                    observe.verdict_of(failure),
+                )
+                return GaveUp(final)
+
+    def _again(
+        self,
+        facts: Facts,
+        begun: Begun,
+        started: float,
+        seen: Sighting,
+        failure: Failure,
+        after_s: float,
+        tries: int,
+    ) -> Result:
+        verdict = observe.verdict_of(failure)
+        at = begun.now_s + self.clock() - started
+        outcome = Outcome.RETRIED if tries else Outcome.SNOOZED
+        attempt = self._row(facts, begun, at, seen, failure, outcome, failure.cause)
+        ours = self.lanes.back(
+            facts.tag,
+            facts.lane,
+            after_s=after_s,
+            tries=tries,
+            outbox=self.encode_outcome(attempt),
+            verdict=verdict,
+            seen=observe.encode(at, begun.ticket, verdict, seen.response, failure),
+            gate_s=failure.retry_after_s or 0.0,
+        )
+        return Again(after_s, call_failed(failure, begun.tries + tries)) if ours else NotOurs()
+
+    def _settle(
+        self,
+        facts: Facts,
+        begun: Begun,
+        started: float,
+        seen: Sighting,
+        failure: Failure | None,
+        outcome: Outcome,
+        answer: bytes,
+        verdict: observe.Verdict,
+        cause: str | None = None,
+    ) -> None:
+        at = begun.now_s + self.clock() - started
+        attempt = self._row(facts, begun, at, seen, failure, outcome, cause)
+        self.lanes.settle(
+            facts.tag,
+            facts.lane,
+            answer,
+            outbox=self.encode_outcome(attempt),
+            verdict=verdict,
+            seen=observe.encode(at, begun.ticket, verdict, seen.response, failure)
+            if seen.response is not None or verdict != "good"
+            else b"",
+            gate_s=(failure.retry_after_s or 0.0) if failure is not None else 0.0,
+        )
+
+    def _row(
+        self,
+        facts: Facts,
+        begun: Begun,
+        at: float,
+        seen: Sighting,
+        failure: Failure | None,
+        outcome: Outcome,
+        cause: str | None,
+    ) -> Attempt:
+        plan, usage, response = facts.plan, seen.usage, seen.response
+        log.info(
+            "attempt.finished",
+            extra={"call_id": facts.call_id, "lane": facts.lane, "outcome": outcome.value, "number": begun.number},
+        )
+        return Attempt(
+            call_id=facts.call_id,
+            number=begun.number,
+            lane=facts.lane,
+            task=facts.task,
+            outcome=outcome,
+            started_at=begun.now_s,
+            finished_at=at,
+            waited_s=max(0.0, begun.now_s - begun.waiting_since_s),
+            queue=facts.queue,
+            context=str(plan.get("context") or ""),
+            tags=tuple(plan.get("tags") or ()),
+            tenant=str(plan.get("tenant") or ""),
+            priority=Priority(plan.get("class") or Priority.NORMAL),
+            provider=seen.provider,
+            model=seen.model,
+            category=failure.category if failure else None,
+            status=failure.status if failure and failure.status else response.status if response else None,
+            request_id=response.request_id if response else failure.request_id if failure else None,
+            retry_after_s=failure.retry_after_s if failure else None,
+            input_tokens=usage.input_tokens if usage else None,
+            output_tokens=usage.output_tokens if usage else None,
+            cause=cause or (failure.cause if failure else None),
+            worker=facts.worker,
+        )
+
+
+class CallFailedLater(RateLimitWorkerError):
+    """The lane closed between release and start; the call went back to its place and has used no attempt."""
+
+    def __init__(self, lane: str) -> None:
+        super().__init__(lane)
+        self.lane = lane
+
+    def __str__(self) -> str:
+        return f"lane {self.lane!r} is closed for now; the call went back to its place"

@@ -1,0 +1,84 @@
+"""What does an attempt teach the lane? The observation that settle leaves and the tuner reads, and its wire form."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from ratelimit_worker.calls import Category, Failure, Response, Snapshot
+from ratelimit_worker.policy import headers as rate_limit_headers
+from ratelimit_worker.policy.pace import Observation, Ticket
+
+Verdict = Literal["good", "refused", "sick", "other"]
+
+
+class _Wire(msgspec.Struct, array_like=True):
+    at: float
+    ticket: bytes
+    verdict: str
+    snapshots: dict[str, tuple[float, float, float, float | None]]
+    retry_after_s: float | None
+    dimension: str | None
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Wire).decode
+_decode_ticket = msgspec.msgpack.Decoder(tuple[float, float, float, float, float, float]).decode
+
+
+def verdict_of(failure: Failure | None) -> Verdict:
+    """What the lane learns from an outcome at once; None: the provider answered."""
+    if failure is None:
+        return "good"
+    if failure.category is Category.RATE_LIMITED:
+        return "refused"
+    return "sick" if failure.sick else "other"
+
+
+def encode(at: float, ticket: bytes, verdict: Verdict, response: Response | None, failure: Failure | None) -> bytes:
+    """An observation as the lane's list holds it; empty where it would teach the tuner nothing.
+
+    Args:
+        at: When the answer came, seconds, Redis clock.
+        ticket: As the lane gave it out.
+    """
+    snapshots = rate_limit_headers.snapshots(response.headers, now_s=at) if response is not None else {}
+    if not snapshots and verdict == "other":
+        return b""
+    dimension = None
+    if verdict == "refused" and response is not None:
+        dimension = rate_limit_headers.refused_dimension(response.headers, response.body)
+    return _encode(
+        _Wire(
+            at,
+            ticket,
+            verdict,
+            {name: (s.limit, s.window_s, s.remaining, s.reset_s) for name, s in snapshots.items()},
+            failure.retry_after_s if failure is not None else None,
+            dimension,
+        )
+    )
+
+
+def decode(raw: bytes) -> Observation:
+    """The observation of a list entry.
+
+    Raises:
+        msgspec.MsgspecError: it is none (another version's).
+    """
+    wire = _decode(raw)
+    seq, sent_us, *sent = _decode_ticket(wire.ticket)
+    return Observation(
+        at=wire.at,
+        ticket=Ticket(seq=int(seq), sent_at=sent_us / 1e6, sent=(sent[0], sent[1], sent[2], sent[3])),
+        refused=wire.verdict == "refused",
+        sick=wire.verdict == "sick",
+        good=wire.verdict == "good",
+        snapshots={
+            name: Snapshot(limit=limit, window_s=window, remaining=remaining, reset_s=reset)
+            for name, (limit, window, remaining, reset) in wire.snapshots.items()
+        },
+        retry_after_s=wire.retry_after_s,
+        refused_dimension=wire.dimension,
+    )

@@ -1,0 +1,138 @@
+"""How do outcomes get into the tracking database? Read, record, commit, in this order, so none is lost.
+
+A recorder that dies after the database committed leaves its entries in the outbox; they are recorded again, which
+the database's key makes no difference to.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from ratelimit_worker.calls import Attempt
+from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, StoreUnavailable
+from ratelimit_worker.ports import Outbox, RowRefused, Tracker
+
+log = logging.getLogger(__name__)
+
+_PAUSE_BASE_S = 0.5
+_PAUSE_CAP_S = 30.0
+_SAY_EVERY_S = 60.0
+
+
+def record_once(outbox: Outbox, tracker: Tracker, max_count: int = 1000, block_ms: int = 0) -> int:
+    """Move one batch from the outbox into the database; returns the entries that are done with, 0 if none waited.
+
+    Rows that the database will never take are set aside; the others of their batch are recorded.
+
+    Args:
+        block_ms: How long to wait for an entry to come; 0: not at all.
+    Raises:
+        StoreUnavailable: Redis or the database is away; the batch is given back and nothing is lost.
+        ConfigurationError: The database is newer than this version; the batch is given back.
+    """
+    entries = outbox.read(max_count, block_ms)
+    if not entries:
+        return 0
+    try:
+        refused = _record(tracker, entries)
+    except (StoreUnavailable, ConfigurationError):
+        outbox.give_back([entry_id for entry_id, _ in entries])
+        raise
+    outbox.commit([entry_id for entry_id, _ in entries if entry_id not in refused])
+    for entry_id, why in refused.items():
+        outbox.set_aside(entry_id, why)
+    return len(entries)
+
+
+def pause_s(failures: int, jitter: Callable[[], float]) -> float:
+    """Wait before the next try, in seconds: between half and all of 0.5 * 2**(failures - 1), within 0.5 and 30.
+
+    Args:
+        failures: Failed tries in a row, from 1.
+        jitter: Returns a float in [0, 1); `random.random` in production.
+    Raises:
+        ValueError: `failures` is below 1.
+    """
+    if failures < 1:
+        raise ValueError(f"failures count from 1, got {failures}")
+    # Full jitter would often try again at once; the exponent is bounded because an outage is not.
+    longest_s = min(_PAUSE_CAP_S, _PAUSE_BASE_S * 2.0 ** min(failures - 1, 16))
+    return max(_PAUSE_BASE_S, longest_s * (0.5 + 0.5 * jitter()))
+
+
+class Recorder:
+    """Records for as long as it is let, and outlives every outage of Redis and of the database.
+
+    Errors other than those two outages are faults of this program: they end `run`, and whoever started it says so.
+
+    Args:
+        max_count: Entries a batch, at most.
+        block_ms: How long one read waits; also how late `run` may notice that it should stop.
+        linger_s: Pause after a batch that was not full, so that a busy system writes few large transactions rather
+            than many of one row. Rows are this much late.
+        jitter: Returns a float in [0, 1).
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        tracker: Tracker,
+        *,
+        max_count: int = 1000,
+        block_ms: int = 1000,
+        linger_s: float = 0.2,
+        jitter: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._outbox, self._tracker = outbox, tracker
+        self._max_count, self._block_ms, self._linger_s = max_count, block_ms, linger_s
+        self._jitter, self._clock = jitter, clock
+        self.failures = 0  #: Tries that failed in a row; 0 while all is well.
+        self._said_at_s = float("-inf")
+
+    def run(self, stop: threading.Event) -> None:
+        """Record until `stop` is set, then once more all that waits, unless something is away."""
+        while not stop.is_set():
+            stop.wait(self.step())
+        try:
+            while record_once(self._outbox, self._tracker, self._max_count):
+                pass
+        except (StoreUnavailable, ConfigurationError) as error:
+            self._say_away(error, wait_s=None)
+
+    def step(self) -> float:
+        """Record one batch; returns how long to wait before the next, in seconds (0: there is more already)."""
+        try:
+            done = record_once(self._outbox, self._tracker, self._max_count, self._block_ms)
+        except (StoreUnavailable, ConfigurationError) as error:
+            self.failures += 1
+            wait_s = pause_s(self.failures, self._jitter)
+            self._say_away(error, wait_s)
+            return wait_s
+        if self.failures:
+            log.info("recorder.back", extra={"failures": self.failures})
+            self.failures, self._said_at_s = 0, float("-inf")
+        return 0.0 if done >= self._max_count else self._linger_s
+
+    def _say_away(self, error: RateLimitWorkerError, wait_s: float | None) -> None:
+        """Once a minute: an outage of hours must not fill the log."""
+        if (now_s := self._clock()) - self._said_at_s >= _SAY_EVERY_S:
+            self._said_at_s = now_s
+            log.warning("recorder.away", extra={"error": str(error), "failures": self.failures, "wait_s": wait_s})
+
+
+def _record(tracker: Tracker, entries: Sequence[tuple[str, Attempt]]) -> dict[str, str]:
+    """Record the entries, halving a batch that is refused until the bad rows stand alone: {id: why} of those."""
+    try:
+        tracker.record([attempt for _, attempt in entries])
+    except RowRefused as refused:
+        if len(entries) == 1:
+            return {entries[0][0]: str(refused)}
+        half = len(entries) // 2
+        return _record(tracker, entries[:half]) | _record(tracker, entries[half:])
+    return {}

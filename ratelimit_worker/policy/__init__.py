@@ -1,0 +1,1 @@
+"""Policy decides: pure functions of values, without I/O, clock or randomness of their own."""

@@ -1,0 +1,326 @@
+"""What does an answer say about the budget: when to come back, how much is left, which dimension refused?
+
+Reads the headers and error bodies of OpenAI, Anthropic, Azure, Gemini, Groq, Mistral, Cerebras, Bedrock and the
+LiteLLM proxy. Everything here takes what strangers sent: a value that makes no sense is unknown (None), never an error.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from typing import Any
+
+from ratelimit_worker.calls import Snapshot
+
+#: No provider is believed when it asks for more than a day, seconds.
+MAX_DELAY_S = 86_400.0
+
+#: Below this difference between our clock and the answer's `Date` (whole seconds) ours is the finer one, seconds.
+_CLOCK_SKEW_S = 2.0
+
+#: A minute's budget is full again within a minute; one whose reset is further away has a longer window, seconds.
+_MINUTE_RESET_S = 90.0
+
+#: Budgets of more than an hour are quotas, not rates: a lane paced at limit/86,400 would starve beside a full bucket.
+_LONGEST_WINDOW_S = 3_600.0
+
+_MOST_HEADERS, _LONGEST_VALUE, _MOST_OBJECTS, _LONGEST_MESSAGE = 256, 1_024, 64, 2_000
+
+_NUMBER = re.compile(r"[0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18}")
+_SIGNED = re.compile(r"[+-]?(?:[0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})")
+_DURATION = re.compile(rf"(?:(?:{_NUMBER.pattern})\s?(?:days?|d|hours?|h|ms|minutes?|m|seconds?|s|us|µs|ns)\s?)+", re.I)
+_DURATION_PART = re.compile(rf"({_NUMBER.pattern})\s?([a-zµ]+)", re.I)
+_UNIT_S = {"ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0}
+_RFC3339 = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}")
+
+_RETRY_HEADERS = (("retry-after-ms", 1e-3), ("x-ms-retry-after-ms", 1e-3), ("retry-after", 1.0))
+_RETRY_FIELDS = (
+    ("retry_after_ms", 1e-3),
+    ("retryDelay", 1.0),
+    ("retry_delay", 1.0),
+    ("retry_after", 1.0),
+    ("retryAfter", 1.0),
+    ("retry_after_seconds", 1.0),
+)
+_NESTED = ("error", "Error", "errors", "detail", "details", "violations", "innererror", "inner_error")
+
+
+def retry_after_s(headers: Mapping[str, str], body: Any = None, *, now_s: float | None) -> float | None:
+    """How long the provider asks us to stay away, in seconds from now; None: it did not say, or nothing sensible.
+
+    Understands seconds, milliseconds (`retry-after-ms`, `x-ms-retry-after-ms`), HTTP-date, RFC 3339, epoch seconds,
+    durations ("1h2m3.5s", "120ms") and Gemini's `retryDelay` in the body. At most `MAX_DELAY_S`.
+
+    Args:
+        now_s: Our clock, seconds since the epoch. Where the answer's `Date` disagrees by more than two seconds, or
+            `now_s` is None, points in time are read against `Date`; without either they are unknown.
+    """
+    known = lower_case(headers)
+    now_s = _reference_s(known, now_s)
+    for name, unit_s in _RETRY_HEADERS:
+        delay_s = _delay_s(known.get(name), unit_s, now_s)
+        if delay_s is not None:
+            return delay_s
+    for fields in error_objects(body):
+        for name, unit_s in _RETRY_FIELDS:
+            delay_s = _delay_s(fields.get(name), unit_s, now_s)
+            if delay_s is not None:
+                return delay_s
+    return None
+
+
+def snapshots(headers: Mapping[str, str], *, now_s: float | None) -> dict[str, Snapshot]:
+    """The rate-limit headers of one answer, by dimension (`calls.DIMENSIONS`); empty where there are none.
+
+    Where several budgets bind one dimension (a proxy's key and the provider behind it; a second's and a minute's), the
+    one with the lowest rate is told: it binds in the long run, and stays the same from answer to answer. Left out are
+    limits ≤ 0, a `remaining` that is negative or unreadable (gateways send -1 for "unknown"), and windows of more than
+    an hour: named so, or told by a reset more than 90 s away (Groq's and OpenAI's requests a day look like any other).
+
+    Args:
+        now_s: Our clock, seconds since the epoch, for resets that are points in time; as in `retry_after_s`.
+    """
+    budgets: dict[tuple[str, str, float | None], dict[str, str]] = {}
+    known = lower_case(headers)
+    for name, value in known.items():
+        field = _field(name)
+        if field is not None:
+            budgets.setdefault(field[:3], {})[field[3]] = value
+    if not budgets:
+        return {}
+    now_s = _reference_s(known, now_s)
+    found: dict[str, Snapshot] = {}
+    for (_, dimension, window_s), values in budgets.items():
+        snapshot = _snapshot(values, window_s, now_s)
+        if snapshot is None:
+            continue
+        other = found.get(dimension)
+        if other is None or snapshot.limit / snapshot.window_s < other.limit / other.window_s:
+            found[dimension] = snapshot
+    return _without_sums(found)
+
+
+def refused_dimension(headers: Mapping[str, str], body: Any = None) -> str | None:
+    """Which of `calls.DIMENSIONS` a 429 was refused in; None: it does not say, so it counts in all.
+
+    The body's own words come first; else the one dimension whose headers say that nothing remains.
+    """
+    known = lower_case(headers)
+    for fields in error_objects(body):
+        for name in ("type", "quotaMetric", "quota_metric", "quotaId", "quota_id", "message"):
+            dimension = _named_dimension(fields.get(name), prose=name == "message")
+            if dimension is not None:
+                return dimension
+    dimension = _named_dimension(known.get("rate_limit_type"), prose=False)
+    if dimension is not None:
+        return dimension
+    empty = [dimension for dimension, seen in snapshots(known, now_s=None).items() if seen.remaining <= 0]
+    return empty[0] if len(empty) == 1 else None
+
+
+def lower_case(headers: Any) -> dict[str, str]:
+    """Headers of any client as a plain dict with names in lower case; what is no text is left out.
+
+    Takes mappings and iterables of pairs, of str or bytes. Bounded: 256 headers of 1,024 characters.
+    """
+    known: dict[str, str] = {}
+    try:
+        pairs: Iterable[Any] = headers.items() if hasattr(headers, "items") else headers or ()
+        for number, (name, value) in enumerate(pairs):
+            if number >= _MOST_HEADERS:
+                break
+            name_text, value_text = _text(name), _text(value)
+            if name_text is not None and value_text is not None:
+                known[name_text.lower()] = value_text[:_LONGEST_VALUE].strip()
+    except Exception:  # a stranger's object that is no mapping after all: what was read so far is what it said
+        return known
+    return known
+
+
+def error_objects(body: Any) -> Iterator[Mapping[Any, Any]]:
+    """Every JSON object of an error body that may say what went wrong, outermost first; at most 64."""
+    waiting, seen = [body], 0
+    while waiting and seen < _MOST_OBJECTS:
+        found = waiting.pop(0)
+        seen += 1
+        if isinstance(found, Mapping):
+            yield found
+            waiting += [found[name] for name in _NESTED if isinstance(found.get(name), Mapping | list)]
+        elif isinstance(found, list | tuple):
+            waiting += [item for item in found[:_MOST_OBJECTS] if isinstance(item, Mapping)]
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    if isinstance(value, bool):
+        return None
+    return str(value) if isinstance(value, str | int | float) else None
+
+
+def _reference_s(headers: Mapping[str, str], now_s: float | None) -> float | None:
+    """The instant that the answer's points in time count from: our clock, unless the provider's differs from it."""
+    date_s = _instant_s(headers.get("date", ""))
+    if date_s is None or (now_s is not None and abs(date_s - now_s) <= _CLOCK_SKEW_S):
+        return now_s
+    return date_s
+
+
+def _delay_s(value: Any, unit_s: float, now_s: float | None) -> float | None:
+    """A delay from `value` in units of `unit_s`, whatever its form; None where it is negative or no delay at all."""
+    if isinstance(value, Mapping):  # protobuf's Duration in JSON: {"seconds": "12", "nanos": 5}
+        parts = [_delay_s(value.get(name), unit, None) for name, unit in (("seconds", 1.0), ("nanos", 1e-9))]
+        given = [part for part in parts if part is not None]
+        return min(math.fsum(given), MAX_DELAY_S) if given else None
+    text = (_text(value) or "").strip()
+    if not text or len(text) > 64:
+        return None
+    delay_s = _plain_delay_s(text, unit_s, now_s)
+    if delay_s is None or not math.isfinite(delay_s) or delay_s < 0:
+        return None
+    return min(delay_s, MAX_DELAY_S)
+
+
+def _plain_delay_s(text: str, unit_s: float, now_s: float | None) -> float | None:
+    if _SIGNED.fullmatch(text):
+        number_s = float(text) * unit_s
+        # Some send the instant itself, in seconds or milliseconds since the epoch: believed when it is within a day.
+        for instant_s in (number_s, number_s / 1_000):
+            if now_s is not None and instant_s > MAX_DELAY_S and 0 <= instant_s - now_s <= MAX_DELAY_S:
+                return instant_s - now_s
+        return number_s
+    if _DURATION.fullmatch(text):
+        return math.fsum(
+            float(number) * (_UNIT_S.get(unit.lower()) or _UNIT_S[unit[0].lower()])
+            for number, unit in _DURATION_PART.findall(text)
+        )
+    instant = _instant_s(text)
+    return None if instant is None or now_s is None else instant - now_s
+
+
+def _instant_s(text: str) -> float | None:
+    """Seconds since the epoch of an HTTP-date or RFC 3339 time; one without a zone is UTC."""
+    if not text or len(text) > 64:
+        return None
+    try:
+        instant = datetime.fromisoformat(text.upper()) if _RFC3339.match(text) else parsedate_to_datetime(text)
+        return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+_KINDS = {"limit": "limit", "remaining": "remaining", "reset": "reset", "renewalperiod": "window"}
+_WINDOWS = {"second": 1.0, "minute": 60.0, "min": 60.0, "hour": 3_600.0, "day": 86_400.0, "month": 2_592_000.0}
+_DIMENSION_WORDS = {
+    **dict.fromkeys(("requests", "request", "req"), "requests"),
+    **dict.fromkeys(("tokens", "token", "bysize"), "tokens"),
+    **dict.fromkeys(("input", "prompt"), "input_tokens"),
+    **dict.fromkeys(("output", "completion", "generated"), "output_tokens"),
+}
+_SCOPE_WORDS = frozenset(
+    (
+        "x",
+        "llm",
+        "provider",
+        "anthropic",
+        "api",
+        "key",
+        "model",
+        "per",
+        "team",
+        "user",
+        "project",
+        "organization",
+        "org",
+    )
+)
+
+
+@lru_cache(maxsize=1_024)
+def _field(name: str) -> tuple[str, str, float | None, str] | None:
+    """(whose budget, dimension, window_s if named, kind of value) of a header's name; None: not about a rate limit."""
+    before, found, after = name.partition("ratelimit")
+    if not found or len(name) > 128:
+        return None
+    scope, dimensions, windows, kinds = [], set(), [], []
+    for word in re.split(r"[-_]+", f"{before}-{after}".strip("-_")):
+        if word in _KINDS:
+            kinds.append(_KINDS[word])
+        elif word in _DIMENSION_WORDS:
+            dimensions.add(_DIMENSION_WORDS[word])
+        elif word in _WINDOWS:
+            windows.append(_WINDOWS[word])
+        elif word in _SCOPE_WORDS:
+            scope.append(word)
+        else:
+            return None  # images, audio, unified, ...: a budget that no dimension of ours stands for
+    if len(dimensions) == 2:
+        dimensions.discard("tokens")  # "input-tokens" is one dimension in two words
+    if not dimensions and windows:
+        dimensions.add("requests")  # Kong's `x-ratelimit-limit-minute`
+    if len(dimensions) != 1 or len(kinds) != 1 or len(windows) > 1:
+        return None
+    return "-".join(scope), dimensions.pop(), windows[0] if windows else None, kinds[0]
+
+
+def _snapshot(values: Mapping[str, str], named_window_s: float | None, now_s: float | None) -> Snapshot | None:
+    limit, remaining = _amount(values.get("limit")), _amount(values.get("remaining"))
+    if limit is None or remaining is None or limit <= 0:
+        return None
+    reset_s = _delay_s(values.get("reset"), 1.0, now_s)
+    window_s = named_window_s or _delay_s(values.get("window"), 1.0, None)
+    if not window_s:
+        if reset_s is not None and reset_s > _MINUTE_RESET_S:
+            return None
+        window_s = 60.0
+    if window_s > _LONGEST_WINDOW_S:
+        return None
+    return Snapshot(limit=limit, window_s=window_s, remaining=remaining, reset_s=reset_s)
+
+
+def _amount(text: str | None) -> float | None:
+    return float(text) if text and _NUMBER.fullmatch(text) else None
+
+
+def _without_sums(found: dict[str, Snapshot]) -> dict[str, Snapshot]:
+    """Leave `tokens` out where it only adds up the other two.
+
+    Anthropic sends the sum of its input and output limits as `tokens`, or another budget when that binds first; a sum
+    says nothing that its parts do not, and a shadow of it would be charged for what is no bucket of the provider's.
+    """
+    parts = [found[name] for name in ("input_tokens", "output_tokens") if name in found]
+    if len(parts) == 2 and "tokens" in found and found["tokens"].limit >= sum(part.limit for part in parts):
+        del found["tokens"]
+    return found
+
+
+_INPUT = re.compile(r"input[ _-]?tokens?|prompt[ _-]tokens?|request tokens|inputtoken", re.I)
+_OUTPUT = re.compile(r"output[ _-]?tokens?|completion[ _-]tokens?|outputtoken", re.I)
+_TOKENS = re.compile(r"\bTP[MD]\b|\btokens? per |token[ _]?(?:count|rate)|too many tokens|TokensPer", re.I)
+_REQUESTS = re.compile(
+    r"\b(?:RP[MD])\b|\brequests? per |request[ _]?(?:count|rate)|too many requests|RequestsPer", re.I
+)
+
+
+def _named_dimension(value: Any, *, prose: bool) -> str | None:
+    if not isinstance(value, str):
+        return None
+    text = value[:_LONGEST_MESSAGE]
+    word = text.strip().lower().replace("-", "_")
+    if word in {"requests", "tokens", "input_tokens", "output_tokens"}:
+        return word
+    for dimension, pattern in (
+        ("input_tokens", _INPUT),
+        ("output_tokens", _OUTPUT),
+        ("requests", _REQUESTS),
+        ("tokens", _TOKENS),
+    ):
+        if pattern.search(text):
+            return dimension
+    if not prose and word.endswith("_requests"):  # Gemini: .../generate_content_free_tier_requests
+        return "requests"
+    return None

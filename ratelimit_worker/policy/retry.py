@@ -1,0 +1,164 @@
+"""What follows a failed attempt: another one, a wait that costs nothing, or the end?
+
+Design section 5, as a value. The caller acts on it: due times wait in the lane, never in a worker's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from math import ldexp
+from types import MappingProxyType
+
+from ratelimit_worker.calls import Category, Failure
+
+#: Returns a float in [0, 1): `random.random` in production, a constant in tests.
+Jitter = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How waits grow from attempt to attempt."""
+
+    base_s: float  #: the widest first wait, seconds
+    cap_s: float  #: no wait is longer, seconds
+
+    def __post_init__(self) -> None:
+        if not 0 < self.base_s <= self.cap_s:
+            raise ValueError(f"need 0 < base_s <= cap_s, got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How one category is retried."""
+
+    backoff: Backoff
+    tries: int  #: attempts in all that may cost a try, the first included
+
+    def __post_init__(self) -> None:
+        if self.tries < 1:
+            raise ValueError(f"need tries >= 1, got {self}")
+
+
+#: The table of the design. A category without a rule is not retried: 429 is snoozed, a used-up quota halts the lane,
+#: and the rest is the caller's to mend.
+RULES: Mapping[Category, Rule] = MappingProxyType(
+    {
+        Category.OVERLOADED: Rule(Backoff(2.0, 60.0), tries=8),
+        Category.SERVER_ERROR: Rule(Backoff(1.0, 30.0), tries=6),
+        Category.TIMEOUT: Rule(Backoff(2.0, 60.0), tries=4),
+        Category.CONNECTION: Rule(Backoff(1.0, 30.0), tries=6),
+        Category.MALFORMED_RESPONSE: Rule(Backoff(1.0, 30.0), tries=3),
+        Category.CONFLICT: Rule(Backoff(1.0, 10.0), tries=3),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """Which failures are retried, how often and how far apart.
+
+    A rule for `RATE_LIMITED` makes refusals cost tries and wait by backoff: that is for lanes without adaptive pace,
+    whose `MAISD_BASE_DELAY` and `MAISD_MAX_DELAY` give the rules (doubled for refusals).
+    """
+
+    rules: Mapping[Category, Rule] = field(default_factory=lambda: RULES)
+
+
+class Why(StrEnum):
+    """Why a call is given up."""
+
+    CATEGORY = "category"  #: this kind of failure is never retried
+    TRIES = "tries"  #: it has had its tries
+    DEADLINE = "deadline"  #: the next attempt would come after the call's deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Another attempt in `after_s` seconds; the attempt that failed cost a try."""
+
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snooze:
+    """Back to the call's own place in the lane, not before `after_s` seconds; the attempt cost no try."""
+
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The call has failed for good."""
+
+    failure: Failure
+    why: Why = Why.CATEGORY
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Nothing more can be sent on this lane until somebody pays: stop the lane and park the call, at no try."""
+
+    failure: Failure
+
+
+Step = Retry | Snooze | GiveUp | Halt
+
+
+def backoff_s(attempt: int, backoff: Backoff, jitter: Jitter) -> float:
+    """Wait before the next attempt, in seconds: full jitter under base_s * 2**(attempt - 1), at most cap_s.
+
+    Args:
+        attempt: Attempts made so far that cost a try, from 1.
+    Raises:
+        ValueError: `attempt` is below 1.
+    """
+    if attempt < 1:
+        raise ValueError(f"attempts count from 1, got {attempt}")
+    doublings = min(attempt - 1, 64)  # far beyond any cap, and no float overflows on the way
+    return jitter() * min(backoff.cap_s, ldexp(backoff.base_s, doublings))
+
+
+def next_step(
+    failure: Failure,
+    attempt: int,
+    policy: RetryPolicy,
+    jitter: Jitter,
+    *,
+    provider_away: bool,
+    now_s: float,
+    deadline_s: float,
+) -> Step:
+    """Decide what follows `failure`.
+
+    Retry-After is a floor of every wait that we choose, and no wait outlives the deadline. Where the lane's mode says
+    that the provider is away, sick answers use no tries and have no backoff of their own: pace and probes of the lane
+    govern (in trials +3 points of goodput on outages, whose tail else sits in backoff after the provider is back).
+
+    Args:
+        attempt: Attempts made that cost a try, this one included, from 1.
+        provider_away: Whether the lane knows the provider to be sick.
+        now_s: The clock that `deadline_s` is on, seconds.
+        deadline_s: No attempt starts after this instant; `math.inf` for none.
+    Raises:
+        ValueError: `attempt` is below 1.
+    """
+    if attempt < 1:
+        raise ValueError(f"attempts count from 1, got {attempt}")
+    if failure.category is Category.QUOTA_EXHAUSTED:
+        return Halt(failure)
+    asked_s = max(0.0, failure.retry_after_s or 0.0)
+    rule = policy.rules.get(failure.category)
+    step: Retry | Snooze
+    if failure.sick and provider_away:
+        step = Snooze(0.0)
+    elif rule is not None:
+        if attempt >= rule.tries:
+            return GiveUp(failure, Why.TRIES)
+        step = Retry(max(asked_s, backoff_s(attempt, rule.backoff, jitter)))
+    elif failure.category is Category.RATE_LIMITED:
+        step = Snooze(asked_s)
+    else:
+        return GiveUp(failure, Why.CATEGORY)
+    return GiveUp(failure, Why.DEADLINE) if now_s + step.after_s > deadline_s else step

@@ -1,0 +1,118 @@
+"""What does the flow need from the outside world? One Protocol each; `wiring.py` says who fulfils it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ratelimit_worker.calls import Attempt
+from ratelimit_worker.errors import RateLimitWorkerError
+
+
+class RowRefused(RateLimitWorkerError):
+    """The database is there, but will never take this row. `str()` is one line without the row's values."""
+
+
+class Outbox(Protocol):
+    """Outcomes on their way to the tracking database: kept until they are committed."""
+
+    def read(self, max_count: int, block_ms: int) -> list[tuple[str, Attempt]]:
+        """The next entries as (id, attempt); empty when none came within `block_ms`.
+
+        They are this reader's for a while, then anybody's: what is read must be committed, set aside or given back.
+        """
+        ...
+
+    def commit(self, entry_ids: Sequence[str]) -> None:
+        """These are safe in the database; forget them."""
+        ...
+
+    def give_back(self, entry_ids: Sequence[str]) -> None:
+        """These could not be recorded now; the next reader gets them at once."""
+        ...
+
+    def set_aside(self, entry_id: str, why: str) -> None:
+        """This one can never be recorded; keep it where a person finds it, out of the way of the others."""
+        ...
+
+
+class Tracker(Protocol):
+    """The tracking database, as the recorder sees it."""
+
+    def record(self, attempts: Sequence[Attempt]) -> int:
+        """Keep the attempts, all or none, in one transaction; returns the rows that were new.
+
+        Raises:
+            StoreUnavailable: The database is away, locked, full or read-only; nothing was kept.
+            ConfigurationError: The database is not one this version can write to; nothing was kept.
+            RowRefused: At least one of the rows can never be kept; nothing was kept.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """What the lane says to a worker that is about to run a released call."""
+
+    #: go: run it · settled: it was answered before · closed: it went back to its place ·
+    #: expired · poison: its workers died too often · stale: another delivery runs it · gone: its record is lost
+    state: str
+    body: bytes = b""  #: the payload: args, kwargs, canvas
+    answer: bytes = b""
+    tries: int = 0  #: attempts so far that cost a try; lost deliveries where the state is poison
+    number: int = 0  #: of this attempt, from 1, snoozed ones counted
+    deadline_s: float = 0.0  #: seconds since the epoch, Redis clock
+    waiting_since_s: float = 0.0
+    now_s: float = 0.0  #: Redis clock
+    ticket: bytes = b""  #: the call's place in the order of sending, to be handed back with the observation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneView:
+    """A lane as the tuner sees it: its hash, and what was seen since the last look."""
+
+    lane: str
+    fields: Mapping[str, bytes]
+    seen: Sequence[bytes]
+
+
+class Lanes(Protocol):
+    """The lanes, as an attempt and the tuner see them."""
+
+    def begin(self, tag: str, lease_s: float) -> Begun:
+        """May this released call run now?"""
+        ...
+
+    def settle(
+        self, tag: str, lane: str, answer: bytes, *, outbox: bytes, verdict: str, seen: bytes, gate_s: float = 0.0
+    ) -> bool:
+        """Make the outcome safe; the first answer wins."""
+        ...
+
+    def back(
+        self,
+        tag: str,
+        lane: str,
+        *,
+        after_s: float,
+        tries: int,
+        outbox: bytes,
+        verdict: str,
+        seen: bytes,
+        gate_s: float = 0.0,
+    ) -> bool:
+        """Return a released call to its lane."""
+        ...
+
+    def sick_row(self, lane: str) -> int:
+        """Sick answers in a row up to now."""
+        ...
+
+    def take(self, owner: str, lease_s: float, most: int = 50) -> tuple[float, list[LaneView]] | None:
+        """What was seen since the last take, or None when another tunes."""
+        ...
+
+    def set_points(self, lane: str, fields: Mapping[str, float | str]) -> int:
+        """Write set-points."""
+        ...

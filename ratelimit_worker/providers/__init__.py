@@ -1,0 +1,1 @@
+"""Providers call: one HTTP client, and the shapes of the APIs behind it."""

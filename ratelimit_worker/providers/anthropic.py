@@ -1,0 +1,86 @@
+"""What does an Anthropic-shaped API want to hear, and what does its answer say?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ratelimit_worker.calls import Cost, Response, Usage
+from ratelimit_worker.providers import http
+from ratelimit_worker.providers.openai import DEFAULT_OUTPUT_TOKENS, estimated_tokens, stated_tokens
+
+PROVIDER = "anthropic"
+BASE_URL = "https://api.anthropic.com"
+VERSION = "2023-06-01"
+
+MESSAGES_PATH = "/v1/messages"
+
+
+def endpoint(environment: Mapping[str, str], base_url: str | None = None) -> http.Endpoint:
+    """Who we are to the API: `ANTHROPIC_BASE_URL`, `ANTHROPIC_API_KEY` or `ANTHROPIC_API_KEY_FILE`.
+
+    Args:
+        environment: The process's environment, as `config` read it.
+        base_url: Instead of `ANTHROPIC_BASE_URL`. The key goes there too: it must not come out of a call's arguments.
+    Raises:
+        ConfigurationError, AuthenticationFailed: As in `http.endpoint`.
+    """
+
+    def headers(key: str | None) -> dict[str, str]:
+        version = {"anthropic-version": VERSION}
+        return version if key is None else {"x-api-key": key, **version}
+
+    return http.endpoint(environment, prefix="ANTHROPIC", default_base_url=BASE_URL, headers=headers, base_url=base_url)
+
+
+def request(
+    to: http.Endpoint, body: Any, path: str = MESSAGES_PATH, timeout_s: float = http.READ_TIMEOUT_S
+) -> Response:
+    """Send one request.
+
+    Raises:
+        As `http.post`, and `BadInput` where `path` is no plain path.
+    """
+    return http.post(to.url(path), body, to.headers, timeout_s, provider=PROVIDER, usage=usage)
+
+
+def cost(body: Any) -> Cost:
+    """What the API will charge on admission: bytes / 4 of messages, system and tools, plus `max_tokens`.
+
+    The API demands `max_tokens`; a body without it is charged `DEFAULT_OUTPUT_TOKENS`, and refused. Never raises.
+    """
+    if not isinstance(body, Mapping):
+        return Cost()
+    prompt = [body.get(name) for name in ("messages", "system", "tools")]
+    stated = stated_tokens(body, "max_tokens")
+    return Cost(
+        input_tokens=sum(estimated_tokens(part) for part in prompt if part is not None),
+        output_tokens=DEFAULT_OUTPUT_TOKENS if stated is None else stated,
+    )
+
+
+def usage(body: Any) -> Usage | None:
+    """The tokens that the API counted against the budget: input, cache writes included; cache reads are free."""
+    counted = body.get("usage") if isinstance(body, Mapping) else None
+    if not isinstance(counted, Mapping):
+        return None
+    input_tokens = stated_tokens(counted, "input_tokens")
+    if input_tokens is not None:
+        input_tokens += stated_tokens(counted, "cache_creation_input_tokens") or 0
+    output_tokens = stated_tokens(counted, "output_tokens")
+    return None if input_tokens is None and output_tokens is None else Usage(input_tokens, output_tokens)
+
+
+def finish_reason(body: Any) -> str | None:
+    """Why the answer ended ("end_turn", "max_tokens", "tool_use", "refusal", ...)."""
+    reason = body.get("stop_reason") if isinstance(body, Mapping) else None
+    return reason if isinstance(reason, str) else None
+
+
+def refusal(body: Any) -> str | None:
+    """The text that came with a refusal, "" where none did; None where there was no refusal. Not fit for a log."""
+    if finish_reason(body) != "refusal":
+        return None
+    content = body.get("content")
+    parts = content if isinstance(content, list) else []
+    return "".join(part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str))

@@ -1,0 +1,282 @@
+"""How does one request reach a provider, as whom, and what comes back?
+
+No retries, no redirects, no HTTP/2: retries are the lane's business, and theirs would multiply ours. Transport errors
+leave as httpx's own; `policy.classification` knows them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from ipaddress import ip_address
+from pathlib import Path
+from ssl import SSLContext
+from time import monotonic
+from typing import Any
+
+import httpx
+import msgspec
+
+from ratelimit_worker.calls import Response, Usage, saw
+from ratelimit_worker.errors import AuthenticationFailed, BadInput, ConfigurationError, MalformedResponse
+
+CONNECT_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 600.0
+
+#: An answer larger than this is given up as malformed; the largest honest ones (embeddings in bulk) have a few MB.
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+
+#: An idle connection is dropped after this many seconds; the load balancers of providers wait for a minute or more.
+_KEEPALIVE_S = 30.0
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+
+
+class ProviderRefused(Exception):
+    """The provider answered with a status of 300 or more. Neither `str()` nor `repr()` shows its body."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response)
+        self.response = response
+
+    def __str__(self) -> str:
+        return f"HTTP {self.response.status}"
+
+    def __repr__(self) -> str:
+        return f"ProviderRefused(HTTP {self.response.status})"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A provider as one account sees it."""
+
+    base_url: str  #: without a slash at its end
+    headers: Mapping[str, str] = field(repr=False)  #: sent with each request; they hold the key
+
+    def url(self, path: str) -> str:
+        """The address of `path` below the base; a version that both name ("/v1") is said once.
+
+        Raises:
+            BadInput: `path` is no plain path, so the key could leave for another host.
+        """
+        return _join(self.base_url, path)
+
+
+def post(
+    url: str,
+    body: Any,
+    headers: Mapping[str, str],
+    timeout_s: float = READ_TIMEOUT_S,
+    *,
+    connect_s: float = CONNECT_TIMEOUT_S,
+    provider: str | None = None,
+    usage: Callable[[Any], Usage | None] | None = None,
+) -> Response:
+    """Send `body` as JSON and read the answer to its end; note it as seen (`calls.saw`), whatever its status.
+
+    Args:
+        timeout_s: Longest silence while sending or reading, and longest time for the whole answer, seconds.
+        connect_s: Longest wait for a connection, seconds.
+        provider: Who answers, for the record of the attempt.
+        usage: Reads the tokens out of a good answer's body.
+    Raises:
+        ProviderRefused: Status 300 or more.
+        MalformedResponse: A 2xx that is no JSON, or an answer of more than `MAX_ANSWER_BYTES`.
+        BadInput: `body` cannot be written as JSON.
+        httpx.TransportError, httpx.DecodingError, httpx.InvalidURL: No answer, or one that could not be read.
+    """
+    began = monotonic()
+    try:
+        content = _encode(body)
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        raise BadInput(f"the request's body cannot be written as JSON ({type(error).__name__})") from None
+    request = httpx.Request(
+        "POST",
+        _url(url),
+        headers={"accept": "application/json", "content-type": "application/json", **headers},
+        content=content,
+        extensions={"timeout": {"connect": connect_s, "read": timeout_s, "write": timeout_s, "pool": connect_s}},
+    )
+    with _client() as client:
+        answer = client.send(request, stream=True, follow_redirects=False)
+        try:
+            raw = _read(answer, request, began + timeout_s)
+        finally:
+            answer.close()
+    response, is_json = _response(answer, raw, monotonic() - began)
+    good = 200 <= response.status < 300
+    model = _model(response.body) or _model(body)
+    saw(response, usage=usage(response.body) if usage and good and is_json else None, provider=provider, model=model)
+    if not good:
+        raise ProviderRefused(response)
+    if not is_json:
+        raise MalformedResponse("the answer is no JSON", response.status, response.request_id)
+    return response
+
+
+def endpoint(
+    environment: Mapping[str, str],
+    *,
+    prefix: str,
+    default_base_url: str,
+    headers: Callable[[str | None], Mapping[str, str]],
+    base_url: str | None = None,
+) -> Endpoint:
+    """The endpoint that `<prefix>_BASE_URL`, `<prefix>_API_KEY` or `<prefix>_API_KEY_FILE` describe.
+
+    The key itself wins over the file; an empty variable counts as unset. A base URL on loopback needs no key.
+
+    Args:
+        environment: The process's environment, as `config` read it.
+        headers: Makes the headers of every request from the key, None where there is none.
+        base_url: Instead of `<prefix>_BASE_URL`.
+    Raises:
+        ConfigurationError: The base URL is none, or the key file cannot be read, or the key cannot stand in a header.
+        AuthenticationFailed: There is no key.
+    """
+    origin = (base_url or environment.get(f"{prefix}_BASE_URL") or default_base_url).strip().rstrip("/")
+    try:
+        parsed = _url(origin)
+    except httpx.InvalidURL:
+        raise ConfigurationError(f"{prefix}_BASE_URL is no URL; give http(s)://host/path") from None
+    plain = parsed.host and "%" not in parsed.host and not (parsed.userinfo or parsed.query or parsed.fragment)
+    if parsed.scheme not in {"http", "https"} or not plain:
+        raise ConfigurationError(f"{prefix}_BASE_URL is no plain http(s) URL; give http(s)://host/path")
+    key = _key(environment, f"{prefix}_API_KEY")
+    if key is None and not _is_loopback(parsed.host):
+        raise AuthenticationFailed(f"no key for {parsed.host}: set {prefix}_API_KEY or {prefix}_API_KEY_FILE")
+    return Endpoint(origin, dict(headers(key)))
+
+
+def _key(environment: Mapping[str, str], name: str) -> str | None:
+    key = environment.get(name, "").strip()
+    source = name
+    file = environment.get(f"{name}_FILE", "").strip()
+    if not key and file:
+        source = f"{name}_FILE"
+        try:
+            key = Path(file).read_text("utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"{source}: {file} cannot be read ({type(error).__name__})") from None
+        if not key:
+            raise ConfigurationError(f"{source}: {file} is empty")
+    if not key:
+        return None
+    if not all("!" <= letter <= "~" for letter in key):  # h11 would refuse the header, quoting the key
+        raise ConfigurationError(f"{source} holds characters that no HTTP header can carry")
+    return key
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+@lru_cache(maxsize=256)
+def _join(base_url: str, path: str) -> str:
+    below = path.removeprefix("/")
+    plain = all("!" <= letter <= "~" for letter in path) and not any(mark in path for mark in ("\\", "#", "@", "://"))
+    if not below or below.startswith("/") or not plain or ".." in below.partition("?")[0].split("/"):
+        raise BadInput("a request's url must be a plain path such as /v1/chat/completions")
+    version = base_url.rpartition("/")[2]
+    if version[:1] == "v" and version[1:2].isdigit():
+        below = below.removeprefix(f"{version}/")
+    return f"{base_url}/{below}"
+
+
+@lru_cache(maxsize=256)
+def _url(url: str) -> httpx.URL:
+    return httpx.URL(url)  # parsing costs more than all else in building a request
+
+
+def _model(body: Any) -> str | None:
+    model = body.get("model") if isinstance(body, Mapping) else None
+    return model[:256] if isinstance(model, str) else None
+
+
+def _read(answer: httpx.Response, request: httpx.Request, until: float) -> bytes:
+    parts, size = [], 0
+    for part in answer.iter_bytes():
+        parts.append(part)
+        size += len(part)
+        if size > MAX_ANSWER_BYTES:
+            raise MalformedResponse(f"the answer is larger than {MAX_ANSWER_BYTES} bytes", answer.status_code)
+        if monotonic() > until:  # a server that drips never falls silent, so no socket timeout ends it
+            raise httpx.ReadTimeout("the answer took too long", request=request)
+    return b"".join(parts)
+
+
+def _response(answer: httpx.Response, raw: bytes, elapsed_s: float) -> tuple[Response, bool]:
+    headers: dict[str, str] = {}
+    for name, value in answer.headers.multi_items():  # names come in lower case
+        if name != "set-cookie":  # of no use to anybody here, and not ours to store
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    body: Any
+    try:
+        body, is_json = _decode(raw), True
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        body, is_json = raw.decode("utf-8", "replace"), False
+    return Response(status=answer.status_code, headers=headers, body=body, elapsed_s=elapsed_s), is_json
+
+
+# One process has one stack of clients; a call takes the one on top and puts it back. One client that all threads share
+# was tried first: its pool looks at every connection, under a lock, for every request, so at 32 threads a call cost
+# 2.3 x the CPU (1,090 against 480 µs) and half as many went through. A client per thread does not fit greenlets, which
+# live for one task. The stack grows to the most calls that ever ran at once; those at its bottom let go of their
+# connections when they are next used. Both ends of the deque are atomic, so it needs no lock.
+_idle: deque[httpx.Client] = deque()
+_abandoned: list[deque[httpx.Client]] = []
+_tls: SSLContext | None = None
+_tls_lock = threading.Lock()
+
+
+@contextmanager
+def _client() -> Iterator[httpx.Client]:
+    stack = _idle  # after a fork the child has a stack of its own, and this call still returns to the one it took from
+    try:
+        client = stack.pop()
+    except IndexError:
+        client = _new_client()
+    try:
+        yield client
+    finally:
+        stack.append(client)
+
+
+def _new_client() -> httpx.Client:
+    # Proxies and certificates of the environment are honoured; that is read here, once a client, not once a call.
+    return httpx.Client(
+        verify=_tls_context(),
+        http2=False,
+        follow_redirects=False,
+        limits=httpx.Limits(max_connections=8, max_keepalive_connections=4, keepalive_expiry=_KEEPALIVE_S),
+    )
+
+
+def _tls_context() -> SSLContext:
+    global _tls
+    with _tls_lock:
+        if _tls is None:
+            _tls = httpx.create_ssl_context()  # reads the certificates: 20 ms and 1 MB that all clients share
+        return _tls
+
+
+def _forget_after_fork() -> None:
+    """A child must not talk over its parent's connections, nor end them: it keeps them, unused, and starts anew."""
+    global _idle, _tls_lock
+    _abandoned.append(_idle)
+    _idle = deque()
+    _tls_lock = threading.Lock()  # another thread of the parent may have held it
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)

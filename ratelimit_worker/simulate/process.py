@@ -1,0 +1,198 @@
+"""How does a demo or a test get a provider that does not share its interpreter? As a process of its own."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import select
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import msgspec
+
+from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError
+from ratelimit_worker.simulate.arrivals import Arrival, Log, parse_log
+from ratelimit_worker.simulate.counters import Stats
+from ratelimit_worker.simulate.scenario import Scenario
+
+_START_S = 30.0  # a loaded machine may need long to start a Python
+_STOP_S = 5.0
+_ANSWER_S = 30.0
+
+
+class SimulatorFailed(RateLimitWorkerError):
+    """The simulator's process did not start, or died. `str()` has its last words."""
+
+
+class Simulator:
+    """A simulated provider in a process of its own, from `start` (or `with`) to `stop`.
+
+    It ends with this process too, however that ends: the child watches a pipe from here and its parent's id.
+
+    Args:
+        port: 0: any free one.
+        host: Address to listen on.
+        log_path: File to which arrivals are appended; None: one that is removed at the end (`arrivals` still knows it).
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        log_path: Path | None = None,
+    ) -> None:
+        self.scenario = scenario or Scenario()
+        self._host, self._port, self._given_log = host, port, log_path
+        self._process: subprocess.Popen[str] | None = None
+        self._open = ExitStack()
+        self._words: Path | None = None
+        self._last_log: bytes | None = None
+        #: Where arrivals are logged; set by `start`.
+        self.log_path: Path = log_path or Path(os.devnull)
+        #: Such as http://127.0.0.1:8080, which is Anthropic's base URL; set by `start`.
+        self.url: str = ""
+
+    @property
+    def base_url(self) -> str:
+        """OpenAI's base URL."""
+        return f"{self.url}/v1"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs."""
+        return None if self._process is None else self._process.pid
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the process and wait until it listens.
+
+        Raises:
+            SimulatorFailed: It ended, or did not listen within 30 s.
+        """
+        if self._process is not None:
+            return
+        folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="ratelimit-simulate-")))
+        try:
+            self._spawn(folder)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End the process, politely first. The log stays readable through `arrivals`."""
+        process, self._process = self._process, None
+        if process is not None:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.close()  # which it takes as its end
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            process.stdout.close()
+            if self.log_path.is_file():
+                self._last_log = self.log_path.read_bytes()
+        self._open.close()
+
+    def kill(self) -> None:
+        """End the process by SIGKILL, as a crash would; the log keeps all it wrote."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+        self.stop()
+
+    def log(self) -> Log:
+        """The whole log, now or as it was at the end."""
+        if self._process is None and self._last_log is not None:
+            return parse_log(self._last_log)
+        return parse_log(self.log_path.read_bytes())
+
+    def arrivals(self) -> list[Arrival]:
+        """Requests so far, in the order in which they came."""
+        return self.log().arrivals
+
+    def stats(self) -> Stats:
+        """Counts so far."""
+        return msgspec.json.decode(self._ask("GET", "/_stats"), type=Stats)
+
+    def control(self, **entry: Any) -> None:
+        """Put an entry on the timeline, from now (or `at_s` seconds from now); `clear=True` forgets all others.
+
+        Raises:
+            ConfigurationError: The entry is not understood.
+        """
+        self._ask("POST", "/_control", msgspec.json.encode(entry))
+
+    def _spawn(self, folder: Path) -> None:
+        scenario, self._words = folder / "scenario.json", folder / "stderr"
+        scenario.write_bytes(self.scenario.as_json())
+        self.log_path = self._given_log or folder / "arrivals.jsonl"
+        command = [sys.executable, "-m", "ratelimit_worker.simulate", "--until-stdin-closes"]
+        command += ["--scenario", str(scenario), "--log", str(self.log_path.absolute())]
+        command += ["--host", self._host, "--port", str(self._port)]
+        with self._words.open("wb") as words:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=words,
+                text=True,
+                cwd=_checkout(),
+                # Ctrl-C in the terminal is for whoever holds the simulator, which then ends it in its own order.
+                start_new_session=True,
+            )
+        assert self._process.stdout is not None
+        readable, _, _ = select.select([self._process.stdout], [], [], _START_S)
+        line = self._process.stdout.readline().strip() if readable else ""
+        if not line:
+            raise SimulatorFailed(f"the simulator did not start: {self._last_words() or 'it says nothing'}")
+        self.url = line.removesuffix("/v1")
+
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        # http.client, since httpx and urllib would go through a proxy that the environment names.
+        address = urlsplit(self.url)
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=_ANSWER_S)
+        try:
+            connection.request(method, path, body)
+            answer = connection.getresponse()
+            text = answer.read()
+        except OSError as error:
+            raise SimulatorFailed(f"{method} {self.url}{path}: {error}; {self._last_words()}") from error
+        finally:
+            connection.close()
+        if answer.status != 200:
+            raise ConfigurationError(str(msgspec.json.decode(text).get("error", text)))
+        return text
+
+    def _last_words(self) -> str:
+        if self._process is not None:
+            deadline_s = time.monotonic() + 1.0  # what ends is given the time to say why
+            while self._process.poll() is None and time.monotonic() < deadline_s:
+                select.select([], [], [], 0.01)
+        return "" if self._words is None else " ".join(self._words.read_text("utf-8", "replace").split())
+
+
+def _checkout() -> Path | None:
+    """The folder in which `python -m` finds this package; None where it is installed."""
+    root = Path(__file__).resolve().parents[2]
+    return None if str(root) in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")} else root

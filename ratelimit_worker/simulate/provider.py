@@ -1,0 +1,297 @@
+"""What becomes of this request? The provider's whole decision, without I/O and with the time passed in.
+
+The order of a real provider: its edge first (faults that cost nothing: 4xx, auth, quota, outage), then the rate
+limit, then the engine (faults of a request that was charged: 5xx, resets, broken answers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from hashlib import sha256
+
+from ratelimit_worker.calls import Cost
+from ratelimit_worker.simulate import answers
+from ratelimit_worker.simulate.answers import Asked, Endpoint
+from ratelimit_worker.simulate.arrivals import Arrival
+from ratelimit_worker.simulate.bucket import Budget, Refused
+from ratelimit_worker.simulate.draws import Latency
+from ratelimit_worker.simulate.headers import limit_lines, retry_lines
+from ratelimit_worker.simulate.http1 import Request, render
+from ratelimit_worker.simulate.scenario import Entry, Fault, HeaderStyle, Outage, Scenario
+from ratelimit_worker.simulate.timeline import Planned, Timeline
+
+_ENDPOINTS: dict[str, Endpoint] = {endpoint.value: endpoint for endpoint in Endpoint}
+_NO_KEY = "none"
+
+
+class Ending(Enum):
+    """How a connection goes on after the request."""
+
+    ANSWER = auto()
+    TRUNCATE = auto()  #: send what there is, which is less than promised, and close
+    RESET = auto()
+    HANG = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of one request."""
+
+    arrival: Arrival  #: its line in the log
+    ending: Ending
+    answer: bytes  #: head and body as they go over the wire
+    unused: Cost | None  #: to be given back with the answer
+
+
+class Provider:
+    """State of one simulated provider: its budgets, its timeline and the number of requests.
+
+    Args:
+        now_s: The server's start on the clock of all later `now_s`, seconds.
+        run: Makes ids unique over several starts.
+    """
+
+    def __init__(self, scenario: Scenario, now_s: float, run: str) -> None:
+        self.scenario, self.start_s = scenario, now_s
+        self.timeline = Timeline(scenario.seed)
+        self._run = run
+        self._requests = 0
+        self._budgets: dict[str, Budget] = {}
+        self._limits = scenario.limits()
+        self._latency = Latency.parse(scenario.latency)
+        self._refusal_latency = Latency.parse(scenario.refusal_latency)
+        self.begun = False  #: whether the scenario's timeline runs
+
+    def begin(self, now_s: float) -> Sequence[Planned]:
+        """Start the scenario's timeline, once; returns what that put on the clock."""
+        if self.begun:
+            return ()
+        self.begun = True
+        return self.timeline.plan(self.scenario.timeline, now_s)
+
+    def limits(self, now_s: float) -> dict[str, float]:
+        """Dimension -> units a minute, as it holds now."""
+        return self.scenario.limits() | self.timeline.limits(now_s)
+
+    def decide(self, request: Request, now_s: float, unix_s: float) -> Verdict:
+        """Count the request, charge it or refuse it, and write its answer. The timeline is the caller's to begin.
+
+        Args:
+            now_s: When it had arrived whole, seconds, on the clock of `Provider`.
+            unix_s: The same moment, seconds since the epoch.
+        """
+        self._requests += 1
+        return _Decision(self, request, self._requests, now_s, unix_s).verdict()
+
+    def give_back(self, verdict: Verdict, now_s: float) -> None:
+        """Reconcile, when the answer leaves: output tokens that were charged and not used."""
+        if verdict.unused is not None:
+            self.budget(verdict.arrival.key, now_s).give_back(now_s, verdict.unused)
+
+    def budget(self, key: str | None, now_s: float) -> Budget:
+        """The buckets of this key (all requests' buckets unless `per_key`), with the limits that hold now."""
+        limits = self.limits(now_s)
+        if limits != self._limits:
+            self._limits = limits
+            for budget in self._budgets.values():
+                budget.change(now_s, limits)
+        name = (key or _NO_KEY) if self.scenario.per_key else ""
+        if (found := self._budgets.get(name)) is None:
+            found = self._budgets[name] = Budget(limits, self.scenario.burst_s, now_s)
+        return found
+
+    def latency_s(self, number: int, factor: float) -> float:
+        """How long the engine takes for request `number`."""
+        return self._latency.draw_s(self.scenario.seed, number) * factor
+
+    def refusal_latency_s(self, number: int, factor: float) -> float:
+        """How long the edge takes to refuse request `number`."""
+        return self._refusal_latency.draw_s(self.scenario.seed, number) * factor
+
+    def id_of(self, number: int) -> str:
+        """The part of all ids of one request that makes them unique."""
+        return f"{self._run}{number:08x}"
+
+
+class _Decision:
+    """One request on its way through edge, limit and engine."""
+
+    def __init__(self, provider: Provider, request: Request, number: int, now_s: float, unix_s: float) -> None:
+        self.provider, self.request, self.number = provider, request, number
+        self.now_s, self.unix_s = now_s, unix_s
+        self.endpoint = _ENDPOINTS.get(request.path)
+        self.anthropic = self.endpoint is Endpoint.MESSAGES or (
+            self.endpoint is None and "anthropic-version" in request.headers
+        )
+        style = provider.scenario.headers
+        if style is HeaderStyle.AUTO:
+            style = HeaderStyle.ANTHROPIC if self.anthropic else HeaderStyle.OPENAI
+        self.style = style
+        self.id = provider.id_of(number)
+        self.request_id = f"req_{self.id}"
+        self.digest = sha256(request.body)
+        self.key = _key_hash(request)
+        self.asked: Asked | None = None
+        self.charged = Cost()
+
+    def verdict(self) -> Verdict:
+        # The endpoint's own checks come last at the edge: an outage does not read bodies.
+        entry, factor = self.provider.timeline.hit(self.number, self.request.body, self.now_s)
+        read = None if self.endpoint is None else answers.read(self.endpoint, self.request.body)
+        if self.endpoint is not None and isinstance(read, Asked):
+            self.asked, self.charged = read, read.cost(self.endpoint)
+        if entry is not None and entry.fault is not None and not entry.fault.charged:
+            return self._fault(entry, entry.fault, factor, admitted=False)
+        if self.request.method != "POST" or self.endpoint is None:
+            message = f"Unknown request URL: {self.request.method} {self.request.path}."
+            return self._rejected(404, "not_found_error", message, factor)
+        if not isinstance(read, Asked):
+            return self._rejected(400, "invalid_request_error", str(read), factor)
+        budget = self.provider.budget(self.key, self.now_s)
+        admission = budget.admit(self.now_s, self.charged)
+        if isinstance(admission, Refused):
+            return self._refused(admission, budget, read.model, factor)
+        if entry is not None and entry.fault is not None:
+            return self._fault(entry, entry.fault, factor, admitted=True)
+        return self._answered(self.endpoint, read, factor)
+
+    def _answered(self, endpoint: Endpoint, asked: Asked, factor: float, fault: Fault | None = None) -> Verdict:
+        seed = self.provider.scenario.seed
+        body, usage = answers.answer(
+            endpoint,
+            asked,
+            digest=self.digest.digest(),
+            seed=seed,
+            answer_id=self.id,
+            created=int(self.unix_s),
+        )
+        ending, promised = Ending.ANSWER, len(body)
+        if fault is Fault.MALFORMED:
+            body = body[: len(body) // 2]
+            promised = len(body)
+        elif fault is Fault.TRUNCATED:
+            body = body[: len(body) // 2]
+            ending = Ending.TRUNCATE
+        unused = None
+        if self.provider.scenario.reconcile:
+            unused = Cost(requests=0.0, output_tokens=self.charged.output_tokens - usage.output_tokens)
+        return self._verdict(
+            200,
+            body,
+            factor=factor,
+            fault=fault,
+            admitted=True,
+            usage=usage,
+            ending=ending,
+            unused=unused,
+            promised=promised,
+        )
+
+    def _fault(self, entry: Entry, fault: Fault, factor: float, *, admitted: bool) -> Verdict:
+        if fault in {Fault.MALFORMED, Fault.TRUNCATED} and self.endpoint is not None and self.asked is not None:
+            return self._answered(self.endpoint, self.asked, factor, fault)
+        if fault is Fault.HANG:
+            return self._verdict(None, b"", factor=factor, fault=fault, admitted=admitted, ending=Ending.HANG)
+        if fault is Fault.RESET or (fault is Fault.OUTAGE and entry.how is not Outage.STATUS_503):
+            return self._verdict(None, b"", factor=factor, fault=fault, admitted=admitted, ending=Ending.RESET)
+        status, content_type, body = answers.fault_answer(fault, self.anthropic, self.request_id)
+        retry_after_s = entry.retry_after_s
+        if retry_after_s is None and fault is Fault.RATE_LIMITED:
+            retry_after_s = 1.0
+        return self._verdict(
+            status,
+            body,
+            factor=factor,
+            fault=fault,
+            admitted=admitted,
+            content_type=content_type,
+            retry_after_s=retry_after_s,
+        )
+
+    def _refused(self, refused: Refused, budget: Budget, model: str, factor: float) -> Verdict:
+        requested = {
+            "requests": self.charged.requests,
+            "tokens": self.charged.tokens,
+            "input_tokens": self.charged.input_tokens,
+            "output_tokens": self.charged.output_tokens,
+        }[refused.dimension]
+        body = answers.refusal(
+            dimension=refused.dimension,
+            limit=budget.per_minute[refused.dimension],
+            requested=requested,
+            retry_after_s=refused.retry_after_s,
+            model=model,
+            anthropic=self.anthropic,
+            request_id=self.request_id,
+        )
+        return self._verdict(429, body, factor=factor, retry_after_s=refused.retry_after_s)
+
+    def _rejected(self, status: int, kind: str, message: str, factor: float) -> Verdict:
+        if self.anthropic:
+            body = answers.anthropic_error(kind, message, self.request_id)
+        else:
+            body = answers.openai_error(message, "invalid_request_error", None)
+        return self._verdict(status, body, factor=factor)
+
+    def _verdict(
+        self,
+        status: int | None,
+        body: bytes,
+        *,
+        factor: float,
+        fault: Fault | None = None,
+        admitted: bool = False,
+        usage: Cost | None = None,
+        ending: Ending = Ending.ANSWER,
+        unused: Cost | None = None,
+        promised: int | None = None,
+        content_type: str = "application/json",
+        retry_after_s: float | None = None,
+    ) -> Verdict:
+        provider = self.provider
+        engine = admitted and fault is not Fault.OUTAGE
+        latency_s = (provider.latency_s if engine else provider.refusal_latency_s)(self.number, factor)
+        headers = self.request.headers
+        arrival = Arrival(
+            n=self.number,
+            t=self.now_s - provider.start_s,
+            unix=self.unix_s,
+            path=self.request.path,
+            status=status,
+            admitted=admitted,
+            fault=None if fault is None else fault.value,
+            key=self.key,
+            cost_tokens=self.charged.tokens,
+            input_tokens=0 if usage is None else usage.input_tokens,
+            output_tokens=0 if usage is None else usage.output_tokens,
+            latency_s=latency_s,
+            body=self.digest.hexdigest(),
+            request_id=self.request_id,
+            call_id=headers.get("x-call-id"),
+            idempotency_key=headers.get("idempotency-key"),
+            client_request_id=headers.get("x-client-request-id"),
+            custom_id=None if self.asked is None else self.asked.name("custom_id"),
+            user=None if self.asked is None else self.asked.user or self.asked.name("user_id"),
+        )
+        if status is None:
+            return Verdict(arrival, ending, b"", None)
+        lines = self._id_lines(latency_s)
+        if fault is not Fault.OUTAGE:
+            lines += limit_lines(self.style, provider.budget(self.key, self.now_s), self.now_s, self.unix_s)
+        if retry_after_s is not None and provider.scenario.retry_after:
+            lines += retry_lines(self.style, retry_after_s)
+        answer = render(status, lines, body, content_type=content_type, promised=promised)
+        return Verdict(arrival, ending, answer, unused)
+
+    def _id_lines(self, latency_s: float) -> str:
+        if self.anthropic:
+            return f"request-id: {self.request_id}\r\n"
+        return f"x-request-id: {self.request_id}\r\nopenai-processing-ms: {round(latency_s * 1000)}\r\n"
+
+
+def _key_hash(request: Request) -> str | None:
+    """A name for the key; the key itself is never kept."""
+    key = request.headers.get("x-api-key") or request.headers.get("authorization")
+    return None if key is None else sha256(key.removeprefix("Bearer ").encode()).hexdigest()[:12]

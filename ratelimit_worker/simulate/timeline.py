@@ -1,0 +1,100 @@
+"""Which limits and which fault hold for this request, at this moment?
+
+Pure: time is passed in, chance is drawn from the seed and the request's number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ratelimit_worker.simulate.draws import uniform
+from ratelimit_worker.simulate.scenario import Entry, Fault, Outage
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """An entry with its place on the clock, seconds: it holds from `start_s` until before `end_s`."""
+
+    entry: Entry
+    start_s: float
+    end_s: float
+    draw: str  #: names the entry's own row of chances
+    needle: bytes = field(init=False)  #: what the body must contain
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "needle", (self.entry.match or "").encode())
+
+    def holds(self, now_s: float) -> bool:
+        """Whether now is within the entry's time."""
+        return self.start_s <= now_s < self.end_s
+
+
+class Timeline:
+    """Entries by time. An entry that was planned earlier wins for faults, the one that began last for limits."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._planned: list[Planned] = []
+        self._count = 0
+        self._active: list[Planned] = []
+        self._active_until_s = -math.inf  # self._active is right until then
+
+    def plan(self, entries: Iterable[Entry], now_s: float) -> list[Planned]:
+        """Put entries on the clock, `at_s` seconds from now."""
+        new = []
+        for entry in entries:
+            start_s = now_s + entry.at_s
+            end_s = math.inf if entry.for_s is None else start_s + entry.for_s
+            new.append(Planned(entry, start_s, end_s, f"entry {self._count}"))
+            self._count += 1
+        self._planned += new
+        self._active_until_s = -math.inf
+        return new
+
+    def clear(self) -> None:
+        """Forget every entry."""
+        self._planned.clear()
+        self._active_until_s = -math.inf
+
+    def limits(self, now_s: float) -> dict[str, float]:
+        """Dimension -> units a minute, of the limits that entries change now."""
+        changed: dict[str, float] = {}
+        for planned in sorted(self.active(now_s), key=lambda planned: planned.start_s):
+            changed |= planned.entry.limits()
+        return changed
+
+    def hit(self, number: int, body: bytes, now_s: float) -> tuple[Entry | None, float]:
+        """The entry whose fault meets request `number`, if any, and the factor of its latency."""
+        factor = 1.0
+        for planned in self.active(now_s):
+            entry = planned.entry
+            if (
+                entry.fault is None
+                or planned.needle not in body
+                or (entry.share < 1 and uniform(self._seed, number, planned.draw) >= entry.share)
+            ):
+                continue
+            if entry.fault is not Fault.SLOW:
+                return entry, factor
+            factor *= entry.factor
+        return None, factor
+
+    def door_shut(self, now_s: float) -> bool:
+        """Whether nobody listens now."""
+        return any(shuts_the_door(planned.entry) for planned in self.active(now_s))
+
+    def active(self, now_s: float) -> list[Planned]:
+        """Entries that hold now, in the order in which they were planned."""
+        if now_s >= self._active_until_s:
+            self._planned = [planned for planned in self._planned if planned.end_s > now_s]
+            self._active = [planned for planned in self._planned if planned.holds(now_s)]
+            edges = (edge for planned in self._planned for edge in (planned.start_s, planned.end_s) if edge > now_s)
+            self._active_until_s = min(edges, default=math.inf)
+        return self._active
+
+
+def shuts_the_door(entry: Entry) -> bool:
+    """Whether the entry takes the port away."""
+    return entry.fault is Fault.OUTAGE and entry.how is Outage.REFUSED

@@ -1,0 +1,161 @@
+"""How is the tracking database reached, and what do its errors mean for us?"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    DisconnectionError,
+    IntegrityError,
+    NoSuchModuleError,
+    SQLAlchemyError,
+    StatementError,
+)
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, StoreUnavailable
+from ratelimit_worker.ports import RowRefused
+
+log = logging.getLogger(__name__)
+
+#: SQLSTATE classes that blame the row: data exception, integrity violation, program limit (a text too long to index).
+_ROW_AT_FAULT = ("22", "23", "54")
+
+
+def engine_for(url: str, *, busy_timeout_s: float = 5.0, connect_timeout_s: int = 5) -> Engine:
+    """An engine for `url`: `sqlite:///path`, or PostgreSQL by psycopg (`postgresql://`, `postgres://`).
+
+    SQLite's parent folder is created; it runs in WAL mode, so readers and the recorder do not wait for each other.
+    PostgreSQL is first connected to when it is needed, so it may be away now.
+
+    Args:
+        busy_timeout_s: How long SQLite waits for another writer.
+        connect_timeout_s: How long to wait for PostgreSQL to take a connection; at least 2 (libpq).
+    Raises:
+        ConfigurationError: The URL cannot be used.
+        StoreUnavailable: The folder for the SQLite file cannot be created.
+    """
+    parsed = _parse(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _sqlite(parsed, busy_timeout_s)
+    return _postgresql(parsed, connect_timeout_s)
+
+
+def ours(error: SQLAlchemyError, engine: Engine) -> RateLimitWorkerError:
+    """The error of this package that `error` stands for: `RowRefused` or `StoreUnavailable`, one line, no secrets."""
+    line = f"{_place(engine.url)}: {_without_secrets(_first_line(error), engine.url)}"
+    if _row_at_fault(error):
+        # The first line names constraint or type; the row's values come in later ones (PostgreSQL's DETAIL).
+        return RowRefused(line)
+    return StoreUnavailable(line)
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url.strip())
+    except (ArgumentError, ValueError) as error:
+        # The reason may repeat the URL with its password, so neither it nor its cause is passed on.
+        del error
+        raise ConfigurationError(
+            "the database URL cannot be read; write sqlite:////absolute/path or postgresql://user:password@host/name"
+        ) from None
+    if parsed.drivername in {"postgres", "postgresql"}:
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() not in {"sqlite", "postgresql"}:
+        raise ConfigurationError(
+            f"the tracking database can be SQLite or PostgreSQL, not {parsed.get_backend_name()!r}"
+        )
+    if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
+        raise ConfigurationError("SQLite in memory is seen by one process only; give a file: sqlite:////path/to.db")
+    return parsed
+
+
+def _sqlite(url: URL, busy_timeout_s: float) -> Engine:
+    try:
+        Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreUnavailable(f"the folder of {_place(url)} cannot be created: {error.strerror}") from error
+    engine = create_engine(url, connect_args={"timeout": busy_timeout_s}, hide_parameters=True)
+
+    def prepare(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=NORMAL")  # in WAL: a power cut may cost the last commits, never the file
+        cursor.close()
+        entry.info["file"] = _file(url)
+
+    def still_there(_connection: DBAPIConnection, entry: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
+        # SQLite goes on writing to a file that was deleted or replaced, and nobody would ever see the rows.
+        if entry.info["file"] != _file(url):
+            raise DisconnectionError("the database file was replaced")
+
+    event.listen(engine, "connect", prepare)
+    event.listen(engine, "checkout", still_there)
+    return engine
+
+
+def _file(url: URL) -> tuple[int, int] | None:
+    """Which file the path names now."""
+    try:
+        found = Path(url.database or "").stat()
+    except FileNotFoundError:
+        return None
+    return (found.st_dev, found.st_ino)
+
+
+def _postgresql(url: URL, connect_timeout_s: int) -> Engine:
+    wanted: dict[str, Any] = {
+        "connect_timeout": connect_timeout_s,
+        # A server that vanishes without a word must not hold the recorder for the kernel's two hours.
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 30_000,
+        "application_name": "ratelimit-worker",
+    }
+    try:
+        return create_engine(
+            url,
+            connect_args={name: value for name, value in wanted.items() if name not in url.query},
+            pool_pre_ping=True,
+            hide_parameters=True,
+        )
+    except NoSuchModuleError as error:
+        raise ConfigurationError(f"no driver for {url.drivername!r}; write postgresql://") from error
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"PostgreSQL needs {error.name}: pip install 'ratelimit-worker[postgres]'") from error
+
+
+def _place(url: URL) -> str:
+    """Where the database is, for a person: no user, no password, no options."""
+    if url.get_backend_name() == "sqlite":
+        return f"database {url.database}"
+    host = url.host or url.query.get("host", "localhost")
+    return f"database {url.database or ''} on {host}:{url.port or 5432}"
+
+
+def _first_line(error: SQLAlchemyError) -> str:
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return next(iter(str(cause).splitlines()), "") or type(cause).__name__
+
+
+def _row_at_fault(error: SQLAlchemyError) -> bool:
+    if not isinstance(error, DBAPIError):
+        return isinstance(error, StatementError)  # a value that SQLAlchemy itself could not translate
+    sqlstate = getattr(error.orig, "sqlstate", None) or ""
+    return isinstance(error, (DataError, IntegrityError)) or sqlstate.startswith(_ROW_AT_FAULT)
+
+
+def _without_secrets(line: str, url: URL) -> str:
+    secrets = [url.password, *(str(value) for name, value in url.query.items() if "password" in name)]
+    for secret in secrets:
+        if secret:
+            line = line.replace(str(secret), "***")
+    return line

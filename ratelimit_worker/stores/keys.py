@@ -1,0 +1,78 @@
+"""Which keys does the product own in Redis? One table; each has a TTL or a bound.
+
+| key | type | holds | bound |
+|---|---|---|---|
+| `rlw:lanes` | ZSET lane → last use (µs) | every lane that is known | lanes idle for 30 days are dropped by the sweep |
+| `rlw:lane:L` | HASH | set-points, levels, counters of lane L | 30 days after last use |
+| `rlw:queues:L` | SET | queues on which calls of L wait | queues; emptied with them |
+| `rlw:wait:…` | ZSET ref → tag | calls of one lane that wait on one queue | `MAISD_MAX_WAITING` |
+| `rlw:due:L` | ZSET ref → µs | calls of L that wait for a time | `MAISD_MAX_WAITING` |
+| `rlw:tenants:L` | HASH tenant → finish tag | fair queueing | 1 hour after last use |
+| `rlw:out:L` | ZSET tag → begun (0, 1) | released and not freed | slots |
+| `rlw:onqueue:Q` | SET of tags | the same, by queue | slots |
+| `rlw:ledger` | ZSET tag → lease end (µs) | the same, all lanes | slots |
+| `rlw:call:REF` | HASH | message and record of one call | deadline + 1 day |
+| `rlw:payload:REF` | STRING | body: args, kwargs, canvas. The only key that holds prompts | deadline + 1 day |
+| `rlw:settled:REF` | STRING | answer, until the ack | 1 day; deleted by FREE |
+| `rlw:expiry` | ZSET ref → µs | deadlines of calls | calls |
+| `rlw:next` | ZSET lane → µs | when the pump must look at a lane | lanes |
+| `rlw:hungry` | ZSET lane → since (µs) | lanes with a permit and no room | lanes |
+| `rlw:busy` | SET | lanes with something out | lanes |
+| `rlw:workers` `rlw:slots` `rlw:room` | ZSET, HASH, HASH | live workers, their slots and queues, the sum | workers; entries expire by score |
+| `rlw:pump` | HASH | the pump's planned sleep, the sweep's grace | 1 |
+| `rlw:duty:NAME` | STRING | who holds a duty | its lease |
+| `rlw:seen:L` | LIST | observations for the tuner | 2,000 |
+| `rlw:seen` | SET | lanes with observations | lanes |
+| `rlw:outbox` | STREAM | outcomes on their way to the tracking database | 5,000,000 |
+| `rlw:malformed` | LIST | messages set aside | 1,000; 7 days |
+| `rlw:counters` | HASH | counters by name | names in the code |
+"""
+
+from __future__ import annotations
+
+#: Everything but kombu's and Celery's own keys begins so.
+NAMESPACE = "rlw:"
+
+OUTBOX = NAMESPACE + "outbox"
+MALFORMED = NAMESPACE + "malformed"
+COUNTERS = NAMESPACE + "counters"
+LANES = NAMESPACE + "lanes"
+LEDGER = NAMESPACE + "ledger"
+WAKE = NAMESPACE + "wake"  #: pub/sub channel: the pump's plan changed
+SEEN = NAMESPACE + "seen"
+TUNE = NAMESPACE + "tune"  #: pub/sub channel: a refusal or a sick row, the tuner should look now
+
+
+def lane(name: str) -> str:
+    """Set-points, levels and counters of a lane."""
+    return f"{NAMESPACE}lane:{name}"
+
+
+def waiting(name: str, queue: str) -> str:
+    """Calls of a lane that wait on a queue; the length keeps `a:b` + `c` apart from `a` + `b:c`."""
+    return f"{NAMESPACE}wait:{len(name.encode())}:{name}:{queue}"
+
+
+def due(name: str) -> str:
+    """Calls of a lane that wait for a time."""
+    return f"{NAMESPACE}due:{name}"
+
+
+def call(ref: str) -> str:
+    """Message and record of one call."""
+    return f"{NAMESPACE}call:{ref}"
+
+
+def payload(ref: str) -> str:
+    """Body of one call."""
+    return f"{NAMESPACE}payload:{ref}"
+
+
+def settled(ref: str) -> str:
+    """Answer of one call, until its message is acknowledged."""
+    return f"{NAMESPACE}settled:{ref}"
+
+
+def duty(name: str) -> str:
+    """Lease of a duty."""
+    return f"{NAMESPACE}duty:{name}"

@@ -1,0 +1,230 @@
+"""Where do calls wait, and how do they leave? The lanes in Redis: a thin adapter over the scripts in `lua/`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from redis import Redis
+
+from ratelimit_worker.calls import Cost, Priority
+from ratelimit_worker.errors import LaneFull
+from ratelimit_worker.ports import Begun, LaneView
+from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.scripts import Scripts
+
+US = 1_000_000
+GIVE_UP_AFTER_LOST = 3  #: deliveries whose worker died before the call is given up
+KEEP_ANSWER_S = 86_400  #: an answer waits so long for its ack; FREE deletes it earlier
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A call on its way into a lane."""
+
+    lane: str
+    queue: str
+    ref: str  #: wished; a message has a reference of its own where the wished one is taken
+    publication: str  #: the same for every attempt to publish one message, so that a second attempt does nothing
+    message: bytes  #: whole message, with `"delivery_tag": "@"` before anything else
+    body: bytes
+    deadline_in_s: float
+    due_in_s: float = 0.0
+    priority: Priority = Priority.NORMAL
+    tenant: str = ""
+    weight: float = 1.0
+    cost: Cost = Cost()
+    tries: int = 0
+    number: int = 0
+    max_waiting: int = 0
+    lane_fields: Mapping[str, float | str] | None = None  #: set-points, where the lane is new
+
+    def args(self) -> list[Any]:
+        """The arguments of enqueue.lua after the time."""
+        fields: list[Any] = []
+        for name, value in (self.lane_fields or {}).items():
+            fields += (name, value)
+        return [
+            self.lane,
+            self.queue,
+            self.ref,
+            self.publication,
+            self.priority.value,
+            self.tenant,
+            self.weight,
+            *self.cost.vector(),
+            max(0, int(self.due_in_s * US)),
+            int(self.deadline_in_s * US),
+            self.max_waiting,
+            self.tries,
+            self.number,
+            self.message,
+            self.body,
+            *fields,
+        ]
+
+
+class Lanes:
+    """All lanes of one Redis server.
+
+    Every method is one script, atomic on the server, and raises redis-py's errors as they are: the transport needs to
+    tell a broken connection from a refusal; `wiring` and the faces translate them.
+    """
+
+    def __init__(self, client: Redis, key_prefix: str = "", time_us: int = 0) -> None:
+        self.client = client
+        self.run = Scripts(client, key_prefix, time_us)
+        self.prefix = key_prefix
+
+    def enqueue(self, entry: Entry) -> tuple[bool, str]:
+        """Put a call into its lane → (released at once, reference).
+
+        Raises:
+            LaneFull: the lane holds `max_waiting` calls; nothing was stored.
+        """
+        state, ref = self.run("enqueue", entry.args())
+        if state == -1:
+            raise LaneFull(entry.lane, entry.max_waiting)
+        return state == 1, ref.decode()
+
+    def begin(self, tag: str, lease_s: float) -> Begun:
+        """Ask whether a released call may run now; a closed gate sends it back to its place."""
+        state, *rest = self.run("begin", (tag, int(lease_s * US), GIVE_UP_AFTER_LOST))
+        word = state.decode()
+        if word == "go":
+            body, tries, number, deadline, accepted, now, ticket = rest
+            return Begun(
+                state="go",
+                body=body,
+                tries=tries,
+                number=number,
+                deadline_s=int(deadline) / US,
+                waiting_since_s=int(accepted) / US,
+                now_s=int(now) / US,
+                ticket=ticket,
+            )
+        if word == "settled":
+            return Begun(state=word, answer=rest[0], body=rest[1])
+        if word in ("expired", "poison"):
+            return Begun(state=word, tries=rest[0], body=rest[1])
+        return Begun(state=word)
+
+    def settle(
+        self, tag: str, lane: str, answer: bytes, *, outbox: bytes, verdict: str, seen: bytes, gate_s: float = 0.0
+    ) -> bool:
+        """Make the outcome of a call safe; the first answer wins → whether this was the first."""
+        args = (tag, answer, outbox, verdict, seen, int(gate_s * US), lane, KEEP_ANSWER_S * 1000)
+        return bool(self.run("settle", args))
+
+    def back(
+        self,
+        tag: str,
+        lane: str,
+        *,
+        after_s: float,
+        tries: int,
+        outbox: bytes,
+        verdict: str,
+        seen: bytes,
+        gate_s: float = 0.0,
+    ) -> bool:
+        """Return a released call to its lane, due in `after_s` (0: to its own place) → False when it was not ours."""
+        args = (tag, int(after_s * US), tries, outbox, verdict, seen, int(gate_s * US), lane)
+        return bool(self.run("back", args))
+
+    def free(self, tags: Sequence[str]) -> int:
+        """Close the ledger entries of acknowledged messages."""
+        return int(self.run("free", tags))
+
+    def restore(self, tags: Sequence[str]) -> int:
+        """Return released calls to their own places."""
+        return int(self.run("restore", tags))
+
+    def pump(self, owner: str, lease_ms: int) -> tuple[int, float]:
+        """Release what is due → (released, or -1 when another holds the duty; seconds to sleep)."""
+        moved, sleep_us = self.run("pump", (owner, lease_ms))
+        return int(moved), int(sleep_us) / US
+
+    def sweep(self, lease_s: float, most: int = 100) -> int:
+        """Return calls that nobody renewed to their lanes."""
+        return int(self.run("sweep", (int(lease_s * US), most)))
+
+    def beat(
+        self, worker: str, slots: int, life_s: float, queues: Sequence[str], lease_s: float, held: Iterable[str]
+    ) -> int:
+        """Say that a worker lives, with its slots and queues, and renew what it holds → slots of all workers."""
+        args = (worker, slots, int(life_s * 1000), len(queues), *queues, int(lease_s * US), *held)
+        return int(self.run("beat", args))
+
+    def set_points(self, lane: str, fields: Mapping[str, float | str]) -> int:
+        """Write fields of a lane; they hold for the next permit → released at once."""
+        flat: list[Any] = []
+        for name, value in fields.items():
+            flat += (name, value)
+        return int(self.run("setpoints", (lane, *flat)))
+
+    def revoke(self, task_id: str) -> list[tuple[bytes, bytes]]:
+        """Take a waiting call out for good → (message, body) of each that waited under that id."""
+        flat = self.run("revoke", (task_id,))
+        return list(zip(flat[::2], flat[1::2], strict=True))
+
+    def size(self, queue: str) -> int:
+        """Calls that wait on a queue, over all lanes (ready ones are counted by the queue itself)."""
+        return int(self.run("size", (queue, 0)))
+
+    def purge(self, queue: str) -> int:
+        """Forget all calls that wait on a queue or lie ready there → how many."""
+        return int(self.run("size", (queue, 1)))
+
+    def take(self, owner: str, lease_s: float, most: int = 50) -> tuple[float, list[LaneView]] | None:
+        """What was seen since the last take → (Redis time in seconds, lanes), or None: another tunes."""
+        got = self.run("take", (owner, int(lease_s * 1000), most))
+        if got is None:
+            return None
+        now, *views = got
+        return int(now) / US, [
+            LaneView(
+                lane=name.decode(),
+                fields={flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)},
+                seen=list(seen),
+            )
+            for name, flat, seen in views
+        ]
+
+    def fields(self, lane: str) -> dict[str, bytes]:
+        """The lane's hash as it is: set-points, levels, counters."""
+        raw: Any = self.client.hgetall(self.prefix + keys.lane(lane))
+        return {name.decode(): value for name, value in raw.items()}
+
+    def sick_row(self, lane: str) -> int:
+        """Sick answers in a row up to now."""
+        return int(self.client.hget(self.prefix + keys.lane(lane), "sick") or 0)  # type: ignore[arg-type]
+
+    def names(self) -> list[str]:
+        """Every known lane."""
+        raw: Any = self.client.zrange(self.prefix + keys.LANES, 0, -1)
+        return sorted(name.decode() for name in raw)
+
+    def record(self, ref: str) -> list[Any] | None:
+        """The record of one call, as the scripts keep it; None: not there."""
+        packed: Any = self.client.hget(self.prefix + keys.call(ref), "i")
+        return None if packed is None else msgspec.msgpack.decode(packed)
+
+    def set_aside(self, raw: bytes, why: str) -> None:
+        """Keep a message that cannot be a call, with a counter, so that nobody trips over it again."""
+        with self.client.pipeline(transaction=False) as pipe:
+            pipe.lpush(
+                self.prefix + keys.MALFORMED,
+                msgspec.json.encode({"why": why, "raw": raw[:65536].decode("utf-8", "replace")}),
+            )
+            pipe.ltrim(self.prefix + keys.MALFORMED, 0, 999)
+            pipe.expire(self.prefix + keys.MALFORMED, 7 * 86_400)
+            pipe.hincrby(self.prefix + keys.COUNTERS, "malformed", 1)
+            pipe.execute()
+
+    def counters(self) -> dict[str, int]:
+        """Counters by name."""
+        raw: Any = self.client.hgetall(self.prefix + keys.COUNTERS)
+        return {name.decode(): int(value) for name, value in raw.items()}

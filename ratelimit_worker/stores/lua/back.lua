@@ -1,0 +1,16 @@
+-- A released call goes back into its lane: to its own place (429, closed lane) or to a time (backoff). O(log waiting).
+-- ARGV  now µs · tag · due in µs (0: its own place) · tries it costs · outbox entry · verdict · observation · gate µs · lane
+-- returns  1 it went back | 0 the call is no longer this worker's
+local tag = ARGV[2]
+local ref, n = split(tag)
+local r = record(ref)
+local mine = r and r[RELEASES] == n and redis.call('ZSCORE', key('ledger'), tag)
+learn(ARGV[9], ARGV[6], ARGV[7], ARGV[5], tonumber(ARGV[8]), r and r[COST] or {0, 0, 0, 0})
+if not mine then return 0 end
+r[TRIES] = r[TRIES] + tonumber(ARGV[4])
+r[STARTED], r[RESTORED] = 0, 0
+local due = tonumber(ARGV[3])
+go_back(ref, tag, r, due > 0 and now + due or 0)
+release(r[LANE], 1)
+feed()
+return 1

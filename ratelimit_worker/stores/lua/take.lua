@@ -1,0 +1,14 @@
+-- Hand the tuner what was seen of the lanes since it last asked, with their state. O(observations).
+-- ARGV  now µs · owner · lease ms · most lanes
+-- returns  nil when another holds the duty; else {lane, hash as flat list, {observation …}} …
+local duty = key('duty:tune')
+local holder = redis.call('GET', duty)
+if holder and holder ~= ARGV[2] then return false end
+redis.call('SET', duty, ARGV[2], 'PX', ARGV[3])
+local all = {int(now)}
+for _, lane in ipairs(redis.call('SPOP', key('seen'), ARGV[4])) do
+  local k = key('seen:') .. lane
+  all[#all + 1] = {lane, redis.call('HGETALL', lane_key(lane)), redis.call('LRANGE', k, 0, -1)}
+  redis.call('DEL', k)
+end
+return all

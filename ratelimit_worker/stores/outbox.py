@@ -1,0 +1,271 @@
+"""Which outcomes are not in the tracking database yet? A Redis stream, from which an entry goes only when it is.
+
+SETTLE appends in its own script, so an outcome is in the outbox exactly when its answer is safe. The contract with
+it: `XADD <key> MAXLEN ~ <max_len> * a <encode(attempt)>`. The recorder reads through a consumer group: what a dead
+recorder had read goes to the next one, and what could not be recorded is given back.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
+from typing import Any, cast
+
+import msgspec
+import redis
+from redis.exceptions import RedisError, ResponseError
+
+from ratelimit_worker.calls import SCHEMA_VERSION, Attempt
+from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
+from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.storable import storable
+
+log = logging.getLogger(__name__)
+
+#: Entries the outbox holds at most. Beyond it the oldest would be lost, so it is as large as memory can bear, not as
+#: work needs: at 50 attempts a second the database may be away for 27 hours, which then takes 2 GB (measured: 394
+#: bytes an ordinary entry). `full()` says so before outcomes are lost. The scripts trim at the same number.
+MAX_LEN = 5_000_000
+#: Entries set aside that are kept for a person to look at, and the bytes kept of each.
+MAX_BAD = 1_000
+MAX_BAD_BYTES = 4_096
+
+FIELD = b"a"
+GROUP = "recorder"
+#: One name for all recorders: entries are claimed by their age and acknowledged by the group, so names of their own
+#: would only pile up in the group with every restart.
+CONSUMER = "recorder"
+#: Entries that are read but not committed for so long belong to a dead recorder. A batch takes well under a second;
+#: one that takes longer is recorded twice at worst, which the database's key makes once.
+CLAIM_IDLE_MS = 60_000
+_NEARLY = 0.9
+_NEWER_NOTE_EVERY_S = 60.0
+
+
+class Undecodable(ValueError):
+    """The bytes are no attempt of any version known here. `str()` names the reason, not the content."""
+
+
+class NewerVersion(ValueError):
+    """The bytes were written by a newer version, which will read them."""
+
+
+class _Versioned(msgspec.Struct):
+    v: int
+
+
+_FIELDS = tuple((f.name, f.default) for f in fields(Attempt))
+_encode = msgspec.msgpack.Encoder().encode
+_version = msgspec.msgpack.Decoder(_Versioned)
+_attempt = msgspec.msgpack.Decoder(Attempt)
+
+
+def encode(attempt: Attempt) -> bytes:
+    """The attempt as one MessagePack map with its schema version `v`; fields at their default are left out.
+
+    Never fails for odd values: SETTLE depends on it. Text that is no Unicode and numbers beyond 64 bits are bent as
+    `storable` does it.
+    """
+    try:
+        return _encode(_to_map(attempt))
+    except (UnicodeEncodeError, OverflowError):
+        return _encode(_to_map(storable(attempt)))
+
+
+def decode(data: bytes) -> Attempt:
+    """The attempt in `data`; fields unknown here are ignored.
+
+    Raises:
+        NewerVersion: A newer version wrote it.
+        Undecodable: It is no attempt.
+    """
+    try:
+        version = _version.decode(data).v
+        if version > SCHEMA_VERSION:
+            raise NewerVersion(f"schema version {version}, known here: {SCHEMA_VERSION}")
+        return _attempt.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Undecodable(str(error)) from error
+
+
+def _to_map(attempt: Attempt) -> dict[str, Any]:
+    data: dict[str, Any] = {"v": SCHEMA_VERSION}
+    for name, default in _FIELDS:
+        value = getattr(attempt, name)
+        if default is MISSING or value != default:
+            data[name] = value
+    return data
+
+
+class Outbox:
+    """The stream at `key` of a client that returns bytes, not text.
+
+    All methods raise `StoreUnavailable` where Redis is away, full or read-only.
+
+    Args:
+        max_len: Entries kept at most.
+        claim_idle_ms: Age at which entries that were read and not committed go to the next reader.
+    Raises:
+        ConfigurationError: The client decodes responses, so it cannot read the entries.
+    """
+
+    def __init__(
+        self, client: redis.Redis, key: str = keys.OUTBOX, *, max_len: int = MAX_LEN, claim_idle_ms: int = CLAIM_IDLE_MS
+    ) -> None:
+        if client.connection_pool.connection_kwargs.get("decode_responses"):
+            raise ConfigurationError("the outbox holds bytes: its Redis client must not set decode_responses")
+        self._client, self._key = client, key
+        self._bad_key, self._bad_count_key = f"{key}:bad", f"{key}:bad:count"
+        self._max_len, self._claim_idle_ms = max_len, claim_idle_ms
+        self._claim_from: bytes | str = "0-0"
+        self._newer_noted_s = float("-inf")
+
+    def append(self, attempts: Sequence[Attempt]) -> None:
+        """Put attempts at the end, all or none. In production SETTLE does it; this is for calls without a queue."""
+        if not attempts:
+            return
+        with _redis_errors(), self._client.pipeline(transaction=True) as pipe:
+            for attempt in attempts:
+                pipe.xadd(self._key, {FIELD: encode(attempt)}, maxlen=self._max_len, approximate=True)
+            pipe.execute()
+
+    def read(self, max_count: int, block_ms: int = 0) -> list[tuple[str, Attempt]]:
+        """The next entries, at most `max_count`, as (id, attempt).
+
+        Entries of dead readers and entries given back come first. What cannot be decoded is set aside; what a newer
+        version wrote is left for a worker of that version. So the list may be empty though entries were there.
+
+        Args:
+            block_ms: How long to wait for an entry, below the client's socket timeout; 0: not at all.
+        """
+        with _redis_errors():
+            try:
+                entries = self._claim(max_count) or self._read_new(max_count, block_ms)
+            except ResponseError as error:
+                if not str(error).startswith("NOGROUP"):
+                    raise
+                # First use, or the server lost its data. "0": what was appended before the group counts too.
+                self._create_group()
+                entries = self._read_new(max_count, block_ms)
+            return self._decoded(entries)
+
+    def commit(self, entry_ids: Sequence[str]) -> None:
+        """Forget entries that are safe in the database."""
+        if not entry_ids:
+            return
+        with _redis_errors(), self._client.pipeline(transaction=True) as pipe:
+            pipe.xack(self._key, GROUP, *entry_ids)
+            pipe.xdel(self._key, *entry_ids)
+            pipe.execute()
+
+    def give_back(self, entry_ids: Sequence[str]) -> None:
+        """Let the next reader have these entries at once, rather than when they look abandoned."""
+        if not entry_ids:
+            return
+        with _redis_errors():
+            self._client.xclaim(self._key, GROUP, CONSUMER, 0, list(entry_ids), idle=self._claim_idle_ms, justid=True)
+        self._claim_from = "0-0"
+
+    def set_aside(self, entry_id: str, why: str) -> None:
+        """Move an entry out of the way, to the bounded list `<key>:bad`; it is counted and logged."""
+        with _redis_errors():
+            found = cast("list[tuple[bytes, dict[bytes, bytes]]]", self._client.xrange(self._key, entry_id, entry_id))
+            for _, values in found:
+                self._set_aside(entry_id, values, why)
+
+    def backlog(self) -> int:
+        """Entries that are not in the database yet."""
+        with _redis_errors():
+            return self._client.xlen(self._key)
+
+    def full(self) -> bool:
+        """Whether nine tenths of the bound are taken: the database must come back before outcomes are lost."""
+        return self.backlog() >= _NEARLY * self._max_len
+
+    def bad_count(self) -> int:
+        """Entries that were ever set aside."""
+        with _redis_errors():
+            return int(cast("bytes | None", self._client.get(self._bad_count_key)) or 0)
+
+    def _claim(self, max_count: int) -> list[_Entry]:
+        """Entries that were read and neither committed nor given back in time; those given back are among them."""
+        reply = cast(
+            "Sequence[Any]",
+            self._client.xautoclaim(
+                self._key, GROUP, CONSUMER, self._claim_idle_ms, start_id=self._claim_from, count=max_count
+            ),
+        )
+        self._claim_from, entries, gone = reply[0], reply[1], reply[2]
+        if gone:
+            # Acknowledged entries leave the group's list with the stream, so these were trimmed: the bound was hit.
+            log.error("outbox.lost", extra={"entries": len(gone), "max_len": self._max_len})
+        return [(entry_id, values) for entry_id, values in entries]
+
+    def _read_new(self, max_count: int, block_ms: int) -> list[_Entry]:
+        # Redis takes BLOCK 0 for "for ever".
+        reply = cast(
+            "Any",
+            self._client.xreadgroup(GROUP, CONSUMER, {self._key: ">"}, count=max_count, block=block_ms or None),
+        )
+        if not reply:
+            return []
+        if isinstance(reply, Mapping):  # RESP3: {stream: [entries]}, else [[stream, entries]]
+            return [entry for chunk in next(iter(reply.values())) for entry in chunk]
+        return list(reply[0][1])
+
+    def _create_group(self) -> None:
+        try:
+            self._client.xgroup_create(self._key, GROUP, id="0", mkstream=True)
+        except ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):  # another recorder was faster
+                raise
+
+    def _decoded(self, entries: Sequence[_Entry]) -> list[tuple[str, Attempt]]:
+        readable: list[tuple[str, Attempt]] = []
+        newer = 0
+        for raw_id, values in entries:
+            entry_id = raw_id.decode()
+            try:
+                readable.append((entry_id, decode(values[FIELD])))
+            except NewerVersion:
+                newer += 1
+            except (Undecodable, KeyError) as error:
+                why = str(error) if isinstance(error, Undecodable) else "it has no field 'a'"
+                self._set_aside(entry_id, values, why)
+        if newer:
+            self._note_newer(newer)
+        return readable
+
+    def _set_aside(self, entry_id: str, values: Mapping[bytes, bytes], why: str) -> None:
+        raw = values.get(FIELD)
+        if raw is None:
+            raw = b" ".join(name + b"=" + value for name, value in values.items())
+        bad = {"id": entry_id, "why": why, "raw": raw[:MAX_BAD_BYTES]}  # JSON has no bytes: base64
+        with self._client.pipeline(transaction=True) as pipe:
+            pipe.lpush(self._bad_key, msgspec.json.encode(bad))
+            pipe.ltrim(self._bad_key, 0, MAX_BAD - 1)
+            pipe.incr(self._bad_count_key)
+            pipe.xack(self._key, GROUP, entry_id)
+            pipe.xdel(self._key, entry_id)
+            pipe.execute()
+        log.warning("outbox.set_aside", extra={"entry_id": entry_id, "why": why})
+
+    def _note_newer(self, entries: int) -> None:
+        """Say once a minute that entries wait for a newer worker; during a deploy that is nothing to worry about."""
+        if (now_s := time.monotonic()) - self._newer_noted_s >= _NEWER_NOTE_EVERY_S:
+            self._newer_noted_s = now_s
+            log.info("outbox.newer_version", extra={"entries": entries, "known": SCHEMA_VERSION})
+
+
+_Entry = tuple[bytes, Mapping[bytes, bytes]]
+
+
+@contextmanager
+def _redis_errors() -> Iterator[None]:
+    try:
+        yield
+    except RedisError as error:
+        raise StoreUnavailable(f"outbox: {error}") from error

@@ -1,0 +1,66 @@
+"""How does a Lua script get from its file to the server? Prelude and script as one text, named by hash.
+
+Old and new workers run side by side during a deploy: each calls the text that it ships.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.resources import files
+from typing import Any
+
+from redis import Redis
+from redis.commands.core import Script
+
+from ratelimit_worker.calls import SCHEMA_VERSION
+
+#: Scripts that may grow memory on a full server: they make work safe that is already paid for, and free memory after.
+#: What takes in new work (enqueue) is refused whole by the server instead.
+ALLOWED_WHEN_FULL = frozenset(
+    {"begin", "settle", "back", "free", "restore", "pump", "sweep", "beat", "take", "revoke", "size", "setpoints"}
+)
+
+
+def script_text(name: str, key_prefix: str = "") -> str:
+    """The whole text of lua/<name>.lua: header, constants, shared prelude, body."""
+    lua = files(__package__).joinpath("lua")
+    header = "#!lua flags=allow-oom" if name in ALLOWED_WHEN_FULL else "#!lua"
+    prefix = "".join(f"\\{byte:03d}" for byte in key_prefix.encode())  # decimal escapes: any prefix is safe in Lua
+    constants = f'local K, SCHEMA = "{prefix}", {SCHEMA_VERSION}'
+    prelude = lua.joinpath("_lane.lua").read_text("utf-8")
+    return "\n".join((header, constants, prelude, lua.joinpath(f"{name}.lua").read_text("utf-8")))
+
+
+class Scripts:
+    """The scripts of one client; each reloads itself after a Redis restart.
+
+    Args:
+        client: Where they run.
+        key_prefix: kombu's `global_keyprefix`.
+        time_us: µs since the epoch that scripts take for now; 0: the server's clock. Tests set it.
+    """
+
+    _texts: dict[tuple[str, str], str] = {}
+
+    def __init__(self, client: Redis, key_prefix: str = "", time_us: int = 0) -> None:
+        self.client, self.key_prefix, self.time_us = client, key_prefix, time_us
+        self._scripts: dict[str, Script] = {}
+
+    def __call__(self, name: str, args: Iterable[Any], client: Any = None) -> Any:
+        """Run one script; the time goes first. `client` may be a pipeline.
+
+        Raises:
+            redis.RedisError: as redis-py does.
+        """
+        return self.script(name)(keys=(), args=(self.time_us, *args), client=client or self.client)
+
+    def script(self, name: str) -> Script:
+        """The registered script `name`."""
+        found = self._scripts.get(name)
+        if found is None:
+            key = (name, self.key_prefix)
+            text = self._texts.get(key)
+            if text is None:
+                text = self._texts[key] = script_text(name, self.key_prefix)
+            found = self._scripts[name] = self.client.register_script(text)
+        return found

@@ -1,0 +1,106 @@
+"""What of an attempt can every store keep? Texts, numbers and times that UTF-8, SQLite and PostgreSQL all take.
+
+Providers and users send what they like: NUL bytes, half surrogate pairs, `nan`, counts beyond 64 bits, pages of
+text. An outcome must arrive all the same, so values are bent to fit rather than refused.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from hashlib import blake2s
+
+from ratelimit_worker.calls import Attempt
+
+#: Longest text that is indexed, in characters: at 4 bytes each still below PostgreSQL's 2,704 bytes an index row.
+MAX_KEY_CHARS = 512
+#: Longest other text, in characters.
+MAX_TEXT_CHARS = 2_000
+MAX_TAGS = 100
+#: The last second of year 9998: beyond year 9999 Python has no datetime, and zones may add a day.
+MAX_EPOCH_S = 253_370_764_799.0
+_INT32 = 2**31 - 1
+_INT64 = 2**63 - 1
+
+
+def storable(attempt: Attempt) -> Attempt:
+    """The attempt with every value bent to what all stores take; the same object where nothing is to be done.
+
+    NUL and half surrogate pairs become U+FFFD, texts are cut, numbers are clamped, and what is not a number is
+    unknown (None) or 0.
+    """
+    clean = {name: value for name, value in _cleaned(attempt).items() if value is not getattr(attempt, name)}
+    return replace(attempt, **clean) if clean else attempt  # type: ignore[arg-type]
+
+
+def call_key(call_id: str) -> str:
+    """The call's id as it is stored: a long one keeps its beginning and ends in a digest, so it stays unique."""
+    text = _text(call_id, len(call_id))
+    if len(text) <= MAX_KEY_CHARS:
+        return text
+    digest = blake2s(call_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return f"{text[: MAX_KEY_CHARS - len(digest) - 1]}~{digest}"
+
+
+def _cleaned(attempt: Attempt) -> dict[str, object]:
+    started_at = _number(attempt.started_at, 0.0, MAX_EPOCH_S)
+    tags = attempt.tags[:MAX_TAGS]
+    clean_tags = tuple(_text(tag, MAX_TEXT_CHARS) for tag in tags)
+    return {
+        "call_id": call_key(attempt.call_id),
+        "number": _count(attempt.number, _INT32),
+        "lane": _text(attempt.lane, MAX_KEY_CHARS),
+        "task": _text(attempt.task, MAX_TEXT_CHARS),
+        "started_at": started_at,
+        "finished_at": _number(attempt.finished_at, 0.0, MAX_EPOCH_S, unknown=started_at),
+        "waited_s": _number(attempt.waited_s, 0.0, MAX_EPOCH_S),
+        "queue": _text(attempt.queue, MAX_TEXT_CHARS),
+        "context": _text(attempt.context, MAX_TEXT_CHARS),
+        "tags": attempt.tags if clean_tags == attempt.tags else clean_tags,
+        "tenant": _text(attempt.tenant, MAX_TEXT_CHARS),
+        "provider": _optional_text(attempt.provider),
+        "model": _optional_text(attempt.model),
+        "status": _optional_count(attempt.status, _INT32),
+        "request_id": _optional_text(attempt.request_id),
+        "retry_after_s": _optional_number(attempt.retry_after_s),
+        "input_tokens": _optional_count(attempt.input_tokens, _INT64),
+        "output_tokens": _optional_count(attempt.output_tokens, _INT64),
+        "cause": _optional_text(attempt.cause),
+        "worker": _text(attempt.worker, MAX_TEXT_CHARS),
+    }
+
+
+def _text(value: str, max_chars: int) -> str:
+    if len(value) > max_chars:
+        value = value[: max_chars - 1] + "…"
+    if "\0" in value:
+        value = value.replace("\0", "\ufffd")
+    if value.isascii():
+        return value
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in value)
+    return value
+
+
+def _optional_text(value: str | None) -> str | None:
+    return None if value is None else _text(value, MAX_TEXT_CHARS)
+
+
+def _number(value: float, low: float, high: float, unknown: float = 0.0) -> float:
+    if low <= value <= high:
+        return value
+    return unknown if math.isnan(value) else min(max(value, low), high)
+
+
+def _optional_number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else _number(value, 0.0, MAX_EPOCH_S)
+
+
+def _count(value: int, high: int) -> int:
+    return value if 0 <= value <= high else min(max(value, 0), high)
+
+
+def _optional_count(value: int | None, high: int) -> int | None:
+    return None if value is None else _count(value, high)

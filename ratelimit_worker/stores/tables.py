@@ -1,0 +1,102 @@
+"""What does the tracking database keep? Its tables, as typed models; `migrations/` brings a database to this state."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Enum, Index, String
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+from ratelimit_worker.calls import Category, Outcome, Priority
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A moment, aware and in UTC on both sides; SQLite has no zones and gets the UTC wall time.
+
+    Raises:
+        ValueError: The moment to be stored is naive, so nobody knows when it was.
+    """
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """To the database."""
+        if value is None or value.tzinfo is UTC:
+            return value
+        if value.tzinfo is None:
+            raise ValueError("a moment without a time zone cannot be stored")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """From the database."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _by_value(kind: type[StrEnum]) -> Enum:
+    """A column type for `kind`: its values as text, without a CHECK, so a new member needs no migration."""
+    return Enum(
+        kind,
+        native_enum=False,
+        create_constraint=False,
+        length=32,
+        values_callable=lambda members: [member.value for member in members],
+    )
+
+
+class Base(DeclarativeBase):
+    """Enums by value, times in UTC, tags as JSON (binary where the database has it)."""
+
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own declaration is no ClassVar
+        datetime: UtcTime,
+        Category: _by_value(Category),
+        Outcome: _by_value(Outcome),
+        Priority: _by_value(Priority),
+        list[str]: JSON().with_variant(JSONB(), "postgresql"),
+        str: String(),  # no length: storable() bounds texts, and PostgreSQL gains nothing from one
+    }
+
+
+class AttemptRow(Base):
+    """One request to a provider, or one that was turned back before it: `calls.Attempt`, field for field.
+
+    The key is what the promise rests on: an outcome that is delivered twice cannot count twice. It is also the
+    index for "all attempts of a call", so there is no separate id and one index less to feed at every insert.
+    """
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        Index("ix_attempts_lane_finished_at", "lane", "finished_at"),
+        Index("ix_attempts_finished_at", "finished_at"),  # all lanes at once, and the purge
+    )
+
+    call_id: Mapped[str] = mapped_column(primary_key=True, comment="the Celery task id")
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="from 1")
+    lane: Mapped[str]
+    task: Mapped[str]
+    outcome: Mapped[Outcome]
+    started_at: Mapped[datetime]
+    finished_at: Mapped[datetime]
+    #: finished_at - started_at once more: the two databases have no common way to subtract moments.
+    latency_s: Mapped[float]
+    waited_s: Mapped[float]
+    queue: Mapped[str]
+    context: Mapped[str]
+    tags: Mapped[list[str]]
+    tenant: Mapped[str]
+    priority: Mapped[Priority]
+    provider: Mapped[str | None]
+    model: Mapped[str | None]
+    category: Mapped[Category | None]
+    status: Mapped[int | None] = mapped_column(comment="HTTP status")
+    request_id: Mapped[str | None]
+    retry_after_s: Mapped[float | None]
+    input_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    output_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    cause: Mapped[str | None] = mapped_column(comment="one line without prompt or key")
+    worker: Mapped[str]

@@ -1,0 +1,154 @@
+"""Which attempts were made? The tracking database: each attempt once, however often its outcome is delivered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Insert, delete, select, tuple_
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+
+from ratelimit_worker.calls import Attempt
+from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.ports import RowRefused
+from ratelimit_worker.stores.database import engine_for, ours
+from ratelimit_worker.stores.migrations import upgrade
+from ratelimit_worker.stores.storable import call_key, storable
+from ratelimit_worker.stores.tables import AttemptRow
+
+__all__ = ["Tracker", "engine_for"]
+
+#: Rows that one transaction of a purge deletes, so that the recorder never waits long for it.
+_PURGE_CHUNK = 5_000
+_KEY = (AttemptRow.call_id, AttemptRow.number)
+
+
+class Tracker:
+    """The attempts table behind an engine of `engine_for`. Threads may share one; a forked child needs its own.
+
+    The tables are made, or brought up to date, before the first use and again after the database was away, so
+    neither a database that comes up late nor one that comes back empty needs a restart.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._prepared = False
+
+    def record(self, attempts: Sequence[Attempt]) -> int:
+        """Insert the attempts in one transaction and return how many were new.
+
+        Those whose (call_id, number) is there already are left as they are. Values are bent by `storable`.
+
+        Raises:
+            StoreUnavailable: The database is away, locked, full or read-only; nothing was kept.
+            ConfigurationError: The database is newer than this version; nothing was kept.
+            RowRefused: At least one row can never be kept; nothing was kept.
+        """
+        if not attempts:
+            return 0
+        try:
+            rows = [_row(storable(attempt)) for attempt in attempts]
+        except (ValueError, TypeError, OverflowError) as error:
+            raise RowRefused(f"an attempt has a {type(error).__name__} among its values") from error
+        # In one order everywhere: two recorders with the same rows then wait for each other, and never deadlock.
+        rows.sort(key=lambda row: (row["call_id"], row["number"]))
+        with self._transaction() as connection:
+            statement = _insert_new(connection.dialect.name)
+            inserted = connection.execution_options(preserve_rowcount=True).execute(statement, rows)
+            return inserted.rowcount
+
+    def attempts_of(self, call_id: str) -> list[Attempt]:
+        """The recorded attempts of a call, first to last; empty where none is known.
+
+        Raises:
+            StoreUnavailable: The database is away or locked.
+        """
+        wanted = select(AttemptRow.__table__).where(AttemptRow.call_id == call_key(call_id)).order_by(AttemptRow.number)
+        with self._transaction() as connection:
+            return [_attempt(row._asdict()) for row in connection.execute(wanted)]
+
+    def purge(self, older_than_s: float, now_s: float | None = None) -> int:
+        """Delete attempts that finished more than `older_than_s` seconds before `now_s`; returns how many.
+
+        Args:
+            now_s: Seconds since the epoch; None: this machine's clock.
+        Raises:
+            ValueError: `older_than_s` is negative.
+            StoreUnavailable: The database is away or locked; what was deleted until then stays deleted.
+        """
+        if older_than_s < 0:
+            raise ValueError(f"older_than_s must not be negative, got {older_than_s}")
+        before = datetime.fromtimestamp(time.time() if now_s is None else now_s, UTC) - timedelta(seconds=older_than_s)
+        oldest = (
+            select(*_KEY).where(AttemptRow.finished_at < before).order_by(AttemptRow.finished_at).limit(_PURGE_CHUNK)
+        )
+        chunk = delete(AttemptRow).where(tuple_(*_KEY).in_(oldest))
+        purged = 0
+        while True:
+            with self._transaction() as connection:
+                deleted = connection.execute(chunk).rowcount
+            purged += deleted
+            if deleted < _PURGE_CHUNK:
+                return purged
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        if not self._prepared:
+            upgrade(self._engine)
+            self._prepared = True
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            known = ours(error, self._engine)
+            if isinstance(known, StoreUnavailable):
+                # Whatever comes back may be another file or server: connect anew, and look at its tables again.
+                self._prepared = False
+                self._engine.dispose()
+            raise known from error
+
+
+def _insert_new(dialect: str) -> Insert:
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    return insert(AttemptRow).on_conflict_do_nothing(index_elements=["call_id", "number"])
+
+
+def _row(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "call_id": attempt.call_id,
+        "number": attempt.number,
+        "lane": attempt.lane,
+        "task": attempt.task,
+        "outcome": attempt.outcome,
+        "started_at": datetime.fromtimestamp(attempt.started_at, UTC),
+        "finished_at": datetime.fromtimestamp(attempt.finished_at, UTC),
+        "latency_s": attempt.latency_s,
+        "waited_s": attempt.waited_s,
+        "queue": attempt.queue,
+        "context": attempt.context,
+        "tags": list(attempt.tags),
+        "tenant": attempt.tenant,
+        "priority": attempt.priority,
+        "provider": attempt.provider,
+        "model": attempt.model,
+        "category": attempt.category,
+        "status": attempt.status,
+        "request_id": attempt.request_id,
+        "retry_after_s": attempt.retry_after_s,
+        "input_tokens": attempt.input_tokens,
+        "output_tokens": attempt.output_tokens,
+        "cause": attempt.cause,
+        "worker": attempt.worker,
+    }
+
+
+def _attempt(row: dict[str, Any]) -> Attempt:
+    del row["latency_s"]  # follows from the two times
+    row["started_at"] = row["started_at"].timestamp()
+    row["finished_at"] = row["finished_at"].timestamp()
+    row["tags"] = tuple(row["tags"])
+    return Attempt(**row)

@@ -1,0 +1,123 @@
+"""Who fulfils the ports? Settings in, live objects out: the only module that builds adapters from settings."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from ratelimit_worker.config import Settings, canonical_redis_url, read_settings
+from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.stores import outbox as outbox_store
+from ratelimit_worker.stores.database import engine_for
+from ratelimit_worker.stores.lanes import Lanes
+from ratelimit_worker.stores.migrations import upgrade
+from ratelimit_worker.stores.outbox import Outbox
+from ratelimit_worker.stores.tracker import Tracker
+
+CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 2.0, 5.0
+
+
+class Services:
+    """The live objects of one process, each built on first use."""
+
+    def __init__(self, settings: Settings, redis_url: str | None = None) -> None:
+        self.settings = settings
+        self.redis_url = canonical_redis_url(redis_url or settings.redis_url)
+        self._lock = threading.RLock()
+        self._made: dict[str, Any] = {}
+
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        found = self._made.get(name)
+        if found is None:
+            with self._lock:
+                found = self._made.get(name)
+                if found is None:
+                    found = self._made[name] = make()
+        return found
+
+    @property
+    def redis(self) -> Redis:
+        """A client of the one Redis server.
+
+        Raises:
+            ConfigurationError: no server is configured.
+        """
+        client: Redis = self._once("redis", lambda: connect(self.redis_url))
+        return client
+
+    @property
+    def lanes(self) -> Lanes:
+        """The lanes."""
+        lanes: Lanes = self._once("lanes", lambda: Lanes(self.redis))
+        return lanes
+
+    @property
+    def outbox(self) -> Outbox:
+        """Outcomes on their way to the tracking database."""
+        box: Outbox = self._once("outbox", lambda: Outbox(self.redis))
+        return box
+
+    @property
+    def tracker(self) -> Tracker:
+        """The tracking database, at the newest schema."""
+        tracker: Tracker = self._once("tracker", self._open_tracker)
+        return tracker
+
+    def _open_tracker(self) -> Tracker:
+        engine = engine_for(self.settings.database_url)
+        upgrade(engine)
+        return Tracker(engine)
+
+    def encode_outcome(self, attempt: Any) -> bytes:
+        """An attempt as the outbox holds it."""
+        return outbox_store.encode(attempt)
+
+
+def connect(url: str, *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> Redis:
+    """A client with timeouts, so that a frozen server is an error and not a hang.
+
+    Raises:
+        ConfigurationError: the address is empty.
+    """
+    if not url:
+        raise ConfigurationError("no Redis: set MAISD_REDIS_URL or CELERY_BROKER_URL, or use `up`, `run` or `demo`")
+    options: dict[str, Any] = {
+        "socket_timeout": answer_timeout_s,
+        "health_check_interval": 10,
+        "retry": Retry(NoBackoff(), 0),  # the caller decides: a script sent twice is not the same as once
+    }
+    if not url.startswith("unix://"):
+        options |= {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_keepalive": True}
+    return Redis.from_url(url, **options)
+
+
+_services: tuple[int, Services] | None = None
+_lock = threading.Lock()
+
+
+def services() -> Services:
+    """The services of this process, from the environment; rebuilt in a forked child."""
+    global _services
+    current = _services
+    if current is None or current[0] != os.getpid():
+        with _lock:
+            current = _services
+            if current is None or current[0] != os.getpid():
+                settings = current[1].settings if current else read_settings()
+                url = current[1].redis_url if current else None
+                current = _services = (os.getpid(), Services(settings, url))
+    return current[1]
+
+
+def use(settings: Settings, redis_url: str | None = None) -> Services:
+    """Make these the services of this process (an app that has its own broker, a test)."""
+    global _services
+    with _lock:
+        _services = (os.getpid(), Services(settings, redis_url))
+        return _services[1]

@@ -1,0 +1,149 @@
+"""Which work must somebody do for the whole cluster? Release, sweep, tune and record: threads of every worker, under
+leases, so that one of them does it and any other takes over.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from abc import ABC, abstractmethod
+from time import monotonic
+from typing import Any
+
+from redis import Redis, RedisError
+
+from ratelimit_worker.flow.record import Recorder
+from ratelimit_worker.flow.tune import TUNE_EVERY_S, tune_once
+from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.lanes import Lanes
+from ratelimit_worker.wiring import Services, connect
+
+log = logging.getLogger(__name__)
+
+PUMP_LEASE_MS = 500
+LEAST_SLEEP_S = 0.002
+
+
+class Duty(ABC, threading.Thread):
+    """A loop that outlives broker restarts.
+
+    Args:
+        url: The Redis server; each duty has a client of its own, since it blocks on it.
+    """
+
+    def __init__(self, name: str, url: str, owner: str) -> None:
+        super().__init__(name=f"rlw-{name}", daemon=True)
+        self.owner = owner
+        self.client: Redis = connect(url)
+        self.stopping = threading.Event()
+
+    @abstractmethod
+    def turn(self) -> None:
+        """One round; blocks as long as there is nothing to do."""
+
+    def run(self) -> None:
+        """Rounds until `stop`."""
+        failed = False
+        while not self.stopping.is_set():
+            try:
+                self.turn()
+                failed = False
+            except (RedisError, OSError) as error:
+                if not failed:
+                    log.warning("duty.waits", extra={"duty": self.name, "cause": f"{type(error).__name__}: {error}"})
+                failed = True
+                self.forget_connections()
+                self.stopping.wait(0.5)
+            except Exception:
+                log.exception("duty.failed", extra={"duty": self.name})
+                self.stopping.wait(0.5)
+
+    def forget_connections(self) -> None:
+        """After a broken connection: start anew."""
+        self.client.connection_pool.disconnect()
+
+    def stop(self) -> None:
+        """Ask the loop to end."""
+        self.stopping.set()
+
+
+class Listening(Duty):
+    """A duty that is woken through a pub/sub channel."""
+
+    channel: str
+
+    def __init__(self, name: str, url: str, owner: str) -> None:
+        super().__init__(name, url, owner)
+        self._pubsub: Any = None
+
+    def listen(self, wait_s: float) -> bool:
+        """Wait for a wake-up, at most `wait_s` → whether one came."""
+        if self._pubsub is None:
+            self._pubsub = self.client.pubsub(ignore_subscribe_messages=True)
+            self._pubsub.subscribe(self.channel)
+        end = monotonic() + wait_s
+        while not self.stopping.is_set():
+            left = end - monotonic()
+            if left <= 0:
+                return False
+            if self._pubsub.get_message(timeout=min(left, 1.0)) is not None:
+                return True
+        return False
+
+    def forget_connections(self) -> None:
+        if self._pubsub is not None:
+            self._pubsub.close()
+            self._pubsub = None
+        super().forget_connections()
+
+
+class Release(Listening):
+    """The pump: sleeps until the next permit, due time or deadline, and sweeps what died."""
+
+    channel = keys.WAKE
+
+    def __init__(self, url: str, owner: str, lease_s: float) -> None:
+        super().__init__("release", url, owner)
+        self.lanes = Lanes(self.client)
+        self.lease_s = lease_s
+        self._sweep_at = 0.0
+
+    def turn(self) -> None:
+        self.listen(0.0)  # subscribe before the plan is made, or a wake-up could fall between
+        moved, sleep_s = self.lanes.pump(self.owner, PUMP_LEASE_MS)
+        if moved < 0:  # another holds the duty: look again when its lease could have ended
+            self.stopping.wait(max(sleep_s, 0.0) + 0.005)
+            return
+        now = monotonic()
+        if now >= self._sweep_at:
+            self.lanes.sweep(self.lease_s)
+            self._sweep_at = now + max(0.25, min(self.lease_s / 8, 5.0))
+        self.listen(max(LEAST_SLEEP_S, min(sleep_s, PUMP_LEASE_MS / 3000)))
+
+
+class Tune(Listening):
+    """The tuner of all lanes."""
+
+    channel = keys.TUNE
+
+    def __init__(self, url: str, owner: str) -> None:
+        super().__init__("tune", url, owner)
+        self.lanes = Lanes(self.client)
+
+    def turn(self) -> None:
+        self.listen(0.0)
+        if tune_once(self.lanes, self.owner) is None:
+            self.stopping.wait(1.0)
+        else:
+            self.listen(TUNE_EVERY_S)
+
+
+class Record(Duty):
+    """The recorder of outcomes; a consumer group shares the work, so it needs no lease."""
+
+    def __init__(self, services: Services, owner: str) -> None:
+        super().__init__("record", services.redis_url, owner)
+        self.services = services
+
+    def turn(self) -> None:
+        Recorder(self.services.outbox, self.services.tracker).run(self.stopping)

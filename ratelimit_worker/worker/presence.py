@@ -1,0 +1,209 @@
+"""Is this worker there, and what does it hold? A bootstep: its slots count while it consumes, and what it runs stays
+invisible to others.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Iterable
+from time import monotonic, time
+from typing import Any
+
+from celery import bootsteps, signals
+from celery.worker import state
+from celery.worker.consumer.tasks import Tasks
+from redis import RedisError
+
+from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.stores.lanes import Lanes
+from ratelimit_worker.wiring import connect, services
+from ratelimit_worker.worker.duties import Duty, Record, Release, Tune
+from ratelimit_worker.worker.task import CallTask, warm_up
+from ratelimit_worker.worker.transport import HEADER, HELD, INTAKE
+
+log = logging.getLogger(__name__)
+
+BEAT_S, LIFE_S = 1.0, 3.5
+SETTLING_S = 3.0  #: a request that started so recently may not have reached task_prerun yet
+UNCLAIMED_S = 5.0  #: a message that is no request's is renewed so long: it may be on its way to one
+
+#: Task ids between task_prerun and task_postrun in this process. A threads pool never finishes a request whose result
+#: could not be stored: it stays in active_requests for ever, so that set alone says nothing.
+_RUNNING: set[str] = set()
+
+
+@signals.task_prerun.connect(weak=False)  # type: ignore[untyped-decorator]
+def _started(task_id: str = "", **_: Any) -> None:
+    _RUNNING.add(task_id)
+
+
+@signals.task_postrun.connect(weak=False)  # type: ignore[untyped-decorator]
+def _ended(task_id: str = "", **_: Any) -> None:
+    _RUNNING.discard(task_id)
+
+
+@signals.worker_process_init.connect(weak=False)  # type: ignore[untyped-decorator]
+def _forked(**_: Any) -> None:
+    warm_up()
+
+
+class Presence(Duty):
+    """Beats once a second, renews what lives, sends acks that met a broken connection."""
+
+    def __init__(self, url: str, consumer: Any, lease_s: float) -> None:
+        super().__init__("presence", url, f"{os.getpid()}-{uuid.uuid4().hex[:8]}")
+        self.lanes = Lanes(self.client)
+        self.consumer = consumer
+        self.lease_s = lease_s
+        self.closing = False
+        self.every_s = min(BEAT_S, lease_s / 5)
+        self._prefork = "prefork" in type(consumer.pool).__module__
+        self._unclaimed: dict[str, float] = {}
+
+    def turn(self) -> None:
+        while HELD.unsettled:
+            tags = list(HELD.unsettled)[:100]
+            self.lanes.free(tags)
+            HELD.unsettled.difference_update(tags)
+        self.beat()
+        self.stopping.wait(self.every_s)
+
+    def beat(self, slots: int | None = None) -> None:
+        """Say what this worker has and holds.
+
+        Raises:
+            redis.RedisError: the broker is away; the next beat tells it.
+        """
+        mine = self.slots() if slots is None else slots
+        self.lanes.beat(self.owner, mine, LIFE_S, self.queues(), self.lease_s, self.held())
+
+    def slots(self) -> int:
+        """Calls that this worker can run at once; 0 while it does not consume, or released calls would pile up."""
+        c = self.consumer
+        if self.closing or c.connection is None or c.task_consumer is None or c.task_consumer.channel.closed:
+            return 0
+        return int(c.pool.num_processes or c.controller.concurrency or 1)
+
+    def queues(self) -> list[str]:
+        """Queues that this worker consumes now."""
+        consumer = self.consumer.task_consumer
+        return [queue.name for queue in consumer.queues] if consumer is not None else []
+
+    def held(self) -> list[str]:
+        """Tags to renew: messages whose request lives in this process. The rest is left to its lease."""
+        for _ in range(5):
+            try:
+                return self._held()
+            except RuntimeError:  # a set changed while it was read
+                continue
+        return []
+
+    def _held(self) -> list[str]:
+        alive = {
+            request.message.delivery_tag
+            for requests in (state.reserved_requests, state.active_requests, state.scheduled_requests)
+            for request in tuple(requests)
+            if self._lives(request)
+        }
+        c = self.consumer
+        qos = c.task_consumer.channel.qos if c.task_consumer is not None and c.task_consumer.channel else None
+        held = (
+            [
+                tag
+                for tag, message in list(qos._delivered.items())
+                if tag not in qos._dirty and HEADER in (message.headers or {})
+            ]
+            if qos
+            else []
+        )
+        HELD.orphans.intersection_update(alive)
+        now = monotonic()
+        self._unclaimed = {tag: self._unclaimed.get(tag, now) for tag in held}
+        return [tag for tag in held if tag in alive or now - self._unclaimed[tag] < UNCLAIMED_S] + list(HELD.orphans)
+
+    def _lives(self, request: Any) -> bool:
+        if self._prefork or not request.time_start:
+            return True
+        return request.id in _RUNNING or time() - request.time_start < SETTLING_S
+
+    def running(self) -> Iterable[str]:
+        """Tags that stay ours when a channel closes; none when the worker stops."""
+        if self.closing or state.should_stop is not None or state.should_terminate is not None:
+            return ()
+        return [request.message.delivery_tag for request in tuple(state.active_requests)]
+
+    def leave(self) -> None:
+        """The worker is gone: its slots no longer count."""
+        self.stop()
+        try:
+            self.beat(0)
+        except (RedisError, OSError) as error:
+            log.info("presence.leave", extra={"cause": type(error).__name__})  # it expires with its life
+
+
+class LanesStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Presence and duties of a worker; made once with the consumer, it outlives broker reconnects."""
+
+    requires = (Tasks,)
+
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
+        super().__init__(consumer, **kwargs)
+        self.presence: Presence | None = None
+        self.duties: list[Duty] = []
+
+    def start(self, c: Any) -> None:
+        INTAKE.queues = frozenset(queue.name for queue in c.task_consumer.queues)
+        INTAKE.tasks = c.app.tasks
+        if self.presence is not None:  # reconnected: slots count again
+            self.presence.beat()
+            return
+        _check(c.app)
+        live = services()
+        lease_s = live.settings.visibility_timeout_seconds
+        self.presence = Presence(live.redis_url, c, lease_s)
+        HELD.running = self.presence.running
+        owner = self.presence.owner
+        self.duties = [Release(live.redis_url, owner, lease_s), Tune(live.redis_url, owner), Record(live, owner)]
+        warm_up()
+        self.presence.beat()  # before the first message: recall what dead workers left ready
+        for thread in (self.presence, *self.duties):
+            thread.start()
+
+    def stop(self, c: Any) -> None:
+        # a reconnect calls stop too, with the blueprint still running
+        if c.blueprint.state in (bootsteps.CLOSE, bootsteps.TERMINATE) and self.presence is not None:
+            self.presence.closing = True  # no more slots; what the pool still runs stays renewed
+            try:
+                self.presence.beat()
+            except (RedisError, OSError) as error:
+                log.info("presence.stop", extra={"cause": type(error).__name__})
+
+    def shutdown(self, c: Any) -> None:
+        self._leave()
+
+    def terminate(self, c: Any) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        for duty in self.duties:
+            duty.stop()
+        if self.presence is not None:
+            self.presence.leave()
+        for duty in self.duties:
+            if duty.is_alive() and duty is not threading.current_thread():
+                duty.join(2.0)
+
+
+def _check(app: Any) -> None:
+    """The promises rest on these; a worker without them would break them silently."""
+    conf = app.conf
+    if not conf.task_acks_late or conf.worker_prefetch_multiplier != 1:
+        raise ConfigurationError(
+            "task_acks_late must be True and worker_prefetch_multiplier 1; leave them to ratelimit_worker.install(app)"
+        )
+    early = [name for name, task in app.tasks.items() if isinstance(task, CallTask) and not task.acks_late]
+    if early:
+        raise ConfigurationError(f"tasks with acks_late=False cannot make calls: {', '.join(sorted(early))}")

@@ -1,0 +1,34 @@
+"""What does Celery's parent process know of a call? Its canvas, when a child was lost or the call was revoked.
+
+The message of a call holds a reference; callbacks, errbacks and chord lie with the payload. Stock Celery reads them from
+the message when it has to report a failure in place of a child.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.worker.request import Request
+from kombu.utils.json import loads
+from kombu.utils.objects import cached_property
+from redis import RedisError
+
+from ratelimit_worker.stores import keys
+from ratelimit_worker.wiring import services
+from ratelimit_worker.worker.transport import unpack_body
+
+
+class CallRequest(Request):  # type: ignore[misc]
+    """A request whose body is in Redis."""
+
+    @cached_property
+    def _payload(self) -> Any:
+        tag = self._request_dict.get("properties", {}).get("delivery_tag", "")
+        ref = tag.rpartition(".")[0]
+        try:
+            payload = services().redis.get(keys.payload(ref))
+        except (RedisError, OSError):
+            payload = None
+        if payload is None:
+            return (self._args, self._kwargs, {})
+        return loads(unpack_body(payload).decode())

@@ -1,0 +1,34 @@
+"""What does `.delay()` return? An AsyncResult that can also be awaited, and whose revoke empties the lane."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from typing import Any
+
+from celery.result import AsyncResult
+
+from ratelimit_worker.wiring import services
+
+FIRST_POLL_S, MOST_POLL_S = 0.01, 0.5
+
+
+class CallResult(AsyncResult):  # type: ignore[misc]
+    """Celery's AsyncResult, for a call."""
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> Any:
+        pause_s = FIRST_POLL_S
+        while not await asyncio.to_thread(self.ready):
+            await asyncio.sleep(pause_s)
+            pause_s = min(MOST_POLL_S, pause_s * 1.5)
+        return self.get(disable_sync_subtasks=False)
+
+    def revoke(self, *args: Any, **kwargs: Any) -> None:
+        """As Celery's; a call that waits leaves its lane then and there, with or without a worker."""
+        taken = bool(services().lanes.revoke(self.id))
+        super().revoke(*args, **kwargs)
+        if taken:
+            self.backend.mark_as_revoked(self.id, "revoked", store_result=True)

@@ -1,0 +1,201 @@
+"""How does a Celery task become a call? `apply_async` plans it into its lane, `__call__` makes one attempt at it.
+
+Only a translation into Celery's words; what is decided stands in `flow`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from celery import Task
+from celery.exceptions import Ignore, Reject, TaskPredicate
+from celery.exceptions import Retry as CeleryRetry
+from kombu.exceptions import EncodeError, OperationalError
+from kombu.utils.json import dumps, loads
+from redis import RedisError
+
+from ratelimit_worker.calls import Cost, Priority
+from ratelimit_worker.errors import BadInput, StoreUnavailable
+from ratelimit_worker.flow import enqueue
+from ratelimit_worker.flow.execute import Again, Answered, Executor, Facts, GaveUp
+from ratelimit_worker.flow.settle import Answers
+from ratelimit_worker.ports import Begun
+from ratelimit_worker.stores.scripts import script_text
+from ratelimit_worker.wiring import services
+from ratelimit_worker.worker import transport
+from ratelimit_worker.worker.result import CallResult
+from ratelimit_worker.worker.transport import HEADER, unpack_body
+
+ANSWERS = Answers(dumps=dumps, loads=loads)
+
+
+class CallTask(Task):  # type: ignore[misc]
+    """Base class of every task that calls a provider.
+
+    Class attributes, or options of `@llm_task`: `lane`, `provider` (with the argument `model` it names the lane),
+    `context`, `tags`, `tenant`, `call_priority`, `deadline_s`, `cost`. The same names as options of `apply_async`, with
+    `priority` for the class (high, normal, low, or Celery's 0 to 9).
+    """
+
+    abstract = True
+    Request = "ratelimit_worker.worker.request:CallRequest"
+    acks_late = True
+    reject_on_worker_lost = True
+    acks_on_failure_or_timeout = True
+    resultrepr_maxsize = 1  # an answer may hold what was asked: never in events or logs
+
+    lane: ClassVar[str | None] = None
+    provider: ClassVar[str | None] = None
+    context: ClassVar[str] = ""
+    tags: ClassVar[Sequence[str]] = ()
+    tenant: ClassVar[str] = ""
+    call_priority: ClassVar[str | int] = Priority.NORMAL
+    deadline_s: ClassVar[float | None] = None
+    cost: ClassVar[Callable[..., Cost] | None] = None
+
+    def plan(self, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+        """The header that a call with these arguments gets."""
+        cost = type(self).cost
+        kind = enqueue.Kind(
+            lane=self.lane,
+            provider=self.provider,
+            context=self.context,
+            tags=tuple(self.tags),
+            tenant=self.tenant,
+            priority=enqueue.priority_of(self.call_priority),
+            deadline_s=self.deadline_s,
+            cost=cost.__func__ if isinstance(cost, staticmethod) else cost,
+        )
+        return enqueue.plan(kind, args, kwargs, services().settings, now=time.time(), **options)
+
+    def apply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        task_id: str | None = None,
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """As Celery's, into the call's lane.
+
+        Raises:
+            BadInput: arguments or options that cannot be; nothing was sent.
+            LaneFull: the lane holds as many calls as it may.
+            StoreUnavailable: Redis is away, full or read-only.
+        """
+        if self.app.conf.task_always_eager:
+            return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
+        chosen = {name: options.pop(name, None) for name in ("lane", "tenant", "context", "tags", "cost", "deadline_s")}
+        plan = self.plan(args or (), kwargs or {}, priority=options.pop("priority", None), **chosen)
+        mine = self.request
+        if task_id is not None and mine.id == task_id and mine.get("rlw_number") is not None:
+            # self.retry or replace: the same call goes on, so its deadline and the count of its attempts do too
+            plan |= {"deadline": mine.get(HEADER)["deadline"], "number": mine.get("rlw_number")}
+        headers = {**(options.pop("headers", None) or {}), HEADER: plan}
+        options.setdefault("argsrepr", f"<{plan['lane']}>")
+        options.setdefault("kwargsrepr", "{}")
+        try:
+            return super().apply_async(
+                args, kwargs, task_id, producer, link, link_error, shadow, headers=headers, **options
+            )
+        except EncodeError as error:
+            raise BadInput(f"the arguments of {self.name} are not JSON: {_first_line(error)}") from error
+        except (OperationalError, RedisError) as error:
+            raise StoreUnavailable(f"the call was not accepted, Redis said: {_first_line(error)}") from error
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> CallResult:  # noqa: N802 - Celery's name
+        """The result of one call, by its id."""
+        return CallResult(task_id, backend=self.backend, task_name=self.name, app=self.app, **kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        request = self.request
+        plan = request.get(HEADER)
+        tag = (request.get("properties") or {}).get("delivery_tag")
+        if request.called_directly or request.is_eager or plan is None or tag is None:
+            return super().__call__(*args, **kwargs) if request.called_directly else self.run(*args, **kwargs)
+        facts = Facts(
+            call_id=request.id,
+            tag=tag,
+            task=self.name,
+            plan=plan,
+            queue=(request.delivery_info or {}).get("routing_key") or "",
+            worker=f"{request.hostname}/{os.getpid()}",
+        )
+
+        def run(begun: Begun) -> Any:
+            self._restore(begun.body)
+            request.rlw_number = begun.number
+            return self.run(*request.args, **request.kwargs)
+
+        result = executor().execute(facts, run, self._restore)
+        match result:
+            case Answered(value):
+                return value
+            case Again(after_s, error):
+                raise CeleryRetry(str(error), exc=error, when=after_s)
+            case GaveUp(error):
+                raise error
+            case _:
+                raise Ignore
+
+    def _restore(self, payload: bytes) -> None:
+        """Put arguments and canvas back where Celery looks for them."""
+        if not payload:
+            return
+        args, kwargs, canvas = loads(unpack_body(payload).decode())
+        request = self.request
+        request.args, request.kwargs = args, kwargs
+        for name, value in (canvas or {}).items():
+            setattr(request, name, value)
+
+
+_executors: dict[int, Executor] = {}
+
+
+def executor() -> Executor:
+    """The executor of this process (a forked child builds its own)."""
+    found = _executors.get(os.getpid())
+    if found is None:
+        live = services()
+        found = _executors[os.getpid()] = Executor(
+            lanes=live.lanes,
+            answers=ANSWERS,
+            encode_outcome=live.encode_outcome,
+            lease_s=live.settings.visibility_timeout_seconds,
+            pass_through=(TaskPredicate, Ignore, Reject),
+        )
+    return found
+
+
+def plan_by_name(app: Any) -> Callable[[str, list[Any], dict[str, Any]], Mapping[str, Any] | None]:
+    """Plans of calls that were sent by name (`send_task`, a stock producer), for the transport."""
+
+    def find(name: str, args: list[Any], kwargs: dict[str, Any]) -> Mapping[str, Any] | None:
+        task = app.tasks.get(name)
+        return task.plan(args, kwargs) if isinstance(task, CallTask) else None
+
+    return find
+
+
+def connect_transport(app: Any) -> None:
+    """Tell the transport what only the app knows: which tasks make calls, and what was configured of their lanes."""
+    transport.PLAN[:] = [plan_by_name(app)]
+    transport.LANE_FIELDS[:] = [lambda lane: enqueue.lane_fields(services().settings, lane)]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def warm_up() -> None:
+    """Connect and load the scripts before the first call: released calls that meet a cold worker start as a burst."""
+    live = services()
+    for name in ("begin", "settle", "back", "free"):
+        live.redis.script_load(script_text(name))
+    executor()

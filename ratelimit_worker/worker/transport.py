@@ -1,0 +1,367 @@
+"""How does a lane get behind Celery? A kombu transport in which calls wait in their lanes and are released.
+
+`lanes://` is kombu's `redis://`, but: publishing a call (a message with a `rlw` header) puts it into its lane, with the
+body kept apart under a reference, so that no prompt is in any message; the release script writes the ledger, so
+`QoS.append` does not; an ack is FREE, a requeue goes to the call's own place. Everything that is no call goes the stock
+way. The traps behind each override are in docs/why.md.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import ssl
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from queue import Empty
+from time import time
+from typing import Any
+
+from kombu.transport import TRANSPORT_ALIASES, virtual
+from kombu.transport import redis as stock
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import dumps, loads
+from redis import RedisError
+
+from ratelimit_worker.calls import Cost, Priority
+from ratelimit_worker.errors import BadInput
+from ratelimit_worker.stores.lanes import Entry, Lanes
+from ratelimit_worker.worker.intake import Intake
+
+log = logging.getLogger(__name__)
+
+HEADER = "rlw"  #: the call's plan, as flow.enqueue wrote it
+COMPRESS_ABOVE = 1024  #: bytes; smaller bodies are not worth the time
+PLAIN, DEFLATED = b"j", b"z"  #: first byte of a payload
+
+
+class Held:
+    """What this process holds of the broker's, across reconnects. One a process: broker connections come and go."""
+
+    def __init__(self) -> None:
+        self.orphans: set[str] = set()  #: tags of calls that run on though their channel is gone: still ours
+        self.unsettled: set[str] = set()  #: acks that met a broken connection; sent when the broker is back
+        #: Tags of running requests; empty when the worker is stopping. A worker's presence step sets it.
+        self.running: Callable[[], Iterable[str]] = tuple
+
+
+HELD = Held()
+INTAKE = Intake()
+#: Completes the plan of a call that was published without one (`send_task`, a stock producer); worker.task sets it.
+#: (task name, args, kwargs) → the header, or None for a task that makes no calls.
+PLAN: list[Callable[[str, list[Any], dict[str, Any]], Mapping[str, Any] | None]] = []
+#: Fields of a lane that is new; `wiring` sets it. lane → set-points.
+LANE_FIELDS: list[Callable[[str], Mapping[str, float | str]]] = []
+
+
+def pack_body(body: bytes) -> bytes:
+    """A payload as it is stored: deflated when that is worth it."""
+    if len(body) > COMPRESS_ABOVE:
+        return DEFLATED + zlib.compress(body, 1)
+    return PLAIN + body
+
+
+def unpack_body(payload: bytes, most: int = 256 * 1024 * 1024) -> bytes:
+    """The body of a payload.
+
+    Raises:
+        BadInput: it is none, or unpacks to more than `most` bytes.
+    """
+    kind, rest = payload[:1], payload[1:]
+    if kind == PLAIN:
+        return rest
+    if kind == DEFLATED:
+        inflate = zlib.decompressobj()
+        body = inflate.decompress(rest, most)
+        if not inflate.unconsumed_tail:
+            return body
+    raise BadInput("the stored arguments of this call cannot be read")
+
+
+def _is_call(message: Mapping[str, Any]) -> bool:
+    return isinstance(message.get("headers"), dict) and HEADER in message["headers"]
+
+
+class QoS(stock.QoS):
+    """Ledger in place of kombu's unacked hash, for calls."""
+
+    channel: Channel
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        if HEADER in (message.headers or {}):
+            virtual.QoS.append(self, message, delivery_tag)  # the release script wrote the ledger
+        else:
+            super().append(message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        if self._of_a_call(delivery_tag):
+            self._free(delivery_tag)
+        else:
+            super().ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        if not self._of_a_call(delivery_tag):
+            super().reject(delivery_tag, requeue)
+        elif requeue:
+            self.channel.lanes.restore([delivery_tag])
+            self._done(delivery_tag)
+        else:
+            self._free(delivery_tag)
+
+    def restore_unacked(self, client: Any = None) -> None:
+        # The stock way requeues running calls too, so every reconnect would bill them twice: they stay ours.
+        running = set(HELD.running())
+        back: list[str] = []
+        for tag, message in list(self._delivered.items()):
+            if tag in self._dirty:
+                continue
+            if HEADER not in (message.headers or {}):
+                with self._broker_may_be_away():
+                    self.restore_by_tag(tag)
+            elif tag in running:
+                HELD.orphans.add(tag)
+            else:
+                back.append(tag)
+        if back:
+            with self._broker_may_be_away():
+                self.channel.lanes.restore(back)
+        self._delivered.clear()
+
+    def _of_a_call(self, tag: str) -> bool:
+        message = self._delivered.get(tag)
+        return tag in HELD.orphans if message is None else HEADER in (message.headers or {})
+
+    def _free(self, tag: str) -> None:
+        try:
+            self.channel.lanes.free([tag])
+        except (RedisError, OSError):
+            HELD.unsettled.add(tag)  # presence sends it when the broker is back
+        self._done(tag)
+
+    def _done(self, tag: str) -> None:
+        HELD.orphans.discard(tag)
+        virtual.QoS.ack(self, tag)
+
+    @contextmanager
+    def _broker_may_be_away(self) -> Iterator[None]:
+        try:
+            yield
+        except (RedisError, OSError) as error:
+            log.info("messages are left to their lease: %s", type(error).__name__)
+
+
+class Channel(stock.Channel):
+    """A channel that knows lanes."""
+
+    QoS = QoS
+    _kept: tuple[Any, Any, Lanes] | None = None
+
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
+        # kombu builds a client per command; one per channel is as good and cheaper
+        yield client or self._keep()[1]
+
+    @property
+    def lanes(self) -> Lanes:
+        """The lanes, over this channel's connections."""
+        return self._keep()[2]
+
+    def _keep(self) -> tuple[Any, Any, Lanes]:
+        kept = self._kept
+        if kept is not None and (self.closed or self._closing):
+            return kept  # a late ack on a closed channel: redis-py's pool reconnects by itself
+        try:
+            pool = self.pool
+        except AttributeError:  # the connection object is dismantled already
+            if kept is None:
+                raise
+            return kept
+        if kept is None or kept[0] is not pool:
+            client = self._create_client()
+            kept = self._kept = (pool, client, Lanes(client, self.global_keyprefix))
+        return kept
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        if not _is_call(message):
+            plan = _plan_of(message)
+            if plan is None:
+                super()._put(queue, message, **kwargs)
+                return
+            message = {**message, "headers": {**message["headers"], HEADER: plan}}
+        self.lanes.enqueue(entry(queue, message))
+
+    def _brpop_read(self, **options: Any) -> bool:
+        try:
+            try:
+                popped = self.client.parse_response(self.client.connection, "BRPOP", **options)
+            except self.connection_errors:
+                self.client.connection.disconnect()  # the next round reconnects
+                raise
+            if not popped:
+                raise Empty
+            key, item = popped
+            queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
+            self._queue_cycle.rotate(queue)
+            try:
+                message = loads(bytes_to_str(item))
+            except (ValueError, TypeError, RecursionError):
+                self.set_aside(item, "not JSON", queue)
+            else:
+                self.connection._deliver(message, queue)
+            return True
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+
+    def set_aside(self, raw: bytes, why: str, queue: str) -> None:
+        """Put a message where nobody trips over it again."""
+        log.error("message.set_aside", extra={"queue": queue, "why": why, "bytes": len(raw)})
+        self.lanes.set_aside(raw, why)
+
+    def _size(self, queue: str) -> int:
+        return int(super()._size(queue)) + self.lanes.size(queue)
+
+    def _purge(self, queue: str) -> int:
+        return self.lanes.purge(queue) + int(super()._purge(queue))
+
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        self.lanes.purge(queue)
+        super()._delete(queue, *args, **kwargs)
+
+    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+        return bool(super()._has_queue(queue, **kwargs)) or self.lanes.size(queue) > 0
+
+
+class Transport(stock.Transport):
+    """kombu's Redis transport, with lanes."""
+
+    Channel = Channel
+
+    @property
+    def supports_batch_publish(self) -> bool:
+        """No: each call is a decision of its own (LaneFull, bad input), which a pipeline cannot report."""
+        return False
+
+    def _deliver(self, message: Any, queue: str) -> None:
+        channel = next(iter(self.channels))
+        why = INTAKE.refusal(message, queue)
+        if why is not None:
+            channel.set_aside(dumps(message).encode(), why, queue)
+            return
+        if queue in INTAKE.queues and "lane" not in message["properties"]:
+            plan = message["headers"].get(HEADER) or _plan_of(message)
+            if plan is not None:  # pushed past its lane by a stock producer: pace it like the others
+                channel.lanes.enqueue(entry(queue, {**message, "headers": {**message["headers"], HEADER: plan}}))
+                return
+        super()._deliver(message, queue)
+
+
+class SecureTransport(Transport):
+    """`laness://`: the same over TLS, which kombu knows only by the scheme `rediss`."""
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        if not client.ssl:
+            client.ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+        super().__init__(client, **kwargs)
+
+
+TRANSPORT_ALIASES["lanes"] = f"{__name__}:Transport"
+TRANSPORT_ALIASES["laness"] = f"{__name__}:SecureTransport"
+
+
+def entry(queue: str, message: Mapping[str, Any]) -> Entry:
+    """A published message as an entry of its lane: body apart, times relative, nothing of the arguments in it.
+
+    Raises:
+        BadInput: the arguments are no JSON that every reader takes, or too large.
+    """
+    headers = dict(message["headers"])  # kombu hands the same dict to every attempt to publish: never change it
+    plan = headers[HEADER]
+    body = _checked(base64.b64decode(message["body"]), message, plan)
+    now = time()
+    due = _epoch(headers["eta"]) - now if headers.get("eta") else 0.0
+    expires = _epoch(headers["expires"]) if headers.get("expires") else plan["deadline"]
+    headers["eta"] = None  # the call waits in its lane, the worker must not wait again
+    headers["argsrepr"], headers["kwargsrepr"] = _summary(plan, len(body)), "{}"
+    properties = {
+        **message["properties"],
+        "lane": plan["lane"],
+        "delivery_info": {"redelivered": False, **message["properties"]["delivery_info"]},
+        "priority": 0,
+    }
+    for name in ("delivery_tag", "argsrepr", "kwargsrepr"):
+        properties.pop(name, None)
+    reference = base64.b64encode(dumps([[f"ref:{headers['id']}"], {}, {}]).encode()).decode()
+    text = dumps(
+        {
+            "properties": {"delivery_tag": "@", **properties},
+            "headers": headers,
+            "body": reference,
+            "content-type": message["content-type"],
+            "content-encoding": message["content-encoding"],
+        }
+    )
+    requests, _, input_tokens, output_tokens = plan["cost"]
+    return Entry(
+        lane=plan["lane"],
+        queue=queue,
+        ref=headers["id"],
+        publication=plan["pub"],
+        message=text.encode(),
+        body=pack_body(body),
+        deadline_in_s=max(0.001, min(expires, plan["deadline"]) - now),
+        due_in_s=max(0.0, due),
+        priority=Priority(plan["class"]),
+        tenant=plan["tenant"],
+        weight=plan["weight"],
+        cost=Cost(requests=requests, input_tokens=int(input_tokens), output_tokens=int(output_tokens)),
+        tries=plan.get("tries", 0),
+        number=plan.get("number", 0),
+        max_waiting=plan["max_waiting"],
+        lane_fields=LANE_FIELDS[0](plan["lane"]) if LANE_FIELDS else None,
+    )
+
+
+def _plan_of(message: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    headers = message.get("headers")
+    if not PLAN or not isinstance(headers, dict) or not isinstance(headers.get("task"), str):
+        return None
+    if not PLAN[0](headers["task"], [], {}):
+        return None
+    args, kwargs, _ = loads(base64.b64decode(message["body"]).decode())
+    return PLAN[0](headers["task"], args, kwargs)
+
+
+def _checked(body: bytes, message: Mapping[str, Any], plan: Mapping[str, Any]) -> bytes:
+    if message.get("content-type") != "application/json" or message["headers"].get("compression"):
+        raise BadInput("calls are sent as plain JSON; leave serializer and compression at their defaults")
+    if len(body) > plan["max_bytes"]:
+        raise BadInput(f"the arguments take {len(body):,} bytes; at most {plan['max_bytes']:,} (MAISD_MAX_PAYLOAD_MB)")
+    if (b"NaN" in body or b"Infinity" in body) and _has_constant(body):
+        raise BadInput("the arguments hold NaN or Infinity, which JSON does not know; send null or a string")
+    if b"\\ud" in body:
+        try:
+            dumps(loads(body.decode()), ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise BadInput("the arguments hold a lone surrogate, which is no text; clean the string first") from error
+    return body
+
+
+def _has_constant(body: bytes) -> bool:
+    import json
+
+    found: list[str] = []
+    json.loads(body, parse_constant=found.append)
+    return bool(found)
+
+
+def _epoch(text: str) -> float:
+    at = datetime.fromisoformat(text)
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+
+
+def _summary(plan: Mapping[str, Any], size: int) -> str:
+    words = [plan["lane"], plan.get("context") or "", f"{size:,} bytes"]
+    return f"<{', '.join(word for word in words if word)}>"

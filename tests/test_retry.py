@@ -1,0 +1,189 @@
+"""What follows a failure: the table of the design, row by row, and the rules that cut across it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ratelimit_worker.calls import SICK, Category, Failure
+from ratelimit_worker.policy.retry import (
+    RULES,
+    Backoff,
+    GiveUp,
+    Halt,
+    Retry,
+    RetryPolicy,
+    Rule,
+    Snooze,
+    Step,
+    Why,
+    backoff_s,
+    next_step,
+)
+
+TABLE = {
+    Category.OVERLOADED: (2.0, 60.0, 8),
+    Category.SERVER_ERROR: (1.0, 30.0, 6),
+    Category.TIMEOUT: (2.0, 60.0, 4),
+    Category.CONNECTION: (1.0, 30.0, 6),
+    Category.MALFORMED_RESPONSE: (1.0, 30.0, 3),
+    Category.CONFLICT: (1.0, 10.0, 3),
+}
+
+
+def failure(category: Category, retry_after_s: float | None = None) -> Failure:
+    return Failure(category=category, cause="HTTP", retry_after_s=retry_after_s)
+
+
+def step(
+    category: Category,
+    attempt: int = 1,
+    *,
+    retry_after_s: float | None = None,
+    away: bool = False,
+    jitter: float = 0.5,
+    deadline_s: float = math.inf,
+    policy: RetryPolicy | None = None,
+) -> Step:
+    return next_step(
+        failure(category, retry_after_s),
+        attempt,
+        policy or RetryPolicy(),
+        lambda: jitter,
+        provider_away=away,
+        now_s=1_000.0,
+        deadline_s=deadline_s,
+    )
+
+
+def test_the_table_is_the_designs() -> None:
+    """Base, cap and tries of each category that is retried; no other has a rule."""
+    assert {c: (r.backoff.base_s, r.backoff.cap_s, r.tries) for c, r in RULES.items()} == TABLE
+
+
+@pytest.mark.parametrize(("category", "row"), TABLE.items())
+def test_each_category_is_retried_as_often_as_its_row_says(category: Category, row: tuple[float, float, int]) -> None:
+    """The waits double under full jitter up to the cap; the last try is followed by the end."""
+    base_s, cap_s, tries = row
+    for attempt in range(1, tries):
+        assert step(category, attempt) == Retry(0.5 * min(cap_s, base_s * 2 ** (attempt - 1)))
+    assert step(category, tries) == GiveUp(failure(category), Why.TRIES)
+    assert step(category, tries + 1) == GiveUp(failure(category), Why.TRIES)
+
+
+@pytest.mark.parametrize(
+    "category", [Category.AUTH, Category.INVALID_REQUEST, Category.CONTENT_FILTERED, Category.PROGRAMMING]
+)
+@pytest.mark.parametrize("away", [False, True])
+def test_what_the_caller_must_mend_is_given_up_at_once(category: Category, away: bool) -> None:
+    """Also with Retry-After, and also while the provider is away."""
+    assert step(category, retry_after_s=1.0, away=away) == GiveUp(failure(category, 1.0), Why.CATEGORY)
+
+
+@pytest.mark.parametrize(("retry_after_s", "after_s"), [(None, 0.0), (7.5, 7.5), (-3.0, 0.0)])
+def test_a_refusal_is_a_snooze_at_any_attempt(retry_after_s: float | None, after_s: float) -> None:
+    """429 costs no try: it waits for Retry-After, or leaves the time to the lane."""
+    for attempt in (1, 8, 1_000):
+        assert step(Category.RATE_LIMITED, attempt, retry_after_s=retry_after_s) == Snooze(after_s)
+
+
+def test_a_lane_without_adaptive_pace_may_retry_refusals_by_backoff() -> None:
+    """A policy with a rule for 429s: base and cap doubled, eight tries, Retry-After still a floor."""
+    policy = RetryPolicy(rules={**RULES, Category.RATE_LIMITED: Rule(Backoff(2.0, 120.0), tries=8)})
+    assert step(Category.RATE_LIMITED, 3, policy=policy) == Retry(4.0)
+    assert step(Category.RATE_LIMITED, 3, policy=policy, retry_after_s=9.0) == Retry(9.0)
+    assert isinstance(step(Category.RATE_LIMITED, 8, policy=policy), GiveUp)
+
+
+@pytest.mark.parametrize("category", sorted(SICK))
+def test_sick_answers_use_no_tries_while_the_provider_is_away(category: Category) -> None:
+    """The lane's pace and probes govern: no backoff of the call's own, however often it failed."""
+    for attempt in (1, 50):
+        assert step(category, attempt, away=True, retry_after_s=30.0) == Snooze(0.0)
+
+
+def test_a_conflict_is_not_sickness() -> None:
+    """A 409 is the request's own affair, also during an outage."""
+    assert step(Category.CONFLICT, away=True) == Retry(0.5)
+
+
+def test_a_used_up_quota_halts() -> None:
+    """At any attempt, and whatever Retry-After and deadline say."""
+    for attempt in (1, 99):
+        halted = step(Category.QUOTA_EXHAUSTED, attempt, retry_after_s=5.0, deadline_s=0.0)
+        assert halted == Halt(failure(Category.QUOTA_EXHAUSTED, 5.0))
+
+
+def test_retry_after_is_a_floor_and_no_ceiling() -> None:
+    """The longer of the two waits holds."""
+    assert step(Category.OVERLOADED, retry_after_s=10.0) == Retry(10.0)
+    assert step(Category.OVERLOADED, 5, retry_after_s=10.0) == Retry(16.0)
+
+
+@pytest.mark.parametrize(
+    ("category", "away"),
+    [(Category.SERVER_ERROR, False), (Category.RATE_LIMITED, False), (Category.TIMEOUT, True)],
+)
+def test_nothing_outlives_the_deadline(category: Category, away: bool) -> None:
+    """An attempt may start at the deadline and not after it."""
+    wait_s = 0.0 if away else 5.0
+    assert not isinstance(step(category, retry_after_s=5.0, away=away, deadline_s=1_000.0 + wait_s), GiveUp)
+    late = step(category, retry_after_s=5.0, away=away, deadline_s=1_000.0 + wait_s - 0.001)
+    assert late == GiveUp(failure(category, 5.0), Why.DEADLINE)
+
+
+@given(
+    st.sampled_from(list(Category)),
+    st.integers(min_value=1, max_value=10_000),
+    st.none() | st.floats(min_value=0, max_value=86_400),
+    st.booleans(),
+    st.floats(min_value=0, max_value=1, exclude_max=True),
+    st.floats(min_value=1_000, max_value=100_000),
+)
+def test_every_step_keeps_the_rules(
+    category: Category, attempt: int, retry_after_s: float | None, away: bool, jitter: float, deadline_s: float
+) -> None:
+    """No wait is negative, ends after the deadline, or undercuts Retry-After where the choice is ours."""
+    match step(category, attempt, retry_after_s=retry_after_s, away=away, jitter=jitter, deadline_s=deadline_s):
+        case Retry(after_s):
+            assert (retry_after_s or 0.0) <= after_s <= max(retry_after_s or 0.0, 60.0)
+            assert 1_000.0 + after_s <= deadline_s
+            assert attempt < RULES[category].tries
+        case Snooze(after_s):
+            assert after_s >= 0
+            assert 1_000.0 + after_s <= deadline_s
+        case GiveUp(failed) | Halt(failed):
+            assert failed.category is category
+
+
+@given(
+    st.integers(min_value=1, max_value=100_000),
+    st.floats(min_value=1e-3, max_value=100),
+    st.floats(min_value=1, max_value=1_000),
+    st.floats(min_value=0, max_value=1, exclude_max=True),
+)
+def test_backoff_is_full_jitter_under_a_doubling_cap(attempt: int, base_s: float, factor: float, jitter: float) -> None:
+    """U(0, min(cap, base * 2**(attempt - 1))), at attempts of any number."""
+    backoff = Backoff(base_s, base_s * factor)
+    widest_s = min(backoff.cap_s, base_s * 2.0 ** min(attempt - 1, 500))
+    assert backoff_s(attempt, backoff, lambda: jitter) == pytest.approx(jitter * widest_s)
+
+
+def test_attempts_count_from_one() -> None:
+    """Zero attempts cannot have failed."""
+    with pytest.raises(ValueError, match="from 1"):
+        backoff_s(0, Backoff(1.0, 2.0), lambda: 0.0)
+    with pytest.raises(ValueError, match="from 1"):
+        step(Category.TIMEOUT, 0)
+
+
+@pytest.mark.parametrize("wrong", [(0.0, 1.0), (2.0, 1.0), (-1.0, 1.0)])
+def test_a_backoff_that_cannot_be_is_refused(wrong: tuple[float, float]) -> None:
+    """Base above zero, cap not below it."""
+    with pytest.raises(ValueError, match="base_s"):
+        Backoff(*wrong)
+    with pytest.raises(ValueError, match="tries"):
+        Rule(Backoff(1.0, 1.0), tries=0)
