@@ -45,6 +45,8 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
     for name, value in DEFAULTS.items():
         if name not in conf.changes and not _said(app, name):
             conf[name] = value
+    if (conf.broker_transport_options or {}).get("global_keyprefix"):
+        raise ConfigurationError("global_keyprefix: lanes keep their own key names; use a database number of its own instead")
     conf.broker_transport_options = {**BROKER_OPTIONS, **(conf.broker_transport_options or {})}
     conf.result_backend_transport_options = {**BACKEND_OPTIONS, **(conf.result_backend_transport_options or {})}
     connect_transport(app)
@@ -150,6 +152,8 @@ def _connect(app: Celery, url: str) -> None:
     app.conf.broker_read_url = app.conf.broker_write_url = broker
     if not app.conf.result_backend:
         app.conf.result_backend = backend
+    if backend.startswith("redis+socket://"):
+        app.conf.redis_socket_keepalive = False  # redis-py refuses it for unix sockets, and Celery passes it on
 
 
 def _broker_of(app: Celery) -> str:

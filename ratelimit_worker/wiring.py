@@ -16,7 +16,6 @@ from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.stores import outbox as outbox_store
 from ratelimit_worker.stores.database import engine_for
 from ratelimit_worker.stores.lanes import Lanes
-from ratelimit_worker.stores.migrations import upgrade
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.tracker import Tracker
 
@@ -66,13 +65,8 @@ class Services:
     @property
     def tracker(self) -> Tracker:
         """The tracking database, at the newest schema."""
-        tracker: Tracker = self._once("tracker", self._open_tracker)
+        tracker: Tracker = self._once("tracker", lambda: Tracker(engine_for(self.settings.database_url)))
         return tracker
-
-    def _open_tracker(self) -> Tracker:
-        engine = engine_for(self.settings.database_url)
-        upgrade(engine)
-        return Tracker(engine)
 
     def encode_outcome(self, attempt: Any) -> bytes:
         """An attempt as the outbox holds it."""

@@ -264,7 +264,7 @@ def sdk(path: str, *bases: type[BaseException], message: str = "", **attributes:
     """An exception like the SDK's: `path` is "module.Class"; attributes as the SDK sets them."""
     module, _, name = path.rpartition(".")
     kind = type(name, bases or (Exception,), {"__module__": module})
-    error = kind(message)
+    error: BaseException = kind(message)
     for attribute, value in attributes.items():
         setattr(error, attribute, value)
     return error
@@ -537,7 +537,9 @@ def test_hostile_exceptions_are_unknown_and_break_nothing() -> None:
         chain = outer
     assert classify_exception(chain) is None
     for value in (None, True, -1, 10**400, "429", b"x", [], {}, object(), [None], {"error": [1]}, float("nan")):
-        wrong = dict.fromkeys(("response", "status_code", "status", "code", "body", "headers", "details"), value)
+        wrong: dict[str, Any] = dict.fromkeys(
+            ("response", "status_code", "status", "code", "body", "headers", "details"), value
+        )
         assert classify_exception(sdk("somebody.Error", **wrong)) is None
 
 
@@ -570,6 +572,7 @@ def test_no_answer_breaks_the_classifier(status: int, headers: dict[str, str], b
 
 def test_huge_bodies_cost_nothing_much() -> None:
     """Only a bounded part of a body is looked at."""
+    body: Any
     deep: Any = {}
     for _ in range(100_000):
         deep = {"error": deep}
@@ -594,7 +597,7 @@ def leaks(failure: Failure | None) -> list[str]:
 
 
 @pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 429, 500, 503])
-@pytest.mark.parametrize("secret", [CANARY_PROMPT, CANARY_KEY, "canary_key", "CanaryKey"])
+@pytest.mark.parametrize("secret", [CANARY_PROMPT, CANARY_KEY, "canary_key", "CanaryKey", "canary_billing"])
 def test_no_prompt_and_no_key_reaches_the_cause(status: int, secret: str) -> None:
     """Wherever the provider, or an exception, echoes it: message, type, code, param, header, class attribute."""
     body = {

@@ -39,6 +39,9 @@ _DECISIVE_WORDS: Mapping[str, Category] = {
         _split(
             "insufficientquota insufficientuserquota insufficientbalance insufficientcredits insufficientfunds "
             "exceededcurrentquotaerror budgetexceeded budgetexceedederror exceededbudget paymentrequired "
+            "billingerror billingnotactive billingdisabled billinghardlimitreached "
+            "linkedorganizationbillingunavailable "
+            "enforcedspendlimitreached contractspendlimitreached linkedorganizationspendlimitreached "
             "dailylimitexceeded servicequotaexceededexception quotaexceeded arrearage usagelimitreached"
         ),
         _C.QUOTA_EXHAUSTED,
@@ -720,7 +723,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/=+-]{0,127}")
 def _cause(name: str, status: int | None, words: tuple[str, ...]) -> str:
     """One line: class name, status, and those machine words that are in our tables.
 
-    A provider may put anything into `code`, the key included; what we have never heard of is counted, not repeated.
+    A provider may put anything into `code`, the key included; what we have never heard of is not repeated.
     """
     shown = [word for word in words if _SHOWABLE.fullmatch(word) and _familiar(word)]
     parts = [f"HTTP {status}" if status is not None else "", "/".join(shown[:3])]
@@ -734,7 +737,6 @@ def _familiar(word: str) -> bool:
         plain in _DECISIVE_WORDS
         or plain in _TELLING_WORDS
         or plain in {"tokens", "requests", "notjson", "nocompletion"}
-        or _known([plain], _DECISIVE_WORDS) is not None
     )
 
 

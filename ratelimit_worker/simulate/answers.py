@@ -23,6 +23,7 @@ DEFAULT_MAX_TOKENS = 256
 LONGEST_ANSWER_TOKENS = 2048
 _DEFAULT_DIMENSIONS = 16
 _LARGEST_DIMENSIONS = 4096
+_LARGEST_MAX_TOKENS = 2**31 - 1
 
 _WORDS = (
     "the a this that each most every another first next last early late small large plain careful steady quiet open "
@@ -85,8 +86,11 @@ _ASKED = msgspec.json.Decoder(Asked)
 def read(endpoint: Endpoint, body: bytes) -> Asked | str:
     """The request's body; else, in one line, why the provider answers 400."""
     try:
+        body.decode()  # msgspec leaves what it keeps raw unread, bytes that are no text too
         asked = _ASKED.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if endpoint is Endpoint.EMBEDDINGS and asked.input:
+            msgspec.json.decode(asked.input)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return f"We could not parse the JSON body of your request. ({error})"
     prompt = "messages" if endpoint in {Endpoint.CHAT, Endpoint.MESSAGES} else "input"
     if bytes(getattr(asked, prompt)) in {b"", b"null", b"[]"}:
@@ -95,8 +99,8 @@ def read(endpoint: Endpoint, body: bytes) -> Asked | str:
         return "max_tokens: Field required"
     for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
         given = getattr(asked, name)
-        if given is not None and given < 1:
-            return f"Invalid '{name}': integer below minimum value. Expected a value >= 1, but got {given} instead."
+        if given is not None and not 1 <= given <= _LARGEST_MAX_TOKENS:
+            return f"Invalid '{name}': expected a value from 1 to {_LARGEST_MAX_TOKENS}."
     if asked.dimensions is not None and not 1 <= asked.dimensions <= _LARGEST_DIMENSIONS:
         return f"Invalid 'dimensions': expected 1 to {_LARGEST_DIMENSIONS}, but got {asked.dimensions}."
     if asked.stream:

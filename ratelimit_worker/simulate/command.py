@@ -70,7 +70,7 @@ def simulate(
     try:
         stats = asyncio.run(_run(scenario, host, port, log_path, until_stdin_closes))
     except OSError as error:
-        raise click.ClickException(f"{host}:{port}: {error.strerror or error}; try another --port or --log") from error
+        raise click.ClickException(f"{error}; try another --port or --log") from error
     click.echo(_summary(stats), err=True)
 
 

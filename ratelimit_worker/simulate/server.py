@@ -28,6 +28,7 @@ from ratelimit_worker.simulate.scenario import Entry, Scenario, TimelineStart, e
 from ratelimit_worker.simulate.timeline import Planned, shuts_the_door
 
 _NO_LINGER = struct.pack("ii", 1, 0)  # closing sends RST instead of FIN
+_CLOSE = "connection: close\r\n"
 _BACKLOG = 4096
 
 
@@ -43,6 +44,8 @@ async def serve(scenario: Scenario, host: str = "127.0.0.1", port: int = 0, log:
     server = Server(scenario, host, log)
     try:
         await server.open(port)
+        if server.failed.done():
+            server.failed.result()
     except BaseException:
         await server.close()
         raise
@@ -131,14 +134,17 @@ class Server:
         if clear:
             self._provider.timeline.clear()
         self._plan_doors(self._provider.timeline.plan(entries, self._loop.time()))
-        self._update_door()
+        self._loop.call_soon(self._update_door)  # after the answer to /_control has left
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
     def handle(self, connection: Connection, request: Request) -> None:
         """Decide a request and answer it in due time."""
         if request.path.startswith("/_"):
-            connection.send(self._own_page(request), request.keep_alive)
+            last = request.path == "/_control"
+            if last:  # it may have ordered the outage that resets every connection but its own
+                self._connections.discard(connection)
+            connection.send(self._own_page(request), request.keep_alive and not last)
             return
         now_s = self._loop.time()
         if not self._provider.begun:  # the first request starts the timeline, unless the server's start has
@@ -168,7 +174,7 @@ class Server:
         """Something came that is not HTTP."""
         self._incident("bad_request", None)
         body = msgspec.json.encode({"error": {"message": error.message, "type": "invalid_request_error"}})
-        connection.send(render(error.status, "connection: close\r\n", body), keep_alive=False)
+        connection.send(render(error.status, _CLOSE, body), keep_alive=False)
 
     def aborted(self, what: str, number: int) -> None:
         """A connection was reset by us while a request was under way."""
@@ -198,9 +204,9 @@ class Server:
                 try:
                     entries, clear = _read_control(request.body)
                 except ConfigurationError as error:
-                    return render(400, "", msgspec.json.encode({"error": str(error)}))
+                    return render(400, _CLOSE, msgspec.json.encode({"error": str(error)}))
                 self.control(entries, clear=clear)
-                return render(200, "", msgspec.json.encode({"planned": len(entries)}))
+                return render(200, _CLOSE, msgspec.json.encode({"planned": len(entries)}))
         message = f"{request.method} {request.path} is not known: GET /_stats, GET /_log or POST /_control"
         return render(404, "", msgspec.json.encode({"error": message}))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,6 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, StoreUnavailable
 from ratelimit_worker.ports import RowRefused
-
-log = logging.getLogger(__name__)
 
 #: SQLSTATE classes that blame the row: data exception, integrity violation, program limit (a text too long to index).
 _ROW_AT_FAULT = ("22", "23", "54")
@@ -60,9 +57,8 @@ def ours(error: SQLAlchemyError, engine: Engine) -> RateLimitWorkerError:
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url.strip())
-    except (ArgumentError, ValueError) as error:
+    except (ArgumentError, ValueError):
         # The reason may repeat the URL with its password, so neither it nor its cause is passed on.
-        del error
         raise ConfigurationError(
             "the database URL cannot be read; write sqlite:////absolute/path or postgresql://user:password@host/name"
         ) from None

@@ -24,6 +24,7 @@
 | `rlw:seen:L` | LIST | observations for the tuner | 2,000 |
 | `rlw:seen` | SET | lanes with observations | lanes |
 | `rlw:outbox` | STREAM | outcomes on their way to the tracking database | 5,000,000 |
+| `rlw:outbox:bad` `rlw:outbox:bad:count` | LIST, STRING | outcomes that cannot be recorded | 1,000 of at most 4 kB |
 | `rlw:malformed` | LIST | messages set aside | 1,000; 7 days |
 | `rlw:counters` | HASH | counters by name | names in the code |
 """

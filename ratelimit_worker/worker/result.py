@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
+from contextlib import suppress
 from typing import Any
 
 from celery.result import AsyncResult
@@ -32,3 +33,8 @@ class CallResult(AsyncResult):  # type: ignore[misc]
         super().revoke(*args, **kwargs)
         if taken:
             self.backend.mark_as_revoked(self.id, "revoked", store_result=True)
+
+    def __del__(self) -> None:
+        # Celery's own prints a page of traceback for each result that outlives its connection, or the interpreter.
+        with suppress(Exception):
+            super().__del__()

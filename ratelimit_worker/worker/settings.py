@@ -38,7 +38,6 @@ REQUIRED: dict[str, Any] = {
 DEFAULTS: dict[str, Any] = {
     "task_publish_retry_policy": PUBLISH_RETRY,
     "task_create_missing_queues": True,
-    "worker_send_task_events": True,
     "task_track_started": False,
     "broker_pool_limit": 64,
     "redis_socket_keepalive": True,

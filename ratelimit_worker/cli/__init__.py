@@ -1,0 +1,73 @@
+"""Which commands are there? `ratelimit-worker`: each is imported when it is used.
+
+`--help` shows this table and imports neither celery nor redis nor any command. Exit codes: 0, 1 failed, 2 usage,
+69 Redis or the database cannot be reached, 78 a setting is wrong.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, StoreUnavailable
+
+FAILED, UNAVAILABLE, CONFIGURATION = 1, 69, 78
+
+#: Command → what it does; its function has its name and stands in the module of its name.
+COMMANDS = {
+    "demo": "600 calls against a provider with a hidden limit, in a minute.",
+    "run": "Send a Batch file through a lane; answers to another, resumable.",
+    "simulate": "A simulated LLM provider with a true rate limit and scripted faults.",
+}
+
+
+class Sentence(click.ClickException):
+    """An error of ours as one line a problem, without a traceback."""
+
+    def __init__(self, error: RateLimitWorkerError) -> None:
+        super().__init__(str(error) or type(error).__name__)
+        self.exit_code = FAILED
+        if isinstance(error, StoreUnavailable):
+            self.exit_code = UNAVAILABLE
+        elif isinstance(error, ConfigurationError):
+            self.exit_code = CONFIGURATION
+
+    def show(self, file: Any = None) -> None:
+        """Print it to stderr."""
+        for line in self.message.splitlines():
+            click.echo(f"Error: {line}", file=file, err=file is None)
+
+
+class Commands(click.Group):
+    """The commands of the table, loaded by name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one; None: there is no such command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table, without importing what is in it."""
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what it raises of ours becomes a sentence."""
+        try:
+            return super().invoke(ctx)
+        except RateLimitWorkerError as error:
+            raise Sentence(error) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ratelimit-worker", prog_name="ratelimit-worker")
+def main() -> None:
+    """Every LLM call a Celery task, released at one cluster-wide rate per provider budget."""

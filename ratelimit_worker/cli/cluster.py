@@ -1,0 +1,183 @@
+"""Where do the calls of a command run? On the cluster that is configured, else on one of its own that ends with it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from redis import RedisError
+
+from ratelimit_worker import wiring
+from ratelimit_worker.app import make_app
+from ratelimit_worker.config import PREFIX, Settings, environment, read_settings
+from ratelimit_worker.embedded import Children, EmbeddedRedis, Exited
+from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, StoreUnavailable
+from ratelimit_worker.stores import keys
+
+_STOP_S = 15.0  #: for calls that run when the workers are told to stop
+_MOST_RESTARTS = 3
+
+
+class WorkersFailed(RateLimitWorkerError):
+    """The workers of a command ended by themselves. `str()` has the end of their log."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    argv: tuple[str, ...]
+    log_path: Path
+
+
+@dataclass(slots=True)
+class Cluster:
+    """Redis, an app that sends to it, and the workers of this command, if it has any."""
+
+    app: Celery
+    settings: Settings
+    environ: dict[str, str]  #: of workers: settings, addresses and keys of providers
+    embedded: bool
+    children: Children
+    _workers: list[_Worker] = field(default_factory=list)
+    _restarts: int = 0
+
+    @property
+    def services(self) -> wiring.Services:
+        """The live objects of this process."""
+        return wiring.services()
+
+    def start_workers(self, count: int, concurrency: int, queue: str) -> None:
+        """Start `count` workers with a threads pool of `concurrency` that take calls from `queue` only."""
+        for number in range(1, count + 1):
+            argv = (
+                *(sys.executable, "-P", "-m", "celery", "-A", "ratelimit_worker.app", "worker"),
+                *("-P", "threads", "-c", str(concurrency), "-Q", queue, "-n", f"{queue}-{number}@%h", "-l", "WARNING"),
+                *("--without-gossip", "--without-mingle", "--without-heartbeat"),
+            )
+            self._start(_Worker(argv, self.settings.state_path / "logs" / f"{queue}-{number}.log"))
+
+    def check_workers(self) -> list[Exited]:
+        """Start anew what has ended by itself; returns what had.
+
+        Raises:
+            WorkersFailed: that happens again and again.
+        """
+        gone = self.children.exited()
+        for exited in gone:
+            self._restarts += 1
+            if self._restarts > _MOST_RESTARTS:
+                raise WorkersFailed(f"the workers do not stay: {exited}")
+            worker = next(worker for worker in self._workers if worker.argv == exited.argv)
+            self._workers.remove(worker)
+            self._start(worker)
+        return gone
+
+    def stop_workers(self, grace_s: float = _STOP_S) -> None:
+        """Let what runs finish, at most `grace_s` seconds; what waits stays in its lane."""
+        self.children.stop(grace_s)
+
+    def remove_logs(self) -> None:
+        """The workers' logs are of no more use."""
+        for worker in self._workers:
+            worker.log_path.unlink(missing_ok=True)
+
+    def _start(self, worker: _Worker) -> None:
+        self._workers.append(worker)
+        self.children.start(worker.argv, self.environ, worker.log_path)
+
+
+@contextmanager
+def open_cluster(
+    state_dir: Path | None = None, *, alone: bool = False, extra: Mapping[str, str] | None = None
+) -> Iterator[Cluster]:
+    """The configured cluster, or one of this command's own on `state_dir`; it and its workers end with the block.
+
+    Args:
+        state_dir: MAISD_STATE_DIR when None.
+        alone: One of its own in any case.
+        extra: Variables for the environment of workers.
+    Raises:
+        ConfigurationError: a setting is wrong, or no server runs here.
+        StoreUnavailable: the server does not answer.
+    """
+    environ = {**environment(), **(extra or {}), "PYTHONPATH": _python_path(environment())}
+    if state_dir is not None:
+        environ[f"{PREFIX}STATE_DIR"] = str(state_dir.expanduser().absolute())
+    if alone:
+        for name in (f"{PREFIX}REDIS_URL", "CELERY_BROKER_URL", f"{PREFIX}DATABASE_URL", "DATABASE_URL"):
+            environ.pop(name, None)
+    settings = read_settings(environ)
+    with ExitStack() as opened:
+        embedded = not settings.redis_url
+        if embedded:
+            if environ.get("CELERY_RESULT_BACKEND"):
+                raise ConfigurationError(
+                    "CELERY_RESULT_BACKEND is set, and no broker: unset it, or set MAISD_REDIS_URL"
+                )
+            redis = opened.enter_context(EmbeddedRedis(settings.state_path))
+            environ[f"{PREFIX}REDIS_URL"] = redis.url
+            settings = read_settings(environ)
+            children = opened.enter_context(Children(redis.watcher))
+        else:
+            children = opened.enter_context(Children())
+        app = make_app(settings)
+        app.set_default()  # for all threads; the built-in tasks belong to whatever is the default
+        import_module_of_tasks()
+        cluster = Cluster(app=app, settings=settings, environ=environ, embedded=embedded, children=children)
+        opened.callback(app.close)
+        _check_redis(cluster)
+        if embedded:
+            _take_back(cluster)
+        yield cluster
+
+
+def import_module_of_tasks() -> Any:
+    """The built-in tasks; importing them makes an app of their own where the process has none yet."""
+    from ratelimit_worker import builtin
+
+    return builtin
+
+
+def _check_redis(cluster: Cluster) -> None:
+    with talking_to_redis():
+        cluster.services.redis.ping()
+
+
+def _take_back(cluster: Cluster) -> None:
+    """Calls that were out when the last owner of this state folder was killed: its workers are gone for certain, so
+    nobody has to wait until their leases end."""
+    lanes = cluster.services.lanes
+    with talking_to_redis():
+        tags: Any = lanes.client.zrange(keys.LEDGER, 0, -1)
+        for first in range(0, len(tags), 100):
+            lanes.restore([tag.decode() for tag in tags[first : first + 100]])
+
+
+@contextmanager
+def talking_to_redis() -> Iterator[None]:
+    """redis-py's errors as ours.
+
+    Raises:
+        StoreUnavailable: Redis is away, full or read-only.
+    """
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise StoreUnavailable(
+            f"Redis: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
+
+
+def _python_path(environ: Mapping[str, str]) -> str:
+    """Workers find this package as this process did, also where it is a checkout that is not installed."""
+    root = str(Path(__file__).resolve().parents[2])
+    given = environ.get("PYTHONPATH", "")
+    if root in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        return given
+    return os.pathsep.join(part for part in (root, given) if part)

@@ -1,0 +1,67 @@
+"""How is one told how it goes? On a terminal one line that is refreshed, elsewhere a plain line now and then."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import click
+
+_REFRESH_S = 0.25
+
+
+class Progress:
+    """Words on stderr.
+
+    Args:
+        every_s: Seconds between two lines where there is no terminal.
+        stream: stderr when None.
+    """
+
+    def __init__(self, every_s: float = 5.0, stream: Any = None) -> None:
+        self._stream = stream if stream is not None else click.get_text_stream("stderr")
+        self.live = self._stream.isatty()  #: whether there is a terminal
+        self._every_s = _REFRESH_S if self.live else every_s
+        self._next_s = time.monotonic() + (0.0 if self.live else every_s)
+        self._shown = False
+
+    def tick(self, words: Callable[[], str]) -> None:
+        """Show `words()` if it is time to."""
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            return
+        line = words()
+        if self.live:
+            columns = shutil.get_terminal_size().columns
+            click.echo(f"\r\x1b[K{line[: columns - 1]}", file=self._stream, nl=False)
+            self._shown = True
+        else:
+            click.echo(line, file=self._stream)
+        self._next_s = time.monotonic() + self._every_s
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self.clear()
+        click.echo(text, file=self._stream)
+
+    def clear(self) -> None:
+        """Take the refreshed line away."""
+        if self._shown:
+            click.echo("\r\x1b[K", file=self._stream, nl=False)
+            self._shown = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.clear()
+
+
+def clock(seconds: float) -> str:
+    """1:02:03, or 2:03 below an hour."""
+    minutes, second = divmod(int(seconds + 0.5), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,0 +1,87 @@
+"""Which calls are answered? Celery's results of many calls, asked for in one request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from celery import Celery
+from celery.backends.redis import RedisBackend
+from celery.states import READY_STATES
+
+from ratelimit_worker.cli.cluster import talking_to_redis
+from ratelimit_worker.errors import ConfigurationError
+
+
+class _State(msgspec.Struct):
+    status: str
+
+
+_decode_state = msgspec.json.Decoder(_State).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A call that is over."""
+
+    call_id: str
+    value: Any = None
+    error: BaseException | None = None
+
+
+class Results:
+    """The results of an app.
+
+    Raises:
+        ConfigurationError: they are not in Redis.
+    """
+
+    def __init__(self, app: Celery) -> None:
+        self._backend: Any = app.backend
+        if not isinstance(self._backend, RedisBackend):
+            raise ConfigurationError(
+                f"results are kept by {type(self._backend).__name__}; this command reads them from Redis: "
+                "unset CELERY_RESULT_BACKEND"
+            )
+        # A subscription a call, which nobody would read, costs a round trip each and fills the server's buffers.
+        self._backend.on_task_call = _no_subscription
+
+    def settled(self, call_ids: Sequence[str]) -> list[Settled]:
+        """Those of the calls that are over.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        if not call_ids:
+            return []
+        with talking_to_redis():
+            found: list[bytes | None] = self._backend.mget([self._key(call_id) for call_id in call_ids])
+        return [self._read(call_id, raw) for call_id, raw in zip(call_ids, found, strict=True) if raw and _over(raw)]
+
+    def forget(self, call_ids: Sequence[str]) -> None:
+        """These answers are safe elsewhere.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        if call_ids:
+            with talking_to_redis():
+                self._backend.client.delete(*(self._key(call_id) for call_id in call_ids))
+
+    def _key(self, call_id: str) -> Any:
+        return self._backend.get_key_for_task(call_id)
+
+    def _read(self, call_id: str, raw: bytes) -> Settled:
+        result = self._backend.decode_result(raw).get("result")
+        return Settled(call_id, error=result) if isinstance(result, BaseException) else Settled(call_id, result)
+
+
+def _no_subscription(producer: Any, call_id: str) -> None:
+    """In place of the backend's `on_task_call`."""
+
+
+def _over(raw: bytes) -> bool:
+    # A call that waits for its next attempt has a result too; reading its exception each time would cost too much.
+    return _decode_state(raw).status in READY_STATES

@@ -1,0 +1,77 @@
+"""`ratelimit-worker run`: a Batch file in, Batch answers out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ratelimit_worker.cli.progress import Progress
+from ratelimit_worker.errors import BadInput
+
+
+@click.command()
+@click.argument("source", metavar="IN.jsonl", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    metavar="OUT.jsonl",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Answers, one line each; what is in it already is not sent again.",
+)
+@click.option("--base-url", metavar="URL", help="The provider's. Default: OPENAI_BASE_URL, ANTHROPIC_BASE_URL.")
+@click.option("--lane", metavar="L", help="One lane for all lines. Default: provider and model of each line.")
+@click.option("--rpm", type=click.FloatRange(min=0, min_open=True), help="Requests a minute, never exceeded.")
+@click.option("--tpm", type=click.FloatRange(min=0, min_open=True), help="Tokens a minute, never exceeded.")
+@click.option("--concurrency", type=click.IntRange(min=1), help="Calls at once in each worker. Default: 64.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Workers of this run. Default: 1, with a broker the cluster's."
+)
+@click.option(
+    "--state-dir",
+    metavar="D",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="State of the embedded Redis. Default: MAISD_STATE_DIR.",
+)
+@click.pass_context
+def run(
+    ctx: click.Context,
+    source: Path,
+    target: Path,
+    base_url: str | None,
+    lane: str | None,
+    rpm: float | None,
+    tpm: float | None,
+    concurrency: int | None,
+    workers: int | None,
+    state_dir: Path | None,
+) -> None:
+    """Send the lines of an OpenAI Batch file through their lanes, and write the answers as Batch output.
+
+    The same command resumes after Ctrl-C or a crash, and pays for nothing twice. Without MAISD_REDIS_URL or
+    CELERY_BROKER_URL it brings its own Redis and workers and ends them. Exit code 1: some lines failed.
+    """
+    from ratelimit_worker.cli.run.conduct import Request, run_file
+
+    request = Request(
+        source=source,
+        target=target,
+        base_url=base_url,
+        lane=lane,
+        rpm=rpm,
+        tpm=tpm,
+        concurrency=concurrency,
+        workers=workers,
+        state_dir=state_dir,
+    )
+    try:
+        with Progress() as progress:
+            summary = run_file(request, progress)
+    except BadInput as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(str(summary), err=True)
+    if summary.signal is not None:
+        click.echo("stopped; resume with the same command", err=True)
+    ctx.exit(summary.exit_code)

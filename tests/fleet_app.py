@@ -1,0 +1,131 @@
+"""Tasks for the fleet of the tests: an app that a team had, with `install(app)`."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+
+from ratelimit_worker.app import install, llm_task
+from ratelimit_worker.config import read_settings
+from ratelimit_worker.errors import ServerError
+
+
+def make() -> Celery:
+    """The app on the broker that the environment names."""
+    made = Celery("fleet", broker=os.environ.get("MAISD_REDIS_URL"), backend=os.environ.get("MAISD_REDIS_URL"))
+    made.conf.update(task_default_queue="fleet", worker_redirect_stdouts=False)
+    return install(made, read_settings())
+
+
+app = make()
+
+
+def _write(name: str, what: str) -> None:
+    with (Path(os.environ["FLEET_FOLDER"]) / name).open("a") as file:
+        file.write(f"{time.time():.6f} {what}\n")
+
+
+@app.task
+def add(x: int, y: int) -> int:
+    """An ordinary task: no call."""
+    return x + y
+
+
+@llm_task(app=app, lane="free")
+def echo(value: Any, sleep_s: float = 0.0) -> Any:
+    """Gives back what it got."""
+    if sleep_s:
+        time.sleep(sleep_s)
+    return value
+
+
+@llm_task(app=app, lane="free")
+def double(value: int, more: int = 0) -> int:
+    """Twice the value."""
+    return value * 2 + more
+
+
+@llm_task(app=app, lane="free")
+def total(values: list[int]) -> int:
+    """The sum, as the body of a chord."""
+    return sum(values)
+
+
+@llm_task(app=app, lane="stamp")
+def stamp(what: str, sleep_s: float = 0.0, name: str = "stamps") -> str:
+    """Writes when it ran."""
+    _write(name, what)
+    if sleep_s:
+        time.sleep(sleep_s)
+    return what
+
+
+@llm_task(app=app, lane="free", bind=True, max_retries=3)
+def flaky(self: Any, fail_times: int) -> int:
+    """Retries itself, Celery's way, until it has failed so often."""
+    _write("flaky", str(self.request.retries))
+    if self.request.retries < fail_times:
+        raise self.retry(countdown=0.05, exc=ValueError("not yet"))
+    return int(self.request.retries)
+
+
+@llm_task(app=app, lane="free", autoretry_for=(KeyError,), retry_backoff=0.05, retry_jitter=False, max_retries=2)
+def auto(fail_times: int) -> int:
+    """Retried by Celery for KeyError."""
+    tries = len([1 for line in _read("auto") if line])
+    _write("auto", str(tries))
+    if tries < fail_times:
+        raise KeyError("not yet")
+    return tries
+
+
+@llm_task(app=app, lane="sick")
+def sick(fail_times: int, name: str = "sick") -> int:
+    """A provider that fails so often before it answers."""
+    tries = len(_read(name))
+    _write(name, str(tries))
+    if tries < fail_times:
+        raise ServerError("HTTP 500", 500)
+    return tries
+
+
+@llm_task(app=app, lane="free")
+def broken(secret: str) -> None:
+    """Fails with an exception of the user's own."""
+    raise LookupError(f"no such thing in {len(secret)} letters")
+
+
+@llm_task(app=app, lane="poison")
+def suicide() -> None:
+    """Kills its worker."""
+    _write("suicide", "x")
+    os.kill(os.getpid(), 9)
+
+
+@app.task
+def note(*args: Any) -> None:
+    """An ordinary callback or errback."""
+    _write("notes", repr(len(args)))
+
+
+def _read(name: str) -> list[str]:
+    path = Path(os.environ["FLEET_FOLDER"]) / name
+    return path.read_text().splitlines() if path.exists() else []
+
+
+if os.environ.get("RLW_TEST_DIE_AFTER_SETTLE"):
+    # The one fault that cannot be timed from outside: the worker dies after SETTLE, before Celery stores the result.
+    from ratelimit_worker.stores.lanes import Lanes
+
+    _settle = Lanes.settle
+
+    def _settle_and_die(self: Lanes, *args: Any, **kwargs: Any) -> bool:
+        _settle(self, *args, **kwargs)
+        os.kill(os.getpid(), 9)
+        return True
+
+    Lanes.settle = _settle_and_die  # type: ignore[method-assign]
