@@ -11,7 +11,10 @@ from celery import Celery
 
 from ratelimit_worker.app import install, llm_task
 from ratelimit_worker.config import read_settings
+from ratelimit_worker.calls import Response
 from ratelimit_worker.errors import ServerError
+from ratelimit_worker.providers import openai
+from ratelimit_worker.providers.http import ProviderRefused
 
 
 def make() -> Celery:
@@ -97,6 +100,36 @@ def sick(fail_times: int, name: str = "sick") -> int:
 def broken(secret: str) -> None:
     """Fails with an exception of the user's own."""
     raise LookupError(f"no such thing in {len(secret)} letters")
+
+
+@llm_task(app=app, lane="hush")
+def hush(prompt: str, fail_times: int = 0, name: str = "hush") -> str:
+    """Takes a prompt and says nothing of it; may fail first."""
+    tries = len(_read(name))
+    _write(name, str(tries))
+    if tries < fail_times:
+        raise ServerError("HTTP 500", 500)
+    return "hushed"
+
+
+@llm_task(app=app, lane="hush")
+def refused(prompt: str, key: str) -> None:
+    """A provider that repeats prompt and key in its refusal."""
+    body = {"error": {"message": f"cannot say {prompt} with {key}", "type": "invalid_request_error", "code": key}}
+    raise ProviderRefused(Response(status=400, headers={"x-request-id": "r"}, body=body))
+
+
+@llm_task(app=app, lane="chat")
+def chat(what: Any) -> Any:
+    """One request to the provider that OPENAI_BASE_URL names."""
+    body = {"model": "m", "max_tokens": 16, "messages": [{"role": "user", "content": f"question {what}"}]}
+    return openai.request(openai.endpoint(os.environ), openai.CHAT_PATH, body).body["id"]
+
+
+@app.task
+def total_plain(values: list[int]) -> int:
+    """The sum, as an ordinary task."""
+    return sum(values)
 
 
 @llm_task(app=app, lane="poison")

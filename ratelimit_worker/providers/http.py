@@ -253,6 +253,12 @@ def _client() -> Iterator[httpx.Client]:
         stack.append(client)
 
 
+def warm_up(clients: int) -> None:
+    """Have `clients` clients ready: the first takes 0.13 s, and calls that wait for it would leave as a burst."""
+    while len(_idle) < clients:
+        _idle.append(_new_client())
+
+
 def _new_client() -> httpx.Client:
     # Proxies and certificates of the environment are honoured; that is read here, once a client, not once a call.
     return httpx.Client(

@@ -2,31 +2,37 @@
 
 | key | type | holds | bound |
 |---|---|---|---|
-| `rlw:lanes` | ZSET lane → last use (µs) | every lane that is known | lanes idle for 30 days are dropped by the sweep |
-| `rlw:lane:L` | HASH | set-points, levels, counters of lane L | 30 days after last use |
+| `rlw:lanes` | ZSET lane → last use (µs) | every lane that is known | the sweep drops those whose hash has ended |
+| `rlw:lane:L` | HASH | set-points, levels, counters of lane L | 30 days after last use, or its last call's deadline |
 | `rlw:queues:L` | SET | queues on which calls of L wait | queues; emptied with them |
 | `rlw:wait:…` | ZSET ref → tag | calls of one lane that wait on one queue | `MAISD_MAX_WAITING` |
-| `rlw:due:L` | ZSET ref → µs | calls of L that wait for a time | `MAISD_MAX_WAITING` |
-| `rlw:tenants:L` | HASH tenant → finish tag | fair queueing | 1 hour after last use |
+| `rlw:due:…` | ZSET ref → µs | calls of one lane and queue that wait for a time | `MAISD_MAX_WAITING` |
+| `rlw:tenants:L` | ZSET tenant → finish tag | fair queueing | tenants ahead of the lane's `v`; 1 hour |
 | `rlw:out:L` | ZSET tag → begun (0, 1) | released and not freed | slots |
-| `rlw:onqueue:Q` | SET of tags | the same, by queue | slots |
+| `rlw:onqueue:Q` | SET of tags | the same, by queue, but for those set aside | slots |
+| `rlw:onqueues` | SET | queues with such a set | queues; the sweep drops the empty |
 | `rlw:ledger` | ZSET tag → lease end (µs) | the same, all lanes | slots |
+| `rlw:aside` | SET of tags | out, but on a worker that died or takes no more | slots; until the lease ends |
 | `rlw:call:REF` | HASH | message and record of one call | deadline + 1 day |
 | `rlw:payload:REF` | STRING | body: args, kwargs, canvas. The only key that holds prompts | deadline + 1 day |
-| `rlw:settled:REF` | STRING | answer, until the ack | 1 day; deleted by FREE |
-| `rlw:expiry` | ZSET ref → µs | deadlines of calls | calls |
+| `rlw:settled:REF` | STRING | answer, until the ack | deadline + 1 day; deleted by FREE |
+| `rlw:done:REF` | STRING | publication of a call that is gone | 60 s |
+| `rlw:expiry` | ZSET ref → µs | when a call is delivered without a permit: its deadline, or now if answered | calls |
 | `rlw:next` | ZSET lane → µs | when the pump must look at a lane | lanes |
-| `rlw:hungry` | ZSET lane → since (µs) | lanes with a permit and no room | lanes |
+| `rlw:hungry` | SET | queues with a row | queues |
+| `rlw:hungry:Q` | ZSET lane → place | the row of queue Q: lanes with a permit and no slot | lanes |
+| `rlw:full` | SET | lanes that wait for one of their own calls to begin or end | lanes |
 | `rlw:busy` | SET | lanes with something out | lanes |
-| `rlw:workers` `rlw:slots` `rlw:room` | ZSET, HASH, HASH | live workers, their slots and queues, the sum | workers; entries expire by score |
-| `rlw:pump` | HASH | the pump's planned sleep, the sweep's grace | 1 |
+| `rlw:workers` | ZSET worker → µs | until when a worker lives | workers; dropped by score |
+| `rlw:slots` `rlw:held` | HASH | slots and queues of a worker; tags that it held at its last beat | workers |
+| `rlw:room` | HASH | the sums of the slots | 60 s |
+| `rlw:pump` | HASH | the pump's planned sleep, the sweep's grace, the next place in a row | 1 |
 | `rlw:duty:NAME` | STRING | who holds a duty | its lease |
-| `rlw:seen:L` | LIST | observations for the tuner | 2,000 |
+| `rlw:seen:L` | LIST | observations for the tuner | 2,000; 1 hour |
 | `rlw:seen` | SET | lanes with observations | lanes |
 | `rlw:outbox` | STREAM | outcomes on their way to the tracking database | 5,000,000 |
-| `rlw:outbox:bad` `rlw:outbox:bad:count` | LIST, STRING | outcomes that cannot be recorded | 1,000 of at most 4 kB |
 | `rlw:malformed` | LIST | messages set aside | 1,000; 7 days |
-| `rlw:counters` | HASH | counters by name | names in the code |
+| `rlw:counters` | HASH | counters by name; `released` numbers the releases | names in the code |
 """
 
 from __future__ import annotations
@@ -54,9 +60,9 @@ def waiting(name: str, queue: str) -> str:
     return f"{NAMESPACE}wait:{len(name.encode())}:{name}:{queue}"
 
 
-def due(name: str) -> str:
-    """Calls of a lane that wait for a time."""
-    return f"{NAMESPACE}due:{name}"
+def due(name: str, queue: str) -> str:
+    """Calls of a lane and queue that wait for a time."""
+    return f"{NAMESPACE}due:{len(name.encode())}:{name}:{queue}"
 
 
 def call(ref: str) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import msgspec
 from redis import Redis
 
 from ratelimit_worker.calls import Cost, Priority
-from ratelimit_worker.errors import LaneFull
+from ratelimit_worker.errors import BadInput, LaneFull
 from ratelimit_worker.ports import Begun, LaneView
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.scripts import Scripts
@@ -18,6 +19,8 @@ from ratelimit_worker.stores.scripts import Scripts
 US = 1_000_000
 GIVE_UP_AFTER_LOST = 3  #: deliveries whose worker died before the call is given up
 KEEP_ANSWER_S = 86_400  #: an answer waits so long for its ack; FREE deletes it earlier
+
+ONE = Cost()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +38,24 @@ class Entry:
     priority: Priority = Priority.NORMAL
     tenant: str = ""
     weight: float = 1.0
-    cost: Cost = Cost()
+    cost: Cost = ONE
     tries: int = 0
     number: int = 0
     max_waiting: int = 0
     lane_fields: Mapping[str, float | str] | None = None  #: set-points, where the lane is new
 
     def args(self) -> list[Any]:
-        """The arguments of enqueue.lua after the time."""
+        """The arguments of enqueue.lua after the time.
+
+        Raises:
+            BadInput: a cost, a weight or a time that no bucket can hold.
+        """
+        if not all(isfinite(units) and units >= 0 for units in self.cost.vector()):
+            raise BadInput(f"cost={self.cost.vector()}: use finite numbers, 0 or more")
+        if not (isfinite(self.weight) and self.weight > 0):
+            raise BadInput(f"weight={self.weight} of tenant {self.tenant!r}: use a finite number above 0")
+        if not (isfinite(self.deadline_in_s) and isfinite(self.due_in_s)):
+            raise BadInput(f"deadline_in_s={self.deadline_in_s}, due_in_s={self.due_in_s}: use finite numbers")
         fields: list[Any] = []
         for name, value in (self.lane_fields or {}).items():
             fields += (name, value)
@@ -83,6 +96,7 @@ class Lanes:
 
         Raises:
             LaneFull: the lane holds `max_waiting` calls; nothing was stored.
+            BadInput: a cost, a weight or a time that no bucket can hold.
         """
         state, ref = self.run("enqueue", entry.args())
         if state == -1:
@@ -159,7 +173,14 @@ class Lanes:
         return int(self.run("beat", args))
 
     def set_points(self, lane: str, fields: Mapping[str, float | str]) -> int:
-        """Write fields of a lane; they hold for the next permit → released at once."""
+        """Write fields of a lane; they hold for the next permit → released at once.
+
+        Raises:
+            ValueError: a number is NaN or infinite: a level would never recover from it.
+        """
+        for name, value in fields.items():
+            if isinstance(value, float) and not isfinite(value):
+                raise ValueError(f"{name}={value} of lane {lane!r}: use a finite number")
         flat: list[Any] = []
         for name, value in fields.items():
             flat += (name, value)
@@ -172,11 +193,15 @@ class Lanes:
 
     def size(self, queue: str) -> int:
         """Calls that wait on a queue, over all lanes (ready ones are counted by the queue itself)."""
-        return int(self.run("size", (queue, 0)))
+        return int(self.run("size", (queue,)))
 
     def purge(self, queue: str) -> int:
         """Forget all calls that wait on a queue or lie ready there → how many."""
-        return int(self.run("size", (queue, 1)))
+        gone, more = 0, 1
+        while more:  # a million at once would hold up everybody for seconds
+            some, more = self.run("purge", (queue, 1000))
+            gone += int(some)
+        return gone
 
     def take(self, owner: str, lease_s: float, most: int = 50) -> tuple[float, list[LaneView]] | None:
         """What was seen since the last take → (Redis time in seconds, lanes), or None: another tunes."""

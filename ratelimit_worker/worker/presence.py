@@ -60,7 +60,7 @@ class Presence(Duty):
         self.lease_s = lease_s
         self.closing = False
         self.every_s = min(BEAT_S, lease_s / 5)
-        self._prefork = "prefork" in type(consumer.pool).__module__
+        self.prefork = "prefork" in type(consumer.pool).__module__
         self._unclaimed: dict[str, float] = {}
 
     def turn(self) -> None:
@@ -125,7 +125,7 @@ class Presence(Duty):
         return [tag for tag in held if tag in alive or now - self._unclaimed[tag] < UNCLAIMED_S] + list(HELD.orphans)
 
     def _lives(self, request: Any) -> bool:
-        if self._prefork or not request.time_start:
+        if self.prefork or not request.time_start:
             return True
         return request.id in _RUNNING or time() - request.time_start < SETTLING_S
 
@@ -167,7 +167,8 @@ class LanesStep(bootsteps.StartStopStep):  # type: ignore[misc]
         HELD.running = self.presence.running
         owner = self.presence.owner
         self.duties = [Release(live.redis_url, owner, lease_s), Tune(live.redis_url, owner), Record(live, owner)]
-        warm_up()
+        if not self.presence.prefork:  # each child of a prefork pool does it for itself
+            warm_up(self.presence.slots())
         self.presence.beat()  # before the first message: recall what dead workers left ready
         for thread in (self.presence, *self.duties):
             thread.start()

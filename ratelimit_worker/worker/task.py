@@ -23,6 +23,7 @@ from ratelimit_worker.flow import enqueue
 from ratelimit_worker.flow.execute import Again, Answered, Executor, Facts, GaveUp
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.ports import Begun
+from ratelimit_worker.providers import http
 from ratelimit_worker.stores.scripts import script_text
 from ratelimit_worker.wiring import services
 from ratelimit_worker.worker import transport
@@ -30,6 +31,7 @@ from ratelimit_worker.worker.result import CallResult
 from ratelimit_worker.worker.transport import HEADER, unpack_body
 
 ANSWERS = Answers(dumps=dumps, loads=loads)
+MOST_WARM_CLIENTS = 16  #: made before the first call, 4 ms each
 
 
 class CallTask(Task):  # type: ignore[misc]
@@ -186,6 +188,7 @@ def plan_by_name(app: Any) -> Callable[[str, list[Any], dict[str, Any]], Mapping
 def connect_transport(app: Any) -> None:
     """Tell the transport what only the app knows: which tasks make calls, and what was configured of their lanes."""
     transport.PLAN[:] = [plan_by_name(app)]
+    transport.IS_CALL[:] = [lambda name: isinstance(app.tasks.get(name), CallTask)]
     transport.LANE_FIELDS[:] = [lambda lane: enqueue.lane_fields(services().settings, lane)]
 
 
@@ -193,8 +196,9 @@ def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
-def warm_up() -> None:
+def warm_up(slots: int = 1) -> None:
     """Connect and load the scripts before the first call: released calls that meet a cold worker start as a burst."""
+    http.warm_up(min(slots, MOST_WARM_CLIENTS))
     live = services()
     for name in ("begin", "settle", "back", "free"):
         live.redis.script_load(script_text(name))

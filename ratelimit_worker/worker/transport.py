@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import base64
 import logging
+import re
 import ssl
+import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,12 +29,16 @@ from redis import RedisError
 
 from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.errors import BadInput
+from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import Entry, Lanes
 from ratelimit_worker.worker.intake import Intake
 
 log = logging.getLogger(__name__)
 
 HEADER = "rlw"  #: the call's plan, as flow.enqueue wrote it
+BODY_HEADER = "rlw_body"  #: where the body of an ordinary task lies whose canvas holds calls, and so prompts
+SIGNATURE = re.compile(rb'"task": "([^"]+)"')
+CANVAS_TTL_S = 7 * 86_400
 COMPRESS_ABOVE = 1024  #: bytes; smaller bodies are not worth the time
 PLAIN, DEFLATED = b"j", b"z"  #: first byte of a payload
 
@@ -52,6 +58,8 @@ INTAKE = Intake()
 #: Completes the plan of a call that was published without one (`send_task`, a stock producer); worker.task sets it.
 #: (task name, args, kwargs) → the header, or None for a task that makes no calls.
 PLAN: list[Callable[[str, list[Any], dict[str, Any]], Mapping[str, Any] | None]] = []
+#: Whether a task of that name makes calls.
+IS_CALL: list[Callable[[str], bool]] = []
 #: Fields of a lane that is new; `wiring` sets it. lane → set-points.
 LANE_FIELDS: list[Callable[[str], Mapping[str, float | str]]] = []
 
@@ -152,10 +160,25 @@ class QoS(stock.QoS):
             log.info("messages are left to their lease: %s", type(error).__name__)
 
 
+class Message(virtual.Message):
+    """A message whose body may lie apart; what goes to Redis (`_raw`, for the stock ledger) keeps the reference."""
+
+    def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
+        apart = (payload.get("headers") or {}).get(BODY_HEADER)
+        if apart is None:
+            super().__init__(payload, channel=channel, **kwargs)
+            return
+        stored = channel.lanes.client.get(keys.payload(apart))
+        body = unpack_body(stored) if stored is not None else b""
+        super().__init__({**payload, "body": base64.b64encode(body).decode()}, channel=channel, **kwargs)
+        self._raw = payload
+
+
 class Channel(stock.Channel):
     """A channel that knows lanes."""
 
     QoS = QoS
+    Message = Message
     _kept: tuple[Any, Any, Lanes] | None = None
 
     @contextmanager
@@ -187,10 +210,27 @@ class Channel(stock.Channel):
         if not _is_call(message):
             plan = _plan_of(message)
             if plan is None:
-                super()._put(queue, message, **kwargs)
+                super()._put(queue, self._without_prompts(message), **kwargs)
                 return
             message = {**message, "headers": {**message["headers"], HEADER: plan}}
         self.lanes.enqueue(entry(queue, message))
+
+    def _without_prompts(self, message: dict[str, Any]) -> dict[str, Any]:
+        """An ordinary task's message; its body goes apart when links, chord or arguments in it hold calls."""
+        headers = message.get("headers")
+        if not PLAN or not isinstance(headers, dict) or "task" not in headers:
+            return message
+        body = base64.b64decode(message["body"]) if message["properties"].get("body_encoding") == "base64" else b""
+        if not any(IS_CALL[0](name.decode()) for name in set(SIGNATURE.findall(body))):
+            return message
+        ref = f"canvas-{uuid.uuid4().hex}"
+        self.lanes.client.set(keys.payload(ref), pack_body(body), ex=CANVAS_TTL_S)
+        short = base64.b64encode(dumps([[f"ref:{ref}"], {}, {}]).encode()).decode()
+        return {
+            **message,
+            "body": short,
+            "headers": {**headers, BODY_HEADER: ref, "argsrepr": "<canvas>", "kwargsrepr": "<canvas>"},
+        }
 
     def _brpop_read(self, **options: Any) -> bool:
         try:
@@ -255,6 +295,10 @@ class Transport(stock.Transport):
             if plan is not None:  # pushed past its lane by a stock producer: pace it like the others
                 channel.lanes.enqueue(entry(queue, {**message, "headers": {**message["headers"], HEADER: plan}}))
                 return
+        apart = (message.get("headers") or {}).get(BODY_HEADER)
+        if apart is not None and not channel.lanes.client.exists(keys.payload(apart)):
+            channel.set_aside(dumps(message).encode(), "its body is gone from Redis", queue)
+            return
         super()._deliver(message, queue)
 
 
@@ -328,7 +372,7 @@ def _plan_of(message: Mapping[str, Any]) -> Mapping[str, Any] | None:
     headers = message.get("headers")
     if not PLAN or not isinstance(headers, dict) or not isinstance(headers.get("task"), str):
         return None
-    if not PLAN[0](headers["task"], [], {}):
+    if not IS_CALL[0](headers["task"]):
         return None
     args, kwargs, _ = loads(base64.b64decode(message["body"]).decode())
     return PLAN[0](headers["task"], args, kwargs)

@@ -139,7 +139,7 @@ def run_file(request: Request, progress: Progress) -> Summary:
         session = Session(request.source, journal, cluster, options, begin, progress.note)
         view = _View(session, Attempts(cluster.settings.database_url, name, _redis_time_s(cluster)))
         try:
-            session.go(lambda: bool(stop), lambda: progress.tick(view.line))
+            session.go(lambda: bool(stop), lambda: view.tick(progress))
             progress.clear()
             if not session.finished:
                 progress.note("stopping: calls that run are let finish (again to end at once)")
@@ -174,7 +174,16 @@ class _View:
         self._waiting = 0
         self._look_at_s = 0.0
 
+    def tick(self, progress: Progress) -> None:
+        """Take note of how far it is, and show it if it is time to."""
+        now_s = time.monotonic()
+        self._seen.append((now_s, self.session.done))
+        while len(self._seen) > 2 and now_s - self._seen[1][0] >= _RATE_OVER_S:
+            self._seen.popleft()
+        progress.tick(self.line)
+
     def line(self) -> str:
+        """Where it stands."""
         session, made = self.session, self.attempts.now()
         self._look()
         per_min = self._rate_per_min()
@@ -207,12 +216,8 @@ class _View:
             self._waiting = max(0, session.total - session.done - running)
 
     def _rate_per_min(self) -> float:
-        now_s = time.monotonic()
-        self._seen.append((now_s, self.session.done))
-        while len(self._seen) > 2 and now_s - self._seen[1][0] >= _RATE_OVER_S:
-            self._seen.popleft()
-        first_s, first = self._seen[0]
-        return (self.session.done - first) / (now_s - first_s) * 60 if now_s > first_s else 0.0
+        (first_s, first), (last_s, last) = self._seen[0], self._seen[-1]
+        return (last - first) / (last_s - first_s) * 60 if last_s > first_s else 0.0
 
 
 def _check_source(request: Request) -> None:

@@ -14,7 +14,8 @@ local OFFSET_US = {high = 0, normal = 60e6, low = 300e6}  -- class offsets, µs 
 local N = 4                                            -- dimensions: requests, tokens, input_tokens, output_tokens
 local SICK_ROW = 5                                     -- sick answers in a row: the provider is away
 local REFS = 9                                         -- messages of one task id that may be in lanes at once
-local TRIES = 8                                        -- lanes that are tried for one free slot
+local TRIES = 8                                        -- lanes that are asked for one free slot
+local SURPLUS = 8                                      -- calls without a permit that may lie ready beyond the slots
 -- A call's record, packed in field i of its hash. Newer versions only append; what they change otherwise is a new SCHEMA.
 local VERSION, LANE, QUEUE, SCORE, CLASS, TENANT, COST, ACCEPTED, DEADLINE, RELEASE, ATTEMPTS, LOST, PERMIT, RESTORED,
   TICKET, PUB, SINCE, NUMBER, WEIGHT, BORN = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20
@@ -372,16 +373,13 @@ local function release(lane, most, greedy)
   note(lane, at)
   return moved
 end
--- Slots are free: who is in a row gets them, each in turn. A lane that is over its share is passed over, unless nobody
+-- Slots are free: the lanes in the rows get them, each in turn. One that has its share is passed over, unless nobody
 -- else can use the slot. O(tries · log waiting).
 local function feed(free)
-  local queues = redis.call('SMEMBERS', HUNGRY)
-  if not queues[1] then return 0 end
-  local given = 0
-  for try = 1, TRIES + free do
-    local greedy = try == TRIES + free and given == 0
+  local given, asked = 0, {}
+  for _ = 1, TRIES + free do
     local lane, queue, first
-    for _, q in ipairs(queues) do
+    for _, q in ipairs(redis.call('SMEMBERS', HUNGRY)) do
       local e = redis.call('ZRANGE', row_key(q), 0, 0, 'WITHSCORES')
       if not e[1] then
         redis.call('SREM', HUNGRY, q)
@@ -390,25 +388,147 @@ local function feed(free)
         if here > 0 then lane, queue, first = e[1], q, tonumber(e[2]) end
       end
     end
-    if not lane then break end
-    given = given + release(lane, 1, greedy)
-    -- asked: to the end of the row. What it has no more to do with, release has struck out.
-    if redis.call('ZSCORE', row_key(queue), lane) then
-      if redis.call('ZCOUNT', row_key(queue), '(' .. int(first), '+inf') == 0 and #queues == 1 then
-        if given >= free or greedy then break end      -- alone in the row: ask once more only for the slot nobody uses
-        given = given + release(lane, free - given, true)
-        break
-      end
-      redis.call('ZADD', row_key(queue), 'XX', redis.call('HINCRBY', PUMP, 'row', 1), lane)
-    elseif redis.call('EXISTS', wait_key(lane, queue)) == 0 or not redis.call('ZSCORE', LEDGER, lane) then
-      strike(lane, queue)
-    end
-    if given >= free then break end
+    if not lane then return end
+    local again = asked[lane]
+    if again and (redis.call('ZCARD', row_key(queue)) == 1 or vacant(queue) <= 0) then return end
+    local n = release(lane, 1, again)
+    given, asked[lane] = given + n, n == 0
+    redis.call('ZADD', row_key(queue), 'XX', redis.call('HINCRBY', PUMP, 'row', 1), lane)  -- asked: to the end
+    if given >= free or again then return end
   end
-  return given
 end
 -- the pump is late (its holder was killed, or its thread starves): whoever is here does its work for one lane
 local function overdue()
   local e = redis.call('ZRANGE', NEXT, 0, 0, 'WITHSCORES')
   if e[2] and tonumber(e[2]) < now - 4000 then release(e[1], 20) end
+end
+
+-- ── out of the ledger ────────────────────────────────────────────────────────────────────────────────────────────
+-- the call is no longer out; a permit that no start has used goes back, here and nowhere else
+local function leave(tag, r)
+  local out = out_key(r[LANE])
+  redis.call('ZREM', LEDGER, tag)
+  redis.call('ZREM', out, tag)
+  redis.call('SREM', onqueue_key(r[QUEUE]), tag)
+  redis.call('SREM', ASIDE, tag)
+  if redis.call('EXISTS', out) == 0 then redis.call('SREM', key('busy'), r[LANE]) end
+  if r[PERMIT] == TAKEN then
+    local L = load(r[LANE])
+    refund(L, r[COST])
+    save(L)
+  end
+  r[PERMIT] = NONE
+end
+-- one of the lane's calls is out no more: the lane may have waited for that, and somebody for the slot
+local function after(lane)
+  if redis.call('SISMEMBER', FULL, lane) == 1 then release(lane, 1) end
+  if redis.call('EXISTS', HUNGRY) == 1 then feed(1) end
+end
+local function forget(ref, r)
+  redis.call('DEL', call_key(ref), key('payload:') .. ref, key('settled:') .. ref)
+  redis.call('ZREM', EXPIRY, ref)
+  -- a publisher that lost our reply may send the same once more
+  redis.call('SET', key('done:') .. ref, r[PUB], 'EX', PUBLISHED_TTL_S)
+end
+-- Back into the lane: to its own place, or to its time. `expiry` says when it is delivered without a permit: at its
+-- deadline, or now when it has its answer. The caller releases.
+local function go_back(ref, tag, r, due)
+  leave(tag, r)
+  r[SINCE] = now
+  if due > now then
+    wait_until(due, ref, r)
+  else
+    if r[SCORE] < 0 then place(load(r[LANE]), r) end   -- expired before its time had come, and its worker died
+    wait(ref, r)
+  end
+  keep(ref, r)
+  local settled = redis.call('EXISTS', key('settled:') .. ref) == 1
+  redis.call('ZADD', EXPIRY, int(settled and now or r[DEADLINE]), ref)
+end
+-- Takes a message that nobody has read out of the ready list -> whether it lay there. The list may be a stock producer's
+-- and a million long, so only its ends are searched; what is not found is delivered one day, and begin calls it stale.
+local function unready(ref, r, tag)
+  local list, text = K .. r[QUEUE], text_of(ref, r, tag)
+  if redis.call('LPOS', list, text, 'MAXLEN', 5000) then return redis.call('LREM', list, 1, text) == 1 end
+  if redis.call('LPOS', list, text, 'RANK', -1, 'MAXLEN', 5000) then return redis.call('LREM', list, -1, text) == 1 end
+  return false
+end
+-- A worker died, or the message lay unread -> the lane when the call went back. The caller releases.
+local function restore(tag)
+  local ref = split(tag)
+  local r = record(ref)
+  if not r then redis.call('ZREM', LEDGER, tag) return end  -- its record outlived its time; the audit does the rest
+  if r[VERSION] > SCHEMA then
+    redis.call('ZADD', LEDGER, 'XX', int(now + lease_us()), tag)  -- a newer worker's to restore
+    return
+  end
+  if r[PERMIT] == USED then
+    r[LOST], r[RESTORED] = r[LOST] + 1, 1
+  elseif not unready(ref, r, tag) then
+    r[RESTORED] = 1
+  end
+  go_back(ref, tag, r, 0)
+  return r[LANE]
+end
+-- What lies ready and unread goes back: on queues that nobody serves any more, or on all. O(out · ready).
+local function recall(everywhere)
+  for _, lane in ipairs(redis.call('SMEMBERS', key('busy'))) do
+    for _, tag in ipairs(redis.call('ZRANGEBYSCORE', out_key(lane), 0, 0)) do
+      local ref = split(tag)
+      local r = record(ref)
+      if r and r[VERSION] <= SCHEMA then
+        local _, here = slots(r[QUEUE])
+        if (everywhere or here == 0) and unready(ref, r, tag) then
+          go_back(ref, tag, r, 0)
+          note(lane, now)
+        end
+      end
+    end
+  end
+end
+
+-- ── what is learned from an attempt ──────────────────────────────────────────────────────────────────────────────
+-- verdict: 'good' answered, 'refused' 429, 'sick', 'other'. seen: the tuner's observation, packed by Python, or ''
+local function heed(lane, verdict, gate_us, cost)
+  local k = lane_key(lane)
+  if verdict == 'good' then
+    local h = redis.call('HMGET', k, 'sick', 'refusals')
+    if (h[1] or '0') ~= '0' or (h[2] or '0') ~= '0' then redis.call('HSET', k, 'sick', 0, 'refusals', 0) end
+  elseif verdict == 'sick' then
+    local row = (tonumber(redis.call('HGET', k, 'sick') or '0') or 0) + 1
+    redis.call('HSET', k, 'sick', int(row))
+    if row >= SICK_ROW then redis.call('PUBLISH', key('tune'), lane) end
+  elseif verdict == 'refused' then
+    local L = load(lane)
+    refund(L, cost)
+    for i = 1, N do
+      if L.p[i] then L.l[i] = math.min(L.l[i], 0) end
+    end
+    if gate_us <= 0 then                               -- no Retry-After: 0.05·2^k s for the k-th in a row, at most 15 s
+      local row = tonumber(redis.call('HGET', k, 'refusals') or '0') or 0
+      if L.gate <= now then row = row + 1; redis.call('HSET', k, 'refusals', int(row)) end
+      gate_us = math.min(15e6, 50000 * 2 ^ math.max(0, row - 1)) * (0.5 + (now % 1000) / 2000)
+    end
+    L.gate = math.max(L.gate, now + math.min(gate_us, DAY_US))
+    save(L)
+    redis.call('PUBLISH', key('tune'), lane)
+  end
+end
+local function tell(lane, seen)
+  if seen ~= '' then
+    redis.call('RPUSH', key('seen:') .. lane, seen)
+    redis.call('LTRIM', key('seen:') .. lane, -2000, -1)
+    redis.call('EXPIRE', key('seen:') .. lane, 3600)
+  end
+  redis.call('SADD', key('seen'), lane)
+end
+local function book(outbox)
+  if outbox ~= '' then redis.call('XADD', key('outbox'), 'MAXLEN', '~', 5000000, '*', 'a', outbox) end
+end
+-- The outcome of an attempt is recorded, heeded and told. The three do not hang together, and what the caller does next
+-- (keep the answer, give the call back) does not hang on them: one that fails is counted.
+local function learn(lane, verdict, seen, outbox, gate_us, cost)
+  if not pcall(book, outbox) then count('unrecorded') end
+  if not pcall(heed, lane, verdict, gate_us or 0, cost) then count('unheeded') end
+  if not pcall(tell, lane, seen) then count('untold') end
 end

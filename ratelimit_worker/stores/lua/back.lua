@@ -4,13 +4,14 @@
 local tag = ARGV[2]
 local ref, n = split(tag)
 local r = record(ref)
-local mine = r and r[RELEASES] == n and redis.call('ZSCORE', key('ledger'), tag)
-learn(ARGV[9], ARGV[6], ARGV[7], ARGV[5], tonumber(ARGV[8]), r and r[COST] or {0, 0, 0, 0})
-if not mine then return 0 end
-r[TRIES] = r[TRIES] + tonumber(ARGV[4])
-r[STARTED], r[RESTORED] = 0, 0
+if r and r[VERSION] > SCHEMA then r = nil end
+local cost = r and n > r[BORN] and r[COST] or {0, 0, 0, 0}
+learn(ARGV[9], ARGV[6], ARGV[7], ARGV[5], tonumber(ARGV[8]), cost)
+if not r or not redis.call('ZSCORE', LEDGER, tag) then return 0 end
+r[ATTEMPTS] = r[ATTEMPTS] + tonumber(ARGV[4])
+r[LOST], r[RESTORED] = 0, 0                             -- its worker lives: it is no poison
 local due = tonumber(ARGV[3])
 go_back(ref, tag, r, due > 0 and now + due or 0)
 release(r[LANE], 1)
-feed()
+after(r[LANE])
 return 1

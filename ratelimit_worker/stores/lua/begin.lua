@@ -1,31 +1,44 @@
--- A worker is about to run a released call: may it, with what, and for which time? O(1).
+-- A worker is about to run a released call: may it, with what, and for which time? Twice the same is once. O(log out).
 -- ARGV  now µs · tag · lease µs · deliveries lost at which to give up
--- returns  {state, …}: 'go', body, tries, number, deadline µs, accepted µs, waited-since µs, ticket packed
+-- returns  {state, …}: 'go', body, tries, number, deadline µs, waited since µs, now µs, ticket packed
 --          'settled', answer, body · 'closed' (it went back to its place) · 'expired', tries, body ·
---          'poison', lost, body · 'stale' · 'gone'
+--          'poison', lost, body · 'stale' (another's by now) · 'gone' (Redis has lost it)
 local tag = ARGV[2]
 local ref, n = split(tag)
+if not redis.call('ZSCORE', LEDGER, tag) then
+  return {n > released() and 'gone' or 'stale'}         -- a number that was never given out: the memory was lost
+end
 local r = record(ref)
 if not r then return {'gone'} end
-local answer = redis.call('GET', key('settled:') .. ref)
-local body = redis.call('GET', key('payload:') .. ref)
+if r[VERSION] > SCHEMA then return {'stale'} end       -- a newer worker's; its lease gives it back
+local answer, body = unpack(redis.call('MGET', key('settled:') .. ref, key('payload:') .. ref))
 if answer then return {'settled', answer, body or ''} end
-if r[RELEASES] ~= n or not redis.call('ZSCORE', key('ledger'), tag) then return {'stale'} end
-if now >= r[DEADLINE] then return {'expired', r[TRIES], body or ''} end
+if now >= r[DEADLINE] then return {'expired', r[ATTEMPTS], body or ''} end
 if r[LOST] >= tonumber(ARGV[4]) then return {'poison', r[LOST], body or ''} end
-local gate, width = unpack(redis.call('HMGET', lane_key(r[LANE]), 'gate', 'width'))
-if tonumber(gate or '0') > now and tonumber(width or '0') == 0 then  -- the gate closed after the release: no attempt is used
-  local L = load(r[LANE]); refund(L, r[COST]); save(L)
-  go_back(ref, tag, r, 0)
-  release(r[LANE], 1)
-  feed()
-  return {'closed'}
-end
 if not body then return {'gone'} end
-r[STARTED] = 1
-r[NUMBER] = r[NUMBER] + 1
-keep(ref, r)
-redis.call('ZADD', key('ledger'), 'XX', int(now + tonumber(ARGV[3])), tag)
-redis.call('ZADD', key('out:') .. r[LANE], 'XX', 1, tag)
-if redis.call('ZSCORE', key('hungry'), r[LANE]) then release(r[LANE], 2) end
-return {'go', body, r[TRIES], r[NUMBER], int(r[DEADLINE]), int(r[ACCEPTED]), int(now), cmsgpack.pack(r[TICKET])}
+if r[PERMIT] ~= USED then
+  -- the lane closed after the release: no attempt is used
+  local h = redis.call('HMGET', lane_key(r[LANE]), 'gate', 'width', 'unlimited', 'p1', 'p2', 'p3', 'p4')
+  local width, closed = tonumber(h[2] or '0') or 0, r[PERMIT] == NONE
+  if width > 0 then                                    -- a probe's own release has set the gate
+    closed = closed or redis.call('ZCOUNT', out_key(r[LANE]), 1, 1) >= width
+  else
+    closed = closed or (tonumber(h[1] or '0') or 0) > now
+  end
+  for i = 1, N do
+    closed = closed or (h[3] ~= '1' and (tonumber(h[3 + i] or '1') or 1) <= 0)
+  end
+  if closed then
+    go_back(ref, tag, r, 0)
+    release(r[LANE], 1)
+    after(r[LANE])
+    return {'closed'}
+  end
+  r[PERMIT] = USED
+  r[NUMBER] = r[NUMBER] + 1
+  keep(ref, r)
+  redis.call('ZADD', out_key(r[LANE]), 'XX', 1, tag)
+end
+redis.call('ZADD', LEDGER, 'XX', int(now + tonumber(ARGV[3])), tag)
+if redis.call('SISMEMBER', FULL, r[LANE]) == 1 then release(r[LANE], 2) end
+return {'go', body, r[ATTEMPTS], r[NUMBER], int(r[DEADLINE]), int(r[SINCE]), int(now), cmsgpack.pack(r[TICKET])}

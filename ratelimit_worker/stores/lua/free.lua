@@ -1,20 +1,20 @@
--- Celery acknowledged a message: the call's stay in the ledger ends, its slot is free. O(log waiting).
+-- Celery acknowledged a message: the call's stay in the ledger ends, its slot is free. O(log waiting) each.
 -- ARGV  now µs · tag …
 -- returns  how many were still in the ledger
 local freed = 0
 for i = 2, #ARGV do
   local tag = ARGV[i]
-  if redis.call('ZREM', key('ledger'), tag) == 1 then
-    local ref = split(tag)
+  local ref = split(tag)
+  if redis.call('ZSCORE', LEDGER, tag) then
     local r = record(ref)
-    if r then
-      leave(tag, r)
-      if r[STARTED] == 0 then                           -- revoked or expired before it ran: its permit was not used
-        local L = load(r[LANE]); refund(L, r[COST]); save(L)
-      end
-      forget(ref)
+    if not r then
+      redis.call('ZREM', LEDGER, tag)                   -- its record outlived its time; the audit does the rest
       freed = freed + 1
-      feed()
+    elseif r[VERSION] <= SCHEMA then                    -- a newer worker's goes back when its lease ends
+      leave(tag, r)
+      forget(ref, r)
+      after(r[LANE])
+      freed = freed + 1
     end
   end
 end

@@ -1,29 +1,46 @@
--- Release what is due in every lane, and let deadlines pass. O(lanes due · log waiting).
+-- Release what is due in every lane, and let deadlines pass. O(lanes due · log waiting): idle lanes cost nothing.
 -- ARGV  now µs · owner · lease ms
 -- returns  {released, or -1 when another holds the duty; µs to sleep}
 local duty = key('duty:pump')
 local holder = redis.call('GET', duty)
-if holder and holder ~= ARGV[2] then return {-1, redis.call('PTTL', duty) * 1000} end
+if holder and holder ~= ARGV[2] then return {-1, math.max(0, redis.call('PTTL', duty)) * 1000} end
 redis.call('SET', duty, ARGV[2], 'PX', ARGV[3])
-local moved = 0
-for _, lane in ipairs(redis.call('ZRANGEBYSCORE', key('next'), '-inf', int(now), 'LIMIT', 0, 100)) do
-  moved = moved + release(lane, 100)
-end
--- a waiting call whose deadline has passed leaves its lane without a permit; its worker says so in its result
+-- A waiting call whose deadline has passed, or that has its answer, leaves its lane without a permit: its worker says so
+-- in its result. It waits for a worker all the same, or a mass of them would bury the ready list.
 local lease = lease_us()
-for _, ref in ipairs(redis.call('ZRANGEBYSCORE', key('expiry'), '-inf', int(now), 'LIMIT', 0, 100)) do
-  redis.call('ZREM', key('expiry'), ref)
+for _, ref in ipairs(redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', int(now), 'LIMIT', 0, 100)) do
   local r = record(ref)
-  if r and redis.call('ZREM', wait_key(r[LANE], r[QUEUE]), ref) + redis.call('ZREM', key('due:') .. r[LANE], ref) > 0 then
-    local L = load(r[LANE]); spend(L, r[COST]); save(L)  -- FREE gives it back, since the call never starts
-    give(ref, r, lease)
-    count('expired')
+  local waits = r and r[VERSION] <= SCHEMA and (redis.call('ZSCORE', wait_key(r[LANE], r[QUEUE]), ref)
+    or redis.call('ZSCORE', due_key(r[LANE], r[QUEUE]), ref))
+  if not waits then
+    redis.call('ZREM', EXPIRY, ref)                    -- it is out, and entered again if it comes back
+  else
+    local free, here = vacant(r[QUEUE])
+    if here > 0 and free > -SURPLUS then
+      redis.call('ZREM', EXPIRY, ref)
+      unwait(ref, r)
+      give(ref, r, lease)
+      if now >= r[DEADLINE] then count('expired') end
+      note(r[LANE], now)
+    else
+      redis.call('ZADD', EXPIRY, int(now + 1e6), ref)
+    end
   end
 end
-local at = now + 1e6
-for _, k in ipairs({key('next'), key('expiry')}) do
-  local e = redis.call('ZRANGE', k, 0, 0, 'WITHSCORES')
-  if e[2] then at = math.min(at, tonumber(e[2])) end
+local moved = 0
+for _, lane in ipairs(redis.call('ZRANGEBYSCORE', NEXT, '-inf', int(now), 'LIMIT', 0, 100)) do
+  moved = moved + release(lane, 100)
+  if moved >= 200 then break end                       -- others want the server too
 end
-redis.call('HSET', key('pump'), 'sleep', int(at))
-return {moved, math.max(0, at - now)}
+-- slots that came free without a call's end (a worker was taken for dead, a lane in the row was emptied)
+for _, q in ipairs(redis.call('SMEMBERS', HUNGRY)) do
+  local free = vacant(q)
+  if free > 0 then feed(math.min(free, 100)) end
+end
+local at = now + 1e6
+local e = redis.call('ZRANGE', NEXT, 0, 0, 'WITHSCORES')
+if e[2] then at = math.min(at, tonumber(e[2])) end
+e = redis.call('ZRANGE', EXPIRY, 0, 0, 'WITHSCORES')
+if e[2] then at = math.min(at, math.max(tonumber(e[2]), now + 20000)) end
+redis.call('HSET', PUMP, 'sleep', int(at))
+return {moved, int(math.max(0, at - now))}

@@ -1,12 +1,13 @@
--- Return released calls to their own places in their lanes: a worker stops, or never started them. O(n · ready).
+-- Return released calls to their own places in their lanes: a worker stops, or never started them. O(log waiting) each.
 -- ARGV  now µs · tag …
 -- returns  how many went back
 local n = 0
 for i = 2, #ARGV do
-  if redis.call('ZSCORE', key('ledger'), ARGV[i]) then
-    local k, lane = restore(ARGV[i])
-    n = n + k
-    if lane then release(lane, 1) feed() end
+  local lane = redis.call('ZSCORE', LEDGER, ARGV[i]) and restore(ARGV[i])
+  if lane then
+    n = n + 1
+    release(lane, 1)
+    after(lane)
   end
 end
 return n

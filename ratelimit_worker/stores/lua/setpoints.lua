@@ -3,8 +3,7 @@
 --       follows as anchor − units sent in all, so that what went out meanwhile is not forgotten
 -- returns  released at once
 local lane = ARGV[2]
-local L = load(lane)
-save(L)                                                -- what was earned at the old pace stays earned
+save(load(lane))                                       -- what was earned at the old pace stays earned
 local anchors = {}
 for i = 3, #ARGV - 1, 2 do
   local d = tonumber(string.match(ARGV[i], '^a(%d)$'))
@@ -16,10 +15,9 @@ for i = 3, #ARGV - 1, 2 do
     redis.call('HSET', lane_key(lane), ARGV[i], ARGV[i + 1])
   end
 end
-L = load(lane)                                         -- a new depth bounds the level
+local L = load(lane)                                   -- a new depth bounds the level
 for d, anchor in pairs(anchors) do
   if L.p[d] then L.l[d] = math.min(L.d[d], anchor - L.c[d]) end
 end
 save(L)
-redis.call('ZREM', key('hungry'), lane)
 return release(lane, 1000)

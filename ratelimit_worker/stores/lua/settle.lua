@@ -1,11 +1,20 @@
 -- Make the outcome of a call safe, before Celery stores it: answer, outbox, observation, gate. O(1).
--- The first answer wins; a call that is delivered again gets it and sends nothing.
+-- The first answer wins; a call that is delivered again gets it and sends nothing, and needs no permit for that.
 -- ARGV  now µs · tag · answer ('': none to keep) · outbox entry ('': none) · verdict · observation ('': none) · gate µs · lane · keep answer ms
 -- returns  1 settled now | 0 was settled before, or the call is gone
-local ref = split(ARGV[2])
+local ref, n = split(ARGV[2])
 local r = record(ref)
-local cost = r and r[COST] or {0, 0, 0, 0}
-learn(ARGV[8], ARGV[5], ARGV[6], ARGV[4], tonumber(ARGV[7]), cost)
-if not r or ARGV[3] == '' then return 0 end           -- no answer: an outcome that Celery alone keeps
-if not redis.call('SET', key('settled:') .. ref, ARGV[3], 'NX', 'PX', ARGV[9]) then return 0 end
-return 1
+if r and (r[VERSION] > SCHEMA or n <= r[BORN]) then r = nil end  -- the answer of a life before, under the same task id
+local settled = 0
+if r and ARGV[3] ~= '' then
+  local ms = math.max(tonumber(ARGV[9]), redis.call('PTTL', call_key(ref)))
+  if redis.call('SET', key('settled:') .. ref, ARGV[3], 'NX', 'PX', int(ms)) then
+    settled = 1
+    if n ~= r[RELEASE] or not redis.call('ZSCORE', LEDGER, ARGV[2]) then  -- it was taken for dead, and waits or runs again
+      redis.call('ZADD', EXPIRY, int(now), ref)
+      plan(now)
+    end
+  end
+end
+learn(ARGV[8], ARGV[5], ARGV[6], ARGV[4], tonumber(ARGV[7]), r and r[COST] or {0, 0, 0, 0})
+return settled

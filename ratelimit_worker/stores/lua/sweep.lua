@@ -1,37 +1,56 @@
--- Return what nobody renewed to its lane; look for lanes that were forgotten. O(expired · ready + lanes).
+-- Return what nobody renewed to its lane; look for lanes and tags that were forgotten. O(expired + out + lanes at a time).
 -- ARGV  now µs · lease µs · most
 -- returns  how many went back
-local lease, n, touched = tonumber(ARGV[2]), 0, {}
-redis.call('HSET', key('pump'), 'lease', int(lease))
+local LANES_AT_A_TIME = 200
+local lease, n = tonumber(ARGV[2]), 0
+local h = redis.call('HMGET', PUMP, 'swept', 'grace', 'audit')
+local swept, grace, cursor = tonumber(h[1] or '0'), tonumber(h[2] or '0'), tonumber(h[3] or '0')
+redis.call('HSET', PUMP, 'lease', int(lease), 'swept', int(now))
+-- the clock was set back: nothing may wait for a time that was planned on the old one
+if swept > now + STEP_US then
+  for _, lane in ipairs(redis.call('ZRANGE', NEXT, 0, -1)) do redis.call('ZADD', NEXT, int(now), lane) end
+  grace = math.min(grace, now + lease / 2)
+end
 -- nobody swept for a while (Redis or all workers were away): every lease is stale, so let the living renew first
-local h = redis.call('HMGET', key('pump'), 'swept', 'grace')
-local grace = tonumber(h[2] or '0')
-if now - tonumber(h[1] or '0') > lease / 2 then grace = now + lease / 2 end
-redis.call('HSET', key('pump'), 'swept', int(now), 'grace', int(grace))
+if now - swept > lease / 2 then grace = now + lease / 2 end
+redis.call('HSET', PUMP, 'grace', int(grace))
 if now < grace then return 0 end
-for _, tag in ipairs(redis.call('ZRANGEBYSCORE', key('ledger'), '-inf', int(now), 'LIMIT', 0, ARGV[3])) do
-  local k, lane = restore(tag)
-  n = n + k
-  if lane then touched[lane] = true end
+local touched = {}
+for _, tag in ipairs(redis.call('ZRANGEBYSCORE', LEDGER, '-inf', int(now), 'LIMIT', 0, ARGV[3])) do
+  local lane = restore(tag)
+  if lane then n = n + 1; touched[lane] = true end
 end
 if n > 0 then count('restored', n) end
--- audit: room counts what the ledger holds, and no lane that waits is forgotten
-for _, lane in ipairs(redis.call('SMEMBERS', key('busy'))) do
-  for _, tag in ipairs(redis.call('ZRANGE', key('out:') .. lane, 0, -1)) do
-    if not redis.call('ZSCORE', key('ledger'), tag) then
-      redis.call('ZREM', key('out:') .. lane, tag)
+recall(false)
+-- audit: what room and bounds are counted from holds what the ledger holds
+local function prune(k, tags, remove, lane)
+  for _, tag in ipairs(tags) do
+    if not redis.call('ZSCORE', LEDGER, tag) then
+      redis.call(remove, k, tag)
       count('leaks')
-      touched[lane] = true
+      if lane then touched[lane] = true end
     end
   end
-  if redis.call('EXISTS', key('out:') .. lane) == 0 then redis.call('SREM', key('busy'), lane) end
 end
-for _, lane in ipairs(redis.call('ZRANGE', key('lanes'), 0, -1)) do
-  local waits = redis.call('EXISTS', key('queues:') .. lane, key('due:') .. lane) > 0
-  if touched[lane] or (waits and not redis.call('ZSCORE', key('next'), lane)
-      and not redis.call('ZSCORE', key('hungry'), lane)) then
-    release(lane, 1)
+for _, lane in ipairs(redis.call('SMEMBERS', key('busy'))) do
+  prune(out_key(lane), redis.call('ZRANGE', out_key(lane), 0, -1), 'ZREM', lane)
+  if redis.call('EXISTS', out_key(lane)) == 0 then redis.call('SREM', key('busy'), lane) end
+end
+for _, q in ipairs(redis.call('SMEMBERS', key('onqueues'))) do
+  prune(onqueue_key(q), redis.call('SMEMBERS', onqueue_key(q)), 'SREM')
+  if redis.call('EXISTS', onqueue_key(q)) == 0 then redis.call('SREM', key('onqueues'), q) end
+end
+prune(ASIDE, redis.call('SMEMBERS', ASIDE), 'SREM')
+for lane in pairs(touched) do release(lane, 1) end
+-- audit: no lane that waits is forgotten; some lanes each time, all in turn
+local some = redis.call('ZRANGE', key('lanes'), cursor, cursor + LANES_AT_A_TIME - 1)
+redis.call('HSET', PUMP, 'audit', #some == LANES_AT_A_TIME and cursor + LANES_AT_A_TIME or 0)
+for _, lane in ipairs(some) do
+  if redis.call('EXISTS', queues_key(lane)) == 1 then
+    if not redis.call('ZSCORE', NEXT, lane) then release(lane, 1) end
+  elseif redis.call('EXISTS', lane_key(lane), out_key(lane)) == 0 then
+    redis.call('ZREM', key('lanes'), lane)             -- idle for so long that its hash has ended
   end
 end
-redis.call('ZREMRANGEBYSCORE', key('lanes'), '-inf', int(now - LANE_TTL_S * 1e6))
+feed(TRIES)
 return n

@@ -1,0 +1,255 @@
+"""Are the promises kept that count seconds? Each scenario runs for real and prints what the provider's own log says.
+
+    python benchmarks/promises.py [scenario …]      (all by default)
+
+A provider without a limit of its own (the simulated one) logs arrivals; rates are counted there, over every sliding
+second. *lost* = accepted ids without an answer.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from celery import chord  # noqa: E402
+
+from ratelimit_worker.calls import LaneLimits  # noqa: E402
+from ratelimit_worker.flow.enqueue import limit_fields  # noqa: E402
+from ratelimit_worker.simulate import Scenario, Simulator  # noqa: E402
+from ratelimit_worker.simulate.arrivals import duplicates, most_in_window, rate  # noqa: E402
+from ratelimit_worker.wiring import services  # noqa: E402
+from tests.conftest import wait_for  # noqa: E402
+from tests.fleet import Fleet, Worker, fleet  # noqa: E402
+
+
+@contextmanager
+def stage(latency: str = "0.05", **env: str) -> Iterator[tuple[Fleet, Simulator]]:
+    """A fleet whose tasks call a simulated provider without a limit."""
+    with Simulator(Scenario(latency=latency)) as provider, fleet(OPENAI_BASE_URL=provider.base_url, **env) as made:
+        yield made, provider
+
+
+def limit(lane: str, per_second: float | None) -> None:
+    """Configure a lane."""
+    told = LaneLimits(unlimited=True) if per_second is None else LaneLimits(rpm=per_second * 60)
+    services().lanes.set_points(lane, limit_fields(told))
+
+
+def all_answered(results: list[Any], timeout_s: float = 180.0) -> int:
+    """Wait for the answers → how many are lost."""
+    left = list(results)
+
+    def done() -> bool:
+        left[:] = [result for result in left if not result.ready()]
+        return not left
+
+    wait_for(done, timeout_s, "all are answered")
+    return sum(result.state != "SUCCESS" for result in results)
+
+
+def say(name: str, **figures: Any) -> None:
+    """One line a figure."""
+    print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in figures.items()), flush=True)
+
+
+def rss_kb(worker: Worker) -> int:
+    """Resident memory of a worker process, kB."""
+    for line in Path(f"/proc/{worker.process.pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1])
+    return 0
+
+
+def counted(provider: Simulator, results: list[Any]) -> dict[str, Any]:
+    """What the provider saw."""
+    arrivals = provider.arrivals()
+    times = [arrival.t for arrival in arrivals]
+    return {
+        "calls": len(results),
+        "requests": len(arrivals),
+        "rate": f"{rate(times):.2f}/s",
+        "most in 1 s": most_in_window(times),
+        "sent twice": len(duplicates(arrivals)),
+    }
+
+
+def four_workers() -> None:
+    """4 workers as separate processes at 50/s, 1,000 calls: 50 ± 1/s, at most 53 in any second."""
+    with stage() as (made, provider):
+        for n in range(4):
+            made.worker(f"w{n}", wait=n == 3)
+        tasks = made.agent()
+        limit("chat", 50)
+        results = [tasks.chat.delay(n) for n in range(1000)]
+        lost = all_answered(results)
+        say("four workers at 50/s", **counted(provider, results), lost=lost)
+
+
+def small_pool() -> None:
+    """A pool that is too small (2 slots at 0.5 s), then larger workers join and it drains: the limit holds."""
+    with stage(latency="0.5") as (made, provider):
+        made.worker("small", "-P", "threads", "-c", "2")
+        tasks = made.agent()
+        limit("chat", 50)
+        results = [tasks.chat.delay(n) for n in range(600)]
+        wait_for(lambda: len(provider.arrivals()) >= 20, 60, "the small pool works")
+        for n in range(2):
+            made.worker(f"large{n}", "-P", "threads", "-c", "24", wait=False)
+        lost = all_answered(results)
+        say("small pool, then drained", **counted(provider, results), lost=lost)
+
+
+def killed() -> None:
+    """SIGKILL of a worker with 20 calls running: nothing lost, the limit holds at the provider."""
+    with stage(latency="0.8") as (made, provider):
+        first = made.worker("first", "-P", "threads", "-c", "32")
+        made.worker("second", "-P", "threads", "-c", "32")
+        tasks = made.agent()
+        limit("chat", 50)
+        results = [tasks.chat.delay(n) for n in range(600)]
+        wait_for(lambda: len(provider.arrivals()) >= 200, 60, "it runs")
+        first.kill()
+        lost = all_answered(results)
+        say("killed with calls running", **counted(provider, results), lost=lost)
+
+
+def two_queues() -> None:
+    """One lane at 50/s over two queues with a worker each; a third queue without a worker holds up nobody."""
+    with stage() as (made, provider):
+        made.worker("a", "-P", "threads", "-c", "8", "-Q", "qa")
+        made.worker("b", "-P", "threads", "-c", "8", "-Q", "qb")
+        tasks = made.agent()
+        limit("chat", 50)
+        nobody = [tasks.chat.apply_async((f"n{n}",), queue="nobody") for n in range(20)]
+        results = [tasks.chat.apply_async((n,), queue="qa" if n % 2 else "qb") for n in range(500)]
+        lost = all_answered(results)
+        say("two queues, one lane at 50/s", **counted(provider, results), lost=lost, unserved=len(nobody))
+
+
+def beside_a_blocked_lane() -> None:
+    """Ordinary tasks and chord_unlock run unpaced beside a blocked lane."""
+    with stage() as (made, _):
+        made.worker("w")
+        tasks = made.agent()
+        services().lanes.set_points("chat", {**limit_fields(LaneLimits(rpm=1)), "p1": 0, "l1": 0})
+        blocked = [tasks.chat.delay(n) for n in range(100)]
+        start = time.monotonic()
+        assert [tasks.add.delay(n, 1).get(timeout=20) for n in range(50)] == list(range(1, 51))
+        nested = chord([chord([tasks.add.s(1, 1), tasks.add.s(2, 2)], tasks.total_plain.s())], tasks.total_plain.s())
+        nested.delay().get(timeout=20)
+        say("ordinary tasks beside a blocked lane", seconds=f"{time.monotonic() - start:.2f}", blocked=len(blocked))
+
+
+def slow_and_free() -> None:
+    """A lane at 1/s with 200 waiting and a free lane with 200: the free one takes at most 1.5 × its time alone."""
+    with stage() as (made, _):
+        made.worker("w", "-P", "threads", "-c", "4")
+        tasks = made.agent()
+        limit("free", None)
+        limit("slow", 1)
+
+        def run() -> float:
+            start = time.monotonic()
+            all_answered([tasks.echo.delay(n, 0.02) for n in range(200)])
+            return time.monotonic() - start
+
+        run()
+        alone = run()
+        slow = [tasks.echo.apply_async((n,), lane="slow") for n in range(200)]
+        beside = run()
+        say("free lane beside a slow one", alone=f"{alone:.2f} s", beside=f"{beside:.2f} s", times=f"{beside / alone:.2f}")
+        assert len(slow) == 200
+
+
+def countdown() -> None:
+    """10,000 calls with countdown=20 at a visibility timeout of 5 s: RSS unchanged, each once, paced."""
+    with stage(MAISD_VISIBILITY_TIMEOUT_SECONDS="5") as (made, _):
+        worker = made.worker("w", "-P", "threads", "-c", "16", "-l", "WARNING", wait=False)
+        tasks = made.agent()
+        limit("stamp", 300)
+        all_answered([tasks.stamp.delay(f"warm {n}", name="warm") for n in range(300)])
+        idle = rss_kb(worker)
+        start = time.time()
+        results = [tasks.stamp.apply_async((str(n),), countdown=20) for n in range(10_000)]
+        sent = time.time() - start
+        waiting = rss_kb(worker)
+        wait_for(lambda: len(made.stamps()) >= 2_000, 120, "a fifth has run")
+        during = rss_kb(worker)
+        lost = all_answered(results)
+        rows = made.stamps()
+        runs = Counter(what for _, what in rows)
+        times = [at for at, _ in rows]
+        say(
+            "10,000 with countdown=20",
+            sent_in=f"{sent:.1f} s",
+            first_after=f"{times[0] - start:.1f} s",
+            rate=f"{rate(times):.0f}/s",
+            most_in_1s=most_in_window(times),
+            run_twice=sum(n > 1 for n in runs.values()),
+            lost=lost,
+            rss_idle=f"{idle} kB",
+            rss_waiting=f"{waiting / idle:.3f} ×",
+            rss_running=f"{during / idle:.3f} ×",
+        )
+
+
+def redis_restart() -> None:
+    """Redis (AOF) stopped for 3 s in the middle of 500 calls: workers live on, nothing lost."""
+    with stage() as (made, provider):
+        worker = made.worker("w", "-P", "threads", "-c", "16")
+        tasks = made.agent()
+        limit("chat", 50)
+        results = [tasks.chat.delay(n) for n in range(500)]
+        wait_for(lambda: len(provider.arrivals()) >= 150, 60, "it runs")
+        made.valkey.stop()
+        time.sleep(3)
+        made.valkey.start()
+        lost = all_answered(results)
+        alive = worker.process.poll() is None
+        say("Redis stopped for 3 s", **counted(provider, results), lost=lost, worker_alive=alive)
+
+
+def redis_full() -> None:
+    """maxmemory reached for 10 s in the middle of 200 calls: workers live on, no slot lost, nothing lost."""
+    with stage() as (made, provider):
+        worker = made.worker("w", "-P", "threads", "-c", "8")
+        tasks = made.agent()
+        limit("chat", 20)
+        results = [tasks.chat.delay(n) for n in range(200)]
+        wait_for(lambda: len(provider.arrivals()) >= 40, 60, "it runs")
+        made.valkey.client.config_set("maxmemory", "1mb")
+        time.sleep(10)
+        made.valkey.client.config_set("maxmemory", "0")
+        lost = all_answered(results)
+        limit("chat", None)
+        start = time.monotonic()
+        all_answered([tasks.echo.delay(n, 1.0) for n in range(8)])
+        say(
+            "Redis full for 10 s",
+            **counted(provider, results),
+            lost=lost,
+            worker_alive=worker.process.poll() is None,
+            eight_calls_of_1_s=f"{time.monotonic() - start:.1f} s on 8 slots",
+        )
+
+
+SCENARIOS: dict[str, Callable[[], None]] = {
+    function.__name__: function
+    for function in (
+        four_workers, small_pool, killed, two_queues, beside_a_blocked_lane, slow_and_free, countdown, redis_restart,
+        redis_full,
+    )
+}  # fmt: skip
+
+
+if __name__ == "__main__":
+    for wanted in sys.argv[1:] or SCENARIOS:
+        SCENARIOS[wanted]()

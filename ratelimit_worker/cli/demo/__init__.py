@@ -1,0 +1,36 @@
+"""`ratelimit-worker demo`: what this is good for, shown in a minute."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option(
+    "--seed", type=click.IntRange(min=0), help="Of the provider's limit and troubles. Default: drawn, and told."
+)
+@click.option(
+    "--state-dir",
+    metavar="D",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the report goes. Default: MAISD_STATE_DIR.",
+)
+@click.option("--calls", type=click.IntRange(min=1), default=600, hidden=True)
+@click.option("--outage-s", type=click.FloatRange(min=0.5), default=10.0, hidden=True)
+@click.pass_context
+def demo(ctx: click.Context, seed: int | None, state_dir: Path | None, calls: int, outage_s: float) -> None:
+    """Make 600 calls to a simulated provider with a limit that nobody is told, a cut of it, and an outage.
+
+    Takes less than a minute and needs no server. Exit code 1: a call was lost.
+    """
+    from ratelimit_worker.cli.demo.play import Play, play
+    from ratelimit_worker.cli.progress import Progress
+
+    chosen = Play(seed=random.randrange(10_000) if seed is None else seed, calls=calls, outage_s=outage_s)
+    with Progress(every_s=2.0) as progress:
+        story = play(chosen, state_dir, progress)
+    click.echo(story.summary())
+    ctx.exit(0 if story.whole else 1)
