@@ -84,7 +84,17 @@ def side(name: str, pool: str, concurrency: int) -> Iterator[Callable[[int, int]
         "PYTHONPATH": f"{folder}:{ROOT}",
     }
     log = (folder / "worker.log").open("ab")
-    command = ["-A", f"bench_{name}", "worker", "-P", pool, "-c", str(concurrency), "--without-gossip", "--without-mingle"]
+    command = [
+        "-A",
+        f"bench_{name}",
+        "worker",
+        "-P",
+        pool,
+        "-c",
+        str(concurrency),
+        "--without-gossip",
+        "--without-mingle",
+    ]
     worker = subprocess.Popen(
         [sys.executable, "-m", "celery", *command, "-l", "INFO"], env=env, cwd=folder, stdout=log, stderr=log
     )

@@ -165,7 +165,12 @@ def slow_and_free() -> None:
         alone = run()
         slow = [tasks.echo.apply_async((n,), lane="slow") for n in range(200)]
         beside = run()
-        say("free lane beside a slow one", alone=f"{alone:.2f} s", beside=f"{beside:.2f} s", times=f"{beside / alone:.2f}")
+        say(
+            "free lane beside a slow one",
+            alone=f"{alone:.2f} s",
+            beside=f"{beside:.2f} s",
+            times=f"{beside / alone:.2f}",
+        )
         assert len(slow) == 200
 
 
@@ -229,7 +234,7 @@ def redis_full() -> None:
         time.sleep(10)
         made.valkey.client.config_set("maxmemory", "0")
         lost = all_answered(results)
-        limit("chat", None)
+        limit("free", None)
         start = time.monotonic()
         all_answered([tasks.echo.delay(n, 1.0) for n in range(8)])
         say(

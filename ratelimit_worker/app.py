@@ -46,7 +46,9 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
         if name not in conf.changes and not _said(app, name):
             conf[name] = value
     if (conf.broker_transport_options or {}).get("global_keyprefix"):
-        raise ConfigurationError("global_keyprefix: lanes keep their own key names; use a database number of its own instead")
+        raise ConfigurationError(
+            "global_keyprefix: lanes keep their own key names; use a database number of its own instead"
+        )
     conf.broker_transport_options = {**BROKER_OPTIONS, **(conf.broker_transport_options or {})}
     conf.result_backend_transport_options = {**BACKEND_OPTIONS, **(conf.result_backend_transport_options or {})}
     connect_transport(app)

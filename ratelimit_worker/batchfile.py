@@ -164,7 +164,7 @@ def answer_line(call_id: str, custom_id: str, value: Any) -> tuple[bytes, End]:
 def failure_line(call_id: str, custom_id: str, error: BaseException) -> tuple[bytes, End]:
     """The line for a call that was given up: its HTTP status where it has one, else an error."""
     if isinstance(error, CallFailed):
-        if error.status:
+        if error.status is not None and error.status >= 400:  # a broken answer may have come with a 200
             body = {"error": {"message": first_line(error.cause) or str(error.category), "type": str(error.category)}}
             response = {"status_code": error.status, "request_id": error.request_id, "body": body}
             return _line(call_id, custom_id, response=response, error=None), end_of(error.status)

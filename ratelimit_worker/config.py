@@ -114,7 +114,7 @@ def lane_limits(lane: str, values: Any) -> LaneLimits:
         ValueError: names the lane, the value and the fix.
     """
     if not isinstance(values, Mapping):
-        raise ValueError(f"lane {lane!r}: use a table of limits, not {values!r}")
+        raise ValueError(f"lane {lane!r}: use a table of limits, not {values!r}")  # noqa: TRY004 - a setting's value
     parsed: dict[str, Any] = {}
     for name, value in values.items():
         if name == "tenants":
@@ -132,9 +132,13 @@ def lane_limits(lane: str, values: Any) -> LaneLimits:
 
 
 def _setting(default: T, parse: Callable[[str], Any]) -> T:
-    if isinstance(default, dict):
-        return cast(T, field(default_factory=dict, metadata={"parse": parse}))
-    return cast(T, field(default=default, metadata={"parse": parse}))
+    """A field of Settings; typed as its value, as dataclasses.field is."""
+    made: Any = (
+        field(default_factory=dict, metadata={"parse": parse})
+        if isinstance(default, dict)
+        else field(default=default, metadata={"parse": parse})
+    )
+    return cast(T, made)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +269,7 @@ def _redis_url(env: Mapping[str, str], own: str, problems: list[str]) -> str:
     broker = env.get("CELERY_BROKER_URL", "")
     if broker and own and canonical_redis_url(broker) != canonical_redis_url(own):
         problems.append(
-            "MAISD_REDIS_URL and CELERY_BROKER_URL name two servers; lanes live in the broker, so set one, or both alike"
+            "MAISD_REDIS_URL and CELERY_BROKER_URL name two servers; lanes live in the broker: set one, or both alike"
         )
     return own or (canonical_redis_url(broker) if broker else "")
 

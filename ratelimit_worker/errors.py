@@ -46,7 +46,7 @@ class LaneFull(RateLimitWorkerError):
         self.lane, self.max_waiting = lane, max_waiting
 
     def __str__(self) -> str:
-        return f"lane {self.lane!r} is full: {self.max_waiting} calls wait (MAISD_MAX_WAITING); try later or raise the bound"
+        return f"lane {self.lane!r} is full: {self.max_waiting} calls wait; try later or raise MAISD_MAX_WAITING"
 
 
 class DeadlineExceeded(RateLimitWorkerError):

@@ -10,13 +10,14 @@ from typing import Any
 from celery import Celery
 
 from ratelimit_worker.app import install, llm_task
-from ratelimit_worker.config import read_settings
 from ratelimit_worker.calls import Response
+from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import ServerError
 from ratelimit_worker.providers import openai
 from ratelimit_worker.providers.http import ProviderRefused
 
 
+# shared=False: each reload of this module makes an app of its own, which must not get the tasks of the last one
 def make() -> Celery:
     """The app on the broker that the environment names."""
     made = Celery("fleet", broker=os.environ.get("MAISD_REDIS_URL"), backend=os.environ.get("MAISD_REDIS_URL"))
@@ -32,13 +33,13 @@ def _write(name: str, what: str) -> None:
         file.write(f"{time.time():.6f} {what}\n")
 
 
-@app.task
+@app.task(shared=False)
 def add(x: int, y: int) -> int:
     """An ordinary task: no call."""
     return x + y
 
 
-@llm_task(app=app, lane="free")
+@llm_task(app=app, shared=False, lane="free")
 def echo(value: Any, sleep_s: float = 0.0) -> Any:
     """Gives back what it got."""
     if sleep_s:
@@ -46,19 +47,19 @@ def echo(value: Any, sleep_s: float = 0.0) -> Any:
     return value
 
 
-@llm_task(app=app, lane="free")
+@llm_task(app=app, shared=False, lane="free")
 def double(value: int, more: int = 0) -> int:
     """Twice the value."""
     return value * 2 + more
 
 
-@llm_task(app=app, lane="free")
+@llm_task(app=app, shared=False, lane="free")
 def total(values: list[int]) -> int:
     """The sum, as the body of a chord."""
     return sum(values)
 
 
-@llm_task(app=app, lane="stamp")
+@llm_task(app=app, shared=False, lane="stamp")
 def stamp(what: str, sleep_s: float = 0.0, name: str = "stamps") -> str:
     """Writes when it ran."""
     _write(name, what)
@@ -67,7 +68,7 @@ def stamp(what: str, sleep_s: float = 0.0, name: str = "stamps") -> str:
     return what
 
 
-@llm_task(app=app, lane="free", bind=True, max_retries=3)
+@llm_task(app=app, shared=False, lane="free", bind=True, max_retries=3)
 def flaky(self: Any, fail_times: int) -> int:
     """Retries itself, Celery's way, until it has failed so often."""
     _write("flaky", str(self.request.retries))
@@ -76,7 +77,9 @@ def flaky(self: Any, fail_times: int) -> int:
     return int(self.request.retries)
 
 
-@llm_task(app=app, lane="free", autoretry_for=(KeyError,), retry_backoff=0.05, retry_jitter=False, max_retries=2)
+@llm_task(
+    app=app, shared=False, lane="free", autoretry_for=(KeyError,), retry_backoff=0.05, retry_jitter=False, max_retries=2
+)
 def auto(fail_times: int) -> int:
     """Retried by Celery for KeyError."""
     tries = len([1 for line in _read("auto") if line])
@@ -86,7 +89,7 @@ def auto(fail_times: int) -> int:
     return tries
 
 
-@llm_task(app=app, lane="sick")
+@llm_task(app=app, shared=False, lane="sick")
 def sick(fail_times: int, name: str = "sick") -> int:
     """A provider that fails so often before it answers."""
     tries = len(_read(name))
@@ -96,13 +99,13 @@ def sick(fail_times: int, name: str = "sick") -> int:
     return tries
 
 
-@llm_task(app=app, lane="free")
+@llm_task(app=app, shared=False, lane="free")
 def broken(secret: str) -> None:
     """Fails with an exception of the user's own."""
     raise LookupError(f"no such thing in {len(secret)} letters")
 
 
-@llm_task(app=app, lane="hush")
+@llm_task(app=app, shared=False, lane="hush")
 def hush(prompt: str, fail_times: int = 0, name: str = "hush") -> str:
     """Takes a prompt and says nothing of it; may fail first."""
     tries = len(_read(name))
@@ -112,34 +115,34 @@ def hush(prompt: str, fail_times: int = 0, name: str = "hush") -> str:
     return "hushed"
 
 
-@llm_task(app=app, lane="hush")
+@llm_task(app=app, shared=False, lane="hush")
 def refused(prompt: str, key: str) -> None:
     """A provider that repeats prompt and key in its refusal."""
     body = {"error": {"message": f"cannot say {prompt} with {key}", "type": "invalid_request_error", "code": key}}
     raise ProviderRefused(Response(status=400, headers={"x-request-id": "r"}, body=body))
 
 
-@llm_task(app=app, lane="chat")
+@llm_task(app=app, shared=False, lane="chat")
 def chat(what: Any) -> Any:
     """One request to the provider that OPENAI_BASE_URL names."""
     body = {"model": "m", "max_tokens": 16, "messages": [{"role": "user", "content": f"question {what}"}]}
     return openai.request(openai.endpoint(os.environ), openai.CHAT_PATH, body).body["id"]
 
 
-@app.task
+@app.task(shared=False)
 def total_plain(values: list[int]) -> int:
     """The sum, as an ordinary task."""
     return sum(values)
 
 
-@llm_task(app=app, lane="poison")
+@llm_task(app=app, shared=False, lane="poison")
 def suicide() -> None:
     """Kills its worker."""
     _write("suicide", "x")
     os.kill(os.getpid(), 9)
 
 
-@app.task
+@app.task(shared=False)
 def note(*args: Any) -> None:
     """An ordinary callback or errback."""
     _write("notes", repr(len(args)))

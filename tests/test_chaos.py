@@ -101,7 +101,9 @@ def test_a_full_redis_refuses_and_recovers(broken: Fleet) -> None:
     with pytest.raises(StoreUnavailable):
         tasks.stamp.delay("one too many")
     refused = "errorstat_OOM"
-    wait_for(lambda: broken.valkey.client.info("errorstats").get(refused, {}).get("count", 0) > 8, 20, "workers feel it")
+    wait_for(
+        lambda: broken.valkey.client.info("errorstats").get(refused, {}).get("count", 0) > 8, 20, "workers feel it"
+    )
     broken.valkey.client.config_set("maxmemory", "0")
     settle_all(results)
     assert worker.process.poll() is None
@@ -189,15 +191,15 @@ def test_a_call_that_kills_its_worker_is_given_up(broken: Fleet, pool: str) -> N
     tasks = broken.agent()
     unlimited("poison")
     unlimited("free")
-    alive = broken.worker("first", "-P", pool, "-c", "2")
+    broken.worker("first", "-P", pool, "-c", "2")
     poison = tasks.suicide.delay()
     others = [tasks.echo.delay(n) for n in range(6)]
     if pool == "threads":  # the whole process dies each time: a supervisor would start it again
         for life in range(2, 6):
-            wait_for(lambda: alive.process.poll() is not None or poison.ready(), 30, "the worker died")
+            wait_for(lambda: broken.workers[-1].process.poll() is not None or poison.ready(), 30, "the worker died")
             if poison.ready():
                 break
-            alive = broken.worker(f"life{life}", "-P", pool, "-c", "2", wait=False)
+            broken.worker(f"life{life}", "-P", pool, "-c", "2", wait=False)
     with pytest.raises(WorkerLostRepeatedly):
         poison.get(timeout=40)
     settle_all(others)

@@ -11,9 +11,8 @@ from typing import Any
 
 import click
 
+import ratelimit_worker
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, StoreUnavailable
-
-FAILED, UNAVAILABLE, CONFIGURATION = 1, 69, 78
 
 #: Command → what it does; its function has its name and stands in the module of its name.
 COMMANDS = {
@@ -26,18 +25,34 @@ COMMANDS = {
 class Sentence(click.ClickException):
     """An error of ours as one line a problem, without a traceback."""
 
-    def __init__(self, error: RateLimitWorkerError) -> None:
-        super().__init__(str(error) or type(error).__name__)
-        self.exit_code = FAILED
-        if isinstance(error, StoreUnavailable):
-            self.exit_code = UNAVAILABLE
-        elif isinstance(error, ConfigurationError):
-            self.exit_code = CONFIGURATION
-
     def show(self, file: Any = None) -> None:
         """Print it to stderr."""
         for line in self.message.splitlines():
             click.echo(f"Error: {line}", file=file, err=file is None)
+
+
+class Unavailable(Sentence):
+    """Redis or the database cannot be reached."""
+
+    exit_code = 69
+
+
+class Misconfigured(Sentence):
+    """A setting is wrong."""
+
+    exit_code = 78
+
+
+def sentence(error: RateLimitWorkerError) -> Sentence:
+    """The sentence, and with it the exit code, for an error of ours."""
+    words = str(error) or type(error).__name__
+    match error:
+        case StoreUnavailable():
+            return Unavailable(words)
+        case ConfigurationError():
+            return Misconfigured(words)
+        case _:
+            return Sentence(words)
 
 
 class Commands(click.Group):
@@ -64,10 +79,18 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except RateLimitWorkerError as error:
-            raise Sentence(error) from error
+            raise sentence(error) from error
+
+
+def _version(ctx: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if asked:  # click's own option cannot tell the version of a checkout that is not installed
+        click.echo(f"ratelimit-worker, version {ratelimit_worker.__version__}")
+        ctx.exit()
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="ratelimit-worker", prog_name="ratelimit-worker")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit."
+)
 def main() -> None:
     """Every LLM call a Celery task, released at one cluster-wide rate per provider budget."""

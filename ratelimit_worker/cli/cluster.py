@@ -8,6 +8,7 @@ import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -127,21 +128,14 @@ def open_cluster(
         else:
             children = opened.enter_context(Children())
         app = make_app(settings)
-        app.set_default()  # for all threads; the built-in tasks belong to whatever is the default
-        import_module_of_tasks()
+        app.set_default()  # for all threads of this process
+        import_module("ratelimit_worker.builtin")  # now, or it would make an app of its own the default
         cluster = Cluster(app=app, settings=settings, environ=environ, embedded=embedded, children=children)
         opened.callback(app.close)
         _check_redis(cluster)
         if embedded:
             _take_back(cluster)
         yield cluster
-
-
-def import_module_of_tasks() -> Any:
-    """The built-in tasks; importing them makes an app of their own where the process has none yet."""
-    from ratelimit_worker import builtin
-
-    return builtin
 
 
 def _check_redis(cluster: Cluster) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -22,7 +23,7 @@ class Progress:
     """
 
     def __init__(self, every_s: float = 5.0, stream: Any = None) -> None:
-        self._stream = stream if stream is not None else click.get_text_stream("stderr")
+        self._stream = stream if stream is not None else sys.stderr
         self.live = self._stream.isatty()  #: whether there is a terminal
         self._every_s = _REFRESH_S if self.live else every_s
         self._next_s = time.monotonic() + (0.0 if self.live else every_s)

@@ -82,7 +82,7 @@ def priority_of(value: str | int) -> Priority:
     Raises:
         BadInput: neither.
     """
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int):
         if not 0 <= value <= 9:
             raise BadInput(f"priority={value}: use 0 (highest) to 9, or high, normal, low")
         return Priority.HIGH if value < 3 else Priority.NORMAL if value < 7 else Priority.LOW

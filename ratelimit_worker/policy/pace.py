@@ -21,8 +21,8 @@ CUT, CREEP = 0.8, 1.05
 FRESH_S = 15.0  #: a header older than this no longer governs
 GUARD_S = 0.12  #: seconds of refill kept in hand while headers are fresh
 REFILL_TRUST = 0.9  #: share of the refill since a header that is counted in its level
-#: Depth of a configured dimension beyond one call, seconds of its rate: what a pump that is late may make good. 50/s has
-#: depth 2, so at most 52 in any second; with depth 1 every late wake-up was lost for good (46/s of 50 measured).
+#: Depth of a configured dimension beyond one call, seconds of its rate: what a pump that is late may make good. 50/s
+#: has depth 2, so at most 52 in any second; with depth 1 every late wake-up was lost for good (46/s of 50 measured).
 CONFIGURED_BURST_S = 0.02
 UNTOLD_BURST_S = 0.25  #: depth without headers, seconds of the rate
 MEASURE_S = 0.5  #: the refill is measured at least this far apart

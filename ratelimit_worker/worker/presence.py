@@ -19,7 +19,7 @@ from redis import RedisError
 
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.stores.lanes import Lanes
-from ratelimit_worker.wiring import connect, services
+from ratelimit_worker.wiring import services
 from ratelimit_worker.worker.duties import Duty, Record, Release, Tune
 from ratelimit_worker.worker.task import CallTask, warm_up
 from ratelimit_worker.worker.transport import HEADER, HELD, INTAKE
@@ -35,17 +35,17 @@ UNCLAIMED_S = 5.0  #: a message that is no request's is renewed so long: it may 
 _RUNNING: set[str] = set()
 
 
-@signals.task_prerun.connect(weak=False)  # type: ignore[untyped-decorator]
+@signals.task_prerun.connect(weak=False)
 def _started(task_id: str = "", **_: Any) -> None:
     _RUNNING.add(task_id)
 
 
-@signals.task_postrun.connect(weak=False)  # type: ignore[untyped-decorator]
+@signals.task_postrun.connect(weak=False)
 def _ended(task_id: str = "", **_: Any) -> None:
     _RUNNING.discard(task_id)
 
 
-@signals.worker_process_init.connect(weak=False)  # type: ignore[untyped-decorator]
+@signals.worker_process_init.connect(weak=False)
 def _forked(**_: Any) -> None:
     warm_up()
 
@@ -144,7 +144,7 @@ class Presence(Duty):
             log.info("presence.leave", extra={"cause": type(error).__name__})  # it expires with its life
 
 
-class LanesStep(bootsteps.StartStopStep):  # type: ignore[misc]
+class LanesStep(bootsteps.StartStopStep):
     """Presence and duties of a worker; made once with the consumer, it outlives broker reconnects."""
 
     requires = (Tasks,)

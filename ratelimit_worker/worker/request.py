@@ -1,7 +1,7 @@
 """What does Celery's parent process know of a call? Its canvas, when a child was lost or the call was revoked.
 
-The message of a call holds a reference; callbacks, errbacks and chord lie with the payload. Stock Celery reads them from
-the message when it has to report a failure in place of a child.
+The message of a call holds a reference; callbacks, errbacks and chord lie with the payload. Stock Celery reads them
+from the message when it has to report a failure in place of a child.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ratelimit_worker.wiring import services
 from ratelimit_worker.worker.transport import unpack_body
 
 
-class CallRequest(Request):  # type: ignore[misc]
+class CallRequest(Request):
     """A request whose body is in Redis."""
 
     @cached_property
@@ -26,7 +26,7 @@ class CallRequest(Request):  # type: ignore[misc]
         tag = self._request_dict.get("properties", {}).get("delivery_tag", "")
         ref = tag.rpartition(".")[0]
         try:
-            payload = services().redis.get(keys.payload(ref))
+            payload: Any = services().redis.get(keys.payload(ref))
         except (RedisError, OSError):
             payload = None
         if payload is None:

@@ -14,7 +14,7 @@ from ratelimit_worker.wiring import services
 FIRST_POLL_S, MOST_POLL_S = 0.01, 0.5
 
 
-class CallResult(AsyncResult):  # type: ignore[misc]
+class CallResult(AsyncResult):
     """Celery's AsyncResult, for a call."""
 
     def __await__(self) -> Generator[Any, None, Any]:

@@ -28,7 +28,9 @@ REQUIRED: dict[str, Any] = {
     "worker_cancel_long_running_tasks_on_connection_loss": False,
     # In a threads pool a result that cannot be stored loses its slot for ever.
     "result_backend_always_retry": True,
-    "result_backend_max_retries": 60,
+    "result_backend_max_retries": 3_600,
+    # … at most this far apart (ms; stock: 10 s), so that slots are back a second after Redis is.
+    "result_backend_max_sleep_between_retries_ms": 1_000,
     # Compressed messages unpack without bound.
     "task_compression": None,
     # Protocol 1 has no headers, and the plan of a call is a header.

@@ -24,6 +24,7 @@ from ratelimit_worker.flow.execute import Again, Answered, Executor, Facts, Gave
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.providers import http
+from ratelimit_worker.stores.patient import PatientLanes
 from ratelimit_worker.stores.scripts import script_text
 from ratelimit_worker.wiring import services
 from ratelimit_worker.worker import transport
@@ -34,7 +35,7 @@ ANSWERS = Answers(dumps=dumps, loads=loads)
 MOST_WARM_CLIENTS = 16  #: made before the first call, 4 ms each
 
 
-class CallTask(Task):  # type: ignore[misc]
+class CallTask(Task):
     """Base class of every task that calls a provider.
 
     Class attributes, or options of `@llm_task`: `lane`, `provider` (with the argument `model` it names the lane),
@@ -166,7 +167,7 @@ def executor() -> Executor:
     if found is None:
         live = services()
         found = _executors[os.getpid()] = Executor(
-            lanes=live.lanes,
+            lanes=PatientLanes(live.redis),
             answers=ANSWERS,
             encode_outcome=live.encode_outcome,
             lease_s=live.settings.visibility_timeout_seconds,

@@ -252,7 +252,7 @@ class Channel(stock.Channel):
                 self.connection._deliver(message, queue)
             return True
         finally:
-            self._in_poll = None
+            self._in_poll: Any = None
             self._flush_brpop_reauth()
 
     def set_aside(self, raw: bytes, why: str, queue: str) -> None:

@@ -7,15 +7,14 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ratelimit_worker.batchfile import first_line
 from ratelimit_worker.cli.cluster import Cluster, open_cluster
-from ratelimit_worker.cli.demo.story import Call, Story, troubles
+from ratelimit_worker.cli.demo.display import Display, Scene
+from ratelimit_worker.cli.demo.story import Call, Story
 from ratelimit_worker.cli.figures import lane_figures
 from ratelimit_worker.cli.progress import Progress
 from ratelimit_worker.cli.results import Results
@@ -54,7 +53,7 @@ class Play:
         draw = random.Random(self.seed)
         rpm = float(draw.randrange(RPM_LEAST, RPM_MOST + 1))
         whole_s = self.calls / rpm * 60  # so long the calls would take at the full limit
-        cut_at_s = draw.uniform(0.15, 0.25) * whole_s
+        cut_at_s = draw.uniform(0.3, 0.4) * whole_s
         away_at_s = cut_at_s + draw.uniform(0.12, 0.2) * whole_s
         return Scenario(
             rpm=rpm,
@@ -78,29 +77,28 @@ def play(what: Play, state_dir: Path | None, progress: Progress) -> Story:
     """
     began_s = time.monotonic()
     home = (state_dir or read_settings(environment()).state_path).expanduser() / "demo"
-    scenario = what.scenario()
-    with _folder(home) as folder, Simulator(scenario, log_path=folder / "arrivals.jsonl") as provider:
+    scenario, folder = what.scenario(), _folder(home)
+    with Simulator(scenario, log_path=folder / "arrivals.jsonl") as provider:
         progress.note(f"A provider with a limit that nobody is told (seed {what.seed}); the lane finds out.")
-        for line in troubles(scenario):
-            progress.note(line)
         with open_cluster(folder, alone=True, extra=_addresses(provider.url)) as cluster:
             cluster.start_workers(WORKERS, CONCURRENCY, str(cluster.app.conf.task_default_queue))
-            calls = _Stage(what, cluster, provider, progress).play()
+            with Display(progress) as display:
+                calls = _Stage(what, cluster, provider, progress, display).play()
             cluster.stop_workers(5.0)
-        stats = provider.stats()
         provider.stop()
         story = Story(
             seed=what.seed,
             scenario=scenario,
             calls=calls,
             arrivals=provider.arrivals(),
-            limits=stats.limits,
             agents=AGENTS,
             workers=WORKERS,
             seconds=time.monotonic() - began_s,
             report_path=home / f"report-{time.strftime('%Y%m%d-%H%M%S')}-seed{what.seed}.txt",
         )
-        story.report_path.write_text(story.report(), "utf-8")
+    story.report_path.write_text(story.report(), "utf-8")
+    if story.whole:  # else it is kept for whoever looks into it, as after an error
+        shutil.rmtree(folder, ignore_errors=True)
     return story
 
 
@@ -112,6 +110,7 @@ class _Stage:
     cluster: Cluster
     provider: Simulator
     progress: Progress
+    display: Display
     _calls: dict[str, Call] = field(default_factory=dict)  #: call id → call
     _open: set[str] = field(default_factory=set)
     _problems: list[RateLimitWorkerError] = field(default_factory=list)
@@ -136,14 +135,13 @@ class _Stage:
                     self._open.discard(settled.call_id)
             for exited in self.cluster.check_workers():
                 self.progress.note(f"a worker ended and was started anew: {exited}")
-            self.progress.tick(lambda: self._line(time.monotonic() - began_s))
+            self.display.tick(lambda: self._scene(time.monotonic() - began_s))
             if time.monotonic() - began_s > GIVE_UP_S:
                 self.progress.note(f"given up after {GIVE_UP_S:.0f} s")
                 break
             time.sleep(POLL_S)
         for agent in agents:
             agent.join()
-        self.progress.clear()
         if self._problems:
             raise self._problems[0]
         return list(self._calls.values())
@@ -168,20 +166,20 @@ class _Stage:
                 self._calls[result.id] = Call(name=f"call-{name}", sent_at_s=sent_at_s)
                 self._open.add(result.id)
 
-    def _line(self, second: float) -> str:
+    def _scene(self, second: float) -> Scene:
         stats: Stats = self.provider.stats()
         lane = lane_figures(self.cluster.services.lanes, [LANE])
-        answered = len(self._calls) - len(self._open)
-        pace = "?" if lane.pace_per_min is None else f"{lane.pace_per_min:,.0f}"
-        words = [
-            f"{second:3.0f} s",
-            f"{answered:,}/{self.what.calls:,} answered",
-            f"lane {pace}/min, limit {stats.limits.get('requests', 0):,.0f}",
-            lane.mode,
-            f"{stats.requests:,} requests, {stats.by_status.get('429', 0):,} of them 429",
-            f"waiting {len(self._open):,}",
-        ]
-        return " · ".join(words)
+        return Scene(
+            second=second,
+            calls=self.what.calls,
+            answered=len(self._calls) - len(self._open),
+            waiting=len(self._open),
+            pace=lane.pace_per_min,
+            limit=stats.limits.get("requests", 0.0),
+            mode=lane.mode,
+            requests=stats.requests,
+            refused=stats.by_status.get("429", 0),
+        )
 
 
 def _addresses(url: str) -> dict[str, str]:
@@ -191,13 +189,10 @@ def _addresses(url: str) -> dict[str, str]:
     return {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": "demo", "NO_PROXY": direct, "no_proxy": direct}
 
 
-@contextmanager
-def _folder(home: Path) -> Iterator[Path]:
-    """A folder for this demo's state. What a demo that fails leaves is kept, for whoever looks into it."""
+def _folder(home: Path) -> Path:
+    """A folder for the state of one demo."""
     try:
         home.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="state-", dir=home))
+        return Path(tempfile.mkdtemp(prefix="state-", dir=home))
     except OSError as error:
         raise ConfigurationError(f"{home}: {error.strerror}; choose another folder with --state-dir") from error
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)

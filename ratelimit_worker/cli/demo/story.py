@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,6 @@ class Story:
     scenario: Scenario
     calls: Sequence[Call]
     arrivals: Sequence[Arrival]
-    limits: Mapping[str, float]  #: what the provider allowed at its end, by dimension, units a minute
     agents: int
     workers: int
     seconds: float

@@ -106,8 +106,8 @@ def run_file(request: Request, progress: Progress) -> Summary:
     """Send a Batch file; returns when every line is in OUT, or when a signal stopped it.
 
     Raises:
-        BadInput: IN cannot be read, or an option needs another.
-        ConfigurationError: a setting, an address, a key or OUT is wrong.
+        BadInput: IN cannot be read, OUT is no file for answers, or an option needs another.
+        ConfigurationError: a setting, an address or a key is wrong.
         StoreUnavailable: Redis is away for good.
         RateLimitWorkerError: OUT cannot be written, or the workers do not stay.
     """

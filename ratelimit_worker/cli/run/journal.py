@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from ratelimit_worker.batchfile import End, is_torn, out_id, read_out
-from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError
+from ratelimit_worker.errors import BadInput, RateLimitWorkerError
 
 
 class OutFailed(RateLimitWorkerError):
@@ -28,7 +28,8 @@ class Journal:
     """OUT of one run, open and locked.
 
     Raises (on entering):
-        ConfigurationError: it cannot be written, is in use by another run, or is another kind of file.
+        BadInput: it cannot be written, or is another kind of file.
+        OutFailed: another run writes it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,7 +53,7 @@ class Journal:
                 self.close()
                 raise
         except OSError as error:
-            raise ConfigurationError(f"{self.path}: {error.strerror or error}; choose another file with -o") from error
+            raise BadInput(f"{self.path}: {error.strerror or error}; choose another file with -o") from error
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -86,7 +87,7 @@ class Journal:
         """Keep the run's id, before the first call is sent.
 
         Raises:
-            ConfigurationError: the folder cannot be written.
+            OutFailed: the folder cannot be written.
         """
         partial = self._sidecar.with_name(self._sidecar.name + ".tmp")
         try:
@@ -96,7 +97,7 @@ class Journal:
                 os.fsync(file.fileno())
             partial.replace(self._sidecar)
         except OSError as error:
-            raise ConfigurationError(f"{self._sidecar}: {error.strerror}; choose another folder with -o") from error
+            raise OutFailed(f"{self._sidecar}: {error.strerror}; choose another folder with -o") from error
 
     def finish(self) -> None:
         """Every line is in OUT: the run is over."""
@@ -123,7 +124,7 @@ class Journal:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigurationError(f"{self.path} is being written by another run; wait for it, or end it") from error
+            raise OutFailed(f"{self.path} is being written by another run; wait for it, or end it") from error
 
     def _read(self) -> None:
         whole = 0
@@ -143,10 +144,8 @@ class Journal:
                         raise self._foreign(number) from error
                     self._add(read.custom_id, read.id, read.end)
 
-    def _foreign(self, number: int) -> ConfigurationError:
-        return ConfigurationError(
-            f"{self.path}, line {number}: not a line of Batch output; choose another file with -o"
-        )
+    def _foreign(self, number: int) -> BadInput:
+        return BadInput(f"{self.path}, line {number}: not a line of Batch output; choose another file with -o")
 
     def _read_sidecar(self) -> None:
         try:
@@ -155,6 +154,6 @@ class Journal:
         except FileNotFoundError:
             return
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigurationError(
+            raise BadInput(
                 f"{self._sidecar} cannot be read; remove it, and calls that still wait are sent again"
             ) from error

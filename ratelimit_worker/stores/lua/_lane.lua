@@ -15,6 +15,7 @@ local N = 4                                            -- dimensions: requests, 
 local SICK_ROW = 5                                     -- sick answers in a row: the provider is away
 local REFS = 9                                         -- messages of one task id that may be in lanes at once
 local TRIES = 8                                        -- lanes that are asked for one free slot
+local SUPPLY = 8                                       -- calls that may lie ready for the next free slots
 local SURPLUS = 8                                      -- calls without a permit that may lie ready beyond the slots
 -- A call's record, packed in field i of its hash. Newer versions only append; what they change otherwise is a new SCHEMA.
 local VERSION, LANE, QUEUE, SCORE, CLASS, TENANT, COST, ACCEPTED, DEADLINE, RELEASE, ATTEMPTS, LOST, PERMIT, RESTORED,
@@ -57,13 +58,17 @@ local function load(lane)
   local h = redis.call('HMGET', lane_key(lane), unpack(FIELDS))
   local L = {name = lane, was = tonumber(h[1]), gate = tonumber(h[2]) or 0, cap = tonumber(h[3]) or 0,
     unlimited = h[4] == '1', seq = tonumber(h[5]) or 0, v = tonumber(h[6]) or 0, width = tonumber(h[7]) or 0,
-    gap = tonumber(h[8]) or 0, p = {}, l = {}, d = {}, g = {}, c = {}}
-  if L.was and L.was > now + STEP_US then L.was = now end  -- the clock was set back: earn from now on, not in an hour
+    gap = tonumber(h[8]) or 0, p = {}, l = {}, d = {}, g = {}, c = {}, kept = {}}
+  if L.was and L.was > now + STEP_US then              -- the clock was set back: earn from now on, not in an hour
+    L.was = now
+    redis.call('HSET', lane_key(lane), 'ts', int(now))
+  end
   local dt = math.max(0, now - (L.was or now)) / 1e6
   for i = 1, N do
     local at = 8 + (i - 1) * 5
     local pace = tonumber(h[at + 1])
     L.c[i] = tonumber(h[at + 5]) or 0
+    L.kept[i] = L.c[i]
     if pace and not L.unlimited then
       L.p[i], L.d[i], L.g[i] = pace, tonumber(h[at + 3]) or 1, tonumber(h[at + 4]) or 0
       L.l[i] = math.min(L.d[i], (tonumber(h[at + 2]) or L.d[i]) + pace * dt)
@@ -77,7 +82,7 @@ local function save(L)
   local n = #args
   for i = 1, N do
     if L.p[i] then args[n + 1] = 'l' .. i; args[n + 2] = real(L.l[i]); n = n + 2 end
-    if L.c[i] ~= 0 then args[n + 1] = 'c' .. i; args[n + 2] = real(L.c[i]); n = n + 2 end
+    if L.c[i] ~= L.kept[i] then args[n + 1] = 'c' .. i; args[n + 2] = real(L.c[i]); n = n + 2 end
   end
   redis.call('HSET', lane_key(L.name), unpack(args))
   if not L.was or math.floor(L.was / HOUR_US) ~= math.floor(now / HOUR_US) then
@@ -193,7 +198,7 @@ local function room(L, queue, out, greedy)
   if others > 0 or living() > out then return free end
   local waiting = redis.call('ZCARD', NEXT)
   if waiting > 0 and redis.call('ZSCORE', NEXT, L.name) then waiting = waiting - 1 end
-  return waiting > 0 and free or free + here
+  return waiting > 0 and free or free + math.min(here, SUPPLY)
 end
 
 -- ── the pump's plan ──────────────────────────────────────────────────────────────────────────────────────────────

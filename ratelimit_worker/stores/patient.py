@@ -1,0 +1,79 @@
+"""What does a worker do while Redis is away, full or read-only? It waits with what it has in hand.
+
+A call that was released has its slot, and an answer that has come is paid for: neither may be dropped because Redis is
+restarting. Each of these scripts may be sent again after a lost reply: begin counts one attempt more, settle and back
+find their work done.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from redis import RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ConnectionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+    TimeoutError,
+)
+
+from ratelimit_worker.ports import Begun
+from ratelimit_worker.stores.lanes import Lanes
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FIRST_PAUSE_S, MOST_PAUSE_S = 0.05, 1.0
+AWAY = (ConnectionError, TimeoutError, BusyLoadingError, OutOfMemoryError, ReadOnlyError, OSError)
+#: First words of answers that pass with the state of the server.
+PASSING = ("MISCONF", "READONLY", "OOM", "LOADING", "BUSY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN")
+
+
+class PatientLanes(Lanes):
+    """Lanes for a worker's attempts: waits for Redis instead of failing the call.
+
+    `stopping` ends the wait, and the error goes on: the call is left to its lease.
+    """
+
+    stopping: threading.Event = threading.Event()
+
+    def begin(self, tag: str, lease_s: float) -> Begun:
+        return self._patiently(lambda: super(PatientLanes, self).begin(tag, lease_s))
+
+    def settle(self, tag: str, lane: str, answer: bytes, **learned: Any) -> bool:
+        return self._patiently(lambda: super(PatientLanes, self).settle(tag, lane, answer, **learned))
+
+    def back(self, tag: str, lane: str, **how: Any) -> bool:
+        return self._patiently(lambda: super(PatientLanes, self).back(tag, lane, **how))
+
+    def sick_row(self, lane: str) -> int:
+        return self._patiently(lambda: super(PatientLanes, self).sick_row(lane))
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                return ask()
+            except (RedisError, OSError) as error:
+                if not _passes(error) or self.stopping.is_set():
+                    raise
+                if pause_s == FIRST_PAUSE_S:
+                    log.warning("redis.away", extra={"cause": type(error).__name__})
+                self.stopping.wait(pause_s)
+                pause_s = min(MOST_PAUSE_S, pause_s * 2)
+
+
+def _passes(error: Exception) -> bool:
+    """Whether the same command may succeed a little later."""
+    if isinstance(error, AuthenticationError):
+        return False
+    if isinstance(error, ResponseError) and not isinstance(error, AWAY):
+        return str(error).startswith(PASSING)
+    return isinstance(error, AWAY)
