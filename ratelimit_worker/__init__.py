@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ratelimit_worker.calls import Cost, LaneLimits
     from ratelimit_worker.config import Settings, read_settings
     from ratelimit_worker.errors import CallFailed, RateLimitWorkerError
+    from ratelimit_worker.inprocess import get_advanced_rate_limiter, make_optimized_llm_call, optimize_api_call
 
 __all__ = [
     "CallFailed",
@@ -31,9 +32,12 @@ __all__ = [
     "LaneLimits",
     "RateLimitWorkerError",
     "Settings",
+    "get_advanced_rate_limiter",
     "install",
     "llm_task",
     "make_app",
+    "make_optimized_llm_call",
+    "optimize_api_call",
     "read_settings",
 ]
 
@@ -43,9 +47,12 @@ _HOMES = {
     "LaneLimits": "calls",
     "RateLimitWorkerError": "errors",
     "Settings": "config",
+    "get_advanced_rate_limiter": "inprocess",
     "install": "app",
     "llm_task": "app",
     "make_app": "app",
+    "make_optimized_llm_call": "inprocess",
+    "optimize_api_call": "inprocess",
     "read_settings": "config",
 }
 

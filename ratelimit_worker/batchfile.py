@@ -22,6 +22,7 @@ from ratelimit_worker.errors import BadInput, CallFailed, DeadlineExceeded, Payl
 _PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:%/-]+(\?[!-\"$-~]*)?")
 _MOST_MESSAGE = 300  #: characters of a message in OUT
 _OUT_ID = "batch_req_"
+_BAD = uuid.UUID("4f6d3f5e-8f0b-4c57-9e0a-0d5a6f5f7d10")
 #: Statuses that say nothing against the line itself: another time, or with another account, it would have been
 #: answered. As an end they are a failure; every other 4xx is the provider's answer.
 _FAILED = frozenset({401, 402, 403, 408, 409, 425, 429})
@@ -95,7 +96,8 @@ def asks(lines: Iterable[bytes], run: uuid.UUID) -> Iterator[Ask | Bad]:
 
 def _read(text: bytes, number: int, offset: int, run: uuid.UUID, seen: dict[str, int]) -> Ask | Bad:
     def bad(why: str, custom_id: str | None = None) -> Bad:
-        return Bad(number=number, call_id=_call_id(run, f"line {number}", text), custom_id=custom_id, why=why)
+        # The id of no run: it is all by which a later start knows that a line without custom_id was reported.
+        return Bad(number=number, call_id=_call_id(_BAD, f"line {number}", text), custom_id=custom_id, why=why)
 
     try:
         line = json.loads(text, parse_constant=_no_constant)

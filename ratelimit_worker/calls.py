@@ -56,6 +56,15 @@ class Priority(StrEnum):
     LOW = "low"
 
 
+class Mode(StrEnum):
+    """How much a lane may send, for its provider's health or because a person says so; from most to least."""
+
+    NORMAL = "NORMAL"
+    REDUCED = "REDUCED"
+    EMERGENCY = "EMERGENCY"
+    HALT = "HALT"
+
+
 class Outcome(StrEnum):
     """How one attempt ended, as the tracking database keeps it."""
 
@@ -204,6 +213,25 @@ class Attempt:
     def latency_s(self) -> float:
         """Seconds from start to end."""
         return self.finished_at - self.started_at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModeChange:
+    """A lane has gone from one mode to another, by the law or by hand: a row of the mode history.
+
+    All times are seconds since the epoch (UTC), Redis clock.
+    """
+
+    id: str  #: the same however often the event is told
+    lane: str  #: "*" where all lanes were pinned and none was known
+    from_mode: Mode
+    to_mode: Mode  #: may equal `from_mode`: a lane in NORMAL that is pinned to it
+    at: float
+    cause: str  #: one sentence, with what triggered it
+    numbers: Mapping[str, float] = field(default_factory=dict)  #: the figures behind the cause, by name
+    who: str = "law"  #: or the person (or setting) that pinned the mode or gave the lane back
+    reason: str = ""  #: what that person wrote
+    until: float | None = None  #: when a pin ends by itself; None: it does not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ratelimit_worker.calls import Attempt
+from ratelimit_worker.calls import Attempt, ModeChange
 from ratelimit_worker.errors import RateLimitWorkerError
+from ratelimit_worker.policy.modes import Pin
 
 
 class RowRefused(RateLimitWorkerError):
@@ -15,10 +16,10 @@ class RowRefused(RateLimitWorkerError):
 
 
 class Outbox(Protocol):
-    """Outcomes on their way to the tracking database: kept until they are committed."""
+    """Outcomes and mode changes on their way to the tracking database: kept until they are committed."""
 
-    def read(self, max_count: int, block_ms: int) -> list[tuple[str, Attempt]]:
-        """The next entries as (id, attempt); empty when none came within `block_ms`.
+    def read(self, max_count: int, block_ms: int) -> list[tuple[str, Attempt | ModeChange]]:
+        """The next entries as (id, what is to be recorded); empty when none came within `block_ms`.
 
         They are this reader's for a while, then anybody's: what is read must be committed, set aside or given back.
         """
@@ -40,8 +41,8 @@ class Outbox(Protocol):
 class Tracker(Protocol):
     """The tracking database, as the recorder sees it."""
 
-    def record(self, attempts: Sequence[Attempt]) -> int:
-        """Keep the attempts, all or none, in one transaction; returns the rows that were new.
+    def record(self, rows: Sequence[Attempt | ModeChange]) -> int:
+        """Keep the rows, all or none, in one transaction; returns those that were new.
 
         Raises:
             StoreUnavailable: The database is away, locked, full or read-only; nothing was kept.
@@ -115,4 +116,44 @@ class Lanes(Protocol):
 
     def set_points(self, lane: str, fields: Mapping[str, float | str]) -> int:
         """Write set-points."""
+        ...
+
+    def fields(self, lane: str) -> Mapping[str, bytes]:
+        """The lane's hash as it is."""
+        ...
+
+    def names(self) -> Sequence[str]:
+        """Every known lane."""
+        ...
+
+
+class Pins(Protocol):
+    """Modes by hand, in force for the whole cluster."""
+
+    def now(self) -> float:
+        """Seconds, Redis clock."""
+        ...
+
+    def read(self) -> Mapping[str, Pin]:
+        """By lane, also those that have ended; `policy.modes.ALL`: of all lanes."""
+        ...
+
+    def write(self, pins: Mapping[str, Pin]) -> None:
+        """Add them, or put them in the place of what was there."""
+        ...
+
+    def drop(self, pins: Mapping[str, Pin]) -> None:
+        """Forget these, but not what has taken their place."""
+        ...
+
+
+class ModeLog(Protocol):
+    """Where mode changes go, to be recorded once."""
+
+    def append_mode_change(self, change: ModeChange) -> None:
+        """Put it into the outbox.
+
+        Raises:
+            StoreUnavailable: Redis is away, full or read-only; nothing was stored.
+        """
         ...

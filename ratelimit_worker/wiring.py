@@ -13,10 +13,12 @@ from redis.retry import Retry
 
 from ratelimit_worker.config import Settings, canonical_redis_url, read_settings
 from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.flow.tune import ControlPlane, rules_of
 from ratelimit_worker.stores import outbox as outbox_store
 from ratelimit_worker.stores.database import engine_for
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.outbox import Outbox
+from ratelimit_worker.stores.pins import Pins
 from ratelimit_worker.stores.tracker import Tracker
 
 CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 2.0, 5.0
@@ -67,6 +69,13 @@ class Services:
         """The tracking database, at the newest schema."""
         tracker: Tracker = self._once("tracker", lambda: Tracker(engine_for(self.settings.database_url)))
         return tracker
+
+    @property
+    def control(self) -> ControlPlane:
+        """What it takes to steer lanes, by the law or by hand."""
+        return ControlPlane(
+            lanes=self.lanes, pins=Pins(self.redis), mode_log=self.outbox, rules=rules_of(self.settings)
+        )
 
     def encode_outcome(self, attempt: Any) -> bytes:
         """An attempt as the outbox holds it."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 
@@ -109,13 +110,13 @@ class Cluster:
     def back(
         self, tag: str, after_s: float = 0, tries: int = 0, lane: str = "gpt", verdict: str = "other", gate_s: float = 0
     ) -> bool:
-        self._drop(tag)
+        self.drop(tag)
         return self.lanes.back(
             tag, lane, after_s=after_s, tries=tries, outbox=b"row", verdict=verdict, seen=b"", gate_s=gate_s
         )
 
     def free(self, tag: str) -> int:
-        self._drop(tag)
+        self.drop(tag)
         return self.lanes.free([tag])
 
     def run_one(self, queue: str = "q", worker: str = "w") -> str:
@@ -143,7 +144,8 @@ class Cluster:
     def out(self) -> int:
         return int(self.client.zcard(keys.LEDGER))
 
-    def _drop(self, tag: str) -> None:
+    def drop(self, tag: str) -> None:
+        """A worker has nothing more to do with a tag."""
         for tags in self.held.values():
             if tag in tags:
                 tags.remove(tag)
@@ -175,10 +177,10 @@ Put = Callable[..., list[bool]]
 
 @pytest.mark.parametrize("late_ms", [0, 1, 3.9, 15], ids="pump {} ms late".format)
 def test_calls_start_at_the_pace_of_their_lane(cluster: Cluster, put: Put, late_ms: float) -> None:
-    """At 50/s, 1,000 calls take 20 s, with at most 53 starts in any second, however late the pump."""
-    put(*[f"c{i}" for i in range(400)], lane_fields={"p1": 50, "d1": 2})
+    """At 50/s, 300 calls take 6 s, with at most 53 starts in any second, however late the pump."""
+    put(*[f"c{i}" for i in range(300)], lane_fields={"p1": 50, "d1": 2})
     starts: list[int] = []
-    while len(starts) < 400:
+    while len(starts) < 300:
         while cluster.client.llen("q"):
             tag, begun = cluster.begin()
             assert begun.state == "go"
@@ -192,8 +194,7 @@ def test_calls_start_at_the_pace_of_their_lane(cluster: Cluster, put: Put, late_
     window = max(sum(1 for other in starts if at <= other < at + US) for at in starts)
     assert window <= 53
     rate = (len(starts) - 1) / ((starts[-1] - starts[0]) / US)
-    assert rate >= (49.5 if late_ms < 20 else 45)
-    assert rate <= 50.5
+    assert 49.5 <= rate <= 50.5
 
 
 def test_a_lane_opens_again_after_one_interval(cluster: Cluster, put: Put) -> None:
@@ -758,6 +759,48 @@ def test_a_cap_does_not_cost_others_their_slots(cluster: Cluster, put: Put) -> N
     assert cluster.out() == 4
 
 
+def test_a_share_leaves_no_slot_idle(cluster: Cluster, put: Put) -> None:
+    """A lane that has its share on another queue gets the slots that nobody under his share can use."""
+    cluster.worker("other", slots=4, queues=("two",))
+    for lane, queue in (("a", "two"), ("b", "q")):
+        for index in range(4):
+            put(f"{lane}{index}", lane=lane, queue=queue, lane_fields=CALM)
+            cluster.begin(queue)
+    put("b4", "b5", "b6", lane="b")
+    put("a4", "a5", "a6", lane="a")
+    for tag in [tag for tag in cluster.held["w"] if tag.startswith("b")][:3]:
+        cluster.free(tag)
+        assert len(cluster.ready()) == 1
+        assert cluster.begin()[1].state == "go"
+    assert cluster.client.scard("rlw:onqueue:q") == 4
+
+
+@pytest.mark.parametrize("end", ["free", "back", "restore", "closed", "purge"])
+def test_whoever_ends_a_calls_stay_gives_its_slot_away(cluster: Cluster, put: Put, end: str) -> None:
+    """Another lane that waits for a slot has it in the same step, without the pump."""
+    cluster.worker(slots=1)
+    put("a", lane="first", lane_fields=CALM)
+    put("b", lane="second", queue="two", lane_fields=CALM)
+    assert cluster.ready("two") == []
+    cluster.worker(slots=1, queues=("q", "two"))
+    assert cluster.ready("two") == []
+    if end == "purge":
+        cluster.lanes.purge("q")
+    else:
+        tag, _ = cluster.take()
+        if end == "closed":
+            cluster.lanes.set_points("first", {"p1": 0})
+        assert cluster.lanes.begin(tag, LEASE_S).state == ("closed" if end == "closed" else "go")
+        cluster.lanes.set_points("first", {"p1": 0})
+        if end == "free":
+            cluster.free(tag)
+        elif end == "back":
+            cluster.back(tag, after_s=5, lane="first")
+        elif end == "restore":
+            cluster.lanes.restore([tag])
+    assert cluster.ready("two") == ["b"]
+
+
 # ── what comes back ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -955,7 +998,6 @@ def test_a_record_that_ended_before_its_call_blocks_nothing(cluster: Cluster, pu
 
 def test_a_newer_workers_calls_are_left_alone(cluster: Cluster, put: Put) -> None:
     """An older worker neither runs, frees, restores nor releases what a newer one wrote; nothing else waits for it."""
-    import msgspec
 
     def make_newer(ref: str) -> None:
         record = cluster.lanes.record(ref)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import redis
-from conftest import PostgresServer, wait_for
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from sqlalchemy import Engine, text
@@ -23,6 +22,7 @@ from ratelimit_worker.flow.record import Recorder, pause_s, record_once
 from ratelimit_worker.stores import migrations
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.tracker import Tracker, engine_for
+from tests.conftest import PostgresServer, wait_for
 
 pytestmark = pytest.mark.server
 

@@ -15,7 +15,6 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from conftest import PostgresServer
 from sqlalchemy import Engine, event, text
 
 from ratelimit_worker.calls import Attempt, Category, Outcome, Priority
@@ -24,6 +23,7 @@ from ratelimit_worker.ports import RowRefused
 from ratelimit_worker.stores import migrations
 from ratelimit_worker.stores.tables import Base
 from ratelimit_worker.stores.tracker import Tracker, engine_for
+from tests.conftest import PostgresServer
 
 FULL = Attempt(
     call_id="c-1",

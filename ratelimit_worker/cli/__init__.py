@@ -14,12 +14,29 @@ import click
 import ratelimit_worker
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, StoreUnavailable
 
-#: Command → what it does; its function has its name and stands in the module of its name.
+#: Command → what it does; its function has its name and stands in the module of its name, or in the one of `HOMES`.
 COMMANDS = {
+    "analytics": "A report of the last hours or days: JSON, CSV or HTML.",
+    "cleanup": "Delete old rows of the tracking database.",
+    "doctor": "What is in force and where it came from, and what is wrong.",
+    "explain": "Where a call is, and what it waits for.",
+    "lanes": "What each lane was told, and what it has learned.",
+    "limits": "Set what a lane may do at most.",
+    "stats": "Calls, errors, retries, latency and tokens of a window.",
+    "status": "How every lane stands now.",
+    "auto": "Give lanes that were pinned back to the law.",
+    "emergency": "Pin EMERGENCY: at most 10 calls a minute and lane.",
+    "halt": "Pin HALT: nothing is sent; calls wait.",
+    "mode": "How the modes of lanes have changed.",
+    "normal": "Pin NORMAL: the law's pace, without escalation.",
+    "reduced": "Pin REDUCED: half the pace.",
+    "resume": "The same as auto.",
     "demo": "600 calls against a provider with a hidden limit, in a minute.",
     "run": "Send a Batch file through a lane; answers to another, resumable.",
     "simulate": "A simulated LLM provider with a true rate limit and scripted faults.",
 }
+
+HOMES = dict.fromkeys(("auto", "emergency", "halt", "mode", "normal", "reduced", "resume"), "modes")
 
 
 class Sentence(click.ClickException):
@@ -66,7 +83,7 @@ class Commands(click.Group):
         """Import one; None: there is no such command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name)
+        command: click.Command = getattr(import_module(f"{__name__}.{HOMES.get(cmd_name, cmd_name)}"), cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

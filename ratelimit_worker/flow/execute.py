@@ -243,10 +243,16 @@ class Executor:
         cause: str | None,
     ) -> Attempt:
         plan, usage, response = facts.plan, seen.usage, seen.response
-        log.info(
-            "attempt.finished",
-            extra={"call_id": facts.call_id, "lane": facts.lane, "outcome": outcome.value, "number": begun.number},
-        )
+        if log.isEnabledFor(logging.INFO):
+            fields = {
+                "call_id": facts.call_id,
+                "lane": facts.lane,
+                "number": begun.number,
+                "outcome": outcome.value,
+                "cause": cause or (failure.cause if failure else ""),
+                "latency_s": round(at - begun.now_s, 3),
+            }
+            log.info("attempt.finished %s", " ".join(f"{name}={value}" for name, value in fields.items()), extra=fields)
         return Attempt(
             call_id=facts.call_id,
             number=begun.number,

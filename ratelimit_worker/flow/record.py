@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from ratelimit_worker.calls import Attempt
+from ratelimit_worker.calls import Attempt, ModeChange
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, StoreUnavailable
 from ratelimit_worker.ports import Outbox, RowRefused, Tracker
 
@@ -126,10 +126,10 @@ class Recorder:
             log.warning("recorder.away", extra={"error": str(error), "failures": self.failures, "wait_s": wait_s})
 
 
-def _record(tracker: Tracker, entries: Sequence[tuple[str, Attempt]]) -> dict[str, str]:
+def _record(tracker: Tracker, entries: Sequence[tuple[str, Attempt | ModeChange]]) -> dict[str, str]:
     """Record the entries, halving a batch that is refused until the bad rows stand alone: {id: why} of those."""
     try:
-        tracker.record([attempt for _, attempt in entries])
+        tracker.record([row for _, row in entries])
     except RowRefused as refused:
         if len(entries) == 1:
             return {entries[0][0]: str(refused)}

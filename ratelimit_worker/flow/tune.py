@@ -1,80 +1,295 @@
 """How do lanes learn? The tuner: takes what was seen of all lanes, runs the law on it in order, writes set-points.
 
 One writer at a time, under a lease; state lives in the lanes' hashes, so a new holder goes on where the last one was.
+Modes by hand (flow/pin.py) write the same set-points by the same `decide`, and leave what the law remembers alone.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from hashlib import blake2s
+from math import inf
 from typing import Any
 
 import msgspec
 
-from ratelimit_worker.calls import LaneLimits
+from ratelimit_worker.calls import LaneLimits, Mode, ModeChange
+from ratelimit_worker.config import Settings
+from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.flow import observe
 from ratelimit_worker.policy import modes, pace
-from ratelimit_worker.ports import Lanes, LaneView
+from ratelimit_worker.policy.modes import ALL, Hold, ModeState, Move, Pin, Rates, Thresholds
+from ratelimit_worker.ports import Lanes, LaneView, ModeLog, Pins
 
 log = logging.getLogger(__name__)
 
 TUNE_EVERY_S = 0.1  #: about ten times a second (control law); a refusal wakes the tuner at once
 LEASE_S = 2.0
+VISIT_EVERY_S = 1.0  #: pinned lanes are looked at so often though nothing is seen of them
+MOST_UNTOLD = 1_000  #: mode changes kept while the outbox takes none
+#: `gate` of a lane that is shut, µs since the epoch: a day that does not come, and that a double holds exactly.
+SHUT_US = 2**53
+#: `law` of a lane without pace whose `unlimited` a mode has set aside.
+SET_ASIDE = "unlimited"
+_US = 1e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What a person has set of the law."""
+
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    rates: Rates = field(default_factory=Rates)
+
+
+def rules_of(settings: Settings) -> Rules:
+    """The rules that the settings say."""
+    literal = settings.escalation_policy == "literal"
+    thresholds = Thresholds(
+        reduced_rate=settings.reduced_error_rate_threshold,
+        reduced_count=settings.reduced_error_count_threshold,
+        emergency_rate=settings.emergency_error_rate_threshold,
+        emergency_count=settings.emergency_error_count_threshold,
+        low_volume=inf if literal else modes.LOW_VOLUME,
+        refusals_count=literal,
+        escalates=settings.enable_auto_escalation and settings.enable_advanced_rate_limiting,
+    )
+    rates = Rates(
+        normal=settings.calls_per_minute,
+        reduced=settings.reduced_calls_per_minute,
+        emergency=settings.emergency_calls_per_minute,
+    )
+    return Rules(thresholds=thresholds, rates=rates)
 
 
 class Law(msgspec.Struct):
-    """All that the law remembers of one lane, as the lane's hash keeps it."""
+    """All that the law remembers of one lane's pace, as the lane's hash keeps it in `law`; `health` is a ModeState."""
 
     pace: pace.PaceState
-    mode: modes.ModeState
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Law).decode
+_decode_law = msgspec.msgpack.Decoder(Law).decode
+_decode_health = msgspec.msgpack.Decoder(ModeState).decode
 
 
-def tune_once(lanes: Lanes, owner: str) -> int | None:
-    """Look at every lane of which something was seen → how many, or None: another holds the duty."""
-    taken = lanes.take(owner, LEASE_S)
-    if taken is None:
-        return None
-    now, views = taken
-    for view in views:
-        fields = decide(view, now)
-        if fields:
-            lanes.set_points(view.lane, fields)
-    return len(views)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What follows from what was seen of a lane."""
+
+    set_points: Mapping[str, float | str]  #: fields of its hash that change
+    memory: Mapping[str, Any]  #: the same, for the law itself and for the levels: the tuner's alone to write
+    changes: Sequence[ModeChange]
 
 
-def decide(view: LaneView, now: float) -> dict[str, Any]:
-    """The fields of a lane's hash that change, from what was seen."""
-    if view.fields.get("unlimited") == b"1":
-        return {}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlPlane:
+    """All that it takes to steer lanes."""
+
+    lanes: Lanes
+    pins: Pins
+    mode_log: ModeLog
+    rules: Rules = field(default_factory=Rules)
+
+
+class Tuner:
+    """The duty of one worker. Errors of Redis go on as they are; the next turn makes good what was left undone."""
+
+    def __init__(self, control: ControlPlane) -> None:
+        self.control = control
+        self._visited_at = float("-inf")
+        self._pins: Mapping[str, Pin] = {}
+        self._known: frozenset[str] | None = None  #: None: this is its first turn
+        self._untold: deque[ModeChange] = deque(maxlen=MOST_UNTOLD)
+
+    def turn(self, owner: str) -> int | None:
+        """Look at every lane of which something was seen → how many, or None: another holds the duty."""
+        taken = self.control.lanes.take(owner, LEASE_S)
+        if taken is None:
+            self._known = None
+            return None
+        now, views = taken
+        pins = self.control.pins.read()
+        for view in views:
+            self._write(view, decide(view, now, self.control.rules, pins))
+        self._visit(self._due(pins, now), pins, now)
+        while views and (newer := self.control.pins.read()) != pins:
+            # Somebody pinned a mode while we wrote, and we may have overwritten it.
+            pins = newer
+            self._visit({*(view.lane for view in views), *self._pinned(pins)}, pins, self.control.pins.now())
+        self._give_back(pins, now)
+        self._tell()
+        return len(views)
+
+    def _due(self, pins: Mapping[str, Pin], now: float) -> Iterable[str]:
+        """Lanes that must be looked at though nothing was seen of them: pins begin and end there."""
+        first = self._known is None
+        if first or ALL in pins:
+            names = frozenset(self.control.lanes.names())
+            newcomers = names - (self._known or frozenset())
+            self._known = names
+        else:
+            newcomers = frozenset()
+        ended = any(not modes.lives(pin, now) for pin in pins.values())
+        if first or ended or pins != self._pins or now - self._visited_at >= VISIT_EVERY_S:
+            self._pins, self._visited_at = pins, now
+            return {*newcomers, *self._pinned(pins)}
+        return newcomers
+
+    def _pinned(self, pins: Mapping[str, Pin]) -> Iterable[str]:
+        return self.control.lanes.names() if ALL in pins else pins.keys()
+
+    def _visit(self, lanes: Iterable[str], pins: Mapping[str, Pin], now: float) -> None:
+        for lane in lanes:
+            view = LaneView(lane=lane, fields=self.control.lanes.fields(lane), seen=())
+            if view.fields.get("pin") or modes.governing(pins.get(lane), pins.get(ALL), now) is not None:
+                self._write(view, decide(view, now, self.control.rules, pins))
+
+    def _write(self, view: LaneView, decision: Decision) -> None:
+        self._untold.extend(decision.changes)
+        if fields := {**decision.set_points, **decision.memory}:
+            self.control.lanes.set_points(view.lane, fields)
+
+    def _give_back(self, pins: Mapping[str, Pin], now: float) -> None:
+        """Pins that had ended when this turn looked at their lanes are done with, and exemptions from none."""
+        everywhere = pins.get(ALL)
+        idle = everywhere is None or not modes.lives(everywhere, now)
+        done = {name: pin for name, pin in pins.items() if not modes.lives(pin, now) or (pin.mode is None and idle)}
+        if done:
+            self.control.pins.drop(done)
+
+    def _tell(self) -> None:
+        while self._untold:
+            try:
+                tell(self.control.mode_log, self._untold[0])
+            except StoreUnavailable as error:
+                log.warning("mode.untold", extra={"changes": len(self._untold), "error": str(error)})
+                return
+            self._untold.popleft()
+
+
+def tell(mode_log: ModeLog, change: ModeChange) -> None:
+    """Put a mode change on its way to the history, and into the log.
+
+    Raises:
+        StoreUnavailable: the outbox takes none; nothing was told.
+    """
+    mode_log.append_mode_change(change)
+    log.log(
+        logging.INFO if change.to_mode is Mode.NORMAL else logging.WARNING,
+        "mode.changed",
+        extra={
+            "lane": change.lane,
+            "from_mode": change.from_mode.value,
+            "to_mode": change.to_mode.value,
+            "cause": change.cause,
+            "numbers": dict(change.numbers),
+            "who": change.who,
+            "reason": change.reason,
+            "until": change.until,
+        },
+    )
+
+
+# ── the decision ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def decide(view: LaneView, now: float, rules: Rules, pins: Mapping[str, Pin]) -> Decision:
+    """What follows from what was seen of a lane, and from the pins.
+
+    Args:
+        now: Seconds, Redis clock.
+    """
     limits = limits_of(view.fields)
-    law = _law(view, limits)
-    state, mode = law.pace, law.mode
+    kind = _Kind.of(limits)
+    learned = _learn(view, now, limits, rules.thresholds)
+    health = learned.health
+    rates = replace(rules.rates, normal=limits.rpm) if limits.rpm else rules.rates
+    pin = modes.governing(pins.get(view.lane), pins.get(ALL), now)
+    held = modes.hold(health, pin, now, rates=rates, adaptive=kind is not _Kind.FIXED, paced=kind is not _Kind.UNBOUND)
+    escalates = rules.thresholds.escalates and (pin is None or pin.mode is not Mode.NORMAL)
+    fields: dict[str, float | str] = {
+        "mode": _mode(pin, health).value,
+        "pin": pin.id if pin is not None else "",
+        "escalates": "" if escalates else "0",
+        "width": held.width,
+        "gap": round(held.gap_s * _US),
+    }
+    memory: dict[str, Any] = {}
+    # A lane that is not yet known gets what was configured with its first call, which must find nothing in its place.
+    if any(name in view.fields for name in ("schema", "unlimited", "p1")):
+        fields |= _unbinding(view.fields, kind, held)
+        paces, memory = _paces(learned, kind, held, limits, rates, now)
+        fields |= paces
+        if held.pause_s and _begins(view.fields, pin):
+            fields["l1"] = 0.0
+    if health != ModeState() or "health" in view.fields:
+        memory["health"] = _encode(health)
+    changed = {name: value for name, value in fields.items() if _differs(view.fields.get(name), value)}
+    gate = _gate(view.fields, pin, held, learned.refused, now)
+    return Decision(
+        set_points=changed if gate is None else {**changed, "gate": gate},
+        memory={name: value for name, value in memory.items() if view.fields.get(name) != value},
+        changes=_changes(view, now, pin, learned, pins, rules),
+    )
+
+
+class _Kind(Enum):
+    ADAPTIVE = "adaptive"  #: the law finds its pace
+    FIXED = "fixed"  #: a person has
+    UNBOUND = "unbound"  #: it has none, but modes hold
+
+    @staticmethod
+    def of(limits: LaneLimits) -> _Kind:
+        if limits.unlimited:
+            return _Kind.UNBOUND
+        return _Kind.ADAPTIVE if limits.adaptive else _Kind.FIXED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Learned:
+    pace: pace.PaceState
+    health: ModeState
+    moves: Sequence[Move]
+    refused: bool  #: a refusal was among what was seen
+
+
+def _learn(view: LaneView, now: float, limits: LaneLimits, thresholds: Thresholds) -> _Learned:
+    """The law, run on all that was seen since the last look."""
+    kind = _Kind.of(limits)
+    if kind is _Kind.FIXED:
+        thresholds = replace(thresholds, refusals_count=True)
+    state, health = _law(view, limits), _health(view)
     if state.started_at is None:
         state = replace(state, started_at=now, doubled_at=now)
+    moves: list[Move] = []
+    refused = False
     for raw in view.seen:
         try:
             seen = observe.decode(raw)
         except msgspec.MsgspecError:
             log.warning("observation.unreadable", extra={"lane": view.lane})
             continue
-        state = pace.observe(state, seen, limits)
-        mode = modes.observe(mode, at=seen.at, sent_at=seen.ticket.sent_at, sick=seen.sick, good=seen.good)
-    state = pace.step(state, now, float(view.fields.get("c1") or 0), limits)
-    state, fields = pace.set_points(state, now)
-    changed: dict[str, Any] = {
-        name: value
-        for name, value in {**fields, **modes.set_points(mode, now)}.items()
-        if name.startswith("a") or float(view.fields.get(name) or 0) != float(value)
-    }
-    law_bytes = _encode(Law(pace=state, mode=mode))
-    if law_bytes != view.fields.get("law"):
-        changed["law"] = law_bytes
-    return changed
+        refused = refused or seen.refused
+        if kind is _Kind.ADAPTIVE:
+            state = pace.observe(state, seen, limits)
+        sick = seen.sick or (seen.refused and thresholds.refusals_count)
+        health, move = modes.observe(
+            health, at=seen.at, sent_at=seen.ticket.sent_at, sick=sick, good=seen.good, thresholds=thresholds
+        )
+        moves += [move] if move is not None else []
+    sent = float(view.fields.get("c1") or 0)
+    if kind is _Kind.ADAPTIVE:
+        state = pace.step(state, now, sent, limits)
+    if kind is _Kind.UNBOUND and view.fields.get("unlimited") == b"1":  # else a mode holds it back
+        health = modes.measure(health, now, sent)
+    if not thresholds.escalates:
+        health = ModeState(rate=health.rate, rate_at=health.rate_at, rate_sent=health.rate_sent)
+    return _Learned(pace=state, health=health, moves=moves, refused=refused)
 
 
 def limits_of(fields: Mapping[str, bytes]) -> LaneLimits:
@@ -83,20 +298,188 @@ def limits_of(fields: Mapping[str, bytes]) -> LaneLimits:
     def number(name: str) -> float | None:
         return float(fields[name]) if fields.get(name) else None
 
+    # Whoever sets limits clears `law`, so what a person says while a mode holds is not taken for what was before it.
+    set_aside = fields.get("law") == SET_ASIDE.encode()
     return LaneLimits(
         rpm=number("rpm"),
         tpm=number("tpm"),
         concurrency=int(number("cap") or 0) or None,
-        unlimited=fields.get("unlimited") == b"1",
+        unlimited=fields.get("unlimited") == b"1" or set_aside,
         adaptive=fields.get("adaptive") != b"0",
     )
 
 
-def _law(view: LaneView, limits: LaneLimits) -> Law:
+def mode_of(fields: Mapping[str, bytes]) -> Mode:
+    """The mode that holds in a lane, from its hash."""
+    try:
+        return Mode(fields.get("mode", b"NORMAL").decode())
+    except ValueError:
+        return Mode.NORMAL  # a newer version's, which will set it anew
+
+
+def _mode(pin: Pin | None, health: ModeState) -> Mode:
+    return pin.mode if pin is not None and pin.mode is not None else health.mode
+
+
+def _paces(
+    learned: _Learned, kind: _Kind, held: Hold, limits: LaneLimits, rates: Rates, now: float
+) -> tuple[dict[str, float | str], dict[str, Any]]:
+    """The pace that law, person and mode allow, by dimension, and what the tuner keeps of it."""
+    memory: dict[str, Any] = {}
+    match kind:
+        case _Kind.ADAPTIVE:
+            state, paces = pace.set_points(learned.pace, now)
+            memory = {name: value for name, value in paces.items() if name[0] == "a"} | {"law": _encode(Law(state))}
+            fields = {name: value * held.share if name[0] == "p" else value for name, value in paces.items()}
+            if held.rpm is not None and fields.get("p1", inf) > held.rpm / 60:
+                fields |= {"p1": held.rpm / 60, "d1": 1.0, "g1": 0.0}
+        case _Kind.FIXED:
+            fields = pace.set_points(pace.initial(replace(limits, rpm=held.rpm or rates.normal)), now)[1]
+        case _Kind.UNBOUND if held.rpm is not None:
+            fields = pace.set_points(pace.initial(LaneLimits(rpm=held.rpm)), now)[1]
+        case _:
+            fields = {}
+    return {name: value for name, value in fields.items() if name[0] != "a"}, memory
+
+
+def _unbinding(fields: Mapping[str, bytes], kind: _Kind, held: Hold) -> dict[str, float | str]:
+    """A mode that binds takes `unlimited` away from a lane, and its end gives it back."""
+    if kind is _Kind.UNBOUND and held.binds:
+        return {"unlimited": 0, "law": SET_ASIDE, "p1": "", "d1": "", "g1": ""}
+    if kind is _Kind.UNBOUND and fields.get("law") == SET_ASIDE.encode():
+        return {"unlimited": 1, "law": "", "p1": "", "d1": "", "g1": "", "l1": ""}
+    return {}
+
+
+def _gate(fields: Mapping[str, bytes], pin: Pin | None, held: Hold, refused: bool, now: float) -> int | None:
+    """The gate to be written, µs since the epoch; None: it stays.
+
+    Gates are the refusals' too. One that a mode has set lies at most its gap ahead, or is the shut lane's; what goes
+    further is a refusal's and stays.
+    """
+    gate, gap_before = float(fields.get("gate") or 0), float(fields.get("gap") or 0)
+    gap, now_us = round(held.gap_s * _US), round(now * _US)
+    if held.shut:
+        return None if gate == SHUT_US else SHUT_US
+    if held.pause_s and _begins(fields, pin):
+        return max(now_us + round(held.pause_s * _US), 0 if gate == SHUT_US else int(gate))
+    if gate == SHUT_US:
+        return 0
+    if gap < gap_before and not refused and now_us < gate <= now_us + gap_before:
+        return 0  # a probe was answered, or the lane is free again
+    return None
+
+
+def _begins(fields: Mapping[str, bytes], pin: Pin | None) -> bool:
+    """Whether the pin takes hold in the lane just now."""
+    return pin is not None and fields.get("pin", b"").decode() != pin.id
+
+
+def _differs(before: bytes | None, value: float | str) -> bool:
+    if isinstance(value, str):
+        return (before or b"").decode() != value
+    return float(before or 0) != float(value)
+
+
+def _law(view: LaneView, limits: LaneLimits) -> pace.PaceState:
     raw = view.fields.get("law")
-    if raw:
+    if raw and raw != SET_ASIDE.encode():
         try:
-            return _decode(raw)
+            return _decode_law(raw).pace
         except msgspec.MsgspecError:
             log.warning("law.unreadable", extra={"lane": view.lane})
-    return Law(pace=pace.initial(limits), mode=modes.ModeState())
+    return pace.initial(limits)
+
+
+def _health(view: LaneView) -> ModeState:
+    raw = view.fields.get("health")
+    if raw:
+        try:
+            return _decode_health(raw)
+        except msgspec.MsgspecError:
+            log.warning("health.unreadable", extra={"lane": view.lane})
+    return ModeState()
+
+
+# ── what is told of it ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _changes(
+    view: LaneView,
+    now: float,
+    pin: Pin | None,
+    learned: _Learned,
+    pins: Mapping[str, Pin],
+    rules: Rules,
+) -> list[ModeChange]:
+    """The transitions of the mode that holds: while a lane is pinned, the law's own are not."""
+    before, held = mode_of(view.fields), view.fields.get("pin", b"").decode()
+    after = _mode(pin, learned.health)
+    if (pin.id if pin is not None else "") != held:
+        return [
+            began(view.lane, before, pin, now) if pin is not None else _ended(view.lane, before, after, held, pins, now)
+        ]
+    if pin is not None:
+        return []
+    if learned.moves:
+        return [_moved(view.lane, move) for move in learned.moves]
+    if before is after:
+        return []
+    cause = "escalation is switched off" if not rules.thresholds.escalates else "what the law remembered is gone"
+    return [_moved(view.lane, Move(from_mode=before, to_mode=after, at=now, cause=cause))]
+
+
+def began(lane: str, before: Mode, pin: Pin, now: float) -> ModeChange:
+    """The event of a pin that takes hold in a lane; the same id whoever tells it."""
+    return ModeChange(
+        id=_digest("pinned", pin.id, lane),
+        lane=lane,
+        from_mode=before,
+        to_mode=pin.mode or before,
+        at=now,
+        cause="all lanes were pinned" if pin.everywhere else "the lane was pinned",
+        who=pin.who,
+        reason=pin.reason,
+        until=pin.until,
+    )
+
+
+def _ended(lane: str, before: Mode, after: Mode, held: str, pins: Mapping[str, Pin], now: float) -> ModeChange:
+    """The event of a pin that holds no more."""
+    entries = [pin for pin in (pins.get(lane), pins.get(ALL)) if pin is not None]
+    ended = next((pin for pin in entries if pin.id == held), None)
+    own = pins.get(lane)
+    if own is not None and own.mode is None and modes.lives(own, now):
+        who, reason, cause = own.who, own.reason, "the lane was given back to the law"
+    elif ended is not None and ended.ended_by:
+        who, reason, cause = ended.ended_by, ended.reason, "the lane was given back to the law"
+    else:
+        who, reason = "law", ""
+        cause = f"the pin of {ended.who} has ended" if ended is not None else "the pin has ended"
+    return ModeChange(
+        id=_digest("ended", held, lane, str(own.id) if own is not None and own.mode is None else ""),
+        lane=lane,
+        from_mode=before,
+        to_mode=after,
+        at=now,
+        cause=cause,
+        who=who,
+        reason=reason,
+    )
+
+
+def _moved(lane: str, move: Move) -> ModeChange:
+    return ModeChange(
+        id=_digest("moved", lane, repr(move.at), move.from_mode, move.to_mode),
+        lane=lane,
+        from_mode=move.from_mode,
+        to_mode=move.to_mode,
+        at=move.at,
+        cause=move.cause,
+        numbers=move.numbers,
+    )
+
+
+def _digest(*parts: str) -> str:
+    text = "\0".join(parts).encode("utf-8", "surrogatepass")
+    return blake2s(text, digest_size=16).hexdigest()

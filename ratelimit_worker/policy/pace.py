@@ -64,7 +64,8 @@ class Dimension:
     remaining: float | None = None  #: of the newest snapshot
     sent: float = 0.0  #: units sent when that snapshot's ticket was drawn
     ticket_seq: int = -1
-    header_at: float = -1e9
+    header_at: float = -1e9  #: when the newest answer came: whether headers are fresh
+    told_at: float = -1e9  #: when its request left: `remaining` was counted then, at admission, not with the answer
     level: float | None = None  #: to be written to the bucket, once
     largest: float = 0.0  #: largest `remaining` seen since the limit last changed
     measured_from: tuple[float, float, float] | None = None  #: (remaining, sent, time) of the last measurement
@@ -133,7 +134,9 @@ def _shadow(known: Dimension | None, name: str, snapshot: Snapshot, seen: Observ
         return known  # an older answer that came later says nothing new
     refill = known.refill if known.limit == snapshot.limit and known.refill is not None else told
     largest = max(known.largest, snapshot.remaining) if known.limit == snapshot.limit else snapshot.remaining
-    sent, at = seen.ticket.sent[index], seen.at
+    # Answers of models take seconds, and each its own time: between two moments of answering there is no rate, and a
+    # level that is counted from there forgets what flowed in meanwhile (600/min at 4 s of latency went at 230/min).
+    sent, at = seen.ticket.sent[index], seen.ticket.sent_at
     base = known.measured_from if known.limit == snapshot.limit else None
     if base is None:
         base = (snapshot.remaining, sent, at)
@@ -155,7 +158,8 @@ def _shadow(known: Dimension | None, name: str, snapshot: Snapshot, seen: Observ
         remaining=snapshot.remaining,
         sent=sent,
         ticket_seq=seen.ticket.seq,
-        header_at=at,
+        header_at=seen.at,
+        told_at=at,
         largest=largest,
         measured_from=base,
         level=snapshot.remaining,
@@ -211,7 +215,7 @@ def set_points(state: PaceState, now: float) -> tuple[PaceState, dict[str, float
         fields[f"p{number}"], fields[f"d{number}"] = known.pace, known.depth
         fields[f"g{number}"] = min(known.depth / 4, known.guard) if _governed(known, now) else 0.0
         if known.level is not None:
-            refilled = REFILL_TRUST * (known.refill or 0.0) * max(0.0, now - known.header_at)
+            refilled = REFILL_TRUST * (known.refill or 0.0) * max(0.0, now - known.told_at)
             fields[f"a{number}"] = known.level + known.sent + refilled
             dimensions[name] = replace(known, level=None)
     return replace(state, dimensions=dimensions), fields

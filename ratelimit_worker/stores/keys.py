@@ -21,7 +21,7 @@
 | `rlw:next` | ZSET lane → µs | when the pump must look at a lane | lanes |
 | `rlw:hungry` | SET | queues with a row | queues |
 | `rlw:hungry:Q` | ZSET lane → place | the row of queue Q: lanes with a permit and no slot | lanes |
-| `rlw:full` | SET | lanes that wait for one of their own calls to begin or end | lanes |
+| `rlw:full` | HASH lane → begins, ends | lanes that wait for one of their own calls to do that | lanes |
 | `rlw:busy` | SET | lanes with something out | lanes |
 | `rlw:workers` | ZSET worker → µs | until when a worker lives | workers; dropped by score |
 | `rlw:slots` `rlw:held` | HASH | slots and queues of a worker; tags that it held at its last beat | workers |
@@ -30,6 +30,7 @@
 | `rlw:duty:NAME` | STRING | who holds a duty | its lease |
 | `rlw:seen:L` | LIST | observations for the tuner | 2,000; 1 hour |
 | `rlw:seen` | SET | lanes with observations | lanes |
+| `rlw:pins` | HASH lane (`*`: all) → pin | modes by hand | lanes that are pinned; dropped when the pin ends |
 | `rlw:outbox` | STREAM | outcomes on their way to the tracking database | 5,000,000 |
 | `rlw:malformed` | LIST | messages set aside | 1,000; 7 days |
 | `rlw:counters` | HASH | counters by name; `released` numbers the releases | names in the code |
@@ -44,6 +45,7 @@ OUTBOX = NAMESPACE + "outbox"
 MALFORMED = NAMESPACE + "malformed"
 COUNTERS = NAMESPACE + "counters"
 LANES = NAMESPACE + "lanes"
+PINS = NAMESPACE + "pins"
 LEDGER = NAMESPACE + "ledger"
 WAKE = NAMESPACE + "wake"  #: pub/sub channel: the pump's plan changed
 SEEN = NAMESPACE + "seen"

@@ -225,7 +225,7 @@ class Lanes:
 
     def sick_row(self, lane: str) -> int:
         """Sick answers in a row up to now."""
-        return int(self.client.hget(self.prefix + keys.lane(lane), "sick") or 0)  # type: ignore[arg-type]
+        return int(self.client.hget(self.prefix + keys.lane(lane), "sick") or 0)
 
     def names(self) -> list[str]:
         """Every known lane."""

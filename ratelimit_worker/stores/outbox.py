@@ -3,6 +3,9 @@
 SETTLE appends in its own script, so an outcome is in the outbox exactly when its answer is safe. The contract with
 it: `XADD <key> MAXLEN ~ <max_len> * a <encode(attempt)>`. The recorder reads through a consumer group: what a dead
 recorder had read goes to the next one, and what could not be recorded is given back.
+
+Mode changes travel the same way, in a field of their own; in the field `a` such an entry says "of a newer version", so
+that a recorder that knows attempts only leaves it to one that knows more.
 """
 
 from __future__ import annotations
@@ -12,18 +15,20 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 import redis
 from redis.exceptions import RedisError, ResponseError
 
-from ratelimit_worker.calls import SCHEMA_VERSION, Attempt
+from ratelimit_worker.calls import SCHEMA_VERSION, Attempt, ModeChange
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.storable import storable
+from ratelimit_worker.stores.storable import storable, storable_change
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Entries the outbox holds at most. Beyond it the oldest would be lost, so it is as large as memory can bear, not as
 #: work needs: at 50 attempts a second the database may be away for 27 hours, which then takes 2 GB (measured: 394
@@ -34,6 +39,7 @@ MAX_BAD = 1_000
 MAX_BAD_BYTES = 4_096
 
 FIELD = b"a"
+CHANGE_FIELD = b"c"
 GROUP = "recorder"
 #: One name for all recorders: entries are claimed by their age and acknowledged by the group, so names of their own
 #: would only pile up in the group with every restart.
@@ -61,6 +67,9 @@ _FIELDS = tuple((f.name, f.default) for f in fields(Attempt))
 _encode = msgspec.msgpack.Encoder().encode
 _version = msgspec.msgpack.Decoder(_Versioned)
 _attempt = msgspec.msgpack.Decoder(Attempt)
+_change = msgspec.msgpack.Decoder(ModeChange)
+#: What a recorder that knows attempts only finds where it looks for one: version 1 leaves version 2 alone.
+_NOT_FOR_VERSION_1 = _encode({"v": 2})
 
 
 def encode(attempt: Attempt) -> bytes:
@@ -82,11 +91,30 @@ def decode(data: bytes) -> Attempt:
         NewerVersion: A newer version wrote it.
         Undecodable: It is no attempt.
     """
+    return _decode(data, _attempt)
+
+
+def encode_change(change: ModeChange) -> bytes:
+    """The mode change as one MessagePack map with its schema version `v`; values are bent as `storable_change` does."""
+    return _encode({"v": SCHEMA_VERSION, **msgspec.to_builtins(storable_change(change))})
+
+
+def decode_change(data: bytes) -> ModeChange:
+    """The mode change in `data`; fields unknown here are ignored.
+
+    Raises:
+        NewerVersion: A newer version wrote it.
+        Undecodable: It is no mode change.
+    """
+    return _decode(data, _change)
+
+
+def _decode(data: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
     try:
         version = _version.decode(data).v
         if version > SCHEMA_VERSION:
             raise NewerVersion(f"schema version {version}, known here: {SCHEMA_VERSION}")
-        return _attempt.decode(data)
+        return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Undecodable(str(error)) from error
 
@@ -132,8 +160,14 @@ class Outbox:
                 pipe.xadd(self._key, {FIELD: encode(attempt)}, maxlen=self._max_len, approximate=True)
             pipe.execute()
 
-    def read(self, max_count: int, block_ms: int = 0) -> list[tuple[str, Attempt]]:
-        """The next entries, at most `max_count`, as (id, attempt).
+    def append_mode_change(self, change: ModeChange) -> None:
+        """Put a mode change at the end; the same one twice is recorded once."""
+        entry: dict[Any, Any] = {FIELD: _NOT_FOR_VERSION_1, CHANGE_FIELD: encode_change(change)}
+        with _redis_errors():
+            self._client.xadd(self._key, entry, maxlen=self._max_len, approximate=True)
+
+    def read(self, max_count: int, block_ms: int = 0) -> list[tuple[str, Attempt | ModeChange]]:
+        """The next entries, at most `max_count`, as (id, what is to be recorded).
 
         Entries of dead readers and entries given back come first. What cannot be decoded is set aside; what a newer
         version wrote is left for a worker of that version. So the list may be empty though entries were there.
@@ -223,13 +257,14 @@ class Outbox:
             if not str(error).startswith("BUSYGROUP"):  # another recorder was faster
                 raise
 
-    def _decoded(self, entries: Sequence[_Entry]) -> list[tuple[str, Attempt]]:
-        readable: list[tuple[str, Attempt]] = []
+    def _decoded(self, entries: Sequence[_Entry]) -> list[tuple[str, Attempt | ModeChange]]:
+        readable: list[tuple[str, Attempt | ModeChange]] = []
         newer = 0
         for raw_id, values in entries:
             entry_id = raw_id.decode()
             try:
-                readable.append((entry_id, decode(values[FIELD])))
+                change = values.get(CHANGE_FIELD)
+                readable.append((entry_id, decode(values[FIELD]) if change is None else decode_change(change)))
             except NewerVersion:
                 newer += 1
             except (Undecodable, KeyError) as error:
@@ -240,7 +275,7 @@ class Outbox:
         return readable
 
     def _set_aside(self, entry_id: str, values: Mapping[bytes, bytes], why: str) -> None:
-        raw = values.get(FIELD)
+        raw = values.get(CHANGE_FIELD) or values.get(FIELD)
         if raw is None:
             raw = b" ".join(name + b"=" + value for name, value in values.items())
         bad = {"id": entry_id, "why": why, "raw": raw[:MAX_BAD_BYTES]}  # JSON has no bytes: base64

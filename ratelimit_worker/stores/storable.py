@@ -10,7 +10,7 @@ import math
 from dataclasses import replace
 from hashlib import blake2s
 
-from ratelimit_worker.calls import Attempt
+from ratelimit_worker.calls import Attempt, ModeChange
 
 #: Longest text that is indexed, in characters: at 4 bytes each still below PostgreSQL's 2,704 bytes an index row.
 MAX_KEY_CHARS = 512
@@ -33,6 +33,22 @@ def storable(attempt: Attempt) -> Attempt:
     return replace(attempt, **clean) if clean else attempt  # type: ignore[arg-type]
 
 
+def storable_change(change: ModeChange) -> ModeChange:
+    """The mode change with every value bent to what all stores take, as `storable` does it; `nan` figures go."""
+    numbers = list(change.numbers.items())[:MAX_TAGS]
+    return replace(
+        change,
+        id=_text(change.id, MAX_KEY_CHARS),
+        lane=lane_key(change.lane),
+        at=_number(change.at, 0.0, MAX_EPOCH_S),
+        cause=_text(change.cause, MAX_TEXT_CHARS),
+        numbers={_text(name, MAX_KEY_CHARS): float(value) for name, value in numbers if math.isfinite(value)},
+        who=_text(change.who, MAX_TEXT_CHARS),
+        reason=_text(change.reason, MAX_TEXT_CHARS),
+        until=_optional_number(change.until),
+    )
+
+
 def call_key(call_id: str) -> str:
     """The call's id as it is stored: a long one keeps its beginning and ends in a digest, so it stays unique."""
     text = _text(call_id, len(call_id))
@@ -42,6 +58,11 @@ def call_key(call_id: str) -> str:
     return f"{text[: MAX_KEY_CHARS - len(digest) - 1]}~{digest}"
 
 
+def lane_key(lane: str) -> str:
+    """The lane's name as it is stored."""
+    return _text(lane, MAX_KEY_CHARS)
+
+
 def _cleaned(attempt: Attempt) -> dict[str, object]:
     started_at = _number(attempt.started_at, 0.0, MAX_EPOCH_S)
     tags = attempt.tags[:MAX_TAGS]
@@ -49,7 +70,7 @@ def _cleaned(attempt: Attempt) -> dict[str, object]:
     return {
         "call_id": call_key(attempt.call_id),
         "number": _count(attempt.number, _INT32),
-        "lane": _text(attempt.lane, MAX_KEY_CHARS),
+        "lane": lane_key(attempt.lane),
         "task": _text(attempt.task, MAX_TEXT_CHARS),
         "started_at": started_at,
         "finished_at": _number(attempt.finished_at, 0.0, MAX_EPOCH_S, unknown=started_at),

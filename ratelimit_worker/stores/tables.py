@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-from ratelimit_worker.calls import Category, Outcome, Priority
+from ratelimit_worker.calls import Category, Mode, Outcome, Priority
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -55,9 +55,11 @@ class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own declaration is no ClassVar
         datetime: UtcTime,
         Category: _by_value(Category),
+        Mode: _by_value(Mode),
         Outcome: _by_value(Outcome),
         Priority: _by_value(Priority),
         list[str]: JSON().with_variant(JSONB(), "postgresql"),
+        dict[str, float]: JSON().with_variant(JSONB(), "postgresql"),
         str: String(),  # no length: storable() bounds texts, and PostgreSQL gains nothing from one
     }
 
@@ -100,3 +102,24 @@ class AttemptRow(Base):
     output_tokens: Mapped[int | None] = mapped_column(BigInteger)
     cause: Mapped[str | None] = mapped_column(comment="one line without prompt or key")
     worker: Mapped[str]
+
+
+class ModeChangeRow(Base):
+    """One transition of a lane's mode, by the law or by hand: `calls.ModeChange`, field for field."""
+
+    __tablename__ = "mode_changes"
+    __table_args__ = (
+        Index("ix_mode_changes_lane_at", "lane", "at"),
+        Index("ix_mode_changes_at", "at"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True, comment="the same however often the event is told")
+    lane: Mapped[str] = mapped_column(comment="* for all lanes, where none was known")
+    from_mode: Mapped[Mode]
+    to_mode: Mapped[Mode]
+    at: Mapped[datetime]
+    cause: Mapped[str]
+    numbers: Mapped[dict[str, float]] = mapped_column(comment="the figures behind the cause")
+    who: Mapped[str] = mapped_column(comment="law, or who pinned the mode")
+    reason: Mapped[str]
+    until: Mapped[datetime | None] = mapped_column(comment="when a pin ends by itself")

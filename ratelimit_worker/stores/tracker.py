@@ -1,4 +1,4 @@
-"""Which attempts were made? The tracking database: each attempt once, however often its outcome is delivered."""
+"""Which attempts were made, how did modes change? The tracking database: each once, however often it is told."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Insert, delete, select, tuple_
+from sqlalchemy import Connection, Delete, Engine, Insert, delete, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
-from ratelimit_worker.calls import Attempt
+from ratelimit_worker.calls import Attempt, ModeChange
 from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.policy.modes import ALL
 from ratelimit_worker.ports import RowRefused
 from ratelimit_worker.stores.database import engine_for, ours
 from ratelimit_worker.stores.migrations import upgrade
-from ratelimit_worker.stores.storable import call_key, storable
-from ratelimit_worker.stores.tables import AttemptRow
+from ratelimit_worker.stores.storable import call_key, lane_key, storable, storable_change
+from ratelimit_worker.stores.tables import AttemptRow, Base, ModeChangeRow
 
 __all__ = ["Tracker", "engine_for"]
 
@@ -28,7 +29,7 @@ _KEY = (AttemptRow.call_id, AttemptRow.number)
 
 
 class Tracker:
-    """The attempts table behind an engine of `engine_for`. Threads may share one; a forked child needs its own.
+    """Attempts and mode changes behind an engine of `engine_for`. Threads may share one; a forked child needs its own.
 
     The tables are made, or brought up to date, before the first use and again after the database was away, so
     neither a database that comes up late nor one that comes back empty needs a restart.
@@ -38,28 +39,38 @@ class Tracker:
         self._engine = engine
         self._prepared = False
 
-    def record(self, attempts: Sequence[Attempt]) -> int:
-        """Insert the attempts in one transaction and return how many were new.
+    def record(self, rows: Sequence[Attempt | ModeChange]) -> int:
+        """Insert the rows in one transaction and return how many were new.
 
-        Those whose (call_id, number) is there already are left as they are. Values are bent by `storable`.
+        Those whose key (call_id and number, or the change's id) is there already are left as they are. Values are bent
+        by `storable`.
 
         Raises:
             StoreUnavailable: The database is away, locked, full or read-only; nothing was kept.
             ConfigurationError: The database is newer than this version; nothing was kept.
             RowRefused: At least one row can never be kept; nothing was kept.
         """
-        if not attempts:
+        if not rows:
             return 0
         try:
-            rows = [_row(storable(attempt)) for attempt in attempts]
+            attempts = [_row(storable(row)) for row in rows if isinstance(row, Attempt)]
+            changes = [_change_row(storable_change(row)) for row in rows if isinstance(row, ModeChange)]
         except (ValueError, TypeError, OverflowError) as error:
-            raise RowRefused(f"an attempt has a {type(error).__name__} among its values") from error
+            raise RowRefused(f"a row has a {type(error).__name__} among its values") from error
         # In one order everywhere: two recorders with the same rows then wait for each other, and never deadlock.
-        rows.sort(key=lambda row: (row["call_id"], row["number"]))
+        attempts.sort(key=lambda row: (row["call_id"], row["number"]))
+        changes.sort(key=lambda row: str(row["id"]))
         with self._transaction() as connection:
-            statement = _insert_new(connection.dialect.name)
-            inserted = connection.execution_options(preserve_rowcount=True).execute(statement, rows)
-            return inserted.rowcount
+            new = 0
+            for table, keyed_by, values in (
+                (AttemptRow, _KEY, attempts),
+                (ModeChangeRow, (ModeChangeRow.id,), changes),
+            ):
+                if values:
+                    statement = _insert_new(connection.dialect.name, table, [column.key for column in keyed_by])
+                    inserted = connection.execution_options(preserve_rowcount=True).execute(statement, values)
+                    new += inserted.rowcount
+            return new
 
     def attempts_of(self, call_id: str) -> list[Attempt]:
         """The recorded attempts of a call, first to last; empty where none is known.
@@ -71,8 +82,26 @@ class Tracker:
         with self._transaction() as connection:
             return [_attempt(row._asdict()) for row in connection.execute(wanted)]
 
+    def mode_changes(self, lane: str | None = None, since: float | None = None, limit: int = 100) -> list[ModeChange]:
+        """The newest mode changes, newest first.
+
+        Args:
+            lane: Only this lane's, and those of all lanes; None: of every lane.
+            since: Only from then on, seconds since the epoch.
+            limit: At most so many.
+        Raises:
+            StoreUnavailable: The database is away or locked.
+        """
+        wanted = select(ModeChangeRow.__table__).order_by(ModeChangeRow.at.desc(), ModeChangeRow.id).limit(limit)
+        if lane is not None:
+            wanted = wanted.where(ModeChangeRow.lane.in_((lane_key(lane), ALL)))
+        if since is not None:
+            wanted = wanted.where(ModeChangeRow.at >= datetime.fromtimestamp(since, UTC))
+        with self._transaction() as connection:
+            return [_change(row._asdict()) for row in connection.execute(wanted)]
+
     def purge(self, older_than_s: float, now_s: float | None = None) -> int:
-        """Delete attempts that finished more than `older_than_s` seconds before `now_s`; returns how many.
+        """Delete attempts and mode changes of more than `older_than_s` seconds before `now_s`; returns how many.
 
         Args:
             now_s: Seconds since the epoch; None: this machine's clock.
@@ -86,7 +115,11 @@ class Tracker:
         oldest = (
             select(*_KEY).where(AttemptRow.finished_at < before).order_by(AttemptRow.finished_at).limit(_PURGE_CHUNK)
         )
-        chunk = delete(AttemptRow).where(tuple_(*_KEY).in_(oldest))
+        purged = self._purge(delete(AttemptRow).where(tuple_(*_KEY).in_(oldest)))
+        ids = select(ModeChangeRow.id).where(ModeChangeRow.at < before).order_by(ModeChangeRow.at).limit(_PURGE_CHUNK)
+        return purged + self._purge(delete(ModeChangeRow).where(ModeChangeRow.id.in_(ids)))
+
+    def _purge(self, chunk: Delete) -> int:
         purged = 0
         while True:
             with self._transaction() as connection:
@@ -112,9 +145,9 @@ class Tracker:
             raise known from error
 
 
-def _insert_new(dialect: str) -> Insert:
+def _insert_new(dialect: str, table: type[Base], key: list[str]) -> Insert:
     insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    return insert(AttemptRow).on_conflict_do_nothing(index_elements=["call_id", "number"])
+    return insert(table).on_conflict_do_nothing(index_elements=key)
 
 
 def _row(attempt: Attempt) -> dict[str, Any]:
@@ -152,3 +185,24 @@ def _attempt(row: dict[str, Any]) -> Attempt:
     row["finished_at"] = row["finished_at"].timestamp()
     row["tags"] = tuple(row["tags"])
     return Attempt(**row)
+
+
+def _change_row(change: ModeChange) -> dict[str, Any]:
+    return {
+        "id": change.id,
+        "lane": change.lane,
+        "from_mode": change.from_mode,
+        "to_mode": change.to_mode,
+        "at": datetime.fromtimestamp(change.at, UTC),
+        "cause": change.cause,
+        "numbers": dict(change.numbers),
+        "who": change.who,
+        "reason": change.reason,
+        "until": None if change.until is None else datetime.fromtimestamp(change.until, UTC),
+    }
+
+
+def _change(row: dict[str, Any]) -> ModeChange:
+    row["at"] = row["at"].timestamp()
+    row["until"] = None if row["until"] is None else row["until"].timestamp()
+    return ModeChange(**row)

@@ -13,9 +13,11 @@ from typing import Any
 from redis import Redis, RedisError
 
 from ratelimit_worker.flow.record import Recorder
-from ratelimit_worker.flow.tune import TUNE_EVERY_S, tune_once
+from ratelimit_worker.flow.tune import TUNE_EVERY_S, ControlPlane, Tuner, rules_of
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import Lanes
+from ratelimit_worker.stores.outbox import Outbox
+from ratelimit_worker.stores.pins import Pins
 from ratelimit_worker.wiring import Services, connect
 
 log = logging.getLogger(__name__)
@@ -126,13 +128,20 @@ class Tune(Listening):
 
     channel = keys.TUNE
 
-    def __init__(self, url: str, owner: str) -> None:
-        super().__init__("tune", url, owner)
-        self.lanes = Lanes(self.client)
+    def __init__(self, services: Services, owner: str) -> None:
+        super().__init__("tune", services.redis_url, owner)
+        self.tuner = Tuner(
+            ControlPlane(
+                lanes=Lanes(self.client),
+                pins=Pins(self.client),
+                mode_log=Outbox(self.client),
+                rules=rules_of(services.settings),
+            )
+        )
 
     def turn(self) -> None:
         self.listen(0.0)
-        if tune_once(self.lanes, self.owner) is None:
+        if self.tuner.turn(self.owner) is None:
             self.stopping.wait(1.0)
         else:
             self.listen(TUNE_EVERY_S)

@@ -257,7 +257,8 @@ class Channel(stock.Channel):
 
     def set_aside(self, raw: bytes, why: str, queue: str) -> None:
         """Put a message where nobody trips over it again."""
-        log.error("message.set_aside", extra={"queue": queue, "why": why, "bytes": len(raw)})
+        fields = {"queue": queue, "why": why, "bytes": len(raw)}
+        log.error("message.set_aside queue=%s bytes=%d why=%s", queue, len(raw), why, extra=fields)
         self.lanes.set_aside(raw, why)
 
     def _size(self, queue: str) -> int:

@@ -53,7 +53,7 @@ class Play:
         draw = random.Random(self.seed)
         rpm = float(draw.randrange(RPM_LEAST, RPM_MOST + 1))
         whole_s = self.calls / rpm * 60  # so long the calls would take at the full limit
-        cut_at_s = draw.uniform(0.3, 0.4) * whole_s
+        cut_at_s = draw.uniform(0.45, 0.55) * whole_s
         away_at_s = cut_at_s + draw.uniform(0.12, 0.2) * whole_s
         return Scenario(
             rpm=rpm,

@@ -59,7 +59,7 @@ class Story:
     def summary(self) -> str:
         """The end of the demo, for a person."""
         answers = sum(call.over_at_s is not None and call.error is None for call in self.calls)
-        failed = len(self.calls) - answers
+        failed = sum(call.error is not None for call in self.calls)
         requests = len(self.arrivals)
         away = sum(arrival.fault == "outage" for arrival in self.arrivals)
         waits_s = [call.over_at_s - call.sent_at_s for call in self.calls if call.over_at_s is not None]

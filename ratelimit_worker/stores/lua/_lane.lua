@@ -20,6 +20,7 @@ local SURPLUS = 8                                      -- calls without a permit
 -- A call's record, packed in field i of its hash. Newer versions only append; what they change otherwise is a new SCHEMA.
 local VERSION, LANE, QUEUE, SCORE, CLASS, TENANT, COST, ACCEPTED, DEADLINE, RELEASE, ATTEMPTS, LOST, PERMIT, RESTORED,
   TICKET, PUB, SINCE, NUMBER, WEIGHT, BORN = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20
+local NOTHING = {0, 0, 0, 0}                           -- a cost
 local NONE, TAKEN, USED = 0, 1, 2                      -- PERMIT: none, taken from the bucket, used by a start
 
 local function int(x) return string.format('%.0f', x) end
@@ -119,6 +120,21 @@ local function refund(L, cost)
   end
 end
 
+-- ── the pump's plan ──────────────────────────────────────────────────────────────────────────────────────────────
+local function plan(at)                                -- wake the pump when `at` is before the end of its sleep
+  local sleep = tonumber(redis.call('HGET', PUMP, 'sleep') or '1e18')
+  if at < sleep then
+    redis.call('HSET', PUMP, 'sleep', int(at))
+    redis.call('PUBLISH', key('wake'), int(at))
+  end
+end
+local function note(lane, at)                          -- the pump has to look at `lane` at `at` (nil: it need not)
+  if not at then redis.call('ZREM', NEXT, lane) return end
+  redis.call('ZADD', NEXT, int(at), lane)
+  plan(at)
+end
+local function lease_us() return tonumber(redis.call('HGET', PUMP, 'lease') or '30e6') end
+
 -- ── room ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 -- A call that is out takes a slot, but for those set aside: their worker died or takes no more calls, so that they run
 -- (if they do) on slots that are not counted either. They keep their place in the ledger until their lease ends.
@@ -129,6 +145,7 @@ local function set_aside(tag)
   if r and redis.call('SADD', ASIDE, tag) == 1 then
     redis.call('SREM', onqueue_key(r[QUEUE]), tag)
     redis.call('ZADD', out_key(r[LANE]), 'XX', 1, tag)
+    note(r[LANE], now)                                 -- one that had not begun may have kept its lane full
   end
 end
 local function take_back(tag)
@@ -164,28 +181,31 @@ local function slots(queue)
   return total, by[queue] or 0
 end
 local function living() return redis.call('ZCARD', LEDGER) - redis.call('SCARD', ASIDE) end
--- slots of a queue that are free, and all that it has
+-- slots of a queue that are free, all that it has, and how many are taken on any
 local function vacant(queue)
   local total, here = slots(queue)
-  if here == 0 then return 0, 0 end
-  return math.min(here - redis.call('SCARD', onqueue_key(queue)), total - living()), here
+  if here == 0 then return 0, 0, 0 end
+  local alive = living()
+  return math.min(here - redis.call('SCARD', onqueue_key(queue)), total - alive), here, alive
 end
 -- calls that may be released before a slot is free, since a message travels
 local function ahead(L) return math.floor((L.p[1] or 0) * LOOK_S) end
--- how many more the lane itself may have out, and how many it has
+-- how many more the lane itself may have out; how many it has; and what it waits for when it is full: that one of its
+-- calls begins, or ends
 local function own_room(L)
   local k = out_key(L.name)
-  local out, most = redis.call('ZCARD', k), 1e9
+  local out, most, event = redis.call('ZCARD', k), 1e9, 'ends'
   if not L.unlimited then                              -- when workers stall, what was released must not start as a burst
     most = 1 + math.max(1, ahead(L)) - redis.call('ZCOUNT', k, 0, 0)
+    if most <= 0 then event = 'begins' end
   end
   if L.width > 0 then most = math.min(most, L.width - out) end
   if L.cap > 0 then most = math.min(most, L.cap - out) end
-  return most, out
+  return most, out, event
 end
 -- how many more calls of this lane may go to this queue now; greedy: nobody else wants the slot
 local function room(L, queue, out, greedy)
-  local free, here = vacant(queue)
+  local free, here, alive = vacant(queue)
   if here == 0 then return 0 end
   local k = row_key(queue)
   local others = redis.call('ZCARD', k)
@@ -195,26 +215,11 @@ local function room(L, queue, out, greedy)
   end
   if not L.unlimited then return free + ahead(L) end
   -- a lane without pace keeps workers supplied, but not in the way of a lane with a pace
-  if others > 0 or living() > out then return free end
+  if others > 0 or alive > out then return free end
   local waiting = redis.call('ZCARD', NEXT)
   if waiting > 0 and redis.call('ZSCORE', NEXT, L.name) then waiting = waiting - 1 end
   return waiting > 0 and free or free + math.min(here, SUPPLY)
 end
-
--- ── the pump's plan ──────────────────────────────────────────────────────────────────────────────────────────────
-local function plan(at)                                -- wake the pump when `at` is before the end of its sleep
-  local sleep = tonumber(redis.call('HGET', PUMP, 'sleep') or '1e18')
-  if at < sleep then
-    redis.call('HSET', PUMP, 'sleep', int(at))
-    redis.call('PUBLISH', key('wake'), int(at))
-  end
-end
-local function note(lane, at)                          -- the pump has to look at `lane` at `at` (nil: it need not)
-  if not at then redis.call('ZREM', NEXT, lane) return end
-  redis.call('ZADD', NEXT, int(at), lane)
-  plan(at)
-end
-local function lease_us() return tonumber(redis.call('HGET', PUMP, 'lease') or '30e6') end
 
 -- ── from waiting to ready ────────────────────────────────────────────────────────────────────────────────────────
 -- µs of the lane's service that a call takes: its dearest dimension
@@ -329,7 +334,7 @@ local function release(lane, most, greedy)
   local L = load(lane)
   local queues = redis.call('SMEMBERS', queues_key(lane))
   local at = ripen(L, queues)
-  local own, out = own_room(L)
+  local own, out, event = own_room(L)
   local moved, rooms, full, closed, lease = 0, {}, false, false, lease_us()
   while true do
     local ref, queue, waits = first_of(L, queues, rooms, out + moved, greedy)
@@ -357,20 +362,25 @@ local function release(lane, most, greedy)
     end
   end
   if moved > 0 then save(L) end
-  redis.call(full and 'SADD' or 'SREM', FULL, lane)
+  if full then
+    if moved > 0 then _, _, event = own_room(L) end
+    redis.call('HSET', FULL, lane, event)
+  else
+    redis.call('HDEL', FULL, lane)
+  end
   local anybody = redis.call('EXISTS', HUNGRY) == 1
   for _, q in ipairs(queues) do
     local hungry = false
     if rooms[q] and rooms[q] ~= 'empty' and rooms[q] <= 0 and not full and not closed then
-      local head = redis.call('ZRANGE', wait_key(lane, q), 0, 0)[1]
+      local head = L.p[1] and redis.call('ZRANGE', wait_key(lane, q), 0, 0)[1]
       local r = head and record(head)
-      if r and r[VERSION] <= SCHEMA then
-        local wait_us = admits_in(L, r[COST])
-        hungry = wait_us == 0
-        if wait_us and wait_us > 0 then at = math.min(at or 1e18, now + wait_us) end
-      elseif head and not r then
+      if head and not r then
         redis.call('ZREM', wait_key(lane, q), head)
         at = now
+      elseif not r or r[VERSION] <= SCHEMA then
+        local wait_us = admits_in(L, r and r[COST] or NOTHING)
+        hungry = wait_us == 0
+        if wait_us and wait_us > 0 then at = math.min(at or 1e18, now + wait_us) end
       end
     end
     if hungry then enrol(L, q) elseif anybody then strike(lane, q) end
@@ -409,7 +419,7 @@ local function overdue()
 end
 
 -- ── out of the ledger ────────────────────────────────────────────────────────────────────────────────────────────
--- the call is no longer out; a permit that no start has used goes back, here and nowhere else
+-- The call is no longer out -> whether it had begun. A permit that no start has used goes back, here and nowhere else.
 local function leave(tag, r)
   local out = out_key(r[LANE])
   redis.call('ZREM', LEDGER, tag)
@@ -422,11 +432,14 @@ local function leave(tag, r)
     refund(L, r[COST])
     save(L)
   end
+  local begun = r[PERMIT] == USED
   r[PERMIT] = NONE
+  return begun
 end
 -- one of the lane's calls is out no more: the lane may have waited for that, and somebody for the slot
-local function after(lane)
-  if redis.call('SISMEMBER', FULL, lane) == 1 then release(lane, 1) end
+local function after(lane, begun)
+  local awaits = redis.call('HGET', FULL, lane)
+  if awaits == 'ends' or (awaits and not begun) then release(lane, 1) end
   if redis.call('EXISTS', HUNGRY) == 1 then feed(1) end
 end
 local function forget(ref, r)

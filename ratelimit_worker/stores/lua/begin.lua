@@ -40,5 +40,5 @@ if r[PERMIT] ~= USED then
   redis.call('ZADD', out_key(r[LANE]), 'XX', 1, tag)
 end
 redis.call('ZADD', LEDGER, 'XX', int(now + tonumber(ARGV[3])), tag)
-if redis.call('SISMEMBER', FULL, r[LANE]) == 1 then release(r[LANE], 2) end
+if redis.call('HGET', FULL, r[LANE]) == 'begins' then release(r[LANE], 2) end
 return {'go', body, r[ATTEMPTS], r[NUMBER], int(r[DEADLINE]), int(r[SINCE]), int(now), cmsgpack.pack(r[TICKET])}

@@ -11,9 +11,9 @@ for i = 2, #ARGV do
       redis.call('ZREM', LEDGER, tag)                   -- its record outlived its time; the audit does the rest
       freed = freed + 1
     elseif r[VERSION] <= SCHEMA then                    -- a newer worker's goes back when its lease ends
-      leave(tag, r)
+      local begun = leave(tag, r)
       forget(ref, r)
-      after(r[LANE])
+      after(r[LANE], begun)
       freed = freed + 1
     end
   end

@@ -1,0 +1,43 @@
+"""`ratelimit-worker analytics`: a report to keep, as JSON, CSV or a page."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from ratelimit_worker.cli.duration import DURATION
+from ratelimit_worker.errors import BadInput
+
+
+@click.command()
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Ends in .json, .csv or .html. Default: JSON to stdout.",
+)
+@click.option("--since", type=DURATION, default="24h", show_default=True, help="Such as 90m, 24h, 7d.")
+def analytics(output: Path | None, since: float) -> None:
+    """Write a report of the last hours or days; an older file of that name is replaced whole."""
+    from ratelimit_worker.cli.sources import open_sources
+    from ratelimit_worker.reports.analytics import check_name, to_json, write_report
+    from ratelimit_worker.reports.stats import stats
+    from ratelimit_worker.reports.words import count
+
+    try:
+        if output is not None:
+            check_name(output)
+    except BadInput as error:
+        raise click.UsageError(str(error)) from error
+    with open_sources() as opened:
+        found = stats(opened.sources, since, time.time())
+    for says in found.missing:
+        click.echo(f"Note: {says}", err=True)
+    if output is None:
+        click.echo(to_json(found), nl=False)
+        return
+    write_report(found, output)
+    click.echo(f"{output}: {count(found.total.calls)} calls, {count(found.total.attempts)} attempts", err=True)

@@ -1,0 +1,39 @@
+"""`ratelimit-worker explain`: where is this call, and what does it wait for?"""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.argument("call_id")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.pass_context
+def explain(ctx: click.Context, call_id: str, form: str) -> None:
+    """Print where the call CALL_ID (a Celery task id) is, what it waits for, and each attempt.
+
+    Exit code 1: no such call is known.
+    """
+    import msgspec
+
+    from ratelimit_worker.cli.sources import open_sources
+    from ratelimit_worker.errors import StoreUnavailable
+    from ratelimit_worker.reports.explain import Where, explanation_text
+    from ratelimit_worker.reports.explain import explain as look
+    from ratelimit_worker.reports.words import as_json
+
+    with open_sources() as opened:
+        try:
+            attempts = opened.services.tracker.attempts_of(call_id)
+        except StoreUnavailable as error:
+            attempts = []
+            click.echo(f"Note: its attempts are unknown: {error}", err=True)
+        found = look(opened.sources.live, attempts, call_id)
+    click.echo(as_json(msgspec.to_builtins(found)) if form == "json" else explanation_text(found))
+    if found.where is Where.UNKNOWN:
+        click.echo(
+            "No such call waits, runs or has a recorded attempt. It may have been answered from the cache, revoked, or "
+            "be past its retention.",
+            err=True,
+        )
+        ctx.exit(1)

@@ -1,0 +1,52 @@
+"""`ratelimit-worker limits set`: what a lane may do at most, for the next permit on."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+
+@click.group()
+def limits() -> None:
+    """What a lane may do at most."""
+
+
+@limits.command("set")
+@click.argument("lane")
+@click.option("--rpm", type=click.FloatRange(min=0), help="Requests a minute, never exceeded. 0: no such limit.")
+@click.option("--tpm", type=click.FloatRange(min=0), help="Tokens a minute, never exceeded. 0: no such limit.")
+@click.option(
+    "--concurrency", type=click.IntRange(min=0), help="Calls at once over the whole cluster. 0: no such limit."
+)
+@click.option("--unlimited/--limited", default=None, help="No pace at all; or a pace again.")
+@click.option("--adaptive/--fixed", default=None, help="Learn what the provider takes; or keep to fixed rates.")
+def set_(
+    lane: str,
+    rpm: float | None,
+    tpm: float | None,
+    concurrency: int | None,
+    unlimited: bool | None,
+    adaptive: bool | None,
+) -> None:
+    """Change limits of LANE; what is not named stays as it is.
+
+    Holds until it is changed again, also over restarts of workers; MAISD_LANES says only where a new lane begins.
+    """
+    from ratelimit_worker.calls import LaneLimits
+    from ratelimit_worker.cli.sources import open_sources
+    from ratelimit_worker.errors import BadInput
+    from ratelimit_worker.flow.limit import Change, set_limits
+    from ratelimit_worker.reports.tables import limits_line
+    from ratelimit_worker.stores.live import redis_errors
+
+    change = Change(rpm=rpm, tpm=tpm, concurrency=concurrency, unlimited=unlimited, adaptive=adaptive)
+    if change == Change():
+        raise click.UsageError("name at least one limit, such as --rpm 60")
+    try:
+        with open_sources() as opened, redis_errors():
+            configured = opened.settings.lanes.get(lane) or LaneLimits()
+            before, after = set_limits(opened.services.control, lane, change, configured, time.sleep)
+    except BadInput as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(f"{lane}: {limits_line(before)} -> {limits_line(after)}")

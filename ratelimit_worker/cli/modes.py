@@ -1,0 +1,149 @@
+"""`ratelimit-worker emergency|reduced|normal|halt`, `auto` and `mode history`: modes by hand, and what they were."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from ratelimit_worker.calls import ModeChange
+
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
+
+
+def _seconds(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> float | None:
+    """90s, 15m, 2h, 1d or 1h30m, as seconds; a bare number is seconds."""
+    if text is None:
+        return None
+    parts = list(_DURATION.finditer(text))
+    seconds = sum(float(part[1]) * _UNITS_S[part[2] or "s"] for part in parts)
+    if "".join(part[0] for part in parts) != text or seconds <= 0:
+        raise click.BadParameter(f"{text!r}: write 90s, 15m, 2h or 1d")
+    return seconds
+
+
+def _pinning(mode: str, does: str) -> click.Command:
+    @click.command(
+        name=mode, help=f"Pin the mode {mode.upper()}: {does} It wins over the law until `auto`, or for --for."
+    )
+    @click.option("--lane", metavar="L", help="Only this lane. Default: all, also those that come later.")
+    @click.option(
+        "--for", "for_s", callback=_seconds, metavar="TIME", help="Such as 90s, 15m, 2h. Default: until `auto`."
+    )
+    @click.option("--reason", default="", metavar="TEXT", help="For the history.")
+    def command(lane: str | None, for_s: float | None, reason: str) -> None:
+        from ratelimit_worker import wiring
+        from ratelimit_worker.calls import Mode
+        from ratelimit_worker.cli.cluster import talking_to_redis
+        from ratelimit_worker.flow.pin import pin
+
+        with talking_to_redis():
+            changes = pin(
+                wiring.services().control, Mode(mode.upper()), lane=lane, for_s=for_s, reason=reason, who=_user()
+            )
+        _show(changes)
+        click.echo(f"{_lanes(lane)} pinned to {mode.upper()}{_until(changes)}.", err=True)
+
+    return command
+
+
+emergency = _pinning("emergency", "at most MAISD_EMERGENCY_CALLS_PER_MINUTE calls a minute and lane (10).")
+reduced = _pinning("reduced", "half the pace.")
+normal = _pinning("normal", "the law's pace, without escalation.")
+halt = _pinning("halt", "nothing is sent; calls wait.")
+
+
+@click.command()
+@click.option("--lane", metavar="L", help="Only this lane. Default: all.")
+@click.option("--reason", default="", metavar="TEXT", help="For the history.")
+def auto(lane: str | None, reason: str) -> None:
+    """Give lanes that were pinned back to the law."""
+    from ratelimit_worker import wiring
+    from ratelimit_worker.cli.cluster import talking_to_redis
+    from ratelimit_worker.flow.pin import auto as give_back
+
+    with talking_to_redis():
+        changes = give_back(wiring.services().control, lane=lane, reason=reason, who=_user())
+    _show(changes)
+    click.echo(f"{_lanes(lane)} left to the law.", err=True)
+
+
+resume = auto
+
+
+@click.group()
+def mode() -> None:
+    """How the modes of lanes have changed."""
+
+
+@mode.command()
+@click.option("--lane", metavar="L", help="Only this lane. Default: all.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many changes.")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def history(lane: str | None, limit: int, form: str) -> None:
+    """Print the newest mode changes, newest first, with who or what caused them."""
+    from ratelimit_worker import wiring
+
+    changes = wiring.services().tracker.mode_changes(lane=lane, limit=limit)
+    click.echo(_FORMS[form](changes))
+
+
+def _show(changes: Sequence[ModeChange]) -> None:
+    for change in changes:
+        lane = "all lanes" if change.lane == "*" else change.lane
+        click.echo(f"{lane}: {change.from_mode.value} -> {change.to_mode.value}")
+
+
+def _lanes(lane: str | None) -> str:
+    return "All lanes are" if lane is None else f"Lane {lane} is"
+
+
+def _until(changes: Sequence[ModeChange]) -> str:
+    ends = [change.until for change in changes if change.until is not None]
+    return f" until {_time(ends[0])}" if ends else ", until `auto`"
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _table(changes: Sequence[ModeChange]) -> str:
+    head = ("at", "lane", "from", "to", "who", "cause", "reason", "until")
+    rows = [
+        (
+            _time(change.at),
+            change.lane,
+            change.from_mode.value,
+            change.to_mode.value,
+            change.who,
+            change.cause,
+            change.reason,
+            "" if change.until is None else _time(change.until),
+        )
+        for change in changes
+    ]
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _json(changes: Sequence[ModeChange]) -> str:
+    return json.dumps([{**asdict(change), "numbers": dict(change.numbers)} for change in changes], indent=2)
+
+
+_FORMS: dict[str, Callable[[Sequence[ModeChange]], str]] = {"table": _table, "json": _json}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return "unknown"

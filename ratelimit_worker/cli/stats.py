@@ -1,0 +1,50 @@
+"""`ratelimit-worker stats`: what happened in the last minutes, hour or day."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from ratelimit_worker.reports.stats import Stats
+
+_EVERY_S = 2.0
+_UNREACHABLE = 69
+
+
+@click.command()
+@click.option("--window", type=click.Choice(["15m", "1h", "24h"]), default="15m", show_default=True)
+@click.option("--watch", is_flag=True, help=f"Again every {_EVERY_S:.0f} s, until Ctrl-C.")
+@click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
+@click.pass_context
+def stats(ctx: click.Context, window: str, watch: bool, form: str) -> None:
+    """Print calls, errors, retries, latency, waiting and tokens, by lane, function and context."""
+    from ratelimit_worker.cli.sources import open_sources
+    from ratelimit_worker.reports.stats import WINDOWS
+    from ratelimit_worker.reports.stats import stats as figures
+
+    with open_sources() as opened:
+        found = figures(opened.sources, WINDOWS[window], time.time())
+        while watch:
+            click.clear()  # on a terminal only
+            _show(found, form)
+            time.sleep(_EVERY_S)
+            found = figures(opened.sources, WINDOWS[window], time.time())
+    _show(found, form)
+    if found.now is None:
+        ctx.exit(_UNREACHABLE)
+
+
+def _show(found: Stats, form: str) -> None:
+    from ratelimit_worker.reports.analytics import as_builtins, to_csv
+    from ratelimit_worker.reports.tables import stats_tables
+    from ratelimit_worker.reports.words import as_json
+
+    if form == "table":
+        click.echo(stats_tables(found))
+    else:
+        click.echo(as_json(as_builtins(found)) if form == "json" else to_csv(found, found.slice_s), nl=form == "json")
+    for says in found.missing:
+        click.echo(f"Note: {says}", err=True)

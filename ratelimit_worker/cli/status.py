@@ -1,0 +1,39 @@
+"""`ratelimit-worker status`: how every lane stands now."""
+
+from __future__ import annotations
+
+import click
+
+_EXIT_SICK = 3
+_LADDER = ("normal", "reduced", "emergency", "halt")
+
+
+@click.command()
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option(
+    "--fail-on",
+    type=click.Choice(_LADDER[1:]),
+    help=f"Exit with {_EXIT_SICK} when a lane is in this mode or a stricter one.",
+)
+@click.pass_context
+def status(ctx: click.Context, form: str, fail_on: str | None) -> None:
+    """Print each lane's mode, rate, waiting and running calls, and who works for them.
+
+    A ! after the mode: it is pinned by hand.
+    """
+    from ratelimit_worker.cli.sources import open_sources
+    from ratelimit_worker.reports.analytics import as_builtins
+    from ratelimit_worker.reports.stats import status as look
+    from ratelimit_worker.reports.tables import status_table
+    from ratelimit_worker.reports.words import as_json
+
+    with open_sources() as opened:
+        state, missing = look(opened.sources)
+    click.echo(as_json(as_builtins(state)) if form == "json" else status_table(state))
+    for says in missing:
+        click.echo(f"Note: {says}", err=True)
+    if fail_on is not None:
+        sick = [lane for lane in state.lanes if _LADDER.index(lane.mode.value.lower()) >= _LADDER.index(fail_on)]
+        for lane in sick:
+            click.echo(f"{lane.lane} is in {lane.mode}", err=True)
+        ctx.exit(_EXIT_SICK if sick else 0)

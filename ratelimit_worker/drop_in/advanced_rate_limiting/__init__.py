@@ -1,0 +1,27 @@
+"""The old import path: teams have `from advanced_rate_limiting import …` in their code. Re-exports of ratelimit_worker.
+
+The wheel and an editable install ship this folder as a top-level package (`force-include` in pyproject.toml); nothing
+imports it from here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ratelimit_worker.inprocess import (
+        AdvancedRateLimiter,
+        get_advanced_rate_limiter,
+        make_optimized_llm_call,
+        optimize_api_call,
+    )
+
+__all__ = ["AdvancedRateLimiter", "get_advanced_rate_limiter", "make_optimized_llm_call", "optimize_api_call"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:  # loaded when it is used: `python -m advanced_rate_limiting.utilities --help` needs none of it
+        from ratelimit_worker import inprocess
+
+        return getattr(inprocess, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

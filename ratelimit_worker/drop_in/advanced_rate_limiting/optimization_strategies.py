@@ -1,0 +1,7 @@
+"""The old place of the decorator."""
+
+from __future__ import annotations
+
+from ratelimit_worker.inprocess import make_optimized_llm_call, optimize_api_call
+
+__all__ = ["make_optimized_llm_call", "optimize_api_call"]

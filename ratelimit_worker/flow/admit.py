@@ -1,0 +1,362 @@
+"""How does a caller without a queue get its turn? The life of one in-process call, from its lane to its answer.
+
+The caller waits for its own release and makes the attempt itself, in its own thread or event loop; all else is as for a
+call on a queue: the same lane, the same `Executor`. The flow stands here once, as a generator of steps; a driver does
+what each says, blocking or awaiting (`inprocess.drive`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+from ratelimit_worker.calls import Category, Sighting, saw
+from ratelimit_worker.errors import CallFailed, DeadlineExceeded, PayloadLost, StoreUnavailable
+from ratelimit_worker.flow.execute import Answered, Executor, Facts, GaveUp, NotOurs, Result
+from ratelimit_worker.policy.retry import Backoff, RetryPolicy, Rule
+from ratelimit_worker.ports import Begun, Lanes
+
+QUEUE = "in-process"  #: what outcomes say of their queue: the real one is the process's own and tells nobody anything
+GRACE_S = 5.0  #: the lane itself says when a deadline has passed; after so long more it is taken for silent
+LOOK_AGAIN_S = 0.2  #: while Redis restarts
+
+#: `MAISD_ENABLE_SMART_RETRIES=false`: whatever fails is raised, refusals too.
+NO_RETRIES = RetryPolicy(rules={category: Rule(Backoff(1.0, 1.0), tries=1) for category in Category})
+
+
+class Away(StoreUnavailable):
+    """Redis cannot be reached or takes nothing in; the call goes ahead without its lane."""
+
+
+class News(Enum):
+    """What a caller may hear instead of its release."""
+
+    LOST = auto()  #: Redis no longer knows the call
+    AWAY = auto()  #: Redis has been away for long
+    LATE = auto()  #: nothing came in time
+
+
+class Turn(Protocol):
+    """The wait of one message for its release, and what was released of it."""
+
+    running: bool  #: the caller makes its attempt, and hears nothing meanwhile
+
+
+T_contra = TypeVar("T_contra", bound=Turn, contravariant=True)
+T = TypeVar("T", bound=Turn)
+
+
+class Desk(Protocol[T_contra]):
+    """This process's place among the workers."""
+
+    def enqueue(self, turn: T_contra, plan: Mapping[str, Any], *, after_s: float, tries: int, number: int) -> None:
+        """Put the call into its lane, once however often it is asked.
+
+        Raises:
+            Away, LaneFull, BadInput
+        """
+        ...
+
+    def begin(self, tag: str) -> Begun:
+        """May this released call run now?
+
+        Raises:
+            Away
+        """
+        ...
+
+    def free(self, turn: T_contra) -> None:
+        """The call's stay in the ledger ends; while Redis is away this is kept for later."""
+        ...
+
+    def dismiss(self, turn: T_contra, tag: str) -> None:
+        """This release is over, without an end of the call. No I/O."""
+        ...
+
+    def leave(self, turn: T_contra) -> None:
+        """The caller waits no more; what is left of its call in Redis is cleared up later. No I/O."""
+        ...
+
+    def settle(
+        self, tag: str, lane: str, answer: bytes, *, outbox: bytes, verdict: str, seen: bytes, gate_s: float = 0.0
+    ) -> bool:
+        """As `ports.Lanes`; while Redis is away this is kept for later."""
+        ...
+
+    def back(
+        self,
+        tag: str,
+        lane: str,
+        *,
+        after_s: float,
+        tries: int,
+        outbox: bytes,
+        verdict: str,
+        seen: bytes,
+        gate_s: float = 0.0,
+    ) -> bool:
+        """As `ports.Lanes`; False while Redis is away."""
+        ...
+
+    def sick_row(self, lane: str) -> int:
+        """As `ports.Lanes`; 0 while Redis is away."""
+        ...
+
+    @property
+    def up(self) -> bool:
+        """Whether Redis was there at the last look."""
+        ...
+
+    def patient(self) -> bool:
+        """Whether Redis, which was there, has been away for so short a time that it is worth waiting for."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Do this short I/O and send back what it returns."""
+
+    do: Callable[[], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait for news of a turn: the tag of its release, or `News`."""
+
+    turn: Any
+    most_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Wait so long, seconds."""
+
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Make the attempt: call the user's function, and send back what came of it."""
+
+    turn: Any | None  #: None: outside any lane
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What came of one attempt."""
+
+    started: float  #: the executor's clock, seconds
+    seen: Sighting
+    value: Any = None
+    error: Exception | None = None
+
+
+Step = Ask | Wait | Sleep | Run
+Steps = Generator[Step, Any, Ran]  #: returns the attempt that counts: its value, or the error to raise
+
+#: Turns of the calls inside which this code runs. A call that makes another call steps aside: it has had its permit,
+#: and if it kept its place among those that are out, a lane that lets one run at a time would wait for itself for ever.
+inside: ContextVar[tuple[Any, ...]] = ContextVar("ratelimit_worker_inside", default=())
+
+
+@dataclass(slots=True, kw_only=True)
+class Admission(Generic[T]):
+    """One in-process call.
+
+    Args:
+        plan: As `flow.enqueue` makes it.
+        take_part: A new turn under a reference.
+        unpaced: Reserves the next start outside the lanes → seconds to wait for it; logs why.
+        clock: Seconds since the epoch.
+    """
+
+    call_id: str
+    task: str
+    plan: Mapping[str, Any]
+    worker: str
+    desk: Desk[T]
+    take_part: Callable[[str], T]
+    executor: Executor
+    retries: bool
+    unpaced: Callable[[], float]
+    clock: Callable[[], float] = time.time
+    _tries: int = field(default=0, init=False)
+    _number: int = field(default=0, init=False)
+    _after_s: float = field(default=0.0, init=False)  #: from now, until the next attempt may be made
+    _entered: int = field(default=0, init=False)
+
+    def steps(self) -> Steps:
+        """All that is to be done; returns the last attempt, with what the function returned or raised.
+
+        Raises:
+            DeadlineExceeded, LaneFull, BadInput, WorkerLostRepeatedly: the lane's own refusals.
+        """
+        for outer in inside.get():
+            yield Ask(partial(self.desk.free, outer))
+        while True:
+            turn = self.take_part(self._next_ref())
+            try:
+                ran = yield from self._wait_in_lane(turn)
+            except Away:
+                break
+            finally:
+                self.desk.leave(turn)
+            if ran is not None:
+                return ran
+        return (yield from run_unpaced(self.unpaced, at_least_s=self._after_s))
+
+    def _next_ref(self) -> str:
+        self._entered += 1
+        return self.call_id if self._entered == 1 else f"{self.call_id}-{self._entered}"
+
+    def _wait_in_lane(self, turn: T) -> Generator[Step, Any, Ran | None]:
+        """Through the lane under one reference → the last attempt, or None: the call has to be entered anew."""
+        yield from self._patiently(self._enqueue, turn)
+        self._after_s = 0.0
+        while True:
+            news = yield Wait(turn, max(0.0, self.plan["deadline"] - self.clock()) + GRACE_S)
+            if news is News.LOST:
+                return None
+            if news is News.AWAY:
+                if self.desk.up:  # old news
+                    continue
+                raise Away("Redis is away")
+            if news is News.LATE:
+                raise DeadlineExceeded(self.call_id, self.plan["lane"], self._number)
+            begun = yield from self._patiently(self.desk.begin, news)
+            ran: Ran | None = None
+            if begun.state == "go":
+                turn.running = True
+                ran = yield Run(turn)
+                turn.running = False
+            attempt = Concluded(self.desk, begun, self.retries)
+            result = yield Ask(partial(attempt.result, self.executor, self._facts(news), ran))
+            self._number = max(self._number, begun.number)
+            self._tries += attempt.tries
+            match result:
+                case Answered(value):
+                    yield Ask(partial(self.desk.free, turn))
+                    return ran or Ran(started=0.0, seen=Sighting(), value=value)
+                case GaveUp(PayloadLost()) if ran is None:  # Redis lost its memory, and the arguments are here
+                    return None
+                case GaveUp(error):
+                    yield Ask(partial(self.desk.free, turn))
+                    if ran is None or ran.error is None:
+                        raise error
+                    return with_note(ran, ran.error, error)
+                case NotOurs() if attempt.went_back:  # it had stepped aside, or was taken for dead
+                    self._after_s = attempt.after_s
+                    return None
+                case _:
+                    self.desk.dismiss(turn, news)
+
+    def _enqueue(self, turn: T) -> None:
+        self.desk.enqueue(turn, self.plan, after_s=self._after_s, tries=self._tries, number=self._number)
+
+    def _patiently(self, ask: Callable[[Any], Any], about: Any) -> Generator[Step, Any, Any]:
+        """Short I/O that waits for a Redis which restarts.
+
+        Raises:
+            Away: it has been away for long.
+        """
+        while True:
+            try:
+                return (yield Ask(partial(ask, about)))
+            except Away:
+                if not self.desk.patient():
+                    raise
+            yield Sleep(LOOK_AGAIN_S)
+
+    def _facts(self, tag: str) -> Facts:
+        return Facts(call_id=self.call_id, tag=tag, task=self.task, plan=self.plan, queue=QUEUE, worker=self.worker)
+
+
+def run_unpaced(unpaced: Callable[[], float], at_least_s: float = 0.0) -> Steps:
+    """One attempt outside the lanes, after its wait; what the function raises goes on as it is."""
+    yield Sleep(max(at_least_s, unpaced()))
+    ran: Ran = yield Run(None)
+    return ran
+
+
+def with_note(ran: Ran, raised: Exception, final: BaseException) -> Ran:
+    """The attempt as its caller sees it: what the function raised, as it was, with the verdict as a note.
+
+    Nothing here crosses a process, and code around an SDK catches the SDK's own exceptions.
+    """
+    if isinstance(final, CallFailed) and final is not raised:
+        raised.add_note(str(final))
+    return ran
+
+
+class Concluded:
+    """The lanes of one attempt that was made already: tells the executor what began, and what came of it.
+
+    The executor runs an attempt in the thread that asks it; this one ran in the caller's, which may be an event loop.
+    """
+
+    def __init__(self, desk: Desk[Any], begun: Begun, retries: bool) -> None:
+        self._desk, self._begun, self._retries = desk, begun, retries
+        self.went_back = False
+        self.after_s, self.tries = 0.0, 0
+
+    def result(self, executor: Executor, facts: Facts, ran: Ran | None) -> Result:
+        """What follows from the attempt, made safe in Redis."""
+        lanes = cast(Lanes, self)  # of all that lanes can, an attempt needs these four
+        if ran is None:
+            return replace(executor, lanes=lanes).execute(facts, _never, _nothing_to_restore)
+        clock, times = executor.clock, [ran.started]
+        told = replace(executor, lanes=lanes, clock=lambda: times.pop() if times else clock())
+        return told.execute(facts, lambda _: _replay(ran), _nothing_to_restore)
+
+    def begin(self, tag: str, lease_s: float) -> Begun:
+        """What the lane said before the attempt."""
+        return self._begun
+
+    def settle(
+        self, tag: str, lane: str, answer: bytes, *, outbox: bytes, verdict: str, seen: bytes, gate_s: float = 0.0
+    ) -> bool:
+        """As the lanes do."""
+        return self._desk.settle(tag, lane, answer, outbox=outbox, verdict=verdict, seen=seen, gate_s=gate_s)
+
+    def back(
+        self,
+        tag: str,
+        lane: str,
+        *,
+        after_s: float,
+        tries: int,
+        outbox: bytes,
+        verdict: str,
+        seen: bytes,
+        gate_s: float = 0.0,
+    ) -> bool:
+        """As the lanes do, remembering it."""
+        self.went_back, self.after_s, self.tries = True, after_s, tries
+        return self._desk.back(
+            tag, lane, after_s=after_s, tries=tries, outbox=outbox, verdict=verdict, seen=seen, gate_s=gate_s
+        )
+
+    def sick_row(self, lane: str) -> int:
+        """As the lanes know it; without retries nobody waits for a sick provider."""
+        return self._desk.sick_row(lane) if self._retries else 0
+
+
+def _replay(ran: Ran) -> Any:
+    if ran.seen.response is not None:
+        saw(ran.seen.response, usage=ran.seen.usage, provider=ran.seen.provider, model=ran.seen.model)
+    if ran.error is not None:
+        raise ran.error
+    return ran.value
+
+
+def _never(_: Begun) -> Any:
+    raise AssertionError("the lane did not say go")
+
+
+def _nothing_to_restore(_: bytes) -> None:
+    """The arguments never left the caller."""

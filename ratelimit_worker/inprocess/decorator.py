@@ -1,0 +1,70 @@
+"""How does a function become a call each time it is called? `@optimize_api_call`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, overload
+
+from ratelimit_worker.inprocess.drive import is_async
+from ratelimit_worker.inprocess.limiter import get_advanced_rate_limiter
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@overload
+def optimize_api_call(func_name: F) -> F: ...
+@overload
+def optimize_api_call(
+    func_name: str | None = None,
+    context: str = "general",
+    context_tags: Sequence[str] = (),
+    cache_enabled: bool = True,
+    **options: Any,
+) -> Callable[[F], F]: ...
+def optimize_api_call(
+    func_name: Any = None,
+    context: str = "general",
+    context_tags: Sequence[str] = (),
+    cache_enabled: bool = True,
+    **options: Any,
+) -> Any:
+    """Send each call of a function, method or `async def` through its lane: pace, retries, tracking.
+
+    Works bare, too: `@optimize_api_call`.
+
+    Args:
+        func_name: What statistics call it; the function's own name when None.
+        options: As of `make_rate_limited_call`: lane, tenant, priority, deadline_s, cost.
+    Raises:
+        TypeError: a generator: it makes its request while it is read, which is after the call.
+    """
+    if func_name is not None and not isinstance(func_name, str):
+        return optimize_api_call()(func_name)
+
+    def decorate(function: Any) -> Any:
+        if isinstance(function, (staticmethod, classmethod)):
+            return type(function)(decorate(function.__func__))
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(f"{function.__qualname__} is a generator: decorate the function that opens the stream")
+        how = {"context": context, "context_tags": context_tags, "cache_enabled": cache_enabled, **options}
+
+        def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return get_advanced_rate_limiter().make_rate_limited_call(function, func_name, args, kwargs, **how)
+
+        if is_async(function):
+
+            @functools.wraps(function)
+            async def wrapped_async(*args: Any, **kwargs: Any) -> Any:
+                return await call(args, kwargs)
+
+            return wrapped_async
+
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            return call(args, kwargs)
+
+        return wrapped
+
+    return decorate

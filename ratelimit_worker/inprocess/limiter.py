@@ -1,0 +1,363 @@
+"""What can a program ask for that makes its calls itself? `get_advanced_rate_limiter()`: one object a process.
+
+A call waits in its lane like one on a queue, fair with those, and runs in the caller's thread or event loop. Where
+there is no lane to wait in (switched off, or Redis is away) it goes ahead all the same, `RATE_LIMIT_DELAY` apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+import logging
+import os
+import random
+import threading
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from redis import RedisError
+
+from ratelimit_worker.calls import Cost, Mode, ModeChange
+from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable
+from ratelimit_worker.flow import enqueue, pin
+from ratelimit_worker.flow.admit import NO_RETRIES, Admission, Steps, run_unpaced
+from ratelimit_worker.flow.execute import Executor
+from ratelimit_worker.flow.settle import Answers
+from ratelimit_worker.inprocess.basic import BasicPace
+from ratelimit_worker.inprocess.desk import Desk, Turn
+from ratelimit_worker.inprocess.drive import InLoop, InThread, Mail, is_async
+from ratelimit_worker.inprocess.lane import lane_of
+from ratelimit_worker.policy.retry import RetryPolicy
+from ratelimit_worker.ports import Lanes
+from ratelimit_worker.providers import anthropic, openai
+from ratelimit_worker.stores.desks import Desks
+from ratelimit_worker.wiring import Services, services
+
+log = logging.getLogger(__name__)
+
+DAY_S = 86_400.0
+PROBE_EVERY_S = 3.0  #: `is_enabled` asks a Redis that nobody has called on so often at most
+
+#: Of an answer nothing goes to Redis: nobody but the caller waits for it.
+UNKEPT = Answers(dumps=lambda _: "", loads=json.loads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a call is to be made, beside what it calls.
+
+    Args:
+        lane: None: `<provider>:<model>` as far as the arguments tell, else "default".
+        cache_enabled: Whether an answer that is known may stand for the call.
+    """
+
+    context: str = "general"
+    context_tags: Sequence[str] = ()
+    cache_enabled: bool = True
+    lane: str | None = None
+    tenant: str = ""
+    priority: str | int = "normal"
+    deadline_s: float | None = None
+    cost: Cost | None = None
+
+
+class AdvancedRateLimiter:
+    """In-process calls, and the cluster as a program sees it.
+
+    Args:
+        live: None: the process's own services, from the environment.
+        clock, sleep, sleep_async, jitter: Of the waits that this process chooses; tests pass theirs.
+    """
+
+    def __init__(
+        self,
+        live: Services | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        sleep_async: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._live = live
+        self._clock, self._sleep, self._sleep_async, self._jitter = clock, sleep, sleep_async, jitter
+        self._basic = BasicPace(clock)
+        self._desk: Desk | None = None
+        self._probed: tuple[float, bool] = (float("-inf"), False)
+        self._lock = threading.Lock()
+
+    # ── calls ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def make_rate_limited_call(
+        self,
+        func: Callable[..., Any],
+        func_name: str | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        context: str = "general",
+        **options: Any,
+    ) -> Any:
+        """Call `func(*args, **kwargs)` when its lane lets it, and again where a failure is worth it.
+
+        An `async def` function gives a coroutine to await; it runs in the caller's loop.
+
+        Args:
+            func_name: What statistics call it; the function's own name when None.
+            options: As `Options`: lane, context_tags, cache_enabled, tenant, priority, deadline_s, cost.
+        Raises:
+            Exception: what `func` raised last, as it was.
+            DeadlineExceeded: the lane had no turn for it within its deadline.
+            LaneFull, BadInput: the lane refused it; `func` was not called.
+            ConfigurationError: a setting is wrong.
+        """
+        how = Options(context=context, **options)
+        name = func_name or getattr(func, "__qualname__", None) or type(func).__qualname__
+        given = dict(kwargs or {})
+        if is_async(func):
+            return self._call_async(func, name, args, given, how)
+        driver = InThread(self._sleep)
+        steps = self._steps(func, name, args, given, how, driver)
+        return driver.drive(steps, partial(func, *args, **given))
+
+    async def _call_async(
+        self, func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: dict[str, Any], how: Options
+    ) -> Any:
+        driver = InLoop(self._sleep_async)
+        steps = self._steps(func, name, args, kwargs, how, driver)
+        return await driver.drive(steps, partial(func, *args, **kwargs))
+
+    def _steps(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        how: Options,
+        driver: InThread | InLoop,
+    ) -> Steps:
+        live = self.services
+        settings = live.settings
+        if not settings.enable_advanced_rate_limiting:
+            return run_unpaced(partial(self._basic.reserve, settings.rate_limit_delay, "they are switched off"))
+        try:
+            desk = self._desk_of(live)
+        except ConfigurationError as error:  # no server is named: there are no lanes
+            return run_unpaced(partial(self._basic.reserve, settings.rate_limit_delay, str(error)))
+        lane = how.lane or lane_of(func, kwargs) or enqueue.DEFAULT_LANE
+        plan = enqueue.plan(
+            enqueue.Kind(lane=lane),
+            args,
+            kwargs,
+            settings,
+            now=time.time(),
+            context=how.context,
+            tags=how.context_tags,
+            tenant=how.tenant,
+            priority=how.priority,
+            deadline_s=how.deadline_s,
+            cost=how.cost or (anthropic.cost if lane.startswith("anthropic:") else openai.cost)(kwargs),
+        )
+        retries = settings.enable_smart_retries
+
+        def take_part(ref: str) -> Turn:
+            hear: Callable[[Mail], None] = driver.mailbox()
+            return desk.wait(ref, hear)
+
+        return Admission(
+            call_id=uuid.uuid4().hex,
+            task=name,
+            plan=plan,
+            worker=desk.worker,
+            desk=desk,
+            take_part=take_part,
+            executor=Executor(
+                lanes=cast(Lanes, desk),
+                answers=UNKEPT,
+                encode_outcome=live.encode_outcome,
+                lease_s=desk.lease_s,
+                policy=RetryPolicy() if retries else NO_RETRIES,
+                jitter=self._jitter,
+            ),
+            retries=retries,
+            unpaced=lambda: self._basic.reserve(settings.rate_limit_delay, desk.why or "Redis is away"),
+        ).steps()
+
+    # ── the cluster ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def is_enabled(self) -> bool:
+        """Whether calls go through lanes now: the switch is on, and Redis was there at the last look.
+
+        Once this process has made a call its desk looks all the time; before, this asks Redis, every 3 s at most.
+        """
+        live = self.services
+        if not live.settings.enable_advanced_rate_limiting:
+            return False
+        if self._desk is not None and self._desk.opened:
+            return self._desk.up
+        now = self._clock()
+        if now - self._probed[0] >= PROBE_EVERY_S:
+            self._probed = (now, _answers(live))
+        return self._probed[1]
+
+    def set_mode(
+        self, mode: str, lane: str | None = None, for_s: float | None = None, reason: str = ""
+    ) -> list[ModeChange]:
+        """Pin a mode for the whole cluster: normal, reduced, emergency or halt; "auto" (or "resume") gives it back.
+
+        Args:
+            lane: None: all lanes.
+            for_s: Seconds until the pin ends by itself; None: it stays until "auto".
+        Returns:
+            The changes, one for each lane concerned.
+        Raises:
+            BadInput: no such mode, or `for_s` is not above 0.
+            StoreUnavailable: Redis is away.
+        """
+        word = mode.strip().upper()
+        if word not in (*Mode, "AUTO", "RESUME"):
+            raise BadInput(f"mode={mode!r}: use {', '.join(known.lower() for known in Mode)} or auto")
+        with _redis_errors():
+            control = self.services.control
+            if word in ("AUTO", "RESUME"):
+                return pin.auto(control, lane=lane, reason=reason, who=_who())
+            return pin.pin(control, Mode(word), lane=lane, for_s=for_s, reason=reason, who=_who())
+
+    def get_comprehensive_stats(self) -> dict[str, Any]:
+        """Volume, errors, cache, retries, latency and modes: `{"15m": …, "1h": …, "24h": …}`, each as `stats` has it.
+
+        Raises:
+            StoreUnavailable: the tracking database is away. Where Redis is, `missing` says what could not be told.
+        """
+        from ratelimit_worker.inprocess.figures import comprehensive_stats
+
+        return comprehensive_stats(self.services, time.time())
+
+    def export_analytics(self, path: str | Path | None = None) -> dict[str, Any] | None:
+        """The report of the last 24 hours: written to `path` (.json, .csv or .html), returned where there is none.
+
+        Raises:
+            BadInput: the name ends otherwise.
+            StoreUnavailable: the tracking database is away.
+        """
+        from ratelimit_worker.inprocess.figures import sources
+        from ratelimit_worker.reports import analytics
+
+        return analytics.export(sources(self.services), path)
+
+    def invalidate_cache(self, context: str | None = None) -> int:
+        """Forget kept answers (of one context; None: all) → how many.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        from ratelimit_worker.stores.answers import forget
+
+        with _redis_errors():
+            return forget(self.services.redis, context)
+
+    def cleanup(self) -> dict[str, int]:
+        """Delete what is past its time → how many: outcomes older than `MAISD_RETENTION_DAYS`, calls of dead processes.
+
+        Raises:
+            StoreUnavailable: the tracking database is away. A Redis that is away holds nothing to clean, and is logged.
+        """
+        live = self.services
+        done = {"outcomes": live.tracker.purge(live.settings.retention_days * DAY_S), "abandoned_calls": 0}
+        try:
+            desks, lease_s = Desks(live.redis), live.settings.visibility_timeout_seconds
+            done["abandoned_calls"] = desks.forget_absent(f"cleanup-{os.getpid()}", lease_s)
+        except (RedisError, OSError, ConfigurationError) as error:
+            log.info("cleanup.without_redis", extra={"cause": type(error).__name__})
+        return done
+
+    def close(self) -> None:
+        """End this process's part in the cluster; the next call begins anew. Ends by itself with the process."""
+        with self._lock:
+            desk, self._desk = self._desk, None
+        if desk is not None:
+            desk.close()
+
+    @property
+    def services(self) -> Services:
+        """What this works on.
+
+        Raises:
+            ConfigurationError: a setting is wrong.
+        """
+        return self._live or services()
+
+    def _desk_of(self, live: Services) -> Desk:
+        desk = self._desk
+        if desk is not None and desk.live is live and desk.pid == os.getpid():
+            return desk
+        with self._lock:
+            old = self._desk
+            if old is not None and old.live is live and old.pid == os.getpid():
+                return old
+            desk = self._desk = Desk(live)
+        if old is not None:
+            old.close()  # another server; of a parent process it is none of ours, and stays
+        return desk
+
+
+class _redis_errors:  # noqa: N801 - reads as a verb where it is used
+    """Errors of Redis become ours."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (RedisError, OSError)):
+            raise StoreUnavailable(f"Redis said: {str(error).splitlines()[0][:200]}") from error
+
+
+def _answers(live: Services) -> bool:
+    try:
+        return bool(live.redis.ping())
+    except (RedisError, OSError, ConfigurationError):
+        return False
+
+
+def _who() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"uid {os.getuid()}"
+
+
+_limiter: AdvancedRateLimiter | None = None
+_making = threading.Lock()
+
+
+def get_advanced_rate_limiter() -> AdvancedRateLimiter:
+    """The limiter of this process. Nothing is read or connected before it is used."""
+    global _limiter
+    with _making:
+        if _limiter is None:
+            _limiter = AdvancedRateLimiter()
+        return _limiter
+
+
+def _after_fork() -> None:
+    global _limiter, _making
+    _limiter, _making = None, threading.Lock()  # the parent's threads, and whoever held the lock, are not here
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def make_optimized_llm_call(
+    func: Callable[..., Any],
+    func_name: str | None = None,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    context: str = "general",
+    **options: Any,
+) -> Any:
+    """`get_advanced_rate_limiter().make_rate_limited_call(...)`."""
+    return get_advanced_rate_limiter().make_rate_limited_call(func, func_name, args, kwargs, context, **options)

@@ -1,0 +1,167 @@
+"""How does a report leave the house? As JSON with a schema version, as CSV of lanes by hour, or as one HTML page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ratelimit_worker.errors import BadInput, RateLimitWorkerError
+from ratelimit_worker.reports.figures import Point
+from ratelimit_worker.reports.html import page
+from ratelimit_worker.reports.live import ClusterState
+from ratelimit_worker.reports.stats import DAY_S, HOUR_S, Sources, Stats
+from ratelimit_worker.reports.stats import stats as figures
+from ratelimit_worker.reports.words import as_json
+
+KIND = "ratelimit-worker.analytics"
+
+#: Columns of the CSV; new ones come at the end.
+COLUMNS = (
+    "from",
+    "lane",
+    "calls",
+    "answered",
+    "failed",
+    "attempts",
+    "retried",
+    "snoozed",
+    "refused_429",
+    "error_rate",
+    "latency_mean_s",
+    "input_tokens",
+    "output_tokens",
+)
+
+
+class NotWritten(RateLimitWorkerError):
+    """The report could not be written; what was there before is untouched."""
+
+
+def write_report(stats: Stats, path: Path) -> None:
+    """Write the report in the form that the name of the file says, whole or not at all.
+
+    Raises:
+        BadInput: the name ends neither in .json, .csv nor .html.
+        NotWritten: the file system refuses.
+    """
+    check_name(path)
+    text = FORMS[path.suffix.lower()](stats)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", newline="", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as made:
+            made.write(text)
+        temporary = Path(made.name)
+        temporary.chmod(0o666 & ~_umask())  # a temporary file is its owner's alone; a report is as any other file
+        os.replace(temporary, path)
+    except OSError as error:
+        raise NotWritten(f"{path}: {error.strerror or error}") from error
+
+
+def export(sources: Sources, path: Path | str | None = None, window_s: float = DAY_S) -> dict[str, Any] | None:
+    """The report of the last `window_s` seconds: written to `path`, or returned as plain values where there is none.
+
+    Raises:
+        BadInput: the name ends neither in .json, .csv nor .html.
+        NotWritten: the file system refuses.
+        StoreUnavailable: the database is away or locked.
+    """
+    if path is not None:
+        check_name(Path(path))
+    found = figures(sources, window_s, time.time())
+    if path is None:
+        return as_report(found)
+    write_report(found, Path(path))
+    return None
+
+
+def check_name(path: Path) -> None:
+    """Whether the name says a form that there is.
+
+    Raises:
+        BadInput: it ends neither in .json, .csv nor .html.
+    """
+    if path.suffix.lower() not in FORMS:
+        raise BadInput(f"{path.name}: the name of a report ends in {', '.join(FORMS)}")
+
+
+def to_json(stats: Stats) -> str:
+    """The whole report. Times are seconds since the epoch, shares lie between 0 and 1; unknown is null."""
+    return as_json(as_report(stats)) + "\n"
+
+
+def as_report(stats: Stats) -> dict[str, Any]:
+    """The whole report as plain values."""
+    return {"kind": KIND, "generated": datetime.fromtimestamp(stats.until_s, UTC).isoformat(), **as_builtins(stats)}
+
+
+def to_csv(stats: Stats, per_s: float = HOUR_S) -> str:
+    """A row a lane and hour (or slice of `per_s`) in which something happened, oldest first; times in UTC."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(_rows(stats, per_s))
+    return text.getvalue()
+
+
+FORMS: dict[str, Callable[[Stats], str]] = {".json": to_json, ".csv": to_csv, ".html": page}
+
+
+def as_builtins(value: Stats | ClusterState) -> dict[str, Any]:
+    """Dicts and lists, as JSON has them, with what lanes are allowed beside their set-points."""
+    made: dict[str, Any] = msgspec.to_builtins(value)
+    state = value.now if isinstance(value, Stats) else value
+    rows = made["now"] if isinstance(value, Stats) else made
+    for lane, row in zip(state.lanes if state is not None else (), rows["lanes"] if rows else (), strict=True):
+        row["allowed_per_min"] = lane.allowed_per_min
+    return made
+
+
+def _rows(stats: Stats, per_s: float) -> Iterator[tuple[object, ...]]:
+    for lane in stats.lanes:
+        merged: dict[float, list[Point]] = {}
+        for point in lane.timeline:
+            merged.setdefault(point.at_s // per_s * per_s, []).append(point)
+        for at_s, points in merged.items():
+            row = _row(max(at_s, stats.since_s), lane.name, points)
+            if row is not None:
+                yield row
+
+
+def _row(at_s: float, lane: str, points: list[Point]) -> tuple[object, ...] | None:
+    attempts, answered = sum(p.attempts for p in points), sum(p.answered for p in points)
+    if not attempts:
+        return None
+    errors = sum(p.retried + p.failed for p in points)
+    judged = attempts - sum(p.snoozed for p in points)
+    latency_s = sum((p.latency_s or 0.0) * p.answered for p in points)
+    return (
+        datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds"),
+        lane,
+        sum(p.calls for p in points),
+        answered,
+        sum(p.failed for p in points),
+        attempts,
+        sum(p.retried for p in points),
+        sum(p.snoozed for p in points),
+        sum(p.refused for p in points),
+        round(errors / judged, 6) if judged else 0.0,
+        round(latency_s / answered, 6) if answered else "",
+        sum(p.input_tokens for p in points),
+        sum(p.output_tokens for p in points),
+    )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

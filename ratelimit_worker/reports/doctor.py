@@ -1,0 +1,353 @@
+"""Is this installation sound? What is in force and where it came from, and what is wrong, with the fix.
+
+`examine` looks; every judgement is a function of what it saw.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from enum import IntEnum, StrEnum
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from ratelimit_worker.calls import Outcome
+from ratelimit_worker.config import PREFIX, SECRET_NAMES, Settings
+from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.reports.live import ClusterState
+from ratelimit_worker.reports.stats import Sources, status
+from ratelimit_worker.reports.words import count, per_min, seconds
+from ratelimit_worker.stores.live import Server
+from ratelimit_worker.stores.migrations import HEAD
+from ratelimit_worker.stores.queries import Sums
+
+OLDEST_SERVER = 7  #: major version; Valkey counts on from Redis 7.2
+SKEW_S = 1.0  #: difference of clocks that is worth a word; deadlines are made on this machine and kept on Redis
+MANY_WAIT = 10_000  #: outcomes on their way to the database that are worth a word
+LATENCY_OVER_S = 900.0  #: the last 15 minutes say how long a call takes
+_HIDDEN = "***"
+
+
+class Level(StrEnum):
+    """How a check ended."""
+
+    OK = "ok"
+    NOTE = "note"  #: worth a word
+    WRONG = "wrong"
+
+
+class Code(IntEnum):
+    """What the process exits with for a finding that is wrong."""
+
+    FINE = 0
+    FAILED = 1
+    UNREACHABLE = 69
+    CONFIGURATION = 78
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check."""
+
+    check: str
+    level: Level
+    says: str  #: one sentence, with the fix where it is not ok
+    code: Code = Code.FINE
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """One setting."""
+
+    name: str
+    value: str  #: secrets masked
+    source: str  #: default, or the variable it came from
+
+
+class Box(Protocol):
+    """The outbox, as this needs it."""
+
+    def backlog(self) -> int:
+        """Entries that are not in the database yet."""
+        ...
+
+    def full(self) -> bool:
+        """Whether it is nearly full."""
+        ...
+
+    def bad_count(self) -> int:
+        """Entries that were ever set aside."""
+        ...
+
+
+def exit_code(findings: Sequence[Finding]) -> int:
+    """What the process exits with: a configuration error tells most, then what cannot be reached."""
+    return int(max((finding.code for finding in findings), default=Code.FINE))
+
+
+# ── settings ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def settings_in_force(settings: Settings, environ: Mapping[str, str]) -> list[InForce]:
+    """Every setting with its value and where it came from; what is secret is masked."""
+    found = []
+    for name in (field.name for field in fields(settings) if "parse" in field.metadata):
+        variable = PREFIX + name.upper()
+        found.append(InForce(variable, shown(name, getattr(settings, name)), _source(variable, settings, environ)))
+    delay = "RATE_LIMIT_DELAY"
+    source = "environment" if environ.get(delay) else "default"
+    return [*found, InForce(delay, shown("rate_limit_delay", settings.rate_limit_delay), source)]
+
+
+def _source(variable: str, settings: Settings, environ: Mapping[str, str]) -> str:
+    if settings.sources.get(variable) == "environment":
+        return "environment"
+    if variable == f"{PREFIX}REDIS_URL" and settings.redis_url:
+        return "CELERY_BROKER_URL"
+    if variable == f"{PREFIX}DATABASE_URL" and environ.get("DATABASE_URL"):
+        return "DATABASE_URL"
+    return "default"
+
+
+def shown(name: str, value: object) -> str:
+    """A setting's value for people: a URL keeps where it leads, and loses what opens the door there."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Mapping):
+        return (
+            json.dumps(
+                {
+                    lane: {k: v for k, v in asdict(limits).items() if v not in (None, {})}
+                    for lane, limits in value.items()
+                }
+            )
+            if value
+            else "-"
+        )
+    if isinstance(value, float):
+        return f"{value:g}"
+    if name.upper() in SECRET_NAMES and value:
+        return masked(str(value))
+    return str(value) or "-"
+
+
+def masked(url: str) -> str:
+    """A URL without passwords: those of a user, those of a query, and a web hook's whole path, which is one."""
+    scheme, _, rest = url.partition("://")
+    if scheme in {"http", "https"}:
+        host = urlsplit(url).hostname or ""
+        return f"{scheme}://{host}/{_HIDDEN}"
+    authority, slash, path = rest.partition("/") if not rest.startswith("/") else ("", "", rest)
+    user, at, host = authority.rpartition("@")
+    name, colon, _ = user.partition(":")
+    safe = f"{name}{colon}{_HIDDEN if colon else ''}{at}{host}{slash}{path}"
+    return f"{scheme}://" + re.sub(r"(?i)([?&][^=&]*(?:pass|secret|key|token)[^=&]*=)[^&]*", rf"\1{_HIDDEN}", safe)
+
+
+# ── what is looked at ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def examine(settings: Settings, sources: Sources, outbox: Box) -> Iterator[Finding]:
+    """All checks, each as soon as it is known."""
+    latency: dict[str, float] = {}
+    try:
+        yield judge_revision(sources.queries.revision())
+        now_s = time.time()
+        latency = mean_latency_s(sources.queries.sums(now_s - LATENCY_OVER_S, now_s))
+    except StoreUnavailable as error:
+        yield Finding("database", Level.WRONG, str(error), Code.UNREACHABLE)
+    try:
+        began_s = time.time()
+        server = sources.live.server()
+        ended_s = time.time()
+        yield from judge_server(server)
+        yield judge_clock(server.at_s - ended_s, ended_s - began_s)
+        state, _ = status(sources)
+        yield from judge_workers(state, latency)
+        yield from judge_counters(state.counters)
+        yield from judge_outbox(outbox.backlog(), outbox.full(), outbox.bad_count())
+    except StoreUnavailable as error:
+        yield Finding("Redis", Level.WRONG, str(error), Code.UNREACHABLE)
+    yield from judge_settings(settings)
+
+
+def judge_server(server: Server) -> Iterator[Finding]:
+    """The Redis server and its settings."""
+    what = f"{server.product} {server.version}"
+    major = int(server.version.partition(".")[0] or 0)
+    if major < OLDEST_SERVER:
+        yield Finding("Redis", Level.WRONG, f"{what} is too old: use Redis 7, Valkey 7.2 or newer", Code.CONFIGURATION)
+    else:
+        yield Finding("Redis", Level.OK, f"{what} answers")
+    policy = server.maxmemory_policy
+    if policy is None:
+        yield Finding("eviction", Level.NOTE, "the server does not tell maxmemory-policy; it must be noeviction")
+    elif policy != "noeviction":
+        yield Finding(
+            "eviction",
+            Level.WRONG,
+            f"maxmemory-policy is {policy}, so calls would vanish: CONFIG SET maxmemory-policy noeviction",
+            Code.CONFIGURATION,
+        )
+    else:
+        yield Finding("eviction", Level.OK, "maxmemory-policy is noeviction")
+    if server.appendonly is False:
+        yield Finding(
+            "persistence", Level.NOTE, "appendonly is off: waiting calls are lost when the server restarts; turn it on"
+        )
+    elif server.appendonly:
+        yield Finding("persistence", Level.OK, "appendonly is on")
+    if server.maxmemory and server.used_memory > 0.9 * server.maxmemory:
+        share = server.used_memory / server.maxmemory
+        yield Finding(
+            "memory", Level.WRONG, f"{share:.0%} of maxmemory is used; new calls will be refused", Code.FAILED
+        )
+
+
+def judge_clock(ahead_s: float, asked_for_s: float) -> Finding:
+    """Whether this machine and Redis agree on the time.
+
+    Args:
+        ahead_s: Redis' clock minus ours when its answer had come.
+        asked_for_s: How long the questions took; so much of the difference proves nothing.
+    """
+    skew_s = max(0.0, abs(ahead_s) - asked_for_s)
+    if skew_s > SKEW_S:
+        way = "ahead of" if ahead_s > 0 else "behind"
+        return Finding(
+            "clock",
+            Level.NOTE,
+            f"Redis' clock is {seconds(skew_s)} {way} this machine's: deadlines are off by that; run NTP on both",
+        )
+    return Finding("clock", Level.OK, "this machine and Redis agree on the time")
+
+
+def judge_revision(revision: str | None) -> Finding:
+    """The database's schema."""
+    if revision is None:
+        return Finding("database", Level.OK, f"reachable; its tables (revision {HEAD}) are made when they are needed")
+    if revision == HEAD:
+        return Finding("database", Level.OK, f"reachable, at revision {HEAD}")
+    if revision > HEAD:
+        return Finding(
+            "database",
+            Level.WRONG,
+            f"its revision {revision} is newer than this version's {HEAD}: update ratelimit-worker here",
+            Code.CONFIGURATION,
+        )
+    return Finding("database", Level.NOTE, f"at revision {revision}; the next use brings it to {HEAD}")
+
+
+def judge_workers(state: ClusterState, latency_s: Mapping[str, float]) -> Iterator[Finding]:
+    """Whether somebody does the work, and whether they are enough.
+
+    Args:
+        latency_s: Lane → mean seconds of an answered attempt.
+    """
+    queues = ", ".join(f"{queue.queue}: {queue.slots}" for queue in state.queues)
+    if state.workers:
+        yield Finding("workers", Level.OK, f"{state.workers} alive with {state.slots} slots ({queues})")
+    else:
+        waiting = sum(lane.waiting + lane.due_later for lane in state.lanes)
+        level, code = (Level.WRONG, Code.FAILED) if waiting else (Level.NOTE, Code.FINE)
+        yield Finding("workers", level, f"none is alive, and {count(waiting)} calls wait: start one", code)
+    for lane in state.lanes:
+        if state.workers and lane.waiting and not lane.workers:
+            yield Finding(
+                f"lane {lane.lane}",
+                Level.WRONG,
+                f"{count(lane.waiting)} calls wait on {', '.join(lane.queues)}, from which no worker takes any",
+                Code.FAILED,
+            )
+        allowed, took_s = lane.allowed_per_min, latency_s.get(lane.lane)
+        if allowed and took_s and lane.workers and allowed / 60 * took_s > lane.slots:
+            yield Finding(
+                f"lane {lane.lane}",
+                Level.NOTE,
+                f"{per_min(allowed)} of {seconds(took_s)} each need {allowed / 60 * took_s:.0f} slots, and there are "
+                f"{lane.slots}: the budget is wasted for want of workers",
+            )
+
+
+def judge_counters(counters: Mapping[str, int]) -> Iterator[Finding]:
+    """What went wrong quietly."""
+    wrong = {
+        "malformed": "messages could not be calls and were set aside (LRANGE rlw:malformed 0 9)",
+        "refused_full": "calls were refused since their lane was full",
+        "unrecorded": "outcomes could not be put into the outbox",
+        "leaks": "slots were found taken by nobody and freed",
+    }
+    found = [f"{count(counters[name])} {says}" for name, says in wrong.items() if counters.get(name)]
+    for says in found:
+        yield Finding("counters", Level.NOTE, says)
+    if not found:
+        yield Finding("counters", Level.OK, "nothing was set aside, refused or leaked")
+
+
+def judge_outbox(backlog: int, full: bool, bad: int) -> Iterator[Finding]:
+    """Outcomes on their way to the database."""
+    if full:
+        yield Finding(
+            "outbox",
+            Level.WRONG,
+            f"{count(backlog)} outcomes wait and it is nearly full: the oldest will be lost; bring the database back",
+            Code.FAILED,
+        )
+    elif backlog > MANY_WAIT:
+        yield Finding("outbox", Level.NOTE, f"{count(backlog)} outcomes wait for the database: is a worker alive?")
+    else:
+        yield Finding("outbox", Level.OK, f"{count(backlog)} outcomes on their way to the database")
+    if bad:
+        yield Finding("outbox", Level.NOTE, f"{count(bad)} outcomes were set aside (LRANGE rlw:outbox:bad 0 9)")
+
+
+def judge_settings(settings: Settings) -> Iterator[Finding]:
+    """Settings that are right each, and odd."""
+    off = [
+        field.name
+        for field in fields(settings)
+        if field.name.startswith("enable_") and not getattr(settings, field.name)
+    ]
+    for name in off:
+        yield Finding("settings", Level.NOTE, f"{PREFIX}{name.upper()} is off")
+    if settings.emergency_mode:
+        yield Finding("settings", Level.NOTE, f"{PREFIX}EMERGENCY_MODE pins EMERGENCY whenever a worker starts")
+
+
+def mean_latency_s(rows: Iterator[Sums]) -> dict[str, float]:
+    """Lane → mean seconds of an answered attempt."""
+    took: dict[str, tuple[float, int]] = {}
+    for row in rows:
+        if row.outcome is Outcome.ANSWERED:
+            total_s, answers = took.get(row.lane, (0.0, 0))
+            took[row.lane] = (total_s + row.latency_s, answers + row.attempts)
+    return {lane: total_s / answers for lane, (total_s, answers) in took.items()}
+
+
+# ── how it is told ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def settings_text(found: Sequence[InForce]) -> str:
+    """A line a setting: name, value and, where it is no default, the source."""
+    wide = max(len(one.name) for one in found)
+    return "\n".join(
+        f"{one.name.ljust(wide)}  {one.value}{'' if one.source == 'default' else f'  ({one.source})'}" for one in found
+    )
+
+
+def findings_text(findings: Sequence[Finding]) -> str:
+    """A line a finding; what is wrong last, where it is seen."""
+    order = sorted(findings, key=lambda finding: list(Level).index(finding.level))
+    return "\n".join(f"{finding.level:<5}  {finding.check}: {finding.says}" for finding in order)
+
+
+def report(found: Sequence[InForce], findings: Sequence[Finding]) -> dict[str, object]:
+    """All of it as plain values."""
+    return {
+        "settings": [asdict(one) for one in found],
+        "findings": [{"check": one.check, "level": one.level.value, "says": one.says} for one in findings],
+        "exit_code": exit_code(findings),
+    }

@@ -1,0 +1,245 @@
+"""How does the report look in a browser? One page that needs nothing from elsewhere. Every value is escaped."""
+
+from __future__ import annotations
+
+import html
+import string
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ratelimit_worker.calls import ModeChange
+from ratelimit_worker.reports.figures import Figures, Group, Point
+from ratelimit_worker.reports.live import LaneState
+from ratelimit_worker.reports.stats import Stats
+from ratelimit_worker.reports.words import clock, count, moment, per_min, percent, seconds
+
+_WIDTH, _HEIGHT = 960, 160
+_MOST_ROWS = 200
+
+
+class Markup(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+class _Escaping(string.Formatter):
+    """str.format that escapes whatever is not `Markup`, so that nobody can forget to."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        text = format(value, format_spec)
+        return text if isinstance(value, Markup) else html.escape(text)
+
+
+_formatter = _Escaping()
+
+
+def markup(template: str, **values: object) -> Markup:
+    """HTML from a template, with every value escaped."""
+    return Markup(_formatter.vformat(template, (), values))
+
+
+def joined(parts: Iterable[Markup]) -> Markup:
+    """HTML after HTML."""
+    return Markup("\n".join(parts))
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Rate limit report, {until}</title>
+<style>
+:root {{ color-scheme: light dark; --line: #8884; --good: #2a9d5c; --bad: #d1495b; --wait: #e0a030; }}
+body {{ font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.5rem; margin-bottom: 0; }} h2 {{ font-size: 1.1rem; margin: 2rem 0 .5rem; }}
+.when, .note {{ color: #888; }}
+.totals {{ display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.5rem 0; padding: 0; list-style: none; }}
+.totals li {{ border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .9rem; min-width: 7rem; }}
+.totals b {{ display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; }}
+.scroll {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
+th, td {{ text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }}
+th:first-child, td:first-child {{ text-align: left; white-space: normal; overflow-wrap: anywhere; }}
+svg {{ width: 100%; height: auto; }} .good {{ fill: var(--good); }} .bad {{ fill: var(--bad); }}
+.wait {{ fill: var(--wait); }} svg text {{ fill: #888; font-size: 11px; }}
+.key i {{ display: inline-block; width: .7em; height: .7em; margin: 0 .3em 0 1em; border-radius: 2px; }}
+</style>
+</head>
+<body>
+<h1>Rate limit report</h1>
+<p class="when">{since} to {until}</p>
+{notes}
+<ul class="totals">{totals}</ul>
+<h2>Attempts over time</h2>
+{timeline}
+<h2>Lanes</h2>
+{lanes}
+<h2>Functions</h2>
+{functions}
+<h2>Contexts</h2>
+{contexts}
+<h2>Not answered, by category</h2>
+{categories}
+<h2>Modes</h2>
+{modes}
+<h2>Lanes at the end of the window</h2>
+{now}
+</body>
+</html>
+"""
+
+
+def page(stats: Stats) -> str:
+    """The report as one HTML page."""
+    return markup(
+        _PAGE,
+        since=moment(stats.since_s),
+        until=moment(stats.until_s),
+        notes=joined(markup('<p class="note">{says}</p>', says=says) for says in _notes(stats)),
+        totals=joined(
+            markup("<li>{what}<b>{value}</b></li>", what=what, value=value) for what, value in _totals(stats)
+        ),
+        timeline=_timeline(stats.timeline, stats.slice_s),
+        lanes=_groups("lane", stats.lanes),
+        functions=_groups("function", stats.functions),
+        contexts=_groups("context", stats.contexts),
+        categories=_table(("category", "attempts"), [(k, count(v)) for k, v in stats.total.categories.items()]),
+        modes=_modes(stats.modes),
+        now=_now(stats.now.lanes if stats.now is not None else ()),
+    )
+
+
+def _notes(stats: Stats) -> list[str]:
+    notes = list(stats.missing)
+    if stats.one_in > 1:
+        notes.append(f"Percentiles are told from one attempt in {stats.one_in}, and of rare groups from every one.")
+    return notes
+
+
+def _totals(stats: Stats) -> list[tuple[str, str]]:
+    total = stats.total
+    return [
+        ("calls", count(total.calls)),
+        ("answered", count(total.answered)),
+        ("failed", count(total.failed)),
+        ("attempts", count(total.attempts)),
+        ("error rate", percent(total.error_rate)),
+        ("429s", count(total.refused)),
+        ("retries that helped", percent(total.retry_success_rate)),
+        ("latency p50", seconds(total.latency.p50_s)),
+        ("latency p95", seconds(total.latency.p95_s)),
+        ("latency trend", str(total.trend)),
+        ("waited p50", seconds(total.waited.p50_s)),
+        ("waited p95", seconds(total.waited.p95_s)),
+        ("tokens in", count(total.input_tokens)),
+        ("tokens out", count(total.output_tokens)),
+        ("cache hits", count(stats.cache_hits)),
+        ("joined", count(stats.joined)),
+    ]
+
+
+def _groups(what: str, groups: Sequence[Group]) -> Markup:
+    heads = (what, "calls", "failed", "errors", "429s", "retries ok", "p50", "p95", "wait p50", "wait p95", "trend")
+    made = _table(
+        (*heads, "tokens"), [(group.name or "(none)", *_cells(group.figures)) for group in groups[:_MOST_ROWS]]
+    )
+    if len(groups) <= _MOST_ROWS:
+        return made
+    return joined((made, markup('<p class="note">and {more} more</p>', more=len(groups) - _MOST_ROWS)))
+
+
+def _cells(figures: Figures) -> tuple[str, ...]:
+    return (
+        count(figures.calls),
+        count(figures.failed),
+        percent(figures.error_rate),
+        count(figures.refused),
+        percent(figures.retry_success_rate),
+        seconds(figures.latency.p50_s),
+        seconds(figures.latency.p95_s),
+        seconds(figures.waited.p50_s),
+        seconds(figures.waited.p95_s),
+        str(figures.trend),
+        count(figures.input_tokens + figures.output_tokens),
+    )
+
+
+def _modes(changes: Sequence[ModeChange]) -> Markup:
+    rows = [
+        (clock(c.at), c.lane, f"{c.from_mode} → {c.to_mode}", c.who, c.cause, c.reason) for c in changes[-_MOST_ROWS:]
+    ]
+    return _table(("when (UTC)", "lane", "mode", "by", "cause", "reason"), rows)
+
+
+def _now(lanes: Sequence[LaneState]) -> Markup:
+    rows = [
+        (
+            lane.lane,
+            f"{lane.mode}{' (pinned)' if lane.pinned else ''}",
+            per_min(lane.allowed_per_min, "not bound"),
+            count(lane.waiting + lane.due_later),
+            count(lane.running),
+            seconds(lane.oldest_age_s),
+            f"{lane.workers} / {lane.slots}",
+        )
+        for lane in lanes[:_MOST_ROWS]
+    ]
+    return _table(("lane", "mode", "allowed", "waiting", "running", "oldest", "workers / slots"), rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
+    if not rows:
+        return Markup('<p class="note">none</p>')
+    head = joined(markup("<th>{text}</th>", text=text) for text in heads)
+    body = joined(
+        markup("<tr>{cells}</tr>", cells=joined(markup("<td>{text}</td>", text=text) for text in row)) for row in rows
+    )
+    return markup(
+        '<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>',
+        head=head,
+        body=body,
+    )
+
+
+def _timeline(points: Sequence[Point], slice_s: float) -> Markup:
+    most = max((point.attempts for point in points), default=0)
+    if not most:
+        return Markup('<p class="note">none</p>')
+    step = _WIDTH / len(points)
+    bars = joined(_bar(point, i * step, step, most) for i, point in enumerate(points))
+    return markup(
+        '<svg viewBox="0 0 {width} {height}" role="img" aria-label="Attempts over time, {most} at most">{bars}'
+        '<text x="0" y="{below}">{first}</text><text x="{width}" y="{below}" text-anchor="end">{last}</text></svg>'
+        '<p class="key note">{slice} each, {most} at most<i style="background:var(--good)"></i>answered'
+        '<i style="background:var(--bad)"></i>failed or retried<i style="background:var(--wait)"></i>snoozed (429)</p>',
+        width=_WIDTH,
+        height=_HEIGHT + 18,
+        below=_HEIGHT + 14,
+        bars=bars,
+        first=clock(points[0].at_s),
+        last=clock(points[-1].at_s),
+        slice=seconds(slice_s),
+        most=count(most),
+    )
+
+
+def _bar(point: Point, x: float, step: float, most: int) -> Markup:
+    parts, top = [], float(_HEIGHT)
+    for kind, value in (("good", point.answered), ("bad", point.failed + point.retried), ("wait", point.snoozed)):
+        if value:
+            height = value / most * (_HEIGHT - 4)
+            top -= height
+            parts.append(
+                markup(
+                    '<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"/>',
+                    kind=kind,
+                    x=x,
+                    y=top,
+                    width=max(1.0, step - 1),
+                    height=height,
+                )
+            )
+    says = f"{clock(point.at_s)}: {count(point.attempts)} attempts, {percent(point.error_rate)} errors"
+    return markup("<g><title>{says}</title>{parts}</g>", says=says, parts=joined(parts))

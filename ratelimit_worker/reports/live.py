@@ -1,0 +1,187 @@
+"""How does each lane stand now? Its set-points, its queue and its mode, in the words and units that people use.
+
+Pure: what Redis holds goes in, frozen states come out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from ratelimit_worker.calls import DIMENSIONS, LaneLimits, Mode
+from ratelimit_worker.flow.tune import SHUT_US, limits_of, mode_of
+from ratelimit_worker.policy.modes import MANY
+from ratelimit_worker.stores.live import US, LaneNow, Now, WorkerNow
+from ratelimit_worker.stores.queries import Recent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """One dimension of a lane's budget."""
+
+    pace_per_min: float  #: units a minute that may go now
+    level: float  #: units that may go at once, now; below 0: owed
+    depth: float  #: most that may go at once
+    learned_per_min: float | None  #: what the provider's headers say it gives; None: they say nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneState:
+    """One lane as it stands."""
+
+    lane: str
+    mode: Mode
+    pinned: bool  #: by hand
+    away: bool  #: the provider is: only probes go out
+    limits: LaneLimits  #: what a person told
+    levels: Mapping[str, Level]  #: by dimension; a dimension that is not bound is missing
+    gap_s: float  #: least time between two starts; 0: none
+    gate_s: float  #: seconds until anything may go; 0: now; inf: shut until somebody opens it
+    waiting: int  #: for a permit
+    due_later: int  #: for a time (backoff, countdown)
+    ready: int  #: released, no worker has begun
+    running: int
+    oldest_age_s: float | None  #: since the oldest of the waiting calls was accepted; None: none waits
+    queues: tuple[str, ...]  #: on which its calls wait
+    workers: int  #: that take calls from one of these queues (of all queues, where none waits)
+    slots: int  #: of those workers
+    sick_row: int  #: sick answers in a row
+    sent: int  #: requests since the lane is known
+    used_per_min: int | None  #: attempts that ended in the last minute; None: the database is away
+    refused_last_min: int | None  #: of these, 429s
+
+    @property
+    def out(self) -> int:
+        """Released and not freed."""
+        return self.ready + self.running
+
+    @property
+    def allowed_per_min(self) -> float | None:
+        """Requests a minute that may go now; None: not bound."""
+        if math.isinf(self.gate_s):
+            return 0.0
+        bounds = [60.0 / self.gap_s] if self.gap_s > 0 else []
+        if "requests" in self.levels:
+            bounds.append(self.levels["requests"].pace_per_min)
+        return min(bounds, default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueState:
+    """Who takes calls from a queue."""
+
+    queue: str
+    workers: int
+    slots: int  #: a worker of several queues counts in each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterState:
+    """Lanes and workers at one moment."""
+
+    at_s: float  #: seconds since the epoch, Redis clock
+    lanes: tuple[LaneState, ...]
+    workers: int
+    slots: int
+    queues: tuple[QueueState, ...]
+    counters: Mapping[str, int]
+
+
+def cluster_state(now: Now, recent: Mapping[str, Recent] | None) -> ClusterState:
+    """The cluster as it stands.
+
+    Args:
+        recent: Lane → what it did in the last minute; None: the database is away.
+    """
+    queues = sorted({queue for worker in now.workers for queue in worker.queues})
+    return ClusterState(
+        at_s=now.at_s,
+        lanes=tuple(_lane(lane, now, recent) for lane in now.lanes),
+        workers=len(now.workers),
+        slots=_slots(now.workers),
+        queues=tuple(
+            QueueState(queue=queue, workers=len(served), slots=_slots(served))
+            for queue, served in ((queue, serving(now.workers, (queue,))) for queue in queues)
+        ),
+        counters=now.counters,
+    )
+
+
+def serving(workers: Sequence[WorkerNow], queues: Sequence[str]) -> list[WorkerNow]:
+    """The workers that take calls from one of the queues; all of them where none is named."""
+    return [worker for worker in workers if not queues or set(queues) & set(worker.queues)]
+
+
+def _lane(lane: LaneNow, now: Now, recent: Mapping[str, Recent] | None) -> LaneState:
+    fields = lane.fields
+    workers = serving(now.workers, lane.queues)
+    did = None if recent is None else recent.get(lane.lane, Recent(0, 0))
+    return LaneState(
+        lane=lane.lane,
+        mode=mode_of(fields),
+        pinned=bool(fields.get("pin")),
+        away=0 < number(fields, "width") < MANY and mode_of(fields) is not Mode.HALT and not fields.get("pin"),
+        limits=limits_of(fields),
+        levels=_levels(fields, now.at_s),
+        gap_s=number(fields, "gap") / US if number(fields, "width") > 0 else 0.0,
+        gate_s=gate_s(fields, now.at_s),
+        waiting=lane.waiting,
+        due_later=lane.due_later,
+        ready=lane.ready,
+        running=lane.running,
+        oldest_age_s=None if lane.oldest_s is None else max(0.0, now.at_s - lane.oldest_s),
+        queues=lane.queues,
+        workers=len(workers),
+        slots=_slots(workers),
+        sick_row=int(number(fields, "sick")),
+        sent=int(number(fields, "c1")),
+        used_per_min=None if did is None else did.attempts,
+        refused_last_min=None if did is None else did.refused,
+    )
+
+
+def gate_s(fields: Mapping[str, bytes], at_s: float) -> float:
+    """Seconds until a lane's gate opens; 0: it is open; inf: it does not by itself."""
+    gate = number(fields, "gate")
+    return math.inf if gate >= SHUT_US else max(0.0, gate / US - at_s)
+
+
+def _levels(fields: Mapping[str, bytes], at_s: float) -> dict[str, Level]:
+    if fields.get("unlimited") == b"1":
+        return {}
+    learned = _learned(fields.get("law", b""))
+    earned_s = max(0.0, at_s - number(fields, "ts") / US)
+    levels = {}
+    for i, dimension in enumerate(DIMENSIONS, 1):
+        if f"p{i}" in fields:
+            pace, depth = number(fields, f"p{i}"), number(fields, f"d{i}", 1.0)
+            levels[dimension] = Level(
+                pace_per_min=pace * 60,
+                level=min(depth, number(fields, f"l{i}", depth) + pace * earned_s),
+                depth=depth,
+                learned_per_min=learned.get(dimension),
+            )
+    return levels
+
+
+def _learned(law: bytes) -> dict[str, float]:
+    """Units a minute that the provider's headers promise, by dimension; read loosely, for any version's law."""
+    try:
+        decoded: Any = msgspec.msgpack.decode(law) if law else {}
+        known = decoded["pace"]["dimensions"] if law else {}
+        return {name: float(of["refill"]) * 60 for name, of in known.items() if of.get("refill") is not None}
+    except (msgspec.MsgspecError, KeyError, TypeError, AttributeError, ValueError):
+        return {}  # another version's: it is shown what is known without it
+
+
+def number(fields: Mapping[str, bytes], name: str, missing: float = 0.0) -> float:
+    """A number of a lane's hash."""
+    return float(fields[name]) if fields.get(name) else missing
+
+
+def _slots(workers: Sequence[WorkerNow]) -> int:
+    return sum(worker.slots for worker in workers)

@@ -1,0 +1,151 @@
+"""What happened, and how do things stand? One function feeds command line, analytics, Flower and metrics."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from ratelimit_worker.calls import ModeChange
+from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.reports.figures import Figures, Group, Point, Tally
+from ratelimit_worker.reports.live import ClusterState, cluster_state
+from ratelimit_worker.stores.live import Live
+from ratelimit_worker.stores.queries import SAMPLE, Drawn, Queries
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1  #: of Stats as JSON; grows with every change that is no addition
+
+MINUTE_S, HOUR_S, DAY_S = 60.0, 3_600.0, 86_400.0
+#: Windows by their usual names.
+WINDOWS = {"15m": 15 * MINUTE_S, "1h": HOUR_S, "24h": DAY_S}
+_SLICES_S = (60.0, 300.0, 900.0, 3_600.0)  #: each fits the next, so that hours can be added up
+_MOST_SLICES = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Where figures come from.
+
+    Args:
+        modes: (from, before; seconds since the epoch) → mode changes in between, oldest first.
+    """
+
+    queries: Queries
+    live: Live
+    modes: Callable[[float, float], Sequence[ModeChange]] = lambda since_s, until_s: ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """All figures of one window. docs/operations.md says what each means."""
+
+    schema: int
+    since_s: float  #: seconds since the epoch
+    until_s: float
+    slice_s: float  #: length of a point of the timelines; the first is shorter where the window begins within one
+    one_in: int  #: percentiles are told from every so-manieth attempt
+    total: Figures
+    lanes: tuple[Group, ...]
+    functions: tuple[Group, ...]
+    contexts: tuple[Group, ...]
+    timeline: tuple[Point, ...]
+    modes: tuple[ModeChange, ...]  #: in the window, oldest first
+    cache_hits: int  #: since Redis counts them, not in the window alone
+    joined: int  #: calls that got the answer of one in flight; since Redis counts them
+    now: ClusterState | None  #: None: Redis is away
+    missing: tuple[str, ...]  #: what could not be read, one sentence each
+
+
+def status(sources: Sources) -> tuple[ClusterState, tuple[str, ...]]:
+    """How all lanes stand, and what could not be read. Needs Redis; without the database the last minute is unknown.
+
+    Raises:
+        StoreUnavailable: Redis is away.
+    """
+    now = sources.live.now()
+    try:
+        recent = sources.queries.recent(now.at_s - MINUTE_S, now.at_s + 1.0)
+    except StoreUnavailable as error:
+        return cluster_state(now, None), (f"the last minute is unknown: {error}",)
+    return cluster_state(now, recent), ()
+
+
+def stats(sources: Sources, window_s: float, now_s: float) -> Stats:
+    """The figures of the last `window_s` seconds.
+
+    Where Redis is away the figures of the database are still told; `missing` says so.
+
+    Args:
+        window_s: Above 0.
+        now_s: End of the window, seconds since the epoch.
+    Raises:
+        StoreUnavailable: The database is away or locked.
+        ConfigurationError: The database is newer than this version.
+        ValueError: `window_s` is not above 0.
+    """
+    if window_s <= 0:
+        raise ValueError(f"window_s must be above 0, got {window_s}")
+    since_s, slice_s = now_s - window_s, slice_length_s(window_s)
+    queries, tally = sources.queries, Tally()
+    one_in = max(1, -(-queries.count(since_s, now_s) // SAMPLE))
+    # Two questions at a time: both databases answer outside the interpreter's lock, on a processor of their own.
+    with ThreadPoolExecutor(1, "rlw-stats") as aside:
+        recovered = aside.submit(lambda: list(queries.recovered(since_s, now_s)))
+        drawn = aside.submit(lambda: list(queries.sample(since_s, now_s, one_in)))
+        for start_s, end_s in slices(since_s, now_s, slice_s):
+            tally.slice(start_s, queries.sums(start_s, end_s))
+        tally.recovered(recovered.result())
+        tally.sample(_sample(queries, since_s, now_s, drawn.result(), tally, one_in))
+    state, missing = None, list[str]()
+    try:
+        state, unknown = status(sources)
+        missing += unknown
+    except StoreUnavailable as error:
+        missing.append(f"how the lanes stand is unknown: {error}")
+    counters = state.counters if state is not None else {}
+    return Stats(
+        schema=SCHEMA,
+        since_s=since_s,
+        until_s=now_s,
+        slice_s=slice_s,
+        one_in=one_in,
+        total=tally.total(),
+        lanes=tally.groups("lane"),
+        functions=tally.groups("task"),
+        contexts=tally.groups("context"),
+        timeline=tally.timeline(),
+        modes=tuple(sources.modes(since_s, now_s)),
+        cache_hits=counters.get("cache_hits", 0),
+        joined=counters.get("joined", 0),
+        now=state,
+        missing=tuple(missing),
+    )
+
+
+def slice_length_s(window_s: float) -> float:
+    """Length of the slices of a window: the shortest with which it has at most a hundred, and never above an hour."""
+    return next((slice_s for slice_s in _SLICES_S if window_s <= _MOST_SLICES * slice_s), _SLICES_S[-1])
+
+
+def slices(since_s: float, until_s: float, slice_s: float) -> Iterator[tuple[float, float]]:
+    """A window cut at whole multiples of `slice_s` since the epoch, so that hours begin on the hour: (from, before)."""
+    start_s = since_s
+    while start_s < until_s:
+        end_s = min(until_s, (start_s // slice_s + 1) * slice_s)
+        yield start_s, end_s
+        start_s = end_s
+
+
+def _sample(
+    queries: Queries, since_s: float, until_s: float, drawn: Sequence[Drawn], tally: Tally, one_in: int
+) -> Iterator[Drawn]:
+    """What was drawn, but of rare groups every attempt."""
+    rare = tally.rare(one_in)
+    if not rare:
+        yield from drawn
+        return
+    yield from (row for row in drawn if not rare.holds(row))
+    yield from queries.whole(since_s, until_s, rare)

@@ -1,0 +1,150 @@
+"""How do figures look in a terminal? Tables of 80 columns, without colour: they read the same in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ratelimit_worker.calls import LaneLimits, ModeChange
+from ratelimit_worker.reports.figures import Group
+from ratelimit_worker.reports.live import ClusterState, LaneState
+from ratelimit_worker.reports.stats import Stats
+from ratelimit_worker.reports.words import clock, count, moment, per_min, percent, seconds, table
+
+_MOST_ROWS = 20
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+def status_table(state: ClusterState) -> str:
+    """Every lane in a line, and who works for them."""
+    if not state.lanes:
+        return f"no lane is known yet\n{workers_line(state)}"
+    rows = [
+        (
+            lane.lane,
+            _mode(lane),
+            per_min(lane.allowed_per_min, "none"),
+            count(lane.used_per_min),
+            count(lane.refused_last_min),
+            count(lane.waiting + lane.due_later),
+            count(lane.running),
+            seconds(lane.oldest_age_s),
+            f"{lane.workers}/{lane.slots}",
+        )
+        for lane in state.lanes
+    ]
+    heads = ("lane", "mode", "allowed", "used", "429s", "wait", "run", "oldest", "wrk/slots")
+    return f"{table(heads, rows)}\n\nused and 429s: in the last minute. {workers_line(state)}"
+
+
+def workers_line(state: ClusterState) -> str:
+    """How many workers there are."""
+    queues = ", ".join(f"{queue.queue} {queue.slots}" for queue in state.queues)
+    return f"{state.workers} workers, {state.slots} slots{f' (by queue: {queues})' if queues else ''}"
+
+
+def lanes_table(state: ClusterState) -> str:
+    """What each lane was told and has learned."""
+    rows = []
+    for lane in state.lanes:
+        requests, tokens = lane.levels.get("requests"), lane.levels.get("tokens")
+        learned = requests.learned_per_min if requests is not None else None
+        rows.append(
+            (
+                lane.lane,
+                "unlimited" if lane.limits.unlimited else per_min(lane.limits.rpm, "-"),
+                per_min(lane.limits.tpm, "-"),
+                str(lane.limits.concurrency or "-"),
+                "yes" if lane.limits.adaptive else "no",
+                per_min(learned, "-"),
+                per_min(requests.pace_per_min if requests is not None else None, "-"),
+                per_min(tokens.pace_per_min if tokens is not None else None, "-"),
+            )
+        )
+    return table(("lane", "rpm", "tpm", "at once", "adapts", "learned", "pace", "tokens"), rows)
+
+
+def limits_line(limits: LaneLimits) -> str:
+    """What a person told of a lane, in one line."""
+    if limits.unlimited:
+        told = ["unlimited"]
+    else:
+        told = [
+            f"{per_min(value)} {what}" for value, what in ((limits.rpm, "requests"), (limits.tpm, "tokens")) if value
+        ]
+    told += [f"{limits.concurrency} at once"] if limits.concurrency else []
+    return ", ".join([*(told or ["no limit told"]), "adaptive" if limits.adaptive else "fixed"])
+
+
+def stats_tables(stats: Stats) -> str:
+    """Totals, lanes, functions, contexts, errors, volume over time and modes."""
+    total = stats.total
+    parts = [
+        f"{moment(stats.since_s)} to {moment(stats.until_s)}",
+        "\n".join(
+            (
+                f"calls     {count(total.calls)}: {count(total.answered)} answered, {count(total.failed)} failed",
+                f"attempts  {count(total.attempts)}: {count(total.retried)} retried, "
+                f"{count(total.snoozed)} snoozed ({count(total.refused)} × 429), errors {percent(total.error_rate)}",
+                f"retries   {count(total.recovered)} of {count(total.met_failure)} calls that met a failure were "
+                f"answered: {percent(total.retry_success_rate)}",
+                f"latency   p50 {seconds(total.latency.p50_s)}, p95 {seconds(total.latency.p95_s)}, {total.trend}",
+                f"waited    p50 {seconds(total.waited.p50_s)}, p95 {seconds(total.waited.p95_s)}",
+                f"tokens    {count(total.input_tokens)} in, {count(total.output_tokens)} out",
+                f"cache     {count(stats.cache_hits)} hits, {count(stats.joined)} joined (since Redis counts)",
+            )
+        ),
+    ]
+    if stats.one_in > 1:
+        parts[-1] += f"\n          percentiles from one attempt in {stats.one_in}; of rare groups from every one"
+    if total.attempts:
+        over_time = _bars([point.attempts for point in stats.timeline])
+        parts.append(f"attempts over time, {seconds(stats.slice_s)} each\n{over_time}")
+    parts += [
+        _groups(what, groups)
+        for what, groups in (("lane", stats.lanes), ("function", stats.functions), ("context", stats.contexts))
+        if groups
+    ]
+    if total.categories:
+        parts.append(table(("not answered", "attempts"), [(k, count(v)) for k, v in total.categories.items()]))
+    if stats.modes:
+        parts.append("modes\n" + "\n".join(mode_line(change) for change in stats.modes[-_MOST_ROWS:]))
+    if stats.now is not None and stats.now.lanes:
+        parts.append("now\n" + status_table(stats.now))
+    return "\n\n".join(parts)
+
+
+def mode_line(change: ModeChange) -> str:
+    """One mode change as a sentence."""
+    why = f"{change.cause}; {change.reason}" if change.reason else change.cause
+    return f"{clock(change.at)}  {change.lane}: {change.from_mode} -> {change.to_mode} by {change.who}: {why}"
+
+
+def _groups(what: str, groups: Sequence[Group]) -> str:
+    rows = []
+    for group in groups[:_MOST_ROWS]:
+        figures = group.figures
+        rows.append(
+            (
+                group.name or "(none)",
+                count(figures.calls),
+                count(figures.failed),
+                percent(figures.error_rate),
+                count(figures.snoozed),
+                seconds(figures.latency.p50_s),
+                seconds(figures.latency.p95_s),
+                seconds(figures.waited.p50_s),
+                seconds(figures.waited.p95_s),
+            )
+        )
+    more = f"\n… and {len(groups) - _MOST_ROWS} more" if len(groups) > _MOST_ROWS else ""
+    return table((what, "calls", "failed", "errors", "snoozed", "p50", "p95", "wait50", "wait95"), rows) + more
+
+
+def _mode(lane: LaneState) -> str:
+    return f"{lane.mode.value}{'!' if lane.pinned else ''}"
+
+
+def _bars(values: Sequence[int]) -> str:
+    most = max(values)
+    top = len(_BARS) - 1
+    return "".join(_BARS[0 if not value else max(1, round(value / most * top))] for value in values)[-80:]

@@ -1,0 +1,77 @@
+"""How are numbers written for people? With units, short, and so that columns line up in 80 characters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+UNKNOWN = "-"
+_WIDTH = 80
+
+
+def seconds(value_s: float | None) -> str:
+    """ "350 ms", "1.2 s", "4.5 min", "3.1 h", "2.0 d"."""
+    if value_s is None:
+        return UNKNOWN
+    if math.isinf(value_s):
+        return "for ever"
+    for unit, length_s, below in (("ms", 0.001, 1.0), ("s", 1.0, 100.0), ("min", 60.0, 6_000.0), ("h", 3_600.0, 2e5)):
+        if value_s < below:
+            return f"{value_s / length_s:.0f} {unit}" if unit == "ms" else f"{value_s / length_s:.1f} {unit}"
+    return f"{value_s / 86_400.0:.1f} d"
+
+
+def count(value: float | None) -> str:
+    """ "12,345"; from ten million on "12.3 M"."""
+    if value is None:
+        return UNKNOWN
+    if value >= 10_000_000:
+        return f"{value / 1e6:,.1f} M"
+    return f"{value:,.0f}"
+
+
+def percent(share: float | None) -> str:
+    """ "12.5 %" of a share from 0 to 1."""
+    return UNKNOWN if share is None else f"{share * 100:.1f} %"
+
+
+def per_min(value: float | None, unbound: str = "no bound") -> str:
+    """ "60/min", "7.5/min"."""
+    if value is None:
+        return unbound
+    return f"{value:,.0f}/min" if value >= 10 or value == int(value) else f"{value:.2g}/min"
+
+
+def moment(at_s: float) -> str:
+    """ "2026-11-24 08:12:22 UTC"."""
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def clock(at_s: float) -> str:
+    """ "11-24 08:12" (UTC)."""
+    return datetime.fromtimestamp(at_s, UTC).strftime("%m-%d %H:%M")
+
+
+def as_json(value: Any) -> str:
+    """JSON of plain values, for people and programs; unknown and infinite are null."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int = _WIDTH) -> str:
+    """Columns two spaces apart, the first to the left and cut so that all fit `width`, the others to the right.
+
+    Letters are counted, not columns of a terminal: names in wide scripts may push a line.
+    """
+    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
+    others = sum(widths[1:]) + 2 * (len(heads) - 1)
+    widths[0] = min(widths[0], max(8, width - others))
+    lines = []
+    for row in (heads, *rows):
+        first = row[0] if len(row[0]) <= widths[0] else row[0][: widths[0] - 1] + "…"
+        cells = [first.ljust(widths[0]), *(cell.rjust(wide) for cell, wide in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

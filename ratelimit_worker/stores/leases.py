@@ -1,0 +1,28 @@
+"""Whose turn is it? A named lease on Redis: one of all workers holds it, and it ends by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis import Redis
+
+from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.live import redis_errors
+
+
+class Leases:
+    """Leases of one Redis server, at `rlw:duty:NAME`. All methods raise `StoreUnavailable` where it is away."""
+
+    def __init__(self, client: Redis, key_prefix: str = "") -> None:
+        self._client, self._prefix = client, key_prefix
+
+    def take(self, name: str, owner: str, for_s: float) -> bool:
+        """Hold the lease for so long, unless somebody holds it already (this owner too) → whether it is ours now."""
+        with redis_errors():
+            taken: Any = self._client.set(self._prefix + keys.duty(name), owner, nx=True, px=max(1, int(for_s * 1000)))
+            return bool(taken)
+
+    def keep(self, name: str, owner: str, for_s: float) -> None:
+        """Hold the lease for so long from now on, whoever held it last."""
+        with redis_errors():
+            self._client.set(self._prefix + keys.duty(name), owner, px=max(1, int(for_s * 1000)))

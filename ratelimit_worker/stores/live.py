@@ -1,0 +1,313 @@
+"""What is in Redis right now? Lanes, workers and single calls as the scripts keep them, read and never written.
+
+A look takes several commands, so what moves between two of them may be counted twice or not at all; nothing is held up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from redis import Redis
+from redis.exceptions import RedisError
+
+from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.stores import keys
+
+US = 1_000_000
+#: Waiting calls of a lane and queue that are looked at to find the oldest. Places follow classes and tenants, not age,
+#: so an older one may stand further back; with one class and tenant the first is the oldest.
+LOOKED_AT = 20
+#: Messages of one task id that may be in lanes at once (REFS in lua/_lane.lua).
+REFS = 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """The record of one call (the array at the top of lua/_lane.lua)."""
+
+    ref: str
+    lane: str
+    queue: str
+    priority: str
+    tenant: str
+    accepted_s: float
+    deadline_s: float
+    release: int  #: number of its last release; with `ref` the tag
+    tries: int  #: attempts that cost a try
+    lost: int  #: deliveries whose worker died
+    since_s: float  #: waits since
+    number: int  #: attempts begun
+
+    @property
+    def tag(self) -> str:
+        """Its name in the ledger, if it is released."""
+        return f"{self.ref}.{self.release}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneNow:
+    """One lane."""
+
+    lane: str
+    fields: Mapping[str, bytes]  #: its hash: set-points, levels, counters
+    queues: tuple[str, ...]  #: on which calls of it wait
+    waiting: int  #: for a permit
+    due_later: int  #: for a time: backoff, countdown
+    ready: int  #: released, not begun
+    running: int
+    oldest_s: float | None  #: when the oldest of the waiting calls was accepted; seconds since the epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerNow:
+    """One worker that beats."""
+
+    name: str
+    slots: int
+    queues: tuple[str, ...]
+    held: tuple[str, ...] = ()  #: tags
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Now:
+    """All of it at one moment."""
+
+    at_s: float  #: seconds since the epoch, Redis clock
+    lanes: tuple[LaneNow, ...]
+    workers: tuple[WorkerNow, ...]
+    counters: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallNow:
+    """One message of a call, and where it stands."""
+
+    record: Record
+    place: int | None  #: calls of its lane that go before it; None: it does not wait for a permit
+    due_s: float | None  #: it waits for this time; seconds since the epoch
+    lease_end_s: float | None  #: released: until when, unless it is renewed
+    begun: bool
+    settled: bool  #: its answer is safe, and its message not acknowledged yet
+    worker: WorkerNow | None  #: that held it at its last beat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """What matters of a Redis or Valkey server's settings."""
+
+    product: str
+    version: str
+    maxmemory_policy: str | None  #: None: the server does not tell
+    appendonly: bool | None
+    used_memory: int  #: bytes
+    maxmemory: int  #: bytes; 0: no bound
+    at_s: float  #: its clock, seconds since the epoch
+
+
+@contextmanager
+def redis_errors() -> Iterator[None]:
+    """redis-py's errors as ours.
+
+    Raises:
+        StoreUnavailable: Redis is away, full or read-only.
+    """
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        words = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise StoreUnavailable(f"Redis: {words}") from error
+
+
+class Live:
+    """The lanes of one Redis server, to be looked at. All methods raise `StoreUnavailable` where it is away."""
+
+    def __init__(self, client: Redis, key_prefix: str = "") -> None:
+        self._client, self._prefix = client, key_prefix
+
+    def now(self, only: Sequence[str] | None = None) -> Now:
+        """Every lane (or only these), every worker, all counters.
+
+        Returns:
+            Lanes by name, workers by name.
+        """
+        with redis_errors():
+            at_s = self._clock_s()
+            workers = self._workers(at_s)
+            names = sorted(self._names()) if only is None else list(only)
+            counters: Any = self._client.hgetall(self._key(keys.COUNTERS))
+            return Now(
+                at_s=at_s,
+                lanes=tuple(lane for lane in self._lanes(names) if lane.fields),
+                workers=workers,
+                counters={name.decode(): int(value) for name, value in counters.items()},
+            )
+
+    def call(self, call_id: str) -> list[CallNow]:
+        """The messages of a call that are in lanes or out, usually one; empty: it is not here (any more)."""
+        with redis_errors():
+            at_s = self._clock_s()
+            found = []
+            for number in range(REFS):
+                record = self._record(call_id if number == 0 else f"{call_id}~{number}")
+                if record is not None:
+                    found.append(self._stand(record, at_s))
+            return found
+
+    def server(self) -> Server:
+        """The server itself."""
+        with redis_errors():
+            info: Any = self._client.info()
+            return Server(
+                product="Valkey" if "valkey_version" in info else "Redis",
+                version=str(info.get("valkey_version") or info.get("redis_version") or "0"),
+                maxmemory_policy=self._policy(info),
+                appendonly=bool(info["aof_enabled"]) if "aof_enabled" in info else None,
+                used_memory=int(info.get("used_memory", 0)),
+                maxmemory=int(info.get("maxmemory", 0)),
+                at_s=self._clock_s(),
+            )
+
+    def _policy(self, info: Mapping[str, Any]) -> str | None:
+        told = info.get("maxmemory_policy")
+        return None if told is None else str(told)
+
+    def _stand(self, record: Record, at_s: float) -> CallNow:
+        wait_key = self._key(keys.waiting(record.lane, record.queue))
+        with self._client.pipeline(transaction=True) as pipe:
+            pipe.zscore(wait_key, record.ref)
+            pipe.zscore(self._key(keys.due(record.lane, record.queue)), record.ref)
+            pipe.zscore(self._key(keys.LEDGER), record.tag)
+            pipe.zscore(self._key(f"{keys.NAMESPACE}out:{record.lane}"), record.tag)
+            pipe.exists(self._key(keys.settled(record.ref)))
+            pipe.smembers(self._key(f"{keys.NAMESPACE}queues:{record.lane}"))
+            score, due, lease_end, begun, settled, queues = pipe.execute()
+        place = None
+        if score is not None:
+            with self._client.pipeline(transaction=False) as pipe:
+                for queue in queues:
+                    pipe.zcount(self._key(keys.waiting(record.lane, queue.decode())), "-inf", f"({score:.0f}")
+                place = sum(pipe.execute())
+        holder = None
+        if lease_end is not None:
+            holder = next((worker for worker in self._workers(at_s) if record.tag in worker.held), None)
+        return CallNow(
+            record=record,
+            place=place,
+            due_s=None if due is None else due / US,
+            lease_end_s=None if lease_end is None else lease_end / US,
+            begun=begun == 1,
+            settled=bool(settled),
+            worker=holder,
+        )
+
+    def _lanes(self, names: Sequence[str]) -> Iterator[LaneNow]:
+        if not names:
+            return
+        with self._client.pipeline(transaction=False) as pipe:
+            for lane in names:
+                pipe.hgetall(self._key(keys.lane(lane)))
+                pipe.smembers(self._key(f"{keys.NAMESPACE}queues:{lane}"))
+                pipe.zcount(self._key(f"{keys.NAMESPACE}out:{lane}"), 0, 0)
+                pipe.zcount(self._key(f"{keys.NAMESPACE}out:{lane}"), 1, 1)
+            raw = pipe.execute()
+        heads = self._heads({lane: _sorted(raw[4 * i + 1]) for i, lane in enumerate(names)})
+        for i, lane in enumerate(names):
+            waiting, due_later, oldest_s = heads[lane]
+            yield LaneNow(
+                lane=lane,
+                fields={name.decode(): value for name, value in raw[4 * i].items()},
+                queues=_sorted(raw[4 * i + 1]),
+                waiting=waiting,
+                due_later=due_later,
+                ready=int(raw[4 * i + 2]),
+                running=int(raw[4 * i + 3]),
+                oldest_s=oldest_s,
+            )
+
+    def _heads(self, queues_of: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, int, float | None]]:
+        """Lane → (waiting, due later, when the oldest was accepted)."""
+        pairs = [(lane, queue) for lane, queues in queues_of.items() for queue in queues]
+        found: dict[str, tuple[int, int, float | None]] = dict.fromkeys(queues_of, (0, 0, None))
+        if not pairs:
+            return found
+        with self._client.pipeline(transaction=False) as pipe:
+            for lane, queue in pairs:
+                pipe.zcard(self._key(keys.waiting(lane, queue)))
+                pipe.zcard(self._key(keys.due(lane, queue)))
+                pipe.zrange(self._key(keys.waiting(lane, queue)), 0, LOOKED_AT - 1)
+            raw = pipe.execute()
+        refs = {pair: raw[3 * i + 2] for i, pair in enumerate(pairs)}
+        records = self._records([ref.decode() for some in refs.values() for ref in some])
+        for i, (lane, queue) in enumerate(pairs):
+            accepted = [records[ref.decode()].accepted_s for ref in refs[lane, queue] if ref.decode() in records]
+            waiting, due_later, oldest_s = found[lane]
+            oldest_s = min([*accepted, *([] if oldest_s is None else [oldest_s])], default=None)
+            found[lane] = (waiting + int(raw[3 * i]), due_later + int(raw[3 * i + 1]), oldest_s)
+        return found
+
+    def _records(self, refs: Sequence[str]) -> dict[str, Record]:
+        with self._client.pipeline(transaction=False) as pipe:
+            for ref in refs:
+                pipe.hget(self._key(keys.call(ref)), "i")
+            raw = pipe.execute() if refs else []
+        return {ref: _record(ref, packed) for ref, packed in zip(refs, raw, strict=True) if packed is not None}
+
+    def _record(self, ref: str) -> Record | None:
+        return self._records([ref]).get(ref)
+
+    def _workers(self, at_s: float) -> tuple[WorkerNow, ...]:
+        names: Any = self._client.zrangebyscore(self._key(f"{keys.NAMESPACE}workers"), int(at_s * US), "+inf")
+        if not names:
+            return ()
+        slots: Any = self._client.hmget(self._key(f"{keys.NAMESPACE}slots"), names)
+        held: Any = self._client.hmget(self._key(f"{keys.NAMESPACE}held"), names)
+        found = []
+        for name, packed, tags in zip(names, slots, held, strict=True):
+            if packed is not None:
+                count, *queues = msgspec.msgpack.decode(packed)
+                found.append(
+                    WorkerNow(
+                        name=name.decode(),
+                        slots=int(count),
+                        queues=tuple(queues),
+                        held=tuple(msgspec.msgpack.decode(tags)) if tags else (),
+                    )
+                )
+        return tuple(sorted(found, key=lambda worker: worker.name))
+
+    def _names(self) -> list[str]:
+        raw: Any = self._client.zrange(self._key(keys.LANES), 0, -1)
+        return [name.decode() for name in raw]
+
+    def _clock_s(self) -> float:
+        seconds, micros = self._client.time()
+        return float(seconds) + float(micros) / US
+
+    def _key(self, name: str) -> str:
+        return self._prefix + name
+
+
+def _sorted(members: Any) -> tuple[str, ...]:
+    return tuple(sorted(member.decode() for member in members))
+
+
+def _record(ref: str, packed: bytes) -> Record:
+    values = msgspec.msgpack.decode(packed)
+    return Record(
+        ref=ref,
+        lane=values[1],
+        queue=values[2],
+        priority=values[4],
+        tenant=values[5],
+        accepted_s=values[7] / US,
+        deadline_s=values[8] / US,
+        release=int(values[9]),
+        tries=int(values[10]),
+        lost=int(values[11]),
+        since_s=values[16] / US,
+        number=int(values[17]),
+    )

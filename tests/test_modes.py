@@ -1,0 +1,307 @@
+"""The written rule, step by step, and what each mode does to a lane: pure, in the test's own time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ratelimit_worker.calls import Mode
+from ratelimit_worker.policy import modes
+from ratelimit_worker.policy.modes import Hold, ModeState, Move, Pin, Rates, Thresholds
+
+RULES = Thresholds()
+LITERAL = Thresholds(low_volume=float("inf"))
+RATES = Rates()
+LADDER = [Mode.NORMAL, Mode.REDUCED, Mode.EMERGENCY]
+
+
+def run(
+    answers: str, state: ModeState | None = None, *, start: float = 1e6, every: float = 1.0, rules: Thresholds = RULES
+) -> tuple[ModeState, list[Move]]:
+    """Answers one after the other, each sent just before it came: + good, - sick, . neither."""
+    state, moves = state or ModeState(), []
+    for number, answer in enumerate(answers):
+        at = start + number * every
+        state, move = modes.observe(
+            state, at=at, sent_at=at - 0.01, sick=answer == "-", good=answer == "+", thresholds=rules
+        )
+        moves += [move] if move else []
+    return state, moves
+
+
+def steps(moves: list[Move]) -> list[str]:
+    """From and to, in a word."""
+    return [f"{move.from_mode.value} {move.to_mode.value}" for move in moves]
+
+
+@pytest.mark.parametrize(
+    ("answers", "mode"),
+    [
+        ("", Mode.NORMAL),
+        ("----", Mode.NORMAL),
+        ("-----", Mode.REDUCED),  # 5
+        ("+-" * 2, Mode.NORMAL),  # a rate needs 5 answers
+        ("+-+-+-", Mode.REDUCED),  # 3 of 6: 50 %
+        ("+" * 6 + "-", Mode.NORMAL),  # 1 of 7: 14.3 %
+        ("+" * 5 + "-", Mode.REDUCED),  # 1 of 6: 16.7 %
+        ("-" * 9, Mode.REDUCED),
+        ("-" * 10, Mode.EMERGENCY),  # 10 in all
+        ("." * 100, Mode.NORMAL),  # refusals and the caller's own mistakes
+    ],
+)
+def test_the_written_rule_upwards(answers: str, mode: Mode) -> None:
+    """15 % (of at least 5) or 5 sick: REDUCED; 30 % or 10: EMERGENCY."""
+    assert run(answers)[0].mode is mode
+
+
+def test_each_move_says_why() -> None:
+    """The cause names the figure and the threshold that it passed."""
+    _, moves = run("-" * 10)
+    assert steps(moves) == ["NORMAL REDUCED", "REDUCED EMERGENCY"]
+    assert [move.cause for move in moves] == [
+        "5 sick answers in 15 min (threshold 5)",
+        "10 sick answers in 15 min (threshold 10)",
+    ]
+    assert [(move.numbers["sick"], move.numbers["threshold"]) for move in moves] == [(5, 5), (10, 10)]
+
+
+def test_what_is_older_than_the_window_is_forgotten() -> None:
+    """Four sick answers now and four after 16 minutes are not eight; what is kept is bounded."""
+    state, moves = run("----+")
+    state, more = run("----+", state, start=1e6 + 16 * 60)
+    assert (state.mode, moves + more) == (Mode.NORMAL, [])
+    state, _ = run("+" * 2_000, state, start=1e6 + 20 * 60, every=10.0)
+    assert len(state.window) <= modes.WINDOW_MIN
+    assert len(state.fresh) <= modes.WINDOW_MIN
+
+
+def test_a_count_says_nothing_at_high_volume() -> None:
+    """5 sick of 1,000 are 0.5 %: by evidence nothing happens, by the letter it is REDUCED."""
+    answers = ("+" * 200 + "-") * 5
+    assert run(answers, every=0.1)[0].mode is Mode.NORMAL
+    assert steps(run(answers, every=0.1, rules=LITERAL)[1])[0] == "NORMAL REDUCED"
+
+
+def test_five_in_a_row_at_any_volume_are_an_outage() -> None:
+    """After a thousand good answers: REDUCED, and only probes go out."""
+    state, moves = run("+" * 1_000 + "-----", every=0.1)
+    assert steps(moves) == ["NORMAL REDUCED"]
+    assert moves[0].cause == "5 sick answers in a row"
+    assert modes.hold(state, None, state.since, rates=RATES) == Hold(width=1, gap_s=0.5)
+    state, moves = run("-----", state, start=2e6)
+    assert steps(moves) == ["REDUCED EMERGENCY"]
+    assert state.sick_row == 10
+
+
+def test_the_way_back() -> None:
+    """EMERGENCY: five good probes, in widths 1, 2, 4 → REDUCED; ten good answers → NORMAL; each empties the window."""
+    state, _ = run("-" * 10)
+    widths = [state.width]
+    moves: list[Move] = []
+    for number in range(5):
+        state, more = run("+", state, start=2e6 + number)
+        widths.append(state.width)
+        moves += more
+    assert widths == [1, 2, 4, 4, 4, 0]
+    assert steps(moves) == ["EMERGENCY REDUCED"]
+    assert (state.window, state.fresh, state.away_since) == ((), (), None)
+    state, moves = run("+" * 9, state, start=2e6 + 10)
+    assert moves == []
+    state, moves = run("+", state, start=2e6 + 20)
+    assert steps(moves) == ["REDUCED NORMAL"]
+    assert moves[0].cause == "0 of 10 answers sick since the last change (0 %)"
+    assert state.window == ()
+
+
+def test_a_sick_probe_starts_the_way_back_anew() -> None:
+    """Four good ones and a bad one: one probe at a time again."""
+    state, _ = run("-" * 10)
+    state, moves = run("++++-", state, start=2e6)
+    assert (state.mode, state.width, state.good_row, moves) == (Mode.EMERGENCY, 1, 0, [])
+
+
+def test_a_short_outage_ends_in_normal() -> None:
+    """Away in REDUCED: five good probes end it, and five more answers end REDUCED."""
+    state, _ = run("-" * 7)
+    state, moves = run("+" * 10, state, start=2e6)
+    assert steps(moves) == ["REDUCED NORMAL"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "mode"),
+    [
+        ("-" + "+" * 9, Mode.NORMAL),  # 10 % of 10
+        ("--" + "+" * 8, Mode.REDUCED),  # 20 %
+        ("--" + "+" * 13, Mode.REDUCED),  # 13.3 % of 15: not enough answers for the second rule
+        ("-" * 4 + "+" * 26, Mode.REDUCED),  # 13.3 % of 30
+        ("-" * 4 + "+" * 33 + "-" + "+" * 2, Mode.NORMAL),  # 5 of 40 are 12.5 %, and 4 of 37 were 10.8 %
+    ],
+)
+def test_hysteresis(answers: str, mode: Mode) -> None:
+    """REDUCED ends at ≤ 10 % over ≥ 10 answers, or ≤ 13.5 % over ≥ 40."""
+    reduced = ModeState(mode=Mode.REDUCED, since=1.0)
+    assert run(answers, reduced, rules=replace(LITERAL, emergency_count=99, emergency_rate=100.0))[0].mode is mode
+
+
+def test_answers_to_what_was_sent_before_a_change_prove_nothing() -> None:
+    """Thirty calls were out when the fifth came back sick: the other twenty-five do not make it EMERGENCY."""
+    state, _ = run("-----", every=0.001)
+    for number in range(25):
+        state, move = modes.observe(
+            state, at=1e6 + 1 + number, sent_at=1e6 - 1, sick=True, good=False, thresholds=RULES
+        )
+        assert move is None
+    assert (state.mode, state.sick_row) == (Mode.REDUCED, 5)
+
+
+def test_escalation_off() -> None:
+    """Nothing moves, no provider is away, and sick answers use their tries."""
+    off = Thresholds(escalates=False)
+    assert run("-" * 50, rules=off) == (ModeState(), [])
+    assert not modes.provider_away(50, Mode.NORMAL, False)
+    assert modes.provider_away(5)
+    assert modes.provider_away(0, Mode.EMERGENCY)
+    assert not modes.provider_away(4)
+
+
+_answers = st.lists(
+    st.tuples(st.sampled_from("+-."), st.floats(0.0, 200.0), st.floats(0.0, 30.0)), min_size=1, max_size=200
+)
+_rules = st.builds(
+    Thresholds,
+    reduced_rate=st.floats(0, 100),
+    emergency_rate=st.floats(0, 100),
+    reduced_count=st.integers(1, 20),
+    emergency_count=st.integers(1, 20),
+    low_volume=st.sampled_from([50.0, float("inf")]),
+)
+
+
+@given(_answers, _rules)
+def test_whatever_comes_a_mode_moves_along_the_ladder(
+    answers: list[tuple[str, float, float]], rules: Thresholds
+) -> None:
+    """One step an answer at most, up only on a sick one, down only on a good one; EMERGENCY probes; all is bounded."""
+    state, at = ModeState(), 1e6
+    for answer, pause, latency in answers:
+        at += pause
+        before = state
+        state, move = modes.observe(
+            state, at=at, sent_at=at - latency, sick=answer == "-", good=answer == "+", thresholds=rules
+        )
+        moved = LADDER.index(state.mode) - LADDER.index(before.mode)
+        assert moved in {"+": (0, -1), "-": (0, 1), ".": (0,)}[answer]
+        assert (move is not None) == (moved != 0)
+        if move is not None:
+            assert (move.from_mode, move.to_mode, move.at) == (before.mode, state.mode, at)
+            assert before.mode is Mode.NORMAL or at - latency >= before.since
+        if state.mode is Mode.EMERGENCY:
+            assert state.away_since is not None
+        held = modes.hold(state, None, at, rates=RATES)
+        assert (held.width > 0) == (state.away_since is not None)
+        assert 0 <= held.width <= modes.PROBES_MOST
+        assert held.gap_s == 0 or 0.5 <= held.gap_s <= 30.0
+        assert max(len(state.window), len(state.fresh)) <= modes.WINDOW_MIN
+
+
+@given(st.lists(st.sampled_from("+-."), max_size=60), st.integers(0, 60))
+def test_in_batches_as_one_by_one(answers: list[str], cut: int) -> None:
+    """Where the tuner looks in between changes nothing."""
+    text = "".join(answers)
+    whole, moves = run(text)
+    first, some = run(text[:cut])
+    rest, more = run(text[cut:], first, start=1e6 + len(text[:cut]))
+    assert (rest, some + more) == (whole, moves)
+
+
+# ── what a mode does ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def pin(mode: Mode | None, at: float = 100.0, until: float | None = None, **more: object) -> Pin:
+    """A pin by somebody."""
+    return Pin(id=f"{mode}{at}", mode=mode, at=at, who="ada", until=until, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("mode", "adaptive", "paced", "held"),
+    [
+        (Mode.NORMAL, True, True, Hold()),
+        (Mode.REDUCED, True, True, Hold(share=0.5)),
+        (Mode.EMERGENCY, True, True, Hold(rpm=10.0, pause_s=6.0)),
+        (Mode.HALT, True, True, Hold(shut=True)),
+        (Mode.NORMAL, False, True, Hold(rpm=60.0)),
+        (Mode.REDUCED, False, True, Hold(rpm=30.0)),
+        (Mode.EMERGENCY, False, True, Hold(rpm=10.0, pause_s=6.0)),
+        (Mode.NORMAL, True, False, Hold()),
+        (Mode.REDUCED, True, False, Hold(rpm=600.0)),  # half of the 20/s that it sent
+        (Mode.EMERGENCY, True, False, Hold(rpm=10.0, pause_s=6.0)),
+        (Mode.HALT, True, False, Hold(shut=True)),
+    ],
+)
+def test_what_a_pinned_mode_does(mode: Mode, adaptive: bool, paced: bool, held: Hold) -> None:
+    """To a lane with a pace of its own, with a fixed one, and with none."""
+    state = ModeState(rate=20.0)
+    assert modes.hold(state, pin(mode), 100.0, rates=RATES, adaptive=adaptive, paced=paced) == held
+
+
+def test_pinned_emergency_pauses_and_then_holds_twice() -> None:
+    """At first nothing starts, so that what lay ready goes back; then pace and gap hold, however long a call takes."""
+    holds = [modes.hold(ModeState(), pin(Mode.EMERGENCY), at, rates=RATES) for at in (100.0, 105.9, 106.0)]
+    assert holds == [*[Hold(rpm=10.0, pause_s=6.0)] * 2, Hold(rpm=10.0, width=modes.MANY, gap_s=6.0)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "held"),
+    [(Mode.NORMAL, Hold()), (Mode.REDUCED, Hold(share=0.7)), (Mode.HALT, Hold(width=1, gap_s=300.0))],
+)
+def test_what_the_laws_modes_do(mode: Mode, held: Hold) -> None:
+    """REDUCED is a ceiling over the pace; a lane that the law has halted is probed every five minutes."""
+    assert modes.hold(ModeState(mode=mode), None, 100.0, rates=RATES) == held
+
+
+@pytest.mark.parametrize(("since_s", "gap_s"), [(1.0, 0.5), (100.0, 3.0), (3_600.0, 30.0)])
+def test_probes_are_a_share_of_the_outage_apart(since_s: float, gap_s: float) -> None:
+    """3 % of it, between 0.5 and 30 s; a good probe takes the gap away."""
+    away = ModeState(mode=Mode.EMERGENCY, away_since=0.0, width=1)
+    assert modes.hold(away, None, since_s, rates=RATES).gap_s == pytest.approx(gap_s)
+    assert modes.hold(replace(away, good_row=1, width=2), None, since_s, rates=RATES) == Hold(width=2)
+
+
+def test_fixed_rates_by_mode() -> None:
+    """60, 30 and 10 a minute; a lower rate of its own bounds them all."""
+    states = [ModeState(), ModeState(mode=Mode.REDUCED), ModeState(mode=Mode.EMERGENCY, away_since=1.0, width=1)]
+    assert [modes.hold(state, None, 9.0, rates=RATES, adaptive=False).rpm for state in states] == [60.0, 30.0, 10.0]
+    slow = Rates(normal=20.0)
+    assert [modes.hold(state, None, 9.0, rates=slow, adaptive=False).rpm for state in states] == [20.0, 20.0, 10.0]
+
+
+@pytest.mark.parametrize(
+    ("own", "everywhere", "governs"),
+    [
+        (None, None, None),
+        (pin(Mode.HALT), None, Mode.HALT),
+        (pin(Mode.EMERGENCY, 1.0), pin(Mode.HALT, 2.0), Mode.HALT),  # the newest holds, also against a narrower one
+        (pin(Mode.NORMAL, 2.0), pin(Mode.HALT, 1.0), Mode.NORMAL),
+        (pin(None, 2.0), pin(Mode.HALT, 1.0), None),  # given back to the law though all are pinned
+        (pin(None, 1.0), pin(Mode.HALT, 2.0), Mode.HALT),
+        (pin(Mode.NORMAL, 2.0, until=49.0), pin(Mode.HALT, 1.0), Mode.HALT),  # ended
+        (pin(Mode.NORMAL, 2.0, until=50.0), None, None),
+    ],
+)
+def test_which_pin_governs(own: Pin | None, everywhere: Pin | None, governs: Mode | None) -> None:
+    """At second 50."""
+    held = modes.governing(own, everywhere, 50.0)
+    assert (held.mode if held else None) is governs
+
+
+def test_how_fast_a_lane_without_pace_went() -> None:
+    """Measured over a second or more, in NORMAL only."""
+    state = modes.measure(ModeState(), 100.0, 1_000.0)
+    assert state.rate == 0.0
+    state = modes.measure(state, 100.5, 1_010.0)
+    state = modes.measure(state, 101.0, 1_020.0)
+    assert state.rate == 20.0
+    assert modes.measure(replace(state, mode=Mode.REDUCED), 102.0, 1_021.0).rate == 20.0

@@ -1,0 +1,245 @@
+"""Questions to the tracking database, on SQLite and PostgreSQL, and the figures that come of hand-made rows."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+import pytest
+from sqlalchemy import Engine
+
+from ratelimit_worker.calls import Attempt, Category, Outcome
+from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.policy.trend import Slice, Trend, latency_trend
+from ratelimit_worker.reports.figures import MOST_GROUPS, OTHERS, Spread, Tally, spread
+from ratelimit_worker.reports.stats import Sources, slice_length_s, slices, stats
+from ratelimit_worker.stores import queries
+from ratelimit_worker.stores.migrations import HEAD
+from ratelimit_worker.stores.queries import Queries, Rare, Recent, Sums
+from ratelimit_worker.stores.tracker import Tracker, engine_for
+
+NOW = 1_800_000_000.0  # on the hour
+
+
+def attempt(
+    call_id: str,
+    outcome: Outcome = Outcome.ANSWERED,
+    *,
+    number: int = 1,
+    ago_s: float = 60.0,
+    latency_s: float = 1.0,
+    waited_s: float = 0.5,
+    lane: str = "a",
+    task: str = "t",
+    context: str = "",
+    category: Category | None = None,
+    tokens: tuple[int, int] | None = None,
+) -> Attempt:
+    """An attempt that ended `ago_s` before NOW."""
+    return Attempt(
+        call_id=call_id,
+        number=number,
+        lane=lane,
+        task=task,
+        outcome=outcome,
+        started_at=NOW - ago_s - latency_s,
+        finished_at=NOW - ago_s,
+        waited_s=waited_s,
+        context=context,
+        category=category,
+        input_tokens=tokens[0] if tokens else None,
+        output_tokens=tokens[1] if tokens else None,
+    )
+
+
+class NoRedis:
+    """A Redis that is away."""
+
+    def now(self) -> None:
+        raise StoreUnavailable("Redis: away")
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = engine_for(database_url)
+    yield engine
+    engine.dispose()
+
+
+def sources_of(engine: Engine) -> Sources:
+    """The database alone."""
+    return Sources(queries=Queries(engine), live=NoRedis())  # type: ignore[arg-type]
+
+
+def recorded(engine: Engine, rows: Sequence[Attempt]) -> Sources:
+    """The database with these rows."""
+    Tracker(engine).record(rows)
+    return sources_of(engine)
+
+
+STORY = [
+    # answered at once
+    attempt("one", tokens=(10, 5), context="code", latency_s=2.0, waited_s=1.0),
+    # failed once, answered then
+    attempt("two", Outcome.RETRIED, category=Category.SERVER_ERROR, latency_s=0.1, waited_s=0.0),
+    attempt("two", number=2, tokens=(20, 7), latency_s=4.0, waited_s=3.0),
+    # refused twice, which is no failure, answered then
+    attempt("three", Outcome.SNOOZED, category=Category.RATE_LIMITED, lane="b"),
+    attempt("three", Outcome.SNOOZED, number=2, category=Category.RATE_LIMITED, lane="b"),
+    attempt("three", number=3, lane="b", task="u", tokens=(1, 1)),
+    # failed for good, at once and after a retry
+    attempt("four", Outcome.FAILED, category=Category.INVALID_REQUEST),
+    attempt("five", Outcome.RETRIED, category=Category.TIMEOUT),
+    attempt("five", Outcome.FAILED, number=2, category=Category.TIMEOUT),
+    # not ended yet
+    attempt("six", Outcome.RETRIED, category=Category.SERVER_ERROR, lane="b"),
+    # before the window, and after it
+    attempt("old", ago_s=901.0),
+    attempt("new", ago_s=-1.0),
+]
+
+
+def test_figures_of_hand_made_rows(engine: Engine) -> None:
+    """Each figure of the last 15 minutes, by its definition."""
+    found = stats(recorded(engine, STORY), 900.0, NOW)
+    total = found.total
+    assert (total.calls, total.answered, total.failed) == (5, 3, 2)
+    assert (total.attempts, total.retried, total.snoozed, total.refused) == (10, 3, 2, 2)
+    assert total.error_rate == pytest.approx(5 / 8)
+    assert (total.met_failure, total.recovered, total.retry_success_rate) == (3, 1, pytest.approx(1 / 3))
+    assert dict(total.categories) == {"rate_limited": 2, "server_error": 2, "timeout": 2, "invalid_request": 1}
+    assert (total.input_tokens, total.output_tokens) == (31, 13)
+    assert total.latency == Spread(2.0, 4.0)
+    assert total.trend is Trend.STABLE
+    by_lane = {group.name: group.figures for group in found.lanes}
+    assert (by_lane["a"].calls, by_lane["a"].recovered, by_lane["a"].attempts) == (4, 1, 6)
+    assert (by_lane["b"].calls, by_lane["b"].retry_success_rate, by_lane["b"].snoozed) == (1, None, 2)
+    assert {group.name: group.figures.calls for group in found.functions} == {"t": 4, "u": 1}
+    assert {group.name: group.figures.calls for group in found.contexts} == {"": 4, "code": 1}
+    assert sum(point.attempts for point in found.timeline) == 10
+    assert (found.slice_s, len(found.timeline), found.one_in) == (60.0, 15, 1)
+    assert found.now is None
+    assert found.missing == ("how the lanes stand is unknown: Redis: away",)
+
+
+def test_an_empty_database_has_no_figures(engine: Engine) -> None:
+    """No tables yet: all is zero, what would divide by it is unknown."""
+    total = stats(sources_of(engine), 86_400.0, NOW).total
+    assert (total.calls, total.attempts, total.error_rate) == (0, 0, 0.0)
+    assert (total.retry_success_rate, total.latency, total.trend) == (None, Spread(), Trend.STABLE)
+
+
+def test_the_last_minute_of_each_lane(engine: Engine) -> None:
+    """Attempts and 429s by lane."""
+    source = recorded(engine, STORY)
+    assert source.queries.recent(NOW - 61.0, NOW) == {"a": Recent(6, 0), "b": Recent(4, 2)}
+    assert source.queries.recent(NOW - 10.0, NOW) == {}
+
+
+def test_the_revision_is_read_and_not_written(engine: Engine) -> None:
+    """None until somebody makes the tables."""
+    asked = Queries(engine)
+    assert asked.revision() is None
+    assert asked.revision() is None
+    Tracker(engine).record([attempt("one")])
+    assert asked.revision() == HEAD
+
+
+def test_a_database_that_is_away_is_said_so() -> None:
+    """One error of ours, without the password."""
+    away = Queries(engine_for("postgresql://me:secret@127.0.0.1:1/none"))
+    with pytest.raises(StoreUnavailable) as caught:
+        away.count(0.0, 1.0)
+    assert "secret" not in str(caught.value)
+
+
+def test_percentiles_of_many_rows_come_from_a_sample(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a few percent for the many; exact for a rare lane, of which every attempt is read."""
+    monkeypatch.setattr(queries, "SAMPLE", 500)
+    monkeypatch.setattr("ratelimit_worker.reports.stats.SAMPLE", 500)
+    drawn = random.Random(7)
+    rows = [
+        attempt(f"many-{i}", ago_s=drawn.uniform(1, 890), latency_s=drawn.uniform(0.0, 10.0), waited_s=i / 100)
+        for i in range(5_000)
+    ]
+    rows += [attempt(f"rare-{i}", lane="rare", latency_s=100.0 + i, waited_s=0.0) for i in range(21)]
+    found = stats(recorded(engine, rows), 900.0, NOW)
+    assert found.one_in == 11
+    by_lane = {group.name: group.figures for group in found.lanes}
+    assert by_lane["rare"].latency == Spread(110.0, 119.0)
+    assert by_lane["a"].latency.p50_s == pytest.approx(5.0, rel=0.15)
+    assert by_lane["a"].latency.p95_s == pytest.approx(9.5, rel=0.05)
+    assert found.total.waited.p50_s == pytest.approx(25.0, rel=0.15)
+    assert stats(sources_of(engine), 900.0, NOW).total == found.total  # the same rows are drawn each time
+
+
+def test_whole_reads_rare_groups_alone(engine: Engine) -> None:
+    """By lane, task or context."""
+    source = recorded(engine, STORY)
+    drawn = list(source.queries.whole(NOW - 900, NOW, Rare(lanes=frozenset({"b"}), contexts=frozenset({"code"}))))
+    assert sorted((row.lane, row.context) for row in drawn) == [("a", "code"), *[("b", "")] * 4]
+
+
+def test_groups_without_end_are_added_up() -> None:
+    """Somebody uses a new context for each call: the first thousand have figures, the rest one together."""
+    tally = Tally()
+    tally.slice(0.0, (Sums("a", "t", f"c{i}", Outcome.ANSWERED, None, 2, 1.0, 1, 1) for i in range(MOST_GROUPS + 10)))
+    tally.recovered([("a", "t", f"c{MOST_GROUPS + 5}", 1)])
+    groups = {group.name: group.figures for group in tally.groups("context")}
+    assert len(groups) == MOST_GROUPS + 1
+    assert (groups[OTHERS].attempts, groups[OTHERS].recovered) == (20, 1)
+    assert tally.total().attempts == 2 * (MOST_GROUPS + 10)
+
+
+@pytest.mark.parametrize(
+    ("weighted", "expected"),
+    [
+        ([], Spread()),
+        ([(3.0, 1)], Spread(3.0, 3.0)),
+        ([(float(i), 1) for i in range(1, 101)], Spread(50.0, 95.0)),
+        ([(1.0, 98), (9.0, 2)], Spread(1.0, 1.0)),
+        ([(1.0, 94), (9.0, 6)], Spread(1.0, 9.0)),
+    ],
+)
+def test_percentiles(weighted: list[tuple[float, int]], expected: Spread) -> None:
+    """The smallest value at or below which lies that share of the weight."""
+    assert spread(reversed(weighted)) == expected
+
+
+@pytest.mark.parametrize(
+    ("window_s", "slice_s"), [(60.0, 60.0), (900.0, 60.0), (3_600.0, 60.0), (86_400.0, 900.0), (30 * 86_400.0, 3_600.0)]
+)
+def test_slices_are_few_and_fit_hours(window_s: float, slice_s: float) -> None:
+    """At most a hundred points where a slice may be at most an hour."""
+    assert slice_length_s(window_s) == slice_s
+
+
+def test_slices_cover_the_window_once() -> None:
+    """The first is short where the window begins within a slice; each next one begins where the last has ended."""
+    cut = list(slices(90.0, 250.0, 60.0))
+    assert cut == [(90.0, 120.0), (120.0, 180.0), (180.0, 240.0), (240.0, 250.0)]
+
+
+@pytest.mark.parametrize(
+    ("means", "answers", "trend"),
+    [
+        ([], 10, Trend.STABLE),
+        ([1.0, 1.0, 1.0, 1.0], 10, Trend.STABLE),
+        ([1.0, 1.0, 1.24, 1.24], 10, Trend.STABLE),
+        ([1.0, 1.0, 1.25, 1.25], 10, Trend.DEGRADING),
+        ([1.0, 1.0, 0.8, 0.8], 10, Trend.IMPROVING),
+        ([1.0, 1.0, 9.0, 9.0], 4, Trend.STABLE),  # too few answers to say
+        ([1.0, 1.0, 1.0, 1.0, 1.0, 60.0], 10, Trend.STABLE),  # one bad slice
+        ([0.0, 0.0, 1.0, 1.0], 10, Trend.STABLE),
+        ([1.0, 50.0, 1.0], 10, Trend.STABLE),  # the middle belongs to neither half
+    ],
+)
+def test_the_trend_of_latency(means: list[float], answers: int, trend: Trend) -> None:
+    """Halves by the median of their slices."""
+    assert latency_trend([Slice(answers, mean_s * answers) for mean_s in means]) is trend
+
+
+def test_idle_slices_count_for_the_trend_as_no_answers() -> None:
+    """A slice without answers says nothing of latency."""
+    busy = [Slice(20, 20.0), Slice(0, 0.0), Slice(0, 0.0), Slice(20, 60.0)]
+    assert latency_trend(busy) is Trend.DEGRADING
