@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -15,11 +15,12 @@ from ratelimit_worker.config import Settings, canonical_redis_url, read_settings
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.flow.tune import ControlPlane, rules_of
 from ratelimit_worker.stores import outbox as outbox_store
-from ratelimit_worker.stores.database import engine_for
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.pins import Pins
-from ratelimit_worker.stores.tracker import Tracker
+
+if TYPE_CHECKING:
+    from ratelimit_worker.stores.tracker import Tracker
 
 CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 2.0, 5.0
 
@@ -67,8 +68,15 @@ class Services:
     @property
     def tracker(self) -> Tracker:
         """The tracking database, at the newest schema."""
-        tracker: Tracker = self._once("tracker", lambda: Tracker(engine_for(self.settings.database_url)))
+        tracker: Tracker = self._once("tracker", self._open_tracker)
         return tracker
+
+    def _open_tracker(self) -> Tracker:
+        # SQLAlchemy and Alembic take half a second to import, which an agent that only sends calls need not pay
+        from ratelimit_worker.stores.database import engine_for
+        from ratelimit_worker.stores.tracker import Tracker
+
+        return Tracker(engine_for(self.settings.database_url))
 
     @property
     def control(self) -> ControlPlane:

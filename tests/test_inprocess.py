@@ -549,7 +549,7 @@ def test_a_call_that_redis_forgot_is_entered_anew(place: Place) -> None:
 
 
 def test_a_long_outage_is_not_waited_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redis stays away: who waited in a lane goes ahead at the basic pace, and its entry is taken out when it is back."""
+    """Redis stays away: who waited goes ahead at the basic pace; its entry is taken out once Redis is back."""
     monkeypatch.setattr("ratelimit_worker.inprocess.desk.PATIENCE_S", 0.3)
     clock = Clock()
     place.limiter = AdvancedRateLimiter(place.live, clock=clock, sleep=clock.sleep)
@@ -566,7 +566,7 @@ def test_a_long_outage_is_not_waited_for(place: Place, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_caller_that_was_taken_for_dead_runs_once(place: Place, fails: bool) -> None:
-    """Its lease ended while it ran (the process was frozen), and the call was released again: it is not run beside itself.
+    """Its lease ended while it ran (the process was frozen), and the call was released again: it runs once at a time.
 
     Where the attempt fails it is retried under a new reference; either way nothing stays in Redis.
     """

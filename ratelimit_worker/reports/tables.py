@@ -11,7 +11,7 @@ from ratelimit_worker.reports.stats import Stats
 from ratelimit_worker.reports.words import clock, count, moment, per_min, percent, seconds, table
 
 _MOST_ROWS = 20
-_BARS = " ▁▂▃▄▅▆▇█"
+_BARS = "·▁▂▃▄▅▆▇█"
 
 
 def status_table(state: ClusterState) -> str:
@@ -39,7 +39,8 @@ def status_table(state: ClusterState) -> str:
 def workers_line(state: ClusterState) -> str:
     """How many workers there are."""
     queues = ", ".join(f"{queue.queue} {queue.slots}" for queue in state.queues)
-    return f"{state.workers} workers, {state.slots} slots{f' (by queue: {queues})' if queues else ''}"
+    workers = "1 worker" if state.workers == 1 else f"{state.workers} workers"
+    return f"{workers}, {state.slots} slots{f' (by queue: {queues})' if queues else ''}"
 
 
 def lanes_table(state: ClusterState) -> str:

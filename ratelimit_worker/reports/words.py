@@ -62,7 +62,9 @@ def as_json(value: Any) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int = _WIDTH) -> str:
-    """Columns two spaces apart, the first to the left and cut so that all fit `width`, the others to the right.
+    """Columns two spaces apart: the first to the left, the others to the right.
+
+    Where not all fits `width`, the first loses its beginning: names differ at their end.
 
     Letters are counted, not columns of a terminal: names in wide scripts may push a line.
     """
@@ -71,7 +73,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int = _WID
     widths[0] = min(widths[0], max(8, width - others))
     lines = []
     for row in (heads, *rows):
-        first = row[0] if len(row[0]) <= widths[0] else row[0][: widths[0] - 1] + "…"
+        first = row[0] if len(row[0]) <= widths[0] else "…" + row[0][1 - widths[0] :]
         cells = [first.ljust(widths[0]), *(cell.rjust(wide) for cell, wide in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Which work must somebody do for the whole cluster? Release, sweep, tune and record: threads of every worker, under
+"""Which work must somebody do for the whole cluster? Release, sweep, tune, record and clean: threads of every worker, under
 leases, so that one of them does it and any other takes over.
 """
 
@@ -7,15 +7,18 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 from redis import Redis, RedisError
 
+from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.flow.clean import LOOK_EVERY_S, clean_once
 from ratelimit_worker.flow.record import Recorder
 from ratelimit_worker.flow.tune import TUNE_EVERY_S, ControlPlane, Tuner, rules_of
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import Lanes
+from ratelimit_worker.stores.leases import Leases
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.pins import Pins
 from ratelimit_worker.wiring import Services, connect
@@ -156,3 +159,18 @@ class Record(Duty):
 
     def turn(self) -> None:
         Recorder(self.services.outbox, self.services.tracker).run(self.stopping)
+
+
+class Clean(Duty):
+    """Old outcomes go: one worker looks every few minutes, one cleans in each interval."""
+
+    def __init__(self, services: Services, owner: str) -> None:
+        super().__init__("clean", services.redis_url, owner)
+        self.services, self.lease = services, Leases(self.client)
+
+    def turn(self) -> None:
+        try:
+            clean_once(self.lease, self.services.tracker, self.services.settings, self.owner, time())
+        except StoreUnavailable as error:
+            log.info("clean.waits %s", error)
+        self.stopping.wait(LOOK_EVERY_S)

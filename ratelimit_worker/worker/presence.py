@@ -21,7 +21,7 @@ from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.flow import pin
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.wiring import services
-from ratelimit_worker.worker.duties import Duty, Record, Release, Tune
+from ratelimit_worker.worker.duties import Clean, Duty, Record, Release, Tune
 from ratelimit_worker.worker.task import CallTask, warm_up
 from ratelimit_worker.worker.transport import HEADER, HELD, INTAKE
 
@@ -167,7 +167,12 @@ class LanesStep(bootsteps.StartStopStep):
         self.presence = Presence(live.redis_url, c, lease_s)
         HELD.running = self.presence.running
         owner = self.presence.owner
-        self.duties = [Release(live.redis_url, owner, lease_s), Tune(live, owner), Record(live, owner)]
+        self.duties = [
+            Release(live.redis_url, owner, lease_s),
+            Tune(live, owner),
+            Record(live, owner),
+            Clean(live, owner),
+        ]
         if not self.presence.prefork:  # each child of a prefork pool does it for itself
             warm_up(self.presence.slots())
         pin.at_start(live.control, live.settings.emergency_mode)  # before the first slot counts

@@ -363,7 +363,7 @@ local function release(lane, most, greedy)
   end
   if moved > 0 then save(L) end
   if full then
-    if moved > 0 then _, _, event = own_room(L) end
+    if moved > 0 then event = select(3, own_room(L)) end
     redis.call('HSET', FULL, lane, event)
   else
     redis.call('HDEL', FULL, lane)
@@ -372,7 +372,7 @@ local function release(lane, most, greedy)
   for _, q in ipairs(queues) do
     local hungry = false
     if rooms[q] and rooms[q] ~= 'empty' and rooms[q] <= 0 and not full and not closed then
-      local head = L.p[1] and redis.call('ZRANGE', wait_key(lane, q), 0, 0)[1]
+      local head = next(L.p) and redis.call('ZRANGE', wait_key(lane, q), 0, 0)[1]
       local r = head and record(head)
       if head and not r then
         redis.call('ZREM', wait_key(lane, q), head)
@@ -440,7 +440,7 @@ end
 local function after(lane, begun)
   local awaits = redis.call('HGET', FULL, lane)
   if awaits == 'ends' or (awaits and not begun) then release(lane, 1) end
-  if redis.call('EXISTS', HUNGRY) == 1 then feed(1) end
+  feed(1)
 end
 local function forget(ref, r)
   redis.call('DEL', call_key(ref), key('payload:') .. ref, key('settled:') .. ref)

@@ -13,5 +13,5 @@ r[LOST], r[RESTORED] = 0, 0                             -- its worker lives: it 
 local due = tonumber(ARGV[3])
 go_back(ref, tag, r, due > 0 and now + due or 0)
 release(r[LANE], 1)
-after(r[LANE])
+feed(1)
 return 1

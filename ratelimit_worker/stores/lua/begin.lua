@@ -31,7 +31,7 @@ if r[PERMIT] ~= USED then
   if closed then
     go_back(ref, tag, r, 0)
     release(r[LANE], 1)
-    after(r[LANE])
+    feed(1)
     return {'closed'}
   end
   r[PERMIT] = USED

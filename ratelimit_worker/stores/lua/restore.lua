@@ -7,7 +7,7 @@ for i = 2, #ARGV do
   if lane then
     n = n + 1
     release(lane, 1)
-    after(lane)
+    feed(1)
   end
 end
 return n
