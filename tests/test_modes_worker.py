@@ -62,7 +62,7 @@ def history(url: str, lane: str, count: int) -> list[ModeChange]:
 @pytest.mark.parametrize("limits", [LaneLimits(rpm=1200), LaneLimits(unlimited=True)], ids=["paced", "unlimited"])
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_emergency_by_hand(made: Fleet, provider: Simulator, database_url: str, limits: LaneLimits) -> None:
-    """With 100 calls waiting one starts each six seconds; after `auto` all are answered; the history says who and why."""
+    """With 100 calls waiting one starts each six seconds; after `auto` all are answered; the history says who."""
     tasks = made.agent()
     services().lanes.set_points("chat", limit_fields(limits))
     assert command("halt", "--lane", "chat") == "chat: NORMAL -> HALT\n"

@@ -1,4 +1,4 @@
-"""Scripts get from their files to the server whole, and with no more of the prelude than they need."""
+"""Scripts get from their files to the server as one library, named by its hash."""
 
 from __future__ import annotations
 
@@ -8,26 +8,21 @@ from importlib.resources import files
 import pytest
 import redis
 
-from ratelimit_worker.stores.scripts import REFUSED_WHEN_FULL, Scripts, script_text
+from ratelimit_worker.stores.scripts import REFUSED_WHEN_FULL, Scripts, library, script_names
 
 LUA = files("ratelimit_worker.stores").joinpath("lua")
-NAMES = sorted(path.name.removesuffix(".lua") for path in LUA.iterdir() if not path.name.startswith("_"))
-DEFINITION = re.compile(r"^local (?:function )?([\w, \n]+)", re.MULTILINE)
+NAMES = script_names()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_script_has_all_that_it_names(redis_client: redis.Redis, name: str) -> None:
-    """Every name of the prelude that a script's text uses is defined in it, before its use; the server takes it."""
-    text = script_text(name, "a:prefix")
-    assert redis_client.script_load(text)
-    code = re.sub(r"--.*|'[^']*'", "", text)
-    prelude = LUA.joinpath("_lane.lua").read_text("utf-8")
-    for names in DEFINITION.findall(prelude):
-        for one in re.findall(r"\w+", names):
-            if used := re.search(rf"\b{one}\b", code):
-                defined = re.search(rf"local (function )?[\w, \n]*\b{one}\b", code)
-                assert defined is not None, one
-                assert defined.start() < used.start(), one
+def test_the_library_is_taken_by_the_server(redis_client: redis.Redis) -> None:
+    """One function a script, under names that begin with the library's; loading it twice changes nothing."""
+    run = Scripts(redis_client, "a:prefix")
+    run.load()
+    run.load()
+    own, _ = library("a:prefix")
+    listed = redis_client.function_list(library=own)
+    text = repr(listed)
+    assert all(f"{own}_{name}" in text for name in NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -40,7 +35,8 @@ def test_a_script_says_its_contract(name: str) -> None:
 
 def test_only_new_work_is_refused_on_a_full_server() -> None:
     """All other scripts may run there: they end what was begun."""
-    refused = [name for name in NAMES if "allow-oom" not in script_text(name).splitlines()[0]]
+    _, text = library()
+    refused = [name for name in NAMES if not re.search(rf"_{name}', flags = {{'allow-oom'}}", text)]
     assert refused == sorted(REFUSED_WHEN_FULL) == ["enqueue"]
 
 
@@ -57,5 +53,5 @@ def test_a_script_comes_back_after_the_server_forgot_it(redis_client: redis.Redi
     """A restart of the server loses its scripts; the next call loads its own."""
     run = Scripts(redis_client)
     assert run("size", ("q",)) == 0
-    redis_client.script_flush()
+    redis_client.function_flush()
     assert run("size", ("q",)) == 0

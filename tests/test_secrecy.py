@@ -52,7 +52,7 @@ class Watch:
                 if line == "ECHO the-end":
                     self._seen.set()
                     return
-                if line.startswith("EVALSHA") or "rlw:payload:" in line:
+                if line.startswith("FCALL") or "rlw:payload:" in line:
                     continue  # the way to and from the payload keys
                 if any(form in line for secret in (CANARY, KEY) for form in forms(secret)):
                     self.leaks.append(line[:400])

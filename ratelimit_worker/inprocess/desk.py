@@ -32,7 +32,7 @@ from ratelimit_worker.stores.desks import LOOK_EVERY_S, PREFIX, Desks
 from ratelimit_worker.stores.lanes import Entry, Lanes
 from ratelimit_worker.stores.patient import AWAY, PASSING
 from ratelimit_worker.wiring import Services
-from ratelimit_worker.worker.duties import Duty, Record, Release, Tune
+from ratelimit_worker.worker.duties import Clean, Duty, Record, Release, Tune
 
 log = logging.getLogger(__name__)
 
@@ -342,6 +342,7 @@ class Desk:
                 Release(url, self.queue, self.lease_s),
                 Tune(self.live, self.queue),
                 Record(self.live, self.queue),
+                Clean(self.live, self.queue),
             ]
             for duty in self._duties:
                 duty.start()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
@@ -42,10 +42,11 @@ class Entry:
     tries: int = 0
     number: int = 0
     max_waiting: int = 0
-    lane_fields: Mapping[str, float | str] | None = None  #: set-points, where the lane is new
+    #: The lane's set-points where it is new, or what makes them: most calls go to a lane that is there.
+    lane_fields: Mapping[str, float | str] | Callable[[], Mapping[str, float | str]] = field(default_factory=dict)
 
-    def args(self) -> list[Any]:
-        """The arguments of enqueue.lua after the time.
+    def args(self, new_lane: bool = True) -> list[Any]:
+        """The arguments of enqueue.lua after the time; what a new lane needs is as much again as the rest.
 
         Raises:
             BadInput: a cost, a weight or a time that no bucket can hold.
@@ -57,8 +58,10 @@ class Entry:
         if not (isfinite(self.deadline_in_s) and isfinite(self.due_in_s)):
             raise BadInput(f"deadline_in_s={self.deadline_in_s}, due_in_s={self.due_in_s}: use finite numbers")
         fields: list[Any] = []
-        for name, value in (self.lane_fields or {}).items():
-            fields += (name, value)
+        if new_lane:
+            told = self.lane_fields() if callable(self.lane_fields) else self.lane_fields
+            for name, value in (told or {"adaptive": 1}).items():
+                fields += (name, value)
         return [
             self.lane,
             self.queue,
@@ -79,6 +82,9 @@ class Entry:
         ]
 
 
+MOST_KNOWN = 10_000  #: lanes that one process remembers
+
+
 class Lanes:
     """All lanes of one Redis server.
 
@@ -90,6 +96,7 @@ class Lanes:
         self.client = client
         self.run = Scripts(client, key_prefix, time_us)
         self.prefix = key_prefix
+        self._known: set[str] = set()  #: lanes that were there when they were last used
 
     def enqueue(self, entry: Entry) -> tuple[bool, str]:
         """Put a call into its lane → (released at once, reference).
@@ -98,7 +105,11 @@ class Lanes:
             LaneFull: the lane holds `max_waiting` calls; nothing was stored.
             BadInput: a cost, a weight or a time that no bucket can hold.
         """
-        state, ref = self.run("enqueue", entry.args())
+        state, ref = self.run("enqueue", entry.args(new_lane=entry.lane not in self._known))
+        if state == -2:  # it was there once, and has gone since
+            state, ref = self.run("enqueue", entry.args())
+        if len(self._known) < MOST_KNOWN:
+            self._known.add(entry.lane)
         if state == -1:
             raise LaneFull(entry.lane, entry.max_waiting)
         return state == 1, ref.decode()

@@ -1,58 +1,57 @@
-"""How does a Lua script get from its file to the server? Prelude and script as one text, named by hash.
+"""How do the Lua scripts get from their files to the server? As one library of functions, named by its hash.
 
-Old and new workers run side by side during a deploy: each calls the text that it ships.
+Old and new workers run side by side during a deploy: each calls the library that it ships, and an old one costs the
+server some kilobytes. Functions rather than EVAL, which runs its whole text at every call: to define what the scripts
+share took 45 µs of the 50 µs that a script without work needed.
 """
 
 from __future__ import annotations
 
-import re
+import hashlib
 from collections.abc import Iterable
 from importlib.resources import files
 from typing import Any, ClassVar
 
 from redis import Redis
-from redis.commands.core import Script
+from redis.exceptions import ResponseError
 
 from ratelimit_worker.calls import SCHEMA_VERSION
 
-#: Scripts that may not grow memory on a full server: what takes in new work is refused whole by the server. All others
-#: make work safe that is already paid for, and free memory after.
+#: Functions that may not grow memory on a full server: what takes in new work is refused whole by the server. All
+#: others make work safe that is already paid for, and free memory after.
 REFUSED_WHEN_FULL = frozenset({"enqueue"})
 
-_NAMES = re.compile(r"local (?:function )?([\w, \n]+)")
-_WORD = re.compile(r"\w+")
-_UNSAID = re.compile(r"--.*|'[^']*'")  #: comments and strings
+
+def script_names() -> list[str]:
+    """The scripts in lua/: one function each."""
+    return sorted(
+        path.name.removesuffix(".lua")
+        for path in files(__package__).joinpath("lua").iterdir()
+        if path.name.endswith(".lua") and not path.name.startswith("_")
+    )
 
 
-def script_text(name: str, key_prefix: str = "") -> str:
-    """The whole text of lua/<name>.lua: header, constants, what it needs of the shared prelude, body."""
+def library(key_prefix: str = "") -> tuple[str, str]:
+    """The library as FUNCTION LOAD takes it → (prefix of its functions' names, text)."""
     lua = files(__package__).joinpath("lua")
-    header = "#!lua" if name in REFUSED_WHEN_FULL else "#!lua flags=allow-oom"
     prefix = "".join(f"\\{byte:03d}" for byte in key_prefix.encode())  # decimal escapes: any prefix is safe in Lua
-    constants = f'local K, SCHEMA = "{prefix}", {SCHEMA_VERSION}'
-    body = lua.joinpath(f"{name}.lua").read_text("utf-8")
-    prelude = lua.joinpath("_lane.lua").read_text("utf-8")
-    return "\n".join((header, constants, _needed(prelude, body), body))
-
-
-def _needed(prelude: str, body: str) -> str:
-    """The definitions of the prelude that a script needs, in their order.
-
-    The server runs the whole text at every call: to define all of them cost 17 µs, as much as ten commands. Each begins
-    with `local` in the first column and reaches to the next.
-    """
-    words = set(_WORD.findall(_UNSAID.sub("", body)))
-    kept: list[str] = []
-    for definition in reversed(re.split(r"^(?=local )", prelude, flags=re.MULTILINE)[1:]):
-        names = _NAMES.match(definition)
-        if names is not None and words.intersection(_WORD.findall(names[1])):
-            words.update(_WORD.findall(_UNSAID.sub("", definition)))
-            kept.append(definition)
-    return "".join(reversed(kept))
+    parts = [f'local K, SCHEMA = "{prefix}", {SCHEMA_VERSION}', lua.joinpath("_lane.lua").read_text("utf-8")]
+    names = script_names()
+    for name in names:
+        parts += [f"local function run_{name}()", lua.joinpath(f"{name}.lua").read_text("utf-8"), "end"]
+    body = "\n".join(parts)
+    own = f"rlw_{hashlib.sha256(body.encode()).hexdigest()[:12]}"
+    for name in names:
+        flags = "" if name in REFUSED_WHEN_FULL else ", flags = {'allow-oom'}"
+        body += (
+            f"\nredis.register_function{{function_name = '{own}_{name}'{flags},"
+            f" callback = function(_, args) start(args) return run_{name}() end}}"
+        )
+    return own, f"#!lua name={own}\n{body}\n"
 
 
 class Scripts:
-    """The scripts of one client; each reloads itself after a Redis restart.
+    """The scripts of one client; the library is loaded where the server does not know it (yet, or any more).
 
     Args:
         client: Where they run.
@@ -60,27 +59,33 @@ class Scripts:
         time_us: µs since the epoch that scripts take for now; 0: the server's clock. Tests set it.
     """
 
-    _texts: ClassVar[dict[tuple[str, str], str]] = {}
+    _libraries: ClassVar[dict[str, tuple[str, str]]] = {}
 
     def __init__(self, client: Redis, key_prefix: str = "", time_us: int = 0) -> None:
-        self.client, self.key_prefix, self.time_us = client, key_prefix, time_us
-        self._scripts: dict[str, Script] = {}
+        self.client, self.time_us = client, time_us
+        if key_prefix not in self._libraries:
+            self._libraries[key_prefix] = library(key_prefix)
+        self._own, self._text = self._libraries[key_prefix]
 
-    def __call__(self, name: str, args: Iterable[Any], client: Any = None) -> Any:
-        """Run one script; the time goes first. `client` may be a pipeline.
+    def __call__(self, name: str, args: Iterable[Any]) -> Any:
+        """Run one script; the time goes first.
 
         Raises:
             redis.RedisError: as redis-py does.
         """
-        return self.script(name)(keys=(), args=(self.time_us, *args), client=client or self.client)
+        function = f"{self._own}_{name}"
+        try:
+            return self.client.fcall(function, 0, self.time_us, *args)
+        except ResponseError as error:
+            if "Function not found" not in str(error):
+                raise
+        self.load()
+        return self.client.fcall(function, 0, self.time_us, *args)
 
-    def script(self, name: str) -> Script:
-        """The registered script `name`."""
-        found = self._scripts.get(name)
-        if found is None:
-            key = (name, self.key_prefix)
-            text = self._texts.get(key)
-            if text is None:
-                text = self._texts[key] = script_text(name, self.key_prefix)
-            found = self._scripts[name] = self.client.register_script(text)
-        return found
+    def load(self) -> None:
+        """Load the library; twice is once.
+
+        Raises:
+            redis.RedisError: as redis-py does.
+        """
+        self.client.function_load(self._text, replace=True)

@@ -25,7 +25,6 @@ from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.providers import http
 from ratelimit_worker.stores.patient import PatientLanes
-from ratelimit_worker.stores.scripts import script_text
 from ratelimit_worker.wiring import services
 from ratelimit_worker.worker import transport
 from ratelimit_worker.worker.result import CallResult
@@ -200,7 +199,5 @@ def _first_line(error: BaseException) -> str:
 def warm_up(slots: int = 1) -> None:
     """Connect and load the scripts before the first call: released calls that meet a cold worker start as a burst."""
     http.warm_up(min(slots, MOST_WARM_CLIENTS))
-    live = services()
-    for name in ("begin", "settle", "back", "free"):
-        live.redis.script_load(script_text(name))
+    services().lanes.run.load()
     executor()

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from queue import Empty
 from time import time
 from typing import Any
@@ -365,7 +366,7 @@ def entry(queue: str, message: Mapping[str, Any]) -> Entry:
         tries=plan.get("tries", 0),
         number=plan.get("number", 0),
         max_waiting=plan["max_waiting"],
-        lane_fields=LANE_FIELDS[0](plan["lane"]) if LANE_FIELDS else None,
+        lane_fields=partial(LANE_FIELDS[0], plan["lane"]) if LANE_FIELDS else {},
     )
 
 

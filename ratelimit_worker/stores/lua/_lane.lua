@@ -1,9 +1,12 @@
--- The shared prelude: names of keys, the lane's buckets, room, release, return. scripts.py puts it before each script.
--- K is the global key prefix (kombu's global_keyprefix), set by scripts.py. Time: ARGV[1], µs; 0: this server's clock.
-local now = tonumber(ARGV[1])
-if now == 0 then
-  local t = redis.call('TIME')
-  now = t[1] * 1000000 + t[2]
+-- The shared part of the library: names of keys, the lane's buckets, room, release, return. It runs once, when the library
+-- is loaded; each script runs as a function after `start`. K (the key prefix) and SCHEMA stand above, set by scripts.py.
+local now, ARGV                                        -- of the call that runs; µs
+local function start(args)                             -- args[1]: the time, µs; 0: this server's clock
+  ARGV, now = args, tonumber(args[1])
+  if now == 0 then
+    local t = redis.call('TIME')
+    now = t[1] * 1000000 + t[2]
+  end
 end
 
 local DAY_US, HOUR_US = 86400e6, 3600e6

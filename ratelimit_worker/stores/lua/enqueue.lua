@@ -1,8 +1,8 @@
 -- Put a call into its lane; release it at once when it is the first there and pace, gate and room allow. O(log waiting).
 -- ARGV  now µs · lane · queue · ref wished · publication · class · tenant · weight · cost of 4 dimensions ·
 --       due in µs (0: now) · deadline in µs · most waiting (0: no bound) · tries so far · attempts so far · message · body ·
---       fields and values of the lane's hash when the lane is new …
--- returns  {1 released | 0 waits | 2 was there already | -1 lane full, ref}; an error when the message has no place for
+--       fields and values of the lane's hash for the case that the lane is new … (none: the caller thinks it is not)
+-- returns  {1 released | 0 waits | 2 was there already | -1 lane full | -2 the lane is new, say its fields, ref}; an error when the message has no place for
 --          a tag, or REFS messages of this task id are in lanes
 local lane, queue, ref, pub, class, tenant = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local cost = {tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])}
@@ -19,7 +19,8 @@ for i = 1, REFS + 1 do
   if (r and r[PUB] or redis.call('GET', key('done:') .. ref)) == pub then return {2, ref} end  -- our reply was lost
   if not r then break end
 end
-if redis.call('HSETNX', lane_key(lane), 'schema', SCHEMA) == 1 then
+if #ARGV < 20 and redis.call('HEXISTS', lane_key(lane), 'schema') == 0 then return {-2, ref} end
+if #ARGV >= 20 and redis.call('HSETNX', lane_key(lane), 'schema', SCHEMA) == 1 then
   -- what a person has set before the first call stays
   for i = 20, #ARGV - 1, 2 do
     if ARGV[i + 1] ~= '' then redis.call('HSETNX', lane_key(lane), ARGV[i], ARGV[i + 1]) end
