@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint lock wheel clean distclean
+.PHONY: help install demo flower test lint lock wheel clean distclean
 
 help:  ## Show this
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -18,6 +18,9 @@ install: $(STAMP)  ## Make .venv with everything in requirements.lock, and this 
 
 demo: $(STAMP)  ## 600 calls against a provider with a hidden limit, in a minute
 	@MAISD_STATE_DIR="$${MAISD_STATE_DIR:-$(CURDIR)/state}" $(BIN)/ratelimit-worker demo $(ARGS)
+
+flower: $(STAMP)  ## Flower on the broker of MAISD_REDIS_URL, with the page "Rate limit" (http://127.0.0.1:5555)
+	@$(BIN)/ratelimit-worker flower $(ARGS)
 
 test: $(STAMP)  ## Run the tests
 	@$(BIN)/python -m pytest -q $(ARGS)

@@ -14,12 +14,14 @@ import click
 import ratelimit_worker
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, StoreUnavailable
 
-#: Command → what it does; its function has its name and stands in the module of its name, or in the one of `HOMES`.
+#: Command → what it does; its function has its name and stands in the module of its name, or in the one of `HOMES`:
+#: a module of this folder, or one with its whole name where the command belongs to the face that it opens.
 COMMANDS = {
     "analytics": "A report of the last hours or days: JSON, CSV or HTML.",
     "cleanup": "Delete old rows of the tracking database.",
     "doctor": "What is in force and where it came from, and what is wrong.",
     "explain": "Where a call is, and what it waits for.",
+    "flower": "Flower on this app, with a page for the lanes and their modes.",
     "lanes": "What each lane was told, and what it has learned.",
     "limits": "Set what a lane may do at most.",
     "stats": "Calls, errors, retries, latency and tokens of a window.",
@@ -34,9 +36,13 @@ COMMANDS = {
     "demo": "600 calls against a provider with a hidden limit, in a minute.",
     "run": "Send a Batch file through a lane; answers to another, resumable.",
     "simulate": "A simulated LLM provider with a true rate limit and scripted faults.",
+    "up": "Redis, a worker and Flower for development, in one terminal.",
 }
 
-HOMES = dict.fromkeys(("auto", "emergency", "halt", "mode", "normal", "reduced", "resume"), "modes")
+HOMES = {
+    **dict.fromkeys(("auto", "emergency", "halt", "mode", "normal", "reduced", "resume"), "modes"),
+    "flower": "ratelimit_worker.flower.command",
+}
 
 
 class Sentence(click.ClickException):
@@ -83,7 +89,8 @@ class Commands(click.Group):
         """Import one; None: there is no such command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"{__name__}.{HOMES.get(cmd_name, cmd_name)}"), cmd_name)
+        home = HOMES.get(cmd_name, cmd_name)
+        command: click.Command = getattr(import_module(home if "." in home else f"{__name__}.{home}"), cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -135,7 +135,7 @@ class Desk:
             tries=tries,
             number=number,
             max_waiting=plan["max_waiting"],
-            lane_fields=enqueue.lane_fields(self.live.settings, plan["lane"]),
+            lane_fields=lambda: enqueue.lane_fields(self.live.settings, plan["lane"]),
         )
         turn.tried = True
         self._ask(lambda: self._seated().enqueue(entry))

@@ -1,5 +1,5 @@
-"""Which work must somebody do for the whole cluster? Release, sweep, tune, record and clean: threads of every worker, under
-leases, so that one of them does it and any other takes over.
+"""Which work must somebody do for the whole cluster? Release, sweep, tune, record and clean: threads of every worker,
+under leases, so that one of them does it and any other takes over.
 """
 
 from __future__ import annotations

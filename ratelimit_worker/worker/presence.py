@@ -9,6 +9,7 @@ import os
 import threading
 import uuid
 from collections.abc import Iterable
+from queue import Empty
 from time import monotonic, time
 from typing import Any
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 BEAT_S, LIFE_S = 1.0, 3.5
 SETTLING_S = 3.0  #: a request that started so recently may not have reached task_prerun yet
+MOST_ACKS = 100  #: in one script
 UNCLAIMED_S = 5.0  #: a message that is no request's is renewed so long: it may be on its way to one
 
 #: Task ids between task_prerun and task_postrun in this process. A threads pool never finishes a request whose result
@@ -52,7 +54,7 @@ def _forked(**_: Any) -> None:
 
 
 class Presence(Duty):
-    """Beats once a second, renews what lives, sends acks that met a broken connection."""
+    """Beats once a second and renews what lives."""
 
     def __init__(self, url: str, consumer: Any, lease_s: float) -> None:
         super().__init__("presence", url, f"{os.getpid()}-{uuid.uuid4().hex[:8]}")
@@ -65,10 +67,6 @@ class Presence(Duty):
         self._unclaimed: dict[str, float] = {}
 
     def turn(self) -> None:
-        while HELD.unsettled:
-            tags = list(HELD.unsettled)[:100]
-            self.lanes.free(tags)
-            HELD.unsettled.difference_update(tags)
         self.beat()
         self.stopping.wait(self.every_s)
 
@@ -145,6 +143,36 @@ class Presence(Duty):
             log.info("presence.leave", extra={"cause": type(error).__name__})  # it expires with its life
 
 
+class Acknowledge(Duty):
+    """Sends acks: FREE of every call that Celery has done with."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__("acknowledge", url, "")
+        self.lanes = Lanes(self.client)
+
+    def turn(self) -> None:
+        try:
+            tags = [HELD.acks.get(timeout=0.5)]
+        except Empty:
+            return
+        while len(tags) < MOST_ACKS and not HELD.acks.empty():
+            tags.append(HELD.acks.get())
+        try:
+            self.lanes.free(tags)
+        except (RedisError, OSError):
+            for tag in tags:
+                HELD.acks.put(tag)
+            raise
+
+    def stop(self) -> None:
+        """Send what is left, then end; later acks go the direct way."""
+        HELD.has_messenger = False
+        super().stop()
+        self.join(2.0)
+        if not HELD.acks.empty():
+            self.turn()
+
+
 class LanesStep(bootsteps.StartStopStep):
     """Presence and duties of a worker; made once with the consumer, it outlives broker reconnects."""
 
@@ -172,6 +200,7 @@ class LanesStep(bootsteps.StartStopStep):
             Tune(live, owner),
             Record(live, owner),
             Clean(live, owner),
+            Acknowledge(live.redis_url),
         ]
         if not self.presence.prefork:  # each child of a prefork pool does it for itself
             warm_up(self.presence.slots())
@@ -179,6 +208,7 @@ class LanesStep(bootsteps.StartStopStep):
         self.presence.beat()  # before the first message: recall what dead workers left ready
         for thread in (self.presence, *self.duties):
             thread.start()
+        HELD.has_messenger = True
 
     def stop(self, c: Any) -> None:
         # a reconnect calls stop too, with the blueprint still running
@@ -197,7 +227,10 @@ class LanesStep(bootsteps.StartStopStep):
 
     def _leave(self) -> None:
         for duty in self.duties:
-            duty.stop()
+            try:
+                duty.stop()
+            except (RedisError, OSError) as error:
+                log.info("duty.stop %s %s", duty.name, type(error).__name__)
         if self.presence is not None:
             self.presence.leave()
         for duty in self.duties:

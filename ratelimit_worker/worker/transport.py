@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from queue import Empty
+from queue import Empty, SimpleQueue
 from time import time
 from typing import Any
 
@@ -49,7 +49,10 @@ class Held:
 
     def __init__(self) -> None:
         self.orphans: set[str] = set()  #: tags of calls that run on though their channel is gone: still ours
-        self.unsettled: set[str] = set()  #: acks that met a broken connection; sent when the broker is back
+        #: Acks on their way: a worker's duty sends them, many at once when there are many, and again after an outage.
+        #: An ack that is lost with its process costs nothing: the call is delivered again, and has its answer.
+        self.acks: SimpleQueue[str] = SimpleQueue()
+        self.has_messenger = False  #: whether that duty runs
         #: Tags of running requests; empty when the worker is stopping. A worker's presence step sets it.
         self.running: Callable[[], Iterable[str]] = tuple
 
@@ -143,10 +146,11 @@ class QoS(stock.QoS):
         return tag in HELD.orphans if message is None else HEADER in (message.headers or {})
 
     def _free(self, tag: str) -> None:
-        try:
-            self.channel.lanes.free([tag])
-        except (RedisError, OSError):
-            HELD.unsettled.add(tag)  # presence sends it when the broker is back
+        if HELD.has_messenger:
+            HELD.acks.put(tag)
+        else:
+            with self._broker_may_be_away():
+                self.channel.lanes.free([tag])
         self._done(tag)
 
     def _done(self, tag: str) -> None:

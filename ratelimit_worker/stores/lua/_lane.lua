@@ -1,8 +1,9 @@
 -- The shared part of the library: names of keys, the lane's buckets, room, release, return. It runs once, when the library
 -- is loaded; each script runs as a function after `start`. K (the key prefix) and SCHEMA stand above, set by scripts.py.
 local now, ARGV                                        -- of the call that runs; µs
+local memo                                             -- what it has looked up and nothing else changes meanwhile
 local function start(args)                             -- args[1]: the time, µs; 0: this server's clock
-  ARGV, now = args, tonumber(args[1])
+  ARGV, now, memo = args, tonumber(args[1]), {}
   if now == 0 then
     local t = redis.call('TIME')
     now = t[1] * 1000000 + t[2]
@@ -136,7 +137,10 @@ local function note(lane, at)                          -- the pump has to look a
   redis.call('ZADD', NEXT, int(at), lane)
   plan(at)
 end
-local function lease_us() return tonumber(redis.call('HGET', PUMP, 'lease') or '30e6') end
+local function lease_us()
+  memo[0] = memo[0] or tonumber(redis.call('HGET', PUMP, 'lease') or '30e6')
+  return memo[0]
+end
 
 -- ── room ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 -- A call that is out takes a slot, but for those set aside: their worker died or takes no more calls, so that they run
@@ -160,9 +164,15 @@ local function take_back(tag)
 end
 -- slots of the workers that live, in all and for one queue; the sums are kept until the first of them would expire
 local function slots(queue)
+  local known = memo[queue]
+  if known then return known[1], known[2] end
   local k = key('room')
   local h = redis.call('HMGET', k, 'total', 'until', 'q:' .. queue)
-  if h[1] and now <= tonumber(h[2]) then return tonumber(h[1]), tonumber(h[3]) or 0 end
+  if h[1] and now <= tonumber(h[2]) then
+    local total, here = tonumber(h[1]), tonumber(h[3]) or 0
+    memo[queue] = {total, here}
+    return total, here
+  end
   for _, w in ipairs(redis.call('ZRANGEBYSCORE', key('workers'), '-inf', '(' .. int(now))) do
     local held = redis.call('HGET', key('held'), w)
     for _, tag in ipairs(held and cmsgpack.unpack(held) or {}) do set_aside(tag) end
@@ -409,7 +419,7 @@ local function feed(free)
     if not lane then return end
     local again = asked[lane]
     if again and (redis.call('ZCARD', row_key(queue)) == 1 or vacant(queue) <= 0) then return end
-    local n = release(lane, 1, again)
+    local n = release(lane, redis.call('ZCARD', row_key(queue)) == 1 and free - given or 1, again)
     given, asked[lane] = given + n, n == 0
     redis.call('ZADD', row_key(queue), 'XX', redis.call('HINCRBY', PUMP, 'row', 1), lane)  -- asked: to the end
     if given >= free or again then return end
@@ -439,11 +449,10 @@ local function leave(tag, r)
   r[PERMIT] = NONE
   return begun
 end
--- one of the lane's calls is out no more: the lane may have waited for that, and somebody for the slot
-local function after(lane, begun)
+-- n of the lane's calls are out no more (begun: all of them had begun): the lane may have waited for that
+local function after(lane, n, begun)
   local awaits = redis.call('HGET', FULL, lane)
-  if awaits == 'ends' or (awaits and not begun) then release(lane, 1) end
-  feed(1)
+  if awaits == 'ends' or (awaits and not begun) then release(lane, n) end
 end
 local function forget(ref, r)
   redis.call('DEL', call_key(ref), key('payload:') .. ref, key('settled:') .. ref)

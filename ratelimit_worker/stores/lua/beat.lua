@@ -26,6 +26,7 @@ else
   for _, tag in ipairs(held) do set_aside(tag) end
 end
 redis.call('HDEL', key('room'), 'total')
+memo = {}
 local total = slots('')
 -- What lies ready where nobody is left goes to its lanes, and when the first is back all of it: released at their pace.
 if (total == 0) ~= (before == 0) then recall(true) elseif mine == 0 and known then recall(false) end

@@ -1,7 +1,7 @@
--- Celery acknowledged a message: the call's stay in the ledger ends, its slot is free. O(log waiting) each.
+-- Celery acknowledged messages: their calls' stay in the ledger ends, their slots are free. O(log waiting) each.
 -- ARGV  now µs · tag …
 -- returns  how many were still in the ledger
-local freed = 0
+local freed, ended, begun = 0, {}, {}
 for i = 2, #ARGV do
   local tag = ARGV[i]
   local ref = split(tag)
@@ -11,12 +11,15 @@ for i = 2, #ARGV do
       redis.call('ZREM', LEDGER, tag)                   -- its record outlived its time; the audit does the rest
       freed = freed + 1
     elseif r[VERSION] <= SCHEMA then                    -- a newer worker's goes back when its lease ends
-      local begun = leave(tag, r)
+      local lane = r[LANE]
+      local had_begun = leave(tag, r)
       forget(ref, r)
-      after(r[LANE], begun)
+      ended[lane], begun[lane] = (ended[lane] or 0) + 1, had_begun and begun[lane] ~= false
       freed = freed + 1
     end
   end
 end
+for lane, n in pairs(ended) do after(lane, n, begun[lane]) end
+if freed > 0 then feed(freed) end
 overdue()
 return freed

@@ -25,7 +25,8 @@ for _, tag in ipairs(redis.call('SMEMBERS', onqueue_key(queue))) do
   if r and r[VERSION] <= SCHEMA and r[PERMIT] ~= USED and unready(ref, r, tag) then
     leave(tag, r)
     forget(ref, r)
-    after(r[LANE])
+    after(r[LANE], 1, false)
+    feed(1)
     n = n + 1
   end
 end

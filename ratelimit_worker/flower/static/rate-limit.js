@@ -1,0 +1,68 @@
+// Keeps the page's living part fresh. Without this script all of it works, by reload.
+(function () {
+  "use strict";
+
+  var EVERY_MS = 2000;
+  var live = document.getElementById("rlw-live");
+  var dot = document.getElementById("rlw-dot");
+  var refreshed = document.getElementById("rlw-refreshed");
+  var lanes = document.getElementById("rlw-lane"); // none where the buttons are off
+
+  document.getElementById("rlw-refresh").hidden = false;
+  schedule();
+
+  function schedule() {
+    window.setTimeout(refresh, EVERY_MS);
+  }
+
+  function refresh() {
+    if (document.hidden || selecting()) {
+      schedule();
+      return;
+    }
+    // With the origin in front: a page that was opened as http://user:password@host cannot fetch a relative address.
+    fetch(window.location.origin + live.dataset.url, { credentials: "same-origin", cache: "no-store" })
+      .then(function (answer) {
+        if (answer.redirected) { // to the login
+          window.location.reload();
+        }
+        if (!answer.ok) {
+          throw new Error("HTTP " + answer.status);
+        }
+        return answer.text();
+      })
+      .then(function (html) {
+        live.innerHTML = html;
+        offerNewLanes();
+        say(true, "Live");
+      })
+      .catch(function (error) {
+        say(false, "Not refreshed: " + error.message);
+      })
+      .finally(schedule);
+  }
+
+  // Somebody is copying from it.
+  function selecting() {
+    var selection = window.getSelection();
+    return !selection.isCollapsed && live.contains(selection.anchorNode);
+  }
+
+  function offerNewLanes() {
+    if (!lanes) {
+      return;
+    }
+    var offered = new Set(Array.from(lanes.options, function (option) { return option.value; }));
+    live.querySelectorAll("[data-lane]").forEach(function (row) {
+      if (!offered.has(row.dataset.lane)) {
+        lanes.add(new Option(row.dataset.lane, row.dataset.lane));
+      }
+    });
+  }
+
+  function say(well, words) {
+    dot.classList.toggle("status-dot-live", well);
+    dot.classList.toggle("status-dot-error", !well);
+    refreshed.textContent = words;
+  }
+})();

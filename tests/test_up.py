@@ -1,0 +1,139 @@
+"""`ratelimit-worker up`: one command for development, and nothing of it outlives it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import wait_for
+from tests.fleet import ROOT, free_port
+
+pytestmark = pytest.mark.worker
+
+
+def clean(state: Path, **more: str) -> dict[str, str]:
+    """An environment without a deployment's settings."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAISD_", "CELERY_", "FLOWER_"))}
+    return {**kept, "MAISD_STATE_DIR": str(state), **more}
+
+
+@contextmanager
+def up(state: Path, port: int, **env: str) -> Iterator[subprocess.Popen[str]]:
+    """The command, running in a session of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ratelimit_worker", "up", "--port", str(port), "--concurrency", "3"],
+        cwd=ROOT,
+        env=clean(state, **env),
+        stdout=subprocess.PIPE,
+        stderr=(state.parent / "stderr").open("w"),
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(timeout=20)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def exported(process: subprocess.Popen[str]) -> dict[str, str]:
+    """The lines for another shell; waits until it is up."""
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(3)]
+    assert all(line.startswith("export ") for line in lines), lines
+    return dict(shlex.split(line)[1].split("=", 1) for line in lines)
+
+
+def children(pid: int) -> list[int]:
+    """Its processes: watcher, server, worker, Flower."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def gone(pids: list[int]) -> bool:
+    """Whether none of them runs (a zombie does not)."""
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if state != "Z":
+            return False
+    return True
+
+
+def test_up_brings_all_and_ctrl_c_ends_all(tmp_path: Path) -> None:
+    """Another shell works with the lines that it prints; Flower asks for the login that it tells; Ctrl-C: exit 0."""
+    state, port = tmp_path / "state", free_port()
+    with up(state, port, MAISD_REDIS_URL="redis://nowhere.invalid:1/0") as process:
+        env = clean(state, **exported(process))
+        wait_for(lambda: "Ctrl-C ends" in (tmp_path / "stderr").read_text(), what="directions")
+        said = (tmp_path / "stderr").read_text()
+        assert f"http://127.0.0.1:{port}/rate-limit" in said
+        user, _, password = said.partition("Login")[2].splitlines()[0].strip().partition(", password ")
+        page = f"http://127.0.0.1:{port}/rate-limit"
+        assert httpx.get(page, trust_env=False).status_code == 401
+        shown = httpx.get(page, auth=(user, password), trust_env=False, timeout=20.0)
+        assert "1 / 3" in shown.text
+        broker = httpx.get(f"http://127.0.0.1:{port}/broker", auth=(user, password), trust_env=False, timeout=20.0)
+        assert "redis+socket:///" in broker.text
+        done = subprocess.run(
+            [sys.executable, "-m", "ratelimit_worker", "status"],
+            cwd=ROOT,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "1 worker, 3 slots" in done.stdout
+        started = children(process.pid)
+        assert len(started) == 4
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+        assert gone(started)
+
+
+def test_a_killed_up_leaves_nothing(tmp_path: Path) -> None:
+    """The watcher ends worker, Flower and Redis after a SIGKILL of the command."""
+    with up(tmp_path / "state", free_port()) as process:
+        exported(process)
+        started = children(process.pid)
+        process.kill()
+        process.wait(timeout=10)
+        wait_for(lambda: gone(started), timeout_s=20.0, what="all have ended")
+
+
+def test_a_port_in_use_is_a_sentence(tmp_path: Path) -> None:
+    """Exit 1 with Flower's own words, and nothing is left."""
+    first = tmp_path / "first"
+    first.mkdir()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "0"],
+        cwd=first,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        assert server.stdout is not None
+        port = int(server.stdout.readline().split(" port ")[1].split()[0])
+        with up(tmp_path / "state", port) as process:
+            assert process.wait(timeout=60) == 1
+        said = (tmp_path / "stderr").read_text()
+        assert f"Flower cannot listen on 127.0.0.1:{port}" in said
+        assert "Traceback" not in said
+    finally:
+        server.terminate()
+        server.communicate(timeout=10)
