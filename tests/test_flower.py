@@ -169,6 +169,20 @@ def test_a_button_can_mean_one_lane_for_a_while(cluster: Fleet, browser: httpx.C
 
 
 @pytest.mark.worker
+def test_a_lane_is_only_a_name(cluster: Fleet, browser: httpx.Client) -> None:
+    """What looks like HTML is shown as it is written, and can be chosen."""
+    lane = '<i>"x"</i>'
+    command_line(cluster, "limits", "set", lane, "--rpm", "60")
+    wait_for(lambda: "&lt;i&gt;" in browser.get("/rate-limit").text, what="the lane is shown")
+    page = browser.get("/rate-limit").text
+    assert '<option value="&lt;i&gt;&quot;x&quot;&lt;/i&gt;">' in page
+    assert "<i>" not in page
+    assert press(browser, "HALT", lane=lane, **{"for": "1h"}).status_code == 303
+    assert {one["lane"]: one["mode"] for one in browser.get("/api/rate-limit").json()["lanes"]}[lane] == "HALT"
+    assert press(browser, "AUTO", lane=lane).status_code == 303
+
+
+@pytest.mark.worker
 def test_the_api_says_what_status_says(cluster: Fleet, browser: httpx.Client) -> None:
     """The same fields, lanes and set-points."""
     cluster.agent().echo.delay(1).get(timeout=20)
@@ -250,7 +264,7 @@ def test_nobody_can_frame_it_and_all_is_from_here(browser: httpx.Client) -> None
 
 @pytest.mark.worker
 def test_without_a_login_it_shows_and_does_nothing(cluster: Fleet) -> None:
-    """As Flower's API: without a login it does not act. An empty FLOWER_BASIC_AUTH is none; a prefix goes before all."""
+    """As Flower's API it does not act without a login. An empty FLOWER_BASIC_AUTH is none; a prefix goes before all."""
     with (
         flower(
             {**cluster.env, "FLOWER_BASIC_AUTH": ""},
@@ -274,15 +288,18 @@ def test_without_a_login_it_shows_and_does_nothing(cluster: Fleet) -> None:
 @pytest.mark.worker
 def test_redis_away_is_a_sentence(tmp_path: Path) -> None:
     """The page stays, says what is unknown and that a button did nothing; with Redis all is back."""
-    with fleet() as made, flower(made.env, tmp_path / "log", "--basic-auth", ":".join(LOGIN)) as found:
-        with httpx.Client(base_url=found, auth=LOGIN, timeout=30.0, trust_env=False) as client:
-            assert "No lane yet" in client.get("/rate-limit").text
-            made.valkey.stop()
-            wait_for(lambda: "How the lanes stand is unknown" in client.get("/rate-limit").text, what="it says so")
-            assert client.get("/api/rate-limit").status_code == 503
-            assert press(client, "HALT").status_code == 503
-            made.valkey.start()
-            wait_for(lambda: "No lane yet" in client.get("/rate-limit").text, what="it is back")
+    with (
+        fleet() as made,
+        flower(made.env, tmp_path / "log", "--basic-auth", ":".join(LOGIN)) as found,
+        httpx.Client(base_url=found, auth=LOGIN, timeout=30.0, trust_env=False) as client,
+    ):
+        assert "No lane yet" in client.get("/rate-limit").text
+        made.valkey.stop()
+        wait_for(lambda: "How the lanes stand is unknown" in client.get("/rate-limit").text, what="it says so")
+        assert client.get("/api/rate-limit").status_code == 503
+        assert press(client, "HALT").status_code == 503
+        made.valkey.start()
+        wait_for(lambda: "No lane yet" in client.get("/rate-limit").text, what="it is back")
 
 
 def test_help_needs_no_flower() -> None:
@@ -368,7 +385,5 @@ def test_answers_are_taken_out_of_calls_only() -> None:
 )
 def test_what_was_done_is_a_sentence(order: Order, until: float | None, says: str) -> None:
     """Which lanes, what, and until when."""
-    change = ModeChange(
-        id="i", lane="x", from_mode=Mode.NORMAL, to_mode=Mode.NORMAL, at=0.0, cause="c", until=until
-    )
+    change = ModeChange(id="i", lane="x", from_mode=Mode.NORMAL, to_mode=Mode.NORMAL, at=0.0, cause="c", until=until)
     assert says in wording.done(order, [change])

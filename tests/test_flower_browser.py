@@ -42,7 +42,9 @@ class Browser:
     def __init__(self, driver_url: str, folder: Path) -> None:
         self._client = httpx.Client(base_url=driver_url, timeout=60.0, trust_env=False)
         arguments = [*_FLAGS, f"--user-data-dir={folder}"]
-        answer = self._ask("POST", "/session", capabilities={"alwaysMatch": {"goog:chromeOptions": {"args": arguments}}})
+        answer = self._ask(
+            "POST", "/session", capabilities={"alwaysMatch": {"goog:chromeOptions": {"args": arguments}}}
+        )
         self._session = f"/session/{answer['sessionId']}"
 
     def open(self, url: str) -> None:
@@ -207,10 +209,13 @@ def test_emergency_is_clicked_and_status_says_so(cluster: Fleet, page: str, brow
     browser.resize(390, 844)
     wait_for(lambda: fits(browser), what="it fits a phone")
     browser.picture(tmp_path / "rate-limit-phone.png")
-    browser.run("document.querySelector('#rlw-lanes').scrollIntoView()")
+    browser.run("window.scrollTo({top: document.body.scrollHeight / 3, behavior: 'instant'})")
     browser.picture(tmp_path / "rate-limit-phone-lanes.png")
     browser.resize(1280, 800)
+    browser.run("document.documentElement.dataset.bsTheme = 'dark'; window.scrollTo({top: 0, behavior: 'instant'})")
+    browser.picture(tmp_path / "rate-limit-dark.png")
 
+    browser.run("document.getElementById('rlw-lane').value = ''")
     browser.click("button[value=AUTO]")
     assert modes(cluster) == {"free": "NORMAL", "hush": "NORMAL", "stamp": "NORMAL"}
     assert browser.run("return document.querySelectorAll('.rlw-problem').length") == 0

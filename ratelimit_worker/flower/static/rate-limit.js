@@ -3,13 +3,18 @@
   "use strict";
 
   var EVERY_MS = 2000;
+  var SAID_MS = 10000; // what a button did is soon no news
   var live = document.getElementById("rlw-live");
   var dot = document.getElementById("rlw-dot");
   var refreshed = document.getElementById("rlw-refreshed");
+  var said = document.getElementById("rlw-said");
   var lanes = document.getElementById("rlw-lane"); // none where the buttons are off
 
   document.getElementById("rlw-refresh").hidden = false;
   schedule();
+  if (said) {
+    window.setTimeout(function () { said.remove(); }, SAID_MS);
+  }
 
   function schedule() {
     window.setTimeout(refresh, EVERY_MS);

@@ -248,8 +248,8 @@ local function place(L, r)
   local k = key('tenants:') .. L.name
   redis.call('ZREMRANGEBYSCORE', k, '-inf', int(L.v))  -- says no more than v does
   local start = math.max(L.v, tonumber(redis.call('ZSCORE', k, r[TENANT]) or '0'))
-  redis.call('ZADD', k, int(start + math.max(1, service_us(L, r[COST]) / r[WEIGHT])), r[TENANT])
-  redis.call('EXPIRE', k, TENANT_TTL_S)
+  local new = redis.call('ZADD', k, int(start + math.max(1, service_us(L, r[COST]) / r[WEIGHT])), r[TENANT])
+  if new == 1 then redis.call('EXPIRE', k, TENANT_TTL_S) end
   r[SCORE] = start + (OFFSET_US[r[CLASS]] or OFFSET_US.normal)
 end
 local function wait(ref, r)
@@ -287,8 +287,8 @@ local function ripen(L, queues)
   return at
 end
 -- what the workers read: the stored text with the tag in its place. The JSON is never decoded ({} would become []).
-local function text_of(ref, r, tag)
-  local message = redis.call('HGET', call_key(ref), 'm')
+local function text_of(ref, r, tag, message)
+  message = message or redis.call('HGET', call_key(ref), 'm')
   local _, b = string.find(message, '"delivery_tag": "@"', 1, true)
   message = string.sub(message, 1, b - 3) .. cjson.encode(tag) .. string.sub(message, b + 1)
   if r[RESTORED] == 1 then
@@ -298,7 +298,7 @@ local function text_of(ref, r, tag)
   return message
 end
 -- into the ready list and the ledger in one step
-local function give(ref, r, ttl_us)
+local function give(ref, r, ttl_us, message)
   r[RELEASE] = count('released')
   local tag = ref .. '.' .. int(r[RELEASE])
   redis.call('ZADD', LEDGER, int(now + ttl_us), tag)
@@ -307,7 +307,14 @@ local function give(ref, r, ttl_us)
   redis.call('SADD', onqueue_key(r[QUEUE]), tag)
   redis.call('SADD', key('onqueues'), r[QUEUE])
   keep(ref, r)
-  redis.call('LPUSH', K .. r[QUEUE], text_of(ref, r, tag))
+  redis.call('LPUSH', K .. r[QUEUE], text_of(ref, r, tag, message))
+end
+-- out of the lane with a permit
+local function let_go(L, ref, r, ttl_us, message)
+  spend(L, r[COST])
+  L.v = math.max(L.v, r[SCORE] - (OFFSET_US[r[CLASS]] or OFFSET_US.normal))
+  r[PERMIT], r[TICKET] = TAKEN, {L.seq, now, L.c[1], L.c[2], L.c[3], L.c[4]}
+  give(ref, r, ttl_us, message)
 end
 
 -- the first of the lane's calls among the queues that have room, its queue; and whether any call waits at all
@@ -365,10 +372,7 @@ local function release(lane, most, greedy)
       if wait_us > 0 then at = math.min(at or 1e18, now + wait_us) break end
       if moved >= most then at = now break end
       redis.call('ZREM', wait_key(lane, queue), ref)
-      spend(L, r[COST])
-      L.v = math.max(L.v, r[SCORE] - (OFFSET_US[r[CLASS]] or OFFSET_US.normal))
-      r[PERMIT], r[TICKET] = TAKEN, {L.seq, now, L.c[1], L.c[2], L.c[3], L.c[4]}
-      give(ref, r, lease)
+      let_go(L, ref, r, lease)
       moved = moved + 1
       rooms[queue] = rooms[queue] - 1
       if #queues > 1 then rooms = {} end               -- queues share slots: count again
