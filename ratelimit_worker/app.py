@@ -86,6 +86,8 @@ def llm_task(
     priority: str | int = "normal",
     deadline_s: float | None = None,
     cost: Callable[..., Cost] | None = None,
+    cache: bool = True,
+    cache_ttl: float | None = None,
     app: Celery | None = None,
     **options: Any,
 ) -> Any:
@@ -93,6 +95,10 @@ def llm_task(
 
     Without `app` it works like Celery's `shared_task`: the task is there in every app. `options` go to Celery as they
     are (name, bind, max_retries, autoretry_for, …).
+
+    Args:
+        cache: Whether calls with the same arguments share one request and its answer.
+        cache_ttl: Seconds for which an answer is kept; None: `MAISD_CACHE_TTL_SECONDS`; 0: not at all.
     """
 
     def decorate(run: Callable[P, R]) -> Any:
@@ -106,6 +112,8 @@ def llm_task(
             "call_priority": priority,
             "deadline_s": deadline_s,
             "cost": staticmethod(cost) if cost is not None else None,
+            "cache": cache,
+            "cache_ttl": cache_ttl,
         }
         make = app.task if app is not None else shared_task
         return make(**{**base, **options})(run)

@@ -66,7 +66,8 @@ def message(**body: Any) -> Any:
     return anthropic.request(anthropic.endpoint(environment()), body).body
 
 
-@llm_task(name="ratelimit_worker.batch_line", cost=_line_cost)
+# Whoever sends a Batch file wants each of its lines asked, the same question twice too.
+@llm_task(name="ratelimit_worker.batch_line", cost=_line_cost, cache=False)
 def batch_line(url: str, body: Any) -> dict[str, Any]:
     """One line of a Batch file → {"status_code", "request_id", "body"}, also where the provider refuses it for good.
 

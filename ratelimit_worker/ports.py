@@ -86,9 +86,18 @@ class Lanes(Protocol):
         ...
 
     def settle(
-        self, tag: str, lane: str, answer: bytes, *, outbox: bytes, verdict: str, seen: bytes, gate_s: float = 0.0
+        self,
+        tag: str,
+        lane: str,
+        answer: bytes,
+        *,
+        outbox: bytes,
+        verdict: str,
+        seen: bytes,
+        gate_s: float = 0.0,
+        kind: str = "value",
     ) -> bool:
-        """Make the outcome safe; the first answer wins."""
+        """Make the outcome safe; the first answer wins. `kind`: "value", "error" or "passed"."""
         ...
 
     def back(

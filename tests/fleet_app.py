@@ -39,7 +39,7 @@ def add(x: int, y: int) -> int:
     return x + y
 
 
-@llm_task(app=app, shared=False, lane="free")
+@llm_task(app=app, shared=False, cache=False, lane="free")
 def echo(value: Any, sleep_s: float = 0.0) -> Any:
     """Gives back what it got."""
     if sleep_s:
@@ -47,19 +47,19 @@ def echo(value: Any, sleep_s: float = 0.0) -> Any:
     return value
 
 
-@llm_task(app=app, shared=False, lane="free")
+@llm_task(app=app, shared=False, cache=False, lane="free")
 def double(value: int, more: int = 0) -> int:
     """Twice the value."""
     return value * 2 + more
 
 
-@llm_task(app=app, shared=False, lane="free")
+@llm_task(app=app, shared=False, cache=False, lane="free")
 def total(values: list[int]) -> int:
     """The sum, as the body of a chord."""
     return sum(values)
 
 
-@llm_task(app=app, shared=False, lane="stamp")
+@llm_task(app=app, shared=False, cache=False, lane="stamp")
 def stamp(what: str, sleep_s: float = 0.0, name: str = "stamps") -> str:
     """Writes when it ran."""
     _write(name, what)
@@ -68,7 +68,7 @@ def stamp(what: str, sleep_s: float = 0.0, name: str = "stamps") -> str:
     return what
 
 
-@llm_task(app=app, shared=False, lane="free", bind=True, max_retries=3)
+@llm_task(app=app, shared=False, cache=False, lane="free", bind=True, max_retries=3)
 def flaky(self: Any, fail_times: int) -> int:
     """Retries itself, Celery's way, until it has failed so often."""
     _write("flaky", str(self.request.retries))
@@ -78,7 +78,14 @@ def flaky(self: Any, fail_times: int) -> int:
 
 
 @llm_task(
-    app=app, shared=False, lane="free", autoretry_for=(KeyError,), retry_backoff=0.05, retry_jitter=False, max_retries=2
+    app=app,
+    shared=False,
+    cache=False,
+    lane="free",
+    autoretry_for=(KeyError,),
+    retry_backoff=0.05,
+    retry_jitter=False,
+    max_retries=2,
 )
 def auto(fail_times: int) -> int:
     """Retried by Celery for KeyError."""
@@ -89,7 +96,7 @@ def auto(fail_times: int) -> int:
     return tries
 
 
-@llm_task(app=app, shared=False, lane="sick")
+@llm_task(app=app, shared=False, cache=False, lane="sick")
 def sick(fail_times: int, name: str = "sick") -> int:
     """A provider that fails so often before it answers."""
     tries = len(_read(name))
@@ -99,13 +106,13 @@ def sick(fail_times: int, name: str = "sick") -> int:
     return tries
 
 
-@llm_task(app=app, shared=False, lane="free")
+@llm_task(app=app, shared=False, cache=False, lane="free")
 def broken(secret: str) -> None:
     """Fails with an exception of the user's own."""
     raise LookupError(f"no such thing in {len(secret)} letters")
 
 
-@llm_task(app=app, shared=False, lane="hush")
+@llm_task(app=app, shared=False, cache=False, lane="hush")
 def hush(prompt: str, fail_times: int = 0, name: str = "hush") -> str:
     """Takes a prompt and says nothing of it; may fail first."""
     tries = len(_read(name))
@@ -115,18 +122,38 @@ def hush(prompt: str, fail_times: int = 0, name: str = "hush") -> str:
     return "hushed"
 
 
-@llm_task(app=app, shared=False, lane="hush")
+@llm_task(app=app, shared=False, cache=False, lane="hush")
 def refused(prompt: str, key: str) -> None:
     """A provider that repeats prompt and key in its refusal."""
     body = {"error": {"message": f"cannot say {prompt} with {key}", "type": "invalid_request_error", "code": key}}
     raise ProviderRefused(Response(status=400, headers={"x-request-id": "r"}, body=body))
 
 
-@llm_task(app=app, shared=False, lane="chat")
+@llm_task(app=app, shared=False, cache=False, lane="chat")
 def chat(what: Any) -> Any:
     """One request to the provider that OPENAI_BASE_URL names."""
     body = {"model": "m", "max_tokens": 16, "messages": [{"role": "user", "content": f"question {what}"}]}
     return openai.request(openai.endpoint(os.environ), openai.CHAT_PATH, body).body["id"]
+
+
+@llm_task(app=app, shared=False, lane="free")
+def shared(what: Any, fail: str = "", name: str = "shared") -> Any:
+    """A call that shares its answer; writes that it ran."""
+    _write(name, repr(what))
+    if fail == "user":
+        raise LookupError("no such thing")
+    if fail:
+        raise ProviderRefused(Response(status=400, headers={}, body={"error": {"message": fail}}))
+    return [what, len(_read(name))]
+
+
+@llm_task(app=app, shared=False, lane="free", bind=True, max_retries=3)
+def shared_flaky(self: Any, fail_times: int) -> int:
+    """Shares its answer, and retries itself Celery's way first."""
+    _write("shared_flaky", str(self.request.retries))
+    if self.request.retries < fail_times:
+        raise self.retry(countdown=0.05, exc=ValueError("not yet"))
+    return int(self.request.retries)
 
 
 @app.task(shared=False)
@@ -135,7 +162,7 @@ def total_plain(values: list[int]) -> int:
     return sum(values)
 
 
-@llm_task(app=app, shared=False, lane="poison")
+@llm_task(app=app, shared=False, cache=False, lane="poison")
 def suicide() -> None:
     """Kills its worker."""
     _write("suicide", "x")

@@ -103,9 +103,15 @@ class Cluster:
         return tag, self.lanes.begin(tag, LEASE_S)
 
     def settle(
-        self, tag: str, answer: bytes = b"answer", lane: str = "gpt", verdict: str = "good", gate_s: float = 0
+        self,
+        tag: str,
+        answer: bytes = b"answer",
+        lane: str = "gpt",
+        verdict: str = "good",
+        gate_s: float = 0,
+        kind: str = "value",
     ) -> bool:
-        return self.lanes.settle(tag, lane, answer, outbox=b"row", verdict=verdict, seen=b"", gate_s=gate_s)
+        return self.lanes.settle(tag, lane, answer, outbox=b"row", verdict=verdict, seen=b"", gate_s=gate_s, kind=kind)
 
     def back(
         self, tag: str, after_s: float = 0, tries: int = 0, lane: str = "gpt", verdict: str = "other", gate_s: float = 0

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.lanes import US
+from ratelimit_worker.stores.lanes import US, Claim
 from tests.test_lanes import LEASE_S, Cluster, entry
 
 LANES = ("a", "b", "free")
@@ -68,6 +68,7 @@ class Anything(RuleBasedStateMachine):
         due_s=st.sampled_from([0.0, 0.0, 0.0, 0.5, 5.0]),
         deadline_s=st.sampled_from([3600.0, 3600.0, 3600.0, 4.0]),
         many=st.integers(1, 6),
+        same=st.sampled_from(["", "", "f", "g"]),
     )
     def enqueue(
         self,
@@ -79,9 +80,11 @@ class Anything(RuleBasedStateMachine):
         due_s: float,
         deadline_s: float,
         many: int,
+        same: str,
     ) -> None:
         for _ in range(many):
             ref = f"c{len(self.accepted)}"
+            shares = same and not due_s
             call = entry(
                 ref,
                 lane,
@@ -91,11 +94,12 @@ class Anything(RuleBasedStateMachine):
                 cost=Cost(input_tokens=tokens),
                 due_in_s=due_s,
                 deadline_in_s=deadline_s,
+                claim=Claim(fingerprint=f"{same}{lane}", ttl_s=2.0, join=True, max_entries=1) if shares else None,
             )
             self.cluster.lanes.enqueue(call)
             assert self.cluster.lanes.enqueue(call) == (False, ref)
             self.accepted.add(ref)
-            if due_s or deadline_s < 3600:
+            if due_s or shares or deadline_s < 3600:
                 self.delayed.add(ref)
             else:
                 self.order[lane, queue, priority.value, tenant].append(ref)
@@ -225,7 +229,12 @@ class Anything(RuleBasedStateMachine):
     @invariant()
     def every_call_is_in_exactly_one_place(self) -> None:
         state = self._state()
-        places = [*state["waiting"], *state["due"], *(tag.rpartition(".")[0] for tag in state["ledger"])]
+        places = [
+            *state["waiting"],
+            *state["due"],
+            *state["shared"],
+            *(tag.rpartition(".")[0] for tag in state["ledger"]),
+        ]
         assert sorted(places) == sorted(self.accepted - self.gone)
 
     @invariant()
@@ -271,6 +280,19 @@ class Anything(RuleBasedStateMachine):
                     assert sent - before["c" + number] <= before["l" + number] + earned - level + 1e-3
             self.seen[lane] = fields
         self.seen_at_us, self.anchored = self.cluster.now_us, False
+
+    @invariant()
+    def whoever_follows_has_a_leader(self) -> None:
+        for fingerprint in (same + lane for same in "fg" for lane in LANES):
+            leader: Any = self.client.get(keys.claim(fingerprint))
+            followers = [ref.decode() for ref in self._members(keys.followers(fingerprint))]
+            if leader is None:
+                assert followers == []
+            else:
+                assert leader.decode() in self.accepted - self.gone - set(followers)
+        for ref in self._members(keys.ANSWERED):
+            assert self.client.exists(keys.settled(ref.decode()))
+            assert self.client.zscore("rlw:expiry", ref) is not None
 
     @invariant()
     def whoever_waits_is_woken(self) -> None:
@@ -324,7 +346,7 @@ class Anything(RuleBasedStateMachine):
         known = {f"rlw:{kind}:{lane}" for kind in ("lane", "tenants", "seen") for lane in LANES}
         known |= {f"rlw:{name}" for name in ("counters", "onqueues", "pump", "duty:pump", "lanes", "outbox", "seen")}
         known |= {f"rlw:{name}" for name in ("workers", "slots", "held", "room")}
-        assert {key for key in left - known if not key.startswith("rlw:done:")} == set()
+        assert {key for key in left - known if not key.startswith(("rlw:done:", "rlw:cache:"))} == set()
 
     # ── helpers ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -386,6 +408,10 @@ class Anything(RuleBasedStateMachine):
                     return False
         return True
 
+    def _members(self, key: str) -> list[bytes]:
+        found: Any = self.client.zrange(key, 0, -1)
+        return list(found)
+
     def _state(self) -> dict[str, Any]:
         with self.client.pipeline(transaction=False) as pipe:
             pipe.zrange(keys.LEDGER, 0, -1)
@@ -407,6 +433,7 @@ class Anything(RuleBasedStateMachine):
         text = [[one.decode() if isinstance(one, bytes) else one for one in part] for part in got]
         ledger, aside, busy, upcoming, full = text[:5]
         out = dict(zip(LANES, text[5:8], strict=True))
+        shared = [keys.ANSWERED, *(keys.followers(same + lane) for same in "fg" for lane in LANES)]
         state: dict[str, Any] = {
             "ledger": ledger,
             "aside": aside,
@@ -417,6 +444,7 @@ class Anything(RuleBasedStateMachine):
             "onqueue": [tag for part in (8, 11) for tag in text[part]],
             "ready": [json.loads(raw)["properties"]["delivery_tag"] for part in (9, 12) for raw in text[part]],
             "rows": dict(zip(QUEUES, (text[10], text[13]), strict=True)),
+            "shared": [ref.decode() for key in shared for ref in self._members(key)],
             "waiting": [],
             "due": [],
             "scores": {},

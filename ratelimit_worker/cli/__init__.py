@@ -18,6 +18,7 @@ from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, St
 #: a module of this folder, or one with its whole name where the command belongs to the face that it opens.
 COMMANDS = {
     "analytics": "A report of the last hours or days: JSON, CSV or HTML.",
+    "cache": "How many answers are kept; forget some or all.",
     "cleanup": "Delete old rows of the tracking database.",
     "doctor": "What is in force and where it came from, and what is wrong.",
     "explain": "Where a call is, and what it waits for.",

@@ -318,10 +318,19 @@ class Concluded:
         return self._begun
 
     def settle(
-        self, tag: str, lane: str, answer: bytes, *, outbox: bytes, verdict: str, seen: bytes, gate_s: float = 0.0
+        self,
+        tag: str,
+        lane: str,
+        answer: bytes,
+        *,
+        outbox: bytes,
+        verdict: str,
+        seen: bytes,
+        gate_s: float = 0.0,
+        kind: str = "value",
     ) -> bool:
         """As the lanes do."""
-        return self._desk.settle(tag, lane, answer, outbox=outbox, verdict=verdict, seen=seen, gate_s=gate_s)
+        return self._desk.settle(tag, lane, answer, outbox=outbox, verdict=verdict, seen=seen, gate_s=gate_s, kind=kind)
 
     def back(
         self,

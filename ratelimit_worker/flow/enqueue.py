@@ -28,6 +28,8 @@ class Kind:
     priority: Priority = Priority.NORMAL
     deadline_s: float | None = None
     cost: Callable[..., Cost] | None = None  #: (*args, **kwargs) of the call → what it takes from the budget
+    cache: bool = True  #: its calls share answers with those that are the same
+    cache_ttl_s: float | None = None  #: an answer is kept so long; None: as the settings say
 
 
 def plan(
@@ -44,12 +46,14 @@ def plan(
     context: str | None = None,
     tags: Sequence[str] | None = None,
     cost: Cost | None = None,
+    cache: bool | None = None,
 ) -> dict[str, Any]:
     """The header of one call.
 
     Args:
         now: Seconds since the epoch.
         deadline_s: Seconds from now until the call must be answered.
+        cache: False: the call is made, whatever was answered or is on its way; None: as its kind says.
     Raises:
         BadInput: a name, a priority or a deadline that cannot be.
     """
@@ -73,6 +77,7 @@ def plan(
         "pub": uuid.uuid4().hex,
         "max_waiting": settings.max_waiting,
         "max_bytes": int(settings.max_payload_mb * 1024 * 1024),
+        **_sharing(kind, settings, kind.cache if cache is None else cache),
     }
 
 
@@ -111,6 +116,23 @@ def limit_fields(limits: LaneLimits) -> dict[str, float | str]:
     if not limits.unlimited:
         fields |= pace.set_points(pace.initial(limits), 0.0)[1]
     return fields
+
+
+def _sharing(kind: Kind, settings: Settings, wanted: bool) -> dict[str, Any]:
+    """How a call shares answers: nothing where it does not; `ttl` seconds, 0: not kept; whether it joins."""
+    join, ttl_s = settings.enable_request_deduplication, 0.0
+    if settings.enable_intelligent_caching:
+        ttl_s = settings.cache_ttl_seconds if kind.cache_ttl_s is None else kind.cache_ttl_s
+    elif join:  # a second call that comes just after the first's answer is a duplicate too
+        ttl_s = settings.dedup_window_seconds
+    if not wanted or not (join or ttl_s > 0):
+        return {}
+    return {
+        "ttl": ttl_s,
+        "join": join,
+        "cache_entries": settings.max_cache_entries,
+        "cache_bytes": int(settings.cache_size_mb * 1024 * 1024),
+    }
 
 
 def _limits(settings: Settings, lane: str) -> LaneLimits:

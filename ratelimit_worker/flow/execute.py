@@ -32,6 +32,10 @@ from ratelimit_worker.ports import Begun, Lanes
 log = logging.getLogger("ratelimit_worker.attempt")
 
 
+#: What an attempt's answer is to those that wait for the same; all else is an error.
+KINDS = {Outcome.ANSWERED: "value", Outcome.RETRIED: "passed"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What is known of a call before its payload is read."""
@@ -230,6 +234,7 @@ class Executor:
             if seen.response is not None or verdict != "good"
             else b"",
             gate_s=(failure.retry_after_s or 0.0) if failure is not None else 0.0,
+            kind=KINDS.get(outcome, "error"),
         )
 
     def _row(

@@ -17,6 +17,13 @@
 | `rlw:payload:REF` | STRING | body: args, kwargs, canvas. The only key that holds prompts | deadline + 1 day |
 | `rlw:settled:REF` | STRING | answer, until the ack | deadline + 1 day; deleted by FREE |
 | `rlw:done:REF` | STRING | publication of a call that is gone | 60 s |
+| `rlw:claim:FP` | STRING | leader (REF) of the calls with fingerprint FP | its deadline + 1 day; deleted by settle |
+| `rlw:followers:FP` | ZSET ref → µs | calls that wait for the leader's answer | 1,000; deadline + 1 day |
+| `rlw:answered` | ZSET ref → µs | calls with another's answer, on their way to a worker | calls |
+| `rlw:cache:FP` | HASH | a kept answer; context, tags, func, size, ends | `MAISD_CACHE_TTL_SECONDS` |
+| `rlw:cache:used` | ZSET fp → µs | when it was used last | `MAISD_MAX_CACHE_ENTRIES` |
+| `rlw:cache:ends` | ZSET fp → µs | when it ends | the same |
+| `rlw:cache:sizes` | HASH fp → bytes | its size; `all`: the sum | the same; `MAISD_CACHE_SIZE_MB` |
 | `rlw:expiry` | ZSET ref → µs | when a call is delivered without a permit: its deadline, or now if answered | calls |
 | `rlw:next` | ZSET lane → µs | when the pump must look at a lane | lanes |
 | `rlw:hungry` | SET | queues with a row | queues |
@@ -48,6 +55,11 @@ LANES = NAMESPACE + "lanes"
 PINS = NAMESPACE + "pins"
 LEDGER = NAMESPACE + "ledger"
 WAKE = NAMESPACE + "wake"  #: pub/sub channel: the pump's plan changed
+CACHE = NAMESPACE + "cache:"
+CACHE_USED = CACHE + "used"
+CACHE_ENDS = CACHE + "ends"
+CACHE_SIZES = CACHE + "sizes"
+ANSWERED = NAMESPACE + "answered"
 SEEN = NAMESPACE + "seen"
 TUNE = NAMESPACE + "tune"  #: pub/sub channel: a refusal or a sick row, the tuner should look now
 
@@ -80,6 +92,21 @@ def payload(ref: str) -> str:
 def settled(ref: str) -> str:
     """Answer of one call, until its message is acknowledged."""
     return f"{NAMESPACE}settled:{ref}"
+
+
+def claim(fingerprint: str) -> str:
+    """Leader of the calls with one fingerprint."""
+    return f"{NAMESPACE}claim:{fingerprint}"
+
+
+def followers(fingerprint: str) -> str:
+    """Calls that wait for their leader's answer."""
+    return f"{NAMESPACE}followers:{fingerprint}"
+
+
+def cache(fingerprint: str) -> str:
+    """A kept answer."""
+    return f"{CACHE}{fingerprint}"
 
 
 def duty(name: str) -> str:

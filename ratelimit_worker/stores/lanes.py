@@ -23,6 +23,47 @@ KEEP_ANSWER_S = 86_400  #: an answer waits so long for its ack; FREE deletes it 
 ONE = Cost()
 
 
+class AnsweredFromCache(Exception):
+    """The call needs no lane: it was answered before, and nothing was stored. No error; only `CallTask` sees it."""
+
+    def __init__(self, answer: bytes) -> None:
+        super().__init__(answer)
+        self.answer = answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """How a call shares answers with those that are the same."""
+
+    fingerprint: str
+    ttl_s: float  #: its answer is kept so long, and a kept one is good for it; 0: neither
+    join: bool  #: it follows one that is on its way, and others follow it
+    at_once: bool = False  #: the caller takes an answer in place of the call: `AnsweredFromCache`
+    again: bool = False  #: a retry of the same call, which keeps what it has claimed
+    max_entries: int = 1000
+    max_bytes: int = 100 * 1024 * 1024
+    context: str = ""
+    tags: Sequence[str] = ()
+    func: str = ""
+
+    def packed(self) -> bytes:
+        """As the scripts read it (CLAIM_… in _lane.lua)."""
+        return msgspec.msgpack.encode(
+            [
+                self.fingerprint,
+                int(self.ttl_s * 1000),
+                int(self.join),
+                int(self.at_once),
+                int(self.again),
+                self.max_entries,
+                self.max_bytes,
+                self.context,
+                msgspec.json.encode(list(self.tags)).decode(),
+                self.func,
+            ]
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """A call on its way into a lane."""
@@ -42,6 +83,7 @@ class Entry:
     tries: int = 0
     number: int = 0
     max_waiting: int = 0
+    claim: Claim | None = None
     #: The lane's set-points where it is new, or what makes them: most calls go to a lane that is there.
     lane_fields: Mapping[str, float | str] | Callable[[], Mapping[str, float | str]] = field(default_factory=dict)
 
@@ -78,6 +120,7 @@ class Entry:
             self.number,
             self.message,
             self.body,
+            self.claim.packed() if self.claim is not None else b"",
             *fields,
         ]
 
@@ -104,14 +147,17 @@ class Lanes:
         Raises:
             LaneFull: the lane holds `max_waiting` calls; nothing was stored.
             BadInput: a cost, a weight or a time that no bucket can hold.
+            AnsweredFromCache: where the claim says that the caller takes it.
         """
-        state, ref = self.run("enqueue", entry.args(new_lane=entry.lane not in self._known))
+        state, ref, *answer = self.run("enqueue", entry.args(new_lane=entry.lane not in self._known))
         if state == -2:  # it was there once, and has gone since
-            state, ref = self.run("enqueue", entry.args())
+            state, ref, *answer = self.run("enqueue", entry.args())
         if len(self._known) < MOST_KNOWN:
             self._known.add(entry.lane)
         if state == -1:
             raise LaneFull(entry.lane, entry.max_waiting)
+        if state == 3:
+            raise AnsweredFromCache(answer[0])
         return state == 1, ref.decode()
 
     def begin(self, tag: str, lease_s: float) -> Begun:
@@ -137,10 +183,23 @@ class Lanes:
         return Begun(state=word)
 
     def settle(
-        self, tag: str, lane: str, answer: bytes, *, outbox: bytes, verdict: str, seen: bytes, gate_s: float = 0.0
+        self,
+        tag: str,
+        lane: str,
+        answer: bytes,
+        *,
+        outbox: bytes,
+        verdict: str,
+        seen: bytes,
+        gate_s: float = 0.0,
+        kind: str = "value",
     ) -> bool:
-        """Make the outcome of a call safe; the first answer wins → whether this was the first."""
-        args = (tag, answer, outbox, verdict, seen, int(gate_s * US), lane, KEEP_ANSWER_S * 1000)
+        """Make the outcome of a call safe; the first answer wins → whether this was the first.
+
+        Args:
+            kind: What the answer is: "value", which is kept; "error", which only followers get; "passed".
+        """
+        args = (tag, answer, outbox, verdict, seen, int(gate_s * US), lane, KEEP_ANSWER_S * 1000, kind)
         return bool(self.run("settle", args))
 
     def back(

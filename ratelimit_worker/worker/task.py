@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from celery import Task
 from celery.exceptions import Ignore, Reject, TaskPredicate
 from celery.exceptions import Retry as CeleryRetry
+from celery.utils import uuid
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.json import dumps, loads
 from redis import RedisError
@@ -24,6 +25,7 @@ from ratelimit_worker.flow.execute import Again, Answered, Executor, Facts, Gave
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.providers import http
+from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.stores.patient import PatientLanes
 from ratelimit_worker.wiring import services
 from ratelimit_worker.worker import transport
@@ -31,6 +33,8 @@ from ratelimit_worker.worker.result import CallResult
 from ratelimit_worker.worker.transport import HEADER, unpack_body
 
 ANSWERS = Answers(dumps=dumps, loads=loads)
+#: Options of `apply_async` that are the plan's.
+CHOICES = ("lane", "tenant", "context", "tags", "cost", "deadline_s", "cache")
 MOST_WARM_CLIENTS = 16  #: made before the first call, 4 ms each
 
 
@@ -38,8 +42,8 @@ class CallTask(Task):
     """Base class of every task that calls a provider.
 
     Class attributes, or options of `@llm_task`: `lane`, `provider` (with the argument `model` it names the lane),
-    `context`, `tags`, `tenant`, `call_priority`, `deadline_s`, `cost`. The same names as options of `apply_async`, with
-    `priority` for the class (high, normal, low, or Celery's 0 to 9).
+    `context`, `tags`, `tenant`, `call_priority`, `deadline_s`, `cost`, `cache`, `cache_ttl` (seconds). The same names as
+    options of `apply_async` but for the last, with `priority` for the class (high, normal, low, or Celery's 0 to 9).
     """
 
     abstract = True
@@ -57,6 +61,8 @@ class CallTask(Task):
     call_priority: ClassVar[str | int] = Priority.NORMAL
     deadline_s: ClassVar[float | None] = None
     cost: ClassVar[Callable[..., Cost] | None] = None
+    cache: ClassVar[bool] = True
+    cache_ttl: ClassVar[float | None] = None
 
     def plan(self, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         """The header that a call with these arguments gets."""
@@ -70,6 +76,8 @@ class CallTask(Task):
             priority=enqueue.priority_of(self.call_priority),
             deadline_s=self.deadline_s,
             cost=cost.__func__ if isinstance(cost, staticmethod) else cost,
+            cache=self.cache,
+            cache_ttl_s=self.cache_ttl,
         )
         return enqueue.plan(kind, args, kwargs, services().settings, now=time.time(), **options)
 
@@ -93,12 +101,17 @@ class CallTask(Task):
         """
         if self.app.conf.task_always_eager:
             return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
-        chosen = {name: options.pop(name, None) for name in ("lane", "tenant", "context", "tags", "cost", "deadline_s")}
+        chosen = {name: options.pop(name, None) for name in CHOICES}
         plan = self.plan(args or (), kwargs or {}, priority=options.pop("priority", None), **chosen)
         mine = self.request
         if task_id is not None and mine.id == task_id and mine.get("rlw_number") is not None:
             # self.retry or replace: the same call goes on, so its deadline and the count of its attempts do too
-            plan |= {"deadline": mine.get(HEADER)["deadline"], "number": mine.get("rlw_number")}
+            before = mine.get(HEADER)
+            plan |= {"deadline": before["deadline"], "number": mine.get("rlw_number")}
+            plan |= {"again": True, "fp": before.get("fp")}
+        else:
+            plan["at_once"] = True
+        task_id = task_id or uuid()
         headers = {**(options.pop("headers", None) or {}), HEADER: plan}
         options.setdefault("argsrepr", f"<{plan['lane']}>")
         options.setdefault("kwargsrepr", "{}")
@@ -106,10 +119,27 @@ class CallTask(Task):
             return super().apply_async(
                 args, kwargs, task_id, producer, link, link_error, shadow, headers=headers, **options
             )
+        except AnsweredFromCache as hit:
+            return self._answered(task_id, hit.answer, options)
         except EncodeError as error:
             raise BadInput(f"the arguments of {self.name} are not JSON: {_first_line(error)}") from error
         except (OperationalError, RedisError) as error:
             raise StoreUnavailable(f"the call was not accepted, Redis said: {_first_line(error)}") from error
+
+    def _answered(self, task_id: str, answer: bytes, options: Mapping[str, Any]) -> CallResult:
+        """The result of a call that was answered before: stored under its own id, and there at once."""
+        _, value = ANSWERS.decode(answer)
+        result = self.AsyncResult(task_id)
+        result.ignored = options.get("ignore_result", self.ignore_result)
+        if not result.ignored:
+            try:
+                self.backend.mark_as_done(task_id, value)
+            except RedisError as error:
+                raise StoreUnavailable(f"the answer was not stored, Redis said: {_first_line(error)}") from error
+        parent = self.app.current_worker_task if options.get("add_to_parent", True) else None
+        if parent:
+            parent.add_trail(result)
+        return result
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> CallResult:  # noqa: N802 - Celery's name
         """The result of one call, by its id."""

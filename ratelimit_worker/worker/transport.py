@@ -9,6 +9,7 @@ way. The traps behind each override are in docs/why.md.
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import re
 import ssl
@@ -30,8 +31,9 @@ from redis import RedisError
 
 from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.errors import BadInput
+from ratelimit_worker.fingerprint import digest
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.lanes import Entry, Lanes
+from ratelimit_worker.stores.lanes import Claim, Entry, Lanes
 from ratelimit_worker.worker.intake import Intake
 
 log = logging.getLogger(__name__)
@@ -332,6 +334,9 @@ def entry(queue: str, message: Mapping[str, Any]) -> Entry:
     body = _checked(base64.b64decode(message["body"]), message, plan)
     now = time()
     due = _epoch(headers["eta"]) - now if headers.get("eta") else 0.0
+    claim = _claim(headers, plan, body, due)
+    if claim is not None:
+        headers[HEADER] = plan = {**plan, "fp": claim.fingerprint}
     expires = _epoch(headers["expires"]) if headers.get("expires") else plan["deadline"]
     headers["eta"] = None  # the call waits in its lane, the worker must not wait again
     headers["argsrepr"], headers["kwargsrepr"] = _summary(plan, len(body)), "{}"
@@ -370,7 +375,37 @@ def entry(queue: str, message: Mapping[str, Any]) -> Entry:
         tries=plan.get("tries", 0),
         number=plan.get("number", 0),
         max_waiting=plan["max_waiting"],
+        claim=claim,
         lane_fields=partial(LANE_FIELDS[0], plan["lane"]) if LANE_FIELDS else {},
+    )
+
+
+def _claim(headers: Mapping[str, Any], plan: Mapping[str, Any], body: bytes, due_in_s: float) -> Claim | None:
+    """What a call shares with those that are the same; None: nothing.
+
+    A call for later shares nothing: it would be answered before its time, or keep those of now waiting for it.
+    """
+    again = bool(plan.get("again"))
+    if "ttl" not in plan or (due_in_s > 0 and not again):
+        return None
+    at_once, fingerprint = False, plan.get("fp")
+    if not again:
+        args, kwargs, canvas = json.loads(body)
+        fingerprint = digest(headers["task"], plan["lane"], [args, kwargs])
+        at_once = bool(plan.get("at_once")) and not headers.get("group") and not any((canvas or {}).values())
+    if fingerprint is None:
+        return None
+    return Claim(
+        fingerprint=fingerprint,
+        ttl_s=plan["ttl"],
+        join=plan["join"],
+        at_once=at_once,
+        again=again,
+        max_entries=plan["cache_entries"],
+        max_bytes=plan["cache_bytes"],
+        context=plan["context"],
+        tags=plan["tags"],
+        func=headers["task"],
     )
 
 
@@ -400,8 +435,6 @@ def _checked(body: bytes, message: Mapping[str, Any], plan: Mapping[str, Any]) -
 
 
 def _has_constant(body: bytes) -> bool:
-    import json
-
     found: list[str] = []
     json.loads(body, parse_constant=found.append)
     return bool(found)

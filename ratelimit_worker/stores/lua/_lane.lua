@@ -21,9 +21,11 @@ local REFS = 9                                         -- messages of one task i
 local TRIES = 8                                        -- lanes that are asked for one free slot
 local SUPPLY = 8                                       -- calls that may lie ready for the next free slots
 local SURPLUS = 8                                      -- calls without a permit that may lie ready beyond the slots
+local FOLLOWERS = 1000                                 -- of one claim: settle gives each its answer in one step
 -- A call's record, packed in field i of its hash. Newer versions only append; what they change otherwise is a new SCHEMA.
 local VERSION, LANE, QUEUE, SCORE, CLASS, TENANT, COST, ACCEPTED, DEADLINE, RELEASE, ATTEMPTS, LOST, PERMIT, RESTORED,
-  TICKET, PUB, SINCE, NUMBER, WEIGHT, BORN = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20
+  TICKET, PUB, SINCE, NUMBER, WEIGHT, BORN, CLAIM = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
+  20, 21                                               -- CLAIM: its fingerprint; absent: it shares nothing
 local NOTHING = {0, 0, 0, 0}                           -- a cost
 local NONE, TAKEN, USED = 0, 1, 2                      -- PERMIT: none, taken from the bucket, used by a start
 
@@ -38,8 +40,12 @@ local function out_key(lane) return key('out:') .. lane end
 local function row_key(queue) return key('hungry:') .. queue end
 local function onqueue_key(queue) return key('onqueue:') .. queue end
 local function call_key(ref) return key('call:') .. ref end
+local function claim_key(fp) return key('claim:') .. fp end
+local function followers_key(fp) return key('followers:') .. fp end
+local function cache_key(fp) return key('cache:') .. fp end
 local LEDGER, ASIDE, NEXT, HUNGRY, FULL = key('ledger'), key('aside'), key('next'), key('hungry'), key('full')
-local PUMP, EXPIRY = key('pump'), key('expiry')
+local PUMP, EXPIRY, ANSWERED = key('pump'), key('expiry'), key('answered')
+local CACHE_USED, CACHE_ENDS, CACHE_SIZES = key('cache:used'), key('cache:ends'), key('cache:sizes')
 local function count(name, by) return redis.call('HINCRBY', key('counters'), name, by or 1) end
 
 local function record(ref)
@@ -260,8 +266,13 @@ local function wait_until(due, ref, r)
   redis.call('ZADD', due_key(r[LANE], r[QUEUE]), int(due), ref)
   redis.call('SADD', queues_key(r[LANE]), r[QUEUE])
 end
+local function waits(ref, r)                            -- for its turn, its time, another's answer, or to be handed its own
+  return redis.call('ZSCORE', wait_key(r[LANE], r[QUEUE]), ref) or redis.call('ZSCORE', due_key(r[LANE], r[QUEUE]), ref)
+    or redis.call('ZSCORE', ANSWERED, ref) or (r[CLAIM] and redis.call('ZSCORE', followers_key(r[CLAIM]), ref))
+end
 local function unwait(ref, r)                          -- 1 when it waited
   return redis.call('ZREM', wait_key(r[LANE], r[QUEUE]), ref) + redis.call('ZREM', due_key(r[LANE], r[QUEUE]), ref)
+    + redis.call('ZREM', ANSWERED, ref) + (r[CLAIM] and redis.call('ZREM', followers_key(r[CLAIM]), ref) or 0)
 end
 -- calls whose time has come go to their place -> when the next one's comes
 local function ripen(L, queues)
@@ -458,7 +469,101 @@ local function after(lane, n, begun)
   local awaits = redis.call('HGET', FULL, lane)
   if awaits == 'ends' or (awaits and not begun) then release(lane, n) end
 end
+-- ── claims: one call asks for all that are the same ──────────────────────────────────────────────────────────────
+-- The claim of a fingerprint names its leader; the others follow it, outside the lane. Whoever the claim does not name can
+-- neither settle it nor pass it on.
+local function ttl_of(r) return math.ceil((r[DEADLINE] - now + DAY_US) / 1e6) end
+local function lead(ref, r) redis.call('SET', claim_key(r[CLAIM]), ref, 'EX', math.max(1, ttl_of(r))) end
+local function follow(ref, r)
+  local k, ttl_s = followers_key(r[CLAIM]), ttl_of(r)
+  redis.call('ZADD', k, int(now), ref)
+  if redis.call('TTL', k) < ttl_s then redis.call('EXPIRE', k, ttl_s) end
+end
+-- A call has its answer without a request of its own: the pump gives it to a worker, without a permit, as it does with
+-- those whose deadline has passed. Its links, its chord and its result are Celery's to see to.
+local function answered(ref, r, answer)
+  redis.call('SET', key('settled:') .. ref, answer, 'NX', 'EX', math.max(1, ttl_of(r)))
+  redis.call('ZADD', ANSWERED, int(now), ref)
+  redis.call('ZADD', EXPIRY, int(now), ref)
+  plan(now)
+end
+-- The leader leaves without an answer: its first follower takes its place in the lane, and the others follow that one.
+local function succeed(ref, r)
+  local fp = r[CLAIM]
+  if redis.call('GET', claim_key(fp)) ~= ref then return end
+  redis.call('DEL', claim_key(fp))
+  while true do
+    local heir = redis.call('ZPOPMIN', followers_key(fp))[1]
+    if not heir then return end
+    local h = record(heir)
+    if h then
+      lead(heir, h)
+      if r[SCORE] >= 0 then h[SCORE] = r[SCORE] else place(load(h[LANE]), h) end
+      h[SINCE] = now
+      keep(heir, h)
+      wait(heir, h)
+      note(h[LANE], now)
+      return
+    end
+  end
+end
+local function uncache(fp)                             -- 1 when it was there
+  redis.call('ZREM', CACHE_USED, fp)
+  redis.call('ZREM', CACHE_ENDS, fp)
+  local size = redis.call('HGET', CACHE_SIZES, fp)
+  if size then
+    redis.call('HDEL', CACHE_SIZES, fp)
+    redis.call('HINCRBY', CACHE_SIZES, 'all', -tonumber(size))
+  end
+  return redis.call('DEL', cache_key(fp))
+end
+-- An answer is kept; what has ended goes, then what was used longest ago, until it fits. O(gone · log entries).
+local CLAIM_FP, CLAIM_TTL_MS, CLAIM_JOIN, CLAIM_AT_ONCE, CLAIM_AGAIN, CLAIM_ENTRIES, CLAIM_BYTES, CLAIM_CONTEXT, CLAIM_TAGS,
+  CLAIM_FUNC = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+local ENTRY_BYTES = 500                                -- what an entry takes beside its answer, about
+local function cache(claim, answer)
+  local fp, size = claim[CLAIM_FP], #answer + ENTRY_BYTES
+  uncache(fp)
+  if size > claim[CLAIM_BYTES] or claim[CLAIM_ENTRIES] < 1 then return end
+  for _, old in ipairs(redis.call('ZRANGEBYSCORE', CACHE_ENDS, '-inf', int(now), 'LIMIT', 0, 100)) do uncache(old) end
+  while redis.call('ZCARD', CACHE_USED) >= claim[CLAIM_ENTRIES]
+    or (tonumber(redis.call('HGET', CACHE_SIZES, 'all') or '0') + size > claim[CLAIM_BYTES]) do
+    local old = redis.call('ZRANGE', CACHE_USED, 0, 0)[1]
+    if not old then redis.call('DEL', CACHE_SIZES) break end  -- forgotten beside us: the sum is of nothing
+    uncache(old)
+    count('cache_evicted')
+  end
+  local ends = now + claim[CLAIM_TTL_MS] * 1000
+  redis.call('HSET', cache_key(fp), 'answer', answer, 'context', claim[CLAIM_CONTEXT], 'tags', claim[CLAIM_TAGS],
+    'func', claim[CLAIM_FUNC], 'size', size, 'ends', int(ends))
+  redis.call('PEXPIRE', cache_key(fp), int(claim[CLAIM_TTL_MS]))
+  redis.call('ZADD', CACHE_USED, int(now), fp)
+  redis.call('ZADD', CACHE_ENDS, int(ends), fp)
+  redis.call('HSET', CACHE_SIZES, fp, size)
+  redis.call('HINCRBY', CACHE_SIZES, 'all', size)
+end
+local function cached(fp)                              -- the answer, which counts as a use
+  local h = redis.call('HMGET', cache_key(fp), 'answer', 'ends')
+  if not h[1] or not h[2] or tonumber(h[2]) <= now then return nil end
+  redis.call('ZADD', CACHE_USED, 'XX', int(now), fp)
+  count('cache_hits')
+  return h[1]
+end
+-- A call has its outcome ('value', 'error', or 'passed': it asks again, or never will). Its answer is kept; the followers of
+-- its claim get the outcome, whatever it is. O(followers · log).
+local function share(ref, r, kind, answer)
+  local packed = kind == 'value' and redis.call('HGET', call_key(ref), 'c')
+  local claim = packed and cmsgpack.unpack(packed)
+  if claim and claim[CLAIM_TTL_MS] > 0 and not pcall(cache, claim, answer) then count('uncached') end
+  if kind == 'passed' or redis.call('GET', claim_key(r[CLAIM])) ~= ref then return end
+  for _, follower in ipairs(redis.call('ZRANGE', followers_key(r[CLAIM]), 0, -1)) do
+    local f = record(follower)
+    if f then answered(follower, f, answer) end
+  end
+  redis.call('DEL', claim_key(r[CLAIM]), followers_key(r[CLAIM]))
+end
 local function forget(ref, r)
+  if r[CLAIM] then succeed(ref, r) end
   redis.call('DEL', call_key(ref), key('payload:') .. ref, key('settled:') .. ref)
   redis.call('ZREM', EXPIRY, ref)
   -- a publisher that lost our reply may send the same once more

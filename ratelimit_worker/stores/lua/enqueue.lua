@@ -1,9 +1,12 @@
 -- Put a call into its lane; release it at once when it is the first there and pace, gate and room allow. O(log waiting).
+-- A call that claims is first looked up: answered before, it needs no permit; the same is on its way, it follows that one.
 -- ARGV  now µs · lane · queue · ref wished · publication · class · tenant · weight · cost of 4 dimensions ·
 --       due in µs (0: now) · deadline in µs · most waiting (0: no bound) · tries so far · attempts so far · message · body ·
+--       claim, packed ('': none; CLAIM_… in _lane.lua) ·
 --       fields and values of the lane's hash for the case that the lane is new … (none: the caller thinks it is not)
--- returns  {1 released | 0 waits | 2 was there already | -1 lane full | -2 the lane is new, say its fields, ref}; an error when the message has no place for
---          a tag, or REFS messages of this task id are in lanes
+-- returns  {1 released | 0 waits | 2 was there already | -1 lane full | -2 the lane is new, say its fields, ref}, or
+--          {3, ref, answer}: it is answered, nothing was stored; an error when the message has no place for a tag, or REFS
+--          messages of this task id are in lanes
 local lane, queue, ref, pub, class, tenant = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local cost = {tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])}
 local due, deadline, bound = now + tonumber(ARGV[13]), now + tonumber(ARGV[14]), tonumber(ARGV[15])
@@ -19,17 +22,34 @@ for i = 1, REFS + 1 do
   if (r and r[PUB] or redis.call('GET', key('done:') .. ref)) == pub then return {2, ref} end  -- our reply was lost
   if not r then break end
 end
-if #ARGV < 20 and redis.call('HEXISTS', lane_key(lane), 'schema') == 0 then return {-2, ref} end
-if #ARGV >= 20 and redis.call('HSETNX', lane_key(lane), 'schema', SCHEMA) == 1 then
+if #ARGV < 21 and redis.call('HEXISTS', lane_key(lane), 'schema') == 0 then return {-2, ref} end
+if #ARGV >= 21 and redis.call('HSETNX', lane_key(lane), 'schema', SCHEMA) == 1 then
   -- what a person has set before the first call stays
-  for i = 20, #ARGV - 1, 2 do
+  for i = 21, #ARGV - 1, 2 do
     if ARGV[i + 1] ~= '' then redis.call('HSETNX', lane_key(lane), ARGV[i], ARGV[i + 1]) end
+  end
+end
+local claim = ARGV[20] ~= '' and cmsgpack.unpack(ARGV[20])
+local fp, answer, leads, follows = claim and claim[CLAIM_FP], nil, false, false
+if fp then
+  local leader = claim[CLAIM_JOIN] == 1 and redis.call('GET', claim_key(fp))
+  if claim[CLAIM_AGAIN] == 1 then                      -- the same call goes on: it asks nobody, and keeps what it has claimed
+    leads = leader and (leader == wished or string.sub(leader, 1, #wished + 1) == wished .. '~')
+  else
+    answer = claim[CLAIM_TTL_MS] > 0 and cached(fp)
+    if answer and claim[CLAIM_AT_ONCE] == 1 then return {3, ref, answer} end
+    if not answer and claim[CLAIM_JOIN] == 1 then
+      follows = leader and redis.call('EXISTS', call_key(leader)) == 1
+      leads = not follows
+      -- more than that, and a call asks for itself alone
+      if follows and redis.call('ZCARD', followers_key(fp)) >= FOLLOWERS then follows = false end
+    end
   end
 end
 local L = load(lane)
 if not L.was then save(L) end
 local queues = redis.call('SMEMBERS', queues_key(lane))
-if bound > 0 then
+if bound > 0 and not answer and not follows then
   local waiting = 0
   for _, q in ipairs(queues) do
     waiting = waiting + redis.call('ZCARD', wait_key(lane, q)) + redis.call('ZCARD', due_key(lane, q))
@@ -40,15 +60,26 @@ if bound > 0 then
   end
 end
 local r = {SCHEMA, lane, queue, -1, class, tenant, cost, now, deadline, 0, tonumber(ARGV[16]), 0, NONE, 0,
-  {0, 0, 0, 0, 0, 0}, pub, now, tonumber(ARGV[17]), tonumber(ARGV[8]), released()}
-if due <= now then place(L, r) end
+  {0, 0, 0, 0, 0, 0}, pub, now, tonumber(ARGV[17]), tonumber(ARGV[8]), released(), fp or nil}
+if due <= now and not answer and not follows then place(L, r) end
 local ttl_s = math.ceil((deadline - now + DAY_US) / 1e6)
 redis.call('HSET', call_key(ref), 'i', cmsgpack.pack(r), 'm', ARGV[18])
 redis.call('EXPIRE', call_key(ref), ttl_s)
 redis.call('SET', key('payload:') .. ref, ARGV[19], 'EX', ttl_s)
 redis.call('ZADD', EXPIRY, int(deadline), ref)
+if fp then redis.call('HSET', call_key(ref), 'c', ARGV[20]) end
+if leads then lead(ref, r) end
 if ttl_s > LANE_TTL_S and redis.call('TTL', lane_key(lane)) < ttl_s then  -- a call must not outlive its lane's pace
   redis.call('EXPIRE', lane_key(lane), ttl_s)
+end
+if answer then
+  answered(ref, r, answer)
+  return {0, ref}
+end
+if follows then
+  count('joined')
+  follow(ref, r)
+  return {0, ref}
 end
 if due > now then
   wait_until(due, ref, r)

@@ -10,9 +10,7 @@ redis.call('SET', duty, ARGV[2], 'PX', ARGV[3])
 local lease = lease_us()
 for _, ref in ipairs(redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', int(now), 'LIMIT', 0, 100)) do
   local r = record(ref)
-  local waits = r and r[VERSION] <= SCHEMA and (redis.call('ZSCORE', wait_key(r[LANE], r[QUEUE]), ref)
-    or redis.call('ZSCORE', due_key(r[LANE], r[QUEUE]), ref))
-  if not waits then
+  if not (r and r[VERSION] <= SCHEMA and waits(ref, r)) then
     redis.call('ZREM', EXPIRY, ref)                    -- it is out, and entered again if it comes back
   else
     local free, here = vacant(r[QUEUE])

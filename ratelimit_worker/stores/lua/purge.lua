@@ -1,15 +1,28 @@
--- Forget calls that wait on a queue or lie ready there unread, for good. O(lanes + most · log waiting).
+-- Forget calls that wait on a queue or lie ready there unread, for good, with their followers on that queue; one on another
+-- takes their place. O(lanes + most · log waiting + followers).
 -- ARGV  now µs · queue · most
 -- returns  {how many, 1 when there may be more}
 local queue, most, n = ARGV[2], tonumber(ARGV[3]), 0
+local function purge(ref, r)
+  local followers = r[CLAIM] and redis.call('GET', claim_key(r[CLAIM])) == ref and followers_key(r[CLAIM])
+  for _, follower in ipairs(followers and redis.call('ZRANGE', followers, 0, -1) or {}) do
+    local f = record(follower)
+    if f and f[QUEUE] == queue then
+      redis.call('ZREM', followers, follower)
+      forget(follower, f)
+      n = n + 1
+    end
+  end
+  forget(ref, r)
+  n = n + 1
+end
 for _, lane in ipairs(redis.call('ZRANGE', key('lanes'), 0, -1)) do
   local before = n
   for _, k in ipairs({wait_key(lane, queue), due_key(lane, queue)}) do
-    for _, ref in ipairs(redis.call('ZRANGE', k, 0, most - n - 1)) do
+    for _, ref in ipairs(redis.call('ZRANGE', k, 0, math.max(0, most - n - 1))) do
       local r = record(ref)
       redis.call('ZREM', k, ref)
-      if r then forget(ref, r) end
-      n = n + 1
+      if r then purge(ref, r) else n = n + 1 end
     end
     if n >= most then break end
   end
@@ -24,10 +37,9 @@ for _, tag in ipairs(redis.call('SMEMBERS', onqueue_key(queue))) do
   local r = record(ref)
   if r and r[VERSION] <= SCHEMA and r[PERMIT] ~= USED and unready(ref, r, tag) then
     leave(tag, r)
-    forget(ref, r)
+    purge(ref, r)
     after(r[LANE], 1, false)
     feed(1)
-    n = n + 1
   end
 end
 return {n, 0}

@@ -1,6 +1,8 @@
--- Make the outcome of a call safe, before Celery stores it: answer, outbox, observation, gate. O(1).
+-- Make the outcome of a call safe, before Celery stores it: answer, cache, followers, outbox, observation, gate.
+-- O(followers).
 -- The first answer wins; a call that is delivered again gets it and sends nothing, and needs no permit for that.
--- ARGV  now µs · tag · answer ('': none to keep) · outbox entry ('': none) · verdict · observation ('': none) · gate µs · lane · keep answer ms
+-- ARGV  now µs · tag · answer ('': none to keep) · outbox entry ('': none) · verdict · observation ('': none) · gate µs · lane · keep answer ms ·
+--       what the answer is: value, error, or passed
 -- returns  1 settled now | 0 was settled before, or the call is gone
 local ref, n = split(ARGV[2])
 local r = record(ref)
@@ -10,6 +12,7 @@ if r and ARGV[3] ~= '' then
   local ms = math.max(tonumber(ARGV[9]), redis.call('PTTL', call_key(ref)))
   if redis.call('SET', key('settled:') .. ref, ARGV[3], 'NX', 'PX', int(ms)) then
     settled = 1
+    if r[CLAIM] then share(ref, r, ARGV[10], ARGV[3]) end
     if n ~= r[RELEASE] or not redis.call('ZSCORE', LEDGER, ARGV[2]) then  -- it was taken for dead, and waits or runs again
       redis.call('ZADD', EXPIRY, int(now), ref)
       plan(now)

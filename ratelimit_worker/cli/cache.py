@@ -1,0 +1,55 @@
+"""`ratelimit-worker cache`: how many answers are kept, and which are to be forgotten."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.group()
+def cache() -> None:
+    """Answers that stand for calls with the same arguments."""
+
+
+@cache.command()
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def stats(form: str) -> None:
+    """Print how many answers are kept, what they take, and how often one was used."""
+    from ratelimit_worker.cli.sources import open_sources
+    from ratelimit_worker.reports.words import as_json
+    from ratelimit_worker.stores import answers
+    from ratelimit_worker.stores.live import redis_errors
+
+    with open_sources() as opened, redis_errors():
+        settings, counters = opened.settings, opened.services.lanes.counters()
+        size = answers.size(opened.services.redis)
+    figures = {
+        "entries": size.entries,
+        "most_entries": settings.max_cache_entries,
+        "bytes": size.bytes,
+        "most_bytes": int(settings.cache_size_mb * 1024 * 1024),
+        "hits": counters.get("cache_hits", 0),
+        "joined": counters.get("joined", 0),
+        "evicted": counters.get("cache_evicted", 0),
+    }
+    if form == "json":
+        click.echo(as_json(figures))
+        return
+    click.echo(f"answers kept   {size.entries:,} of at most {settings.max_cache_entries:,}")
+    click.echo(f"size           {size.bytes / 1024 / 1024:,.1f} MB of at most {settings.cache_size_mb:,.1f} MB")
+    click.echo(f"calls answered {figures['hits']:,} from the cache, {figures['joined']:,} by one that was on its way")
+    click.echo(f"evicted        {figures['evicted']:,}")
+
+
+@cache.command()
+@click.option("--context", help="Only answers of this context.")
+@click.option("--tag", help="Only answers with this tag.")
+@click.option("--func", help="Only answers of this task, by its name or the last part of it.")
+def clear(context: str | None, tag: str | None, func: str | None) -> None:
+    """Forget kept answers; without an option, all."""
+    from ratelimit_worker.cli.sources import open_sources
+    from ratelimit_worker.stores import answers
+    from ratelimit_worker.stores.live import redis_errors
+
+    with open_sources() as opened, redis_errors():
+        gone = answers.forget(opened.services.redis, context, tag, func)
+    click.echo(f"{gone:,} answers forgotten")
