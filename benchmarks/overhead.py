@@ -43,7 +43,8 @@ def noop(n):
 OURS = APP.format(
     prefetch=1,
     install="from ratelimit_worker import install, llm_task\ninstall(app)\n",
-    decorator='llm_task(app=app, name="noop", lane="bench", cache=False)',  # each run counts: none may stand for another
+    # each run counts: none may stand for another
+    decorator='llm_task(app=app, name="noop", lane="bench", cache=False)',
 )
 # plain Celery as its users run it: prefetch multiplier 4 is its default and its fastest
 STOCK = APP.format(prefetch=4, install="", decorator='app.task(name="noop")')

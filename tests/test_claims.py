@@ -1,9 +1,11 @@
-"""Do calls that are the same share one request? Claims on the real server and the test's time; then with real workers."""
+"""Do calls that are the same share one request? On the real server and the test's time; then with real workers."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -11,13 +13,17 @@ import pytest
 import redis
 from celery import chain, chord, group
 from celery.exceptions import TaskRevokedError
+from click.testing import CliRunner
 
 from ratelimit_worker.calls import LaneLimits
+from ratelimit_worker.cli import main
 from ratelimit_worker.config import Settings
 from ratelimit_worker.errors import CallFailed
 from ratelimit_worker.flow.enqueue import Kind, limit_fields, plan
+from ratelimit_worker.reports.explain import Where, explain, explanation_text
 from ratelimit_worker.stores import answers, keys
 from ratelimit_worker.stores.lanes import AnsweredFromCache, Claim
+from ratelimit_worker.stores.live import Live
 from ratelimit_worker.wiring import services
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet
@@ -569,3 +575,35 @@ def test_each_switch_off(running: Fleet, monkeypatch: pytest.MonkeyPatch, off: s
     before = runs(running, off)
     tasks.shared.apply_async((off,), lane=off).get(timeout=WAIT_S)
     assert runs(running, off) == before + (0 if kept else 1)
+
+
+@pytest.mark.worker
+def test_explain_says_whose_answer_a_call_waits_for(tasks: ModuleType) -> None:
+    """A follower is in one place of its own: behind its leader."""
+    block("explained")
+    leader, follower = (tasks.shared.apply_async(("explained",), lane="explained") for _ in range(2))
+    live = Live(services().redis)
+    assert explain(live, [], leader.id).where is Where.WAITING
+    found = explain(live, [], follower.id)
+    assert found.where is Where.FOLLOWING
+    assert leader.id in explanation_text(found)
+    leader.revoke()
+    assert explain(live, [], follower.id).where is Where.WAITING
+    follower.revoke()
+
+
+@pytest.mark.worker
+def test_cache_commands(tasks: ModuleType, running: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cache stats` counts what is kept; `cache clear` forgets it, and the call is made again."""
+    tasks.shared.delay("cleared").get(timeout=WAIT_S)
+    run = partial(CliRunner().invoke, main, env=running.env)
+    figures = json.loads(run(["cache", "stats", "--format", "json"]).stdout)
+    assert figures["entries"] >= 1
+    assert figures["bytes"] > 0
+    assert f"{figures['entries']:,} of at most 1,000" in run(["cache", "stats"]).stdout
+    assert run(["cache", "clear", "--func", "nobody"]).stdout == "0 answers forgotten\n"
+    assert run(["cache", "clear", "--func", "shared"]).exit_code == 0
+    tasks.shared.delay("cleared").get(timeout=WAIT_S)
+    assert runs(running, "cleared") == 2
+    assert run(["cache", "clear"]).exit_code == 0
+    assert answers.size(services().redis) == (0, 0)

@@ -90,6 +90,8 @@ def test_prompts_and_keys_stay_with_the_payload(tasks: ModuleType, running: Flee
         chord([tasks.hush.s(CANARY) for n in range(3)], tasks.hush.si(CANARY)).delay(),
         tasks.hush.apply_async((CANARY,), link=tasks.hush.si(CANARY)),
         tasks.hush.apply_async((CANARY,), countdown=0.2),
+        *(tasks.hush.apply_async((CANARY,), cache=True) for _ in range(2)),
+        chord([tasks.hush.s(CANARY).set(cache=True) for n in range(3)], tasks.hush.si(CANARY)).delay(),
     ]
     for result in results:
         assert result.get(timeout=30) == "hushed"

@@ -83,7 +83,16 @@ class Desk(Protocol[T_contra]):
         ...
 
     def settle(
-        self, tag: str, lane: str, answer: bytes, *, outbox: bytes, verdict: str, seen: bytes, gate_s: float = 0.0
+        self,
+        tag: str,
+        lane: str,
+        answer: bytes,
+        *,
+        outbox: bytes,
+        verdict: str,
+        seen: bytes,
+        gate_s: float = 0.0,
+        kind: str = "value",
     ) -> bool:
         """As `ports.Lanes`; while Redis is away this is kept for later."""
         ...

@@ -18,6 +18,7 @@ class Where(StrEnum):
 
     WAITING = "waiting"  #: for a permit
     DUE_LATER = "due later"  #: for a time
+    FOLLOWING = "following"  #: for the answer of a call that is the same
     READY = "ready"  #: released, no worker has begun it
     RUNNING = "running"
     SETTLED = "settled"  #: its answer is safe; Celery has not acknowledged the message yet
@@ -95,6 +96,8 @@ def standing(call: CallNow, lane: LaneState | None, at_s: float) -> Standing:
     record = call.record
     where = _where(call)
     reasons, starts_in_s = waits_for(call, lane, at_s) if where in (Where.WAITING, Where.DUE_LATER) else ((), None)
+    if where is Where.FOLLOWING:
+        reasons = (f"the answer of call {call.leader}, which asks the same",)
     return Standing(
         where=where,
         lane=record.lane,
@@ -118,6 +121,8 @@ def _where(call: CallNow) -> Where:
         return Where.SETTLED
     if call.lease_end_s is not None:
         return Where.RUNNING if call.begun else Where.READY
+    if call.leader is not None:
+        return Where.FOLLOWING
     return Where.DUE_LATER if call.due_s is not None else Where.WAITING
 
 

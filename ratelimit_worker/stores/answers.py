@@ -33,11 +33,12 @@ def forget(client: Redis, context: str | None = None, tag: str | None = None, fu
     """
     run, gone = Scripts(client), 0
     everything = context is tag is func is None
-    for names in _pages(client):
+    for page in _pages(client):
+        entries = [name for name in page if name not in BESIDE]
         if not everything:
-            names = _that_match(client, [name for name in names if name not in BESIDE], context, tag, func)
-        if names:
-            gone += int(run("uncache", [name.removeprefix(CACHE.encode()) for name in names if name not in BESIDE]))
+            entries = _that_match(client, entries, context, tag, func)
+        if entries:
+            gone += int(run("uncache", [name.removeprefix(CACHE.encode()) for name in entries]))
     if everything:
         client.unlink(*BESIDE)
     return gone

@@ -41,6 +41,7 @@ class Record:
     lost: int  #: deliveries whose worker died
     since_s: float  #: waits since
     number: int  #: attempts begun
+    claim: str = ""  #: fingerprint, where it shares its answer
 
     @property
     def tag(self) -> str:
@@ -93,6 +94,7 @@ class CallNow:
     begun: bool
     settled: bool  #: its answer is safe, and its message not acknowledged yet
     worker: WorkerNow | None  #: that held it at its last beat
+    leader: str | None = None  #: it waits for the answer of this message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +186,9 @@ class Live:
             pipe.zscore(self._key(f"{keys.NAMESPACE}out:{record.lane}"), record.tag)
             pipe.exists(self._key(keys.settled(record.ref)))
             pipe.smembers(self._key(f"{keys.NAMESPACE}queues:{record.lane}"))
-            score, due, lease_end, begun, settled, queues = pipe.execute()
+            pipe.zscore(self._key(keys.followers(record.claim)), record.ref)
+            pipe.get(self._key(keys.claim(record.claim)))
+            score, due, lease_end, begun, settled, queues, follows, leader = pipe.execute()
         place = None
         if score is not None:
             with self._client.pipeline(transaction=False) as pipe:
@@ -202,6 +206,7 @@ class Live:
             begun=begun == 1,
             settled=bool(settled),
             worker=holder,
+            leader=None if follows is None or leader is None else leader.decode(),
         )
 
     def _lanes(self, names: Sequence[str]) -> Iterator[LaneNow]:
@@ -310,4 +315,5 @@ def _record(ref: str, packed: bytes) -> Record:
         lost=int(values[11]),
         since_s=values[16] / US,
         number=int(values[17]),
+        claim=values[20] if len(values) > 20 else "",
     )

@@ -42,8 +42,9 @@ class CallTask(Task):
     """Base class of every task that calls a provider.
 
     Class attributes, or options of `@llm_task`: `lane`, `provider` (with the argument `model` it names the lane),
-    `context`, `tags`, `tenant`, `call_priority`, `deadline_s`, `cost`, `cache`, `cache_ttl` (seconds). The same names as
-    options of `apply_async` but for the last, with `priority` for the class (high, normal, low, or Celery's 0 to 9).
+    `context`, `tags`, `tenant`, `call_priority`, `deadline_s`, `cost`, `cache`, `cache_ttl` (seconds). The same
+    names as options of `apply_async` but for the last, with `priority` for the class (high, normal, low, or Celery's 0
+    to 9).
     """
 
     abstract = True
