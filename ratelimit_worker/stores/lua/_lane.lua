@@ -523,11 +523,11 @@ local CLAIM_FP, CLAIM_TTL_MS, CLAIM_JOIN, CLAIM_AT_ONCE, CLAIM_AGAIN, CLAIM_ENTR
 local ENTRY_BYTES = 500                                -- what an entry takes beside its answer, about
 local function cache(claim, answer)
   local fp, size = claim[CLAIM_FP], #answer + ENTRY_BYTES
-  uncache(fp)
+  if redis.call('HEXISTS', CACHE_SIZES, fp) == 1 then uncache(fp) end
   if size > claim[CLAIM_BYTES] or claim[CLAIM_ENTRIES] < 1 then return end
   for _, old in ipairs(redis.call('ZRANGEBYSCORE', CACHE_ENDS, '-inf', int(now), 'LIMIT', 0, 100)) do uncache(old) end
   while redis.call('ZCARD', CACHE_USED) >= claim[CLAIM_ENTRIES]
-    or (tonumber(redis.call('HGET', CACHE_SIZES, 'all') or '0') + size > claim[CLAIM_BYTES]) do
+    or tonumber(redis.call('HGET', CACHE_SIZES, 'all') or '0') + size > claim[CLAIM_BYTES] do
     local old = redis.call('ZRANGE', CACHE_USED, 0, 0)[1]
     if not old then redis.call('DEL', CACHE_SIZES) break end  -- forgotten beside us: the sum is of nothing
     uncache(old)
