@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ratelimit_worker.calls import Attempt, ModeChange
+from ratelimit_worker.calls import Attempt, Mode, ModeChange
 from ratelimit_worker.errors import RateLimitWorkerError
 from ratelimit_worker.policy.modes import Pin
 
@@ -69,6 +69,15 @@ class Begun:
     ticket: bytes = b""  #: the call's place in the order of sending, to be handed back with the observation
 
 
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What an attempt that met a sick answer asks of its lane."""
+
+    sick_row: int = 0  #: sick answers in a row up to now
+    mode: Mode = Mode.NORMAL
+    escalates: bool = True  #: whether the law may change the mode
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneView:
     """A lane as the tuner sees it: its hash, and what was seen since the last look."""
@@ -115,8 +124,8 @@ class Lanes(Protocol):
         """Return a released call to its lane."""
         ...
 
-    def sick_row(self, lane: str) -> int:
-        """Sick answers in a row up to now."""
+    def health(self, lane: str) -> Health:
+        """How the lane takes its provider to be, now."""
         ...
 
     def take(self, owner: str, lease_s: float, most: int = 50) -> tuple[float, list[LaneView]] | None:

@@ -15,18 +15,14 @@ from enum import Enum, auto
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-from ratelimit_worker.calls import Category, Sighting, saw
+from ratelimit_worker.calls import Sighting, saw
 from ratelimit_worker.errors import CallFailed, DeadlineExceeded, PayloadLost, StoreUnavailable
 from ratelimit_worker.flow.execute import Answered, Executor, Facts, GaveUp, NotOurs, Result
-from ratelimit_worker.policy.retry import Backoff, RetryPolicy, Rule
-from ratelimit_worker.ports import Begun, Lanes
+from ratelimit_worker.ports import Begun, Health, Lanes
 
 QUEUE = "in-process"  #: what outcomes say of their queue: the real one is the process's own and tells nobody anything
 GRACE_S = 5.0  #: the lane itself says when a deadline has passed; after so long more it is taken for silent
 LOOK_AGAIN_S = 0.2  #: while Redis restarts
-
-#: `MAISD_ENABLE_SMART_RETRIES=false`: whatever fails is raised, refusals too.
-NO_RETRIES = RetryPolicy(rules={category: Rule(Backoff(1.0, 1.0), tries=1) for category in Category})
 
 
 class Away(StoreUnavailable):
@@ -112,8 +108,8 @@ class Desk(Protocol[T_contra]):
         """As `ports.Lanes`; False while Redis is away."""
         ...
 
-    def sick_row(self, lane: str) -> int:
-        """As `ports.Lanes`; 0 while Redis is away."""
+    def health(self, lane: str) -> Health:
+        """As `ports.Lanes`; as if all were well while Redis is away."""
         ...
 
     @property
@@ -359,9 +355,9 @@ class Concluded:
             tag, lane, after_s=after_s, tries=tries, outbox=outbox, verdict=verdict, seen=seen, gate_s=gate_s
         )
 
-    def sick_row(self, lane: str) -> int:
+    def health(self, lane: str) -> Health:
         """As the lanes know it; without retries nobody waits for a sick provider."""
-        return self._desk.sick_row(lane) if self._retries else 0
+        return self._desk.health(lane) if self._retries else Health(escalates=False)
 
 
 def _replay(ran: Ran) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ratelimit_worker.calls import SCHEMA_VERSION, Cost, LaneLimits, Priority
@@ -136,7 +136,10 @@ def _sharing(kind: Kind, settings: Settings, wanted: bool) -> dict[str, Any]:
 
 
 def _limits(settings: Settings, lane: str) -> LaneLimits:
-    return settings.lanes.get(lane) or LaneLimits()
+    told = settings.lanes.get(lane) or LaneLimits()
+    if not told.adaptive and not told.unlimited and told.rpm is None:
+        return replace(told, rpm=settings.calls_per_minute)  # a lane that may not find its rate needs one
+    return told
 
 
 def _lane_from(kind: Kind, kwargs: Mapping[str, Any]) -> str | None:

@@ -153,7 +153,10 @@ class Executor:
             self._settle(facts, begun, started, seen, None, Outcome.FAILED, b"", "other", type(error).__name__)
             return GaveUp(error)
         tries = begun.tries + 1
-        away = failure.sick and provider_away(self.lanes.sick_row(facts.lane) + 1)
+        away = False
+        if failure.sick:
+            health = self.lanes.health(facts.lane)
+            away = provider_away(health.sick_row + 1, health.mode, health.escalates)
         step = next_step(
             failure,
             tries,
@@ -230,9 +233,7 @@ class Executor:
             answer,
             outbox=self.encode_outcome(attempt),
             verdict=verdict,
-            seen=observe.encode(at, begun.ticket, verdict, seen.response, failure)
-            if seen.response is not None or verdict != "good"
-            else b"",
+            seen=observe.encode(at, begun.ticket, verdict, seen.response, failure),
             gate_s=(failure.retry_after_s or 0.0) if failure is not None else 0.0,
             kind=KINDS.get(outcome, "error"),
         )

@@ -26,7 +26,7 @@ from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.flow import enqueue, pin
 from ratelimit_worker.flow.admit import Away, News
-from ratelimit_worker.ports import Begun
+from ratelimit_worker.ports import Begun, Health
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.desks import LOOK_EVERY_S, PREFIX, Desks
 from ratelimit_worker.stores.lanes import Entry, Lanes
@@ -190,12 +190,12 @@ class Desk:
             self._later.append(lambda lanes: lanes.settle(tag, lane, b"", **_learned(how)))
             return False
 
-    def sick_row(self, lane: str) -> int:
-        """Sick answers in a row up to now; 0 while nobody can say."""
+    def health(self, lane: str) -> Health:
+        """How the lane takes its provider to be; well while nobody can say."""
         try:
-            return self._ask(lambda: self.lanes.sick_row(lane))
+            return self._ask(lambda: self.lanes.health(lane))
         except StoreUnavailable:
-            return 0
+            return Health()
 
     # ── opening, beating, closing ──────────────────────────────────────────────────────────────────────────────────
 

@@ -26,14 +26,14 @@ from redis import RedisError
 from ratelimit_worker.calls import Cost, Mode, ModeChange
 from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import enqueue, pin
-from ratelimit_worker.flow.admit import NO_RETRIES, Admission, Steps, run_unpaced
+from ratelimit_worker.flow.admit import Admission, Steps, run_unpaced
 from ratelimit_worker.flow.execute import Executor
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.inprocess.basic import BasicPace
 from ratelimit_worker.inprocess.desk import Desk, Turn
 from ratelimit_worker.inprocess.drive import InLoop, InThread, Mail, is_async
 from ratelimit_worker.inprocess.lane import lane_of
-from ratelimit_worker.policy.retry import RetryPolicy
+from ratelimit_worker.policy.retry import NO_RETRIES, RetryPolicy
 from ratelimit_worker.ports import Lanes
 from ratelimit_worker.providers import anthropic, openai
 from ratelimit_worker.stores.desks import Desks

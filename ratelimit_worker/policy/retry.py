@@ -66,6 +66,10 @@ class RetryPolicy:
     rules: Mapping[Category, Rule] = field(default_factory=lambda: RULES)
 
 
+#: `MAISD_ENABLE_SMART_RETRIES=false`: whatever fails is raised, refusals too.
+NO_RETRIES = RetryPolicy(rules={category: Rule(Backoff(1.0, 1.0), tries=1) for category in Category})
+
+
 class Why(StrEnum):
     """Why a call is given up."""
 

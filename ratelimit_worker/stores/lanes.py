@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 from redis import Redis
 
-from ratelimit_worker.calls import Cost, Priority
+from ratelimit_worker.calls import Cost, Mode, Priority
 from ratelimit_worker.errors import BadInput, LaneFull
-from ratelimit_worker.ports import Begun, LaneView
+from ratelimit_worker.ports import Begun, Health, LaneView
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.scripts import Scripts
 
@@ -293,9 +293,11 @@ class Lanes:
         raw: Any = self.client.hgetall(self.prefix + keys.lane(lane))
         return {name.decode(): value for name, value in raw.items()}
 
-    def sick_row(self, lane: str) -> int:
-        """Sick answers in a row up to now."""
-        return int(self.client.hget(self.prefix + keys.lane(lane), "sick") or 0)
+    def health(self, lane: str) -> Health:
+        """How the lane takes its provider to be, now."""
+        raw: Any = self.client.hmget(self.prefix + keys.lane(lane), "sick", "mode", "escalates")
+        known = {mode.value.encode(): mode for mode in Mode}
+        return Health(int(raw[0] or 0), known.get(raw[1], Mode.NORMAL), raw[2] != b"0")
 
     def names(self) -> list[str]:
         """Every known lane."""

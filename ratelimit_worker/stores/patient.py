@@ -23,7 +23,7 @@ from redis.exceptions import (
     TimeoutError,
 )
 
-from ratelimit_worker.ports import Begun
+from ratelimit_worker.ports import Begun, Health
 from ratelimit_worker.stores.lanes import Lanes
 
 log = logging.getLogger(__name__)
@@ -53,8 +53,8 @@ class PatientLanes(Lanes):
     def back(self, tag: str, lane: str, **how: Any) -> bool:
         return self._patiently(lambda: super(PatientLanes, self).back(tag, lane, **how))
 
-    def sick_row(self, lane: str) -> int:
-        return self._patiently(lambda: super(PatientLanes, self).sick_row(lane))
+    def health(self, lane: str) -> Health:
+        return self._patiently(lambda: super(PatientLanes, self).health(lane))
 
     def _patiently(self, ask: Callable[[], T]) -> T:
         pause_s = FIRST_PAUSE_S

@@ -17,6 +17,7 @@ from ratelimit_worker.flow.clean import LOOK_EVERY_S, clean_once
 from ratelimit_worker.flow.record import Recorder
 from ratelimit_worker.flow.tune import TUNE_EVERY_S, ControlPlane, Tuner, rules_of
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.desks import Desks
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.leases import Leases
 from ratelimit_worker.stores.outbox import Outbox
@@ -110,6 +111,7 @@ class Release(Listening):
     def __init__(self, url: str, owner: str, lease_s: float) -> None:
         super().__init__("release", url, owner)
         self.lanes = Lanes(self.client)
+        self.desks = Desks(self.client)
         self.lease_s = lease_s
         self._sweep_at = 0.0
 
@@ -122,6 +124,7 @@ class Release(Listening):
         now = monotonic()
         if now >= self._sweep_at:
             self.lanes.sweep(self.lease_s)
+            self.desks.forget_absent(self.owner, self.lease_s)
             self._sweep_at = now + max(0.25, min(self.lease_s / 8, 5.0))
         self.listen(max(LEAST_SLEEP_S, min(sleep_s, PUMP_LEASE_MS / 3000)))
 

@@ -23,6 +23,7 @@ from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.flow import enqueue
 from ratelimit_worker.flow.execute import Again, Answered, Executor, Facts, GaveUp
 from ratelimit_worker.flow.settle import Answers
+from ratelimit_worker.policy.retry import NO_RETRIES, RetryPolicy
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.providers import http
 from ratelimit_worker.stores.lanes import AnsweredFromCache
@@ -201,6 +202,7 @@ def executor() -> Executor:
             answers=ANSWERS,
             encode_outcome=live.encode_outcome,
             lease_s=live.settings.visibility_timeout_seconds,
+            policy=RetryPolicy() if live.settings.enable_smart_retries else NO_RETRIES,
             pass_through=(TaskPredicate, Ignore, Reject),
         )
     return found
