@@ -15,7 +15,7 @@ from celery import chain, chord, group
 from celery.exceptions import TaskRevokedError
 from click.testing import CliRunner
 
-from ratelimit_worker.calls import LaneLimits
+from ratelimit_worker.calls import LaneLimits, Priority
 from ratelimit_worker.cli import main
 from ratelimit_worker.config import Settings
 from ratelimit_worker.errors import CallFailed
@@ -312,6 +312,33 @@ def test_a_retry_keeps_its_claim(cluster: Cluster, put: Put) -> None:
     cluster.run_one()
     assert answers_of(cluster) == {"b": b"answer"}
     assert nothing_is_left(cluster.client)
+
+
+@pytest.mark.server
+def test_the_most_urgent_decides_the_place(cluster: Cluster, put: Put) -> None:
+    """A high call that follows a low one brings it forward; what it leaves behind is a low call again."""
+    shut = {"lane_fields": CLOSED, "deadline_in_s": 3600.0}
+    cluster.lanes.enqueue(entry("low", claim=claim(), priority=Priority.LOW, **shut))
+    cluster.lanes.enqueue(entry("normal", **shut))
+    cluster.lanes.enqueue(entry("high", claim=claim(), priority=Priority.HIGH, **shut))
+    cluster.lanes.enqueue(entry("low too", claim=claim(), priority=Priority.LOW, **shut))
+    order: Any = cluster.client.zrange(keys.waiting("gpt", "q"), 0, -1)
+    assert order == [b"low", b"normal"]
+    cluster.lanes.revoke("high")
+    cluster.lanes.revoke("low")
+    order = cluster.client.zrange(keys.waiting("gpt", "q"), 0, -1)
+    assert order == [b"normal", b"low too"]
+
+
+@pytest.mark.server
+def test_nobody_follows_a_call_that_no_worker_serves(cluster: Cluster, put: Put) -> None:
+    """The claim goes to the call that a worker can run; whoever waited for the other gets the answer of this one."""
+    put("a", queue="nobody")
+    put("b", queue="nobody")
+    put("c")
+    assert places(cluster.client) == {"wait": ["a"], "followers": ["b"], "out": ["c"]}
+    cluster.run_one()
+    assert places(cluster.client) == {"wait": ["a"], "answered": ["b"]}
 
 
 # ── bounds and switches ──────────────────────────────────────────────────────────────────────────────────────────

@@ -473,11 +473,32 @@ end
 -- The claim of a fingerprint names its leader; the others follow it, outside the lane. Whoever the claim does not name can
 -- neither settle it nor pass it on.
 local function ttl_of(r) return math.ceil((r[DEADLINE] - now + DAY_US) / 1e6) end
+local function offset(class) return OFFSET_US[class] or OFFSET_US.normal end
+local function as_class(r, class) return r[SCORE] - offset(r[CLASS]) + offset(class) end  -- its place, were it of that class
 local function lead(ref, r) redis.call('SET', claim_key(r[CLAIM]), ref, 'EX', math.max(1, ttl_of(r))) end
 local function follow(ref, r)
   local k, ttl_s = followers_key(r[CLAIM]), ttl_of(r)
   redis.call('ZADD', k, int(now), ref)
   if redis.call('TTL', k) < ttl_s then redis.call('EXPIRE', k, ttl_s) end
+end
+-- Whom the claim names, when it is worth following: it is there, and waits for a worker that is.
+local function leader_for(fp, queue)
+  local ref = redis.call('GET', claim_key(fp))
+  local r = ref and record(ref)
+  if not r then return nil end
+  if r[QUEUE] ~= queue and select(2, slots(r[QUEUE])) == 0 then return nil end
+  return ref, r
+end
+-- The most urgent of those that are the same decides their place.
+local function hurry(ref, r, class)
+  if r[VERSION] > SCHEMA or r[SCORE] < 0 or offset(class) >= offset(r[CLASS]) then return end
+  r[SCORE] = as_class(r, class)
+  r[CLASS] = class
+  keep(ref, r)
+  if redis.call('ZSCORE', wait_key(r[LANE], r[QUEUE]), ref) then
+    redis.call('ZADD', wait_key(r[LANE], r[QUEUE]), 'XX', int(r[SCORE]), ref)
+    note(r[LANE], now)
+  end
 end
 -- A call has its answer without a request of its own: the pump gives it to a worker, without a permit, as it does with
 -- those whose deadline has passed. Its links, its chord and its result are Celery's to see to.
@@ -498,7 +519,7 @@ local function succeed(ref, r)
     local h = record(heir)
     if h then
       lead(heir, h)
-      if r[SCORE] >= 0 then h[SCORE] = r[SCORE] else place(load(h[LANE]), h) end
+      if r[SCORE] >= 0 then h[SCORE] = as_class(r, h[CLASS]) else place(load(h[LANE]), h) end
       h[SINCE] = now
       keep(heir, h)
       wait(heir, h)

@@ -32,17 +32,18 @@ end
 local claim = ARGV[20] ~= '' and cmsgpack.unpack(ARGV[20])
 local fp, answer, leads, follows = claim and claim[CLAIM_FP], nil, false, false
 if fp then
-  local leader = claim[CLAIM_JOIN] == 1 and redis.call('GET', claim_key(fp))
   if claim[CLAIM_AGAIN] == 1 then                      -- the same call goes on: it asks nobody, and keeps what it has claimed
+    local leader = claim[CLAIM_JOIN] == 1 and redis.call('GET', claim_key(fp))
     leads = leader and (leader == wished or string.sub(leader, 1, #wished + 1) == wished .. '~')
   else
     answer = claim[CLAIM_TTL_MS] > 0 and cached(fp)
     if answer and claim[CLAIM_AT_ONCE] == 1 then return {3, ref, answer} end
     if not answer and claim[CLAIM_JOIN] == 1 then
-      follows = leader and redis.call('EXISTS', call_key(leader)) == 1
-      leads = not follows
+      local leader, r = leader_for(fp, queue)
+      leads = not leader
       -- more than that, and a call asks for itself alone
-      if follows and redis.call('ZCARD', followers_key(fp)) >= FOLLOWERS then follows = false end
+      follows = leader and redis.call('ZCARD', followers_key(fp)) < FOLLOWERS
+      if follows then hurry(leader, r, class) end
     end
   end
 end

@@ -12,6 +12,7 @@ for _, ref in ipairs(redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', int(now), 'LIMI
   local r = record(ref)
   if not (r and r[VERSION] <= SCHEMA and waits(ref, r)) then
     redis.call('ZREM', EXPIRY, ref)                    -- it is out, and entered again if it comes back
+    if not r then redis.call('ZREM', ANSWERED, ref) end
   else
     local free, here = vacant(r[QUEUE])
     if here > 0 and free > -SURPLUS then
