@@ -317,7 +317,7 @@ def test_a_retry_keeps_its_claim(cluster: Cluster, put: Put) -> None:
 @pytest.mark.server
 def test_the_most_urgent_decides_the_place(cluster: Cluster, put: Put) -> None:
     """A high call that follows a low one brings it forward; what it leaves behind is a low call again."""
-    shut = {"lane_fields": CLOSED, "deadline_in_s": 3600.0}
+    shut: dict[str, Any] = {"lane_fields": CLOSED, "deadline_in_s": 3600.0}
     cluster.lanes.enqueue(entry("low", claim=claim(), priority=Priority.LOW, **shut))
     cluster.lanes.enqueue(entry("normal", **shut))
     cluster.lanes.enqueue(entry("high", claim=claim(), priority=Priority.HIGH, **shut))
@@ -391,7 +391,8 @@ def test_what_has_ended_leaves_room(cluster: Cluster, put: Put) -> None:
 @pytest.mark.server
 def test_nothing_is_kept_without_room_or_time(cluster: Cluster, put: Put) -> None:
     """No entries, no bytes, no seconds: each means no cache."""
-    for number, none in enumerate(({"max_entries": 0}, {"max_bytes": 0}, {"ttl_s": 0.0})):
+    nothing: list[dict[str, Any]] = [{"max_entries": 0}, {"max_bytes": 0}, {"ttl_s": 0.0}]
+    for number, none in enumerate(nothing):
         keep(cluster, put, f"c{number}", **none)
     assert answers.size(cluster.client) == (0, 0)
 
