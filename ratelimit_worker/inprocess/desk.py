@@ -46,7 +46,7 @@ PROBE_S = 2.0  #: between looks at a Redis that is not waited for
 #: would wait for those.
 SPARE_SLOTS = 64
 MOST_LATER = 10_000  #: things to tell Redis when it is back
-LEAVE_S = 3.0  #: how long the end of the process may wait for the recorder
+LEAVE_S = 10.0  #: how long the end of the process may wait for the recorder
 
 MESSAGE = b'{"delivery_tag": "@"}'  #: the release script puts the tag into it; there is nothing else to say
 _tag_of = msgspec.json.Decoder(dict[str, str]).decode
