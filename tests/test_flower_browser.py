@@ -64,8 +64,8 @@ class Browser:
         self._ask("POST", f"{self._element(selector)}/value", text=text)
 
     def text(self, selector: str) -> str:
-        """What can be read there."""
-        found: str = self._ask("GET", f"{self._element(selector)}/text")
+        """What can be read there; nothing where it is not there (yet). In one step, since the page renews its parts."""
+        found: str = self.run("return document.querySelector(arguments[0])?.innerText.trim() ?? ''", selector)
         return found
 
     def resize(self, width: int, height: int) -> None:
@@ -181,7 +181,7 @@ def test_emergency_is_clicked_and_status_says_so(cluster: Fleet, page: str, brow
 
     browser.write("[name=reason]", "provider <sick> & slow")
     browser.click("button[value=EMERGENCY]")
-    assert browser.text("#rlw-said") == "All lanes are pinned to EMERGENCY until Auto."
+    wait_for(lambda: browser.text("#rlw-said") == "All lanes are pinned to EMERGENCY until Auto.", what="it is said")
     assert browser.run("return window.sameDocument") is None  # a plain form
     assert modes(cluster) == {"free": "EMERGENCY", "hush": "EMERGENCY", "stamp": "EMERGENCY"}
     assert browser.text("[data-lane=free] .rlw-mode") == "EMERGENCY"
@@ -217,7 +217,8 @@ def test_emergency_is_clicked_and_status_says_so(cluster: Fleet, page: str, brow
 
     browser.run("document.getElementById('rlw-lane').value = ''")
     browser.click("button[value=AUTO]")
-    assert modes(cluster) == {"free": "NORMAL", "hush": "NORMAL", "stamp": "NORMAL"}
+    normal = {"free": "NORMAL", "hush": "NORMAL", "stamp": "NORMAL"}
+    wait_for(lambda: modes(cluster) == normal, what="the lanes are the law's again")
     assert browser.run("return document.querySelectorAll('.rlw-problem').length") == 0
 
 
