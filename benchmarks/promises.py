@@ -85,7 +85,9 @@ def four_workers() -> None:
     """4 workers as separate processes at 50/s, 1,000 calls: 50 ± 1/s, at most 53 in any second."""
     with stage() as (made, provider):
         for n in range(4):
-            made.worker(f"w{n}", wait=n == 3)
+            made.worker(f"w{n}", wait=False)
+        for worker in made.workers:  # four that start at once starve two cores, and the calls of that time bunch
+            worker.wait_ready()
         tasks = made.agent()
         limit("chat", 50)
         results = [tasks.chat.delay(n) for n in range(1000)]
