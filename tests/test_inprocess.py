@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from ratelimit_worker import get_advanced_rate_limiter, make_optimized_llm_call,
 from ratelimit_worker.calls import Attempt, LaneLimits, Outcome
 from ratelimit_worker.config import Settings, read_settings
 from ratelimit_worker.errors import BadInput, DeadlineExceeded, LaneFull, ServerError
+from ratelimit_worker.flow.admit import News
 from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.inprocess import AdvancedRateLimiter
 from ratelimit_worker.inprocess.lane import lane_of
@@ -587,6 +589,23 @@ def test_a_caller_that_was_taken_for_dead_runs_once(place: Place, fails: bool) -
     assert len(starts) == 1 + fails
     wait_for(lambda: place.live.redis.zcard("rlw:ledger") == 0, what="the ledger is empty")
     wait_for(lambda: place.live.redis.keys("rlw:call:*") == [], what="no call is left")
+
+
+def test_a_second_release_between_the_answer_and_the_end_of_the_call_is_freed(place: Place) -> None:
+    """It comes after the first was freed and before its caller has left: nobody runs it, and it is not left behind."""
+    place.call(lambda: "opens the desk")
+    desk = place.limiter._desk
+    assert desk is not None
+    heard: list[str | News] = []
+    turn = desk.wait("late", heard.append)
+    plan = {"lane": "free", "cost": [1, 0, 0, 0], "pub": "p", "deadline": time.time() + 60, "class": "normal"}
+    desk.enqueue(turn, {**plan, "tenant": "", "weight": 1.0, "max_waiting": 0}, after_s=0.0, tries=0, number=0)
+    wait_for(lambda: heard, what="it is released")
+    turn.tags, turn.tried = [], False  # as `free` leaves it when the answer came before the second release
+    assert desk.deliver(str(heard[0]))
+    desk.leave(turn)
+    desk.beat(desk.lanes)  # tells Redis what is left; without that the ledger keeps it until its lease ends
+    assert place.live.redis.zcard("rlw:ledger") == 0
 
 
 # ── processes that end ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -58,7 +58,7 @@ class Turn:
 
     ref: str
     hear: Callable[[str | News], None]
-    tags: list[str] = field(default_factory=list)  #: releases that are not freed yet
+    tags: list[str] = field(default_factory=list)  #: releases that are not freed yet; under the desk's lock
     tried: bool = False  #: Redis may have its call
     entered: bool = False  #: Redis has its call
     running: bool = False  #: its attempt is being made
@@ -86,6 +86,7 @@ class Desk:
         self._most_turns = 0  #: since the last beat
         self._slots = 0  #: as Redis knows them
         self._later: deque[Callable[[Lanes], object]] = deque(maxlen=MOST_LATER)
+        self._dealing = threading.Lock()  #: a release is either handed to a caller who will free it, or freed at once
         self._opening = threading.Lock()
         self._beating = threading.Lock()
         self._threads: list[Duty] = []
@@ -151,22 +152,25 @@ class Desk:
 
     def free(self, turn: Turn) -> None:
         """The call's stay in the ledger ends, now or when Redis is back."""
-        tags, turn.tags = turn.tags, []
+        with self._dealing:
+            tags, turn.tags = turn.tags, []
         if tags:
             self._now_or_later(lambda lanes: lanes.free(tags))
         turn.tried = turn.entered = False
 
     def dismiss(self, turn: Turn, tag: str) -> None:
         """This release is over: the call is back in its lane, or out under another."""
-        if tag in turn.tags:
-            turn.tags.remove(tag)
+        with self._dealing:
+            if tag in turn.tags:
+                turn.tags.remove(tag)
 
     def leave(self, turn: Turn) -> None:
         """The caller waits no more; what it left in Redis is cleared up in the background."""
-        turn.over = True
-        self._turns.pop(turn.ref, None)
-        ref, tags = turn.ref, turn.tags
-        if turn.tried:
+        with self._dealing:
+            turn.over = True
+            self._turns.pop(turn.ref, None)
+            ref, tags = turn.ref, turn.tags
+        if turn.tried or tags:  # a second release may have come after the first was freed
             self._later.append(lambda lanes: (lanes.revoke(ref), lanes.free(tags) if tags else 0))
             self._wake()
 
@@ -280,10 +284,11 @@ class Desk:
 
     def deliver(self, tag: str) -> bool:
         """Hand a release to its caller → False when nobody waits for it."""
-        turn = self._turns.get(tag.rpartition(".")[0])
-        if turn is None or turn.over:
-            return False
-        turn.tags.append(tag)
+        with self._dealing:
+            turn = self._turns.get(tag.rpartition(".")[0])
+            if turn is None or turn.over:
+                return False
+            turn.tags.append(tag)
         turn.hear(tag)
         return True
 
