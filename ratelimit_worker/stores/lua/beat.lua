@@ -6,6 +6,7 @@ local before = slots('')
 local entry, held = {mine}, {}
 for i = 1, nq do entry[i + 1] = ARGV[5 + i] end
 local lease = tonumber(ARGV[6 + nq])
+redis.call('HSETNX', PUMP, 'lease', int(lease))        -- until the first sweep says it
 for i = 7 + nq, #ARGV do
   held[#held + 1] = ARGV[i]
   redis.call('ZADD', LEDGER, 'XX', int(now + lease), ARGV[i])
