@@ -85,6 +85,7 @@ class LaneView:
     lane: str
     fields: Mapping[str, bytes]
     seen: Sequence[bytes]
+    goods: int = 0  #: good answers beside those of `seen`, which told nothing else
 
 
 class Lanes(Protocol):

@@ -110,8 +110,9 @@ class Cluster:
         verdict: str = "good",
         gate_s: float = 0,
         kind: str = "value",
+        seen: bytes = b"",
     ) -> bool:
-        return self.lanes.settle(tag, lane, answer, outbox=b"row", verdict=verdict, seen=b"", gate_s=gate_s, kind=kind)
+        return self.lanes.settle(tag, lane, answer, outbox=b"row", verdict=verdict, seen=seen, gate_s=gate_s, kind=kind)
 
     def back(
         self, tag: str, after_s: float = 0, tries: int = 0, lane: str = "gpt", verdict: str = "other", gate_s: float = 0
@@ -1110,6 +1111,36 @@ def test_what_is_learned_does_not_hang_on_what_can_fail(cluster: Cluster, put: P
     assert cluster.settle(tag, verdict="sick")
     assert cluster.lanes.counters()["unrecorded"] == 1
     assert cluster.lanes.fields("gpt")["sick"] == b"1"
+
+
+def test_plain_answers_of_a_lane_that_is_well_are_counted(cluster: Cluster, put: Put) -> None:
+    """They tell nothing but that they came. After a sick one, or outside NORMAL, each is told: when it left matters."""
+
+    def answer(verdict: str) -> None:
+        put(ref := f"call-{cluster.now_us}", lane_fields={"unlimited": 1})
+        cluster.live(1)
+        tag, _ = cluster.begin()
+        assert cluster.settle(tag, verdict=verdict, seen=verdict.encode())
+        assert cluster.free(tag), ref
+
+    def taken() -> tuple[int, list[bytes]]:
+        got = cluster.lanes.take("tuner", 2.0)
+        assert got is not None
+        ((view,),) = got[1:]
+        return view.goods, list(view.seen)
+
+    for verdict in ("plain", "good", "plain"):
+        answer(verdict)
+    assert taken() == (2, [b"good"])
+    for verdict in ("plain", "sick", "plain", "plain"):
+        answer(verdict)
+    assert taken() == (2, [b"sick", b"plain"])
+    cluster.lanes.set_points("gpt", {"mode": "REDUCED"})
+    answer("plain")
+    assert taken() == (0, [b"plain"])
+    cluster.lanes.set_points("gpt", {"mode": "NORMAL", "width": 1})
+    answer("plain")
+    assert taken() == (0, [b"plain"])
 
 
 def test_the_late_pumps_work_is_done_by_whoever_comes_by(cluster: Cluster, put: Put) -> None:

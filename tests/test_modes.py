@@ -305,3 +305,13 @@ def test_how_fast_a_lane_without_pace_went() -> None:
     state = modes.measure(state, 101.0, 1_020.0)
     assert state.rate == 20.0
     assert modes.measure(replace(state, mode=Mode.REDUCED), 102.0, 1_021.0).rate == 20.0
+
+
+def test_counted_answers_are_answers_where_all_is_well() -> None:
+    """A count at high volume says nothing, as with answers one by one; in an outage or a mode, a count proves nothing."""
+    state = modes.count_good(ModeState(), 1e6, 1_000)
+    assert run("----", state)[0].mode is Mode.NORMAL
+    assert run("----" + "+-" * 40, state)[0].mode is Mode.NORMAL  # 44 of 1,084: 4 %
+    away, _ = run("-----")
+    assert modes.count_good(away, 1e6 + 5, 1_000) == away
+    assert len(modes.count_good(state, 1e6 + 16 * 60, 1).window) == 1

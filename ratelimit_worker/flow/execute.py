@@ -144,7 +144,8 @@ class Executor:
                 raise
             except Exception as error:
                 return self._failed(facts, begun, started, seen, error)
-        self._settle(facts, begun, started, seen, None, Outcome.ANSWERED, self.answers.value(value), "good")
+        verdict: observe.Verdict = "plain" if seen.response is None else "good"
+        self._settle(facts, begun, started, seen, None, Outcome.ANSWERED, self.answers.value(value), verdict)
         return Answered(value)
 
     def _failed(self, facts: Facts, begun: Begun, started: float, seen: Sighting, error: Exception) -> Result:
@@ -249,7 +250,8 @@ class Executor:
         cause: str | None,
     ) -> Attempt:
         plan, usage, response = facts.plan, seen.usage, seen.response
-        if log.isEnabledFor(logging.INFO):
+        level = logging.DEBUG if outcome is Outcome.ANSWERED else logging.INFO  # the framework says that it succeeded
+        if log.isEnabledFor(level):
             fields = {
                 "call_id": facts.call_id,
                 "lane": facts.lane,
@@ -258,7 +260,8 @@ class Executor:
                 "cause": cause or (failure.cause if failure else ""),
                 "latency_s": round(at - begun.now_s, 3),
             }
-            log.info("attempt.finished %s", " ".join(f"{name}={value}" for name, value in fields.items()), extra=fields)
+            text = " ".join(f"{name}={value}" for name, value in fields.items())
+            log.log(level, "attempt.finished %s", text, extra=fields)
         return Attempt(
             call_id=facts.call_id,
             number=begun.number,

@@ -10,7 +10,8 @@ from ratelimit_worker.calls import Category, Failure, Response, Snapshot
 from ratelimit_worker.policy import headers as rate_limit_headers
 from ratelimit_worker.policy.pace import Observation, Ticket
 
-Verdict = Literal["good", "refused", "sick", "other"]
+#: "plain": answered, and nothing beside the answer tells how the provider is (a function, an SDK).
+Verdict = Literal["good", "plain", "refused", "sick", "other"]
 
 
 class _Wire(msgspec.Struct, array_like=True):
@@ -53,7 +54,7 @@ def encode(at: float, ticket: bytes, verdict: Verdict, response: Response | None
         _Wire(
             at,
             ticket,
-            verdict,
+            "good" if verdict == "plain" else verdict,
             {name: (s.limit, s.window_s, s.remaining, s.reset_s) for name, s in snapshots.items()},
             failure.retry_after_s if failure is not None else None,
             dimension,

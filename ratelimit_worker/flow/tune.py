@@ -268,6 +268,8 @@ def _learn(view: LaneView, now: float, limits: LaneLimits, thresholds: Threshold
         state = replace(state, started_at=now, doubled_at=now)
     moves: list[Move] = []
     refused = False
+    if thresholds.escalates:
+        health = modes.count_good(health, now, view.goods)
     for raw in view.seen:
         try:
             seen = observe.decode(raw)

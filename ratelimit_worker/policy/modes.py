@@ -151,9 +151,19 @@ def observe(
         return state, None
     if sent_at < max(state.since, state.away_since or 0.0):
         return state, None
-    minute = int(at // 60)
-    state = replace(state, window=_add(state.window, minute, sick), fresh=_add(state.fresh, minute, sick))
+    state = _counted(state, at, good=int(not sick), sick=int(sick))
     return _sick(state, at, thresholds) if sick else _good(state, at)
+
+
+def count_good(state: ModeState, at: float, answers: int) -> ModeState:
+    """The state after good answers of which no more is known: they count only where all is well.
+
+    Args:
+        at: When they are counted, seconds.
+    """
+    if not answers or state.mode is not Mode.NORMAL or state.away_since is not None:
+        return state  # when their requests left is not known, so they prove nothing
+    return _counted(state, at, good=answers)
 
 
 def _sick(state: ModeState, at: float, thresholds: Thresholds) -> tuple[ModeState, Move | None]:
@@ -241,12 +251,21 @@ def _down(state: ModeState, to_mode: Mode, at: float, why: _Why) -> tuple[ModeSt
     return after, Move(from_mode=state.mode, to_mode=to_mode, at=at, cause=why[0], numbers=why[1])
 
 
-def _add(window: tuple[Minute, ...], minute: int, sick: bool) -> tuple[Minute, ...]:
-    """The window with one more answer, without what is too old. Answers come nearly in order: a late one counts now."""
+def _counted(state: ModeState, at: float, *, good: int = 0, sick: int = 0) -> ModeState:
+    minute = int(at // 60)
+    return replace(
+        state,
+        window=_add(state.window, minute, good=good, sick=sick),
+        fresh=_add(state.fresh, minute, good=good, sick=sick),
+    )
+
+
+def _add(window: tuple[Minute, ...], minute: int, *, good: int, sick: int) -> tuple[Minute, ...]:
+    """The window with more answers, without what is too old. Answers come nearly in order: a late one counts now."""
     newest = max(minute, window[-1].minute) if window else minute
     kept = tuple(bucket for bucket in window if bucket.minute > newest - WINDOW_MIN)
     last = kept[-1] if kept and kept[-1].minute == newest else Minute(newest)
-    counted = replace(last, sick=last.sick + 1) if sick else replace(last, good=last.good + 1)
+    counted = replace(last, good=last.good + good, sick=last.sick + sick)
     return (*(bucket for bucket in kept if bucket is not last), counted)
 
 

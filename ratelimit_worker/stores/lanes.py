@@ -279,14 +279,7 @@ class Lanes:
         if got is None:
             return None
         now, *views = got
-        return int(now) / US, [
-            LaneView(
-                lane=name.decode(),
-                fields={flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)},
-                seen=list(seen),
-            )
-            for name, flat, seen in views
-        ]
+        return int(now) / US, [_view(name.decode(), flat, seen) for name, flat, seen in views]
 
     def fields(self, lane: str) -> dict[str, bytes]:
         """The lane's hash as it is: set-points, levels, counters."""
@@ -325,3 +318,8 @@ class Lanes:
         """Counters by name."""
         raw: Any = self.client.hgetall(self.prefix + keys.COUNTERS)
         return {name.decode(): int(value) for name, value in raw.items()}
+
+
+def _view(lane: str, flat: Sequence[bytes], seen: Sequence[bytes]) -> LaneView:
+    fields = {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
+    return LaneView(lane=lane, fields=fields, seen=list(seen), goods=int(fields.get("goods", 0)))

@@ -8,7 +8,7 @@ share took 45 µs of the 50 µs that a script without work needed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any, ClassVar
 
@@ -73,14 +73,28 @@ class Scripts:
         Raises:
             redis.RedisError: as redis-py does.
         """
-        function = f"{self._own}_{name}"
+        command = ("FCALL", f"{self._own}_{name}", 0, self.time_us, *args)
         try:
-            return self.client.fcall(function, 0, self.time_us, *args)
+            return self._send(command)
         except ResponseError as error:
             if "Function not found" not in str(error):
                 raise
         self.load()
-        return self.client.fcall(function, 0, self.time_us, *args)
+        return self._send(command)
+
+    def _send(self, command: Sequence[Any]) -> Any:
+        """As `execute_command`, without what it does around other commands: half of a script's time in Python."""
+        pool = self.client.connection_pool
+        connection: Any = pool.get_connection()
+
+        def exchange() -> Any:
+            connection.send_command(*command)
+            return connection.read_response()
+
+        try:
+            return connection.retry.call_with_retry(exchange, lambda _: connection.disconnect())
+        finally:
+            pool.release(connection)
 
     def load(self) -> None:
         """Load the library; twice is once.

@@ -12,8 +12,13 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+from kombu.utils.json import loads
+
 #: A body larger than this is not looked into (seconds of CPU for a bomb).
 MOST_BODY_BYTES = 64 * 1024 * 1024
+TYPED = b'"__type__"'  #: in JSON with which kombu carries a datetime or a UUID
+_read = msgspec.json.Decoder().decode
 
 
 @dataclass(slots=True)
@@ -52,6 +57,20 @@ class Intake:
         return _body_refusal(message.get("body"), properties.get("body_encoding"), message.get("content-encoding"))
 
 
+def read_json(raw: bytes) -> Any:
+    """The value of a message, or of its body: as kombu reads it, in a tenth of the time.
+
+    Raises:
+        ValueError, TypeError, RecursionError: it is none.
+    """
+    if TYPED not in raw:
+        try:
+            return _read(raw)
+        except msgspec.DecodeError:
+            pass  # kombu takes more than JSON: NaN, lone surrogates
+    return loads(raw.decode())
+
+
 def _body_refusal(body: Any, encoding: Any, charset: Any) -> str | None:
     if not isinstance(body, str):
         return "no body"
@@ -59,7 +78,8 @@ def _body_refusal(body: Any, encoding: Any, charset: Any) -> str | None:
         return "body too large"
     try:
         text = base64.b64decode(body, validate=True) if encoding == "base64" else body.encode()
-        parsed = json.loads(text.decode(charset or "utf-8"))
+        odd = TYPED in text or (charset or "utf-8") != "utf-8"  # nothing is built of a body here
+        parsed = json.loads(text.decode(charset or "utf-8")) if odd else read_json(text)
     except (binascii.Error, UnicodeError, LookupError, ValueError, TypeError, RecursionError):
         return "body cannot be read"
     if not (isinstance(parsed, list) and len(parsed) == 3 and isinstance(parsed[0], list)):

@@ -34,7 +34,7 @@ from ratelimit_worker.errors import BadInput
 from ratelimit_worker.fingerprint import digest
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import Claim, Entry, Lanes
-from ratelimit_worker.worker.intake import Intake
+from ratelimit_worker.worker.intake import Intake, read_json
 
 log = logging.getLogger(__name__)
 
@@ -252,7 +252,7 @@ class Channel(stock.Channel):
             queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
             self._queue_cycle.rotate(queue)
             try:
-                message = loads(bytes_to_str(item))
+                message = read_json(item)
             except (ValueError, TypeError, RecursionError):
                 self.set_aside(item, "not JSON", queue)
             else:

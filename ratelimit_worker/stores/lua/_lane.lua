@@ -52,7 +52,14 @@ local function record(ref)
   local packed = redis.call('HGET', call_key(ref), 'i')
   return packed and cmsgpack.unpack(packed)
 end
-local function keep(ref, r) redis.call('HSET', call_key(ref), 'i', cmsgpack.pack(r)) end
+-- message: its text, with a place for the tag; given once, with a new record
+local function keep(ref, r, message)
+  if message then
+    redis.call('HSET', call_key(ref), 'i', cmsgpack.pack(r), 'm', message)
+  else
+    redis.call('HSET', call_key(ref), 'i', cmsgpack.pack(r))
+  end
+end
 -- A tag is the reference of a call and the number of its release; no number is given out twice, so that nobody who comes
 -- late (a worker that was frozen, an ack from a life before) can touch what is another's by now.
 local function split(tag)
@@ -308,7 +315,7 @@ local function text_of(ref, r, tag, message)
   end
   return message
 end
--- into the ready list and the ledger in one step
+-- into the ready list and the ledger in one step; message: as for `keep`
 local function give(ref, r, ttl_us, message)
   r[RELEASE] = count('released')
   local tag = ref .. '.' .. int(r[RELEASE])
@@ -317,7 +324,7 @@ local function give(ref, r, ttl_us, message)
   redis.call('SADD', key('busy'), r[LANE])
   redis.call('SADD', onqueue_key(r[QUEUE]), tag)
   redis.call('SADD', key('onqueues'), r[QUEUE])
-  keep(ref, r)
+  keep(ref, r, message)
   redis.call('LPUSH', K .. r[QUEUE], text_of(ref, r, tag, message))
 end
 -- out of the lane with a permit
@@ -648,12 +655,19 @@ local function recall(everywhere)
 end
 
 -- ── what is learned from an attempt ──────────────────────────────────────────────────────────────────────────────
--- verdict: 'good' answered, 'refused' 429, 'sick', 'other'. seen: the tuner's observation, packed by Python, or ''
+-- verdict: 'good' answered, 'plain' answered and no header told anything, 'refused' 429, 'sick', 'other'. seen: the tuner's
+-- observation, packed by Python, or ''
+-- returns  true when it is heeded in full: of a lane that is well, the tuner need only know how many plain answers it had
 local function heed(lane, verdict, gate_us, cost)
   local k = lane_key(lane)
-  if verdict == 'good' then
-    local h = redis.call('HMGET', k, 'sick', 'refusals')
-    if (h[1] or '0') ~= '0' or (h[2] or '0') ~= '0' then redis.call('HSET', k, 'sick', 0, 'refusals', 0) end
+  if verdict == 'good' or verdict == 'plain' then
+    local h = redis.call('HMGET', k, 'sick', 'refusals', 'mode', 'width')
+    local row = (h[1] or '0') ~= '0'
+    if row or (h[2] or '0') ~= '0' then redis.call('HSET', k, 'sick', 0, 'refusals', 0) end
+    if verdict == 'plain' and not row and (h[3] or 'NORMAL') == 'NORMAL' and (h[4] or '0') == '0' then
+      redis.call('HINCRBY', k, 'goods', 1)
+      return true
+    end
   elseif verdict == 'sick' then
     local row = (tonumber(redis.call('HGET', k, 'sick') or '0') or 0) + 1
     redis.call('HSET', k, 'sick', int(row))
@@ -689,6 +703,7 @@ end
 -- (keep the answer, give the call back) does not hang on them: one that fails is counted.
 local function learn(lane, verdict, seen, outbox, gate_us, cost)
   if not pcall(book, outbox) then count('unrecorded') end
-  if not pcall(heed, lane, verdict, gate_us or 0, cost) then count('unheeded') end
-  if not pcall(tell, lane, seen) then count('untold') end
+  local heeded, in_full = pcall(heed, lane, verdict, gate_us or 0, cost)
+  if not heeded then count('unheeded') end
+  if not pcall(tell, lane, heeded and in_full and '' or seen) then count('untold') end
 end

@@ -62,9 +62,19 @@ if bound > 0 and not answer and not follows then
 end
 local r = {SCHEMA, lane, queue, -1, class, tenant, cost, now, deadline, 0, tonumber(ARGV[16]), 0, NONE, 0,
   {0, 0, 0, 0, 0, 0}, pub, now, tonumber(ARGV[17]), tonumber(ARGV[8]), released(), fp or nil}
-if due <= now and not answer and not follows then place(L, r) end
 local ttl_s = math.ceil((deadline - now + DAY_US) / 1e6)
-redis.call('HSET', call_key(ref), 'i', cmsgpack.pack(r), 'm', ARGV[18])
+-- nothing waits: the way past the lane, at half the cost
+local past = due <= now and not answer and not follows and #queues == 0 and admits_in(L, cost) == 0
+if past then
+  local own, out = own_room(L)
+  past = own > 0 and room(L, queue, out) > 0
+end
+if past then
+  r[SCORE] = L.v + offset(class)                       -- it takes nobody's turn; if it comes back, it is the first
+elseif due <= now and not answer and not follows then
+  place(L, r)
+end
+if past then let_go(L, ref, r, lease_us(), ARGV[18]) else keep(ref, r, ARGV[18]) end
 redis.call('EXPIRE', call_key(ref), ttl_s)
 redis.call('SET', key('payload:') .. ref, ARGV[19], 'EX', ttl_s)
 redis.call('ZADD', EXPIRY, int(deadline), ref)
@@ -72,6 +82,10 @@ if fp then redis.call('HSET', call_key(ref), 'c', ARGV[20]) end
 if leads then lead(ref, r) end
 if ttl_s > LANE_TTL_S and redis.call('TTL', lane_key(lane)) < ttl_s then  -- a call must not outlive its lane's pace
   redis.call('EXPIRE', lane_key(lane), ttl_s)
+end
+if past then
+  save(L)
+  return {1, ref}
 end
 if answer then
   answered(ref, r, answer)
@@ -87,14 +101,6 @@ if due > now then
   local at = redis.call('ZSCORE', NEXT, lane)
   if not at or tonumber(at) > due then note(lane, due) end
   return {0, ref}
-end
-if #queues == 0 then                                   -- nothing waits: the way past the lane, at half the cost
-  local own, out = own_room(L)
-  if own > 0 and admits_in(L, cost) == 0 and room(L, queue, out) > 0 then
-    let_go(L, ref, r, lease_us(), ARGV[18])
-    save(L)
-    return {1, ref}
-  end
 end
 wait(ref, r)
 local moved = 0

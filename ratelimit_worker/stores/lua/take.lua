@@ -1,6 +1,7 @@
 -- Hand the tuner what was seen of the lanes since it last asked, with their state. O(observations).
 -- ARGV  now µs · owner · lease ms · most lanes
--- returns  nil when another holds the duty; else {lane, hash as flat list, {observation …}} …
+-- returns  nil when another holds the duty; else {lane, hash as flat list (`goods`: plain good answers since it last asked),
+--          {observation …}} …
 local duty = key('duty:tune')
 local holder = redis.call('GET', duty)
 if holder and holder ~= ARGV[2] then return false end
@@ -10,5 +11,6 @@ for _, lane in ipairs(redis.call('SPOP', key('seen'), ARGV[4])) do
   local k = key('seen:') .. lane
   all[#all + 1] = {lane, redis.call('HGETALL', lane_key(lane)), redis.call('LRANGE', k, 0, -1)}
   redis.call('DEL', k)
+  redis.call('HDEL', lane_key(lane), 'goods')
 end
 return all
