@@ -308,7 +308,7 @@ def test_how_fast_a_lane_without_pace_went() -> None:
 
 
 def test_counted_answers_are_answers_where_all_is_well() -> None:
-    """A count at high volume says nothing, as with answers one by one; in an outage or a mode, a count proves nothing."""
+    """A count at high volume says nothing, as with answers one by one; in an outage a count proves nothing."""
     state = modes.count_good(ModeState(), 1e6, 1_000)
     assert run("----", state)[0].mode is Mode.NORMAL
     assert run("----" + "+-" * 40, state)[0].mode is Mode.NORMAL  # 44 of 1,084: 4 %
