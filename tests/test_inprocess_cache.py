@@ -115,6 +115,19 @@ def test_two_processes_at_once_are_one_request(place: SharingPlace) -> None:
     assert len(said("apart")) == 1
 
 
+@pytest.mark.worker
+def test_a_worker_beside_passes_answers_on(place: SharingPlace) -> None:
+    """Where Celery workers release for the cluster: the same; and a task of the same name and arguments is another."""
+    place.fleet.worker("w")
+    calls = place.together(shared.ask, "beside", 0.5, number=4)
+    assert [call.result() for call in calls] == [["beside", 1]] * 4
+    assert place.live.redis.get("rlw:duty:pump").decode().startswith("inproc:") is False
+    task = place.fleet.agent().shared
+    assert task.delay("both").get(timeout=15) == ["both", 1]
+    assert place.call(shared.ask, "both", name=task.name, context="") == ["both", 1]
+    assert len(said("both")) == 1, "it was made, too"
+
+
 def test_a_killed_leader_is_replaced(place: SharingPlace) -> None:
     """SIGKILL in the middle of its run: who waits for its answer runs itself, within the lease and 10 s of silence."""
     leader = python(OTHER)

@@ -197,7 +197,7 @@ def _is_at(func: Any, module: str, name: str) -> bool:
     """Whether this is what the module has under that name, whatever else is wrapped around it there."""
     found: Any = sys.modules.get(module)
     for part in name.split("."):
-        found = inspect.getattr_static(found, part, None)
+        found = getattr(found, "__dict__", {}).get(part)  # of the class that defines it; no descriptor is asked
     for _ in range(MOST_WRAPPERS):
         if found is None:
             return False
