@@ -5,16 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import signal
+import threading
 import time
+from array import array
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from ratelimit_worker.calls import Priority
 from ratelimit_worker.cli import main
 from ratelimit_worker.errors import DeadlineExceeded, InvalidRequest
 from ratelimit_worker.inprocess import AdvancedRateLimiter
@@ -27,6 +34,15 @@ from tests.shared_functions import said
 from tests.test_inprocess import LANES, Place, done, python
 
 pytestmark = pytest.mark.server
+
+
+class Slotted:
+    """Without a `__dict__`."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: int) -> None:
+        self.value = value
 
 
 class SharingPlace(Place):
@@ -222,6 +238,47 @@ def test_methods_are_known_by_the_state_of_their_object(place: SharingPlace) -> 
     model = shared.Model("small", pool)
     assert place.call(model.invoke, "llm") == place.call(shared.Model("small", pool).invoke, "llm")
     assert place.call(shared.Model("large", pool).invoke, "llm")[0] == "large"
+
+
+class Messages(list[str]):
+    """A list of a class of its own."""
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (OrderedDict(a=1), OrderedDict(a=2)),
+        (Counter("a"), Counter("b")),
+        (deque([1]), deque([2])),
+        (Messages(["a"]), Messages(["b"])),
+        ({1, 2}, {1, 3}),
+        ([{"a": (1,)}], [{"a": [1]}]),
+        (Slotted(1), Slotted(2)),
+        (SimpleNamespace(a=1), SimpleNamespace(a=2)),
+        (datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)),
+        (Priority.HIGH, Priority.LOW),
+        (re.compile("a"), re.compile("b")),
+        (threading.Lock(), threading.Lock()),
+        (type("Local", (), {}), type("Local", (), {})),
+        (max, min),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_self_holds_is_told_apart(one: Any, other: Any) -> None:
+    """Containers of any class by what is in them; what shows nothing by which object it is."""
+
+    def known(held: Any) -> Any:
+        return identity(shared.Model("m", held).invoke, ("x",), {})
+
+    assert known(one) == known(one)
+    assert known(one) != known(other)
+
+
+@pytest.mark.parametrize("held", [array("d", [1.0]), iter([1]), (n for n in "a"), memoryview(b"a")])
+def test_what_cannot_be_looked_into_is_not_shared(held: Any) -> None:
+    """It may change between two calls, and nobody would see."""
+    with pytest.raises(Unshareable, match="self holds"):
+        identity(shared.Model("m", held).invoke, ("x",), {})
 
 
 def test_identity_is_the_same_in_every_process(place: SharingPlace) -> None:

@@ -7,9 +7,9 @@ is worse than one request more, so whatever cannot be told apart for certain is 
 |---|---|
 | arguments | value: text, numbers, booleans, None, and lists, tuples and dicts of them; anything else is not shared |
 | a function of a module or class | its name |
-| one made inside another function, or in the script itself | its code, and the plain values that it closes over |
+| one made inside another function, or in the script that runs | its code, and the plain values that it closes over |
 | `self` (of a bound method, or a first parameter of that name) | class and plain attributes, two objects deep |
-| what lies deeper in `self` (clients, pools) | which object it is: shared within this process only |
+| what lies deeper in `self` (clients, pools), and locks | which object it is: shared within this process only |
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ import inspect
 import json
 import logging
 import os
+import re
+import struct
 import sys
 import threading
 import uuid
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import partial
 from pathlib import PurePath
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 from ratelimit_worker.fingerprint import digest
@@ -44,7 +47,10 @@ MOST_NAMES = 10_000  #: functions that are remembered
 
 _SCALARS = (str, int, float, bool, type(None))
 #: Whose `repr` says all.
-_VALUES = (bytes, date, timedelta, Decimal, uuid.UUID, PurePath, Enum, complex, range)
+_VALUES = (bytes, date, timedelta, Decimal, uuid.UUID, PurePath, Enum, complex, range, re.Pattern)
+#: Whose objects hold others, somewhere.
+_CONTENTS = ("__len__", "__iter__", "__getitem__", "__next__")
+_POINTER_BYTES = struct.calcsize("P")
 
 
 class Unshareable(Exception):
@@ -237,7 +243,11 @@ def _enclosed_value(value: Any) -> Any:
 
 
 def _named(value: Any) -> list[str]:
-    return ["name", getattr(value, "__module__", ""), getattr(value, "__qualname__", value.__name__)]
+    """A class or module by its name; a class that is nowhere to be imported from stands for itself."""
+    module, name = getattr(value, "__module__", ""), getattr(value, "__qualname__", value.__name__)
+    if isinstance(value, type) and (module == "__main__" or not _is_at(value, module, name)):
+        return ["this", module, name, _TOKENS.of(value)]
+    return ["name", module, name]
 
 
 # ── self ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -266,16 +276,43 @@ class _State:
             return ["value", *_named(kind), repr(value)]
         if isinstance(value, (FunctionType, BuiltinFunctionType)):
             return ["function", *_function(value)]
-        if kind is list or kind is tuple:
-            return [kind.__name__, *(self.of(item, deep) for item in value)]
-        if kind is set or kind is frozenset:
-            return ["set", *sorted(json.dumps(self.of(item, deep)) for item in value)]
-        if kind is dict:
-            return ["dict", *([self.of(name, deep), self.of(item, deep)] for name, item in value.items())]
-        attributes = getattr(value, "__dict__", None)
-        if deep >= 0 and type(attributes) is dict:
-            return ["object", *_named(kind), self.of(attributes, deep - 1)]
-        return ["this", *_named(kind), _TOKENS.of(value)]
+        if isinstance(value, (list, tuple, deque)):
+            held: list[Any] = [self.of(item, deep) for item in value]
+        elif isinstance(value, (set, frozenset)):
+            held = sorted(json.dumps(self.of(item, deep)) for item in value)
+        elif isinstance(value, dict):
+            held = [[self.of(name, deep), self.of(item, deep)] for name, item in value.items()]
+        elif isinstance(value, _SCALARS):  # a subclass
+            held = [repr(value)]
+        elif deep < 0 or (_holds_more(kind) and not any(hasattr(kind, name) for name in _CONTENTS)):
+            return ["this", *_named(kind), _TOKENS.of(value)]  # too deep; or a lock, a socket: nothing to look at
+        elif _holds_more(kind):
+            raise Unshareable(f"self holds a {kind.__name__}")
+        else:
+            held = []
+        attributes = {**(getattr(value, "__dict__", None) or {}), **_slots(value)}
+        more = [[name, self.of(item, deep - 1)] for name, item in attributes.items()]
+        return ["object", *_named(kind), held, more]
+
+
+def _members(kind: type) -> list[str]:
+    return [
+        name
+        for base in kind.__mro__
+        for name, made in vars(base).items()
+        if isinstance(made, MemberDescriptorType) and name not in ("__dict__", "__weakref__")
+    ]
+
+
+def _slots(value: Any) -> dict[str, Any]:
+    """What it keeps in `__slots__`, as far as it is set."""
+    return {name: getattr(value, name) for name in _members(type(value)) if hasattr(value, name)}
+
+
+def _holds_more(kind: type) -> bool:
+    """Whether its objects have room for more than their attributes: an array, a lock, whatever is written in C."""
+    pointers = len(_members(kind)) + (kind.__weakrefoffset__ > 0) + (kind.__dictoffset__ > 0)
+    return kind.__itemsize__ != 0 or kind.__basicsize__ != object.__basicsize__ + pointers * _POINTER_BYTES
 
 
 class _Tokens:
