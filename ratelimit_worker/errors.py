@@ -8,6 +8,8 @@ RateLimitWorkerError
 ├── DeadlineExceeded       the call was not answered within its deadline
 ├── WorkerLostRepeatedly   the call's worker died again and again
 ├── PayloadLost            the arguments are gone from Redis (lost without persistence)
+├── CallFailedLater        the lane closed before the attempt; the call is back at its place
+├── RowRefused             the database will never take this row
 └── CallFailed             the provider gave no completion; one class a category
     ├── Throttled  Overloaded  ServerError  TimedOut  ConnectionFailed  MalformedResponse
     ├── Conflict  QuotaExhausted  AuthenticationFailed  InvalidRequest  ContentFiltered
@@ -80,6 +82,21 @@ class PayloadLost(RateLimitWorkerError):
 
     def __str__(self) -> str:
         return f"the arguments of call {self.ref} are gone from Redis; send the call again"
+
+
+class CallFailedLater(RateLimitWorkerError):
+    """The lane closed between release and start; the call went back to its place and has used no attempt."""
+
+    def __init__(self, lane: str) -> None:
+        super().__init__(lane)
+        self.lane = lane
+
+    def __str__(self) -> str:
+        return f"lane {self.lane!r} is closed for now; the call went back to its place"
+
+
+class RowRefused(RateLimitWorkerError):
+    """The database is there, but will never take this row. `str()` is one line without the row's values."""
 
 
 class CallFailed(RateLimitWorkerError):

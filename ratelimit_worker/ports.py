@@ -7,12 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ratelimit_worker.calls import Attempt, Mode, ModeChange
-from ratelimit_worker.errors import RateLimitWorkerError
 from ratelimit_worker.policy.modes import Pin
-
-
-class RowRefused(RateLimitWorkerError):
-    """The database is there, but will never take this row. `str()` is one line without the row's values."""
 
 
 class Outbox(Protocol):
@@ -88,8 +83,8 @@ class LaneView:
     goods: int = 0  #: good answers beside those of `seen`, which told nothing else
 
 
-class Lanes(Protocol):
-    """The lanes, as an attempt and the tuner see them."""
+class AttemptLanes(Protocol):
+    """The lanes, as one attempt at a released call sees them."""
 
     def begin(self, tag: str, lease_s: float) -> Begun:
         """May this released call run now?"""
@@ -107,7 +102,7 @@ class Lanes(Protocol):
         gate_s: float = 0.0,
         kind: str = "value",
     ) -> bool:
-        """Make the outcome safe; the first answer wins. `kind`: "value", "error" or "passed"."""
+        """Make the outcome safe; the first answer wins. `kind`: "value", "error", "passed" or "alone"."""
         ...
 
     def back(
@@ -128,6 +123,10 @@ class Lanes(Protocol):
     def health(self, lane: str) -> Health:
         """How the lane takes its provider to be, now."""
         ...
+
+
+class Lanes(AttemptLanes, Protocol):
+    """The lanes, as the tuner sees them too."""
 
     def take(self, owner: str, lease_s: float, most: int = 50) -> tuple[float, list[LaneView]] | None:
         """What was seen since the last take, or None when another tunes."""

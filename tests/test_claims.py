@@ -174,6 +174,47 @@ def test_a_final_error_is_everybodys(cluster: Cluster, put: Put) -> None:
 
 
 @pytest.mark.server
+def test_an_outcome_that_nobody_else_can_have_sets_followers_free(cluster: Cluster, put: Put) -> None:
+    """They go all at once, at the lane's pace, each to its own attempt, and share nothing any more."""
+    cluster.worker("w2", queues=("two",))
+    put("a", "b", "c")
+    put("d", queue="two")
+    tag, _ = cluster.begin()
+    assert cluster.settle(tag, b"nobody else's", kind="alone")
+    assert places(cluster.client) == {"out": ["a"], "wait": ["b", "c", "d"]}
+    put("e")
+    assert cluster.client.get(keys.claim("f")) == b"e", "who comes later leads again"
+    cluster.free(tag)
+    cluster.pump()
+    assert places(cluster.client)["out"] == ["b", "c", "d", "e"]
+    for queue, worker in (("q", "w"), ("q", "w"), ("two", "w2")):
+        tag, begun = cluster.begin(queue, worker)
+        assert begun.state == "go"
+        cluster.settle(tag, b"own")
+        cluster.free(tag)
+    assert answers.size(cluster.client).entries == 0
+    cluster.run_one()
+    assert nothing_is_left(cluster.client)
+
+
+@pytest.mark.server
+def test_a_call_that_steps_aside_keeps_its_claim(cluster: Cluster, put: Put) -> None:
+    """It makes a call itself, in a lane that lets one run at a time: that one goes, the claim stays."""
+    put("outer", "follower", lane_fields={**OPEN, "cap": 1})
+    tag, _ = cluster.begin()
+    put("inner", fingerprint="g")
+    assert places(cluster.client)["wait"] == ["inner"]
+    assert cluster.lanes.step_aside([tag, tag]) == 1
+    cluster.pump()
+    assert places(cluster.client) == {"out": ["inner", "outer"], "followers": ["follower"]}
+    assert cluster.run_one() == "inner"
+    assert cluster.settle(tag, b"answer")
+    cluster.free(tag)
+    assert answers_of(cluster) == {"follower": b"answer"}
+    assert nothing_is_left(cluster.client)
+
+
+@pytest.mark.server
 def test_publishing_twice_is_once(cluster: Cluster, put: Put) -> None:
     """A follower whose reply was lost is sent again and stays one follower; so does a leader."""
     put("a", "a", "b", "b")
@@ -579,30 +620,6 @@ def test_a_call_for_later_shares_nothing(tasks: ModuleType, running: Fleet) -> N
     later = tasks.shared.apply_async(("later",), countdown=3600)
     assert tasks.shared.delay("later").get(timeout=WAIT_S)[0] == "later"
     later.revoke()
-
-
-@pytest.mark.worker
-@pytest.mark.parametrize(
-    ("off", "joined", "kept"),
-    [
-        ("MAISD_ENABLE_INTELLIGENT_CACHING", True, False),
-        ("MAISD_ENABLE_REQUEST_DEDUPLICATION", False, True),
-    ],
-)
-def test_each_switch_off(running: Fleet, monkeypatch: pytest.MonkeyPatch, off: str, joined: bool, kept: bool) -> None:
-    """What it names no longer happens, and the other goes on."""
-    monkeypatch.setenv(off, "false")
-    monkeypatch.setenv("MAISD_DEDUP_WINDOW_SECONDS", "0")
-    tasks = running.agent()
-    block(off)
-    both = [tasks.shared.apply_async((off,), lane=off) for _ in range(2)]
-    unblock(off)
-    for result in both:
-        result.get(timeout=WAIT_S)
-    assert runs(running, off) == (1 if joined else 2)
-    before = runs(running, off)
-    tasks.shared.apply_async((off,), lane=off).get(timeout=WAIT_S)
-    assert runs(running, off) == before + (0 if kept else 1)
 
 
 @pytest.mark.worker

@@ -62,7 +62,8 @@ class Place:
         self.limiter = AdvancedRateLimiter(self.live, jitter=lambda: 0.0)
 
     def call(self, func: Callable[..., Any], *args: Any, lane: str = "free", **options: Any) -> Any:
-        """One call."""
+        """One call; these tests are about lanes, so it shares nothing where they do not say so."""
+        options.setdefault("cache_enabled", False)
         return self.limiter.make_rate_limited_call(func, options.pop("name", None), args, lane=lane, **options)
 
     def attempts(self, expected: int) -> list[Attempt]:
@@ -219,24 +220,6 @@ def test_what_the_function_raises_is_what_the_caller_sees(place: Place, error: E
     assert row.outcome is Outcome.FAILED
 
 
-def test_a_call_that_is_given_up_raises_its_last_error_with_a_note() -> None:
-    """Smart retries off: the first failure is the last, refusals too."""
-    with fleet(MAISD_LANES=LANES, MAISD_ENABLE_SMART_RETRIES="false") as made:
-        place = Place(made)
-        made_calls: list[int] = []
-
-        def busy() -> None:
-            made_calls.append(1)
-            raise Refused
-
-        with pytest.raises(Refused) as caught:
-            place.call(busy)
-        assert made_calls == [1]
-        assert caught.value.__notes__
-        assert "rate_limited" in caught.value.__notes__[0]
-        place.limiter.close()
-
-
 def test_stop_iteration_passes_too(place: Place) -> None:
     """`next(...)` on something empty is a fault of the function like any other."""
     with pytest.raises(StopIteration):
@@ -295,14 +278,16 @@ def test_an_outer_call_that_stepped_aside_is_retried_all_the_same(place: Place) 
     assert [(row.outcome, row.number) for row in rows] == [(Outcome.RETRIED, 1), (Outcome.ANSWERED, 2)]
 
 
-def test_nothing_of_arguments_or_answers_goes_to_redis(place: Place) -> None:
+def test_arguments_never_go_to_redis_and_answers_only_to_be_shared(place: Place) -> None:
     """They stay in the process: the append-only file, which has every write, never saw them."""
     assert place.call(lambda prompt: f"so you say {prompt}", "CanaryPrompt") == "so you say CanaryPrompt"
+    assert place.call(lambda prompt: f"{len(prompt)} letters", "CanaryPrompt", cache_enabled=True) == "12 letters"
     place.limiter.close()
     place.fleet.valkey.stop()
     files = [path for path in place.fleet.folder.rglob("*.aof") if path.is_file()]
     assert any(b"rlw:" in path.read_bytes() for path in files)
     assert not [path for path in files if b"CanaryPrompt" in path.read_bytes()]
+    assert any(b"12 letters" in path.read_bytes() for path in files)
 
 
 # ── functions, methods, coroutines ───────────────────────────────────────────────────────────────────────────────────
@@ -487,27 +472,6 @@ def test_threads_share_the_basic_pace(tmp_path: Path) -> None:
     assert sorted(waits) == [0.25 * (n + 1) for n in range(8)]
 
 
-def test_switched_off_no_call_enters_a_lane() -> None:
-    """MAISD_ENABLE_ADVANCED_RATE_LIMITING=false: the delay, then the call, for functions and coroutines alike."""
-    with fleet(MAISD_ENABLE_ADVANCED_RATE_LIMITING="false", RATE_LIMIT_DELAY="0.5") as made:
-        clock = Clock()
-
-        async def sleep(seconds: float) -> None:
-            clock.sleep(seconds)
-
-        async def double(n: int) -> int:
-            return 2 * n
-
-        limiter = AdvancedRateLimiter(wiring.use(read_settings()), clock=clock, sleep=clock.sleep, sleep_async=sleep)
-        assert limiter.make_rate_limited_call(lambda: 1) == 1
-        assert asyncio.run(limiter.make_rate_limited_call(double, args=(2,))) == 4
-        with pytest.raises(LookupError):
-            limiter.make_rate_limited_call(lambda: {}["mine"])
-        assert clock.slept == [0.5] * 3
-        assert not limiter.is_enabled()
-        assert made.valkey.client.keys("rlw:*") == []
-
-
 def basic_settings(url: str, folder: Path) -> Settings:
     """Settings for a server that is not there (yet)."""
     return read_settings({"MAISD_REDIS_URL": url, "MAISD_STATE_DIR": str(folder / "state"), "RATE_LIMIT_DELAY": "0.25"})
@@ -599,7 +563,7 @@ def test_a_second_release_between_the_answer_and_the_end_of_the_call_is_freed(pl
     heard: list[str | News] = []
     turn = desk.wait("late", heard.append)
     plan = {"lane": "free", "cost": [1, 0, 0, 0], "pub": "p", "deadline": time.time() + 60, "class": "normal"}
-    desk.enqueue(turn, {**plan, "tenant": "", "weight": 1.0, "max_waiting": 0}, after_s=0.0, tries=0, number=0)
+    desk.enqueue(turn, "late", {**plan, "tenant": "", "weight": 1.0, "max_waiting": 0}, after_s=0.0, tries=0, number=0)
     wait_for(lambda: heard, what="it is released")
     turn.tags, turn.tried = [], False  # as `free` leaves it when the answer came before the second release
     assert desk.deliver(str(heard[0]))
@@ -673,7 +637,8 @@ def test_a_process_that_ends_leaves_nothing_but_its_outcome(place: Place) -> Non
 FORKS = """
 import os
 from ratelimit_worker import get_advanced_rate_limiter
-def call(): return get_advanced_rate_limiter().make_rate_limited_call(os.getpid, "pid", lane="free")
+how = {"lane": "free", "cache_enabled": False}
+def call(): return get_advanced_rate_limiter().make_rate_limited_call(os.getpid, "pid", **how)
 assert call() == os.getpid()
 child = os.fork()
 if child == 0:

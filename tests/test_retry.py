@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ratelimit_worker.calls import SICK, Category, Failure
 from ratelimit_worker.policy.retry import (
+    NO_RETRIES,
     RULES,
     Backoff,
     GiveUp,
@@ -103,6 +104,13 @@ def test_sick_answers_use_no_tries_while_the_provider_is_away(category: Category
     """The lane's pace and probes govern: no backoff of the call's own, however often it failed."""
     for attempt in (1, 50):
         assert step(category, attempt, away=True, retry_after_s=30.0) == Snooze(0.0)
+
+
+@pytest.mark.parametrize("away", [False, True])
+@pytest.mark.parametrize("category", list(Category))
+def test_without_retries_the_first_failure_is_the_last(category: Category, away: bool) -> None:
+    """Refusals too, and nobody waits for a provider that is away."""
+    assert isinstance(step(category, away=away, policy=NO_RETRIES), GiveUp | Halt)
 
 
 def test_a_conflict_is_not_sickness() -> None:

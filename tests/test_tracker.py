@@ -18,8 +18,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, event, text
 
 from ratelimit_worker.calls import Attempt, Category, Outcome, Priority
-from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
-from ratelimit_worker.ports import RowRefused
+from ratelimit_worker.errors import ConfigurationError, RowRefused, StoreUnavailable
 from ratelimit_worker.stores import migrations
 from ratelimit_worker.stores.tables import Base
 from ratelimit_worker.stores.tracker import Tracker, engine_for

@@ -13,16 +13,17 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar
 
 from ratelimit_worker.calls import Sighting, saw
 from ratelimit_worker.errors import CallFailed, DeadlineExceeded, PayloadLost, StoreUnavailable
 from ratelimit_worker.flow.execute import Answered, Executor, Facts, GaveUp, NotOurs, Result
-from ratelimit_worker.ports import Begun, Health, Lanes
+from ratelimit_worker.ports import AttemptLanes, Begun, Health
 
 QUEUE = "in-process"  #: what outcomes say of their queue: the real one is the process's own and tells nobody anything
 GRACE_S = 5.0  #: the lane itself says when a deadline has passed; after so long more it is taken for silent
 LOOK_AGAIN_S = 0.2  #: while Redis restarts
+ALONE = b'{"passed": true}'  #: what is settled where nobody but the caller can have the outcome
 
 
 class Away(StoreUnavailable):
@@ -41,33 +42,36 @@ class Turn(Protocol):
     """The wait of one message for its release, and what was released of it."""
 
     running: bool  #: the caller makes its attempt, and hears nothing meanwhile
+    fingerprint: str | None  #: of the calls that share its answer; None: it is its caller's alone
 
 
 T_contra = TypeVar("T_contra", bound=Turn, contravariant=True)
 T = TypeVar("T", bound=Turn)
 
 
-class Desk(Protocol[T_contra]):
-    """This process's place among the workers."""
+class Desk(AttemptLanes, Protocol[T_contra]):
+    """This process's place among the workers, and an attempt's lanes.
 
-    def enqueue(self, turn: T_contra, plan: Mapping[str, Any], *, after_s: float, tries: int, number: int) -> None:
-        """Put the call into its lane, once however often it is asked.
+    While Redis is away `begin` raises `Away`, `settle` is kept for later, `back` is False, `health` is as if all were
+    well.
+    """
+
+    def enqueue(
+        self, turn: T_contra, task: str, plan: Mapping[str, Any], *, after_s: float, tries: int, number: int
+    ) -> bytes | None:
+        """Put the call into its lane, once however often it is asked → an answer that is kept, instead of that.
 
         Raises:
             Away, LaneFull, BadInput
         """
         ...
 
-    def begin(self, tag: str) -> Begun:
-        """May this released call run now?
-
-        Raises:
-            Away
-        """
-        ...
-
     def free(self, turn: T_contra) -> None:
         """The call's stay in the ledger ends; while Redis is away this is kept for later."""
+        ...
+
+    def step_aside(self, turn: T_contra) -> None:
+        """The call makes a call itself: it gives up its place among the running of its lane, and keeps all else."""
         ...
 
     def dismiss(self, turn: T_contra, tag: str) -> None:
@@ -76,40 +80,6 @@ class Desk(Protocol[T_contra]):
 
     def leave(self, turn: T_contra) -> None:
         """The caller waits no more; what is left of its call in Redis is cleared up later. No I/O."""
-        ...
-
-    def settle(
-        self,
-        tag: str,
-        lane: str,
-        answer: bytes,
-        *,
-        outbox: bytes,
-        verdict: str,
-        seen: bytes,
-        gate_s: float = 0.0,
-        kind: str = "value",
-    ) -> bool:
-        """As `ports.Lanes`; while Redis is away this is kept for later."""
-        ...
-
-    def back(
-        self,
-        tag: str,
-        lane: str,
-        *,
-        after_s: float,
-        tries: int,
-        outbox: bytes,
-        verdict: str,
-        seen: bytes,
-        gate_s: float = 0.0,
-    ) -> bool:
-        """As `ports.Lanes`; False while Redis is away."""
-        ...
-
-    def health(self, lane: str) -> Health:
-        """As `ports.Lanes`; as if all were well while Redis is away."""
         ...
 
     @property
@@ -187,7 +157,6 @@ class Admission(Generic[T]):
     desk: Desk[T]
     take_part: Callable[[str], T]
     executor: Executor
-    retries: bool
     unpaced: Callable[[], float]
     clock: Callable[[], float] = time.time
     _tries: int = field(default=0, init=False)
@@ -202,7 +171,7 @@ class Admission(Generic[T]):
             DeadlineExceeded, LaneFull, BadInput, WorkerLostRepeatedly: the lane's own refusals.
         """
         for outer in inside.get():
-            yield Ask(partial(self.desk.free, outer))
+            yield Ask(partial(self.desk.step_aside, outer))
         while True:
             turn = self.take_part(self._next_ref())
             try:
@@ -221,7 +190,9 @@ class Admission(Generic[T]):
 
     def _wait_in_lane(self, turn: T) -> Generator[Step, Any, Ran | None]:
         """Through the lane under one reference → the last attempt, or None: the call has to be entered anew."""
-        yield from self._patiently(self._enqueue, turn)
+        kept = yield from self._patiently(self._enqueue, turn)
+        if kept is not None:
+            return Ran(started=0.0, seen=Sighting(), value=self.executor.answers.decode(kept)[1])
         self._after_s = 0.0
         while True:
             news = yield Wait(turn, max(0.0, self.plan["deadline"] - self.clock()) + GRACE_S)
@@ -233,14 +204,14 @@ class Admission(Generic[T]):
                 raise Away("Redis is away")
             if news is News.LATE:
                 raise DeadlineExceeded(self.call_id, self.plan["lane"], self._number)
-            begun = yield from self._patiently(self.desk.begin, news)
+            begun = yield from self._patiently(self._begin, news)
             ran: Ran | None = None
             if begun.state == "go":
                 turn.running = True
                 ran = yield Run(turn)
                 turn.running = False
-            attempt = Concluded(self.desk, begun, self.retries)
-            result = yield Ask(partial(attempt.result, self.executor, self._facts(news), ran))
+            attempt = Concluded(self.desk, begun, ran, shared="fp" in self.plan)
+            result = yield Ask(partial(attempt.result, self.executor, self._facts(news)))
             self._number = max(self._number, begun.number)
             self._tries += attempt.tries
             match result:
@@ -254,14 +225,19 @@ class Admission(Generic[T]):
                     if ran is None or ran.error is None:
                         raise error
                     return with_note(ran, ran.error, error)
-                case NotOurs() if attempt.went_back:  # it had stepped aside, or was taken for dead
+                case NotOurs() if attempt.went_back:  # it was taken for dead
                     self._after_s = attempt.after_s
                     return None
                 case _:
                     self.desk.dismiss(turn, news)
 
-    def _enqueue(self, turn: T) -> None:
-        self.desk.enqueue(turn, self.plan, after_s=self._after_s, tries=self._tries, number=self._number)
+    def _enqueue(self, turn: T) -> bytes | None:
+        return self.desk.enqueue(
+            turn, self.task, self.plan, after_s=self._after_s, tries=self._tries, number=self._number
+        )
+
+    def _begin(self, tag: str) -> Begun:
+        return self.desk.begin(tag, self.executor.lease_s)
 
     def _patiently(self, ask: Callable[[Any], Any], about: Any) -> Generator[Step, Any, Any]:
         """Short I/O that waits for a Redis which restarts.
@@ -302,62 +278,49 @@ class Concluded:
     """The lanes of one attempt that was made already: tells the executor what began, and what came of it.
 
     The executor runs an attempt in the thread that asks it; this one ran in the caller's, which may be an event loop.
+
+    Args:
+        ran: None: nothing was run, the lane did not say "go".
+        shared: Others may wait for its outcome.
     """
 
-    def __init__(self, desk: Desk[Any], begun: Begun, retries: bool) -> None:
-        self._desk, self._begun, self._retries = desk, begun, retries
+    def __init__(self, desk: Desk[Any], begun: Begun, ran: Ran | None, *, shared: bool) -> None:
+        self._desk, self._begun, self._ran, self._shared = desk, begun, ran, shared
         self.went_back = False
         self.after_s, self.tries = 0.0, 0
 
-    def result(self, executor: Executor, facts: Facts, ran: Ran | None) -> Result:
+    def result(self, executor: Executor, facts: Facts) -> Result:
         """What follows from the attempt, made safe in Redis."""
-        lanes = cast(Lanes, self)  # of all that lanes can, an attempt needs these four
+        ran = self._ran
         if ran is None:
-            return replace(executor, lanes=lanes).execute(facts, _never, _nothing_to_restore)
+            return replace(executor, lanes=self).execute(facts, _never, _nothing_to_restore)
         clock, times = executor.clock, [ran.started]
-        told = replace(executor, lanes=lanes, clock=lambda: times.pop() if times else clock())
+        told = replace(executor, lanes=self, clock=lambda: times.pop() if times else clock())
         return told.execute(facts, lambda _: _replay(ran), _nothing_to_restore)
 
     def begin(self, tag: str, lease_s: float) -> Begun:
         """What the lane said before the attempt."""
         return self._begun
 
-    def settle(
-        self,
-        tag: str,
-        lane: str,
-        answer: bytes,
-        *,
-        outbox: bytes,
-        verdict: str,
-        seen: bytes,
-        gate_s: float = 0.0,
-        kind: str = "value",
-    ) -> bool:
-        """As the lanes do."""
-        return self._desk.settle(tag, lane, answer, outbox=outbox, verdict=verdict, seen=seen, gate_s=gate_s, kind=kind)
+    def settle(self, tag: str, lane: str, answer: bytes, *, kind: str = "value", **learned: Any) -> bool:
+        """As the lanes do. Those that follow are let go, each to its own attempt, when they cannot have the outcome.
 
-    def back(
-        self,
-        tag: str,
-        lane: str,
-        *,
-        after_s: float,
-        tries: int,
-        outbox: bytes,
-        verdict: str,
-        seen: bytes,
-        gate_s: float = 0.0,
-    ) -> bool:
+        That is so where the answer is no JSON, and where the function raised an exception of its own or its SDK's: who
+        calls expects that very type, which no JSON gives back.
+        """
+        raised = self._ran.error if self._ran is not None else None
+        if self._shared and (not answer or (raised is not None and type(raised).__module__ != CallFailed.__module__)):
+            answer, kind = ALONE, "alone"
+        return self._desk.settle(tag, lane, answer, kind=kind, **learned)
+
+    def back(self, tag: str, lane: str, *, after_s: float, tries: int, **learned: Any) -> bool:
         """As the lanes do, remembering it."""
         self.went_back, self.after_s, self.tries = True, after_s, tries
-        return self._desk.back(
-            tag, lane, after_s=after_s, tries=tries, outbox=outbox, verdict=verdict, seen=seen, gate_s=gate_s
-        )
+        return self._desk.back(tag, lane, after_s=after_s, tries=tries, **learned)
 
     def health(self, lane: str) -> Health:
-        """As the lanes know it; without retries nobody waits for a sick provider."""
-        return self._desk.health(lane) if self._retries else Health(escalates=False)
+        """As the lane knows it."""
+        return self._desk.health(lane)
 
 
 def _replay(ran: Ran) -> Any:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
+
 from ratelimit_worker.calls import SCHEMA_VERSION, Cost, LaneLimits, Priority
 from ratelimit_worker.config import Settings
 from ratelimit_worker.errors import BadInput
@@ -14,6 +16,15 @@ from ratelimit_worker.policy import pace
 
 DEFAULT_LANE = "default"
 MOST_NAME = 200  #: characters of a lane, tenant, context or tag
+BASIC = "basic"  #: field of a lane's hash while MAISD_ENABLE_ADVANCED_RATE_LIMITING is off: a `Basic`
+
+
+@dataclass(frozen=True, slots=True)
+class Basic:
+    """What a lane goes back to when it is paced again."""
+
+    limits: LaneLimits
+    delay_s: float  #: RATE_LIMIT_DELAY that it goes at meanwhile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +110,29 @@ def priority_of(value: str | int) -> Priority:
 
 def lane_fields(settings: Settings, lane: str) -> dict[str, float | str]:
     """Fields of the hash of a lane that is new: what was configured, and the set-points to start from."""
-    return limit_fields(_limits(settings, lane))
+    limits = _limits(settings, lane)
+    fields = limit_fields(limits) if settings.enable_advanced_rate_limiting else basic_fields(settings, limits)
+    return fields if escalates(settings) else {**fields, "escalates": "0"}
+
+
+def escalates(settings: Settings) -> bool:
+    """Whether the law may change the mode of a lane."""
+    return settings.enable_auto_escalation and settings.enable_advanced_rate_limiting
+
+
+def basic_fields(settings: Settings, told: LaneLimits) -> dict[str, float | str]:
+    """The same where MAISD_ENABLE_ADVANCED_RATE_LIMITING is off: one call per RATE_LIMIT_DELAY, or fewer if so told.
+
+    Args:
+        told: What holds when it is on again; kept in the lane's hash until then.
+    """
+    rates_rpm = [told.rpm] if told.rpm is not None else []
+    if settings.rate_limit_delay > 0:
+        rates_rpm.append(60 / settings.rate_limit_delay)
+    rpm = min(rates_rpm, default=None)
+    limits = replace(told, rpm=rpm, unlimited=rpm is None and told.tpm is None, adaptive=False)
+    before = msgspec.json.encode(Basic(replace(told, tenants={}), settings.rate_limit_delay)).decode()
+    return {**limit_fields(limits), BASIC: before}
 
 
 def limit_fields(limits: LaneLimits) -> dict[str, float | str]:

@@ -16,6 +16,7 @@ from typing import Any
 from ratelimit_worker.calls import Attempt, Failure, Outcome, Priority, Sighting, sighting
 from ratelimit_worker.errors import (
     CallFailed,
+    CallFailedLater,
     DeadlineExceeded,
     PayloadLost,
     RateLimitWorkerError,
@@ -27,7 +28,7 @@ from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.policy.classification import classify_exception
 from ratelimit_worker.policy.modes import provider_away
 from ratelimit_worker.policy.retry import GiveUp, Halt, Retry, RetryPolicy, Snooze, next_step
-from ratelimit_worker.ports import Begun, Lanes
+from ratelimit_worker.ports import AttemptLanes, Begun
 
 log = logging.getLogger("ratelimit_worker.attempt")
 
@@ -92,7 +93,7 @@ class Executor:
         pass_through: Exceptions that are not failures but words of the framework (Celery's Retry, Ignore, Reject).
     """
 
-    lanes: Lanes
+    lanes: AttemptLanes
     answers: Answers
     encode_outcome: Callable[[Attempt], bytes]
     lease_s: float
@@ -287,14 +288,3 @@ class Executor:
             cause=cause or (failure.cause if failure else None),
             worker=facts.worker,
         )
-
-
-class CallFailedLater(RateLimitWorkerError):
-    """The lane closed between release and start; the call went back to its place and has used no attempt."""
-
-    def __init__(self, lane: str) -> None:
-        super().__init__(lane)
-        self.lane = lane
-
-    def __str__(self) -> str:
-        return f"lane {self.lane!r} is closed for now; the call went back to its place"

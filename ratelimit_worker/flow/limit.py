@@ -1,13 +1,19 @@
-"""What happens when a person changes a lane's limits? What was named changes, what was not stays, also the mode."""
+"""What happens when a person changes a lane's limits? What was named changes, what was not stays, also the mode.
+
+Also when MAISD_ENABLE_ADVANCED_RATE_LIMITING or …_AUTO_ESCALATION is switched: lanes that are known have to be told.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from ratelimit_worker.calls import SCHEMA_VERSION, LaneLimits
+from ratelimit_worker.config import Settings
 from ratelimit_worker.errors import BadInput
-from ratelimit_worker.flow.enqueue import MOST_NAME, limit_fields
+from ratelimit_worker.flow.enqueue import BASIC, MOST_NAME, Basic, basic_fields, escalates, limit_fields
 from ratelimit_worker.flow.tune import ControlPlane, decide, limits_of
 from ratelimit_worker.ports import LaneView
 
@@ -70,16 +76,71 @@ def set_limits(
         lanes.set_points(lane, {"cap": after.concurrency or 0})  # says nothing of the pace, so that goes on
         return before, after
     fields = {"schema": SCHEMA_VERSION, "free": "", **limit_fields(after)}
-    for _ in range(2):
-        lanes.set_points(lane, fields)
-        view = LaneView(lane=lane, fields=lanes.fields(lane), seen=())
-        held = decide(view, control.pins.now(), control.rules, control.pins.read())
-        if held.set_points:  # the mode holds on: its share of the new pace
-            lanes.set_points(lane, held.set_points)
-        pause(_TUNER_WRITES_WITHIN_S)
-        if not _overwritten(found, lanes.fields(lane), fields):
-            break
+    _write(control, {lane: (found, fields)}, pause)
     return before, after
+
+
+def at_start(control: ControlPlane, settings: Settings, pause: Callable[[float], object]) -> int:
+    """Known lanes learn that a switch (or RATE_LIMIT_DELAY) has changed → how many did.
+
+    Args:
+        pause: `time.sleep`.
+    """
+    changes: dict[str, tuple[Mapping[str, bytes], Mapping[str, float | str]]] = {}
+    for lane in control.lanes.names():
+        found = control.lanes.fields(lane)
+        fields = {**_switched(found, settings), **_may_escalate(found, settings)}
+        if fields:
+            changes[lane] = (found, fields)
+    _write(control, changes, pause)
+    return len(changes)
+
+
+def _switched(found: Mapping[str, bytes], settings: Settings) -> Mapping[str, float | str]:
+    """What a lane has to be told; nothing where it knows."""
+    raw = found.get(BASIC)
+    basic = msgspec.json.decode(raw, type=Basic) if raw else None
+    if settings.enable_advanced_rate_limiting:
+        return {} if basic is None else {"free": "", **limit_fields(basic.limits), BASIC: ""}
+    if basic is None:
+        return {"free": "", **basic_fields(settings, limits_of(found))}
+    return {} if basic.delay_s == settings.rate_limit_delay else basic_fields(settings, basic.limits)
+
+
+def _may_escalate(found: Mapping[str, bytes], settings: Settings) -> Mapping[str, float | str]:
+    """The same of the law: an attempt that fails before the tuner has looked asks the lane, too."""
+    if found.get("pin"):  # a mode by hand says it
+        return {}
+    before, after = found.get("escalates", b"").decode(), "" if escalates(settings) else "0"
+    return {} if before == after else {"escalates": after}
+
+
+def _write(
+    control: ControlPlane,
+    changes: Mapping[str, tuple[Mapping[str, bytes], Mapping[str, float | str]]],
+    pause: Callable[[float], object],
+) -> None:
+    """Write fields of lanes, and what their modes make of them.
+
+    Args:
+        changes: Lane → (what was found, what is to be).
+    """
+    lanes = control.lanes
+    for _ in range(2):
+        if not changes:
+            return
+        for lane, (_, fields) in changes.items():
+            lanes.set_points(lane, fields)
+            view = LaneView(lane=lane, fields=lanes.fields(lane), seen=())
+            held = decide(view, control.pins.now(), control.rules, control.pins.read())
+            if held.set_points:  # the mode holds on: its share of the new pace
+                lanes.set_points(lane, held.set_points)
+        pause(_TUNER_WRITES_WITHIN_S)
+        changes = {
+            lane: (found, fields)
+            for lane, (found, fields) in changes.items()
+            if _overwritten(found, lanes.fields(lane), fields)
+        }
 
 
 def _overwritten(before: Mapping[str, bytes], now: Mapping[str, bytes], written: Mapping[str, float | str]) -> bool:
@@ -87,5 +148,5 @@ def _overwritten(before: Mapping[str, bytes], now: Mapping[str, bytes], written:
     return any(
         name in before and now.get(name) == before[name] and written[name] != float(before[name])
         for name in ("p1", "p2")
-        if written[name] != ""
+        if written.get(name, "") != ""
     )

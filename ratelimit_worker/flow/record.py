@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from ratelimit_worker.calls import Attempt, ModeChange
-from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, StoreUnavailable
-from ratelimit_worker.ports import Outbox, RowRefused, Tracker
+from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, RowRefused, StoreUnavailable
+from ratelimit_worker.ports import Outbox, Tracker
 
 log = logging.getLogger(__name__)
 

@@ -24,12 +24,12 @@ from redis.exceptions import AuthenticationError, ResponseError
 
 from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.errors import StoreUnavailable
-from ratelimit_worker.flow import enqueue, pin
+from ratelimit_worker.flow import enqueue, limit, pin
 from ratelimit_worker.flow.admit import Away, News
 from ratelimit_worker.ports import Begun, Health
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.desks import LOOK_EVERY_S, PREFIX, Desks
-from ratelimit_worker.stores.lanes import Entry, Lanes
+from ratelimit_worker.stores.lanes import AnsweredFromCache, Claim, Entry, Lanes
 from ratelimit_worker.stores.patient import AWAY, PASSING
 from ratelimit_worker.wiring import Services
 from ratelimit_worker.worker.duties import Clean, Duty, Record, Release, Tune
@@ -58,7 +58,9 @@ class Turn:
 
     ref: str
     hear: Callable[[str | News], None]
+    fingerprint: str | None = None  #: of the calls that share its answer
     tags: list[str] = field(default_factory=list)  #: releases that are not freed yet; under the desk's lock
+    aside: set[str] = field(default_factory=set)  #: those of them that have given up their place in the lane
     tried: bool = False  #: Redis may have its call
     entered: bool = False  #: Redis has its call
     running: bool = False  #: its attempt is being made
@@ -104,14 +106,16 @@ class Desk:
 
     # ── for callers ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def wait(self, ref: str, hear: Callable[[str | News], None]) -> Turn:
+    def wait(self, ref: str, hear: Callable[[str | News], None], fingerprint: str | None = None) -> Turn:
         """Take part."""
-        turn = self._turns[ref] = Turn(ref, hear)
+        turn = self._turns[ref] = Turn(ref, hear, fingerprint)
         self._most_turns = max(self._most_turns, len(self._turns))
         return turn
 
-    def enqueue(self, turn: Turn, plan: Mapping[str, Any], *, after_s: float, tries: int, number: int) -> None:
-        """Put the call into its lane.
+    def enqueue(
+        self, turn: Turn, task: str, plan: Mapping[str, Any], *, after_s: float, tries: int, number: int
+    ) -> bytes | None:
+        """Put the call into its lane → an answer that is kept, instead of that.
 
         Raises:
             Away: Redis cannot be reached, is full or read-only.
@@ -136,19 +140,25 @@ class Desk:
             tries=tries,
             number=number,
             max_waiting=plan["max_waiting"],
+            claim=_claim(task, plan, again=after_s > 0),
             lane_fields=lambda: enqueue.lane_fields(self.live.settings, plan["lane"]),
         )
         turn.tried = True
-        self._ask(lambda: self._seated().enqueue(entry))
+        try:
+            self._ask(lambda: self._seated().enqueue(entry))
+        except AnsweredFromCache as hit:
+            turn.tried = False
+            return hit.answer
         turn.entered = True
+        return None
 
-    def begin(self, tag: str) -> Begun:
+    def begin(self, tag: str, lease_s: float) -> Begun:
         """May this released call run now?
 
         Raises:
             Away, StoreUnavailable: as `enqueue`.
         """
-        return self._ask(lambda: self.lanes.begin(tag, self.lease_s))
+        return self._ask(lambda: self.lanes.begin(tag, lease_s))
 
     def free(self, turn: Turn) -> None:
         """The call's stay in the ledger ends, now or when Redis is back."""
@@ -157,6 +167,14 @@ class Desk:
         if tags:
             self._now_or_later(lambda lanes: lanes.free(tags))
         turn.tried = turn.entered = False
+
+    def step_aside(self, turn: Turn) -> None:
+        """The call makes a call itself: it gives up its place among the running of its lane, and keeps all else."""
+        with self._dealing:
+            tags = [tag for tag in turn.tags if tag not in turn.aside]
+            turn.aside.update(tags)
+        if tags:
+            self._now_or_later(lambda lanes: lanes.step_aside(tags))
 
     def dismiss(self, turn: Turn, tag: str) -> None:
         """This release is over: the call is back in its lane, or out under another."""
@@ -343,6 +361,7 @@ class Desk:
         elif not self._duties and self._threads:
             url = self.live.redis_url
             pin.at_start(self.live.control, self.live.settings.emergency_mode)
+            limit.at_start(self.live.control, self.live.settings, time.sleep)
             self._duties = [
                 Release(url, self.queue, self.lease_s),
                 Tune(self.live, self.queue),
@@ -449,3 +468,24 @@ def passes(error: Exception) -> bool:
 
 def _learned(how: Mapping[str, Any]) -> dict[str, Any]:
     return {name: how[name] for name in ("outbox", "verdict", "seen", "gate_s") if name in how}
+
+
+def _claim(task: str, plan: Mapping[str, Any], *, again: bool) -> Claim | None:
+    """What a call shares with those that are the same; None: nothing.
+
+    A call that goes on after a failure, `again`, asks nobody any more; its answer is kept all the same.
+    """
+    if "fp" not in plan:
+        return None
+    return Claim(
+        fingerprint=plan["fp"],
+        ttl_s=plan["ttl"],
+        join=plan["join"],
+        at_once=True,
+        again=again,
+        max_entries=plan["cache_entries"],
+        max_bytes=plan["cache_bytes"],
+        context=plan["context"],
+        tags=plan["tags"],
+        func=task,
+    )

@@ -19,22 +19,22 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from redis import RedisError
 
 from ratelimit_worker.calls import Cost, Mode, ModeChange
 from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import enqueue, pin
-from ratelimit_worker.flow.admit import Admission, Steps, run_unpaced
+from ratelimit_worker.flow.admit import Admission, Steps, inside, run_unpaced
 from ratelimit_worker.flow.execute import Executor
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.inprocess.basic import BasicPace
 from ratelimit_worker.inprocess.desk import Desk, Turn
 from ratelimit_worker.inprocess.drive import InLoop, InThread, Mail, is_async
 from ratelimit_worker.inprocess.lane import lane_of
+from ratelimit_worker.inprocess.sharing import Sharing
 from ratelimit_worker.policy.retry import NO_RETRIES, RetryPolicy
-from ratelimit_worker.ports import Lanes
 from ratelimit_worker.providers import anthropic, openai
 from ratelimit_worker.stores.desks import Desks
 from ratelimit_worker.wiring import Services, services
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 DAY_S = 86_400.0
 PROBE_EVERY_S = 3.0  #: `is_enabled` asks a Redis that nobody has called on so often at most
 
-#: Of an answer nothing goes to Redis: nobody but the caller waits for it.
+#: Of an answer that is not shared nothing goes to Redis: nobody but the caller waits for it.
 UNKEPT = Answers(dumps=lambda _: "", loads=json.loads)
 
 
@@ -54,7 +54,7 @@ class Options:
 
     Args:
         lane: None: `<provider>:<model>` as far as the arguments tell, else "default".
-        cache_enabled: Whether an answer that is known may stand for the call.
+        cache_enabled: Whether its answer is shared: one that is kept or on its way may stand for the call.
     """
 
     context: str = "general"
@@ -87,6 +87,7 @@ class AdvancedRateLimiter:
         self._live = live
         self._clock, self._sleep, self._sleep_async, self._jitter = clock, sleep, sleep_async, jitter
         self._basic = BasicPace(clock)
+        self._sharing = Sharing()
         self._desk: Desk | None = None
         self._probed: tuple[float, bool] = (float("-inf"), False)
         self._lock = threading.Lock()
@@ -161,12 +162,19 @@ class AdvancedRateLimiter:
             priority=how.priority,
             deadline_s=how.deadline_s,
             cost=how.cost or (anthropic.cost if lane.startswith("anthropic:") else openai.cost)(kwargs),
+            cache=how.cache_enabled,
         )
-        retries = settings.enable_smart_retries
+        fingerprint = None
+        if "ttl" in plan:
+            fingerprint = self._sharing.fingerprint(func, name, lane, how.context, args, kwargs)
+            if any(outer.fingerprint == fingerprint for outer in inside.get()):
+                fingerprint = None  # it would wait for itself
+        if fingerprint is not None:
+            plan["fp"] = fingerprint
 
         def take_part(ref: str) -> Turn:
             hear: Callable[[Mail], None] = driver.mailbox()
-            return desk.wait(ref, hear)
+            return desk.wait(ref, hear, fingerprint)
 
         return Admission(
             call_id=uuid.uuid4().hex,
@@ -176,14 +184,13 @@ class AdvancedRateLimiter:
             desk=desk,
             take_part=take_part,
             executor=Executor(
-                lanes=cast(Lanes, desk),
-                answers=UNKEPT,
+                lanes=desk,
+                answers=UNKEPT if fingerprint is None else self._sharing.answers(name, plan["max_bytes"]),
                 encode_outcome=live.encode_outcome,
                 lease_s=desk.lease_s,
-                policy=RetryPolicy() if retries else NO_RETRIES,
+                policy=RetryPolicy() if settings.enable_smart_retries else NO_RETRIES,
                 jitter=self._jitter,
             ),
-            retries=retries,
             unpaced=lambda: self._basic.reserve(settings.rate_limit_delay, desk.why or "Redis is away"),
         ).steps()
 

@@ -64,10 +64,11 @@ class RetryPolicy:
     """
 
     rules: Mapping[Category, Rule] = field(default_factory=lambda: RULES)
+    patient: bool = True  #: a provider that is known to be away is waited for, at no try
 
 
-#: `MAISD_ENABLE_SMART_RETRIES=false`: whatever fails is raised, refusals too.
-NO_RETRIES = RetryPolicy(rules={category: Rule(Backoff(1.0, 1.0), tries=1) for category in Category})
+#: `MAISD_ENABLE_SMART_RETRIES=false`: whatever fails is raised, refusals too, and nobody waits for a sick provider.
+NO_RETRIES = RetryPolicy(rules={category: Rule(Backoff(1.0, 1.0), tries=1) for category in Category}, patient=False)
 
 
 class Why(StrEnum):
@@ -155,7 +156,7 @@ def next_step(
     asked_s = max(0.0, failure.retry_after_s or 0.0)
     rule = policy.rules.get(failure.category)
     step: Retry | Snooze
-    if failure.sick and provider_away:
+    if failure.sick and provider_away and policy.patient:
         step = Snooze(0.0)
     elif rule is not None:
         if attempt >= rule.tries:

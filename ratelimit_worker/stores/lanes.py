@@ -197,7 +197,8 @@ class Lanes:
         """Make the outcome of a call safe; the first answer wins → whether this was the first.
 
         Args:
-            kind: What the answer is: "value", which is kept; "error", which only followers get; "passed".
+            kind: What the answer is: "value", which is kept; "error", which only followers get; "passed": it asks
+                again, or never will; "alone": nobody else can have it, each of its followers asks for itself.
         """
         args = (tag, answer, outbox, verdict, seen, int(gate_s * US), lane, KEEP_ANSWER_S * 1000, kind)
         return bool(self.run("settle", args))
@@ -221,6 +222,10 @@ class Lanes:
     def free(self, tags: Sequence[str]) -> int:
         """Close the ledger entries of acknowledged messages."""
         return int(self.run("free", tags))
+
+    def step_aside(self, tags: Sequence[str]) -> int:
+        """These calls wait for others, and are no longer among the running of their lanes."""
+        return int(self.run("aside", tags))
 
     def restore(self, tags: Sequence[str]) -> int:
         """Return released calls to their own places."""

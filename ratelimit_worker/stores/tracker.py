@@ -13,9 +13,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from ratelimit_worker.calls import Attempt, ModeChange
-from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.errors import RowRefused, StoreUnavailable
 from ratelimit_worker.policy.modes import ALL
-from ratelimit_worker.ports import RowRefused
 from ratelimit_worker.stores.database import engine_for, ours
 from ratelimit_worker.stores.migrations import upgrade
 from ratelimit_worker.stores.storable import call_key, lane_key, storable, storable_change

@@ -10,7 +10,7 @@ import threading
 import uuid
 from collections.abc import Iterable
 from queue import Empty
-from time import monotonic, time
+from time import monotonic, sleep, time
 from typing import Any
 
 from celery import bootsteps, signals
@@ -19,7 +19,7 @@ from celery.worker.consumer.tasks import Tasks
 from redis import RedisError
 
 from ratelimit_worker.errors import ConfigurationError
-from ratelimit_worker.flow import pin
+from ratelimit_worker.flow import limit, pin
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.wiring import services
 from ratelimit_worker.worker.duties import Clean, Duty, Record, Release, Tune
@@ -205,6 +205,7 @@ class LanesStep(bootsteps.StartStopStep):
         if not self.presence.prefork:  # each child of a prefork pool does it for itself
             warm_up(self.presence.slots())
         pin.at_start(live.control, live.settings.emergency_mode)  # before the first slot counts
+        limit.at_start(live.control, live.settings, sleep)
         self.presence.beat()  # before the first message: recall what dead workers left ready
         for thread in (self.presence, *self.duties):
             thread.start()

@@ -577,16 +577,34 @@ local function cached(fp)                              -- the answer, which coun
   count('cache_hits')
   return h[1]
 end
--- A call has its outcome ('value', 'error', or 'passed': it asks again, or never will). Its answer is kept; the followers of
--- its claim get the outcome, whatever it is. O(followers · log).
+-- The followers of a claim go each its own way, at once: they arrive in their lane now, and share nothing any more.
+local function disband(fp, lane)
+  local L = load(lane)                                 -- theirs too: it is part of the fingerprint
+  for _, follower in ipairs(redis.call('ZRANGE', followers_key(fp), 0, -1)) do
+    local f = record(follower)
+    if f then
+      f[CLAIM], f[SINCE] = nil, now
+      place(L, f)
+      keep(follower, f)
+      wait(follower, f)
+    end
+  end
+  note(lane, now)
+end
+-- A call has its outcome ('value'; 'error'; 'passed': it asks again, or never will; 'alone': nobody else can have it). Its
+-- answer is kept; the followers of its claim get the outcome, or are let go. O(followers · log).
 local function share(ref, r, kind, answer)
   local packed = kind == 'value' and redis.call('HGET', call_key(ref), 'c')
   local claim = packed and cmsgpack.unpack(packed)
   if claim and claim[CLAIM_TTL_MS] > 0 and not pcall(cache, claim, answer) then count('uncached') end
   if kind == 'passed' or redis.call('GET', claim_key(r[CLAIM])) ~= ref then return end
-  for _, follower in ipairs(redis.call('ZRANGE', followers_key(r[CLAIM]), 0, -1)) do
-    local f = record(follower)
-    if f then answered(follower, f, answer) end
+  if kind == 'alone' then
+    disband(r[CLAIM], r[LANE])
+  else
+    for _, follower in ipairs(redis.call('ZRANGE', followers_key(r[CLAIM]), 0, -1)) do
+      local f = record(follower)
+      if f then answered(follower, f, answer) end
+    end
   end
   redis.call('DEL', claim_key(r[CLAIM]), followers_key(r[CLAIM]))
 end
