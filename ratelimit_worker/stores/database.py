@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.exc import (
     ArgumentError,
     DataError,
@@ -23,6 +25,7 @@ from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, Ro
 
 #: SQLSTATE classes that blame the row: data exception, integrity violation, program limit (a text too long to index).
 _ROW_AT_FAULT = ("22", "23", "54")
+_LOCKED_PAUSE_S = 0.02
 
 
 def engine_for(url: str, *, busy_timeout_s: float = 5.0, connect_timeout_s: int = 5) -> Engine:
@@ -81,7 +84,7 @@ def _sqlite(url: URL, busy_timeout_s: float) -> Engine:
 
     def prepare(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
+        _to_wal(cursor, busy_timeout_s)
         cursor.execute("PRAGMA synchronous=NORMAL")  # in WAL: a power cut may cost the last commits, never the file
         cursor.close()
         entry.info["file"] = _file(url)
@@ -94,6 +97,19 @@ def _sqlite(url: URL, busy_timeout_s: float) -> Engine:
     event.listen(engine, "connect", prepare)
     event.listen(engine, "checkout", still_there)
     return engine
+
+
+def _to_wal(cursor: DBAPICursor, patience_s: float) -> None:
+    """Switch the file to WAL. Where several processes open a new file at once SQLite does not wait for the first."""
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() >= until:
+                raise
+        time.sleep(_LOCKED_PAUSE_S)
 
 
 def _file(url: URL) -> tuple[int, int] | None:

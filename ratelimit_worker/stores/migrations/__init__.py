@@ -34,6 +34,7 @@ VERSION_TABLE = "ratelimit_worker_version"
 _FOLDER = Path(__file__).parent
 #: Any constant, the same in all versions: PostgreSQL's lock around an upgrade ("rlw" in ASCII and a 1).
 _ADVISORY_LOCK = 0x726C7701
+_LOCK_PATIENCE_S = 60  #: for another process that upgrades
 _one_at_a_time = threading.Lock()  # Alembic's `context` is one for the whole process
 
 
@@ -73,9 +74,12 @@ def _version() -> Select[str]:
 def _lock(connection: Connection) -> None:
     """Hold all other upgrades off until this transaction ends."""
     if connection.dialect.name == "sqlite":
+        patience_ms = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {_LOCK_PATIENCE_S * 1000}")
         connection.exec_driver_sql("BEGIN IMMEDIATE")  # the driver alone would begin at the first INSERT
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {patience_ms}")
     else:
-        connection.execute(text("SET LOCAL lock_timeout = '60s'"))
+        connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_PATIENCE_S}s'"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
 
 
