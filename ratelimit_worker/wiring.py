@@ -13,7 +13,9 @@ from redis.retry import Retry
 
 from ratelimit_worker.config import Settings, canonical_redis_url, read_settings
 from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.flow import enqueue
 from ratelimit_worker.flow.tune import ControlPlane, rules_of
+from ratelimit_worker.policy.retry import NO_RETRIES, RetryPolicy, by_backoff
 from ratelimit_worker.stores import outbox as outbox_store
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.outbox import Outbox
@@ -88,6 +90,17 @@ class Services:
     def encode_outcome(self, attempt: Any) -> bytes:
         """An attempt as the outbox holds it."""
         return outbox_store.encode(attempt)
+
+
+def policy_of(settings: Settings) -> Callable[[str], RetryPolicy]:
+    """How calls are retried, by lane: those without adaptive pace by MAISD_BASE_DELAY and MAISD_MAX_DELAY.
+
+    What is asked is MAISD_LANES as this process has it; `limits set --fixed` changes the pace, not the backoff.
+    """
+    if not settings.enable_smart_retries:
+        return lambda lane: NO_RETRIES
+    adaptive, fixed = RetryPolicy(), by_backoff(settings.base_delay, settings.max_delay)
+    return lambda lane: adaptive if enqueue.told(settings, lane).adaptive else fixed
 
 
 def connect(url: str, *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> Redis:

@@ -68,7 +68,7 @@ def plan(
         "v": SCHEMA_VERSION,
         "lane": _name("lane", lane),
         "tenant": _name("tenant", tenant),
-        "weight": _limits(settings, lane).tenants.get(tenant, 1.0),
+        "weight": told(settings, lane).tenants.get(tenant, 1.0),
         "class": priority_of(kind.priority if priority is None else priority).value,
         "cost": cost.vector(),
         "deadline": now + within,
@@ -99,7 +99,7 @@ def priority_of(value: str | int) -> Priority:
 
 def lane_fields(settings: Settings, lane: str) -> dict[str, float | str]:
     """Fields of the hash of a lane that is new: what was configured, and the set-points to start from."""
-    return limit_fields(_limits(settings, lane))
+    return limit_fields(told(settings, lane))
 
 
 def limit_fields(limits: LaneLimits) -> dict[str, float | str]:
@@ -135,11 +135,16 @@ def _sharing(kind: Kind, settings: Settings, wanted: bool) -> dict[str, Any]:
     }
 
 
-def _limits(settings: Settings, lane: str) -> LaneLimits:
-    told = settings.lanes.get(lane) or LaneLimits()
-    if not told.adaptive and not told.unlimited and told.rpm is None:
-        return replace(told, rpm=settings.calls_per_minute)  # a lane that may not find its rate needs one
-    return told
+def told(settings: Settings, lane: str) -> LaneLimits:
+    """What the settings say of a lane: MAISD_LANES, or one call per RATE_LIMIT_DELAY where the switch is off."""
+    said = settings.lanes.get(lane) or LaneLimits()
+    if not settings.enable_advanced_rate_limiting:
+        apart_s = settings.rate_limit_delay
+        rpm = 60.0 / apart_s if apart_s else None
+        return replace(said, rpm=rpm, tpm=None, adaptive=False, unlimited=rpm is None)
+    if not said.adaptive and not said.unlimited and said.rpm is None:
+        return replace(said, rpm=settings.calls_per_minute)  # a lane that may not find its rate needs one
+    return said
 
 
 def _lane_from(kind: Kind, kwargs: Mapping[str, Any]) -> str | None:
