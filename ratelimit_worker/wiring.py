@@ -22,6 +22,7 @@ from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.pins import Pins
 
 if TYPE_CHECKING:
+    from ratelimit_worker.stores.queries import Queries
     from ratelimit_worker.stores.tracker import Tracker
 
 CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 2.0, 5.0
@@ -72,6 +73,18 @@ class Services:
         """The tracking database, at the newest schema."""
         tracker: Tracker = self._once("tracker", self._open_tracker)
         return tracker
+
+    @property
+    def queries(self) -> Queries:
+        """Questions to the tracking database."""
+        queries: Queries = self._once("queries", self._open_queries)
+        return queries
+
+    def _open_queries(self) -> Queries:
+        from ratelimit_worker.stores.database import engine_for
+        from ratelimit_worker.stores.queries import Queries
+
+        return Queries(engine_for(self.settings.database_url))
 
     def _open_tracker(self) -> Tracker:
         # SQLAlchemy and Alembic take half a second to import, which an agent that only sends calls need not pay
