@@ -31,7 +31,7 @@ from tests.test_cli import clean_environment
 
 pytestmark = [pytest.mark.server, pytest.mark.worker]
 
-CALLS = 200
+CALLS = 500
 #: A provider that is slow to nobody and fails now and then; 429s come by script, so their number is not the law's.
 SCENARIO = Scenario(
     latency="0.01",
@@ -71,7 +71,7 @@ def as_json(*arguments: str, code: int = 0) -> Any:
 
 @pytest.fixture(scope="module")
 def ran() -> Iterator[Ran]:
-    """200 calls through a real worker, of which five can never be answered."""
+    """500 calls through a real worker, of which five can never be answered."""
     with (
         Simulator(SCENARIO) as provider,
         fleet(
