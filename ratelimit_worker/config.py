@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
+from urllib.parse import urlsplit
 
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.errors import ConfigurationError
@@ -83,6 +84,23 @@ def _url(*schemes: str) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def _webhook(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        named = parts.scheme in {"http", "https"} and parts.hostname and (parts.port or True)
+    except ValueError:  # a port or an address that cannot be
+        named = False
+    if not named or any(letter.isspace() for letter in text):
+        raise ValueError("use a whole URL, such as https://host/path")
+    return text
+
+
+def _never(text: str) -> bool:
+    if _switch(text):
+        raise ValueError("this version keeps no prompts and no answers: use false, or leave it out")
+    return False
 
 
 _LANE_FIELDS = {
@@ -166,8 +184,8 @@ class Settings:
     calls_per_minute: float = _setting(60.0, _number(0, above=True))
     reduced_calls_per_minute: float = _setting(30.0, _number(0, above=True))
     emergency_calls_per_minute: float = _setting(10.0, _number(0, above=True))
-    base_delay: float = _setting(1.0, _number(0))
-    max_delay: float = _setting(60.0, _number(0))
+    base_delay: float = _setting(1.0, _number(0, above=True))
+    max_delay: float = _setting(60.0, _number(0, above=True))
 
     deadline_hours: float = _setting(24.0, _number(0, above=True))
     max_waiting: int = _setting(1_000_000, _whole(0))
@@ -180,8 +198,8 @@ class Settings:
     redis_url: str = _setting("", _url("redis", "rediss", "unix"))
     database_url: str = _setting("", _url("sqlite", "postgres", "postgresql"))
     lanes: Mapping[str, LaneLimits] = _setting({}, _lanes)
-    alert_webhook_url: str = _setting("", _url("http", "https"))
-    capture_content: bool = _setting(False, _switch)
+    alert_webhook_url: str = _setting("", _webhook)
+    capture_content: bool = _setting(False, _never)
     state_dir: str = _setting("", str)
 
     rate_limit_delay: float = 1.0  #: RATE_LIMIT_DELAY, without the prefix: seconds before a call in basic mode
@@ -191,6 +209,11 @@ class Settings:
     def deadline_s(self) -> float:
         """Default deadline of a call, seconds from acceptance."""
         return self.deadline_hours * 3600.0
+
+    @property
+    def figures_reach_s(self) -> float:
+        """How far back figures go, seconds: no further than rows are kept."""
+        return min(self.stats_retention_hours * 3600.0, self.retention_days * 86_400.0)
 
     @property
     def state_path(self) -> Path:

@@ -13,13 +13,16 @@ from redis.retry import Retry
 
 from ratelimit_worker.config import Settings, canonical_redis_url, read_settings
 from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.flow import enqueue
 from ratelimit_worker.flow.tune import ControlPlane, rules_of
+from ratelimit_worker.policy.retry import NO_RETRIES, RetryPolicy, by_backoff
 from ratelimit_worker.stores import outbox as outbox_store
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.pins import Pins
 
 if TYPE_CHECKING:
+    from ratelimit_worker.stores.queries import Queries
     from ratelimit_worker.stores.tracker import Tracker
 
 CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 2.0, 5.0
@@ -71,6 +74,18 @@ class Services:
         tracker: Tracker = self._once("tracker", self._open_tracker)
         return tracker
 
+    @property
+    def queries(self) -> Queries:
+        """Questions to the tracking database."""
+        queries: Queries = self._once("queries", self._open_queries)
+        return queries
+
+    def _open_queries(self) -> Queries:
+        from ratelimit_worker.stores.database import engine_for
+        from ratelimit_worker.stores.queries import Queries
+
+        return Queries(engine_for(self.settings.database_url))
+
     def _open_tracker(self) -> Tracker:
         # SQLAlchemy and Alembic take half a second to import, which an agent that only sends calls need not pay
         from ratelimit_worker.stores.database import engine_for
@@ -88,6 +103,19 @@ class Services:
     def encode_outcome(self, attempt: Any) -> bytes:
         """An attempt as the outbox holds it."""
         return outbox_store.encode(attempt)
+
+
+def policy_of(settings: Settings) -> Callable[[str], RetryPolicy]:
+    """How calls are retried, by lane: those without adaptive pace by MAISD_BASE_DELAY and MAISD_MAX_DELAY.
+
+    What is asked is MAISD_LANES as this process has it; `limits set --fixed` changes the pace, not the backoff.
+    """
+    if not settings.enable_smart_retries:
+        return lambda lane: NO_RETRIES
+    adaptive, fixed = RetryPolicy(), by_backoff(settings.base_delay, settings.max_delay)
+    if not settings.enable_advanced_rate_limiting:
+        return lambda lane: fixed
+    return lambda lane: adaptive if enqueue.told(settings, lane).adaptive else fixed
 
 
 def connect(url: str, *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> Redis:

@@ -63,11 +63,18 @@ class Valkey:
 
 
 class Worker:
-    """One Celery worker process, started from tests/fleet_app.py."""
+    """One Celery worker process, started from tests/fleet_app.py or another module."""
 
-    def __init__(self, name: str, folder: Path, env: Mapping[str, str], arguments: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        env: Mapping[str, str],
+        arguments: tuple[str, ...],
+        app: str = "tests.fleet_app",
+    ) -> None:
         self.name, self.log_path = name, folder / f"{name}.log"
-        command = [sys.executable, "-m", "celery", "-A", "tests.fleet_app", "worker", "-n", f"{name}@%h"]
+        command = [sys.executable, "-m", "celery", "-A", app, "worker", "-n", f"{name}@%h"]
         self.process = subprocess.Popen(
             [*command, "--without-gossip", "--without-mingle", "-l", "INFO", *arguments],
             env={**os.environ, **env},

@@ -31,7 +31,7 @@ from tests.test_cli import clean_environment
 
 pytestmark = [pytest.mark.server, pytest.mark.worker]
 
-CALLS = 200
+CALLS = 500
 #: A provider that is slow to nobody and fails now and then; 429s come by script, so their number is not the law's.
 SCENARIO = Scenario(
     latency="0.01",
@@ -71,7 +71,7 @@ def as_json(*arguments: str, code: int = 0) -> Any:
 
 @pytest.fixture(scope="module")
 def ran() -> Iterator[Ran]:
-    """200 calls through a real worker, of which five can never be answered."""
+    """500 calls through a real worker, of which five can never be answered."""
     with (
         Simulator(SCENARIO) as provider,
         fleet(
@@ -395,6 +395,20 @@ def test_a_report_of_no_known_form(name: str, tmp_path: Path) -> None:
 def test_a_report_that_cannot_be_written_leaves_the_old_one(away: None, tmp_path: Path) -> None:
     """The folder is not there."""
     assert "No such file" in invoke("analytics", "-o", str(tmp_path / "no" / "r.json"), code=1).stderr
+
+
+def test_figures_reach_as_far_as_the_setting_says(away: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """MAISD_STATS_RETENTION_HOURS: the longest window, and what a report has without --since."""
+    monkeypatch.setenv("MAISD_STATS_RETENTION_HOURS", "2")
+    told = invoke("stats", "--window", "3h", code=2).stderr
+    assert "figures reach back 2.0 h (MAISD_STATS_RETENTION_HOURS" in told.replace("\n", " ")
+    invoke("stats", "--window", "2h", code=69)
+    invoke("analytics", "-o", str(tmp_path / "r.json"))
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["until_s"] - report["since_s"] == pytest.approx(7200)
+    invoke("analytics", "-o", str(tmp_path / "r.json"), "--since", "7d")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["until_s"] - report["since_s"] == pytest.approx(7 * 86400)
 
 
 def test_help_of_each_command_needs_nothing() -> None:

@@ -22,6 +22,7 @@ from ratelimit_worker.policy.retry import (
     Step,
     Why,
     backoff_s,
+    by_backoff,
     next_step,
 )
 
@@ -92,11 +93,14 @@ def test_a_refusal_is_a_snooze_at_any_attempt(retry_after_s: float | None, after
 
 
 def test_a_lane_without_adaptive_pace_may_retry_refusals_by_backoff() -> None:
-    """A policy with a rule for 429s: base and cap doubled, eight tries, Retry-After still a floor."""
-    policy = RetryPolicy(rules={**RULES, Category.RATE_LIMITED: Rule(Backoff(2.0, 120.0), tries=8)})
+    """Its own base and cap for all, both doubled for 429s, with eight tries; Retry-After is still a floor."""
+    policy = by_backoff(1.0, 6.0)
     assert step(Category.RATE_LIMITED, 3, policy=policy) == Retry(4.0)
+    assert step(Category.RATE_LIMITED, 7, policy=policy) == Retry(6.0)
     assert step(Category.RATE_LIMITED, 3, policy=policy, retry_after_s=9.0) == Retry(9.0)
     assert isinstance(step(Category.RATE_LIMITED, 8, policy=policy), GiveUp)
+    assert step(Category.OVERLOADED, 5, policy=policy) == Retry(3.0)
+    assert {category: policy.rules[category].tries for category in RULES} == {c: row[2] for c, row in TABLE.items()}
 
 
 @pytest.mark.parametrize("category", sorted(SICK))

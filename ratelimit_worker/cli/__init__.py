@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import Any
 
@@ -119,3 +120,5 @@ def _version(ctx: click.Context, parameter: click.Parameter, asked: bool) -> Non
 )
 def main() -> None:
     """Every LLM call a Celery task, released at one cluster-wide rate per provider budget."""
+    # What a command does it says itself; without a handler of ours logging prints warnings to stderr, without fields.
+    logging.getLogger("ratelimit_worker").addHandler(logging.NullHandler())

@@ -19,8 +19,10 @@ from ratelimit_worker.errors import BadInput
     metavar="FILE",
     help="Ends in .json, .csv or .html. Default: JSON to stdout.",
 )
-@click.option("--since", type=DURATION, default="24h", show_default=True, help="Such as 90m, 24h, 7d.")
-def analytics(output: Path | None, since: float) -> None:
+@click.option(
+    "--since", type=DURATION, metavar="TIME", help="Such as 90m, 24h, 7d. Default: MAISD_STATS_RETENTION_HOURS."
+)
+def analytics(output: Path | None, since: float | None) -> None:
     """Write a report of the last hours or days; an older file of that name is replaced whole."""
     from ratelimit_worker.cli.sources import open_sources
     from ratelimit_worker.reports.analytics import check_name, to_json, write_report
@@ -33,7 +35,7 @@ def analytics(output: Path | None, since: float) -> None:
     except BadInput as error:
         raise click.UsageError(str(error)) from error
     with open_sources() as opened:
-        found = stats(opened.sources, since, time.time())
+        found = stats(opened.sources, since or opened.settings.figures_reach_s, time.time())
     for says in found.missing:
         click.echo(f"Note: {says}", err=True)
     if output is None:

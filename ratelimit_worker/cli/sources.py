@@ -6,16 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ratelimit_worker.calls import ModeChange
 from ratelimit_worker.config import Settings, read_settings
 from ratelimit_worker.reports.stats import Sources
 from ratelimit_worker.stores.database import engine_for
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.queries import Queries
 from ratelimit_worker.wiring import Services
-
-#: Mode changes that a report holds; the newest of them.
-_MOST_CHANGES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +34,9 @@ def open_sources() -> Iterator[Opened]:
     settings = read_settings()
     services = Services(settings)
     redis, engine = services.redis, engine_for(settings.database_url)
-
-    def modes(since_s: float, until_s: float) -> list[ModeChange]:
-        newest = services.tracker.mode_changes(since=since_s, limit=_MOST_CHANGES)
-        return [change for change in reversed(newest) if change.at < until_s]
-
+    sources = Sources.of(Queries(engine), Live(redis), lambda: services.tracker)
     try:
-        yield Opened(settings, services, Sources(queries=Queries(engine), live=Live(redis), modes=modes))
+        yield Opened(settings, services, sources)
     finally:
         engine.dispose()
         redis.close()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ratelimit_worker.cli.duration import DURATION
+
 if TYPE_CHECKING:
     from ratelimit_worker.reports.stats import Stats
 
@@ -15,23 +17,35 @@ _UNREACHABLE = 69
 
 
 @click.command()
-@click.option("--window", type=click.Choice(["15m", "1h", "24h"]), default="15m", show_default=True)
+@click.option(
+    "--window",
+    type=DURATION,
+    default="15m",
+    show_default=True,
+    help="Such as 15m, 1h, 24h; at most MAISD_STATS_RETENTION_HOURS.",
+)
 @click.option("--watch", is_flag=True, help=f"Again every {_EVERY_S:.0f} s, until Ctrl-C.")
 @click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
 @click.pass_context
-def stats(ctx: click.Context, window: str, watch: bool, form: str) -> None:
+def stats(ctx: click.Context, window: float, watch: bool, form: str) -> None:
     """Print calls, errors, retries, latency, waiting and tokens, by lane, function and context."""
     from ratelimit_worker.cli.sources import open_sources
-    from ratelimit_worker.reports.stats import WINDOWS
     from ratelimit_worker.reports.stats import stats as figures
+    from ratelimit_worker.reports.words import seconds
 
     with open_sources() as opened:
-        found = figures(opened.sources, WINDOWS[window], time.time())
+        reach_s = opened.settings.figures_reach_s
+        if window > reach_s:
+            raise click.UsageError(
+                f"--window: figures reach back {seconds(reach_s)} (MAISD_STATS_RETENTION_HOURS, MAISD_RETENTION_DAYS); "
+                "`analytics --since` reports all that is kept"
+            )
+        found = figures(opened.sources, window, time.time())
         while watch:
             click.clear()  # on a terminal only
             _show(found, form)
             time.sleep(_EVERY_S)
-            found = figures(opened.sources, WINDOWS[window], time.time())
+            found = figures(opened.sources, window, time.time())
     _show(found, form)
     if found.now is None:
         ctx.exit(_UNREACHABLE)

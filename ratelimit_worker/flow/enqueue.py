@@ -79,7 +79,7 @@ def plan(
         "v": SCHEMA_VERSION,
         "lane": _name("lane", lane),
         "tenant": _name("tenant", tenant),
-        "weight": _limits(settings, lane).tenants.get(tenant, 1.0),
+        "weight": told(settings, lane).tenants.get(tenant, 1.0),
         "class": priority_of(kind.priority if priority is None else priority).value,
         "cost": cost.vector(),
         "deadline": now + within,
@@ -110,7 +110,7 @@ def priority_of(value: str | int) -> Priority:
 
 def lane_fields(settings: Settings, lane: str) -> dict[str, float | str]:
     """Fields of the hash of a lane that is new: what was configured, and the set-points to start from."""
-    limits = _limits(settings, lane)
+    limits = told(settings, lane)
     fields = limit_fields(limits) if settings.enable_advanced_rate_limiting else basic_fields(settings, limits)
     return fields if escalates(settings) else {**fields, "escalates": "0"}
 
@@ -120,18 +120,18 @@ def escalates(settings: Settings) -> bool:
     return settings.enable_auto_escalation and settings.enable_advanced_rate_limiting
 
 
-def basic_fields(settings: Settings, told: LaneLimits) -> dict[str, float | str]:
+def basic_fields(settings: Settings, after: LaneLimits) -> dict[str, float | str]:
     """The same where MAISD_ENABLE_ADVANCED_RATE_LIMITING is off: one call per RATE_LIMIT_DELAY, or fewer if so told.
 
     Args:
-        told: What holds when it is on again; kept in the lane's hash until then.
+        after: What holds when it is on again; kept in the lane's hash until then.
     """
-    rates_rpm = [told.rpm] if told.rpm is not None else []
+    rates_rpm = [after.rpm] if after.rpm is not None else []
     if settings.rate_limit_delay > 0:
         rates_rpm.append(60 / settings.rate_limit_delay)
     rpm = min(rates_rpm, default=None)
-    limits = replace(told, rpm=rpm, unlimited=rpm is None and told.tpm is None, adaptive=False)
-    before = msgspec.json.encode(Basic(replace(told, tenants={}), settings.rate_limit_delay)).decode()
+    limits = replace(after, rpm=rpm, unlimited=rpm is None and after.tpm is None, adaptive=False)
+    before = msgspec.json.encode(Basic(replace(after, tenants={}), settings.rate_limit_delay)).decode()
     return {**limit_fields(limits), BASIC: before}
 
 
@@ -168,11 +168,12 @@ def _sharing(kind: Kind, settings: Settings, wanted: bool) -> dict[str, Any]:
     }
 
 
-def _limits(settings: Settings, lane: str) -> LaneLimits:
-    told = settings.lanes.get(lane) or LaneLimits()
-    if not told.adaptive and not told.unlimited and told.rpm is None:
-        return replace(told, rpm=settings.calls_per_minute)  # a lane that may not find its rate needs one
-    return told
+def told(settings: Settings, lane: str) -> LaneLimits:
+    """What MAISD_LANES says of a lane."""
+    said = settings.lanes.get(lane) or LaneLimits()
+    if not said.adaptive and not said.unlimited and said.rpm is None:
+        return replace(said, rpm=settings.calls_per_minute)  # a lane that may not find its rate needs one
+    return said
 
 
 def _lane_from(kind: Kind, kwargs: Mapping[str, Any]) -> str | None:

@@ -32,7 +32,7 @@ from ratelimit_worker.stores.desks import LOOK_EVERY_S, PREFIX, Desks
 from ratelimit_worker.stores.lanes import AnsweredFromCache, Claim, Entry, Lanes
 from ratelimit_worker.stores.patient import AWAY, PASSING
 from ratelimit_worker.wiring import Services
-from ratelimit_worker.worker.duties import Clean, Duty, Record, Release, Tune
+from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
 
 log = logging.getLogger(__name__)
 
@@ -368,6 +368,8 @@ class Desk:
                 Record(self.live, self.queue),
                 Clean(self.live, self.queue),
             ]
+            if self.live.settings.alert_webhook_url:
+                self._duties.append(Alert(self.live, self.queue))
             for duty in self._duties:
                 duty.start()
 

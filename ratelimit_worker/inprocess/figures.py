@@ -11,11 +11,9 @@ from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.queries import Queries
 from ratelimit_worker.wiring import Services
 
-MOST_MODE_CHANGES = 1_000
-
 
 def comprehensive_stats(live: Services, now_s: float) -> dict[str, Any]:
-    """`reports.stats` of each window, by its name.
+    """`reports.stats` of each window that figures reach back for, by its name.
 
     Args:
         now_s: End of the windows, seconds since the epoch.
@@ -23,18 +21,12 @@ def comprehensive_stats(live: Services, now_s: float) -> dict[str, Any]:
         StoreUnavailable: the tracking database is away or locked.
         ConfigurationError: no Redis is named, or the database is newer than this version.
     """
-    from_all = sources(live)
-    return {name: as_builtins(stats(from_all, window_s, now_s)) for name, window_s in WINDOWS.items()}
+    from_all, reach_s = sources(live), live.settings.figures_reach_s
+    return {
+        name: as_builtins(stats(from_all, window_s, now_s)) for name, window_s in WINDOWS.items() if window_s <= reach_s
+    }
 
 
 def sources(live: Services) -> Sources:
     """Where the figures of this deployment come from."""
-    return Sources(
-        queries=Queries(engine_for(live.settings.database_url)),
-        live=Live(live.redis),
-        modes=lambda since_s, until_s: [
-            change
-            for change in reversed(live.tracker.mode_changes(since=since_s, limit=MOST_MODE_CHANGES))
-            if change.at < until_s
-        ],
-    )
+    return Sources.of(Queries(engine_for(live.settings.database_url)), Live(live.redis), lambda: live.tracker)

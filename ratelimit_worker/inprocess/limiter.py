@@ -34,10 +34,9 @@ from ratelimit_worker.inprocess.desk import Desk, Turn
 from ratelimit_worker.inprocess.drive import InLoop, InThread, Mail, is_async
 from ratelimit_worker.inprocess.lane import lane_of
 from ratelimit_worker.inprocess.sharing import Sharing
-from ratelimit_worker.policy.retry import NO_RETRIES, RetryPolicy
 from ratelimit_worker.providers import anthropic, openai
 from ratelimit_worker.stores.desks import Desks
-from ratelimit_worker.wiring import Services, services
+from ratelimit_worker.wiring import Services, policy_of, services
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +187,7 @@ class AdvancedRateLimiter:
                 answers=UNKEPT if fingerprint is None else self._sharing.answers(name, plan["max_bytes"]),
                 encode_outcome=live.encode_outcome,
                 lease_s=desk.lease_s,
-                policy=RetryPolicy() if settings.enable_smart_retries else NO_RETRIES,
+                policy=policy_of(settings)(plan["lane"]),
                 jitter=self._jitter,
             ),
             unpaced=lambda: self._basic.reserve(settings.rate_limit_delay, desk.why or "Redis is away"),

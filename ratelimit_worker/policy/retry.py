@@ -59,8 +59,8 @@ RULES: Mapping[Category, Rule] = MappingProxyType(
 class RetryPolicy:
     """Which failures are retried, how often and how far apart.
 
-    A rule for `RATE_LIMITED` makes refusals cost tries and wait by backoff: that is for lanes without adaptive pace,
-    whose `MAISD_BASE_DELAY` and `MAISD_MAX_DELAY` give the rules (doubled for refusals).
+    A rule for `RATE_LIMITED` makes refusals cost tries and wait by backoff: that is for lanes without adaptive pace
+    (`by_backoff`).
     """
 
     rules: Mapping[Category, Rule] = field(default_factory=lambda: RULES)
@@ -69,6 +69,20 @@ class RetryPolicy:
 
 #: `MAISD_ENABLE_SMART_RETRIES=false`: whatever fails is raised, refusals too, and nobody waits for a sick provider.
 NO_RETRIES = RetryPolicy(rules={category: Rule(Backoff(1.0, 1.0), tries=1) for category in Category}, patient=False)
+
+
+#: Attempts of a refused call where refusals cost tries.
+REFUSALS_TRIES = 8
+
+
+def by_backoff(base_s: float, cap_s: float) -> RetryPolicy:
+    """The policy of a lane without adaptive pace: one backoff for all, doubled for refusals, which cost tries there.
+
+    Args:
+        base_s, cap_s: As of `Backoff`, seconds.
+    """
+    rules = {category: Rule(Backoff(base_s, cap_s), rule.tries) for category, rule in RULES.items()}
+    return RetryPolicy(rules=rules | {Category.RATE_LIMITED: Rule(Backoff(2 * base_s, 2 * cap_s), REFUSALS_TRIES)})
 
 
 class Why(StrEnum):

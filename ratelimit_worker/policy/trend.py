@@ -35,15 +35,20 @@ class Slice:
 def latency_trend(slices: Sequence[Slice]) -> Trend:
     """The trend over slices of equal length, oldest first; of an odd number the middle one belongs to neither half."""
     half = len(slices) // 2
-    earlier, later = slices[:half], slices[len(slices) - half :]
-    if min(_answers(earlier), _answers(later)) < FEWEST_ANSWERS:
+    if min(_answers(slices[:half]), _answers(slices[len(slices) - half :])) < FEWEST_ANSWERS:
         return Trend.STABLE
-    before_s, after_s = _typical_s(earlier), _typical_s(later)
+    before_s, after_s = halves(slices)
     if before_s <= 0:
         return Trend.STABLE  # a provider that takes no time at all: a share of it means nothing
     if after_s >= DEGRADING * before_s:
         return Trend.DEGRADING
     return Trend.IMPROVING if after_s <= IMPROVING * before_s else Trend.STABLE
+
+
+def halves(slices: Sequence[Slice]) -> tuple[float, float]:
+    """What the earlier and the later half are worth, seconds; both must have answers."""
+    half = len(slices) // 2
+    return _typical_s(slices[:half]), _typical_s(slices[len(slices) - half :])
 
 
 def _answers(slices: Sequence[Slice]) -> int:

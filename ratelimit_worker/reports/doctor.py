@@ -28,6 +28,7 @@ OLDEST_SERVER = 7  #: major version; Valkey counts on from Redis 7.2
 SKEW_S = 1.0  #: difference of clocks that is worth a word; deadlines are made on this machine and kept on Redis
 MANY_WAIT = 10_000  #: outcomes on their way to the database that are worth a word
 LATENCY_OVER_S = 900.0  #: the last 15 minutes say how long a call takes
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _HIDDEN = "***"
 
 
@@ -169,6 +170,7 @@ def examine(settings: Settings, sources: Sources, outbox: Box) -> Iterator[Findi
         yield from judge_workers(state, latency)
         yield from judge_counters(state.counters)
         yield from judge_outbox(outbox.backlog(), outbox.full(), outbox.bad_count())
+        yield from judge_alerts(settings.alert_webhook_url, sources.live.alerts_waiting())
     except StoreUnavailable as error:
         yield Finding("Redis", Level.WRONG, str(error), Code.UNREACHABLE)
     yield from judge_settings(settings)
@@ -304,6 +306,24 @@ def judge_outbox(backlog: int, full: bool, bad: int) -> Iterator[Finding]:
         yield Finding("outbox", Level.NOTE, f"{count(bad)} outcomes were set aside (LRANGE rlw:outbox:bad 0 9)")
 
 
+def judge_alerts(url: str, waiting: int) -> Iterator[Finding]:
+    """The web hook; whether its URL can be one was read with the settings."""
+    if not url:
+        yield Finding("alerts", Level.OK, f"nobody is told of mode changes: {PREFIX}ALERT_WEBHOOK_URL is not set")
+        return
+    parts = urlsplit(url)
+    if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+        yield Finding("alerts", Level.NOTE, f"{masked(url)} is reached in clear: use https")
+    if waiting:
+        yield Finding(
+            "alerts",
+            Level.NOTE,
+            f"{count(waiting)} wait for {masked(url)}: is it away? alert.failed in the log of a worker says why",
+        )
+    else:
+        yield Finding("alerts", Level.OK, f"{masked(url)} is told of mode changes")
+
+
 def judge_settings(settings: Settings) -> Iterator[Finding]:
     """Settings that are right each, and odd."""
     off = [
@@ -313,6 +333,13 @@ def judge_settings(settings: Settings) -> Iterator[Finding]:
     ]
     for name in off:
         yield Finding("settings", Level.NOTE, f"{PREFIX}{name.upper()} is off")
+    if settings.stats_retention_hours * 3600.0 > settings.figures_reach_s:
+        yield Finding(
+            "settings",
+            Level.NOTE,
+            f"{PREFIX}STATS_RETENTION_HOURS={settings.stats_retention_hours:g} reaches beyond what "
+            f"{PREFIX}RETENTION_DAYS={settings.retention_days:g} keeps",
+        )
     if settings.emergency_mode:
         yield Finding("settings", Level.NOTE, f"{PREFIX}EMERGENCY_MODE pins EMERGENCY whenever a worker starts")
 

@@ -13,6 +13,7 @@ from ratelimit_worker.reports.figures import Figures, Group, Point, Tally
 from ratelimit_worker.reports.live import ClusterState, cluster_state
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.queries import SAMPLE, Drawn, Queries
+from ratelimit_worker.stores.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ MINUTE_S, HOUR_S, DAY_S = 60.0, 3_600.0, 86_400.0
 WINDOWS = {"15m": 15 * MINUTE_S, "1h": HOUR_S, "24h": DAY_S}
 _SLICES_S = (60.0, 300.0, 900.0, 3_600.0)  #: each fits the next, so that hours can be added up
 _MOST_SLICES = 100
+MOST_MODE_CHANGES = 1_000  #: of a report; the newest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,16 @@ class Sources:
     queries: Queries
     live: Live
     modes: Callable[[float, float], Sequence[ModeChange]] = lambda since_s, until_s: ()
+
+    @classmethod
+    def of(cls, queries: Queries, live: Live, tracker: Callable[[], Tracker]) -> Sources:
+        """With the newest mode changes of the tracking database, which is opened when they are asked for."""
+
+        def modes(since_s: float, until_s: float) -> Sequence[ModeChange]:
+            newest = tracker().mode_changes(since=since_s, limit=MOST_MODE_CHANGES)
+            return [change for change in reversed(newest) if change.at < until_s]
+
+        return cls(queries=queries, live=live, modes=modes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,9 @@
 | `rlw:seen` | SET | lanes with observations | lanes |
 | `rlw:pins` | HASH lane (`*`: all) → pin | modes by hand | lanes that are pinned; dropped when the pin ends |
 | `rlw:outbox` | STREAM | outcomes on their way to the tracking database | 5,000,000 |
+| `rlw:alerts` | STREAM | alerts on their way to the web hook | 1,000; 1 day after the last |
+| `rlw:alerted` | ZSET id → s | alerts that were told | 1,000; 2 days after the last |
+| `rlw:alerted:EVENT:L` | STRING | what was told and goes on | 15 minutes after it ended |
 | `rlw:malformed` | LIST | messages set aside | 1,000; 7 days |
 | `rlw:counters` | HASH | counters by name; `released` numbers the releases | names in the code |
 """
@@ -49,6 +52,8 @@ from __future__ import annotations
 NAMESPACE = "rlw:"
 
 OUTBOX = NAMESPACE + "outbox"
+ALERTS = NAMESPACE + "alerts"
+ALERTED = NAMESPACE + "alerted"
 MALFORMED = NAMESPACE + "malformed"
 COUNTERS = NAMESPACE + "counters"
 LANES = NAMESPACE + "lanes"
@@ -107,6 +112,11 @@ def followers(fingerprint: str) -> str:
 def cache(fingerprint: str) -> str:
     """A kept answer."""
     return f"{CACHE}{fingerprint}"
+
+
+def alerted(event: str, lane: str) -> str:
+    """Of an event that goes on in a lane: it was told."""
+    return f"{ALERTED}:{event}:{lane}"
 
 
 def duty(name: str) -> str:

@@ -159,6 +159,11 @@ class Live:
                     found.append(self._stand(record, at_s))
             return found
 
+    def alerts_waiting(self) -> int:
+        """Alerts that the web hook has not taken yet."""
+        with redis_errors():
+            return int(self._client.xlen(self._key(keys.ALERTS)))
+
     def server(self) -> Server:
         """The server itself."""
         with redis_errors():

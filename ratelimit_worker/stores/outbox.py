@@ -24,6 +24,7 @@ from redis.exceptions import RedisError, ResponseError
 from ratelimit_worker.calls import SCHEMA_VERSION, Attempt, ModeChange
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.alerts import put_change
 from ratelimit_worker.stores.storable import storable, storable_change
 
 log = logging.getLogger(__name__)
@@ -161,10 +162,12 @@ class Outbox:
             pipe.execute()
 
     def append_mode_change(self, change: ModeChange) -> None:
-        """Put a mode change at the end; the same one twice is recorded once."""
+        """Put a mode change at the end, and with it what is to be told of it; the same one twice is recorded once."""
         entry: dict[Any, Any] = {FIELD: _NOT_FOR_VERSION_1, CHANGE_FIELD: encode_change(change)}
-        with _redis_errors():
-            self._client.xadd(self._key, entry, maxlen=self._max_len, approximate=True)
+        with _redis_errors(), self._client.pipeline(transaction=True) as pipe:
+            pipe.xadd(self._key, entry, maxlen=self._max_len, approximate=True)
+            put_change(pipe, change)
+            pipe.execute()
 
     def read(self, max_count: int, block_ms: int = 0) -> list[tuple[str, Attempt | ModeChange]]:
         """The next entries, at most `max_count`, as (id, what is to be recorded).

@@ -1,9 +1,10 @@
-"""Which work must somebody do for the whole cluster? Release, sweep, tune, record and clean: threads of every worker,
-under leases, so that one of them does it and any other takes over.
+"""Which work must somebody do for the whole cluster? Release, sweep, tune, record, clean and alert: threads of every
+worker, under leases, so that one of them does it and any other takes over.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from abc import ABC, abstractmethod
@@ -13,10 +14,13 @@ from typing import Any
 from redis import Redis, RedisError
 
 from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.flow import alert
 from ratelimit_worker.flow.clean import LOOK_EVERY_S, clean_once
 from ratelimit_worker.flow.record import Recorder
 from ratelimit_worker.flow.tune import TUNE_EVERY_S, ControlPlane, Tuner, rules_of
+from ratelimit_worker.providers.webhook import NotTaken, Webhook
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.alerts import Alerts
 from ratelimit_worker.stores.desks import Desks
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.leases import Leases
@@ -177,3 +181,29 @@ class Clean(Duty):
         except StoreUnavailable as error:
             log.info("clean.waits %s", error)
         self.stopping.wait(LOOK_EVERY_S)
+
+
+class Alert(Duty):
+    """Tells the web hook what happened: one worker at a time, so that it hears things once and in order."""
+
+    def __init__(self, services: Services, owner: str) -> None:
+        super().__init__("alert", services.redis_url, owner)
+        self.lease = Leases(self.client)
+        self.webhook = Webhook(services.settings.alert_webhook_url)
+        self.alerter = alert.Alerter(Alerts(self.client), self.webhook.post, NotTaken, lambda: services.queries)
+
+    def turn(self) -> None:
+        try:
+            mine = self.lease.hold(alert.NAME, self.owner, alert.LEASE_S)
+            pause_s = self.alerter.step() if mine else alert.IDLE_S
+        except StoreUnavailable as error:
+            log.info("alert.waits %s", error)
+            pause_s = alert.PAUSE_CAP_S
+        self.stopping.wait(pause_s)
+
+    def run(self) -> None:
+        """Rounds until `stop`; then another worker may go on at once."""
+        super().run()
+        self.webhook.close()
+        with contextlib.suppress(StoreUnavailable):  # else it ends by itself
+            self.lease.drop(alert.NAME, self.owner)

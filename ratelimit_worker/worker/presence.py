@@ -22,7 +22,7 @@ from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.flow import limit, pin
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.wiring import services
-from ratelimit_worker.worker.duties import Clean, Duty, Record, Release, Tune
+from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
 from ratelimit_worker.worker.task import CallTask, warm_up
 from ratelimit_worker.worker.transport import HEADER, HELD, INTAKE
 
@@ -202,6 +202,8 @@ class LanesStep(bootsteps.StartStopStep):
             Clean(live, owner),
             Acknowledge(live.redis_url),
         ]
+        if live.settings.alert_webhook_url:
+            self.duties.append(Alert(live, owner))
         if not self.presence.prefork:  # each child of a prefork pool does it for itself
             warm_up(self.presence.slots())
         pin.at_start(live.control, live.settings.emergency_mode)  # before the first slot counts

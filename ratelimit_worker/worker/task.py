@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from celery import Task
@@ -23,12 +24,12 @@ from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.flow import enqueue
 from ratelimit_worker.flow.execute import Again, Answered, Executor, Facts, GaveUp
 from ratelimit_worker.flow.settle import Answers
-from ratelimit_worker.policy.retry import NO_RETRIES, RetryPolicy
+from ratelimit_worker.policy.retry import RetryPolicy
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.providers import http
 from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.stores.patient import PatientLanes
-from ratelimit_worker.wiring import services
+from ratelimit_worker.wiring import policy_of, services
 from ratelimit_worker.worker import transport
 from ratelimit_worker.worker.result import CallResult
 from ratelimit_worker.worker.transport import HEADER, unpack_body
@@ -167,7 +168,7 @@ class CallTask(Task):
             request.rlw_number = begun.number
             return self.run(*request.args, **request.kwargs)
 
-        result = executor().execute(facts, run, self._restore)
+        result = executor(facts.lane).execute(facts, run, self._restore)
         match result:
             case Answered(value):
                 return value
@@ -189,23 +190,27 @@ class CallTask(Task):
             setattr(request, name, value)
 
 
-_executors: dict[int, Executor] = {}
+_executors: dict[int, tuple[Executor, Callable[[str], RetryPolicy]]] = {}
 
 
-def executor() -> Executor:
-    """The executor of this process (a forked child builds its own)."""
+def executor(lane: str = enqueue.DEFAULT_LANE) -> Executor:
+    """The executor of this process (a forked child builds its own) for calls of a lane."""
     found = _executors.get(os.getpid())
     if found is None:
         live = services()
-        found = _executors[os.getpid()] = Executor(
+        policies = policy_of(live.settings)
+        made = Executor(
             lanes=PatientLanes(live.redis),
             answers=ANSWERS,
             encode_outcome=live.encode_outcome,
             lease_s=live.settings.visibility_timeout_seconds,
-            policy=RetryPolicy() if live.settings.enable_smart_retries else NO_RETRIES,
+            policy=policies(enqueue.DEFAULT_LANE),
             pass_through=(TaskPredicate, Ignore, Reject),
         )
-    return found
+        found = _executors[os.getpid()] = (made, policies)
+    usual, policies = found
+    policy = policies(lane)
+    return usual if policy is usual.policy else replace(usual, policy=policy)
 
 
 def plan_by_name(app: Any) -> Callable[[str, list[Any], dict[str, Any]], Mapping[str, Any] | None]:
