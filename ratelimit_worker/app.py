@@ -13,6 +13,7 @@ from ratelimit_worker.calls import Cost
 from ratelimit_worker.config import LANE_SCHEMES, Settings, canonical_redis_url, read_settings
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.worker import control
+from ratelimit_worker.worker.backend import BACKENDS
 from ratelimit_worker.worker.settings import BACKEND_OPTIONS, BROKER_OPTIONS, DEFAULTS, REQUIRED
 from ratelimit_worker.worker.task import CallTask, connect_transport
 
@@ -50,6 +51,8 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
             "global_keyprefix: lanes keep their own key names; use a database number of its own instead"
         )
     conf.broker_transport_options = {**BROKER_OPTIONS, **(conf.broker_transport_options or {})}
+    # A setting of Celery's, but its loader has read it by now
+    conf.override_backends = app.loader.override_backends = {**BACKENDS, **(conf.get("override_backends") or {})}
     conf.result_backend_transport_options = {**BACKEND_OPTIONS, **(conf.result_backend_transport_options or {})}
     connect_transport(app)
     control.register()

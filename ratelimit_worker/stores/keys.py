@@ -29,7 +29,7 @@
 | `rlw:hungry` | SET | queues with a row | queues |
 | `rlw:hungry:Q` | ZSET lane → place | the row of queue Q: lanes with a permit and no slot | lanes |
 | `rlw:full` | HASH lane → begins, ends | lanes that wait for one of their own calls to do that | lanes |
-| `rlw:busy` | SET | lanes with something out | lanes |
+| `rlw:busy` | SET | lanes with something out | lanes; the sweep drops the others |
 | `rlw:workers` | ZSET worker → µs | until when a worker lives | workers; dropped by score |
 | `rlw:slots` `rlw:held` | HASH | slots and queues of a worker; tags that it held at its last beat | workers |
 | `rlw:room` | HASH | the sums of the slots | 60 s |

@@ -8,7 +8,7 @@ share took 45 µs of the 50 µs that a script without work needed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib.resources import files
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from ratelimit_worker.calls import SCHEMA_VERSION
+from ratelimit_worker.stores.exchange import exchange
 
 #: Functions that may not grow memory on a full server: what takes in new work is refused whole by the server. All
 #: others make work safe that is already paid for, and free memory after.
@@ -75,26 +76,12 @@ class Scripts:
         """
         command = ("FCALL", f"{self._own}_{name}", 0, self.time_us, *args)
         try:
-            return self._send(command)
+            return exchange(self.client, command)[0]
         except ResponseError as error:
             if "Function not found" not in str(error):
                 raise
         self.load()
-        return self._send(command)
-
-    def _send(self, command: Sequence[Any]) -> Any:
-        """As `execute_command`, without what it does around other commands: half of a script's time in Python."""
-        pool = self.client.connection_pool
-        connection: Any = pool.get_connection()
-
-        def exchange() -> Any:
-            connection.send_command(*command)
-            return connection.read_response()
-
-        try:
-            return connection.retry.call_with_retry(exchange, lambda _: connection.disconnect())
-        finally:
-            pool.release(connection)
+        return exchange(self.client, command)[0]
 
     def load(self) -> None:
         """Load the library; twice is once.

@@ -31,6 +31,7 @@ from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.stores.patient import PatientLanes
 from ratelimit_worker.wiring import policy_of, services
 from ratelimit_worker.worker import transport
+from ratelimit_worker.worker.intake import read_json
 from ratelimit_worker.worker.result import CallResult
 from ratelimit_worker.worker.transport import HEADER, unpack_body
 
@@ -183,7 +184,7 @@ class CallTask(Task):
         """Put arguments and canvas back where Celery looks for them."""
         if not payload:
             return
-        args, kwargs, canvas = loads(unpack_body(payload).decode())
+        args, kwargs, canvas = read_json(unpack_body(payload))
         request = self.request
         request.args, request.kwargs = args, kwargs
         for name, value in (canvas or {}).items():

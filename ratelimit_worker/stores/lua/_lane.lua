@@ -2,8 +2,9 @@
 -- is loaded; each script runs as a function after `start`. K (the key prefix) and SCHEMA stand above, set by scripts.py.
 local now, ARGV                                        -- of the call that runs; µs
 local memo                                             -- what it has looked up and nothing else changes meanwhile
+local busy, onqueue                                    -- lanes and queues of which calls are known to be out
 local function start(args)                             -- args[1]: the time, µs; 0: this server's clock
-  ARGV, now, memo = args, tonumber(args[1]), {}
+  ARGV, now, memo, busy, onqueue = args, tonumber(args[1]), {}, {}, {}
   if now == 0 then
     local t = redis.call('TIME')
     now = t[1] * 1000000 + t[2]
@@ -71,12 +72,12 @@ local function released() return tonumber(redis.call('HGET', key('counters'), 'r
 -- ── buckets ──────────────────────────────────────────────────────────────────────────────────────────────────────
 -- p1..p4 pace (units/s; absent: that dimension is not bound; 0: closed), l level, d depth, g guard, c sent in all
 local FIELDS = {'ts', 'gate', 'cap', 'unlimited', 'seq', 'v', 'width', 'gap',
-  'p1', 'l1', 'd1', 'g1', 'c1', 'p2', 'l2', 'd2', 'g2', 'c2', 'p3', 'l3', 'd3', 'g3', 'c3', 'p4', 'l4', 'd4', 'g4', 'c4'}
+  'p1', 'l1', 'd1', 'g1', 'c1', 'p2', 'l2', 'd2', 'g2', 'c2', 'p3', 'l3', 'd3', 'g3', 'c3', 'p4', 'l4', 'd4', 'g4', 'c4', 'schema'}
 local function load(lane)
   local h = redis.call('HMGET', lane_key(lane), unpack(FIELDS))
   local L = {name = lane, was = tonumber(h[1]), gate = tonumber(h[2]) or 0, cap = tonumber(h[3]) or 0,
     unlimited = h[4] == '1', seq = tonumber(h[5]) or 0, v = tonumber(h[6]) or 0, width = tonumber(h[7]) or 0,
-    gap = tonumber(h[8]) or 0, p = {}, l = {}, d = {}, g = {}, c = {}, kept = {}}
+    gap = tonumber(h[8]) or 0, schema = h[29], p = {}, l = {}, d = {}, g = {}, c = {}, kept = {}}
   if L.was and L.was > now + STEP_US then              -- the clock was set back: earn from now on, not in an hour
     L.was = now
     redis.call('HSET', lane_key(lane), 'ts', int(now))
@@ -180,7 +181,8 @@ local function slots(queue)
   local known = memo[queue]
   if known then return known[1], known[2] end
   local k = key('room')
-  local h = redis.call('HMGET', k, 'total', 'until', 'q:' .. queue)
+  local h = redis.call('HMGET', k, 'total', 'until', 'q:' .. queue, 'lease')
+  if h[4] then memo[0] = tonumber(h[4]) end
   if h[1] and now <= tonumber(h[2]) then
     local total, here = tonumber(h[1]), tonumber(h[3]) or 0
     memo[queue] = {total, here}
@@ -201,7 +203,7 @@ local function slots(queue)
   end
   local first = redis.call('ZRANGE', key('workers'), 0, 0, 'WITHSCORES')
   redis.call('DEL', k)
-  redis.call('HSET', k, 'total', total, 'until', first[2] and int(tonumber(first[2])) or int(now))
+  redis.call('HSET', k, 'total', total, 'until', first[2] and int(tonumber(first[2])) or int(now), 'lease', lease_us())
   for q, n in pairs(by) do redis.call('HSET', k, 'q:' .. q, n) end
   redis.call('EXPIRE', k, 60)
   return total, by[queue] or 0
@@ -212,7 +214,9 @@ local function vacant(queue)
   local total, here = slots(queue)
   if here == 0 then return 0, 0, 0 end
   local alive = living()
-  return math.min(here - redis.call('SCARD', onqueue_key(queue)), total - alive), here, alive
+  local taken = redis.call('SCARD', onqueue_key(queue))
+  onqueue[queue] = taken > 0
+  return math.min(here - taken, total - alive), here, alive
 end
 -- calls that may be released before a slot is free, since a message travels
 local function ahead(L) return math.floor((L.p[1] or 0) * LOOK_S) end
@@ -221,6 +225,7 @@ local function ahead(L) return math.floor((L.p[1] or 0) * LOOK_S) end
 local function own_room(L)
   local k = out_key(L.name)
   local out, most, event = redis.call('ZCARD', k), 1e9, 'ends'
+  busy[L.name] = out > 0
   if not L.unlimited then                              -- when workers stall, what was released must not start as a burst
     most = 1 + math.max(1, ahead(L)) - redis.call('ZCOUNT', k, 0, 0)
     if most <= 0 then event = 'begins' end
@@ -318,12 +323,13 @@ end
 -- into the ready list and the ledger in one step; message: as for `keep`
 local function give(ref, r, ttl_us, message)
   r[RELEASE] = count('released')
+  r[BORN] = math.min(r[BORN], r[RELEASE] - 1)
   local tag = ref .. '.' .. int(r[RELEASE])
   redis.call('ZADD', LEDGER, int(now + ttl_us), tag)
   redis.call('ZADD', out_key(r[LANE]), 0, tag)         -- 0: not begun, 1: begun
-  redis.call('SADD', key('busy'), r[LANE])
   redis.call('SADD', onqueue_key(r[QUEUE]), tag)
-  redis.call('SADD', key('onqueues'), r[QUEUE])
+  if not busy[r[LANE]] then redis.call('SADD', key('busy'), r[LANE]) end  -- what is out of is in these; the sweep drops
+  if not onqueue[r[QUEUE]] then redis.call('SADD', key('onqueues'), r[QUEUE]) end  -- what is no longer
   keep(ref, r, message)
   redis.call('LPUSH', K .. r[QUEUE], text_of(ref, r, tag, message))
 end
@@ -454,14 +460,15 @@ local function overdue()
 end
 
 -- ── out of the ledger ────────────────────────────────────────────────────────────────────────────────────────────
--- The call is no longer out -> whether it had begun. A permit that no start has used goes back, here and nowhere else.
+-- The call is no longer out -> whether it was in the ledger, and whether it had begun. A permit that no start has used
+-- goes back, here and nowhere else.
 local function leave(tag, r)
   local out = out_key(r[LANE])
-  redis.call('ZREM', LEDGER, tag)
+  local there = redis.call('ZREM', LEDGER, tag) == 1
   redis.call('ZREM', out, tag)
   redis.call('SREM', onqueue_key(r[QUEUE]), tag)
   redis.call('SREM', ASIDE, tag)
-  if redis.call('EXISTS', out) == 0 then redis.call('SREM', key('busy'), r[LANE]) end
+  if not there then return false end
   if r[PERMIT] == TAKEN then
     local L = load(r[LANE])
     refund(L, r[COST])
@@ -469,7 +476,7 @@ local function leave(tag, r)
   end
   local begun = r[PERMIT] == USED
   r[PERMIT] = NONE
-  return begun
+  return true, begun
 end
 -- n of the lane's calls are out no more (begun: all of them had begun): the lane may have waited for that
 local function after(lane, n, begun)
@@ -683,7 +690,7 @@ local function heed(lane, verdict, gate_us, cost)
     local row = (h[1] or '0') ~= '0'
     if row or (h[2] or '0') ~= '0' then redis.call('HSET', k, 'sick', 0, 'refusals', 0) end
     if verdict == 'plain' and not row and (h[3] or 'NORMAL') == 'NORMAL' and (h[4] or '0') == '0' then
-      redis.call('HINCRBY', k, 'goods', 1)
+      if redis.call('HINCRBY', k, 'goods', 1) == 1 then redis.call('SADD', key('seen'), lane) end
       return true
     end
   elseif verdict == 'sick' then
@@ -723,5 +730,5 @@ local function learn(lane, verdict, seen, outbox, gate_us, cost)
   if not pcall(book, outbox) then count('unrecorded') end
   local heeded, in_full = pcall(heed, lane, verdict, gate_us or 0, cost)
   if not heeded then count('unheeded') end
-  if not pcall(tell, lane, heeded and in_full and '' or seen) then count('untold') end
+  if not (heeded and in_full) and not pcall(tell, lane, seen) then count('untold') end
 end

@@ -7,7 +7,6 @@ for i = 2, #ARGV do
   local ref = split(ARGV[i])
   local r = record(ref)
   if r and r[VERSION] <= SCHEMA and redis.call('ZREM', out_key(r[LANE]), ARGV[i]) == 1 then
-    if redis.call('EXISTS', out_key(r[LANE])) == 0 then redis.call('SREM', key('busy'), r[LANE]) end
     after(r[LANE], 1, true)
     n = n + 1
   end

@@ -22,12 +22,14 @@ for i = 1, REFS + 1 do
   if (r and r[PUB] or redis.call('GET', key('done:') .. ref)) == pub then return {2, ref} end  -- our reply was lost
   if not r then break end
 end
-if #ARGV < 21 and redis.call('HEXISTS', lane_key(lane), 'schema') == 0 then return {-2, ref} end
+local L = load(lane)
+if #ARGV < 21 and not L.schema then return {-2, ref} end
 if #ARGV >= 21 and redis.call('HSETNX', lane_key(lane), 'schema', SCHEMA) == 1 then
   -- what a person has set before the first call stays
   for i = 21, #ARGV - 1, 2 do
     if ARGV[i + 1] ~= '' then redis.call('HSETNX', lane_key(lane), ARGV[i], ARGV[i + 1]) end
   end
+  L = load(lane)
 end
 local claim = ARGV[20] ~= '' and cmsgpack.unpack(ARGV[20])
 local fp, answer, leads, follows = claim and claim[CLAIM_FP], nil, false, false
@@ -47,7 +49,6 @@ if fp then
     end
   end
 end
-local L = load(lane)
 if not L.was then save(L) end
 local queues = redis.call('SMEMBERS', queues_key(lane))
 if bound > 0 and not answer and not follows then
@@ -61,7 +62,7 @@ if bound > 0 and not answer and not follows then
   end
 end
 local r = {SCHEMA, lane, queue, -1, class, tenant, cost, now, deadline, 0, tonumber(ARGV[16]), 0, NONE, 0,
-  {0, 0, 0, 0, 0, 0}, pub, now, tonumber(ARGV[17]), tonumber(ARGV[8]), released(), fp or nil}
+  {0, 0, 0, 0, 0, 0}, pub, now, tonumber(ARGV[17]), tonumber(ARGV[8]), 1e15, fp or nil}
 local ttl_s = math.ceil((deadline - now + DAY_US) / 1e6)
 -- nothing waits: the way past the lane, at half the cost
 local past = due <= now and not answer and not follows and #queues == 0 and admits_in(L, cost) == 0
@@ -71,8 +72,9 @@ if past then
 end
 if past then
   r[SCORE] = L.v + offset(class)                       -- it takes nobody's turn; if it comes back, it is the first
-elseif due <= now and not answer and not follows then
-  place(L, r)
+else
+  r[BORN] = released()
+  if due <= now and not answer and not follows then place(L, r) end
 end
 if past then let_go(L, ref, r, lease_us(), ARGV[18]) else keep(ref, r, ARGV[18]) end
 redis.call('EXPIRE', call_key(ref), ttl_s)

@@ -5,16 +5,14 @@ local freed, ended, begun = 0, {}, {}
 for i = 2, #ARGV do
   local tag = ARGV[i]
   local ref = split(tag)
-  if redis.call('ZSCORE', LEDGER, tag) then
-    local r = record(ref)
-    if not r then
-      redis.call('ZREM', LEDGER, tag)                   -- its record outlived its time; the audit does the rest
-      freed = freed + 1
-    elseif r[VERSION] <= SCHEMA then                    -- a newer worker's goes back when its lease ends
-      local lane = r[LANE]
-      local had_begun = leave(tag, r)
+  local r = record(ref)
+  if not r then
+    freed = freed + redis.call('ZREM', LEDGER, tag)     -- its record outlived its time; the audit does the rest
+  elseif r[VERSION] <= SCHEMA then                      -- a newer worker's goes back when its lease ends
+    local there, had_begun = leave(tag, r)
+    if there then
       forget(ref, r)
-      ended[lane], begun[lane] = (ended[lane] or 0) + 1, had_begun and begun[lane] ~= false
+      ended[r[LANE]], begun[r[LANE]] = (ended[r[LANE]] or 0) + 1, had_begun and begun[r[LANE]] ~= false
       freed = freed + 1
     end
   end

@@ -9,11 +9,11 @@ local r = record(ref)
 if r and (r[VERSION] > SCHEMA or n <= r[BORN]) then r = nil end  -- the answer of a life before, under the same task id
 local settled = 0
 if r and ARGV[3] ~= '' then
-  local ms = math.max(tonumber(ARGV[9]), redis.call('PTTL', call_key(ref)))
+  local ms = math.max(tonumber(ARGV[9]), ttl_of(r) * 1000)
   if redis.call('SET', key('settled:') .. ref, ARGV[3], 'NX', 'PX', int(ms)) then
     settled = 1
     if r[CLAIM] then share(ref, r, ARGV[10], ARGV[3]) end
-    if n ~= r[RELEASE] or not redis.call('ZSCORE', LEDGER, ARGV[2]) then  -- it was taken for dead, and waits or runs again
+    if n ~= r[RELEASE] or r[PERMIT] ~= USED then       -- it was taken for dead, and waits or runs again
       redis.call('ZADD', EXPIRY, int(now), ref)
       plan(now)
     end
