@@ -38,6 +38,15 @@ class Tracker:
         self._engine = engine
         self._prepared = False
 
+    def open(self) -> None:
+        """Bring the database to the newest schema, which is otherwise done with the first rows.
+
+        Raises:
+            StoreUnavailable: The database is away, locked, full or read-only.
+            ConfigurationError: It is newer than this version, or its tables are not ours.
+        """
+        upgrade(self._engine)
+
     def record(self, rows: Sequence[Attempt | ModeChange]) -> int:
         """Insert the rows in one transaction and return how many were new.
 

@@ -18,10 +18,10 @@ from celery.worker import state
 from celery.worker.consumer.tasks import Tasks
 from redis import RedisError
 
-from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import limit, pin
 from ratelimit_worker.stores.lanes import Lanes
-from ratelimit_worker.wiring import services
+from ratelimit_worker.wiring import Services, services
 from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
 from ratelimit_worker.worker.task import CallTask, warm_up
 from ratelimit_worker.worker.transport import HEADER, HELD, INTAKE
@@ -208,6 +208,7 @@ class LanesStep(bootsteps.StartStopStep):
             self.duties.append(Alert(live, owner))
         if not self.presence.prefork:  # each child of a prefork pool does it for itself
             warm_up(self.presence.slots())
+        _open_history(live)
         pin.at_start(live.control, live.settings.emergency_mode)  # before the first slot counts
         limit.at_start(live.control, live.settings, sleep)
         self.presence.beat()  # before the first message: recall what dead workers left ready
@@ -241,6 +242,14 @@ class LanesStep(bootsteps.StartStopStep):
         for duty in self.duties:
             if duty.is_alive() and duty is not threading.current_thread():
                 duty.join(2.0)
+
+
+def _open_history(live: Services) -> None:
+    """Load and open the tracking database now: beside the first calls it would take their processor away."""
+    try:
+        live.tracker.open()
+    except (StoreUnavailable, ConfigurationError) as error:  # calls go on; the recorder says it, and tries again
+        log.info("history.away %s", error)
 
 
 def _check(app: Any) -> None:
