@@ -71,37 +71,43 @@ local function released() return tonumber(redis.call('HGET', key('counters'), 'r
 
 -- ── buckets ──────────────────────────────────────────────────────────────────────────────────────────────────────
 -- p1..p4 pace (units/s; absent: that dimension is not bound; 0: closed), l level, d depth, g guard, c sent in all
-local FIELDS = {'ts', 'gate', 'cap', 'unlimited', 'seq', 'v', 'width', 'gap',
-  'p1', 'l1', 'd1', 'g1', 'c1', 'p2', 'l2', 'd2', 'g2', 'c2', 'p3', 'l3', 'd3', 'g3', 'c3', 'p4', 'l4', 'd4', 'g4', 'c4', 'schema'}
-local function load(lane)
+local FIELDS = {'ts', 'gate', 'cap', 'unlimited', 'seq', 'v', 'width', 'gap', 'schema',
+  'c1', 'c2', 'c3', 'c4', 'p1', 'p2', 'p3', 'p4'}
+local BUCKETS = {}                                     -- by dimension: what is read of one that is bound
+for i = 1, N do BUCKETS[i] = {'l' .. i, 'd' .. i, 'g' .. i} end
+local function load(lane)                              -- each field that is read or written costs as much as a look-up
   local h = redis.call('HMGET', lane_key(lane), unpack(FIELDS))
   local L = {name = lane, was = tonumber(h[1]), gate = tonumber(h[2]) or 0, cap = tonumber(h[3]) or 0,
     unlimited = h[4] == '1', seq = tonumber(h[5]) or 0, v = tonumber(h[6]) or 0, width = tonumber(h[7]) or 0,
-    gap = tonumber(h[8]) or 0, schema = h[29], p = {}, l = {}, d = {}, g = {}, c = {}, kept = {}}
+    gap = tonumber(h[8]) or 0, schema = h[9], p = {}, l = {}, d = {}, g = {}, c = {}, kept = {}}
+  L.kept.gate, L.kept.v = L.gate, L.v
   if L.was and L.was > now + STEP_US then              -- the clock was set back: earn from now on, not in an hour
     L.was = now
     redis.call('HSET', lane_key(lane), 'ts', int(now))
   end
   local dt = math.max(0, now - (L.was or now)) / 1e6
   for i = 1, N do
-    local at = 8 + (i - 1) * 5
-    local pace = tonumber(h[at + 1])
-    L.c[i] = tonumber(h[at + 5]) or 0
+    L.c[i] = tonumber(h[9 + i]) or 0
     L.kept[i] = L.c[i]
-    if pace and not L.unlimited then
-      L.p[i], L.d[i], L.g[i] = pace, tonumber(h[at + 3]) or 1, tonumber(h[at + 4]) or 0
-      L.l[i] = math.min(L.d[i], (tonumber(h[at + 2]) or L.d[i]) + pace * dt)
+    local pace = not L.unlimited and tonumber(h[13 + i])
+    if pace then
+      local b = redis.call('HMGET', lane_key(lane), unpack(BUCKETS[i]))
+      L.p[i], L.d[i], L.g[i] = pace, tonumber(b[2]) or 1, tonumber(b[3]) or 0
+      L.l[i] = math.min(L.d[i], (tonumber(b[1]) or L.d[i]) + pace * dt)
     end
   end
   return L
 end
 -- writes what scripts change (levels, counters, gate), never the set-points
 local function save(L)
-  local args = {'ts', int(math.max(now, L.was or 0)), 'seq', int(L.seq), 'v', int(L.v), 'gate', int(L.gate)}
+  local args = {'ts', int(math.max(now, L.was or 0)), 'seq', int(L.seq)}
   local n = #args
+  local function put(name, value) args[n + 1], args[n + 2], n = name, value, n + 2 end
+  if L.v ~= L.kept.v or not L.was then put('v', int(L.v)) end
+  if L.gate ~= L.kept.gate or not L.was then put('gate', int(L.gate)) end
   for i = 1, N do
-    if L.p[i] then args[n + 1] = 'l' .. i; args[n + 2] = real(L.l[i]); n = n + 2 end
-    if L.c[i] ~= L.kept[i] then args[n + 1] = 'c' .. i; args[n + 2] = real(L.c[i]); n = n + 2 end
+    if L.p[i] then put('l' .. i, real(L.l[i])) end
+    if L.c[i] ~= L.kept[i] then put('c' .. i, real(L.c[i])) end
   end
   redis.call('HSET', lane_key(L.name), unpack(args))
   if not L.was or math.floor(L.was / HOUR_US) ~= math.floor(now / HOUR_US) then
