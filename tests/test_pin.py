@@ -17,7 +17,7 @@ from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.flow import observe
 from ratelimit_worker.flow.enqueue import limit_fields
-from ratelimit_worker.flow.pin import FROM_SETTING, at_start, auto, pin
+from ratelimit_worker.flow.pin import FROM_SETTING, at_start, auto, lane_fields, pin
 from ratelimit_worker.flow.record import record_once
 from ratelimit_worker.flow.tune import SHUT_US, ControlPlane, Rules, Tuner, mode_of, rules_of
 from ratelimit_worker.policy.modes import ALL, Rates, Thresholds
@@ -216,6 +216,31 @@ def test_a_lane_can_be_pinned_before_its_first_call(stage: Stage) -> None:
     assert stage.sent(5.0) == 0
     auto(stage.control, lane="new", who="ada", now=stage.now)
     assert stage.sent(10.0, step=0.1) in (10, 11)
+
+
+@pytest.mark.parametrize("lane", [{"unlimited": True}, {"rpm": 600}])
+def test_a_lane_that_comes_while_all_are_pinned(stage: Stage, lane: dict[str, Any]) -> None:
+    """Its first call finds the mode there, with no tuner anywhere; it is told once, whoever calls first."""
+    pin(stage.control, Mode.EMERGENCY, who="ada")
+    settings = read_settings({"MAISD_LANES": msgspec.json.encode({"new": lane}).decode()})
+    for number in range(20):
+        fields = lane_fields(stage.control, settings, "new")  # as from a process of its own each
+        stage.lanes.enqueue(entry(f"c{number}", lane="new", lane_fields=fields))
+    stage.pump()
+    assert stage.work() == 0
+    began = 0
+    for _ in range(60):
+        stage.advance(1)
+        stage.beat("w")
+        stage.pump()
+        began += stage.work()
+    assert 8 <= began <= 11
+    assert mode_of(stage.lanes.fields("new")) is Mode.EMERGENCY
+    told = [row for _, row in stage.outbox.read(100) if isinstance(row, ModeChange) and row.lane == "new"]
+    assert [(change.to_mode, change.who) for change in told] == [(Mode.EMERGENCY, "ada")]
+    auto(stage.control, who="ada")
+    stage.tune()
+    assert stage.sent(10) == 20 - began
 
 
 def test_limits_that_are_set_meanwhile_do_not_undo_a_pin(stage: Stage) -> None:

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ratelimit_worker.calls import Mode, ModeChange
+from ratelimit_worker.config import Settings
 from ratelimit_worker.errors import BadInput
+from ratelimit_worker.flow import enqueue
 from ratelimit_worker.flow.tune import ControlPlane, began, decide, tell
 from ratelimit_worker.policy import modes
 from ratelimit_worker.policy.modes import ALL, Pin
@@ -95,6 +97,21 @@ def at_start(control: ControlPlane, emergency: bool) -> list[ModeChange]:
     if held is not None and held.who == FROM_SETTING and modes.lives(held, control.pins.now()):
         return []
     return pin(control, Mode.EMERGENCY, who=FROM_SETTING, reason=f"{FROM_SETTING}=true when a worker started")
+
+
+def lane_fields(control: ControlPlane, settings: Settings, lane: str) -> Mapping[str, float | str]:
+    """What a lane that may be new starts with: what was configured, and the mode by hand that holds there.
+
+    Raises:
+        StoreUnavailable: the outbox takes no event.
+    """
+    fields, pins, now = enqueue.lane_fields(settings, lane), control.pins.read(), control.pins.now()
+    if modes.governing(pins.get(lane), pins.get(ALL), now) is None or "schema" in control.lanes.fields(lane):
+        return fields
+    view = LaneView(lane=lane, fields={name: str(value).encode() for name, value in fields.items()}, seen=())
+    decision = decide(view, now, control.rules, pins)
+    _told(control, [*decision.changes])
+    return {**fields, **decision.set_points}
 
 
 def _checked(

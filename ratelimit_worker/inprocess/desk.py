@@ -24,7 +24,7 @@ from redis.exceptions import AuthenticationError, ResponseError
 
 from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.errors import StoreUnavailable
-from ratelimit_worker.flow import enqueue, limit, pin
+from ratelimit_worker.flow import limit, pin
 from ratelimit_worker.flow.admit import Away, News
 from ratelimit_worker.ports import Begun, Health
 from ratelimit_worker.stores import keys
@@ -141,7 +141,7 @@ class Desk:
             number=number,
             max_waiting=plan["max_waiting"],
             claim=_claim(task, plan, again=after_s > 0),
-            lane_fields=lambda: enqueue.lane_fields(self.live.settings, plan["lane"]),
+            lane_fields=lambda: pin.lane_fields(self.live.control, self.live.settings, plan["lane"]),
         )
         turn.tried = True
         try:

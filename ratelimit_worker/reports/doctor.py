@@ -253,7 +253,7 @@ def judge_workers(state: ClusterState, latency_s: Mapping[str, float]) -> Iterat
     if state.workers:
         yield Finding("workers", Level.OK, f"{state.workers} alive with {state.slots} slots ({queues})")
     else:
-        waiting = sum(lane.waiting + lane.due_later for lane in state.lanes)
+        waiting = sum(lane.waiting + lane.due_later for lane in state.lanes if not lane.workers)
         level, code = (Level.WRONG, Code.FAILED) if waiting else (Level.NOTE, Code.FINE)
         yield Finding("workers", level, f"none is alive, and {count(waiting)} calls wait: start one", code)
     for lane in state.lanes:

@@ -15,6 +15,7 @@ import msgspec
 from ratelimit_worker.calls import DIMENSIONS, LaneLimits, Mode
 from ratelimit_worker.flow.tune import SHUT_US, limits_of, mode_of
 from ratelimit_worker.policy.modes import MANY
+from ratelimit_worker.stores.desks import PREFIX
 from ratelimit_worker.stores.live import US, LaneNow, Now, WorkerNow
 from ratelimit_worker.stores.queries import Recent
 
@@ -97,18 +98,24 @@ def cluster_state(now: Now, recent: Mapping[str, Recent] | None) -> ClusterState
     Args:
         recent: Lane → what it did in the last minute; None: the database is away.
     """
-    queues = sorted({queue for worker in now.workers for queue in worker.queues})
+    workers = _consumers(now.workers)
+    queues = sorted({queue for worker in workers for queue in worker.queues})
     return ClusterState(
         at_s=now.at_s,
         lanes=tuple(_lane(lane, now, recent) for lane in now.lanes),
-        workers=len(now.workers),
-        slots=_slots(now.workers),
+        workers=len(workers),
+        slots=_slots(workers),
         queues=tuple(
             QueueState(queue=queue, workers=len(served), slots=_slots(served))
-            for queue, served in ((queue, serving(now.workers, (queue,))) for queue in queues)
+            for queue, served in ((queue, serving(workers, (queue,))) for queue in queues)
         ),
         counters=now.counters,
     )
+
+
+def _consumers(workers: Sequence[WorkerNow]) -> list[WorkerNow]:
+    """Those that take others' calls; a process that makes calls without a queue beats too, and serves itself alone."""
+    return [worker for worker in workers if not worker.name.startswith(PREFIX)]
 
 
 def serving(workers: Sequence[WorkerNow], queues: Sequence[str]) -> list[WorkerNow]:
@@ -118,7 +125,7 @@ def serving(workers: Sequence[WorkerNow], queues: Sequence[str]) -> list[WorkerN
 
 def _lane(lane: LaneNow, now: Now, recent: Mapping[str, Recent] | None) -> LaneState:
     fields = lane.fields
-    workers = serving(now.workers, lane.queues)
+    workers = serving(now.workers, lane.queues) if lane.queues else _consumers(now.workers)
     did = None if recent is None else recent.get(lane.lane, Recent(0, 0))
     return LaneState(
         lane=lane.lane,

@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 BEAT_S, LIFE_S = 1.0, 3.5
 SETTLING_S = 3.0  #: a request that started so recently may not have reached task_prerun yet
 MOST_ACKS = 100  #: in one script
-ACKS_APART_S = 0.005  #: a slot is free so much later at most, and a busy worker sends few scripts for many acks
 UNCLAIMED_S = 5.0  #: a message that is no request's is renewed so long: it may be on its way to one
 
 #: Task ids between task_prerun and task_postrun in this process. A threads pool never finishes a request whose result
@@ -164,7 +163,6 @@ class Acknowledge(Duty):
             for tag in tags:
                 HELD.acks.put(tag)
             raise
-        self.stopping.wait(ACKS_APART_S)
 
     def stop(self) -> None:
         """Send what is left, then end; later acks go the direct way."""

@@ -21,7 +21,7 @@ from redis import RedisError
 
 from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.errors import BadInput, StoreUnavailable
-from ratelimit_worker.flow import enqueue
+from ratelimit_worker.flow import enqueue, pin
 from ratelimit_worker.flow.execute import Again, Answered, Executor, Facts, GaveUp
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.policy.retry import RetryPolicy
@@ -228,7 +228,7 @@ def connect_transport(app: Any) -> None:
     """Tell the transport what only the app knows: which tasks make calls, and what was configured of their lanes."""
     transport.PLAN[:] = [plan_by_name(app)]
     transport.IS_CALL[:] = [lambda name: isinstance(app.tasks.get(name), CallTask)]
-    transport.LANE_FIELDS[:] = [lambda lane: enqueue.lane_fields(services().settings, lane)]
+    transport.LANE_FIELDS[:] = [lambda lane: pin.lane_fields(services().control, services().settings, lane)]
 
 
 def _first_line(error: BaseException) -> str:
