@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from redis import RedisError
-from redis.exceptions import AuthenticationError, ResponseError
+from redis.exceptions import ResponseError
 
 from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.errors import StoreUnavailable
@@ -30,7 +30,7 @@ from ratelimit_worker.ports import Begun, Health
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.desks import LOOK_EVERY_S, PREFIX, Desks
 from ratelimit_worker.stores.lanes import AnsweredFromCache, Claim, Entry, Lanes
-from ratelimit_worker.stores.patient import AWAY, PASSING
+from ratelimit_worker.stores.patient import passes
 from ratelimit_worker.wiring import Services
 from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
 
@@ -459,15 +459,6 @@ class Deliveries(Duty):
             self.lanes.free([tag])
 
 
-def passes(error: Exception) -> bool:
-    """Whether the same command may succeed a little later."""
-    if isinstance(error, AuthenticationError):
-        return False
-    if isinstance(error, ResponseError) and not isinstance(error, AWAY):
-        return str(error).startswith(PASSING)
-    return isinstance(error, AWAY)
-
-
 def _learned(how: Mapping[str, Any]) -> dict[str, Any]:
     return {name: how[name] for name in ("outbox", "verdict", "seen", "gate_s") if name in how}
 
@@ -479,15 +470,4 @@ def _claim(task: str, plan: Mapping[str, Any], *, again: bool) -> Claim | None:
     """
     if "fp" not in plan:
         return None
-    return Claim(
-        fingerprint=plan["fp"],
-        ttl_s=plan["ttl"],
-        join=plan["join"],
-        at_once=True,
-        again=again,
-        max_entries=plan["cache_entries"],
-        max_bytes=plan["cache_bytes"],
-        context=plan["context"],
-        tags=plan["tags"],
-        func=task,
-    )
+    return Claim.of(plan, plan["fp"], task, at_once=True, again=again)

@@ -46,6 +46,22 @@ class Claim:
     tags: Sequence[str] = ()
     func: str = ""
 
+    @classmethod
+    def of(cls, plan: Mapping[str, Any], fingerprint: str, func: str, *, at_once: bool, again: bool) -> Claim:
+        """As the call's plan wants it."""
+        return cls(
+            fingerprint=fingerprint,
+            ttl_s=plan["ttl"],
+            join=plan["join"],
+            at_once=at_once,
+            again=again,
+            max_entries=plan["cache_entries"],
+            max_bytes=plan["cache_bytes"],
+            context=plan["context"],
+            tags=plan["tags"],
+            func=func,
+        )
+
     def packed(self) -> bytes:
         """As the scripts read it (CLAIM_… in _lane.lua)."""
         return msgspec.msgpack.encode(

@@ -62,7 +62,7 @@ class PatientLanes(Lanes):
             try:
                 return ask()
             except (RedisError, OSError) as error:
-                if not _passes(error) or self.stopping.is_set():
+                if not passes(error) or self.stopping.is_set():
                     raise
                 if pause_s == FIRST_PAUSE_S:
                     log.warning("redis.away", extra={"cause": type(error).__name__})
@@ -70,7 +70,7 @@ class PatientLanes(Lanes):
                 pause_s = min(MOST_PAUSE_S, pause_s * 2)
 
 
-def _passes(error: Exception) -> bool:
+def passes(error: Exception) -> bool:
     """Whether the same command may succeed a little later."""
     if isinstance(error, AuthenticationError):
         return False

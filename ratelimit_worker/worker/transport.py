@@ -395,18 +395,7 @@ def _claim(headers: Mapping[str, Any], plan: Mapping[str, Any], body: bytes, due
         at_once = bool(plan.get("at_once")) and not headers.get("group") and not any((canvas or {}).values())
     if fingerprint is None:
         return None
-    return Claim(
-        fingerprint=fingerprint,
-        ttl_s=plan["ttl"],
-        join=plan["join"],
-        at_once=at_once,
-        again=again,
-        max_entries=plan["cache_entries"],
-        max_bytes=plan["cache_bytes"],
-        context=plan["context"],
-        tags=plan["tags"],
-        func=headers["task"],
-    )
+    return Claim.of(plan, fingerprint, headers["task"], at_once=at_once, again=again)
 
 
 def _plan_of(message: Mapping[str, Any]) -> Mapping[str, Any] | None:
