@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -71,6 +71,8 @@ class Health:
     sick_row: int = 0  #: sick answers in a row up to now
     mode: Mode = Mode.NORMAL
     escalates: bool = True  #: whether the law may change the mode
+    seq: int = 0  #: calls sent in all
+    out: int = 0  #: calls that are released and not settled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,8 +130,10 @@ class AttemptLanes(Protocol):
 class Lanes(AttemptLanes, Protocol):
     """The lanes, as the tuner sees them too."""
 
-    def take(self, owner: str, lease_s: float, most: int = 50) -> tuple[float, list[LaneView]] | None:
-        """What was seen since the last take, or None when another tunes."""
+    def take(
+        self, owner: str, lease_s: float, most: int = 50, also: Iterable[str] = ()
+    ) -> tuple[float, list[LaneView]] | None:
+        """What was seen since the last take, and the lanes of `also`; None when another tunes."""
         ...
 
     def set_points(self, lane: str, fields: Mapping[str, float | str]) -> int:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ratelimit_worker.calls import Attempt, Failure, Outcome, Priority, Sighting, sighting
+from ratelimit_worker.calls import Attempt, Category, Cost, Failure, Outcome, Priority, Sighting, sighting
 from ratelimit_worker.errors import (
     CallFailed,
     CallFailedLater,
@@ -28,7 +28,7 @@ from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.policy.classification import classify_exception
 from ratelimit_worker.policy.modes import provider_away
 from ratelimit_worker.policy.retry import GiveUp, Halt, Retry, RetryPolicy, Snooze, next_step
-from ratelimit_worker.ports import AttemptLanes, Begun
+from ratelimit_worker.ports import AttemptLanes, Begun, Health
 
 log = logging.getLogger("ratelimit_worker.attempt")
 
@@ -52,6 +52,11 @@ class Facts:
     def lane(self) -> str:
         """The lane that the call was released from."""
         return str(self.plan["lane"])
+
+    @property
+    def cost(self) -> Sequence[float]:
+        """What the call took from the lane's budget, by dimension."""
+        return tuple(self.plan.get("cost") or Cost().vector())
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +160,11 @@ class Executor:
             self._settle(facts, begun, started, seen, None, Outcome.FAILED, b"", "other", type(error).__name__)
             return GaveUp(error)
         tries = begun.tries + 1
-        away = False
-        if failure.sick:
+        health = Health()
+        if failure.sick or failure.category is Category.QUOTA_EXHAUSTED:
             health = self.lanes.health(facts.lane)
-            away = provider_away(health.sick_row + 1, health.mode, health.escalates)
+        away = failure.sick and provider_away(health.sick_row + 1, health.mode, health.escalates)
+        older = observe.older(begun.ticket, health) if failure.sick else 0
         step = next_step(
             failure,
             tries,
@@ -170,11 +176,13 @@ class Executor:
         )
         match step:
             case Retry(after_s):
-                return self._again(facts, begun, started, seen, failure, after_s, 1)
+                return self._again(facts, begun, started, seen, failure, after_s, 1, older)
             case Snooze(after_s):
                 # The lane's gate keeps a refused call waiting; at its own place it is the first to go after it.
                 wait_s = 0.0 if observe.verdict_of(failure) == "refused" else after_s
-                return self._again(facts, begun, started, seen, failure, wait_s, 0)
+                return self._again(facts, begun, started, seen, failure, wait_s, 0, older)
+            case Halt() if health.escalates:
+                return self._again(facts, begun, started, seen, failure, 0.0, 0)  # parked: its lane is halted
             case GiveUp() | Halt():
                 final = error if isinstance(error, CallFailed) else call_failed(failure, tries)
                 self._settle(
@@ -186,6 +194,7 @@ class Executor:
                     Outcome.FAILED,
                     self.answers.error(final),
                     observe.verdict_of(failure),
+                    older=older,
                 )
                 return GaveUp(final)
 
@@ -198,6 +207,7 @@ class Executor:
         failure: Failure,
         after_s: float,
         tries: int,
+        older: int = 0,
     ) -> Result:
         verdict = observe.verdict_of(failure)
         at = begun.now_s + self.clock() - started
@@ -209,8 +219,8 @@ class Executor:
             after_s=after_s,
             tries=tries,
             outbox=self.encode_outcome(attempt),
-            verdict=verdict,
-            seen=observe.encode(at, begun.ticket, verdict, seen.response, failure),
+            verdict=observe.word(verdict, seen.response),
+            seen=observe.encode(at, begun.ticket, verdict, seen.response, failure, facts.cost, older),
             gate_s=failure.retry_after_s or 0.0,
         )
         return Again(after_s, call_failed(failure, begun.tries + tries)) if ours else NotOurs()
@@ -226,6 +236,7 @@ class Executor:
         answer: bytes,
         verdict: observe.Verdict,
         cause: str | None = None,
+        older: int = 0,
     ) -> None:
         at = begun.now_s + self.clock() - started
         attempt = self._row(facts, begun, at, seen, failure, outcome, cause)
@@ -234,8 +245,8 @@ class Executor:
             facts.lane,
             answer,
             outbox=self.encode_outcome(attempt),
-            verdict=verdict,
-            seen=observe.encode(at, begun.ticket, verdict, seen.response, failure),
+            verdict=observe.word(verdict, seen.response),
+            seen=observe.encode(at, begun.ticket, verdict, seen.response, failure, facts.cost, older),
             gate_s=(failure.retry_after_s or 0.0) if failure is not None else 0.0,
             kind=KINDS.get(outcome, "error"),
         )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
-from ratelimit_worker.calls import Category, Failure, Response, Snapshot
+from ratelimit_worker.calls import DIMENSIONS, Category, Failure, Response, Snapshot
 from ratelimit_worker.policy import headers as rate_limit_headers
 from ratelimit_worker.policy.pace import Observation, Ticket
+from ratelimit_worker.ports import Health
 
 #: "plain": answered, and nothing beside the answer tells how the provider is (a function, an SDK).
-Verdict = Literal["good", "plain", "refused", "sick", "other"]
+#: "quota": nothing is left until somebody pays; "barred": the key was not accepted.
+Verdict = Literal["good", "plain", "refused", "sick", "quota", "barred", "other"]
 
 
 class _Wire(msgspec.Struct, array_like=True):
@@ -21,6 +24,8 @@ class _Wire(msgspec.Struct, array_like=True):
     snapshots: dict[str, tuple[float, float, float, float | None]]
     retry_after_s: float | None
     dimension: str | None
+    cost: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 0.0)
+    older: int = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -32,24 +37,58 @@ def verdict_of(failure: Failure | None) -> Verdict:
     """What the lane learns from an outcome at once; None: the provider answered."""
     if failure is None:
         return "good"
-    if failure.category is Category.RATE_LIMITED:
-        return "refused"
-    return "sick" if failure.sick else "other"
+    match failure.category:
+        case Category.RATE_LIMITED:
+            return "refused"
+        case Category.QUOTA_EXHAUSTED:
+            return "quota"
+        case Category.AUTH:
+            return "barred"
+        case _:
+            return "sick" if failure.sick else "other"
 
 
-def encode(at: float, ticket: bytes, verdict: Verdict, response: Response | None, failure: Failure | None) -> bytes:
+def word(verdict: Verdict, response: Response | None) -> str:
+    """The verdict as the scripts take it: a refusal says in which dimension, if it is known, by its number from 1."""
+    dimension = _refused_in(response) if verdict == "refused" else None
+    return verdict if dimension is None else f"{verdict}.{DIMENSIONS.index(dimension) + 1}"
+
+
+def older(ticket: bytes, health: Health) -> int:
+    """Calls that are still out and were sent before the one that drew the ticket; at least so many.
+
+    All that were sent after it are taken to be still out, which costs no look-up: failures that come back faster than
+    answers have few of them.
+    """
+    seq = int(_decode_ticket(ticket)[0])
+    return max(0, health.out - 1 - (health.seq - seq))
+
+
+def _refused_in(response: Response | None) -> str | None:
+    return rate_limit_headers.refused_dimension(response.headers, response.body) if response is not None else None
+
+
+def encode(
+    at: float,
+    ticket: bytes,
+    verdict: Verdict,
+    response: Response | None,
+    failure: Failure | None,
+    cost: Sequence[float] = (1.0, 0.0, 0.0, 0.0),
+    older: int = 0,
+) -> bytes:
     """An observation as the lane's list holds it; empty where it would teach the tuner nothing.
 
     Args:
         at: When the answer came, seconds, Redis clock.
         ticket: As the lane gave it out.
+        cost: Of the call, by dimension.
+        older: Calls still out that were sent before this one.
     """
     snapshots = rate_limit_headers.snapshots(response.headers, now_s=at) if response is not None else {}
     if not snapshots and verdict == "other":
         return b""
-    dimension = None
-    if verdict == "refused" and response is not None:
-        dimension = rate_limit_headers.refused_dimension(response.headers, response.body)
+    dimension = _refused_in(response) if verdict == "refused" else None
     return _encode(
         _Wire(
             at,
@@ -58,6 +97,8 @@ def encode(at: float, ticket: bytes, verdict: Verdict, response: Response | None
             {name: (s.limit, s.window_s, s.remaining, s.reset_s) for name, s in snapshots.items()},
             failure.retry_after_s if failure is not None else None,
             dimension,
+            (cost[0], cost[1], cost[2], cost[3]),
+            older,
         )
     )
 
@@ -76,10 +117,14 @@ def decode(raw: bytes) -> Observation:
         refused=wire.verdict == "refused",
         sick=wire.verdict == "sick",
         good=wire.verdict == "good",
+        quota=wire.verdict == "quota",
+        barred=wire.verdict == "barred",
         snapshots={
             name: Snapshot(limit=limit, window_s=window, remaining=remaining, reset_s=reset)
             for name, (limit, window, remaining, reset) in wire.snapshots.items()
         },
         retry_after_s=wire.retry_after_s,
         refused_dimension=wire.dimension,
+        cost=wire.cost,
+        older=wire.older,
     )

@@ -14,7 +14,7 @@ from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.config import Settings
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.flow import enqueue
-from ratelimit_worker.flow.tune import ControlPlane, began, decide, tell
+from ratelimit_worker.flow.tune import RESUMED, ControlPlane, began, decide, mode_of, tell
 from ratelimit_worker.policy import modes
 from ratelimit_worker.policy.modes import ALL, Pin
 from ratelimit_worker.ports import LaneView
@@ -62,7 +62,7 @@ def auto(
     A lane that is given back while all are pinned is exempt from that pin for as long as it holds.
 
     Returns:
-        A change for each lane in which a pin held.
+        A change for each lane in which a pin held, or that the law had halted.
     Raises:
         BadInput: a word is too long or the lane has no name.
         StoreUnavailable: the outbox takes no event; the lanes are given back all the same.
@@ -81,6 +81,10 @@ def auto(
         ended = {}
     control.pins.write(ended)
     concerned = control.lanes.names() if made.everywhere else [str(lane)]
+    for name in concerned:
+        found = control.lanes.fields(name)
+        if mode_of(found) is Mode.HALT and not found.get("pin"):  # the law's own
+            control.lanes.set_points(name, {RESUMED: f"{at!r} {who}"})
     changes = _apply(control, concerned, control.pins.read(), at)
     control.pins.drop(ended)
     return _told(control, changes)

@@ -22,17 +22,19 @@ from ratelimit_worker.config import Settings
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.flow import observe
 from ratelimit_worker.policy import modes, pace
-from ratelimit_worker.policy.modes import ALL, Hold, ModeState, Move, Pin, Rates, Thresholds
+from ratelimit_worker.policy.modes import ALL, Answer, Hold, ModeState, Move, Pin, Rates, Thresholds
 from ratelimit_worker.ports import Lanes, LaneView, ModeLog, Pins
 
 log = logging.getLogger(__name__)
 
 TUNE_EVERY_S = 0.1  #: about ten times a second (control law); a refusal wakes the tuner at once
 LEASE_S = 2.0
+BUSY_S = 5.0  #: a lane is looked at each turn for so long after the last answer
 VISIT_EVERY_S = 1.0  #: pinned lanes are looked at so often though nothing is seen of them
 MOST_UNTOLD = 1_000  #: mode changes kept while the outbox takes none
 #: `gate` of a lane that is shut, µs since the epoch: a day that does not come, and that a double holds exactly.
 SHUT_US = 2**53
+RESUMED = "resumed"  #: field of a lane that a person has given back: when (seconds) and who; the tuner takes it away
 #: `law` of a lane without pace whose `unlimited` a mode has set aside.
 SET_ASIDE = "unlimited"
 _US = 1e6
@@ -54,7 +56,7 @@ def rules_of(settings: Settings) -> Rules:
         reduced_count=settings.reduced_error_count_threshold,
         emergency_rate=settings.emergency_error_rate_threshold,
         emergency_count=settings.emergency_error_count_threshold,
-        low_volume=inf if literal else modes.LOW_VOLUME,
+        literal=literal,
         refusals_count=literal,
         escalates=settings.enable_auto_escalation and settings.enable_advanced_rate_limiting,
     )
@@ -104,15 +106,17 @@ class Tuner:
         self._visited_at = float("-inf")
         self._pins: Mapping[str, Pin] = {}
         self._known: frozenset[str] | None = None  #: None: this is its first turn
+        self._busy: dict[str, float] = {}  #: lanes of which something was seen of late → when, seconds
         self._untold: deque[ModeChange] = deque(maxlen=MOST_UNTOLD)
 
     def turn(self, owner: str) -> int | None:
         """Look at every lane of which something was seen → how many, or None: another holds the duty."""
-        taken = self.control.lanes.take(owner, LEASE_S)
+        taken = self.control.lanes.take(owner, LEASE_S, also=self._busy)
         if taken is None:
-            self._known = None
+            self._known, self._busy = None, {}
             return None
         now, views = taken
+        self._note_busy(views, now)
         pins = self.control.pins.read()
         for view in views:
             self._write(view, decide(view, now, self.control.rules, pins))
@@ -124,6 +128,14 @@ class Tuner:
         self._give_back(pins, now)
         self._tell()
         return len(views)
+
+    def _note_busy(self, views: Iterable[LaneView], now: float) -> None:
+        """Time alone changes the pace of lanes that are in use: probes, the end of a pause."""
+        for view in views:
+            if view.seen or view.goods or view.lane not in self._busy:
+                self._busy[view.lane] = now
+            elif now - self._busy[view.lane] > BUSY_S:
+                del self._busy[view.lane]
 
     def _due(self, pins: Mapping[str, Pin], now: float) -> Iterable[str]:
         """Lanes that must be looked at though nothing was seen of them: pins begin and end there."""
@@ -216,21 +228,22 @@ def decide(view: LaneView, now: float, rules: Rules, pins: Mapping[str, Pin]) ->
         "mode": _mode(pin, health).value,
         "pin": pin.id if pin is not None else "",
         "escalates": "" if escalates else "0",
-        "width": held.width,
+        "width": min((width for width in (held.width, learned.width) if width), default=0),
         "gap": round(held.gap_s * _US),
     }
-    memory: dict[str, Any] = {}
+    memory: dict[str, Any] = {RESUMED: ""} if RESUMED in view.fields else {}
     # A lane that is not yet known gets what was configured with its first call, which must find nothing in its place.
     if any(name in view.fields for name in ("schema", "unlimited", "p1")):
         fields |= _unbinding(view.fields, kind, held)
-        paces, memory = _paces(learned, kind, held, limits, rates, now)
+        paces, learned_paces = _paces(learned, kind, held, limits, rates, now, _units(view.fields, "x"))
         fields |= paces
+        memory |= learned_paces
         if held.pause_s and _begins(view.fields, pin):
             fields["l1"] = 0.0
     if health != ModeState() or "health" in view.fields:
         memory["health"] = _encode(health)
     changed = {name: value for name, value in fields.items() if _differs(view.fields.get(name), value)}
-    gate = _gate(view.fields, pin, held, learned.refused, now)
+    gate = _gate(view.fields, pin, held, learned, now)
     return Decision(
         set_points=changed if gate is None else {**changed, "gate": gate},
         memory={name: value for name, value in memory.items() if view.fields.get(name) != value},
@@ -256,6 +269,7 @@ class _Learned:
     health: ModeState
     moves: Sequence[Move]
     refused: bool  #: a refusal was among what was seen
+    width: int  #: calls out at once that the pace allows; 0: no bound
 
 
 def _learn(view: LaneView, now: float, limits: LaneLimits, thresholds: Thresholds) -> _Learned:
@@ -263,13 +277,18 @@ def _learn(view: LaneView, now: float, limits: LaneLimits, thresholds: Threshold
     kind = _Kind.of(limits)
     if kind is _Kind.FIXED:
         thresholds = replace(thresholds, refusals_count=True)
+    adaptive = kind is _Kind.ADAPTIVE
     state, health = _law(view, limits), _health(view)
-    if state.started_at is None:
-        state = replace(state, started_at=now, doubled_at=now)
     moves: list[Move] = []
     refused = False
+    if view.fields.get(RESUMED):
+        at, _, who = view.fields[RESUMED].decode().partition(" ")
+        health, move = modes.release(health, float(at), who)
+        moves += [move] if move is not None else []
     if thresholds.escalates:
         health = modes.count_good(health, now, view.goods)
+    if adaptive:
+        state = pace.count_answers(state, view.goods)
     for raw in view.seen:
         try:
             seen = observe.decode(raw)
@@ -277,21 +296,40 @@ def _learn(view: LaneView, now: float, limits: LaneLimits, thresholds: Threshold
             log.warning("observation.unreadable", extra={"lane": view.lane})
             continue
         refused = refused or seen.refused
-        if kind is _Kind.ADAPTIVE:
+        if adaptive:
             state = pace.observe(state, seen, limits)
-        sick = seen.sick or (seen.refused and thresholds.refusals_count)
-        health, move = modes.observe(
-            health, at=seen.at, sent_at=seen.ticket.sent_at, sick=sick, good=seen.good, thresholds=thresholds
-        )
+        health, move = modes.observe(health, _answer(seen, thresholds), thresholds)
         moves += [move] if move is not None else []
-    sent = float(view.fields.get("c1") or 0)
-    if kind is _Kind.ADAPTIVE:
-        state = pace.step(state, now, sent, limits)
+    health = modes.step(health, now)
+    sent = _units(view.fields, "c")
+    if adaptive:
+        gate = float(view.fields.get("gate") or 0) / _US
+        state = pace.step(state, now, sent, limits, gate, careful=health.mode is not Mode.NORMAL)
     if kind is _Kind.UNBOUND and view.fields.get("unlimited") == b"1":  # else a mode holds it back
-        health = modes.measure(health, now, sent)
+        health = modes.measure(health, now, sent[0])
     if not thresholds.escalates:
         health = ModeState(rate=health.rate, rate_at=health.rate_at, rate_sent=health.rate_sent)
-    return _Learned(pace=state, health=health, moves=moves, refused=refused)
+    width = pace.width(state) if adaptive else 0
+    return _Learned(pace=state, health=health, moves=moves, refused=refused, width=width)
+
+
+def _answer(seen: pace.Observation, thresholds: Thresholds) -> Answer:
+    """What the mode looks at in an observation."""
+    return Answer(
+        at=seen.at,
+        sent_at=seen.ticket.sent_at,
+        sick=seen.sick or (seen.refused and thresholds.refusals_count),
+        good=seen.good,
+        quota=seen.quota,
+        barred=seen.barred,
+        older=seen.older,
+    )
+
+
+def _units(fields: Mapping[str, bytes], letter: str) -> tuple[float, float, float, float]:
+    """A counter of units by dimension, from the lane's hash."""
+    one, two, three, four = (float(fields.get(f"{letter}{number}") or 0) for number in range(1, 5))
+    return one, two, three, four
 
 
 def limits_of(fields: Mapping[str, bytes]) -> LaneLimits:
@@ -324,13 +362,19 @@ def _mode(pin: Pin | None, health: ModeState) -> Mode:
 
 
 def _paces(
-    learned: _Learned, kind: _Kind, held: Hold, limits: LaneLimits, rates: Rates, now: float
+    learned: _Learned,
+    kind: _Kind,
+    held: Hold,
+    limits: LaneLimits,
+    rates: Rates,
+    now: float,
+    turned_back: tuple[float, float, float, float],
 ) -> tuple[dict[str, float | str], dict[str, Any]]:
     """The pace that law, person and mode allow, by dimension, and what the tuner keeps of it."""
     memory: dict[str, Any] = {}
     match kind:
         case _Kind.ADAPTIVE:
-            state, paces = pace.set_points(learned.pace, now)
+            state, paces = pace.set_points(learned.pace, now, turned_back)
             memory = {name: value for name, value in paces.items() if name[0] == "a"} | {"law": _encode(Law(state))}
             fields = {name: value * held.share if name[0] == "p" else value for name, value in paces.items()}
             if held.rpm is not None and fields.get("p1", inf) > held.rpm / 60:
@@ -353,7 +397,7 @@ def _unbinding(fields: Mapping[str, bytes], kind: _Kind, held: Hold) -> dict[str
     return {}
 
 
-def _gate(fields: Mapping[str, bytes], pin: Pin | None, held: Hold, refused: bool, now: float) -> int | None:
+def _gate(fields: Mapping[str, bytes], pin: Pin | None, held: Hold, learned: _Learned, now: float) -> int | None:
     """The gate to be written, µs since the epoch; None: it stays.
 
     Gates are the refusals' too. One that a mode has set lies at most its gap ahead, or is the shut lane's; what goes
@@ -367,7 +411,10 @@ def _gate(fields: Mapping[str, bytes], pin: Pin | None, held: Hold, refused: boo
         return max(now_us + round(held.pause_s * _US), 0 if gate == SHUT_US else int(gate))
     if gate == SHUT_US:
         return 0
-    if gap < gap_before and not refused and now_us < gate <= now_us + gap_before:
+    moved = [move.to_mode for move in learned.moves]
+    if pin is None and Mode.HALT in moved and learned.health.mode is Mode.HALT:
+        return max(now_us + gap, int(gate))  # no probe at once: nobody has paid yet
+    if gap < gap_before and not learned.refused and now_us < gate <= now_us + gap_before:
         return 0  # a probe was answered, or the lane is free again
     return None
 
@@ -479,6 +526,7 @@ def _moved(lane: str, move: Move) -> ModeChange:
         at=move.at,
         cause=move.cause,
         numbers=move.numbers,
+        who=move.who,
     )
 
 

@@ -1,9 +1,11 @@
 """Is the provider sick, or does a person say so, and what may a lane send meanwhile?
 
-The written rule: over 15 minutes, 15 % sick answers or 5 of them → REDUCED; 30 % or 10 → EMERGENCY; back by hysteresis,
-one step at a time. Beside it, 5 sick answers in a row say that the provider is away, whatever the window holds: then
-only probes go out, one at a time and a growing gap apart, each good answer doubles their number, and five end it. A
-pinned mode wins over all of it, while the law goes on watching.
+Evidence, by default: NORMAL → REDUCED when the sick share of the last 30 s is 15 % even at its Wilson lower bound, or
+at 5 sick answers in a row; REDUCED → EMERGENCY at 30 % or 10 in a row. Failures come back faster than answers, so calls
+that are still out count as healthy in the share, and lengthen the row that is needed. The written rule, at low volume
+or where the policy is literal: 15 % or 5 sick answers in 15 minutes, 30 % or 10. Back by hysteresis, a step at a time:
+from EMERGENCY by half-open probes, from REDUCED when nearly all is well. A lane that has no quota or no key is in HALT,
+which stands beside that ladder. A pinned mode wins over all of it, while the law goes on watching.
 
 Pure: a state, an answer → a state, and a move on the ladder or none. `hold` says what follows for the lane.
 """
@@ -12,14 +14,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import sqrt
+from typing import NamedTuple
 
 from ratelimit_worker.calls import Mode
+from ratelimit_worker.policy.trend import Slice, Trend, latency_trend
 
-WINDOW_MIN = 15  #: minutes that the written rule looks back, the current one included
-SICK_ROW = 5  #: sick answers in a row: the provider is away (the same number stands in stores/lua/_lane.lua)
+WINDOW_MIN, HOUR_MIN = 15, 60  #: minutes that the written rule looks back, the current one included
+HOURLY_SICK = 20  #: more of them in an hour mean REDUCED at low volume
+RATE_LEAST = 5  #: answers without which the written rule's rate says nothing
+LOW_VOLUME = 50  #: answers in 15 minutes, at the rate of the last one, from which a count of sick ones says nothing
+SICK_ROW = 5  #: sick answers in a row that mean REDUCED (the same number stands in stores/lua/_lane.lua)
 EMERGENCY_ROW = 10  #: sick answers in a row that mean EMERGENCY
-RATE_LEAST = 5  #: answers without which a rate says nothing
-LOW_VOLUME = 50  #: answers in the window from which a count of sick ones says nothing
+SPAN_S, SPANS = 5, 12  #: a minute in spans
+EVIDENCE_S = 30  #: window of the sick share, seconds
+EVIDENCE_LEAST = 20  #: answers without which it says nothing
+Z = 1.64  #: of the Wilson lower bound: 95 % one-sided (Wilson 1927)
 GOOD_ENOUGH = 5  #: good answers in a row that end an outage
 PROBES_MOST = 4  #: probes at once
 GAP_SHARE, GAP_LEAST_S, GAP_MOST_S = 0.03, 0.5, 30.0  #: gap between probes: a share of the outage so far
@@ -27,8 +37,12 @@ ALL = "*"  #: stands for all lanes, also those that come later
 #: (answers at least, sick ones at most in %): either ends REDUCED. The second: some always fail a tenth.
 WELL = ((10, 10.0), (40, 13.5))
 REDUCED_SHARE, PINNED_REDUCED_SHARE = 0.7, 0.5  #: of the pace
+#: REDUCED is an experiment: so often (seconds) it is asked whether the sick share has fallen to this part of what it
+#: was; where it has not, the errors are not of our making, and this share of the pace is given back.
+TRIAL_S, TRIAL_FALL, TRIAL_BACK, TRIAL_LEAST = 4.0, 0.75, 0.1, 5
 UNTOLD_PER_S = 4.0  #: least pace that a lane without one is reduced from, calls/s
 HALT_GAP_S = 300.0  #: between probes while the law has halted a lane
+BARRED_ROW = 5  #: answers in a row, and no good one since, that say that the key is worth nothing
 MANY = 1_000_000  #: a width that bounds nothing but lets a gap hold
 
 
@@ -36,11 +50,11 @@ MANY = 1_000_000  #: a width that bounds nothing but lets a gap hold
 class Thresholds:
     """When the law moves a lane, as a person has set it."""
 
-    reduced_rate: float = 15.0  #: % of the answers since the last change
-    reduced_count: int = 5  #: sick answers in the window
+    reduced_rate: float = 15.0  #: % of the answers since the last change, or of the last 30 s
+    reduced_count: int = 5  #: sick answers in 15 minutes
     emergency_rate: float = 30.0
     emergency_count: int = 10
-    low_volume: float = LOW_VOLUME  #: answers in the window from which counts no longer hold; inf: they always do
+    literal: bool = False  #: the written rule at any volume
     refusals_count: bool = False  #: 429s are sick too
     escalates: bool = True  #: False: nothing moves by itself, and no provider counts as away
 
@@ -54,30 +68,53 @@ class Rates:
     emergency: float = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Minute:
-    """Answers of one minute."""
+class Count(NamedTuple):
+    """Answers of one minute, or of one span."""
 
-    minute: int  #: since the epoch
+    number: int  #: of the minute or span, since the epoch
     good: int = 0
     sick: int = 0
+    timed: int = 0  #: good ones of which the latency is known
+    latency_s: float = 0.0  #: of these together, seconds
+
+
+Counts = tuple[Count, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModeState:
-    """What the law remembers of one lane's health. Bounded: two windows of at most 15 minutes."""
+    """What the law remembers of one lane's health. Bounded: windows of an hour in minutes and of a minute in spans."""
 
     mode: Mode = Mode.NORMAL
     since: float = 0.0  #: last change, seconds; requests sent before it prove nothing
-    window: tuple[Minute, ...] = ()  #: since the last step down: what the counts look at
-    fresh: tuple[Minute, ...] = ()  #: since the last change: what the rates look at
+    first_at: float | None = None  #: the first answer ever
+    window: Counts = ()  #: minutes since the last step down: what the written counts look at
+    fresh: Counts = ()  #: minutes since the last change: what the written rates look at
+    minute: Counts = ()  #: spans of the last minute: how much is going on
+    evidence: Counts = ()  #: spans since the last change: the sick share of the last 30 s
     sick_row: int = 0
     good_row: int = 0  #: good answers in a row to probes
-    away_since: float | None = None  #: seconds; None: the provider is there
+    barred_row: int = 0  #: answers in a row that did not accept the key
+    away_since: float | None = None  #: of the outage, seconds; None: the provider is there
     width: int = 0  #: probes at once; 0: no bound
+    share: float = 1.0  #: of the pace, in REDUCED
+    trial: tuple[float, float, int, int] | None = None  #: (begun at, sick share before, answers, sick ones) in REDUCED
     rate: float = 0.0  #: calls/s that a lane without pace sent at last, in NORMAL
     rate_at: float = 0.0
     rate_sent: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the law looks at in one answer. Neither sick nor good nor one of the last two: it changes nothing."""
+
+    at: float  #: when it came, seconds
+    sent_at: float  #: when its request left
+    sick: bool = False
+    good: bool = False
+    quota: bool = False  #: nothing is left until somebody pays, or a day has passed
+    barred: bool = False  #: the key was not accepted
+    older: int = 0  #: calls still out that were sent before it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +126,7 @@ class Move:
     at: float
     cause: str
     numbers: Mapping[str, float] = field(default_factory=dict)
+    who: str = "law"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,29 +168,39 @@ def provider_away(sick_row: int, mode: Mode = Mode.NORMAL, escalates: bool = Tru
 
     Args:
         sick_row: Sick answers in a row up to now.
-        mode: In which the law has the lane.
+        mode: In which the lane is.
         escalates: False where NORMAL is pinned or escalation is off: no probes guard the provider then, so calls must
             back off by themselves.
     """
-    return escalates and (sick_row >= SICK_ROW or mode is Mode.EMERGENCY)
+    return escalates and (sick_row >= SICK_ROW or mode is not Mode.NORMAL)
 
 
-def observe(
-    state: ModeState, *, at: float, sent_at: float, sick: bool, good: bool, thresholds: Thresholds
-) -> tuple[ModeState, Move | None]:
-    """The state after one more answer, and the step that it caused.
-
-    Args:
-        at: When the answer came, seconds.
-        sent_at: When its request left; answers to requests sent before the last change prove nothing.
-        sick, good: Neither: a refusal, or the caller's own mistake; it changes nothing.
-    """
-    if not (sick or good) or not thresholds.escalates:
+def observe(state: ModeState, answer: Answer, thresholds: Thresholds) -> tuple[ModeState, Move | None]:
+    """The state after one more answer, and the step that it caused."""
+    if not thresholds.escalates:
         return state, None
-    if sent_at < max(state.since, state.away_since or 0.0):
+    at = answer.at
+    if state.first_at is None and (answer.sick or answer.good):
+        state = replace(state, first_at=answer.sent_at)
+    if answer.quota and state.mode is not Mode.HALT:
+        return _to_halt(state, at, "the provider says that the quota is used up", {})
+    if answer.sent_at < state.since:
+        return state, None  # it says how the provider was
+    if answer.barred:
+        row = state.barred_row + 1
+        state = replace(state, barred_row=row)
+        if row < BARRED_ROW or state.mode is Mode.HALT:
+            return state, None
+        return _to_halt(state, at, f"{row} answers in a row did not accept the key", {"barred_row": float(row)})
+    if not (answer.sick or answer.good):
         return state, None
-    state = _counted(state, at, good=int(not sick), sick=int(sick))
-    return _sick(state, at, thresholds) if sick else _good(state, at)
+    if state.mode is Mode.HALT:
+        return _from_halt(state, at, "a good answer to a probe") if answer.good else (state, None)
+    latency_s = max(0.0, at - answer.sent_at)
+    state = _counted(state, at, Count(0, int(not answer.sick), int(answer.sick), int(answer.good), latency_s))
+    if answer.sick:
+        return _sick(state, answer, thresholds)
+    return _good(replace(state, sick_row=0, barred_row=0), at)
 
 
 def count_good(state: ModeState, at: float, answers: int) -> ModeState:
@@ -161,44 +209,93 @@ def count_good(state: ModeState, at: float, answers: int) -> ModeState:
     Args:
         at: When they are counted, seconds.
     """
-    if not answers or state.mode is not Mode.NORMAL or state.away_since is not None:
+    if not answers or state.mode is not Mode.NORMAL:
         return state  # when their requests left is not known, so they prove nothing
-    return _counted(state, at, good=answers)
+    first_at = at if state.first_at is None else state.first_at
+    return _counted(replace(state, first_at=first_at, barred_row=0), at, Count(0, good=answers))
 
 
-def _sick(state: ModeState, at: float, thresholds: Thresholds) -> tuple[ModeState, Move | None]:
-    row = state.sick_row + 1
-    state = replace(state, sick_row=row, good_row=0)
-    if state.away_since is not None or row >= SICK_ROW:
-        state = replace(state, away_since=at if state.away_since is None else state.away_since, width=1)
+def step(state: ModeState, now: float) -> ModeState:
+    """What time alone changes: REDUCED gives pace back where the errors are not of our making."""
+    if state.mode is not Mode.REDUCED or state.trial is None:
+        return state
+    begun, before, answers, sick = state.trial
+    if now - begun < TRIAL_S or answers < TRIAL_LEAST:
+        return state
+    share = sick / answers
+    if share <= TRIAL_FALL * before:
+        return replace(state, trial=(now, before, 0, 0))
+    given = min(1.0, round(state.share + TRIAL_BACK, 6))
+    return replace(state, share=given, trial=(now, before, 0, 0))
+
+
+def release(state: ModeState, at: float, who: str) -> tuple[ModeState, Move | None]:
+    """A person gives the lane back: what the law has halted goes on."""
+    if state.mode is not Mode.HALT:
+        return state, None
+    after, move = _from_halt(state, at, "the lane was given back to the law")
+    return after, replace(move, who=who)
+
+
+def _to_halt(state: ModeState, at: float, cause: str, numbers: Mapping[str, float]) -> tuple[ModeState, Move]:
+    after = replace(_changed(state, Mode.HALT, at), window=())
+    return after, Move(from_mode=state.mode, to_mode=Mode.HALT, at=at, cause=cause, numbers=numbers)
+
+
+def _from_halt(state: ModeState, at: float, cause: str) -> tuple[ModeState, Move]:
+    after = replace(_changed(state, Mode.NORMAL, at), window=())
+    return after, Move(from_mode=Mode.HALT, to_mode=Mode.NORMAL, at=at, cause=cause)
+
+
+def _changed(state: ModeState, mode: Mode, at: float) -> ModeState:
+    """In another mode all is looked at anew, but for the window of the counts."""
+    away, reduced = mode is Mode.EMERGENCY, mode is Mode.REDUCED
+    before = _share(state.evidence, at)
+    return replace(
+        state,
+        mode=mode,
+        since=at,
+        fresh=(),
+        evidence=(),
+        sick_row=0,
+        good_row=0,
+        barred_row=0,
+        away_since=at if away else None,
+        width=1 if away else 0,
+        share=REDUCED_SHARE if reduced else 1.0,
+        trial=(at, before, 0, 0) if reduced else None,
+    )
+
+
+def _sick(state: ModeState, answer: Answer, thresholds: Thresholds) -> tuple[ModeState, Move | None]:
+    state = replace(state, sick_row=state.sick_row + 1, good_row=0)
     match state.mode:
         case Mode.NORMAL:
-            why = _too_sick(state, thresholds.reduced_rate, thresholds.reduced_count, SICK_ROW, thresholds)
-            return _up(state, Mode.REDUCED, at, why)
+            why = _too_sick(
+                state, answer, thresholds.reduced_rate, thresholds.reduced_count, SICK_ROW, thresholds
+            ) or _hourly(state, answer.at, thresholds)
+            return _up(state, Mode.REDUCED, answer.at, why)
         case Mode.REDUCED:
-            why = _too_sick(state, thresholds.emergency_rate, thresholds.emergency_count, EMERGENCY_ROW, thresholds)
-            return _up(state, Mode.EMERGENCY, at, why)
+            why = _too_sick(
+                state, answer, thresholds.emergency_rate, thresholds.emergency_count, EMERGENCY_ROW, thresholds
+            ) or _slower(state, answer.at, thresholds)
+            return _up(state, Mode.EMERGENCY, answer.at, why)
         case _:
-            return state, None
+            return replace(state, width=1), None
 
 
 def _good(state: ModeState, at: float) -> tuple[ModeState, Move | None]:
-    state = replace(state, sick_row=0)
-    if state.away_since is not None:
+    if state.mode is Mode.EMERGENCY:
         good_row = state.good_row + 1
         if good_row < GOOD_ENOUGH:
             return replace(state, good_row=good_row, width=min(PROBES_MOST, state.width * 2)), None
-        state = replace(state, good_row=0, away_since=None, width=0)
-        if state.mode is Mode.EMERGENCY:
-            why = (f"{good_row} good answers in a row to probes", {"good_row": float(good_row)})
-            return _down(state, Mode.REDUCED, at, why)
-        # It was a short one: what failed until now says nothing about now.
-        return replace(state, fresh=(Minute(int(at // 60), good=good_row),)), None
+        why = (f"{good_row} good answers in a row to probes", {"good_row": float(good_row)})
+        return _down(state, Mode.REDUCED, at, why)
     if state.mode is Mode.REDUCED:
         good, sick = _totals(state.fresh)
         rate = _percent(sick, good + sick)
         if any(good + sick >= least and rate <= most for least, most in WELL):
-            why = (f"{sick} of {good + sick} answers sick since the last change ({rate:.3g} %)", _numbers(state))
+            why = (f"{sick} of {good + sick} answers sick since the last change ({rate:.3g} %)", _numbers(state, at))
             return _down(state, Mode.NORMAL, at, why)
     return state, None
 
@@ -206,27 +303,77 @@ def _good(state: ModeState, at: float) -> tuple[ModeState, Move | None]:
 _Why = tuple[str, Mapping[str, float]]
 
 
-def _too_sick(state: ModeState, rate: float, count: int, row: int, thresholds: Thresholds) -> _Why | None:
+def _too_sick(
+    state: ModeState, answer: Answer, rate: float, count: int, row: int, thresholds: Thresholds
+) -> _Why | None:
     """Why the lane has to step up; None: it has not."""
-    good, sick = _totals(state.window)
-    fresh_good, fresh_sick = _totals(state.fresh)
-    answers = fresh_good + fresh_sick
-    percent = _percent(fresh_sick, answers)
-    numbers = _numbers(state)
-    if sick >= count and good + sick < thresholds.low_volume:
-        return f"{sick} sick answers in {WINDOW_MIN} min (threshold {count})", {**numbers, "threshold": float(count)}
-    if answers >= RATE_LEAST and percent >= rate:
-        return (
-            f"{fresh_sick} of {answers} answers sick ({percent:.3g} %, threshold {rate:g} %)",
-            {**numbers, "threshold": rate},
-        )
-    if state.sick_row >= row:
-        return f"{state.sick_row} sick answers in a row", {**numbers, "threshold": float(row)}
+    numbers = _numbers(state, answer.at)
+    if thresholds.literal or _low_volume(state, answer.at):
+        _, sick = _totals(_since(state.window, answer.at, WINDOW_MIN))
+        if sick >= count:
+            why = f"{sick} sick answers in {WINDOW_MIN} min (threshold {count})"
+            return why, {**numbers, "threshold": float(count)}
+        good, sick = _totals(_since(state.fresh, answer.at, WINDOW_MIN))
+        if good + sick >= RATE_LEAST and _percent(sick, good + sick) >= rate:
+            return _rate(sick, good + sick, f"threshold {rate:g} %"), {**numbers, "threshold": rate}
+    if thresholds.literal:
+        return None
+    good, sick = _totals(_recent(state.evidence, answer.at))
+    answers = good + sick + answer.older
+    bound = 100 * wilson(sick, answers)
+    if answers >= EVIDENCE_LEAST and bound >= rate:
+        why = _rate(sick, answers, f"at least {bound:.3g} % by Wilson, threshold {rate:g} %")
+        return why, {**numbers, "threshold": rate, "wilson_percent": round(bound, 3), "older": float(answer.older)}
+    if state.sick_row >= row + answer.older:
+        return f"{state.sick_row} sick answers in a row", {**numbers, "threshold": float(row + answer.older)}
     return None
 
 
-def _numbers(state: ModeState) -> dict[str, float]:
-    good, sick = _totals(state.window)
+def _hourly(state: ModeState, at: float, thresholds: Thresholds) -> _Why | None:
+    _, sick = _totals(state.window)
+    if sick <= HOURLY_SICK or not (thresholds.literal or _low_volume(state, at)):
+        return None
+    return f"{sick} sick answers in an hour", {**_numbers(state, at), "threshold": float(HOURLY_SICK)}
+
+
+def _slower(state: ModeState, at: float, thresholds: Thresholds) -> _Why | None:
+    """The written rule's other way to EMERGENCY: sick beyond the first threshold, and getting slower."""
+    if not (thresholds.literal or _low_volume(state, at)):
+        return None
+    window = _since(state.window, at, WINDOW_MIN)
+    good, sick = _totals(window)
+    percent = _percent(sick, good + sick)
+    if good + sick < RATE_LEAST or percent <= thresholds.reduced_rate:
+        return None
+    if latency_trend([Slice(count.timed, count.latency_s) for count in window]) is not Trend.DEGRADING:
+        return None
+    sick_too = _rate(sick, good + sick, f"threshold {thresholds.reduced_rate:g} %")
+    return f"latency rises while {sick_too}", {**_numbers(state, at), "threshold": thresholds.reduced_rate}
+
+
+def _rate(sick: int, answers: int, more: str) -> str:
+    return f"{sick} of {answers} answers sick ({_percent(sick, answers):.3g} %, {more})"
+
+
+def wilson(part: int, whole: int) -> float:
+    """Lower bound of a share, 0 to 1: what it is at least, with 95 % (score interval; Wilson 1927)."""
+    if whole <= 0:
+        return 0.0
+    share, z2 = part / whole, Z * Z
+    middle = share + z2 / (2 * whole)
+    spread = Z * sqrt(share * (1 - share) / whole + z2 / (4 * whole * whole))
+    return max(0.0, (middle - spread) / (1 + z2 / whole))
+
+
+def _low_volume(state: ModeState, at: float) -> bool:
+    """Whether, at the rate of the last minute, fewer answers would come in 15 than make a count say nothing."""
+    good, sick = _totals(tuple(count for count in state.minute if count.number > at // SPAN_S - SPANS))
+    span_s = min(60.0, max(1.0, at - (at if state.first_at is None else state.first_at)))
+    return (good + sick) / span_s * 60 * WINDOW_MIN < LOW_VOLUME
+
+
+def _numbers(state: ModeState, at: float) -> dict[str, float]:
+    good, sick = _totals(_since(state.window, at, WINDOW_MIN))
     fresh_good, fresh_sick = _totals(state.fresh)
     return {
         "sick": float(sick),
@@ -240,37 +387,58 @@ def _numbers(state: ModeState) -> dict[str, float]:
 def _up(state: ModeState, to_mode: Mode, at: float, why: _Why | None) -> tuple[ModeState, Move | None]:
     if why is None:
         return state, None
-    after = replace(state, mode=to_mode, since=at, fresh=())
-    if to_mode is Mode.EMERGENCY:  # half-open probes, also where good answers came in between
-        after = replace(after, away_since=at if state.away_since is None else state.away_since, width=1, good_row=0)
+    # The row goes on: from NORMAL at five in a row to EMERGENCY at ten in all.
+    after = replace(_changed(state, to_mode, at), sick_row=state.sick_row)
     return after, Move(from_mode=state.mode, to_mode=to_mode, at=at, cause=why[0], numbers=why[1])
 
 
 def _down(state: ModeState, to_mode: Mode, at: float, why: _Why) -> tuple[ModeState, Move]:
-    after = replace(state, mode=to_mode, since=at, fresh=(), window=())
+    after = replace(_changed(state, to_mode, at), window=())
     return after, Move(from_mode=state.mode, to_mode=to_mode, at=at, cause=why[0], numbers=why[1])
 
 
-def _counted(state: ModeState, at: float, *, good: int = 0, sick: int = 0) -> ModeState:
-    minute = int(at // 60)
+def _counted(state: ModeState, at: float, more: Count) -> ModeState:
+    minute, span = int(at // 60), int(at // SPAN_S)
+    trial = state.trial
+    if trial is not None:
+        trial = (trial[0], trial[1], trial[2] + more.good + more.sick, trial[3] + more.sick)
     return replace(
         state,
-        window=_add(state.window, minute, good=good, sick=sick),
-        fresh=_add(state.fresh, minute, good=good, sick=sick),
+        window=_add(state.window, minute, HOUR_MIN, more),
+        fresh=_add(state.fresh, minute, WINDOW_MIN, more),
+        minute=_add(state.minute, span, SPANS, more),
+        evidence=_add(state.evidence, span, EVIDENCE_S // SPAN_S, more),
+        trial=trial,
     )
 
 
-def _add(window: tuple[Minute, ...], minute: int, *, good: int, sick: int) -> tuple[Minute, ...]:
-    """The window with more answers, without what is too old. Answers come nearly in order: a late one counts now."""
-    newest = max(minute, window[-1].minute) if window else minute
-    kept = tuple(bucket for bucket in window if bucket.minute > newest - WINDOW_MIN)
-    last = kept[-1] if kept and kept[-1].minute == newest else Minute(newest)
-    counted = replace(last, good=last.good + good, sick=last.sick + sick)
-    return (*(bucket for bucket in kept if bucket is not last), counted)
+def _add(counts: Counts, number: int, most: int, more: Count) -> Counts:
+    """The counts with more, without what is too old. Answers come nearly in order: a late one counts now."""
+    newest = max(number, counts[-1].number) if counts else number
+    kept = tuple(count for count in counts if count.number > newest - most)
+    last = kept[-1] if kept and kept[-1].number == newest else Count(newest)
+    rest = kept[:-1] if kept and kept[-1].number == newest else kept
+    summed = Count(
+        newest, last.good + more.good, last.sick + more.sick, last.timed + more.timed, last.latency_s + more.latency_s
+    )
+    return (*rest, summed)
 
 
-def _totals(window: tuple[Minute, ...]) -> tuple[int, int]:
-    return sum(bucket.good for bucket in window), sum(bucket.sick for bucket in window)
+def _since(counts: Counts, at: float, minutes: int) -> Counts:
+    return tuple(count for count in counts if count.number > at // 60 - minutes)
+
+
+def _recent(counts: Counts, at: float) -> Counts:
+    return tuple(count for count in counts if count.number > at // SPAN_S - EVIDENCE_S // SPAN_S)
+
+
+def _share(counts: Counts, at: float) -> float:
+    good, sick = _totals(_recent(counts, at))
+    return sick / (good + sick) if good + sick else 0.0
+
+
+def _totals(counts: Counts) -> tuple[int, int]:
+    return sum(count.good for count in counts), sum(count.sick for count in counts)
 
 
 def _percent(part: int, whole: int) -> float:
@@ -330,12 +498,17 @@ def hold(
         return Hold(width=1, gap_s=HALT_GAP_S)
     if not adaptive and paced:
         return Hold(rpm=_fixed(state.mode, rates))
-    if state.away_since is not None:
-        gap_s = min(GAP_MOST_S, max(GAP_LEAST_S, GAP_SHARE * (now - state.away_since)))
-        return Hold(width=state.width, gap_s=0.0 if state.good_row else gap_s)
     if state.mode is Mode.REDUCED:
-        return _reduced(state, REDUCED_SHARE, paced)
-    return Hold()
+        return _reduced(state, state.share, paced)
+    return _probes(state, now)
+
+
+def _probes(state: ModeState, now: float) -> Hold:
+    """Half-open probes while the provider is away; else nothing."""
+    if state.away_since is None:
+        return Hold()
+    gap_s = min(GAP_MOST_S, max(GAP_LEAST_S, GAP_SHARE * (now - state.away_since)))
+    return Hold(width=state.width, gap_s=0.0 if state.good_row else gap_s)
 
 
 def _pinned(state: ModeState, pin: Pin, now: float, rates: Rates, adaptive: bool, paced: bool) -> Hold:
@@ -351,8 +524,9 @@ def _pinned(state: ModeState, pin: Pin, now: float, rates: Rates, adaptive: bool
             return Hold(rpm=rates.emergency, width=MANY, gap_s=gap_s)
         case Mode.REDUCED if not adaptive and paced:
             return Hold(rpm=_fixed(Mode.REDUCED, rates))
-        case Mode.REDUCED:
-            return _reduced(state, PINNED_REDUCED_SHARE, paced)
+        case Mode.REDUCED:  # a ceiling: an outage is probed as in a lane that nobody pinned
+            probes, reduced = _probes(state, now), _reduced(state, PINNED_REDUCED_SHARE, paced)
+            return replace(reduced, width=probes.width, gap_s=probes.gap_s)
         case _:
             return Hold(rpm=None if adaptive or not paced else rates.normal)
 

@@ -69,6 +69,11 @@ SEEN = NAMESPACE + "seen"
 TUNE = NAMESPACE + "tune"  #: pub/sub channel: a refusal or a sick row, the tuner should look now
 
 
+def out(lane_name: str) -> str:
+    """Calls of a lane that are released and not freed."""
+    return f"rlw:out:{lane_name}"
+
+
 def lane(name: str) -> str:
     """Set-points, levels and counters of a lane."""
     return f"{NAMESPACE}lane:{name}"

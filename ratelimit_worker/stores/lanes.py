@@ -294,9 +294,15 @@ class Lanes:
             gone += int(some)
         return gone
 
-    def take(self, owner: str, lease_s: float, most: int = 50) -> tuple[float, list[LaneView]] | None:
-        """What was seen since the last take → (Redis time in seconds, lanes), or None: another tunes."""
-        got = self.run("take", (owner, int(lease_s * 1000), most))
+    def take(
+        self, owner: str, lease_s: float, most: int = 50, also: Iterable[str] = ()
+    ) -> tuple[float, list[LaneView]] | None:
+        """What was seen since the last take → (Redis time in seconds, lanes), or None: another tunes.
+
+        Args:
+            also: Lanes that are wanted though nothing may have been seen of them.
+        """
+        got = self.run("take", (owner, int(lease_s * 1000), most, *also))
         if got is None:
             return None
         now, *views = got
@@ -309,9 +315,12 @@ class Lanes:
 
     def health(self, lane: str) -> Health:
         """How the lane takes its provider to be, now."""
-        raw: Any = self.client.hmget(self.prefix + keys.lane(lane), "sick", "mode", "escalates")
+        with self.client.pipeline(transaction=False) as pipe:
+            pipe.hmget(self.prefix + keys.lane(lane), "sick", "mode", "escalates", "seq")
+            pipe.zcard(self.prefix + keys.out(lane))
+            raw, out = pipe.execute()
         known = {mode.value.encode(): mode for mode in Mode}
-        return Health(int(raw[0] or 0), known.get(raw[1], Mode.NORMAL), raw[2] != b"0")
+        return Health(int(raw[0] or 0), known.get(raw[1], Mode.NORMAL), raw[2] != b"0", int(raw[3] or 0), int(out))
 
     def names(self) -> list[str]:
         """Every known lane."""

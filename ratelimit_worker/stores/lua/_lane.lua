@@ -18,6 +18,7 @@ local LOOK_S = 0.02                                    -- what a paced lane may 
 local OFFSET_US = {high = 0, normal = 60e6, low = 300e6}  -- class offsets, µs of service: classes age
 local N = 4                                            -- dimensions: requests, tokens, input_tokens, output_tokens
 local SICK_ROW = 5                                     -- sick answers in a row: the provider is away
+local HALT_US = 300e6                                  -- between probes of a lane without quota
 local REFS = 9                                         -- messages of one task id that may be in lanes at once
 local TRIES = 8                                        -- lanes that are asked for one free slot
 local SUPPLY = 8                                       -- calls that may lie ready for the next free slots
@@ -70,7 +71,8 @@ end
 local function released() return tonumber(redis.call('HGET', key('counters'), 'released') or '0') end
 
 -- ── buckets ──────────────────────────────────────────────────────────────────────────────────────────────────────
--- p1..p4 pace (units/s; absent: that dimension is not bound; 0: closed), l level, d depth, g guard, c sent in all
+-- p1..p4 pace (units/s; absent: that dimension is not bound; 0: closed), l level, d depth, g guard, c sent in all (refused
+-- ones too), x of these refused
 local FIELDS = {'ts', 'gate', 'cap', 'unlimited', 'seq', 'v', 'width', 'gap', 'schema',
   'c1', 'c2', 'c3', 'c4', 'p1', 'p2', 'p3', 'p4'}
 local BUCKETS = {}                                     -- by dimension: what is read of one that is bound
@@ -135,9 +137,11 @@ local function spend(L, cost)
     if L.p[i] then L.l[i] = L.l[i] - cost[i] end
     L.c[i] = L.c[i] + cost[i]
   end
-  if L.width > 0 and L.gap > 0 then L.gate = math.max(L.gate, now + L.gap) end
+  if L.width > 0 and L.gap > 0 then                    -- ± 20 %, by the golden section of the number: lanes fall out of step
+    L.gate = math.max(L.gate, now + math.floor(L.gap * (0.8 + 0.4 * ((L.seq * 0.6180339887) % 1))))
+  end
 end
-local function refund(L, cost)
+local function refund(L, cost)                         -- of a permit that no start has used
   for i = 1, N do
     if L.p[i] then L.l[i] = math.min(L.d[i], L.l[i] + cost[i]) end
     L.c[i] = L.c[i] - cost[i]
@@ -686,11 +690,14 @@ local function recall(everywhere)
 end
 
 -- ── what is learned from an attempt ──────────────────────────────────────────────────────────────────────────────
--- verdict: 'good' answered, 'plain' answered and no header told anything, 'refused' 429, 'sick', 'other'. seen: the tuner's
--- observation, packed by Python, or ''
+-- verdict: 'good' answered, 'plain' answered and no header told anything, 'refused' 429 ('refused.2': in the second dimension),
+-- 'sick', 'quota' nothing is left to spend, 'barred' the key was not accepted, 'other'. seen: the tuner's observation, packed by
+-- Python, or ''
 -- returns  true when it is heeded in full: of a lane that is well, the tuner need only know how many plain answers it had
-local function heed(lane, verdict, gate_us, cost)
+local function heed(lane, told, gate_us, cost)
   local k = lane_key(lane)
+  local verdict, dimension = string.match(told, '^(%a+)%.?(%d*)$')
+  dimension = tonumber(dimension)
   if verdict == 'good' or verdict == 'plain' then
     local h = redis.call('HMGET', k, 'sick', 'refusals', 'mode', 'width')
     local row = (h[1] or '0') ~= '0'
@@ -705,9 +712,12 @@ local function heed(lane, verdict, gate_us, cost)
     if row >= SICK_ROW then redis.call('PUBLISH', key('tune'), lane) end
   elseif verdict == 'refused' then
     local L = load(lane)
-    refund(L, cost)
     for i = 1, N do
-      if L.p[i] then L.l[i] = math.min(L.l[i], 0) end
+      if cost[i] > 0 then redis.call('HINCRBYFLOAT', k, 'x' .. i, cost[i]) end
+      if L.p[i] then
+        L.l[i] = math.min(L.d[i], L.l[i] + cost[i])
+        if not dimension or dimension == i then L.l[i] = math.min(L.l[i], 0) end
+      end
     end
     if gate_us <= 0 then                               -- no Retry-After: 0.05·2^k s for the k-th in a row, at most 15 s
       local row = tonumber(redis.call('HGET', k, 'refusals') or '0') or 0
@@ -715,6 +725,11 @@ local function heed(lane, verdict, gate_us, cost)
       gate_us = math.min(15e6, 50000 * 2 ^ math.max(0, row - 1)) * (0.5 + (now % 1000) / 2000)
     end
     L.gate = math.max(L.gate, now + math.min(gate_us, DAY_US))
+    save(L)
+    redis.call('PUBLISH', key('tune'), lane)
+  elseif verdict == 'quota' and redis.call('HGET', k, 'escalates') ~= '0' then  -- what is released and has not begun goes back
+    local L = load(lane)
+    L.gate = math.max(L.gate, now + HALT_US)
     save(L)
     redis.call('PUBLISH', key('tune'), lane)
   end

@@ -18,15 +18,14 @@ if r[LOST] >= tonumber(ARGV[4]) then return {'poison', r[LOST], body or ''} end
 if not body then return {'gone'} end
 if r[PERMIT] ~= USED then
   -- the lane closed after the release: no attempt is used
-  local h = redis.call('HMGET', lane_key(r[LANE]), 'gate', 'width', 'unlimited', 'p1', 'p2', 'p3', 'p4')
+  local h = redis.call('HMGET', lane_key(r[LANE]), 'gate', 'width', 'gap', 'unlimited', 'p1', 'p2', 'p3', 'p4')
   local width, closed = tonumber(h[2] or '0') or 0, r[PERMIT] == NONE
-  if width > 0 then                                    -- a probe's own release has set the gate
-    closed = closed or redis.call('ZCOUNT', out_key(r[LANE]), 1, 1) >= width
-  else
+  if width > 0 then closed = closed or redis.call('ZCOUNT', out_key(r[LANE]), 1, 1) >= width end
+  if width == 0 or (tonumber(h[3] or '0') or 0) == 0 then  -- else a probe's own release has set the gate
     closed = closed or (tonumber(h[1] or '0') or 0) > now
   end
   for i = 1, N do
-    closed = closed or (h[3] ~= '1' and (tonumber(h[3 + i] or '1') or 1) <= 0)
+    closed = closed or (h[4] ~= '1' and (tonumber(h[4 + i] or '1') or 1) <= 0)
   end
   if closed then
     go_back(ref, tag, r, 0)

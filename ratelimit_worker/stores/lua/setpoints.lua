@@ -1,6 +1,6 @@
 -- Write set-points of a lane; they hold for the next permit. O(fields).
 -- ARGV  now µs · lane · field · value … ('': delete the field). a1..a4 is no field: an anchor, from which the level
---       follows as anchor − units sent in all, so that what went out meanwhile is not forgotten
+--       follows as anchor − units sent in all and not refused, so that what went out meanwhile is not forgotten
 -- returns  released at once
 local lane = ARGV[2]
 save(load(lane))                                       -- what was earned at the old pace stays earned
@@ -17,7 +17,10 @@ for i = 3, #ARGV - 1, 2 do
 end
 local L = load(lane)                                   -- a new depth bounds the level
 for d, anchor in pairs(anchors) do
-  if L.p[d] then L.l[d] = math.min(L.d[d], anchor - L.c[d]) end
+  if L.p[d] then
+    local refused = tonumber(redis.call('HGET', lane_key(lane), 'x' .. d) or '0')
+    L.l[d] = math.min(L.d[d], anchor - L.c[d] + refused)
+  end
 end
 save(L)
 return release(lane, 1000)

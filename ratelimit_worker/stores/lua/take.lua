@@ -1,5 +1,5 @@
 -- Hand the tuner what was seen of the lanes since it last asked, with their state. O(observations).
--- ARGV  now µs · owner · lease ms · most lanes
+-- ARGV  now µs · owner · lease ms · most lanes · lanes that it wants to see in any case …
 -- returns  nil when another holds the duty; else {lane, hash as flat list (`goods`: plain good answers since it last asked),
 --          {observation …}} …
 local duty = key('duty:tune')
@@ -7,7 +7,12 @@ local holder = redis.call('GET', duty)
 if holder and holder ~= ARGV[2] then return false end
 redis.call('SET', duty, ARGV[2], 'PX', ARGV[3])
 local all = {int(now)}
-for _, lane in ipairs(redis.call('SPOP', key('seen'), ARGV[4])) do
+local lanes, asked = redis.call('SPOP', key('seen'), ARGV[4]), {}
+for _, lane in ipairs(lanes) do asked[lane] = true end
+for i = 5, #ARGV do
+  if not asked[ARGV[i]] then lanes[#lanes + 1] = ARGV[i] end
+end
+for _, lane in ipairs(lanes) do
   local k = key('seen:') .. lane
   all[#all + 1] = {lane, redis.call('HGETALL', lane_key(lane)), redis.call('LRANGE', k, 0, -1)}
   redis.call('DEL', k)

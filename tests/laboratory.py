@@ -1,0 +1,418 @@
+"""The law in virtual time: the real control plane, the pure simulated provider, a model of the scripts between them.
+
+Nothing sleeps, so 60 s of a lane take less than a second. What is real here: `flow.tune.decide` with pace and modes,
+the observations as the lane's list holds them, classification, the retry decision, and every byte that the provider
+answers. What is a model: the bucket, gate and width of `stores/lua` (`Plane`; tests/test_laboratory.py holds it against
+the scripts), a pool of slots, and the time that messages take.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from math import ceil, inf
+from typing import Any
+
+import msgspec
+
+from ratelimit_worker.calls import DIMENSIONS, Category, Failure, LaneLimits, Mode, Response
+from ratelimit_worker.flow import observe
+from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.tune import TUNE_EVERY_S, Rules, decide
+from ratelimit_worker.policy import modes
+from ratelimit_worker.policy.classification import classify_response
+from ratelimit_worker.policy.headers import refused_dimension
+from ratelimit_worker.policy.retry import GiveUp, Halt, Retry, RetryPolicy, Snooze, next_step
+from ratelimit_worker.ports import LaneView
+from ratelimit_worker.simulate.http1 import Request
+from ratelimit_worker.simulate.provider import Ending, Provider, Verdict
+from ratelimit_worker.simulate.scenario import Fault, Scenario
+
+US = 1e6
+LANE = "lab"
+PATH = "/v1/chat/completions"
+SICK_ROW = 5
+LOOK_S = 0.02
+HALT_S = 300.0
+Cost = tuple[float, float, float, float]
+_pack = msgspec.msgpack.Encoder().encode
+
+
+class Plane:
+    """One lane as the scripts of stores/lua keep it: levels, counters, gate, width. Times are µs, as there."""
+
+    def __init__(self, fields: dict[str, float | str]) -> None:
+        self.at: int | None = None
+        self.level: dict[int, float] = {}
+        self.sent, self.turned_back = [0.0] * 4, [0.0] * 4
+        self.seq, self.gate = 0, 0
+        self.sick = self.refusals = self.goods = 0
+        self.fields: dict[str, str] = {}
+        self.memory: dict[str, bytes] = {}  #: what only the tuner reads
+        self.write(fields, 0)
+
+    # what a script reads of a lane
+    def number(self, name: str, otherwise: float = 0.0) -> float:
+        text = self.fields.get(name, "")
+        return float(text) if text else otherwise
+
+    def bound(self) -> list[int]:
+        if self.fields.get("unlimited") in {"1", "1.0"}:
+            return []
+        return [i for i in range(1, 5) if self.fields.get(f"p{i}", "") != ""]
+
+    def earn(self, now: int) -> None:
+        """`load`: levels as of now."""
+        since = max(0, now - (now if self.at is None else self.at)) / US
+        for i in self.bound():
+            depth = self.number(f"d{i}", 1.0)
+            self.level[i] = min(depth, self.level.get(i, depth) + self.number(f"p{i}") * since)
+        self.at = max(now, self.at or 0)
+
+    def admits_in(self, cost: Cost, now: int) -> float | None:
+        """µs until the cost is admitted; None: closed."""
+        self.earn(now)
+        wait = float(max(0, self.gate - now))
+        for i in self.bound():
+            pace = self.number(f"p{i}")
+            if pace <= 0:
+                return None
+            guard = self.number(f"g{i}")
+            need = min(cost[i - 1], self.number(f"d{i}", 1.0) - guard) + guard
+            if self.level[i] + 1e-9 < need:
+                wait = max(wait, ceil((need - self.level[i]) / pace * US))
+        return wait
+
+    def spend(self, cost: Cost, now: int) -> bytes:
+        """A permit → the ticket."""
+        self.earn(now)
+        self.seq += 1
+        for i in range(1, 5):
+            if i in self.bound():
+                self.level[i] -= cost[i - 1]
+            self.sent[i - 1] += cost[i - 1]
+        gap = self.number("gap")
+        if self.number("width") > 0 and gap > 0:
+            self.gate = max(self.gate, now + gap_with_jitter(gap, self.seq))
+        return _pack([self.seq, now, *self.sent])
+
+    def give_back(self, cost: Cost, now: int) -> None:
+        """A permit that no start has used."""
+        self.earn(now)
+        for i in range(1, 5):
+            if i in self.bound():
+                self.level[i] = min(self.number(f"d{i}", 1.0), self.level[i] + cost[i - 1])
+            self.sent[i - 1] -= cost[i - 1]
+
+    def write(self, fields: dict[str, float | str], now: int) -> None:
+        """`setpoints`: fields, and anchors of levels."""
+        self.earn(now)
+        anchors = {}
+        for name, value in fields.items():
+            if name[0] == "a" and name[1:].isdigit():
+                anchors[int(name[1:])] = float(value)
+            elif name == "gate":
+                self.gate = int(value)
+            elif value == "":
+                self.fields.pop(name, None)
+            else:
+                self.fields[name] = value if isinstance(value, str) else repr(float(value))
+        self.earn(now)
+        for i, anchor in anchors.items():
+            if i in self.bound():
+                self.level[i] = min(self.number(f"d{i}", 1.0), anchor - self.sent[i - 1] + self.turned_back[i - 1])
+
+    def heed(self, verdict: str, cost: Cost, gate_us: float, dimension: str | None, now: int) -> bool:
+        """What an answer does at once → whether the tuner need not hear more of it."""
+        if verdict in {"good", "plain"}:
+            row, self.sick, self.refusals = self.sick, 0, 0
+            well = not row and self.fields.get("mode", "NORMAL") == "NORMAL" and self.number("width") == 0
+            self.goods += int(verdict == "plain" and well)
+            return verdict == "plain" and well
+        if verdict == "sick":
+            self.sick += 1
+        elif verdict == "quota":
+            self.gate = max(self.gate, now + int(HALT_S * US))
+        elif verdict == "refused":
+            self.earn(now)
+            named = DIMENSIONS.index(dimension) + 1 if dimension in DIMENSIONS else None
+            for i in range(1, 5):
+                self.turned_back[i - 1] += cost[i - 1]
+                if i in self.bound():
+                    self.level[i] = min(self.number(f"d{i}", 1.0), self.level[i] + cost[i - 1])
+                    if named in {None, i}:
+                        self.level[i] = min(self.level[i], 0.0)
+            if gate_us <= 0:
+                if self.gate <= now:
+                    self.refusals += 1
+                gate_us = min(15e6, 50_000 * 2.0 ** max(0, self.refusals - 1)) * (0.5 + (now % 1000) / 2000)
+            self.gate = max(self.gate, now + int(gate_us))
+        return False
+
+    def view(self, seen: Sequence[bytes]) -> LaneView:
+        """As `take` hands it out."""
+        fields = {name: text.encode() for name, text in self.fields.items()} | self.memory
+        for i in range(4):
+            fields[f"c{i + 1}"], fields[f"x{i + 1}"] = repr(self.sent[i]).encode(), repr(self.turned_back[i]).encode()
+        fields["gate"] = str(self.gate).encode()
+        goods, self.goods = self.goods, 0
+        return LaneView(lane=LANE, fields=fields, seen=list(seen), goods=goods)
+
+
+def gap_with_jitter(gap: float, seq: int) -> int:
+    """A gap ± 20 %, as the scripts draw it."""
+    return int(gap * (0.8 + 0.4 * ((seq * 0.6180339887) % 1.0)))
+
+
+@dataclass
+class Job:
+    """One call of the workload."""
+
+    name: str
+    body: bytes
+    cost: Cost
+    tries: int = 0
+    deadline_s: float = inf
+
+
+@dataclass
+class Result:
+    """What a run came to."""
+
+    good: list[float] = field(default_factory=list)  #: arrival times of requests that were answered, seconds
+    requests: int = 0
+    refused: int = 0
+    failed: int = 0  #: calls given up
+    faults: int = 0
+    sent_at: list[float] = field(default_factory=list)
+    moves: list[tuple[float, str]] = field(default_factory=list)
+    paces: list[tuple[float, float]] = field(default_factory=list)
+    ended_s: float = 0.0
+
+    @property
+    def refused_share(self) -> float:
+        """429s among the requests."""
+        return self.refused / max(1, self.requests)
+
+
+class Laboratory:
+    """One lane, one provider, one clock.
+
+    Args:
+        slots: Calls that can run at once over all workers.
+        travel_s: From release to the provider, and from its answer to settle, each; ± a half of it.
+        tune_every_s: 0: the law runs on each answer.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        jobs: Sequence[Job],
+        *,
+        limits: LaneLimits = LaneLimits(),  # noqa: B008 - frozen
+        rules: Rules = Rules(),  # noqa: B008 - frozen
+        slots: int = 64,
+        travel_s: float = 0.003,
+        seed: int = 0,
+        tune_every_s: float = TUNE_EVERY_S,
+        policy: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+    ) -> None:
+        self.random = random.Random(seed)
+        self.start = 1_800_000_000.0
+        self.now = self.start
+        self.provider = Provider(scenario, self.start, "lab")
+        fields = limit_fields(limits) | {"schema": 1}
+        self.plane = Plane(fields)
+        self.rules, self.policy, self.slots, self.travel_s, self.every = rules, policy, slots, travel_s, tune_every_s
+        self.waiting: deque[Job] = deque(jobs)
+        self.left = len(jobs)
+        self.out: dict[int, bool] = {}  #: seq → begun
+        self.seen: list[bytes] = []
+        self.events: list[tuple[float, int, Callable[[], None]]] = []
+        self.count = 0
+        self.result = Result()
+        self.woken = False
+        self.planned = inf
+
+    # --- time ------------------------------------------------------------------------------------------------------
+
+    def after(self, delay_s: float, what: Callable[[], None]) -> None:
+        self.count += 1
+        heapq.heappush(self.events, (self.now + delay_s, self.count, what))
+
+    def run(self, horizon_s: float = inf) -> Result:
+        """Until all calls have ended, or the horizon."""
+        self.after(0.0, self.release)
+        if self.every:
+            self.after(self.every, self.tune_again)
+        end = self.start + horizon_s
+        while self.events and self.left:
+            at, _, what = heapq.heappop(self.events)
+            if at >= end:
+                break
+            self.now = at
+            what()
+        self.result.ended_s = self.now - self.start
+        return self.result
+
+    @property
+    def us(self) -> int:
+        return round(self.now * US)
+
+    # --- the lane --------------------------------------------------------------------------------------------------
+
+    def own_room(self) -> int:
+        ready = sum(not begun for begun in self.out.values())
+        most = min(self.slots - len(self.out), 1 + max(1, int(self.plane.number("p1") * LOOK_S)) - ready)
+        width = int(self.plane.number("width"))
+        return min(most, width - len(self.out)) if width else most
+
+    def release(self) -> None:
+        while self.waiting and self.own_room() > 0:
+            job = self.waiting[0]
+            wait = self.plane.admits_in(job.cost, self.us)
+            if wait is None:
+                return
+            if wait > 0:
+                at = self.now + wait / US
+                if at < self.planned or self.planned <= self.now:
+                    self.planned = at
+                    self.after(wait / US, self.pump)
+                return
+            self.waiting.popleft()
+            ticket = self.plane.spend(job.cost, self.us)
+            seq = self.plane.seq
+            self.out[seq] = False
+            self.after(self.travel(), partial(self.begin, job, ticket, seq))
+
+    def travel(self) -> float:
+        return self.travel_s * self.random.uniform(0.5, 1.5)
+
+    def pump(self) -> None:
+        if self.planned <= self.now + 1e-9:
+            self.planned = inf
+        self.release()
+
+    def begin(self, job: Job, ticket: bytes, seq: int) -> None:
+        width, gap = int(self.plane.number("width")), self.plane.number("gap")
+        closed = 0 < width <= sum(self.out.values())
+        if closed or ((width == 0 or gap == 0) and self.plane.gate > self.us):
+            del self.out[seq]
+            self.plane.give_back(job.cost, self.us)
+            self.waiting.appendleft(job)
+            self.release()
+            return
+        self.out[seq] = True
+        request = Request("POST", PATH, {"authorization": "Bearer lab"}, job.body, True)
+        self.provider.begin(self.now)
+        verdict = self.provider.decide(request, self.now, self.now)
+        result = self.result
+        result.requests += 1
+        result.sent_at.append(self.now - self.start)
+        if verdict.arrival.fault is not None:
+            result.faults += 1
+        elif verdict.arrival.status == 429:
+            result.refused += 1
+        elif verdict.arrival.good:
+            result.good.append(self.now - self.start)
+        back = verdict.arrival.latency_s + self.travel()
+        if verdict.ending is Ending.HANG:
+            back = 60.0
+        self.after(back, partial(self.answered, job, ticket, seq, verdict))
+        self.release()
+
+    def answered(self, job: Job, ticket: bytes, seq: int, verdict: Verdict) -> None:
+        self.provider.give_back(verdict, self.now)
+        response, failure = read(verdict)
+        kind: observe.Verdict = observe.verdict_of(failure)
+        older = 0
+        if kind == "sick":
+            older = max(0, len(self.out) - 1 - (self.plane.seq - seq))
+        seen = observe.encode(self.now, ticket, kind, response, failure, job.cost, older)
+        gate_us = (failure.retry_after_s or 0.0) * US if failure is not None else 0.0
+        dimension = None
+        if kind == "refused" and response is not None:
+            dimension = refused_dimension(response.headers, response.body)
+        step: Any = None
+        if failure is not None:
+            mode = Mode(self.plane.fields.get("mode", "NORMAL"))
+            escalates = self.plane.fields.get("escalates") != "0"
+            away = failure.sick and modes.provider_away(self.plane.sick + 1, mode, escalates)
+            step = next_step(
+                failure, job.tries + 1, self.policy, self.random.random,
+                provider_away=away, now_s=self.now, deadline_s=job.deadline_s,
+            )  # fmt: skip
+        if not self.plane.heed(kind, job.cost, gate_us, dimension, self.us) and seen:
+            self.seen.append(seen)
+        del self.out[seq]
+        match step:
+            case None:
+                self.left -= 1
+            case Retry(after_s):
+                job.tries += 1
+                self.after(after_s, lambda: self.comes_back(job))
+            case Snooze(after_s):
+                if kind == "refused" or after_s <= 0:
+                    self.waiting.appendleft(job)
+                else:
+                    self.after(after_s, lambda: self.comes_back(job))
+            case Halt():
+                self.waiting.appendleft(job)
+            case GiveUp():
+                self.left -= 1
+                self.result.failed += 1
+        if not self.every or kind in {"refused", "quota"} or (kind == "sick" and self.plane.sick >= SICK_ROW):
+            self.wake()
+        self.release()
+
+    def comes_back(self, job: Job) -> None:
+        self.waiting.appendleft(job)
+        self.release()
+
+    # --- the tuner -------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        if not self.woken:
+            self.woken = True
+            self.after(0.002 if self.every else 0.0, self.tune)
+
+    def tune_again(self) -> None:
+        self.tune()
+        self.after(self.every, self.tune_again)
+
+    def tune(self) -> None:
+        self.woken = False
+        seen, self.seen = self.seen, []
+        decision = decide(self.plane.view(seen), self.now, self.rules, {})
+        fields = {**decision.set_points, **decision.memory}
+        written = {name: value for name, value in fields.items() if not isinstance(value, bytes)}
+        self.plane.memory |= {name: value for name, value in fields.items() if isinstance(value, bytes)}
+        self.plane.write(written, self.us)
+        for change in decision.changes:
+            self.result.moves.append((self.now - self.start, f"{change.from_mode} {change.to_mode} {change.cause}"))
+        self.result.paces.append((self.now - self.start, self.plane.number("p1")))
+        self.release()
+
+
+def read(verdict: Verdict) -> tuple[Response | None, Failure | None]:
+    """The answer as a client would have read it."""
+    if verdict.ending is not Ending.ANSWER:
+        broken = Category.TIMEOUT if verdict.ending is Ending.HANG else Category.CONNECTION
+        if verdict.ending is Ending.TRUNCATE:
+            broken = Category.MALFORMED_RESPONSE
+        return None, Failure(category=broken, cause="the connection ended")
+    head, _, body = verdict.answer.partition(b"\r\n\r\n")
+    lines = head.decode("latin-1").split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines[1:])
+    try:
+        parsed = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        parsed = body.decode("utf-8", "replace")
+    response = Response(status=int(lines[0].split()[1]), headers=headers, body=parsed)
+    if verdict.arrival.fault == Fault.MALFORMED:
+        return response, Failure(category=Category.MALFORMED_RESPONSE, cause="broken JSON")
+    return response, classify_response(response)
