@@ -325,7 +325,8 @@ def test_a_refusal_closes_the_gate_and_costs_nothing(cluster: Cluster, put: Put)
     put("a", "b", lane_fields={"p1": 1, "d1": 1})
     tag, _ = cluster.begin()
     assert cluster.back(tag, verdict="refused", gate_s=7.0)
-    assert float(cluster.lanes.fields("gpt")["c1"]) == 0
+    fields = cluster.lanes.fields("gpt")
+    assert (float(fields["c1"]), float(fields["x1"])) == (1, 1)  # sent, and turned back
     cluster.worker()
     assert cluster.pump() == 1.0  # at most a second, then it looks again
     cluster.live(6.9)
@@ -374,7 +375,7 @@ def test_probes_go_one_by_one(cluster: Cluster, put: Put, width: int, gap_s: flo
     cluster.lanes.set_points("gpt", {**OPEN, "width": width, "gap": int(gap_s * US)})
     put(*"abcd")
     assert len(cluster.ready()) == released
-    cluster.live(gap_s)
+    cluster.live(1.2 * gap_s)  # ± 20 %
     assert len(cluster.ready()) == width
     assert cluster.begin()[1].state == "go"  # its own release has set the gate
     cluster.live(10)

@@ -104,8 +104,8 @@ def test_the_law_on_a_sick_provider(made: Fleet, provider: Simulator, database_u
         ("EMERGENCY", "REDUCED"),
         ("REDUCED", "NORMAL"),
     ]
-    assert told[0].cause == "5 sick answers in 15 min (threshold 5)"
-    assert told[1].cause == "10 sick answers in 15 min (threshold 10)"
+    assert told[0].cause == "5 sick answers in a row"
+    assert told[1].cause == "10 sick answers in a row"
     assert told[0].numbers["sick"] == 5
     assert {change.who for change in told} == {"law"}
 

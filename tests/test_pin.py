@@ -337,7 +337,7 @@ def test_the_rules_come_from_the_settings() -> None:
     )
     assert rules.rates == Rates(emergency=5.0)
     assert rules.thresholds == Thresholds(
-        reduced_count=3, emergency_rate=50.0, low_volume=float("inf"), refusals_count=True, escalates=False
+        reduced_count=3, emergency_rate=50.0, literal=True, refusals_count=True, escalates=False
     )
 
 
@@ -381,8 +381,8 @@ def test_a_lane_down_the_ladder_and_back(
         "REDUCED NORMAL",
     ]
     assert [change.cause for change in history] == [
-        "5 sick answers in 15 min (threshold 5)",
-        "10 sick answers in 15 min (threshold 10)",
+        "5 sick answers in a row",
+        "10 sick answers in a row",
         "5 good answers in a row to probes",
         "0 of 10 answers sick since the last change (0 %)",
     ]
