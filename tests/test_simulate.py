@@ -365,6 +365,13 @@ def test_what_happens_between_two_requests_happens_at_its_own_time() -> None:
     assert levels[0] == pytest.approx(10 + 3 + 10 + 4 - 9, abs=2.0)
 
 
+def test_a_bucket_is_full_from_the_start() -> None:
+    """Of the limits of then: an outage before the first request that is counted makes it no deeper."""
+    entries = (Entry(for_s=1, fault=Fault.OUTAGE), Entry(at_s=1, rpm=600))
+    provider = Provider(Scenario(rpm=60, timeline=entries), 0.0, "run")
+    assert [ask(provider, at_s).arrival.status for at_s in (0.0, 1.0, 1.0)] == [503, 200, 429]
+
+
 # --- headers --------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@
 
 bucket, window, draws, timeline, headers, answers, provider: decisions, pure, with the time passed in
 http1, server: the same over HTTP · process: the same as a process of its own · arrivals: what it saw
+scenarios, oracle: against which providers a client is measured, and what could have been had of them
 """
 
 from __future__ import annotations

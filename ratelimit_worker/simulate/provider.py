@@ -23,7 +23,7 @@ from ratelimit_worker.simulate.scenario import Entry, Fault, HeaderStyle, Limite
 from ratelimit_worker.simulate.timeline import Planned, Timeline
 
 _ENDPOINTS: dict[str, Endpoint] = {endpoint.value: endpoint for endpoint in Endpoint}
-_NO_KEY = "none"
+_NO_KEY, _FOR_ALL = "none", ""
 
 
 class Ending(Enum):
@@ -61,6 +61,8 @@ class Provider:
         self._requests = 0
         self._budgets: dict[str, Budget] = {}
         self._limits = scenario.limits()
+        if not scenario.per_key:  # full from the start on, not with the limits of the first request that gets to it
+            self._budgets[_FOR_ALL] = self._new_budget(now_s)
         self._at_s = now_s  # what the timeline does to the budgets is done until then
         self._latency = Latency.parse(scenario.latency)
         self._refusal_latency = Latency.parse(scenario.refusal_latency)
@@ -97,17 +99,15 @@ class Provider:
     def budget(self, key: str | None, now_s: float) -> Budget:
         """The buckets of this key (all requests' buckets unless `per_key`), with the limits that hold now."""
         self._catch_up(now_s)
-        name = (key or _NO_KEY) if self.scenario.per_key else ""
+        name = (key or _NO_KEY) if self.scenario.per_key else _FOR_ALL
         if (found := self._budgets.get(name)) is None:
-            scenario = self.scenario
-            found = self._budgets[name] = Budget(
-                self._limits,
-                scenario.burst_s,
-                now_s,
-                window_s=scenario.window_s if scenario.limiter is Limiter.SLIDING else None,
-                lag_s=scenario.header_lag_s,
-            )
+            found = self._budgets[name] = self._new_budget(now_s)
         return found
+
+    def _new_budget(self, now_s: float) -> Budget:
+        scenario = self.scenario
+        window_s = scenario.window_s if scenario.limiter is Limiter.SLIDING else None
+        return Budget(self._limits, scenario.burst_s, now_s, window_s=window_s, lag_s=scenario.header_lag_s)
 
     def limit_lines(self, style: HeaderStyle, key: str | None, now_s: float, unix_s: float) -> str:
         """The rate-limit headers of an answer that was decided now."""
