@@ -33,6 +33,7 @@ from ratelimit_worker.simulate import (
     Entry,
     Fault,
     HeaderStyle,
+    Limiter,
     Outage,
     Scenario,
     Simulator,
@@ -53,6 +54,7 @@ from ratelimit_worker.simulate.http1 import Request
 from ratelimit_worker.simulate.provider import Ending, Provider, Verdict
 from ratelimit_worker.simulate.scenario import TimelineStart, scenario_of
 from ratelimit_worker.simulate.timeline import Timeline
+from ratelimit_worker.simulate.window import SlidingWindow
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAT, MESSAGES, EMBEDDINGS, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/embeddings", "/v1/responses"
@@ -167,6 +169,209 @@ def test_a_bucket_without_sense_is_refused(rate_: float, depth: float) -> None:
         TokenBucket(rate_, depth, 0.0)
 
 
+@pytest.mark.parametrize(("limit", "window_s"), [(0, 1), (1, 0), (math.inf, 1), (1, math.nan)])
+def test_a_window_without_sense_is_refused(limit: float, window_s: float) -> None:
+    """Neither nothing nor infinity is a limit."""
+    with pytest.raises(ValueError, match="finite"):
+        SlidingWindow(limit, window_s, 0.0)
+
+
+# --- the sliding window, in virtual time ----------------------------------------------------------------------------
+
+
+@given(
+    limit=st.integers(1, 30),
+    window_s=st.sampled_from([0.5, 1.0, 60.0]),
+    steps=st.lists(st.tuples(st.integers(0, 400), st.integers(1, 8), st.integers(0, 3)), max_size=80),
+)
+def test_a_sliding_window_is_an_exact_log(limit: int, window_s: float, steps: list[tuple[int, int, int]]) -> None:
+    """What fits, what is left, the wait and the time until it is empty are those of counting every unit taken."""
+    window = SlidingWindow(limit, window_s, 0.0)
+    log: list[list[float]] = []  # when, units
+    now_s = 0.0
+    for pause, cost, unused in steps:
+        now_s += pause * window_s / 256  # sums that floats hold exactly
+        inside = [units for taken_s, units in log if now_s - taken_s < window_s]
+        assert window.level(now_s) == limit - sum(inside)
+        leaves_s = [taken_s + window_s - now_s for taken_s, _ in log if now_s - taken_s < window_s]
+        assert window.full_in_s(now_s) == max(leaves_s, default=0.0)
+        fits_in_s = [
+            wait_s
+            for wait_s in [0.0, *leaves_s]
+            if sum(units for taken_s, units in log if now_s + wait_s - taken_s < window_s) + cost <= limit
+        ]
+        assert window.wait_s(now_s, cost) == (min(fits_in_s) if cost <= limit else math.inf)
+        if window.wait_s(now_s, cost) == 0:
+            window.take(now_s, cost)
+            log.append([now_s, cost])
+        elif log and unused <= log[0][1]:
+            window.give_back(now_s, unused, log[0][0])  # if it has left the window, it is of no use any more
+            log[0][1] -= unused
+
+
+@given(
+    kind=st.sampled_from(list(Limiter)),
+    rpm=st.floats(1, 6000),
+    burst_s=st.sampled_from([0.0, 1.0, 60.0]),
+    window_s=st.sampled_from([1.0, 10.0, 60.0]),
+    steps=st.lists(st.tuples(st.floats(0, 3), st.booleans()), max_size=100),
+)
+def test_no_window_admits_more_with_a_neighbour(
+    kind: Limiter, rpm: float, burst_s: float, window_s: float, steps: list[tuple[float, bool]]
+) -> None:
+    """Client and neighbour together: at most depth + rate * T in T seconds, or the limit in any sliding window."""
+    budget = Budget({"requests": rpm}, burst_s, 0.0, window_s=window_s if kind is Limiter.SLIDING else None)
+    limit = budget.buckets["requests"]
+    now_s = taken = 0.0
+    seen: list[tuple[float, float, float]] = []  # when, units taken by both before the step and after it
+
+    def level() -> float:
+        value = limit.level(now_s)
+        assert value >= -1e-6
+        return value
+
+    for pause_s, neighbour in steps:
+        then_s, then_owed = now_s, limit.owed
+        now_s = then_s + pause_s
+        left = level()
+        before = taken = taken + then_owed - limit.owed  # the neighbour was given what came in
+        if neighbour:
+            budget.neighbour(now_s, Cost())
+        else:
+            assert isinstance(budget.admit(now_s, Cost()), Admitted) == (left >= 1 - 1e-6)
+        taken += left - level()
+        seen.append((now_s, before, taken))
+    for first, (from_s, before, _) in enumerate(seen):
+        for to_s, _, after in seen[first:]:
+            if isinstance(limit, TokenBucket):
+                assert after - before <= limit.depth + limit.rate * (to_s - from_s) + 1e-6
+            elif to_s - from_s < limit.window_s - 1e-9:
+                assert after - before <= limit.limit + 1e-6
+
+
+@given(
+    rpm=st.floats(1, 6000),
+    tpm=st.floats(6_000, 1e6),
+    window_s=st.sampled_from([1.0, 60.0]),
+    steps=steps,
+)
+def test_waiting_as_long_as_a_window_says_is_enough(
+    rpm: float, tpm: float, window_s: float, steps: list[tuple[float, float]]
+) -> None:
+    """A client that comes back after exactly retry_after_s is admitted when nobody else came."""
+    budget, now_s = Budget({"requests": rpm, "tokens": tpm}, 0.0, 1e5, window_s=window_s), 1e5
+    for pause_s, tokens in steps:
+        now_s += pause_s
+        cost = Cost(input_tokens=int(tokens), output_tokens=1)
+        admission = budget.admit(now_s, cost)
+        if isinstance(admission, Refused):
+            now_s += admission.retry_after_s
+            assert budget.admit(now_s, cost) == Admitted()
+
+
+def test_a_window_below_one_unit_is_as_long_as_one_takes() -> None:
+    """6 a minute in windows of one second: one in ten seconds, not sixty a minute."""
+    budget = Budget({"requests": 6}, 1.0, 0.0, window_s=1.0)
+    assert budget.admit(0.0, Cost()) == Admitted()
+    assert budget.admit(1.0, Cost()) == Refused(9.0, "requests")
+    assert budget.admit(10.0, Cost()) == Admitted()
+
+
+def test_more_tokens_than_a_window_holds_never_fit() -> None:
+    """And a lower limit holds at once: nothing goes until enough has left."""
+    budget = Budget({"tokens": 600}, 1.0, 0.0, window_s=10.0)
+    assert budget.admit(0.0, Cost(output_tokens=101)) == Refused(math.inf, "tokens")
+    assert budget.admit(0.0, Cost(output_tokens=60)) == budget.admit(2.0, Cost(output_tokens=30)) == Admitted()
+    budget.change(3.0, {"tokens": 240})
+    assert budget.buckets["tokens"].level(3.0) == 40 - 90
+    assert budget.admit(4.0, Cost(output_tokens=10)) == Refused(6.0, "tokens")
+    assert budget.admit(4.0, Cost(output_tokens=11)) == Refused(8.0, "tokens")
+
+
+def test_a_window_takes_back_what_was_not_used_while_it_counts() -> None:
+    """Where it was charged, so that it leaves when the rest of that request does."""
+    budget = Budget({"tokens": 600}, 1.0, 0.0, window_s=60.0)
+    budget.admit(0.0, Cost(output_tokens=400))
+    budget.admit(1.0, Cost(output_tokens=200))
+    budget.give_back(2.0, Cost(requests=0.0, output_tokens=300), 0.0)
+    assert budget.buckets["tokens"].level(2.0) == 300
+    assert budget.buckets["tokens"].level(60.0) == 400
+    budget.give_back(60.0, Cost(requests=0.0, output_tokens=50), 0.0)
+    assert budget.buckets["tokens"].level(60.0) == 400
+
+
+# --- a neighbour on the same budget ---------------------------------------------------------------------------------
+
+
+def test_a_neighbour_takes_first_and_never_more_than_there_is() -> None:
+    """What it cannot have at once it gets before anybody else; beyond ten it gives up."""
+    budget = Budget({"requests": 60}, 1.0, 0.0)
+    for _ in range(3):
+        budget.neighbour(0.0, Cost())
+    assert budget.buckets["requests"].level(0.0) == 0
+    assert [isinstance(budget.admit(at / 2, Cost()), Admitted) for at in range(1, 7)] == [False] * 5 + [True]
+    for _ in range(1000):
+        budget.neighbour(3.0, Cost(input_tokens=5))
+    assert isinstance(budget.admit(13.5, Cost()), Refused)
+    assert budget.admit(14.0, Cost()) == Admitted()
+
+
+def test_a_neighbour_comes_once_in_each_interval() -> None:
+    """At moments drawn from the seed; asked for piece by piece they are the same."""
+    entry = Entry(at_s=2, for_s=10, neighbour_rpm=120, neighbour_tokens=7)
+    timeline = Timeline(3)
+    timeline.plan([entry], 100.0)
+    coming = timeline.neighbours(0.0, 1000.0)
+    assert [math.floor((time_s - 102.0) / 0.5) for time_s, _ in coming] == list(range(20))
+    assert {cost for _, cost in coming} == {Cost(input_tokens=7)}
+    pieces = [request for at in range(2000) for request in timeline.neighbours(100 + at / 100, 100 + (at + 1) / 100)]
+    assert pieces == coming
+    other = Timeline(4)
+    other.plan([entry], 100.0)
+    assert other.neighbours(0.0, 1000.0) != coming
+    timeline.clear()
+    assert timeline.neighbours(0.0, 1000.0) == []
+
+
+@pytest.mark.parametrize("limiter", list(Limiter))
+def test_a_neighbour_leaves_a_client_what_it_does_not_take(limiter: Limiter) -> None:
+    """Half of 600/min for 20 s: an eager client gets the other half, and all of it before and after."""
+    entries = (Entry(at_s=20, for_s=20, neighbour_rpm=300),)
+    provider = Provider(Scenario(rpm=600, limiter=limiter, window_s=1.0, timeline=entries), 0.0, "run")
+    admitted = [at / 100 for at in range(6000) if ask(provider, at / 100).arrival.admitted]
+    before, during, after = (sum(from_s <= at_s < from_s + 20 for at_s in admitted) for from_s in (0, 20, 40))
+    assert before == pytest.approx(205, abs=6)
+    assert during == pytest.approx(100, abs=6)
+    assert after == pytest.approx(200, abs=6)
+
+
+def test_what_happens_between_two_requests_happens_at_its_own_time() -> None:
+    """Limits and neighbours: a provider that nobody asks for a while has the level of one that is looked at often."""
+    entries = (
+        Entry(at_s=1, for_s=4, rpm=60),
+        Entry(at_s=2, for_s=7, neighbour_rpm=90),
+        Entry(at_s=6, rpm=120),
+    )
+    scenario = Scenario(rpm=600, burst_s=10.0, timeline=entries)
+    seldom, often = (Provider(scenario, 0.0, "run") for _ in range(2))
+    for provider in (seldom, often):
+        for _ in range(100):
+            ask(provider, 0.0)
+    for at in range(1, 800):
+        often.limits(at / 100)
+    levels = [provider.budget(None, 8.0).buckets["requests"].level(8.0) for provider in (seldom, often)]
+    assert levels[0] == pytest.approx(levels[1])
+    # Full at 60/min by 2 s; then 3 s of 60, 1 s of 600 and 2 s of 120 a minute flow in, and 6 s of 90 go.
+    assert levels[0] == pytest.approx(10 + 3 + 10 + 4 - 9, abs=2.0)
+
+
+def test_a_bucket_is_full_from_the_start() -> None:
+    """Of the limits of then: an outage before the first request that is counted makes it no deeper."""
+    entries = (Entry(for_s=1, fault=Fault.OUTAGE), Entry(at_s=1, rpm=600))
+    provider = Provider(Scenario(rpm=60, timeline=entries), 0.0, "run")
+    assert [ask(provider, at_s).arrival.status for at_s in (0.0, 1.0, 1.0)] == [503, 200, 429]
+
+
 # --- headers --------------------------------------------------------------------------------------------------------
 
 
@@ -217,6 +422,112 @@ def test_limits_are_told_as_each_provider_tells_them() -> None:
     ]
     assert limit_lines(HeaderStyle.NONE, budget, 0.0, 0.0) == ""
     assert rfc3339(0.2) == "1970-01-01T00:00:01Z"
+
+
+def remaining(budget: Budget, now_s: float, round_to: float = 0.0) -> int:
+    """What OpenAI's headers say is left of the requests."""
+    lines = limit_lines(HeaderStyle.OPENAI, *budget.as_it_was(now_s), 0.0, round_to).splitlines()
+    return int(lines[1].removeprefix("x-ratelimit-remaining-requests: "))
+
+
+def test_a_minute_bucket_tells_the_minute() -> None:
+    """Limit and what is left are of one size; the reset is when the bucket is full again."""
+    budget = Budget({"requests": 600}, 60.0, 0.0)
+    for _ in range(150):
+        assert budget.admit(0.0, Cost()) == Admitted()
+    assert limit_lines(HeaderStyle.OPENAI, budget, 0.0, 0.0).splitlines() == [
+        "x-ratelimit-limit-requests: 600",
+        "x-ratelimit-remaining-requests: 450",
+        "x-ratelimit-reset-requests: 15s",
+    ]
+    assert remaining(budget, 10.0) == 550
+    assert sum(isinstance(budget.admit(15.0, Cost()), Admitted) for _ in range(1000)) == 600
+
+
+def test_a_sliding_window_tells_what_is_in_it() -> None:
+    """What is left is the limit less what the window holds; the reset is when the last has left."""
+    budget = Budget({"requests": 600}, 1.0, 0.0, window_s=60.0)
+    for at in range(150):
+        budget.admit(at / 10, Cost())
+    assert limit_lines(HeaderStyle.OPENAI, budget, 30.0, 0.0).splitlines() == [
+        "x-ratelimit-limit-requests: 600",
+        "x-ratelimit-remaining-requests: 450",
+        "x-ratelimit-reset-requests: 44.9s",
+    ]
+    assert remaining(budget, 65.0) == 501
+    assert remaining(budget, 75.0) == 600
+
+
+def test_what_is_left_is_never_negative() -> None:
+    """Not in debt, and not after the limit of a window was lowered below what it holds."""
+    bucket, window = Budget({"requests": 60}, 10.0, 0.0), Budget({"requests": 60}, 1.0, 0.0, window_s=60.0)
+    bucket.buckets["requests"].take(0.0, 50.0)
+    for _ in range(60):
+        window.admit(0.0, Cost())
+    window.change(1.0, {"requests": 30})
+    assert [remaining(budget, 1.0, round_to) for budget in (bucket, window) for round_to in (0.0, 0.05)] == [0] * 4
+
+
+@pytest.mark.parametrize(("taken", "told"), [(0, 600), (1, 570), (29, 570), (30, 570), (31, 540), (599, 0)])
+def test_what_is_left_is_rounded_down(taken: int, told: int) -> None:
+    """To a multiple of the share: 5 % of 600 is 30."""
+    budget = Budget({"requests": 600}, 60.0, 0.0)
+    for _ in range(taken):
+        budget.admit(0.0, Cost())
+    assert remaining(budget, 0.0, 0.05) == told
+
+
+@given(
+    window_s=st.sampled_from([None, 1.0, 60.0]),
+    lag_s=st.sampled_from([0.25, 0.5, 3.0]),
+    steps=st.lists(st.tuples(st.integers(0, 50), st.sampled_from("aaangc")), max_size=60),
+)
+def test_late_headers_tell_the_state_of_then(
+    window_s: float | None, lag_s: float, steps: list[tuple[int, str]]
+) -> None:
+    """Whatever happened since: requests, a neighbour, units given back, other limits."""
+
+    def do(budget: Budget, now_s: float, what: str) -> None:
+        if what == "a":
+            budget.admit(now_s, Cost(output_tokens=10))
+        elif what == "n":
+            budget.neighbour(now_s, Cost(input_tokens=20))
+        elif what == "g":
+            budget.give_back(now_s, Cost(requests=0.0, output_tokens=3), now_s)
+        else:
+            budget.change(now_s, {"requests": 60 + now_s, "tokens": 4000})
+
+    def fresh(lag_s: float) -> Budget:
+        return Budget({"requests": 120, "tokens": 2000}, 5.0, 0.0, window_s=window_s, lag_s=lag_s)
+
+    late, now_s = fresh(lag_s), 0.0
+    done: list[tuple[float, str]] = []
+    for pause, what in steps:
+        now_s += pause / 64
+        do(late, now_s, what)
+        done.append((now_s, what))
+        past, then_s = late.as_it_was(now_s)
+        twin = fresh(0.0)
+        for time_s, did in done:
+            if time_s <= now_s - lag_s:
+                do(twin, time_s, did)
+        assert then_s == now_s - lag_s
+        assert past.per_minute == twin.per_minute
+        for dimension, bucket in twin.buckets.items():
+            assert past.buckets[dimension].level(then_s) == pytest.approx(bucket.level(then_s), abs=1e-6)
+
+
+def test_late_headers_of_a_provider() -> None:
+    """Half a second late: the first answers tell a full bucket; Anthropic's reset is counted from then."""
+    provider = Provider(Scenario(rpm=600, header_lag_s=0.5), 0.0, "run")
+
+    def left(now_s: float) -> int:
+        head = ask(provider, now_s).answer.partition(b"\r\n\r\n")[0].decode()
+        return int(re.findall(r"x-ratelimit-remaining-requests: (\d+)", head)[0])
+
+    assert [left(at_s) for at_s in (0.0, 0.0, 0.0, 0.4, 0.55, 0.65)] == [10, 10, 10, 10, 7, 8]
+    lines = provider.limit_lines(HeaderStyle.ANTHROPIC, None, 0.8, 1_700_000_000.0).splitlines()
+    assert lines[2] == "anthropic-ratelimit-requests-reset: 2023-11-14T22:13:20Z"
 
 
 def test_retry_after_is_whole_seconds_and_openai_adds_milliseconds() -> None:
@@ -441,6 +752,13 @@ def test_toml_and_json_say_the_same(tmp_path: Path) -> None:
         ("rpm = nan", "rpm = nan: use a number above 0"),
         ("headers = 'azure'", "use one of auto, openai, anthropic, none"),
         ("burst_s = -1", "burst_s = -1.0: use"),
+        ("limiter = 'leaky'", "use one of bucket, sliding"),
+        ("window_s = 0", "window_s = 0.0: use seconds above 0"),
+        ("header_lag_s = -1", "header_lag_s = -1.0: use seconds from 0 up"),
+        ("header_round = 2", "header_round = 2.0: use a share from 0 to 1"),
+        ("[[timeline]]\nneighbour_rpm = 0", "neighbour_rpm = 0.0: use requests a minute above 0"),
+        ("[[timeline]]\nneighbour_rpm = 1\nneighbour_tokens = -1", "neighbour_tokens = -1: use tokens from 0 up"),
+        ("[[timeline]]\nrpm = 1\nneighbour_tokens = 1", "neighbour_tokens = 1: needs neighbour_rpm"),
         ("timeline = 3", "timeline = 3: use a list"),
         ("[[timeline]]\nat_s = 1", "timeline[0]: the entry at 1.0 s changes nothing"),
         ("[[timeline]]\nfault = 'boom'", "timeline[0]: fault = 'boom'"),
@@ -476,7 +794,17 @@ def test_a_scenario_of_the_wrong_shape(raw: object) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--scenario", "/nowhere"], ["--rpm", "0"], ["--latency", "fast"], ["--log", "/nowhere/log"], ["--port", "x"]],
+    [
+        ["--scenario", "/nowhere"],
+        ["--rpm", "0"],
+        ["--latency", "fast"],
+        ["--log", "/nowhere/log"],
+        ["--port", "x"],
+        ["--limiter", "leaky"],
+        ["--window-s", "0.0"],
+        ["--header-lag-s", "-1.0"],
+        ["--header-round", "1.5"],
+    ],
 )
 def test_bad_options_end_with_2(arguments: list[str]) -> None:
     """The message names the value."""
@@ -820,6 +1148,24 @@ def test_headers_and_retry_after_can_be_left_out() -> None:
     assert not [name for answer in answers for name in answer.headers if "ratelimit" in name or "retry" in name]
 
 
+def test_a_sliding_window_over_http() -> None:
+    """The fourth of three a minute has to wait for the first to leave; the headers count down."""
+    with Simulator(Scenario(rpm=3, latency="0", limiter=Limiter.SLIDING)) as provider:
+        answers = [post(provider) for _ in range(4)]
+    assert [answer.status for answer in answers] == [200, 200, 200, 429]
+    assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["2", "1", "0", "0"]
+    assert 0 < int(answers[3].headers["retry-after"]) <= 60
+
+
+def test_a_neighbour_over_http(calm: Simulator) -> None:
+    """Ordered while the provider runs: it takes all there is, and the client's requests are refused."""
+    calm.control(rpm=60, tpm=1e6)
+    assert post(calm).status == 200
+    calm.control(neighbour_rpm=6000, neighbour_tokens=10)
+    until(lambda: post(calm).status == 429)
+    assert post(calm).headers["x-ratelimit-remaining-requests"] == "0"
+
+
 def test_the_log_has_every_request_once(calm: Simulator) -> None:
     """Whatever a client was answered is in the log under the same request id, with what tells calls apart."""
     before = len(calm.arrivals())
@@ -1035,6 +1381,24 @@ def test_ctrl_c_ends_the_command_with_a_summary() -> None:
     assert "1 requests in" in err
     assert "1 x 200" in err
     assert "Traceback" not in err
+
+
+def test_every_option_reaches_the_provider() -> None:
+    """Each has a field of its name, which the log's first line tells."""
+    options = {"rpm": 60.0, "burst_s": 2.0, "limiter": "sliding", "window_s": 30.0, "latency": "0"}
+    options |= {"header_lag_s": 0.5, "header_round": 0.05, "headers": "openai", "seed": 7}
+    command = [sys.executable, "-m", "ratelimit_worker.simulate"]
+    command += [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        connection = http.client.HTTPConnection(process.stdout.readline().split("/")[2], timeout=PATIENCE_S)
+        connection.request("GET", "/_log")
+        started = parse_log(connection.getresponse().read()).runs[0]
+        connection.close()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE_S)
+    told = json.loads(bytes(started.scenario))
+    assert {name: told[name] for name in options} == options
 
 
 def test_the_process_imports_neither_broker_nor_database() -> None:

@@ -5,8 +5,9 @@
         ...
         assert most_in_window([arrival.t for arrival in provider.arrivals()]) <= 11
 
-bucket, draws, timeline, headers, answers, provider: decisions, pure, with the time passed in
+bucket, window, draws, timeline, headers, answers, provider: decisions, pure, with the time passed in
 http1, server: the same over HTTP · process: the same as a process of its own · arrivals: what it saw
+scenarios, oracle: against which providers a client is measured, and what could have been had of them
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ratelimit_worker.simulate.arrivals import (
 )
 from ratelimit_worker.simulate.counters import Stats
 from ratelimit_worker.simulate.process import Simulator, SimulatorFailed
-from ratelimit_worker.simulate.scenario import Entry, Fault, HeaderStyle, Outage, Scenario, read_scenario
+from ratelimit_worker.simulate.scenario import Entry, Fault, HeaderStyle, Limiter, Outage, Scenario, read_scenario
 from ratelimit_worker.simulate.server import Server, serve
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Fault",
     "HeaderStyle",
     "Incident",
+    "Limiter",
     "Log",
     "Outage",
     "Scenario",

@@ -18,7 +18,7 @@ import click
 
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.simulate.counters import Stats
-from ratelimit_worker.simulate.scenario import HeaderStyle, Scenario, read_scenario
+from ratelimit_worker.simulate.scenario import HeaderStyle, Limiter, Scenario, read_scenario
 
 _PARENT_LOOK_S = 1.0
 
@@ -29,10 +29,14 @@ _PARENT_LOOK_S = 1.0
 @click.option("--itpm", type=float, help="Input tokens a minute. Default: no limit.")
 @click.option("--otpm", type=float, help="Output tokens a minute. Default: no limit.")
 @click.option("--burst-s", type=float, help="Depth of each bucket in seconds of its rate. Default: 1.")
+@click.option("--limiter", type=click.Choice([str(kind) for kind in Limiter]), help="Default: bucket.")
+@click.option("--window-s", type=float, help="Length of each window of --limiter sliding. Default: 60.")
 @click.option("--per-key/--one-for-all", default=None, help="A budget for each key. Default: one for all.")
 @click.option("--reconcile/--no-reconcile", default=None, help="Give unused output tokens back with the answer.")
 @click.option("--latency", metavar="S", help='"0.05" (default), "0.05±0.02" or "lognormal(0.05, 0.5)", seconds.')
 @click.option("--headers", type=click.Choice([str(style) for style in HeaderStyle]), help="Default: auto, by path.")
+@click.option("--header-lag-s", type=float, help="Headers tell the state of so many seconds ago. Default: 0.")
+@click.option("--header-round", type=float, help="Round what is left down to this share of the most. Default: 0.")
 @click.option("--retry-after/--no-retry-after", default=None, help="Whether refusals say when to come back.")
 @click.option("--seed", type=int, help="Of answers, latencies and faults. Default: 0.")
 @click.option(
@@ -59,6 +63,8 @@ def simulate(
         given = {name: value for name, value in options.items() if value is not None}
         if "headers" in given:
             given["headers"] = HeaderStyle(given["headers"])
+        if "limiter" in given:
+            given["limiter"] = Limiter(given["limiter"])
         scenario = replace(scenario, **given)
     except ConfigurationError as error:
         raise _BadInput(str(error)) from error

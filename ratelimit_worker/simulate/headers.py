@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
-from ratelimit_worker.simulate.bucket import Budget
+from ratelimit_worker.simulate.bucket import Budget, TokenBucket
 from ratelimit_worker.simulate.scenario import HeaderStyle
+from ratelimit_worker.simulate.window import SlidingWindow
 
 _OPENAI = ("requests", "tokens")
 _ANTHROPIC = {
@@ -35,18 +36,19 @@ def rfc3339(unix_s: float) -> str:
     return datetime.fromtimestamp(math.ceil(unix_s), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def limit_lines(style: HeaderStyle, budget: Budget, now_s: float, unix_s: float) -> str:
+def limit_lines(style: HeaderStyle, budget: Budget, now_s: float, unix_s: float, round_to: float = 0.0) -> str:
     """Header lines with the limits a minute and what is left of them now, each ended by CRLF.
 
     Args:
         style: OPENAI, ANTHROPIC or NONE; AUTO has been decided by the path.
         now_s: On the budget's clock.
         unix_s: The same moment in seconds since the epoch.
+        round_to: What is left is rounded down to a multiple of this share of the most that can be left; 0: to units.
     """
     if style is HeaderStyle.OPENAI:
-        return _openai_lines(budget, now_s)
+        return _openai_lines(budget, now_s, round_to)
     if style is HeaderStyle.ANTHROPIC:
-        return _anthropic_lines(budget, now_s, unix_s)
+        return _anthropic_lines(budget, now_s, unix_s, round_to)
     return ""
 
 
@@ -58,23 +60,23 @@ def retry_lines(style: HeaderStyle, retry_after_s: float) -> str:
     return lines if style is HeaderStyle.ANTHROPIC else f"{lines}retry-after-ms: {math.ceil(retry_after_s * 1000)}\r\n"
 
 
-def _openai_lines(budget: Budget, now_s: float) -> str:
+def _openai_lines(budget: Budget, now_s: float, round_to: float) -> str:
     lines = ""
     for dimension in _OPENAI:
         if (bucket := budget.buckets.get(dimension)) is not None:
             lines += (
                 f"x-ratelimit-limit-{dimension}: {round(budget.per_minute[dimension])}\r\n"
-                f"x-ratelimit-remaining-{dimension}: {max(0, math.floor(bucket.level(now_s)))}\r\n"
+                f"x-ratelimit-remaining-{dimension}: {_remaining(bucket, now_s, round_to)}\r\n"
                 f"x-ratelimit-reset-{dimension}: {go_duration(bucket.full_in_s(now_s))}\r\n"
             )
     return lines
 
 
-def _anthropic_lines(budget: Budget, now_s: float, unix_s: float) -> str:
+def _anthropic_lines(budget: Budget, now_s: float, unix_s: float, round_to: float) -> str:
     told = {
         dimension: (
             budget.per_minute[dimension],
-            max(0, math.floor(bucket.level(now_s))),
+            _remaining(bucket, now_s, round_to),
             bucket.full_in_s(now_s),
         )
         for dimension, bucket in budget.buckets.items()
@@ -93,3 +95,9 @@ def _anthropic_lines(budget: Budget, now_s: float, unix_s: float) -> str:
                 f"anthropic-ratelimit-{name}-reset: {rfc3339(unix_s + full_in_s)}\r\n"
             )
     return lines
+
+
+def _remaining(bucket: TokenBucket | SlidingWindow, now_s: float, round_to: float) -> int:
+    left = max(0.0, bucket.level(now_s))
+    step = round_to * bucket.capacity
+    return math.floor(math.floor(left / step + 1e-9) * step if step > 0 else left)

@@ -19,11 +19,11 @@ from ratelimit_worker.simulate.bucket import Budget, Refused
 from ratelimit_worker.simulate.draws import Latency
 from ratelimit_worker.simulate.headers import limit_lines, retry_lines
 from ratelimit_worker.simulate.http1 import Request, render
-from ratelimit_worker.simulate.scenario import Entry, Fault, HeaderStyle, Outage, Scenario
+from ratelimit_worker.simulate.scenario import Entry, Fault, HeaderStyle, Limiter, Outage, Scenario
 from ratelimit_worker.simulate.timeline import Planned, Timeline
 
 _ENDPOINTS: dict[str, Endpoint] = {endpoint.value: endpoint for endpoint in Endpoint}
-_NO_KEY = "none"
+_NO_KEY, _FOR_ALL = "none", ""
 
 
 class Ending(Enum):
@@ -43,6 +43,7 @@ class Verdict:
     ending: Ending
     answer: bytes  #: head and body as they go over the wire
     unused: Cost | None  #: to be given back with the answer
+    decided_s: float  #: when, on the provider's clock
 
 
 class Provider:
@@ -60,6 +61,9 @@ class Provider:
         self._requests = 0
         self._budgets: dict[str, Budget] = {}
         self._limits = scenario.limits()
+        if not scenario.per_key:  # full from the start on, not with the limits of the first request that gets to it
+            self._budgets[_FOR_ALL] = self._new_budget(now_s)
+        self._at_s = now_s  # what the timeline does to the budgets is done until then
         self._latency = Latency.parse(scenario.latency)
         self._refusal_latency = Latency.parse(scenario.refusal_latency)
         self.begun = False  #: whether the scenario's timeline runs
@@ -73,7 +77,8 @@ class Provider:
 
     def limits(self, now_s: float) -> dict[str, float]:
         """Dimension -> units a minute, as it holds now."""
-        return self.scenario.limits() | self.timeline.limits(now_s)
+        self._catch_up(now_s)
+        return dict(self._limits)
 
     def decide(self, request: Request, now_s: float, unix_s: float) -> Verdict:
         """Count the request, charge it or refuse it, and write its answer. The timeline is the caller's to begin.
@@ -83,24 +88,52 @@ class Provider:
             unix_s: The same moment, seconds since the epoch.
         """
         self._requests += 1
+        self._catch_up(now_s)
         return _Decision(self, request, self._requests, now_s, unix_s).verdict()
 
     def give_back(self, verdict: Verdict, now_s: float) -> None:
         """Reconcile, when the answer leaves: output tokens that were charged and not used."""
         if verdict.unused is not None:
-            self.budget(verdict.arrival.key, now_s).give_back(now_s, verdict.unused)
+            self.budget(verdict.arrival.key, now_s).give_back(now_s, verdict.unused, verdict.decided_s)
 
     def budget(self, key: str | None, now_s: float) -> Budget:
         """The buckets of this key (all requests' buckets unless `per_key`), with the limits that hold now."""
-        limits = self.limits(now_s)
-        if limits != self._limits:
+        self._catch_up(now_s)
+        name = (key or _NO_KEY) if self.scenario.per_key else _FOR_ALL
+        if (found := self._budgets.get(name)) is None:
+            found = self._budgets[name] = self._new_budget(now_s)
+        return found
+
+    def _new_budget(self, now_s: float) -> Budget:
+        scenario = self.scenario
+        window_s = scenario.window_s if scenario.limiter is Limiter.SLIDING else None
+        return Budget(self._limits, scenario.burst_s, now_s, window_s=window_s, lag_s=scenario.header_lag_s)
+
+    def limit_lines(self, style: HeaderStyle, key: str | None, now_s: float, unix_s: float) -> str:
+        """The rate-limit headers of an answer that was decided now."""
+        past, then_s = self.budget(key, now_s).as_it_was(now_s)
+        return limit_lines(style, past, then_s, unix_s - (now_s - then_s), self.scenario.header_round)
+
+    def _catch_up(self, now_s: float) -> None:
+        """Do to the budgets what the timeline did since the last look, each change at its own time."""
+        self._set_limits()  # an entry may have been planned in the very moment of the last look
+        while (edge_s := self.timeline.next_edge_s(self._at_s)) <= now_s:
+            self._pass(edge_s)
+        if now_s > self._at_s:
+            self._pass(now_s)
+
+    def _pass(self, to_s: float) -> None:
+        for time_s, cost in self.timeline.neighbours(self._at_s, to_s):
+            for budget in self._budgets.values():
+                budget.neighbour(time_s, cost)
+        self._at_s = to_s
+        self._set_limits()
+
+    def _set_limits(self) -> None:
+        if (limits := self.scenario.limits() | self.timeline.limits(self._at_s)) != self._limits:
             self._limits = limits
             for budget in self._budgets.values():
-                budget.change(now_s, limits)
-        name = (key or _NO_KEY) if self.scenario.per_key else ""
-        if (found := self._budgets.get(name)) is None:
-            found = self._budgets[name] = Budget(limits, self.scenario.burst_s, now_s)
-        return found
+                budget.change(self._at_s, limits)
 
     def latency_s(self, number: int, factor: float) -> float:
         """How long the engine takes for request `number`."""
@@ -276,14 +309,14 @@ class _Decision:
             user=None if self.asked is None else self.asked.user or self.asked.name("user_id"),
         )
         if status is None:
-            return Verdict(arrival, ending, b"", None)
+            return Verdict(arrival, ending, b"", None, self.now_s)
         lines = self._id_lines(latency_s)
         if fault is not Fault.OUTAGE:
-            lines += limit_lines(self.style, provider.budget(self.key, self.now_s), self.now_s, self.unix_s)
+            lines += provider.limit_lines(self.style, self.key, self.now_s, self.unix_s)
         if retry_after_s is not None and provider.scenario.retry_after:
             lines += retry_lines(self.style, retry_after_s)
         answer = render(status, lines, body, content_type=content_type, promised=promised)
-        return Verdict(arrival, ending, answer, unused)
+        return Verdict(arrival, ending, answer, unused, self.now_s)
 
     def _id_lines(self, latency_s: float) -> str:
         if self.anthropic:

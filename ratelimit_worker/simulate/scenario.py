@@ -33,6 +33,13 @@ class HeaderStyle(StrEnum):
     NONE = "none"
 
 
+class Limiter(StrEnum):
+    """How the provider counts."""
+
+    BUCKET = "bucket"  #: a token bucket a dimension, `burst_s` deep; 60 is a real one-minute bucket
+    SLIDING = "sliding"  #: at most the limit in any trailing `window_s` seconds
+
+
 class TimelineStart(StrEnum):
     """What `at_s = 0` of a scenario's timeline means."""
 
@@ -92,7 +99,7 @@ class Outage(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One line of the timeline: a change of limits, a fault, or both, from `at_s` on."""
+    """One line of the timeline: a change of limits, a fault, a neighbour, or several of them, from `at_s` on."""
 
     at_s: float = 0.0  #: seconds since the timeline's start; in /_control: since now
     for_s: float | None = None  #: how long, seconds; None: for good
@@ -106,6 +113,8 @@ class Entry:
     factor: float = 10.0  #: of the latency, for `slow`
     how: Outage = Outage.STATUS_503  #: for `outage`
     retry_after_s: float | None = None  #: Retry-After of the fault's answer; None: 1 for 429, else none
+    neighbour_rpm: float | None = None  #: requests a minute that somebody else sends on the same budget
+    neighbour_tokens: int = 0  #: input tokens that each of them costs
 
     def __post_init__(self) -> None:
         _need(_nonnegative(self.at_s), f"at_s = {self.at_s}: use seconds from 0 up")
@@ -118,8 +127,17 @@ class Entry:
             f"retry_after_s = {self.retry_after_s}: use seconds from 0 up",
         )
         _need(
-            self.fault is not None or bool(self.limits()),
-            f"the entry at {self.at_s} s changes nothing: give it fault, or one of {', '.join(LIMITS)}",
+            self.neighbour_rpm is None or 0 < self.neighbour_rpm < math.inf,
+            f"neighbour_rpm = {self.neighbour_rpm}: use requests a minute above 0",
+        )
+        _need(self.neighbour_tokens >= 0, f"neighbour_tokens = {self.neighbour_tokens}: use tokens from 0 up")
+        _need(
+            self.neighbour_tokens == 0 or self.neighbour_rpm is not None,
+            f"neighbour_tokens = {self.neighbour_tokens}: needs neighbour_rpm, the requests that cost them",
+        )
+        _need(
+            self.fault is not None or bool(self.limits()) or self.neighbour_rpm is not None,
+            f"the entry at {self.at_s} s changes nothing: give it fault, neighbour_rpm or one of {', '.join(LIMITS)}",
         )
         _need(self.match != "", "match is empty: leave it out to hit every request")
         if self.fault is Fault.OUTAGE and self.how is Outage.REFUSED:
@@ -140,12 +158,16 @@ class Scenario:
     tpm: float | None = None  #: input and output tokens a minute
     itpm: float | None = None  #: input tokens a minute
     otpm: float | None = None  #: output tokens a minute
+    limiter: Limiter = Limiter.BUCKET
     burst_s: float = 1.0  #: depth of each bucket in seconds of its rate; at least one unit
+    window_s: float = 60.0  #: length of each sliding window
     per_key: bool = False  #: a budget for each key; else one for all
     reconcile: bool = False  #: give back, with the answer, the output tokens that were charged and not used
     latency: str = "0.05"  #: seconds: "0.05", "0.05±0.02" or "lognormal(0.05, 0.5)"
     refusal_latency: str = "0"  #: the same for what the edge refuses: 4xx, 429 and outages
     headers: HeaderStyle = HeaderStyle.AUTO
+    header_lag_s: float = 0.0  #: headers tell the limits and what is left as they were so many seconds earlier
+    header_round: float = 0.0  #: what is left is rounded down to a multiple of this share of the most; 0: exact
     retry_after: bool = True  #: whether refusals say when to come back
     seed: int = 0
     timeline: tuple[Entry, ...] = ()
@@ -154,6 +176,9 @@ class Scenario:
     def __post_init__(self) -> None:
         _check_limits(self)
         _need(_nonnegative(self.burst_s), f"burst_s = {self.burst_s}: use seconds of the rate from 0 up")
+        _need(0 < self.window_s < math.inf, f"window_s = {self.window_s}: use seconds above 0")
+        _need(_nonnegative(self.header_lag_s), f"header_lag_s = {self.header_lag_s}: use seconds from 0 up")
+        _need(0 <= self.header_round <= 1, f"header_round = {self.header_round}: use a share from 0 to 1")
         Latency.parse(self.latency)
         Latency.parse(self.refusal_latency)
 
@@ -247,6 +272,7 @@ def _choices(kind: type[Entry] | type[Scenario], name: str) -> str:
         "fault": Fault,
         "how": Outage,
         "headers": HeaderStyle,
+        "limiter": Limiter,
         "timeline_from": TimelineStart,
     }
     return f"; use one of {', '.join(enums[name])}" if name in enums else ""

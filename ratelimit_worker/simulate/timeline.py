@@ -1,4 +1,4 @@
-"""Which limits and which fault hold for this request, at this moment?
+"""Which limits, which fault and which neighbours hold for this request, at this moment?
 
 Pure: time is passed in, chance is drawn from the seed and the request's number.
 """
@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from ratelimit_worker.calls import Cost
 from ratelimit_worker.simulate.draws import uniform
 from ratelimit_worker.simulate.scenario import Entry, Fault, Outage
 
@@ -37,6 +38,7 @@ class Timeline:
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._planned: list[Planned] = []
+        self._neighbours: list[Planned] = []
         self._count = 0
         self._active: list[Planned] = []
         self._active_until_s = -math.inf  # self._active is right until then
@@ -50,12 +52,14 @@ class Timeline:
             new.append(Planned(entry, start_s, end_s, f"entry {self._count}"))
             self._count += 1
         self._planned += new
+        self._neighbours += [planned for planned in new if planned.entry.neighbour_rpm is not None]
         self._active_until_s = -math.inf
         return new
 
     def clear(self) -> None:
         """Forget every entry."""
         self._planned.clear()
+        self._neighbours.clear()
         self._active_until_s = -math.inf
 
     def limits(self, now_s: float) -> dict[str, float]:
@@ -80,6 +84,29 @@ class Timeline:
                 return entry, factor
             factor *= entry.factor
         return None, factor
+
+    def next_edge_s(self, now_s: float) -> float:
+        """When the next entry begins or ends; inf: none does."""
+        self.active(now_s)
+        return self._active_until_s
+
+    def neighbours(self, after_s: float, until_s: float) -> list[tuple[float, Cost]]:
+        """When neighbours' requests come with after_s < time <= until_s, in order, and what each costs.
+
+        A neighbour sends one in each interval of its rate, at a moment of it that is drawn from the seed.
+        """
+        coming = []
+        for planned in self._neighbours:
+            if planned.start_s > until_s or planned.end_s <= after_s or planned.entry.neighbour_rpm is None:
+                continue
+            interval_s = 60.0 / planned.entry.neighbour_rpm
+            cost = Cost(input_tokens=planned.entry.neighbour_tokens)
+            first = max(0, math.floor((after_s - planned.start_s) / interval_s))
+            for number in range(first, math.floor((until_s - planned.start_s) / interval_s) + 1):
+                time_s = planned.start_s + (number + uniform(self._seed, number, planned.draw)) * interval_s
+                if after_s < time_s <= until_s and time_s < planned.end_s:
+                    coming.append((time_s, cost))
+        return sorted(coming, key=lambda request: request[0])
 
     def door_shut(self, now_s: float) -> bool:
         """Whether nobody listens now."""

@@ -1,0 +1,220 @@
+"""Against which providers is a client measured? Named scenarios, as data, for real HTTP and for virtual time alike.
+
+    case = CASES["step_down"].seeded(2)
+    case.provider   the provider's script
+    case.calls()    more calls than it can answer within case.horizon_s (all of a finite case), as bodies to send
+
+A seed varies latencies, faults, the neighbour's moments and the prompts; limits and times stay.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from statistics import NormalDist, fmean
+from typing import Any
+
+from ratelimit_worker.calls import DIMENSIONS, Cost
+from ratelimit_worker.simulate.draws import uniform
+from ratelimit_worker.simulate.scenario import Entry, Fault, HeaderStyle, Limiter, Scenario
+
+MODEL = "gpt-4o-mini"
+#: In the prompt of a call that the provider will never take.
+POISON = "[[poison]]"
+_SPARE = 1.25  # calls on top of what the limits alone would let through ...
+_SPARE_CALLS = 200  # ... so that no client runs out of them
+_STANDARD_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True, slots=True)
+class RaceCall:
+    """One call of a case."""
+
+    custom_id: str
+    prompt: str
+    max_tokens: int
+
+    def body(self) -> dict[str, Any]:
+        """The body of its request; the provider's log shows `custom_id`."""
+        return {
+            "model": MODEL,
+            "max_tokens": self.max_tokens,
+            "messages": [{"role": "user", "content": self.prompt}],
+            "metadata": {"custom_id": self.custom_id},
+        }
+
+    def cost(self) -> Cost:
+        """What the provider charges for it when its JSON is written without spaces."""
+        messages = json.dumps(self.body()["messages"], separators=(",", ":"))
+        return Cost(input_tokens=math.ceil(len(messages.encode()) / 4), output_tokens=self.max_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What the calls of a case ask for."""
+
+    max_tokens: int = 32  #: the median where they vary
+    spread: float = 0.0  #: standard deviation of the logarithm of max_tokens; 0: all are alike
+    least_tokens: int = 16  #: ... and within these
+    most_tokens: int = 2000
+    poison: float = 0.0  #: share of the calls whose prompt has `POISON`
+
+    def call(self, seed: int, number: int) -> RaceCall:
+        """Call `number`, from 0; the same for the same seed."""
+        tokens = self.max_tokens
+        if self.spread > 0:
+            deviations = _STANDARD_NORMAL.inv_cdf(max(uniform(seed, number, "max_tokens"), 1e-12))
+            drawn = round(self.max_tokens * math.exp(self.spread * deviations))
+            tokens = min(max(drawn, self.least_tokens), self.most_tokens)
+        marked = f" {POISON}" if uniform(seed, number, "poison") < self.poison else ""
+        prompt = f"In one sentence, what is so special about the number {seed * 1_000_000 + number}?{marked}"
+        return RaceCall(f"s{seed}-{number:06d}", prompt, tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A provider, the calls that clients have for it, and for how long they are watched."""
+
+    name: str
+    what: str
+    provider: Scenario
+    horizon_s: float = 60.0  #: from the first request on
+    workload: Workload = field(default_factory=Workload)
+    #: Calls that are all there is and are waited for; None: more than can be answered within the horizon.
+    finite: int | None = None
+    nominal_rpm: float  #: calls a minute that the provider takes at first: all that a static client knows
+    seed: int = 0
+
+    def seeded(self, seed: int) -> Case:
+        """The same case with other latencies, faults, prompts and costs."""
+        return replace(self, seed=seed, provider=replace(self.provider, seed=seed))
+
+    def calls(self, horizon_s: float | None = None) -> list[RaceCall]:
+        """The calls that each client gets, for a horizon other than the case's own if need be."""
+        return [self.workload.call(self.seed, number) for number in range(self._count(horizon_s))]
+
+    def mean(self, horizon_s: float | None = None) -> dict[str, float]:
+        """Mean cost of a call by dimension of `DIMENSIONS`, of the calls that the provider takes."""
+        costs = [call.cost().vector() for call in self.calls(horizon_s) if POISON not in call.prompt]
+        return dict(zip(DIMENSIONS, (fmean(column) for column in zip(*costs, strict=True)), strict=True))
+
+    def _count(self, horizon_s: float | None) -> int:
+        if self.finite is not None:
+            return self.finite
+        watched_s = self.horizon_s if horizon_s is None else horizon_s
+        most_rpm = max([self.nominal_rpm, *(entry.rpm for entry in self.provider.timeline if entry.rpm is not None)])
+        kept_s = self.provider.burst_s if self.provider.limiter is Limiter.BUCKET else self.provider.window_s
+        return math.ceil(_SPARE * most_rpm / 60 * (watched_s + kept_s)) + _SPARE_CALLS
+
+
+def _cases() -> Iterator[Case]:
+    def provider(**fields: Any) -> Scenario:
+        return Scenario(**({"latency": "lognormal(0.2, 0.3)", "refusal_latency": "0.02"} | fields))
+
+    yield Case(name="steady", what="600/min", provider=provider(rpm=600), nominal_rpm=600)
+    yield Case(
+        name="step_down",
+        what="1200, then 200, then 1200/min, 20 s each",
+        provider=provider(rpm=1200, timeline=(Entry(at_s=20, for_s=20, rpm=200),)),
+        nominal_rpm=1200,
+    )
+    yield Case(
+        name="sawtooth",
+        what="900 and 300/min in turn, 10 s each",
+        provider=provider(rpm=900, timeline=tuple(Entry(at_s=at_s, for_s=10, rpm=300) for at_s in (10, 30, 50))),
+        nominal_rpm=900,
+    )
+    yield Case(
+        name="unknown_no_headers",
+        what="600/min, told by nothing but 429s and their Retry-After",
+        provider=provider(rpm=600, headers=HeaderStyle.NONE),
+        nominal_rpm=600,
+    )
+    yield Case(
+        name="unknown_stepping",
+        what="600, then 240, then 900/min, 20 s each, told by nothing but 429s and their Retry-After",
+        provider=provider(
+            rpm=600,
+            headers=HeaderStyle.NONE,
+            timeline=(Entry(at_s=20, for_s=20, rpm=240), Entry(at_s=40, rpm=900)),
+        ),
+        nominal_rpm=600,
+    )
+    yield Case(
+        name="tokens_bound",
+        what="300,000 tokens/min, which are about 600 calls of very different length, and 6000 requests/min",
+        provider=provider(rpm=6000, tpm=300_000),
+        workload=Workload(max_tokens=400, spread=0.6),
+        nominal_rpm=600,
+    )
+    yield Case(
+        name="outage",
+        what="600/min, and 503 on everything for 30 s in the middle",
+        provider=provider(rpm=600, timeline=(Entry(at_s=22.5, for_s=30, fault=Fault.OUTAGE),)),
+        horizon_s=75.0,
+        nominal_rpm=600,
+    )
+    yield Case(
+        name="brownout",
+        what="600/min; for 30 s in the middle latency × 10, and every fifth request gets a 529",
+        provider=provider(
+            rpm=600,
+            timeline=(
+                # The 529 comes first, so it is as quick as ever: failures come back faster than answers.
+                Entry(at_s=15, for_s=30, fault=Fault.OVERLOADED, share=0.2),
+                Entry(at_s=15, for_s=30, fault=Fault.SLOW, factor=10),
+            ),
+        ),
+        nominal_rpm=600,
+    )
+    yield Case(
+        name="neighbour",
+        what="600/min, of which somebody else takes half for 20 s in the middle",
+        provider=provider(rpm=600, timeline=(Entry(at_s=20, for_s=20, neighbour_rpm=300),)),
+        nominal_rpm=600,
+    )
+    yield Case(
+        name="poison",
+        what="600/min; one call in twenty is a bad request (400)",
+        provider=provider(rpm=600, timeline=(Entry(match=POISON, fault=Fault.BAD_REQUEST),)),
+        workload=Workload(poison=0.05),
+        nominal_rpm=600,
+    )
+    yield Case(
+        name="thousand_at_once",
+        what="1200/min, and 1,000 calls that all wait from the start",
+        provider=provider(rpm=1200),
+        finite=1000,
+        nominal_rpm=1200,
+    )
+    yield Case(
+        name="minute_bucket",
+        what="600/min in a bucket as deep as the minute",
+        provider=provider(rpm=600, burst_s=60.0),
+        nominal_rpm=600,
+    )
+    yield Case(
+        name="sliding",
+        what="600/min as 100 in any trailing 10 s",
+        provider=provider(rpm=600, limiter=Limiter.SLIDING, window_s=10.0),
+        nominal_rpm=600,
+    )
+    yield Case(
+        name="sliding_minute",
+        what="600 in any trailing 60 s",
+        provider=provider(rpm=600, limiter=Limiter.SLIDING, window_s=60.0),
+        horizon_s=130.0,
+        nominal_rpm=600,
+    )
+    yield Case(
+        name="late_headers",
+        what="600/min in a bucket of 10 s; headers half a second late, what is left rounded down to 5 % of it",
+        provider=provider(rpm=600, burst_s=10.0, header_lag_s=0.5, header_round=0.05),
+        nominal_rpm=600,
+    )
+
+
+#: Name -> case with seed 0, in the order in which they are told.
+CASES: dict[str, Case] = {case.name: case for case in _cases()}
