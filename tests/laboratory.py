@@ -28,9 +28,11 @@ from ratelimit_worker.policy.classification import classify_response
 from ratelimit_worker.policy.headers import refused_dimension
 from ratelimit_worker.policy.retry import GiveUp, Halt, Retry, RetryPolicy, Snooze, next_step
 from ratelimit_worker.ports import LaneView
+from ratelimit_worker.simulate.arrivals import Arrival
 from ratelimit_worker.simulate.http1 import Request
 from ratelimit_worker.simulate.provider import Ending, Provider, Verdict
 from ratelimit_worker.simulate.scenario import Fault, Scenario
+from ratelimit_worker.simulate.scenarios import Case
 
 US = 1e6
 LANE = "lab"
@@ -179,24 +181,20 @@ class Job:
     deadline_s: float = inf
 
 
+def jobs_of(case: Case) -> list[Job]:
+    """The calls of a named case."""
+    return [Job(call.custom_id, msgspec.json.encode(call.body()), call.cost().vector()) for call in case.calls()]
+
+
 @dataclass
 class Result:
     """What a run came to."""
 
-    good: list[float] = field(default_factory=list)  #: arrival times of requests that were answered, seconds
-    requests: int = 0
-    refused: int = 0
+    arrivals: list[Arrival] = field(default_factory=list)  #: as the provider saw them
     failed: int = 0  #: calls given up
-    faults: int = 0
-    sent_at: list[float] = field(default_factory=list)
     moves: list[tuple[float, str]] = field(default_factory=list)
     paces: list[tuple[float, float]] = field(default_factory=list)
     ended_s: float = 0.0
-
-    @property
-    def refused_share(self) -> float:
-        """429s among the requests."""
-        return self.refused / max(1, self.requests)
 
 
 class Laboratory:
@@ -310,15 +308,7 @@ class Laboratory:
         request = Request("POST", PATH, {"authorization": "Bearer lab"}, job.body, True)
         self.provider.begin(self.now)
         verdict = self.provider.decide(request, self.now, self.now)
-        result = self.result
-        result.requests += 1
-        result.sent_at.append(self.now - self.start)
-        if verdict.arrival.fault is not None:
-            result.faults += 1
-        elif verdict.arrival.status == 429:
-            result.refused += 1
-        elif verdict.arrival.good:
-            result.good.append(self.now - self.start)
+        self.result.arrivals.append(verdict.arrival)
         back = verdict.arrival.latency_s + self.travel()
         if verdict.ending is Ending.HANG:
             back = 60.0

@@ -1,0 +1,118 @@
+"""How good is the law? Every named scenario in virtual time, over many seeds, beside an all-knowing oracle.
+
+    python benchmarks/law.py [--seeds 20] [--case steady …] [--jobs 2]
+
+Goodput is a share of what the oracle gets answered within the horizon (simulate/oracle.py); of a finite case, the
+oracle's time as a share of the lane's. *429s*: of all requests. *adapts*: seconds after the last change of the provider
+until a second's good answers are within a fifth of what it then gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from ratelimit_worker.simulate.arrivals import duplicates  # noqa: E402
+from ratelimit_worker.simulate.oracle import delivered, oracle, oracle_time_s  # noqa: E402
+from ratelimit_worker.simulate.scenarios import CASES, Case  # noqa: E402
+from tests.laboratory import Laboratory, jobs_of  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one seed came to."""
+
+    share: float  #: of the oracle
+    refused: float  #: 429s among the requests
+    requests: int
+    into_faults: int  #: requests that met a scripted fault
+    failed: int
+    twice: int
+    adapts_s: float | None
+    took_s: float
+
+
+def run(name: str, seed: int) -> Figures:
+    """One seed of one case."""
+    case = CASES[name].seeded(seed)
+    begun = time.perf_counter()
+    laboratory = Laboratory(case.provider, jobs_of(case), seed=seed)
+    result = laboratory.run(float("inf") if case.finite is not None else case.horizon_s + 5.0)
+    mean = case.mean()
+    if case.finite is not None:
+        share = oracle_time_s(case.provider, case.finite, mean) / result.ended_s
+    else:
+        best = oracle(case.provider, case.horizon_s, mean)
+        share = best.worth(delivered(result.arrivals, case.horizon_s), mean) / best.calls
+    within = [arrival for arrival in result.arrivals if case.finite is not None or arrival.t <= case.horizon_s]
+    refused = sum(arrival.status == 429 and arrival.fault is None for arrival in within)
+    return Figures(
+        share=share,
+        refused=refused / max(1, len(within)),
+        requests=len(within),
+        into_faults=sum(arrival.fault is not None for arrival in within),
+        failed=result.failed,
+        twice=len(duplicates(arrival for arrival in within if arrival.good)),
+        adapts_s=adapts_s(case, [arrival.t for arrival in within if arrival.good]),
+        took_s=time.perf_counter() - begun,
+    )
+
+
+def adapts_s(case: Case, good: list[float]) -> float | None:
+    """Seconds from the last change of the limit to the first second with four fifths of it; None: nothing changes."""
+    edges = [
+        edge
+        for entry in case.provider.timeline
+        if entry.match is None
+        for edge in (entry.at_s, entry.at_s + (entry.for_s or float("inf")))
+        if 0 < edge < case.horizon_s - 5
+    ]
+    if not edges:
+        return None
+    last = max(edges)
+    rpm = case.provider.rpm or 0.0
+    for entry in case.provider.timeline:
+        if entry.rpm is not None and entry.at_s <= last < entry.at_s + (entry.for_s or float("inf")):
+            rpm = entry.rpm
+    start = last
+    while start < case.horizon_s - 1:
+        if sum(start <= at < start + 1 for at in good) >= 0.8 * rpm / 60:
+            return start - last
+        start += 0.1
+    return case.horizon_s - last
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--case", nargs="*", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--jobs", type=int, default=2)
+    told = parser.parse_args()
+    print(
+        "| scenario | share of the oracle: median (least) | 429s: median (most) | adapts | faulty requests | failed | twice |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    with ProcessPoolExecutor(told.jobs) as pool:
+        for name in told.case:
+            rows = list(pool.map(run, [name] * told.seeds, range(told.seeds)))
+            shares, refused = [row.share for row in rows], [row.refused for row in rows]
+            adapts = [row.adapts_s for row in rows if row.adapts_s is not None]
+            print(
+                f"| {name} | {median(shares):.1%} ({min(shares):.1%}) | {median(refused):.2%} ({max(refused):.2%}) "
+                f"| {f'{median(adapts):.1f} s' if adapts else ''} | {median(row.into_faults for row in rows):.0f} "
+                f"| {sum(row.failed for row in rows)} | {sum(row.twice for row in rows)} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
