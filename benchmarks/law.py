@@ -97,9 +97,7 @@ def main() -> None:
     parser.add_argument("--case", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--jobs", type=int, default=2)
     told = parser.parse_args()
-    print(
-        "| scenario | share of the oracle: median (least) | 429s: median (most) | adapts | faulty requests | failed | twice |"
-    )
+    print("| scenario | share of the oracle: median (least) | 429s: median (most) | adapts | faulty | failed | twice |")
     print("|---|---|---|---|---|---|---|")
     with ProcessPoolExecutor(told.jobs) as pool:
         for name in told.case:

@@ -67,9 +67,16 @@ class Plane:
             return []
         return [i for i in range(1, 5) if self.fields.get(f"p{i}", "") != ""]
 
+    @property
+    def told(self) -> bool:
+        return self.number("told") == 1
+
     def earn(self, now: int) -> None:
         """`load`: levels as of now."""
-        since = max(0, now - (now if self.at is None else self.at)) / US
+        start = now if self.at is None else self.at
+        if self.told:
+            start = max(start, self.gate)
+        since = max(0, now - start) / US
         for i in self.bound():
             depth = self.number(f"d{i}", 1.0)
             self.level[i] = min(depth, self.level.get(i, depth) + self.number(f"p{i}") * since)
@@ -115,8 +122,8 @@ class Plane:
         self.earn(now)
         anchors = {}
         for name, value in fields.items():
-            if name[0] == "a" and name[1:].isdigit():
-                anchors[int(name[1:])] = float(value)
+            if name[0] in "am" and name[1:].isdigit():
+                anchors[int(name[1:])] = (float(value), name[0] == "m")
             elif name == "gate":
                 self.gate = int(value)
             elif value == "":
@@ -124,9 +131,10 @@ class Plane:
             else:
                 self.fields[name] = value if isinstance(value, str) else repr(float(value))
         self.earn(now)
-        for i, anchor in anchors.items():
+        for i, (anchor, lowers) in anchors.items():
             if i in self.bound():
-                self.level[i] = min(self.number(f"d{i}", 1.0), anchor - self.sent[i - 1] + self.turned_back[i - 1])
+                most = self.level[i] if lowers else self.number(f"d{i}", 1.0)
+                self.level[i] = min(most, anchor - self.sent[i - 1] + self.turned_back[i - 1])
 
     def heed(self, verdict: str, cost: Cost, gate_us: float, dimension: str | None, now: int) -> bool:
         """What an answer does at once → whether the tuner need not hear more of it."""
@@ -146,8 +154,10 @@ class Plane:
                 self.turned_back[i - 1] += cost[i - 1]
                 if i in self.bound():
                     self.level[i] = min(self.number(f"d{i}", 1.0), self.level[i] + cost[i - 1])
+                    guard = self.number(f"g{i}")
+                    least = min(cost[i - 1], self.number(f"d{i}", 1.0) - guard) + guard if self.told else 0.0
                     if named in {None, i}:
-                        self.level[i] = min(self.level[i], 0.0)
+                        self.level[i] = min(self.level[i], least)
             if gate_us <= 0:
                 if self.gate <= now:
                     self.refusals += 1

@@ -375,7 +375,7 @@ def _paces(
     match kind:
         case _Kind.ADAPTIVE:
             state, paces = pace.set_points(learned.pace, now, turned_back)
-            memory = {name: value for name, value in paces.items() if name[0] == "a"} | {"law": _encode(Law(state))}
+            memory = {name: value for name, value in paces.items() if name[0] in "am"} | {"law": _encode(Law(state))}
             fields = {name: value * held.share if name[0] == "p" else value for name, value in paces.items()}
             if held.rpm is not None and fields.get("p1", inf) > held.rpm / 60:
                 fields |= {"p1": held.rpm / 60, "d1": 1.0, "g1": 0.0}
@@ -385,7 +385,7 @@ def _paces(
             fields = pace.set_points(pace.initial(LaneLimits(rpm=held.rpm)), now)[1]
         case _:
             fields = {}
-    return {name: value for name, value in fields.items() if name[0] != "a"}, memory
+    return {name: value for name, value in fields.items() if name[0] not in "am"}, memory
 
 
 def _unbinding(fields: Mapping[str, bytes], kind: _Kind, held: Hold) -> dict[str, float | str]:

@@ -38,6 +38,9 @@ HOLD_CALLS, HOLD_SLOW_CALLS = 100.0, 20.0  #: calls of one hold where that is no
 MOVED = 0.18  #: an estimate that moved by more is probed again soon
 CREDIT_MOST_S, CREDIT_PACE = 2.0, 1.6  #: what a pause has saved: at most so much refill, spent at so much of the pace
 SAVED_BACK = 0.25  #: of the trust in it, for a pause that held
+#: A refusal while headers say that enough is left: they are late or rounded. For so long then, seconds, and twice as
+#: long each time it happens again, no header raises the level, and none lowers the refill.
+DOUBT_S, DOUBT_MOST_S = 30.0, 1_800.0
 _REMEMBERED = 256  #: refusals
 _SAMPLE_S = 1.5  #: samples of what was sent are kept so long
 
@@ -95,6 +98,8 @@ class Dimension:
     level: bool = False  #: the level is to be written to the bucket, once
     largest: float = 0.0  #: largest `remaining` seen since the limit last changed
     measured: tuple[float, Mark] | None = None  #: (remaining, ticket) from which the refill is measured
+    doubt_until: float = -1e9  #: headers are not to be trusted until then, seconds
+    doubt_s: float = 0.0  #: how long the last doubt was
     # from refusals
     empty: Mark | None = None  #: the last moment at which the provider's bucket was known to be empty
     held_from: float = -1e9  #: since when the pace is the careful one, seconds
@@ -198,7 +203,10 @@ def _shadow(state: PaceState, name: str, snapshot: Snapshot, seen: Observation, 
     # Answers of models take seconds, and each its own time: between two moments of answering there is no rate, and a
     # level that is counted from there forgets what flowed in meanwhile (600/min at 4 s of latency went at 230/min).
     base = known.measured if same else None
-    if base is None:
+    doubted = seen.at < known.doubt_until
+    if doubted:
+        refill, base = told, (snapshot.remaining, mark)
+    elif base is None:
         base = (snapshot.remaining, mark)
     elif (since := mark.at - base[1].at) >= MEASURE_S:
         admitted, _ = _between(state, name, base[1], mark)
@@ -208,12 +216,12 @@ def _shadow(state: PaceState, name: str, snapshot: Snapshot, seen: Observation, 
             refill = min(told, max(0.02 * told, 0.3 * refill + 0.7 * measured))
         base = (snapshot.remaining, mark)
     pace = min(refill, top)
+    least = max(2.0 if name == "requests" else 1.3 * _unit(name, mark), 0.25 * refill)
+    depth = least if doubted else max(least, largest)
     return replace(
         known,
         pace=pace,
-        depth=max(2.0 if name == "requests" else 1.3 * _unit(name, mark), largest, 0.25 * refill)
-        if top == inf
-        else _depth(name, pace, limits),
+        depth=depth if top == inf else _depth(name, pace, limits),
         guard=GUARD_S * refill if top == inf else 0.0,
         refill=refill,
         limit=snapshot.limit,
@@ -221,7 +229,7 @@ def _shadow(state: PaceState, name: str, snapshot: Snapshot, seen: Observation, 
         remaining=snapshot.remaining,
         newest=mark,
         header_at=seen.at,
-        level=True,
+        level=not seen.refused,  # the script has set it, to what one call needs
         largest=largest,
         measured=base,
         held_from=seen.at,
@@ -247,10 +255,20 @@ def _refused(state: PaceState, seen: Observation, limits: LaneLimits) -> PaceSta
         known = dimensions.get(name) or Dimension(pace=inf)
         if not _governed(known, seen.at):
             dimensions[name] = _empty_again(state, name, known, seen, limits)
+        elif name in seen.snapshots and seen.snapshots[name].remaining >= seen.cost[DIMENSIONS.index(name)]:
+            dimensions[name] = _doubt(known, seen.at)
     pause = state.pause
     if pause is None or pause.opened_at is not None:
         pause = Pause(since=seen.ticket.sent_at, sent=seen.ticket.sent)
     return replace(state, dimensions=dimensions, ramping=False, pause=pause)
+
+
+def _doubt(known: Dimension, at: float) -> Dimension:
+    """The header said that enough was left, and yet the call was refused."""
+    if at < known.doubt_until:
+        return replace(known, doubt_until=max(known.doubt_until, at + known.doubt_s))
+    doubt_s = min(DOUBT_MOST_S, max(DOUBT_S, 2 * known.doubt_s))
+    return replace(known, doubt_until=at + doubt_s, doubt_s=doubt_s, depth=max(1.0, 0.25 * (known.refill or 0.0)))
 
 
 def _empty_again(state: PaceState, name: str, known: Dimension, seen: Observation, limits: LaneLimits) -> Dimension:
@@ -460,7 +478,8 @@ def set_points(
 ) -> tuple[PaceState, dict[str, float]]:
     """Fields of the lane's hash by dimension: p pace, d depth, g guard, and where a new header says so a, the anchor
     of the level: units that will have been admitted in all when the provider's bucket is empty. The script subtracts
-    what has been sent by then and was not refused, so calls that leave between decision and writing are counted.
+    what has been sent by then and was not refused, so calls that leave between decision and writing are counted. m is
+    the same where headers are in doubt: it may only lower the level.
 
     Args:
         turned_back: Units of all refused calls, by dimension.
@@ -478,8 +497,10 @@ def set_points(
             since = [cost[index] for seq, cost in state.refused if seq > known.newest.seq]
             admitted = known.newest.sent - (turned_back[index] - sum(since))
             refilled = REFILL_TRUST * (known.refill or 0.0) * max(0.0, now - known.newest.at)
-            fields[f"a{number}"] = known.remaining + admitted + refilled
+            letter = "m" if now < known.doubt_until else "a"
+            fields[f"{letter}{number}"] = known.remaining + admitted + refilled
             dimensions[name] = replace(known, level=False)
+    fields["told"] = float(any(_governed(known, now) for known in state.dimensions.values()))
     return replace(state, dimensions=dimensions), fields
 
 

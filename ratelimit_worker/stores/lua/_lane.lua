@@ -74,7 +74,7 @@ local function released() return tonumber(redis.call('HGET', key('counters'), 'r
 -- p1..p4 pace (units/s; absent: that dimension is not bound; 0: closed), l level, d depth, g guard, c sent in all (refused
 -- ones too), x of these refused
 local FIELDS = {'ts', 'gate', 'cap', 'unlimited', 'seq', 'v', 'width', 'gap', 'schema',
-  'c1', 'c2', 'c3', 'c4', 'p1', 'p2', 'p3', 'p4'}
+  'c1', 'c2', 'c3', 'c4', 'p1', 'p2', 'p3', 'p4', 'told'}
 local BUCKETS = {}                                     -- by dimension: what is read of one that is bound
 for i = 1, N do BUCKETS[i] = {'l' .. i, 'd' .. i, 'g' .. i} end
 local function load(lane)                              -- each field that is read or written costs as much as a look-up
@@ -87,7 +87,10 @@ local function load(lane)                              -- each field that is rea
     L.was = now
     redis.call('HSET', lane_key(lane), 'ts', int(now))
   end
-  local dt = math.max(0, now - (L.was or now)) / 1e6
+  L.told = h[18] == '1'                                -- by headers: then nothing is earned before the gate, see heed
+  local from = L.was or now
+  if L.told then from = math.max(from, L.gate) end
+  local dt = math.max(0, now - from) / 1e6
   for i = 1, N do
     L.c[i] = tonumber(h[9 + i]) or 0
     L.kept[i] = L.c[i]
@@ -716,7 +719,9 @@ local function heed(lane, told, gate_us, cost)
       if cost[i] > 0 then redis.call('HINCRBYFLOAT', k, 'x' .. i, cost[i]) end
       if L.p[i] then
         L.l[i] = math.min(L.d[i], L.l[i] + cost[i])
-        if not dimension or dimension == i then L.l[i] = math.min(L.l[i], 0) end
+        -- After the gate: with headers, this call alone, and then what they say; without, what the pause has earned.
+        local least = L.told and math.min(cost[i], L.d[i] - L.g[i]) + L.g[i] or 0
+        if not dimension or dimension == i then L.l[i] = math.min(L.l[i], least) end
       end
     end
     if gate_us <= 0 then                               -- no Retry-After: 0.05·2^k s for the k-th in a row, at most 15 s

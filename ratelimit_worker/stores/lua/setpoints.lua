@@ -1,14 +1,15 @@
 -- Write set-points of a lane; they hold for the next permit. O(fields).
 -- ARGV  now µs · lane · field · value … ('': delete the field). a1..a4 is no field: an anchor, from which the level
---       follows as anchor − units sent in all and not refused, so that what went out meanwhile is not forgotten
+--       follows as anchor − units sent in all and not refused, so that what went out meanwhile is not forgotten. m1..m4:
+--       the same, but it only lowers the level
 -- returns  released at once
 local lane = ARGV[2]
 save(load(lane))                                       -- what was earned at the old pace stays earned
 local anchors = {}
 for i = 3, #ARGV - 1, 2 do
-  local d = tonumber(string.match(ARGV[i], '^a(%d)$'))
+  local kind, d = string.match(ARGV[i], '^([am])(%d)$')
   if d then
-    anchors[d] = tonumber(ARGV[i + 1])
+    anchors[tonumber(d)] = {tonumber(ARGV[i + 1]), kind == 'm'}
   elseif ARGV[i + 1] == '' then
     redis.call('HDEL', lane_key(lane), ARGV[i])
   else
@@ -19,7 +20,7 @@ local L = load(lane)                                   -- a new depth bounds the
 for d, anchor in pairs(anchors) do
   if L.p[d] then
     local refused = tonumber(redis.call('HGET', lane_key(lane), 'x' .. d) or '0')
-    L.l[d] = math.min(L.d[d], anchor - L.c[d] + refused)
+    L.l[d] = math.min(anchor[2] and L.l[d] or L.d[d], anchor[1] - L.c[d] + refused)
   end
 end
 save(L)
