@@ -40,7 +40,7 @@ PATH = "/v1/chat/completions"
 SICK_ROW = 5
 LOOK_S = 0.02
 HALT_S = 300.0
-Cost = tuple[float, float, float, float]
+Units = tuple[float, float, float, float]
 _pack = msgspec.msgpack.Encoder().encode
 
 
@@ -82,7 +82,7 @@ class Plane:
             self.level[i] = min(depth, self.level.get(i, depth) + self.number(f"p{i}") * since)
         self.at = max(now, self.at or 0)
 
-    def admits_in(self, cost: Cost, now: int) -> float | None:
+    def admits_in(self, cost: Units, now: int) -> float | None:
         """µs until the cost is admitted; None: closed."""
         self.earn(now)
         wait = float(max(0, self.gate - now))
@@ -96,7 +96,7 @@ class Plane:
                 wait = max(wait, ceil((need - self.level[i]) / pace * US))
         return wait
 
-    def spend(self, cost: Cost, now: int) -> bytes:
+    def spend(self, cost: Units, now: int) -> bytes:
         """A permit → the ticket."""
         self.earn(now)
         self.seq += 1
@@ -109,7 +109,7 @@ class Plane:
             self.gate = max(self.gate, now + gap_with_jitter(gap, self.seq))
         return _pack([self.seq, now, *self.sent])
 
-    def give_back(self, cost: Cost, now: int) -> None:
+    def give_back(self, cost: Units, now: int) -> None:
         """A permit that no start has used."""
         self.earn(now)
         for i in range(1, 5):
@@ -136,7 +136,7 @@ class Plane:
                 most = self.level[i] if lowers else self.number(f"d{i}", 1.0)
                 self.level[i] = min(most, anchor - self.sent[i - 1] + self.turned_back[i - 1])
 
-    def heed(self, verdict: str, cost: Cost, gate_us: float, dimension: str | None, now: int) -> bool:
+    def heed(self, verdict: str, cost: Units, gate_us: float, dimension: str | None, now: int) -> bool:
         """What an answer does at once → whether the tuner need not hear more of it."""
         if verdict in {"good", "plain"}:
             row, self.sick, self.refusals = self.sick, 0, 0
@@ -186,7 +186,7 @@ class Job:
 
     name: str
     body: bytes
-    cost: Cost
+    cost: Units
     tries: int = 0
     deadline_s: float = inf
 

@@ -178,7 +178,7 @@ def test_reduced_is_an_experiment() -> None:
     assert shares[3] == 0.8
     assert shares[-1] == 1.0
     # Where they do, what was taken stays taken until nearly all is well.
-    fewer = run("++-" * 20, every=0.2)[0]
+    fewer = run("++-" * 7, every=0.2)[0]
     begun = fewer.since
     for second in range(1, 14):
         fewer = run("-++++++", fewer, start=begun + second, every=0.1)[0]
