@@ -336,6 +336,44 @@ def test_a_refusal_closes_the_gate_and_costs_nothing(cluster: Cluster, put: Put)
     assert json.loads(cluster.client.lindex("q", 0) or b"")["properties"]["delivery_info"]["redelivered"] is False
 
 
+@pytest.mark.parametrize(("told", "after_the_gate"), [(1, ["a"]), (0, ["a", "b", "c", "d"])])
+def test_with_headers_one_call_goes_first_after_a_refusal(
+    cluster: Cluster, put: Put, told: int, after_the_gate: list[str]
+) -> None:
+    """What the pause may have earned, the header of that call says; without headers the level has earned it."""
+    cluster.worker(slots=20)
+    put("a", lane_fields={"p1": 2, "d1": 10, "told": told})
+    tag, _ = cluster.begin()
+    cluster.back(tag, verdict="refused", gate_s=2.0)
+    put(*"bcdefgh")
+    assert cluster.ready() == []
+    cluster.live(2.0)
+    started = []
+    while cluster.ready():
+        started.append(cluster.begin()[0][0])
+    assert started == after_the_gate
+    cluster.live(0.5)
+    assert len(cluster.ready()) == 1  # and then at the pace, until a header says more
+
+
+def test_a_refusal_empties_the_dimension_that_it_names(cluster: Cluster, put: Put) -> None:
+    """Refused in tokens: the level of requests stays; a quota that is used up shuts the gate for five minutes."""
+    fields = {"p1": 1, "d1": 10, "p2": 100, "d2": 1000}
+    put("a", lane_fields=fields, cost=Cost(input_tokens=100))
+    tag, _ = cluster.begin()
+    cluster.settle(tag, verdict="refused.2", gate_s=1)
+    assert (cluster.level(dimension=1), cluster.level(dimension=2)) == (10, 0)
+    found = cluster.lanes.fields("gpt")
+    assert (float(found["x1"]), float(found["x2"])) == (1, 100)
+    put("b", cost=Cost(input_tokens=100))
+    cluster.live(2)
+    tag, _ = cluster.begin()
+    cluster.settle(tag, verdict="quota")
+    assert int(cluster.lanes.fields("gpt")["gate"]) == cluster.now_us + 300 * US
+    put("c", lane_fields={})
+    assert cluster.ready() == []
+
+
 def test_refusals_in_a_row_wait_twice_as_long_each(cluster: Cluster, put: Put) -> None:
     """Without Retry-After: 0.05 s, 0.1 s, 0.2 s … × 0.5 to 1; a good answer ends the row."""
     put("a", lane_fields=OPEN)
