@@ -398,9 +398,9 @@ def step(
 
 def _double(state: PaceState, now: float, sent: float, limits: LaneLimits) -> PaceState:
     requests = state.dimensions.get("requests")
-    since = now - (state.doubled_at or now)
-    if requests is None or since < DOUBLING_S:
+    if requests is None or state.doubled_at is None or now - state.doubled_at < DOUBLING_S:
         return state
+    since = now - state.doubled_at
     used = sent - state.used_from[1] >= USED * requests.pace * since - 1
     state = replace(state, doubled_at=now, used_from=(now, sent))
     if not used:

@@ -31,6 +31,7 @@ from ratelimit_worker.wiring import Services, connect
 log = logging.getLogger(__name__)
 
 PUMP_LEASE_MS = 500
+TAKE_OVER_S = 0.5  #: whoever waits for the tuner's duty looks so often; with its lease it is taken over within 2.5 s
 LEAST_SLEEP_S = 0.002
 
 
@@ -152,7 +153,7 @@ class Tune(Listening):
     def turn(self) -> None:
         self.listen(0.0)
         if self.tuner.turn(self.owner) is None:
-            self.stopping.wait(1.0)
+            self.stopping.wait(TAKE_OVER_S)
         else:
             self.listen(TUNE_EVERY_S)
 
