@@ -1,6 +1,7 @@
 """How good is the law? Every named scenario in virtual time, over many seeds, beside an all-knowing oracle.
 
     python benchmarks/law.py [--seeds 20] [--case steady …] [--jobs 2]
+    python benchmarks/law.py --modes [--seeds 20]      does the mode move where nobody is away?
 
 Goodput is a share of what the oracle gets answered within the horizon (simulate/oracle.py); of a finite case, the
 oracle's time as a share of the lane's. *429s*: of all requests. *adapts*: seconds after the last change of the provider
@@ -13,13 +14,17 @@ import argparse
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from ratelimit_worker.config import read_settings  # noqa: E402
+from ratelimit_worker.flow.tune import rules_of  # noqa: E402
+from ratelimit_worker.simulate import Entry, Fault, Scenario  # noqa: E402
 from ratelimit_worker.simulate.arrivals import duplicates  # noqa: E402
 from ratelimit_worker.simulate.oracle import delivered, oracle, oracle_time_s  # noqa: E402
 from ratelimit_worker.simulate.scenarios import CASES, Case  # noqa: E402
@@ -90,13 +95,58 @@ def adapts_s(case: Case, good: list[float]) -> float | None:
     return case.horizon_s - last
 
 
+#: name → (calls, share of sick answers, policy). Failures come back ten times as fast as answers.
+TRIALS = {
+    "50,000 calls, 1 % sick, evidence": (50_000, 0.01, "evidence"),
+    "2,000 calls, 10 % sick, evidence": (2_000, 0.10, "evidence"),
+    "2,000 calls, 10 % sick, literal": (2_000, 0.10, "literal"),
+}
+
+
+def trial(name: str, seed: int) -> tuple[list[tuple[float, str]], int]:
+    """One seed → (moves of the mode with their times, calls given up)."""
+    calls, share, policy = TRIALS[name]
+    faults = (Entry(fault=Fault.SERVER_ERROR, share=share), Entry(fault=Fault.SLOW, factor=10.0))
+    rpm = 6000 if calls > 10_000 else 600
+    provider = Scenario(rpm=rpm, latency="lognormal(0.05, 0.3)", timeline=faults, seed=seed)
+    case = replace(CASES["steady"], provider=provider, finite=calls, seed=seed)
+    rules = rules_of(read_settings({"MAISD_ESCALATION_POLICY": policy}))
+    laboratory = Laboratory(provider, jobs_of(case), rules=rules, seed=seed, slots=256)
+    result = laboratory.run()
+    return [*result.moves, (result.ended_s, "end")], result.failed
+
+
+def print_trials(seeds: int, jobs: int) -> None:
+    """A line a trial."""
+    print("| trial | seeds that escalated | longest, s | EMERGENCY in | given up |\n|---|---|---|---|---|")
+    with ProcessPoolExecutor(jobs) as pool:
+        for name in TRIALS:
+            rows = list(pool.map(trial, [name] * seeds, range(seeds)))
+            lasted = [
+                after - at
+                for moves, _ in rows
+                for (at, move), (after, _) in pairwise(moves)
+                if move.split()[1] in {"REDUCED", "EMERGENCY"}
+            ]
+            emergencies = sum(any(move.split()[1:2] == ["EMERGENCY"] for _, move in moves) for moves, _ in rows)
+            print(
+                f"| {name} | {sum(len(moves) > 1 for moves, _ in rows)} of {seeds} | {max(lasted, default=0.0):.1f} "
+                f"| {emergencies} | {sum(failed for _, failed in rows)} |",
+                flush=True,
+            )
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--case", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--modes", action="store_true")
     told = parser.parse_args()
+    if told.modes:
+        print_trials(told.seeds, told.jobs)
+        return
     print("| scenario | share of the oracle: median (least) | 429s: median (most) | adapts | faulty | failed | twice |")
     print("|---|---|---|---|---|---|---|")
     with ProcessPoolExecutor(told.jobs) as pool:
