@@ -37,7 +37,9 @@ from ratelimit_worker.worker.transport import HEADER, unpack_body
 
 ANSWERS = Answers(dumps=dumps, loads=loads)
 #: Options of `apply_async` that are the plan's.
-CHOICES = ("lane", "tenant", "context", "tags", "cost", "deadline_s", "cache")
+CHOICES = ("lane", "tenant", "context", "tags", "cost", "deadline_s", "cache", "stale_ttl", "shed_below")
+#: Options by which Celery sends a call for a canvas that is under way: nobody is there to catch an error.
+CANVAS = frozenset({"parent_id", "group_id", "chord"})
 MOST_WARM_CLIENTS = 16  #: made before the first call, 4 ms each
 
 
@@ -45,9 +47,9 @@ class CallTask(Task):
     """Base class of every task that calls a provider.
 
     Class attributes, or options of `@llm_task`: `lane`, `provider` (with the argument `model` it names the lane),
-    `context`, `tags`, `tenant`, `call_priority`, `deadline_s`, `cost`, `cache`, `cache_ttl` (seconds). The same
-    names as options of `apply_async` but for the last, with `priority` for the class (high, normal, low, or Celery's 0
-    to 9).
+    `context`, `tags`, `tenant`, `call_priority`, `deadline_s`, `cost`, `cache`, `stale_ttl`, `shed_below`, `cache_ttl`
+    (seconds). The same names as options of `apply_async` but for the last, with `priority` for the class (high, normal,
+    low, or Celery's 0 to 9).
     """
 
     abstract = True
@@ -67,6 +69,8 @@ class CallTask(Task):
     cost: ClassVar[Callable[..., Cost] | None] = None
     cache: ClassVar[bool] = True
     cache_ttl: ClassVar[float | None] = None
+    stale_ttl: ClassVar[float] = 0.0
+    shed_below: ClassVar[str | None] = None
 
     def plan(self, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         """The header that a call with these arguments gets."""
@@ -82,6 +86,8 @@ class CallTask(Task):
             cost=cost.__func__ if isinstance(cost, staticmethod) else cost,
             cache=self.cache,
             cache_ttl_s=self.cache_ttl,
+            stale_ttl_s=self.stale_ttl,
+            shed_below=self.shed_below,
         )
         return enqueue.plan(kind, args, kwargs, services().settings, now=time.time(), **options)
 
@@ -101,6 +107,7 @@ class CallTask(Task):
         Raises:
             BadInput: arguments or options that cannot be; nothing was sent.
             LaneFull: the lane holds as many calls as it may.
+            LaneShedding: the lane is in EMERGENCY or HALT, and calls of this class are shed then.
             StoreUnavailable: Redis is away, full or read-only.
         """
         if self.app.conf.task_always_eager:
@@ -115,6 +122,8 @@ class CallTask(Task):
             plan |= {"again": True, "fp": before.get("fp")}
         else:
             plan["at_once"] = True
+            if "sheds" in plan and CANVAS.isdisjoint(options):
+                plan["sheds"] = "raise"
         task_id = task_id or uuid()
         headers = {**(options.pop("headers", None) or {}), HEADER: plan}
         options.setdefault("argsrepr", f"<{plan['lane']}>")
