@@ -35,7 +35,7 @@ from tests.shared_functions import said
 from tests.test_alerts import Hook, hook_at
 from tests.test_claims import CLOSED, answers_of, claim, nothing_is_left, places
 from tests.test_inprocess import LANES, Place
-from tests.test_lanes import OPEN, Cluster, entry
+from tests.test_lanes import LEASE_S, OPEN, Cluster, entry
 from tests.test_lanes_machine import LANES as MACHINE_LANES
 from tests.test_lanes_machine import QUEUES, Anything
 from tests.test_modes_worker import command
@@ -293,6 +293,8 @@ def test_an_answer_is_better_than_an_error(cluster: Cluster, put: Put) -> None:
         with pytest.raises(LaneShedding):
             put("b", at_once=True, sheds="raise", **asks)
     assert counted(cluster, "cache_hits", "cache_stale", "shed") == (1, 1, 2)
+    put("c", same="f", sheds="result")
+    assert answers_of(cluster) == {"c": b"old"}
     assert list(cluster.client.scan_iter("rlw:claim:*")) == []
 
 
@@ -326,6 +328,7 @@ def test_calls_that_wait_are_shed_some_at_a_time(cluster: Cluster, put: Put) -> 
     assert len(places(cluster.client)["wait"]) == 253
     turn(cluster, Mode.EMERGENCY)
     assert len(places(cluster.client)["answered"]) == 100, "bounded work in one step"
+    assert cluster.client.zscore("rlw:next", "gpt") == cluster.now_us, "the pump goes on"
     cluster.pump()
     errors = shed(cluster)
     for _ in range(100):
@@ -373,6 +376,35 @@ def test_a_call_that_runs_goes_on_and_one_that_comes_back_is_shed(cluster: Clust
 
 
 @pytest.mark.server
+def test_an_answer_that_came_late_is_not_lost_to_an_error(cluster: Cluster, put: Put) -> None:
+    """A call whose worker was taken for dead waits again when the answer comes; an EMERGENCY then is too late."""
+    put("a", sheds="result")
+    tag, _ = cluster.begin()
+    turn(cluster, Mode.NORMAL, p1=0)
+    cluster.kill()
+    cluster.live(LEASE_S * 2)
+    assert places(cluster.client) == {"wait": ["a"]}
+    assert cluster.settle(tag, b"late")
+    turn(cluster, Mode.EMERGENCY)
+    cluster.worker()
+    assert answers_of(cluster) == {"a": b"late"}
+    assert counted(cluster, "shed") == (0,)
+
+
+@pytest.mark.server
+def test_who_has_left_is_remembered_nowhere(cluster: Cluster, put: Put) -> None:
+    """Answered, or revoked: in a lane that never was in an emergency."""
+    put("a", "b", sheds="result", lane_fields=CLOSED)
+    cluster.lanes.revoke("b")
+    turn(cluster, Mode.NORMAL, p1=1000, d1=1000)
+    cluster.advance(0.1)
+    cluster.pump()
+    assert cluster.client.exists("rlw:degradable:gpt")
+    assert cluster.run_all() == ["a"]
+    assert not cluster.client.exists("rlw:degradable:gpt")
+
+
+@pytest.mark.server
 def test_who_followed_a_call_that_is_shed_takes_its_place(cluster: Cluster, put: Put) -> None:
     """Followers are shed each for itself; one that did not ask for it leads from then on, on its own queue."""
     cluster.worker("w2", queues=("two",))
@@ -381,9 +413,10 @@ def test_who_followed_a_call_that_is_shed_takes_its_place(cluster: Cluster, put:
     put("high", same="f", queue="two", priority=Priority.HIGH)
     assert places(cluster.client) == {"wait": ["low"], "followers": ["high", "low2"]}
     turn(cluster, Mode.EMERGENCY)
+    assert places(cluster.client) == {"wait": ["high"], "answered": ["low", "low2"]}
+    assert cluster.client.get(keys.claim("f")) == b"high"
     assert sorted(shed(cluster)) == ["low", "low2"]
     assert places(cluster.client) == {"wait": ["high"]}
-    assert cluster.client.get(keys.claim("f")) == b"high"
     turn(cluster, Mode.NORMAL, p1=1000, d1=1000)
     assert cluster.run_all("two") == ["high"]
 

@@ -661,8 +661,9 @@ function degrade(L)
       redis.call('ZREM', k, ref)                       -- it comes again when it waits again
       any = true
     end
-    if r and r[VERSION] <= SCHEMA and (redis.call('ZSCORE', wait_key(r[LANE], r[QUEUE]), ref)
-      or (r[CLAIM] and redis.call('ZSCORE', followers_key(r[CLAIM]), ref))) then
+    local waiting = r and r[VERSION] <= SCHEMA and (redis.call('ZSCORE', wait_key(r[LANE], r[QUEUE]), ref)
+      or (r[CLAIM] and redis.call('ZSCORE', followers_key(r[CLAIM]), ref)))
+    if waiting and redis.call('EXISTS', key('settled:') .. ref) == 0 then
       local packed = r[CLAIM] and r[DEGRADES] % 2 == STALE and redis.call('HGET', call_key(ref), 'c')
       local answer = packed and cached(cmsgpack.unpack(packed), L.mode)
       if not answer and r[DEGRADES] >= SHED then answer = shedding(L) end
