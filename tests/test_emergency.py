@@ -639,6 +639,26 @@ def test_canvas_hears_of_a_call_that_is_shed() -> None:
             both.results[1].get(timeout=WAIT_S)
 
 
+@pytest.mark.worker
+def test_a_call_that_retries_itself_stays_what_it_was() -> None:
+    """`self.retry` keeps lane, class, tenant and context, so an EMERGENCY sheds it while it waits for its next try."""
+    with fleet() as made:
+        made.worker("first")
+        tasks = made.agent()
+        paced = limit_fields(LaneLimits(rpm=1, adaptive=False))
+        services().lanes.set_points("other", {"schema": 1, **paced, "d1": 1})
+        chosen = {"lane": "other", "tenant": "t", "context": "c", "priority": "low", "shed_below": "normal"}
+        result = tasks.flaky.apply_async((1,), **chosen)
+        wait_for(lambda: made.valkey.client.zcard(keys.waiting("other", "fleet")), what="it waits for its second try")
+        record = services().lanes.record(f"{result.id}~1") or services().lanes.record(result.id)
+        assert record is not None
+        assert (record[1], record[4], record[5]) == ("other", "low", "t")
+        command("emergency", "--lane", "other")
+        with pytest.raises(LaneShedding):
+            result.get(timeout=WAIT_S)
+        assert len(made.stamps("flaky")) == 1
+
+
 @pytest.mark.server
 def test_a_task_says_it_once_for_all_its_calls() -> None:
     """`@llm_task(stale_ttl=…, shed_below=…)`; a call may say otherwise."""

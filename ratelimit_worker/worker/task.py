@@ -113,11 +113,14 @@ class CallTask(Task):
         if self.app.conf.task_always_eager:
             return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
         chosen = {name: options.pop(name, None) for name in CHOICES}
-        plan = self.plan(args or (), kwargs or {}, priority=options.pop("priority", None), **chosen)
-        mine = self.request
-        if task_id is not None and mine.id == task_id and mine.get("rlw_number") is not None:
+        priority, mine = options.pop("priority", None), self.request
+        goes_on = task_id is not None and mine.id == task_id and mine.get("rlw_number") is not None
+        before = mine.get(HEADER) if goes_on else None
+        if before is not None and mine.task == self.name and "retries" in options:
+            chosen, priority = _as_before(before, chosen), before["class"]
+        plan = self.plan(args or (), kwargs or {}, priority=priority, **chosen)
+        if before is not None:
             # self.retry or replace: the same call goes on, so its deadline and the count of its attempts do too
-            before = mine.get(HEADER)
             plan |= {"deadline": before["deadline"], "number": mine.get("rlw_number")}
             plan |= {"again": True, "fp": before.get("fp")}
         else:
@@ -198,6 +201,20 @@ class CallTask(Task):
         request.args, request.kwargs = args, kwargs
         for name, value in (canvas or {}).items():
             setattr(request, name, value)
+
+
+def _as_before(plan: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The choices for a call that is retried: Celery repeats none of them, and makes its priority 0, the highest."""
+    repeated = {
+        "lane": plan["lane"],
+        "tenant": plan["tenant"],
+        "context": plan["context"],
+        "tags": plan["tags"],
+        "cache": "ttl" in plan,
+        "stale_ttl": plan.get("stale", 0.0),
+        "shed_below": "high" if "sheds" in plan else "low",  # its class is the same, so: yes, or no
+    }
+    return {name: repeated.get(name) if value is None else value for name, value in chosen.items()}
 
 
 _executors: dict[int, tuple[Executor, Callable[[str], RetryPolicy]]] = {}
