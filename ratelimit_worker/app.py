@@ -91,6 +91,8 @@ def llm_task(
     cost: Callable[..., Cost] | None = None,
     cache: bool = True,
     cache_ttl: float | None = None,
+    stale_ttl: float = 0.0,
+    shed_below: str | None = None,
     app: Celery | None = None,
     **options: Any,
 ) -> Any:
@@ -102,6 +104,10 @@ def llm_task(
     Args:
         cache: Whether calls with the same arguments share one request and its answer.
         cache_ttl: Seconds for which an answer is kept; None: `MAISD_CACHE_TTL_SECONDS`; 0: not at all.
+        stale_ttl: Seconds for which it is kept beyond that: while the lane is in EMERGENCY or HALT, a call that finds
+            no fresh answer gets this one at once.
+        shed_below: "high", "normal" or "low": while the lane is in EMERGENCY or HALT, calls of a class below this one
+            fail at once with `LaneShedding`; None: they wait.
     """
 
     def decorate(run: Callable[P, R]) -> Any:
@@ -117,6 +123,8 @@ def llm_task(
             "cost": staticmethod(cost) if cost is not None else None,
             "cache": cache,
             "cache_ttl": cache_ttl,
+            "stale_ttl": stale_ttl,
+            "shed_below": shed_below,
         }
         make = app.task if app is not None else shared_task
         return make(**{**base, **options})(run)

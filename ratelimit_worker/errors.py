@@ -5,6 +5,7 @@ RateLimitWorkerError
 ├── StoreUnavailable       Redis or the database is away, full or read-only
 ├── BadInput               this call cannot be accepted as it is (not JSON, too large, ...)
 ├── LaneFull               the lane holds max_waiting calls
+├── LaneShedding           the lane is in EMERGENCY or HALT, and this call asked to be shed then
 ├── DeadlineExceeded       the call was not answered within its deadline
 ├── WorkerLostRepeatedly   the call's worker died again and again
 ├── PayloadLost            the arguments are gone from Redis (lost without persistence)
@@ -49,6 +50,17 @@ class LaneFull(RateLimitWorkerError):
 
     def __str__(self) -> str:
         return f"lane {self.lane!r} is full: {self.max_waiting} calls wait; try later or raise MAISD_MAX_WAITING"
+
+
+class LaneShedding(RateLimitWorkerError):
+    """The lane sends next to nothing, and calls of this class asked not to wait for it (`shed_below`)."""
+
+    def __init__(self, lane: str, mode: str) -> None:
+        super().__init__(lane, mode)
+        self.lane, self.mode = lane, mode
+
+    def __str__(self) -> str:
+        return f"lane {self.lane!r} is in {self.mode} and sheds calls of this priority; try later or with a higher one"
 
 
 class DeadlineExceeded(RateLimitWorkerError):

@@ -210,6 +210,8 @@ def a_report(lane: str = "gpt") -> Stats:
         modes=(change,),
         cache_hits=0,
         joined=0,
+        cache_stale=0,
+        shed=0,
         now=replace(CLUSTER, lanes=(replace(LANE, gate_s=float("inf")),)),
         missing=("something",),
     )

@@ -29,6 +29,7 @@ def stats(form: str) -> None:
         "most_bytes": int(settings.cache_size_mb * 1024 * 1024),
         "hits": counters.get("cache_hits", 0),
         "joined": counters.get("joined", 0),
+        "stale": counters.get("cache_stale", 0),
         "evicted": counters.get("cache_evicted", 0),
     }
     if form == "json":
@@ -36,7 +37,10 @@ def stats(form: str) -> None:
         return
     click.echo(f"answers kept   {size.entries:,} of at most {settings.max_cache_entries:,}")
     click.echo(f"size           {size.bytes / 1024 / 1024:,.1f} MB of at most {settings.cache_size_mb:,.1f} MB")
-    click.echo(f"calls answered {figures['hits']:,} from the cache, {figures['joined']:,} by one that was on its way")
+    click.echo(
+        f"calls answered {figures['hits']:,} from the cache, {figures['joined']:,} by one that was on its way, "
+        f"{figures['stale']:,} past its time in an emergency"
+    )
     click.echo(f"evicted        {figures['evicted']:,}")
 
 

@@ -62,7 +62,7 @@ class Desk(AttemptLanes, Protocol[T_contra]):
         """Put the call into its lane, once however often it is asked → an answer that is kept, instead of that.
 
         Raises:
-            Away, LaneFull, BadInput
+            Away, LaneFull, LaneShedding, BadInput
         """
         ...
 
@@ -168,7 +168,7 @@ class Admission(Generic[T]):
         """All that is to be done; returns the last attempt, with what the function returned or raised.
 
         Raises:
-            DeadlineExceeded, LaneFull, BadInput, WorkerLostRepeatedly: the lane's own refusals.
+            DeadlineExceeded, LaneFull, LaneShedding, BadInput, WorkerLostRepeatedly: the lane's own refusals.
         """
         for outer in inside.get():
             yield Ask(partial(self.desk.step_aside, outer))

@@ -15,6 +15,7 @@ from ratelimit_worker.errors import BadInput
 from ratelimit_worker.policy import pace
 
 DEFAULT_LANE = "default"
+MOST_STALE_S = 365 * 86_400.0
 MOST_NAME = 200  #: characters of a lane, tenant, context or tag
 BASIC = "basic"  #: field of a lane's hash while MAISD_ENABLE_ADVANCED_RATE_LIMITING is off: a `Basic`
 
@@ -41,6 +42,8 @@ class Kind:
     cost: Callable[..., Cost] | None = None  #: (*args, **kwargs) of the call → what it takes from the budget
     cache: bool = True  #: its calls share answers with those that are the same
     cache_ttl_s: float | None = None  #: an answer is kept so long; None: as the settings say
+    stale_ttl_s: float = 0.0  #: and so long beyond that, for a lane in EMERGENCY or HALT
+    shed_below: str | None = None  #: calls of a class below this one fail while their lane is in EMERGENCY or HALT
 
 
 def plan(
@@ -58,6 +61,8 @@ def plan(
     tags: Sequence[str] | None = None,
     cost: Cost | None = None,
     cache: bool | None = None,
+    stale_ttl: float | None = None,
+    shed_below: str | None = None,
 ) -> dict[str, Any]:
     """The header of one call.
 
@@ -65,8 +70,10 @@ def plan(
         now: Seconds since the epoch.
         deadline_s: Seconds from now until the call must be answered.
         cache: False: the call is made, whatever was answered or is on its way; None: as its kind says.
+        stale_ttl: Seconds; None: as its kind says.
+        shed_below: A class; None: as its kind says.
     Raises:
-        BadInput: a name, a priority or a deadline that cannot be.
+        BadInput: a name, a priority, a deadline or a time that cannot be.
     """
     lane = lane or kind.lane or _lane_from(kind, kwargs) or DEFAULT_LANE
     within = deadline_s or kind.deadline_s or settings.deadline_s
@@ -75,12 +82,14 @@ def plan(
     if cost is None:
         cost = kind.cost(*args, **kwargs) if kind.cost is not None else Cost()
     tenant = kind.tenant if tenant is None else tenant
+    its_class = priority_of(kind.priority if priority is None else priority)
+    stale_s = _stale_s(kind.stale_ttl_s if stale_ttl is None else stale_ttl)
     return {
         "v": SCHEMA_VERSION,
         "lane": _name("lane", lane),
         "tenant": _name("tenant", tenant),
         "weight": told(settings, lane).tenants.get(tenant, 1.0),
-        "class": priority_of(kind.priority if priority is None else priority).value,
+        "class": its_class.value,
         "cost": cost.vector(),
         "deadline": now + within,
         "context": _name("context", kind.context if context is None else context),
@@ -88,7 +97,8 @@ def plan(
         "pub": uuid.uuid4().hex,
         "max_waiting": settings.max_waiting,
         "max_bytes": int(settings.max_payload_mb * 1024 * 1024),
-        **_sharing(kind, settings, kind.cache if cache is None else cache),
+        **_sharing(kind, settings, kind.cache if cache is None else cache, stale_s),
+        **_shedding(its_class, kind.shed_below if shed_below is None else shed_below),
     }
 
 
@@ -151,21 +161,40 @@ def limit_fields(limits: LaneLimits) -> dict[str, float | str]:
     return fields
 
 
-def _sharing(kind: Kind, settings: Settings, wanted: bool) -> dict[str, Any]:
-    """How a call shares answers: nothing where it does not; `ttl` seconds, 0: not kept; whether it joins."""
+def _sharing(kind: Kind, settings: Settings, wanted: bool, stale_s: float) -> dict[str, Any]:
+    """How a call shares answers: nothing where it does not; `ttl` seconds, 0: not kept; whether it joins; `stale` s."""
     join, ttl_s = settings.enable_request_deduplication, 0.0
     if settings.enable_intelligent_caching:
         ttl_s = settings.cache_ttl_seconds if kind.cache_ttl_s is None else kind.cache_ttl_s
     elif join:  # a second call that comes just after the first's answer is a duplicate too
         ttl_s = settings.dedup_window_seconds
-    if not wanted or not (join or ttl_s > 0):
+    if not settings.enable_intelligent_caching:
+        stale_s = 0.0
+    if not wanted or not (join or ttl_s > 0 or stale_s > 0):
         return {}
     return {
         "ttl": ttl_s,
+        **({"stale": stale_s} if stale_s > 0 else {}),
         "join": join,
         "cache_entries": settings.max_cache_entries,
         "cache_bytes": int(settings.cache_size_mb * 1024 * 1024),
     }
+
+
+def _stale_s(seconds: float) -> float:
+    if not 0 <= seconds <= MOST_STALE_S:
+        raise BadInput(f"stale_ttl={seconds!r}: use seconds from 0 to {MOST_STALE_S:.0f} (a year)")
+    return seconds
+
+
+def _shedding(its_class: Priority, below: str | None) -> dict[str, Any]:
+    """Nothing where this class is never shed; else `sheds`: "result", or "raise" where who sends it so wants."""
+    if below is None:
+        return {}
+    ladder = [one.value for one in Priority]
+    if below not in ladder:
+        raise BadInput(f"shed_below={below!r}: use high, normal or low")
+    return {"sheds": "result"} if ladder.index(its_class) > ladder.index(below) else {}
 
 
 def told(settings: Settings, lane: str) -> LaneLimits:

@@ -119,7 +119,7 @@ class Desk:
 
         Raises:
             Away: Redis cannot be reached, is full or read-only.
-            LaneFull, BadInput: the lane refuses the call.
+            LaneFull, LaneShedding, BadInput: the lane refuses the call.
             StoreUnavailable: Redis refuses for a reason that will not pass.
         """
         self.open()
@@ -141,6 +141,7 @@ class Desk:
             number=number,
             max_waiting=plan["max_waiting"],
             claim=_claim(task, plan, again=after_s > 0),
+            sheds="raise" if "sheds" in plan else "",
             lane_fields=lambda: pin.lane_fields(self.live.control, self.live.settings, plan["lane"]),
         )
         turn.tried = True

@@ -54,6 +54,8 @@ class Options:
     Args:
         lane: None: `<provider>:<model>` as far as the arguments tell, else "default".
         cache_enabled: Whether its answer is shared: one that is kept or on its way may stand for the call.
+        stale_ttl: Seconds for which an answer is kept beyond its time, for a lane in EMERGENCY or HALT.
+        shed_below: A call of a class below this one raises `LaneShedding` while its lane is in EMERGENCY or HALT.
     """
 
     context: str = "general"
@@ -64,6 +66,8 @@ class Options:
     priority: str | int = "normal"
     deadline_s: float | None = None
     cost: Cost | None = None
+    stale_ttl: float = 0.0
+    shed_below: str | None = None
 
 
 class AdvancedRateLimiter:
@@ -108,11 +112,12 @@ class AdvancedRateLimiter:
 
         Args:
             func_name: What statistics call it; the function's own name when None.
-            options: As `Options`: lane, context_tags, cache_enabled, tenant, priority, deadline_s, cost.
+            options: As `Options`: lane, context_tags, cache_enabled, tenant, priority, deadline_s, cost, stale_ttl,
+                shed_below.
         Raises:
             Exception: what `func` raised last, as it was.
             DeadlineExceeded: the lane had no turn for it within its deadline.
-            LaneFull, BadInput: the lane refused it; `func` was not called.
+            LaneFull, LaneShedding, BadInput: the lane refused it; `func` was not called.
             ConfigurationError: a setting is wrong.
         """
         how = Options(context=context, **options)
@@ -162,6 +167,8 @@ class AdvancedRateLimiter:
             deadline_s=how.deadline_s,
             cost=how.cost or (anthropic.cost if lane.startswith("anthropic:") else openai.cost)(kwargs),
             cache=how.cache_enabled,
+            stale_ttl=how.stale_ttl,
+            shed_below=how.shed_below,
         )
         fingerprint = None
         if "ttl" in plan:

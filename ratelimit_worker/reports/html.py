@@ -137,6 +137,8 @@ def _totals(stats: Stats) -> list[tuple[str, str]]:
         ("tokens out", count(total.output_tokens)),
         ("cache hits", count(stats.cache_hits)),
         ("joined", count(stats.joined)),
+        ("stale answers", count(stats.cache_stale)),
+        ("shed", count(stats.shed)),
     ]
 
 

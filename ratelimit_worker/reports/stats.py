@@ -67,6 +67,8 @@ class Stats:
     modes: tuple[ModeChange, ...]  #: in the window, oldest first
     cache_hits: int  #: since Redis counts them, not in the window alone
     joined: int  #: calls that got the answer of one in flight; since Redis counts them
+    cache_stale: int  #: calls that got an answer past its time, in EMERGENCY or HALT; since Redis counts them
+    shed: int  #: calls that failed at once for the same; since Redis counts them
     now: ClusterState | None  #: None: Redis is away
     missing: tuple[str, ...]  #: what could not be read, one sentence each
 
@@ -132,6 +134,8 @@ def stats(sources: Sources, window_s: float, now_s: float) -> Stats:
         modes=tuple(sources.modes(since_s, now_s)),
         cache_hits=counters.get("cache_hits", 0),
         joined=counters.get("joined", 0),
+        cache_stale=counters.get("cache_stale", 0),
+        shed=counters.get("shed", 0),
         now=state,
         missing=tuple(missing),
     )

@@ -45,7 +45,9 @@ def forget(client: Redis, context: str | None = None, tag: str | None = None, fu
 
 
 def size(client: Redis) -> Size:
-    """Entries that are kept, and the bytes that they take, about; one that has ended counts until another is kept.
+    """Entries that are kept, and the bytes that they take, about.
+
+    One past its time counts as long as it is kept for an emergency, and then until another is kept.
 
     Raises:
         redis.RedisError: Redis is away.

@@ -19,10 +19,11 @@
 | `rlw:done:REF` | STRING | publication of a call that is gone | 60 s |
 | `rlw:claim:FP` | STRING | leader (REF) of the calls with fingerprint FP | its deadline + 1 day; deleted by settle |
 | `rlw:followers:FP` | ZSET ref → µs | calls that wait for the leader's answer | 1,000; deadline + 1 day |
+| `rlw:degradable:L` | ZSET ref → 0, 1 | calls to answer or shed in an emergency | calls; deadline + 1 day |
 | `rlw:answered` | ZSET ref → µs | calls with another's answer, on their way to a worker | calls |
-| `rlw:cache:FP` | HASH | a kept answer; context, tags, func, size, ends | `MAISD_CACHE_TTL_SECONDS` |
+| `rlw:cache:FP` | HASH | a kept answer; context, tags, func, size, ends | `MAISD_CACHE_TTL_SECONDS`, and `stale_ttl` |
 | `rlw:cache:used` | ZSET fp → µs | when it was used last | `MAISD_MAX_CACHE_ENTRIES` |
-| `rlw:cache:ends` | ZSET fp → µs | when it ends | the same |
+| `rlw:cache:ends` | ZSET fp → µs | when it goes, `stale_ttl` after its end | the same |
 | `rlw:cache:sizes` | HASH fp → bytes | its size; `all`: the sum | the same; `MAISD_CACHE_SIZE_MB` |
 | `rlw:expiry` | ZSET ref → µs | when a call is delivered without a permit: its deadline, or now if answered | calls |
 | `rlw:next` | ZSET lane → µs | when the pump must look at a lane | lanes |

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from redis import Redis
 
 from ratelimit_worker.calls import Cost, Mode, Priority
-from ratelimit_worker.errors import BadInput, LaneFull
+from ratelimit_worker.errors import BadInput, LaneFull, LaneShedding
 from ratelimit_worker.ports import Begun, Health, LaneView
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.scripts import Scripts
@@ -21,6 +21,7 @@ GIVE_UP_AFTER_LOST = 3  #: deliveries whose worker died before the call is given
 KEEP_ANSWER_S = 86_400  #: an answer waits so long for its ack; FREE deletes it earlier
 
 ONE = Cost()
+_SHEDS = {"": 0, "result": 1, "raise": 2}  #: as enqueue.lua reads it
 
 
 class AnsweredFromCache(Exception):
@@ -45,6 +46,7 @@ class Claim:
     context: str = ""
     tags: Sequence[str] = ()
     func: str = ""
+    stale_ttl_s: float = 0.0  #: so long beyond `ttl_s`, for a lane in EMERGENCY or HALT
 
     @classmethod
     def of(cls, plan: Mapping[str, Any], fingerprint: str, func: str, *, at_once: bool, again: bool) -> Claim:
@@ -60,6 +62,7 @@ class Claim:
             context=plan["context"],
             tags=plan["tags"],
             func=func,
+            stale_ttl_s=plan.get("stale", 0.0),
         )
 
     def packed(self) -> bytes:
@@ -76,6 +79,7 @@ class Claim:
                 self.context,
                 msgspec.json.encode(list(self.tags)).decode(),
                 self.func,
+                int(self.stale_ttl_s * 1000),
             ]
         )
 
@@ -100,6 +104,8 @@ class Entry:
     number: int = 0
     max_waiting: int = 0
     claim: Claim | None = None
+    #: In EMERGENCY and HALT: "" it waits, "result" it fails with `LaneShedding`, "raise" so does who sends it
+    sheds: Literal["", "result", "raise"] = ""
     #: The lane's set-points where it is new, or what makes them: most calls go to a lane that is there.
     lane_fields: Mapping[str, float | str] | Callable[[], Mapping[str, float | str]] = field(default_factory=dict)
 
@@ -137,6 +143,7 @@ class Entry:
             self.message,
             self.body,
             self.claim.packed() if self.claim is not None else b"",
+            _SHEDS[self.sheds],
             *fields,
         ]
 
@@ -162,18 +169,21 @@ class Lanes:
 
         Raises:
             LaneFull: the lane holds `max_waiting` calls; nothing was stored.
+            LaneShedding: the lane is in EMERGENCY or HALT, and the entry says "raise"; nothing was stored.
             BadInput: a cost, a weight or a time that no bucket can hold.
             AnsweredFromCache: where the claim says that the caller takes it.
         """
-        state, ref, *answer = self.run("enqueue", entry.args(new_lane=entry.lane not in self._known))
+        state, ref, *more = self.run("enqueue", entry.args(new_lane=entry.lane not in self._known))
         if state == -2:  # it was there once, and has gone since
-            state, ref, *answer = self.run("enqueue", entry.args())
+            state, ref, *more = self.run("enqueue", entry.args())
         if len(self._known) < MOST_KNOWN:
             self._known.add(entry.lane)
         if state == -1:
             raise LaneFull(entry.lane, entry.max_waiting)
+        if state == -3:
+            raise LaneShedding(entry.lane, more[0].decode())
         if state == 3:
-            raise AnsweredFromCache(answer[0])
+            raise AnsweredFromCache(more[0])
         return state == 1, ref.decode()
 
     def begin(self, tag: str, lease_s: float) -> Begun:

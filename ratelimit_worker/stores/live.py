@@ -320,5 +320,5 @@ def _record(ref: str, packed: bytes) -> Record:
         lost=int(values[11]),
         since_s=values[16] / US,
         number=int(values[17]),
-        claim=values[20] if len(values) > 20 else "",
+        claim=(values[20] or "") if len(values) > 20 else "",
     )

@@ -37,7 +37,9 @@ from ratelimit_worker.worker.transport import HEADER, unpack_body
 
 ANSWERS = Answers(dumps=dumps, loads=loads)
 #: Options of `apply_async` that are the plan's.
-CHOICES = ("lane", "tenant", "context", "tags", "cost", "deadline_s", "cache")
+CHOICES = ("lane", "tenant", "context", "tags", "cost", "deadline_s", "cache", "stale_ttl", "shed_below")
+#: Options by which Celery sends a call for a canvas that is under way: nobody is there to catch an error.
+CANVAS = frozenset({"parent_id", "group_id", "chord"})
 MOST_WARM_CLIENTS = 16  #: made before the first call, 4 ms each
 
 
@@ -45,9 +47,9 @@ class CallTask(Task):
     """Base class of every task that calls a provider.
 
     Class attributes, or options of `@llm_task`: `lane`, `provider` (with the argument `model` it names the lane),
-    `context`, `tags`, `tenant`, `call_priority`, `deadline_s`, `cost`, `cache`, `cache_ttl` (seconds). The same
-    names as options of `apply_async` but for the last, with `priority` for the class (high, normal, low, or Celery's 0
-    to 9).
+    `context`, `tags`, `tenant`, `call_priority`, `deadline_s`, `cost`, `cache`, `stale_ttl`, `shed_below`, `cache_ttl`
+    (seconds). The same names as options of `apply_async` but for the last, with `priority` for the class (high, normal,
+    low, or Celery's 0 to 9).
     """
 
     abstract = True
@@ -67,6 +69,8 @@ class CallTask(Task):
     cost: ClassVar[Callable[..., Cost] | None] = None
     cache: ClassVar[bool] = True
     cache_ttl: ClassVar[float | None] = None
+    stale_ttl: ClassVar[float] = 0.0
+    shed_below: ClassVar[str | None] = None
 
     def plan(self, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         """The header that a call with these arguments gets."""
@@ -82,6 +86,8 @@ class CallTask(Task):
             cost=cost.__func__ if isinstance(cost, staticmethod) else cost,
             cache=self.cache,
             cache_ttl_s=self.cache_ttl,
+            stale_ttl_s=self.stale_ttl,
+            shed_below=self.shed_below,
         )
         return enqueue.plan(kind, args, kwargs, services().settings, now=time.time(), **options)
 
@@ -101,20 +107,26 @@ class CallTask(Task):
         Raises:
             BadInput: arguments or options that cannot be; nothing was sent.
             LaneFull: the lane holds as many calls as it may.
+            LaneShedding: the lane is in EMERGENCY or HALT, and calls of this class are shed then.
             StoreUnavailable: Redis is away, full or read-only.
         """
         if self.app.conf.task_always_eager:
             return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
         chosen = {name: options.pop(name, None) for name in CHOICES}
-        plan = self.plan(args or (), kwargs or {}, priority=options.pop("priority", None), **chosen)
-        mine = self.request
-        if task_id is not None and mine.id == task_id and mine.get("rlw_number") is not None:
+        priority, mine = options.pop("priority", None), self.request
+        goes_on = task_id is not None and mine.id == task_id and mine.get("rlw_number") is not None
+        before = mine.get(HEADER) if goes_on else None
+        if before is not None and mine.task == self.name and "retries" in options:
+            chosen, priority = _as_before(before, chosen), before["class"]
+        plan = self.plan(args or (), kwargs or {}, priority=priority, **chosen)
+        if before is not None:
             # self.retry or replace: the same call goes on, so its deadline and the count of its attempts do too
-            before = mine.get(HEADER)
             plan |= {"deadline": before["deadline"], "number": mine.get("rlw_number")}
             plan |= {"again": True, "fp": before.get("fp")}
         else:
             plan["at_once"] = True
+            if "sheds" in plan and CANVAS.isdisjoint(options):
+                plan["sheds"] = "raise"
         task_id = task_id or uuid()
         headers = {**(options.pop("headers", None) or {}), HEADER: plan}
         options.setdefault("argsrepr", f"<{plan['lane']}>")
@@ -189,6 +201,20 @@ class CallTask(Task):
         request.args, request.kwargs = args, kwargs
         for name, value in (canvas or {}).items():
             setattr(request, name, value)
+
+
+def _as_before(plan: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The choices for a call that is retried: Celery repeats none of them, and makes its priority 0, the highest."""
+    repeated = {
+        "lane": plan["lane"],
+        "tenant": plan["tenant"],
+        "context": plan["context"],
+        "tags": plan["tags"],
+        "cache": "ttl" in plan,
+        "stale_ttl": plan.get("stale", 0.0),
+        "shed_below": "high" if "sheds" in plan else "low",  # its class is the same, so: yes, or no
+    }
+    return {name: repeated.get(name) if value is None else value for name, value in chosen.items()}
 
 
 _executors: dict[int, tuple[Executor, Callable[[str], RetryPolicy]]] = {}

@@ -376,6 +376,7 @@ def entry(queue: str, message: Mapping[str, Any]) -> Entry:
         number=plan.get("number", 0),
         max_waiting=plan["max_waiting"],
         claim=claim,
+        sheds=plan.get("sheds", ""),
         lane_fields=partial(LANE_FIELDS[0], plan["lane"]) if LANE_FIELDS else {},
     )
 

@@ -24,10 +24,14 @@ local TRIES = 8                                        -- lanes that are asked f
 local SUPPLY = 8                                       -- calls that may lie ready for the next free slots
 local SURPLUS = 8                                      -- calls without a permit that may lie ready beyond the slots
 local FOLLOWERS = 1000                                 -- of one claim: settle gives each its answer in one step
+local DEGRADED = {EMERGENCY = true, HALT = true}       -- modes in which calls are answered without their provider, if they may
+local DEGRADED_AT_ONCE = 100                           -- waiting calls that are so answered in one step
 -- A call's record, packed in field i of its hash. Newer versions only append; what they change otherwise is a new SCHEMA.
 local VERSION, LANE, QUEUE, SCORE, CLASS, TENANT, COST, ACCEPTED, DEADLINE, RELEASE, ATTEMPTS, LOST, PERMIT, RESTORED,
   TICKET, PUB, SINCE, NUMBER, WEIGHT, BORN, CLAIM = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
-  20, 21                                               -- CLAIM: its fingerprint; absent: it shares nothing
+  20, 21                                               -- CLAIM: its fingerprint; absent or false: it shares nothing
+local DEGRADES = 22                                    -- what it may get in place of its turn: a sum of these; absent: nothing
+local STALE, SHED = 1, 2                               -- an answer that is past its time; an error
 local NOTHING = {0, 0, 0, 0}                           -- a cost
 local NONE, TAKEN, USED = 0, 1, 2                      -- PERMIT: none, taken from the bucket, used by a start
 
@@ -44,6 +48,7 @@ local function onqueue_key(queue) return key('onqueue:') .. queue end
 local function call_key(ref) return key('call:') .. ref end
 local function claim_key(fp) return key('claim:') .. fp end
 local function followers_key(fp) return key('followers:') .. fp end
+local function degradable_key(lane) return key('degradable:') .. lane end
 local function cache_key(fp) return key('cache:') .. fp end
 local LEDGER, ASIDE, NEXT, HUNGRY, FULL = key('ledger'), key('aside'), key('next'), key('hungry'), key('full')
 local PUMP, EXPIRY, ANSWERED = key('pump'), key('expiry'), key('answered')
@@ -68,26 +73,26 @@ local function split(tag)
   local ref, n = string.match(tag, '^(.*)%.(%d+)$')
   return ref or tag, tonumber(n) or 0
 end
+local function ttl_of(r) return math.ceil((r[DEADLINE] - now + DAY_US) / 1e6) end
 local function released() return tonumber(redis.call('HGET', key('counters'), 'released') or '0') end
 
 -- ── buckets ──────────────────────────────────────────────────────────────────────────────────────────────────────
 -- p1..p4 pace (units/s; absent: that dimension is not bound; 0: closed), l level, d depth, g guard, c sent in all (refused
 -- ones too), x of these refused
 local FIELDS = {'ts', 'gate', 'cap', 'unlimited', 'seq', 'v', 'width', 'gap', 'schema',
-  'c1', 'c2', 'c3', 'c4', 'p1', 'p2', 'p3', 'p4', 'told'}
+  'c1', 'c2', 'c3', 'c4', 'p1', 'p2', 'p3', 'p4', 'told', 'mode'}
 local BUCKETS = {}                                     -- by dimension: what is read of one that is bound
 for i = 1, N do BUCKETS[i] = {'l' .. i, 'd' .. i, 'g' .. i} end
 local function load(lane)                              -- each field that is read or written costs as much as a look-up
   local h = redis.call('HMGET', lane_key(lane), unpack(FIELDS))
   local L = {name = lane, was = tonumber(h[1]), gate = tonumber(h[2]) or 0, cap = tonumber(h[3]) or 0,
     unlimited = h[4] == '1', seq = tonumber(h[5]) or 0, v = tonumber(h[6]) or 0, width = tonumber(h[7]) or 0,
-    gap = tonumber(h[8]) or 0, schema = h[9], p = {}, l = {}, d = {}, g = {}, c = {}, kept = {}}
+    gap = tonumber(h[8]) or 0, schema = h[9], told = h[18] == '1', mode = h[19], p = {}, l = {}, d = {}, g = {}, c = {}, kept = {}}
   L.kept.gate, L.kept.v = L.gate, L.v
   if L.was and L.was > now + STEP_US then              -- the clock was set back: earn from now on, not in an hour
     L.was = now
     redis.call('HSET', lane_key(lane), 'ts', int(now))
   end
-  L.told = h[18] == '1'                                -- by headers: then nothing is earned before the gate, see heed
   local from = L.was or now
   if L.told then from = math.max(from, L.gate) end
   local dt = math.max(0, now - from) / 1e6
@@ -283,7 +288,17 @@ local function place(L, r)
   if new == 1 then redis.call('EXPIRE', k, TENANT_TTL_S) end
   r[SCORE] = start + (OFFSET_US[r[CLASS]] or OFFSET_US.normal)
 end
+-- A call that waits for its turn, or for another's, is found again when its lane degrades; followers first, so that none
+-- of them has to take the place of a leader that goes.
+local function degradable(ref, r, place)
+  if not r[DEGRADES] then return end
+  local k, ttl_s = degradable_key(r[LANE]), ttl_of(r)
+  redis.call('ZADD', k, place, ref)
+  if redis.call('TTL', k) < ttl_s then redis.call('EXPIRE', k, ttl_s) end
+end
+local degrade                                          -- what is done with them; below, since it needs claims
 local function wait(ref, r)
+  degradable(ref, r, 1)
   redis.call('ZADD', wait_key(r[LANE], r[QUEUE]), int(r[SCORE]), ref)
   redis.call('SADD', queues_key(r[LANE]), r[QUEUE])
 end
@@ -391,6 +406,7 @@ local function release(lane, most, greedy)
   local L = load(lane)
   local queues = redis.call('SMEMBERS', queues_key(lane))
   local at = ripen(L, queues)
+  if DEGRADED[L.mode] and degrade(L) then at = now end
   local own, out, event = own_room(L)
   local moved, rooms, full, closed, lease = 0, {}, false, false, lease_us()
   while true do
@@ -499,7 +515,6 @@ end
 -- ── claims: one call asks for all that are the same ──────────────────────────────────────────────────────────────
 -- The claim of a fingerprint names its leader; the others follow it, outside the lane. Whoever the claim does not name can
 -- neither settle it nor pass it on.
-local function ttl_of(r) return math.ceil((r[DEADLINE] - now + DAY_US) / 1e6) end
 local function offset(class) return OFFSET_US[class] or OFFSET_US.normal end
 local function as_class(r, class) return r[SCORE] - offset(r[CLASS]) + offset(class) end  -- its place, were it of that class
 local function lead(ref, r) redis.call('SET', claim_key(r[CLAIM]), ref, 'EX', math.max(1, ttl_of(r))) end
@@ -507,6 +522,7 @@ local function follow(ref, r)
   local k, ttl_s = followers_key(r[CLAIM]), ttl_of(r)
   redis.call('ZADD', k, int(now), ref)
   if redis.call('TTL', k) < ttl_s then redis.call('EXPIRE', k, ttl_s) end
+  degradable(ref, r, 0)
 end
 -- Whom the claim names, when it is worth following: it is there, and waits for a worker that is.
 local function leader_for(fp, queue)
@@ -565,9 +581,11 @@ local function uncache(fp)                             -- 1 when it was there
   end
   return redis.call('DEL', cache_key(fp))
 end
--- An answer is kept; what has ended goes, then what was used longest ago, until it fits. O(gone · log entries).
+-- An answer is kept, past its time too where it may then be given in an emergency; what has ended goes, then what was used
+-- longest ago, until it fits. O(gone · log entries).
 local CLAIM_FP, CLAIM_TTL_MS, CLAIM_JOIN, CLAIM_AT_ONCE, CLAIM_AGAIN, CLAIM_ENTRIES, CLAIM_BYTES, CLAIM_CONTEXT, CLAIM_TAGS,
-  CLAIM_FUNC = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+  CLAIM_FUNC, CLAIM_STALE_MS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11  -- STALE_MS: absent in claims of an older version
+local function kept_ms(claim) return claim[CLAIM_TTL_MS] + (claim[CLAIM_STALE_MS] or 0) end
 local ENTRY_BYTES = 500                                -- what an entry takes beside its answer, about
 local function cache(claim, answer)
   local fp, size = claim[CLAIM_FP], #answer + ENTRY_BYTES
@@ -584,17 +602,23 @@ local function cache(claim, answer)
   local ends = now + claim[CLAIM_TTL_MS] * 1000
   redis.call('HSET', cache_key(fp), 'answer', answer, 'context', claim[CLAIM_CONTEXT], 'tags', claim[CLAIM_TAGS],
     'func', claim[CLAIM_FUNC], 'size', size, 'ends', int(ends))
-  redis.call('PEXPIRE', cache_key(fp), int(claim[CLAIM_TTL_MS]))
+  redis.call('PEXPIRE', cache_key(fp), int(kept_ms(claim)))
   redis.call('ZADD', CACHE_USED, int(now), fp)
-  redis.call('ZADD', CACHE_ENDS, int(ends), fp)
+  redis.call('ZADD', CACHE_ENDS, int(now + kept_ms(claim) * 1000), fp)
   redis.call('HSET', CACHE_SIZES, fp, size)
   redis.call('HINCRBY', CACHE_SIZES, 'all', size)
 end
-local function cached(fp)                              -- the answer, which counts as a use
+-- The kept answer for a claim, which counts as a use; one past its time only while the lane is degraded.
+local function cached(claim, mode)
+  if kept_ms(claim) <= 0 then return nil end
+  local fp = claim[CLAIM_FP]
   local h = redis.call('HMGET', cache_key(fp), 'answer', 'ends')
-  if not h[1] or not h[2] or tonumber(h[2]) <= now then return nil end
+  if not h[1] or not h[2] then return nil end
+  local ends = tonumber(h[2])
+  local fresh = claim[CLAIM_TTL_MS] > 0 and now < ends
+  if not fresh and not (DEGRADED[mode] and now < ends + (claim[CLAIM_STALE_MS] or 0) * 1000) then return nil end
   redis.call('ZADD', CACHE_USED, 'XX', int(now), fp)
-  count('cache_hits')
+  count(fresh and 'cache_hits' or 'cache_stale')
   return h[1]
 end
 -- The followers of a claim go each its own way, at once: they arrive in their lane now, and share nothing any more.
@@ -603,7 +627,7 @@ local function disband(fp, lane)
   for _, follower in ipairs(redis.call('ZRANGE', followers_key(fp), 0, -1)) do
     local f = record(follower)
     if f then
-      f[CLAIM], f[SINCE] = nil, now
+      f[CLAIM], f[SINCE] = false, now
       place(L, f)
       keep(follower, f)
       wait(follower, f)
@@ -616,7 +640,7 @@ end
 local function share(ref, r, kind, answer)
   local packed = kind == 'value' and redis.call('HGET', call_key(ref), 'c')
   local claim = packed and cmsgpack.unpack(packed)
-  if claim and claim[CLAIM_TTL_MS] > 0 and not pcall(cache, claim, answer) then count('uncached') end
+  if claim and kept_ms(claim) > 0 and not pcall(cache, claim, answer) then count('uncached') end
   if kind == 'passed' or redis.call('GET', claim_key(r[CLAIM])) ~= ref then return end
   if kind == 'alone' then
     disband(r[CLAIM], r[LANE])
@@ -628,8 +652,39 @@ local function share(ref, r, kind, answer)
   end
   redis.call('DEL', claim_key(r[CLAIM]), followers_key(r[CLAIM]))
 end
+local function shedding(L)                             -- what a call gets that is shed, as flow/settle.py reads it
+  count('shed')
+  return cjson.encode({error = {'LaneShedding', {L.name, L.mode}}})
+end
+-- Waiting calls of a lane that is in EMERGENCY or HALT get a kept answer, or else an error, where they said that they may;
+-- they leave the lane without a permit. What waits for a time does so when the time has come. At most DEGRADED_AT_ONCE.
+-- returns  whether there were any: there may be more, and heirs have come into the lane
+function degrade(L)
+  local k, any = degradable_key(L.name), false
+  for _, ref in ipairs(redis.call('ZRANGE', k, 0, DEGRADED_AT_ONCE - 1)) do
+    local r = record(ref)
+    if not r or r[VERSION] <= SCHEMA then              -- else a newer worker's
+      redis.call('ZREM', k, ref)                       -- it comes again when it waits again
+      any = true
+    end
+    local waiting = r and r[VERSION] <= SCHEMA and (redis.call('ZSCORE', wait_key(r[LANE], r[QUEUE]), ref)
+      or (r[CLAIM] and redis.call('ZSCORE', followers_key(r[CLAIM]), ref)))
+    if waiting and redis.call('EXISTS', key('settled:') .. ref) == 0 then
+      local packed = r[CLAIM] and r[DEGRADES] % 2 == STALE and redis.call('HGET', call_key(ref), 'c')
+      local answer = packed and cached(cmsgpack.unpack(packed), L.mode)
+      if not answer and r[DEGRADES] >= SHED then answer = shedding(L) end
+      if answer then
+        unwait(ref, r)
+        if r[CLAIM] then succeed(ref, r) end
+        answered(ref, r, answer)
+      end
+    end
+  end
+  return any
+end
 local function forget(ref, r)
   if r[CLAIM] then succeed(ref, r) end
+  if r[DEGRADES] then redis.call('ZREM', degradable_key(r[LANE]), ref) end
   redis.call('DEL', call_key(ref), key('payload:') .. ref, key('settled:') .. ref)
   redis.call('ZREM', EXPIRY, ref)
   -- a publisher that lost our reply may send the same once more
