@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from ratelimit_worker.calls import Category, Failure, Response, Snapshot
+from ratelimit_worker.calls import Category, Failure, Response, Snapshot, Usage
 from ratelimit_worker.policy import headers as rate_limit_headers
 from ratelimit_worker.policy.pace import Observation, Ticket
 
@@ -24,6 +24,7 @@ class _Wire(msgspec.Struct, array_like=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
+_encode_used = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Wire).decode
 _decode_ticket = msgspec.msgpack.Decoder(tuple[float, float, float, float, float, float]).decode
 
@@ -47,9 +48,6 @@ def encode(at: float, ticket: bytes, verdict: Verdict, response: Response | None
     snapshots = rate_limit_headers.snapshots(response.headers, now_s=at) if response is not None else {}
     if not snapshots and verdict == "other":
         return b""
-    dimension = None
-    if verdict == "refused" and response is not None:
-        dimension = rate_limit_headers.refused_dimension(response.headers, response.body)
     return _encode(
         _Wire(
             at,
@@ -57,9 +55,36 @@ def encode(at: float, ticket: bytes, verdict: Verdict, response: Response | None
             "good" if verdict == "plain" else verdict,
             {name: (s.limit, s.window_s, s.remaining, s.reset_s) for name, s in snapshots.items()},
             failure.retry_after_s if failure is not None else None,
-            dimension,
+            refused_in(verdict, response),
         )
     )
+
+
+def refused_in(verdict: Verdict, response: Response | None) -> str | None:
+    """The dimension in which a call was refused; None: it was not, or nobody said."""
+    if verdict != "refused" or response is None:
+        return None
+    return rate_limit_headers.refused_dimension(response.headers, response.body)
+
+
+def used(response: Response | None, usage: Usage | None, reconcile: bool | None) -> bytes:
+    """What an answered call has really taken, as settle.lua reads it; empty where nothing is to be made good.
+
+    [as told (1) or until a refusal says otherwise (0), tokens, input, output]; -1: not known, or headers tell what is
+    left in that dimension, and they alone are heeded.
+
+    Args:
+        reconcile: Whether the provider gives back what was reserved and not used; None: nobody has told.
+    """
+    if usage is None or reconcile is False:
+        return b""
+    governed = rate_limit_headers.told_dimensions(response.headers) if response is not None else frozenset()
+    input_tokens, output_tokens = usage.input_tokens, usage.output_tokens
+    # Embeddings have no output, and say nothing of it.
+    total = None if input_tokens is None else input_tokens + (output_tokens or 0)
+    told = (("tokens", total), ("input_tokens", input_tokens), ("output_tokens", output_tokens))
+    units = [-1 if count is None or name in governed else count for name, count in told]
+    return b"" if max(units) < 0 else _encode_used([int(reconcile is True), *units])
 
 
 def decode(raw: bytes) -> Observation:

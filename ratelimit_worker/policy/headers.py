@@ -124,6 +124,13 @@ def snapshots(headers: Mapping[str, str], *, now_s: float | None) -> dict[str, S
     return _without_sums(found)
 
 
+def told_dimensions(headers: Mapping[str, str]) -> frozenset[str]:
+    """Dimensions of which the headers tell what remains; cheap where there are none."""
+    if not any(field[3] == "remaining" for field in map(_field, headers) if field is not None):
+        return frozenset()
+    return frozenset(snapshots(headers, now_s=None))
+
+
 def refused_dimension(headers: Mapping[str, str], body: Any = None) -> str | None:
     """Which of `calls.DIMENSIONS` a 429 was refused in; None: it does not say, so it counts in all.
 

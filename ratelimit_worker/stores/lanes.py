@@ -209,14 +209,16 @@ class Lanes:
         seen: bytes,
         gate_s: float = 0.0,
         kind: str = "value",
+        used: bytes = b"",
     ) -> bool:
         """Make the outcome of a call safe; the first answer wins → whether this was the first.
 
         Args:
             kind: What the answer is: "value", which is kept; "error", which only followers get; "passed": it asks
                 again, or never will; "alone": nobody else can have it, each of its followers asks for itself.
+            used: What the call has really taken (`observe.used`): the lane gets back what was reserved beyond that.
         """
-        args = (tag, answer, outbox, verdict, seen, int(gate_s * US), lane, KEEP_ANSWER_S * 1000, kind)
+        args = (tag, answer, outbox, verdict, seen, int(gate_s * US), lane, KEEP_ANSWER_S * 1000, kind, used)
         return bool(self.run("settle", args))
 
     def back(
@@ -230,9 +232,14 @@ class Lanes:
         verdict: str,
         seen: bytes,
         gate_s: float = 0.0,
+        refused_in: str = "",
     ) -> bool:
-        """Return a released call to its lane, due in `after_s` (0: to its own place) → False when it was not ours."""
-        args = (tag, int(after_s * US), tries, outbox, verdict, seen, int(gate_s * US), lane)
+        """Return a released call to its lane, due in `after_s` (0: to its own place) → False when it was not ours.
+
+        Args:
+            refused_in: The dimension that a refusal names; "": none.
+        """
+        args = (tag, int(after_s * US), tries, outbox, verdict, seen, int(gate_s * US), lane, refused_in)
         return bool(self.run("back", args))
 
     def free(self, tags: Sequence[str]) -> int:

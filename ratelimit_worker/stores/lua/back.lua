@@ -1,5 +1,6 @@
 -- A released call goes back into its lane: to its own place (429, closed lane) or to a time (backoff). O(log waiting).
--- ARGV  now µs · tag · due in µs (0: its own place) · tries it costs · outbox entry · verdict · observation · gate µs · lane
+-- ARGV  now µs · tag · due in µs (0: its own place) · tries it costs · outbox entry · verdict · observation · gate µs · lane ·
+--       dimension in which it was refused ('': not, or nobody said)
 -- returns  1 it went back | 0 the call is no longer this worker's
 local tag = ARGV[2]
 local ref, n = split(tag)
@@ -7,6 +8,7 @@ local r = record(ref)
 if r and r[VERSION] > SCHEMA then r = nil end
 local cost = r and n > r[BORN] and r[COST] or {0, 0, 0, 0}
 learn(ARGV[9], ARGV[6], ARGV[7], ARGV[5], tonumber(ARGV[8]), cost)
+doubt(ARGV[9], ARGV[10])
 if not r or not redis.call('ZSCORE', LEDGER, tag) then return 0 end
 r[ATTEMPTS] = r[ATTEMPTS] + tonumber(ARGV[4])
 r[LOST], r[RESTORED] = 0, 0                             -- its worker lives: it is no poison
