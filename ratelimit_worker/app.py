@@ -12,6 +12,7 @@ from ratelimit_worker import wiring
 from ratelimit_worker.calls import Cost
 from ratelimit_worker.config import LANE_SCHEMES, Settings, canonical_redis_url, read_settings
 from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.worker import control
 from ratelimit_worker.worker.backend import BACKENDS
 from ratelimit_worker.worker.settings import BACKEND_OPTIONS, BROKER_OPTIONS, DEFAULTS, REQUIRED
@@ -88,7 +89,7 @@ def llm_task(
     tenant: str = "",
     priority: str | int = "normal",
     deadline_s: float | None = None,
-    cost: Callable[..., Cost] | None = None,
+    cost: Callable[..., Cost | Size] | None = None,
     cache: bool = True,
     cache_ttl: float | None = None,
     stale_ttl: float = 0.0,
@@ -102,6 +103,8 @@ def llm_task(
     are (name, bind, max_retries, autoretry_for, …).
 
     Args:
+        cost: (*args, **kwargs) of a call → what it takes from the budget (`Cost`), or what its arguments say of its
+            tokens (`policy.estimate.Size`), which the task's answers correct; None: the bytes of all its texts / 4.
         cache: Whether calls with the same arguments share one request and its answer.
         cache_ttl: Seconds for which an answer is kept; None: `MAISD_CACHE_TTL_SECONDS`; 0: not at all.
         stale_ttl: Seconds for which it is kept beyond that: while the lane is in EMERGENCY or HALT, a call that finds

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ratelimit_worker.app import ensure_app, llm_task
-from ratelimit_worker.calls import Category, Cost
+from ratelimit_worker.calls import Category
 from ratelimit_worker.config import environment
 from ratelimit_worker.policy.classification import classify_response
+from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.retry import RULES
 from ratelimit_worker.providers import anthropic, openai
 from ratelimit_worker.providers.http import ProviderRefused
@@ -24,19 +25,19 @@ ensure_app()
 WAITED_FOR = frozenset({Category.RATE_LIMITED, Category.QUOTA_EXHAUSTED})
 
 
-def _openai_cost(*args: Any, **body: Any) -> Cost:
-    return openai.cost(body)
+def _openai_size(*args: Any, **body: Any) -> Size:
+    return openai.size(body)
 
 
-def _anthropic_cost(*args: Any, **body: Any) -> Cost:
-    return anthropic.cost(body)
+def _anthropic_size(*args: Any, **body: Any) -> Size:
+    return anthropic.size(body)
 
 
-def _line_cost(url: str = "", body: Any = None, **_: Any) -> Cost:
-    return anthropic.cost(body) if is_anthropic(url) else openai.cost(body)
+def _line_size(url: str = "", body: Any = None, **_: Any) -> Size:
+    return anthropic.size(body) if is_anthropic(url) else openai.size(body)
 
 
-@llm_task(name="ratelimit_worker.chat_completion", provider=openai.PROVIDER, cost=_openai_cost)
+@llm_task(name="ratelimit_worker.chat_completion", provider=openai.PROVIDER, cost=_openai_size)
 def chat_completion(**body: Any) -> Any:
     """One chat completion of an OpenAI-shaped API; returns the answer's body.
 
@@ -46,7 +47,7 @@ def chat_completion(**body: Any) -> Any:
     return openai.request(openai.endpoint(environment()), openai.CHAT_PATH, body).body
 
 
-@llm_task(name="ratelimit_worker.embedding", provider=openai.PROVIDER, cost=_openai_cost)
+@llm_task(name="ratelimit_worker.embedding", provider=openai.PROVIDER, cost=_openai_size)
 def embedding(**body: Any) -> Any:
     """Embeddings of an OpenAI-shaped API; returns the answer's body.
 
@@ -56,7 +57,7 @@ def embedding(**body: Any) -> Any:
     return openai.request(openai.endpoint(environment()), openai.EMBEDDINGS_PATH, body).body
 
 
-@llm_task(name="ratelimit_worker.message", provider=anthropic.PROVIDER, cost=_anthropic_cost)
+@llm_task(name="ratelimit_worker.message", provider=anthropic.PROVIDER, cost=_anthropic_size)
 def message(**body: Any) -> Any:
     """One message of an Anthropic-shaped API; returns the answer's body.
 
@@ -67,7 +68,7 @@ def message(**body: Any) -> Any:
 
 
 # Whoever sends a Batch file wants each of its lines asked, the same question twice too.
-@llm_task(name="ratelimit_worker.batch_line", cost=_line_cost, cache=False)
+@llm_task(name="ratelimit_worker.batch_line", cost=_line_size, cache=False)
 def batch_line(url: str, body: Any) -> dict[str, Any]:
     """One line of a Batch file → {"status_code", "request_id", "body"}, also where the provider refuses it for good.
 

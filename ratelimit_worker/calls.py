@@ -208,6 +208,9 @@ class Attempt:
     output_tokens: int | None = None
     cause: str | None = None  #: one line without prompt or key
     worker: str = ""
+    # What the recorder learns from; not in the database.
+    asked_model: str | None = None  #: under which its tokens are learned; None: they were not estimated
+    estimated_tokens: int = 0  #: input, before any correction; 0: they were counted, or there was no text
 
     @property
     def latency_s(self) -> float:
@@ -243,4 +246,7 @@ class LaneLimits:
     concurrency: int | None = None  #: calls running at once over the whole cluster
     unlimited: bool = False  #: no pace at all
     adaptive: bool = True
+    #: Whether the provider gives back, after the answer, tokens that were reserved and not used, so that the lane may
+    #: too; None: it is taken to do so until it refuses for tokens. Headers that tell what is left are heeded alone.
+    reconcile: bool | None = None
     tenants: Mapping[str, float] = field(default_factory=dict)  #: weights; 1 where a tenant is not named

@@ -103,12 +103,20 @@ def _never(text: str) -> bool:
     return False
 
 
-_LANE_FIELDS = {
+def _switch_or_auto(text: str) -> bool | None:
+    try:
+        return None if text.strip().lower() == "auto" else _switch(text)
+    except ValueError as error:
+        raise ValueError("use true, false or auto") from error
+
+
+_LANE_FIELDS: dict[str, Callable[[str], Any]] = {
     "rpm": _number(0, above=True),
     "tpm": _number(0, above=True),
     "concurrency": _whole(1),
     "unlimited": _switch,
     "adaptive": _switch,
+    "reconcile": _switch_or_auto,
 }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ratelimit_worker.calls import Attempt, Mode, ModeChange
+from ratelimit_worker.policy.estimate import Learned
 from ratelimit_worker.policy.modes import Pin
 
 
@@ -43,6 +44,22 @@ class Tracker(Protocol):
             StoreUnavailable: The database is away, locked, full or read-only; nothing was kept.
             ConfigurationError: The database is not one this version can write to; nothing was kept.
             RowRefused: At least one of the rows can never be kept; nothing was kept.
+        """
+        ...
+
+
+class UsageMemory(Protocol):
+    """What the answers of each task and model have used."""
+
+    def read(self, names: Iterable[str]) -> Mapping[str, Learned]:
+        """What is known, by name (`estimate.key`)."""
+        ...
+
+    def write(self, learned: Mapping[str, Learned]) -> None:
+        """Keep what was learned.
+
+        Raises:
+            StoreUnavailable: Redis is away, full or read-only; nothing was kept.
         """
         ...
 
@@ -103,8 +120,10 @@ class AttemptLanes(Protocol):
         seen: bytes,
         gate_s: float = 0.0,
         kind: str = "value",
+        used: bytes = b"",
     ) -> bool:
-        """Make the outcome safe; the first answer wins. `kind`: "value", "error", "passed" or "alone"."""
+        """Make the outcome safe; the first answer wins. `kind`: "value", "error", "passed" or "alone"; `used`: as
+        `observe.used` packs it."""
         ...
 
     def back(

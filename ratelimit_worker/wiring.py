@@ -20,6 +20,7 @@ from ratelimit_worker.stores import outbox as outbox_store
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.pins import Pins
+from ratelimit_worker.stores.usage import LearnedUsage, UsageMemory
 
 if TYPE_CHECKING:
     from ratelimit_worker.stores.queries import Queries
@@ -92,6 +93,18 @@ class Services:
         from ratelimit_worker.stores.tracker import Tracker
 
         return Tracker(engine_for(self.settings.database_url))
+
+    @property
+    def usage(self) -> UsageMemory:
+        """What answers have used, in Redis."""
+        memory: UsageMemory = self._once("usage", lambda: UsageMemory(self.redis))
+        return memory
+
+    @property
+    def learned_usage(self) -> LearnedUsage:
+        """The same, as far as this process knows it; never waits."""
+        learned: LearnedUsage = self._once("learned_usage", lambda: LearnedUsage(lambda: self.usage))
+        return learned
 
     @property
     def control(self) -> ControlPlane:

@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratelimit_worker.calls import DIMENSIONS, Snapshot
-from ratelimit_worker.policy.headers import MAX_DELAY_S, refused_dimension, retry_after_s, snapshots
+from ratelimit_worker.policy.headers import (
+    MAX_DELAY_S,
+    StatedLimit,
+    refused_dimension,
+    retry_after_s,
+    snapshots,
+    stated_limit,
+)
 
 NOW_S = 1_792_567_670.0  # 2026-10-21 07:27:50 UTC
 
@@ -66,6 +73,9 @@ def test_retry_after_is_read_in_every_form_or_is_unknown(text: str, delay_s: flo
         ({"x-ms-retry-after-ms": "250"}, 0.25),
         ({"retry-after-ms": "nan", "retry-after": "9"}, 9.0),
         ({"Retry-After": "3"}, 3.0),
+        ({"llm_provider-retry-after": "6"}, 6.0),
+        ({"llm_provider-retry-after-ms": "6500", "llm_provider-retry-after": "7"}, 6.5),
+        ({"llm_provider-retry-after": "6", "retry-after": "60"}, 60.0),
     ],
 )
 def test_milliseconds_come_before_seconds(headers: dict[str, str], delay_s: float) -> None:
@@ -86,6 +96,13 @@ def test_milliseconds_come_before_seconds(headers: dict[str, str], delay_s: floa
         ({"error": None}, None),
         ([None, [], "x"], None),
         ("retryDelay: 5s", None),
+        ({"error": {"message": "Limit 600, Used 600, Requested 1. Please try again in 120ms. Visit x"}}, 0.12),
+        ({"error": {"message": "Limit 10000, Used 8554, Requested 3082. Please try again in 9.816s."}}, 9.816),
+        ({"error": {"message": "Requested 1. Please try again in 1m26.4s."}}, 86.4),
+        ({"error": {"message": "pricing tier. Please retry after 45 seconds. Please go here"}}, 45.0),
+        ({"error": {"message": "Please retry in 3.2s.", "details": [{"retryDelay": "4s"}]}}, 4.0),
+        ({"error": {"message": "Please try again in a while, or later today"}}, None),
+        ({"error": {"message": "the model is overloaded, please try again"}}, None),
         (None, None),
     ],
 )
@@ -281,6 +298,121 @@ ANTHROPIC = {
         ),
         pytest.param(
             {
+                "x-ratelimit-limit-requests": "5000",
+                "x-ratelimit-limit-tokens": "160000",
+                "x-ratelimit-limit-tokens_usage_based": "120000",
+                "x-ratelimit-remaining-requests": "4999",
+                "x-ratelimit-remaining-tokens": "159976",
+                "x-ratelimit-remaining-tokens_usage_based": "119976",
+                "x-ratelimit-reset-requests": "12ms",
+                "x-ratelimit-reset-tokens": "8s",
+                "x-ratelimit-reset-tokens_usage_based": "9ms",
+            },
+            {"requests": per_minute(5_000, 4_999, 0.012), "tokens": per_minute(160_000, 159_976, 8.0)},
+            id="openai, all that it sends with an answer",
+        ),
+        pytest.param(
+            {
+                "x-ratelimit-limit-requests": "10000",
+                "x-ratelimit-remaining-requests": "9999",
+                "x-ratelimit-limit-project-tokens": "30000",
+                "x-ratelimit-remaining-project-tokens": "29000",
+                "x-ratelimit-reset-project-tokens": "2s",
+            },
+            {"requests": per_minute(10_000, 9_999), "tokens": per_minute(30_000, 29_000, 2.0)},
+            id="openai, a limit of the project",
+        ),
+        pytest.param(
+            {
+                "x-ratelimit-key": "gpt-4.1-mini",
+                "x-ratelimit-limit-requests": "20000",
+                "x-ratelimit-remaining-requests": "19999",
+                "x-ratelimit-renewalperiod-requests": "60",
+                "x-ratelimit-reset-requests": "3",
+                "x-ratelimit-limit-tokens": "2000000",
+                "x-ratelimit-remaining-tokens": "1999962",
+                "x-ratelimit-renewalperiod-tokens": "60",
+                "x-ratelimit-reset-tokens": "1",
+                "x-ratelimit-abusepenalty-active": "False",
+            },
+            {"requests": per_minute(20_000, 19_999, 3.0), "tokens": per_minute(2_000_000, 1_999_962, 1.0)},
+            id="azure and github models",
+        ),
+        pytest.param(
+            {"x-ratelimit-remaining-requests": "79", "x-ratelimit-remaining-tokens": "61353"},
+            {},
+            id="azure, years ago: no limit is told",
+        ),
+        pytest.param(
+            {
+                "x-ratelimit-limit-tokens-minute": "5000000",
+                "x-ratelimit-remaining-tokens-minute": "4999911",
+                "x-ratelimit-tokens-query-cost": "52",
+                "x-ratelimit-limit-req-minute": "720",
+                "x-ratelimit-remaining-req-minute": "717",
+            },
+            {"requests": per_minute(720, 717), "tokens": per_minute(5_000_000, 4_999_911)},
+            id="mistral, today",
+        ),
+        pytest.param(
+            {
+                "ratelimitbysize-limit": "500000",
+                "ratelimitbysize-remaining": "499983",
+                "ratelimitbysize-reset": "12",
+                "ratelimitbysize-query-cost": "17",
+                "x-ratelimitbysize-limit-minute": "500000",
+                "x-ratelimitbysize-remaining-minute": "499983",
+                "x-ratelimitbysize-limit-month": "1000000000",
+                "x-ratelimitbysize-remaining-month": "999000000",
+            },
+            {"tokens": per_minute(500_000, 499_983, 12.0)},
+            id="mistral, with its gateway's own",
+        ),
+        pytest.param(
+            {
+                "x-ratelimit-limit-requests": "6000",
+                "x-ratelimit-remaining-requests": "5999",
+                "x-ratelimit-limit-tokens-prompt": "60000",
+                "x-ratelimit-remaining-tokens-prompt": "59988",
+                "x-ratelimit-limit-tokens-generated": "6000",
+                "x-ratelimit-remaining-tokens-generated": "5990",
+                "x-ratelimit-over-limit": "no",
+            },
+            {
+                "requests": per_minute(6_000, 5_999),
+                "input_tokens": per_minute(60_000, 59_988),
+                "output_tokens": per_minute(6_000, 5_990),
+            },
+            id="fireworks",
+        ),
+        pytest.param(
+            {
+                "x-ratelimit-model_per_team-limit-requests": "4",
+                "x-ratelimit-model_per_team-remaining-requests": "2",
+                "x-ratelimit-team_member-limit-tokens": "500",
+                "x-ratelimit-team_member-remaining-tokens": "466",
+                "x-ratelimit-end_user-limit-requests": "9",
+                "x-ratelimit-end_user-remaining-requests": "8",
+                "x-ratelimit-api_key-limit-max_parallel_requests": "3",
+                "x-ratelimit-api_key-remaining-max_parallel_requests": "1",
+            },
+            {"requests": per_minute(4, 2), "tokens": per_minute(500, 466)},
+            id="litellm's scopes; calls at once are no rate",
+        ),
+        pytest.param(
+            {
+                "anthropic-ratelimit-input-tokens-limit": "0",
+                "anthropic-ratelimit-input-tokens-remaining": "0",
+                "anthropic-ratelimit-requests-limit": "50",
+                "anthropic-ratelimit-requests-remaining": "0",
+                "anthropic-ratelimit-requests-reset": "2026-10-21T07:28:00Z",
+                "retry-after": "10",
+            },
+            {"requests": per_minute(50, 0, 10.0)},
+            id="anthropic's 429; a limit of 0 says nothing",
+        ),
+        pytest.param(
+            {
                 "x-ratelimit-limit-images": "5",
                 "x-ratelimit-remaining-images": "4",
                 "anthropic-ratelimit-unified-5h": "1",
@@ -334,3 +466,107 @@ def test_snapshots_of_each_providers_headers(headers: dict[str, str], expected: 
 def test_a_429_names_the_dimension_that_refused(headers: dict[str, str], body: Any, dimension: str | None) -> None:
     """By the body's words, else by the one dimension in which nothing remains."""
     assert refused_dimension(headers, body) == dimension
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        pytest.param(
+            "Rate limit reached for gpt-4 on requests per min (RPM): Limit 600, Used 600, Requested "
+            "1. Please try again in 120ms.",
+            {"requests": StatedLimit(600, 60)},
+            id="openai requests",
+        ),
+        pytest.param(
+            "Rate limit reached for gpt-4 on tokens per min (TPM): Limit 10000, Used 8554, Requested "
+            "3082. Please try again in 9.816s. Visit https://platform.openai.com/account/rate-limits to learn more.",
+            {"tokens": StatedLimit(10_000, 60)},
+            id="openai tokens",
+        ),
+        pytest.param(
+            "Rate limit reached for gpt-4o on requests per day (RPD): Limit 1000, Used 1000, Requested 1. "
+            "Please try again in 1m26.4s.",
+            {"requests": StatedLimit(1_000, 86_400)},
+            id="openai, a day",
+        ),
+        pytest.param(
+            "Request too large for gpt-4o on tokens per min (TPM): Limit 30,000, Requested 30601.",
+            {"tokens": StatedLimit(30_000, 60)},
+            id="openai, larger than the limit",
+        ),
+        pytest.param(
+            "Rate limit reached for default-gpt on requests per min. Limit: 3 / min. Please try again in 20s.",
+            {"requests": StatedLimit(3, 60)},
+            id="openai, years ago",
+        ),
+        pytest.param(
+            "Rate limit reached for model `llama3-70b-8192` on tokens per day (TPD): Limit 100000, "
+            "Used 99000, Requested 2000. Please try again in 14m24s.",
+            {"tokens": StatedLimit(100_000, 86_400)},
+            id="groq, a day",
+        ),
+        pytest.param(
+            "This request would exceed your organization's rate limit of 40,000 input tokens per minute. For details",
+            {"input_tokens": StatedLimit(40_000, 60)},
+            id="anthropic input",
+        ),
+        pytest.param(
+            "This request would exceed the rate limit for your organization (1b-2c) of 8,000 output tokens per minute.",
+            {"output_tokens": StatedLimit(8_000, 60)},
+            id="anthropic output",
+        ),
+        pytest.param(
+            "This request would exceed your organization's rate limit of 50 requests per minute.",
+            {"requests": StatedLimit(50, 60)},
+            id="anthropic requests",
+        ),
+        pytest.param(
+            "Rate limit of 150 per 86400s exceeded for UserByDay. Please wait 1000 seconds before retrying.",
+            {"requests": StatedLimit(150, 86_400)},
+            id="github models, a day",
+        ),
+        pytest.param("Rate limit of 5 per 0s exceeded for UserConcurrentRequests.", {}, id="github models, at once"),
+        pytest.param(
+            "You are using a Trial key, which is limited to 10 API calls / minute.",
+            {"requests": StatedLimit(10, 60)},
+            id="cohere",
+        ),
+        pytest.param("on tokens per min (TPM): Limit 0, Used 0, Requested 5.", {}, id="a limit of 0 is none"),
+        pytest.param("Rate limit reached. Limit -1, Used 3.", {}, id="no dimension"),
+        pytest.param("slow down", {}, id="nothing said"),
+    ],
+)
+def test_the_limit_that_a_429_states_in_words(body: str, expected: dict[str, StatedLimit]) -> None:
+    """A minute's and a day's are told apart by their window."""
+    assert stated_limit({"error": {"message": body, "type": "x"}}) == expected
+
+
+def test_the_limits_of_geminis_violations() -> None:
+    """Each with its window; of several windows of one dimension the rate."""
+    violations = [
+        {"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier", "quotaValue": "250"},
+        {"quotaId": "GenerateRequestsPerMinutePerProjectPerModel-FreeTier", "quotaValue": "15"},
+        {"quotaId": "GenerateContentInputTokensPerModelPerMinute-FreeTier", "quotaValue": "250000"},
+        {"quotaId": "GenerateContentInputTokensPerModelPerMinute-FreeTier"},
+    ]
+    body = [{"error": {"code": 429, "details": [{"@type": "x/google.rpc.QuotaFailure", "violations": violations}]}}]
+    assert stated_limit(body) == {"requests": StatedLimit(15, 60), "input_tokens": StatedLimit(250_000, 60)}
+    del violations[1:]
+    assert stated_limit(body) == {"requests": StatedLimit(250, 86_400)}
+
+
+@pytest.mark.parametrize("body", [None, "", b"x", [], {}, {"error": "x"}, {"message": 5}, {"error": {"quotaId": 3}}])
+def test_a_429_without_a_hint_states_nothing(body: Any) -> None:
+    """No limit, no dimension, no delay."""
+    assert stated_limit(body) == {}
+    assert refused_dimension({}, body) is None
+    assert retry_after_s({}, body, now_s=NOW_S) is None
+
+
+@given(junk)
+def test_no_body_breaks_the_reader_of_limits(body: Any) -> None:
+    """Whatever strangers send: limits are finite and above 0."""
+    for dimension, stated in stated_limit(body).items():
+        assert dimension in DIMENSIONS
+        assert 0 < stated.limit < math.inf
+        assert 0 < stated.window_s < math.inf

@@ -17,9 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit_worker.calls import Cost, Response, Usage, sighting
+from ratelimit_worker.calls import Response, Usage, sighting
 from ratelimit_worker.errors import AuthenticationFailed, BadInput, ConfigurationError, MalformedResponse
 from ratelimit_worker.policy.classification import classify_exception
+from ratelimit_worker.policy.estimate import Size, cost
 from ratelimit_worker.providers import anthropic, http, openai
 
 KEY = "sk-proj-CanaryKey0123456789"
@@ -301,41 +302,41 @@ def test_a_path_leads_to_no_other_host(path: str) -> None:
     [
         (
             {"messages": [{"role": "user", "content": "x" * 396}], "max_tokens": 50},
-            Cost(input_tokens=100, output_tokens=50),
+            Size(input_tokens=100, output_tokens=50),
         ),
-        ({"messages": [], "max_completion_tokens": 7, "max_tokens": 9, "n": 3}, Cost(output_tokens=21)),
-        ({"messages": []}, Cost(output_tokens=openai.DEFAULT_OUTPUT_TOKENS)),
-        ({"messages": [], "max_tokens": True}, Cost(output_tokens=openai.DEFAULT_OUTPUT_TOKENS)),
-        ({"messages": [], "max_tokens": -5}, Cost(output_tokens=openai.DEFAULT_OUTPUT_TOKENS)),
-        ({"messages": [], "max_tokens": 10**30}, Cost(output_tokens=10_000_000)),
-        ({"input": "x" * 40, "max_output_tokens": 5}, Cost(input_tokens=10, output_tokens=5)),
-        ({"input": [{"role": "user", "content": "x" * 36}]}, Cost(input_tokens=10, output_tokens=512)),
-        ({"input": ["x" * 40, "x" * 41]}, Cost(input_tokens=21)),
-        ({"input": [[1, 2, 3], [4]]}, Cost(input_tokens=4)),
-        ({"input": "é" * 20}, Cost(input_tokens=10)),
+        ({"messages": [], "max_completion_tokens": 7, "max_tokens": 9, "n": 3}, Size(output_tokens=7, choices=3)),
+        ({"messages": []}, Size()),
+        ({"messages": [], "max_tokens": True}, Size()),
+        ({"messages": [], "max_tokens": -5}, Size()),
+        ({"messages": [], "max_tokens": 10**30}, Size(output_tokens=10_000_000)),
+        ({"input": "x" * 40, "max_output_tokens": 5}, Size(input_tokens=10, output_tokens=5)),
+        ({"input": [{"role": "user", "content": "x" * 36}]}, Size(input_tokens=10)),
+        ({"input": ["x" * 40, "x" * 41]}, Size(input_tokens=21, output_tokens=0)),
+        ({"input": [[1, 2, 3], [4]], "model": "m"}, Size(input_tokens=4, output_tokens=0, model="m")),
+        ({"input": "é" * 20}, Size(input_tokens=10, output_tokens=0)),
         (
             {
                 "messages": [{"content": [{"type": "image_url", "image_url": {"url": "data:" + "A" * 10**6}}]}],
                 "max_tokens": 1,
             },
-            Cost(input_tokens=1_000, output_tokens=1),
+            Size(input_tokens=1_000, output_tokens=1),
         ),
-        (None, Cost()),
-        ([], Cost()),
-        ({}, Cost()),
+        (None, Size(output_tokens=0)),
+        ([], Size(output_tokens=0)),
+        ({}, Size(output_tokens=0)),
     ],
 )
-def test_what_an_openai_call_costs(body: Any, expected: Cost) -> None:
-    """Bytes / 4 of the prompt, plus the most that may come back."""
-    assert openai.cost(body) == expected
+def test_what_an_openai_body_says_of_its_tokens(body: Any, expected: Size) -> None:
+    """Bytes / 4 of the prompt, and the most that may come back; None where no maximum is named."""
+    assert openai.size(body) == expected
 
 
-def test_what_an_anthropic_call_costs() -> None:
-    """Messages, system prompt and tools, plus max_tokens."""
+def test_what_an_anthropic_body_says_of_its_tokens() -> None:
+    """Messages, system prompt and tools; and max_tokens."""
     body = {"system": "x" * 40, "messages": [{"role": "user", "content": "x" * 36}], "max_tokens": 100}
-    assert anthropic.cost(body) == Cost(input_tokens=20, output_tokens=100)
-    assert anthropic.cost({"messages": []}).output_tokens == openai.DEFAULT_OUTPUT_TOKENS
-    assert anthropic.cost("x") == Cost()
+    assert anthropic.size(body) == Size(input_tokens=20, output_tokens=100)
+    assert anthropic.size({"messages": [], "model": "claude"}) == Size(model="claude")
+    assert anthropic.size("x") == Size(output_tokens=0)
 
 
 def test_what_the_answers_say() -> None:
@@ -382,7 +383,7 @@ junk = st.recursive(
 def test_no_body_breaks_a_shape(body: Any) -> None:
     """A cost is never negative or endless; whatever is no usage is None."""
     for shape in (openai, anthropic):
-        charged = shape.cost(body)
+        charged = cost(shape.size(body), None)
         assert charged.requests == 1.0
         assert 0 <= charged.output_tokens <= 10_000_000
         assert 0 <= charged.input_tokens <= 100_000_000

@@ -49,6 +49,7 @@ LANE = LaneState(
     due_later=0,
     ready=0,
     running=0,
+    reserved_tokens=0,
     oldest_age_s=None,
     queues=(),
     workers=1,

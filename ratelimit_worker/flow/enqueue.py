@@ -12,7 +12,8 @@ import msgspec
 from ratelimit_worker.calls import SCHEMA_VERSION, Cost, LaneLimits, Priority
 from ratelimit_worker.config import Settings
 from ratelimit_worker.errors import BadInput
-from ratelimit_worker.policy import pace
+from ratelimit_worker.policy import estimate, pace
+from ratelimit_worker.policy.estimate import Learned, Size
 
 DEFAULT_LANE = "default"
 MOST_STALE_S = 365 * 86_400.0
@@ -32,6 +33,7 @@ class Basic:
 class Kind:
     """What a task says of all its calls."""
 
+    task: str = ""  #: its name, under which its tokens are learned
     lane: str | None = None
     provider: str | None = None  #: with the argument `model`, names the lane where none is given
     context: str = ""
@@ -39,11 +41,18 @@ class Kind:
     tenant: str = ""
     priority: Priority = Priority.NORMAL
     deadline_s: float | None = None
-    cost: Callable[..., Cost] | None = None  #: (*args, **kwargs) of the call → what it takes from the budget
+    #: (*args, **kwargs) of the call → what it takes from the budget, or what its arguments say of its tokens; None: as
+    #: `estimate.size_of` reads them
+    cost: Callable[..., Cost | Size] | None = None
     cache: bool = True  #: its calls share answers with those that are the same
     cache_ttl_s: float | None = None  #: an answer is kept so long; None: as the settings say
     stale_ttl_s: float = 0.0  #: and so long beyond that, for a lane in EMERGENCY or HALT
     shed_below: str | None = None  #: calls of a class below this one fail while their lane is in EMERGENCY or HALT
+
+
+def nothing_learned(_: str) -> Learned | None:
+    """Nobody knows anything of any task."""
+    return None
 
 
 def plan(
@@ -63,15 +72,18 @@ def plan(
     cache: bool | None = None,
     stale_ttl: float | None = None,
     shed_below: str | None = None,
+    learned: Callable[[str], Learned | None] = nothing_learned,
 ) -> dict[str, Any]:
     """The header of one call.
 
     Args:
         now: Seconds since the epoch.
         deadline_s: Seconds from now until the call must be answered.
+        cost: What it takes from the budget; None: what its arguments and the answers of its like say.
         cache: False: the call is made, whatever was answered or is on its way; None: as its kind says.
         stale_ttl: Seconds; None: as its kind says.
         shed_below: A class; None: as its kind says.
+        learned: By `estimate.key`, what the answers of a task and model have taught; asked once, and never waited for.
     Raises:
         BadInput: a name, a priority, a deadline or a time that cannot be.
     """
@@ -79,8 +91,15 @@ def plan(
     within = deadline_s or kind.deadline_s or settings.deadline_s
     if within <= 0:
         raise BadInput(f"deadline_s={deadline_s!r}: use seconds above 0")
+    size: Size | None = None
     if cost is None:
-        cost = kind.cost(*args, **kwargs) if kind.cost is not None else Cost()
+        told_cost = kind.cost(*args, **kwargs) if kind.cost is not None else estimate.size_of(args, kwargs)
+        if isinstance(told_cost, Size):
+            size = told_cost
+            model = size.model[:MOST_NAME] or lane
+            cost = estimate.cost(size, learned(estimate.key(kind.task, model)))
+        else:
+            cost = told_cost
     tenant = kind.tenant if tenant is None else tenant
     its_class = priority_of(kind.priority if priority is None else priority)
     stale_s = _stale_s(kind.stale_ttl_s if stale_ttl is None else stale_ttl)
@@ -97,6 +116,8 @@ def plan(
         "pub": uuid.uuid4().hex,
         "max_waiting": settings.max_waiting,
         "max_bytes": int(settings.max_payload_mb * 1024 * 1024),
+        # What settling learns from: [model, estimated input tokens; 0: they were counted]
+        **({} if size is None else {"size": [model, 0 if size.counted else size.input_tokens]}),
         **_sharing(kind, settings, kind.cache if cache is None else cache, stale_s),
         **_shedding(its_class, kind.shed_below if shed_below is None else shed_below),
     }

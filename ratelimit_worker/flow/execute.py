@@ -26,6 +26,7 @@ from ratelimit_worker.errors import (
 from ratelimit_worker.flow import observe
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.policy.classification import classify_exception
+from ratelimit_worker.policy.estimate import usage_of
 from ratelimit_worker.policy.modes import provider_away
 from ratelimit_worker.policy.retry import GiveUp, Halt, Retry, RetryPolicy, Snooze, next_step
 from ratelimit_worker.ports import AttemptLanes, Begun, Health
@@ -95,6 +96,7 @@ class Executor:
 
     Args:
         encode_outcome: An attempt as the outbox holds it.
+        reconcile: By lane, whether its provider gives back tokens that were reserved and not used; None: not told.
         pass_through: Exceptions that are not failures but words of the framework (Celery's Retry, Ignore, Reject).
     """
 
@@ -104,6 +106,7 @@ class Executor:
     lease_s: float
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     pass_through: tuple[type[BaseException], ...] = ()
+    reconcile: Callable[[str], bool | None] = lambda lane: None
     jitter: Callable[[], float] = random.random
     clock: Callable[[], float] = time.monotonic
 
@@ -151,6 +154,8 @@ class Executor:
             except Exception as error:
                 return self._failed(facts, begun, started, seen, error)
         verdict: observe.Verdict = "plain" if seen.response is None else "good"
+        if seen.usage is None:  # an SDK's answer, given back by the function
+            seen.usage = usage_of(value)
         self._settle(facts, begun, started, seen, None, Outcome.ANSWERED, self.answers.value(value), verdict)
         return Answered(value)
 
@@ -249,7 +254,11 @@ class Executor:
             seen=observe.encode(at, begun.ticket, verdict, seen.response, failure, facts.cost, older),
             gate_s=(failure.retry_after_s or 0.0) if failure is not None else 0.0,
             kind=KINDS.get(outcome, "error"),
+            used=self._used(facts, seen) if outcome is Outcome.ANSWERED else b"",
         )
+
+    def _used(self, facts: Facts, seen: Sighting) -> bytes:
+        return observe.used(seen.response, seen.usage, self.reconcile(facts.lane))
 
     def _row(
         self,
@@ -298,4 +307,6 @@ class Executor:
             output_tokens=usage.output_tokens if usage else None,
             cause=cause or (failure.cause if failure else None),
             worker=facts.worker,
+            asked_model=size[0] if (size := plan.get("size")) else None,
+            estimated_tokens=size[1] if size else 0,
         )

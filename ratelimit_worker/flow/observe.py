@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from ratelimit_worker.calls import DIMENSIONS, Category, Failure, Response, Snapshot
+from ratelimit_worker.calls import DIMENSIONS, Category, Failure, Response, Snapshot, Usage
 from ratelimit_worker.policy import headers as rate_limit_headers
 from ratelimit_worker.policy.pace import Observation, Ticket
 from ratelimit_worker.ports import Health
@@ -29,6 +29,7 @@ class _Wire(msgspec.Struct, array_like=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
+_encode_used = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Wire).decode
 _decode_ticket = msgspec.msgpack.Decoder(tuple[float, float, float, float, float, float]).decode
 
@@ -101,6 +102,26 @@ def encode(
             older,
         )
     )
+
+
+def used(response: Response | None, usage: Usage | None, reconcile: bool | None) -> bytes:
+    """What an answered call has really taken, as settle.lua reads it; empty where nothing is to be made good.
+
+    [as told (1) or until a refusal says otherwise (0), tokens, input, output]; -1: not known, or headers tell what is
+    left in that dimension, and they alone are heeded.
+
+    Args:
+        reconcile: Whether the provider gives back what was reserved and not used; None: nobody has told.
+    """
+    if usage is None or reconcile is False:
+        return b""
+    governed = rate_limit_headers.told_dimensions(response.headers) if response is not None else frozenset()
+    input_tokens, output_tokens = usage.input_tokens, usage.output_tokens
+    # Embeddings have no output, and say nothing of it.
+    total = None if input_tokens is None else input_tokens + (output_tokens or 0)
+    told = (("tokens", total), ("input_tokens", input_tokens), ("output_tokens", output_tokens))
+    units = [-1 if count is None or name in governed else count for name, count in told]
+    return b"" if max(units) < 0 else _encode_used([int(reconcile is True), *units])
 
 
 def decode(raw: bytes) -> Observation:

@@ -1,5 +1,6 @@
 """How do outcomes get into the tracking database? Read, record, commit, in this order, so none is lost.
 
+What calls have used is learned on the way: the recorder sees every answer, many at once, and nobody waits for it.
 A recorder that dies after the database committed leaves its entries in the outbox; they are recorded again, which
 the database's key makes no difference to.
 """
@@ -11,10 +12,13 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import reduce
 
-from ratelimit_worker.calls import Attempt, ModeChange
+from ratelimit_worker.calls import Attempt, ModeChange, Outcome, Usage
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, RowRefused, StoreUnavailable
-from ratelimit_worker.ports import Outbox, Tracker
+from ratelimit_worker.policy import estimate
+from ratelimit_worker.policy.estimate import Learned, Sample
+from ratelimit_worker.ports import Outbox, Tracker, UsageMemory
 
 log = logging.getLogger(__name__)
 
@@ -23,15 +27,19 @@ _PAUSE_CAP_S = 30.0
 _SAY_EVERY_S = 60.0
 
 
-def record_once(outbox: Outbox, tracker: Tracker, max_count: int = 1000, block_ms: int = 0) -> int:
+def record_once(
+    outbox: Outbox, tracker: Tracker, max_count: int = 1000, block_ms: int = 0, usage: UsageMemory | None = None
+) -> int:
     """Move one batch from the outbox into the database; returns the entries that are done with, 0 if none waited.
 
     Rows that the database will never take are set aside; the others of their batch are recorded.
 
     Args:
         block_ms: How long to wait for an entry to come; 0: not at all.
+        usage: Where to keep what the answers have used; None: nothing is learned.
     Raises:
-        StoreUnavailable: Redis or the database is away; the batch is given back and nothing is lost.
+        StoreUnavailable: Redis or the database is away; the batch is given back and nothing is lost, or it is recorded
+            and not all of it was learned from.
         ConfigurationError: The database is newer than this version; the batch is given back.
     """
     entries = outbox.read(max_count, block_ms)
@@ -45,7 +53,29 @@ def record_once(outbox: Outbox, tracker: Tracker, max_count: int = 1000, block_m
     outbox.commit([entry_id for entry_id, _ in entries if entry_id not in refused])
     for entry_id, why in refused.items():
         outbox.set_aside(entry_id, why)
+    if usage is not None:
+        learn(usage, [row for _, row in entries if isinstance(row, Attempt)])
     return len(entries)
+
+
+def learn(usage: UsageMemory, attempts: Sequence[Attempt]) -> int:
+    """Take in what answered attempts have used → how many taught something. One round trip to read, one to write.
+
+    Raises:
+        StoreUnavailable: Redis is away.
+    """
+    samples: dict[str, list[Sample]] = {}
+    for attempt in attempts:
+        told = Usage(attempt.input_tokens, attempt.output_tokens)
+        if attempt.outcome is Outcome.ANSWERED and attempt.asked_model is not None and told != Usage():
+            name = estimate.key(attempt.task, attempt.asked_model)
+            sample = Sample(estimated_tokens=attempt.estimated_tokens, usage=told, at=attempt.finished_at)
+            samples.setdefault(name, []).append(sample)
+    if samples:
+        known = usage.read(samples)
+        learned = {name: reduce(estimate.learn, seen, known.get(name) or Learned()) for name, seen in samples.items()}
+        usage.write(learned)
+    return sum(len(seen) for seen in samples.values())
 
 
 def pause_s(failures: int, jitter: Callable[[], float]) -> float:
@@ -70,6 +100,7 @@ class Recorder:
     Errors other than those two outages are faults of this program: they end `run`, and whoever started it says so.
 
     Args:
+        usage: As in `record_once`.
         max_count: Entries a batch, at most.
         block_ms: How long one read waits; also how late `run` may notice that it should stop.
         linger_s: Pause after a batch that was not full, so that a busy system writes few large transactions rather
@@ -83,13 +114,14 @@ class Recorder:
         outbox: Outbox,
         tracker: Tracker,
         *,
+        usage: UsageMemory | None = None,
         max_count: int = 1000,
         block_ms: int = 1000,
         linger_s: float = 0.2,
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._outbox, self._tracker = outbox, tracker
+        self._outbox, self._tracker, self._usage = outbox, tracker, usage
         self._max_count, self._block_ms, self._linger_s = max_count, block_ms, linger_s
         self._jitter, self._clock = jitter, clock
         self.failures = 0  #: Tries that failed in a row; 0 while all is well.
@@ -100,7 +132,7 @@ class Recorder:
         while not stop.is_set():
             stop.wait(self.step())
         try:
-            while record_once(self._outbox, self._tracker, self._max_count):
+            while record_once(self._outbox, self._tracker, self._max_count, usage=self._usage):
                 pass
         except (StoreUnavailable, ConfigurationError) as error:
             self._say_away(error, wait_s=None)
@@ -108,7 +140,7 @@ class Recorder:
     def step(self) -> float:
         """Record one batch; returns how long to wait before the next, in seconds (0: there is more already)."""
         try:
-            done = record_once(self._outbox, self._tracker, self._max_count, self._block_ms)
+            done = record_once(self._outbox, self._tracker, self._max_count, self._block_ms, self._usage)
         except (StoreUnavailable, ConfigurationError) as error:
             self.failures += 1
             wait_s = pause_s(self.failures, self._jitter)

@@ -34,7 +34,6 @@ from ratelimit_worker.inprocess.desk import Desk, Turn
 from ratelimit_worker.inprocess.drive import InLoop, InThread, Mail, is_async
 from ratelimit_worker.inprocess.lane import lane_of
 from ratelimit_worker.inprocess.sharing import Sharing
-from ratelimit_worker.providers import anthropic, openai
 from ratelimit_worker.stores.desks import Desks
 from ratelimit_worker.wiring import Services, policy_of, services
 
@@ -155,7 +154,7 @@ class AdvancedRateLimiter:
             return run_unpaced(partial(self._basic.reserve, settings.rate_limit_delay, str(error)))
         lane = how.lane or lane_of(func, kwargs) or enqueue.DEFAULT_LANE
         plan = enqueue.plan(
-            enqueue.Kind(lane=lane),
+            enqueue.Kind(task=name, lane=lane),
             args,
             kwargs,
             settings,
@@ -165,7 +164,8 @@ class AdvancedRateLimiter:
             tenant=how.tenant,
             priority=how.priority,
             deadline_s=how.deadline_s,
-            cost=how.cost or (anthropic.cost if lane.startswith("anthropic:") else openai.cost)(kwargs),
+            cost=how.cost,
+            learned=live.learned_usage,
             cache=how.cache_enabled,
             stale_ttl=how.stale_ttl,
             shed_below=how.shed_below,
@@ -195,6 +195,7 @@ class AdvancedRateLimiter:
                 encode_outcome=live.encode_outcome,
                 lease_s=desk.lease_s,
                 policy=policy_of(settings)(plan["lane"]),
+                reconcile=lambda lane: enqueue.told(settings, lane).reconcile,
                 jitter=self._jitter,
             ),
             unpaced=lambda: self._basic.reserve(settings.rate_limit_delay, desk.why or "Redis is away"),

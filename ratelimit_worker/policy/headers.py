@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -37,7 +38,15 @@ _DURATION_PART = re.compile(rf"({_NUMBER.pattern})\s?([a-zµ]+)", re.I)
 _UNIT_S = {"ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0}
 _RFC3339 = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}")
 
-_RETRY_HEADERS = (("retry-after-ms", 1e-3), ("x-ms-retry-after-ms", 1e-3), ("retry-after", 1.0))
+#: The last three: what LiteLLM's proxy passes on from the provider behind it.
+_RETRY_HEADERS = (
+    ("retry-after-ms", 1e-3),
+    ("x-ms-retry-after-ms", 1e-3),
+    ("retry-after", 1.0),
+    ("llm_provider-retry-after-ms", 1e-3),
+    ("llm_provider-x-ms-retry-after-ms", 1e-3),
+    ("llm_provider-retry-after", 1.0),
+)
 _RETRY_FIELDS = (
     ("retry_after_ms", 1e-3),
     ("retryDelay", 1.0),
@@ -46,6 +55,11 @@ _RETRY_FIELDS = (
     ("retryAfter", 1.0),
     ("retry_after_seconds", 1.0),
 )
+_ASKED_TO_WAIT = re.compile(
+    rf"(?:try again|retry) (?:in|after) "
+    rf"((?:(?:{_NUMBER.pattern})\s?(?:days?|hours?|minutes?|seconds?|ms|h|m|s)\s?)+)\b",
+    re.I,
+)
 _NESTED = ("error", "Error", "errors", "detail", "details", "violations", "innererror", "inner_error")
 
 
@@ -53,7 +67,8 @@ def retry_after_s(headers: Mapping[str, str], body: Any = None, *, now_s: float 
     """How long the provider asks us to stay away, in seconds from now; None: it did not say, or nothing sensible.
 
     Understands seconds, milliseconds (`retry-after-ms`, `x-ms-retry-after-ms`), HTTP-date, RFC 3339, epoch seconds,
-    durations ("1h2m3.5s", "120ms") and Gemini's `retryDelay` in the body. At most `MAX_DELAY_S`.
+    durations ("1h2m3.5s", "120ms"), Gemini's `retryDelay` in the body, and last the body's own sentence ("Please try
+    again in 120ms", "Please retry after 45 seconds"): an SDK's exception may have no headers. At most `MAX_DELAY_S`.
 
     Args:
         now_s: Our clock, seconds since the epoch. Where the answer's `Date` disagrees by more than two seconds, or
@@ -70,6 +85,11 @@ def retry_after_s(headers: Mapping[str, str], body: Any = None, *, now_s: float 
             delay_s = _delay_s(fields.get(name), unit_s, now_s)
             if delay_s is not None:
                 return delay_s
+    for fields in error_objects(body):
+        said = fields.get("message")
+        asked = _ASKED_TO_WAIT.search(said[:_LONGEST_MESSAGE]) if isinstance(said, str) else None
+        if asked is not None:
+            return _delay_s(asked[1].rstrip("."), 1.0, now_s)
     return None
 
 
@@ -104,6 +124,13 @@ def snapshots(headers: Mapping[str, str], *, now_s: float | None) -> dict[str, S
     return _without_sums(found)
 
 
+def told_dimensions(headers: Mapping[str, str]) -> frozenset[str]:
+    """Dimensions of which the headers tell what remains; cheap where there are none."""
+    if not any(field[3] == "remaining" for field in map(_field, headers) if field is not None):
+        return frozenset()
+    return frozenset(snapshots(headers, now_s=None))
+
+
 def refused_dimension(headers: Mapping[str, str], body: Any = None) -> str | None:
     """Which of `calls.DIMENSIONS` a 429 was refused in; None: it does not say, so it counts in all.
 
@@ -120,6 +147,31 @@ def refused_dimension(headers: Mapping[str, str], body: Any = None) -> str | Non
         return dimension
     empty = [dimension for dimension, seen in snapshots(known, now_s=None).items() if seen.remaining <= 0]
     return empty[0] if len(empty) == 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class StatedLimit:
+    """A limit that an error names in words."""
+
+    limit: float  #: units per window
+    window_s: float  #: length of the window, seconds; 86,400: a quota of a day, which is no rate
+
+
+def stated_limit(body: Any) -> dict[str, StatedLimit]:
+    """The limits that a 429's body states, by dimension (`calls.DIMENSIONS`); empty where it states none.
+
+    Reads the sentences of OpenAI and Groq ("on tokens per min (TPM): Limit 30000, Used ..."), Anthropic ("rate limit of
+    40,000 input tokens per minute"), GitHub Models ("Rate limit of 15 per 60s exceeded for UserByMinute") and Cohere
+    ("limited to 10 API calls / minute"), and Gemini's quota violations. Where one body states several windows of one
+    dimension the shortest is told: that is the rate. Limits ≤ 0 are left out.
+    """
+    found: dict[str, StatedLimit] = {}
+    for fields in error_objects(body):
+        for dimension, limit in (*_quota_violation(fields), *_limits_in(fields.get("message"))):
+            other = found.get(dimension)
+            if other is None or limit.window_s < other.window_s:
+                found[dimension] = limit
+    return found
 
 
 def lower_case(headers: Any) -> dict[str, str]:
@@ -215,6 +267,7 @@ def _instant_s(text: str) -> float | None:
 
 _KINDS = {"limit": "limit", "remaining": "remaining", "reset": "reset", "renewalperiod": "window"}
 _WINDOWS = {"second": 1.0, "minute": 60.0, "min": 60.0, "hour": 3_600.0, "day": 86_400.0, "month": 2_592_000.0}
+_WINDOWS_SAID = {**_WINDOWS, "sec": 1.0}
 _DIMENSION_WORDS = {
     **dict.fromkeys(("requests", "request", "req"), "requests"),
     **dict.fromkeys(("tokens", "token", "bysize"), "tokens"),
@@ -236,6 +289,10 @@ _SCOPE_WORDS = frozenset(
         "project",
         "organization",
         "org",
+        "member",
+        "end",
+        "customer",
+        "deployment",
     )
 )
 
@@ -324,3 +381,46 @@ def _named_dimension(value: Any, *, prose: bool) -> str | None:
     if not prose and word.endswith("_requests"):  # Gemini: .../generate_content_free_tier_requests
         return "requests"
     return None
+
+
+_PER = r"(?P<per>second|sec|minute|min|hour|day|month)s?\b"
+_UNIT = r"(?P<unit>(?:(?:input|output|prompt|completion|request)[ _-])?tokens?|requests?|(?:api )?calls?)"
+_COUNT = r"(?P<limit>[0-9][0-9,]{0,17}(?:\.[0-9]{1,9})?)"
+_SENTENCES = (
+    re.compile(rf"\b{_UNIT} per {_PER}(?: ?\([a-z]{{2,8}}\))?[:.] ?limit:? ?{_COUNT}", re.I),
+    re.compile(rf"\blimit(?:ed)?\b[^.\n]{{0,80}}? (?:of|to) {_COUNT} {_UNIT} ?(?:per|/) ?{_PER}", re.I),
+    re.compile(rf"\blimit of {_COUNT} per (?P<window_s>[0-9]{{1,9}})s exceeded for (?P<unit>[a-z]{{1,64}})", re.I),
+)
+_QUOTA_WINDOW = re.compile(r"Per(?P<per>Second|Minute|Hour|Day|Month)")
+
+
+def _limits_in(message: Any) -> Iterator[tuple[str, StatedLimit]]:
+    if not isinstance(message, str):
+        return
+    for pattern in _SENTENCES:
+        for match in pattern.finditer(message[:_LONGEST_MESSAGE]):
+            said = match.groupdict()
+            window_s = _WINDOWS_SAID[said["per"].lower()] if said.get("per") else float(said["window_s"])
+            limit = float(said["limit"].replace(",", ""))
+            if limit > 0 and window_s > 0:
+                yield _dimension_of_unit(said["unit"].lower()), StatedLimit(limit, window_s)
+
+
+def _dimension_of_unit(unit: str) -> str:
+    if "token" not in unit:
+        return "requests"  # calls, requests, and GitHub's UserByMinute
+    if unit.startswith(("input", "prompt")):
+        return "input_tokens"
+    return "output_tokens" if unit.startswith(("output", "completion")) else "tokens"
+
+
+def _quota_violation(fields: Mapping[Any, Any]) -> Iterator[tuple[str, StatedLimit]]:
+    """Gemini: `{"quotaId": "GenerateRequestsPerMinutePerProjectPerModel-FreeTier", "quotaValue": "15"}`."""
+    name, limit = fields.get("quotaId"), _amount(_text(fields.get("quotaValue")))
+    if not isinstance(name, str) or not limit:
+        return
+    window = _QUOTA_WINDOW.search(name[:_LONGEST_VALUE])
+    dimension = "requests" if "Requests" in name else _named_dimension(name, prose=False)
+    if window is None or dimension is None:
+        return
+    yield dimension, StatedLimit(limit, _WINDOWS_SAID[window["per"].lower()])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ratelimit_worker.calls import Cost, Response, Usage
+from ratelimit_worker.calls import Response, Usage
+from ratelimit_worker.policy.estimate import Size, stated_tokens, text_tokens
 from ratelimit_worker.providers import http
-from ratelimit_worker.providers.openai import DEFAULT_OUTPUT_TOKENS, estimated_tokens, stated_tokens
 
 PROVIDER = "anthropic"
 BASE_URL = "https://api.anthropic.com"
@@ -44,18 +44,18 @@ def request(
     return http.post(to.url(path), body, to.headers, timeout_s, provider=PROVIDER, usage=usage)
 
 
-def cost(body: Any) -> Cost:
-    """What the API will charge on admission: bytes / 4 of messages, system and tools, plus `max_tokens`.
+def size(body: Any) -> Size:
+    """What a body says of its tokens: bytes / 4 of messages, system and tools, and `max_tokens`.
 
-    The API demands `max_tokens`; a body without it is charged `DEFAULT_OUTPUT_TOKENS`, and refused. Never raises.
+    The API demands `max_tokens`, and refuses a body without it. Never raises.
     """
     if not isinstance(body, Mapping):
-        return Cost()
-    prompt = [body.get(name) for name in ("messages", "system", "tools")]
-    stated = stated_tokens(body, "max_tokens")
-    return Cost(
-        input_tokens=sum(estimated_tokens(part) for part in prompt if part is not None),
-        output_tokens=DEFAULT_OUTPUT_TOKENS if stated is None else stated,
+        return Size(output_tokens=0)
+    model = body.get("model")
+    return Size(
+        input_tokens=text_tokens(*(body.get(name) for name in ("messages", "system", "tools"))),
+        output_tokens=stated_tokens(body, "max_tokens"),
+        model=model if isinstance(model, str) else "",
     )
 
 

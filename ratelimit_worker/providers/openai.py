@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ratelimit_worker.calls import Cost, Response, Usage
+from ratelimit_worker.calls import Response, Usage
+from ratelimit_worker.policy.estimate import Size, embeds, stated_tokens, text_tokens
 from ratelimit_worker.providers import http
 
 PROVIDER = "openai"
@@ -15,16 +16,7 @@ CHAT_PATH = "/chat/completions"
 EMBEDDINGS_PATH = "/embeddings"
 RESPONSES_PATH = "/responses"
 
-#: Output tokens that a call is charged for when it states no maximum: more than most answers have, so a lane with a
-#: token budget is not overrun, and little enough not to starve it. Settling corrects it by the usage that came back.
-DEFAULT_OUTPUT_TOKENS = 512
-
-#: An image, a sound or a file in a prompt: about what a picture of 1024 x 1024 costs; its base64 says nothing.
-ATTACHMENT_TOKENS = 1_000
-
-_BYTES_PER_TOKEN = 4
-_MAX_TOKENS = 10_000_000
-_ATTACHMENTS = frozenset({"image_url", "input_image", "image", "input_audio", "file", "input_file", "document"})
+_PROMPT = ("messages", "input", "prompt", "instructions", "tools", "functions")
 
 
 def endpoint(environment: Mapping[str, str], base_url: str | None = None) -> http.Endpoint:
@@ -57,27 +49,23 @@ def request(to: http.Endpoint, path: str, body: Any, timeout_s: float = http.REA
     return http.post(to.url(path), body, to.headers, timeout_s, provider=PROVIDER, usage=usage)
 
 
-def cost(body: Any) -> Cost:
-    """What the API will charge on admission: the prompt's bytes / 4 plus the most output that may come.
+def size(body: Any) -> Size:
+    """What a body says of its tokens: the prompt's bytes / 4, and the most output that may come, for each of `n`.
 
-    The maximum is `max_completion_tokens`, `max_output_tokens` or `max_tokens`, times `n`; `DEFAULT_OUTPUT_TOKENS`
-    where a body with a prompt states none, and 0 for embeddings. A lone `input` of plain text is taken for an embedding
-    (a response may look the same: then settling adds what it used). Never raises; no known shape costs one request.
+    The maximum is `max_completion_tokens`, `max_output_tokens` or `max_tokens`; 0 for embeddings. Never raises; what
+    has no known shape has no tokens.
     """
     if not isinstance(body, Mapping):
-        return Cost()
-    prompt = [body.get(name) for name in ("messages", "input", "prompt", "instructions", "tools", "functions")]
-    said = body.get("input")
-    answers = (
-        any(body.get(name) is not None for name in ("messages", "prompt", "instructions", "tools"))
-        or "max_output_tokens" in body
-        or (isinstance(said, list) and any(isinstance(item, Mapping) for item in said))
-    )
-    input_tokens = sum(estimated_tokens(part) for part in prompt if part is not None)
+        return Size(output_tokens=0)
     stated = stated_tokens(body, "max_completion_tokens", "max_output_tokens", "max_tokens")
-    output_tokens = stated if stated is not None else DEFAULT_OUTPUT_TOKENS if answers else 0
-    choices = max(1, stated_tokens(body, "n") or 1)
-    return Cost(input_tokens=input_tokens, output_tokens=min(_MAX_TOKENS, output_tokens * choices))
+    known = any(body.get(name) is not None for name in _PROMPT)
+    model = body.get("model")
+    return Size(
+        input_tokens=text_tokens(*(body.get(name) for name in _PROMPT)),
+        output_tokens=stated if stated is not None or (known and not embeds(body)) else 0,
+        choices=max(1, stated_tokens(body, "n") or 1),
+        model=model if isinstance(model, str) else "",
+    )
 
 
 def usage(body: Any) -> Usage | None:
@@ -111,34 +99,6 @@ def refusal(body: Any) -> str | None:
         for part in _objects(item, "content"):
             if part.get("type") == "refusal":
                 return _string(part.get("refusal")) or ""
-    return None
-
-
-def estimated_tokens(prompt: Any) -> int:
-    """Tokens in a prompt, by its text: UTF-8 bytes / 4, rounded up; attachments by the piece, token ids one each."""
-    size, tokens, waiting = 0, 0, [prompt]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, str):
-            size += len(part) if part.isascii() else len(part.encode("utf-8", "surrogatepass"))
-        elif isinstance(part, Mapping):
-            if part.get("type") in _ATTACHMENTS:
-                tokens += ATTACHMENT_TOKENS
-            else:
-                waiting += part.values()
-        elif isinstance(part, list | tuple):
-            waiting += part
-        elif isinstance(part, int | float) and not isinstance(part, bool):
-            tokens += 1
-    return min(_MAX_TOKENS, tokens + -(-size // _BYTES_PER_TOKEN))
-
-
-def stated_tokens(body: Mapping[Any, Any], *names: str) -> int | None:
-    """The first of the named fields that holds a count: a whole number from 0, at most 10 million."""
-    for name in names:
-        value = body.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-            return min(value, _MAX_TOKENS)
     return None
 
 

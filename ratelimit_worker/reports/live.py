@@ -46,6 +46,7 @@ class LaneState:
     due_later: int  #: for a time (backoff, countdown)
     ready: int  #: released, no worker has begun
     running: int
+    reserved_tokens: int  #: by those that are ready or running
     oldest_age_s: float | None  #: since the oldest of the waiting calls was accepted; None: none waits
     queues: tuple[str, ...]  #: on which its calls wait
     workers: int  #: that take calls from one of these queues (of all queues, where none waits)
@@ -140,6 +141,7 @@ def _lane(lane: LaneNow, now: Now, recent: Mapping[str, Recent] | None) -> LaneS
         due_later=lane.due_later,
         ready=lane.ready,
         running=lane.running,
+        reserved_tokens=lane.reserved_tokens,
         oldest_age_s=None if lane.oldest_s is None else max(0.0, now.at_s - lane.oldest_s),
         queues=lane.queues,
         workers=len(workers),
@@ -168,7 +170,7 @@ def _levels(fields: Mapping[str, bytes], at_s: float) -> dict[str, Level]:
             pace, depth = number(fields, f"p{i}"), number(fields, f"d{i}", 1.0)
             levels[dimension] = Level(
                 pace_per_min=pace * 60,
-                level=min(depth, number(fields, f"l{i}", depth) + pace * earned_s),
+                level=min(depth, number(fields, f"l{i}", depth) + pace * earned_s) + number(fields, f"o{i}"),
                 depth=depth,
                 learned_per_min=learned.get(dimension),
             )

@@ -59,9 +59,10 @@ def lanes_table(state: ClusterState) -> str:
                 per_min(learned, "-"),
                 per_min(requests.pace_per_min if requests is not None else None, "-"),
                 per_min(tokens.pace_per_min if tokens is not None else None, "-"),
+                count(lane.reserved_tokens),
             )
         )
-    return table(("lane", "rpm", "tpm", "at once", "adapts", "learned", "pace", "tokens"), rows)
+    return table(("lane", "rpm", "tpm", "at once", "adapts", "learned", "pace", "tokens", "reserved"), rows)
 
 
 def limits_line(limits: LaneLimits) -> str:

@@ -219,14 +219,16 @@ class Lanes:
         seen: bytes,
         gate_s: float = 0.0,
         kind: str = "value",
+        used: bytes = b"",
     ) -> bool:
         """Make the outcome of a call safe; the first answer wins → whether this was the first.
 
         Args:
             kind: What the answer is: "value", which is kept; "error", which only followers get; "passed": it asks
                 again, or never will; "alone": nobody else can have it, each of its followers asks for itself.
+            used: What the call has really taken (`observe.used`): the lane gets back what was reserved beyond that.
         """
-        args = (tag, answer, outbox, verdict, seen, int(gate_s * US), lane, KEEP_ANSWER_S * 1000, kind)
+        args = (tag, answer, outbox, verdict, seen, int(gate_s * US), lane, KEEP_ANSWER_S * 1000, kind, used)
         return bool(self.run("settle", args))
 
     def back(

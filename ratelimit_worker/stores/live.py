@@ -38,6 +38,7 @@ class Record:
     deadline_s: float
     release: int  #: number of its last release; with `ref` the tag
     tries: int  #: attempts that cost a try
+    tokens: int  #: that it reserves; once it is answered, those that it took
     lost: int  #: deliveries whose worker died
     since_s: float  #: waits since
     number: int  #: attempts begun
@@ -60,6 +61,7 @@ class LaneNow:
     due_later: int  #: for a time: backoff, countdown
     ready: int  #: released, not begun
     running: int
+    reserved_tokens: int  #: by those that are out, ready or running
     oldest_s: float | None  #: when the oldest of the waiting calls was accepted; seconds since the epoch
 
 
@@ -221,22 +223,30 @@ class Live:
             for lane in names:
                 pipe.hgetall(self._key(keys.lane(lane)))
                 pipe.smembers(self._key(f"{keys.NAMESPACE}queues:{lane}"))
-                pipe.zcount(self._key(f"{keys.NAMESPACE}out:{lane}"), 0, 0)
-                pipe.zcount(self._key(f"{keys.NAMESPACE}out:{lane}"), 1, 1)
+                pipe.zrange(self._key(f"{keys.NAMESPACE}out:{lane}"), 0, -1, withscores=True)
             raw = pipe.execute()
-        heads = self._heads({lane: _sorted(raw[4 * i + 1]) for i, lane in enumerate(names)})
+        out = {lane: raw[3 * i + 2] for i, lane in enumerate(names)}
+        reserved = self._reserved(out)
+        heads = self._heads({lane: _sorted(raw[3 * i + 1]) for i, lane in enumerate(names)})
         for i, lane in enumerate(names):
             waiting, due_later, oldest_s = heads[lane]
             yield LaneNow(
                 lane=lane,
-                fields={name.decode(): value for name, value in raw[4 * i].items()},
-                queues=_sorted(raw[4 * i + 1]),
+                fields={name.decode(): value for name, value in raw[3 * i].items()},
+                queues=_sorted(raw[3 * i + 1]),
                 waiting=waiting,
                 due_later=due_later,
-                ready=int(raw[4 * i + 2]),
-                running=int(raw[4 * i + 3]),
+                ready=sum(begun == 0 for _, begun in out[lane]),
+                running=sum(begun == 1 for _, begun in out[lane]),
+                reserved_tokens=reserved[lane],
                 oldest_s=oldest_s,
             )
+
+    def _reserved(self, out: Mapping[str, Sequence[tuple[bytes, float]]]) -> dict[str, int]:
+        """Lane → tokens that its calls which are out have reserved; there are no more of them than slots."""
+        refs = {lane: [tag.decode().rpartition(".")[0] for tag, _ in tags] for lane, tags in out.items()}
+        records = self._records(sorted({ref for some in refs.values() for ref in some}))
+        return {lane: sum(records[ref].tokens for ref in some if ref in records) for lane, some in refs.items()}
 
     def _heads(self, queues_of: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, int, float | None]]:
         """Lane → (waiting, due later, when the oldest was accepted)."""
@@ -313,6 +323,7 @@ def _record(ref: str, packed: bytes) -> Record:
         queue=values[2],
         priority=values[4],
         tenant=values[5],
+        tokens=int(values[6][1]),
         accepted_s=values[7] / US,
         deadline_s=values[8] / US,
         release=int(values[9]),

@@ -166,7 +166,7 @@ class Record(Duty):
         self.services = services
 
     def turn(self) -> None:
-        Recorder(self.services.outbox, self.services.tracker).run(self.stopping)
+        Recorder(self.services.outbox, self.services.tracker, usage=self.services.usage).run(self.stopping)
 
 
 class Clean(Duty):

@@ -24,6 +24,7 @@ from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.flow import enqueue, pin
 from ratelimit_worker.flow.execute import Again, Answered, Executor, Facts, GaveUp
 from ratelimit_worker.flow.settle import Answers
+from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.retry import RetryPolicy
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.providers import http
@@ -66,7 +67,7 @@ class CallTask(Task):
     tenant: ClassVar[str] = ""
     call_priority: ClassVar[str | int] = Priority.NORMAL
     deadline_s: ClassVar[float | None] = None
-    cost: ClassVar[Callable[..., Cost] | None] = None
+    cost: ClassVar[Callable[..., Cost | Size] | None] = None
     cache: ClassVar[bool] = True
     cache_ttl: ClassVar[float | None] = None
     stale_ttl: ClassVar[float] = 0.0
@@ -76,6 +77,7 @@ class CallTask(Task):
         """The header that a call with these arguments gets."""
         cost = type(self).cost
         kind = enqueue.Kind(
+            task=self.name,
             lane=self.lane,
             provider=self.provider,
             context=self.context,
@@ -89,7 +91,8 @@ class CallTask(Task):
             stale_ttl_s=self.stale_ttl,
             shed_below=self.shed_below,
         )
-        return enqueue.plan(kind, args, kwargs, services().settings, now=time.time(), **options)
+        live = services()
+        return enqueue.plan(kind, args, kwargs, live.settings, now=time.time(), learned=live.learned_usage, **options)
 
     def apply_async(
         self,
@@ -232,6 +235,7 @@ def executor(lane: str = enqueue.DEFAULT_LANE) -> Executor:
             encode_outcome=live.encode_outcome,
             lease_s=live.settings.visibility_timeout_seconds,
             policy=policies(enqueue.DEFAULT_LANE),
+            reconcile=lambda lane: enqueue.told(live.settings, lane).reconcile,
             pass_through=(TaskPredicate, Ignore, Reject),
         )
         found = _executors[os.getpid()] = (made, policies)

@@ -1,0 +1,248 @@
+"""How many tokens will a call take out of its budget? A guess from its arguments, corrected by what its like have used.
+
+Input: bytes of the call's texts / 4, times a factor learned per task and model. Output: the most that the arguments
+allow; where they name no maximum, the mean of what this task and model have answered so far, else 256. The mean, not a
+high quantile: over many calls it is what a budget of tokens a minute is made of. A quantile was tried beside it
+(`benchmarks/tokens.py`): where nothing is given back after the answer, the p90 of lognormal lengths left a third of the
+budget unused.
+
+Pure. Arguments and answers are strangers' values: what makes no sense counts as nothing, and nothing here raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ratelimit_worker.calls import Cost, Usage
+
+#: Output tokens of a call that names no maximum, while nothing is learned.
+DEFAULT_OUTPUT_TOKENS = 256
+
+#: An image, a sound or a file in a prompt: about what a picture of 1024 x 1024 costs; its base64 says nothing.
+ATTACHMENT_TOKENS = 1_000
+
+#: What was learned counts from so many answers on: fewer are no mean.
+LEAST_ANSWERS = 5
+
+#: Bounds of the factor: beyond, something else is wrong, and the estimate must not run away with it.
+LEAST_FACTOR, MOST_FACTOR = 0.1, 10.0
+
+MOST_TOKENS = 10_000_000  #: of one part of a call
+_MOST_ANSWERS = 1_000_000_000
+_BYTES_PER_TOKEN = 4
+_MOST_PARTS = 100_000  #: of the arguments that are looked at
+
+#: Weight of the newest answer once there were many: a mean over about the last hundred. Lognormal lengths with
+#: sigma 0.8 leave it a standard error of 7 %.
+_WEIGHT = 0.01
+
+_ATTACHMENTS = frozenset({"image_url", "input_image", "image", "input_audio", "file", "input_file", "document"})
+
+#: How SDKs and frameworks spell the most tokens that may come back; the first that is there holds.
+OUTPUT_LIMITS = (
+    "max_completion_tokens",
+    "max_output_tokens",
+    "max_tokens",
+    "max_new_tokens",
+    "max_tokens_to_sample",
+    "maxOutputTokens",
+    "maxTokens",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """What a call's arguments say of its tokens, before anything else is known.
+
+    A task's `cost` may return it in place of a `Cost`: then what was learned of the task corrects it.
+    """
+
+    input_tokens: int = 0  #: bytes / 4
+    output_tokens: int | None = None  #: the most that may come back, of one choice; None: the call names no maximum
+    choices: int = 1  #: answers that the call asks for at once
+    model: str = ""  #: "": the arguments name none
+    counted: bool = False  #: `input_tokens` was counted by a tokenizer: nothing is to be corrected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """What the answers of one task and model have taught; exponentially weighted means."""
+
+    answers: int = 0
+    factor: float = 1.0  #: input tokens that the provider counted / that were estimated
+    factor_of: int = 0  #: answers in `factor`
+    output_tokens: float = 0.0  #: of one answer
+    output_of: int = 0  #: answers in `output_tokens`
+    at: float = 0.0  #: of the last of them, seconds since the epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What one answer teaches."""
+
+    estimated_tokens: int | None  #: input, before any correction; None: it was not estimated
+    usage: Usage
+    at: float  #: seconds since the epoch
+
+
+def cost(size: Size, learned: Learned | None) -> Cost:
+    """What the call is charged when it is admitted; `learned` is None while nothing is known of its task and model."""
+    input_tokens, output_tokens = size.input_tokens, size.output_tokens
+    if learned is not None and learned.factor_of >= LEAST_ANSWERS and not size.counted:
+        input_tokens = round(input_tokens * min(MOST_FACTOR, max(LEAST_FACTOR, learned.factor)))
+    if output_tokens is None:
+        known = learned is not None and learned.output_of >= LEAST_ANSWERS
+        output_tokens = round(learned.output_tokens) if known and learned is not None else DEFAULT_OUTPUT_TOKENS
+    return Cost(
+        input_tokens=min(MOST_TOKENS, max(0, input_tokens)),
+        output_tokens=min(MOST_TOKENS, max(0, output_tokens) * max(1, size.choices)),
+    )
+
+
+def learn(learned: Learned | None, sample: Sample) -> Learned:
+    """What is known after one more answer.
+
+    The factor is the mean of actual / estimated, each within its bounds; the weight of an answer is 1/n at first, and
+    0.01 once there were a hundred.
+    """
+    before = learned or Learned()
+    factor, factor_of = before.factor, before.factor_of
+    output, output_of = before.output_tokens, before.output_of
+    counted, estimated = sample.usage.input_tokens, sample.estimated_tokens
+    if counted is not None and counted > 0 and estimated is not None and estimated > 0:
+        factor_of = min(_MOST_ANSWERS, factor_of + 1)
+        seen = min(MOST_FACTOR, max(LEAST_FACTOR, counted / estimated))
+        factor += (seen - factor) * max(1.0 / factor_of, _WEIGHT)
+        factor = min(MOST_FACTOR, max(LEAST_FACTOR, factor))  # what rounding may have brought beyond them
+    if sample.usage.output_tokens is not None and sample.usage.output_tokens >= 0:
+        output_of = min(_MOST_ANSWERS, output_of + 1)
+        output += (min(sample.usage.output_tokens, MOST_TOKENS) - output) * max(1.0 / output_of, _WEIGHT)
+    return Learned(
+        answers=min(_MOST_ANSWERS, before.answers + 1),
+        factor=factor,
+        factor_of=factor_of,
+        output_tokens=output,
+        output_of=output_of,
+        at=max(before.at, sample.at),
+    )
+
+
+def key(task: str, model: str) -> str:
+    """The name under which a task and model are learned."""
+    return f"{task}\n{model}"
+
+
+def size_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Size:
+    """The size of a call of any function: all texts in its arguments, and a maximum under any of its usual names.
+
+    The maximum may stand among the keyword arguments, or one level below, in an argument that is a mapping (a request
+    body, a `generation_config`).
+    """
+    size, output_tokens = _Text(), stated_tokens(kwargs, *OUTPUT_LIMITS)
+    for value in args:
+        size.add(value)
+    for value in kwargs.values():
+        size.add(value)
+    if output_tokens is None:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Mapping):
+                output_tokens = stated_tokens(value, *OUTPUT_LIMITS)
+                if output_tokens is not None:
+                    break
+    if output_tokens is None and embeds(kwargs):
+        output_tokens = 0
+    model = kwargs.get("model")
+    return Size(
+        input_tokens=size.tokens(numbers=False),
+        output_tokens=output_tokens,
+        choices=max(1, stated_tokens(kwargs, "n") or 1) if output_tokens is not None else 1,
+        model=model if isinstance(model, str) else "",
+    )
+
+
+def embeds(body: Mapping[str, Any]) -> bool:
+    """Whether a request asks for embeddings, which have no output: a lone `input` of texts.
+
+    A response may look the same; what it used is known when it is answered.
+    """
+    said = body.get("input")
+    if said is None or "max_output_tokens" in body:
+        return False
+    if any(body.get(name) is not None for name in ("messages", "prompt", "instructions", "tools")):
+        return False
+    return not (isinstance(said, list) and any(isinstance(item, Mapping) for item in said))
+
+
+def text_tokens(*prompt: Any) -> int:
+    """Tokens in parts of a prompt, by their text: UTF-8 bytes / 4, rounded up; attachments by the piece, token ids one
+    each."""
+    text = _Text()
+    for part in prompt:
+        text.add(part)
+    return text.tokens(numbers=True)
+
+
+def stated_tokens(body: Mapping[Any, Any], *names: str) -> int | None:
+    """The first of the named fields that holds a count: a whole number from 0, at most 10 million."""
+    for name in names:
+        value = body.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return min(value, MOST_TOKENS)
+    return None
+
+
+def usage_of(answer: Any) -> Usage | None:
+    """The tokens that a provider counted, from an answer's body or an SDK's object of it; None: it tells none.
+
+    Reads `usage` (`usage_metadata`) in the spellings of OpenAI, Anthropic (cache writes count against the budget, cache
+    reads do not), Gemini and LangChain.
+    """
+    fields = answer if isinstance(answer, Mapping) else _kept(answer)
+    counted = fields.get("usage") or fields.get("usage_metadata")
+    if counted is None:
+        return None
+    told = counted if isinstance(counted, Mapping) else _kept(counted)
+    input_tokens = stated_tokens(told, "prompt_tokens", "input_tokens", "prompt_token_count")
+    output_tokens = stated_tokens(told, "completion_tokens", "output_tokens", "candidates_token_count")
+    if input_tokens is not None:
+        input_tokens += stated_tokens(told, "cache_creation_input_tokens") or 0
+    return None if input_tokens is None and output_tokens is None else Usage(input_tokens, output_tokens)
+
+
+class _Text:
+    """Adds up the texts of a call."""
+
+    __slots__ = ("_attachments", "_bytes", "_numbers", "_parts")
+
+    def __init__(self) -> None:
+        self._bytes = self._numbers = self._attachments = self._parts = 0
+
+    def add(self, value: Any) -> None:
+        waiting = [value]
+        while waiting and self._parts < _MOST_PARTS:
+            part = waiting.pop()
+            self._parts += 1
+            if isinstance(part, str):
+                self._bytes += len(part) if part.isascii() else len(part.encode("utf-8", "surrogatepass"))
+            elif isinstance(part, Mapping):
+                if part.get("type") in _ATTACHMENTS:
+                    self._attachments += 1
+                else:
+                    waiting += part.values()
+            elif isinstance(part, list | tuple):
+                waiting += part
+            elif isinstance(part, int | float) and not isinstance(part, bool):
+                self._numbers += 1
+
+    def tokens(self, *, numbers: bool) -> int:
+        """Args: numbers: Whether each number is a token (a prompt of token ids)."""
+        told = self._attachments * ATTACHMENT_TOKENS + (self._numbers if numbers else 0)
+        return min(MOST_TOKENS, told + -(-self._bytes // _BYTES_PER_TOKEN))
+
+
+def _kept(of: Any) -> Mapping[str, Any]:
+    """The attributes that an object keeps; its properties are not called, for they may do anything."""
+    kept = getattr(of, "__dict__", None)
+    return kept if isinstance(kept, dict) else {}

@@ -1,0 +1,118 @@
+"""What have the answers of each task and model used? One hash in Redis, and a copy in each process that makes calls."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+from redis import Redis
+
+from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
+from ratelimit_worker.policy.estimate import Learned
+from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.live import redis_errors
+
+log = logging.getLogger(__name__)
+
+TTL_S = 30 * 86_400
+MOST_KEPT = 2_000  #: tasks and models; when there are more, a tenth goes, those that were quiet for longest
+REFRESH_S = 10.0  #: a process looks so often at most
+MOST_ASKED = 1_000  #: tasks and models that one process looks for
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Learned).decode
+
+
+class UsageMemory:
+    """The hash `rlw:usage`. All methods raise `StoreUnavailable` where Redis is away, full or read-only.
+
+    Two that learn at the same time may lose some of each other's answers; a mean over a hundred of them bears that.
+    """
+
+    def __init__(self, client: Redis, key_prefix: str = "") -> None:
+        self._client, self._key = client, key_prefix + keys.USAGE
+
+    def read(self, names: Iterable[str]) -> dict[str, Learned]:
+        """What is known, by name (`estimate.key`); one that is not known, or another version's, is left out."""
+        wanted = list(names)
+        if not wanted:
+            return {}
+        with redis_errors():
+            raw: Any = self._client.hmget(self._key, wanted)
+        found = ((name, _read(value)) for name, value in zip(wanted, raw, strict=True))
+        return {name: learned for name, learned in found if learned is not None}
+
+    def write(self, learned: Mapping[str, Learned]) -> None:
+        """Keep what was learned, for 30 days after the last answer of any task."""
+        if not learned:
+            return
+        with redis_errors():
+            with self._client.pipeline(transaction=False) as pipe:
+                pipe.hset(self._key, mapping={name: _encode(value) for name, value in learned.items()})
+                pipe.expire(self._key, TTL_S)
+                pipe.hlen(self._key)
+                kept = int(pipe.execute()[2])
+            if kept > MOST_KEPT:
+                self._forget_quiet(kept - MOST_KEPT + MOST_KEPT // 10)
+
+    def _forget_quiet(self, many: int) -> None:
+        raw: Any = self._client.hgetall(self._key)
+        known = ((name, _read(value)) for name, value in raw.items())
+        by_age = sorted((0.0 if learned is None else learned.at, name) for name, learned in known)
+        self._client.hdel(self._key, *(name for _, name in by_age[:many]))
+
+
+class LearnedUsage:
+    """What this process knows of it: `learned(name)` never waits. What is asked for the first time is not known yet; a
+    thread of its own looks for it, and again for all that was asked for every 10 s while somebody asks.
+
+    Args:
+        memory: Gives the hash; called in that thread.
+        clock: Monotonic seconds.
+        spawn: Runs a function beside the caller.
+    """
+
+    def __init__(
+        self,
+        memory: Callable[[], UsageMemory],
+        clock: Callable[[], float] = time.monotonic,
+        spawn: Callable[[Callable[[], None]], None] | None = None,
+    ) -> None:
+        self._memory, self._clock, self._spawn = memory, clock, spawn or _in_thread
+        self._asked: set[str] = set()
+        self._known: Mapping[str, Learned] = {}
+        self._look_at = float("-inf")
+
+    def __call__(self, name: str) -> Learned | None:
+        """What is known of a task and model (`estimate.key`); None: nothing, or nothing yet."""
+        if len(self._asked) < MOST_ASKED:
+            self._asked.add(name)
+        now = self._clock()
+        if now >= self._look_at:
+            self._look_at = now + REFRESH_S
+            self._spawn(self._look)
+        return self._known.get(name)
+
+    def _look(self) -> None:
+        try:
+            self._known = self._memory().read(tuple(self._asked))
+        except (StoreUnavailable, ConfigurationError) as error:
+            # Estimates do without; `.delay()` itself says what is wrong.
+            log.info("usage.unread", extra={"cause": type(error).__name__})
+
+
+def _in_thread(run: Callable[[], None]) -> None:
+    threading.Thread(target=run, name="rlw-usage", daemon=True).start()
+
+
+def _read(raw: bytes | None) -> Learned | None:
+    if raw is None:
+        return None
+    try:
+        return _decode(raw)
+    except msgspec.MsgspecError:  # another version's: learned anew
+        return None
