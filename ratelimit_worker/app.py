@@ -12,6 +12,7 @@ from ratelimit_worker import wiring
 from ratelimit_worker.calls import Cost
 from ratelimit_worker.config import LANE_SCHEMES, Settings, canonical_redis_url, read_settings
 from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.worker import control
 from ratelimit_worker.worker.backend import BACKENDS
 from ratelimit_worker.worker.settings import BACKEND_OPTIONS, BROKER_OPTIONS, DEFAULTS, REQUIRED
@@ -91,6 +92,7 @@ def llm_task(
     cost: Callable[..., Cost] | None = None,
     cache: bool = True,
     cache_ttl: float | None = None,
+    classify: Rule | None = None,
     app: Celery | None = None,
     **options: Any,
 ) -> Any:
@@ -102,6 +104,7 @@ def llm_task(
     Args:
         cache: Whether calls with the same arguments share one request and its answer.
         cache_ttl: Seconds for which an answer is kept; None: `MAISD_CACHE_TTL_SECONDS`; 0: not at all.
+        classify: Told what the task raised: its `Category`, a whole `Failure`, or None, and our own rules hold.
     """
 
     def decorate(run: Callable[P, R]) -> Any:
@@ -117,6 +120,7 @@ def llm_task(
             "cost": staticmethod(cost) if cost is not None else None,
             "cache": cache,
             "cache_ttl": cache_ttl,
+            "classify": staticmethod(classify) if classify is not None else None,
         }
         make = app.task if app is not None else shared_task
         return make(**{**base, **options})(run)

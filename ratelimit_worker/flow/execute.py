@@ -15,7 +15,6 @@ from typing import Any
 
 from ratelimit_worker.calls import Attempt, Failure, Outcome, Priority, Sighting, sighting
 from ratelimit_worker.errors import (
-    CallFailed,
     CallFailedLater,
     DeadlineExceeded,
     PayloadLost,
@@ -101,6 +100,7 @@ class Executor:
     pass_through: tuple[type[BaseException], ...] = ()
     jitter: Callable[[], float] = random.random
     clock: Callable[[], float] = time.monotonic
+    classify: Callable[[BaseException], Failure | None] = classify_exception
 
     def execute(self, facts: Facts, run: Callable[[Begun], Any], restore: Callable[[bytes], None]) -> Result:
         """Make one attempt at a released call.
@@ -150,7 +150,7 @@ class Executor:
         return Answered(value)
 
     def _failed(self, facts: Facts, begun: Begun, started: float, seen: Sighting, error: Exception) -> Result:
-        failure = classify_exception(error)
+        failure = self.classify(error)
         if failure is None:  # not one that we know: Celery's own rules hold
             self._settle(facts, begun, started, seen, None, Outcome.FAILED, b"", "other", type(error).__name__)
             return GaveUp(error)
@@ -176,7 +176,7 @@ class Executor:
                 wait_s = 0.0 if observe.verdict_of(failure) == "refused" else after_s
                 return self._again(facts, begun, started, seen, failure, wait_s, 0)
             case GiveUp() | Halt():
-                final = error if isinstance(error, CallFailed) else call_failed(failure, tries)
+                final = call_failed(failure, tries)
                 self._settle(
                     facts,
                     begun,

@@ -23,6 +23,7 @@ from typing import Any
 
 from redis import RedisError
 
+from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Mode, ModeChange
 from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import enqueue, pin
@@ -34,6 +35,7 @@ from ratelimit_worker.inprocess.desk import Desk, Turn
 from ratelimit_worker.inprocess.drive import InLoop, InThread, Mail, is_async
 from ratelimit_worker.inprocess.lane import lane_of
 from ratelimit_worker.inprocess.sharing import Sharing
+from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.providers import anthropic, openai
 from ratelimit_worker.stores.desks import Desks
 from ratelimit_worker.wiring import Services, policy_of, services
@@ -54,6 +56,7 @@ class Options:
     Args:
         lane: None: `<provider>:<model>` as far as the arguments tell, else "default".
         cache_enabled: Whether its answer is shared: one that is kept or on its way may stand for the call.
+        classify: Told what the function raised, as for a task: its `Category`, a `Failure`, or None for our own rules.
     """
 
     context: str = "general"
@@ -64,6 +67,7 @@ class Options:
     priority: str | int = "normal"
     deadline_s: float | None = None
     cost: Cost | None = None
+    classify: Rule | None = None
 
 
 class AdvancedRateLimiter:
@@ -108,7 +112,8 @@ class AdvancedRateLimiter:
 
         Args:
             func_name: What statistics call it; the function's own name when None.
-            options: As `Options`: lane, context_tags, cache_enabled, tenant, priority, deadline_s, cost.
+            options: As `Options`: lane, context_tags, cache_enabled, tenant, priority, deadline_s, cost,
+                classify.
         Raises:
             Exception: what `func` raised last, as it was.
             DeadlineExceeded: the lane had no turn for it within its deadline.
@@ -189,6 +194,7 @@ class AdvancedRateLimiter:
                 lease_s=desk.lease_s,
                 policy=policy_of(settings)(plan["lane"]),
                 jitter=self._jitter,
+                classify=plugins.classifier(how.classify),
             ),
             unpaced=lambda: self._basic.reserve(settings.rate_limit_delay, desk.why or "Redis is away"),
         ).steps()

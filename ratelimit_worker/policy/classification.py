@@ -8,11 +8,13 @@ defines them.
 vocabulary   the tables: words, statuses, class names
 evidence     what one answer or exception says for itself, and what of it may be shown
 completion   which 2xx are none
+rules        who is asked before us
 here         the verdict, and the walk along causes, contexts and groups
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ratelimit_worker.calls import Category, Failure, Response
@@ -29,6 +31,7 @@ from ratelimit_worker.policy.evidence import (
     testimony,
 )
 from ratelimit_worker.policy.headers import lower_case, retry_after_s
+from ratelimit_worker.policy.rules import Rule, opinion
 from ratelimit_worker.policy.vocabulary import (
     BARE_NAMES,
     DECISIVE_NAMES,
@@ -72,7 +75,9 @@ def classify_response(response: Response, *, now_s: float | None = None) -> Fail
     )
 
 
-def classify_exception(error: BaseException, *, now_s: float | None = None) -> Failure | None:
+def classify_exception(
+    error: BaseException, *, now_s: float | None = None, rules: Sequence[Rule] = ()
+) -> Failure | None:
     """Say what kind of failure `error` is; None: unknown to us, so Celery's own rules hold.
 
     The outermost error of the chain (`__cause__`, `__context__`, a client's `reason`) that we know decides; what it was
@@ -85,14 +90,23 @@ def classify_exception(error: BaseException, *, now_s: float | None = None) -> F
 
     Args:
         now_s: Our clock, seconds since the epoch, for a Retry-After that is a date; None: read it against `Date`.
+        rules: Asked first, in order, about `error` itself. A category takes the place of ours, with all else that we
+            found (status, Retry-After, request id); a `Failure` is the verdict.
     """
-    return _of_chain(error, now_s, set())
+    said = opinion(error, rules) if rules else None
+    if isinstance(said, Failure):
+        return said
+    found = _of_chain(error, now_s, set())
+    if said is None:
+        return found
+    return replace(found, category=said) if found else Failure(category=said, cause=class_name(error))
 
 
 def _of_chain(error: BaseException, now_s: float | None, seen: set[int]) -> Failure | None:
     found: Failure | None = None
     link: BaseException | None = error
     explicit = True  # all links since the one that decides were raised `from` each other
+    guess = False  # the one that decides gave a status that nobody sent
     for depth in range(_MOST_LINKS):
         if link is None or id(link) in seen:
             break
@@ -104,11 +118,12 @@ def _of_chain(error: BaseException, now_s: float | None, seen: set[int]) -> Fail
         else:
             failure = _of_link(link, now_s, outermost=depth == 0)
         if found is None:
-            found = failure
+            found, guess = failure, _is_guess(link)
         elif failure is not None and explicit:
-            found = _sharpened(found, failure)
+            better = guess and not _is_guess(link)
+            found, guess = _sharpened(found, failure, guess=better), guess and not better
         link, raised_from = _next(link)
-        explicit = found is None or (explicit and raised_from)
+        explicit = found is None or guess or (explicit and raised_from)
     return found
 
 
@@ -124,11 +139,18 @@ def _next(error: BaseException) -> tuple[BaseException | None, bool]:
     """What `error` came from, and whether it says so itself."""
     if error.__cause__ is not None:
         return error.__cause__, True
-    for name in ("reason", "os_error", "original_error"):  # urllib3, urllib, aiohttp, botocore
+    # urllib3 and urllib; aiohttp; botocore; litellm's broken streams
+    for name in ("reason", "os_error", "original_error", "original_exception"):
         inner = attribute(error, name)
         if isinstance(inner, BaseException):
             return inner, True
-    return (None if error.__suppress_context__ else error.__context__), False
+    # litellm raises its own while it handles what it stands for, without saying `from`
+    return (None if error.__suppress_context__ else error.__context__), root_of(type(error)) == "litellm"
+
+
+def _is_guess(error: BaseException) -> bool:
+    """Whether its class and status mean little: litellm says 500 to whatever it cannot map, resets and 529s too."""
+    return root_of(type(error)) == "litellm" and attribute(error, "status_code") == 500
 
 
 def _of_group(group: BaseExceptionGroup[BaseException], now_s: float | None, seen: set[int]) -> Failure | None:
@@ -138,13 +160,14 @@ def _of_group(group: BaseExceptionGroup[BaseException], now_s: float | None, see
     return next(iter(transient or failures), None)
 
 
-def _sharpened(found: Failure, deeper: Failure) -> Failure:
+def _sharpened(found: Failure, deeper: Failure, *, guess: bool) -> Failure:
+    """A wrapper's verdict with what the error behind it adds, or corrects where the wrapper guessed."""
     special = deeper.category in {_C.QUOTA_EXHAUSTED, _C.CONTENT_FILTERED}
     vague = found.category in {_C.RATE_LIMITED, _C.INVALID_REQUEST, _C.SERVER_ERROR, _C.AUTH}
     return Failure(
-        category=deeper.category if special and vague else found.category,
+        category=deeper.category if guess or (special and vague) else found.category,
         cause=f"{found.cause} from {deeper.cause}"[:300] if deeper.cause not in found.cause else found.cause,
-        status=found.status or deeper.status,
+        status=deeper.status if guess else found.status or deeper.status,
         retry_after_s=found.retry_after_s if found.retry_after_s is not None else deeper.retry_after_s,
         request_id=found.request_id or deeper.request_id,
     )
@@ -162,11 +185,15 @@ def _of_link(error: BaseException, now_s: float | None, *, outermost: bool) -> F
         return None if failure is None else replace(failure, cause=f"{class_name(error)}: {failure.cause}")
     names = [(root_of(kind), kind.__name__) for kind in type(error).__mro__ if root_of(kind) in PROVIDER_ROOTS]
     headers, body, evidence = testimony(error, response, providers=bool(names))
+    wait_s = retry_after_s(headers, body, now_s=now_s)
+    if wait_s is None and names:  # pydantic-ai, of errors inside a stream
+        wait_s = retry_after_s({}, {"retry_after": attribute(error, "retry_after")}, now_s=now_s)
     category = (
         next((DECISIVE_NAMES[name] for _, name in names if name in DECISIVE_NAMES), None)
         or evidence.category()
         or next((TELLING_NAMES[name] for _, name in names if name in TELLING_NAMES), None)
         or (BARE_NAMES.get(".".join(names[0])) if names else None)
+        or (_C.MALFORMED_RESPONSE if evidence.accepted else None)  # a client raised over a 2xx: it could not read it
         or _of_builtin(error, outermost=outermost)
     )
     if category is None:
@@ -176,7 +203,7 @@ def _of_link(error: BaseException, now_s: float | None, *, outermost: bool) -> F
         cause=one_line(class_name(error), evidence.status, evidence.words)
         + (place_of(error) if category is _C.PROGRAMMING else ""),
         status=evidence.status,
-        retry_after_s=retry_after_s(headers, body, now_s=now_s),
+        retry_after_s=wait_s,
         request_id=request_id_of(headers),
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ratelimit_worker.calls import Category
@@ -41,6 +41,7 @@ class Evidence:
     message: str  #: to be searched, never to be shown
     per_day: bool  #: Gemini names the quota that was hit
     never: bool  #: Gemini's quota of 0: this key may not use this model at all
+    accepted: bool = False  #: the answer behind an exception was a 2xx
 
     @classmethod
     def of(cls, status: int | None, headers: Mapping[str, str], body: Any, *, also: tuple[Any, ...] = ()) -> Evidence:
@@ -96,6 +97,10 @@ def is_status(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 400 <= value <= 599
 
 
+def _is_success(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 200 <= value <= 299
+
+
 def parsed(body: Any) -> Any:
     """JSON that a client left as text or bytes; anything else as it is."""
     if isinstance(body, bytes | bytearray):
@@ -106,6 +111,19 @@ def parsed(body: Any) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError):  # no JSON after all: the text itself is what was said
         return body
+
+
+#: Where exceptions keep machine words: the SDKs; pydantic-ai; litellm ("budget" as a limit of its own).
+_WORD_ATTRIBUTES = (
+    "code",
+    "type",
+    "status",
+    "reason",
+    "error_code",
+    "provider_error_code",
+    "provider_error_type",
+    "rate_limit_type",
+)
 
 
 def testimony(error: BaseException, response: Any, *, providers: bool) -> tuple[dict[str, str], Any, Evidence]:
@@ -138,9 +156,11 @@ def testimony(error: BaseException, response: Any, *, providers: bool) -> tuple[
             break
     status = next((int(value) for value in statuses if is_status(value)), None)
     if providers or status is not None:
-        also = [attribute(error, name) for name in ("code", "type", "status", "reason", "error_code")]
+        also = [attribute(error, name) for name in _WORD_ATTRIBUTES]
         also += [_grpc_code(error), attribute(error, "message"), message_of(error)]
-    return headers, body, Evidence.of(status, headers, body, also=tuple(also))
+    evidence = Evidence.of(status, headers, body, also=tuple(also))
+    accepted = providers and status is None and any(_is_success(value) for value in statuses)
+    return headers, body, replace(evidence, accepted=accepted)
 
 
 def _text_of(response: Any) -> Any:

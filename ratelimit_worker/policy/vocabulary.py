@@ -30,7 +30,7 @@ DECISIVE_WORDS: Mapping[str, Category] = {
             "billingerror billingnotactive billingdisabled billinghardlimitreached "
             "linkedorganizationbillingunavailable "
             "enforcedspendlimitreached contractspendlimitreached linkedorganizationspendlimitreached "
-            "dailylimitexceeded servicequotaexceededexception quotaexceeded arrearage usagelimitreached"
+            "dailylimitexceeded servicequotaexceededexception quotaexceeded arrearage usagelimitreached budget"
         ),
         _C.QUOTA_EXHAUSTED,
     ),
@@ -165,7 +165,7 @@ DECISIVE_NAMES: Mapping[str, Category] = {
         _split(
             "APITimeoutError Timeout TimeoutException TimeoutError ReadTimeout ConnectTimeout WriteTimeout PoolTimeout "
             "ReadTimeoutError ConnectTimeoutError ServerTimeoutError ConnectionTimeoutError "
-            "SocketTimeoutError RetryError"
+            "SocketTimeoutError RetryError ModelTimeoutError ModelRequestTimeout"
         ),
         _C.TIMEOUT,
     ),
@@ -175,7 +175,8 @@ DECISIVE_NAMES: Mapping[str, Category] = {
             "CloseError ProtocolError "
             "RemoteProtocolError TransportError ProxyError SSLError NewConnectionError NameResolutionError "
             "ClientConnectionError ClientOSError HTTPClientError ConnectionClosed ConnectionClosedError "
-            "WebSocketConnectionClosedError RemoteDisconnected BadStatusLine NoResponseError SSEError"
+            "WebSocketConnectionClosedError RemoteDisconnected BadStatusLine NoResponseError SSEError "
+            "ModelConnectionError"
         ),
         _C.CONNECTION,
     ),
@@ -193,13 +194,14 @@ DECISIVE_NAMES: Mapping[str, Category] = {
     **dict.fromkeys(
         _split(
             "ContentFilterFinishReasonError ContentPolicyViolationError ContentFilterError BlockedPromptException "
-            "StopCandidateException GuardrailRaisedException"
+            "StopCandidateException GuardrailRaisedException BlockedPiiEntityError ModelRefusalError"
         ),
         _C.CONTENT_FILTERED,
     ),
     **dict.fromkeys(
         _split(
-            "ContextWindowExceededError ContextOverflowError LengthFinishReasonError UnsupportedParamsError "
+            "ContextWindowExceededError ModelContextWindowExceededError ContextOverflowError LengthFinishReasonError "
+            "UnsupportedParamsError "
             "ParamValidationError InvalidURL MissingSchema InvalidSchema UnsupportedProtocol LocalProtocolError "
             "InvalidHeader TooManyRedirects LocationParseError URLSchemeUnknown"
         ),
@@ -212,32 +214,39 @@ DECISIVE_NAMES: Mapping[str, Category] = {
         ),
         _C.AUTH,
     ),
-    "BudgetExceededError": _C.QUOTA_EXHAUSTED,
+    **dict.fromkeys(("BudgetExceededError", "ModelQuotaExceededError"), _C.QUOTA_EXHAUSTED),
 }
 
 #: Class names that decide where there is neither status nor word.
 TELLING_NAMES: Mapping[str, Category] = {
     **dict.fromkeys(
-        _split("RateLimitError TooManyRequests TooManyRequestsError ResourceExhausted ThrottlingException"),
+        _split(
+            "RateLimitError TooManyRequests TooManyRequestsError ResourceExhausted ThrottlingException "
+            "ModelRateLimitError"
+        ),
         _C.RATE_LIMITED,
     ),
-    **dict.fromkeys(_split("OverloadedError ServiceUnavailable ServiceUnavailableError"), _C.OVERLOADED),
+    **dict.fromkeys(
+        _split("OverloadedError ServiceUnavailable ServiceUnavailableError ModelUnavailableError"), _C.OVERLOADED
+    ),
     **dict.fromkeys(_split("GatewayTimeout GatewayTimeoutError DeadlineExceeded"), _C.TIMEOUT),
     **dict.fromkeys(
-        _split("InternalServerError ServerError BadGateway BadGatewayError Unknown DataLoss"), _C.SERVER_ERROR
+        _split("InternalServerError ServerError BadGateway BadGatewayError Unknown DataLoss ModelServerError"),
+        _C.SERVER_ERROR,
     ),
     **dict.fromkeys(_split("ConflictError Conflict Aborted AlreadyExists"), _C.CONFLICT),
     **dict.fromkeys(
         _split(
             "AuthenticationError PermissionDeniedError PermissionDenied Unauthenticated Unauthorized UnauthorizedError "
-            "Forbidden ForbiddenError InvalidTokenError"
+            "Forbidden ForbiddenError InvalidTokenError ModelAuthenticationError ModelPermissionDeniedError"
         ),
         _C.AUTH,
     ),
     **dict.fromkeys(
         _split(
             "BadRequestError BadRequest NotFoundError NotFound InvalidArgument FailedPrecondition OutOfRange "
-            "UnprocessableEntityError InvalidRequestError HTTPValidationError ValidationException"
+            "UnprocessableEntityError InvalidRequestError HTTPValidationError ValidationException "
+            "ModelRequestRejectedError ModelInvalidRequestError ModelNotFoundError"
         ),
         _C.INVALID_REQUEST,
     ),
@@ -254,6 +263,7 @@ BARE_NAMES: Mapping[str, Category] = {
     "openai.OpenAIError": _C.AUTH,
     "groq.GroqError": _C.AUTH,
     "botocore.EventStreamError": _C.SERVER_ERROR,
+    "langchain_core.ModelAPIError": _C.SERVER_ERROR,
 }
 
 NETWORK_ERRNOS = frozenset(
