@@ -132,7 +132,11 @@ def testimony(error: BaseException, response: Any, *, providers: bool) -> tuple[
         response = attribute(error, "raw_response")  # mistralai
     headers: dict[str, str] = {}
     also: list[Any] = []
-    statuses = [attribute(error, name) for name in ("status_code", "http_status", "status", "code")]
+    # aiohttp warns whoever asks for its `code`, an old name of `status`
+    old_names = {"code"} if root_of(type(error)) == "aiohttp" else set()
+    statuses = [
+        attribute(error, name) for name in ("status_code", "http_status", "status", "code") if name not in old_names
+    ]
     body: Any = None
     if isinstance(response, Mapping):  # botocore
         meta = response.get("ResponseMetadata")
@@ -156,7 +160,7 @@ def testimony(error: BaseException, response: Any, *, providers: bool) -> tuple[
             break
     status = next((int(value) for value in statuses if is_status(value)), None)
     if providers or status is not None:
-        also = [attribute(error, name) for name in _WORD_ATTRIBUTES]
+        also = [attribute(error, name) for name in _WORD_ATTRIBUTES if name not in old_names]
         also += [_grpc_code(error), attribute(error, "message"), message_of(error)]
     evidence = Evidence.of(status, headers, body, also=tuple(also))
     accepted = providers and status is None and any(_is_success(value) for value in statuses)
@@ -192,8 +196,10 @@ def _plain_details(item: Any) -> Any:
 
 def _grpc_code(error: BaseException) -> Any:
     """grpc's errors say their code by a method."""
+    if not any(root_of(kind) == "grpc" for kind in type(error).__mro__):
+        return None
     code = attribute(error, "code")
-    if not callable(code) or not any(root_of(kind) == "grpc" for kind in type(error).__mro__):
+    if not callable(code):
         return None
     try:
         return attribute(code(), "name")

@@ -80,12 +80,12 @@ def groq_chat(url: str, **off: Any) -> Any:
 
 def anthropic_message(url: str, **off: Any) -> Any:
     client = anthropic.Anthropic(base_url=url, api_key=KEY, timeout=PATIENCE_S, **off)
-    return client.messages.create(model="claude-sonnet-4-5", max_tokens=16, messages=ASKED)
+    return client.messages.create(model="claude-sonnet-5", max_tokens=16, messages=ASKED)
 
 
 def anthropic_stream(url: str, **off: Any) -> Any:
     client = anthropic.Anthropic(base_url=url, api_key=KEY, timeout=PATIENCE_S, **off)
-    with client.messages.stream(model="claude-sonnet-4-5", max_tokens=16, messages=ASKED) as stream:
+    with client.messages.stream(model="claude-sonnet-5", max_tokens=16, messages=ASKED) as stream:
         return stream.get_final_message()
 
 
@@ -127,7 +127,7 @@ def litellm_openai(url: str, **off: Any) -> Any:
 
 
 def litellm_anthropic(url: str, **off: Any) -> Any:
-    name = "anthropic/claude-sonnet-4-5"
+    name = "anthropic/claude-sonnet-5"
     return litellm.completion(name, ASKED, api_base=url, api_key=KEY, timeout=PATIENCE_S, max_tokens=16, **off)
 
 
@@ -138,7 +138,7 @@ def langchain_openai_chat(url: str, **off: Any) -> Any:
 
 def langchain_anthropic_chat(url: str, **off: Any) -> Any:
     chat: Any = ChatAnthropic(
-        model="claude-sonnet-4-5", base_url=url, api_key=KEY, timeout=PATIENCE_S, max_tokens=16, **off
+        model="claude-sonnet-5", base_url=url, api_key=KEY, timeout=PATIENCE_S, max_tokens=16, **off
     )
     return chat.invoke(PROMPT)
 
@@ -150,7 +150,7 @@ def _pydantic_openai(url: str, **off: Any) -> Any:
 
 def _pydantic_anthropic(url: str, **off: Any) -> Any:
     client = anthropic.AsyncAnthropic(base_url=url, api_key=KEY, timeout=PATIENCE_S, **off)
-    return AnthropicModel("claude-sonnet-4-5", provider=AnthropicProvider(anthropic_client=client))
+    return AnthropicModel("claude-sonnet-5", provider=AnthropicProvider(anthropic_client=client))
 
 
 def pydantic_openai(url: str, **off: Any) -> Any:
