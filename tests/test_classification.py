@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx
@@ -268,6 +269,22 @@ def test_a_2xx_may_be_no_answer(response: Response, category: Category | None) -
     assert (failure and failure.category) is category
 
 
+def test_the_documented_table_is_in_force() -> None:
+    """Each category of docs/failures.md: the bounds of its waits, its tries, and whether it counts as sick."""
+    documented = {}
+    for line in (Path(__file__).parents[1] / "docs" / "failures.md").read_text("utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 5 and cells[0].strip("`") in set(Category):
+            documented[Category(cells[0].strip("`"))] = tuple(cells[2:])
+    assert set(documented) == set(Category)
+    for category, (first, tries, sick) in documented.items():
+        rule = RetryPolicy().rules.get(category)
+        waits = f"retry, {rule.backoff.base_s:g} to {rule.backoff.cap_s:g} s" if rule else first
+        assert (first, tries) == (waits, str(rule.tries) if rule else "–")
+        assert first.startswith("retry") == (rule is not None)
+        assert sick == ("yes" if Failure(category=category, cause="").sick else "no")
+
+
 def test_a_prompt_that_quotes_an_error_changes_nothing() -> None:
     """A 400 echoes its input: an agent whose prompt speaks of quotas must not halt the lane."""
     for quote in ("credit balance is too low", "insufficient_quota", "requests per day (RPD)", "overloaded_error"):
@@ -445,6 +462,9 @@ RAISED: list[Any] = [
     (errors.Throttled("HTTP 429", 429, "req_1"), C.RATE_LIMITED),
     (errors.MalformedResponse("the answer is no JSON", 200), C.MALFORMED_RESPONSE),
     (ProviderRefused(answer(529, anthropic_error("overloaded_error"))), C.OVERLOADED),
+    (type("OwnTimeout", (errors.TimedOut,), {"__init__": lambda self: None})(), C.TIMEOUT),
+    (errors.Conflict("\n", 409), C.CONFLICT),
+    (errors.CallFailed("of no category"), None),
     (errors.StoreUnavailable("redis"), None),
     (errors.ConfigurationError("x"), None),
     # Python's own

@@ -175,10 +175,15 @@ def _sharpened(found: Failure, deeper: Failure, *, guess: bool) -> Failure:
 
 def _of_link(error: BaseException, now_s: float | None, *, outermost: bool) -> Failure | None:
     """The verdict on one exception, whatever it came from."""
-    if isinstance(error, CallFailed):
-        request_id = error.request_id if isinstance(error.request_id, str) else None
-        cause = error.cause.splitlines()[0][:300] if isinstance(error.cause, str) and error.cause else class_name(error)
-        return Failure(category=error.category, cause=cause, status=error.status, request_id=request_id)
+    if isinstance(error, CallFailed) and isinstance(attribute(error, "category"), Category):
+        # A class that derives from ours need not have called our constructor
+        cause, status, request_id = (attribute(error, name) for name in ("cause", "status", "request_id"))
+        return Failure(
+            category=error.category,
+            cause=cause.splitlines()[0][:300] if isinstance(cause, str) and cause.strip() else class_name(error),
+            status=status if isinstance(status, int) else None,
+            request_id=request_id if isinstance(request_id, str) else None,
+        )
     response = attribute(error, "response")
     if isinstance(response, Response):
         failure = classify_response(response, now_s=now_s)
