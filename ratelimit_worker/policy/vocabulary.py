@@ -149,7 +149,8 @@ PROVIDER_ROOTS = frozenset(
         "openai anthropic google vertexai grpc mistralai cohere groq botocore boto3 aiobotocore "
         "litellm ollama together "
         "fireworks cerebras replicate huggingface_hub azure xai_sdk instructor pydantic_ai langchain langchain_core "
-        "langchain_openai langchain_anthropic langchain_google_genai langchain_aws langchain_mistralai httpx httpx2 "
+        "langchain_openai langchain_anthropic langchain_google_genai langchain_aws langchain_mistralai "
+        "langchain_groq langchain_cohere langchain_google_vertexai httpx httpx2 "
         "httpcore httpcore2 requests urllib3 urllib http aiohttp h11 h2 websockets httpx_sse"
     )
 )
