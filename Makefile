@@ -3,6 +3,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+COMPAT := .compat
 # Inside the venv, so that it goes when the venv goes.
 STAMP := $(VENV)/.installed
 ARGS ?=
@@ -10,10 +11,10 @@ ARGS ?=
 SPREAD ?= -n 3 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo flower test lint lock wheel clean distclean
+.PHONY: help install demo flower test test-compat lint lock wheel clean distclean
 
 help:  ## Show this
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
 	@echo '  ARGS="..." goes to the command: make demo ARGS="--seed 7", make test ARGS="-k lanes -x"'
 
 install: $(STAMP)  ## Make .venv with everything in requirements.lock, and this project in it
@@ -27,6 +28,25 @@ flower: $(STAMP)  ## Flower on the broker of MAISD_REDIS_URL, with the page "Rat
 test: $(STAMP)  ## Run the tests
 	@$(BIN)/python -m pytest -q $(SPREAD) $(ARGS)
 
+# Each set of SDKs that resolves together has an environment of its own, and the tests of its name. They use this
+# folder's product as it is, uninstalled; the conftest of the other tests needs servers that are not there.
+test-compat: $(patsubst tests/compat/requirements-%.txt,$(COMPAT)/%/.installed,$(wildcard tests/compat/requirements-*.txt))  ## What real SDKs raise, in environments of their own
+	@set -e; for stamp in $^; do set=`basename $$(dirname $$stamp)`; \
+		$(COMPAT)/$$set/bin/python -m pytest -q --confcutdir=tests/compat -p no:cacheprovider --disable-warnings \
+			tests/compat/test_$$set.py $(ARGS); \
+	done
+
+$(COMPAT)/%/.installed: tests/compat/requirements-%.txt | $(STAMP)
+	@set -e; rm -rf $(COMPAT)/$*; echo "Installing $<"; \
+	if uv --version >/dev/null 2>&1; then \
+		uv venv --quiet --python $(BIN)/python $(COMPAT)/$*; \
+		uv pip install --quiet --python $(COMPAT)/$*/bin/python -r $<; \
+	else \
+		$(BIN)/python -m venv $(COMPAT)/$*; \
+		$(COMPAT)/$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<; \
+	fi; \
+	touch $@
+
 lint: $(STAMP)  ## Style, types, and which floor may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,16 +59,21 @@ lock:  ## Write requirements.lock from pyproject.toml (needs uv; ARGS=--upgrade 
 	echo editables | uv pip compile --quiet --universal --python-version 3.11 --all-extras --group dev \
 		--custom-compile-command "make lock" --no-emit-index-url --no-emit-find-links \
 		pyproject.toml - -o requirements.lock $(ARGS)
+	for set in tests/compat/*.in; do \
+		uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command "make lock" \
+			--no-emit-index-url --no-emit-find-links --no-annotate \
+			$$set -o tests/compat/requirements-`basename $$set .in`.txt $(ARGS); \
+	done
 
 wheel: $(STAMP)  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist $(ARGS)
 
 clean:  ## Remove what was built and cached; keeps .venv and state/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './$(COMPAT)/*' -prune -exec rm -rf {} +
 
-distclean: clean  ## Remove .venv too
-	rm -rf $(VENV)
+distclean: clean  ## Remove .venv and .compat too
+	rm -rf $(VENV) $(COMPAT)
 
 # A python3.x on PATH need not run (pyenv's shims answer "command not found"), and Debian's comes without venv unless
 # python3-venv is installed: so each is tried. uv needs no venv module. An unfinished install leaves no stamp.

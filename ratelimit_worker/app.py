@@ -13,6 +13,7 @@ from ratelimit_worker.calls import Cost
 from ratelimit_worker.config import LANE_SCHEMES, Settings, canonical_redis_url, read_settings
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.policy.estimate import Size
+from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.worker import control
 from ratelimit_worker.worker.backend import BACKENDS
 from ratelimit_worker.worker.settings import BACKEND_OPTIONS, BROKER_OPTIONS, DEFAULTS, REQUIRED
@@ -94,6 +95,7 @@ def llm_task(
     cache_ttl: float | None = None,
     stale_ttl: float = 0.0,
     shed_below: str | None = None,
+    classify: Rule | None = None,
     app: Celery | None = None,
     **options: Any,
 ) -> Any:
@@ -111,6 +113,7 @@ def llm_task(
             no fresh answer gets this one at once.
         shed_below: "high", "normal" or "low": while the lane is in EMERGENCY or HALT, calls of a class below this one
             fail at once with `LaneShedding`; None: they wait.
+        classify: Told what the task raised: its `Category`, a whole `Failure`, or None, and our own rules hold.
     """
 
     def decorate(run: Callable[P, R]) -> Any:
@@ -128,6 +131,7 @@ def llm_task(
             "cache_ttl": cache_ttl,
             "stale_ttl": stale_ttl,
             "shed_below": shed_below,
+            "classify": staticmethod(classify) if classify is not None else None,
         }
         make = app.task if app is not None else shared_task
         return make(**{**base, **options})(run)

@@ -12,7 +12,7 @@ from celery import Celery
 from ratelimit_worker.app import install, llm_task
 from ratelimit_worker.calls import Response
 from ratelimit_worker.config import read_settings
-from ratelimit_worker.errors import ServerError
+from ratelimit_worker.errors import MalformedResponse, ServerError
 from ratelimit_worker.providers import openai
 from ratelimit_worker.providers.http import ProviderRefused
 
@@ -104,6 +104,24 @@ def sick(fail_times: int, name: str = "sick") -> int:
     if tries < fail_times:
         raise ServerError("HTTP 500", 500)
     return tries
+
+
+@llm_task(app=app, shared=False, cache=False, lane="free", classify=lambda error: str(error.args[0]))
+def ruled(category: str, fail_times: int) -> int:
+    """Fails so often with an exception of the user's own, for which its rule has a category."""
+    name = f"ruled-{category}"
+    tries = len(_read(name))
+    _write(name, str(tries))
+    if tries < fail_times:
+        raise LookupError(category)
+    return tries
+
+
+@llm_task(app=app, shared=False, cache=False, lane="free")
+def garbled() -> None:
+    """A provider whose answer cannot be read, ever."""
+    _write("garbled", "x")
+    raise MalformedResponse("no JSON", 200)
 
 
 @llm_task(app=app, shared=False, cache=False, lane="free")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import socket
 import ssl
 from collections.abc import Callable
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from ratelimit_worker import errors
 from ratelimit_worker.calls import Category, Failure, Response
 from ratelimit_worker.policy.classification import classify_exception, classify_response
+from ratelimit_worker.policy.retry import Retry, RetryPolicy, Snooze, next_step
 from ratelimit_worker.providers.http import ProviderRefused
 
 C = Category
@@ -51,7 +54,7 @@ def google_quota(quota_id: str, value: str = "15") -> dict[str, Any]:
 
 GOOGLE_429 = "You exceeded your current quota, please check your plan and billing details."
 
-REFUSED = [
+REFUSED: list[Any] = [
     # OpenAI
     (answer(429, openai_error("tokens", "rate_limit_exceeded", "on tokens per min (TPM): Limit 9")), C.RATE_LIMITED),
     (answer(429, openai_error("requests", "rate_limit_exceeded")), C.RATE_LIMITED),
@@ -148,6 +151,15 @@ REFUSED = [
     # LiteLLM's proxy
     (answer(429, openai_error("throttling_error", "429")), C.RATE_LIMITED),
     (answer(400, openai_error("budget_exceeded", "400", "Budget has been exceeded!")), C.QUOTA_EXHAUSTED),
+    # With a wait: a header, milliseconds, a body's word
+    (answer(429, openai_error("requests", "rate_limit_exceeded"), retry_after="2"), C.RATE_LIMITED, 2.0),
+    (answer(429, openai_error("tokens", None), retry_after_ms="1500", retry_after="2"), C.RATE_LIMITED, 1.5),
+    (answer(503, "", x_ms_retry_after_ms="250"), C.OVERLOADED, 0.25),
+    (answer(529, anthropic_error("overloaded_error"), retry_after="1m30s"), C.OVERLOADED, 90.0),
+    (answer(429, google_error(429, "RESOURCE_EXHAUSTED", {"retryDelay": "12.5s"})), C.RATE_LIMITED, 12.5),
+    (answer(500, {}, retry_after="-3"), C.SERVER_ERROR),
+    (answer(429, {}, retry_after="nan"), C.RATE_LIMITED),
+    (answer(429, {}, retry_after="999999"), C.RATE_LIMITED, 86_400.0),
     # Status alone, and bodies that say nothing
     (answer(408), C.TIMEOUT),
     (answer(409), C.CONFLICT),
@@ -165,12 +177,40 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("response", "category"), REFUSED)
-def test_refusals_of_every_provider(response: Response, category: Category) -> None:
+#: What follows each category the first time, on a lane that is well.
+FIRST = {
+    C.RATE_LIMITED: "Snooze",
+    C.QUOTA_EXHAUSTED: "Halt",
+    **dict.fromkeys((C.AUTH, C.INVALID_REQUEST, C.CONTENT_FILTERED, C.PROGRAMMING), "GiveUp"),
+    **dict.fromkeys((C.OVERLOADED, C.SERVER_ERROR, C.TIMEOUT, C.CONNECTION, C.MALFORMED_RESPONSE, C.CONFLICT), "Retry"),
+}
+
+
+def follows(failure: Failure) -> tuple[str, float | None]:
+    """What follows a failure the first time, without any jitter: the step's name and the wait."""
+    step = next_step(failure, 1, RetryPolicy(), lambda: 0.0, provider_away=False, now_s=0.0, deadline_s=math.inf)
+    return type(step).__name__, step.after_s if isinstance(step, Retry | Snooze) else None
+
+
+def rows(table: list[Any]) -> list[tuple[Any, Category | None, float | None]]:
+    """(what was met, category, Retry-After in seconds); most rows have no such wait."""
+    return [(met, category, *(delay or [None])) for met, category, *delay in table]
+
+
+def test_there_are_enough_hand_built_cases() -> None:
+    """Beside those that the SDKs themselves raise (tests/compat), counted apart."""
+    assert len([category for _, category, _ in rows(REFUSED + RAISED) if category is not None]) >= 120
+    assert {category for _, category, _ in rows(REFUSED + RAISED)} == {*Category, None}
+
+
+@pytest.mark.parametrize(("response", "category", "delay_s"), rows(REFUSED))
+def test_refusals_of_every_provider(response: Response, category: Category, delay_s: float | None) -> None:
     """By machine words, else by status, else by the few messages that have no word of their own."""
     failure = classify_response(response)
     assert failure is not None
     assert failure.category is category
+    assert failure.retry_after_s == delay_s
+    assert follows(failure) == (FIRST[category], (delay_s or 0.0) if FIRST[category] in {"Retry", "Snooze"} else None)
     assert failure.status == response.status
     assert failure.cause.startswith(f"HTTP {response.status}")
 
@@ -227,6 +267,22 @@ def test_a_2xx_may_be_no_answer(response: Response, category: Category | None) -
     """An error inside, a stream that broke, text that should be JSON, or nothing but a refusal; else it is good."""
     failure = classify_response(response)
     assert (failure and failure.category) is category
+
+
+def test_the_documented_table_is_in_force() -> None:
+    """Each category of docs/failures.md: the bounds of its waits, its tries, and whether it counts as sick."""
+    documented = {}
+    for line in (Path(__file__).parents[1] / "docs" / "failures.md").read_text("utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 5 and cells[0].strip("`") in set(Category):
+            documented[Category(cells[0].strip("`"))] = tuple(cells[2:])
+    assert set(documented) == set(Category)
+    for category, (first, tries, sick) in documented.items():
+        rule = RetryPolicy().rules.get(category)
+        waits = f"retry, {rule.backoff.base_s:g} to {rule.backoff.cap_s:g} s" if rule else first
+        assert (first, tries) == (waits, str(rule.tries) if rule else "–")
+        assert first.startswith("retry") == (rule is not None)
+        assert sick == ("yes" if Failure(category=category, cause="").sick else "no")
 
 
 def test_a_prompt_that_quotes_an_error_changes_nothing() -> None:
@@ -288,7 +344,7 @@ QUOTA_BODY = {"code": "insufficient_quota", "type": "insufficient_quota", "messa
 API_ERROR = type("APIError", (Exception,), {"__module__": "openai"})
 URL = httpx.Request("POST", "http://provider/v1")
 
-RAISED: list[tuple[BaseException, Category | None]] = [
+RAISED: list[Any] = [
     # openai, groq and anthropic
     (sdk("openai.RateLimitError", status_code=429, response=Answer(429), body=None), C.RATE_LIMITED),
     (sdk("openai.RateLimitError", status_code=429, response=Answer(429), body=QUOTA_BODY), C.QUOTA_EXHAUSTED),
@@ -334,12 +390,13 @@ RAISED: list[tuple[BaseException, Category | None]] = [
     (sdk("mistralai.client.errors.HTTPValidationError", status_code=422), C.INVALID_REQUEST),
     (sdk("cohere.errors.TooManyRequestsError", status_code=429, body={"message": "trial key"}), C.RATE_LIMITED),
     (sdk("cohere.core.api_error.ApiError", status_code=500, body=None), C.SERVER_ERROR),
-    (sdk("botocore.errorfactory.ThrottlingException", response=aws("ThrottlingException", 429)), C.RATE_LIMITED),
+    (sdk("botocore.errorfactory.ThrottlingException", response=aws("ThrottlingException", 429)), C.RATE_LIMITED, 3.0),
     (
         sdk("botocore.exceptions.ClientError", response=aws("ThrottlingException", 400, "Too many tokens per day")),
         C.QUOTA_EXHAUSTED,
+        3.0,
     ),
-    (sdk("botocore.exceptions.ClientError", response=aws("AccessDeniedException", 403)), C.AUTH),
+    (sdk("botocore.exceptions.ClientError", response=aws("AccessDeniedException", 403)), C.AUTH, 3.0),
     (sdk("botocore.exceptions.ReadTimeoutError"), C.TIMEOUT),
     (
         sdk("botocore.exceptions.EndpointConnectionError", sdk("botocore.exceptions.ConnectionError").__class__),
@@ -359,6 +416,25 @@ RAISED: list[tuple[BaseException, Category | None]] = [
         sdk("pydantic_ai.exceptions.ModelHTTPError", status_code=529, body=anthropic_error("overloaded_error")),
         C.OVERLOADED,
     ),
+    (sdk("litellm.exceptions.RateLimitError", status_code=429, rate_limit_type="budget"), C.QUOTA_EXHAUSTED),
+    (sdk("litellm.exceptions.BlockedPiiEntityError"), C.CONTENT_FILTERED),
+    (sdk("langchain_core.exceptions.ModelRateLimitError"), C.RATE_LIMITED),
+    (sdk("langchain_core.exceptions.ModelAPIError"), C.SERVER_ERROR),
+    (sdk("langchain_core.exceptions.ModelRefusalError"), C.CONTENT_FILTERED),
+    (sdk("langchain_core.exceptions.ModelTimeoutError"), C.TIMEOUT),
+    (sdk("pydantic_ai.exceptions.ModelRateLimitError", retry_after=7.5), C.RATE_LIMITED, 7.5),
+    (sdk("pydantic_ai.exceptions.ModelRateLimitError", provider_error_code="insufficient_quota"), C.QUOTA_EXHAUSTED),
+    (sdk("pydantic_ai.exceptions.ModelQuotaExceededError"), C.QUOTA_EXHAUSTED),
+    (sdk("pydantic_ai.exceptions.ModelContextWindowExceededError"), C.INVALID_REQUEST),
+    (sdk("pydantic_ai.exceptions.ModelConnectionError"), C.CONNECTION),
+    (sdk("pydantic_ai.exceptions.UsageLimitExceeded"), None),
+    (sdk("pydantic_ai.exceptions.ModelRetry"), None),
+    # a client that raised over a 2xx
+    (
+        sdk("mistralai.client.errors.SDKError", status_code=200, body="<html>", raw_response=Answer(200)),
+        C.MALFORMED_RESPONSE,
+    ),
+    (sdk("cohere.core.api_error.ApiError", status_code=200, body="{cut"), C.MALFORMED_RESPONSE),
     # HTTP clients
     (httpx.ReadTimeout("x", request=URL), C.TIMEOUT),
     (httpx.ConnectTimeout("x", request=URL), C.TIMEOUT),
@@ -373,7 +449,7 @@ RAISED: list[tuple[BaseException, Category | None]] = [
     (sdk("requests.exceptions.ChunkedEncodingError", OSError), C.MALFORMED_RESPONSE),
     (sdk("requests.exceptions.JSONDecodeError", ValueError), C.MALFORMED_RESPONSE),
     (sdk("urllib3.exceptions.MaxRetryError", reason=sdk("urllib3.exceptions.ReadTimeoutError")), C.TIMEOUT),
-    (sdk("urllib.error.HTTPError", OSError, code=429, headers={"Retry-After": "3"}), C.RATE_LIMITED),
+    (sdk("urllib.error.HTTPError", OSError, code=429, headers={"Retry-After": "3"}), C.RATE_LIMITED, 3.0),
     (sdk("urllib.error.URLError", OSError, reason=TimeoutError()), C.TIMEOUT),
     (sdk("aiohttp.client_exceptions.ClientResponseError", status=502, headers=None), C.SERVER_ERROR),
     (sdk("aiohttp.client_exceptions.ContentTypeError", status=200), C.MALFORMED_RESPONSE),
@@ -386,6 +462,9 @@ RAISED: list[tuple[BaseException, Category | None]] = [
     (errors.Throttled("HTTP 429", 429, "req_1"), C.RATE_LIMITED),
     (errors.MalformedResponse("the answer is no JSON", 200), C.MALFORMED_RESPONSE),
     (ProviderRefused(answer(529, anthropic_error("overloaded_error"))), C.OVERLOADED),
+    (type("OwnTimeout", (errors.TimedOut,), {"__init__": lambda self: None})(), C.TIMEOUT),
+    (errors.Conflict("\n", 409), C.CONFLICT),
+    (errors.CallFailed("of no category"), None),
     (errors.StoreUnavailable("redis"), None),
     (errors.ConfigurationError("x"), None),
     # Python's own
@@ -414,11 +493,15 @@ RAISED: list[tuple[BaseException, Category | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("error", "category"), RAISED, ids=lambda value: str(getattr(type(value), "__name__", value)))
-def test_exceptions_of_every_client(error: BaseException, category: Category | None) -> None:
+@pytest.mark.parametrize(("error", "category", "delay_s"), rows(RAISED), ids=lambda value: type(value).__name__)
+def test_exceptions_of_every_client(error: BaseException, category: Category | None, delay_s: float | None) -> None:
     """By class, by what they carry, and None where they are nobody's we know."""
     failure = classify_exception(error)
     assert (failure and failure.category) is category
+    if failure is not None:
+        assert failure.retry_after_s == delay_s
+        waits = FIRST[failure.category] in {"Retry", "Snooze"}
+        assert follows(failure) == (FIRST[failure.category], (delay_s or 0.0) if waits else None)
 
 
 def raised(raise_it: Callable[[], NoReturn]) -> BaseException:
@@ -463,6 +546,43 @@ def test_a_cause_sharpens_a_wrapper() -> None:
     failure = classify_exception(wrapper)
     assert failure is not None
     assert (failure.category, failure.retry_after_s) == (C.QUOTA_EXHAUSTED, 5.0)
+
+
+def test_a_wrapper_that_guesses_is_corrected() -> None:
+    """litellm says 500 to what it cannot map, without a `from`: what is behind it decides. A real 500 stays one."""
+
+    def mapped(*behind: BaseException) -> BaseException:
+        outer: BaseException | None = None
+        for error in reversed(behind):
+            error.__context__, outer = outer, error
+        assert outer is not None
+        return outer
+
+    def guess(name: str = "InternalServerError") -> BaseException:
+        return sdk(f"litellm.exceptions.{name}", status_code=500)
+
+    reset = sdk("openai.APIConnectionError")
+    overloaded = sdk(
+        "httpx.HTTPStatusError", response=Answer(529, anthropic_error("overloaded_error"), retry_after="4")
+    )
+    for behind, category, status in (
+        (reset, C.CONNECTION, None),
+        (overloaded, C.OVERLOADED, 529),
+        (sdk("openai.InternalServerError", status_code=500), C.SERVER_ERROR, 500),
+    ):
+        failure = classify_exception(mapped(guess(), sdk("litellm.llms.openai.OpenAIError", status_code=500), behind))
+        assert failure is not None
+        assert (failure.category, failure.status) == (category, status)
+    failure = classify_exception(mapped(guess("APIConnectionError"), overloaded))
+    assert failure is not None
+    assert (failure.category, failure.retry_after_s) == (C.OVERLOADED, 4.0)
+    failure = classify_exception(mapped(guess()))
+    assert failure is not None
+    assert (failure.category, failure.status) == (C.SERVER_ERROR, 500)
+    told = sdk("litellm.exceptions.AuthenticationError", status_code=401)
+    failure = classify_exception(mapped(told, reset))
+    assert failure is not None
+    assert failure.category is C.AUTH
 
 
 def test_a_mistake_counts_only_where_it_is_the_outermost_error() -> None:

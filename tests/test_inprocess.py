@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from ratelimit_worker import get_advanced_rate_limiter, make_optimized_llm_call, optimize_api_call, wiring
-from ratelimit_worker.calls import Attempt, LaneLimits, Outcome
+from ratelimit_worker.calls import Attempt, Category, LaneLimits, Outcome
 from ratelimit_worker.config import Settings, read_settings
 from ratelimit_worker.errors import BadInput, DeadlineExceeded, LaneFull, ServerError
 from ratelimit_worker.flow.admit import News
@@ -178,6 +178,29 @@ def test_failures_are_retried_by_category(place: Place) -> None:
     assert [row.outcome for row in rows] == [Outcome.RETRIED, Outcome.RETRIED, Outcome.ANSWERED]
     assert [row.number for row in rows] == [1, 2, 3]
     assert len({row.call_id for row in rows}) == 1
+
+
+def test_a_call_has_a_rule_of_its_own(place: Place) -> None:
+    """What we do not know is retried where the rule says so; the caller sees what the function raised."""
+    fails = iter([LookupError("x"), LookupError("y")])
+
+    def flaky() -> str:
+        for error in fails:
+            raise error
+        return "at last"
+
+    assert place.call(flaky, classify=lambda error: Category.CONFLICT) == "at last"
+    rows = place.attempts(3)
+    assert [row.category for row in rows] == [Category.CONFLICT, Category.CONFLICT, None]
+    assert [row.outcome for row in rows] == [Outcome.RETRIED, Outcome.RETRIED, Outcome.ANSWERED]
+    fails = iter([LookupError("z")])
+    with pytest.raises(LookupError) as failed:
+        place.call(flaky, classify=lambda error: "invalid_request")
+    assert failed.value.__notes__ == ["invalid_request after 1 attempt(s): LookupError"]
+    fails = iter([LookupError("z")])
+    with pytest.raises(LookupError) as unknown:
+        place.call(flaky)
+    assert not hasattr(unknown.value, "__notes__")
 
 
 class Refused(Exception):

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit_worker.calls import Response, Usage, sighting
+from ratelimit_worker.calls import Category, Response, Usage, sighting
 from ratelimit_worker.errors import AuthenticationFailed, BadInput, ConfigurationError, MalformedResponse
 from ratelimit_worker.policy.classification import classify_exception
 from ratelimit_worker.policy.estimate import Size, cost
@@ -141,6 +141,38 @@ def test_a_2xx_that_is_no_json_is_malformed(server: Server, raw: bytes) -> None:
         openai.request(here(server), "/chat/completions", {})
     assert seen.response is not None
     assert malformed.value.request_id == "req_9"
+
+
+@pytest.mark.parametrize(
+    ("body", "category"),
+    [
+        ({"type": "error", "error": {"type": "overloaded_error", "message": "canary"}}, Category.OVERLOADED),
+        ({"error": {"code": 429, "message": "canary"}}, Category.RATE_LIMITED),
+        ({"object": "response", "status": "failed", "error": {"code": "insufficient_quota"}}, Category.QUOTA_EXHAUSTED),
+        ({"choices": [{"error": {"code": 502}, "finish_reason": "error"}]}, Category.SERVER_ERROR),
+    ],
+)
+def test_an_error_inside_a_200_is_no_answer(server: Server, body: dict[str, Any], category: Category) -> None:
+    """It is raised, so it is neither kept as an answer nor taken for a sign of health."""
+    server.reply = (200, {"x-request-id": "req_3"}, json.dumps(body).encode())
+    for ask in (openai.request, lambda to, path, said: anthropic.request(to, said)):
+        with pytest.raises(http.ProviderRefused) as refused:
+            ask(here(server), "/chat/completions", {})
+        failure = classify_exception(refused.value)
+        assert failure is not None
+        assert (failure.category, failure.status, failure.request_id) == (category, 200, "req_3")
+        assert "canary" not in f"{refused.value!r} {failure}"
+
+
+def test_a_model_that_refuses_has_answered(server: Server) -> None:
+    """What the model says, or was kept from saying, is the caller's to read."""
+    for body in (
+        {"choices": [{"message": {"content": None, "refusal": "No."}, "finish_reason": "stop"}]},
+        {"content": [], "stop_reason": "refusal"},
+        {"error": None, "choices": []},
+    ):
+        server.reply = (200, {}, json.dumps(body).encode())
+        assert openai.request(here(server), "/chat/completions", {}).body == body
 
 
 def test_an_error_page_is_kept_as_text(server: Server) -> None:

@@ -20,6 +20,7 @@ from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, St
 COMMANDS = {
     "analytics": "A report of the last hours or days: JSON, CSV or HTML.",
     "cache": "How many answers are kept; forget some or all.",
+    "classify": "What becomes of a call that meets this answer or exception.",
     "cleanup": "Delete old rows of the tracking database.",
     "doctor": "What is in force and where it came from, and what is wrong.",
     "explain": "Where a call is, and what it waits for.",

@@ -15,7 +15,6 @@ from typing import Any
 
 from ratelimit_worker.calls import Attempt, Category, Cost, Failure, Outcome, Priority, Sighting, sighting
 from ratelimit_worker.errors import (
-    CallFailed,
     CallFailedLater,
     DeadlineExceeded,
     PayloadLost,
@@ -109,6 +108,7 @@ class Executor:
     reconcile: Callable[[str], bool | None] = lambda lane: None
     jitter: Callable[[], float] = random.random
     clock: Callable[[], float] = time.monotonic
+    classify: Callable[[BaseException], Failure | None] = classify_exception
 
     def execute(self, facts: Facts, run: Callable[[Begun], Any], restore: Callable[[bytes], None]) -> Result:
         """Make one attempt at a released call.
@@ -160,7 +160,7 @@ class Executor:
         return Answered(value)
 
     def _failed(self, facts: Facts, begun: Begun, started: float, seen: Sighting, error: Exception) -> Result:
-        failure = classify_exception(error)
+        failure = self.classify(error)
         if failure is None:  # not one that we know: Celery's own rules hold
             self._settle(facts, begun, started, seen, None, Outcome.FAILED, b"", "other", type(error).__name__)
             return GaveUp(error)
@@ -189,7 +189,7 @@ class Executor:
             case Halt() if health.escalates:
                 return self._again(facts, begun, started, seen, failure, 0.0, 0)  # parked: its lane is halted
             case GiveUp() | Halt():
-                final = error if isinstance(error, CallFailed) else call_failed(failure, tries)
+                final = call_failed(failure, tries)
                 self._settle(
                     facts,
                     begun,

@@ -23,6 +23,7 @@ from typing import Any
 
 from redis import RedisError
 
+from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Mode, ModeChange
 from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import enqueue, pin
@@ -34,6 +35,7 @@ from ratelimit_worker.inprocess.desk import Desk, Turn
 from ratelimit_worker.inprocess.drive import InLoop, InThread, Mail, is_async
 from ratelimit_worker.inprocess.lane import lane_of
 from ratelimit_worker.inprocess.sharing import Sharing
+from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.stores.desks import Desks
 from ratelimit_worker.wiring import Services, policy_of, services
 
@@ -55,6 +57,7 @@ class Options:
         cache_enabled: Whether its answer is shared: one that is kept or on its way may stand for the call.
         stale_ttl: Seconds for which an answer is kept beyond its time, for a lane in EMERGENCY or HALT.
         shed_below: A call of a class below this one raises `LaneShedding` while its lane is in EMERGENCY or HALT.
+        classify: Told what the function raised, as for a task: its `Category`, a `Failure`, or None for our own rules.
     """
 
     context: str = "general"
@@ -67,6 +70,7 @@ class Options:
     cost: Cost | None = None
     stale_ttl: float = 0.0
     shed_below: str | None = None
+    classify: Rule | None = None
 
 
 class AdvancedRateLimiter:
@@ -112,7 +116,7 @@ class AdvancedRateLimiter:
         Args:
             func_name: What statistics call it; the function's own name when None.
             options: As `Options`: lane, context_tags, cache_enabled, tenant, priority, deadline_s, cost, stale_ttl,
-                shed_below.
+                shed_below, classify.
         Raises:
             Exception: what `func` raised last, as it was.
             DeadlineExceeded: the lane had no turn for it within its deadline.
@@ -197,6 +201,7 @@ class AdvancedRateLimiter:
                 policy=policy_of(settings)(plan["lane"]),
                 reconcile=lambda lane: enqueue.told(settings, lane).reconcile,
                 jitter=self._jitter,
+                classify=plugins.classifier(how.classify),
             ),
             unpaced=lambda: self._basic.reserve(settings.rate_limit_delay, desk.why or "Redis is away"),
         ).steps()

@@ -22,8 +22,9 @@ from typing import Any
 import httpx
 import msgspec
 
-from ratelimit_worker.calls import Response, Usage, saw
+from ratelimit_worker.calls import Category, Response, Usage, saw
 from ratelimit_worker.errors import AuthenticationFailed, BadInput, ConfigurationError, MalformedResponse
+from ratelimit_worker.policy.completion import flaw_of
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 600.0
@@ -39,7 +40,10 @@ _decode = msgspec.json.Decoder().decode
 
 
 class ProviderRefused(Exception):
-    """The provider answered with a status of 300 or more. Neither `str()` nor `repr()` shows its body."""
+    """The provider answered with a status of 300 or more, or with an error inside a 2xx.
+
+    Neither `str()` nor `repr()` shows its body.
+    """
 
     def __init__(self, response: Response) -> None:
         super().__init__(response)
@@ -86,7 +90,7 @@ def post(
         provider: Who answers, for the record of the attempt.
         usage: Reads the tokens out of a good answer's body.
     Raises:
-        ProviderRefused: Status 300 or more.
+        ProviderRefused: Status 300 or more, or an error in the body of a 2xx. A model that refuses is an answer.
         MalformedResponse: A 2xx that is no JSON, or an answer of more than `MAX_ANSWER_BYTES`.
         BadInput: `body` cannot be written as JSON.
         httpx.TransportError, httpx.DecodingError, httpx.InvalidURL: No answer, or one that could not be read.
@@ -117,6 +121,9 @@ def post(
         raise ProviderRefused(response)
     if not is_json:
         raise MalformedResponse("the answer is no JSON", response.status, response.request_id)
+    flaw = flaw_of(response.body, response.headers)  # Anthropic's overloaded_error may come with a 200
+    if flaw is not None and flaw[0] is not Category.CONTENT_FILTERED:
+        raise ProviderRefused(response)
     return response
 
 

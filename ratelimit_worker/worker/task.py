@@ -19,6 +19,7 @@ from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.json import dumps, loads
 from redis import RedisError
 
+from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.flow import enqueue, pin
@@ -26,6 +27,7 @@ from ratelimit_worker.flow.execute import Again, Answered, Executor, Facts, Gave
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.retry import RetryPolicy
+from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.providers import http
 from ratelimit_worker.stores.lanes import AnsweredFromCache
@@ -49,8 +51,11 @@ class CallTask(Task):
 
     Class attributes, or options of `@llm_task`: `lane`, `provider` (with the argument `model` it names the lane),
     `context`, `tags`, `tenant`, `call_priority`, `deadline_s`, `cost`, `cache`, `stale_ttl`, `shed_below`, `cache_ttl`
-    (seconds). The same names as options of `apply_async` but for the last, with `priority` for the class (high, normal,
-    low, or Celery's 0 to 9).
+    (seconds), `classify`. The same names as options of `apply_async` but for the last two, with `priority` for the
+    class (high, normal, low, or Celery's 0 to 9).
+
+    `classify` is a plain function of the exception that the task raised (a `staticmethod` in a class body): its
+    `Category`, a whole `Failure`, or None, and our own rules hold.
     """
 
     abstract = True
@@ -72,6 +77,7 @@ class CallTask(Task):
     cache_ttl: ClassVar[float | None] = None
     stale_ttl: ClassVar[float] = 0.0
     shed_below: ClassVar[str | None] = None
+    classify: ClassVar[Rule | None] = None
 
     def plan(self, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         """The header that a call with these arguments gets."""
@@ -184,7 +190,7 @@ class CallTask(Task):
             request.rlw_number = begun.number
             return self.run(*request.args, **request.kwargs)
 
-        result = executor(facts.lane).execute(facts, run, self._restore)
+        result = executor(facts.lane, type(self).classify).execute(facts, run, self._restore)
         match result:
             case Answered(value):
                 return value
@@ -223,8 +229,8 @@ def _as_before(plan: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, 
 _executors: dict[int, tuple[Executor, Callable[[str], RetryPolicy]]] = {}
 
 
-def executor(lane: str = enqueue.DEFAULT_LANE) -> Executor:
-    """The executor of this process (a forked child builds its own) for calls of a lane."""
+def executor(lane: str = enqueue.DEFAULT_LANE, rule: Rule | None = None) -> Executor:
+    """The executor of this process (a forked child builds its own) for calls of a lane, of a task with this rule."""
     found = _executors.get(os.getpid())
     if found is None:
         live = services()
@@ -237,11 +243,14 @@ def executor(lane: str = enqueue.DEFAULT_LANE) -> Executor:
             policy=policies(enqueue.DEFAULT_LANE),
             reconcile=lambda lane: enqueue.told(live.settings, lane).reconcile,
             pass_through=(TaskPredicate, Ignore, Reject),
+            classify=plugins.classifier(),
         )
         found = _executors[os.getpid()] = (made, policies)
     usual, policies = found
     policy = policies(lane)
-    return usual if policy is usual.policy else replace(usual, policy=policy)
+    if policy is usual.policy and rule is None:
+        return usual
+    return replace(usual, policy=policy, classify=plugins.classifier(rule) if rule else usual.classify)
 
 
 def plan_by_name(app: Any) -> Callable[[str, list[Any], dict[str, Any]], Mapping[str, Any] | None]:

@@ -1,0 +1,45 @@
+"""Which rules have installed packages brought along? Entry points of the group `ratelimit_worker.classify`.
+
+    [project.entry-points."ratelimit_worker.classify"]
+    my-gateway = "my_gateway.errors:classify"
+
+They are looked for when a call first fails, once a process: nobody whose calls succeed pays for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import entry_points
+
+from ratelimit_worker.calls import Failure
+from ratelimit_worker.policy.classification import classify_exception
+from ratelimit_worker.policy.rules import Rule
+
+GROUP = "ratelimit_worker.classify"
+
+log = logging.getLogger("ratelimit_worker.classify")
+
+
+@cache
+def installed_rules() -> tuple[Rule, ...]:
+    """The rules of installed packages, by the names of their entry points; one that cannot be loaded is logged."""
+    rules: list[Rule] = []
+    for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
+        try:
+            rule = point.load()
+        except Exception as error:  # another package's import: it must not take the attempt with it
+            log.warning("classify.rule_not_loaded rule=%s cause=%s", point.value, type(error).__name__)
+            continue
+        if callable(rule):
+            rules.append(rule)
+        else:
+            log.warning("classify.rule_not_loaded rule=%s cause=not_callable", point.value)
+    return tuple(rules)
+
+
+def classifier(own: Rule | None = None) -> Callable[[BaseException], Failure | None]:
+    """What decides about the exceptions of a task: its own rule, then those installed, then ours."""
+    before = () if own is None else (own,)
+    return lambda error: classify_exception(error, rules=(*before, *installed_rules()))

@@ -1,0 +1,312 @@
+"""What do providers and their SDKs call their failures? Tables alone: words, statuses, messages, class names.
+
+Machine words are compared without case and punctuation. Classes are known by the package that defines them, so no SDK
+is imported. What is read from them stands in `classification`.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Mapping
+
+from ratelimit_worker.calls import Category
+
+_C = Category
+
+
+def _split(words: str) -> list[str]:
+    return words.split()
+
+
+# --- Machine words, compared without case and punctuation: `rate_limit_exceeded` and `RateLimitExceeded` are one. ---
+
+#: Words that say more than any status does.
+DECISIVE_WORDS: Mapping[str, Category] = {
+    **dict.fromkeys(
+        _split(
+            "insufficientquota insufficientuserquota insufficientbalance insufficientcredits insufficientfunds "
+            "exceededcurrentquotaerror budgetexceeded budgetexceedederror exceededbudget paymentrequired "
+            "billingerror billingnotactive billingdisabled billinghardlimitreached "
+            "linkedorganizationbillingunavailable "
+            "enforcedspendlimitreached contractspendlimitreached linkedorganizationspendlimitreached "
+            "dailylimitexceeded servicequotaexceededexception quotaexceeded arrearage usagelimitreached budget"
+        ),
+        _C.QUOTA_EXHAUSTED,
+    ),
+    **dict.fromkeys(
+        _split(
+            "contentfilter contentfiltered contentpolicyviolation contentpolicyviolationerror invalidprompt "
+            "responsibleaipolicyviolation datainspectionfailed moderationblocked promptblocked safety "
+            "prohibitedcontent guardrailintervened biopolicy cyberpolicy contentmoderation"
+        ),
+        _C.CONTENT_FILTERED,
+    ),
+    **dict.fromkeys(
+        _split("contextlengthexceeded contextwindowexceeded requesttoolarge stringabovemaxlength"),
+        _C.INVALID_REQUEST,
+    ),
+    **dict.fromkeys(
+        _split(
+            "overloadederror overloaded engineoverloaded engineoverloadederror modeloverloaded serveroverloaded "
+            "modelnotreadyexception"
+        ),
+        _C.OVERLOADED,
+    ),
+    **dict.fromkeys(
+        _split("invalidapikey apikeyinvalid accountdeactivated organizationonhold expiredtokenexception"), _C.AUTH
+    ),
+    "modeltimeoutexception": _C.TIMEOUT,
+}
+
+#: Words that decide where the status does not: errors inside a 200 or a stream, a 400 or 403 that means something else.
+TELLING_WORDS: Mapping[str, Category] = {
+    **dict.fromkeys(
+        _split(
+            "ratelimit ratelimited ratelimiterror ratelimitexceeded userratelimitexceeded toomanyrequests throttled "
+            "toomanyrequestsexception throttling throttlingerror throttlingexception throttledexception slowdown "
+            "requestlimitexceeded requestthrottled requestthrottledexception resourceexhausted ramplimitexceeded "
+            "provisionedthroughputexceededexception"
+        ),
+        _C.RATE_LIMITED,
+    ),
+    **dict.fromkeys(
+        _split("unavailable serviceunavailable serviceunavailableerror serviceunavailableexception"), _C.OVERLOADED
+    ),
+    **dict.fromkeys(
+        _split(
+            "servererror apierror internal internalerror internalservererror internalserverexception internalfailure "
+            "modelerrorexception modelstreamerrorexception unknown dataloss"
+        ),
+        _C.SERVER_ERROR,
+    ),
+    **dict.fromkeys(
+        _split("timeout timeouterror requesttimeout requesttimeoutexception deadlineexceeded vectorstoretimeout"),
+        _C.TIMEOUT,
+    ),
+    **dict.fromkeys(_split("conflict conflicterror conflictexception aborted alreadyexists"), _C.CONFLICT),
+    **dict.fromkeys(
+        _split(
+            "authenticationerror autherror unauthenticated unauthorized permissionerror permissiondenied "
+            "accessdenied accessdeniedexception unrecognizedclientexception invalidsignatureexception "
+            "incompletesignature missingauthenticationtoken optinrequired"
+        ),
+        _C.AUTH,
+    ),
+    **dict.fromkeys(
+        _split(
+            "invalidrequesterror invalidrequest badrequest badrequesterror invalidargument validationexception "
+            "validationerror notfound notfounderror modelnotfound resourcenotfoundexception failedprecondition "
+            "outofrange unprocessableentity unprocessableentityerror unimplemented"
+        ),
+        _C.INVALID_REQUEST,
+    ),
+}
+
+STATUS: Mapping[int, Category] = {
+    401: _C.AUTH,
+    402: _C.QUOTA_EXHAUSTED,
+    403: _C.AUTH,
+    407: _C.AUTH,
+    408: _C.TIMEOUT,
+    409: _C.CONFLICT,
+    424: _C.SERVER_ERROR,  # Bedrock: the model behind it failed
+    425: _C.CONFLICT,
+    429: _C.RATE_LIMITED,
+    498: _C.OVERLOADED,  # Groq: flex capacity exceeded
+    499: _C.CONNECTION,  # a gateway on the way gave the connection up
+    503: _C.OVERLOADED,
+    522: _C.TIMEOUT,  # Cloudflare: the provider behind it did not answer
+    524: _C.TIMEOUT,
+    529: _C.OVERLOADED,
+    598: _C.TIMEOUT,
+    599: _C.TIMEOUT,
+}
+
+#: Statuses so general that a telling word wins over them.
+VAGUE_STATUS = frozenset({400, 403, 404, 422})
+
+# --- Messages: only where a provider gives no machine word for it. A 400's may echo input: only its very start. ---
+
+QUOTA_429 = re.compile(
+    r"insufficient[_ ](?:quota|credit|balance|fund)|credit balance|(?:out of|not enough|no remaining) credits?"
+    r"|per[ -]day\b|\((?:RPD|TPD)\)|\bdaily (?:limit|quota|request|token|usage)"
+    r"|spend(?:ing)? limit|billing (?:hard )?limit|monthly (?:limit|quota|spend|usage|budget)|usage limits?\b",
+    re.I,
+)
+QUOTA_400 = re.compile(
+    r"\W*(?:your (?:account'?s? )?credit balance is too low|you have reached your specified (?:\w+ )?usage limits?"
+    r"|billing hard limit has been reached|your account is not active, please check your billing)",
+    re.I,
+)
+NEVER_FITS = re.compile(r"\W*request too large .{0,300}?limit:? ([0-9]{1,12}), requested:? ([0-9]{1,12})", re.I | re.S)
+
+# --- Class names, by the package that defines the class or one of its bases. ---
+
+#: Packages whose errors speak of a provider or the way to it.
+PROVIDER_ROOTS = frozenset(
+    _split(
+        "openai anthropic google vertexai grpc mistralai cohere groq botocore boto3 aiobotocore "
+        "litellm ollama together "
+        "fireworks cerebras replicate huggingface_hub azure xai_sdk instructor pydantic_ai langchain langchain_core "
+        "langchain_openai langchain_anthropic langchain_google_genai langchain_aws langchain_mistralai "
+        "langchain_groq langchain_cohere langchain_google_vertexai httpx httpx2 "
+        "httpcore httpcore2 requests urllib3 urllib http aiohttp h11 h2 websockets httpx_sse"
+    )
+)
+
+#: Packages whose errors speak of our own house: broker, database, Celery's control flow. No failure of a provider.
+OTHER_ROOTS = frozenset(
+    _split("redis valkey kombu celery billiard amqp vine sqlalchemy alembic psycopg psycopg2 asyncpg sqlite3 pymongo")
+)
+
+#: Class names that say more than the status the class carries (litellm gives its APIConnectionError a 500).
+DECISIVE_NAMES: Mapping[str, Category] = {
+    **dict.fromkeys(
+        _split(
+            "APITimeoutError Timeout TimeoutException TimeoutError ReadTimeout ConnectTimeout WriteTimeout PoolTimeout "
+            "ReadTimeoutError ConnectTimeoutError ServerTimeoutError ConnectionTimeoutError "
+            "SocketTimeoutError RetryError ModelTimeoutError ModelRequestTimeout"
+        ),
+        _C.TIMEOUT,
+    ),
+    **dict.fromkeys(
+        _split(
+            "APIConnectionError ConnectionError NetworkError ConnectError ReadError WriteError "
+            "CloseError ProtocolError "
+            "RemoteProtocolError TransportError ProxyError SSLError NewConnectionError NameResolutionError "
+            "ClientConnectionError ClientOSError HTTPClientError ConnectionClosed ConnectionClosedError "
+            "WebSocketConnectionClosedError RemoteDisconnected BadStatusLine NoResponseError SSEError "
+            "ModelConnectionError"
+        ),
+        _C.CONNECTION,
+    ),
+    # urllib3 derives this from a timeout, though it says that the connection was refused.
+    **dict.fromkeys(("NewConnectionError", "NameResolutionError"), _C.CONNECTION),
+    **dict.fromkeys(
+        _split(
+            "APIResponseValidationError ResponseValidationError JSONDecodeError InvalidJSONError "
+            "DecodingError DecodeError "
+            "ContentDecodingError ChunkedEncodingError IncompleteRead InvalidChunkLength ClientPayloadError "
+            "ContentTypeError ResponseStreamingError UnknownApiResponseError ParsingError"
+        ),
+        _C.MALFORMED_RESPONSE,
+    ),
+    **dict.fromkeys(
+        _split(
+            "ContentFilterFinishReasonError ContentPolicyViolationError ContentFilterError BlockedPromptException "
+            "StopCandidateException GuardrailRaisedException BlockedPiiEntityError ModelRefusalError"
+        ),
+        _C.CONTENT_FILTERED,
+    ),
+    **dict.fromkeys(
+        _split(
+            "ContextWindowExceededError ModelContextWindowExceededError ContextOverflowError LengthFinishReasonError "
+            "UnsupportedParamsError "
+            "ParamValidationError InvalidURL MissingSchema InvalidSchema UnsupportedProtocol LocalProtocolError "
+            "InvalidHeader TooManyRedirects LocationParseError URLSchemeUnknown"
+        ),
+        _C.INVALID_REQUEST,
+    ),
+    **dict.fromkeys(
+        _split(
+            "NoCredentialsError PartialCredentialsError CredentialRetrievalError TokenRetrievalError NoAuthTokenError "
+            "SSOError DefaultCredentialsError RefreshError CredentialsError WorkloadIdentityError"
+        ),
+        _C.AUTH,
+    ),
+    **dict.fromkeys(("BudgetExceededError", "ModelQuotaExceededError"), _C.QUOTA_EXHAUSTED),
+}
+
+#: Class names that decide where there is neither status nor word.
+TELLING_NAMES: Mapping[str, Category] = {
+    **dict.fromkeys(
+        _split(
+            "RateLimitError TooManyRequests TooManyRequestsError ResourceExhausted ThrottlingException "
+            "ModelRateLimitError"
+        ),
+        _C.RATE_LIMITED,
+    ),
+    **dict.fromkeys(
+        _split("OverloadedError ServiceUnavailable ServiceUnavailableError ModelUnavailableError"), _C.OVERLOADED
+    ),
+    **dict.fromkeys(_split("GatewayTimeout GatewayTimeoutError DeadlineExceeded"), _C.TIMEOUT),
+    **dict.fromkeys(
+        _split("InternalServerError ServerError BadGateway BadGatewayError Unknown DataLoss ModelServerError"),
+        _C.SERVER_ERROR,
+    ),
+    **dict.fromkeys(_split("ConflictError Conflict Aborted AlreadyExists"), _C.CONFLICT),
+    **dict.fromkeys(
+        _split(
+            "AuthenticationError PermissionDeniedError PermissionDenied Unauthenticated Unauthorized UnauthorizedError "
+            "Forbidden ForbiddenError InvalidTokenError ModelAuthenticationError ModelPermissionDeniedError"
+        ),
+        _C.AUTH,
+    ),
+    **dict.fromkeys(
+        _split(
+            "BadRequestError BadRequest NotFoundError NotFound InvalidArgument FailedPrecondition OutOfRange "
+            "UnprocessableEntityError InvalidRequestError HTTPValidationError ValidationException "
+            "ModelRequestRejectedError ModelInvalidRequestError ModelNotFoundError"
+        ),
+        _C.INVALID_REQUEST,
+    ),
+}
+
+#: Bases of SDK errors that, raised as they are, carry an error event of a stream or a missing key.
+BARE_NAMES: Mapping[str, Category] = {
+    "openai.APIError": _C.SERVER_ERROR,
+    "openai.APIStatusError": _C.SERVER_ERROR,
+    "groq.APIStatusError": _C.SERVER_ERROR,
+    "anthropic.APIError": _C.SERVER_ERROR,
+    "anthropic.APIStatusError": _C.SERVER_ERROR,
+    "groq.APIError": _C.SERVER_ERROR,
+    "openai.OpenAIError": _C.AUTH,
+    "groq.GroqError": _C.AUTH,
+    "botocore.EventStreamError": _C.SERVER_ERROR,
+    "langchain_core.ModelAPIError": _C.SERVER_ERROR,
+}
+
+NETWORK_ERRNOS = frozenset(
+    (
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.ECONNABORTED,
+        errno.EPIPE,
+        errno.ENETUNREACH,
+        errno.ENETDOWN,
+        errno.EHOSTUNREACH,
+        errno.EHOSTDOWN,
+        errno.EADDRNOTAVAIL,
+    )
+)
+
+PROGRAMMING = (TypeError, SyntaxError, ImportError, NameError, AttributeError)
+
+
+def of_status(status: int) -> Category:
+    if status in STATUS:
+        return STATUS[status]
+    return _C.INVALID_REQUEST if 300 <= status < 500 else _C.SERVER_ERROR
+
+
+def known(words: list[str], table: Mapping[str, Category]) -> Category | None:
+    for word in words:
+        if word in table:
+            return table[word]
+        if table is DECISIVE_WORDS and ("spendlimit" in word or "billing" in word):
+            return _C.QUOTA_EXHAUSTED
+        if table is DECISIVE_WORDS and word.endswith("policyviolation"):
+            return _C.CONTENT_FILTERED
+    return None
+
+
+def bare(word: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", word.lower())
+
+
+def familiar(word: str) -> bool:
+    plain = bare(word)
+    return (
+        plain in DECISIVE_WORDS or plain in TELLING_WORDS or plain in {"tokens", "requests", "notjson", "nocompletion"}
+    )
