@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.race.batch import Pace, answered, calls, tied
+from benchmarks.race.clients import CLIENTS, HERE, environment
+from benchmarks.race.count import count, statuses, table
+from benchmarks.race.cubic import BETA, LEAST_RATE, AdaptiveRate, RetryQuota, backoff_s
 from ratelimit_worker.simulate.answers import Endpoint, read
-from ratelimit_worker.simulate.arrivals import Arrival
+from ratelimit_worker.simulate.arrivals import Arrival, Incident, Log
 from ratelimit_worker.simulate.http1 import Request
 from ratelimit_worker.simulate.oracle import Best, delivered, oracle, oracle_time_s
 from ratelimit_worker.simulate.provider import Provider
@@ -210,3 +218,176 @@ def test_a_call_counts_by_its_tokens_where_they_bind() -> None:
     mean = {"requests": 1.0, "tokens": 400.0}
     assert Best(9.0, "tokens").worth(seen, mean) == 1.0
     assert Best(9.0, "requests").worth(seen, mean) == 2.0
+
+
+def test_the_figures_of_a_run_until_the_horizon() -> None:
+    """Good answers in time by the oracle; 429s by the requests that met no fault; what came later is out."""
+    case = CASES["outage"]
+    first, second, third, fourth, fifth = (call.custom_id for call in case.calls()[:5])
+    log = Log(
+        [
+            arrival(1, 100.0, custom_id=first, latency_s=0.2),
+            arrival(2, 100.1, 429, custom_id=second),
+            arrival(3, 101.0, custom_id=second, latency_s=0.2),
+            arrival(4, 102.0, custom_id=first, latency_s=0.2),
+            arrival(5, 103.0, 503, custom_id=third, fault="outage"),
+            arrival(6, 104.0, custom_id=third, latency_s=0.2),  # whose client did not wait for it
+            arrival(7, 174.9, custom_id=fourth, latency_s=0.2),  # answered too late
+            arrival(8, 176.0, custom_id=fifth),
+        ],
+        [Incident(what="gone", t=104.1, unix=1e9, n=6)],
+        [],
+    )
+    ends = {first: 200, second: 200, third: None, fourth: 400}
+    run = count("some", case, 75.0, log, ends, ended=False)
+    best = oracle(case.provider, 75.0)
+    assert (run.good, run.requests, run.in_outage) == (3, 7, 1)
+    assert (run.oracle, run.share) == (best.calls, 3 / best.calls)
+    assert run.refusals == 1 / 6
+    assert (run.failed, run.lost, run.duplicates) == (1, None, 1)
+    assert "3 good of 7 requests" in run.line()
+    assert json.loads(run.as_json())["client"] == "some"
+
+
+def test_the_figures_of_a_run_until_its_end() -> None:
+    """The oracle's time by the client's, less what it left unanswered; lost is what nothing is said of."""
+    case = CASES["thousand_at_once"]
+    ids = [call.custom_id for call in case.calls()]
+    log = Log([arrival(n, n * 0.1, custom_id=ids[n], latency_s=0.1) for n in range(900)], [], [])
+    ends: dict[str, int | None] = dict.fromkeys(ids[:900], 200) | {ids[900]: 429}
+    run = count("some", case, 1000.0, log, ends, ended=True)
+    assert run.seconds == pytest.approx(90.0)
+    assert run.oracle == pytest.approx(49.2, abs=0.002)
+    assert run.share == pytest.approx(0.9 * 49.2 / 90.0, abs=0.001)
+    assert (run.failed, run.lost, run.duplicates) == (1, 99, 0)
+    assert "lost 99" in run.line()
+
+
+def test_a_client_that_sent_nothing_has_no_figures() -> None:
+    """A figure of 0 % would say something about it."""
+    with pytest.raises(ValueError, match="sent no request"):
+        count("some", CASES["steady"], 60.0, Log([], [], []), {}, ended=True)
+
+
+def test_the_table_has_a_row_for_each_case_and_client() -> None:
+    """Medians of the seeds, with the worst beside them."""
+    log = Log([arrival(1, 0.0), arrival(2, 0.1, 429)], [], [])
+    worse = Log([*log.arrivals, arrival(3, 0.2, 429)], [], [])
+    runs = [
+        count("some", CASES["steady"].seeded(seed), 60.0, seen, {}, ended=False)
+        for seed, seen in enumerate([log, worse, worse])
+    ]
+    rows = table(runs).splitlines()
+    assert len(rows) == 3
+    assert rows[2] == "| steady | some | 3 | 0.2% | 0.2% | 66.7% | 66.7% | 0 | 0 | – | 0 |"
+
+
+def test_answers_of_all_clients_are_read_alike(tmp_path: Path) -> None:
+    """Ours are Batch lines, the others write as much of one; a line that was cut off is none; bad lines have no id."""
+    path = tmp_path / "out.jsonl"
+    answered(path, "a", 200)
+    answered(path, "b", None, "APITimeoutError: too long")
+    ours = {"id": "batch_req_1", "custom_id": "c", "response": {"status_code": 400, "body": {}}, "error": None}
+    nameless = {"id": "batch_req_2", "custom_id": None, "response": None, "error": {"code": "bad"}}
+    with path.open("a") as file:
+        file.write(json.dumps(ours) + "\n" + json.dumps(nameless) + "\n" + '{"custom_id": "d", "resp')
+    with path.open() as file:
+        assert statuses(file) == {"a": 200, "b": None, "c": 400}
+
+
+# --- the other clients ----------------------------------------------------------------------------------------------
+
+
+def test_the_adaptive_rate_is_open_until_it_is_throttled() -> None:
+    """Then it is 0.7 of what was measured, and grows back to the old rate along a cubic curve."""
+    rate = AdaptiveRate(0.0)
+    for tick in range(1, 201):
+        assert rate.wait_s(tick / 20) == 0.0
+        rate.learn(tick / 20, throttled=False)
+    assert rate.measured == pytest.approx(20.0, rel=0.05)
+    rate.learn(10.05, throttled=True)
+    low = rate.rate or 0.0
+    assert low == pytest.approx(BETA * rate.measured, rel=0.01)
+    grown = []
+    now_s = 10.05
+    while now_s < 20.0:
+        now_s += max(rate.wait_s(now_s), 0.01)
+        rate.learn(now_s, throttled=False)
+        grown.append(rate.rate or 0.0)
+    assert min(grown) >= LEAST_RATE
+    assert max(grown) > low
+    waits = [rate.wait_s(now_s) for _ in range(400)]
+    assert waits == sorted(waits)
+    assert waits[-1] - waits[-2] == pytest.approx(1 / (rate.rate or 0.0))
+
+
+def test_the_adaptive_rate_never_falls_below_one_in_two_seconds() -> None:
+    """However often it is throttled."""
+    rate = AdaptiveRate(0.0)
+    for tick in range(100):
+        rate.wait_s(tick / 10)
+        rate.learn(tick / 10, throttled=True)
+    assert (rate.rate or 0.0) >= LEAST_RATE
+
+
+def test_the_retry_quota_runs_dry_and_fills_by_successes() -> None:
+    """100 retries; a call that was answered gives its last one back, one that needed none gives a unit."""
+    quota = RetryQuota()
+    assert sum(quota.take() for _ in range(200)) == 100
+    quota.succeeded(retried=True)
+    assert quota.take()
+    for _ in range(4):
+        quota.succeeded(retried=False)
+    assert not quota.take()
+    assert all(0 <= backoff_s(retry) <= min(20, 2**retry) for retry in range(12))
+
+
+def test_a_pace_gives_a_turn_each_interval() -> None:
+    """The second turn of 6000 a minute is not before its time."""
+    pace, started_s = Pace(6000), time.monotonic()
+    for _ in range(4):
+        pace.wait()
+    assert time.monotonic() - started_s >= 0.03 - 1e-3
+
+
+def test_every_client_has_an_environment_of_pinned_packages(tmp_path: Path) -> None:
+    """Ours is told no rate, the others their true one; none sees this machine's keys, brokers or proxies."""
+    for client in CLIENTS.values():
+        lines = (HERE / f"requirements-{client.environment}.txt").read_text().splitlines()
+        assert all("==" in line or line == "-r ../../requirements.lock" for line in lines)
+        command = client.command(Path("in"), Path("out"), "http://localhost/v1", 600)
+        assert ("--rpm" in command) == (client.script is not None)
+        assert client.script is None or (HERE / client.script).is_file()
+    seen = environment(tmp_path, {"OPENAI_API_KEY": "sk-x", "CELERY_BROKER_URL": "x", "HTTPS_PROXY": "x", "PATH": "p"})
+    assert seen == {
+        "PATH": "p",
+        "OPENAI_API_KEY": "race",
+        "MAISD_STATE_DIR": str(tmp_path / "state"),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def test_a_file_of_calls_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """custom_id and body."""
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"x": 1}}\n')
+    assert calls(path) == [("a", {"x": 1})]
+
+
+def test_a_tied_process_is_the_command_and_dies_with_its_parent() -> None:
+    """Its output and exit code are the command's; a parent that was killed leaves none."""
+    done = subprocess.run(
+        tied([sys.executable, "-c", "print(7); raise SystemExit(3)"]), capture_output=True, check=False
+    )
+    assert (done.stdout, done.returncode) == (b"7\n", 3)
+    parent = (
+        "import subprocess, sys, time; from benchmarks.race.batch import tied;"
+        "subprocess.Popen(tied([sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(600)']));"
+        "time.sleep(600)"
+    )
+    root = HERE.parents[1]
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, cwd=root) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"1\n"
+        process.kill()
+        assert process.stdout.read() == b""  # the pipe closes when the child has ended too

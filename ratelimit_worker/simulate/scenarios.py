@@ -23,8 +23,9 @@ from ratelimit_worker.simulate.scenario import Entry, Fault, HeaderStyle, Limite
 MODEL = "gpt-4o-mini"
 #: In the prompt of a call that the provider will never take.
 POISON = "[[poison]]"
-_SPARE = 1.25  # calls on top of what the limits alone would let through ...
-_SPARE_CALLS = 200  # ... so that no client runs out of them
+#: Calls a second on top of what the limits let through: a client that gives calls up goes through so many, and one
+#: that ran out of calls would be measured by how many it was given.
+_SPARE_PER_S = 50
 _STANDARD_NORMAL = NormalDist()
 
 
@@ -106,7 +107,7 @@ class Case:
         watched_s = self.horizon_s if horizon_s is None else horizon_s
         most_rpm = max([self.nominal_rpm, *(entry.rpm for entry in self.provider.timeline if entry.rpm is not None)])
         kept_s = self.provider.burst_s if self.provider.limiter is Limiter.BUCKET else self.provider.window_s
-        return math.ceil(_SPARE * most_rpm / 60 * (watched_s + kept_s)) + _SPARE_CALLS
+        return math.ceil(most_rpm / 60 * (watched_s + kept_s) + _SPARE_PER_S * watched_s)
 
 
 def _cases() -> Iterator[Case]:
