@@ -8,11 +8,13 @@ second. *lost* = accepted ids without an answer.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,10 @@ sys.path.insert(0, str(ROOT))
 
 from celery import chord  # noqa: E402
 
-from ratelimit_worker.calls import LaneLimits  # noqa: E402
+from ratelimit_worker.calls import LaneLimits, Mode  # noqa: E402
+from ratelimit_worker.flow import pin  # noqa: E402
 from ratelimit_worker.flow.enqueue import limit_fields  # noqa: E402
-from ratelimit_worker.simulate import Scenario, Simulator  # noqa: E402
+from ratelimit_worker.simulate import Entry, Fault, HeaderStyle, Scenario, Simulator  # noqa: E402
 from ratelimit_worker.simulate.arrivals import duplicates, most_in_window, rate  # noqa: E402
 from ratelimit_worker.wiring import services  # noqa: E402
 from tests.conftest import wait_for  # noqa: E402
@@ -248,11 +251,119 @@ def redis_full() -> None:
         )
 
 
+def flip() -> None:
+    """16 workers at 50/s, then 5/s, then EMERGENCY: when does the last call of the old rate come?"""
+    with stage() as (made, provider):
+        for n in range(16):
+            made.worker(f"w{n}", "-P", "threads", "-c", "2", wait=False)
+        for worker in made.workers:
+            worker.wait_ready()
+        tasks = made.agent()
+        limit("chat", 50)
+        results = [tasks.chat.delay(n) for n in range(900)]
+        wait_for(lambda: len(provider.arrivals()) >= 300, 60, "it runs")
+        changed_at = time.time()
+        limit("chat", 5)
+        time.sleep(5)
+        later = [arrival.unix - changed_at for arrival in provider.arrivals() if arrival.unix > changed_at]
+        # A call of the old rate: one that comes sooner after the one before than 5/s allow (with its depth of 1.1).
+        old = [at for before, at in pairwise([0.0, *later]) if at - before < 0.1]
+        say("50/s to 5/s over 16 workers", last_at_old_rate=f"{max(old, default=0.0):.3f} s", in_5_s=len(later))
+        limit("chat", 50)
+        wait_for(lambda: len(provider.arrivals()) >= 500, 60, "it runs")
+        pinned_at = time.time()
+        pin.pin(services().control, Mode.EMERGENCY, lane="chat", who="benchmark")
+        time.sleep(8)
+        later = [arrival.unix - pinned_at for arrival in provider.arrivals() if arrival.unix > pinned_at]
+        before_probe = [at for at in later if at < 5.5]
+        say("EMERGENCY over 16 workers", last_before=f"{max(before_probe, default=0.0):.3f} s", in_8_s=len(later))
+        pin.auto(services().control, lane="chat", who="benchmark")
+        say("and after it", lost=all_answered(results))
+
+
+def one_budget() -> None:
+    """1, 4 and 16 workers on one budget of 600/min that nobody told them: the share of 429s."""
+    for headers in (HeaderStyle.AUTO, HeaderStyle.NONE):
+        for workers in (1, 4, 16):
+            scenario = Scenario(rpm=600, latency="lognormal(0.2, 0.3)", refusal_latency="0.02", headers=headers)
+            with Simulator(scenario) as provider, fleet(OPENAI_BASE_URL=provider.base_url) as made:
+                for n in range(workers):
+                    made.worker(f"w{n}", "-P", "threads", "-c", str(64 // workers), wait=False)
+                for worker in made.workers:
+                    worker.wait_ready()
+                tasks = made.agent()
+                results = [tasks.chat.delay(n) for n in range(500)]
+                lost = all_answered(results)
+                arrivals = provider.arrivals()
+                refused = sum(arrival.status == 429 for arrival in arrivals)
+                say(
+                    f"{workers} workers, {'headers' if headers is HeaderStyle.AUTO else 'no headers'}",
+                    rate=f"{rate([arrival.t for arrival in arrivals if arrival.good]) * 60:.0f}/min",
+                    refused=f"{refused} of {len(arrivals)} = {refused / len(arrivals):.2%}",
+                    lost=lost,
+                )
+
+
+def tuner_killed() -> None:
+    """kill -9 of the tuner's holder 10 s into an outage of 20 s: requests into it and recovery, beside no kill."""
+    for kill in (False, True):
+        outage = Entry(at_s=5, for_s=20, fault=Fault.OUTAGE)
+        scenario = Scenario(rpm=600, latency="lognormal(0.2, 0.3)", refusal_latency="0.02", timeline=(outage,))
+        with Simulator(scenario) as provider, fleet(OPENAI_BASE_URL=provider.base_url) as made:
+            for n in range(2):
+                made.worker(f"w{n}", "-P", "threads", "-c", "16", wait=False)
+            for worker in made.workers:
+                worker.wait_ready()
+            tasks = made.agent()
+            results = [tasks.chat.delay(n) for n in range(250)]
+            wait_for(lambda: bool(provider.arrivals()), 30, "it runs")
+            start = time.monotonic()
+            time.sleep(15)
+            if kill:
+                holder = str(services().lanes.client.get("rlw:duty:tune").decode())  # type: ignore[union-attr]
+                next(worker for worker in made.workers if holder.startswith(f"{worker.name}@")).kill()
+            time.sleep(max(0.0, start + 25 - time.monotonic()))
+            lost = all_answered(results)
+            arrivals = provider.arrivals()
+            first = min(arrival.t for arrival in arrivals)
+            back = [arrival.t - first - 25 for arrival in arrivals if arrival.good and arrival.t - first >= 25]
+            say(
+                "outage, tuner killed" if kill else "outage",
+                into_it=sum(arrival.fault is not None for arrival in arrivals),
+                first_answer_after=f"{min(back):.2f} s",
+                answers_in_the_next_5_s=sum(at < 5 for at in back),
+                lost=lost,
+            )
+
+
+def many_lanes() -> None:
+    """1,000 lanes of which 20 are busy: CPU of the tuner's worker, beside 20 lanes alone."""
+    for idle in (0, 980):
+        with stage() as (made, _):
+            worker = made.worker("w", "-P", "threads", "-c", "16")
+            tasks = made.agent()
+            for n in range(idle):
+                services().lanes.set_points(f"idle{n}", {"schema": 1, **limit_fields(LaneLimits(rpm=60))})
+                tasks.echo.apply_async((n,), lane=f"idle{n}").forget()
+            time.sleep(12)
+            used = cpu_s(worker.process.pid)
+            results = [tasks.echo.apply_async((n,), lane=f"busy{n % 20}") for n in range(400)]
+            lost = all_answered(results)
+            time.sleep(3)
+            say(f"20 busy lanes beside {idle}", cpu=f"{cpu_s(worker.process.pid) - used:.2f} s", lost=lost)
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of a process so far, seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 SCENARIOS: dict[str, Callable[[], None]] = {
     function.__name__: function
     for function in (
         four_workers, small_pool, killed, two_queues, beside_a_blocked_lane, slow_and_free, countdown, redis_restart,
-        redis_full,
+        redis_full, flip, one_budget, tuner_killed, many_lanes,
     )
 }  # fmt: skip
 

@@ -111,6 +111,55 @@ def test_the_law_on_a_sick_provider(made: Fleet, provider: Simulator, database_u
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_quota_that_is_used_up(made: Fleet, provider: Simulator, database_url: str) -> None:
+    """`insufficient_quota` on all calls: HALT after the first answer; they wait, and go on after `auto`."""
+    tasks = made.agent()
+    provider.control(fault="quota")
+    results: list[Any] = [tasks.chat.delay(number) for number in range(40)]
+    wait_for(lambda: mode("chat") is Mode.HALT, 30.0, "HALT")
+    first = min(arrival.t + arrival.latency_s for arrival in provider.arrivals())
+    wait_for(lambda: services().lanes.client.zcard("rlw:out:chat") == 0, 10.0, "nothing is out")
+    sent = provider.arrivals()
+    assert len(sent) <= 8
+    assert all(arrival.t < first + 1.0 for arrival in sent)
+    assert not any(result.ready() for result in results)
+    provider.control(clear=True)
+    command("auto", "--lane", "chat", "--reason", "paid")
+    wait_for(lambda: all(result.ready() for result in results), 60.0, "all are answered")
+    assert [result.state for result in results] == ["SUCCESS"] * 40
+    told = history(database_url, "chat", 2)
+    assert [(change.from_mode.value, change.to_mode.value, change.who) for change in told] == [
+        ("NORMAL", "HALT", "law"),
+        ("HALT", "NORMAL", getpass.getuser()),
+    ]
+    assert told[0].cause == "the provider says that the quota is used up"
+
+
+def test_an_outage_outlives_its_tuner(made: Fleet, provider: Simulator, database_url: str) -> None:
+    """The tuner's holder is killed in an outage: the other worker takes the duty over, mode and recovery go on."""
+    made.worker("second")
+    tasks = made.agent()
+    provider.control(fault="500")
+    results: list[Any] = [tasks.chat.delay(number) for number in range(40)]
+    wait_for(lambda: mode("chat") is Mode.EMERGENCY, 30.0, "EMERGENCY")
+    client = services().lanes.client
+    holder = (client.get("rlw:duty:tune") or b"").decode()
+    victim = next(worker for worker in made.workers if holder.startswith(f"{worker.name}@"))
+    victim.kill()
+    wait_for(lambda: (client.get("rlw:duty:tune") or holder.encode()).decode() != holder, 10.0, "another tunes")
+    assert mode("chat") is Mode.EMERGENCY
+    provider.control(clear=True)
+    wait_for(lambda: all(result.ready() for result in results), 60.0, "all are answered")
+    assert [result.state for result in results] == ["SUCCESS"] * 40
+    assert mode("chat") is Mode.NORMAL
+    assert [change.to_mode.value for change in history(database_url, "chat", 4)] == [
+        "REDUCED",
+        "EMERGENCY",
+        "REDUCED",
+        "NORMAL",
+    ]
+
+
 def test_emergency_by_setting(provider: Simulator, database_url: str) -> None:
     """MAISD_EMERGENCY_MODE pins all lanes before the first call of a worker goes out."""
     with fleet(OPENAI_BASE_URL=provider.base_url, MAISD_DATABASE_URL=database_url, MAISD_EMERGENCY_MODE="true") as made:

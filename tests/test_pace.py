@@ -164,6 +164,21 @@ def test_from_empty_to_empty(rate: float) -> None:
     assert len(late) - sum(late) >= 0.9 * rate * 40
 
 
+def test_a_limit_in_words_is_believed_at_once_and_then_measured() -> None:
+    """ "Limit 600" in a refusal is 10/s; another limit later is news, the same one is none."""
+    state = step(initial(FREE), 100.0, ZERO, FREE)
+    state = observe(state, seen(20, 101.0, refused=True, stated={"requests": 10.0}), FREE)
+    assert state.dimensions["requests"].refill == 10.0
+    state = observe(state, seen(60, 111.0, refused=True, stated={"requests": 10.0}), FREE)
+    assert state.dimensions["requests"].refill == pytest.approx(3.9, abs=0.1)  # a neighbour takes the rest
+    state = observe(state, seen(80, 112.0, refused=True, stated={"requests": 4.0}), FREE)
+    assert state.dimensions["requests"].refill == 4.0
+    capped = observe(
+        initial(LaneLimits(rpm=60)), seen(5, 101.0, refused=True, stated={"requests": 10.0}), LaneLimits(rpm=60)
+    )
+    assert capped.dimensions["requests"].refill == 1.0
+
+
 def test_a_configured_rate_is_never_exceeded_and_probes_return_to_it() -> None:
     """A person said 10/s and the provider gives 20: nobody goes faster than 10."""
     limits = LaneLimits(rpm=600)

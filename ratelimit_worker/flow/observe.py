@@ -26,6 +26,7 @@ class _Wire(msgspec.Struct, array_like=True):
     dimension: str | None
     cost: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 0.0)
     older: int = 0
+    stated: dict[str, float] = {}
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -100,8 +101,15 @@ def encode(
             dimension,
             (cost[0], cost[1], cost[2], cost[3]),
             older,
+            _stated(response) if verdict == "refused" else {},
         )
     )
+
+
+def _stated(response: Response | None) -> dict[str, float]:
+    """Rates that a refusal states in words, units/s; quotas of a day are none."""
+    stated = rate_limit_headers.stated_limit(response.body) if response is not None else {}
+    return {name: one.limit / one.window_s for name, one in stated.items() if one.window_s <= 3600}
 
 
 def used(response: Response | None, usage: Usage | None, reconcile: bool | None) -> bytes:
@@ -148,4 +156,5 @@ def decode(raw: bytes) -> Observation:
         refused_dimension=wire.dimension,
         cost=wire.cost,
         older=wire.older,
+        stated=wire.stated,
     )

@@ -70,6 +70,7 @@ class Observation:
     refused_dimension: str | None = None
     cost: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 0.0)  #: of the call, by dimension; told of refused ones
     older: int = 0  #: calls still out that were sent before this one; told of sick ones
+    stated: Mapping[str, float] = field(default_factory=dict)  #: units/s that a refusal names in words, by dimension
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,7 @@ class Dimension:
     held_from: float = -1e9  #: since when the pace is the careful one, seconds
     hold_s: float = HOLD_LEAST_S
     probing_from: float | None = None
+    stated: float | None = None  #: units/s that refusals name in words
     saved: float = 1.0  #: trust in what a pause has saved, 0 to 1: less for a shallow bucket
 
 
@@ -285,8 +287,10 @@ def _empty_again(state: PaceState, name: str, known: Dimension, seen: Observatio
         due = _credit(known, state.pause.opened_at - state.pause.since)
         if got < 0.5 * due:
             saved, shallow = saved / 2, True
-    before = known.refill
-    if before is None or known.empty is None:
+    before, stated = known.refill, seen.stated.get(name)
+    if stated is not None and stated != known.stated:
+        refill, empty = stated, mark  # believed at once, as a header's limit is; then measured
+    elif before is None or known.empty is None:
         start = min(known.pace, recent or inf)
         if start == inf:  # of a dimension that only now turns out to be bound
             start = _unit(name, mark) * state.dimensions["requests"].pace if "requests" in state.dimensions else 1.0
@@ -309,6 +313,7 @@ def _empty_again(state: PaceState, name: str, known: Dimension, seen: Observatio
         guard=0.0,
         refill=refill,
         empty=empty,
+        stated=stated,
         saved=saved,
         held_from=at,
         hold_s=HOLD_LEAST_S if moved else _hold_s(refill / _unit(name, mark)),
