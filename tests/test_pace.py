@@ -70,6 +70,16 @@ def test_the_first_header_ends_the_start() -> None:
     assert "a1" not in set_points(state, 100.1)[1]  # a level is written once
 
 
+def test_a_ceiling_is_held_against_generous_headers() -> None:
+    """A person said 60 a minute, and headers tell of 6,000: no answer fills the level anew."""
+    limits = LaneLimits(rpm=60)
+    state = observe(initial(limits), seen(1, 100.0, remaining=99, limit=6000), limits)
+    fields = set_points(state, 100.0)[1]
+    assert "a1" not in fields
+    assert (fields["p1"], fields["d1"], fields["g1"]) == (1.0, 1.02, 0.0)
+    assert fields["m1"] > 90
+
+
 def test_a_changed_limit_is_believed_at_once() -> None:
     """1200 a minute, then 200."""
     state = observe(initial(FREE), seen(1, 100.0, remaining=19, limit=1200), FREE)

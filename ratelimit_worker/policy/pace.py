@@ -97,6 +97,7 @@ class Dimension:
     newest: Mark | None = None  #: its ticket: `remaining` was counted when its request arrived, not with the answer
     header_at: float = -1e9  #: when the newest answer came: whether headers are fresh
     level: bool = False  #: the level is to be written to the bucket, once
+    capped: bool = False  #: a person has set a ceiling, so what a header says may only lower the level
     largest: float = 0.0  #: largest `remaining` seen since the limit last changed
     measured: tuple[float, Mark] | None = None  #: (remaining, ticket) from which the refill is measured
     doubt_until: float = -1e9  #: headers are not to be trusted until then, seconds
@@ -232,6 +233,7 @@ def _shadow(state: PaceState, name: str, snapshot: Snapshot, seen: Observation, 
         newest=mark,
         header_at=seen.at,
         level=not seen.refused,  # the script has set it, to what one call needs
+        capped=top < inf,
         largest=largest,
         measured=base,
         held_from=seen.at,
@@ -484,7 +486,7 @@ def set_points(
     """Fields of the lane's hash by dimension: p pace, d depth, g guard, and where a new header says so a, the anchor
     of the level: units that will have been admitted in all when the provider's bucket is empty. The script subtracts
     what has been sent by then and was not refused, so calls that leave between decision and writing are counted. m is
-    the same where headers are in doubt: it may only lower the level.
+    the same where headers are in doubt or a person has set a ceiling: it may only lower the level.
 
     Args:
         turned_back: Units of all refused calls, by dimension.
@@ -502,7 +504,7 @@ def set_points(
             since = [cost[index] for seq, cost in state.refused if seq > known.newest.seq]
             admitted = known.newest.sent - (turned_back[index] - sum(since))
             refilled = REFILL_TRUST * (known.refill or 0.0) * max(0.0, now - known.newest.at)
-            letter = "m" if now < known.doubt_until else "a"
+            letter = "m" if known.capped or now < known.doubt_until else "a"
             fields[f"{letter}{number}"] = known.remaining + admitted + refilled
             dimensions[name] = replace(known, level=False)
     fields["told"] = float(any(_governed(known, now) for known in state.dimensions.values()))
