@@ -161,6 +161,7 @@ class AdvancedRateLimiter:
             deadline_s=how.deadline_s,
             cost=how.cost,
             learned=live.learned_usage,
+            tokenizer=live.tokenizer,
             cache=how.cache_enabled,
         )
         fingerprint = None

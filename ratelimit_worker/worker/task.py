@@ -86,7 +86,16 @@ class CallTask(Task):
             cache_ttl_s=self.cache_ttl,
         )
         live = services()
-        return enqueue.plan(kind, args, kwargs, live.settings, now=time.time(), learned=live.learned_usage, **options)
+        return enqueue.plan(
+            kind,
+            args,
+            kwargs,
+            live.settings,
+            now=time.time(),
+            learned=live.learned_usage,
+            tokenizer=live.tokenizer,
+            **options,
+        )
 
     def apply_async(
         self,
