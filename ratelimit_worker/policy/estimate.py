@@ -3,7 +3,7 @@
 Input: bytes of the call's texts / 4, times a factor learned per task and model. Output: the most that the arguments
 allow; where they name no maximum, the mean of what this task and model have answered so far, else 256. The mean, not a
 high quantile: over many calls it is what a budget of tokens a minute is made of. A quantile was tried beside it
-(`benchmarks/tokens.py`): where nothing is given back after the answer, the p90 of lognormal lengths left a third of the
+(`benchmarks/tokens.py`): where nothing is given back after the answer, the p90 of lognormal lengths left 28 % of the
 budget unused.
 
 Pure. Arguments and answers are strangers' values: what makes no sense counts as nothing, and nothing here raises.
