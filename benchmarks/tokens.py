@@ -89,7 +89,7 @@ class Lane:
             anew = now - self.doubt > MOST_DOUBT_S
             self.doubted = DOUBT_S if anew else min(MOST_DOUBT_S, max(DOUBT_S, 2 * self.doubted))
             self.doubt, self.gave = now + self.doubted, -math.inf
-            self.level -= SLACK_S * self.rate
+            self.level -= max(SLACK_S * self.rate, 2 * tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.flow import enqueue
 from ratelimit_worker.flow.tune import ControlPlane, rules_of
 from ratelimit_worker.policy.retry import NO_RETRIES, RetryPolicy, by_backoff
+from ratelimit_worker.providers.tokenizer import Tokenizer
 from ratelimit_worker.stores import outbox as outbox_store
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.outbox import Outbox
@@ -105,6 +106,12 @@ class Services:
         """The same, as far as this process knows it; never waits."""
         learned: LearnedUsage = self._once("learned_usage", lambda: LearnedUsage(lambda: self.usage))
         return learned
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Counts tokens, where a tokenizer is installed."""
+        tokenizer: Tokenizer = self._once("tokenizer", Tokenizer)
+        return tokenizer
 
     @property
     def control(self) -> ControlPlane:

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +26,7 @@ from ratelimit_worker.flow.enqueue import Kind, plan
 from ratelimit_worker.flow.record import Recorder, learn
 from ratelimit_worker.policy import estimate
 from ratelimit_worker.policy.estimate import DEFAULT_OUTPUT_TOKENS, Learned, Sample, Size
+from ratelimit_worker.providers.tokenizer import MOST_CHARACTERS, Tokenizer
 from ratelimit_worker.simulate import HeaderStyle, Scenario, Simulator
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.live import Live
@@ -180,6 +181,62 @@ def test_the_plan_of_a_call_reserves_what_is_estimated() -> None:
     assert sized["cost"] == (1.0, 95.0, 15.0, 80.0)
     counted = planned(Kind(task="t", lane="l", cost=lambda *_: Size(input_tokens=10, counted=True)))
     assert counted["size"] == ["l", 0], "what was counted teaches no factor"
+
+
+def test_a_tokenizer_counts_while_nothing_is_learned() -> None:
+    """Its count stands for the guess until the answers have taught a factor, which is of the guess all the while."""
+    asked: list[str] = []
+
+    def count(values: Iterable[Any], model: str) -> int | None:
+        asked.append(model)
+        return sum(len(value.split()) for value in values if isinstance(value, str))
+
+    def made(learned: Mapping[str, Learned]) -> dict[str, Any]:
+        kwargs = {"model": "m", "prompt": "one two three four"}
+        return plan(Kind(task="t"), (), kwargs, Settings(), now=0.0, learned=learned.get, tokenizer=count)
+
+    assert (made({})["cost"][2], made({})["size"]) == (5, ["m", 5])
+    assert made({"t\nm": replace(KNOWN, factor_of=4)})["cost"][2] == 5
+    before = len(asked)
+    assert made({"t\nm": KNOWN})["cost"][2] == 8
+    assert len(asked) == before
+
+
+def test_a_tokenizer_is_loaded_beside_the_caller() -> None:
+    """Nothing is counted until it is there, nor of long prompts, attachments and models that it does not know."""
+    loads: list[Callable[[], None]] = []
+
+    def load(model: str) -> Callable[[str], int]:
+        if model != "known":
+            raise KeyError(model)
+        return lambda text: len(text.split())
+
+    tokenizer = Tokenizer(load, loads.append)
+    assert [tokenizer(["a b"], model) for model in ("known", "known", "other", "")] == [None] * 4
+    assert len(loads) == 2
+    for fetch in loads:
+        fetch()
+    assert tokenizer(["a b", {"c": ["d e f", 7]}], "known") == 5
+    assert tokenizer(["a b"], "other") is None
+    assert tokenizer(["a " * MOST_CHARACTERS], "known") is None
+    assert tokenizer([{"type": "image_url", "image_url": "x"}], "known") is None
+    assert len(loads) == 2
+
+
+def test_tiktoken_is_found_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Imported when the first model asks for it; without it nothing is counted and nothing is started."""
+    loads: list[Callable[[], None]] = []
+    monkeypatch.setattr("ratelimit_worker.providers.tokenizer.find_spec", lambda name: None)
+    assert Tokenizer(spawn=loads.append)(["a"], "gpt-4o") is None
+    assert loads == []
+    encoding = SimpleNamespace(encode=lambda text, disallowed_special: list(text))
+    module = SimpleNamespace(encoding_for_model={"gpt-4o": encoding}.__getitem__)
+    monkeypatch.setattr("ratelimit_worker.providers.tokenizer.find_spec", lambda name: module)
+    monkeypatch.setitem(sys.modules, "tiktoken", module)
+    tokenizer = Tokenizer(spawn=loads.append)
+    assert tokenizer(["abc"], "gpt-4o") is None
+    loads[0]()
+    assert tokenizer(["abc"], "gpt-4o") == 3
 
 
 # ── what is learned ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -463,7 +520,7 @@ def test_a_provider_that_keeps_what_it_reserved_is_found_out(lane: Tokens) -> No
         lane.live(5)
         lane.put(f"refused{doubts_s}")
         lane.refuse(lane.start())
-        assert lane.level() == pytest.approx(-200), "emptied, and 2 s of the rate are left to the provider"
+        assert lane.level() == pytest.approx(-800), "emptied, and two calls, more than 2 s, are left to the provider"
         lane.live(doubts_s - 1)
         lane.finish(lane.start(), 150)
         assert lane.level() == pytest.approx(50), "nothing is given back"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,6 +55,11 @@ def nothing_learned(_: str) -> Learned | None:
     return None
 
 
+def nothing_counted(_: Iterable[Any], __: str) -> int | None:
+    """There is no tokenizer."""
+    return None
+
+
 def plan(
     kind: Kind,
     args: Sequence[Any],
@@ -73,6 +78,7 @@ def plan(
     stale_ttl: float | None = None,
     shed_below: str | None = None,
     learned: Callable[[str], Learned | None] = nothing_learned,
+    tokenizer: Callable[[Iterable[Any], str], int | None] = nothing_counted,
 ) -> dict[str, Any]:
     """The header of one call.
 
@@ -84,6 +90,8 @@ def plan(
         stale_ttl: Seconds; None: as its kind says.
         shed_below: A class; None: as its kind says.
         learned: By `estimate.key`, what the answers of a task and model have taught; asked once, and never waited for.
+        tokenizer: Tokens of all texts in some values, for a model; None where it cannot say. Asked while nothing is
+            learned.
     Raises:
         BadInput: a name, a priority, a deadline or a time that cannot be.
     """
@@ -97,7 +105,11 @@ def plan(
         if isinstance(told_cost, Size):
             size = told_cost
             model = size.model[:MOST_NAME] or lane
-            cost = estimate.cost(size, learned(estimate.key(kind.task, model)))
+            known = learned(estimate.key(kind.task, model))
+            counted = None
+            if known is None or known.factor_of < estimate.LEAST_ANSWERS:
+                counted = tokenizer((*args, *kwargs.values()), size.model)
+            cost = estimate.cost(size if counted is None else size._replace(input_tokens=counted, counted=True), known)
         else:
             cost = told_cost
     tenant = kind.tenant if tenant is None else tenant

@@ -170,6 +170,7 @@ class AdvancedRateLimiter:
             deadline_s=how.deadline_s,
             cost=how.cost,
             learned=live.learned_usage,
+            tokenizer=live.tokenizer,
             cache=how.cache_enabled,
             stale_ttl=how.stale_ttl,
             shed_below=how.shed_below,

@@ -3,7 +3,7 @@
 Input: bytes of the call's texts / 4, times a factor learned per task and model. Output: the most that the arguments
 allow; where they name no maximum, the mean of what this task and model have answered so far, else 256. The mean, not a
 high quantile: over many calls it is what a budget of tokens a minute is made of. A quantile was tried beside it
-(`benchmarks/tokens.py`): where nothing is given back after the answer, the p90 of lognormal lengths left a third of the
+(`benchmarks/tokens.py`): where nothing is given back after the answer, the p90 of lognormal lengths left 28 % of the
 budget unused.
 
 Pure. Arguments and answers are strangers' values: what makes no sense counts as nothing, and nothing here raises.
@@ -11,9 +11,9 @@ Pure. Arguments and answers are strangers' values: what makes no sense counts as
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ratelimit_worker.calls import Cost, Usage
 
@@ -52,11 +52,11 @@ OUTPUT_LIMITS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
+class Size(NamedTuple):
     """What a call's arguments say of its tokens, before anything else is known.
 
-    A task's `cost` may return it in place of a `Cost`: then what was learned of the task corrects it.
+    A task's `cost` may return it in place of a `Cost`: then what was learned of the task corrects it. (A tuple, since
+    every `.delay()` makes one: a frozen dataclass takes 1 µs more.)
     """
 
     input_tokens: int = 0  #: bytes / 4
@@ -89,15 +89,17 @@ class Sample:
 
 def cost(size: Size, learned: Learned | None) -> Cost:
     """What the call is charged when it is admitted; `learned` is None while nothing is known of its task and model."""
-    input_tokens, output_tokens = size.input_tokens, size.output_tokens
-    if learned is not None and learned.factor_of >= LEAST_ANSWERS and not size.counted:
+    input_tokens, output_tokens, choices, _, counted = size
+    if learned is not None and learned.factor_of >= LEAST_ANSWERS and not counted:
         input_tokens = round(input_tokens * min(MOST_FACTOR, max(LEAST_FACTOR, learned.factor)))
     if output_tokens is None:
         known = learned is not None and learned.output_of >= LEAST_ANSWERS
         output_tokens = round(learned.output_tokens) if known and learned is not None else DEFAULT_OUTPUT_TOKENS
+    if choices > 1:
+        output_tokens *= choices
     return Cost(
-        input_tokens=min(MOST_TOKENS, max(0, input_tokens)),
-        output_tokens=min(MOST_TOKENS, max(0, output_tokens) * max(1, size.choices)),
+        input_tokens=input_tokens if input_tokens < MOST_TOKENS else MOST_TOKENS,
+        output_tokens=output_tokens if output_tokens < MOST_TOKENS else MOST_TOKENS,
     )
 
 
@@ -140,22 +142,22 @@ def size_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Size:
     The maximum may stand among the keyword arguments, or one level below, in an argument that is a mapping (a request
     body, a `generation_config`).
     """
-    size, output_tokens = _Text(), stated_tokens(kwargs, *OUTPUT_LIMITS)
-    for value in args:
-        size.add(value)
-    for value in kwargs.values():
-        size.add(value)
+    size, _, pieces = _measure((*args, *kwargs.values()) if kwargs else args)
+    input_tokens = min(MOST_TOKENS, pieces * ATTACHMENT_TOKENS - (-size // _BYTES_PER_TOKEN))
+    output_tokens = stated_tokens(kwargs, *OUTPUT_LIMITS) if kwargs else None
     if output_tokens is None:
         for value in (*args, *kwargs.values()):
-            if isinstance(value, Mapping):
+            if isinstance(value, dict):
                 output_tokens = stated_tokens(value, *OUTPUT_LIMITS)
                 if output_tokens is not None:
                     break
+    if not kwargs:
+        return Size(input_tokens=input_tokens, output_tokens=output_tokens)
     if output_tokens is None and embeds(kwargs):
         output_tokens = 0
     model = kwargs.get("model")
     return Size(
-        input_tokens=size.tokens(numbers=False),
+        input_tokens=input_tokens,
         output_tokens=output_tokens,
         choices=max(1, stated_tokens(kwargs, "n") or 1) if output_tokens is not None else 1,
         model=model if isinstance(model, str) else "",
@@ -178,16 +180,35 @@ def embeds(body: Mapping[str, Any]) -> bool:
 def text_tokens(*prompt: Any) -> int:
     """Tokens in parts of a prompt, by their text: UTF-8 bytes / 4, rounded up; attachments by the piece, token ids one
     each."""
-    text = _Text()
-    for part in prompt:
-        text.add(part)
-    return text.tokens(numbers=True)
+    size, numbers, pieces = _measure(prompt)
+    return min(MOST_TOKENS, pieces * ATTACHMENT_TOKENS + numbers - (-size // _BYTES_PER_TOKEN))
+
+
+def texts_of(values: Iterable[Any], most_characters: int) -> list[str] | None:
+    """All texts in values of any depth; None where they are longer, or something beside them counts (attachments)."""
+    texts, waiting, left = list[str](), list(values), most_characters
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            left -= len(part)
+            texts.append(part)
+        elif isinstance(part, dict):
+            if part.get("type") in _ATTACHMENTS:
+                return None
+            waiting += part.values()
+        elif isinstance(part, list | tuple):
+            waiting += part
+        if left < 0 or len(waiting) > _MOST_PARTS:
+            return None
+    return texts
 
 
 def stated_tokens(body: Mapping[Any, Any], *names: str) -> int | None:
     """The first of the named fields that holds a count: a whole number from 0, at most 10 million."""
     for name in names:
         value = body.get(name)
+        if value is None:
+            continue
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             return min(value, MOST_TOKENS)
     return None
@@ -211,35 +232,25 @@ def usage_of(answer: Any) -> Usage | None:
     return None if input_tokens is None and output_tokens is None else Usage(input_tokens, output_tokens)
 
 
-class _Text:
-    """Adds up the texts of a call."""
-
-    __slots__ = ("_attachments", "_bytes", "_numbers", "_parts")
-
-    def __init__(self) -> None:
-        self._bytes = self._numbers = self._attachments = self._parts = 0
-
-    def add(self, value: Any) -> None:
-        waiting = [value]
-        while waiting and self._parts < _MOST_PARTS:
-            part = waiting.pop()
-            self._parts += 1
-            if isinstance(part, str):
-                self._bytes += len(part) if part.isascii() else len(part.encode("utf-8", "surrogatepass"))
-            elif isinstance(part, Mapping):
-                if part.get("type") in _ATTACHMENTS:
-                    self._attachments += 1
-                else:
-                    waiting += part.values()
-            elif isinstance(part, list | tuple):
-                waiting += part
-            elif isinstance(part, int | float) and not isinstance(part, bool):
-                self._numbers += 1
-
-    def tokens(self, *, numbers: bool) -> int:
-        """Args: numbers: Whether each number is a token (a prompt of token ids)."""
-        told = self._attachments * ATTACHMENT_TOKENS + (self._numbers if numbers else 0)
-        return min(MOST_TOKENS, told + -(-self._bytes // _BYTES_PER_TOKEN))
+def _measure(values: Iterable[Any]) -> tuple[int, int, int]:
+    """(bytes of all texts, numbers, attachments) in values of any depth."""
+    size = numbers = pieces = 0
+    parts, waiting = 0, list(values)
+    while waiting and parts < _MOST_PARTS:
+        part = waiting.pop()
+        parts += 1
+        if isinstance(part, str):
+            size += len(part) if part.isascii() else len(part.encode("utf-8", "surrogatepass"))
+        elif isinstance(part, dict):
+            if part.get("type") in _ATTACHMENTS:
+                pieces += 1
+            else:
+                waiting += part.values()
+        elif isinstance(part, list | tuple):
+            waiting += part
+        elif isinstance(part, int | float) and not isinstance(part, bool):
+            numbers += 1
+    return size, numbers, pieces
 
 
 def _kept(of: Any) -> Mapping[str, Any]:

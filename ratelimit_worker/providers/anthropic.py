@@ -53,7 +53,7 @@ def size(body: Any) -> Size:
         return Size(output_tokens=0)
     model = body.get("model")
     return Size(
-        input_tokens=text_tokens(*(body.get(name) for name in ("messages", "system", "tools"))),
+        input_tokens=text_tokens(*map(body.get, ("messages", "system", "tools"))),
         output_tokens=stated_tokens(body, "max_tokens"),
         model=model if isinstance(model, str) else "",
     )

@@ -58,11 +58,12 @@ def size(body: Any) -> Size:
     if not isinstance(body, Mapping):
         return Size(output_tokens=0)
     stated = stated_tokens(body, "max_completion_tokens", "max_output_tokens", "max_tokens")
-    known = any(body.get(name) is not None for name in _PROMPT)
+    if stated is None and (embeds(body) or all(body.get(name) is None for name in _PROMPT)):
+        stated = 0
     model = body.get("model")
     return Size(
-        input_tokens=text_tokens(*(body.get(name) for name in _PROMPT)),
-        output_tokens=stated if stated is not None or (known and not embeds(body)) else 0,
+        input_tokens=text_tokens(*map(body.get, _PROMPT)),
+        output_tokens=stated,
         choices=max(1, stated_tokens(body, "n") or 1),
         model=model if isinstance(model, str) else "",
     )

@@ -98,7 +98,16 @@ class CallTask(Task):
             shed_below=self.shed_below,
         )
         live = services()
-        return enqueue.plan(kind, args, kwargs, live.settings, now=time.time(), learned=live.learned_usage, **options)
+        return enqueue.plan(
+            kind,
+            args,
+            kwargs,
+            live.settings,
+            now=time.time(),
+            learned=live.learned_usage,
+            tokenizer=live.tokenizer,
+            **options,
+        )
 
     def apply_async(
         self,

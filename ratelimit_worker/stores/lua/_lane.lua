@@ -822,10 +822,10 @@ end
 -- ── tokens that were reserved and not used ───────────────────────────────────────────────────────────────────────
 -- A provider that keeps what it reserved shows it by refusing for tokens while the lane gives back: then nothing is given
 -- back for a minute, doubled each time up to an hour; after an hour without such a refusal it begins anew.
--- The lane then leaves 2 s of its rate to the provider, whose bucket is empty: else every estimate that errs meets a 429
--- (0.7 % instead of 0.2 % in the trace of benchmarks/tokens.py).
+-- The lane then leaves 2 s of its rate, or two calls, to the provider, whose bucket is empty: else every estimate that
+-- errs meets a 429 (0.7 % instead of 0.2 % in the trace of benchmarks/tokens.py).
 local DOUBT_US, MOST_DOUBT_US, SLACK_S = 60e6, 3600e6, 2
-local function doubt(lane, verdict)
+local function doubt(lane, verdict, cost)
   if (tonumber(string.match(verdict, '^refused%.(%d)$')) or 1) == 1 then return end
   local h = redis.call('HMGET', lane_key(lane), 'gave', 'doubt', 'doubted')
   local gave, till, long = tonumber(h[1] or '0'), tonumber(h[2] or '0'), tonumber(h[3] or '0')
@@ -834,7 +834,7 @@ local function doubt(lane, verdict)
   redis.call('HSET', lane_key(lane), 'gave', 0, 'doubt', int(now + long), 'doubted', int(long))
   local L = load(lane)
   for i = 2, N do
-    if L.p[i] then L.l[i] = L.l[i] - SLACK_S * L.p[i] end
+    if L.p[i] then L.l[i] = L.l[i] - math.max(SLACK_S * L.p[i], 2 * cost[i]) end
   end
   save(L)
 end

@@ -1,0 +1,76 @@
+"""How many tokens is a prompt, counted and not guessed? By tiktoken, where it is installed; it is never required.
+
+It serves while nothing is learned of a task and model: afterwards the factor of real answers is as good, and costs
+nothing. Its vocabularies may have to be fetched, so a thread of its own loads them, and until then nothing is counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from ratelimit_worker.policy.estimate import texts_of
+
+log = logging.getLogger(__name__)
+
+MODULE = "tiktoken"
+MOST_CHARACTERS = 4_000  #: of a prompt that is counted: some hundred µs; a longer one is guessed
+MOST_MODELS = 32
+
+#: Text → its tokens.
+Encode = Callable[[str], int]
+
+
+class Tokenizer:
+    """Counts tokens as OpenAI's models do.
+
+    Args:
+        load: The encoder of a model; it may take long, and raise anything. None: tiktoken's, where that is installed.
+        spawn: Runs a function beside the caller.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[str], Encode] | None = None,
+        spawn: Callable[[Callable[[], None]], None] | None = None,
+    ) -> None:
+        self._load = load or (_tiktoken if find_spec(MODULE) is not None else None)
+        self._spawn = spawn or _in_thread
+        self._encoders: dict[str, Encode | None] = {}  #: None: it is on its way, or there is none
+
+    def __call__(self, values: Iterable[Any], model: str) -> int | None:
+        """Tokens of all texts in `values`; None: they are long, or nothing here knows the model (yet). Never waits."""
+        if self._load is None or not model:
+            return None
+        if model not in self._encoders:
+            if len(self._encoders) < MOST_MODELS:
+                self._encoders[model] = None
+                self._spawn(lambda: self._fetch(model))
+            return None
+        encode = self._encoders[model]
+        if encode is None:
+            return None
+        texts = texts_of(values, MOST_CHARACTERS)
+        return None if texts is None else sum(map(encode, texts))
+
+    def _fetch(self, model: str) -> None:
+        load = self._load
+        if load is None:
+            return
+        try:
+            self._encoders[model] = load(model)
+        except Exception as error:  # a stranger's library, and whatever stands between it and its vocabularies
+            log.info("tokenizer.unusable", extra={"model": model, "cause": type(error).__name__})
+
+
+def _tiktoken(model: str) -> Encode:
+    encoding = import_module(MODULE).encoding_for_model(model)
+    return lambda text: len(encoding.encode(text, disallowed_special=()))
+
+
+def _in_thread(run: Callable[[], None]) -> None:
+    threading.Thread(target=run, name="rlw-tokenizer", daemon=True).start()
