@@ -244,7 +244,7 @@ def test_the_figures_of_a_run_until_the_horizon() -> None:
     assert (run.good, run.requests, run.in_outage) == (3, 7, 1)
     assert (run.oracle, run.share) == (best.calls, 3 / best.calls)
     assert run.refusals == 1 / 6
-    assert (run.failed, run.lost, run.duplicates) == (1, None, 1)
+    assert (run.failed, run.ended, run.lost, run.duplicates) == (1, 4, None, 1)
     assert "3 good of 7 requests" in run.line()
     assert json.loads(run.as_json())["client"] == "some"
 
@@ -273,13 +273,14 @@ def test_the_table_has_a_row_for_each_case_and_client() -> None:
     """Medians of the seeds, with the worst beside them."""
     log = Log([arrival(1, 0.0), arrival(2, 0.1, 429)], [], [])
     worse = Log([*log.arrivals, arrival(3, 0.2, 429)], [], [])
+    ends: dict[str, int | None] = {"a": 200, "b": None, "c": 400, "d": 200}
     runs = [
-        count("some", CASES["steady"].seeded(seed), 60.0, seen, {}, ended=False)
+        count("some", CASES["steady"].seeded(seed), 60.0, seen, ends, ended=False)
         for seed, seen in enumerate([log, worse, worse])
     ]
     rows = table(runs).splitlines()
     assert len(rows) == 3
-    assert rows[2] == "| steady | some | 3 | 0.2% | 0.2% | 66.7% | 66.7% | 0 | 0 | – | 0 |"
+    assert rows[2] == "| steady | some | 3 | 0.2% | 0.2% | 66.7% | 66.7% | 0 | 25.0% | – | 0 |"
 
 
 def test_answers_of_all_clients_are_read_alike(tmp_path: Path) -> None:
