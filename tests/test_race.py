@@ -254,13 +254,15 @@ def test_the_figures_of_a_run_until_its_end() -> None:
     case = CASES["thousand_at_once"]
     ids = [call.custom_id for call in case.calls()]
     log = Log([arrival(n, n * 0.1, custom_id=ids[n], latency_s=0.1) for n in range(900)], [], [])
-    ends: dict[str, int | None] = dict.fromkeys(ids[:900], 200) | {ids[900]: 429}
+    ends: dict[str, int | None] = {**dict.fromkeys(ids[:900], 200), ids[900]: 429}
     run = count("some", case, 1000.0, log, ends, ended=True)
     assert run.seconds == pytest.approx(90.0)
     assert run.oracle == pytest.approx(49.2, abs=0.002)
     assert run.share == pytest.approx(0.9 * 49.2 / 90.0, abs=0.001)
     assert (run.failed, run.lost, run.duplicates) == (1, 99, 0)
     assert "lost 99" in run.line()
+    hasty = Log([arrival(n, n * 0.01, custom_id=ids[n], latency_s=0.1) for n in range(100)], [], [])
+    assert count("hasty", case, 1000.0, hasty, ends, ended=True).share == pytest.approx(0.1)
 
 
 def test_a_client_that_sent_nothing_has_no_figures() -> None:

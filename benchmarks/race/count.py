@@ -88,7 +88,8 @@ def count(client: str, case: Case, seconds: float, log: Log, ends: Mapping[str, 
     else:
         told = oracle_time_s(case.provider, case.finite, case.mean())
         took_s = max((one.t + one.latency_s - first_s for one in good), default=seconds)
-        share = len({one.custom_id for one in good}) / case.finite * told / took_s
+        # Who gives most of the calls up is done early: that is no speed.
+        share = len({one.custom_id for one in good}) / case.finite * min(1.0, told / took_s)
     answers = Counter(one.custom_id for one in log.delivered())
     return Figures(
         client=client,
