@@ -8,7 +8,8 @@ in .race/ at first use), over HTTP on loopback. All clients get the same calls, 
 counts is in the provider's log: good answers delivered within the horizon, which begins with the first request, as a
 share of what an all-knowing oracle could have had (ratelimit_worker/simulate/oracle.py). *429s* are a share of the
 requests that met no scripted fault. The calls of thousand_at_once are all waited for: there the share is the oracle's
-time by the client's, times the calls that it got answered. More than one job at a time measures the machine too.
+time by the client's (at most 1), times the share of the calls that it got answered.
+More than one job at a time measures the machine too.
 """
 
 from __future__ import annotations

@@ -244,7 +244,7 @@ def test_the_figures_of_a_run_until_the_horizon() -> None:
     assert (run.good, run.requests, run.in_outage) == (3, 7, 1)
     assert (run.oracle, run.share) == (best.calls, 3 / best.calls)
     assert run.refusals == 1 / 6
-    assert (run.failed, run.lost, run.duplicates) == (1, None, 1)
+    assert (run.failed, run.ended, run.lost, run.duplicates) == (1, 4, None, 1)
     assert "3 good of 7 requests" in run.line()
     assert json.loads(run.as_json())["client"] == "some"
 
@@ -254,13 +254,15 @@ def test_the_figures_of_a_run_until_its_end() -> None:
     case = CASES["thousand_at_once"]
     ids = [call.custom_id for call in case.calls()]
     log = Log([arrival(n, n * 0.1, custom_id=ids[n], latency_s=0.1) for n in range(900)], [], [])
-    ends: dict[str, int | None] = dict.fromkeys(ids[:900], 200) | {ids[900]: 429}
+    ends: dict[str, int | None] = {**dict.fromkeys(ids[:900], 200), ids[900]: 429}
     run = count("some", case, 1000.0, log, ends, ended=True)
     assert run.seconds == pytest.approx(90.0)
     assert run.oracle == pytest.approx(49.2, abs=0.002)
     assert run.share == pytest.approx(0.9 * 49.2 / 90.0, abs=0.001)
     assert (run.failed, run.lost, run.duplicates) == (1, 99, 0)
     assert "lost 99" in run.line()
+    hasty = Log([arrival(n, n * 0.01, custom_id=ids[n], latency_s=0.1) for n in range(100)], [], [])
+    assert count("hasty", case, 1000.0, hasty, ends, ended=True).share == pytest.approx(0.1)
 
 
 def test_a_client_that_sent_nothing_has_no_figures() -> None:
@@ -273,13 +275,14 @@ def test_the_table_has_a_row_for_each_case_and_client() -> None:
     """Medians of the seeds, with the worst beside them."""
     log = Log([arrival(1, 0.0), arrival(2, 0.1, 429)], [], [])
     worse = Log([*log.arrivals, arrival(3, 0.2, 429)], [], [])
+    ends: dict[str, int | None] = {"a": 200, "b": None, "c": 400, "d": 200}
     runs = [
-        count("some", CASES["steady"].seeded(seed), 60.0, seen, {}, ended=False)
+        count("some", CASES["steady"].seeded(seed), 60.0, seen, ends, ended=False)
         for seed, seen in enumerate([log, worse, worse])
     ]
     rows = table(runs).splitlines()
     assert len(rows) == 3
-    assert rows[2] == "| steady | some | 3 | 0.2% | 0.2% | 66.7% | 66.7% | 0 | 0 | – | 0 |"
+    assert rows[2] == "| steady | some | 3 | 0.2% | 0.2% | 66.7% | 66.7% | 0 | 25.0% | – | 0 |"
 
 
 def test_answers_of_all_clients_are_read_alike(tmp_path: Path) -> None:

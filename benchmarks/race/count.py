@@ -25,6 +25,7 @@ class Figures:
     seed: int
     seconds: float  #: the horizon; of a finite case, what the client took
     calls: int  #: that the client was given
+    ended: int  #: ... and of which it says how they ended
     good: int  #: good answers delivered within the horizon
     oracle: float  #: what the oracle had, in calls; of a finite case, in seconds
     share: float  #: of the oracle
@@ -41,7 +42,7 @@ class Figures:
         return (
             f"{self.case} seed {self.seed} {self.client}: {self.share:.1%} of the oracle, {self.refusals:.1%} 429s, "
             f"{self.good} good of {self.requests} requests in {self.seconds:.1f} s, into the outage {self.in_outage}, "
-            f"failed {self.failed}{lost}, duplicates {self.duplicates}"
+            f"gave up {self.failed} of {self.ended}{lost}, duplicates {self.duplicates}"
         )
 
     def as_json(self) -> str:
@@ -87,7 +88,8 @@ def count(client: str, case: Case, seconds: float, log: Log, ends: Mapping[str, 
     else:
         told = oracle_time_s(case.provider, case.finite, case.mean())
         took_s = max((one.t + one.latency_s - first_s for one in good), default=seconds)
-        share = len({one.custom_id for one in good}) / case.finite * told / took_s
+        # Who gives most of the calls up is done early: that is no speed.
+        share = len({one.custom_id for one in good}) / case.finite * min(1.0, told / took_s)
     answers = Counter(one.custom_id for one in log.delivered())
     return Figures(
         client=client,
@@ -95,6 +97,7 @@ def count(client: str, case: Case, seconds: float, log: Log, ends: Mapping[str, 
         seed=case.seed,
         seconds=took_s,
         calls=len(ids),
+        ended=len(ends),
         good=len(good),
         oracle=told,
         share=share,
@@ -110,17 +113,18 @@ def count(client: str, case: Case, seconds: float, log: Log, ends: Mapping[str, 
 def table(runs: Sequence[Figures]) -> str:
     """A Markdown table of medians, a row a case and client; least share and most 429s beside them."""
     rows = [
-        "| scenario | client | seeds | share of the oracle | least | 429s | most | into the outage | failed | lost "
+        "| scenario | client | seeds | share of the oracle | least | 429s | most | into the outage | given up | lost "
         "| duplicates |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for case, client in dict.fromkeys((run.case, run.client) for run in runs):
         of = [run for run in runs if (run.case, run.client) == (case, client)]
         lost = [run.lost for run in of if run.lost is not None]
+        given_up = sum(run.failed for run in of) / max(1, sum(run.ended for run in of))
         rows.append(
             f"| {case} | {client} | {len(of)} | {median(run.share for run in of):.1%} "
             f"| {min(run.share for run in of):.1%} | {median(run.refusals for run in of):.1%} "
             f"| {max(run.refusals for run in of):.1%} | {max(run.in_outage for run in of)} "
-            f"| {sum(run.failed for run in of)} | {sum(lost) if lost else '–'} | {sum(run.duplicates for run in of)} |"
+            f"| {given_up:.1%} | {sum(lost) if lost else '–'} | {sum(run.duplicates for run in of)} |"
         )
     return "\n".join(rows)
