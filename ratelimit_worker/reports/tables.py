@@ -73,7 +73,12 @@ def limits_line(limits: LaneLimits) -> str:
             f"{per_min(value)} {what}" for value, what in ((limits.rpm, "requests"), (limits.tpm, "tokens")) if value
         ]
     told += [f"{limits.concurrency} at once"] if limits.concurrency else []
-    return ", ".join([*(told or ["no limit told"]), "adaptive" if limits.adaptive else "fixed"])
+    told += [
+        f"{value:,.0f} {what} a day" for value, what in ((limits.rpd, "requests"), (limits.tpd, "tokens")) if value
+    ]
+    told += [f"parents {' + '.join(limits.parents)}"] if limits.parents else []
+    kind = "shared" if limits.shared else "adaptive" if limits.adaptive else "fixed"
+    return ", ".join([*(told or ["no limit told"]), kind])
 
 
 def stats_tables(stats: Stats) -> str:

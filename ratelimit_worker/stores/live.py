@@ -61,6 +61,7 @@ class LaneNow:
     ready: int  #: released, not begun
     running: int
     oldest_s: float | None  #: when the oldest of the waiting calls was accepted; seconds since the epoch
+    used_today: Mapping[str, float]  #: requests and tokens of the UTC day, where the lane has a quota
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +144,7 @@ class Live:
             counters: Any = self._client.hgetall(self._key(keys.COUNTERS))
             return Now(
                 at_s=at_s,
-                lanes=tuple(lane for lane in self._lanes(names) if lane.fields),
+                lanes=tuple(lane for lane in self._lanes(names, at_s) if lane.fields),
                 workers=workers,
                 counters={name.decode(): int(value) for name, value in counters.items()},
             )
@@ -214,7 +215,7 @@ class Live:
             leader=None if follows is None or leader is None else leader.decode(),
         )
 
-    def _lanes(self, names: Sequence[str]) -> Iterator[LaneNow]:
+    def _lanes(self, names: Sequence[str], at_s: float) -> Iterator[LaneNow]:
         if not names:
             return
         with self._client.pipeline(transaction=False) as pipe:
@@ -225,6 +226,7 @@ class Live:
                 pipe.zcount(self._key(f"{keys.NAMESPACE}out:{lane}"), 1, 1)
             raw = pipe.execute()
         heads = self._heads({lane: _sorted(raw[4 * i + 1]) for i, lane in enumerate(names)})
+        used = self._used_today([lane for i, lane in enumerate(names) if b"bounds" in raw[4 * i]], at_s)
         for i, lane in enumerate(names):
             waiting, due_later, oldest_s = heads[lane]
             yield LaneNow(
@@ -236,7 +238,18 @@ class Live:
                 ready=int(raw[4 * i + 2]),
                 running=int(raw[4 * i + 3]),
                 oldest_s=oldest_s,
+                used_today=used.get(lane, {}),
             )
+
+    def _used_today(self, names: Sequence[str], at_s: float) -> dict[str, dict[str, float]]:
+        with self._client.pipeline(transaction=False) as pipe:
+            for lane in names:
+                pipe.hgetall(self._key(keys.day(lane, at_s)))
+            raw = pipe.execute() if names else []
+        return {
+            lane: {name.decode(): float(value) for name, value in one.items()}
+            for lane, one in zip(names, raw, strict=True)
+        }
 
     def _heads(self, queues_of: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, int, float | None]]:
         """Lane → (waiting, due later, when the oldest was accepted)."""
@@ -320,5 +333,5 @@ def _record(ref: str, packed: bytes) -> Record:
         lost=int(values[11]),
         since_s=values[16] / US,
         number=int(values[17]),
-        claim=values[20] if len(values) > 20 else "",
+        claim=(values[20] or "") if len(values) > 20 else "",
     )

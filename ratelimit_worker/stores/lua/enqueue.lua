@@ -24,13 +24,7 @@ for i = 1, REFS + 1 do
 end
 local L = load(lane)
 if #ARGV < 21 and not L.schema then return {-2, ref} end
-if #ARGV >= 21 and redis.call('HSETNX', lane_key(lane), 'schema', SCHEMA) == 1 then
-  -- what a person has set before the first call stays
-  for i = 21, #ARGV - 1, 2 do
-    if ARGV[i + 1] ~= '' then redis.call('HSETNX', lane_key(lane), ARGV[i], ARGV[i + 1]) end
-  end
-  L = load(lane)
-end
+if #ARGV >= 21 and make(lane, 21) then L = load(lane) end
 local claim = ARGV[20] ~= '' and cmsgpack.unpack(ARGV[20])
 local fp, answer, leads, follows = claim and claim[CLAIM_FP], nil, false, false
 if fp then
@@ -62,16 +56,16 @@ if bound > 0 and not answer and not follows then
   end
 end
 local r = {SCHEMA, lane, queue, -1, class, tenant, cost, now, deadline, 0, tonumber(ARGV[16]), 0, NONE, 0,
-  {0, 0, 0, 0, 0, 0}, pub, now, tonumber(ARGV[17]), tonumber(ARGV[8]), 1e15, fp or nil}
+  {0, 0, 0, 0, 0, 0}, pub, now, tonumber(ARGV[17]), tonumber(ARGV[8]), 1e15, fp or false}
 local ttl_s = math.ceil((deadline - now + DAY_US) / 1e6)
 -- nothing waits: the way past the lane, at half the cost
-local past = due <= now and not answer and not follows and #queues == 0 and admits_in(L, cost) == 0
+local past = due <= now and not answer and not follows and #queues == 0 and admits_in(L, cost) == 0 and clear(L, cost)
 if past then
   local own, out = own_room(L)
   past = own > 0 and room(L, queue, out) > 0
 end
 if past then
-  r[SCORE] = L.v + offset(class)                       -- it takes nobody's turn; if it comes back, it is the first
+  r[SCORE] = L.v + band(class)                         -- it takes nobody's turn; if it comes back, it is the first
 else
   r[BORN] = released()
   if due <= now and not answer and not follows then place(L, r) end
@@ -82,8 +76,10 @@ redis.call('SET', key('payload:') .. ref, ARGV[19], 'EX', ttl_s)
 redis.call('ZADD', EXPIRY, int(deadline), ref)
 if fp then redis.call('HSET', call_key(ref), 'c', ARGV[20]) end
 if leads then lead(ref, r) end
-if ttl_s > LANE_TTL_S and redis.call('TTL', lane_key(lane)) < ttl_s then  -- a call must not outlive its lane's pace
-  redis.call('EXPIRE', lane_key(lane), ttl_s)
+if ttl_s > LANE_TTL_S then                             -- a call must not outlive its lane's pace, nor its parents'
+  for _, name in ipairs({lane, unpack(L.names or {})}) do
+    if redis.call('TTL', lane_key(name)) < ttl_s then redis.call('EXPIRE', lane_key(name), ttl_s) end
+  end
 end
 if past then
   save(L)

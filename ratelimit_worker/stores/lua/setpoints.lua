@@ -20,4 +20,5 @@ for d, anchor in pairs(anchors) do
   if L.p[d] then L.l[d] = math.min(L.d[d], anchor - L.c[d]) end
 end
 save(L)
+wake(lane)
 return release(lane, 1000)
