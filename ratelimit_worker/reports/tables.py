@@ -61,7 +61,18 @@ def lanes_table(state: ClusterState) -> str:
                 per_min(tokens.pace_per_min if tokens is not None else None, "-"),
             )
         )
-    return table(("lane", "rpm", "tpm", "at once", "adapts", "learned", "pace", "tokens"), rows)
+    heads = ("lane", "rpm", "tpm", "at once", "adapts", "learned", "pace", "tokens")
+    beside = [", ".join(_beside(lane.limits)) or "-" for lane in state.lanes]
+    if set(beside) <= {"-"}:
+        return table(heads, rows)
+    return table((*heads, "beside"), [(*row, also) for row, also in zip(rows, beside, strict=True)])
+
+
+def _beside(limits: LaneLimits) -> list[str]:
+    """Quotas of a day, and parents."""
+    quotas = ((limits.rpd, "requests"), (limits.tpd, "tokens"))
+    told = [f"{value:,.0f} {what} a day" for value, what in quotas if value is not None]
+    return [*told, *([f"parents {' + '.join(limits.parents)}"] if limits.parents else [])]
 
 
 def limits_line(limits: LaneLimits) -> str:
@@ -73,10 +84,7 @@ def limits_line(limits: LaneLimits) -> str:
             f"{per_min(value)} {what}" for value, what in ((limits.rpm, "requests"), (limits.tpm, "tokens")) if value
         ]
     told += [f"{limits.concurrency} at once"] if limits.concurrency else []
-    told += [
-        f"{value:,.0f} {what} a day" for value, what in ((limits.rpd, "requests"), (limits.tpd, "tokens")) if value
-    ]
-    told += [f"parents {' + '.join(limits.parents)}"] if limits.parents else []
+    told += _beside(limits)
     kind = "shared" if limits.shared else "adaptive" if limits.adaptive else "fixed"
     return ", ".join([*(told or ["no limit told"]), kind])
 
