@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from click.testing import CliRunner
 
 from ratelimit_worker.calls import Cost, LaneLimits, Mode
+from ratelimit_worker.cli import main
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import BadInput, ConfigurationError
 from ratelimit_worker.flow.enqueue import limit_fields
@@ -191,6 +195,25 @@ def test_a_flood_does_not_pass_a_lane_that_waits(redis_client: redis.Redis) -> N
     counted = Counter(start.tenant for start in scene.starts)
     assert counted["quiet"] >= 95
     assert sum(counted.values()) == pytest.approx(200, abs=3)
+
+
+def test_whoever_frees_a_call_takes_nobodys_turn(cluster: Cluster) -> None:
+    """The pump is late; a lane whose call ends finds the parent's next permit, and leaves it to the lane before it."""
+    cluster.lanes.set_points("org", {"p1": 1, "d1": 1})
+    child(cluster, "busy", "org", fields={**FAST, "cap": 1})
+    child(cluster, "quiet", "org")
+    put(cluster, "busy", "b0", "b1", "b2")
+    put(cluster, "quiet", "q0")
+    tag, _ = cluster.begin()
+    assert row(cluster) == ["quiet"]  # the other one waits for its own call
+    cluster.advance(1.003)
+    cluster.free(tag)
+    assert cluster.ready() == []
+    cluster.pump()
+    assert cluster.ready() == ["q0"]
+    cluster.advance(1)
+    cluster.pump()
+    assert cluster.ready() == ["q0", "b1"]
 
 
 def test_a_lane_that_comes_late_is_not_behind_anothers_backlog(redis_client: redis.Redis) -> None:
@@ -539,3 +562,27 @@ def test_explain_names_the_parent_and_the_quota(redis_client: redis.Redis, contr
     assert state["day"].allowed_per_min == 0
     assert state["day"].used_today == {"requests": 1.0, "tokens": 0.0}
     assert state["org"].out == 1
+
+
+def test_limits_set_on_the_command_line(
+    redis_server: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Quotas and parents are said as they are shown, and taken away again."""
+    for name in [name for name in os.environ if name.startswith(("MAISD_", "CELERY_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MAISD_REDIS_URL", f"unix://{redis_server}")
+    monkeypatch.setenv("MAISD_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv("MAISD_LANES", json.dumps({"org": {"tpm": 6000}, "chat": {"rpm": 60}}))
+
+    def limits(*arguments: str, code: int = 0) -> str:
+        done = CliRunner().invoke(main, ["limits", "set", *arguments])
+        assert done.exit_code == code, (done.output, done.exception)
+        return done.output.strip()
+
+    said = limits("chat", "--parent", "org", "--rpd", "500", "--tpd", "20000")
+    assert said.endswith("-> 60/min requests, 500 requests a day, 20,000 tokens a day, parents org, adaptive")
+    shown = CliRunner().invoke(main, ["lanes"]).stdout
+    assert "500 requests a day, 20,000 tokens a day, parents org" in shown
+    assert limits("chat", "--no-parents", "--rpd", "0", "--tpd", "0").endswith("-> 60/min requests, adaptive")
+    assert "is not known" in limits("chat", "--parent", "nobody", code=2)
+    assert "not both" in limits("chat", "--parent", "org", "--no-parents", code=2)
