@@ -23,12 +23,17 @@ from ratelimit_worker.flow.pin import auto, lane_fields, pin
 from ratelimit_worker.flow.tune import ControlPlane
 from ratelimit_worker.reports.explain import explain, explanation_text
 from ratelimit_worker.reports.live import cluster_state
+from ratelimit_worker.simulate.arrivals import most_in_window
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import US, Lanes
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.pins import Pins
+from ratelimit_worker.wiring import services
+from tests.conftest import wait_for
 from tests.contention import Scene
+from tests.fleet import fleet
+from tests.test_chaos import settle_all
 from tests.test_lanes import T0_US, Cluster, entry
 
 pytestmark = pytest.mark.server
@@ -586,3 +591,33 @@ def test_limits_set_on_the_command_line(
     assert limits("chat", "--no-parents", "--rpd", "0", "--tpd", "0").endswith("-> 60/min requests, adaptive")
     assert "is not known" in limits("chat", "--parent", "nobody", code=2)
     assert "not both" in limits("chat", "--parent", "org", "--no-parents", code=2)
+
+
+# ── on real workers ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.worker
+def test_two_lanes_keep_their_parents_rate_on_real_workers() -> None:
+    """40/s for both together over two worker processes, half each; one of them is killed, and nothing is lost."""
+    with fleet() as made:
+        first = made.worker("first")
+        made.worker("second")
+        tasks = made.agent()
+        lanes = services().lanes
+        lanes.set_points("org", limit_fields(LaneLimits(rpm=2400, shared=True, adaptive=False)))
+        for lane in ("one", "two"):
+            lanes.set_points(lane, limit_fields(LaneLimits(unlimited=True, parents=("org",))))
+        results = [
+            tasks.stamp.apply_async((f"{lane} {number}", 0.02), lane=lane)
+            for lane in ("one", "two")
+            for number in range(120)
+        ]
+        wait_for(lambda: len(made.stamps()) >= 100, what="some have run")
+        first.kill()
+        settle_all(results)
+        stamps = made.stamps()
+        assert {what for _, what in stamps} == {f"{lane} {number}" for lane in ("one", "two") for number in range(120)}
+        assert most_in_window([at for at, _ in stamps]) <= 45
+        both = Counter(what.partition(" ")[0] for _, what in stamps[20:100])
+        assert min(both["one"], both["two"]) >= 30
+        wait_for(lambda: lanes.fields("org")["c1"] == b"%d" % len(stamps), what="each start was charged to the parent")

@@ -627,8 +627,10 @@ local function release(lane, most, greedy, served)
       if moved >= most and not L.parents then at = now break end
       if moved >= most then                            -- its next turn comes when it is the first again
         for _, P in ipairs(L.parents) do
-          stand(P, lane, now)
-          rows[P.name] = true
+          if not served or P.name == served then       -- who serves a row goes on with it
+            stand(P, lane, not served and now)
+            rows[P.name] = true
+          end
         end
         break
       end
