@@ -243,10 +243,14 @@ class LaneLimits:
 
     rpm: float | None = None  #: requests a minute, never exceeded
     tpm: float | None = None  #: tokens a minute (input + output), never exceeded
+    rpd: float | None = None  #: requests a UTC day, never exceeded
+    tpd: float | None = None  #: tokens a UTC day, never exceeded
     concurrency: int | None = None  #: calls running at once over the whole cluster
     unlimited: bool = False  #: no pace at all
     adaptive: bool = True
     #: Whether the provider gives back, after the answer, tokens that were reserved and not used, so that the lane may
     #: too; None: it is taken to do so until it refuses for tokens. Headers that tell what is left are heeded alone.
     reconcile: bool | None = None
+    parents: tuple[str, ...] = ()  #: lanes whose budgets it shares with other lanes
+    shared: bool = False  #: itself a parent: only what was told of it binds, since it has no calls to learn from
     tenants: Mapping[str, float] = field(default_factory=dict)  #: weights; 1 where a tenant is not named

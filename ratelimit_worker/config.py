@@ -10,8 +10,8 @@ import json
 import math
 import os
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 from urllib.parse import urlsplit
@@ -110,9 +110,13 @@ def _switch_or_auto(text: str) -> bool | None:
         raise ValueError("use true, false or auto") from error
 
 
+MOST_PARENTS = 4  #: of one lane: each is as much work for every call as the lane itself
+
 _LANE_FIELDS: dict[str, Callable[[str], Any]] = {
     "rpm": _number(0, above=True),
     "tpm": _number(0, above=True),
+    "rpd": _number(0, above=True),
+    "tpd": _number(0, above=True),
     "concurrency": _whole(1),
     "unlimited": _switch,
     "adaptive": _switch,
@@ -130,7 +134,57 @@ def _lanes(text: str) -> Mapping[str, LaneLimits]:
             raw = tomllib.loads(Path(text).expanduser().read_text("utf-8"))
         except OSError as error:
             raise ValueError(f"use JSON or the path of a TOML file ({error.strerror or error})") from error
-    return {str(name): lane_limits(str(name), values) for name, values in raw.items()}
+    lanes = {str(name): lane_limits(str(name), values) for name, values in raw.items()}
+    learning = {str(name) for name, values in raw.items() if values.get("adaptive") is True}
+    return _with_parents(lanes, learning)
+
+
+def _with_parents(lanes: Mapping[str, LaneLimits], learning: Collection[str]) -> Mapping[str, LaneLimits]:
+    """The lanes, with those marked that are budgets of others.
+
+    Args:
+        learning: Lanes said to be adaptive: one of these that is a parent has calls of its own to learn from.
+    Raises:
+        ValueError: a parent that cannot be; names the lane, the parent and the fix.
+    """
+    for lane, limits in lanes.items():
+        for parent in limits.parents:
+            if parent not in lanes:
+                raise ValueError(f"lane {lane!r}: unknown parent {parent!r}; give it a table of its own")
+            if lanes[parent].parents:
+                raise ValueError(
+                    f"lane {lane!r}: parent {parent!r} has parents itself; name them all at {lane!r} instead"
+                )
+            if parent not in learning and not bounds_others(lanes[parent]):
+                raise ValueError(
+                    f"lane {lane!r}: parent {parent!r} has no limit; tell it rpm, tpm, rpd, tpd or concurrency"
+                )
+    parents = {parent for limits in lanes.values() for parent in limits.parents} - set(learning)
+    return {
+        lane: replace(limits, shared=True, adaptive=False) if lane in parents else limits
+        for lane, limits in lanes.items()
+    }
+
+
+def bounds_others(limits: LaneLimits) -> bool:
+    """Whether a budget that has no calls of its own bounds those of its lanes (`unlimited`: by its mode alone)."""
+    told = (limits.rpm, limits.tpm, limits.rpd, limits.tpd, limits.concurrency)
+    return limits.unlimited or any(limit is not None for limit in told)
+
+
+def parents_of(lane: str, names: Any) -> tuple[str, ...]:
+    """Check the names of a lane's parents.
+
+    Raises:
+        ValueError: names the lane, the value and the fix.
+    """
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"lane {lane!r}: parents={names!r}: use a list of lanes")
+    if lane in names:
+        raise ValueError(f"lane {lane!r}: parents={list(names)!r}: a lane is no parent of itself")
+    if len(set(names)) < len(names) or len(names) > MOST_PARENTS:
+        raise ValueError(f"lane {lane!r}: parents={list(names)!r}: use at most {MOST_PARENTS}, each once")
+    return tuple(names)
 
 
 def lane_limits(lane: str, values: Any) -> LaneLimits:
@@ -147,13 +201,17 @@ def lane_limits(lane: str, values: Any) -> LaneLimits:
             if not isinstance(value, Mapping):
                 raise ValueError(f"lane {lane!r}: tenants is a table of weights")
             parsed["tenants"] = {str(tenant): _number(0, above=True)(str(weight)) for tenant, weight in value.items()}
+        elif name == "parents":
+            parsed["parents"] = parents_of(lane, value)
         elif name in _LANE_FIELDS:
             try:
                 parsed[name] = _LANE_FIELDS[name](str(value))
             except ValueError as error:
                 raise ValueError(f"lane {lane!r}: {name}={value!r}: {error}") from error
         else:
-            raise ValueError(f"lane {lane!r}: unknown limit {name!r}; known: {', '.join([*_LANE_FIELDS, 'tenants'])}")
+            raise ValueError(
+                f"lane {lane!r}: unknown limit {name!r}; known: {', '.join([*_LANE_FIELDS, 'parents', 'tenants'])}"
+            )
     return LaneLimits(**parsed)
 
 

@@ -159,6 +159,10 @@ class Lanes(AttemptLanes, Protocol):
         """Write set-points."""
         ...
 
+    def establish(self, lane: str, fields: Mapping[str, float | str]) -> bool:
+        """Make a lane that is not there yet, with these fields."""
+        ...
+
     def fields(self, lane: str) -> Mapping[str, bytes]:
         """The lane's hash as it is."""
         ...

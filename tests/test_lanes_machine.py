@@ -1,4 +1,7 @@
-"""Whatever happens, in whatever order: no call is lost or run ahead of its pace, and every lane that waits is woken."""
+"""Whatever happens, in whatever order: no call is lost or run ahead of its pace, and every lane that waits is woken.
+
+Two of the lanes share a parent, and one of these has a quota of a day, which ends while it goes on.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,23 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import US, Claim
-from tests.test_lanes import LEASE_S, Cluster, entry
+from tests.test_lanes import LEASE_S, T0_US, Cluster, entry
 
 LANES = ("a", "b", "free")
 QUEUES = ("q", "two")
+PARENT = "org"  #: of the first two
+QUOTA = 12  #: requests a day of lane b
 FIELDS: dict[str, dict[str, float | str]] = {
-    "a": {"p1": 5, "d1": 3},
-    "b": {"p1": 50, "d1": 1, "p2": 1000, "d2": 500, "cap": 3},
+    PARENT: {"p1": 8, "d1": 3, "cap": 4},
+    "a": {"p1": 5, "d1": 3, "bounds": json.dumps({"parents": [PARENT]})},
+    "b": {
+        "p1": 50, "d1": 1, "p2": 1000, "d2": 500, "cap": 3,
+        "bounds": json.dumps({"parents": [PARENT], "rpd": QUOTA}),
+    },
     "free": {"unlimited": 1},
-}
+}  # fmt: skip
+MIDNIGHT_US = (T0_US // US // 86_400 + 1) * 86_400 * US
+BAND, AGES_S, TAGS = 3e15, (0, 60, 300), 1e4  #: as in _lane.lua
 
 
 class Anything(RuleBasedStateMachine):
@@ -36,7 +47,7 @@ class Anything(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.client.flushall()
-        self.cluster = Cluster(self.client)
+        self.cluster = Cluster(self.client, now_us=MIDNIGHT_US - 60 * US)
         self.accepted: set[str] = set()
         self.gone: set[str] = set()
         self.scores: dict[str, float] = {}  #: a call's first place in its lane
@@ -50,6 +61,7 @@ class Anything(RuleBasedStateMachine):
         self.seen: dict[str, dict[str, float]] = {}  #: the lanes' hashes after the step before
         self.seen_at_us = self.cluster.now_us
         self.anchored = False
+        self.changed = False  #: a cap of the parent may have been made smaller
 
     @initialize()
     def start(self) -> None:
@@ -194,7 +206,7 @@ class Anything(RuleBasedStateMachine):
         self.cluster.lanes.sweep(LEASE_S)
 
     @rule(
-        lane=st.sampled_from(LANES[:2]),
+        lane=st.sampled_from((*LANES[:2], PARENT)),
         fields=st.sampled_from(
             [
                 {"p1": 0},
@@ -213,6 +225,7 @@ class Anything(RuleBasedStateMachine):
     def set_points(self, lane: str, fields: dict[str, float | str]) -> None:
         self.cluster.lanes.set_points(lane, fields)
         self.anchored = "a1" in fields or "d1" in fields
+        self.changed = self.changed or lane == PARENT
 
     @rule(data=st.data())
     def revoke(self, data: st.DataObject) -> None:
@@ -264,8 +277,8 @@ class Anything(RuleBasedStateMachine):
     @invariant()
     def no_more_is_sent_than_was_earned(self) -> None:
         dt = (self.cluster.now_us - self.seen_at_us) / US
-        for lane in LANES[:2]:
-            hashed = {name: float(value) for name, value in self.cluster.lanes.fields(lane).items() if value}
+        for lane in (*LANES[:2], PARENT):
+            hashed = self._numbers(lane)
             age = max(0.0, (self.cluster.now_us - hashed["ts"]) / US)
             before, fields = self.seen.get(lane), {}
             for number in ("1", "2"):
@@ -281,6 +294,33 @@ class Anything(RuleBasedStateMachine):
                     assert sent - before["c" + number] <= before["l" + number] + earned - level + 1e-3
             self.seen[lane] = fields
         self.seen_at_us, self.anchored = self.cluster.now_us, False
+
+    @invariant()
+    def a_parent_is_charged_for_what_its_lanes_are_and_for_nothing_else(self) -> None:
+        parent, *lanes = (self._numbers(lane) for lane in (PARENT, *LANES[:2]))
+        for number in range(1, 5):
+            charged = [hashed.get(f"c{number}", 0.0) for hashed in lanes]
+            assert parent.get(f"c{number}", 0.0) == pytest.approx(sum(charged), abs=1e-6)
+        out: Any = self.client.zrange(f"rlw:out:{PARENT}", 0, -1, withscores=True)
+        mine = {}
+        for lane in LANES[:2]:
+            theirs: Any = self.client.zrange(f"rlw:out:{lane}", 0, -1, withscores=True)
+            for tag, begun in theirs:
+                record = self.cluster.lanes.record(tag.decode().rpartition(".")[0])
+                assert record is not None
+                if record[12] > 0:  # it has a permit; the answered and the expired go without
+                    mine[tag] = begun
+        assert dict(out) == mine
+        if not self.changed:  # a cap that was made smaller lets what is out end
+            assert len(out) <= parent["cap"]
+
+    @invariant()
+    def a_quota_is_kept_and_what_is_given_back_is_given_back(self) -> None:
+        at_s = self.cluster.now_us / US
+        used = float(self.client.hget(keys.day("b", at_s), "requests") or 0)  # type: ignore[arg-type]
+        assert 0 <= used <= QUOTA
+        if self.cluster.now_us < MIDNIGHT_US:
+            assert used == self._numbers("b").get("c1", 0.0)
 
     @invariant()
     def whoever_follows_has_a_leader(self) -> None:
@@ -303,7 +343,7 @@ class Anything(RuleBasedStateMachine):
             by_others = lane in state["next"] or any(lane in state["rows"][queue] for queue in queues)
             hashed = self.cluster.lanes.fields(lane)
             closed = any(float(hashed.get(f"p{number}") or 1) <= 0 for number in range(1, 5))
-            assert by_itself or by_others or closed
+            assert by_itself or by_others or closed or self._stands(lane)
 
     def check_nobody_is_left_behind(self) -> None:
         """After the pump: no call waits that has a permit, a slot and leave of its lane."""
@@ -311,25 +351,29 @@ class Anything(RuleBasedStateMachine):
         total, slots = self._slots()
         free_at_all = total - len(state["onqueue"])
         for lane in state["waits"]:
-            fields = {name: float(value or 0) for name, value in self.cluster.lanes.fields(lane).items()}
+            fields = self._numbers(lane)
             if fields.get("gate", 0) > self.cluster.now_us or self._own_room(lane, fields) <= 0:
                 continue
             heads = []
             for queue in QUEUES:
                 free = min(slots[queue] - self.client.scard(f"rlw:onqueue:{queue}"), free_at_all)
-                head: Any = self.client.zrange(keys.waiting(lane, queue), 0, 0, withscores=True)
-                if head and free > 0:
-                    heads.append((head[0][1], head[0][0].decode()))
+                if free > 0:
+                    heads += self._heads(lane, queue, fields)
             if heads:
                 record = self.cluster.lanes.record(min(heads)[1])
                 assert record is not None
-                assert not self._admits(fields, record[6]), (lane, heads)
+                admitted = self._admits(fields, record[6]) and (lane != "b" or self._quota_left() >= 1)
+                if lane in LANES[:2]:
+                    row: Any = self.client.zrange(keys.turns(PARENT), 0, 0)
+                    admitted = admitted and self._parent_admits(record[6]) and row in ([], [lane.encode()])
+                assert not admitted, (lane, heads)
 
     def teardown(self) -> None:
         """Nothing is lost: with open lanes and workers for all queues, every call comes to its end."""
         for lane in LANES[:2]:
             self.cluster.lanes.set_points(lane, {"p1": 1000, "d1": 100, "width": 0, "gap": 0, "cap": 0, "gate": 0})
-        self.cluster.lanes.set_points("b", {"p2": 1e6})
+        self.cluster.lanes.set_points("b", {"p2": 1e6, "bounds": json.dumps({"parents": [PARENT]})})
+        self.cluster.lanes.set_points(PARENT, {"p1": 1000, "d1": 100, "width": 0, "gap": 0, "cap": 0, "gate": 0})
         for worker in list(self.cluster.workers):
             self.ghosts += self.cluster.kill(worker)
         self.cluster.worker("last", slots=50, queues=QUEUES)
@@ -345,11 +389,12 @@ class Anything(RuleBasedStateMachine):
         assert self.gone == self.accepted
         left = {key.decode() for key in self.client.keys("rlw:*")}
         known = {f"rlw:{kind}:{lane}" for kind in ("lane", "tenants", "seen") for lane in LANES}
+        known |= {f"rlw:lane:{PARENT}", f"rlw:shares:{PARENT}"}
         known |= {
             f"rlw:{name}" for name in ("counters", "busy", "onqueues", "pump", "duty:pump", "lanes", "outbox", "seen")
         }
         known |= {f"rlw:{name}" for name in ("workers", "slots", "held", "room")}
-        assert {key for key in left - known if not key.startswith(("rlw:done:", "rlw:cache:"))} == set()
+        assert {key for key in left - known if not key.startswith(("rlw:done:", "rlw:cache:", "rlw:day:"))} == set()
 
     # ── helpers ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -398,6 +443,47 @@ class Anything(RuleBasedStateMachine):
             if fields.get(name):
                 most = min(most, fields[name] - len(out))
         return most
+
+    def _numbers(self, lane: str) -> dict[str, float]:
+        fields = self.cluster.lanes.fields(lane).items()
+        return {name: float(value) for name, value in fields if value and name not in ("bounds", "law")}
+
+    def _heads(self, lane: str, queue: str, fields: dict[str, float]) -> list[tuple[float, str]]:
+        """The first of each class, with the tag that a release compares."""
+        speed = next((fields[p] / worth for p, worth in (("p2", 1000), ("p1", 1)) if fields.get(p, 0) > 0), None)
+        if fields.get("unlimited") or speed is None:
+            speed = max(1, self._slots()[0])
+        if fields.get("width") and fields.get("gap"):
+            speed = min(speed, US / fields["gap"])
+        heads = []
+        for band, age_s in enumerate(AGES_S):
+            found: Any = self.client.zrange(
+                keys.waiting(lane, queue), int(band * BAND), f"({(band + 1) * BAND:.0f}", byscore=True, offset=0, num=1,
+                withscores=True,
+            )  # fmt: skip
+            heads += [(score - band * BAND + age_s * speed * TAGS, ref.decode()) for ref, score in found]
+        return heads
+
+    def _quota_left(self) -> float:
+        return QUOTA - float(self.client.hget(keys.day("b", self.cluster.now_us / US), "requests") or 0)  # type: ignore[arg-type]
+
+    def _parent_admits(self, cost: list[float]) -> bool:
+        fields, out = self._numbers(PARENT), self.client.zcard(f"rlw:out:{PARENT}")
+        if fields.get("gate", 0) > self.cluster.now_us or not self._admits(fields, cost):
+            return False
+        return all(out < fields[name] for name in ("cap", "width") if fields.get(name))
+
+    def _stands(self, lane: str) -> bool:
+        """Whether a lane stands in its parent's row, and something wakes that."""
+        if self.client.zscore(keys.turns(PARENT), lane) is None:
+            return False
+        if self.client.zscore("rlw:next", f"\n{PARENT}") is not None:
+            return True
+        fields = self._numbers(PARENT)
+        full = any(
+            self.client.zcard(f"rlw:out:{PARENT}") >= fields[name] for name in ("cap", "width") if fields.get(name)
+        )
+        return full or fields["p1"] <= 0
 
     def _admits(self, fields: dict[str, float], cost: list[float]) -> bool:
         if fields.get("unlimited"):

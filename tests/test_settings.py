@@ -43,7 +43,7 @@ def test_every_field_of_a_lane_stands_there_with_its_default() -> None:
     """Those that `MAISD_LANES` takes, and what a lane is without them."""
     words = {None: "-", False: "false", True: "true"}
     known = {name: words[getattr(LaneLimits(), name)] for name in _LANE_FIELDS}
-    assert {name: cells[0] for name, cells in rows("[a-z]+").items()} == {**known, "tenants": "-"}
+    assert {name: cells[0] for name, cells in rows("[a-z]+").items()} == {**known, "parents": "-", "tenants": "-"}
 
 
 def test_the_examples_say_the_same(tmp_path: Path) -> None:

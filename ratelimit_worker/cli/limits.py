@@ -19,6 +19,16 @@ def limits() -> None:
 @click.option(
     "--concurrency", type=click.IntRange(min=0), help="Calls at once over the whole cluster. 0: no such limit."
 )
+@click.option("--rpd", type=click.FloatRange(min=0), help="Requests a UTC day, never exceeded. 0: no such quota.")
+@click.option("--tpd", type=click.FloatRange(min=0), help="Tokens a UTC day, never exceeded. 0: no such quota.")
+@click.option(
+    "--parent",
+    "parents",
+    multiple=True,
+    metavar="LANE",
+    help="Share the budget of this lane with others; repeat for several. What is named replaces what was.",
+)
+@click.option("--no-parents", is_flag=True, help="Share no budget any more.")
 @click.option("--unlimited/--limited", default=None, help="No pace at all; or a pace again.")
 @click.option("--adaptive/--fixed", default=None, help="Learn what the provider takes; or keep to fixed rates.")
 def set_(
@@ -26,6 +36,10 @@ def set_(
     rpm: float | None,
     tpm: float | None,
     concurrency: int | None,
+    rpd: float | None,
+    tpd: float | None,
+    parents: tuple[str, ...],
+    no_parents: bool,
     unlimited: bool | None,
     adaptive: bool | None,
 ) -> None:
@@ -40,13 +54,25 @@ def set_(
     from ratelimit_worker.reports.tables import limits_line
     from ratelimit_worker.stores.live import redis_errors
 
-    change = Change(rpm=rpm, tpm=tpm, concurrency=concurrency, unlimited=unlimited, adaptive=adaptive)
+    if parents and no_parents:
+        raise click.UsageError("--parent or --no-parents, not both")
+    change = Change(
+        rpm=rpm,
+        tpm=tpm,
+        concurrency=concurrency,
+        rpd=rpd,
+        tpd=tpd,
+        unlimited=unlimited,
+        adaptive=adaptive,
+        parents=parents if parents or no_parents else None,
+    )
     if change == Change():
         raise click.UsageError("name at least one limit, such as --rpm 60")
     try:
         with open_sources() as opened, redis_errors():
-            configured = opened.settings.lanes.get(lane) or LaneLimits()
-            before, after = set_limits(opened.services.control, lane, change, configured, time.sleep)
+            known = opened.settings.lanes
+            configured = known.get(lane) or LaneLimits()
+            before, after = set_limits(opened.services.control, lane, change, configured, time.sleep, known)
     except BadInput as error:
         raise click.UsageError(str(error)) from error
     click.echo(f"{lane}: {limits_line(before)} -> {limits_line(after)}")

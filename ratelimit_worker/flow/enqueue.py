@@ -154,7 +154,8 @@ def priority_of(value: str | int) -> Priority:
 def lane_fields(settings: Settings, lane: str) -> dict[str, float | str]:
     """Fields of the hash of a lane that is new: what was configured, and the set-points to start from."""
     limits = told(settings, lane)
-    fields = limit_fields(limits) if settings.enable_advanced_rate_limiting else basic_fields(settings, limits)
+    paced = settings.enable_advanced_rate_limiting or limits.shared  # without calls of its own it has nothing to pace
+    fields = limit_fields(limits) if paced else basic_fields(settings, limits)
     return fields if escalates(settings) else {**fields, "escalates": "0"}
 
 
@@ -187,11 +188,20 @@ def limit_fields(limits: LaneLimits) -> dict[str, float | str]:
         "unlimited": int(limits.unlimited),
         "adaptive": int(limits.adaptive),
         "law": "",
+        "bounds": bounds_field(limits),
+        "shared": 1 if limits.shared else "",
     }
     fields |= {f"{letter}{number}": "" for letter in "pdg" for number in range(1, 5)}
     if not limits.unlimited:
         fields |= pace.set_points(pace.initial(limits), 0.0)[1]
     return fields
+
+
+def bounds_field(limits: LaneLimits) -> str:
+    """What only some lanes have, in one field of the hash: JSON with parents, rpd and tpd, or nothing."""
+    bounds = {"parents": limits.parents, "rpd": limits.rpd, "tpd": limits.tpd}
+    said = {name: value for name, value in bounds.items() if value}
+    return msgspec.json.encode(said).decode() if said else ""
 
 
 def _sharing(kind: Kind, settings: Settings, wanted: bool, stale_s: float) -> dict[str, Any]:
@@ -233,7 +243,7 @@ def _shedding(its_class: Priority, below: str | None) -> dict[str, Any]:
 def told(settings: Settings, lane: str) -> LaneLimits:
     """What MAISD_LANES says of a lane."""
     said = settings.lanes.get(lane) or LaneLimits()
-    if not said.adaptive and not said.unlimited and said.rpm is None:
+    if not said.adaptive and not said.unlimited and not said.shared and said.rpm is None:
         return replace(said, rpm=settings.calls_per_minute)  # a lane that may not find its rate needs one
     return said
 

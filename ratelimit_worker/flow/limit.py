@@ -7,14 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 
 from ratelimit_worker.calls import SCHEMA_VERSION, LaneLimits
-from ratelimit_worker.config import Settings
+from ratelimit_worker.config import Settings, bounds_others, parents_of
 from ratelimit_worker.errors import BadInput
-from ratelimit_worker.flow.enqueue import BASIC, MOST_NAME, Basic, basic_fields, escalates, limit_fields
+from ratelimit_worker.flow.enqueue import (
+    BASIC,
+    MOST_NAME,
+    Basic,
+    basic_fields,
+    bounds_field,
+    escalates,
+    limit_fields,
+)
 from ratelimit_worker.flow.tune import ControlPlane, decide, limits_of
+from ratelimit_worker.policy import modes
 from ratelimit_worker.ports import LaneView
 
 #: A tuner that looked at the lane just before may write what it then found; by now it has.
@@ -28,23 +38,39 @@ class Change:
     rpm: float | None = None  #: 0: no limit any more
     tpm: float | None = None  #: 0: no limit any more
     concurrency: int | None = None  #: 0: no limit any more
+    rpd: float | None = None  #: 0: no quota any more
+    tpd: float | None = None  #: 0: no quota any more
     unlimited: bool | None = None
     adaptive: bool | None = None
+    parents: tuple[str, ...] | None = None  #: all that it has from now on
 
 
 def changed(before: LaneLimits, change: Change) -> LaneLimits:
     """The limits after a change. Naming rpm or tpm ends `unlimited`: else it would have no effect."""
-    named = {
-        name: value or None
-        for name, value in (("rpm", change.rpm), ("tpm", change.tpm), ("concurrency", change.concurrency))
-        if value is not None
-    }
+    numbers = {name: getattr(change, name) for name in ("rpm", "tpm", "rpd", "tpd", "concurrency")}
+    named = {name: value or None for name, value in numbers.items() if value is not None}
     after = replace(before, **named)  # type: ignore[arg-type]
+    if change.parents is not None:
+        after = replace(after, parents=change.parents)
     if change.rpm or change.tpm:
         after = replace(after, unlimited=False)
     if change.unlimited is not None:
         after = replace(after, unlimited=change.unlimited)
+    if change.adaptive:
+        after = replace(after, shared=False)
     return after if change.adaptive is None else replace(after, adaptive=change.adaptive)
+
+
+def limits_told(fields: Mapping[str, bytes]) -> LaneLimits:
+    """All that a person told of a lane, from its hash: what the law asks, and what only the scripts do."""
+    bounds: dict[str, Any] = msgspec.json.decode(fields["bounds"]) if fields.get("bounds") else {}
+    return replace(
+        limits_of(fields),
+        rpd=bounds.get("rpd"),
+        tpd=bounds.get("tpd"),
+        parents=tuple(bounds.get("parents", ())),
+        shared=fields.get("shared") == b"1",
+    )
 
 
 def set_limits(
@@ -53,6 +79,7 @@ def set_limits(
     change: Change,
     configured: LaneLimits,
     pause: Callable[[float], object],
+    others: Mapping[str, LaneLimits] | None = None,
 ) -> tuple[LaneLimits, LaneLimits]:
     """Change the limits of a lane, for the next permit on → (before, after).
 
@@ -61,23 +88,69 @@ def set_limits(
     Args:
         configured: What MAISD_LANES says of the lane, where it is not known yet.
         pause: `time.sleep`.
+        others: What MAISD_LANES says of lanes that may become its parents, and are not known yet.
     Raises:
-        BadInput: no lane can have that name.
+        BadInput: no lane can have that name, or those parents.
     """
     if not lane or len(lane) > MOST_NAME or any(ord(letter) < 32 for letter in lane):
         raise BadInput(f"lane={lane[:60]!r}: use text of at most {MOST_NAME} characters without control characters")
     lanes = control.lanes
     found = lanes.fields(lane)
-    before = limits_of(found) if found else configured
+    before = limits_told(found) if found else configured
     after = changed(before, change)
     if after == before and found:
         return before, after
-    if replace(after, concurrency=None) == replace(before, concurrency=None) and found:
-        lanes.set_points(lane, {"cap": after.concurrency or 0})  # says nothing of the pace, so that goes on
+    _take_parents(control, lane, after.parents, others or {}, pause)
+    if found and _paced(after) == _paced(before):  # says nothing of the pace, so that goes on
+        lanes.set_points(lane, {"cap": after.concurrency or 0, "bounds": bounds_field(after)})
         return before, after
     fields = {"schema": SCHEMA_VERSION, "free": "", **limit_fields(after)}
     _write(control, {lane: (found, fields)}, pause)
     return before, after
+
+
+def _paced(limits: LaneLimits) -> LaneLimits:
+    return replace(limits, concurrency=None, rpd=None, tpd=None, parents=())
+
+
+def _take_parents(
+    control: ControlPlane,
+    lane: str,
+    parents: tuple[str, ...],
+    others: Mapping[str, LaneLimits],
+    pause: Callable[[float], object],
+) -> None:
+    """See that a lane's parents can be, and are there, before it has them.
+
+    Raises:
+        BadInput: one of them cannot be.
+    """
+    if not parents:
+        return
+    try:
+        parents_of(lane, parents)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    children = [name for name in control.lanes.names() if lane in limits_told(control.lanes.fields(name)).parents]
+    if children:
+        raise BadInput(f"lane {lane!r} is a parent of {children[0]!r}, so it may have none; name {parents[0]!r} there")
+    for parent in parents:
+        found = control.lanes.fields(parent)
+        known = bool(found.get("schema")) or parent in others
+        told = limits_told(found) if found.get("schema") else others.get(parent, LaneLimits())
+        if not known:
+            raise BadInput(f"parent {parent!r} is not known: say first `limits set {parent} --tpm N` (or rpm, rpd, …)")
+        if told.parents:
+            raise BadInput(f"parent {parent!r} has parents itself: name them all at {lane!r} instead")
+        if not told.shared and not int(found.get("seq") or 0):  # it has no calls of its own to learn from
+            if not bounds_others(told):
+                raise BadInput(
+                    f"parent {parent!r} has no limit: say first `limits set {parent} --tpm N` (or rpm, rpd, …)"
+                )
+            told = replace(told, shared=True, adaptive=False)
+        if told.shared and found.get("shared") != b"1":
+            fields = {"schema": SCHEMA_VERSION, "free": "", **limit_fields(told)}
+            _write(control, {parent: (found, fields)}, pause)
 
 
 def at_start(control: ControlPlane, settings: Settings, pause: Callable[[float], object]) -> int:
@@ -98,12 +171,14 @@ def at_start(control: ControlPlane, settings: Settings, pause: Callable[[float],
 
 def _switched(found: Mapping[str, bytes], settings: Settings) -> Mapping[str, float | str]:
     """What a lane has to be told; nothing where it knows."""
+    if found.get("shared"):
+        return {}
     raw = found.get(BASIC)
     basic = msgspec.json.decode(raw, type=Basic) if raw else None
     if settings.enable_advanced_rate_limiting:
         return {} if basic is None else {"free": "", **limit_fields(basic.limits), BASIC: ""}
     if basic is None:
-        return {"free": "", **basic_fields(settings, limits_of(found))}
+        return {"free": "", **basic_fields(settings, limits_told(found))}
     return {} if basic.delay_s == settings.rate_limit_delay else basic_fields(settings, basic.limits)
 
 
@@ -132,7 +207,10 @@ def _write(
         for lane, (_, fields) in changes.items():
             lanes.set_points(lane, fields)
             view = LaneView(lane=lane, fields=lanes.fields(lane), seen=())
-            held = decide(view, control.pins.now(), control.rules, control.pins.read())
+            now, pins = control.pins.now(), control.pins.read()
+            if view.fields.get("shared") and modes.governing(pins.get(lane), pins.get(modes.ALL), now) is None:
+                continue  # the law has nothing to say of a budget that no call is made in
+            held = decide(view, now, control.rules, pins)
             if held.set_points:  # the mode holds on: its share of the new pace
                 lanes.set_points(lane, held.set_points)
         pause(_TUNER_WRITES_WITHIN_S)

@@ -109,6 +109,9 @@ def lane_fields(control: ControlPlane, settings: Settings, lane: str) -> Mapping
     Raises:
         StoreUnavailable: the outbox takes no event.
     """
+    for parent in enqueue.told(settings, lane).parents:  # no call of its own makes it
+        if "schema" not in control.lanes.fields(parent):
+            control.lanes.establish(parent, lane_fields(control, settings, parent))
     fields, pins, now = enqueue.lane_fields(settings, lane), control.pins.read(), control.pins.now()
     if modes.governing(pins.get(lane), pins.get(ALL), now) is None or "schema" in control.lanes.fields(lane):
         return fields

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -11,6 +11,8 @@ from ratelimit_worker.calls import Attempt, Mode, Outcome
 from ratelimit_worker.reports.live import LaneState, cluster_state
 from ratelimit_worker.reports.words import moment, per_min, seconds
 from ratelimit_worker.stores.live import CallNow, Live
+
+DAY_S = 86_400.0
 
 
 class Where(StrEnum):
@@ -69,7 +71,9 @@ def explain(live: Live, attempts: Sequence[Attempt], call_id: str) -> Explanatio
     calls = live.call(call_id)
     now = live.now(sorted({call.record.lane for call in calls}))
     lanes = {lane.lane: lane for lane in cluster_state(now, None).lanes}
-    standings = tuple(standing(call, lanes.get(call.record.lane), now.at_s) for call in calls)
+    names = sorted({parent for lane in lanes.values() for parent in lane.limits.parents})
+    parents = {lane.lane: lane for lane in cluster_state(live.now(names), None).lanes} if names else {}
+    standings = tuple(standing(call, lanes.get(call.record.lane), now.at_s, parents) for call in calls)
     return Explanation(
         call_id=call_id,
         where=standings[0].where if standings else ended(attempts),
@@ -91,11 +95,20 @@ def ended(attempts: Sequence[Attempt]) -> Where:
             return Where.ENDED
 
 
-def standing(call: CallNow, lane: LaneState | None, at_s: float) -> Standing:
-    """How one message of a call stands."""
+def standing(
+    call: CallNow, lane: LaneState | None, at_s: float, parents: Mapping[str, LaneState] | None = None
+) -> Standing:
+    """How one message of a call stands.
+
+    Args:
+        parents: The lane's parents, by name.
+    """
     record = call.record
     where = _where(call)
     reasons, starts_in_s = waits_for(call, lane, at_s) if where in (Where.WAITING, Where.DUE_LATER) else ((), None)
+    if lane is not None and where is Where.WAITING:
+        barred = [why for name in lane.limits.parents if parents and name in parents for why in _barred(parents[name])]
+        reasons, starts_in_s = (*reasons, *barred), None if lane.limits.parents else starts_in_s
     if where is Where.FOLLOWING:
         reasons = (f"the answer of call {call.leader}, which asks the same",)
     return Standing(
@@ -145,18 +158,35 @@ def waits_for(call: CallNow, lane: LaneState | None, at_s: float) -> tuple[tuple
         reasons.append("mode: the provider is away, only probes go out")
         known = False
     allowed = lane.allowed_per_min
-    if allowed is not None and allowed <= 0:
+    if allowed is not None and allowed <= 0 and not lane.used_up:
         known = False
         if not lane.gate_s:
             reasons.append("pace: the lane is closed (0/min)")
-    elif allowed is not None and call.place is not None:
+    elif allowed is not None and call.place is not None and not lane.used_up:
         ahead_s = call.place * 60.0 / allowed
         before = "it is the next" if call.place == 0 else f"{call.place} calls go before it"
         reasons.append(f"pace: {before}, at {per_min(allowed)}")
         earliest_s += ahead_s
+    for quota in lane.used_up:
+        reasons.append(f"quota: {quota} are used up until the next UTC day")
+        earliest_s, known = max(earliest_s, DAY_S - at_s % DAY_S), True
     crowded = _room(call, lane)
     reasons += crowded
     return tuple(reasons), earliest_s if known and not crowded else None
+
+
+def _barred(parent: LaneState) -> list[str]:
+    name = f"parent {parent.lane}"
+    if parent.used_up:
+        return [f"{name}: {quota} are used up until the next UTC day" for quota in parent.used_up]
+    if parent.gate_s:
+        opens = "does not open by itself" if math.isinf(parent.gate_s) else f"opens in {seconds(parent.gate_s)}"
+        return [f"{name}: its gate {opens}, mode {parent.mode}"]
+    cap = parent.limits.concurrency
+    if cap is not None and parent.out >= cap:
+        return [f"{name}: {parent.out} calls of its lanes are out, and its concurrency is {cap}"]
+    paces = [f"{per_min(level.pace_per_min)} {what}" for what, level in parent.levels.items()]
+    return [f"{name}: {', '.join(paces)}, shared by its lanes in turn"] if paces else []
 
 
 def _room(call: CallNow, lane: LaneState) -> list[str]:

@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from ratelimit_worker.calls import DIMENSIONS, LaneLimits, Mode
-from ratelimit_worker.flow.tune import SHUT_US, limits_of, mode_of
+from ratelimit_worker.flow.limit import limits_told
+from ratelimit_worker.flow.tune import SHUT_US, mode_of
 from ratelimit_worker.policy.modes import MANY
 from ratelimit_worker.stores.desks import PREFIX
 from ratelimit_worker.stores.live import US, LaneNow, Now, WorkerNow
@@ -39,6 +40,7 @@ class LaneState:
     pinned: bool  #: by hand
     away: bool  #: the provider is: only probes go out
     limits: LaneLimits  #: what a person told
+    used_today: Mapping[str, float]  #: of the UTC day, where a quota is told: by "requests" and "tokens"
     levels: Mapping[str, Level]  #: by dimension; a dimension that is not bound is missing
     gap_s: float  #: least time between two starts; 0: none
     gate_s: float  #: seconds until anything may go; 0: now; inf: shut until somebody opens it
@@ -62,9 +64,19 @@ class LaneState:
         return self.ready + self.running
 
     @property
+    def used_up(self) -> tuple[str, ...]:
+        """Quotas of the UTC day of which nothing is left, such as "500 requests a day"."""
+        quotas = (("requests", self.limits.rpd), ("tokens", self.limits.tpd))
+        return tuple(
+            f"{quota:,.0f} {what} a day"
+            for what, quota in quotas
+            if quota is not None and self.used_today.get(what, 0.0) + 1 > quota
+        )
+
+    @property
     def allowed_per_min(self) -> float | None:
         """Requests a minute that may go now; None: not bound."""
-        if math.isinf(self.gate_s):
+        if math.isinf(self.gate_s) or self.used_up:
             return 0.0
         bounds = [60.0 / self.gap_s] if self.gap_s > 0 else []
         if "requests" in self.levels:
@@ -133,7 +145,8 @@ def _lane(lane: LaneNow, now: Now, recent: Mapping[str, Recent] | None) -> LaneS
         mode=mode_of(fields),
         pinned=bool(fields.get("pin")),
         away=0 < number(fields, "width") < MANY and mode_of(fields) is not Mode.HALT and not fields.get("pin"),
-        limits=limits_of(fields),
+        limits=limits_told(fields),
+        used_today=lane.used_today,
         levels=_levels(fields, now.at_s),
         gap_s=number(fields, "gap") / US if number(fields, "width") > 0 else 0.0,
         gate_s=gate_s(fields, now.at_s),

@@ -62,7 +62,18 @@ def lanes_table(state: ClusterState) -> str:
                 count(lane.reserved_tokens),
             )
         )
-    return table(("lane", "rpm", "tpm", "at once", "adapts", "learned", "pace", "tokens", "reserved"), rows)
+    heads = ("lane", "rpm", "tpm", "at once", "adapts", "learned", "pace", "tokens", "reserved")
+    beside = [", ".join(_beside(lane.limits)) or "-" for lane in state.lanes]
+    if set(beside) <= {"-"}:
+        return table(heads, rows)
+    return table((*heads, "beside"), [(*row, also) for row, also in zip(rows, beside, strict=True)])
+
+
+def _beside(limits: LaneLimits) -> list[str]:
+    """Quotas of a day, and parents."""
+    quotas = ((limits.rpd, "requests"), (limits.tpd, "tokens"))
+    told = [f"{value:,.0f} {what} a day" for value, what in quotas if value is not None]
+    return [*told, *([f"parents {' + '.join(limits.parents)}"] if limits.parents else [])]
 
 
 def limits_line(limits: LaneLimits) -> str:
@@ -74,7 +85,9 @@ def limits_line(limits: LaneLimits) -> str:
             f"{per_min(value)} {what}" for value, what in ((limits.rpm, "requests"), (limits.tpm, "tokens")) if value
         ]
     told += [f"{limits.concurrency} at once"] if limits.concurrency else []
-    return ", ".join([*(told or ["no limit told"]), "adaptive" if limits.adaptive else "fixed"])
+    told += _beside(limits)
+    kind = "shared" if limits.shared else "adaptive" if limits.adaptive else "fixed"
+    return ", ".join([*(told or ["no limit told"]), kind])
 
 
 def stats_tables(stats: Stats) -> str:

@@ -7,8 +7,11 @@
 | `rlw:queues:L` | SET | queues on which calls of L wait | queues; emptied with them |
 | `rlw:wait:…` | ZSET ref → tag | calls of one lane that wait on one queue | `MAISD_MAX_WAITING` |
 | `rlw:due:…` | ZSET ref → µs | calls of one lane and queue that wait for a time | `MAISD_MAX_WAITING` |
-| `rlw:tenants:L` | ZSET tenant → finish tag | fair queueing | tenants ahead of the lane's `v`; 1 hour |
-| `rlw:out:L` | ZSET tag → begun (0, 1) | released and not freed | slots |
+| `rlw:tenants:L` | ZSET class:tenant → finish tag | fair queueing | tenants ahead of the lane's `v`; 1 hour |
+| `rlw:turns:P` | ZSET lane → start tag | the row of parent P: lanes that wait for it | lanes |
+| `rlw:shares:P` | ZSET lane → finish tag | fair queueing of P's lanes | lanes ahead of P's `turn`; 1 hour |
+| `rlw:day:N:L` | HASH | requests and tokens of lane L on day N since the epoch (UTC), where it has a quota | 2 days |
+| `rlw:out:L` | ZSET tag → begun (0, 1) | released and not freed; of a parent's lanes too | slots |
 | `rlw:onqueue:Q` | SET of tags | the same, by queue, but for those set aside | slots |
 | `rlw:onqueues` | SET | queues with such a set | queues; the sweep drops the empty |
 | `rlw:ledger` | ZSET tag → lease end (µs) | the same, all lanes | slots |
@@ -26,7 +29,7 @@
 | `rlw:cache:ends` | ZSET fp → µs | when it goes, `stale_ttl` after its end | the same |
 | `rlw:cache:sizes` | HASH fp → bytes | its size; `all`: the sum | the same; `MAISD_CACHE_SIZE_MB` |
 | `rlw:expiry` | ZSET ref → µs | when a call is delivered without a permit: its deadline, or now if answered | calls |
-| `rlw:next` | ZSET lane → µs | when the pump must look at a lane | lanes |
+| `rlw:next` | ZSET lane → µs | when the pump must look at a lane, or (newline + P) at the row of parent P | lanes |
 | `rlw:hungry` | SET | queues with a row | queues |
 | `rlw:hungry:Q` | ZSET lane → place | the row of queue Q: lanes with a permit and no slot | lanes |
 | `rlw:full` | HASH lane → begins, ends | lanes that wait for one of their own calls to do that | lanes |
@@ -90,6 +93,16 @@ def waiting(name: str, queue: str) -> str:
 def due(name: str, queue: str) -> str:
     """Calls of a lane and queue that wait for a time."""
     return f"{NAMESPACE}due:{len(name.encode())}:{name}:{queue}"
+
+
+def turns(parent: str) -> str:
+    """Lanes that wait for a parent."""
+    return f"{NAMESPACE}turns:{parent}"
+
+
+def day(lane: str, at_s: float) -> str:
+    """What a lane with a quota has used of its UTC day."""
+    return f"{NAMESPACE}day:{int(at_s // 86_400)}:{lane}"
 
 
 def call(ref: str) -> str:

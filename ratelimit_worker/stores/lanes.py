@@ -289,6 +289,13 @@ class Lanes:
             flat += (name, value)
         return int(self.run("setpoints", (lane, *flat)))
 
+    def establish(self, lane: str, fields: Mapping[str, float | str]) -> bool:
+        """Make a lane without a call of its own, a parent of others, with these fields → False: it was there."""
+        flat: list[Any] = []
+        for name, value in fields.items():
+            flat += (name, value)
+        return bool(self.run("establish", (lane, *flat)))
+
     def revoke(self, task_id: str) -> list[tuple[bytes, bytes]]:
         """Take a waiting call out for good → (message, body) of each that waited under that id."""
         flat = self.run("revoke", (task_id,))

@@ -63,6 +63,7 @@ class LaneNow:
     running: int
     reserved_tokens: int  #: by those that are out, ready or running
     oldest_s: float | None  #: when the oldest of the waiting calls was accepted; seconds since the epoch
+    used_today: Mapping[str, float]  #: requests and tokens of the UTC day, where the lane has a quota
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +146,7 @@ class Live:
             counters: Any = self._client.hgetall(self._key(keys.COUNTERS))
             return Now(
                 at_s=at_s,
-                lanes=tuple(lane for lane in self._lanes(names) if lane.fields),
+                lanes=tuple(lane for lane in self._lanes(names, at_s) if lane.fields),
                 workers=workers,
                 counters={name.decode(): int(value) for name, value in counters.items()},
             )
@@ -216,7 +217,7 @@ class Live:
             leader=None if follows is None or leader is None else leader.decode(),
         )
 
-    def _lanes(self, names: Sequence[str]) -> Iterator[LaneNow]:
+    def _lanes(self, names: Sequence[str], at_s: float) -> Iterator[LaneNow]:
         if not names:
             return
         with self._client.pipeline(transaction=False) as pipe:
@@ -228,6 +229,7 @@ class Live:
         out = {lane: raw[3 * i + 2] for i, lane in enumerate(names)}
         reserved = self._reserved(out)
         heads = self._heads({lane: _sorted(raw[3 * i + 1]) for i, lane in enumerate(names)})
+        used = self._used_today([lane for i, lane in enumerate(names) if b"bounds" in raw[3 * i]], at_s)
         for i, lane in enumerate(names):
             waiting, due_later, oldest_s = heads[lane]
             yield LaneNow(
@@ -240,6 +242,7 @@ class Live:
                 running=sum(begun == 1 for _, begun in out[lane]),
                 reserved_tokens=reserved[lane],
                 oldest_s=oldest_s,
+                used_today=used.get(lane, {}),
             )
 
     def _reserved(self, out: Mapping[str, Sequence[tuple[bytes, float]]]) -> dict[str, int]:
@@ -247,6 +250,16 @@ class Live:
         refs = {lane: [tag.decode().rpartition(".")[0] for tag, _ in tags] for lane, tags in out.items()}
         records = self._records(sorted({ref for some in refs.values() for ref in some}))
         return {lane: sum(records[ref].tokens for ref in some if ref in records) for lane, some in refs.items()}
+
+    def _used_today(self, names: Sequence[str], at_s: float) -> dict[str, dict[str, float]]:
+        with self._client.pipeline(transaction=False) as pipe:
+            for lane in names:
+                pipe.hgetall(self._key(keys.day(lane, at_s)))
+            raw = pipe.execute() if names else []
+        return {
+            lane: {name.decode(): float(value) for name, value in one.items()}
+            for lane, one in zip(names, raw, strict=True)
+        }
 
     def _heads(self, queues_of: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, int, float | None]]:
         """Lane → (waiting, due later, when the oldest was accepted)."""

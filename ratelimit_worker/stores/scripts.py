@@ -37,17 +37,17 @@ def library(key_prefix: str = "") -> tuple[str, str]:
     lua = files(__package__).joinpath("lua")
     prefix = "".join(f"\\{byte:03d}" for byte in key_prefix.encode())  # decimal escapes: any prefix is safe in Lua
     parts = [f'local K, SCHEMA = "{prefix}", {SCHEMA_VERSION}', lua.joinpath("_lane.lua").read_text("utf-8")]
-    names = script_names()
-    for name in names:
-        parts += [f"local function run_{name}()", lua.joinpath(f"{name}.lua").read_text("utf-8"), "end"]
-    body = "\n".join(parts)
-    own = f"rlw_{hashlib.sha256(body.encode()).hexdigest()[:12]}"
-    for name in names:
+    scripts = {name: lua.joinpath(f"{name}.lua").read_text("utf-8") for name in script_names()}
+    all_of_it = "\n".join([*parts, *scripts, *scripts.values()])
+    own = f"rlw_{hashlib.sha256(all_of_it.encode()).hexdigest()[:12]}"
+    for name, text in scripts.items():
         flags = "" if name in REFUSED_WHEN_FULL else ", flags = {'allow-oom'}"
-        body += (
-            f"\nredis.register_function{{function_name = '{own}_{name}'{flags},"
-            f" callback = function(_, args) start(args) return run_{name}() end}}"
-        )
+        parts += [  # each in a block of its own: Lua takes 200 local names, and _lane.lua has most of them
+            f"do local function run()\n{text}\nend",
+            f"redis.register_function{{function_name = '{own}_{name}'{flags},"
+            " callback = function(_, args) start(args) return run() end} end",
+        ]
+    body = "\n".join(parts)
     return own, f"#!lua name={own}\n{body}\n"
 
 

@@ -3,6 +3,7 @@
 local now, ARGV                                        -- of the call that runs; µs
 local memo                                             -- what it has looked up and nothing else changes meanwhile
 local busy, onqueue                                    -- lanes and queues of which calls are known to be out
+local stood                                            -- the parents in whose rows the lane stands that was released last
 local function start(args)                             -- args[1]: the time, µs; 0: this server's clock
   ARGV, now, memo, busy, onqueue = args, tonumber(args[1]), {}, {}, {}
   if now == 0 then
@@ -15,7 +16,10 @@ local DAY_US, HOUR_US = 86400e6, 3600e6
 local LANE_TTL_S, TENANT_TTL_S, PUBLISHED_TTL_S = 2592000, 3600, 60
 local STEP_US = 1e6                                    -- a clock that goes back by more than this was set back
 local LOOK_S = 0.02                                    -- what a paced lane may earn while a message travels
-local OFFSET_US = {high = 0, normal = 60e6, low = 300e6}  -- class offsets, µs of service: classes age
+local AGES_S = {[0] = 0, 60, 300}                      -- high, normal, low: seconds of service after which a call is high
+local BAND = 3e15                                      -- tags of a class lie in a band of their own
+local BANDS = {high = 0, normal = BAND, low = 2 * BAND}
+local TAGS, WORTH = 1e4, {1, 1000, 1000, 1000}         -- tags of a call's worth of service; units that are worth a call
 local N = 4                                            -- dimensions: requests, tokens, input_tokens, output_tokens
 local SICK_ROW = 5                                     -- sick answers in a row: the provider is away
 local HALT_US = 300e6                                  -- between probes of a lane without quota
@@ -30,8 +34,9 @@ local DEGRADED_AT_ONCE = 100                           -- waiting calls that are
 local VERSION, LANE, QUEUE, SCORE, CLASS, TENANT, COST, ACCEPTED, DEADLINE, RELEASE, ATTEMPTS, LOST, PERMIT, RESTORED,
   TICKET, PUB, SINCE, NUMBER, WEIGHT, BORN, CLAIM = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
   20, 21                                               -- CLAIM: its fingerprint; absent or false: it shares nothing
-local DEGRADES = 22                                    -- what it may get in place of its turn: a sum of these; absent: nothing
-local STALE, SHED = 1, 2                               -- an answer that is past its time; an error
+local DEGRADES, PARENTS = 22, 23                       -- what it may get in place of its turn: a sum of these; absent or false:
+local STALE, SHED = 1, 2                               -- nothing: an answer that is past its time; an error
+                                                       -- PARENTS: that it was charged to; absent: none, or it is not out
 local NOTHING = {0, 0, 0, 0}                           -- a cost
 local NONE, TAKEN, USED = 0, 1, 2                      -- PERMIT: none, taken from the bucket, used by a start
 
@@ -46,6 +51,9 @@ local function out_key(lane) return key('out:') .. lane end
 local function row_key(queue) return key('hungry:') .. queue end
 local function onqueue_key(queue) return key('onqueue:') .. queue end
 local function call_key(ref) return key('call:') .. ref end
+local function turns_key(parent) return key('turns:') .. parent end
+local function shares_key(parent) return key('shares:') .. parent end
+local function day_key(lane, day) return key('day:') .. int(day) .. ':' .. lane end
 local function claim_key(fp) return key('claim:') .. fp end
 local function followers_key(fp) return key('followers:') .. fp end
 local function degradable_key(lane) return key('degradable:') .. lane end
@@ -80,10 +88,11 @@ local function released() return tonumber(redis.call('HGET', key('counters'), 'r
 -- p1..p4 pace (units/s; absent: that dimension is not bound; 0: closed), l level, d depth, g guard, c sent in all (refused
 -- ones too), x of these refused, o what was given back beyond the depth (see reconcile), part of the level in L
 local FIELDS = {'ts', 'gate', 'cap', 'unlimited', 'seq', 'v', 'width', 'gap', 'schema',
-  'c1', 'c2', 'c3', 'c4', 'p1', 'p2', 'p3', 'p4', 'told', 'mode'}
+  'c1', 'c2', 'c3', 'c4', 'p1', 'p2', 'p3', 'p4', 'told', 'mode', 'bounds'}
 local BUCKETS = {}                                     -- by dimension: what is read of one that is bound
 for i = 1, N do BUCKETS[i] = {'l' .. i, 'd' .. i, 'g' .. i, 'o' .. i} end
-local function load(lane)                              -- each field that is read or written costs as much as a look-up
+local DAY_FIELDS, DAY_TTL_S = {'requests', 'tokens'}, 172800
+local function bucket(lane)                            -- each field that is read or written costs as much as a look-up
   local h = redis.call('HMGET', lane_key(lane), unpack(FIELDS))
   local L = {name = lane, was = tonumber(h[1]), gate = tonumber(h[2]) or 0, cap = tonumber(h[3]) or 0,
     unlimited = h[4] == '1', seq = tonumber(h[5]) or 0, v = tonumber(h[6]) or 0, width = tonumber(h[7]) or 0,
@@ -108,6 +117,32 @@ local function load(lane)                              -- each field that is rea
       L.l[i] = math.min(L.d[i], (tonumber(b[1]) or L.d[i]) + pace * dt) + L.o[i]
     end
   end
+  if h[20] then                                        -- what only some lanes have: {parents, rpd, tpd}
+    local bounds = cjson.decode(h[20])
+    L.names = bounds.parents
+    if bounds.rpd or bounds.tpd then                   -- of the day, in the order of DAY_FIELDS: quota, used
+      L.day, L.quota = math.floor(now / DAY_US), {bounds.rpd or false, bounds.tpd or false}
+      local used = redis.call('HMGET', day_key(lane, L.day), unpack(DAY_FIELDS))
+      L.used = {tonumber(used[1]) or 0, tonumber(used[2]) or 0}
+    end
+  end
+  return L
+end
+-- A lane with its parents: budgets that it shares with others, lanes themselves but without parents of their own.
+-- names: those that a call was charged to; nil: those that the lane has now
+local function load(lane, names)
+  local L = bucket(lane)
+  names = names or L.names
+  if names and #names > 0 then
+    L.parents, L.names = {}, names
+    for i, name in ipairs(names) do
+      local P = bucket(name)
+      P.turn = tonumber(redis.call('HGET', lane_key(name), 'turn') or '0')  -- start of the last turn: fair, as v is
+      P.kept.turn, L.parents[i] = P.turn, P
+    end
+  else
+    L.parents, L.names = nil, nil
+  end
   return L
 end
 -- writes what scripts change (levels, counters, gate), never the set-points
@@ -125,12 +160,30 @@ local function save(L)
     end
     if L.c[i] ~= L.kept[i] then put('c' .. i, real(L.c[i])) end
   end
+  if L.turn and L.turn ~= L.kept.turn then put('turn', int(L.turn)) end
   redis.call('HSET', lane_key(L.name), unpack(args))
+  if L.counted then
+    local k = day_key(L.name, L.day)
+    if redis.call('HSET', k, 'requests', real(L.used[1]), 'tokens', real(L.used[2])) > 0 then
+      redis.call('EXPIRE', k, DAY_TTL_S)
+    end
+  end
+  if L.parents then
+    for _, P in ipairs(L.parents) do save(P) end
+  end
   if not L.was or math.floor(L.was / HOUR_US) ~= math.floor(now / HOUR_US) then
     local left = redis.call('TTL', lane_key(L.name))
     if left < LANE_TTL_S then redis.call('EXPIRE', lane_key(L.name), LANE_TTL_S) end
     redis.call('ZADD', key('lanes'), int(now), L.name)
   end
+end
+-- A lane that is not there yet gets fields and values from ARGV[from] on -> whether it was not there.
+local function make(lane, from)
+  if redis.call('HSETNX', lane_key(lane), 'schema', SCHEMA) == 0 then return false end
+  for i = from, #ARGV - 1, 2 do                        -- what a person has set before stays
+    if ARGV[i + 1] ~= '' then redis.call('HSETNX', lane_key(lane), ARGV[i], ARGV[i + 1]) end
+  end
+  return true
 end
 -- µs until every dimension admits the cost (0: now; nil: closed until set-points change)
 local function admits_in(L, cost)
@@ -143,10 +196,27 @@ local function admits_in(L, cost)
       if L.l[i] + 1e-9 < need then wait = math.max(wait, math.ceil((need - L.l[i]) / pace * 1e6)) end
     end
   end
+  for i = 1, L.quota and 2 or 0 do                      -- one larger than the quota goes when none of it is used
+    local quota = L.quota[i]
+    if quota and L.used[i] + math.min(cost[i], quota) > quota + 1e-9 then
+      wait = math.max(wait, (L.day + 1) * DAY_US - now)
+    end
+  end
   return wait
 end
+-- by: +1 spent, -1 given back; at: when it was spent, µs
+local function use_quota(L, cost, by, at)
+  if math.floor(at / DAY_US) ~= L.day then return end  -- yesterday's quota is nobody's any more
+  for i = 1, 2 do L.used[i] = math.max(0, L.used[i] + by * cost[i]) end
+  L.counted = true
+end
+local wake                                             -- below: lanes that wait for a parent are looked at
 local function spend(L, cost)
   L.seq = L.seq + 1
+  if L.quota then use_quota(L, cost, 1, now) end
+  if L.parents then
+    for _, P in ipairs(L.parents) do spend(P, cost) end
+  end
   for i = 1, N do
     if L.p[i] then L.l[i] = L.l[i] - cost[i] end
     L.c[i] = L.c[i] + cost[i]
@@ -155,7 +225,16 @@ local function spend(L, cost)
     L.gate = math.max(L.gate, now + math.floor(L.gap * (0.8 + 0.4 * ((L.seq * 0.6180339887) % 1))))
   end
 end
-local function refund(L, cost)                         -- of a permit that no start has used
+-- What a permit took beside the lane's own levels goes back: of the day's quota, and of its parents. at: when it was spent, µs
+local refund
+local function refund_beside(L, cost, at)
+  if L.quota then use_quota(L, cost, -1, at) end
+  if L.parents then
+    for _, P in ipairs(L.parents) do refund(P, cost, at); wake(P.name) end
+  end
+end
+function refund(L, cost, at)                           -- of a permit that no start has used
+  refund_beside(L, cost, at)
   for i = 1, N do
     if L.p[i] then L.l[i] = math.max(L.l[i], math.min(L.d[i], L.l[i] + cost[i])) end
     L.c[i] = L.c[i] - cost[i]
@@ -175,12 +254,36 @@ local function note(lane, at)                          -- the pump has to look a
   redis.call('ZADD', NEXT, int(at), lane)
   plan(at)
 end
+-- Lanes that wait for a parent stand in its row, and the pump looks at the row: `next` holds it under the parent's name
+-- behind a newline, which no lane's name has.
+local function row_of(parent) return '\n' .. parent end
+function wake(parent)
+  if redis.call('EXISTS', turns_key(parent)) == 1 then note(row_of(parent), now) end
+end
 local function lease_us()
   memo[0] = memo[0] or tonumber(redis.call('HGET', PUMP, 'lease') or '30e6')
   return memo[0]
 end
 
 -- ── room ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+local function set_begun(tag, r)                       -- in all that counts what is out
+  redis.call('ZADD', out_key(r[LANE]), 'XX', 1, tag)
+  if r[PARENTS] then
+    for _, parent in ipairs(r[PARENTS]) do redis.call('ZADD', out_key(parent), 'XX', 1, tag) end
+  end
+end
+local function shut(lane)                              -- nothing that has not begun may begin
+  local h = redis.call('HMGET', lane_key(lane), 'gate', 'width', 'gap', 'unlimited', 'p1', 'p2', 'p3', 'p4')
+  local width = tonumber(h[2] or '0') or 0
+  local closed = width > 0 and redis.call('ZCOUNT', out_key(lane), 1, 1) >= width
+  if width == 0 or (tonumber(h[3] or '0') or 0) == 0 then  -- else a probe's own release has set the gate
+    closed = closed or (tonumber(h[1] or '0') or 0) > now
+  end
+  for i = 1, N do
+    closed = closed or (h[4] ~= '1' and (tonumber(h[4 + i] or '1') or 1) <= 0)
+  end
+  return closed
+end
 -- A call that is out takes a slot, but for those set aside: their worker died or takes no more calls, so that they run
 -- (if they do) on slots that are not counted either. They keep their place in the ledger until their lease ends.
 local function set_aside(tag)
@@ -189,7 +292,7 @@ local function set_aside(tag)
   local r = record(ref)
   if r and redis.call('SADD', ASIDE, tag) == 1 then
     redis.call('SREM', onqueue_key(r[QUEUE]), tag)
-    redis.call('ZADD', out_key(r[LANE]), 'XX', 1, tag)
+    set_begun(tag, r)
     note(r[LANE], now)                                 -- one that had not begun may have kept its lane full
   end
 end
@@ -243,14 +346,20 @@ local function vacant(queue)
   return math.min(here - taken, total - alive), here, alive
 end
 -- calls that may be released before a slot is free, since a message travels
-local function ahead(L) return math.floor((L.p[1] or 0) * LOOK_S) end
+local function ahead(L)
+  local pace = L.p[1]
+  if L.parents then
+    for _, P in ipairs(L.parents) do pace = P.p[1] and math.min(pace or P.p[1], P.p[1]) or pace end
+  end
+  return math.floor((pace or 0) * LOOK_S)
+end
 -- how many more the lane itself may have out; how many it has; and what it waits for when it is full: that one of its
 -- calls begins, or ends
 local function own_room(L)
   local k = out_key(L.name)
   local out, most, event = redis.call('ZCARD', k), 1e9, 'ends'
   busy[L.name] = out > 0
-  if not L.unlimited then                              -- when workers stall, what was released must not start as a burst
+  if not L.unlimited or L.parents then                 -- when workers stall, what was released must not start as a burst
     most = 1 + math.max(1, ahead(L)) - redis.call('ZCOUNT', k, 0, 0)
     if most <= 0 then event = 'begins' end
   end
@@ -268,7 +377,7 @@ local function room(L, queue, out, greedy)
   if others > 0 and not greedy then                    -- bulkhead: an equal share of the slots while others want one
     free = math.min(free, math.ceil(here / (others + 1)) - out)
   end
-  if not L.unlimited then return free + ahead(L) end
+  if not L.unlimited or L.parents then return free + ahead(L) end
   -- a lane without pace keeps workers supplied, but not in the way of a lane with a pace
   if others > 0 or alive > out then return free end
   local waiting = redis.call('ZCARD', NEXT)
@@ -277,22 +386,41 @@ local function room(L, queue, out, greedy)
 end
 
 -- ── from waiting to ready ────────────────────────────────────────────────────────────────────────────────────────
--- µs of the lane's service that a call takes: its dearest dimension
-local function service_us(L, cost)
+-- The tags that a second of the lane's service is worth at its pace now. Service is counted in calls, or in thousands of
+-- tokens where these are bound, and not in seconds: a place outlasts the pace at which it was given.
+local function speed(L)
+  for i = 2, N + 1 do
+    local d = (i - 1) % N + 1                          -- tokens of all kinds first, then requests
+    if L.p[d] and L.p[d] > 0 then return TAGS * L.p[d] / WORTH[d] end
+  end
+  for i = 1, L.parents and #L.parents or 0 do
+    local by = speed(L.parents[i])
+    if by then return by end
+  end
+end
+-- s of service that a call takes: its dearest dimension, in the lane and in its parents
+local function service_s(L, cost)
   local s = 0
   for i = 1, N do
     if L.p[i] and L.p[i] > 0 then s = math.max(s, cost[i] / L.p[i]) end
   end
-  return s > 0 and s * 1e6 or cost[1] * 1000
+  for i = 1, L.parents and #L.parents or 0 do s = math.max(s, service_s(L.parents[i], cost)) end
+  return s
 end
--- start-time fair queueing (Goyal et al. 1996): the place of a call that arrives in its lane
+local function service(L, cost)                        -- the same in tags
+  local by = speed(L)
+  return math.max(1, by and service_s(L, cost) * by or cost[1] * TAGS)
+end
+local function band(class) return BANDS[class] or BANDS.normal end
+-- start-time fair queueing (Goyal et al. 1996): the place of a call that arrives in its lane. A class has tags of its own,
+-- or an urgent call would wait behind all that its tenant has waiting.
 local function place(L, r)
-  local k = key('tenants:') .. L.name
+  local k, who = key('tenants:') .. L.name, r[CLASS] .. ':' .. r[TENANT]
   redis.call('ZREMRANGEBYSCORE', k, '-inf', int(L.v))  -- says no more than v does
-  local start = math.max(L.v, tonumber(redis.call('ZSCORE', k, r[TENANT]) or '0'))
-  local new = redis.call('ZADD', k, int(start + math.max(1, service_us(L, r[COST]) / r[WEIGHT])), r[TENANT])
+  local start = math.max(L.v, tonumber(redis.call('ZSCORE', k, who) or '0'))
+  local new = redis.call('ZADD', k, int(start + math.max(1, service(L, r[COST]) / r[WEIGHT])), who)
   if new == 1 then redis.call('EXPIRE', k, TENANT_TTL_S) end
-  r[SCORE] = start + (OFFSET_US[r[CLASS]] or OFFSET_US.normal)
+  r[SCORE] = start + band(r[CLASS])
 end
 -- A call that waits for its turn, or for another's, is found again when its lane degrades; followers first, so that none
 -- of them has to take the place of a leader that goes.
@@ -354,6 +482,77 @@ local function text_of(ref, r, tag, message)
   end
   return message
 end
+-- ── parents ──────────────────────────────────────────────────────────────────────────────────────────────────────
+-- A call goes when its lane and each of its parents admit it. A lane that waits for a parent stands in its row, at the
+-- start of its next turn (start-time fair queueing again, all lanes alike), and takes from it when it is the first there.
+local function start_of(P, lane)
+  return tonumber(redis.call('ZSCORE', turns_key(P.name), lane) or '')
+    or math.max(P.turn, tonumber(redis.call('ZSCORE', shares_key(P.name), lane) or '0'))
+end
+local function first_there(P, lane)
+  local e = redis.call('ZRANGE', turns_key(P.name), 0, 0, 'WITHSCORES')
+  return not e[1] or e[1] == lane or start_of(P, lane) < tonumber(e[2])
+end
+local function crowded(P)                              -- as many are out as may be
+  if P.cap == 0 and P.width == 0 then return false end
+  local out = redis.call('ZCARD', out_key(P.name))
+  return (P.cap > 0 and out >= P.cap) or (P.width > 0 and out >= P.width)
+end
+local function take_turns(L, cost)
+  for _, P in ipairs(L.parents) do
+    local start, k = start_of(P, L.name), shares_key(P.name)
+    P.turn = math.max(P.turn, start)
+    redis.call('ZREMRANGEBYSCORE', k, '-inf', int(P.turn))  -- says no more than `turn` does
+    if redis.call('ZADD', k, int(start + service(P, cost)), L.name) == 1 then redis.call('EXPIRE', k, TENANT_TTL_S) end
+    redis.call('ZREM', turns_key(P.name), L.name)      -- its next turn has another start
+  end
+end
+local function stand(P, lane, at)                      -- in the parent's row, which is looked at by then
+  redis.call('ZADD', turns_key(P.name), 'NX', int(start_of(P, lane)), lane)
+  local planned = redis.call('ZSCORE', NEXT, row_of(P.name))
+  if at and (not planned or tonumber(planned) > at) then note(row_of(P.name), at) end
+end
+-- Whether a parent bars the lane's next call; if so, the lane stands in the row of each that does. The slowest is kept for
+-- it when the others come soon, within the time of the call's service there: else it might never find all of them at once.
+-- served: the parent whose turn it is to be asked; rows: where it stands
+local function barred(L, cost, served, rows)
+  local waits, any = {}, false                         -- µs; inf: for an event; 'turn': for others before it
+  for i, P in ipairs(L.parents) do
+    waits[i] = crowded(P) and math.huge or admits_in(P, cost) or math.huge
+    if P.name ~= served and waits[i] < math.huge and not first_there(P, L.name) then waits[i] = 'turn' end
+    any = any or waits[i] ~= 0
+  end
+  if not any then return false end
+  local slowest, longest_s = 0, -1
+  for i, P in ipairs(L.parents) do
+    local s = service_s(P, cost)
+    if s > longest_s then slowest, longest_s = i, s end
+  end
+  for i, P in ipairs(L.parents) do
+    local elsewhere = 0
+    for j, wait_us in ipairs(waits) do
+      if j ~= i then elsewhere = math.max(elsewhere, wait_us == 'turn' and math.huge or wait_us) end
+    end
+    if waits[i] == 'turn' then
+      stand(P, L.name, not redis.call('ZSCORE', NEXT, row_of(P.name)) and now)
+      rows[P.name] = true
+    elseif waits[i] > 0 then
+      stand(P, L.name, waits[i] < math.huge and now + waits[i])
+      rows[P.name] = true
+    elseif i == slowest and elsewhere <= longest_s * 1e6 then
+      stand(P, L.name, now + elsewhere)
+      rows[P.name] = true
+    end
+  end
+  return true
+end
+local function clear(L, cost)                          -- no parent bars a call, and nobody waits for one
+  for i = 1, L.parents and #L.parents or 0 do
+    local P = L.parents[i]
+    if redis.call('EXISTS', turns_key(P.name)) == 1 or crowded(P) or admits_in(P, cost) ~= 0 then return false end
+  end
+  return true
+end
 -- into the ready list and the ledger in one step; message: as for `keep`
 local function give(ref, r, ttl_us, message)
   r[RELEASE] = count('released')
@@ -361,6 +560,10 @@ local function give(ref, r, ttl_us, message)
   local tag = ref .. '.' .. int(r[RELEASE])
   redis.call('ZADD', LEDGER, int(now + ttl_us), tag)
   redis.call('ZADD', out_key(r[LANE]), 0, tag)         -- 0: not begun, 1: begun
+  for i = 1, r[PARENTS] and #r[PARENTS] or 0 do
+    redis.call('ZADD', out_key(r[PARENTS][i]), 0, tag)
+    redis.call('SADD', key('busy'), r[PARENTS][i])
+  end
   redis.call('SADD', onqueue_key(r[QUEUE]), tag)
   if not busy[r[LANE]] then redis.call('SADD', key('busy'), r[LANE]) end  -- what is out of is in these; the sweep drops
   if not onqueue[r[QUEUE]] then redis.call('SADD', key('onqueues'), r[QUEUE]) end  -- what is no longer
@@ -370,25 +573,50 @@ end
 -- out of the lane with a permit
 local function let_go(L, ref, r, ttl_us, message)
   spend(L, r[COST])
-  L.v = math.max(L.v, r[SCORE] - (OFFSET_US[r[CLASS]] or OFFSET_US.normal))
+  L.v = math.max(L.v, r[SCORE] - band(r[CLASS]))
   r[PERMIT], r[TICKET] = TAKEN, {L.seq, now, L.c[1], L.c[2], L.c[3], L.c[4]}
+  if L.parents then
+    r[CLAIM], r[DEGRADES], r[PARENTS] = r[CLAIM] or false, r[DEGRADES] or false, L.names  -- no holes
+    take_turns(L, r[COST])
+  end
   give(ref, r, ttl_us, message)
 end
 
+-- The first of the lane's calls on a queue, and its tag: the start of its turn, plus what its class has to wait longer at
+-- the pace of now. So classes age with what the lane does, however slow that has become.
+local function head_of(L, queue)
+  local k = wait_key(L.name, queue)
+  local e = redis.call('ZRANGE', k, 0, 0, 'WITHSCORES')
+  if not e[1] then return nil end
+  if not L.speed then                                  -- without a pace: about a call a second and slot
+    L.speed = speed(L) or TAGS * math.max(1, (slots(queue)))
+    if L.width > 0 and L.gap > 0 then L.speed = math.min(L.speed, TAGS * 1e6 / L.gap) end
+  end
+  local lowest = math.floor(tonumber(redis.call('ZRANGE', k, -1, -1, 'WITHSCORES')[2]) / BAND)
+  local ref, first
+  while true do
+    local score = tonumber(e[2])
+    local class = math.floor(score / BAND)
+    local tag = score - class * BAND + AGES_S[class] * L.speed
+    if not first or tag < first then ref, first = e[1], tag end
+    if class >= lowest then return ref, first end
+    e = redis.call('ZRANGEBYSCORE', k, int((class + 1) * BAND), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+  end
+end
 -- the first of the lane's calls among the queues that have room, its queue; and whether any call waits at all
 local function first_of(L, queues, rooms, out, greedy)
-  local ref, score, queue
+  local ref, first, queue
   local waits = false
   for _, q in ipairs(queues) do
     if rooms[q] ~= 'empty' then
-      local e = redis.call('ZRANGE', wait_key(L.name, q), 0, 0, 'WITHSCORES')
-      if not e[1] then
+      local head, tag = head_of(L, q)
+      if not head then
         rooms[q] = 'empty'
         if redis.call('EXISTS', due_key(L.name, q)) == 0 then redis.call('SREM', queues_key(L.name), q) end
       else
         waits = true
         if not rooms[q] then rooms[q] = room(L, q, out, greedy) end
-        if rooms[q] > 0 and (not score or tonumber(e[2]) < score) then ref, score, queue = e[1], tonumber(e[2]), q end
+        if rooms[q] > 0 and (not first or tag < first) then ref, first, queue = head, tag, q end
       end
     end
   end
@@ -407,14 +635,14 @@ local function strike(lane, queue)
 end
 -- Release at most `most` calls of a lane -> how many went. A lane in which something waits is left where something wakes
 -- it: in `next` (the pump, at that time), in a queue's row (the next free slot), in `full` (one of its own calls begins
--- or ends), or closed (new set-points).
-local function release(lane, most, greedy)
+-- or ends), in the row of a parent, or closed (new set-points). served: the parent whose turn it is to be asked
+local function release(lane, most, greedy, served)
   local L = load(lane)
   local queues = redis.call('SMEMBERS', queues_key(lane))
   local at = ripen(L, queues)
   if DEGRADED[L.mode] and degrade(L) then at = now end
   local own, out, event = own_room(L)
-  local moved, rooms, full, closed, lease = 0, {}, false, false, lease_us()
+  local moved, rooms, full, closed, lease, rows = 0, {}, false, false, lease_us(), {}
   while true do
     local ref, queue, waits = first_of(L, queues, rooms, out + moved, greedy)
     if moved >= own and waits then full = true break end
@@ -429,7 +657,17 @@ local function release(lane, most, greedy)
       local wait_us = admits_in(L, r[COST])
       if not wait_us then closed = true break end
       if wait_us > 0 then at = math.min(at or 1e18, now + wait_us) break end
-      if moved >= most then at = now break end
+      if moved >= most and not L.parents then at = now break end
+      if moved >= most then                            -- its next turn comes when it is the first again
+        for _, P in ipairs(L.parents) do
+          if not served or P.name == served then       -- who serves a row goes on with it
+            stand(P, lane, not served and now)
+            rows[P.name] = true
+          end
+        end
+        break
+      end
+      if L.parents and barred(L, r[COST], served, rows) then break end
       redis.call('ZREM', wait_key(lane, queue), ref)
       let_go(L, ref, r, lease)
       moved = moved + 1
@@ -438,6 +676,11 @@ local function release(lane, most, greedy)
     end
   end
   if moved > 0 then save(L) end
+  stood = rows
+  for i = 1, L.parents and #L.parents or 0 do           -- whoever waits for something else holds up nobody there
+    local P = L.parents[i]
+    if not rows[P.name] and redis.call('ZREM', turns_key(P.name), lane) == 1 and P.name ~= served then wake(P.name) end
+  end
   if full then
     if moved > 0 then event = select(3, own_room(L)) end
     redis.call('HSET', FULL, lane, event)
@@ -448,7 +691,7 @@ local function release(lane, most, greedy)
   for _, q in ipairs(queues) do
     local hungry = false
     if rooms[q] and rooms[q] ~= 'empty' and rooms[q] <= 0 and not full and not closed then
-      local head = next(L.p) and redis.call('ZRANGE', wait_key(lane, q), 0, 0)[1]
+      local head = next(L.p) and head_of(L, q)
       local r = head and record(head)
       if head and not r then
         redis.call('ZREM', wait_key(lane, q), head)
@@ -488,10 +731,30 @@ local function feed(free)
     if given >= free or again then return end
   end
 end
+-- A parent's row: each of the lanes there in its turn, until the parent bars the first. O(released · log waiting).
+local function serve(parent, most)
+  redis.call('ZREM', NEXT, row_of(parent))
+  local moved = 0
+  while moved < most do
+    local lane = redis.call('ZRANGE', turns_key(parent), 0, 0)[1]
+    if not lane then return moved end
+    local n = release(lane, 1, false, parent)
+    moved = moved + n
+    if n == 0 and stood[parent] then return moved end
+    if n == 0 then redis.call('ZREM', turns_key(parent), lane) end  -- it waits for something else, or is no child any more
+  end
+  wake(parent)
+  return moved
+end
+local function look(at, most)                          -- a lane of `next`, or a parent's row
+  local parent = string.match(at, '^\n(.*)$')
+  if parent then return serve(parent, most) end
+  return release(at, most)
+end
 -- the pump is late (its holder was killed, or its thread starves): whoever is here does its work for one lane
 local function overdue()
   local e = redis.call('ZRANGE', NEXT, 0, 0, 'WITHSCORES')
-  if e[2] and tonumber(e[2]) < now - 4000 then release(e[1], 20) end
+  if e[2] and tonumber(e[2]) < now - 4000 then look(e[1], 20) end
 end
 
 -- ── out of the ledger ────────────────────────────────────────────────────────────────────────────────────────────
@@ -503,12 +766,16 @@ local function leave(tag, r)
   redis.call('ZREM', out, tag)
   redis.call('SREM', onqueue_key(r[QUEUE]), tag)
   redis.call('SREM', ASIDE, tag)
+  local parents = r[PARENTS]
+  for i = 1, parents and #parents or 0 do redis.call('ZREM', out_key(parents[i]), tag) end
   if not there then return false end
   if r[PERMIT] == TAKEN then
-    local L = load(r[LANE])
-    refund(L, r[COST])
+    local L = load(r[LANE], parents or {})
+    refund(L, r[COST], r[TICKET][2])
     save(L)
   end
+  for i = 1, parents and #parents or 0 do wake(parents[i]) end
+  r[PARENTS] = nil
   local begun = r[PERMIT] == USED
   r[PERMIT] = NONE
   return true, begun
@@ -521,8 +788,7 @@ end
 -- ── claims: one call asks for all that are the same ──────────────────────────────────────────────────────────────
 -- The claim of a fingerprint names its leader; the others follow it, outside the lane. Whoever the claim does not name can
 -- neither settle it nor pass it on.
-local function offset(class) return OFFSET_US[class] or OFFSET_US.normal end
-local function as_class(r, class) return r[SCORE] - offset(r[CLASS]) + offset(class) end  -- its place, were it of that class
+local function as_class(r, class) return r[SCORE] - band(r[CLASS]) + band(class) end  -- its place, were it of that class
 local function lead(ref, r) redis.call('SET', claim_key(r[CLAIM]), ref, 'EX', math.max(1, ttl_of(r))) end
 local function follow(ref, r)
   local k, ttl_s = followers_key(r[CLAIM]), ttl_of(r)
@@ -540,7 +806,7 @@ local function leader_for(fp, queue)
 end
 -- The most urgent of those that are the same decides their place.
 local function hurry(ref, r, class)
-  if r[VERSION] > SCHEMA or r[SCORE] < 0 or offset(class) >= offset(r[CLASS]) then return end
+  if r[VERSION] > SCHEMA or r[SCORE] < 0 or band(class) >= band(r[CLASS]) then return end
   r[SCORE] = as_class(r, class)
   r[CLASS] = class
   keep(ref, r)
@@ -746,7 +1012,7 @@ local function recall(everywhere)
         local _, here = slots(r[QUEUE])
         if (everywhere or here == 0) and unready(ref, r, tag) then
           go_back(ref, tag, r, 0)
-          note(lane, now)
+          note(r[LANE], now)
         end
       end
     end
@@ -757,8 +1023,9 @@ end
 -- verdict: 'good' answered, 'plain' answered and no header told anything, 'refused' 429 ('refused.2': in the second dimension),
 -- 'sick', 'quota' nothing is left to spend, 'barred' the key was not accepted, 'other'. seen: the tuner's observation, packed by
 -- Python, or ''
+-- r: the record of the call whose permit it was; nil: of none
 -- returns  true when it is heeded in full: of a lane that is well, the tuner need only know how many plain answers it had
-local function heed(lane, told, gate_us, cost)
+local function heed(lane, told, gate_us, r)
   local k = lane_key(lane)
   local verdict, dimension = string.match(told, '^(%a+)%.?(%d*)$')
   dimension = tonumber(dimension)
@@ -775,7 +1042,9 @@ local function heed(lane, told, gate_us, cost)
     redis.call('HSET', k, 'sick', int(row))
     if row >= SICK_ROW then redis.call('PUBLISH', key('tune'), lane) end
   elseif verdict == 'refused' then
-    local L = load(lane)
+    -- The refusal is the lane's own: its parents and the day get back what the call took.
+    local L, cost = load(lane, r and r[PARENTS]), r and r[COST] or NOTHING
+    if r then refund_beside(L, cost, r[TICKET][2]) end
     for i = 1, N do
       if cost[i] > 0 then redis.call('HINCRBYFLOAT', k, 'x' .. i, cost[i]) end
       if L.p[i] then
@@ -794,7 +1063,7 @@ local function heed(lane, told, gate_us, cost)
     save(L)
     redis.call('PUBLISH', key('tune'), lane)
   elseif verdict == 'quota' and redis.call('HGET', k, 'escalates') ~= '0' then  -- what is released and has not begun goes back
-    local L = load(lane)
+    local L = bucket(lane)
     L.gate = math.max(L.gate, now + HALT_US)
     save(L)
     redis.call('PUBLISH', key('tune'), lane)
@@ -813,9 +1082,9 @@ local function book(outbox)
 end
 -- The outcome of an attempt is recorded, heeded and told. The three do not hang together, and what the caller does next
 -- (keep the answer, give the call back) does not hang on them: one that fails is counted.
-local function learn(lane, verdict, seen, outbox, gate_us, cost)
+local function learn(lane, verdict, seen, outbox, gate_us, r)
   if not pcall(book, outbox) then count('unrecorded') end
-  local heeded, in_full = pcall(heed, lane, verdict, gate_us or 0, cost)
+  local heeded, in_full = pcall(heed, lane, verdict, gate_us or 0, r)
   if not heeded then count('unheeded') end
   if not (heeded and in_full) and not pcall(tell, lane, seen) then count('untold') end
 end
@@ -824,42 +1093,52 @@ end
 -- back for a minute, doubled each time up to an hour; after an hour without such a refusal it begins anew.
 -- The lane then leaves 2 s of its rate, or two calls, to the provider, whose bucket is empty: else every estimate that
 -- errs meets a 429 (0.7 % instead of 0.2 % in the trace of benchmarks/tokens.py).
-local DOUBT_US, MOST_DOUBT_US, SLACK_S = 60e6, 3600e6, 2
 local function doubt(lane, verdict, cost)
+  local DOUBT_US, MOST_DOUBT_US, SLACK_S = 60e6, 3600e6, 2
   if (tonumber(string.match(verdict, '^refused%.(%d)$')) or 1) == 1 then return end
   local h = redis.call('HMGET', lane_key(lane), 'gave', 'doubt', 'doubted')
   local gave, till, long = tonumber(h[1] or '0'), tonumber(h[2] or '0'), tonumber(h[3] or '0')
   if now - gave > DOUBT_US or now < till then return end  -- it gave nothing back, or this is no news
   long = now - till > MOST_DOUBT_US and DOUBT_US or math.min(MOST_DOUBT_US, math.max(DOUBT_US, 2 * long))
   redis.call('HSET', lane_key(lane), 'gave', 0, 'doubt', int(now + long), 'doubted', int(long))
-  local L = load(lane)
+  local L = bucket(lane)
   for i = 2, N do
     if L.p[i] then L.l[i] = L.l[i] - math.max(SLACK_S * L.p[i], 2 * cost[i]) end
   end
   save(L)
 end
+local function give_back(L, backs, at)                 -- as reconcile says; at: when it was spent, µs -> whether a level rose
+  local got = false
+  if L.quota then use_quota(L, backs, -1, at) end
+  for i = 2, N do
+    local back = backs[i]
+    if L.p[i] and back ~= 0 then
+      L.l[i] = back < 0 and L.l[i] + back or math.max(L.l[i], math.min(L.l[i], L.d[i]) + back)
+      got = got or back > 0
+    end
+    L.c[i] = L.c[i] - back
+  end
+  return got
+end
 -- The provider has counted what a call took, and no header governs: the lane gets back what was reserved beyond that, or
--- pays what was missing. Twice is once: the call's cost is the real one from then on.
+-- pays what was missing; its parents and the day's quota likewise. Twice is once: the call's cost is the real one from then on.
 -- A bucket is often shallower than one call, and what exceeds its depth would be lost. It is kept beside the level until it
 -- is spent, no more than one call's at a time.
 -- used: as observe.used packs it
 -- returns  whether the lane waits for its pace, and got something back
 local function reconcile(ref, r, used)
   if used[1] ~= 1 and now < tonumber(redis.call('HGET', lane_key(r[LANE]), 'doubt') or '0') then return false end
-  local L, got, changed = load(r[LANE]), false, false
-  local cost = {r[COST][1], r[COST][2], r[COST][3], r[COST][4]}
+  local L, cost, backs, changed, got = load(r[LANE], r[PARENTS] or {}), {r[COST][1]}, {0}, false, nil
   for i = 2, N do
-    local back = used[i] >= 0 and cost[i] - used[i] or 0
-    if back ~= 0 then
-      if L.p[i] then
-        L.l[i] = back < 0 and L.l[i] + back or math.max(L.l[i], math.min(L.l[i], L.d[i]) + back)
-        got = got or back > 0
-      end
-      L.c[i] = L.c[i] - back
-      cost[i], changed = used[i], true
-    end
+    backs[i] = used[i] >= 0 and r[COST][i] - used[i] or 0
+    cost[i] = r[COST][i] - backs[i]
+    changed = changed or backs[i] ~= 0
   end
   if not changed then return false end
+  got = give_back(L, backs, r[TICKET][2])
+  for i = 1, L.parents and #L.parents or 0 do
+    if give_back(L.parents[i], backs, r[TICKET][2]) then wake(L.parents[i].name) end
+  end
   r[COST] = cost
   keep(ref, r)
   save(L)

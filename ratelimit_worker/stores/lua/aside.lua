@@ -7,6 +7,10 @@ for i = 2, #ARGV do
   local ref = split(ARGV[i])
   local r = record(ref)
   if r and r[VERSION] <= SCHEMA and redis.call('ZREM', out_key(r[LANE]), ARGV[i]) == 1 then
+    for _, parent in ipairs(r[PARENTS] or {}) do
+      redis.call('ZREM', out_key(parent), ARGV[i])
+      wake(parent)
+    end
     after(r[LANE], 1, true)
     n = n + 1
   end

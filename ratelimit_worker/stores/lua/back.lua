@@ -5,9 +5,9 @@ local tag = ARGV[2]
 local ref, n = split(tag)
 local r = record(ref)
 if r and r[VERSION] > SCHEMA then r = nil end
-local cost = r and n > r[BORN] and r[COST] or {0, 0, 0, 0}
-learn(ARGV[9], ARGV[6], ARGV[7], ARGV[5], tonumber(ARGV[8]), cost)
-doubt(ARGV[9], ARGV[6], cost)
+local spent = r and n > r[BORN] and r or nil             -- else the answer of a life before, under the same task id
+learn(ARGV[9], ARGV[6], ARGV[7], ARGV[5], tonumber(ARGV[8]), spent)
+doubt(ARGV[9], ARGV[6], spent and spent[COST] or NOTHING)
 if not r or not redis.call('ZSCORE', LEDGER, tag) then return 0 end
 r[ATTEMPTS] = r[ATTEMPTS] + tonumber(ARGV[4])
 r[LOST], r[RESTORED] = 0, 0                             -- its worker lives: it is no poison

@@ -18,15 +18,8 @@ if r[LOST] >= tonumber(ARGV[4]) then return {'poison', r[LOST], body or ''} end
 if not body then return {'gone'} end
 if r[PERMIT] ~= USED then
   -- the lane closed after the release: no attempt is used
-  local h = redis.call('HMGET', lane_key(r[LANE]), 'gate', 'width', 'gap', 'unlimited', 'p1', 'p2', 'p3', 'p4')
-  local width, closed = tonumber(h[2] or '0') or 0, r[PERMIT] == NONE
-  if width > 0 then closed = closed or redis.call('ZCOUNT', out_key(r[LANE]), 1, 1) >= width end
-  if width == 0 or (tonumber(h[3] or '0') or 0) == 0 then  -- else a probe's own release has set the gate
-    closed = closed or (tonumber(h[1] or '0') or 0) > now
-  end
-  for i = 1, N do
-    closed = closed or (h[4] ~= '1' and (tonumber(h[4 + i] or '1') or 1) <= 0)
-  end
+  local closed = r[PERMIT] == NONE or shut(r[LANE])
+  for i = 1, r[PARENTS] and #r[PARENTS] or 0 do closed = closed or shut(r[PARENTS][i]) end
   if closed then
     go_back(ref, tag, r, 0)
     release(r[LANE], 1)
@@ -36,7 +29,7 @@ if r[PERMIT] ~= USED then
   r[PERMIT] = USED
   r[NUMBER] = r[NUMBER] + 1
   keep(ref, r)
-  redis.call('ZADD', out_key(r[LANE]), 'XX', 1, tag)
+  set_begun(tag, r)
 end
 redis.call('ZADD', LEDGER, 'XX', int(now + tonumber(ARGV[3])), tag)
 if redis.call('HGET', FULL, r[LANE]) == 'begins' then release(r[LANE], 2) end

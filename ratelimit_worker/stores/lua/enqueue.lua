@@ -5,8 +5,8 @@
 --       claim, packed ('': none; CLAIM_… in _lane.lua) · shed in an emergency (0: no, 1: yes, 2: yes, and refused at once) ·
 --       fields and values of the lane's hash for the case that the lane is new … (none: the caller thinks it is not)
 -- returns  {1 released | 0 waits | 2 was there already | -1 lane full | -2 the lane is new, say its fields, ref}, or
---          {3, ref, answer}: it is answered, {-3, ref, mode}: it is shed; nothing was stored; an error when the message has no place for a tag, or REFS
---          messages of this task id are in lanes
+--          {3, ref, answer}: it is answered, {-3, ref, mode}: it is shed; nothing was stored; an error when the message has
+--          no place for a tag, or REFS messages of this task id are in lanes
 local lane, queue, ref, pub, class, tenant = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local cost = {tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])}
 local due, deadline, bound = now + tonumber(ARGV[13]), now + tonumber(ARGV[14]), tonumber(ARGV[15])
@@ -24,13 +24,7 @@ for i = 1, REFS + 1 do
 end
 local L = load(lane)
 if #ARGV < 22 and not L.schema then return {-2, ref} end
-if #ARGV >= 22 and redis.call('HSETNX', lane_key(lane), 'schema', SCHEMA) == 1 then
-  -- what a person has set before the first call stays
-  for i = 22, #ARGV - 1, 2 do
-    if ARGV[i + 1] ~= '' then redis.call('HSETNX', lane_key(lane), ARGV[i], ARGV[i + 1]) end
-  end
-  L = load(lane)
-end
+if #ARGV >= 22 and make(lane, 22) then L = load(lane) end
 local claim = ARGV[20] ~= '' and cmsgpack.unpack(ARGV[20])
 local fp, answer, leads, follows = claim and claim[CLAIM_FP], nil, false, false
 local shed = ARGV[21] ~= '0' and DEGRADED[L.mode] and due <= now
@@ -72,13 +66,13 @@ local degrades = (fp and (claim[CLAIM_STALE_MS] or 0) > 0 and STALE or 0) + (ARG
 if degrades > 0 then r[DEGRADES] = degrades end
 local ttl_s = math.ceil((deadline - now + DAY_US) / 1e6)
 -- nothing waits: the way past the lane, at half the cost
-local past = due <= now and not answer and not follows and #queues == 0 and admits_in(L, cost) == 0
+local past = due <= now and not answer and not follows and #queues == 0 and admits_in(L, cost) == 0 and clear(L, cost)
 if past then
   local own, out = own_room(L)
   past = own > 0 and room(L, queue, out) > 0
 end
 if past then
-  r[SCORE] = L.v + offset(class)                       -- it takes nobody's turn; if it comes back, it is the first
+  r[SCORE] = L.v + band(class)                         -- it takes nobody's turn; if it comes back, it is the first
 else
   r[BORN] = released()
   if due <= now and not answer and not follows then place(L, r) end
@@ -89,8 +83,10 @@ redis.call('SET', key('payload:') .. ref, ARGV[19], 'EX', ttl_s)
 redis.call('ZADD', EXPIRY, int(deadline), ref)
 if fp then redis.call('HSET', call_key(ref), 'c', ARGV[20]) end
 if leads then lead(ref, r) end
-if ttl_s > LANE_TTL_S and redis.call('TTL', lane_key(lane)) < ttl_s then  -- a call must not outlive its lane's pace
-  redis.call('EXPIRE', lane_key(lane), ttl_s)
+if ttl_s > LANE_TTL_S then                             -- a call must not outlive its lane's pace, nor its parents'
+  for _, name in ipairs({lane, unpack(L.names or {})}) do
+    if redis.call('TTL', lane_key(name)) < ttl_s then redis.call('EXPIRE', lane_key(name), ttl_s) end
+  end
 end
 if past then
   save(L)

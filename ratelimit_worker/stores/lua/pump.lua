@@ -27,8 +27,8 @@ for _, ref in ipairs(redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', int(now), 'LIMI
   end
 end
 local moved = 0
-for _, lane in ipairs(redis.call('ZRANGEBYSCORE', NEXT, '-inf', int(now), 'LIMIT', 0, 100)) do
-  moved = moved + release(lane, 100)
+for _, one in ipairs(redis.call('ZRANGEBYSCORE', NEXT, '-inf', int(now), 'LIMIT', 0, 100)) do
+  moved = moved + look(one, 100)
   if moved >= 200 then break end                       -- others want the server too
 end
 -- slots that came free without a call's end (a worker was taken for dead, a lane in the row was emptied)

@@ -24,4 +24,5 @@ for d, anchor in pairs(anchors) do
   end
 end
 save(L)
+wake(lane)
 return release(lane, 1000)

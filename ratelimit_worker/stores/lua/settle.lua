@@ -19,7 +19,7 @@ if r and ARGV[3] ~= '' then
     end
   end
 end
-learn(ARGV[8], ARGV[5], ARGV[6], ARGV[4], tonumber(ARGV[7]), r and r[COST] or {0, 0, 0, 0})
+learn(ARGV[8], ARGV[5], ARGV[6], ARGV[4], tonumber(ARGV[7]), r)
 if r and ARGV[11] ~= '' and n == r[RELEASE] and r[PERMIT] == USED and reconcile(ref, r, cmsgpack.unpack(ARGV[11])) then
   release(r[LANE], 1)                                  -- what was given back may be what it waits for
 end

@@ -41,7 +41,10 @@ for _, q in ipairs(redis.call('SMEMBERS', key('onqueues'))) do
   if redis.call('EXISTS', onqueue_key(q)) == 0 then redis.call('SREM', key('onqueues'), q) end
 end
 prune(ASIDE, redis.call('SMEMBERS', ASIDE), 'SREM')
-for lane in pairs(touched) do release(lane, 1) end
+for lane in pairs(touched) do
+  release(lane, 1)
+  wake(lane)
+end
 -- audit: no lane that waits is forgotten; some lanes each time, all in turn
 local some = redis.call('ZRANGE', key('lanes'), cursor, cursor + LANES_AT_A_TIME - 1)
 redis.call('HSET', PUMP, 'audit', #some == LANES_AT_A_TIME and cursor + LANES_AT_A_TIME or 0)
