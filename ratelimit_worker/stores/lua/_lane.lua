@@ -17,7 +17,7 @@ local LANE_TTL_S, TENANT_TTL_S, PUBLISHED_TTL_S = 2592000, 3600, 60
 local STEP_US = 1e6                                    -- a clock that goes back by more than this was set back
 local LOOK_S = 0.02                                    -- what a paced lane may earn while a message travels
 local AGES_S = {[0] = 0, 60, 300}                      -- high, normal, low: seconds of service after which a call is high
-local BAND = 3e15                                      -- tags of a class lie in a band of their own
+local BAND = 3e15                                      -- tags of a class lie in a band of their own: years of service
 local BANDS = {high = 0, normal = BAND, low = 2 * BAND}
 local TAGS, WORTH = 1e4, {1, 1000, 1000, 1000}         -- tags of a call's worth of service; units that are worth a call
 local N = 4                                            -- dimensions: requests, tokens, input_tokens, output_tokens
@@ -95,7 +95,7 @@ local DAY_FIELDS, DAY_TTL_S = {'requests', 'tokens'}, 172800
 local function bucket(lane)                            -- each field that is read or written costs as much as a look-up
   local h = redis.call('HMGET', lane_key(lane), unpack(FIELDS))
   local L = {name = lane, was = tonumber(h[1]), gate = tonumber(h[2]) or 0, cap = tonumber(h[3]) or 0,
-    unlimited = h[4] == '1', seq = tonumber(h[5]) or 0, v = tonumber(h[6]) or 0, width = tonumber(h[7]) or 0,
+    unlimited = h[4] == '1', seq = tonumber(h[5]) or 0, v = (tonumber(h[6]) or 0) % BAND, width = tonumber(h[7]) or 0,
     gap = tonumber(h[8]) or 0, schema = h[9], told = h[18] == '1', mode = h[19], p = {}, l = {}, d = {}, g = {}, o = {},
     c = {}, kept = {}}
   L.kept.gate, L.kept.v = L.gate, L.v
@@ -417,7 +417,7 @@ local function band(class) return BANDS[class] or BANDS.normal end
 local function place(L, r)
   local k, who = key('tenants:') .. L.name, r[CLASS] .. ':' .. r[TENANT]
   redis.call('ZREMRANGEBYSCORE', k, '-inf', int(L.v))  -- says no more than v does
-  local start = math.max(L.v, tonumber(redis.call('ZSCORE', k, who) or '0'))
+  local start = math.max(L.v, tonumber(redis.call('ZSCORE', k, who) or '0')) % BAND
   local new = redis.call('ZADD', k, int(start + math.max(1, service(L, r[COST]) / r[WEIGHT])), who)
   if new == 1 then redis.call('EXPIRE', k, TENANT_TTL_S) end
   r[SCORE] = start + band(r[CLASS])
