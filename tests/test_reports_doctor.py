@@ -50,6 +50,7 @@ LANE = LaneState(
     ready=0,
     running=0,
     reserved_tokens=0,
+    used_today={},
     oldest_age_s=None,
     queues=(),
     workers=1,

@@ -592,7 +592,12 @@ local function head_of(L, queue)
     L.speed = speed(L) or TAGS * math.max(1, (slots(queue)))
     if L.width > 0 and L.gap > 0 then L.speed = math.min(L.speed, TAGS * 1e6 / L.gap) end
   end
-  local lowest = math.floor(tonumber(redis.call('ZRANGE', k, -1, -1, 'WITHSCORES')[2]) / BAND)
+  L.lowest = L.lowest or {}                            -- by queue: the last class that waits; a release only takes calls away
+  local lowest = L.lowest[queue]
+  if not lowest then
+    lowest = math.floor(tonumber(redis.call('ZRANGE', k, -1, -1, 'WITHSCORES')[2]) / BAND)
+    L.lowest[queue] = lowest
+  end
   local ref, first
   while true do
     local score = tonumber(e[2])
@@ -601,6 +606,7 @@ local function head_of(L, queue)
     if not first or tag < first then ref, first = e[1], tag end
     if class >= lowest then return ref, first end
     e = redis.call('ZRANGEBYSCORE', k, int((class + 1) * BAND), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+    if not e[1] then return ref, first end
   end
 end
 -- the first of the lane's calls among the queues that have room, its queue; and whether any call waits at all
