@@ -754,7 +754,7 @@ def test_the_laws_emergency_is_told_with_its_cause_and_numbers() -> None:
             "REDUCED",
             "law",
         )
-        assert alert["cause"] == "10 sick answers in 15 min (threshold 10)"
+        assert alert["cause"] == "10 sick answers in a row"
         assert alert["numbers"]["sick"] == 10
         assert alert["text"] == f"chat: REDUCED -> EMERGENCY by law: {alert['cause']}"
         provider.control(clear=True)

@@ -130,12 +130,13 @@ class Tuner:
         return len(views)
 
     def _note_busy(self, views: Iterable[LaneView], now: float) -> None:
-        """Time alone changes the pace of lanes that are in use: probes, the end of a pause."""
+        """Time alone changes lanes that are in use: probes, the end of a pause, the trial in REDUCED."""
         for view in views:
-            if view.seen or view.goods or view.lane not in self._busy:
+            changes = _Kind.of(limits_of(view.fields)) is _Kind.ADAPTIVE or mode_of(view.fields) is not Mode.NORMAL
+            if changes and (view.seen or view.goods or view.lane not in self._busy):
                 self._busy[view.lane] = now
-            elif now - self._busy[view.lane] > BUSY_S:
-                del self._busy[view.lane]
+            elif not changes or now - self._busy[view.lane] > BUSY_S:
+                self._busy.pop(view.lane, None)
 
     def _due(self, pins: Mapping[str, Pin], now: float) -> Iterable[str]:
         """Lanes that must be looked at though nothing was seen of them: pins begin and end there."""
