@@ -257,7 +257,7 @@ def flip() -> None:
         for n in range(16):
             made.worker(f"w{n}", "-P", "threads", "-c", "2", wait=False)
         for worker in made.workers:
-            worker.wait_ready()
+            worker.wait_ready(240.0)
         tasks = made.agent()
         limit("chat", 50)
         results = [tasks.chat.delay(n) for n in range(900)]
@@ -290,7 +290,7 @@ def one_budget() -> None:
                 for n in range(workers):
                     made.worker(f"w{n}", "-P", "threads", "-c", str(64 // workers), wait=False)
                 for worker in made.workers:
-                    worker.wait_ready()
+                    worker.wait_ready(240.0)
                 tasks = made.agent()
                 results = [tasks.chat.delay(n) for n in range(500)]
                 lost = all_answered(results)
@@ -313,7 +313,7 @@ def tuner_killed() -> None:
             for n in range(2):
                 made.worker(f"w{n}", "-P", "threads", "-c", "16", wait=False)
             for worker in made.workers:
-                worker.wait_ready()
+                worker.wait_ready(240.0)
             tasks = made.agent()
             results = [tasks.chat.delay(n) for n in range(250)]
             wait_for(lambda: bool(provider.arrivals()), 30, "it runs")
@@ -321,7 +321,7 @@ def tuner_killed() -> None:
             time.sleep(15)
             if kill:
                 holder = str(services().lanes.client.get("rlw:duty:tune").decode())  # type: ignore[union-attr]
-                next(worker for worker in made.workers if holder.startswith(f"{worker.name}@")).kill()
+                next(worker for worker in made.workers if holder.startswith(f"{worker.process.pid}-")).kill()
             time.sleep(max(0.0, start + 25 - time.monotonic()))
             lost = all_answered(results)
             arrivals = provider.arrivals()

@@ -166,7 +166,7 @@ def run(
             took = inputs[call] + (MAX_TOKENS if named else PROVIDER_DEFAULT)
             if reconciles:
                 unused = took - inputs[call] - lengths[call]
-                budget.give_back(now, Cost(requests=0, output_tokens=unused))
+                budget.give_back(now, Cost(requests=0, output_tokens=unused), now)
                 charged -= unused
             lane.answered(now, reserved - inputs[call] - lengths[call])
             fresh = estimate.learn(fresh, Sample(estimated_tokens=-(-texts[call] // 4), usage=usage, at=now))

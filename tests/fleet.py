@@ -84,9 +84,9 @@ class Worker:
             start_new_session=True,
         )
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, timeout_s: float = 30.0) -> None:
         """Until it consumes."""
-        wait_for(lambda: self._says(" ready."), timeout_s=30.0, what=f"{self.name} is ready")
+        wait_for(lambda: self._says(" ready."), timeout_s=timeout_s, what=f"{self.name} is ready")
 
     def log(self) -> str:
         """What it has said so far."""

@@ -82,6 +82,7 @@ REFUSED: list[Any] = [
     (
         answer(429, {"error": {"code": "429", "message": "exceeded call rate limit, retry after 6 seconds"}}),
         C.RATE_LIMITED,
+        6.0,
     ),
     (
         answer(400, {"error": {"code": "x", "innererror": {"code": "ResponsibleAIPolicyViolation"}}}),

@@ -26,6 +26,7 @@ ALL: list[RateLimitWorkerError] = [
     errors.StoreUnavailable("Redis said: no"),
     errors.BadInput("no JSON"),
     errors.LaneFull("lane", 3),
+    errors.LaneShedding("lane", "EMERGENCY"),
     errors.DeadlineExceeded("call", "lane", 2),
     errors.WorkerLostRepeatedly("call", 3),
     errors.PayloadLost("ref"),

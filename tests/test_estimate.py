@@ -431,7 +431,9 @@ class Tokens(Cluster):
         return float(fields["l2"]) + float(fields.get("o2", 0))
 
     def sent(self) -> float:
-        return float(self.lanes.fields("gpt")["c2"])
+        """Tokens that went, without those of refused calls."""
+        fields = self.lanes.fields("gpt")
+        return float(fields["c2"]) - float(fields.get("x2", 0))
 
 
 @pytest.fixture

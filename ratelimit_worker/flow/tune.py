@@ -115,7 +115,8 @@ class Tuner:
         if taken is None:
             self._known, self._busy = None, {}
             return None
-        now, views = taken
+        now, taken_views = taken
+        views = [view for view in taken_views if view.seen or view.goods or _changes_with_time(view.fields)]
         self._note_busy(views, now)
         pins = self.control.pins.read()
         for view in views:
@@ -130,12 +131,13 @@ class Tuner:
         return len(views)
 
     def _note_busy(self, views: Iterable[LaneView], now: float) -> None:
-        """Time alone changes the pace of lanes that are in use: probes, the end of a pause."""
+        """Lanes in use are looked at each turn, where time alone changes them."""
+        before = self._busy
+        self._busy = {}
         for view in views:
-            if view.seen or view.goods or view.lane not in self._busy:
-                self._busy[view.lane] = now
-            elif now - self._busy[view.lane] > BUSY_S:
-                del self._busy[view.lane]
+            since = now if view.seen or view.goods else before.get(view.lane, now)
+            if now - since <= BUSY_S and _changes_with_time(view.fields):
+                self._busy[view.lane] = since
 
     def _due(self, pins: Mapping[str, Pin], now: float) -> Iterable[str]:
         """Lanes that must be looked at though nothing was seen of them: pins begin and end there."""
@@ -355,6 +357,11 @@ def mode_of(fields: Mapping[str, bytes]) -> Mode:
         return Mode(fields.get("mode", b"NORMAL").decode())
     except ValueError:
         return Mode.NORMAL  # a newer version's, which will set it anew
+
+
+def _changes_with_time(fields: Mapping[str, bytes]) -> bool:
+    """Whether a lane has probes, pauses or trials that end by themselves."""
+    return _Kind.of(limits_of(fields)) is _Kind.ADAPTIVE or mode_of(fields) is not Mode.NORMAL
 
 
 def _mode(pin: Pin | None, health: ModeState) -> Mode:

@@ -25,7 +25,7 @@ MODEL = "gpt-4o-mini"
 POISON = "[[poison]]"
 #: Calls a second on top of what the limits let through: a client that gives calls up goes through so many, and one
 #: that ran out of calls would be measured by how many it was given.
-_SPARE_PER_S = 120
+_SPARE_PER_S = 200
 _STANDARD_NORMAL = NormalDist()
 
 
