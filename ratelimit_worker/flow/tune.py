@@ -224,7 +224,7 @@ def decide(view: LaneView, now: float, rules: Rules, pins: Mapping[str, Pin]) ->
     if any(name in view.fields for name in ("schema", "unlimited", "p1")):
         fields |= _unbinding(view.fields, kind, held)
         paces, memory = _paces(learned, kind, held, limits, rates, now)
-        fields |= paces
+        fields |= ({"p1": "", "d1": "", "g1": ""} if limits.shared else {}) | paces  # nothing that is not told stays
         if held.pause_s and _begins(view.fields, pin):
             fields["l1"] = 0.0
     if health != ModeState() or "health" in view.fields:
@@ -247,7 +247,7 @@ class _Kind(Enum):
     def of(limits: LaneLimits) -> _Kind:
         if limits.unlimited:
             return _Kind.UNBOUND
-        return _Kind.ADAPTIVE if limits.adaptive else _Kind.FIXED
+        return _Kind.ADAPTIVE if limits.adaptive or limits.shared else _Kind.FIXED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,6 +308,7 @@ def limits_of(fields: Mapping[str, bytes]) -> LaneLimits:
         concurrency=int(number("cap") or 0) or None,
         unlimited=fields.get("unlimited") == b"1" or set_aside,
         adaptive=fields.get("adaptive") != b"0",
+        shared=fields.get("shared") == b"1",
     )
 
 
