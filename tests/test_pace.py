@@ -222,6 +222,7 @@ def test_the_start_is_wider_with_each_answer() -> None:
     assert pace.width(state) == 12
     assert pace.width(observe(state, seen(2, 1.1, refused=True), FREE)) == 0
     assert pace.width(initial(LaneLimits(rpm=60))) == 0
+    assert pace.width(initial(LaneLimits(tpm=60, adaptive=False, shared=True))) == 0  # a budget that lanes share
 
 
 def test_what_a_pause_saved_is_spent_at_once_and_a_shallow_bucket_learned() -> None:

@@ -394,6 +394,19 @@ def test_a_mode_of_the_parent_holds_for_its_lanes(redis_client: redis.Redis, con
     assert redis_client.llen("q") == 2
 
 
+def test_a_mode_of_a_shared_parent_leaves_what_was_told_of_it(control: ControlPlane) -> None:
+    """REDUCED halves its tokens, EMERGENCY bounds its requests too; given back, it has its tokens and nothing else."""
+    lanes = control.lanes
+    assert isinstance(lanes, Lanes)
+    lanes.establish("org", limit_fields(LaneLimits(tpm=6000, shared=True, adaptive=False)))
+    pin(control, Mode.REDUCED, lane="org", who="me")
+    assert ("p1" in lanes.fields("org"), float(lanes.fields("org")["p2"])) == (False, 50)
+    pin(control, Mode.EMERGENCY, lane="org", who="me")
+    assert float(lanes.fields("org")["p1"]) == pytest.approx(10 / 60)
+    auto(control, lane="org", who="me")
+    assert ("p1" in lanes.fields("org"), float(lanes.fields("org")["p2"])) == (False, 100)
+
+
 # ── quotas of a day ──────────────────────────────────────────────────────────────────────────────────────────────
 
 INTO_DAY_S = T0_US // US % DAY_S  #: the test begins so far into its UTC day

@@ -24,7 +24,6 @@ from ratelimit_worker.flow.enqueue import (
     limit_fields,
 )
 from ratelimit_worker.flow.tune import ControlPlane, decide, limits_of
-from ratelimit_worker.policy import modes
 from ratelimit_worker.ports import LaneView
 
 #: A tuner that looked at the lane just before may write what it then found; by now it has.
@@ -69,7 +68,6 @@ def limits_told(fields: Mapping[str, bytes]) -> LaneLimits:
         rpd=bounds.get("rpd"),
         tpd=bounds.get("tpd"),
         parents=tuple(bounds.get("parents", ())),
-        shared=fields.get("shared") == b"1",
     )
 
 
@@ -207,10 +205,7 @@ def _write(
         for lane, (_, fields) in changes.items():
             lanes.set_points(lane, fields)
             view = LaneView(lane=lane, fields=lanes.fields(lane), seen=())
-            now, pins = control.pins.now(), control.pins.read()
-            if view.fields.get("shared") and modes.governing(pins.get(lane), pins.get(modes.ALL), now) is None:
-                continue  # the law has nothing to say of a budget that no call is made in
-            held = decide(view, now, control.rules, pins)
+            held = decide(view, control.pins.now(), control.rules, control.pins.read())
             if held.set_points:  # the mode holds on: its share of the new pace
                 lanes.set_points(lane, held.set_points)
         pause(_TUNER_WRITES_WITHIN_S)

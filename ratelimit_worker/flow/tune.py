@@ -238,7 +238,7 @@ def decide(view: LaneView, now: float, rules: Rules, pins: Mapping[str, Pin]) ->
     if any(name in view.fields for name in ("schema", "unlimited", "p1")):
         fields |= _unbinding(view.fields, kind, held)
         paces, learned_paces = _paces(learned, kind, held, limits, rates, now, _units(view.fields, "x"))
-        fields |= paces
+        fields |= ({"p1": "", "d1": "", "g1": ""} if limits.shared else {}) | paces  # nothing that is not told stays
         memory |= learned_paces
         if held.pause_s and _begins(view.fields, pin):
             fields["l1"] = 0.0
@@ -262,7 +262,7 @@ class _Kind(Enum):
     def of(limits: LaneLimits) -> _Kind:
         if limits.unlimited:
             return _Kind.UNBOUND
-        return _Kind.ADAPTIVE if limits.adaptive else _Kind.FIXED
+        return _Kind.ADAPTIVE if limits.adaptive or limits.shared else _Kind.FIXED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,6 +348,7 @@ def limits_of(fields: Mapping[str, bytes]) -> LaneLimits:
         concurrency=int(number("cap") or 0) or None,
         unlimited=fields.get("unlimited") == b"1" or set_aside,
         adaptive=fields.get("adaptive") != b"0",
+        shared=fields.get("shared") == b"1",
     )
 
 

@@ -146,7 +146,7 @@ def initial(limits: LaneLimits) -> PaceState:
     if limits.tpm is not None:
         rate = limits.tpm / 60
         dimensions["tokens"] = Dimension(pace=rate, depth=_depth("tokens", rate, limits))
-    return PaceState(dimensions=dimensions, ramping=limits.rpm is None)
+    return PaceState(dimensions=dimensions, ramping=limits.rpm is None and limits.adaptive)
 
 
 def ceiling(name: str, limits: LaneLimits) -> float:
