@@ -183,6 +183,7 @@ local function make(lane, from)
   for i = from, #ARGV - 1, 2 do                        -- what a person has set before stays
     if ARGV[i + 1] ~= '' then redis.call('HSETNX', lane_key(lane), ARGV[i], ARGV[i + 1]) end
   end
+  redis.call('SADD', key('seen'), lane)                -- what is not known of it changes with time alone
   return true
 end
 -- µs until every dimension admits the cost (0: now; nil: closed until set-points change)
