@@ -25,6 +25,7 @@ local SUPPLY = 8                                       -- calls that may lie rea
 local SURPLUS = 8                                      -- calls without a permit that may lie ready beyond the slots
 local FOLLOWERS = 1000                                 -- of one claim: settle gives each its answer in one step
 local DEGRADED = {EMERGENCY = true, HALT = true}       -- modes in which calls are answered without their provider, if they may
+local SUSPECT_US, PART = 1e6, 16                       -- a suspect asks again after; of more than PART, a PARTth may try at once
 local DEGRADED_AT_ONCE = 100                           -- waiting calls that are so answered in one step
 -- A call's record, packed in field i of its hash. Newer versions only append; what they change otherwise is a new SCHEMA.
 local VERSION, LANE, QUEUE, SCORE, CLASS, TENANT, COST, ACCEPTED, DEADLINE, RELEASE, ATTEMPTS, LOST, PERMIT, RESTORED,
@@ -51,7 +52,7 @@ local function followers_key(fp) return key('followers:') .. fp end
 local function degradable_key(lane) return key('degradable:') .. lane end
 local function cache_key(fp) return key('cache:') .. fp end
 local LEDGER, ASIDE, NEXT, HUNGRY, FULL = key('ledger'), key('aside'), key('next'), key('hungry'), key('full')
-local PUMP, EXPIRY, ANSWERED = key('pump'), key('expiry'), key('answered')
+local PUMP, EXPIRY, ANSWERED, SUSPECTS = key('pump'), key('expiry'), key('answered'), key('suspects')
 local CACHE_USED, CACHE_ENDS, CACHE_SIZES = key('cache:used'), key('cache:ends'), key('cache:sizes')
 local function count(name, by) return redis.call('HINCRBY', key('counters'), name, by or 1) end
 
@@ -180,6 +181,34 @@ local function lease_us()
   return memo[0]
 end
 
+-- ── suspects ─────────────────────────────────────────────────────────────────────────────────────────────────────
+-- Calls that ran when their worker died: one of them killed it. Each is a suspect until it ends well, and no two are out
+-- at once (a sixteenth of them, where there are more than that), so that the one that kills again takes no other suspect
+-- along. Those that must wait for their turn do so as for a time.
+local function suspected(ref, out)                     -- it is one; out: 1, it waits: 0
+  redis.call('ZADD', SUSPECTS, out, ref)
+  redis.call('EXPIRE', SUSPECTS, LANE_TTL_S)
+end
+local function may_try()                               -- whether a suspect may leave its lane now
+  local most = math.max(1, math.ceil(redis.call('ZCARD', SUSPECTS) / PART))
+  return redis.call('ZCOUNT', SUSPECTS, 1, 1) < most
+end
+local function next_suspect()                          -- one is out no more: one that waits need not ask later
+  for _, ref in ipairs(redis.call('ZRANGEBYSCORE', SUSPECTS, 0, 0, 'LIMIT', 0, PART)) do
+    local r = record(ref)
+    if r and redis.call('ZADD', due_key(r[LANE], r[QUEUE]), 'XX', 'CH', int(now), ref) == 1 then
+      note(r[LANE], now)
+      return
+    end
+  end
+end
+local function steps_back(ref, r)                      -- out no more: its worker is gone, or its turn is over
+  if r[LOST] > 0 and redis.call('ZADD', SUSPECTS, 'XX', 'CH', 0, ref) == 1 then next_suspect() end
+end
+local function cleared(ref, r)
+  if r[LOST] > 0 and redis.call('ZREM', SUSPECTS, ref) == 1 then next_suspect() end
+end
+
 -- ── room ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 -- A call that is out takes a slot, but for those set aside: their worker died or takes no more calls, so that they run
 -- (if they do) on slots that are not counted either. They keep their place in the ledger until their lease ends.
@@ -190,6 +219,7 @@ local function set_aside(tag)
   if r and redis.call('SADD', ASIDE, tag) == 1 then
     redis.call('SREM', onqueue_key(r[QUEUE]), tag)
     redis.call('ZADD', out_key(r[LANE]), 'XX', 1, tag)
+    steps_back(ref, r)
     note(r[LANE], now)                                 -- one that had not begun may have kept its lane full
   end
 end
@@ -197,7 +227,10 @@ local function take_back(tag)
   if redis.call('SREM', ASIDE, tag) == 1 then
     local ref = split(tag)
     local r = record(ref)
-    if r then redis.call('SADD', onqueue_key(r[QUEUE]), tag) end
+    if r then
+      redis.call('SADD', onqueue_key(r[QUEUE]), tag)
+      if r[LOST] > 0 then suspected(ref, 1) end
+    end
   end
 end
 -- slots of the workers that live, in all and for one queue; the sums are kept until the first of them would expire
@@ -364,6 +397,7 @@ local function give(ref, r, ttl_us, message)
   redis.call('SADD', onqueue_key(r[QUEUE]), tag)
   if not busy[r[LANE]] then redis.call('SADD', key('busy'), r[LANE]) end  -- what is out of is in these; the sweep drops
   if not onqueue[r[QUEUE]] then redis.call('SADD', key('onqueues'), r[QUEUE]) end  -- what is no longer
+  if r[LOST] > 0 then suspected(ref, 1) end
   keep(ref, r, message)
   redis.call('LPUSH', K .. r[QUEUE], text_of(ref, r, tag, message))
 end
@@ -425,6 +459,10 @@ local function release(lane, most, greedy)
     elseif r[VERSION] > SCHEMA then
       rooms[queue] = 0                                 -- a newer worker's to release
       at = math.min(at or 1e18, now + 1e6)
+    elseif r[LOST] > 0 and not may_try() then
+      redis.call('ZREM', wait_key(lane, queue), ref)
+      wait_until(now + SUSPECT_US, ref, r)
+      at = math.min(at or 1e18, now + SUSPECT_US)
     else
       local wait_us = admits_in(L, r[COST])
       if not wait_us then closed = true break end
@@ -504,6 +542,8 @@ local function leave(tag, r)
   redis.call('SREM', onqueue_key(r[QUEUE]), tag)
   redis.call('SREM', ASIDE, tag)
   if not there then return false end
+  local ref = split(tag)
+  steps_back(ref, r)
   if r[PERMIT] == TAKEN then
     local L = load(r[LANE])
     refund(L, r[COST])
@@ -691,6 +731,7 @@ end
 local function forget(ref, r)
   if r[CLAIM] then succeed(ref, r) end
   if r[DEGRADES] then redis.call('ZREM', degradable_key(r[LANE]), ref) end
+  cleared(ref, r)
   redis.call('DEL', call_key(ref), key('payload:') .. ref, key('settled:') .. ref)
   redis.call('ZREM', EXPIRY, ref)
   -- a publisher that lost our reply may send the same once more
@@ -719,8 +760,9 @@ local function unready(ref, r, tag)
   if redis.call('LPOS', list, text, 'RANK', -1, 'MAXLEN', 5000) then return redis.call('LREM', list, -1, text) == 1 end
   return false
 end
--- A worker died, or the message lay unread -> the lane when the call went back. The caller releases.
-local function restore(tag)
+-- A worker died (lost: while it ran what had begun), or the message lay unread -> the lane when the call went back. The
+-- caller releases.
+local function restore(tag, lost)
   local ref = split(tag)
   local r = record(ref)
   if not r then redis.call('ZREM', LEDGER, tag) return end  -- its record outlived its time; the audit does the rest
@@ -729,11 +771,13 @@ local function restore(tag)
     return
   end
   if r[PERMIT] == USED then
-    r[LOST], r[RESTORED] = r[LOST] + 1, 1
+    if lost then r[LOST] = r[LOST] + 1 end
+    r[RESTORED] = 1
   elseif not unready(ref, r, tag) then
     r[RESTORED] = 1
   end
   go_back(ref, tag, r, 0)
+  if r[LOST] > 0 then suspected(ref, 0) end
   return r[LANE]
 end
 -- What lies ready and unread goes back: on queues that nobody serves any more, or on all. O(out · ready).
