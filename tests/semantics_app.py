@@ -7,6 +7,7 @@ from typing import Any
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
 from ratelimit_worker.app import llm_task
+from ratelimit_worker.calls import Cost
 from ratelimit_worker.worker.task import CallTask
 from tests.fleet_app import _read, _write, app
 
@@ -173,4 +174,10 @@ def told(self: Any, what: str, more: int = 0) -> str:
         raise Odd("failed")
     if what == "retry" and not self.request.retries:
         raise self.retry(countdown=0.01, exc=Odd("once more"))
+    return what
+
+
+@llm_task(**{**SHARED, "lane": "pushed"}, cost=lambda what: Cost(requests=1, input_tokens=what["tokens"]))
+def priced(what: Any) -> Any:
+    """Its cost is read from its argument, and cannot be for every argument."""
     return what

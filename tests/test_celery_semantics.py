@@ -229,6 +229,8 @@ def test_time_limits(tasks: ModuleType, running: tuple[Fleet, Worker], pool: str
         killed.get(timeout=WAIT_S)
     gone(uncaught)
     gone(killed)
+    assert rows_of(uncaught, 1) == [(1, "failed", "SoftTimeLimitExceeded")]
+    assert rows_of(killed, 0) == []
     assert len(running[0].stamps("uncaught")) == 1
     assert len(running[0].stamps("hard")) == 1
 

@@ -202,8 +202,8 @@ local function next_suspect()                          -- one is out no more: on
     end
   end
 end
-local function steps_back(ref, r)                      -- out no more: its worker is gone, or its turn is over
-  if r[LOST] > 0 and redis.call('ZADD', SUSPECTS, 'XX', 'CH', 0, ref) == 1 then next_suspect() end
+local function steps_back(ref)                         -- out no more: its worker is gone, or its turn is over
+  if redis.call('ZADD', SUSPECTS, 'XX', 'CH', 0, ref) == 1 then next_suspect() end
 end
 local function cleared(ref, r)
   if r[LOST] > 0 and redis.call('ZREM', SUSPECTS, ref) == 1 then next_suspect() end
@@ -219,7 +219,7 @@ local function set_aside(tag)
   if r and redis.call('SADD', ASIDE, tag) == 1 then
     redis.call('SREM', onqueue_key(r[QUEUE]), tag)
     redis.call('ZADD', out_key(r[LANE]), 'XX', 1, tag)
-    steps_back(ref, r)
+    if r[LOST] > 0 then steps_back(ref) end
     note(r[LANE], now)                                 -- one that had not begun may have kept its lane full
   end
 end
@@ -542,8 +542,7 @@ local function leave(tag, r)
   redis.call('SREM', onqueue_key(r[QUEUE]), tag)
   redis.call('SREM', ASIDE, tag)
   if not there then return false end
-  local ref = split(tag)
-  steps_back(ref, r)
+  if r[LOST] > 0 then steps_back((split(tag))) end
   if r[PERMIT] == TAKEN then
     local L = load(r[LANE])
     refund(L, r[COST])
