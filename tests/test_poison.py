@@ -271,7 +271,7 @@ def test_poison_is_given_up_and_its_company_is_not(broken: Fleet, pool: str) -> 
     runs = Counter(what for _, what in broken.stamps())
     assert len(runs) == 40
     assert max(runs.values()) <= (2 if pool == "threads" else 1), runs
-    assert broken.valkey.client.exists(SUSPECTS) == 0
+    wait_for(lambda: not broken.valkey.client.exists(SUSPECTS), what="nobody is suspected any more")
     row = wait_for_rows(poison.id)[-1]
     assert (row.number, row.outcome.value, row.cause) == (3, "failed", "WorkerLostRepeatedly")
 
