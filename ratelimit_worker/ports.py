@@ -69,12 +69,13 @@ class Begun:
     """What the lane says to a worker that is about to run a released call."""
 
     #: go: run it · settled: it was answered before · closed: it went back to its place ·
-    #: expired · poison: its workers died too often · stale: another delivery runs it · gone: its record is lost
+    #: expired · poison: its workers died too often · alone: ask again when nothing else runs here ·
+    #: stale: another delivery runs it · gone: its record is lost
     state: str
     body: bytes = b""  #: the payload: args, kwargs, canvas
     answer: bytes = b""
     tries: int = 0  #: attempts so far that cost a try; lost deliveries where the state is poison
-    number: int = 0  #: of this attempt, from 1, snoozed ones counted
+    number: int = 0  #: of this attempt, from 1, snoozed ones counted; of the last one where the state is poison
     deadline_s: float = 0.0  #: seconds since the epoch, Redis clock
     waiting_since_s: float = 0.0
     now_s: float = 0.0  #: Redis clock
@@ -105,8 +106,8 @@ class LaneView:
 class AttemptLanes(Protocol):
     """The lanes, as one attempt at a released call sees them."""
 
-    def begin(self, tag: str, lease_s: float) -> Begun:
-        """May this released call run now?"""
+    def begin(self, tag: str, lease_s: float, alone: bool = False) -> Begun:
+        """May this released call run now? `alone`: nothing else runs in this process."""
         ...
 
     def settle(

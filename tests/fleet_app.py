@@ -181,9 +181,18 @@ def total_plain(values: list[int]) -> int:
 
 
 @llm_task(app=app, shared=False, cache=False, lane="poison")
-def suicide() -> None:
+def suicide(what: str = "x", after_s: float = 0.0) -> None:
     """Kills its worker."""
-    _write("suicide", "x")
+    _write("suicide", what)
+    time.sleep(after_s)
+    os.kill(os.getpid(), 9)
+
+
+@llm_task(app=app, shared=False, lane="poison")
+def shared_suicide() -> None:
+    """Kills its worker; those that are the same follow it."""
+    _write("suicide", "shared")
+    time.sleep(0.2)
     os.kill(os.getpid(), 9)
 
 

@@ -250,8 +250,8 @@ def test_a_leader_that_leaves_is_replaced(cluster: Cluster, put: Put, how: str) 
         assert begun.state == "expired"
         cluster.free(tag)
     elif how == "poison":
-        for _ in range(3):
-            assert cluster.begin()[1].state == "go"
+        for alone in (False, False, True):
+            assert cluster.begin(alone=alone)[1].state == "go"
             cluster.kill()
             cluster.live(LEASE_S + 3)
             cluster.worker()

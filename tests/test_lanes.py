@@ -98,9 +98,9 @@ class Cluster:
         self.held.setdefault(worker, []).append(tag)
         return tag, parsed
 
-    def begin(self, queue: str = "q", worker: str = "w") -> tuple[str, Begun]:
+    def begin(self, queue: str = "q", worker: str = "w", alone: bool = False) -> tuple[str, Begun]:
         tag, _ = self.take(queue, worker)
-        return tag, self.lanes.begin(tag, LEASE_S)
+        return tag, self.lanes.begin(tag, LEASE_S, alone)
 
     def settle(
         self,
@@ -906,12 +906,12 @@ def test_a_worker_that_takes_no_more_calls_keeps_what_it_runs(cluster: Cluster, 
 def test_a_call_that_kills_its_worker_is_given_up(cluster: Cluster, put: Put) -> None:
     """After three deliveries whose worker died it is handed out once more, to be told so."""
     put("poison")
-    for _ in range(3):
-        tag, begun = cluster.begin()
+    for alone in (False, False, True):
+        tag, begun = cluster.begin(alone=alone)
         assert begun.state == "go"
         cluster.lanes.restore([tag])
     tag, begun = cluster.begin()
-    assert (begun.state, begun.tries, begun.body) == ("poison", 3, b"jbody of poison")
+    assert (begun.state, begun.tries, begun.number, begun.body) == ("poison", 3, 3, b"jbody of poison")
 
 
 def test_a_worker_that_gives_a_call_back_is_no_loss(cluster: Cluster, put: Put) -> None:

@@ -47,6 +47,7 @@ class Facts:
     plan: Mapping[str, Any]
     queue: str = ""
     worker: str = ""
+    alone: bool = False  #: nothing else runs in this process
 
     @property
     def lane(self) -> str:
@@ -86,7 +87,12 @@ class NotOurs:
     """Another delivery of this call runs, or what it had to do is done; this one does nothing."""
 
 
-Result = Answered | Again | GaveUp | NotOurs
+@dataclass(frozen=True, slots=True)
+class MustBeAlone:
+    """The call may kill its worker: it is to be executed when nothing else runs in this process (`Facts.alone`)."""
+
+
+Result = Answered | Again | GaveUp | NotOurs | MustBeAlone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +103,8 @@ class Executor:
         encode_outcome: An attempt as the outbox holds it.
         reconcile: By lane, whether its provider gives back tokens that were reserved and not used; None: not told.
         pass_through: Exceptions that are not failures but words of the framework (Celery's Retry, Ignore, Reject).
+        means: What such a word makes of the call: RETRIED (it was sent again), SNOOZED (it goes back to its place), or
+            FAILED (nobody runs it again).
     """
 
     lanes: AttemptLanes
@@ -105,6 +113,7 @@ class Executor:
     lease_s: float
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     pass_through: tuple[type[BaseException], ...] = ()
+    means: Callable[[BaseException], Outcome] = lambda word: Outcome.RETRIED
     reconcile: Callable[[str], bool | None] = lambda lane: None
     jitter: Callable[[], float] = random.random
     clock: Callable[[], float] = time.monotonic
@@ -117,7 +126,7 @@ class Executor:
             run: Makes the request; given what the lane said.
             restore: Puts the canvas of a payload back where the framework looks for it, when nothing is run.
         """
-        begun = self.lanes.begin(facts.tag, self.lease_s)
+        begun = self.lanes.begin(facts.tag, self.lease_s, facts.alone)
         match begun.state:
             case "go":
                 return self._attempt(facts, begun, run)
@@ -131,7 +140,9 @@ class Executor:
                 return GaveUp(DeadlineExceeded(facts.call_id, facts.lane, begun.tries))
             case "poison":
                 restore(begun.body)
-                return GaveUp(WorkerLostRepeatedly(facts.call_id, begun.tries))
+                return self._poison(facts, begun)
+            case "alone":
+                return MustBeAlone()
             case "gone":
                 return GaveUp(PayloadLost(facts.call_id))
             case _:
@@ -143,13 +154,20 @@ class Executor:
             return Answered(value)
         return GaveUp(value) if kind == "error" else NotOurs()
 
+    def _poison(self, facts: Facts, begun: Begun) -> Result:
+        """Those that follow it are the same call: they get its error, or each would kill its workers in turn."""
+        error, now = WorkerLostRepeatedly(facts.call_id, begun.tries), self.clock()
+        answer, cause = self.answers.error(error), type(error).__name__
+        self._settle(facts, begun, now, Sighting(), None, Outcome.FAILED, answer, "other", cause)
+        return GaveUp(error)
+
     def _attempt(self, facts: Facts, begun: Begun, run: Callable[[Begun], Any]) -> Result:
         started = self.clock()
         with sighting() as seen:
             try:
                 value = run(begun)
-            except self.pass_through:
-                self._settle(facts, begun, started, seen, None, Outcome.RETRIED, self.answers.passed(), "other")
+            except self.pass_through as word:
+                self._passed(facts, begun, started, seen, word)
                 raise
             except Exception as error:
                 return self._failed(facts, begun, started, seen, error)
@@ -158,6 +176,18 @@ class Executor:
             seen.usage = usage_of(value)
         self._settle(facts, begun, started, seen, None, Outcome.ANSWERED, self.answers.value(value), verdict)
         return Answered(value)
+
+    def _passed(self, facts: Facts, begun: Begun, started: float, seen: Sighting, word: BaseException) -> None:
+        outcome = self.means(word)
+        cause = None if outcome is Outcome.RETRIED else type(word).__name__
+        if outcome is not Outcome.SNOOZED:
+            self._settle(
+                facts, begun, started, seen, None, outcome, self.answers.passed(), "other", cause, kind="passed"
+            )
+            return
+        at = begun.now_s + self.clock() - started
+        row = self.encode_outcome(self._row(facts, begun, at, seen, None, outcome, cause))
+        self.lanes.back(facts.tag, facts.lane, after_s=0.0, tries=0, outbox=row, verdict="other", seen=b"")
 
     def _failed(self, facts: Facts, begun: Begun, started: float, seen: Sighting, error: Exception) -> Result:
         failure = self.classify(error)
@@ -242,6 +272,7 @@ class Executor:
         verdict: observe.Verdict,
         cause: str | None = None,
         older: int = 0,
+        kind: str | None = None,
     ) -> None:
         at = begun.now_s + self.clock() - started
         attempt = self._row(facts, begun, at, seen, failure, outcome, cause)
@@ -253,7 +284,7 @@ class Executor:
             verdict=observe.word(verdict, seen.response),
             seen=observe.encode(at, begun.ticket, verdict, seen.response, failure, facts.cost, older),
             gate_s=(failure.retry_after_s or 0.0) if failure is not None else 0.0,
-            kind=KINDS.get(outcome, "error"),
+            kind=kind or KINDS.get(outcome, "error"),
             used=self._used(facts, seen) if outcome is Outcome.ANSWERED else b"",
         )
 

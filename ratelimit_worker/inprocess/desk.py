@@ -153,13 +153,13 @@ class Desk:
         turn.entered = True
         return None
 
-    def begin(self, tag: str, lease_s: float) -> Begun:
-        """May this released call run now?
+    def begin(self, tag: str, lease_s: float, alone: bool = True) -> Begun:
+        """May this released call run now? It dies with its caller, so it is never suspected of having killed it.
 
         Raises:
             Away, StoreUnavailable: as `enqueue`.
         """
-        return self._ask(lambda: self.lanes.begin(tag, lease_s))
+        return self._ask(lambda: self.lanes.begin(tag, lease_s, alone))
 
     def free(self, turn: Turn) -> None:
         """The call's stay in the ledger ends, now or when Redis is back."""

@@ -66,7 +66,7 @@ class Claim:
         )
 
     def packed(self) -> bytes:
-        """As the scripts read it (CLAIM_… in _lane.lua)."""
+        """As the scripts read it (ASKED in _lane.lua)."""
         return msgspec.msgpack.encode(
             [
                 self.fingerprint,
@@ -186,9 +186,13 @@ class Lanes:
             raise AnsweredFromCache(more[0])
         return state == 1, ref.decode()
 
-    def begin(self, tag: str, lease_s: float) -> Begun:
-        """Ask whether a released call may run now; a closed gate sends it back to its place."""
-        state, *rest = self.run("begin", (tag, int(lease_s * US), GIVE_UP_AFTER_LOST))
+    def begin(self, tag: str, lease_s: float, alone: bool = False) -> Begun:
+        """Ask whether a released call may run now; a closed gate sends it back to its place.
+
+        Args:
+            alone: Nothing else runs in this process. A call that has one loss left begins only then.
+        """
+        state, *rest = self.run("begin", (tag, int(lease_s * US), GIVE_UP_AFTER_LOST, int(alone)))
         word = state.decode()
         if word == "go":
             body, tries, number, deadline, accepted, now, ticket = rest
@@ -204,8 +208,12 @@ class Lanes:
             )
         if word == "settled":
             return Begun(state=word, answer=rest[0], body=rest[1])
-        if word in ("expired", "poison"):
+        if word == "expired":
             return Begun(state=word, tries=rest[0], body=rest[1])
+        if word == "poison":
+            lost, body, number, now = rest
+            at = int(now) / US
+            return Begun(state=word, tries=lost, body=body, number=number, now_s=at, waiting_since_s=at)
         return Begun(state=word)
 
     def settle(
@@ -255,9 +263,13 @@ class Lanes:
         """These calls wait for others, and are no longer among the running of their lanes."""
         return int(self.run("aside", tags))
 
-    def restore(self, tags: Sequence[str]) -> int:
-        """Return released calls to their own places."""
-        return int(self.run("restore", tags))
+    def restore(self, tags: Sequence[str], lost: bool = True) -> int:
+        """Return released calls to their own places.
+
+        Args:
+            lost: Their worker died; it counts for those that had begun. False: it ends in good order.
+        """
+        return int(self.run("restore", (int(lost), *tags)))
 
     def pump(self, owner: str, lease_ms: int) -> tuple[int, float]:
         """Release what is due → (released, or -1 when another holds the duty; seconds to sleep)."""

@@ -44,8 +44,8 @@ class PatientLanes(Lanes):
 
     stopping: threading.Event = threading.Event()
 
-    def begin(self, tag: str, lease_s: float) -> Begun:
-        return self._patiently(lambda: super(PatientLanes, self).begin(tag, lease_s))
+    def begin(self, tag: str, lease_s: float, alone: bool = False) -> Begun:
+        return self._patiently(lambda: super(PatientLanes, self).begin(tag, lease_s, alone))
 
     def settle(self, tag: str, lane: str, answer: bytes, **learned: Any) -> bool:
         return self._patiently(lambda: super(PatientLanes, self).settle(tag, lane, answer, **learned))

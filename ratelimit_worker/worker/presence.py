@@ -23,6 +23,7 @@ from ratelimit_worker.flow import limit, pin
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.wiring import Services, services
 from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
+from ratelimit_worker.worker.quarantine import QUARANTINE
 from ratelimit_worker.worker.task import CallTask, warm_up
 from ratelimit_worker.worker.transport import HEADER, HELD, INTAKE
 
@@ -84,6 +85,8 @@ class Presence(Duty):
         c = self.consumer
         if self.closing or c.connection is None or c.task_consumer is None or c.task_consumer.channel.closed:
             return 0
+        if QUARANTINE.taken:  # else those that cannot begin here would keep their lanes full for all workers
+            return 0
         return int(c.pool.num_processes or c.controller.concurrency or 1)
 
     def queues(self) -> list[str]:
@@ -128,9 +131,13 @@ class Presence(Duty):
             return True
         return request.id in _RUNNING or time() - request.time_start < SETTLING_S
 
+    def stops(self) -> bool:
+        """Whether this worker ends in good order: a call that it gives back then has not killed it."""
+        return self.closing or state.should_stop is not None or state.should_terminate is not None
+
     def running(self) -> Iterable[str]:
         """Tags that stay ours when a channel closes; none when the worker stops."""
-        if self.closing or state.should_stop is not None or state.should_terminate is not None:
+        if self.stops():
             return ()
         return [request.message.delivery_tag for request in tuple(state.active_requests)]
 
@@ -193,7 +200,7 @@ class LanesStep(bootsteps.StartStopStep):
         live = services()
         lease_s = live.settings.visibility_timeout_seconds
         self.presence = Presence(live.redis_url, c, lease_s)
-        HELD.running = self.presence.running
+        HELD.running, HELD.stopping = self.presence.running, self.presence.stops
         owner = self.presence.owner
         self.duties = [
             Release(live.redis_url, owner, lease_s),

@@ -20,10 +20,10 @@ from kombu.utils.json import dumps, loads
 from redis import RedisError
 
 from ratelimit_worker import plugins
-from ratelimit_worker.calls import Cost, Priority
+from ratelimit_worker.calls import Cost, Outcome, Priority
 from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.flow import enqueue, pin
-from ratelimit_worker.flow.execute import Again, Answered, Executor, Facts, GaveUp
+from ratelimit_worker.flow.execute import Again, Answered, Executor, Facts, GaveUp, MustBeAlone
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.retry import RetryPolicy
@@ -35,6 +35,7 @@ from ratelimit_worker.stores.patient import PatientLanes
 from ratelimit_worker.wiring import policy_of, services
 from ratelimit_worker.worker import transport
 from ratelimit_worker.worker.intake import read_json
+from ratelimit_worker.worker.quarantine import QUARANTINE
 from ratelimit_worker.worker.result import CallResult
 from ratelimit_worker.worker.transport import HEADER, unpack_body
 
@@ -43,6 +44,8 @@ ANSWERS = Answers(dumps=dumps, loads=loads)
 CHOICES = ("lane", "tenant", "context", "tags", "cost", "deadline_s", "cache", "stale_ttl", "shed_below")
 #: Options by which Celery sends a call for a canvas that is under way: nobody is there to catch an error.
 CANVAS = frozenset({"parent_id", "group_id", "chord"})
+NO_MORE = "Can't retry"  #: how `Task.retry` begins when it gives up
+REPLACED = "Replaced by new task"  #: what `Task.replace` says in its Ignore
 MOST_WARM_CLIENTS = 16  #: made before the first call, 4 ms each
 
 
@@ -131,7 +134,10 @@ class CallTask(Task):
         if self.app.conf.task_always_eager:
             return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
         chosen = {name: options.pop(name, None) for name in CHOICES}
-        priority, mine = options.pop("priority", None), self.request
+        priority, running = options.pop("priority", None), self.app.current_worker_task
+        mine = (
+            running.request if running is not None else self.request
+        )  # another task's, when it is replaced by this one
         goes_on = task_id is not None and mine.id == task_id and mine.get("rlw_number") is not None
         before = mine.get(HEADER) if goes_on else None
         if before is not None and mine.task == self.name and "retries" in options:
@@ -159,6 +165,17 @@ class CallTask(Task):
             raise BadInput(f"the arguments of {self.name} are not JSON: {_first_line(error)}") from error
         except (OperationalError, RedisError) as error:
             raise StoreUnavailable(f"the call was not accepted, Redis said: {_first_line(error)}") from error
+
+    def retry(self, *args: Any, **kwargs: Any) -> Any:
+        """As Celery's; its error for a call that may not be retried any more does not repeat the arguments."""
+        try:
+            return super().retry(*args, **kwargs)
+        except self.MaxRetriesExceededError as error:
+            if error is kwargs.get("exc") or not str(error).startswith(NO_MORE):
+                raise
+            told = f"{NO_MORE} {self.name}[{self.request.id}]: max_retries is reached"
+            more = {"task_args": error.task_args, "task_kwargs": error.task_kwargs}
+            raise self.MaxRetriesExceededError(told, **more) from error.__cause__
 
     def _answered(self, task_id: str, answer: bytes, options: Mapping[str, Any]) -> CallResult:
         """The result of a call that was answered before: stored under its own id, and there at once."""
@@ -199,7 +216,12 @@ class CallTask(Task):
             request.rlw_number = begun.number
             return self.run(*request.args, **request.kwargs)
 
-        result = executor(facts.lane, type(self).classify).execute(facts, run, self._restore)
+        attempt = executor(facts.lane, type(self).classify).execute
+        with QUARANTINE.shared():
+            result = attempt(facts, run, self._restore)
+        if isinstance(result, MustBeAlone):
+            with QUARANTINE.alone():
+                result = attempt(replace(facts, alone=True), run, self._restore)
         match result:
             case Answered(value):
                 return value
@@ -216,7 +238,10 @@ class CallTask(Task):
             return
         args, kwargs, canvas = read_json(unpack_body(payload))
         request = self.request
-        request.args, request.kwargs = args, kwargs
+        # in place: Celery hands the same objects to on_success, after_return and the signals
+        request.args[:] = args
+        request.kwargs.clear()
+        request.kwargs.update(kwargs)
         for name, value in (canvas or {}).items():
             setattr(request, name, value)
 
@@ -233,6 +258,15 @@ def _as_before(plan: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, 
         "shed_below": "high" if "sheds" in plan else "low",  # its class is the same, so: yes, or no
     }
     return {name: repeated.get(name) if value is None else value for name, value in chosen.items()}
+
+
+def _meaning(word: BaseException) -> Outcome:
+    """What Celery does with a call whose task raised one of its words."""
+    if isinstance(word, Reject):
+        return Outcome.SNOOZED if word.requeue else Outcome.FAILED
+    if isinstance(word, Ignore) and str(word) != REPLACED:
+        return Outcome.FAILED
+    return Outcome.RETRIED
 
 
 _executors: dict[int, tuple[Executor, Callable[[str], RetryPolicy]]] = {}
@@ -252,6 +286,7 @@ def executor(lane: str = enqueue.DEFAULT_LANE, rule: Rule | None = None) -> Exec
             policy=policies(enqueue.DEFAULT_LANE),
             reconcile=lambda lane: enqueue.told(live.settings, lane).reconcile,
             pass_through=(TaskPredicate, Ignore, Reject),
+            means=_meaning,
             classify=plugins.classifier(),
         )
         found = _executors[os.getpid()] = (made, policies)

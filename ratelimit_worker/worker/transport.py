@@ -34,6 +34,7 @@ from ratelimit_worker.errors import BadInput
 from ratelimit_worker.fingerprint import digest
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import Claim, Entry, Lanes
+from ratelimit_worker.stores.patient import passes
 from ratelimit_worker.worker.intake import Intake, read_json
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Held:
         self.has_messenger = False  #: whether that duty runs
         #: Tags of running requests; empty when the worker is stopping. A worker's presence step sets it.
         self.running: Callable[[], Iterable[str]] = tuple
+        self.stopping: Callable[[], bool] = bool  #: whether the worker ends in good order
 
 
 HELD = Held()
@@ -119,7 +121,7 @@ class QoS(stock.QoS):
         if not self._of_a_call(delivery_tag):
             super().reject(delivery_tag, requeue)
         elif requeue:
-            self.channel.lanes.restore([delivery_tag])
+            self.channel.lanes.restore([delivery_tag], lost=not HELD.stopping())  # a child died, unless we ended it
             self._done(delivery_tag)
         else:
             self._free(delivery_tag)
@@ -140,7 +142,7 @@ class QoS(stock.QoS):
                 back.append(tag)
         if back:
             with self._broker_may_be_away():
-                self.channel.lanes.restore(back)
+                self.channel.lanes.restore(back, lost=False)
         self._delivered.clear()
 
     def _of_a_call(self, tag: str) -> bool:
@@ -299,15 +301,42 @@ class Transport(stock.Transport):
             channel.set_aside(dumps(message).encode(), why, queue)
             return
         if queue in INTAKE.queues and "lane" not in message["properties"]:
-            plan = message["headers"].get(HEADER) or _plan_of(message)
-            if plan is not None:  # pushed past its lane by a stock producer: pace it like the others
-                channel.lanes.enqueue(entry(queue, {**message, "headers": {**message["headers"], HEADER: plan}}))
+            try:
+                if _pace(channel.lanes, queue, message):
+                    return
+            except (RedisError, OSError) as error:
+                if passes(error):
+                    raise
+                channel.set_aside(dumps(message).encode(), type(error).__name__, queue)
+                return
+            except BadInput as error:
+                channel.set_aside(dumps(message).encode(), str(error), queue)
+                return
+            except (
+                Exception
+            ) as error:  # the task's own `cost`, headers of any shape: what a stranger sent stops no worker
+                channel.set_aside(dumps(message).encode(), type(error).__name__, queue)
                 return
         apart = (message.get("headers") or {}).get(BODY_HEADER)
         if apart is not None and not channel.lanes.client.exists(keys.payload(apart)):
             channel.set_aside(dumps(message).encode(), "its body is gone from Redis", queue)
             return
         super()._deliver(message, queue)
+
+
+def _pace(lanes: Lanes, queue: str, message: Mapping[str, Any]) -> bool:
+    """Put a call that a stock producer pushed past its lane into it → False when it is no call.
+
+    Nobody is there to be told of a full lane or of an answer that is known: it is let in, and answered in its turn.
+    """
+    plan = message["headers"].get(HEADER) or _plan_of(message)
+    if plan is None:
+        return False
+    told = {**plan, "at_once": False, "max_waiting": 0}
+    if "sheds" in told:
+        told["sheds"] = "result"
+    lanes.enqueue(entry(queue, {**message, "headers": {**message["headers"], HEADER: told}}))
+    return True
 
 
 class SecureTransport(Transport):

@@ -29,6 +29,7 @@ local SUPPLY = 8                                       -- calls that may lie rea
 local SURPLUS = 8                                      -- calls without a permit that may lie ready beyond the slots
 local FOLLOWERS = 1000                                 -- of one claim: settle gives each its answer in one step
 local DEGRADED = {EMERGENCY = true, HALT = true}       -- modes in which calls are answered without their provider, if they may
+local SUSPECT_US, PART = 1e6, 16                       -- a suspect asks again after; of more than PART, a PARTth may try at once
 local DEGRADED_AT_ONCE = 100                           -- waiting calls that are so answered in one step
 -- A call's record, packed in field i of its hash. Newer versions only append; what they change otherwise is a new SCHEMA.
 local VERSION, LANE, QUEUE, SCORE, CLASS, TENANT, COST, ACCEPTED, DEADLINE, RELEASE, ATTEMPTS, LOST, PERMIT, RESTORED,
@@ -59,7 +60,7 @@ local function followers_key(fp) return key('followers:') .. fp end
 local function degradable_key(lane) return key('degradable:') .. lane end
 local function cache_key(fp) return key('cache:') .. fp end
 local LEDGER, ASIDE, NEXT, HUNGRY, FULL = key('ledger'), key('aside'), key('next'), key('hungry'), key('full')
-local PUMP, EXPIRY, ANSWERED = key('pump'), key('expiry'), key('answered')
+local PUMP, EXPIRY, ANSWERED, SUSPECTS = key('pump'), key('expiry'), key('answered'), key('suspects')
 local CACHE_USED, CACHE_ENDS, CACHE_SIZES = key('cache:used'), key('cache:ends'), key('cache:sizes')
 local function count(name, by) return redis.call('HINCRBY', key('counters'), name, by or 1) end
 
@@ -266,6 +267,35 @@ local function lease_us()
   return memo[0]
 end
 
+-- ── suspects ─────────────────────────────────────────────────────────────────────────────────────────────────────
+-- Calls that ran when their worker died: one of them killed it. Each is a suspect until it ends well, and no two are out
+-- at once (a sixteenth of them, where there are more than that), so that the one that kills again takes no other suspect
+-- along. Those that must wait for their turn do so as for a time.
+local suspect = {}                                     -- Lua takes 200 local names
+function suspect.mark(ref, out)                        -- it is one; out: 1, it waits: 0
+  redis.call('ZADD', SUSPECTS, out, ref)
+  redis.call('EXPIRE', SUSPECTS, LANE_TTL_S)
+end
+function suspect.may_go()                              -- whether a suspect may leave its lane now
+  local most = math.max(1, math.ceil(redis.call('ZCARD', SUSPECTS) / PART))
+  return redis.call('ZCOUNT', SUSPECTS, 1, 1) < most
+end
+function suspect.wake_next()                           -- one is out no more: one that waits need not ask later
+  for _, ref in ipairs(redis.call('ZRANGEBYSCORE', SUSPECTS, 0, 0, 'LIMIT', 0, PART)) do
+    local r = record(ref)
+    if r and redis.call('ZADD', due_key(r[LANE], r[QUEUE]), 'XX', 'CH', int(now), ref) == 1 then
+      note(r[LANE], now)
+      return
+    end
+  end
+end
+function suspect.back(ref)                             -- out no more: its worker is gone, or its turn is over
+  if redis.call('ZADD', SUSPECTS, 'XX', 'CH', 0, ref) == 1 then suspect.wake_next() end
+end
+function suspect.clear(ref, r)
+  if r[LOST] > 0 and redis.call('ZREM', SUSPECTS, ref) == 1 then suspect.wake_next() end
+end
+
 -- ── room ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 local function set_begun(tag, r)                       -- in all that counts what is out
   redis.call('ZADD', out_key(r[LANE]), 'XX', 1, tag)
@@ -294,6 +324,7 @@ local function set_aside(tag)
   if r and redis.call('SADD', ASIDE, tag) == 1 then
     redis.call('SREM', onqueue_key(r[QUEUE]), tag)
     set_begun(tag, r)
+    if r[LOST] > 0 then suspect.back(ref) end
     note(r[LANE], now)                                 -- one that had not begun may have kept its lane full
   end
 end
@@ -301,7 +332,10 @@ local function take_back(tag)
   if redis.call('SREM', ASIDE, tag) == 1 then
     local ref = split(tag)
     local r = record(ref)
-    if r then redis.call('SADD', onqueue_key(r[QUEUE]), tag) end
+    if r then
+      redis.call('SADD', onqueue_key(r[QUEUE]), tag)
+      if r[LOST] > 0 then suspect.mark(ref, 1) end
+    end
   end
 end
 -- slots of the workers that live, in all and for one queue; the sums are kept until the first of them would expire
@@ -568,6 +602,7 @@ local function give(ref, r, ttl_us, message)
   redis.call('SADD', onqueue_key(r[QUEUE]), tag)
   if not busy[r[LANE]] then redis.call('SADD', key('busy'), r[LANE]) end  -- what is out of is in these; the sweep drops
   if not onqueue[r[QUEUE]] then redis.call('SADD', key('onqueues'), r[QUEUE]) end  -- what is no longer
+  if r[LOST] > 0 then suspect.mark(ref, 1) end
   keep(ref, r, message)
   redis.call('LPUSH', K .. r[QUEUE], text_of(ref, r, tag, message))
 end
@@ -660,6 +695,10 @@ local function release(lane, most, greedy, served)
     elseif r[VERSION] > SCHEMA then
       rooms[queue] = 0                                 -- a newer worker's to release
       at = math.min(at or 1e18, now + 1e6)
+    elseif r[LOST] > 0 and not suspect.may_go() then
+      redis.call('ZREM', wait_key(lane, queue), ref)
+      wait_until(now + SUSPECT_US, ref, r)
+      at = math.min(at or 1e18, now + SUSPECT_US)
     else
       local wait_us = admits_in(L, r[COST])
       if not wait_us then closed = true break end
@@ -776,6 +815,7 @@ local function leave(tag, r)
   local parents = r[PARENTS]
   for i = 1, parents and #parents or 0 do redis.call('ZREM', out_key(parents[i]), tag) end
   if not there then return false end
+  if r[LOST] > 0 then suspect.back((split(tag))) end
   if r[PERMIT] == TAKEN then
     local L = load(r[LANE], parents or {})
     refund(L, r[COST], r[TICKET][2])
@@ -862,25 +902,26 @@ local function uncache(fp)                             -- 1 when it was there
 end
 -- An answer is kept, past its time too where it may then be given in an emergency; what has ended goes, then what was used
 -- longest ago, until it fits. O(gone · log entries).
-local CLAIM_FP, CLAIM_TTL_MS, CLAIM_JOIN, CLAIM_AT_ONCE, CLAIM_AGAIN, CLAIM_ENTRIES, CLAIM_BYTES, CLAIM_CONTEXT, CLAIM_TAGS,
-  CLAIM_FUNC, CLAIM_STALE_MS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11  -- STALE_MS: absent in claims of an older version
-local function kept_ms(claim) return claim[CLAIM_TTL_MS] + (claim[CLAIM_STALE_MS] or 0) end
+-- A claim, as Claim.packed writes it. STALE_MS: absent in claims of an older version.
+local ASKED = {FP = 1, TTL_MS = 2, JOIN = 3, AT_ONCE = 4, AGAIN = 5, ENTRIES = 6, BYTES = 7, CONTEXT = 8, TAGS = 9, FUNC = 10,
+  STALE_MS = 11}
+local function kept_ms(claim) return claim[ASKED.TTL_MS] + (claim[ASKED.STALE_MS] or 0) end
 local ENTRY_BYTES = 500                                -- what an entry takes beside its answer, about
 local function cache(claim, answer)
-  local fp, size = claim[CLAIM_FP], #answer + ENTRY_BYTES
+  local fp, size = claim[ASKED.FP], #answer + ENTRY_BYTES
   if redis.call('HEXISTS', CACHE_SIZES, fp) == 1 then uncache(fp) end
-  if size > claim[CLAIM_BYTES] or claim[CLAIM_ENTRIES] < 1 then return end
+  if size > claim[ASKED.BYTES] or claim[ASKED.ENTRIES] < 1 then return end
   for _, old in ipairs(redis.call('ZRANGEBYSCORE', CACHE_ENDS, '-inf', int(now), 'LIMIT', 0, 100)) do uncache(old) end
-  while redis.call('ZCARD', CACHE_USED) >= claim[CLAIM_ENTRIES]
-    or tonumber(redis.call('HGET', CACHE_SIZES, 'all') or '0') + size > claim[CLAIM_BYTES] do
+  while redis.call('ZCARD', CACHE_USED) >= claim[ASKED.ENTRIES]
+    or tonumber(redis.call('HGET', CACHE_SIZES, 'all') or '0') + size > claim[ASKED.BYTES] do
     local old = redis.call('ZRANGE', CACHE_USED, 0, 0)[1]
     if not old then redis.call('DEL', CACHE_SIZES) break end  -- forgotten beside us: the sum is of nothing
     uncache(old)
     count('cache_evicted')
   end
-  local ends = now + claim[CLAIM_TTL_MS] * 1000
-  redis.call('HSET', cache_key(fp), 'answer', answer, 'context', claim[CLAIM_CONTEXT], 'tags', claim[CLAIM_TAGS],
-    'func', claim[CLAIM_FUNC], 'size', size, 'ends', int(ends))
+  local ends = now + claim[ASKED.TTL_MS] * 1000
+  redis.call('HSET', cache_key(fp), 'answer', answer, 'context', claim[ASKED.CONTEXT], 'tags', claim[ASKED.TAGS],
+    'func', claim[ASKED.FUNC], 'size', size, 'ends', int(ends))
   redis.call('PEXPIRE', cache_key(fp), int(kept_ms(claim)))
   redis.call('ZADD', CACHE_USED, int(now), fp)
   redis.call('ZADD', CACHE_ENDS, int(now + kept_ms(claim) * 1000), fp)
@@ -890,12 +931,12 @@ end
 -- The kept answer for a claim, which counts as a use; one past its time only while the lane is degraded.
 local function cached(claim, mode)
   if kept_ms(claim) <= 0 then return nil end
-  local fp = claim[CLAIM_FP]
+  local fp = claim[ASKED.FP]
   local h = redis.call('HMGET', cache_key(fp), 'answer', 'ends')
   if not h[1] or not h[2] then return nil end
   local ends = tonumber(h[2])
-  local fresh = claim[CLAIM_TTL_MS] > 0 and now < ends
-  if not fresh and not (DEGRADED[mode] and now < ends + (claim[CLAIM_STALE_MS] or 0) * 1000) then return nil end
+  local fresh = claim[ASKED.TTL_MS] > 0 and now < ends
+  if not fresh and not (DEGRADED[mode] and now < ends + (claim[ASKED.STALE_MS] or 0) * 1000) then return nil end
   redis.call('ZADD', CACHE_USED, 'XX', int(now), fp)
   count(fresh and 'cache_hits' or 'cache_stale')
   return h[1]
@@ -964,6 +1005,7 @@ end
 local function forget(ref, r)
   if r[CLAIM] then succeed(ref, r) end
   if r[DEGRADES] then redis.call('ZREM', degradable_key(r[LANE]), ref) end
+  suspect.clear(ref, r)
   redis.call('DEL', call_key(ref), key('payload:') .. ref, key('settled:') .. ref)
   redis.call('ZREM', EXPIRY, ref)
   -- a publisher that lost our reply may send the same once more
@@ -992,8 +1034,9 @@ local function unready(ref, r, tag)
   if redis.call('LPOS', list, text, 'RANK', -1, 'MAXLEN', 5000) then return redis.call('LREM', list, -1, text) == 1 end
   return false
 end
--- A worker died, or the message lay unread -> the lane when the call went back. The caller releases.
-local function restore(tag)
+-- A worker died (lost: while it ran what had begun), or the message lay unread -> the lane when the call went back. The
+-- caller releases.
+local function restore(tag, lost)
   local ref = split(tag)
   local r = record(ref)
   if not r then redis.call('ZREM', LEDGER, tag) return end  -- its record outlived its time; the audit does the rest
@@ -1002,11 +1045,13 @@ local function restore(tag)
     return
   end
   if r[PERMIT] == USED then
-    r[LOST], r[RESTORED] = r[LOST] + 1, 1
+    if lost then r[LOST] = r[LOST] + 1 end
+    r[RESTORED] = 1
   elseif not unready(ref, r, tag) then
     r[RESTORED] = 1
   end
   go_back(ref, tag, r, 0)
+  if r[LOST] > 0 then suspect.mark(ref, 0) end
   return r[LANE]
 end
 -- What lies ready and unread goes back: on queues that nobody serves any more, or on all. O(out · ready).

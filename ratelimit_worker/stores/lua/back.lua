@@ -10,6 +10,7 @@ learn(ARGV[9], ARGV[6], ARGV[7], ARGV[5], tonumber(ARGV[8]), spent)
 doubt(ARGV[9], ARGV[6], spent and spent[COST] or NOTHING)
 if not r or not redis.call('ZSCORE', LEDGER, tag) then return 0 end
 r[ATTEMPTS] = r[ATTEMPTS] + tonumber(ARGV[4])
+suspect.clear(ref, r)
 r[LOST], r[RESTORED] = 0, 0                             -- its worker lives: it is no poison
 local due = tonumber(ARGV[3])
 go_back(ref, tag, r, due > 0 and now + due or 0)

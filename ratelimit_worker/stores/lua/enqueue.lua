@@ -2,7 +2,7 @@
 -- A call that claims is first looked up: answered before, it needs no permit; the same is on its way, it follows that one.
 -- ARGV  now µs · lane · queue · ref wished · publication · class · tenant · weight · cost of 4 dimensions ·
 --       due in µs (0: now) · deadline in µs · most waiting (0: no bound) · tries so far · attempts so far · message · body ·
---       claim, packed ('': none; CLAIM_… in _lane.lua) · shed in an emergency (0: no, 1: yes, 2: yes, and refused at once) ·
+--       claim, packed ('': none; ASKED in _lane.lua) · shed in an emergency (0: no, 1: yes, 2: yes, and refused at once) ·
 --       fields and values of the lane's hash for the case that the lane is new … (none: the caller thinks it is not)
 -- returns  {1 released | 0 waits | 2 was there already | -1 lane full | -2 the lane is new, say its fields, ref}, or
 --          {3, ref, answer}: it is answered, {-3, ref, mode}: it is shed; nothing was stored; an error when the message has
@@ -26,16 +26,16 @@ local L = load(lane)
 if #ARGV < 22 and not L.schema then return {-2, ref} end
 if #ARGV >= 22 and make(lane, 22) then L = load(lane) end
 local claim = ARGV[20] ~= '' and cmsgpack.unpack(ARGV[20])
-local fp, answer, leads, follows = claim and claim[CLAIM_FP], nil, false, false
+local fp, answer, leads, follows = claim and claim[ASKED.FP], nil, false, false
 local shed = ARGV[21] ~= '0' and DEGRADED[L.mode] and due <= now
 if fp then
-  if claim[CLAIM_AGAIN] == 1 then                      -- the same call goes on: it asks nobody, and keeps what it has claimed
-    local leader = claim[CLAIM_JOIN] == 1 and redis.call('GET', claim_key(fp))
+  if claim[ASKED.AGAIN] == 1 then                      -- the same call goes on: it asks nobody, and keeps what it has claimed
+    local leader = claim[ASKED.JOIN] == 1 and redis.call('GET', claim_key(fp))
     leads = leader and not shed and (leader == wished or string.sub(leader, 1, #wished + 1) == wished .. '~')
   else
     answer = cached(claim, L.mode)
-    if answer and claim[CLAIM_AT_ONCE] == 1 then return {3, ref, answer} end
-    if not answer and not shed and claim[CLAIM_JOIN] == 1 then
+    if answer and claim[ASKED.AT_ONCE] == 1 then return {3, ref, answer} end
+    if not answer and not shed and claim[ASKED.JOIN] == 1 then
       local leader, r = leader_for(fp, queue)
       leads = not leader
       -- more than that, and a call asks for itself alone
@@ -62,7 +62,7 @@ if bound > 0 and not answer and not follows then
 end
 local r = {SCHEMA, lane, queue, -1, class, tenant, cost, now, deadline, 0, tonumber(ARGV[16]), 0, NONE, 0,
   {0, 0, 0, 0, 0, 0}, pub, now, tonumber(ARGV[17]), tonumber(ARGV[8]), 1e15, fp or false}
-local degrades = (fp and (claim[CLAIM_STALE_MS] or 0) > 0 and STALE or 0) + (ARGV[21] ~= '0' and SHED or 0)
+local degrades = (fp and (claim[ASKED.STALE_MS] or 0) > 0 and STALE or 0) + (ARGV[21] ~= '0' and SHED or 0)
 if degrades > 0 then r[DEGRADES] = degrades end
 local ttl_s = math.ceil((deadline - now + DAY_US) / 1e6)
 -- nothing waits: the way past the lane, at half the cost

@@ -17,7 +17,7 @@ redis.call('HSET', PUMP, 'grace', int(grace))
 if now < grace then return 0 end
 local touched = {}
 for _, tag in ipairs(redis.call('ZRANGEBYSCORE', LEDGER, '-inf', int(now), 'LIMIT', 0, ARGV[3])) do
-  local lane = restore(tag)
+  local lane = restore(tag, true)
   if lane then n = n + 1; touched[lane] = true end
 end
 if n > 0 then count('restored', n) end
@@ -41,6 +41,17 @@ for _, q in ipairs(redis.call('SMEMBERS', key('onqueues'))) do
   if redis.call('EXISTS', onqueue_key(q)) == 0 then redis.call('SREM', key('onqueues'), q) end
 end
 prune(ASIDE, redis.call('SMEMBERS', ASIDE), 'SREM')
+local suspects = redis.call('ZRANGE', SUSPECTS, 0, 199, 'REV', 'WITHSCORES')  -- those that are out first
+for i = 1, #suspects, 2 do
+  local ref = suspects[i]
+  local r = record(ref)
+  if not r then
+    redis.call('ZREM', SUSPECTS, ref)
+  elseif suspects[i + 1] == '1' and not redis.call('ZSCORE', LEDGER, ref .. '.' .. int(r[RELEASE])) then
+    redis.call('ZADD', SUSPECTS, 0, ref)
+    count('leaks')
+  end
+end
 for lane in pairs(touched) do
   release(lane, 1)
   wake(lane)
