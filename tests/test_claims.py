@@ -527,7 +527,7 @@ def block(lane: str) -> None:
 
 def unblock(lane: str) -> None:
     """Let everything out of a lane."""
-    services().lanes.set_points(lane, {"p1": 1000, "d1": 1000, "l1": 1000})
+    services().lanes.set_points(lane, limit_fields(LaneLimits(unlimited=True)))
 
 
 @pytest.mark.worker

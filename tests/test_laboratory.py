@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ratelimit_worker.calls import DIMENSIONS, Cost
-from ratelimit_worker.simulate import Entry, Fault
+from ratelimit_worker.simulate import Entry, Fault, Scenario
 from ratelimit_worker.simulate.oracle import delivered, oracle
 from ratelimit_worker.simulate.scenarios import CASES
 from tests.laboratory import Laboratory, Plane, Result, Units, jobs_of
@@ -68,6 +68,17 @@ def test_few_requests_into_an_outage() -> None:
         ["EMERGENCY", "REDUCED"],
         ["REDUCED", "NORMAL"],
     ]
+
+
+def test_a_provider_that_flaps_makes_no_storm() -> None:
+    """Up for a second, down for a second, for a minute: 2,000 calls on 64 slots take at most 1.2 requests each."""
+    flaps = tuple(Entry(at_s=1 + 2 * number, for_s=1, fault=Fault.SERVER_ERROR) for number in range(30))
+    provider = Scenario(latency="lognormal(0.2, 0.3)", timeline=flaps)
+    case = replace(CASES["steady"], provider=provider, finite=2_000)
+    laboratory = Laboratory(provider, jobs_of(case))
+    result = laboratory.run()
+    assert (result.failed, laboratory.left) == (0, 0)
+    assert len(result.arrivals) <= 1.2 * 2_000
 
 
 def test_a_quota_that_is_used_up_halts_the_lane() -> None:

@@ -239,6 +239,20 @@ def test_the_way_back() -> None:
     assert state.window == ()
 
 
+def test_who_falls_over_again_proves_itself_longer() -> None:
+    """Outages within a minute: 5 good answers end the first, 10 the second; after a quiet minute 5 again."""
+    state, _ = run("-" * 10)
+    state, moves = run("+" * 15, state, start=1e6 + 11, every=0.1)
+    assert steps(moves) == ["EMERGENCY REDUCED", "REDUCED NORMAL"]
+    state, _ = run("-" * 10, state, start=1e6 + 20, every=0.1)
+    state, moves = run("+" * 9, state, start=1e6 + 22, every=0.1)
+    assert (state.mode, state.width, moves) == (Mode.EMERGENCY, 4, [])
+    state, moves = run("+" * 20, state, start=1e6 + 23, every=0.1)
+    assert moves[0].cause == "10 good answers in a row to probes"
+    state, _ = run("-" * 10, state, start=1e6 + 200, every=0.1)
+    assert steps(run("+" * 5, state, start=1e6 + 202, every=0.1)[1]) == ["EMERGENCY REDUCED"]
+
+
 def test_a_sick_probe_starts_the_way_back_anew() -> None:
     """Four good ones and a bad one: one probe at a time again."""
     state, _ = run("-" * 10)

@@ -31,6 +31,9 @@ EVIDENCE_S = 30  #: window of the sick share, seconds
 EVIDENCE_LEAST = 20  #: answers without which it says nothing
 Z = 1.64  #: of the Wilson lower bound: 95 % one-sided (Wilson 1927)
 GOOD_ENOUGH = 5  #: good answers in a row that end an outage
+#: A provider that falls over again as soon as it is up: each outage within so many seconds needs twice as many good
+#: answers to end as the one before, at most so many.
+RELAPSE_S, GOOD_MOST = 60.0, 80
 PROBES_MOST = 4  #: probes at once
 GAP_SHARE, GAP_LEAST_S, GAP_MOST_S = 0.03, 0.5, 30.0  #: gap between probes: a share of the outage so far
 ALL = "*"  #: stands for all lanes, also those that come later
@@ -96,6 +99,7 @@ class ModeState:
     good_row: int = 0  #: good answers in a row to probes
     barred_row: int = 0  #: answers in a row that did not accept the key
     away_since: float | None = None  #: of the outage, seconds; None: the provider is there
+    outages: tuple[float, ...] = ()  #: when the late ones began, seconds; at most six
     width: int = 0  #: probes at once; 0: no bound
     share: float = 1.0  #: of the pace, in REDUCED
     trial: tuple[float, float, int, int] | None = None  #: (begun at, sick share before, answers, sick ones) in REDUCED
@@ -261,6 +265,7 @@ def _changed(state: ModeState, mode: Mode, at: float) -> ModeState:
         good_row=0,
         barred_row=0,
         away_since=at if away else None,
+        outages=(*(begun for begun in state.outages if at - begun < RELAPSE_S), at)[-6:] if away else state.outages,
         width=1 if away else 0,
         share=REDUCED_SHARE if reduced else 1.0,
         trial=(at, before, 0, 0) if reduced else None,
@@ -287,7 +292,7 @@ def _sick(state: ModeState, answer: Answer, thresholds: Thresholds) -> tuple[Mod
 def _good(state: ModeState, at: float) -> tuple[ModeState, Move | None]:
     if state.mode is Mode.EMERGENCY:
         good_row = state.good_row + 1
-        if good_row < GOOD_ENOUGH:
+        if good_row < min(GOOD_MOST, GOOD_ENOUGH * 2 ** max(0, len(state.outages) - 1)):
             return replace(state, good_row=good_row, width=min(PROBES_MOST, state.width * 2)), None
         why = (f"{good_row} good answers in a row to probes", {"good_row": float(good_row)})
         return _down(state, Mode.REDUCED, at, why)
