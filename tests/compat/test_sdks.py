@@ -254,6 +254,14 @@ def provider() -> Iterator[Provider]:
     listening.close()
 
 
+@pytest.fixture(autouse=True)
+def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider that never answers is not waited for; one that is slow on a busy machine is."""
+    reply = getattr(request.node, "callspec", None) and request.node.callspec.params.get("reply")
+    if reply is NOTHING:
+        monkeypatch.setattr(clients, "PATIENCE_S", 0.5)
+
+
 def raised_by(ask: Ask, url: str, **options: Any) -> Exception:
     """What a client raises; that it raises is the point."""
     try:
