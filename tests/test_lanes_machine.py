@@ -21,6 +21,7 @@ from tests.test_lanes import LEASE_S, Cluster, entry
 
 LANES = ("a", "b", "free")
 QUEUES = ("q", "two")
+BEHIND = 2.0**52  #: as in _lane.lua
 FIELDS: dict[str, dict[str, float | str]] = {
     "a": {"p1": 5, "d1": 3},
     "b": {"p1": 50, "d1": 1, "p2": 1000, "d2": 500, "cap": 3},
@@ -248,7 +249,8 @@ class Anything(RuleBasedStateMachine):
 
     @invariant()
     def places_are_kept_and_tenants_served_in_order(self) -> None:
-        for ref, score in self._state()["scores"].items():
+        for ref, at in self._state()["scores"].items():
+            score = at % BEHIND  # a retry waits behind the others, and keeps its place among its like
             first = self.scores.setdefault(ref, score)
             assert score == first or (ref in self.sharing and score < first)  # one that is more urgent follows it
             self.scores[ref] = score
@@ -314,14 +316,20 @@ class Anything(RuleBasedStateMachine):
             fields = {name: float(value or 0) for name, value in self.cluster.lanes.fields(lane).items()}
             if fields.get("gate", 0) > self.cluster.now_us or self._own_room(lane, fields) <= 0:
                 continue
-            heads = []
+            heads, retries = [], []
             for queue in QUEUES:
                 free = min(slots[queue] - self.client.scard(f"rlw:onqueue:{queue}"), free_at_all)
                 head: Any = self.client.zrange(keys.waiting(lane, queue), 0, 0, withscores=True)
                 if head and free > 0:
                     heads.append((head[0][1], head[0][0].decode()))
+                    key = keys.waiting(lane, queue)
+                    first: Any = self.client.zrangebyscore(key, BEHIND, math.inf, 0, 1, withscores=True)
+                    retries += [(score, ref.decode()) for ref, score in first]
             if heads:
-                record = self.cluster.lanes.record(min(heads)[1])
+                next_one = min(heads)
+                if retries and self._retry_budget(fields) >= 1:
+                    next_one = min(retries)
+                record = self.cluster.lanes.record(next_one[1])
                 assert record is not None
                 assert not self._admits(fields, record[6]), (lane, heads)
 
@@ -398,6 +406,12 @@ class Anything(RuleBasedStateMachine):
             if fields.get(name):
                 most = min(most, fields[name] - len(out))
         return most
+
+    def _retry_budget(self, fields: dict[str, float]) -> float:
+        if "rb" not in fields:
+            return 10.0
+        minutes = (self.cluster.now_us - fields["rt"]) / US / 60
+        return min(10.0, fields["rb"] + 0.1 * (fields["seq"] - fields["rs"]) + 10 * minutes)
 
     def _admits(self, fields: dict[str, float], cost: list[float]) -> bool:
         if fields.get("unlimited"):

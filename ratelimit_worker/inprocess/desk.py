@@ -213,10 +213,10 @@ class Desk:
             self._later.append(lambda lanes: lanes.settle(tag, lane, b"", **_learned(how)))
             return False
 
-    def health(self, lane: str) -> Health:
+    def health(self, lane: str, task: str) -> Health:
         """How the lane takes its provider to be; well while nobody can say."""
         try:
-            return self._ask(lambda: self.lanes.health(lane))
+            return self._ask(lambda: self.lanes.health(lane, task))
         except StoreUnavailable:
             return Health()
 
@@ -461,7 +461,7 @@ class Deliveries(Duty):
 
 
 def _learned(how: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: how[name] for name in ("outbox", "verdict", "seen", "gate_s") if name in how}
+    return {name: how[name] for name in ("outbox", "verdict", "seen", "gate_s", "tried") if name in how}
 
 
 def _claim(task: str, plan: Mapping[str, Any], *, again: bool) -> Claim | None:

@@ -19,6 +19,7 @@ local OFFSET_US = {high = 0, normal = 60e6, low = 300e6}  -- class offsets, µs 
 local N = 4                                            -- dimensions: requests, tokens, input_tokens, output_tokens
 local SICK_ROW = 5                                     -- sick answers in a row: the provider is away
 local HALT_US = 300e6                                  -- between probes of a lane without quota
+local BEHIND, BEHIND_TEXT = 2 ^ 52, '4503599627370496'  -- beyond every place of a call that is no retry
 local REFS = 9                                         -- messages of one task id that may be in lanes at once
 local TRIES = 8                                        -- lanes that are asked for one free slot
 local SUPPLY = 8                                       -- calls that may lie ready for the next free slots
@@ -303,9 +304,9 @@ local function degradable(ref, r, place)
   if redis.call('TTL', k) < ttl_s then redis.call('EXPIRE', k, ttl_s) end
 end
 local degrade                                          -- what is done with them; below, since it needs claims
-local function wait(ref, r)
+local function wait(ref, r, behind)
   degradable(ref, r, 1)
-  redis.call('ZADD', wait_key(r[LANE], r[QUEUE]), int(r[SCORE]), ref)
+  redis.call('ZADD', wait_key(r[LANE], r[QUEUE]), int(r[SCORE] + (behind or 0)), ref)
   redis.call('SADD', queues_key(r[LANE]), r[QUEUE])
 end
 local function wait_until(due, ref, r)
@@ -320,7 +321,8 @@ local function unwait(ref, r)                          -- 1 when it waited
   return redis.call('ZREM', wait_key(r[LANE], r[QUEUE]), ref) + redis.call('ZREM', due_key(r[LANE], r[QUEUE]), ref)
     + redis.call('ZREM', ANSWERED, ref) + (r[CLAIM] and redis.call('ZREM', followers_key(r[CLAIM]), ref) or 0)
 end
--- calls whose time has come go to their place -> when the next one's comes
+-- calls whose time has come go to their place, retries to theirs behind those that were not tried -> when the next one's
+-- comes
 local function ripen(L, queues)
   local at
   for _, q in ipairs(queues) do
@@ -334,7 +336,7 @@ local function ripen(L, queues)
           -- A call for later arrives now: had it its place since it was accepted, a thousand of them would put the
           -- tenant's calls of today behind everybody's.
           if r[SCORE] < 0 then place(L, r); keep(ref, r) end
-          wait(ref, r)
+          wait(ref, r, r[ATTEMPTS] > 0 and BEHIND or 0)
         end
       end
       e = redis.call('ZRANGE', k, 0, 0, 'WITHSCORES')
@@ -392,7 +394,45 @@ local function first_of(L, queues, rooms, out, greedy)
       end
     end
   end
-  return ref, queue, waits
+  return ref, queue, waits, score
+end
+-- ── the budget of retries ────────────────────────────────────────────────────────────────────────────────────────
+-- A retry whose backoff is over waits at BEHIND beyond its own place: after all that wait otherwise, so that permits which
+-- nobody else wants are its own. While others wait it goes before them as long as the lane's budget has room: a tenth of
+-- the permits and ten a minute, and never more than ten at once. rb: the budget when the lane had given rs permits, at rt.
+local RETRY_SHARE, RETRIES_PER_US, MOST_RETRIES = 0.1, 10 / 60e6, 10
+local function retries_in(L, queues)                   -- the queues in which retries wait; nil: in none
+  local found
+  for _, q in ipairs(queues) do
+    local last = redis.call('ZRANGE', wait_key(L.name, q), -1, -1, 'WITHSCORES')[2]
+    if last and tonumber(last) >= BEHIND then
+      found = found or {}
+      found[#found + 1] = q
+    end
+  end
+  return found
+end
+local function retry_budget(L)
+  local h = redis.call('HMGET', lane_key(L.name), 'rb', 'rs', 'rt')
+  if not h[1] then return MOST_RETRIES end
+  local permits, us = math.max(0, L.seq - tonumber(h[2])), math.max(0, now - tonumber(h[3]))
+  return math.min(MOST_RETRIES, tonumber(h[1]) + RETRY_SHARE * permits + RETRIES_PER_US * us)
+end
+-- the first retry among the queues that have room, its queue, when the budget lets it go before others; and the budget
+local function retry_first(L, queues, rooms)
+  local budget = retry_budget(L)
+  if budget < 1 then return nil end
+  local ref, queue, score
+  for _, q in ipairs(queues) do
+    if rooms[q] ~= 'empty' and (rooms[q] or 0) > 0 then
+      local e = redis.call('ZRANGEBYSCORE', wait_key(L.name, q), BEHIND_TEXT, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+      if e[1] and (not score or tonumber(e[2]) < score) then ref, score, queue = e[1], tonumber(e[2]), q end
+    end
+  end
+  return ref, queue, budget
+end
+local function pay_retry(L, budget)
+  redis.call('HSET', lane_key(L.name), 'rb', real(budget - 1), 'rs', int(L.seq), 'rt', int(now))
 end
 -- the row of a queue: lanes with a permit that found no slot there, in the order in which they are to be asked
 local function enrol(L, queue)
@@ -415,10 +455,14 @@ local function release(lane, most, greedy)
   if DEGRADED[L.mode] and degrade(L) then at = now end
   local own, out, event = own_room(L)
   local moved, rooms, full, closed, lease = 0, {}, false, false, lease_us()
+  local retries = retries_in(L, queues)
   while true do
-    local ref, queue, waits = first_of(L, queues, rooms, out + moved, greedy)
+    local ref, queue, waits, score = first_of(L, queues, rooms, out + moved, greedy)
     if moved >= own and waits then full = true break end
     if not ref then break end
+    local retry, on, budget
+    if retries and score < BEHIND then retry, on, budget = retry_first(L, retries, rooms) end
+    if retry then ref, queue = retry, on end
     local r = record(ref)
     if not r then
       redis.call('ZREM', wait_key(lane, queue), ref)   -- its record outlived its time
@@ -432,6 +476,7 @@ local function release(lane, most, greedy)
       if moved >= most then at = now break end
       redis.call('ZREM', wait_key(lane, queue), ref)
       let_go(L, ref, r, lease)
+      if retry then pay_retry(L, budget) end
       moved = moved + 1
       rooms[queue] = rooms[queue] - 1
       if #queues > 1 then rooms = {} end               -- queues share slots: count again
@@ -811,10 +856,25 @@ end
 local function book(outbox)
   if outbox ~= '' then redis.call('XADD', key('outbox'), 'MAXLEN', '~', 5000000, '*', 'a', outbox) end
 end
--- The outcome of an attempt is recorded, heeded and told. The three do not hang together, and what the caller does next
+-- How functions fare, by half minutes, for the bad-record rule of policy/retry.py: failed and answered of the lane, f:NAME
+-- and a:NAME of its functions. tried: as tally.tried packs it. Names beyond the most count for the lane alone.
+local FARED_US, FARED, FARED_TTL_S, MOST_FARED = 30e6, 10, 330, 2000
+local function fared_key(lane, slot) return key('fared:') .. int(slot) .. ':' .. lane end
+local function fare(lane, tried)
+  local k, t = fared_key(lane, math.floor(now / FARED_US)), cmsgpack.unpack(tried)
+  local function add(sum, field, n)
+    redis.call('HINCRBY', k, sum, n)
+    if redis.call('HLEN', k) < MOST_FARED or redis.call('HEXISTS', k, field) == 1 then redis.call('HINCRBY', k, field, n) end
+  end
+  add('failed', 'f:' .. t[1], 1)
+  for name, n in pairs(t[2]) do add('answered', 'a:' .. name, n) end
+  redis.call('EXPIRE', k, FARED_TTL_S)
+end
+-- The outcome of an attempt is recorded, heeded and told. The parts do not hang together, and what the caller does next
 -- (keep the answer, give the call back) does not hang on them: one that fails is counted.
-local function learn(lane, verdict, seen, outbox, gate_us, cost)
+local function learn(lane, verdict, seen, outbox, gate_us, cost, tried)
   if not pcall(book, outbox) then count('unrecorded') end
+  if tried ~= '' and not pcall(fare, lane, tried) then count('unheeded') end
   local heeded, in_full = pcall(heed, lane, verdict, gate_us or 0, cost)
   if not heeded then count('unheeded') end
   if not (heeded and in_full) and not pcall(tell, lane, seen) then count('untold') end
