@@ -73,11 +73,11 @@ class Figures:
     took_s: float
 
 
-def run(name: str, seed: int, calls: int | None = None) -> Figures:
+def run(name: str, seed: int) -> Figures:
     """One seed of one trial; 64 calls at once, answers of 0.2 s."""
     trial = TRIALS[name]
     provider = Scenario(rpm=trial.rpm, latency="lognormal(0.2, 0.3)", timeline=trial.timeline, seed=seed)
-    case = replace(CASES["steady"], provider=provider, finite=calls or trial.calls, seed=seed)
+    case = replace(CASES["steady"], provider=provider, finite=trial.calls, seed=seed)
     laboratory = Laboratory(provider, jobs_of(case), seed=seed, slots=64)
     result = laboratory.run(trial.horizon_s)
     return Figures(len(result.arrivals), result.failed, laboratory.left, result.ended_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
+from math import inf
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.retries import TRIALS, run
 from ratelimit_worker.calls import Category, Mode
 from ratelimit_worker.errors import CallFailed, StoreUnavailable
 from ratelimit_worker.flow.tally import Tally, tried
@@ -211,6 +213,16 @@ def test_whatever_comes_retries_keep_their_budget_and_no_permit_is_lost(
         assert lane.paid <= MOST + 0.1 * seq + elapsed_s / 6 + 1e-6
     lane.live(sum(amount for what, amount in steps if what != "live") / 10 + 3)
     assert sorted(lane.sent) == sorted(accepted)
+
+
+@pytest.mark.parametrize("name", ["5 % 500s", "5 % 500s, fast", "30 % 500s", "outage of 10 minutes", "quota used up"])
+def test_retries_help_and_never_storm(name: str) -> None:
+    """A provider that fails now and then, or is away, in virtual time: no call is given up, few requests are sent."""
+    trial = TRIALS[name]
+    rows = [run(name, seed) for seed in range(2)]
+    assert sum(row.failed for row in rows) == 0
+    assert all(row.left == 0 for row in rows) or trial.horizon_s < inf
+    assert max(row.requests for row in rows) <= trial.most(trial.calls)
 
 
 # ── the record of functions ──────────────────────────────────────────────────────────────────────────────────────────
