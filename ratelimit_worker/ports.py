@@ -9,6 +9,7 @@ from typing import Protocol
 from ratelimit_worker.calls import Attempt, Mode, ModeChange
 from ratelimit_worker.policy.estimate import Learned
 from ratelimit_worker.policy.modes import Pin
+from ratelimit_worker.policy.retry import NO_RECORD, Record
 
 
 class Outbox(Protocol):
@@ -84,13 +85,14 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What an attempt that met a sick answer asks of its lane."""
+    """What an attempt that failed asks of its lane."""
 
     sick_row: int = 0  #: sick answers in a row up to now
     mode: Mode = Mode.NORMAL
     escalates: bool = True  #: whether the law may change the mode
     seq: int = 0  #: calls sent in all
     out: int = 0  #: calls that are released and not settled
+    record: Record = NO_RECORD  #: how the call's function fared of late, and the others of its lane
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,9 +124,10 @@ class AttemptLanes(Protocol):
         gate_s: float = 0.0,
         kind: str = "value",
         used: bytes = b"",
+        tried: bytes = b"",
     ) -> bool:
         """Make the outcome safe; the first answer wins. `kind`: "value", "error", "passed" or "alone"; `used`: as
-        `observe.used` packs it."""
+        `observe.used` packs it; `tried`: as `tally.tried` does."""
         ...
 
     def back(
@@ -138,12 +141,13 @@ class AttemptLanes(Protocol):
         verdict: str,
         seen: bytes,
         gate_s: float = 0.0,
+        tried: bytes = b"",
     ) -> bool:
-        """Return a released call to its lane."""
+        """Return a released call to its lane. `tried`: as `tally.tried` packs it."""
         ...
 
-    def health(self, lane: str) -> Health:
-        """How the lane takes its provider to be, now."""
+    def health(self, lane: str, task: str) -> Health:
+        """How the lane takes its provider to be, now, and how this function fared in it."""
         ...
 
 

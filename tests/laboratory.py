@@ -40,6 +40,7 @@ PATH = "/v1/chat/completions"
 SICK_ROW = 5
 LOOK_S = 0.02
 HALT_S = 300.0
+MOST_RETRIES = 10.0
 Units = tuple[float, float, float, float]
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -237,6 +238,8 @@ class Laboratory:
         self.plane = Plane(fields)
         self.rules, self.policy, self.slots, self.travel_s, self.every = rules, policy, slots, travel_s, tune_every_s
         self.waiting: deque[Job] = deque(jobs)
+        self.retries: deque[Job] = deque()  #: whose backoff is over; behind those that wait
+        self.budget = (MOST_RETRIES, 0, self.start)  #: of retries: what it was, at which permit, when
         self.left = len(jobs)
         self.out: dict[int, bool] = {}  #: seq → begun
         self.seen: list[bytes] = []
@@ -279,9 +282,19 @@ class Laboratory:
         width = int(self.plane.number("width"))
         return min(most, width - len(self.out)) if width else most
 
+    def retry_budget(self) -> float:
+        level, seq, at = self.budget
+        return min(MOST_RETRIES, level + 0.1 * (self.plane.seq - seq) + (self.now - at) / 6)
+
+    def line(self) -> deque[Job]:
+        """Whose turn it is: retries go before the others while their budget has room, and else after them."""
+        if self.retries and (not self.waiting or self.retry_budget() >= 1):
+            return self.retries
+        return self.waiting
+
     def release(self) -> None:
-        while self.waiting and self.own_room() > 0:
-            job = self.waiting[0]
+        while (line := self.line()) and self.own_room() > 0:
+            job = line[0]
             wait = self.plane.admits_in(job.cost, self.us)
             if wait is None:
                 return
@@ -291,8 +304,11 @@ class Laboratory:
                     self.planned = at
                     self.after(wait / US, self.pump)
                 return
-            self.waiting.popleft()
+            line.popleft()
+            level = self.retry_budget()
             ticket = self.plane.spend(job.cost, self.us)
+            if line is self.retries and self.waiting:
+                self.budget = (level - 1, self.plane.seq, self.now)
             seq = self.plane.seq
             self.out[seq] = False
             self.after(self.travel(), partial(self.begin, job, ticket, seq))
@@ -370,7 +386,7 @@ class Laboratory:
         self.release()
 
     def comes_back(self, job: Job) -> None:
-        self.waiting.appendleft(job)
+        (self.retries.append if job.tries else self.waiting.appendleft)(job)
         self.release()
 
     # --- the tuner -------------------------------------------------------------------------------------------------

@@ -147,6 +147,10 @@ def test_every_face_tells_the_same(ran: Ran, tmp_path: Path) -> None:
     assert (told["total"]["calls"], told["total"]["retried"]) == (CALLS, statuses[500])
     rows = list(csv.DictReader(io.StringIO(invoke("stats", "--format", "csv").stdout)))
     assert sum(int(row["attempts"]) for row in rows) == len(ran.arrivals)
+    (row,) = csv.DictReader(io.StringIO(invoke("stats", "--format", "csv", "--by", "function").stdout))
+    assert int(row["not_answered_server_error"]) == statuses[500]
+    assert float(row["backoff_s"]) == pytest.approx(told["total"]["backoff_s"], abs=1e-5)
+    assert float(row["backoff_s"]) > 0
 
     invoke("analytics", "-o", str(tmp_path / "report.json"))
     report = json.loads((tmp_path / "report.json").read_text())

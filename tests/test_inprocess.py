@@ -678,6 +678,22 @@ def test_a_forked_child_has_a_desk_of_its_own(place: Place) -> None:
     assert done(python(FORKS)) == "both\n"
 
 
+def test_a_function_at_fault_gets_two_tries(place: Place) -> None:
+    """Among others that are answered, one that always fails has its six tries, and from then on two; jitter is nil."""
+    tries: list[str] = []
+
+    def fail(what: str) -> None:
+        tries.append(what)
+        for _ in range(4):  # among good answers, so that it is no row
+            place.call(lambda: None, lane="mixed", name="good")
+        raise ServerError("HTTP 500", 500)
+
+    for what in ("first", "second", "third"):
+        with pytest.raises(ServerError):
+            place.call(fail, what, lane="mixed", name="bad")
+    assert [tries.count(what) for what in ("first", "second", "third")] == [6, 2, 2]
+
+
 # ── the cluster as a program sees it ─────────────────────────────────────────────────────────────────────────────────
 
 

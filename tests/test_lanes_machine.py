@@ -36,7 +36,8 @@ FIELDS: dict[str, dict[str, float | str]] = {
     "free": {"unlimited": 1},
 }  # fmt: skip
 MIDNIGHT_US = (T0_US // US // 86_400 + 1) * 86_400 * US
-BAND, AGES_S, TAGS = 3e15, (0, 60, 300), 1e4  #: as in _lane.lua
+BAND, AGES_S, TAGS = 1.4e15, (0, 60, 300), 1e4  #: as in _lane.lua
+BEHIND = len(AGES_S) * BAND
 
 
 class Anything(RuleBasedStateMachine):
@@ -261,7 +262,8 @@ class Anything(RuleBasedStateMachine):
 
     @invariant()
     def places_are_kept_and_tenants_served_in_order(self) -> None:
-        for ref, score in self._state()["scores"].items():
+        for ref, at in self._state()["scores"].items():
+            score = at % BEHIND  # a retry waits behind the others, and keeps its place among its like
             first = self.scores.setdefault(ref, score)
             assert score == first or (ref in self.sharing and score < first)  # one that is more urgent follows it
             self.scores[ref] = score
@@ -355,19 +357,22 @@ class Anything(RuleBasedStateMachine):
             fields = self._numbers(lane)
             if fields.get("gate", 0) > self.cluster.now_us or self._own_room(lane, fields) <= 0:
                 continue
-            heads = []
+            heads, retries = [], []
             for queue in QUEUES:
                 free = min(slots[queue] - self.client.scard(f"rlw:onqueue:{queue}"), free_at_all)
                 if free > 0:
                     heads += self._heads(lane, queue, fields)
-            if heads:
-                record = self.cluster.lanes.record(min(heads)[1])
+                    retries += self._heads(lane, queue, fields, behind=len(AGES_S))
+            if heads or retries:
+                first = retries and (not heads or self._retry_budget(fields) >= 1)
+                next_one = min(retries if first else heads)
+                record = self.cluster.lanes.record(next_one[1])
                 assert record is not None
                 admitted = self._admits(fields, record[6]) and (lane != "b" or self._quota_left() >= 1)
                 if lane in LANES[:2]:
                     row: Any = self.client.zrange(keys.turns(PARENT), 0, 0)
                     admitted = admitted and self._parent_admits(record[6]) and row in ([], [lane.encode()])
-                assert not admitted, (lane, heads)
+                assert not admitted, (lane, heads, retries)
 
     def teardown(self) -> None:
         """Nothing is lost: with open lanes and workers for all queues, every call comes to its end."""
@@ -449,15 +454,15 @@ class Anything(RuleBasedStateMachine):
         fields = self.cluster.lanes.fields(lane).items()
         return {name: float(value) for name, value in fields if value and name not in ("bounds", "law")}
 
-    def _heads(self, lane: str, queue: str, fields: dict[str, float]) -> list[tuple[float, str]]:
-        """The first of each class, with the tag that a release compares."""
+    def _heads(self, lane: str, queue: str, fields: dict[str, float], behind: int = 0) -> list[tuple[float, str]]:
+        """The first of each class in the bands from `behind` on, with the tag that a release compares."""
         speed = next((fields[p] / worth for p, worth in (("p2", 1000), ("p1", 1)) if fields.get(p, 0) > 0), None)
         if fields.get("unlimited") or speed is None:
             speed = max(1, self._slots()[0])
         if fields.get("width") and fields.get("gap"):
             speed = min(speed, US / fields["gap"])
         heads = []
-        for band, age_s in enumerate(AGES_S):
+        for band, age_s in enumerate(AGES_S, behind):
             found: Any = self.client.zrange(
                 keys.waiting(lane, queue), int(band * BAND), f"({(band + 1) * BAND:.0f}", byscore=True, offset=0, num=1,
                 withscores=True,
@@ -485,6 +490,12 @@ class Anything(RuleBasedStateMachine):
             self.client.zcard(f"rlw:out:{PARENT}") >= fields[name] for name in ("cap", "width") if fields.get(name)
         )
         return full or fields["p1"] <= 0
+
+    def _retry_budget(self, fields: dict[str, float]) -> float:
+        if "rb" not in fields:
+            return 10.0
+        minutes = (self.cluster.now_us - fields["rt"]) / US / 60
+        return min(10.0, fields["rb"] + 0.1 * (fields["seq"] - fields["rs"]) + 10 * minutes)
 
     def _admits(self, fields: dict[str, float], cost: list[float]) -> bool:
         if fields.get("unlimited"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import random
 from collections.abc import Iterator, Sequence
 
@@ -11,11 +12,14 @@ from sqlalchemy import Engine
 from ratelimit_worker.calls import Attempt, Category, Outcome
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.policy.trend import Slice, Trend, latency_trend
-from ratelimit_worker.reports.figures import MOST_GROUPS, OTHERS, Spread, Tally, spread
+from ratelimit_worker.reports.analytics import to_csv, to_function_csv
+from ratelimit_worker.reports.figures import MOST_GROUPS, OTHERS, Figures, Spread, Tally, spread
+from ratelimit_worker.reports.html import page
 from ratelimit_worker.reports.stats import Sources, slice_length_s, slices, stats
+from ratelimit_worker.reports.tables import stats_tables
 from ratelimit_worker.stores import queries
 from ratelimit_worker.stores.migrations import HEAD
-from ratelimit_worker.stores.queries import Queries, Rare, Recent, Sums
+from ratelimit_worker.stores.queries import Queries, Rare, Recent, Retried, Sums
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 
 NOW = 1_800_000_000.0  # on the hour
@@ -122,6 +126,81 @@ def test_figures_of_hand_made_rows(engine: Engine) -> None:
     assert found.missing == ("how the lanes stand is unknown: Redis: away",)
 
 
+RETRIES = [
+    # fails, is refused, is answered: 7 s were lost to backoff, the 2 s after the refusal were not
+    attempt("x", Outcome.RETRIED, category=Category.SERVER_ERROR, waited_s=100.0),
+    attempt("x", Outcome.SNOOZED, number=2, category=Category.RATE_LIMITED, waited_s=7.0),
+    attempt("x", number=3, waited_s=2.0),
+    # its first attempt is before the window
+    attempt("y", Outcome.RETRIED, category=Category.TIMEOUT, lane="b", task="u", ago_s=2_000.0),
+    attempt("y", Outcome.FAILED, number=2, category=Category.TIMEOUT, lane="b", task="u", waited_s=11.0),
+    # needs two retries, in another slice each
+    attempt("z", Outcome.RETRIED, category=Category.CONFLICT, lane="b", ago_s=600.0),
+    attempt("z", Outcome.RETRIED, number=2, category=Category.CONFLICT, lane="b", ago_s=400.0, waited_s=1.0),
+    attempt("z", number=3, lane="b", ago_s=100.0, waited_s=4.0),
+    # refused first, and answered: no retry
+    attempt("w", Outcome.SNOOZED, category=Category.RATE_LIMITED, task="u"),
+    attempt("w", number=2, task="u", waited_s=50.0),
+]
+
+
+def retries(figures: Figures) -> tuple[object, ...]:
+    """(met failure, recovered, rate, retried, seconds lost to backoff, categories) of a group."""
+    rate = figures.retry_success_rate
+    return (
+        *(figures.met_failure, figures.recovered, rate, figures.retried, figures.backoff_s),
+        dict(figures.categories),
+    )
+
+
+def test_what_retries_were_good_for(engine: Engine) -> None:
+    """Success rate, attempts by category and time lost to backoff, in all, by lane and by function."""
+    found = stats(recorded(engine, RETRIES), 900.0, NOW)
+    by_lane = {group.name: retries(group.figures) for group in found.lanes}
+    by_task = {group.name: retries(group.figures) for group in found.functions}
+    assert retries(found.total) == (
+        *(3, 2, pytest.approx(2 / 3), 3, 23.0),
+        {"rate_limited": 2, "conflict": 2, "server_error": 1, "timeout": 1},
+    )
+    assert by_lane == {
+        "a": (1, 1, 1.0, 1, 7.0, {"rate_limited": 2, "server_error": 1}),
+        "b": (2, 1, 0.5, 2, 16.0, {"conflict": 2, "timeout": 1}),
+    }
+    assert by_task == {
+        "t": (2, 2, 1.0, 3, 12.0, {"conflict": 2, "rate_limited": 1, "server_error": 1}),
+        "u": (1, 0, 0.0, 0, 11.0, {"rate_limited": 1, "timeout": 1}),
+    }
+    assert [(point.recovered, point.backoff_s) for point in found.timeline if point.backoff_s or point.recovered] == [
+        *((0, 1.0), (1, 4.0), (1, 18.0)),
+    ]
+
+
+def test_every_form_tells_what_retries_were_good_for(engine: Engine) -> None:
+    """CSV of lanes and of functions, table and page."""
+    found = stats(recorded(engine, RETRIES), 900.0, NOW)
+    names = ("met_failure", "recovered", "retry_success_rate", "backoff_s")
+    columns = (*names, "not_answered_conflict", "not_answered_timeout", "not_answered_overloaded")
+    lanes = [[row["lane"], *(row[name] for name in columns)] for row in csv.DictReader(to_csv(found).splitlines())]
+    assert lanes == [
+        ["a", "1", "1", "1.0", "7.0", "0", "0", "0"],
+        ["b", "2", "1", "0.5", "16.0", "2", "1", "0"],
+    ]
+    tasks = list(csv.DictReader(to_function_csv(found).splitlines()))
+    assert [[row["function"], *(row[name] for name in columns)] for row in tasks] == [
+        ["t", "2", "2", "1.0", "12.0", "2", "0", "0"],
+        ["u", "1", "0", "0.0", "11.0", "0", "1", "0"],
+    ]
+    assert [(row["calls"], row["latency_mean_s"]) for row in tasks] == [("2", "1.0"), ("2", "1.0")]
+    told = stats_tables(found)
+    assert "2 of 3 calls that met a failure were answered: 66.7 %\nbackoff   23.0 s lost" in told
+    lines = [" ".join(line.split()) for line in told.splitlines()]
+    assert {"b 2 1 50.0 % 2 16.0 s", "u 1 0 0.0 % 0 11.0 s", "t conflict 2", "b timeout 1"} <= set(lines)
+    assert all(len(line) <= 80 for line in told.splitlines())
+    shown = page(found).replace("\n", "")
+    assert "<td>u</td><td>1</td><td>0</td><td>0.0 %</td><td>0</td><td>11.0 s</td>" in shown
+    assert "<td>b</td><td>2</td><td>0</td><td>0</td><td>1</td>" in shown
+
+
 def test_an_empty_database_has_no_figures(engine: Engine) -> None:
     """No tables yet: all is zero, what would divide by it is unknown."""
     total = stats(sources_of(engine), 86_400.0, NOW).total
@@ -183,8 +262,8 @@ def test_whole_reads_rare_groups_alone(engine: Engine) -> None:
 def test_groups_without_end_are_added_up() -> None:
     """Somebody uses a new context for each call: the first thousand have figures, the rest one together."""
     tally = Tally()
-    tally.slice(0.0, (Sums("a", "t", f"c{i}", Outcome.ANSWERED, None, 2, 1.0, 1, 1) for i in range(MOST_GROUPS + 10)))
-    tally.recovered([("a", "t", f"c{MOST_GROUPS + 5}", 1)])
+    sums = [Sums("a", "t", f"c{i}", Outcome.ANSWERED, None, 2, 1.0, 1, 1) for i in range(MOST_GROUPS + 10)]
+    tally.slice(0.0, sums, [Retried("a", "t", f"c{MOST_GROUPS + 5}", 1, 2.0)])
     groups = {group.name: group.figures for group in tally.groups("context")}
     assert len(groups) == MOST_GROUPS + 1
     assert (groups[OTHERS].attempts, groups[OTHERS].recovered) == (20, 1)

@@ -26,13 +26,22 @@ _UNREACHABLE = 69
 )
 @click.option("--watch", is_flag=True, help=f"Again every {_EVERY_S:.0f} s, until Ctrl-C.")
 @click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
+@click.option(
+    "--by",
+    type=click.Choice(["lane", "function"]),
+    default="lane",
+    show_default=True,
+    help="Rows of the CSV: a lane and slice of time, or a function.",
+)
 @click.pass_context
-def stats(ctx: click.Context, window: float, watch: bool, form: str) -> None:
+def stats(ctx: click.Context, window: float, watch: bool, form: str, by: str) -> None:
     """Print calls, errors, retries, latency, waiting and tokens, by lane, function and context."""
     from ratelimit_worker.cli.sources import open_sources
     from ratelimit_worker.reports.stats import stats as figures
     from ratelimit_worker.reports.words import seconds
 
+    if by != "lane" and form != "csv":
+        raise click.UsageError("--by: goes with --format csv; table and json hold both")
     with open_sources() as opened:
         reach_s = opened.settings.figures_reach_s
         if window > reach_s:
@@ -43,22 +52,24 @@ def stats(ctx: click.Context, window: float, watch: bool, form: str) -> None:
         found = figures(opened.sources, window, time.time())
         while watch:
             click.clear()  # on a terminal only
-            _show(found, form)
+            _show(found, form, by)
             time.sleep(_EVERY_S)
             found = figures(opened.sources, window, time.time())
-    _show(found, form)
+    _show(found, form, by)
     if found.now is None:
         ctx.exit(_UNREACHABLE)
 
 
-def _show(found: Stats, form: str) -> None:
-    from ratelimit_worker.reports.analytics import as_builtins, to_csv
+def _show(found: Stats, form: str, by: str) -> None:
+    from ratelimit_worker.reports.analytics import as_builtins, to_csv, to_function_csv
     from ratelimit_worker.reports.tables import stats_tables
     from ratelimit_worker.reports.words import as_json
 
     if form == "table":
         click.echo(stats_tables(found))
+    elif form == "json":
+        click.echo(as_json(as_builtins(found)))
     else:
-        click.echo(as_json(as_builtins(found)) if form == "json" else to_csv(found, found.slice_s), nl=form == "json")
+        click.echo(to_function_csv(found) if by == "function" else to_csv(found, found.slice_s), nl=False)
     for says in found.missing:
         click.echo(f"Note: {says}", err=True)

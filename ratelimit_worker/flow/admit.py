@@ -318,9 +318,9 @@ class Concluded:
         self.went_back, self.after_s, self.tries = True, after_s, tries
         return self._desk.back(tag, lane, after_s=after_s, tries=tries, **learned)
 
-    def health(self, lane: str) -> Health:
+    def health(self, lane: str, task: str) -> Health:
         """As the lane knows it."""
-        return self._desk.health(lane)
+        return self._desk.health(lane, task)
 
 
 def _replay(ran: Ran) -> Any:

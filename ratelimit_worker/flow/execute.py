@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ratelimit_worker.calls import Attempt, Category, Cost, Failure, Outcome, Priority, Sighting, sighting
+from ratelimit_worker.calls import Attempt, Category, Cost, Failure, Mode, Outcome, Priority, Sighting, sighting
 from ratelimit_worker.errors import (
     CallFailedLater,
     DeadlineExceeded,
@@ -24,10 +24,11 @@ from ratelimit_worker.errors import (
 )
 from ratelimit_worker.flow import observe
 from ratelimit_worker.flow.settle import Answers
+from ratelimit_worker.flow.tally import Tally, tried
 from ratelimit_worker.policy.classification import classify_exception
 from ratelimit_worker.policy.estimate import usage_of
 from ratelimit_worker.policy.modes import provider_away
-from ratelimit_worker.policy.retry import GiveUp, Halt, Retry, RetryPolicy, Snooze, next_step
+from ratelimit_worker.policy.retry import NO_RECORD, GiveUp, Halt, Retry, RetryPolicy, Snooze, Why, next_step
 from ratelimit_worker.ports import AttemptLanes, Begun, Health
 
 log = logging.getLogger("ratelimit_worker.attempt")
@@ -102,6 +103,7 @@ class Executor:
     Args:
         encode_outcome: An attempt as the outbox holds it.
         reconcile: By lane, whether its provider gives back tokens that were reserved and not used; None: not told.
+        tally: Answers that the lanes' records of their functions do not know yet; one a process.
         pass_through: Exceptions that are not failures but words of the framework (Celery's Retry, Ignore, Reject).
         means: What such a word makes of the call: RETRIED (it was sent again), SNOOZED (it goes back to its place), or
             FAILED (nobody runs it again).
@@ -112,6 +114,7 @@ class Executor:
     encode_outcome: Callable[[Attempt], bytes]
     lease_s: float
     policy: RetryPolicy = field(default_factory=RetryPolicy)
+    tally: Tally = field(default_factory=Tally)
     pass_through: tuple[type[BaseException], ...] = ()
     means: Callable[[BaseException], Outcome] = lambda word: Outcome.RETRIED
     reconcile: Callable[[str], bool | None] = lambda lane: None
@@ -174,6 +177,7 @@ class Executor:
         verdict: observe.Verdict = "plain" if seen.response is None else "good"
         if seen.usage is None:  # an SDK's answer, given back by the function
             seen.usage = usage_of(value)
+        self.tally.add(facts.lane, facts.task, started)
         self._settle(facts, begun, started, seen, None, Outcome.ANSWERED, self.answers.value(value), verdict)
         return Answered(value)
 
@@ -195,9 +199,9 @@ class Executor:
             self._settle(facts, begun, started, seen, None, Outcome.FAILED, b"", "other", type(error).__name__)
             return GaveUp(error)
         tries = begun.tries + 1
-        health = Health()
-        if failure.sick or failure.category is Category.QUOTA_EXHAUSTED:
-            health = self.lanes.health(facts.lane)
+        health, counts = Health(), self.policy.retries(failure.category)
+        if counts or failure.sick or failure.category is Category.QUOTA_EXHAUSTED:
+            health = self.lanes.health(facts.lane, facts.task)
         away = failure.sick and provider_away(health.sick_row + 1, health.mode, health.escalates)
         older = observe.older(begun.ticket, health) if failure.sick else 0
         step = next_step(
@@ -208,10 +212,11 @@ class Executor:
             provider_away=away,
             now_s=begun.now_s + self.clock() - started,
             deadline_s=begun.deadline_s,
+            record=health.record if health.mode is Mode.NORMAL else NO_RECORD,
         )
         match step:
             case Retry(after_s):
-                return self._again(facts, begun, started, seen, failure, after_s, 1, older)
+                return self._again(facts, begun, started, seen, failure, after_s, 1, older, self._tried(facts, started))
             case Snooze(after_s):
                 # The lane's gate keeps a refused call waiting; at its own place it is the first to go after it.
                 wait_s = 0.0 if observe.verdict_of(failure) == "refused" else after_s
@@ -230,8 +235,12 @@ class Executor:
                     self.answers.error(final),
                     observe.verdict_of(failure),
                     older=older,
+                    tried=self._tried(facts, started) if counts and step == GiveUp(failure, Why.TRIES) else b"",
                 )
                 return GaveUp(final)
+
+    def _tried(self, facts: Facts, at_s: float) -> bytes:
+        return tried(facts.task, self.tally.take(facts.lane, at_s))
 
     def _again(
         self,
@@ -243,6 +252,7 @@ class Executor:
         after_s: float,
         tries: int,
         older: int = 0,
+        tried: bytes = b"",
     ) -> Result:
         verdict = observe.verdict_of(failure)
         at = begun.now_s + self.clock() - started
@@ -257,6 +267,7 @@ class Executor:
             verdict=observe.word(verdict, seen.response),
             seen=observe.encode(at, begun.ticket, verdict, seen.response, failure, facts.cost, older),
             gate_s=failure.retry_after_s or 0.0,
+            tried=tried,
         )
         return Again(after_s, call_failed(failure, begun.tries + tries)) if ours else NotOurs()
 
@@ -273,6 +284,7 @@ class Executor:
         cause: str | None = None,
         older: int = 0,
         kind: str | None = None,
+        tried: bytes = b"",
     ) -> None:
         at = begun.now_s + self.clock() - started
         attempt = self._row(facts, begun, at, seen, failure, outcome, cause)
@@ -286,6 +298,7 @@ class Executor:
             gate_s=(failure.retry_after_s or 0.0) if failure is not None else 0.0,
             kind=kind or KINDS.get(outcome, "error"),
             used=self._used(facts, seen) if outcome is Outcome.ANSWERED else b"",
+            tried=tried,
         )
 
     def _used(self, facts: Facts, seen: Sighting) -> bytes:

@@ -26,6 +26,7 @@ from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.flow import limit, pin
 from ratelimit_worker.flow.admit import Away, News
+from ratelimit_worker.flow.tally import Tally
 from ratelimit_worker.ports import Begun, Health
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.desks import LOOK_EVERY_S, PREFIX, Desks
@@ -81,6 +82,7 @@ class Desk:
         self.lease_s = live.settings.visibility_timeout_seconds
         self.lanes = Lanes(live.redis)
         self.there = threading.Event()  #: Redis was there at the last look
+        self.tally = Tally()
         self.why = ""  #: why Redis could not be used the last time
         self._away_since: float | None = None
         self._known = False  #: Redis was there once
@@ -213,10 +215,10 @@ class Desk:
             self._later.append(lambda lanes: lanes.settle(tag, lane, b"", **_learned(how)))
             return False
 
-    def health(self, lane: str) -> Health:
+    def health(self, lane: str, task: str) -> Health:
         """How the lane takes its provider to be; well while nobody can say."""
         try:
-            return self._ask(lambda: self.lanes.health(lane))
+            return self._ask(lambda: self.lanes.health(lane, task))
         except StoreUnavailable:
             return Health()
 
@@ -461,7 +463,7 @@ class Deliveries(Duty):
 
 
 def _learned(how: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: how[name] for name in ("outbox", "verdict", "seen", "gate_s") if name in how}
+    return {name: how[name] for name in ("outbox", "verdict", "seen", "gate_s", "tried") if name in how}
 
 
 def _claim(task: str, plan: Mapping[str, Any], *, again: bool) -> Claim | None:

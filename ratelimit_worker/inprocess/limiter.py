@@ -201,6 +201,7 @@ class AdvancedRateLimiter:
                 lease_s=desk.lease_s,
                 policy=policy_of(settings)(plan["lane"]),
                 reconcile=lambda lane: enqueue.told(settings, lane).reconcile,
+                tally=desk.tally,
                 jitter=self._jitter,
                 classify=plugins.classifier(how.classify),
             ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import ldexp
+from math import ldexp, sqrt
 from types import MappingProxyType
 
 from ratelimit_worker.calls import Category, Failure
@@ -66,6 +66,11 @@ class RetryPolicy:
     rules: Mapping[Category, Rule] = field(default_factory=lambda: RULES)
     patient: bool = True  #: a provider that is known to be away is waited for, at no try
 
+    def retries(self, category: Category) -> bool:
+        """Whether a failure of this category may be followed by another try."""
+        rule = self.rules.get(category)
+        return rule is not None and rule.tries > 1
+
 
 #: `MAISD_ENABLE_SMART_RETRIES=false`: whatever fails is raised, refusals too, and nobody waits for a sick provider.
 NO_RETRIES = RetryPolicy(rules={category: Rule(Backoff(1.0, 1.0), tries=1) for category in Category}, patient=False)
@@ -83,6 +88,50 @@ def by_backoff(base_s: float, cap_s: float) -> RetryPolicy:
     """
     rules = {category: Rule(Backoff(base_s, cap_s), rule.tries) for category, rule in RULES.items()}
     return RetryPolicy(rules=rules | {Category.RATE_LIMITED: Rule(Backoff(2 * base_s, 2 * cap_s), REFUSALS_TRIES)})
+
+
+#: The bad-record rule: a function that failed more than BAD_FAILURES times in RECORD_S seconds, and is at fault for it
+#: itself, gets BAD_TRIES tries.
+RECORD_S, BAD_FAILURES, BAD_TRIES = 300.0, 5, 2
+#: Others fare well while at most this share of their attempts fails: what a lane in REDUCED may have to be NORMAL.
+OTHERS_WELL = 0.10
+#: A function is at fault when it fails so many times as often as the others, and by so many standard deviations more.
+#: Looked at after every failure, chance reaches four of them once in some ten thousand looks, and three every day.
+TIMES_AS_OFTEN, DEVIATIONS = 3.0, 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """How a function, and all others of its lane, fared in the last RECORD_S seconds. Attempts, over the cluster.
+
+    What failed is what cost a try; an answer may be missing as long as its process has had no failure.
+    """
+
+    failed: int = 0
+    answered: int = 0
+    others_failed: int = 0
+    others_answered: int = 0
+
+
+NO_RECORD = Record()
+
+
+def at_fault(record: Record) -> bool:
+    """Whether the function has a bad record of its own: it fails, and the others in its lane do not.
+
+    Without others nobody can tell the function from its provider, and it is the provider's failure. Two shares are
+    compared by the pooled z-test, so that two functions on a provider that fails one in twenty are not told apart.
+    """
+    if record.failed <= BAD_FAILURES:
+        return False
+    own, others = record.failed + record.answered, record.others_failed + record.others_answered
+    if not others:
+        return False
+    share, usual = record.failed / own, record.others_failed / others
+    if usual > OTHERS_WELL or share < TIMES_AS_OFTEN * usual:
+        return False
+    pooled = (record.failed + record.others_failed) / (own + others)
+    return share - usual >= DEVIATIONS * sqrt(pooled * (1 - pooled) * (1 / own + 1 / others))
 
 
 class Why(StrEnum):
@@ -148,18 +197,21 @@ def next_step(
     provider_away: bool,
     now_s: float,
     deadline_s: float,
+    record: Record = NO_RECORD,
 ) -> Step:
     """Decide what follows `failure`.
 
     Retry-After is a floor of every wait that we choose, and no wait outlives the deadline. Where the lane's mode says
     that the provider is away, sick answers use no tries and have no backoff of their own: pace and probes of the lane
     govern (in trials +3 points of goodput on outages, whose tail else sits in backoff after the provider is back).
+    A function that is at fault itself has fewer tries; the caller asks for that only while the lane's mode is NORMAL.
 
     Args:
         attempt: Attempts made that cost a try, this one included, from 1.
         provider_away: Whether the lane knows the provider to be sick.
         now_s: The clock that `deadline_s` is on, seconds.
         deadline_s: No attempt starts after this instant; `math.inf` for none.
+        record: Of the call's function up to this failure, which it does not count; empty where the lane is not NORMAL.
     Raises:
         ValueError: `attempt` is below 1.
     """
@@ -173,7 +225,8 @@ def next_step(
     if failure.sick and provider_away and policy.patient:
         step = Snooze(0.0)
     elif rule is not None:
-        if attempt >= rule.tries:
+        tries = min(rule.tries, BAD_TRIES) if at_fault(record) else rule.tries
+        if attempt >= tries:
             return GiveUp(failure, Why.TRIES)
         step = Retry(max(asked_s, backoff_s(attempt, rule.backoff, jitter)))
     elif failure.category is Category.RATE_LIMITED:

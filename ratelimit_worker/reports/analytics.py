@@ -7,15 +7,17 @@ import io
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from ratelimit_worker.calls import Category
 from ratelimit_worker.errors import BadInput, RateLimitWorkerError
-from ratelimit_worker.reports.figures import Point
+from ratelimit_worker.reports.figures import Group, Point
 from ratelimit_worker.reports.html import page
 from ratelimit_worker.reports.live import ClusterState
 from ratelimit_worker.reports.stats import DAY_S, HOUR_S, Sources, Stats
@@ -39,7 +41,15 @@ COLUMNS = (
     "latency_mean_s",
     "input_tokens",
     "output_tokens",
+    "met_failure",
+    "recovered",
+    "retry_success_rate",
+    "backoff_s",
+    *(f"not_answered_{category.value}" for category in Category),
 )
+
+#: The same of functions, each over the whole window.
+FUNCTION_COLUMNS = ("from", "function", *COLUMNS[2:])
 
 
 class NotWritten(RateLimitWorkerError):
@@ -106,10 +116,19 @@ def as_report(stats: Stats) -> dict[str, Any]:
 
 def to_csv(stats: Stats, per_s: float = HOUR_S) -> str:
     """A row a lane and hour (or slice of `per_s`) in which something happened, oldest first; times in UTC."""
+    return _csv(COLUMNS, _rows(stats, per_s))
+
+
+def to_function_csv(stats: Stats) -> str:
+    """A row a function: the whole window; times in UTC."""
+    return _csv(FUNCTION_COLUMNS, (_function_row(stats.since_s, group) for group in stats.functions))
+
+
+def _csv(columns: Sequence[str], rows: Iterable[tuple[object, ...]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(_rows(stats, per_s))
+    writer.writerow(columns)
+    writer.writerows(rows)
     return text.getvalue()
 
 
@@ -158,7 +177,39 @@ def _row(at_s: float, lane: str, points: list[Point]) -> tuple[object, ...] | No
         round(latency_s / answered, 6) if answered else "",
         sum(p.input_tokens for p in points),
         sum(p.output_tokens for p in points),
+        *_retry_cells(
+            sum(p.recovered for p in points),
+            sum(p.failed for p in points),
+            sum(p.backoff_s for p in points),
+            sum((Counter(p.categories) for p in points), Counter()),
+        ),
     )
+
+
+def _function_row(since_s: float, group: Group) -> tuple[object, ...]:
+    f = group.figures
+    return (
+        datetime.fromtimestamp(since_s, UTC).isoformat(timespec="seconds"),
+        group.name,
+        f.calls,
+        f.answered,
+        f.failed,
+        f.attempts,
+        f.retried,
+        f.snoozed,
+        f.refused,
+        round(f.error_rate, 6),
+        round(f.latency_mean_s, 6) if f.latency_mean_s is not None else "",
+        f.input_tokens,
+        f.output_tokens,
+        *_retry_cells(f.recovered, f.failed, f.backoff_s, f.categories),
+    )
+
+
+def _retry_cells(recovered: int, failed: int, backoff_s: float, categories: Mapping[str, int]) -> tuple[object, ...]:
+    met = recovered + failed
+    rate = round(recovered / met, 6) if met else ""
+    return met, recovered, rate, round(backoff_s, 6), *(categories.get(category.value, 0) for category in Category)
 
 
 def _umask() -> int:

@@ -13,7 +13,7 @@ from itertools import accumulate
 
 from ratelimit_worker.calls import Category, Outcome
 from ratelimit_worker.policy.trend import Slice, Trend, latency_trend
-from ratelimit_worker.stores.queries import RARE_SAMPLE, Drawn, Rare, Sums
+from ratelimit_worker.stores.queries import RARE_SAMPLE, Drawn, Rare, Retried, Sums
 
 #: Lanes, functions or contexts that have figures of their own; what comes beyond is added up under OTHERS.
 MOST_GROUPS = 1_000
@@ -43,10 +43,12 @@ class Figures:
     met_failure: int  #: ended calls of which at least one attempt failed
     recovered: int  #: of these, answered in the end
     retry_success_rate: float | None  #: recovered ÷ met_failure; None: no attempt failed
+    backoff_s: float  #: lost between failed attempts and the next one of the same call, all of them together, seconds
     categories: Mapping[str, int]  #: attempts that were not answered, by category
     input_tokens: int
     output_tokens: int
-    latency: Spread  #: of answered attempts
+    latency_mean_s: float | None  #: of answered attempts
+    latency: Spread  #: the same
     waited: Spread  #: of all attempts, from acceptance or the attempt before to the start
     trend: Trend  #: of the latency
 
@@ -64,6 +66,9 @@ class Point:
     snoozed: int
     refused: int
     error_rate: float
+    recovered: int
+    backoff_s: float
+    categories: Mapping[str, int]
     latency_s: float | None  #: mean of answered attempts
     input_tokens: int
     output_tokens: int
@@ -83,6 +88,8 @@ class _Tally:
     outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
     categories: dict[str, int] = field(default_factory=dict)
     latency_s: float = 0.0  #: of answered attempts
+    recovered: int = 0
+    backoff_s: float = 0.0
     input_tokens: int = 0
     output_tokens: int = 0
 
@@ -95,6 +102,10 @@ class _Tally:
             self.categories[name] = self.categories.get(name, 0) + row.attempts
         self.input_tokens += row.input_tokens
         self.output_tokens += row.output_tokens
+
+    def retry(self, row: Retried) -> None:
+        self.recovered += row.recovered
+        self.backoff_s += row.backoff_s
 
     @property
     def attempts(self) -> int:
@@ -118,6 +129,9 @@ class _Tally:
             snoozed=self.outcomes[Outcome.SNOOZED],
             refused=self.categories.get(Category.RATE_LIMITED, 0),
             error_rate=self.error_rate,
+            recovered=self.recovered,
+            backoff_s=self.backoff_s,
+            categories=_most_first(self.categories),
             latency_s=self.latency_s / answered if answered else None,
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,
@@ -135,16 +149,15 @@ class _Sample:
 
 
 class Tally:
-    """Adds up a window: one `slice` after the other, oldest first, then the calls that recovered, then the sample."""
+    """Adds up a window: one `slice` after the other, oldest first, then the sample."""
 
     def __init__(self) -> None:
         self._starts: list[float] = []
         self._total: _Slices = {}
         self._groups: dict[str, dict[str, _Slices]] = {"lane": {}, "task": {}, "context": {}}
-        self._recovered: dict[tuple[str, str], int] = defaultdict(int)
         self._samples: dict[tuple[str, str], _Sample] = defaultdict(_Sample)
 
-    def slice(self, at_s: float, rows: Iterable[Sums]) -> None:
+    def slice(self, at_s: float, rows: Iterable[Sums], retried: Iterable[Retried] = ()) -> None:
         """Add what finished from `at_s` on, before the next slice."""
         number = len(self._starts)
         self._starts.append(at_s)
@@ -152,13 +165,10 @@ class Tally:
             self._total.setdefault(number, _Tally()).add(row)
             for kind, name in (("lane", row.lane), ("task", row.task), ("context", row.context)):
                 self._of(kind, name).setdefault(number, _Tally()).add(row)
-
-    def recovered(self, rows: Iterable[tuple[str, str, str, int]]) -> None:
-        """Add calls that were answered after a failure: (lane, task, context, calls)."""
-        for lane, task, context, calls in rows:
-            self._recovered["", ""] += calls
-            for kind, name in (("lane", lane), ("task", task), ("context", context)):
-                self._recovered[kind, self._known(kind, name)] += calls
+        for again in retried:
+            self._total.setdefault(number, _Tally()).retry(again)
+            for kind, name in (("lane", again.lane), ("task", again.task), ("context", again.context)):
+                self._of(kind, name).setdefault(number, _Tally()).retry(again)
 
     def rare(self, one_in: int) -> Rare:
         """Groups of which one attempt in `one_in` is too little; the smallest first, until they are too many rows."""
@@ -226,7 +236,7 @@ class Tally:
                 categories[category] += attempts
         answered, failed = outcomes[Outcome.ANSWERED], outcomes[Outcome.FAILED]
         errors, judged = failed + outcomes[Outcome.RETRIED], sum(outcomes.values()) - outcomes[Outcome.SNOOZED]
-        recovered = self._recovered.get((kind, name), 0)
+        recovered = sum(tally.recovered for tally in tallies)
         sample = self._samples.get((kind, name), _Sample())
         seen = [slices.get(number, _NOTHING) for number in range(len(self._starts))]
         return Figures(
@@ -241,9 +251,11 @@ class Tally:
             met_failure=recovered + failed,
             recovered=recovered,
             retry_success_rate=recovered / (recovered + failed) if recovered + failed else None,
-            categories=dict(sorted(categories.items(), key=lambda item: (-item[1], item[0]))),
+            backoff_s=sum(tally.backoff_s for tally in tallies),
+            categories=_most_first(categories),
             input_tokens=sum(tally.input_tokens for tally in tallies),
             output_tokens=sum(tally.output_tokens for tally in tallies),
+            latency_mean_s=sum(tally.latency_s for tally in tallies) / answered if answered else None,
             latency=spread(sample.latency),
             waited=spread(sample.waited),
             trend=latency_trend([Slice(tally.outcomes[Outcome.ANSWERED], tally.latency_s) for tally in seen]),
@@ -261,6 +273,10 @@ def spread(weighted: Iterable[tuple[float, int]]) -> Spread:
         return Spread()
     up_to = list(accumulate(weight for _, weight in ordered))
     return Spread(*(ordered[bisect_left(up_to, share * up_to[-1])][0] for share in (0.50, 0.95)))
+
+
+def _most_first(categories: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(categories.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _points(starts: Sequence[float], slices: _Slices) -> tuple[Point, ...]:

@@ -80,6 +80,8 @@ svg {{ width: 100%; height: auto; }} .good {{ fill: var(--good); }} .bad {{ fill
 {functions}
 <h2>Contexts</h2>
 {contexts}
+<h2>Retries</h2>
+{retries}
 <h2>Not answered, by category</h2>
 {categories}
 <h2>Modes</h2>
@@ -105,7 +107,15 @@ def page(stats: Stats) -> str:
         lanes=_groups("lane", stats.lanes),
         functions=_groups("function", stats.functions),
         contexts=_groups("context", stats.contexts),
-        categories=_table(("category", "attempts"), [(k, count(v)) for k, v in stats.total.categories.items()]),
+        retries=joined(
+            _retries(what, groups) for what, groups in (("lane", stats.lanes), ("function", stats.functions))
+        ),
+        categories=joined(
+            _categories(what, groups, list(stats.total.categories))
+            for what, groups in (("lane", stats.lanes), ("function", stats.functions))
+        )
+        if stats.total.categories
+        else _table((), ()),
         modes=_modes(stats.modes),
         now=_now(stats.now.lanes if stats.now is not None else ()),
     )
@@ -128,6 +138,7 @@ def _totals(stats: Stats) -> list[tuple[str, str]]:
         ("error rate", percent(total.error_rate)),
         ("429s", count(total.refused)),
         ("retries that helped", percent(total.retry_success_rate)),
+        ("lost to backoff", seconds(total.backoff_s)),
         ("latency p50", seconds(total.latency.p50_s)),
         ("latency p95", seconds(total.latency.p95_s)),
         ("latency trend", str(total.trend)),
@@ -166,6 +177,31 @@ def _cells(figures: Figures) -> tuple[str, ...]:
         str(figures.trend),
         count(figures.input_tokens + figures.output_tokens),
     )
+
+
+def _retries(what: str, groups: Sequence[Group]) -> Markup:
+    rows = [
+        (
+            group.name or "(none)",
+            count(figures.met_failure),
+            count(figures.recovered),
+            percent(figures.retry_success_rate),
+            count(figures.retried),
+            seconds(figures.backoff_s),
+        )
+        for group in groups[:_MOST_ROWS]
+        if (figures := group.figures).met_failure or figures.retried
+    ]
+    return _table((what, "met failure", "recovered", "success", "retried attempts", "lost to backoff"), rows)
+
+
+def _categories(what: str, groups: Sequence[Group], categories: Sequence[str]) -> Markup:
+    rows = [
+        (group.name or "(none)", *(count(group.figures.categories.get(category, 0)) for category in categories))
+        for group in groups[:_MOST_ROWS]
+        if group.figures.categories
+    ]
+    return _table((what, *categories), rows)
 
 
 def _modes(changes: Sequence[ModeChange]) -> Markup:

@@ -107,11 +107,12 @@ def stats(sources: Sources, window_s: float, now_s: float) -> Stats:
     one_in = max(1, -(-queries.count(since_s, now_s) // SAMPLE))
     # Two questions at a time: both databases answer outside the interpreter's lock, on a processor of their own.
     with ThreadPoolExecutor(1, "rlw-stats") as aside:
-        recovered = aside.submit(lambda: list(queries.recovered(since_s, now_s)))
+        cut = list(slices(since_s, now_s, slice_s))
+        retried = aside.submit(lambda: [list(queries.retried(*between)) for between in cut])
         drawn = aside.submit(lambda: list(queries.sample(since_s, now_s, one_in)))
-        for start_s, end_s in slices(since_s, now_s, slice_s):
-            tally.slice(start_s, queries.sums(start_s, end_s))
-        tally.recovered(recovered.result())
+        sums = [list(queries.sums(*between)) for between in cut]
+        for (start_s, _), rows, again in zip(cut, sums, retried.result(), strict=True):
+            tally.slice(start_s, rows, again)
         tally.sample(_sample(queries, since_s, now_s, drawn.result(), tally, one_in))
     state, missing = None, list[str]()
     try:

@@ -102,6 +102,7 @@ def stats_tables(stats: Stats) -> str:
                 f"{count(total.snoozed)} snoozed ({count(total.refused)} × 429), errors {percent(total.error_rate)}",
                 f"retries   {count(total.recovered)} of {count(total.met_failure)} calls that met a failure were "
                 f"answered: {percent(total.retry_success_rate)}",
+                f"backoff   {seconds(total.backoff_s)} lost between failed attempts and the next ones",
                 f"latency   p50 {seconds(total.latency.p50_s)}, p95 {seconds(total.latency.p95_s)}, {total.trend}",
                 f"waited    p50 {seconds(total.waited.p50_s)}, p95 {seconds(total.waited.p95_s)}",
                 f"tokens    {count(total.input_tokens)} in, {count(total.output_tokens)} out",
@@ -121,6 +122,9 @@ def stats_tables(stats: Stats) -> str:
         for what, groups in (("lane", stats.lanes), ("function", stats.functions), ("context", stats.contexts))
         if groups
     ]
+    for what, groups in (("lane", stats.lanes), ("function", stats.functions)):
+        if retried := _retries(what, groups):
+            parts.append(retried)
     if total.categories:
         parts.append(table(("not answered", "attempts"), [(k, count(v)) for k, v in total.categories.items()]))
     if stats.modes:
@@ -155,6 +159,31 @@ def _groups(what: str, groups: Sequence[Group]) -> str:
         )
     more = f"\n… and {len(groups) - _MOST_ROWS} more" if len(groups) > _MOST_ROWS else ""
     return table((what, "calls", "failed", "errors", "snoozed", "p50", "p95", "wait50", "wait95"), rows) + more
+
+
+def _retries(what: str, groups: Sequence[Group]) -> str:
+    """What came of failures, and which they were: the groups that had any."""
+    met = [group for group in groups if group.figures.categories]
+    if not met:
+        return ""
+    heads = (f"{what}: retries", "met failure", "recovered", "success", "retried", "backoff")
+    rows = [
+        (
+            group.name or "(none)",
+            count(group.figures.met_failure),
+            count(group.figures.recovered),
+            percent(group.figures.retry_success_rate),
+            count(group.figures.retried),
+            seconds(group.figures.backoff_s),
+        )
+        for group in met[:_MOST_ROWS]
+    ]
+    kinds = [
+        (group.name or "(none)", category, count(attempts))
+        for group in met[:_MOST_ROWS]
+        for category, attempts in group.figures.categories.items()
+    ]
+    return f"{table(heads, rows)}\n\n{table((f'{what}: not answered', 'category', 'attempts'), kinds)}"
 
 
 def _mode(lane: LaneState) -> str:

@@ -42,6 +42,7 @@
 | `rlw:duty:NAME` | STRING | who holds a duty | its lease |
 | `rlw:seen:L` | LIST | observations for the tuner | 2,000; 1 hour |
 | `rlw:seen` | SET | lanes with observations | lanes |
+| `rlw:fared:N:L` | HASH | of half minute N: attempts of lane L that failed, answers, by function | 2,000; 330 s |
 | `rlw:pins` | HASH lane (`*`: all) → pin | modes by hand | lanes that are pinned; dropped when the pin ends |
 | `rlw:outbox` | STREAM | outcomes on their way to the tracking database | 5,000,000 |
 | `rlw:alerts` | STREAM | alerts on their way to the web hook | 1,000; 1 day after the last |

@@ -12,6 +12,7 @@ from redis import Redis
 
 from ratelimit_worker.calls import Cost, Mode, Priority
 from ratelimit_worker.errors import BadInput, LaneFull, LaneShedding
+from ratelimit_worker.policy.retry import Record
 from ratelimit_worker.ports import Begun, Health, LaneView
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.scripts import Scripts
@@ -228,6 +229,7 @@ class Lanes:
         gate_s: float = 0.0,
         kind: str = "value",
         used: bytes = b"",
+        tried: bytes = b"",
     ) -> bool:
         """Make the outcome of a call safe; the first answer wins → whether this was the first.
 
@@ -235,8 +237,9 @@ class Lanes:
             kind: What the answer is: "value", which is kept; "error", which only followers get; "passed": it asks
                 again, or never will; "alone": nobody else can have it, each of its followers asks for itself.
             used: What the call has really taken (`observe.used`): the lane gets back what was reserved beyond that.
+            tried: A failure that cost a try, for the record of its function (`tally.tried`).
         """
-        args = (tag, answer, outbox, verdict, seen, int(gate_s * US), lane, KEEP_ANSWER_S * 1000, kind, used)
+        args = (tag, answer, outbox, verdict, seen, int(gate_s * US), lane, KEEP_ANSWER_S * 1000, kind, used, tried)
         return bool(self.run("settle", args))
 
     def back(
@@ -250,9 +253,10 @@ class Lanes:
         verdict: str,
         seen: bytes,
         gate_s: float = 0.0,
+        tried: bytes = b"",
     ) -> bool:
         """Return a released call to its lane, due in `after_s` (0: to its own place) → False when it was not ours."""
-        args = (tag, int(after_s * US), tries, outbox, verdict, seen, int(gate_s * US), lane)
+        args = (tag, int(after_s * US), tries, outbox, verdict, seen, int(gate_s * US), lane, tried)
         return bool(self.run("back", args))
 
     def free(self, tags: Sequence[str]) -> int:
@@ -344,14 +348,18 @@ class Lanes:
         raw: Any = self.client.hgetall(self.prefix + keys.lane(lane))
         return {name.decode(): value for name, value in raw.items()}
 
-    def health(self, lane: str) -> Health:
-        """How the lane takes its provider to be, now."""
-        with self.client.pipeline(transaction=False) as pipe:
-            pipe.hmget(self.prefix + keys.lane(lane), "sick", "mode", "escalates", "seq")
-            pipe.zcard(self.prefix + keys.out(lane))
-            raw, out = pipe.execute()
+    def health(self, lane: str, task: str = "") -> Health:
+        """How the lane takes its provider to be, now, and how this function fared in it."""
+        sick_row, mode, escalates, seq, out, *record = self.run("health", (lane, task))
         known = {mode.value.encode(): mode for mode in Mode}
-        return Health(int(raw[0] or 0), known.get(raw[1], Mode.NORMAL), raw[2] != b"0", int(raw[3] or 0), int(out))
+        return Health(
+            int(sick_row),
+            known.get(mode, Mode.NORMAL),
+            escalates != b"0",
+            int(seq),
+            int(out),
+            Record(*map(int, record)),
+        )
 
     def names(self) -> list[str]:
         """Every known lane."""

@@ -23,6 +23,7 @@ from redis.exceptions import (
     TimeoutError,
 )
 
+from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.ports import Begun, Health
 from ratelimit_worker.stores.lanes import Lanes
 
@@ -39,7 +40,8 @@ PASSING = ("MISCONF", "READONLY", "OOM", "LOADING", "BUSY", "MASTERDOWN", "NOREP
 class PatientLanes(Lanes):
     """Lanes for a worker's attempts: waits for Redis instead of failing the call.
 
-    `stopping` ends the wait, and the error goes on: the call is left to its lease.
+    `stopping` ends the wait, and the error goes on: the call is left to its lease. What waiting does not mend is
+    `StoreUnavailable`, which the call's result can hold.
     """
 
     stopping: threading.Event = threading.Event()
@@ -53,8 +55,8 @@ class PatientLanes(Lanes):
     def back(self, tag: str, lane: str, **how: Any) -> bool:
         return self._patiently(lambda: super(PatientLanes, self).back(tag, lane, **how))
 
-    def health(self, lane: str) -> Health:
-        return self._patiently(lambda: super(PatientLanes, self).health(lane))
+    def health(self, lane: str, task: str = "") -> Health:
+        return self._patiently(lambda: super(PatientLanes, self).health(lane, task))
 
     def _patiently(self, ask: Callable[[], T]) -> T:
         pause_s = FIRST_PAUSE_S
@@ -62,7 +64,10 @@ class PatientLanes(Lanes):
             try:
                 return ask()
             except (RedisError, OSError) as error:
-                if not passes(error) or self.stopping.is_set():
+                if not passes(error):  # a script that fails on what it found, a key of another type, a wrong password
+                    said = str(error).partition("\n")[0][:200]
+                    raise StoreUnavailable(f"the call cannot go on, Redis said: {said}") from error
+                if self.stopping.is_set():
                     raise
                 if pause_s == FIRST_PAUSE_S:
                     log.warning("redis.away", extra={"cause": type(error).__name__})

@@ -17,6 +17,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    ScalarSelect,
     Select,
     String,
     and_,
@@ -53,6 +54,17 @@ class Sums:
     latency_s: float  #: of all of them together, seconds
     input_tokens: int
     output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """What came of the retries of one slice that agree in lane, task and context."""
+
+    lane: str
+    task: str
+    context: str
+    recovered: int  #: calls that were answered after an attempt of theirs had failed
+    backoff_s: float  #: from a failed attempt to the start of the next one, all of them together, seconds
 
 
 class Drawn(NamedTuple):  # there are thousands: a tuple is made four times as fast as a frozen dataclass
@@ -146,13 +158,22 @@ class Queries:
                     int(tokens_out or 0),
                 )
 
-    def recovered(self, since_s: float, until_s: float) -> Iterator[tuple[str, str, str, int]]:
-        """(lane, task, context, calls) of the calls that were answered after an attempt of theirs had failed."""
+    def retried(self, since_s: float, until_s: float) -> Iterator[Retried]:
+        """What came of retries in a window, by lane, task and context; first attempts are not looked at."""
         key = (AttemptRow.lane, AttemptRow.task, AttemptRow.context)
-        wanted = select(*key, func.count()).where(_within(since_s, until_s), _recovered()).group_by(*key)
+        answered = and_(AttemptRow.outcome == Outcome.ANSWERED, _failed_before())
+        wanted = (
+            select(
+                *key,
+                func.sum(case((answered, 1), else_=0)),
+                func.sum(case((_outcome_before() == Outcome.RETRIED, AttemptRow.waited_s), else_=0.0)),
+            )
+            .where(_within(since_s, until_s), AttemptRow.number > 1)
+            .group_by(*key)
+        )
         with self._reading() as connection:
-            for lane, task, context, calls in connection.execute(wanted):
-                yield lane, task, context, int(calls)
+            for lane, task, context, recovered, backoff_s in connection.execute(wanted):
+                yield Retried(lane, task, context, int(recovered), float(backoff_s))
 
     def sample(self, since_s: float, until_s: float, one_in: int) -> Iterator[Drawn]:
         """One attempt in `one_in`, the same ones each time."""
@@ -233,16 +254,27 @@ def _drawn_rows() -> Select[Any]:
     )
 
 
-def _recovered() -> ColumnElement[bool]:
-    """The call was answered after an attempt had failed. A first attempt has none before it, so few rows look it up.
+def _failed_before() -> ColumnElement[bool]:
+    """An attempt of the same call had failed before this one.
 
     Not EXISTS: PostgreSQL may answer that by reading the whole table into a hash, once a slice.
     """
     before = aliased(AttemptRow)
-    failed_before = (
+    first = (
         select(func.min(before.number))
         .where(before.call_id == AttemptRow.call_id, before.outcome == Outcome.RETRIED)
         .correlate(AttemptRow)
         .scalar_subquery()
     )
-    return and_(AttemptRow.outcome == Outcome.ANSWERED, AttemptRow.number > 1, failed_before.is_not(None))
+    return first < AttemptRow.number
+
+
+def _outcome_before() -> ScalarSelect[Outcome]:
+    """What came of the attempt before this one of the same call."""
+    before = aliased(AttemptRow)
+    return (
+        select(before.outcome)
+        .where(before.call_id == AttemptRow.call_id, before.number == AttemptRow.number - 1)
+        .correlate(AttemptRow)
+        .scalar_subquery()
+    )

@@ -17,7 +17,9 @@ local LANE_TTL_S, TENANT_TTL_S, PUBLISHED_TTL_S = 2592000, 3600, 60
 local STEP_US = 1e6                                    -- a clock that goes back by more than this was set back
 local LOOK_S = 0.02                                    -- what a paced lane may earn while a message travels
 local AGES_S = {[0] = 0, 60, 300}                      -- high, normal, low: seconds of service after which a call is high
-local BAND = 3e15                                      -- tags of a class lie in a band of their own: years of service
+local BAND = 1.4e15                                    -- tags of a class lie in a band of their own: years of service
+local RETRIES = 3                                      -- bands of retries, in the same order, behind those of the classes;
+local BEHIND = RETRIES * BAND                          -- a double holds every tag of the six exactly
 local BANDS = {high = 0, normal = BAND, low = 2 * BAND}
 local TAGS, WORTH = 1e4, {1, 1000, 1000, 1000}         -- tags of a call's worth of service; units that are worth a call
 local N = 4                                            -- dimensions: requests, tokens, input_tokens, output_tokens
@@ -466,9 +468,9 @@ local function degradable(ref, r, place)
   if redis.call('TTL', k) < ttl_s then redis.call('EXPIRE', k, ttl_s) end
 end
 local degrade                                          -- what is done with them; below, since it needs claims
-local function wait(ref, r)
+local function wait(ref, r, behind)
   degradable(ref, r, 1)
-  redis.call('ZADD', wait_key(r[LANE], r[QUEUE]), int(r[SCORE]), ref)
+  redis.call('ZADD', wait_key(r[LANE], r[QUEUE]), int(r[SCORE] + (behind or 0)), ref)
   redis.call('SADD', queues_key(r[LANE]), r[QUEUE])
 end
 local function wait_until(due, ref, r)
@@ -483,7 +485,8 @@ local function unwait(ref, r)                          -- 1 when it waited
   return redis.call('ZREM', wait_key(r[LANE], r[QUEUE]), ref) + redis.call('ZREM', due_key(r[LANE], r[QUEUE]), ref)
     + redis.call('ZREM', ANSWERED, ref) + (r[CLAIM] and redis.call('ZREM', followers_key(r[CLAIM]), ref) or 0)
 end
--- calls whose time has come go to their place -> when the next one's comes
+-- calls whose time has come go to their place, retries to theirs behind those that were not tried -> when the next one's
+-- comes
 local function ripen(L, queues)
   local at
   for _, q in ipairs(queues) do
@@ -497,7 +500,8 @@ local function ripen(L, queues)
           -- A call for later arrives now: had it its place since it was accepted, a thousand of them would put the
           -- tenant's calls of today behind everybody's.
           if r[SCORE] < 0 then place(L, r); keep(ref, r) end
-          wait(ref, r)
+          -- A suspect that waited for its turn is no retry now: it comes back to its own place.
+          wait(ref, r, r[ATTEMPTS] > 0 and r[LOST] == 0 and BEHIND or 0)
         end
       end
       e = redis.call('ZRANGE', k, 0, 0, 'WITHSCORES')
@@ -619,33 +623,42 @@ local function let_go(L, ref, r, ttl_us, message)
 end
 
 -- The first of the lane's calls on a queue, and its tag: the start of its turn, plus what its class has to wait longer at
--- the pace of now. So classes age with what the lane does, however slow that has become.
-local function head_of(L, queue)
+-- the pace of now. So classes age with what the lane does, however slow that has become. Retries come after all others;
+-- retries: the first of them alone.
+local function head_of(L, queue, retries)
   local k = wait_key(L.name, queue)
-  local e = redis.call('ZRANGE', k, 0, 0, 'WITHSCORES')
+  local e
+  if retries then
+    e = redis.call('ZRANGEBYSCORE', k, int(BEHIND), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+  else
+    e = redis.call('ZRANGE', k, 0, 0, 'WITHSCORES')
+  end
   if not e[1] then return nil end
   if not L.speed then                                  -- without a pace: about a call a second and slot
     L.speed = speed(L) or TAGS * math.max(1, (slots(queue)))
     if L.width > 0 and L.gap > 0 then L.speed = math.min(L.speed, TAGS * 1e6 / L.gap) end
   end
-  L.lowest = L.lowest or {}                            -- by queue: the last class that waits; a release only takes calls away
+  L.lowest = L.lowest or {}                            -- by queue: the last band that waits; a release only takes calls away
   local lowest = L.lowest[queue]
   if not lowest then
     lowest = math.floor(tonumber(redis.call('ZRANGE', k, -1, -1, 'WITHSCORES')[2]) / BAND)
     L.lowest[queue] = lowest
   end
+  local behind = tonumber(e[2]) >= BEHIND and BEHIND or 0
+  lowest = math.min(lowest, (behind > 0 and 2 or 1) * RETRIES - 1)
   local ref, first
   while true do
     local score = tonumber(e[2])
     local class = math.floor(score / BAND)
-    local tag = score - class * BAND + AGES_S[class] * L.speed
+    if class > lowest then return ref, first end       -- a retry behind the others
+    local tag = behind + math.min(BEHIND - 1, score - class * BAND + AGES_S[class % RETRIES] * L.speed)
     if not first or tag < first then ref, first = e[1], tag end
     if class >= lowest then return ref, first end
     e = redis.call('ZRANGEBYSCORE', k, int((class + 1) * BAND), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
     if not e[1] then return ref, first end
   end
 end
--- the first of the lane's calls among the queues that have room, its queue; and whether any call waits at all
+-- the first of the lane's calls among the queues that have room, its queue; whether any call waits at all; and its tag
 local function first_of(L, queues, rooms, out, greedy)
   local ref, first, queue
   local waits = false
@@ -662,7 +675,35 @@ local function first_of(L, queues, rooms, out, greedy)
       end
     end
   end
-  return ref, queue, waits
+  return ref, queue, waits, first
+end
+-- ── the budget of retries ────────────────────────────────────────────────────────────────────────────────────────
+-- A retry whose backoff is over waits behind all that wait otherwise, so that permits which nobody else wants are its own.
+-- While others wait it goes before them as long as the lane's budget has room: a tenth of the permits and ten a minute,
+-- and never more than ten at once. rb: the budget when the lane had given rs permits, at rt.
+local budget = {SHARE = 0.1, PER_US = 10 / 60e6, MOST = 10}
+function budget.left(L)
+  local h = redis.call('HMGET', lane_key(L.name), 'rb', 'rs', 'rt')
+  if not h[1] then return budget.MOST end
+  local permits, us = math.max(0, L.seq - tonumber(h[2])), math.max(0, now - tonumber(h[3]))
+  return math.min(budget.MOST, tonumber(h[1]) + budget.SHARE * permits + budget.PER_US * us)
+end
+function budget.pay(L, left)
+  redis.call('HSET', lane_key(L.name), 'rb', real(left - 1), 'rs', int(L.seq), 'rt', int(now))
+end
+-- The first retry on the queues that have room, when the budget lets it go before the others that wait: it, its queue,
+-- and the budget. Nothing is looked up for a lane in which no retries wait.
+function budget.first(L, queues, rooms)
+  local left, ref, queue, first
+  for _, q in ipairs(queues) do
+    if rooms[q] ~= 'empty' and (rooms[q] or 0) > 0 and L.lowest[q] >= RETRIES then
+      left = left or budget.left(L)
+      if left < 1 then return nil end
+      local head, tag = head_of(L, q, true)
+      if head and (not first or tag < first) then ref, queue, first = head, q, tag end
+    end
+  end
+  return ref, queue, left
 end
 -- the row of a queue: lanes with a permit that found no slot there, in the order in which they are to be asked
 local function enrol(L, queue)
@@ -686,9 +727,12 @@ local function release(lane, most, greedy, served)
   local own, out, event = own_room(L)
   local moved, rooms, full, closed, lease, rows = 0, {}, false, false, lease_us(), {}
   while true do
-    local ref, queue, waits = first_of(L, queues, rooms, out + moved, greedy)
+    local ref, queue, waits, tag = first_of(L, queues, rooms, out + moved, greedy)
     if moved >= own and waits then full = true break end
     if not ref then break end
+    local retry, on, left
+    if tag < BEHIND then retry, on, left = budget.first(L, queues, rooms) end
+    if retry then ref, queue = retry, on end
     local r = record(ref)
     if not r then
       redis.call('ZREM', wait_key(lane, queue), ref)   -- its record outlived its time
@@ -716,6 +760,7 @@ local function release(lane, most, greedy, served)
       if L.parents and barred(L, r[COST], served, rows) then break end
       redis.call('ZREM', wait_key(lane, queue), ref)
       let_go(L, ref, r, lease)
+      if retry then budget.pay(L, left) end
       moved = moved + 1
       rooms[queue] = rooms[queue] - 1
       if #queues > 1 then rooms = {} end               -- queues share slots: count again
@@ -737,7 +782,7 @@ local function release(lane, most, greedy, served)
   for _, q in ipairs(queues) do
     local hungry = false
     if rooms[q] and rooms[q] ~= 'empty' and rooms[q] <= 0 and not full and not closed then
-      local head = next(L.p) and head_of(L, q)
+      local head = next(L.p) and (budget.first(L, {q}, {[q] = 1}) or head_of(L, q))
       local r = head and record(head)
       if head and not r then
         redis.call('ZREM', wait_key(lane, q), head)
@@ -857,8 +902,10 @@ local function hurry(ref, r, class)
   r[SCORE] = as_class(r, class)
   r[CLASS] = class
   keep(ref, r)
-  if redis.call('ZSCORE', wait_key(r[LANE], r[QUEUE]), ref) then
-    redis.call('ZADD', wait_key(r[LANE], r[QUEUE]), 'XX', int(r[SCORE]), ref)
+  local k = wait_key(r[LANE], r[QUEUE])
+  local at = tonumber(redis.call('ZSCORE', k, ref) or '')
+  if at then
+    redis.call('ZADD', k, 'XX', int(r[SCORE] + (at >= BEHIND and BEHIND or 0)), ref)  -- a retry stays one
     note(r[LANE], now)
   end
 end
@@ -1132,10 +1179,27 @@ end
 local function book(outbox)
   if outbox ~= '' then redis.call('XADD', key('outbox'), 'MAXLEN', '~', 5000000, '*', 'a', outbox) end
 end
--- The outcome of an attempt is recorded, heeded and told. The three do not hang together, and what the caller does next
+-- How functions fare, by half minutes, for the bad-record rule of policy/retry.py: failed and answered of the lane, f:NAME
+-- and a:NAME of its functions. tried: as tally.tried packs it. Names beyond the most count for the lane alone.
+local fared = {SLOT_US = 30e6, SLOTS = 10, TTL_S = 330, MOST = 2000}
+function fared.key(lane, slot) return key('fared:') .. int(slot) .. ':' .. lane end
+function fared.fare(lane, tried)
+  local k, t = fared.key(lane, math.floor(now / fared.SLOT_US)), cmsgpack.unpack(tried)
+  local function add(sum, field, n)
+    redis.call('HINCRBY', k, sum, n)
+    if redis.call('HLEN', k) < fared.MOST or redis.call('HEXISTS', k, field) == 1 then
+      redis.call('HINCRBY', k, field, n)
+    end
+  end
+  add('failed', 'f:' .. t[1], 1)
+  for name, n in pairs(t[2]) do add('answered', 'a:' .. name, n) end
+  redis.call('EXPIRE', k, fared.TTL_S)
+end
+-- The outcome of an attempt is recorded, heeded and told. The parts do not hang together, and what the caller does next
 -- (keep the answer, give the call back) does not hang on them: one that fails is counted.
-local function learn(lane, verdict, seen, outbox, gate_us, r)
+local function learn(lane, verdict, seen, outbox, gate_us, r, tried)
   if not pcall(book, outbox) then count('unrecorded') end
+  if tried and tried ~= '' and not pcall(fared.fare, lane, tried) then count('unheeded') end
   local heeded, in_full = pcall(heed, lane, verdict, gate_us or 0, r)
   if not heeded then count('unheeded') end
   if not (heeded and in_full) and not pcall(tell, lane, seen) then count('untold') end

@@ -1,12 +1,13 @@
 -- A released call goes back into its lane: to its own place (429, closed lane) or to a time (backoff). O(log waiting).
--- ARGV  now µs · tag · due in µs (0: its own place) · tries it costs · outbox entry · verdict · observation · gate µs · lane
+-- ARGV  now µs · tag · due in µs (0: its own place) · tries it costs · outbox entry · verdict · observation · gate µs · lane ·
+--       a failure that cost a try ('': none, see fare)
 -- returns  1 it went back | 0 the call is no longer this worker's
 local tag = ARGV[2]
 local ref, n = split(tag)
 local r = record(ref)
 if r and r[VERSION] > SCHEMA then r = nil end
 local spent = r and n > r[BORN] and r or nil             -- else the answer of a life before, under the same task id
-learn(ARGV[9], ARGV[6], ARGV[7], ARGV[5], tonumber(ARGV[8]), spent)
+learn(ARGV[9], ARGV[6], ARGV[7], ARGV[5], tonumber(ARGV[8]), spent, ARGV[10])
 doubt(ARGV[9], ARGV[6], spent and spent[COST] or NOTHING)
 if not r or not redis.call('ZSCORE', LEDGER, tag) then return 0 end
 r[ATTEMPTS] = r[ATTEMPTS] + tonumber(ARGV[4])

@@ -2,7 +2,8 @@
 -- O(followers).
 -- The first answer wins; a call that is delivered again gets it and sends nothing, and needs no permit for that.
 -- ARGV  now µs · tag · answer ('': none to keep) · outbox entry ('': none) · verdict · observation ('': none) · gate µs · lane · keep answer ms ·
---       what the answer is: value, error, passed, or alone (see share) · tokens that it really took ('': see reconcile)
+--       what the answer is: value, error, passed, or alone (see share) · tokens that it really took ('': see reconcile) ·
+--       a failure that cost a try ('': none, see fare)
 -- returns  1 settled now | 0 was settled before, or the call is gone
 local ref, n = split(ARGV[2])
 local r = record(ref)
@@ -19,7 +20,7 @@ if r and ARGV[3] ~= '' then
     end
   end
 end
-learn(ARGV[8], ARGV[5], ARGV[6], ARGV[4], tonumber(ARGV[7]), r)
+learn(ARGV[8], ARGV[5], ARGV[6], ARGV[4], tonumber(ARGV[7]), r, ARGV[12])
 if r and ARGV[11] ~= '' and n == r[RELEASE] and r[PERMIT] == USED and reconcile(ref, r, cmsgpack.unpack(ARGV[11])) then
   release(r[LANE], 1)                                  -- what was given back may be what it waits for
 end

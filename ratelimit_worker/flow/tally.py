@@ -1,0 +1,54 @@
+"""Which answers does the record of a lane's functions not know yet?
+
+Failures are written when they happen, and the answers that this process had meanwhile go along: so a lane without
+failures costs Redis nothing, and where there are some, both shares are of the same time.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from threading import Lock
+
+import msgspec
+
+from ratelimit_worker.policy.retry import RECORD_S
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Tally:
+    """Answers of this process by lane and function, until they are taken; none is older than RECORD_S. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._since_s = float("-inf")
+        self._fresh: dict[str, dict[str, int]] = {}
+        self._older: dict[str, dict[str, int]] = {}
+
+    def add(self, lane: str, task: str, at_s: float) -> None:
+        """One more answer; `at_s` on a clock that does not go back."""
+        with self._lock:
+            self._turn(at_s)
+            tasks = self._fresh.setdefault(lane, {})
+            tasks[task] = tasks.get(task, 0) + 1
+
+    def take(self, lane: str, at_s: float) -> dict[str, int]:
+        """Function → answers since the last take, which are another's to remember from now on."""
+        with self._lock:
+            self._turn(at_s)
+            sums: dict[str, int] = defaultdict(int)
+            for tasks in (self._fresh.pop(lane, {}), self._older.pop(lane, {})):
+                for task, answers in tasks.items():
+                    sums[task] += answers
+            return dict(sums)
+
+    def _turn(self, at_s: float) -> None:
+        age_s = at_s - self._since_s
+        if age_s >= RECORD_S / 2:
+            self._older = self._fresh if age_s < RECORD_S else {}
+            self._fresh, self._since_s = {}, at_s
+
+
+def tried(task: str, answered: dict[str, int]) -> bytes:
+    """A failure of a function that cost a try, and answers of its lane beside it, as the scripts read them."""
+    return _encode([task, answered])
