@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -302,8 +303,13 @@ def test_a_lease_is_held_on_and_given_up_by_its_owner_alone(redis_client: redis.
 
 def recorded(made: Fleet) -> list[tuple[str, str]]:
     """(from, to) of the recorded mode changes, oldest first."""
-    tracker = Tracker(engine_for(f"sqlite:///{made.folder}/state/tracking.sqlite3"))
-    return [(one.from_mode.value, one.to_mode.value) for one in tracker.mode_changes()[::-1]]
+    return [(one.from_mode.value, one.to_mode.value) for one in _tracker(made.folder).mode_changes()[::-1]]
+
+
+@cache
+def _tracker(folder: Path) -> Tracker:
+    """One for all looks: to make an engine for each takes more than the worker has left on a busy machine."""
+    return Tracker(engine_for(f"sqlite:///{folder}/state/tracking.sqlite3"))
 
 
 @pytest.mark.worker
