@@ -336,6 +336,22 @@ def tuner_killed() -> None:
             )
 
 
+def storm() -> None:
+    """Up for a second, down for a second, for a minute; 1,000 calls on 64 slots: how many requests do they take?"""
+    flaps = tuple(Entry(at_s=1 + 2 * n, for_s=1, fault=Fault.SERVER_ERROR) for n in range(30))
+    scenario = Scenario(rpm=1200, latency="lognormal(0.2, 0.3)", refusal_latency="0.02", timeline=flaps)
+    with Simulator(scenario) as provider, fleet(OPENAI_BASE_URL=provider.base_url) as made:
+        for n in range(2):
+            made.worker(f"w{n}", "-P", "threads", "-c", "32", wait=False)
+        for worker in made.workers:
+            worker.wait_ready(60.0)
+        tasks = made.agent()
+        results = [tasks.chat.delay(n) for n in range(1000)]
+        lost = all_answered(results)
+        requests = len(provider.arrivals())
+        say("a provider that flaps", calls=1000, requests=requests, a_call=f"{requests / 1000:.3f}", lost=lost)
+
+
 def many_lanes() -> None:
     """1,000 lanes of which 20 are busy: CPU of the tuner's worker, beside 20 lanes alone."""
     for idle in (0, 980):
@@ -363,7 +379,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     function.__name__: function
     for function in (
         four_workers, small_pool, killed, two_queues, beside_a_blocked_lane, slow_and_free, countdown, redis_restart,
-        redis_full, flip, one_budget, tuner_killed, many_lanes,
+        redis_full, flip, one_budget, tuner_killed, storm, many_lanes,
     )
 }  # fmt: skip
 
