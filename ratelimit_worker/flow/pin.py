@@ -48,10 +48,13 @@ def pin(
     """
     at, made = _checked(control, lane, for_s, reason, who, now)
     made = replace(made, mode=mode)
-    control.pins.write({ALL if made.everywhere else str(lane): made})
     names = control.lanes.names() if made.everywhere else [str(lane)]
+    before = {name: mode_of(control.lanes.fields(name)) for name in names}
+    control.pins.write({ALL if made.everywhere else str(lane): made})
     changes = _apply(control, names, control.pins.read(), at) if names else [began(ALL, Mode.NORMAL, made, at)]
-    return _told(control, changes)
+    # Where the tuner saw the pin first, it has told the same change, under the same id.
+    seen = {change.lane for change in changes}
+    return _told(control, changes + [began(name, before[name], made, at) for name in names if name not in seen])
 
 
 def auto(
