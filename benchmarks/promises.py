@@ -337,7 +337,8 @@ def tuner_killed() -> None:
 
 
 def storm() -> None:
-    """Up for a second, down for a second, for a minute; 1,000 calls on 64 slots: how many requests do they take?"""
+    """Up for a second, down for a second, for a minute; 2,000 calls on 64 slots: how many requests do they take?"""
+    calls = 2000
     flaps = tuple(Entry(at_s=1 + 2 * n, for_s=1, fault=Fault.SERVER_ERROR) for n in range(30))
     scenario = Scenario(rpm=1200, latency="lognormal(0.2, 0.3)", refusal_latency="0.02", timeline=flaps)
     with Simulator(scenario) as provider, fleet(OPENAI_BASE_URL=provider.base_url) as made:
@@ -346,10 +347,10 @@ def storm() -> None:
         for worker in made.workers:
             worker.wait_ready(60.0)
         tasks = made.agent()
-        results = [tasks.chat.delay(n) for n in range(1000)]
+        results = [tasks.chat.delay(n) for n in range(calls)]
         lost = all_answered(results)
         requests = len(provider.arrivals())
-        say("a provider that flaps", calls=1000, requests=requests, a_call=f"{requests / 1000:.3f}", lost=lost)
+        say("a provider that flaps", calls=calls, requests=requests, a_call=f"{requests / calls:.3f}", lost=lost)
 
 
 def many_lanes() -> None:

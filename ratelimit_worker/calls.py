@@ -5,7 +5,7 @@ Plain values only: nothing here does I/O, and every other module may import this
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -178,6 +178,21 @@ def saw(
         seen.provider, seen.model = provider or seen.provider, model or seen.model
 
 
+#: Gives what a call was made with: (args, kwargs).
+Arguments = Callable[[], tuple[Sequence[Any], Mapping[str, Any]]]
+#: Characters kept of each text of a `Content`: the outbox holds them in Redis while the database is away.
+MOST_CONTENT = 20_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """What an attempt was asked and what came of it, kept only where MAISD_CAPTURE_CONTENT is on."""
+
+    asked: str  #: the arguments, as JSON
+    answer: str | None = None  #: as JSON
+    traceback: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One request to a provider (or one that was turned back before it): a row of the tracking database.
@@ -208,6 +223,7 @@ class Attempt:
     output_tokens: int | None = None
     cause: str | None = None  #: one line without prompt or key
     worker: str = ""
+    content: Content | None = None
     # What the recorder learns from; not in the database.
     asked_model: str | None = None  #: under which its tokens are learned; None: they were not estimated
     estimated_tokens: int = 0  #: input, before any correction; 0: they were counted, or there was no text

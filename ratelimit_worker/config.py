@@ -97,12 +97,6 @@ def _webhook(text: str) -> str:
     return text
 
 
-def _never(text: str) -> bool:
-    if _switch(text):
-        raise ValueError("this version keeps no prompts and no answers: use false, or leave it out")
-    return False
-
-
 def _switch_or_auto(text: str) -> bool | None:
     try:
         return None if text.strip().lower() == "auto" else _switch(text)
@@ -265,7 +259,7 @@ class Settings:
     database_url: str = _setting("", _url("sqlite", "postgres", "postgresql"))
     lanes: Mapping[str, LaneLimits] = _setting({}, _lanes)
     alert_webhook_url: str = _setting("", _webhook)
-    capture_content: bool = _setting(False, _never)
+    capture_content: bool = _setting(False, _switch)
     state_dir: str = _setting("", str)
 
     rate_limit_delay: float = 1.0  #: RATE_LIMIT_DELAY, without the prefix: seconds before a call in basic mode

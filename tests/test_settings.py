@@ -87,7 +87,7 @@ def test_figures_reach_no_further_than_rows() -> None:
     ("name", "value"),
     [
         ("BASE_DELAY", "0"),
-        ("CAPTURE_CONTENT", "true"),
+        ("CAPTURE_CONTENT", "prompts"),
         ("ALERT_WEBHOOK_URL", "hooks.example.com/x"),
         ("ALERT_WEBHOOK_URL", "https:///services/hunter2"),
         ("ALERT_WEBHOOK_URL", "https://host:port/hunter2"),

@@ -17,7 +17,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, event, text
 
-from ratelimit_worker.calls import Attempt, Category, Outcome, Priority
+from ratelimit_worker.calls import MOST_CONTENT, Attempt, Category, Content, Outcome, Priority
 from ratelimit_worker.errors import ConfigurationError, RowRefused, StoreUnavailable
 from ratelimit_worker.stores import migrations
 from ratelimit_worker.stores.tables import Base
@@ -48,6 +48,7 @@ FULL = Attempt(
     output_tokens=0,
     cause="too many requests",
     worker="w@host",
+    content=Content(asked='{"args": ["é"]}', traceback="Traceback …"),
 )
 
 
@@ -83,6 +84,19 @@ def test_an_attempt_comes_back_as_it_went_in(tracker: Tracker) -> None:
     assert tracker.record([FULL, first]) == 2
     assert tracker.attempts_of("c-1") == [first, FULL]
     assert tracker.attempts_of("unknown") == []
+
+
+def test_contents_are_bent_like_the_rest_and_go_with_their_attempt(tracker: Tracker) -> None:
+    """NUL and half surrogate pairs become U+FFFD, texts are cut; told twice the first stays; a purge takes them."""
+    odd = Content(asked="a\0b", answer="\ud800" + "x" * MOST_CONTENT)
+    assert tracker.record([replace(attempt("a"), content=odd), attempt("b", finished_at=900.0)]) == 2
+    assert tracker.record([replace(attempt("a"), content=Content(asked="again"))]) == 0
+    (row,) = tracker.attempts_of("a")
+    assert row.content == Content(asked="a\ufffdb", answer="\ufffd" + "x" * (MOST_CONTENT - 2) + "…")
+    assert tracker.purge(500.0, now_s=1_000.0) == 1
+    with tracker._transaction() as connection:
+        assert connection.execute(text("SELECT count(*) FROM contents")).scalar_one() == 0
+    assert len(tracker.attempts_of("b")) == 1
 
 
 def test_the_same_outcome_twice_is_one_row(tracker: Tracker) -> None:

@@ -15,7 +15,7 @@ from enum import Enum, auto
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
-from ratelimit_worker.calls import Sighting, saw
+from ratelimit_worker.calls import Arguments, Sighting, saw
 from ratelimit_worker.errors import CallFailed, DeadlineExceeded, PayloadLost, StoreUnavailable
 from ratelimit_worker.flow.execute import Answered, Executor, Facts, GaveUp, NotOurs, Result
 from ratelimit_worker.ports import AttemptLanes, Begun, Health
@@ -147,6 +147,7 @@ class Admission(Generic[T]):
         plan: As `flow.enqueue` makes it.
         take_part: A new turn under a reference.
         unpaced: Reserves the next start outside the lanes → seconds to wait for it; logs why.
+        arguments: As in `Facts`.
         clock: Seconds since the epoch.
     """
 
@@ -158,6 +159,7 @@ class Admission(Generic[T]):
     take_part: Callable[[str], T]
     executor: Executor
     unpaced: Callable[[], float]
+    arguments: Arguments | None = None
     clock: Callable[[], float] = time.time
     _tries: int = field(default=0, init=False)
     _number: int = field(default=0, init=False)
@@ -254,7 +256,15 @@ class Admission(Generic[T]):
             yield Sleep(LOOK_AGAIN_S)
 
     def _facts(self, tag: str) -> Facts:
-        return Facts(call_id=self.call_id, tag=tag, task=self.task, plan=self.plan, queue=QUEUE, worker=self.worker)
+        return Facts(
+            call_id=self.call_id,
+            tag=tag,
+            task=self.task,
+            plan=self.plan,
+            queue=QUEUE,
+            worker=self.worker,
+            arguments=self.arguments,
+        )
 
 
 def run_unpaced(unpaced: Callable[[], float], at_least_s: float = 0.0) -> Steps:

@@ -13,7 +13,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ratelimit_worker.calls import Attempt, Category, Cost, Failure, Mode, Outcome, Priority, Sighting, sighting
+from ratelimit_worker.calls import (
+    Arguments,
+    Attempt,
+    Category,
+    Content,
+    Cost,
+    Failure,
+    Mode,
+    Outcome,
+    Priority,
+    Sighting,
+    sighting,
+)
 from ratelimit_worker.errors import (
     CallFailedLater,
     DeadlineExceeded,
@@ -23,6 +35,7 @@ from ratelimit_worker.errors import (
     call_failed,
 )
 from ratelimit_worker.flow import observe
+from ratelimit_worker.flow.content import content_of
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.flow.tally import Tally, tried
 from ratelimit_worker.policy.classification import classify_exception
@@ -40,7 +53,11 @@ KINDS = {Outcome.ANSWERED: "value", Outcome.RETRIED: "passed"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What is known of a call before its payload is read."""
+    """What is known of a call before its payload is read.
+
+    Args:
+        arguments: Asked once the attempt was made, for what is captured of it; None: nothing is.
+    """
 
     call_id: str
     tag: str
@@ -49,6 +66,7 @@ class Facts:
     queue: str = ""
     worker: str = ""
     alone: bool = False  #: nothing else runs in this process
+    arguments: Arguments | None = None
 
     @property
     def lane(self) -> str:
@@ -91,6 +109,17 @@ class NotOurs:
 @dataclass(frozen=True, slots=True)
 class MustBeAlone:
     """The call may kill its worker: it is to be executed when nothing else runs in this process (`Facts.alone`)."""
+
+
+@dataclass(slots=True)
+class _Trial:
+    """One attempt on its way: at what, since when (the executor's clock, seconds), and what was seen of it."""
+
+    facts: Facts
+    begun: Begun
+    started: float
+    seen: Sighting = field(default_factory=Sighting)
+    content: Content | None = None
 
 
 Result = Answered | Again | GaveUp | NotOurs | MustBeAlone
@@ -159,44 +188,46 @@ class Executor:
 
     def _poison(self, facts: Facts, begun: Begun) -> Result:
         """Those that follow it are the same call: they get its error, or each would kill its workers in turn."""
-        error, now = WorkerLostRepeatedly(facts.call_id, begun.tries), self.clock()
-        answer, cause = self.answers.error(error), type(error).__name__
-        self._settle(facts, begun, now, Sighting(), None, Outcome.FAILED, answer, "other", cause)
+        error, trial = WorkerLostRepeatedly(facts.call_id, begun.tries), _Trial(facts, begun, self.clock())
+        trial.content = content_of(facts.arguments)
+        self._settle(trial, None, Outcome.FAILED, self.answers.error(error), "other", cause=type(error).__name__)
         return GaveUp(error)
 
     def _attempt(self, facts: Facts, begun: Begun, run: Callable[[Begun], Any]) -> Result:
-        started = self.clock()
-        with sighting() as seen:
+        trial = _Trial(facts, begun, self.clock())
+        with sighting() as trial.seen:
             try:
                 value = run(begun)
             except self.pass_through as word:
-                self._passed(facts, begun, started, seen, word)
+                self._passed(trial, word)
                 raise
             except Exception as error:
-                return self._failed(facts, begun, started, seen, error)
-        verdict: observe.Verdict = "plain" if seen.response is None else "good"
-        if seen.usage is None:  # an SDK's answer, given back by the function
-            seen.usage = usage_of(value)
-        self.tally.add(facts.lane, facts.task, started)
-        self._settle(facts, begun, started, seen, None, Outcome.ANSWERED, self.answers.value(value), verdict)
+                return self._failed(trial, error)
+        verdict: observe.Verdict = "plain" if trial.seen.response is None else "good"
+        if trial.seen.usage is None:  # an SDK's answer, given back by the function
+            trial.seen.usage = usage_of(value)
+        trial.content = content_of(facts.arguments, value)
+        self.tally.add(facts.lane, facts.task, trial.started)
+        self._settle(trial, None, Outcome.ANSWERED, self.answers.value(value), verdict)
         return Answered(value)
 
-    def _passed(self, facts: Facts, begun: Begun, started: float, seen: Sighting, word: BaseException) -> None:
+    def _passed(self, trial: _Trial, word: BaseException) -> None:
+        trial.content = content_of(trial.facts.arguments, error=word)
         outcome = self.means(word)
         cause = None if outcome is Outcome.RETRIED else type(word).__name__
         if outcome is not Outcome.SNOOZED:
-            self._settle(
-                facts, begun, started, seen, None, outcome, self.answers.passed(), "other", cause, kind="passed"
-            )
+            self._settle(trial, None, outcome, self.answers.passed(), "other", cause=cause, kind="passed")
             return
-        at = begun.now_s + self.clock() - started
-        row = self.encode_outcome(self._row(facts, begun, at, seen, None, outcome, cause))
-        self.lanes.back(facts.tag, facts.lane, after_s=0.0, tries=0, outbox=row, verdict="other", seen=b"")
+        row = self.encode_outcome(self._row(trial, self._at(trial), None, outcome, cause))
+        tag, lane = trial.facts.tag, trial.facts.lane
+        self.lanes.back(tag, lane, after_s=0.0, tries=0, outbox=row, verdict="other", seen=b"")
 
-    def _failed(self, facts: Facts, begun: Begun, started: float, seen: Sighting, error: Exception) -> Result:
+    def _failed(self, trial: _Trial, error: Exception) -> Result:
+        facts, begun = trial.facts, trial.begun
+        trial.content = content_of(facts.arguments, error=error)
         failure = self.classify(error)
         if failure is None:  # not one that we know: Celery's own rules hold
-            self._settle(facts, begun, started, seen, None, Outcome.FAILED, b"", "other", type(error).__name__)
+            self._settle(trial, None, Outcome.FAILED, b"", "other", cause=type(error).__name__)
             return GaveUp(error)
         tries = begun.tries + 1
         health, counts = Health(), self.policy.retries(failure.category)
@@ -210,62 +241,53 @@ class Executor:
             self.policy,
             self.jitter,
             provider_away=away,
-            now_s=begun.now_s + self.clock() - started,
+            now_s=self._at(trial),
             deadline_s=begun.deadline_s,
             record=health.record if health.mode is Mode.NORMAL else NO_RECORD,
         )
         match step:
             case Retry(after_s):
-                return self._again(facts, begun, started, seen, failure, after_s, 1, older, self._tried(facts, started))
+                return self._again(trial, failure, after_s, 1, older, self._tried(trial))
             case Snooze(after_s):
                 # The lane's gate keeps a refused call waiting; at its own place it is the first to go after it.
                 wait_s = 0.0 if observe.verdict_of(failure) == "refused" else after_s
-                return self._again(facts, begun, started, seen, failure, wait_s, 0, older)
+                return self._again(trial, failure, wait_s, 0, older)
             case Halt() if health.escalates:
-                return self._again(facts, begun, started, seen, failure, 0.0, 0)  # parked: its lane is halted
+                return self._again(trial, failure, 0.0, 0)  # parked: its lane is halted
             case GiveUp() | Halt():
                 final = call_failed(failure, tries)
                 self._settle(
-                    facts,
-                    begun,
-                    started,
-                    seen,
+                    trial,
                     failure,
                     Outcome.FAILED,
                     self.answers.error(final),
                     observe.verdict_of(failure),
                     older=older,
-                    tried=self._tried(facts, started) if counts and step == GiveUp(failure, Why.TRIES) else b"",
+                    tried=self._tried(trial) if counts and step == GiveUp(failure, Why.TRIES) else b"",
                 )
                 return GaveUp(final)
 
-    def _tried(self, facts: Facts, at_s: float) -> bytes:
-        return tried(facts.task, self.tally.take(facts.lane, at_s))
+    def _at(self, trial: _Trial) -> float:
+        """Now, on Redis' clock: seconds since the epoch."""
+        return trial.begun.now_s + self.clock() - trial.started
+
+    def _tried(self, trial: _Trial) -> bytes:
+        return tried(trial.facts.task, self.tally.take(trial.facts.lane, trial.started))
 
     def _again(
-        self,
-        facts: Facts,
-        begun: Begun,
-        started: float,
-        seen: Sighting,
-        failure: Failure,
-        after_s: float,
-        tries: int,
-        older: int = 0,
-        tried: bytes = b"",
+        self, trial: _Trial, failure: Failure, after_s: float, tries: int, older: int = 0, tried: bytes = b""
     ) -> Result:
-        verdict = observe.verdict_of(failure)
-        at = begun.now_s + self.clock() - started
+        facts, begun, response = trial.facts, trial.begun, trial.seen.response
+        verdict, at = observe.verdict_of(failure), self._at(trial)
         outcome = Outcome.RETRIED if tries else Outcome.SNOOZED
-        attempt = self._row(facts, begun, at, seen, failure, outcome, failure.cause)
         ours = self.lanes.back(
             facts.tag,
             facts.lane,
             after_s=after_s,
             tries=tries,
-            outbox=self.encode_outcome(attempt),
-            verdict=observe.word(verdict, seen.response),
-            seen=observe.encode(at, begun.ticket, verdict, seen.response, failure, facts.cost, older),
+            outbox=self.encode_outcome(self._row(trial, at, failure, outcome, failure.cause)),
+            verdict=observe.word(verdict, response),
+            seen=observe.encode(at, begun.ticket, verdict, response, failure, facts.cost, older),
             gate_s=failure.retry_after_s or 0.0,
             tried=tried,
         )
@@ -273,47 +295,36 @@ class Executor:
 
     def _settle(
         self,
-        facts: Facts,
-        begun: Begun,
-        started: float,
-        seen: Sighting,
+        trial: _Trial,
         failure: Failure | None,
         outcome: Outcome,
         answer: bytes,
         verdict: observe.Verdict,
+        *,
         cause: str | None = None,
         older: int = 0,
         kind: str | None = None,
         tried: bytes = b"",
     ) -> None:
-        at = begun.now_s + self.clock() - started
-        attempt = self._row(facts, begun, at, seen, failure, outcome, cause)
+        facts, response, at = trial.facts, trial.seen.response, self._at(trial)
         self.lanes.settle(
             facts.tag,
             facts.lane,
             answer,
-            outbox=self.encode_outcome(attempt),
-            verdict=observe.word(verdict, seen.response),
-            seen=observe.encode(at, begun.ticket, verdict, seen.response, failure, facts.cost, older),
+            outbox=self.encode_outcome(self._row(trial, at, failure, outcome, cause)),
+            verdict=observe.word(verdict, response),
+            seen=observe.encode(at, trial.begun.ticket, verdict, response, failure, facts.cost, older),
             gate_s=(failure.retry_after_s or 0.0) if failure is not None else 0.0,
             kind=kind or KINDS.get(outcome, "error"),
-            used=self._used(facts, seen) if outcome is Outcome.ANSWERED else b"",
+            used=self._used(facts, trial.seen) if outcome is Outcome.ANSWERED else b"",
             tried=tried,
         )
 
     def _used(self, facts: Facts, seen: Sighting) -> bytes:
         return observe.used(seen.response, seen.usage, self.reconcile(facts.lane))
 
-    def _row(
-        self,
-        facts: Facts,
-        begun: Begun,
-        at: float,
-        seen: Sighting,
-        failure: Failure | None,
-        outcome: Outcome,
-        cause: str | None,
-    ) -> Attempt:
+    def _row(self, trial: _Trial, at: float, failure: Failure | None, outcome: Outcome, cause: str | None) -> Attempt:
+        facts, begun, seen = trial.facts, trial.begun, trial.seen
         plan, usage, response = facts.plan, seen.usage, seen.response
         level = logging.DEBUG if outcome is Outcome.ANSWERED else logging.INFO  # the framework says that it succeeded
         if log.isEnabledFor(level):
@@ -351,6 +362,7 @@ class Executor:
             output_tokens=usage.output_tokens if usage else None,
             cause=cause or (failure.cause if failure else None),
             worker=facts.worker,
+            content=trial.content,
             asked_model=size[0] if (size := plan.get("size")) else None,
             estimated_tokens=size[1] if size else 0,
         )

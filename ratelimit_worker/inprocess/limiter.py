@@ -206,6 +206,7 @@ class AdvancedRateLimiter:
                 classify=plugins.classifier(how.classify),
             ),
             unpaced=lambda: self._basic.reserve(settings.rate_limit_delay, desk.why or "Redis is away"),
+            arguments=(lambda: (args, kwargs)) if settings.capture_content else None,
         ).steps()
 
     # ── the cluster ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -341,6 +341,13 @@ def judge_settings(settings: Settings) -> Iterator[Finding]:
             f"{PREFIX}STATS_RETENTION_HOURS={settings.stats_retention_hours:g} reaches beyond what "
             f"{PREFIX}RETENTION_DAYS={settings.retention_days:g} keeps",
         )
+    if settings.capture_content:
+        yield Finding(
+            "settings",
+            Level.NOTE,
+            f"{PREFIX}CAPTURE_CONTENT is on: arguments, answers and tracebacks are kept in the tracking database for "
+            f"{settings.retention_days:g} days",
+        )
     if settings.emergency_mode:
         yield Finding("settings", Level.NOTE, f"{PREFIX}EMERGENCY_MODE pins EMERGENCY whenever a worker starts")
 

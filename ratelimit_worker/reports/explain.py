@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ratelimit_worker.calls import Attempt, Mode, Outcome
+from ratelimit_worker.calls import Attempt, Content, Mode, Outcome
 from ratelimit_worker.reports.live import LaneState, cluster_state
 from ratelimit_worker.reports.words import moment, per_min, seconds
 from ratelimit_worker.stores.live import CallNow, Live
 
 DAY_S = 86_400.0
+MOST_SHOWN = 400  #: characters of a captured text that are shown to people
 
 
 class Where(StrEnum):
@@ -200,6 +202,13 @@ def _room(call: CallNow, lane: LaneState) -> list[str]:
     return []
 
 
+def _content_lines(content: Content) -> list[str]:
+    """What was captured of an attempt; long texts by their beginning, JSON output has them whole."""
+    told = {"asked": content.asked, "answer": content.answer}
+    lines = [f"    {name}: {textwrap.shorten(said, MOST_SHOWN)}" for name, said in told.items() if said is not None]
+    return lines + textwrap.indent(content.traceback or "", "    ").splitlines()
+
+
 def explanation_text(found: Explanation) -> str:
     """The explanation as lines."""
     lines = [f"call {found.call_id}: {found.where}"]
@@ -227,6 +236,7 @@ def explanation_text(found: Explanation) -> str:
             f"  attempt {attempt.number}  {moment(attempt.started_at)}  waited {seconds(attempt.waited_s)}, "
             f"took {seconds(attempt.latency_s)}: {', '.join(what)}"
         )
+        lines += _content_lines(attempt.content) if attempt.content is not None else []
     if not found.attempts:
         lines.append("  no attempt is recorded yet")
     return "\n".join(lines)

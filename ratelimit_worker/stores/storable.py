@@ -10,7 +10,7 @@ import math
 from dataclasses import replace
 from hashlib import blake2s
 
-from ratelimit_worker.calls import Attempt, ModeChange
+from ratelimit_worker.calls import MOST_CONTENT, Attempt, Content, ModeChange
 
 #: Longest text that is indexed, in characters: at 4 bytes each still below PostgreSQL's 2,704 bytes an index row.
 MAX_KEY_CHARS = 512
@@ -88,7 +88,16 @@ def _cleaned(attempt: Attempt) -> dict[str, object]:
         "output_tokens": _optional_count(attempt.output_tokens, _INT64),
         "cause": _optional_text(attempt.cause),
         "worker": _text(attempt.worker, MAX_TEXT_CHARS),
+        "content": None if attempt.content is None else _content(attempt.content),
     }
+
+
+def _content(content: Content) -> Content:
+    return Content(
+        asked=_text(content.asked, MOST_CONTENT),
+        answer=None if content.answer is None else _text(content.answer, MOST_CONTENT),
+        traceback=None if content.traceback is None else _text(content.traceback, MOST_CONTENT),
+    )
 
 
 def _text(value: str, max_chars: int) -> str:

@@ -104,6 +104,23 @@ class AttemptRow(Base):
     worker: Mapped[str]
 
 
+class ContentRow(Base):
+    """What an attempt was asked and what came of it: `calls.Content`, only while MAISD_CAPTURE_CONTENT is on.
+
+    A table of its own: figures never read it, and one statement empties it.
+    """
+
+    __tablename__ = "contents"
+    __table_args__ = (Index("ix_contents_finished_at", "finished_at"),)
+
+    call_id: Mapped[str] = mapped_column(primary_key=True, comment="as in attempts")
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="as in attempts")
+    finished_at: Mapped[datetime]
+    asked: Mapped[str] = mapped_column(comment="the arguments, as JSON")
+    answer: Mapped[str | None] = mapped_column(comment="as JSON")
+    traceback: Mapped[str | None]
+
+
 class ModeChangeRow(Base):
     """One transition of a lane's mode, by the law or by hand: `calls.ModeChange`, field for field."""
 

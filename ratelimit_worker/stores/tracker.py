@@ -8,23 +8,26 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Delete, Engine, Insert, delete, select, tuple_
+from sqlalchemy import Connection, Engine, delete, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import InstrumentedAttribute
 
-from ratelimit_worker.calls import Attempt, ModeChange
+from ratelimit_worker.calls import Attempt, Content, ModeChange
 from ratelimit_worker.errors import RowRefused, StoreUnavailable
 from ratelimit_worker.policy.modes import ALL
 from ratelimit_worker.stores.database import engine_for, ours
 from ratelimit_worker.stores.migrations import upgrade
 from ratelimit_worker.stores.storable import call_key, lane_key, storable, storable_change
-from ratelimit_worker.stores.tables import AttemptRow, Base, ModeChangeRow
+from ratelimit_worker.stores.tables import AttemptRow, Base, ContentRow, ModeChangeRow
 
 __all__ = ["Tracker", "engine_for"]
 
 #: Rows that one transaction of a purge deletes, so that the recorder never waits long for it.
 _PURGE_CHUNK = 5_000
 _KEY = (AttemptRow.call_id, AttemptRow.number)
+_CONTENT_KEY = (ContentRow.call_id, ContentRow.number)
+_CONTENT = (ContentRow.asked, ContentRow.answer, ContentRow.traceback)
 
 
 class Tracker:
@@ -48,7 +51,7 @@ class Tracker:
         upgrade(self._engine)
 
     def record(self, rows: Sequence[Attempt | ModeChange]) -> int:
-        """Insert the rows in one transaction and return how many were new.
+        """Insert the rows in one transaction and return how many were new, contents not counted.
 
         Those whose key (call_id and number, or the change's id) is there already are left as they are. Values are bent
         by `storable`.
@@ -61,24 +64,20 @@ class Tracker:
         if not rows:
             return 0
         try:
-            attempts = [_row(storable(row)) for row in rows if isinstance(row, Attempt)]
+            clean = [storable(row) for row in rows if isinstance(row, Attempt)]
+            attempts = [_row(attempt) for attempt in clean]
+            contents = [_content_row(attempt, attempt.content) for attempt in clean if attempt.content is not None]
             changes = [_change_row(storable_change(row)) for row in rows if isinstance(row, ModeChange)]
         except (ValueError, TypeError, OverflowError) as error:
             raise RowRefused(f"a row has a {type(error).__name__} among its values") from error
         # In one order everywhere: two recorders with the same rows then wait for each other, and never deadlock.
-        attempts.sort(key=lambda row: (row["call_id"], row["number"]))
+        for keyed in (attempts, contents):
+            keyed.sort(key=lambda row: (row["call_id"], row["number"]))
         changes.sort(key=lambda row: str(row["id"]))
         with self._transaction() as connection:
-            new = 0
-            for table, keyed_by, values in (
-                (AttemptRow, _KEY, attempts),
-                (ModeChangeRow, (ModeChangeRow.id,), changes),
-            ):
-                if values:
-                    statement = _insert_new(connection.dialect.name, table, [column.key for column in keyed_by])
-                    inserted = connection.execution_options(preserve_rowcount=True).execute(statement, values)
-                    new += inserted.rowcount
-            return new
+            new = _insert_new(connection, AttemptRow, _KEY, attempts)
+            _insert_new(connection, ContentRow, _CONTENT_KEY, contents)
+            return new + _insert_new(connection, ModeChangeRow, (ModeChangeRow.id,), changes)
 
     def attempts_of(self, call_id: str) -> list[Attempt]:
         """The recorded attempts of a call, first to last; empty where none is known.
@@ -86,7 +85,13 @@ class Tracker:
         Raises:
             StoreUnavailable: The database is away or locked.
         """
-        wanted = select(AttemptRow.__table__).where(AttemptRow.call_id == call_key(call_id)).order_by(AttemptRow.number)
+        same = (ContentRow.call_id == AttemptRow.call_id) & (ContentRow.number == AttemptRow.number)
+        wanted = (
+            select(AttemptRow.__table__, *_CONTENT)
+            .outerjoin(ContentRow, same)
+            .where(AttemptRow.call_id == call_key(call_id))
+            .order_by(AttemptRow.number)
+        )
         with self._transaction() as connection:
             return [_attempt(row._asdict()) for row in connection.execute(wanted)]
 
@@ -109,7 +114,7 @@ class Tracker:
             return [_change(row._asdict()) for row in connection.execute(wanted)]
 
     def purge(self, older_than_s: float, now_s: float | None = None) -> int:
-        """Delete attempts and mode changes of more than `older_than_s` seconds before `now_s`; returns how many.
+        """Delete attempts, contents and mode changes of more than `older_than_s` seconds before `now_s` → how many.
 
         Args:
             now_s: Seconds since the epoch; None: this machine's clock.
@@ -120,15 +125,19 @@ class Tracker:
         if older_than_s < 0:
             raise ValueError(f"older_than_s must not be negative, got {older_than_s}")
         before = datetime.fromtimestamp(time.time() if now_s is None else now_s, UTC) - timedelta(seconds=older_than_s)
-        oldest = (
-            select(*_KEY).where(AttemptRow.finished_at < before).order_by(AttemptRow.finished_at).limit(_PURGE_CHUNK)
-        )
-        purged = self._purge(delete(AttemptRow).where(tuple_(*_KEY).in_(oldest)))
-        ids = select(ModeChangeRow.id).where(ModeChangeRow.at < before).order_by(ModeChangeRow.at).limit(_PURGE_CHUNK)
-        return purged + self._purge(delete(ModeChangeRow).where(ModeChangeRow.id.in_(ids)))
+        self._purge(ContentRow, _CONTENT_KEY, ContentRow.finished_at, before)
+        attempts = self._purge(AttemptRow, _KEY, AttemptRow.finished_at, before)
+        return attempts + self._purge(ModeChangeRow, (ModeChangeRow.id,), ModeChangeRow.at, before)
 
-    def _purge(self, chunk: Delete) -> int:
-        purged = 0
+    def _purge(
+        self,
+        table: type[Base],
+        key: Sequence[InstrumentedAttribute[Any]],
+        at: InstrumentedAttribute[datetime],
+        before: datetime,
+    ) -> int:
+        oldest = select(*key).where(at < before).order_by(at).limit(_PURGE_CHUNK)
+        chunk, purged = delete(table).where(tuple_(*key).in_(oldest)), 0
         while True:
             with self._transaction() as connection:
                 deleted = connection.execute(chunk).rowcount
@@ -153,9 +162,15 @@ class Tracker:
             raise known from error
 
 
-def _insert_new(dialect: str, table: type[Base], key: list[str]) -> Insert:
-    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    return insert(table).on_conflict_do_nothing(index_elements=key)
+def _insert_new(
+    connection: Connection, table: type[Base], key: Sequence[InstrumentedAttribute[Any]], rows: Sequence[dict[str, Any]]
+) -> int:
+    """Insert those whose key is not there yet → how many."""
+    if not rows:
+        return 0
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = insert(table).on_conflict_do_nothing(index_elements=[column.key for column in key])
+    return connection.execution_options(preserve_rowcount=True).execute(statement, rows).rowcount
 
 
 def _row(attempt: Attempt) -> dict[str, Any]:
@@ -187,8 +202,21 @@ def _row(attempt: Attempt) -> dict[str, Any]:
     }
 
 
+def _content_row(attempt: Attempt, content: Content) -> dict[str, Any]:
+    return {
+        "call_id": attempt.call_id,
+        "number": attempt.number,
+        "finished_at": datetime.fromtimestamp(attempt.finished_at, UTC),
+        "asked": content.asked,
+        "answer": content.answer,
+        "traceback": content.traceback,
+    }
+
+
 def _attempt(row: dict[str, Any]) -> Attempt:
     del row["latency_s"]  # follows from the two times
+    content = {column.key: row.pop(column.key) for column in _CONTENT}
+    row["content"] = None if content["asked"] is None else Content(**content)
     row["started_at"] = row["started_at"].timestamp()
     row["finished_at"] = row["finished_at"].timestamp()
     row["tags"] = tuple(row["tags"])

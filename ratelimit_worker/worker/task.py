@@ -209,6 +209,7 @@ class CallTask(Task):
             plan=plan,
             queue=(request.delivery_info or {}).get("routing_key") or "",
             worker=f"{request.hostname}/{os.getpid()}",
+            arguments=(lambda: (request.args, request.kwargs)) if services().settings.capture_content else None,
         )
 
         def run(begun: Begun) -> Any:
