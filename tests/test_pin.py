@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -286,6 +286,45 @@ def test_a_pin_against_a_tuner_that_knows_nothing_of_it_yet(stage: Stage) -> Non
     stage.tune()
     assert float(stage.lanes.fields("gpt")["p1"]) == 5.0
     assert stage.mode() is Mode.REDUCED
+
+
+def test_what_a_quicker_tuner_did_is_told_all_the_same(stage: Stage) -> None:
+    """The tuner sees a pin, its end and a lane that is given back before the command goes on: one change, told once."""
+
+    def before_the_tuner(write: Callable[..., Any]) -> Callable[..., Any]:
+        busy = False
+
+        def written_and_seen(*written: Any) -> None:
+            nonlocal busy
+            write(*written)
+            if not busy:
+                busy = True
+                stage.tune()
+                busy = False
+
+        return written_and_seen
+
+    stage.put(10)
+    stage.sent(0.5)
+    stage.control.pins.write = before_the_tuner(stage.control.pins.write)  # type: ignore[method-assign]
+    pinned = pin(stage.control, Mode.EMERGENCY, lane="gpt", who="ada", now=stage.now)
+    assert [(steps(change), change.who) for change in pinned] == [("NORMAL EMERGENCY", "ada")]
+    given_back = auto(stage.control, lane="gpt", who="bob", now=stage.now)
+    assert [(steps(change), change.who) for change in given_back] == [("EMERGENCY NORMAL", "bob")]
+    stage.put(1, lane="broke")
+    stage.pump()
+    stage.work("quota")
+    stage.tune()
+    assert stage.mode("broke") is Mode.HALT
+    written = stage.lanes.set_points
+    stage.lanes.set_points = before_the_tuner(written)  # type: ignore[method-assign,assignment]
+    resumed = auto(stage.control, who="bob", now=stage.now)
+    stage.lanes.set_points = written  # type: ignore[method-assign]
+    assert [(steps(change), change.lane, change.who) for change in resumed] == [("HALT NORMAL", "broke", "bob")]
+    assert stage.mode("broke") is Mode.NORMAL
+    told = stage.told()
+    assert {change.id for change in (*pinned, *given_back, *resumed)} < {change.id for change in told}
+    assert len({change.id for change in told}) == 4, "the three, and the law's HALT"
 
 
 def test_what_a_crash_leaves_undone_the_tuner_does(stage: Stage) -> None:

@@ -7,7 +7,7 @@ tuner does, since it looks at the pins. Waiting calls stay where they are; when 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from ratelimit_worker.calls import Mode, ModeChange
@@ -49,12 +49,11 @@ def pin(
     at, made = _checked(control, lane, for_s, reason, who, now)
     made = replace(made, mode=mode)
     names = control.lanes.names() if made.everywhere else [str(lane)]
-    before = {name: mode_of(control.lanes.fields(name)) for name in names}
+    before = {name: control.lanes.fields(name) for name in names}
     control.pins.write({ALL if made.everywhere else str(lane): made})
-    changes = _apply(control, names, control.pins.read(), at) if names else [began(ALL, Mode.NORMAL, made, at)]
-    # Where the tuner saw the pin first, it has told the same change, under the same id.
-    seen = {change.lane for change in changes}
-    return _told(control, changes + [began(name, before[name], made, at) for name in names if name not in seen])
+    return _told(
+        control, _apply(control, before, control.pins.read(), at) if before else [began(ALL, Mode.NORMAL, made, at)]
+    )
 
 
 def auto(
@@ -71,6 +70,8 @@ def auto(
         StoreUnavailable: the outbox takes no event; the lanes are given back all the same.
     """
     at, made = _checked(control, lane, None, reason, who, now)
+    names = control.lanes.names() if made.everywhere else [str(lane)]
+    before = {name: control.lanes.fields(name) for name in names}
     pins = control.pins.read()
     everywhere = pins.get(ALL)
     # Marked as ended first and dropped last: what a crash leaves undone in between, the tuner sees and does.
@@ -83,12 +84,13 @@ def auto(
         control.pins.write({str(lane): replace(made, until=everywhere.until)})
         ended = {}
     control.pins.write(ended)
-    concerned = control.lanes.names() if made.everywhere else [str(lane)]
-    for name in concerned:
-        found = control.lanes.fields(name)
-        if mode_of(found) is Mode.HALT and not found.get("pin"):  # the law's own
-            control.lanes.set_points(name, {RESUMED: f"{at!r} {who}"})
-    changes = _apply(control, concerned, control.pins.read(), at)
+    for name, fields in before.items():
+        if mode_of(fields) is Mode.HALT and not fields.get("pin"):  # the law's own
+            given_back = f"{at!r} {who}"
+            control.lanes.set_points(name, {RESUMED: given_back})
+            before[name] = {**fields, RESUMED: given_back.encode()}
+    # A tuner that was quicker has dropped what has ended.
+    changes = _apply(control, before, {**ended, **control.pins.read()}, at)
     control.pins.drop(ended)
     return _told(control, changes)
 
@@ -140,15 +142,21 @@ def _checked(
     return at, Pin(id=uuid.uuid4().hex, mode=None, at=at, who=who, reason=reason, until=until, everywhere=everywhere)
 
 
-def _apply(control: ControlPlane, lanes: Iterable[str], pins: Mapping[str, Pin], now: float) -> list[ModeChange]:
-    """Write the set-points of the pins that govern, and leave what the law remembers to the tuner."""
+def _apply(
+    control: ControlPlane, before: Mapping[str, Mapping[str, bytes]], pins: Mapping[str, Pin], now: float
+) -> list[ModeChange]:
+    """Write the set-points of the pins that govern, and leave what the law remembers to the tuner → what changed.
+
+    Args:
+        before: The lanes as they were before the pins were written. What changed is told from there: the tuner may have
+            seen the pins first, and then the lanes show no change any more; it tells the same, under the same ids.
+    """
     changes: list[ModeChange] = []
-    for lane in lanes:
+    for lane, fields in before.items():
+        changes += decide(LaneView(lane=lane, fields=fields, seen=()), now, control.rules, pins).changes
         view = LaneView(lane=lane, fields=control.lanes.fields(lane), seen=())
-        decision = decide(view, now, control.rules, pins)
-        if decision.set_points:
-            control.lanes.set_points(lane, decision.set_points)
-        changes += decision.changes
+        if set_points := decide(view, now, control.rules, pins).set_points:
+            control.lanes.set_points(lane, set_points)
     return changes
 
 
