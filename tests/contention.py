@@ -15,7 +15,7 @@ import redis
 
 from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.stores.lanes import US
-from tests.test_lanes import LEASE_S, Cluster, entry
+from tests.cluster import LEASE_S, Cluster, entry
 
 WORKER_LIFE_S = 3.0  #: a worker beats at least so often
 TOKENS_PER_S = 40_000.0

@@ -25,9 +25,9 @@ from ratelimit_worker.stores import answers, keys
 from ratelimit_worker.stores.lanes import AnsweredFromCache, Claim
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.wiring import services
+from tests.cluster import LEASE_S, OPEN, Cluster, entry
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet
-from tests.test_lanes import LEASE_S, OPEN, Cluster, entry
 
 WAIT_S = 15
 #: One slot and a pace at which nothing goes ahead of it: what waits, waits.
@@ -37,14 +37,6 @@ CLOSED = {"p1": 0, "d1": 1}
 def claim(fingerprint: str = "f", **more: Any) -> Claim:
     """A claim that joins and is kept for a minute."""
     return Claim(fingerprint=fingerprint, **{"ttl_s": 60.0, "join": True, **more})
-
-
-@pytest.fixture
-def cluster(redis_client: redis.Redis) -> Cluster:
-    """A server with one worker: 4 slots on queue `q`."""
-    scene = Cluster(redis_client)
-    scene.worker()
-    return scene
 
 
 Put = Callable[..., None]

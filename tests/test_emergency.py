@@ -29,13 +29,13 @@ from ratelimit_worker.stores import answers, keys
 from ratelimit_worker.stores.lanes import AnsweredFromCache, Claim
 from ratelimit_worker.wiring import services
 from tests import shared_functions
+from tests.cluster import LEASE_S, OPEN, Cluster, entry
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet
 from tests.shared_functions import said
 from tests.test_alerts import Hook, hook_at
 from tests.test_claims import CLOSED, answers_of, claim, nothing_is_left, places
 from tests.test_inprocess import LANES, Place
-from tests.test_lanes import LEASE_S, OPEN, Cluster, entry
 from tests.test_lanes_machine import LANES as MACHINE_LANES
 from tests.test_lanes_machine import QUEUES, Anything
 from tests.test_modes_worker import command
@@ -44,14 +44,6 @@ WAIT_S = 20
 TTL_S, STALE_S = 60.0, 600.0  #: `claim` is kept for a minute
 DEGRADED = (Mode.EMERGENCY, Mode.HALT)
 ANSWERS = Answers(dumps=json.dumps, loads=json.loads)
-
-
-@pytest.fixture
-def cluster(redis_client: redis.Redis) -> Cluster:
-    """A server with one worker: 4 slots on queue `q`."""
-    scene = Cluster(redis_client)
-    scene.worker()
-    return scene
 
 
 Put = Callable[..., None]

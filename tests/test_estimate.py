@@ -34,10 +34,10 @@ from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 from ratelimit_worker.stores.usage import MOST_KEPT, TTL_S, LearnedUsage, UsageMemory
 from ratelimit_worker.wiring import Services, connect
+from tests.cluster import Cluster, entry
 from tests.conftest import wait_for
 from tests.fleet import fleet
 from tests.test_cli import clean_environment
-from tests.test_lanes import Cluster, entry
 
 KNOWN = Learned(answers=9, factor=1.5, factor_of=9, output_tokens=80.4, output_of=9)
 

@@ -14,8 +14,8 @@ from ratelimit_worker.calls import DIMENSIONS, Cost
 from ratelimit_worker.simulate import Entry, Fault, Scenario
 from ratelimit_worker.simulate.oracle import delivered, oracle
 from ratelimit_worker.simulate.scenarios import CASES
+from tests.cluster import Cluster, entry
 from tests.laboratory import Laboratory, Plane, Result, Units, jobs_of
-from tests.test_lanes import Cluster, entry
 
 FIELDS: dict[str, float | str] = {"schema": 1, "p1": 5.0, "d1": 10.0, "g1": 0.0, "p2": 900.0, "d2": 2_000.0}
 

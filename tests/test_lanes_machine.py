@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import US, Claim
-from tests.test_lanes import LEASE_S, T0_US, Cluster, entry
+from tests.cluster import LEASE_S, T0_US, Cluster, entry
 
 LANES = ("a", "b", "free")
 QUEUES = ("q", "two")

@@ -31,12 +31,12 @@ from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.pins import Pins
 from ratelimit_worker.wiring import services
+from tests.cluster import T0_US, Cluster, entry
 from tests.conftest import wait_for
 from tests.contention import Scene
 from tests.fleet import fleet
 from tests.test_chaos import settle_all
 from tests.test_claims import claim
-from tests.test_lanes import T0_US, Cluster, entry
 
 pytestmark = pytest.mark.server
 

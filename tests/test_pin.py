@@ -24,7 +24,7 @@ from ratelimit_worker.policy.modes import ALL, Rates, Thresholds
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.pins import Pins
 from ratelimit_worker.stores.tracker import Tracker, engine_for
-from tests.test_lanes import US, Cluster, entry
+from tests.cluster import US, Cluster, entry
 
 pytestmark = pytest.mark.server
 

@@ -21,9 +21,9 @@ from ratelimit_worker.errors import WorkerLostRepeatedly
 from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.wiring import services
 from ratelimit_worker.worker.quarantine import Quarantine
+from tests.cluster import LEASE_S, OPEN, Cluster, entry
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet
-from tests.test_lanes import LEASE_S, OPEN, Cluster, entry
 
 SUSPECTS = "rlw:suspects"
 LOST = 11  #: where a call's record counts its losses

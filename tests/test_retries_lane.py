@@ -22,9 +22,9 @@ from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import Claim
 from ratelimit_worker.stores.patient import PatientLanes
 from ratelimit_worker.wiring import services
+from tests.cluster import Cluster, entry
 from tests.conftest import wait_for
 from tests.fleet import fleet
-from tests.test_lanes import Cluster, entry
 
 BAND = 1.4e15  #: as in _lane.lua
 BEHIND = 3 * BAND

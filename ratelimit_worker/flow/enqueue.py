@@ -99,19 +99,9 @@ def plan(
     within = deadline_s or kind.deadline_s or settings.deadline_s
     if within <= 0:
         raise BadInput(f"deadline_s={deadline_s!r}: use seconds above 0")
-    size: Size | None = None
+    size: dict[str, Any] = {}
     if cost is None:
-        told_cost = kind.cost(*args, **kwargs) if kind.cost is not None else estimate.size_of(args, kwargs)
-        if isinstance(told_cost, Size):
-            size = told_cost
-            model = size.model[:MOST_NAME] or lane
-            known = learned(estimate.key(kind.task, model))
-            counted = None
-            if known is None or known.factor_of < estimate.LEAST_ANSWERS:
-                counted = tokenizer((*args, *kwargs.values()), size.model)
-            cost = estimate.cost(size if counted is None else size._replace(input_tokens=counted, counted=True), known)
-        else:
-            cost = told_cost
+        cost, size = _cost(kind, args, kwargs, lane, learned, tokenizer)
     tenant = kind.tenant if tenant is None else tenant
     its_class = priority_of(kind.priority if priority is None else priority)
     stale_s = _stale_s(kind.stale_ttl_s if stale_ttl is None else stale_ttl)
@@ -128,8 +118,7 @@ def plan(
         "pub": uuid.uuid4().hex,
         "max_waiting": settings.max_waiting,
         "max_bytes": int(settings.max_payload_mb * 1024 * 1024),
-        # What settling learns from: [model, estimated input tokens; 0: they were counted]
-        **({} if size is None else {"size": [model, 0 if size.counted else size.input_tokens]}),
+        **size,
         **_sharing(kind, settings, kind.cache if cache is None else cache, stale_s),
         **_shedding(its_class, kind.shed_below if shed_below is None else shed_below),
     }
@@ -202,6 +191,28 @@ def bounds_field(limits: LaneLimits) -> str:
     bounds = {"parents": limits.parents, "rpd": limits.rpd, "tpd": limits.tpd}
     said = {name: value for name, value in bounds.items() if value}
     return msgspec.json.encode(said).decode() if said else ""
+
+
+def _cost(
+    kind: Kind,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    lane: str,
+    learned: Callable[[str], Learned | None],
+    tokenizer: Callable[[Iterable[Any], str], int | None],
+) -> tuple[Cost, dict[str, Any]]:
+    """What a call takes from the budget, and what settling learns from: `size`, [model, estimated input tokens; 0: they
+    were counted]; nothing where the task says what it costs."""
+    size = kind.cost(*args, **kwargs) if kind.cost is not None else estimate.size_of(args, kwargs)
+    if isinstance(size, Cost):
+        return size, {}
+    model = size.model[:MOST_NAME] or lane
+    known = learned(estimate.key(kind.task, model))
+    counted = None
+    if known is None or known.factor_of < estimate.LEAST_ANSWERS:
+        counted = tokenizer((*args, *kwargs.values()), size.model)
+    reserved = size if counted is None else size._replace(input_tokens=counted, counted=True)
+    return estimate.cost(reserved, known), {"size": [model, 0 if size.counted else size.input_tokens]}
 
 
 def _sharing(kind: Kind, settings: Settings, wanted: bool, stale_s: float) -> dict[str, Any]:
