@@ -33,7 +33,7 @@ BURST_S = 10.0  #: depth of the provider's bucket, seconds of its rate
 DEPTH_S = 0.25  #: the lane's, without headers (policy/pace.py)
 LATENCY_S, PER_TOKEN_S, REFUSAL_S = 0.5, 0.01, 0.05  #: a model answers at 100 tokens/s
 LEARNS_EVERY_S = 10.0  #: what was learned reaches those who make calls
-DOUBT_S, MOST_DOUBT_S, SLACK_S = 60.0, 3600.0, 2.0  #: as in stores/lua/_lane.lua
+DOUBT_S, MOST_DOUBT_S, SLACK_S = 60.0, 3600.0, 2.0  #: as in stores/lua/shared/reconcile.lua
 CAP = 64  #: calls at once
 
 

@@ -36,7 +36,7 @@ FIELDS: dict[str, dict[str, float | str]] = {
     "free": {"unlimited": 1},
 }  # fmt: skip
 MIDNIGHT_US = (T0_US // US // 86_400 + 1) * 86_400 * US
-BAND, AGES_S, TAGS = 1.4e15, (0, 60, 300), 1e4  #: as in _lane.lua
+BAND, AGES_S, TAGS = 1.4e15, (0, 60, 300), 1e4  #: as in lua/shared/record.lua
 BEHIND = len(AGES_S) * BAND
 
 

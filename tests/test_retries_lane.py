@@ -26,7 +26,7 @@ from tests.cluster import Cluster, entry
 from tests.conftest import wait_for
 from tests.fleet import fleet
 
-BAND = 1.4e15  #: as in _lane.lua
+BAND = 1.4e15  #: as in lua/shared/record.lua
 BEHIND = 3 * BAND
 MOST = 10.0  #: retries at once
 

@@ -8,7 +8,7 @@ from importlib.resources import files
 import pytest
 import redis
 
-from ratelimit_worker.stores.scripts import REFUSED_WHEN_FULL, Scripts, library, script_names
+from ratelimit_worker.stores.scripts import REFUSED_WHEN_FULL, SHARED, Scripts, library, script_names
 
 LUA = files("ratelimit_worker.stores").joinpath("lua")
 NAMES = script_names()
@@ -55,3 +55,14 @@ def test_a_script_comes_back_after_the_server_forgot_it(redis_client: redis.Redi
     assert run("size", ("q",)) == 0
     redis_client.function_flush()
     assert run("size", ("q",)) == 0
+
+
+def test_every_shared_part_is_in_the_library_once() -> None:
+    """A file that nobody names would be dead, and says so here; each begins with what it is for."""
+    parts = [path for path in LUA.joinpath("shared").iterdir() if path.name.endswith(".lua")]
+    assert sorted(path.name.removesuffix(".lua") for path in parts) == sorted(SHARED)
+    _, text = library()
+    for path in parts:
+        part = path.read_text("utf-8")
+        assert text.count(part) == 1
+        assert re.match(r"-- [A-Z]", part)

@@ -43,8 +43,8 @@ BEAT_S, LIFE_S = 1.0, 3.5
 PATIENCE_S = 15.0  #: a restart or a pause of Redis is waited for; after that, calls go ahead without it
 PROBE_S = 2.0  #: between looks at a Redis that is not waited for
 #: Slots beyond the callers that there are. Ready calls of other queues may fill the cluster's slots and a few more
-#: (`SUPPLY` in _lane.lua), and room is what all slots leave: without spare ones our callers, who need nobody's slot,
-#: would wait for those.
+#: (`SUPPLY` in lua/shared/record.lua), and room is what all slots leave: without spare ones our callers, who need
+#: nobody's slot, would wait for those.
 SPARE_SLOTS = 64
 MOST_LATER = 10_000  #: things to tell Redis when it is back
 LEAVE_S = 10.0  #: how long the end of the process may wait for the recorder

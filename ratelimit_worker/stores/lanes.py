@@ -67,7 +67,7 @@ class Claim:
         )
 
     def packed(self) -> bytes:
-        """As the scripts read it (ASKED in _lane.lua)."""
+        """As the scripts read it (ASKED in lua/shared/claims.lua)."""
         return msgspec.msgpack.encode(
             [
                 self.fingerprint,

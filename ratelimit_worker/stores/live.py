@@ -21,13 +21,13 @@ US = 1_000_000
 #: Waiting calls of a lane and queue that are looked at to find the oldest. Places follow classes and tenants, not age,
 #: so an older one may stand further back; with one class and tenant the first is the oldest.
 LOOKED_AT = 20
-#: Messages of one task id that may be in lanes at once (REFS in lua/_lane.lua).
+#: Messages of one task id that may be in lanes at once (REFS in lua/shared/record.lua).
 REFS = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """The record of one call (the array at the top of lua/_lane.lua)."""
+    """The record of one call (the array at the top of lua/shared/record.lua)."""
 
     ref: str
     lane: str

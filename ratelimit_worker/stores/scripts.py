@@ -23,12 +23,33 @@ from ratelimit_worker.stores.exchange import exchange
 REFUSED_WHEN_FULL = frozenset({"enqueue"})
 
 
+#: What the scripts share (lua/shared/), in the order in which one part builds on another: one chunk, whose local names
+#: each part and each script sees.
+SHARED = (
+    "record",
+    "bucket",
+    "plan",
+    "suspects",
+    "room",
+    "waiting",
+    "parents",
+    "next",
+    "retry_budget",
+    "release",
+    "ledger",
+    "claims",
+    "back",
+    "learn",
+    "reconcile",
+)
+
+
 def script_names() -> list[str]:
     """The scripts in lua/: one function each."""
     return sorted(
         path.name.removesuffix(".lua")
         for path in files(__package__).joinpath("lua").iterdir()
-        if path.name.endswith(".lua") and not path.name.startswith("_")
+        if path.name.endswith(".lua")
     )
 
 
@@ -36,13 +57,14 @@ def library(key_prefix: str = "") -> tuple[str, str]:
     """The library as FUNCTION LOAD takes it → (prefix of its functions' names, text)."""
     lua = files(__package__).joinpath("lua")
     prefix = "".join(f"\\{byte:03d}" for byte in key_prefix.encode())  # decimal escapes: any prefix is safe in Lua
-    parts = [f'local K, SCHEMA = "{prefix}", {SCHEMA_VERSION}', lua.joinpath("_lane.lua").read_text("utf-8")]
+    shared = [lua.joinpath("shared", f"{name}.lua").read_text("utf-8") for name in SHARED]
+    parts = [f'local K, SCHEMA = "{prefix}", {SCHEMA_VERSION}', *shared]
     scripts = {name: lua.joinpath(f"{name}.lua").read_text("utf-8") for name in script_names()}
     all_of_it = "\n".join([*parts, *scripts, *scripts.values()])
     own = f"rlw_{hashlib.sha256(all_of_it.encode()).hexdigest()[:12]}"
     for name, text in scripts.items():
         flags = "" if name in REFUSED_WHEN_FULL else ", flags = {'allow-oom'}"
-        parts += [  # each in a block of its own: Lua takes 200 local names, and _lane.lua has most of them
+        parts += [  # each in a block of its own: Lua takes 200 local names, and lua/shared has most of them
             f"do local function run()\n{text}\nend",
             f"redis.register_function{{function_name = '{own}_{name}'{flags},"
             " callback = function(_, args) start(args) return run() end} end",

@@ -2,7 +2,7 @@
 -- A call that claims is first looked up: answered before, it needs no permit; the same is on its way, it follows that one.
 -- ARGV  now µs · lane · queue · ref wished · publication · class · tenant · weight · cost of 4 dimensions ·
 --       due in µs (0: now) · deadline in µs · most waiting (0: no bound) · tries so far · attempts so far · message · body ·
---       claim, packed ('': none; ASKED in _lane.lua) · shed in an emergency (0: no, 1: yes, 2: yes, and refused at once) ·
+--       claim, packed ('': none; ASKED in shared/claims.lua) · shed in an emergency (0: no, 1: yes, 2: yes, and refused at once) ·
 --       fields and values of the lane's hash for the case that the lane is new … (none: the caller thinks it is not)
 -- returns  {1 released | 0 waits | 2 was there already | -1 lane full | -2 the lane is new, say its fields, ref}, or
 --          {3, ref, answer}: it is answered, {-3, ref, mode}: it is shed; nothing was stored; an error when the message has

@@ -1,0 +1,70 @@
+-- The end of a call, and its way back into its lane.
+
+local function forget(ref, r)
+  if r[CLAIM] then succeed(ref, r) end
+  if r[DEGRADES] then redis.call('ZREM', degradable_key(r[LANE]), ref) end
+  suspect.clear(ref, r)
+  redis.call('DEL', call_key(ref), key('payload:') .. ref, key('settled:') .. ref)
+  redis.call('ZREM', EXPIRY, ref)
+  -- a publisher that lost our reply may send the same once more
+  redis.call('SET', key('done:') .. ref, r[PUB], 'EX', PUBLISHED_TTL_S)
+end
+-- Back into the lane: to its own place, or to its time. `expiry` says when it is delivered without a permit: at its
+-- deadline, or now when it has its answer. The caller releases.
+local function go_back(ref, tag, r, due)
+  leave(tag, r)
+  r[SINCE] = now
+  if due > now then
+    wait_until(due, ref, r)
+  else
+    if r[SCORE] < 0 then place(load(r[LANE]), r) end   -- expired before its time had come, and its worker died
+    wait(ref, r)
+  end
+  keep(ref, r)
+  local settled = redis.call('EXISTS', key('settled:') .. ref) == 1
+  redis.call('ZADD', EXPIRY, int(settled and now or r[DEADLINE]), ref)
+end
+-- Takes a message that nobody has read out of the ready list -> whether it lay there. The list may be a stock producer's
+-- and a million long, so only its ends are searched; what is not found is delivered one day, and begin calls it stale.
+local function unready(ref, r, tag)
+  local list, text = K .. r[QUEUE], text_of(ref, r, tag)
+  if redis.call('LPOS', list, text, 'MAXLEN', 5000) then return redis.call('LREM', list, 1, text) == 1 end
+  if redis.call('LPOS', list, text, 'RANK', -1, 'MAXLEN', 5000) then return redis.call('LREM', list, -1, text) == 1 end
+  return false
+end
+-- A worker died (lost: while it ran what had begun), or the message lay unread -> the lane when the call went back. The
+-- caller releases.
+local function restore(tag, lost)
+  local ref = split(tag)
+  local r = record(ref)
+  if not r then redis.call('ZREM', LEDGER, tag) return end  -- its record outlived its time; the audit does the rest
+  if r[VERSION] > SCHEMA then
+    redis.call('ZADD', LEDGER, 'XX', int(now + lease_us()), tag)  -- a newer worker's to restore
+    return
+  end
+  if r[PERMIT] == USED then
+    if lost then r[LOST] = r[LOST] + 1 end
+    r[RESTORED] = 1
+  elseif not unready(ref, r, tag) then
+    r[RESTORED] = 1
+  end
+  go_back(ref, tag, r, 0)
+  if r[LOST] > 0 then suspect.mark(ref, 0) end
+  return r[LANE]
+end
+-- What lies ready and unread goes back: on queues that nobody serves any more, or on all. O(out · ready).
+local function recall(everywhere)
+  for _, lane in ipairs(redis.call('SMEMBERS', key('busy'))) do
+    for _, tag in ipairs(redis.call('ZRANGEBYSCORE', out_key(lane), 0, 0)) do
+      local ref = split(tag)
+      local r = record(ref)
+      if r and r[VERSION] <= SCHEMA then
+        local _, here = slots(r[QUEUE])
+        if (everywhere or here == 0) and unready(ref, r, tag) then
+          go_back(ref, tag, r, 0)
+          note(r[LANE], now)
+        end
+      end
+    end
+  end
+end

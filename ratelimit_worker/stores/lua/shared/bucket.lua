@@ -1,0 +1,158 @@
+-- Budgets of a lane and its parents: what they hold, what a call takes from them and gets back.
+
+-- p1..p4 pace (units/s; absent: that dimension is not bound; 0: closed), l level, d depth, g guard, c sent in all (refused
+-- ones too), x of these refused, o what was given back beyond the depth (see reconcile), part of the level in L
+local FIELDS = {'ts', 'gate', 'cap', 'unlimited', 'seq', 'v', 'width', 'gap', 'schema',
+  'c1', 'c2', 'c3', 'c4', 'p1', 'p2', 'p3', 'p4', 'told', 'mode', 'bounds'}
+local BUCKETS = {}                                     -- by dimension: what is read of one that is bound
+for i = 1, N do BUCKETS[i] = {'l' .. i, 'd' .. i, 'g' .. i, 'o' .. i} end
+local DAY_FIELDS, DAY_TTL_S = {'requests', 'tokens'}, 172800
+local function bucket(lane)                            -- each field that is read or written costs as much as a look-up
+  local h = redis.call('HMGET', lane_key(lane), unpack(FIELDS))
+  local L = {name = lane, was = tonumber(h[1]), gate = tonumber(h[2]) or 0, cap = tonumber(h[3]) or 0,
+    unlimited = h[4] == '1', seq = tonumber(h[5]) or 0, v = (tonumber(h[6]) or 0) % BAND, width = tonumber(h[7]) or 0,
+    gap = tonumber(h[8]) or 0, schema = h[9], told = h[18] == '1', mode = h[19], p = {}, l = {}, d = {}, g = {}, o = {},
+    c = {}, kept = {}}
+  L.kept.gate, L.kept.v = L.gate, L.v
+  if L.was and L.was > now + STEP_US then              -- the clock was set back: earn from now on, not in an hour
+    L.was = now
+    redis.call('HSET', lane_key(lane), 'ts', int(now))
+  end
+  local from = L.was or now
+  if L.told then from = math.max(from, L.gate) end
+  local dt = math.max(0, now - from) / 1e6
+  for i = 1, N do
+    L.c[i] = tonumber(h[9 + i]) or 0
+    L.kept[i] = L.c[i]
+    local pace = not L.unlimited and tonumber(h[13 + i])
+    if pace then
+      local b = redis.call('HMGET', lane_key(lane), unpack(BUCKETS[i]))
+      L.p[i], L.d[i], L.g[i] = pace, tonumber(b[2]) or 1, tonumber(b[3]) or 0
+      L.o[i] = tonumber(b[4]) or 0
+      L.l[i] = math.min(L.d[i], (tonumber(b[1]) or L.d[i]) + pace * dt) + L.o[i]
+    end
+  end
+  if h[20] then                                        -- what only some lanes have: {parents, rpd, tpd}
+    local bounds = cjson.decode(h[20])
+    L.names = bounds.parents
+    if bounds.rpd or bounds.tpd then                   -- of the day, in the order of DAY_FIELDS: quota, used
+      L.day, L.quota = math.floor(now / DAY_US), {bounds.rpd or false, bounds.tpd or false}
+      local used = redis.call('HMGET', day_key(lane, L.day), unpack(DAY_FIELDS))
+      L.used = {tonumber(used[1]) or 0, tonumber(used[2]) or 0}
+    end
+  end
+  return L
+end
+-- A lane with its parents: budgets that it shares with others, lanes themselves but without parents of their own.
+-- names: those that a call was charged to; nil: those that the lane has now
+local function load(lane, names)
+  local L = bucket(lane)
+  names = names or L.names
+  if names and #names > 0 then
+    L.parents, L.names = {}, names
+    for i, name in ipairs(names) do
+      local P = bucket(name)
+      P.turn = tonumber(redis.call('HGET', lane_key(name), 'turn') or '0')  -- start of the last turn: fair, as v is
+      P.kept.turn, L.parents[i] = P.turn, P
+    end
+  else
+    L.parents, L.names = nil, nil
+  end
+  return L
+end
+-- writes what scripts change (levels, counters, gate), never the set-points
+local function save(L)
+  local args = {'ts', int(math.max(now, L.was or 0)), 'seq', int(L.seq)}
+  local n = #args
+  local function put(name, value) args[n + 1], args[n + 2], n = name, value, n + 2 end
+  if L.v ~= L.kept.v or not L.was then put('v', int(L.v)) end
+  if L.gate ~= L.kept.gate or not L.was then put('gate', int(L.gate)) end
+  for i = 1, N do
+    if L.p[i] then
+      local over = math.max(0, L.l[i] - L.d[i])
+      put('l' .. i, real(L.l[i] - over))
+      if over ~= L.o[i] then put('o' .. i, real(over)) end
+    end
+    if L.c[i] ~= L.kept[i] then put('c' .. i, real(L.c[i])) end
+  end
+  if L.turn and L.turn ~= L.kept.turn then put('turn', int(L.turn)) end
+  redis.call('HSET', lane_key(L.name), unpack(args))
+  if L.counted then
+    local k = day_key(L.name, L.day)
+    if redis.call('HSET', k, 'requests', real(L.used[1]), 'tokens', real(L.used[2])) > 0 then
+      redis.call('EXPIRE', k, DAY_TTL_S)
+    end
+  end
+  if L.parents then
+    for _, P in ipairs(L.parents) do save(P) end
+  end
+  if not L.was or math.floor(L.was / HOUR_US) ~= math.floor(now / HOUR_US) then
+    local left = redis.call('TTL', lane_key(L.name))
+    if left < LANE_TTL_S then redis.call('EXPIRE', lane_key(L.name), LANE_TTL_S) end
+    redis.call('ZADD', key('lanes'), int(now), L.name)
+  end
+end
+-- A lane that is not there yet gets fields and values from ARGV[from] on -> whether it was not there.
+local function make(lane, from)
+  if redis.call('HSETNX', lane_key(lane), 'schema', SCHEMA) == 0 then return false end
+  for i = from, #ARGV - 1, 2 do                        -- what a person has set before stays
+    if ARGV[i + 1] ~= '' then redis.call('HSETNX', lane_key(lane), ARGV[i], ARGV[i + 1]) end
+  end
+  redis.call('SADD', key('seen'), lane)                -- what is not known of it changes with time alone
+  return true
+end
+-- µs until every dimension admits the cost (0: now; nil: closed until set-points change)
+local function admits_in(L, cost)
+  local wait = math.max(0, L.gate - now)
+  for i = 1, N do
+    local pace = L.p[i]
+    if pace then
+      if pace <= 0 then return nil end
+      local need = math.min(cost[i], L.d[i] - L.g[i]) + L.g[i]
+      if L.l[i] + 1e-9 < need then wait = math.max(wait, math.ceil((need - L.l[i]) / pace * 1e6)) end
+    end
+  end
+  for i = 1, L.quota and 2 or 0 do                      -- one larger than the quota goes when none of it is used
+    local quota = L.quota[i]
+    if quota and L.used[i] + math.min(cost[i], quota) > quota + 1e-9 then
+      wait = math.max(wait, (L.day + 1) * DAY_US - now)
+    end
+  end
+  return wait
+end
+-- by: +1 spent, -1 given back; at: when it was spent, µs
+local function use_quota(L, cost, by, at)
+  if math.floor(at / DAY_US) ~= L.day then return end  -- yesterday's quota is nobody's any more
+  for i = 1, 2 do L.used[i] = math.max(0, L.used[i] + by * cost[i]) end
+  L.counted = true
+end
+local wake                                             -- below: lanes that wait for a parent are looked at
+local function spend(L, cost)
+  L.seq = L.seq + 1
+  if L.quota then use_quota(L, cost, 1, now) end
+  if L.parents then
+    for _, P in ipairs(L.parents) do spend(P, cost) end
+  end
+  for i = 1, N do
+    if L.p[i] then L.l[i] = L.l[i] - cost[i] end
+    L.c[i] = L.c[i] + cost[i]
+  end
+  if L.width > 0 and L.gap > 0 then                    -- ± 20 %, by the golden section of the number: lanes fall out of step
+    L.gate = math.max(L.gate, now + math.floor(L.gap * (0.8 + 0.4 * ((L.seq * 0.6180339887) % 1))))
+  end
+end
+-- What a permit took beside the lane's own levels goes back: of the day's quota, and of its parents. at: when it was spent, µs
+local refund
+local function refund_beside(L, cost, at)
+  if L.quota then use_quota(L, cost, -1, at) end
+  if L.parents then
+    for _, P in ipairs(L.parents) do refund(P, cost, at); wake(P.name) end
+  end
+end
+function refund(L, cost, at)                           -- of a permit that no start has used
+  refund_beside(L, cost, at)
+  for i = 1, N do
+    if L.p[i] then L.l[i] = math.max(L.l[i], math.min(L.d[i], L.l[i] + cost[i])) end
+    L.c[i] = L.c[i] - cost[i]
+  end
+end

@@ -1,0 +1,171 @@
+-- The claim of a fingerprint names its leader; the others follow it, outside the lane. Whoever the claim does not name can
+-- neither settle it nor pass it on.
+local function as_class(r, class) return r[SCORE] - band(r[CLASS]) + band(class) end  -- its place, were it of that class
+local function lead(ref, r) redis.call('SET', claim_key(r[CLAIM]), ref, 'EX', math.max(1, ttl_of(r))) end
+local function follow(ref, r)
+  local k, ttl_s = followers_key(r[CLAIM]), ttl_of(r)
+  redis.call('ZADD', k, int(now), ref)
+  if redis.call('TTL', k) < ttl_s then redis.call('EXPIRE', k, ttl_s) end
+  degradable(ref, r, 0)
+end
+-- Whom the claim names, when it is worth following: it is there, and waits for a worker that is.
+local function leader_for(fp, queue)
+  local ref = redis.call('GET', claim_key(fp))
+  local r = ref and record(ref)
+  if not r then return nil end
+  if r[QUEUE] ~= queue and select(2, slots(r[QUEUE])) == 0 then return nil end
+  return ref, r
+end
+-- The most urgent of those that are the same decides their place.
+local function hurry(ref, r, class)
+  if r[VERSION] > SCHEMA or r[SCORE] < 0 or band(class) >= band(r[CLASS]) then return end
+  r[SCORE] = as_class(r, class)
+  r[CLASS] = class
+  keep(ref, r)
+  local k = wait_key(r[LANE], r[QUEUE])
+  local at = tonumber(redis.call('ZSCORE', k, ref) or '')
+  if at then
+    redis.call('ZADD', k, 'XX', int(r[SCORE] + (at >= BEHIND and BEHIND or 0)), ref)  -- a retry stays one
+    note(r[LANE], now)
+  end
+end
+-- A call has its answer without a request of its own: the pump gives it to a worker, without a permit, as it does with
+-- those whose deadline has passed. Its links, its chord and its result are Celery's to see to.
+local function answered(ref, r, answer)
+  redis.call('SET', key('settled:') .. ref, answer, 'NX', 'EX', math.max(1, ttl_of(r)))
+  redis.call('ZADD', ANSWERED, int(now), ref)
+  redis.call('ZADD', EXPIRY, int(now), ref)
+  plan(now)
+end
+-- The leader leaves without an answer: its first follower takes its place in the lane, and the others follow that one.
+local function succeed(ref, r)
+  local fp = r[CLAIM]
+  if redis.call('GET', claim_key(fp)) ~= ref then return end
+  redis.call('DEL', claim_key(fp))
+  while true do
+    local heir = redis.call('ZPOPMIN', followers_key(fp))[1]
+    if not heir then return end
+    local h = record(heir)
+    if h then
+      lead(heir, h)
+      if r[SCORE] >= 0 then h[SCORE] = as_class(r, h[CLASS]) else place(load(h[LANE]), h) end
+      h[SINCE] = now
+      keep(heir, h)
+      wait(heir, h)
+      note(h[LANE], now)
+      return
+    end
+  end
+end
+local function uncache(fp)                             -- 1 when it was there
+  redis.call('ZREM', CACHE_USED, fp)
+  redis.call('ZREM', CACHE_ENDS, fp)
+  local size = redis.call('HGET', CACHE_SIZES, fp)
+  if size then
+    redis.call('HDEL', CACHE_SIZES, fp)
+    redis.call('HINCRBY', CACHE_SIZES, 'all', -tonumber(size))
+  end
+  return redis.call('DEL', cache_key(fp))
+end
+-- An answer is kept, past its time too where it may then be given in an emergency; what has ended goes, then what was used
+-- longest ago, until it fits. O(gone · log entries).
+-- A claim, as Claim.packed writes it. STALE_MS: absent in claims of an older version.
+local ASKED = {FP = 1, TTL_MS = 2, JOIN = 3, AT_ONCE = 4, AGAIN = 5, ENTRIES = 6, BYTES = 7, CONTEXT = 8, TAGS = 9, FUNC = 10,
+  STALE_MS = 11}
+local function kept_ms(claim) return claim[ASKED.TTL_MS] + (claim[ASKED.STALE_MS] or 0) end
+local ENTRY_BYTES = 500                                -- what an entry takes beside its answer, about
+local function cache(claim, answer)
+  local fp, size = claim[ASKED.FP], #answer + ENTRY_BYTES
+  if redis.call('HEXISTS', CACHE_SIZES, fp) == 1 then uncache(fp) end
+  if size > claim[ASKED.BYTES] or claim[ASKED.ENTRIES] < 1 then return end
+  for _, old in ipairs(redis.call('ZRANGEBYSCORE', CACHE_ENDS, '-inf', int(now), 'LIMIT', 0, 100)) do uncache(old) end
+  while redis.call('ZCARD', CACHE_USED) >= claim[ASKED.ENTRIES]
+    or tonumber(redis.call('HGET', CACHE_SIZES, 'all') or '0') + size > claim[ASKED.BYTES] do
+    local old = redis.call('ZRANGE', CACHE_USED, 0, 0)[1]
+    if not old then redis.call('DEL', CACHE_SIZES) break end  -- forgotten beside us: the sum is of nothing
+    uncache(old)
+    count('cache_evicted')
+  end
+  local ends = now + claim[ASKED.TTL_MS] * 1000
+  redis.call('HSET', cache_key(fp), 'answer', answer, 'context', claim[ASKED.CONTEXT], 'tags', claim[ASKED.TAGS],
+    'func', claim[ASKED.FUNC], 'size', size, 'ends', int(ends))
+  redis.call('PEXPIRE', cache_key(fp), int(kept_ms(claim)))
+  redis.call('ZADD', CACHE_USED, int(now), fp)
+  redis.call('ZADD', CACHE_ENDS, int(now + kept_ms(claim) * 1000), fp)
+  redis.call('HSET', CACHE_SIZES, fp, size)
+  redis.call('HINCRBY', CACHE_SIZES, 'all', size)
+end
+-- The kept answer for a claim, which counts as a use; one past its time only while the lane is degraded.
+local function cached(claim, mode)
+  if kept_ms(claim) <= 0 then return nil end
+  local fp = claim[ASKED.FP]
+  local h = redis.call('HMGET', cache_key(fp), 'answer', 'ends')
+  if not h[1] or not h[2] then return nil end
+  local ends = tonumber(h[2])
+  local fresh = claim[ASKED.TTL_MS] > 0 and now < ends
+  if not fresh and not (DEGRADED[mode] and now < ends + (claim[ASKED.STALE_MS] or 0) * 1000) then return nil end
+  redis.call('ZADD', CACHE_USED, 'XX', int(now), fp)
+  count(fresh and 'cache_hits' or 'cache_stale')
+  return h[1]
+end
+-- The followers of a claim go each its own way, at once: they arrive in their lane now, and share nothing any more.
+local function disband(fp, lane)
+  local L = load(lane)                                 -- theirs too: it is part of the fingerprint
+  for _, follower in ipairs(redis.call('ZRANGE', followers_key(fp), 0, -1)) do
+    local f = record(follower)
+    if f then
+      f[CLAIM], f[SINCE] = false, now
+      place(L, f)
+      keep(follower, f)
+      wait(follower, f)
+    end
+  end
+  note(lane, now)
+end
+-- A call has its outcome ('value'; 'error'; 'passed': it asks again, or never will; 'alone': nobody else can have it). Its
+-- answer is kept; the followers of its claim get the outcome, or are let go. O(followers · log).
+local function share(ref, r, kind, answer)
+  local packed = kind == 'value' and redis.call('HGET', call_key(ref), 'c')
+  local claim = packed and cmsgpack.unpack(packed)
+  if claim and kept_ms(claim) > 0 and not pcall(cache, claim, answer) then count('uncached') end
+  if kind == 'passed' or redis.call('GET', claim_key(r[CLAIM])) ~= ref then return end
+  if kind == 'alone' then
+    disband(r[CLAIM], r[LANE])
+  else
+    for _, follower in ipairs(redis.call('ZRANGE', followers_key(r[CLAIM]), 0, -1)) do
+      local f = record(follower)
+      if f then answered(follower, f, answer) end
+    end
+  end
+  redis.call('DEL', claim_key(r[CLAIM]), followers_key(r[CLAIM]))
+end
+local function shedding(L)                             -- what a call gets that is shed, as flow/settle.py reads it
+  count('shed')
+  return cjson.encode({error = {'LaneShedding', {L.name, L.mode}}})
+end
+-- Waiting calls of a lane that is in EMERGENCY or HALT get a kept answer, or else an error, where they said that they may;
+-- they leave the lane without a permit. What waits for a time does so when the time has come. At most DEGRADED_AT_ONCE.
+-- returns  whether there were any: there may be more, and heirs have come into the lane
+function degrade(L)
+  local k, any = degradable_key(L.name), false
+  for _, ref in ipairs(redis.call('ZRANGE', k, 0, DEGRADED_AT_ONCE - 1)) do
+    local r = record(ref)
+    if not r or r[VERSION] <= SCHEMA then              -- else a newer worker's
+      redis.call('ZREM', k, ref)                       -- it comes again when it waits again
+      any = true
+    end
+    local waiting = r and r[VERSION] <= SCHEMA and (redis.call('ZSCORE', wait_key(r[LANE], r[QUEUE]), ref)
+      or (r[CLAIM] and redis.call('ZSCORE', followers_key(r[CLAIM]), ref)))
+    if waiting and redis.call('EXISTS', key('settled:') .. ref) == 0 then
+      local packed = r[CLAIM] and r[DEGRADES] % 2 == STALE and redis.call('HGET', call_key(ref), 'c')
+      local answer = packed and cached(cmsgpack.unpack(packed), L.mode)
+      if not answer and r[DEGRADES] >= SHED then answer = shedding(L) end
+      if answer then
+        unwait(ref, r)
+        if r[CLAIM] then succeed(ref, r) end
+        answered(ref, r, answer)
+      end
+    end
+  end
+  return any
+end

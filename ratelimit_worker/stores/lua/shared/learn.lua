@@ -1,0 +1,87 @@
+-- What is learned from an attempt: the row of failures, the gate, the tuner's observation, the outbox, how functions fare.
+
+-- verdict: 'good' answered, 'plain' answered and no header told anything, 'refused' 429 ('refused.2': in the second dimension),
+-- 'sick', 'quota' nothing is left to spend, 'barred' the key was not accepted, 'other'. seen: the tuner's observation, packed by
+-- Python, or ''
+-- r: the record of the call whose permit it was; nil: of none
+-- returns  true when it is heeded in full: of a lane that is well, the tuner need only know how many plain answers it had
+local function heed(lane, told, gate_us, r)
+  local k = lane_key(lane)
+  local verdict, dimension = string.match(told, '^(%a+)%.?(%d*)$')
+  dimension = tonumber(dimension)
+  if verdict == 'good' or verdict == 'plain' then
+    local h = redis.call('HMGET', k, 'sick', 'refusals', 'mode', 'width')
+    local row = (h[1] or '0') ~= '0'
+    if row or (h[2] or '0') ~= '0' then redis.call('HSET', k, 'sick', 0, 'refusals', 0) end
+    if verdict == 'plain' and not row and (h[3] or 'NORMAL') == 'NORMAL' and (h[4] or '0') == '0' then
+      if redis.call('HINCRBY', k, 'goods', 1) == 1 then redis.call('SADD', key('seen'), lane) end
+      return true
+    end
+  elseif verdict == 'sick' then
+    local row = (tonumber(redis.call('HGET', k, 'sick') or '0') or 0) + 1
+    redis.call('HSET', k, 'sick', int(row))
+    if row >= SICK_ROW then redis.call('PUBLISH', key('tune'), lane) end
+  elseif verdict == 'refused' then
+    -- The refusal is the lane's own: its parents and the day get back what the call took.
+    local L, cost = load(lane, r and r[PARENTS]), r and r[COST] or NOTHING
+    if r then refund_beside(L, cost, r[TICKET][2]) end
+    for i = 1, N do
+      if cost[i] > 0 then redis.call('HINCRBYFLOAT', k, 'x' .. i, cost[i]) end
+      if L.p[i] then
+        L.l[i] = math.max(L.l[i], math.min(L.d[i], L.l[i] + cost[i]))
+        -- After the gate: with headers, this call alone, and then what they say; without, what the pause has earned.
+        local least = L.told and math.min(cost[i], L.d[i] - L.g[i]) + L.g[i] or 0
+        if not dimension or dimension == i then L.l[i] = math.min(L.l[i], least) end
+      end
+    end
+    if gate_us <= 0 then                               -- no Retry-After: 0.05·2^k s for the k-th in a row, at most 15 s
+      local row = tonumber(redis.call('HGET', k, 'refusals') or '0') or 0
+      if L.gate <= now then row = row + 1; redis.call('HSET', k, 'refusals', int(row)) end
+      gate_us = math.min(15e6, 50000 * 2 ^ math.max(0, row - 1)) * (0.5 + (now % 1000) / 2000)
+    end
+    L.gate = math.max(L.gate, now + math.min(gate_us, DAY_US))
+    save(L)
+    redis.call('PUBLISH', key('tune'), lane)
+  elseif verdict == 'quota' and redis.call('HGET', k, 'escalates') ~= '0' then  -- what is released and has not begun goes back
+    local L = bucket(lane)
+    L.gate = math.max(L.gate, now + HALT_US)
+    save(L)
+    redis.call('PUBLISH', key('tune'), lane)
+  end
+end
+local function tell(lane, seen)
+  if seen ~= '' then
+    redis.call('RPUSH', key('seen:') .. lane, seen)
+    redis.call('LTRIM', key('seen:') .. lane, -2000, -1)
+    redis.call('EXPIRE', key('seen:') .. lane, 3600)
+  end
+  redis.call('SADD', key('seen'), lane)
+end
+local function book(outbox)
+  if outbox ~= '' then redis.call('XADD', key('outbox'), 'MAXLEN', '~', 5000000, '*', 'a', outbox) end
+end
+-- How functions fare, by half minutes, for the bad-record rule of policy/retry.py: failed and answered of the lane, f:NAME
+-- and a:NAME of its functions. tried: as tally.tried packs it. Names beyond the most count for the lane alone.
+local fared = {SLOT_US = 30e6, SLOTS = 10, TTL_S = 330, MOST = 2000}
+function fared.key(lane, slot) return key('fared:') .. int(slot) .. ':' .. lane end
+function fared.fare(lane, tried)
+  local k, t = fared.key(lane, math.floor(now / fared.SLOT_US)), cmsgpack.unpack(tried)
+  local function add(sum, field, n)
+    redis.call('HINCRBY', k, sum, n)
+    if redis.call('HLEN', k) < fared.MOST or redis.call('HEXISTS', k, field) == 1 then
+      redis.call('HINCRBY', k, field, n)
+    end
+  end
+  add('failed', 'f:' .. t[1], 1)
+  for name, n in pairs(t[2]) do add('answered', 'a:' .. name, n) end
+  redis.call('EXPIRE', k, fared.TTL_S)
+end
+-- The outcome of an attempt is recorded, heeded and told. The parts do not hang together, and what the caller does next
+-- (keep the answer, give the call back) does not hang on them: one that fails is counted.
+local function learn(lane, verdict, seen, outbox, gate_us, r, tried)
+  if not pcall(book, outbox) then count('unrecorded') end
+  if tried and tried ~= '' and not pcall(fared.fare, lane, tried) then count('unheeded') end
+  local heeded, in_full = pcall(heed, lane, verdict, gate_us or 0, r)
+  if not heeded then count('unheeded') end
+  if not (heeded and in_full) and not pcall(tell, lane, seen) then count('untold') end
+end

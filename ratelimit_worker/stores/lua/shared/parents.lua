@@ -1,0 +1,70 @@
+-- A call goes when its lane and each of its parents admit it. A lane that waits for a parent stands in its row, at the
+-- start of its next turn (start-time fair queueing again, all lanes alike), and takes from it when it is the first there.
+local function start_of(P, lane)
+  return tonumber(redis.call('ZSCORE', turns_key(P.name), lane) or '')
+    or math.max(P.turn, tonumber(redis.call('ZSCORE', shares_key(P.name), lane) or '0'))
+end
+local function first_there(P, lane)
+  local e = redis.call('ZRANGE', turns_key(P.name), 0, 0, 'WITHSCORES')
+  return not e[1] or e[1] == lane or start_of(P, lane) < tonumber(e[2])
+end
+local function crowded(P)                              -- as many are out as may be
+  if P.cap == 0 and P.width == 0 then return false end
+  local out = redis.call('ZCARD', out_key(P.name))
+  return (P.cap > 0 and out >= P.cap) or (P.width > 0 and out >= P.width)
+end
+local function take_turns(L, cost)
+  for _, P in ipairs(L.parents) do
+    local start, k = start_of(P, L.name), shares_key(P.name)
+    P.turn = math.max(P.turn, start)
+    redis.call('ZREMRANGEBYSCORE', k, '-inf', int(P.turn))  -- says no more than `turn` does
+    if redis.call('ZADD', k, int(start + service(P, cost)), L.name) == 1 then redis.call('EXPIRE', k, TENANT_TTL_S) end
+    redis.call('ZREM', turns_key(P.name), L.name)      -- its next turn has another start
+  end
+end
+local function stand(P, lane, at)                      -- in the parent's row, which is looked at by then
+  redis.call('ZADD', turns_key(P.name), 'NX', int(start_of(P, lane)), lane)
+  local planned = redis.call('ZSCORE', NEXT, row_of(P.name))
+  if at and (not planned or tonumber(planned) > at) then note(row_of(P.name), at) end
+end
+-- Whether a parent bars the lane's next call; if so, the lane stands in the row of each that does. The slowest is kept for
+-- it when the others come soon, within the time of the call's service there: else it might never find all of them at once.
+-- served: the parent whose turn it is to be asked; rows: where it stands
+local function barred(L, cost, served, rows)
+  local waits, any = {}, false                         -- µs; inf: for an event; 'turn': for others before it
+  for i, P in ipairs(L.parents) do
+    waits[i] = crowded(P) and math.huge or admits_in(P, cost) or math.huge
+    if P.name ~= served and waits[i] < math.huge and not first_there(P, L.name) then waits[i] = 'turn' end
+    any = any or waits[i] ~= 0
+  end
+  if not any then return false end
+  local slowest, longest_s = 0, -1
+  for i, P in ipairs(L.parents) do
+    local s = service_s(P, cost)
+    if s > longest_s then slowest, longest_s = i, s end
+  end
+  for i, P in ipairs(L.parents) do
+    local elsewhere = 0
+    for j, wait_us in ipairs(waits) do
+      if j ~= i then elsewhere = math.max(elsewhere, wait_us == 'turn' and math.huge or wait_us) end
+    end
+    if waits[i] == 'turn' then
+      stand(P, L.name, not redis.call('ZSCORE', NEXT, row_of(P.name)) and now)
+      rows[P.name] = true
+    elseif waits[i] > 0 then
+      stand(P, L.name, waits[i] < math.huge and now + waits[i])
+      rows[P.name] = true
+    elseif i == slowest and elsewhere <= longest_s * 1e6 then
+      stand(P, L.name, now + elsewhere)
+      rows[P.name] = true
+    end
+  end
+  return true
+end
+local function clear(L, cost)                          -- no parent bars a call, and nobody waits for one
+  for i = 1, L.parents and #L.parents or 0 do
+    local P = L.parents[i]
+    if redis.call('EXISTS', turns_key(P.name)) == 1 or crowded(P) or admits_in(P, cost) ~= 0 then return false end
+  end
+  return true
+end

@@ -1,0 +1,90 @@
+-- What all scripts begin with: the time, names of keys, the fields of a call's record. This text and those after it run
+-- once, when the library is loaded; each script runs as a function after `start`. K (the key prefix) and SCHEMA stand
+-- above, set by scripts.py.
+
+local now, ARGV                                        -- of the call that runs; µs
+local memo                                             -- what it has looked up and nothing else changes meanwhile
+local busy, onqueue                                    -- lanes and queues of which calls are known to be out
+local stood                                            -- the parents in whose rows the lane stands that was released last
+local function start(args)                             -- args[1]: the time, µs; 0: this server's clock
+  ARGV, now, memo, busy, onqueue = args, tonumber(args[1]), {}, {}, {}
+  if now == 0 then
+    local t = redis.call('TIME')
+    now = t[1] * 1000000 + t[2]
+  end
+end
+
+local DAY_US, HOUR_US = 86400e6, 3600e6
+local LANE_TTL_S, TENANT_TTL_S, PUBLISHED_TTL_S = 2592000, 3600, 60
+local STEP_US = 1e6                                    -- a clock that goes back by more than this was set back
+local LOOK_S = 0.02                                    -- what a paced lane may earn while a message travels
+local AGES_S = {[0] = 0, 60, 300}                      -- high, normal, low: seconds of service after which a call is high
+local BAND = 1.4e15                                    -- tags of a class lie in a band of their own: years of service
+local RETRIES = 3                                      -- bands of retries, in the same order, behind those of the classes;
+local BEHIND = RETRIES * BAND                          -- a double holds every tag of the six exactly
+local BANDS = {high = 0, normal = BAND, low = 2 * BAND}
+local TAGS, WORTH = 1e4, {1, 1000, 1000, 1000}         -- tags of a call's worth of service; units that are worth a call
+local N = 4                                            -- dimensions: requests, tokens, input_tokens, output_tokens
+local SICK_ROW = 5                                     -- sick answers in a row: the provider is away
+local HALT_US = 300e6                                  -- between probes of a lane without quota
+local REFS = 9                                         -- messages of one task id that may be in lanes at once
+local TRIES = 8                                        -- lanes that are asked for one free slot
+local SUPPLY = 8                                       -- calls that may lie ready for the next free slots
+local SURPLUS = 8                                      -- calls without a permit that may lie ready beyond the slots
+local FOLLOWERS = 1000                                 -- of one claim: settle gives each its answer in one step
+local DEGRADED = {EMERGENCY = true, HALT = true}       -- modes in which calls are answered without their provider, if they may
+local SUSPECT_US, PART = 1e6, 16                       -- a suspect asks again after; of more than PART, a PARTth may try at once
+local DEGRADED_AT_ONCE = 100                           -- waiting calls that are so answered in one step
+-- A call's record, packed in field i of its hash. Newer versions only append; what they change otherwise is a new SCHEMA.
+local VERSION, LANE, QUEUE, SCORE, CLASS, TENANT, COST, ACCEPTED, DEADLINE, RELEASE, ATTEMPTS, LOST, PERMIT, RESTORED,
+  TICKET, PUB, SINCE, NUMBER, WEIGHT, BORN, CLAIM = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
+  20, 21                                               -- CLAIM: its fingerprint; absent or false: it shares nothing
+local DEGRADES, PARENTS = 22, 23                       -- what it may get in place of its turn: a sum of these; absent or false:
+local STALE, SHED = 1, 2                               -- nothing: an answer that is past its time; an error
+                                                       -- PARENTS: that it was charged to; absent: none, or it is not out
+local NOTHING = {0, 0, 0, 0}                           -- a cost
+local NONE, TAKEN, USED = 0, 1, 2                      -- PERMIT: none, taken from the bucket, used by a start
+
+local function int(x) return string.format('%.0f', x) end
+local function real(x) return string.format('%.17g', x) end
+local function key(name) return K .. 'rlw:' .. name end
+local function lane_key(lane) return key('lane:') .. lane end
+local function wait_key(lane, queue) return key('wait:') .. #lane .. ':' .. lane .. ':' .. queue end
+local function due_key(lane, queue) return key('due:') .. #lane .. ':' .. lane .. ':' .. queue end
+local function queues_key(lane) return key('queues:') .. lane end
+local function out_key(lane) return key('out:') .. lane end
+local function row_key(queue) return key('hungry:') .. queue end
+local function onqueue_key(queue) return key('onqueue:') .. queue end
+local function call_key(ref) return key('call:') .. ref end
+local function turns_key(parent) return key('turns:') .. parent end
+local function shares_key(parent) return key('shares:') .. parent end
+local function day_key(lane, day) return key('day:') .. int(day) .. ':' .. lane end
+local function claim_key(fp) return key('claim:') .. fp end
+local function followers_key(fp) return key('followers:') .. fp end
+local function degradable_key(lane) return key('degradable:') .. lane end
+local function cache_key(fp) return key('cache:') .. fp end
+local LEDGER, ASIDE, NEXT, HUNGRY, FULL = key('ledger'), key('aside'), key('next'), key('hungry'), key('full')
+local PUMP, EXPIRY, ANSWERED, SUSPECTS = key('pump'), key('expiry'), key('answered'), key('suspects')
+local CACHE_USED, CACHE_ENDS, CACHE_SIZES = key('cache:used'), key('cache:ends'), key('cache:sizes')
+local function count(name, by) return redis.call('HINCRBY', key('counters'), name, by or 1) end
+
+local function record(ref)
+  local packed = redis.call('HGET', call_key(ref), 'i')
+  return packed and cmsgpack.unpack(packed)
+end
+-- message: its text, with a place for the tag; given once, with a new record
+local function keep(ref, r, message)
+  if message then
+    redis.call('HSET', call_key(ref), 'i', cmsgpack.pack(r), 'm', message)
+  else
+    redis.call('HSET', call_key(ref), 'i', cmsgpack.pack(r))
+  end
+end
+-- A tag is the reference of a call and the number of its release; no number is given out twice, so that nobody who comes
+-- late (a worker that was frozen, an ack from a life before) can touch what is another's by now.
+local function split(tag)
+  local ref, n = string.match(tag, '^(.*)%.(%d+)$')
+  return ref or tag, tonumber(n) or 0
+end
+local function ttl_of(r) return math.ceil((r[DEADLINE] - now + DAY_US) / 1e6) end
+local function released() return tonumber(redis.call('HGET', key('counters'), 'released') or '0') end

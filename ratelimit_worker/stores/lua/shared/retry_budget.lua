@@ -1,0 +1,27 @@
+-- A retry whose backoff is over waits behind all that wait otherwise, so that permits which nobody else wants are its own.
+-- While others wait it goes before them as long as the lane's budget has room: a tenth of the permits and ten a minute,
+-- and never more than ten at once. rb: the budget when the lane had given rs permits, at rt.
+local budget = {SHARE = 0.1, PER_US = 10 / 60e6, MOST = 10}
+function budget.left(L)
+  local h = redis.call('HMGET', lane_key(L.name), 'rb', 'rs', 'rt')
+  if not h[1] then return budget.MOST end
+  local permits, us = math.max(0, L.seq - tonumber(h[2])), math.max(0, now - tonumber(h[3]))
+  return math.min(budget.MOST, tonumber(h[1]) + budget.SHARE * permits + budget.PER_US * us)
+end
+function budget.pay(L, left)
+  redis.call('HSET', lane_key(L.name), 'rb', real(left - 1), 'rs', int(L.seq), 'rt', int(now))
+end
+-- The first retry on the queues that have room, when the budget lets it go before the others that wait: it, its queue,
+-- and the budget. Nothing is looked up for a lane in which no retries wait.
+function budget.first(L, queues, rooms)
+  local left, ref, queue, first
+  for _, q in ipairs(queues) do
+    if rooms[q] ~= 'empty' and (rooms[q] or 0) > 0 and L.lowest[q] >= RETRIES then
+      left = left or budget.left(L)
+      if left < 1 then return nil end
+      local head, tag = head_of(L, q, true)
+      if head and (not first or tag < first) then ref, queue, first = head, q, tag end
+    end
+  end
+  return ref, queue, left
+end

@@ -1,0 +1,100 @@
+-- Places of waiting calls: their tags, their classes, and the time at which they join.
+
+-- The tags that a second of the lane's service is worth at its pace now. Service is counted in calls, or in thousands of
+-- tokens where these are bound, and not in seconds: a place outlasts the pace at which it was given.
+local function speed(L)
+  for i = 2, N + 1 do
+    local d = (i - 1) % N + 1                          -- tokens of all kinds first, then requests
+    if L.p[d] and L.p[d] > 0 then return TAGS * L.p[d] / WORTH[d] end
+  end
+  for i = 1, L.parents and #L.parents or 0 do
+    local by = speed(L.parents[i])
+    if by then return by end
+  end
+end
+-- s of service that a call takes: its dearest dimension, in the lane and in its parents
+local function service_s(L, cost)
+  local s = 0
+  for i = 1, N do
+    if L.p[i] and L.p[i] > 0 then s = math.max(s, cost[i] / L.p[i]) end
+  end
+  for i = 1, L.parents and #L.parents or 0 do s = math.max(s, service_s(L.parents[i], cost)) end
+  return s
+end
+local function service(L, cost)                        -- the same in tags
+  local by = speed(L)
+  return math.max(1, by and service_s(L, cost) * by or cost[1] * TAGS)
+end
+local function band(class) return BANDS[class] or BANDS.normal end
+-- start-time fair queueing (Goyal et al. 1996): the place of a call that arrives in its lane. A class has tags of its own,
+-- or an urgent call would wait behind all that its tenant has waiting.
+local function place(L, r)
+  local k, who = key('tenants:') .. L.name, r[CLASS] .. ':' .. r[TENANT]
+  redis.call('ZREMRANGEBYSCORE', k, '-inf', int(L.v))  -- says no more than v does
+  local start = math.max(L.v, tonumber(redis.call('ZSCORE', k, who) or '0')) % BAND
+  local new = redis.call('ZADD', k, int(start + math.max(1, service(L, r[COST]) / r[WEIGHT])), who)
+  if new == 1 then redis.call('EXPIRE', k, TENANT_TTL_S) end
+  r[SCORE] = start + band(r[CLASS])
+end
+-- A call that waits for its turn, or for another's, is found again when its lane degrades; followers first, so that none
+-- of them has to take the place of a leader that goes.
+local function degradable(ref, r, place)
+  if not r[DEGRADES] then return end
+  local k, ttl_s = degradable_key(r[LANE]), ttl_of(r)
+  redis.call('ZADD', k, place, ref)
+  if redis.call('TTL', k) < ttl_s then redis.call('EXPIRE', k, ttl_s) end
+end
+local degrade                                          -- what is done with them; below, since it needs claims
+local function wait(ref, r, behind)
+  degradable(ref, r, 1)
+  redis.call('ZADD', wait_key(r[LANE], r[QUEUE]), int(r[SCORE] + (behind or 0)), ref)
+  redis.call('SADD', queues_key(r[LANE]), r[QUEUE])
+end
+local function wait_until(due, ref, r)
+  redis.call('ZADD', due_key(r[LANE], r[QUEUE]), int(due), ref)
+  redis.call('SADD', queues_key(r[LANE]), r[QUEUE])
+end
+local function waits(ref, r)                            -- for its turn, its time, another's answer, or to be handed its own
+  return redis.call('ZSCORE', wait_key(r[LANE], r[QUEUE]), ref) or redis.call('ZSCORE', due_key(r[LANE], r[QUEUE]), ref)
+    or redis.call('ZSCORE', ANSWERED, ref) or (r[CLAIM] and redis.call('ZSCORE', followers_key(r[CLAIM]), ref))
+end
+local function unwait(ref, r)                          -- 1 when it waited
+  return redis.call('ZREM', wait_key(r[LANE], r[QUEUE]), ref) + redis.call('ZREM', due_key(r[LANE], r[QUEUE]), ref)
+    + redis.call('ZREM', ANSWERED, ref) + (r[CLAIM] and redis.call('ZREM', followers_key(r[CLAIM]), ref) or 0)
+end
+-- calls whose time has come go to their place, retries to theirs behind those that were not tried -> when the next one's
+-- comes
+local function ripen(L, queues)
+  local at
+  for _, q in ipairs(queues) do
+    local k = due_key(L.name, q)
+    local e = redis.call('ZRANGE', k, 0, 0, 'WITHSCORES')
+    if e[2] and tonumber(e[2]) <= now then
+      for _, ref in ipairs(redis.call('ZRANGEBYSCORE', k, '-inf', int(now), 'LIMIT', 0, 200)) do
+        redis.call('ZREM', k, ref)
+        local r = record(ref)
+        if r then
+          -- A call for later arrives now: had it its place since it was accepted, a thousand of them would put the
+          -- tenant's calls of today behind everybody's.
+          if r[SCORE] < 0 then place(L, r); keep(ref, r) end
+          -- A suspect that waited for its turn is no retry now: it comes back to its own place.
+          wait(ref, r, r[ATTEMPTS] > 0 and r[LOST] == 0 and BEHIND or 0)
+        end
+      end
+      e = redis.call('ZRANGE', k, 0, 0, 'WITHSCORES')
+    end
+    if e[2] then at = math.min(at or 1e18, tonumber(e[2])) end
+  end
+  return at
+end
+-- what the workers read: the stored text with the tag in its place. The JSON is never decoded ({} would become []).
+local function text_of(ref, r, tag, message)
+  message = message or redis.call('HGET', call_key(ref), 'm')
+  local _, b = string.find(message, '"delivery_tag": "@"', 1, true)
+  message = string.sub(message, 1, b - 3) .. cjson.encode(tag) .. string.sub(message, b + 1)
+  if r[RESTORED] == 1 then
+    local x, y = string.find(message, '"redelivered": false', 1, true)
+    if x then message = string.sub(message, 1, x - 1) .. '"redelivered": true' .. string.sub(message, y + 1) end
+  end
+  return message
+end
