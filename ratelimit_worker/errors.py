@@ -64,14 +64,40 @@ class LaneShedding(RateLimitWorkerError):
 
 
 class DeadlineExceeded(RateLimitWorkerError):
-    """The call was not answered within its deadline."""
+    """The call was not answered within its deadline.
 
-    def __init__(self, call_id: str, lane: str = "", attempts: int = 0) -> None:
-        super().__init__(call_id, lane, attempts)
+    Args:
+        attempts: Requests that were sent for it, those included that cost no try.
+        category: Of the last of them that failed, as `Category` has it; None: none was sent, or its worker died.
+        status, request_id, cause: Of the same, as in `CallFailed`.
+    """
+
+    def __init__(
+        self,
+        call_id: str,
+        lane: str = "",
+        attempts: int = 0,
+        category: str | None = None,
+        status: int | None = None,
+        request_id: str | None = None,
+        cause: str = "",
+    ) -> None:
+        super().__init__(call_id, lane, attempts, category, status, request_id, cause)
         self.call_id, self.lane, self.attempts = call_id, lane, attempts
+        self.category, self.status, self.request_id, self.cause = category, status, request_id, cause
 
     def __str__(self) -> str:
-        return f"call {self.call_id} in lane {self.lane!r} passed its deadline after {self.attempts} attempts"
+        said = f"call {self.call_id} in lane {self.lane!r} passed its deadline after {self.attempts} attempt(s)"
+        where = f" (HTTP {self.status})" if self.status else ""
+        return f"{said}, the last: {self.category}{where}: {self.cause}" if self.category else said
+
+
+def deadline_exceeded(call_id: str, lane: str, attempts: int, last: Failure | None) -> DeadlineExceeded:
+    """The error of a call whose time is over, with what failed its last attempt."""
+    if last is None:
+        return DeadlineExceeded(call_id, lane, attempts)
+    why = (last.category.value, last.status, last.request_id, last.cause)
+    return DeadlineExceeded(call_id, lane, attempts, *why)
 
 
 class WorkerLostRepeatedly(RateLimitWorkerError):

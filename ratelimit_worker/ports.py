@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ratelimit_worker.calls import Attempt, Mode, ModeChange
+from ratelimit_worker.calls import Attempt, Failure, Mode, ModeChange
 from ratelimit_worker.policy.estimate import Learned
 from ratelimit_worker.policy.modes import Pin
 from ratelimit_worker.policy.retry import NO_RECORD, Record
@@ -76,10 +76,12 @@ class Begun:
     body: bytes = b""  #: the payload: args, kwargs, canvas
     answer: bytes = b""
     tries: int = 0  #: attempts so far that cost a try; lost deliveries where the state is poison
-    number: int = 0  #: of this attempt, from 1, snoozed ones counted; of the last one where the state is poison
+    #: of this attempt, from 1, snoozed ones counted; of the last one where the state is poison or expired
+    number: int = 0
     deadline_s: float = 0.0  #: seconds since the epoch, Redis clock
     waiting_since_s: float = 0.0
     now_s: float = 0.0  #: Redis clock
+    failed: Failure | None = None  #: what sent it back to its lane last; told where the state is expired
     ticket: bytes = b""  #: the call's place in the order of sending, to be handed back with the observation
 
 
@@ -142,8 +144,9 @@ class AttemptLanes(Protocol):
         seen: bytes,
         gate_s: float = 0.0,
         tried: bytes = b"",
+        failed: Failure | None = None,
     ) -> bool:
-        """Return a released call to its lane. `tried`: as `tally.tried` packs it."""
+        """Return a released call to its lane. `tried`: as `tally.tried` packs it; `failed`: kept until it expires."""
         ...
 
     def health(self, lane: str, task: str) -> Health:

@@ -137,8 +137,9 @@ def test_expires_in_the_lane(tasks: ModuleType) -> None:
     late = tasks.echo.apply_async((1,), lane="blocked", deadline_s=0.3)
     with pytest.raises(TaskRevokedError):
         expired.get(timeout=WAIT_S)
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(DeadlineExceeded) as told:
         late.get(timeout=WAIT_S)
+    assert (told.value.attempts, told.value.category) == (0, None)
 
 
 def test_an_ordinary_task_passes_a_blocked_lane(tasks: ModuleType) -> None:

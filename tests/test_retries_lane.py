@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import count
 from math import inf
@@ -13,16 +14,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.retries import TRIALS, run
-from ratelimit_worker.calls import Category, Mode, Priority
+from ratelimit_worker.calls import Attempt, Category, Mode, Outcome, Priority, Response
 from ratelimit_worker.errors import CallFailed, StoreUnavailable
+from ratelimit_worker.flow.execute import Again, Executor, Facts, GaveUp, Result
+from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.flow.tally import Tally, tried
 from ratelimit_worker.flow.tune import mode_of
 from ratelimit_worker.policy.retry import Record
+from ratelimit_worker.ports import Begun
+from ratelimit_worker.providers.http import ProviderRefused
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import Claim
+from ratelimit_worker.stores.outbox import Outbox, encode
 from ratelimit_worker.stores.patient import PatientLanes
 from ratelimit_worker.wiring import services
-from tests.cluster import Cluster, entry
+from tests.cluster import LEASE_S, Cluster, entry
 from tests.conftest import wait_for
 from tests.fleet import fleet
 
@@ -239,6 +245,42 @@ def test_a_held_retry_gets_its_error_at_its_deadline(lane: Retrying) -> None:
     after = lane.live(3)
     assert lane.waiting()[1] == 0
     assert sum(ref[0] == "r" for ref in after) <= 3, "the others were expired"
+
+
+def test_an_expired_call_tells_what_failed_it_last(redis_client: redis.Redis, cluster: Cluster) -> None:
+    """Its error has category, status, request id and cause of its last attempt, and it ends with a row of its own."""
+    answers, box = Answers(dumps=json.dumps, loads=json.loads), Outbox(redis_client)
+    executor = Executor(lanes=cluster.lanes, answers=answers, encode_outcome=encode, lease_s=LEASE_S, clock=lambda: 0.0)
+    refusal = Response(status=503, headers={"x-request-id": "req-1"}, body={})
+
+    def refused(_: Begun) -> None:
+        raise ProviderRefused(refusal)
+
+    def deliver() -> Result:
+        tag, _ = cluster.take()
+        facts = Facts(call_id="c", tag=tag, task="t", plan={"lane": "gpt"})
+        result = executor.execute(facts, refused, lambda _: None)
+        cluster.free(tag)
+        return result
+
+    cluster.lanes.enqueue(entry("c", lane_fields={"p1": 1000, "d1": 1000}, deadline_in_s=200.0))
+    first = deliver()
+    assert isinstance(first, Again)
+    cluster.lanes.set_points("gpt", {"p1": 0})
+    cluster.live(201)
+    last = deliver()
+    assert isinstance(last, GaveUp)
+    assert last.error.args == ("c", "gpt", 1, "overloaded", 503, "req-1", "ProviderRefused: HTTP 503")
+    assert str(last.error).endswith("after 1 attempt(s), the last: overloaded (HTTP 503): ProviderRefused: HTTP 503")
+    rows = [row for _, row in box.read(10) if isinstance(row, Attempt)]
+    told = [(row.number, row.outcome, row.category, row.status, row.cause) for row in rows]
+    assert told == [
+        (1, Outcome.RETRIED, Category.OVERLOADED, 503, "ProviderRefused: HTTP 503"),
+        (2, Outcome.FAILED, Category.OVERLOADED, 503, "DeadlineExceeded"),
+    ]
+    assert rows[1].started_at == rows[1].finished_at
+    assert 190 < rows[1].waited_s <= 201
+    assert cluster.lanes.record("c") is None
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

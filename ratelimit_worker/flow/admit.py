@@ -319,7 +319,11 @@ class Concluded:
         calls expects that very type, which no JSON gives back.
         """
         raised = self._ran.error if self._ran is not None else None
-        if self._shared and (not answer or (raised is not None and type(raised).__module__ != CallFailed.__module__)):
+        if (
+            self._shared
+            and self._ran is not None
+            and (not answer or (raised is not None and type(raised).__module__ != CallFailed.__module__))
+        ):
             answer, kind = ALONE, "alone"
         return self._desk.settle(tag, lane, answer, kind=kind, **learned)
 

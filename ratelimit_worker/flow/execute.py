@@ -10,7 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ratelimit_worker.calls import (
@@ -33,6 +33,7 @@ from ratelimit_worker.errors import (
     RateLimitWorkerError,
     WorkerLostRepeatedly,
     call_failed,
+    deadline_exceeded,
 )
 from ratelimit_worker.flow import observe
 from ratelimit_worker.flow.content import content_of
@@ -169,7 +170,7 @@ class Executor:
                 return Again(0.0, CallFailedLater(facts.lane))
             case "expired":
                 restore(begun.body)
-                return GaveUp(DeadlineExceeded(facts.call_id, facts.lane, begun.tries))
+                return self._expired(facts, begun)
             case "poison":
                 restore(begun.body)
                 return self._poison(facts, begun)
@@ -192,6 +193,15 @@ class Executor:
         trial.content = content_of(facts.arguments)
         self._settle(trial, None, Outcome.FAILED, self.answers.error(error), "other", cause=type(error).__name__)
         return GaveUp(error)
+
+    def _expired(self, facts: Facts, begun: Begun) -> Result:
+        """Recorded as one row more, though nothing was sent. Those that follow it have deadlines of their own."""
+        trial = _Trial(
+            facts, replace(begun, number=begun.number + 1), self.clock(), content=content_of(facts.arguments)
+        )
+        row = self._row(trial, begun.now_s, begun.failed, Outcome.FAILED, DeadlineExceeded.__name__)
+        self.lanes.settle(facts.tag, facts.lane, b"", outbox=self.encode_outcome(row), verdict="other", seen=b"")
+        return GaveUp(deadline_exceeded(facts.call_id, facts.lane, begun.number, begun.failed))
 
     def _attempt(self, facts: Facts, begun: Begun, run: Callable[[Begun], Any]) -> Result:
         trial = _Trial(facts, begun, self.clock())
@@ -290,6 +300,7 @@ class Executor:
             seen=observe.encode(at, begun.ticket, verdict, response, failure, facts.cost, older),
             gate_s=failure.retry_after_s or 0.0,
             tried=tried,
+            failed=failure,
         )
         return Again(after_s, call_failed(failure, begun.tries + tries)) if ours else NotOurs()
 

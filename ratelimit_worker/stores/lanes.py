@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 from redis import Redis
 
-from ratelimit_worker.calls import Cost, Mode, Priority
+from ratelimit_worker.calls import Cost, Failure, Mode, Priority
 from ratelimit_worker.errors import BadInput, LaneFull, LaneShedding
 from ratelimit_worker.policy.retry import Record
 from ratelimit_worker.ports import Begun, Health, LaneView
@@ -22,6 +22,7 @@ GIVE_UP_AFTER_LOST = 3  #: deliveries whose worker died before the call is given
 KEEP_ANSWER_S = 86_400  #: an answer waits so long for its ack; FREE deletes it earlier
 
 ONE = Cost()
+_failure = msgspec.msgpack.Decoder(Failure)
 _SHEDS = {"": 0, "result": 1, "raise": 2}  #: as enqueue.lua reads it
 
 
@@ -210,7 +211,15 @@ class Lanes:
         if word == "settled":
             return Begun(state=word, answer=rest[0], body=rest[1])
         if word == "expired":
-            return Begun(state=word, tries=rest[0], body=rest[1])
+            body, number, waiting, now, failed = rest
+            return Begun(
+                state=word,
+                body=body,
+                number=number,
+                waiting_since_s=int(waiting) / US,
+                now_s=int(now) / US,
+                failed=_failure.decode(failed) if failed else None,
+            )
         if word == "poison":
             lost, body, number, now = rest
             at = int(now) / US
@@ -254,9 +263,15 @@ class Lanes:
         seen: bytes,
         gate_s: float = 0.0,
         tried: bytes = b"",
+        failed: Failure | None = None,
     ) -> bool:
-        """Return a released call to its lane, due in `after_s` (0: to its own place) → False when it was not ours."""
-        args = (tag, int(after_s * US), tries, outbox, verdict, seen, int(gate_s * US), lane, tried)
+        """Return a released call to its lane, due in `after_s` (0: to its own place) → False when it was not ours.
+
+        Args:
+            failed: What sends it back; `begin` tells it, should the deadline pass before the next attempt.
+        """
+        why = b"" if failed is None else msgspec.msgpack.encode(failed)
+        args = (tag, int(after_s * US), tries, outbox, verdict, seen, int(gate_s * US), lane, tried, why)
         return bool(self.run("back", args))
 
     def free(self, tags: Sequence[str]) -> int:

@@ -1,7 +1,8 @@
 -- A worker is about to run a released call: may it, with what, and for which time? Twice the same is once. O(log out).
 -- ARGV  now µs · tag · lease µs · deliveries lost at which to give up · 1: nothing else runs in its process
 -- returns  {state, …}: 'go', body, tries, number, deadline µs, waited since µs, now µs, ticket packed
---          'settled', answer, body · 'closed' (it went back to its place) · 'expired', tries, body ·
+--          'settled', answer, body · 'closed' (it went back to its place) ·
+--          'expired', body, number, waited since µs, now µs, what failed it last packed ('': nothing) ·
 --          'poison', lost, body, number, now µs · 'alone' (its last delivery: ask again when nothing else runs) · 'stale' (another's by now) · 'gone' (Redis has lost it)
 local tag = ARGV[2]
 local ref, n = split(tag)
@@ -13,7 +14,9 @@ if not r then return {'gone'} end
 if r[VERSION] > SCHEMA then return {'stale'} end       -- a newer worker's; its lease gives it back
 local answer, body = unpack(redis.call('MGET', key('settled:') .. ref, key('payload:') .. ref))
 if answer then return {'settled', answer, body or ''} end
-if now >= r[DEADLINE] then return {'expired', r[ATTEMPTS], body or ''} end
+if now >= r[DEADLINE] then
+  return {'expired', body or '', r[NUMBER], int(r[SINCE]), int(now), redis.call('HGET', call_key(ref), 'w') or ''}
+end
 if r[LOST] >= tonumber(ARGV[4]) then return {'poison', r[LOST], body or '', r[NUMBER], int(now)} end
 -- The loss after which it is given up must be its own: beside others, it might be another's.
 if r[LOST] >= tonumber(ARGV[4]) - 1 and ARGV[5] ~= '1' then return {'alone'} end
