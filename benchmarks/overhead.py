@@ -162,6 +162,8 @@ def main() -> None:
             f"| {figure('ours', delay):.2f} / {figure('stock', delay):.2f} | {ratio(delay):.2f} "
             f"| {figure('ours', trip):.2f} / {figure('stock', trip):.2f} | {ratio(trip):.2f} |"
         )
+        each = sorted(rate(row["ours"]) / rate(row["stock"]) for row in rows)
+        print(f"{pool}, throughput × of each pair: {', '.join(f'{one:.2f}' for one in each)}", file=sys.stderr)
 
 
 if __name__ == "__main__":
