@@ -18,6 +18,7 @@ local wished = ref
 for i = 1, REFS + 1 do
   if i > REFS then return redis.error_reply('ERR too many messages of one task id') end
   ref = i == 1 and wished or wished .. '~' .. (i - 1)
+  if redis.call('EXISTS', call_key(ref), key('done:') .. ref) == 0 then break end
   local r = record(ref)
   if (r and r[PUB] or redis.call('GET', key('done:') .. ref)) == pub then return {2, ref} end  -- our reply was lost
   if not r then break end
@@ -77,7 +78,7 @@ else
   r[BORN] = released()
   if due <= now and not answer and not follows then place(L, r) end
 end
-if past then let_go(L, ref, r, lease_us(), ARGV[18]) else keep(ref, r, ARGV[18]) end
+if past then let_go(L, ref, r, lease_us(), ARGV[18], true) else keep(ref, r, ARGV[18]) end
 redis.call('EXPIRE', call_key(ref), ttl_s)
 redis.call('SET', key('payload:') .. ref, ARGV[19], 'EX', ttl_s)
 redis.call('ZADD', EXPIRY, int(deadline), ref)
@@ -107,7 +108,9 @@ if due > now then
   if not at or tonumber(at) > due then note(lane, due) end
   return {0, ref}
 end
-wait(ref, r)
+local stands = false                                   -- whether calls of this queue wait already
+for _, q in ipairs(queues) do stands = stands or q == queue end
+wait(ref, r, 0, stands)
 local moved = 0
 if redis.call('ZRANK', wait_key(lane, queue), ref) == 0 then moved = release(lane, 1) else overdue() end
 if moved > 0 and redis.call('ZSCORE', wait_key(lane, queue), ref) then moved = 0 end  -- another's turn came

@@ -41,6 +41,7 @@ for _, q in ipairs(redis.call('SMEMBERS', key('onqueues'))) do
   if redis.call('EXISTS', onqueue_key(q)) == 0 then redis.call('SREM', key('onqueues'), q) end
 end
 prune(ASIDE, redis.call('SMEMBERS', ASIDE), 'SREM')
+memo[ASIDE_N] = nil
 local suspects = redis.call('ZRANGE', SUSPECTS, 0, 199, 'REV', 'WITHSCORES')  -- those that are out first
 for i = 1, #suspects, 2 do
   local ref = suspects[i]

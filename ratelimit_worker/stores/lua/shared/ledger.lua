@@ -7,7 +7,7 @@ local function leave(tag, r)
   local there = redis.call('ZREM', LEDGER, tag) == 1
   redis.call('ZREM', out, tag)
   redis.call('SREM', onqueue_key(r[QUEUE]), tag)
-  redis.call('SREM', ASIDE, tag)
+  if aside() > 0 and redis.call('SREM', ASIDE, tag) == 1 then memo[ASIDE_N] = nil end
   local parents = r[PARENTS]
   for i = 1, parents and #parents or 0 do redis.call('ZREM', out_key(parents[i]), tag) end
   if not there then return false end

@@ -1,7 +1,7 @@
 -- Who is next, and how a call goes out: with a permit into the ready list and the ledger, in one step.
 
--- into the ready list and the ledger in one step; message: as for `keep`
-local function give(ref, r, ttl_us, message)
+-- into the ready list and the ledger in one step. message: its text, where it was read; new: it is stored with the record
+local function give(ref, r, ttl_us, message, new)
   r[RELEASE] = count('released')
   r[BORN] = math.min(r[BORN], r[RELEASE] - 1)
   local tag = ref .. '.' .. int(r[RELEASE])
@@ -15,11 +15,11 @@ local function give(ref, r, ttl_us, message)
   if not busy[r[LANE]] then redis.call('SADD', key('busy'), r[LANE]) end  -- what is out of is in these; the sweep drops
   if not onqueue[r[QUEUE]] then redis.call('SADD', key('onqueues'), r[QUEUE]) end  -- what is no longer
   if r[LOST] > 0 then suspect.mark(ref, 1) end
-  keep(ref, r, message)
+  keep(ref, r, new and message)
   redis.call('LPUSH', K .. r[QUEUE], text_of(ref, r, tag, message))
 end
 -- out of the lane with a permit
-local function let_go(L, ref, r, ttl_us, message)
+local function let_go(L, ref, r, ttl_us, message, new)
   spend(L, r[COST])
   L.v = math.max(L.v, r[SCORE] - band(r[CLASS]))
   r[PERMIT], r[TICKET] = TAKEN, {L.seq, now, L.c[1], L.c[2], L.c[3], L.c[4]}
@@ -27,7 +27,7 @@ local function let_go(L, ref, r, ttl_us, message)
     r[CLAIM], r[DEGRADES], r[PARENTS] = r[CLAIM] or false, r[DEGRADES] or false, L.names  -- no holes
     take_turns(L, r[COST])
   end
-  give(ref, r, ttl_us, message)
+  give(ref, r, ttl_us, message, new)
 end
 
 -- The first of the lane's calls on a queue, and its tag: the start of its turn, plus what its class has to wait longer at

@@ -8,7 +8,11 @@ local function plan(at)                                -- wake the pump when `at
   end
 end
 local function note(lane, at)                          -- the pump has to look at `lane` at `at` (nil: it need not)
-  if not at then redis.call('ZREM', NEXT, lane) return end
+  if not at then
+    if not memo[NEXT_EMPTY] then redis.call('ZREM', NEXT, lane) end
+    return
+  end
+  memo[NEXT_EMPTY] = nil
   redis.call('ZADD', NEXT, int(at), lane)
   plan(at)
 end
@@ -19,6 +23,6 @@ function wake(parent)
   if redis.call('EXISTS', turns_key(parent)) == 1 then note(row_of(parent), now) end
 end
 local function lease_us()
-  memo[0] = memo[0] or tonumber(redis.call('HGET', PUMP, 'lease') or '30e6')
-  return memo[0]
+  memo[LEASE] = memo[LEASE] or tonumber(redis.call('HGET', PUMP, 'lease') or '30e6')
+  return memo[LEASE]
 end

@@ -3,7 +3,9 @@
 -- above, set by scripts.py.
 
 local now, ARGV                                        -- of the call that runs; µs
-local memo                                             -- what it has looked up and nothing else changes meanwhile
+local memo                                             -- what it has looked up and nothing else changes meanwhile: by queue,
+                                                       -- its slots; by number, one of these (each look-up costs 5 µs)
+local LEASE, ASIDE_N, NEXT_EMPTY = 0, 1, 2             -- the lease, µs; how many are set aside; whether `next` is empty
 local busy, onqueue                                    -- lanes and queues of which calls are known to be out
 local stood                                            -- the parents in whose rows the lane stands that was released last
 local function start(args)                             -- args[1]: the time, µs; 0: this server's clock
@@ -71,6 +73,10 @@ local function count(name, by) return redis.call('HINCRBY', key('counters'), nam
 local function record(ref)
   local packed = redis.call('HGET', call_key(ref), 'i')
   return packed and cmsgpack.unpack(packed)
+end
+local function record_and_message(ref)
+  local h = redis.call('HMGET', call_key(ref), 'i', 'm')
+  return h[1] and cmsgpack.unpack(h[1]), h[2]
 end
 -- message: its text, with a place for the tag; given once, with a new record
 local function keep(ref, r, message)

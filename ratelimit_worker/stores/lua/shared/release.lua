@@ -28,7 +28,7 @@ local function release(lane, most, greedy, served)
     local retry, on, left
     if tag < BEHIND then retry, on, left = budget.first(L, queues, rooms) end
     if retry then ref, queue = retry, on end
-    local r = record(ref)
+    local r, message = record_and_message(ref)
     if not r then
       redis.call('ZREM', wait_key(lane, queue), ref)   -- its record outlived its time
     elseif r[VERSION] > SCHEMA then
@@ -54,7 +54,7 @@ local function release(lane, most, greedy, served)
       end
       if L.parents and barred(L, r[COST], served, rows) then break end
       redis.call('ZREM', wait_key(lane, queue), ref)
-      let_go(L, ref, r, lease)
+      let_go(L, ref, r, lease, message)
       if retry then budget.pay(L, left) end
       moved = moved + 1
       rooms[queue] = rooms[queue] - 1
@@ -99,7 +99,8 @@ local function feed(free)
   local given, asked = 0, {}
   for _ = 1, TRIES + free do
     local lane, queue, first
-    for _, q in ipairs(redis.call('SMEMBERS', HUNGRY)) do
+    local rows = redis.call('SMEMBERS', HUNGRY)
+    for _, q in ipairs(rows) do
       local e = redis.call('ZRANGE', row_key(q), 0, 0, 'WITHSCORES')
       if not e[1] then
         redis.call('SREM', HUNGRY, q)
@@ -111,9 +112,12 @@ local function feed(free)
     if not lane then return end
     local again = asked[lane]
     if again and (redis.call('ZCARD', row_key(queue)) == 1 or vacant(queue) <= 0) then return end
-    local n = release(lane, redis.call('ZCARD', row_key(queue)) == 1 and free - given or 1, again)
+    local alone = redis.call('ZCARD', row_key(queue)) == 1
+    local n = release(lane, alone and free - given or 1, again)
     given, asked[lane] = given + n, n == 0
-    redis.call('ZADD', row_key(queue), 'XX', redis.call('HINCRBY', PUMP, 'row', 1), lane)  -- asked: to the end
+    if not alone or #rows > 1 then                     -- asked: to the end
+      redis.call('ZADD', row_key(queue), 'XX', redis.call('HINCRBY', PUMP, 'row', 1), lane)
+    end
     if given >= free or again then return end
   end
 end
@@ -139,6 +143,7 @@ local function look(at, most)                          -- a lane of `next`, or a
 end
 -- the pump is late (its holder was killed, or its thread starves): whoever is here does its work for one lane
 local function overdue()
+  if memo[NEXT_EMPTY] then return end
   local e = redis.call('ZRANGE', NEXT, 0, 0, 'WITHSCORES')
   if e[2] and tonumber(e[2]) < now - 4000 then look(e[1], 20) end
 end

@@ -25,6 +25,7 @@ local function set_aside(tag)
   local ref = split(tag)
   local r = record(ref)
   if r and redis.call('SADD', ASIDE, tag) == 1 then
+    memo[ASIDE_N] = nil
     redis.call('SREM', onqueue_key(r[QUEUE]), tag)
     set_begun(tag, r)
     if r[LOST] > 0 then suspect.back(ref) end
@@ -33,6 +34,7 @@ local function set_aside(tag)
 end
 local function take_back(tag)
   if redis.call('SREM', ASIDE, tag) == 1 then
+    memo[ASIDE_N] = nil
     local ref = split(tag)
     local r = record(ref)
     if r then
@@ -47,7 +49,7 @@ local function slots(queue)
   if known then return known[1], known[2] end
   local k = key('room')
   local h = redis.call('HMGET', k, 'total', 'until', 'q:' .. queue, 'lease')
-  if h[4] then memo[0] = tonumber(h[4]) end
+  if h[4] then memo[LEASE] = tonumber(h[4]) end
   if h[1] and now <= tonumber(h[2]) then
     local total, here = tonumber(h[1]), tonumber(h[3]) or 0
     memo[queue] = {total, here}
@@ -73,7 +75,11 @@ local function slots(queue)
   redis.call('EXPIRE', k, 60)
   return total, by[queue] or 0
 end
-local function living() return redis.call('ZCARD', LEDGER) - redis.call('SCARD', ASIDE) end
+local function aside()
+  memo[ASIDE_N] = memo[ASIDE_N] or redis.call('SCARD', ASIDE)
+  return memo[ASIDE_N]
+end
+local function living() return redis.call('ZCARD', LEDGER) - aside() end
 -- slots of a queue that are free, all that it has, and how many are taken on any
 local function vacant(queue)
   local total, here = slots(queue)
@@ -119,6 +125,7 @@ local function room(L, queue, out, greedy)
   -- a lane without pace keeps workers supplied, but not in the way of a lane with a pace
   if others > 0 or alive > out then return free end
   local waiting = redis.call('ZCARD', NEXT)
+  memo[NEXT_EMPTY] = waiting == 0
   if waiting > 0 and redis.call('ZSCORE', NEXT, L.name) then waiting = waiting - 1 end
   return waiting > 0 and free or free + math.min(here, SUPPLY)
 end

@@ -30,10 +30,12 @@ local function band(class) return BANDS[class] or BANDS.normal end
 -- or an urgent call would wait behind all that its tenant has waiting.
 local function place(L, r)
   local k, who = key('tenants:') .. L.name, r[CLASS] .. ':' .. r[TENANT]
-  redis.call('ZREMRANGEBYSCORE', k, '-inf', int(L.v))  -- says no more than v does
   local start = math.max(L.v, tonumber(redis.call('ZSCORE', k, who) or '0')) % BAND
   local new = redis.call('ZADD', k, int(start + math.max(1, service(L, r[COST]) / r[WEIGHT])), who)
-  if new == 1 then redis.call('EXPIRE', k, TENANT_TTL_S) end
+  if new == 1 then
+    redis.call('ZREMRANGEBYSCORE', k, '-inf', int(L.v))  -- those say no more than v does
+    redis.call('EXPIRE', k, TENANT_TTL_S)
+  end
   r[SCORE] = start + band(r[CLASS])
 end
 -- A call that waits for its turn, or for another's, is found again when its lane degrades; followers first, so that none
@@ -45,10 +47,10 @@ local function degradable(ref, r, place)
   if redis.call('TTL', k) < ttl_s then redis.call('EXPIRE', k, ttl_s) end
 end
 local degrade                                          -- what is done with them; below, since it needs claims
-local function wait(ref, r, behind)
+local function wait(ref, r, behind, stands)            -- stands: its queue is known to be among the lane's
   degradable(ref, r, 1)
   redis.call('ZADD', wait_key(r[LANE], r[QUEUE]), int(r[SCORE] + (behind or 0)), ref)
-  redis.call('SADD', queues_key(r[LANE]), r[QUEUE])
+  if not stands then redis.call('SADD', queues_key(r[LANE]), r[QUEUE]) end
 end
 local function wait_until(due, ref, r)
   redis.call('ZADD', due_key(r[LANE], r[QUEUE]), int(due), ref)
