@@ -60,14 +60,16 @@ def raised(error: Exception) -> Exception:
 
 def test_nothing_is_kept_where_nobody_asks() -> None:
     """Without arguments there is no content, whatever came of the attempt."""
-    assert content_of(None, "an answer") is None
+    assert content_of(None, value="an answer") is None
     assert content_of(None, error=ValueError(PROMPT)) is None
 
 
 def test_arguments_and_answer_or_traceback() -> None:
     """An answer is written as JSON, a failure as its whole traceback."""
-    told = content_of(lambda: (["é", 1], {"n": None}), {"text": "ok"})
+    told = content_of(lambda: (["é", 1], {"n": None}), value={"text": "ok"})
     assert told == Content(asked='{"args": ["é", 1], "kwargs": {"n": null}}', answer='{"text": "ok"}')
+    assert content_of(lambda: ((), {}), value=None) == Content(asked='{"args": [], "kwargs": {}}', answer="null")
+    assert content_of(lambda: ((), {})) == Content(asked='{"args": [], "kwargs": {}}'), "nothing came of it"
     told = content_of(lambda: ([], {}), error=raised(ValueError("the end")))
     assert told is not None
     assert told.answer is None

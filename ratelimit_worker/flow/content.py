@@ -8,21 +8,27 @@ from typing import Any
 
 from ratelimit_worker.calls import MOST_CONTENT, Arguments, Content
 
+NOTHING: Any = object()  #: came of an attempt: neither an answer nor an error
 
-def content_of(arguments: Arguments | None, value: Any = None, error: BaseException | None = None) -> Content | None:
+
+def content_of(
+    arguments: Arguments | None, *, value: Any = NOTHING, error: BaseException | None = None
+) -> Content | None:
     """What an attempt was asked and what came of it; None where nobody keeps that.
 
     Args:
         arguments: Gives (args, kwargs) of the call; None: content is not captured.
-        error: What the attempt raised, with its traceback; None: it returned `value`.
+        value: What the attempt returned.
+        error: What it raised, with its traceback.
     """
     if arguments is None:
         return None
     args, kwargs = arguments()
-    asked = text_of({"args": args, "kwargs": kwargs})
-    if error is not None:
-        return Content(asked=asked, traceback=trace_of(error))
-    return Content(asked=asked, answer=text_of(value))
+    return Content(
+        asked=text_of({"args": args, "kwargs": kwargs}),
+        answer=None if value is NOTHING else text_of(value),
+        traceback=None if error is None else trace_of(error),
+    )
 
 
 def text_of(value: Any) -> str:

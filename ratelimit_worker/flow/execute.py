@@ -199,7 +199,7 @@ class Executor:
         trial = _Trial(
             facts, replace(begun, number=begun.number + 1), self.clock(), content=content_of(facts.arguments)
         )
-        row = self._row(trial, begun.now_s, begun.failed, Outcome.FAILED, DeadlineExceeded.__name__)
+        row = self._row(trial, begun.now_s, None, Outcome.FAILED, DeadlineExceeded.__name__)
         self.lanes.settle(facts.tag, facts.lane, b"", outbox=self.encode_outcome(row), verdict="other", seen=b"")
         return GaveUp(deadline_exceeded(facts.call_id, facts.lane, begun.number, begun.failed))
 
@@ -216,7 +216,7 @@ class Executor:
         verdict: observe.Verdict = "plain" if trial.seen.response is None else "good"
         if trial.seen.usage is None:  # an SDK's answer, given back by the function
             trial.seen.usage = usage_of(value)
-        trial.content = content_of(facts.arguments, value)
+        trial.content = content_of(facts.arguments, value=value)
         self.tally.add(facts.lane, facts.task, trial.started)
         self._settle(trial, None, Outcome.ANSWERED, self.answers.value(value), verdict)
         return Answered(value)
