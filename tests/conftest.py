@@ -23,12 +23,13 @@ from tests.cluster import Cluster
 _numbers = count(1)
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 30.0, what: str = "") -> None:
-    """Return as soon as `condition()` is true; fail after `timeout_s`."""
+def wait_for(condition: Callable[[], object], timeout_s: float = 30.0, what: str | Callable[[], str] = "") -> None:
+    """Return as soon as `condition()` is true; fail after `timeout_s`, with what was waited for (asked then)."""
     until_s = time.monotonic() + timeout_s
     look = threading.Event()
     while not condition():
-        assert time.monotonic() < until_s, f"not within {timeout_s} s: {what or condition}"
+        if time.monotonic() >= until_s:
+            pytest.fail(f"not within {timeout_s} s: {what() if callable(what) else what or condition}")
         look.wait(0.02)
 
 

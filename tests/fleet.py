@@ -135,6 +135,11 @@ class Fleet:
             started.wait_ready()
         return started
 
+    def logs(self) -> str:
+        """What all workers have said, and what the outbox still holds."""
+        left = self.valkey.client.xlen("rlw:outbox")
+        return "\n".join([f"{left} in the outbox", *(worker.log() for worker in self.workers)])
+
     def agent(self) -> ModuleType:
         """This process as an agent of the fleet: tests/fleet_app.py with an app of its own on the fleet's broker."""
         return importlib.reload(importlib.import_module("tests.fleet_app"))

@@ -88,12 +88,12 @@ async def _run(scenario: Scenario, host: str, port: int, log_path: Path | None, 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, over.set)
     async with await serve(scenario, host, port, log_path) as server:
+        if until_stdin_closes:
+            _watch_parent(loop, over)  # before it is told that we listen: it may die the next moment
         click.echo(server.base_url)
         sys.stdout.flush()
         click.echo(f"limits a minute: {_limits(scenario)}; Anthropic's base URL: {server.url}; Ctrl-C ends", err=True)
         loop.set_exception_handler(server.broken)
-        if until_stdin_closes:
-            _watch_parent(loop, over)
         waiting = loop.create_task(over.wait())
         ends: set[asyncio.Future[Any]] = {waiting, server.failed}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
