@@ -28,8 +28,8 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 30.0, what: str
     until_s = time.monotonic() + timeout_s
     look = threading.Event()
     while not condition():
-        if time.monotonic() >= until_s:
-            pytest.fail(f"not within {timeout_s} s: {what() if callable(what) else what or condition}")
+        late = time.monotonic() >= until_s
+        assert not late, f"not within {timeout_s} s: {what() if callable(what) else what or condition}"
         look.wait(0.02)
 
 
