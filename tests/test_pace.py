@@ -66,7 +66,7 @@ def test_the_first_header_ends_the_start() -> None:
     assert (fields["p1"], fields["d1"], fields["told"]) == (10.0, 9.0, 1.0)
     assert fields["g1"] == pytest.approx(1.2)
     assert fields["a1"] == pytest.approx(9 + 1 + 0.9 * 10 * 0.05)
-    assert pace.width(state) == 0
+    assert pace.ramp(state) == 0
     assert "a1" not in set_points(state, 100.1)[1]  # a level is written once
 
 
@@ -217,12 +217,12 @@ def test_the_start_doubles_while_it_is_used() -> None:
 def test_the_start_is_wider_with_each_answer() -> None:
     """Eight calls out, one more for each answer, and no bound once something is known."""
     state = initial(FREE)
-    assert pace.width(state) == 8
+    assert pace.ramp(state) == 8
     state = observe(pace.count_answers(state, 3), seen(1, 1.0), FREE)
-    assert pace.width(state) == 12
-    assert pace.width(observe(state, seen(2, 1.1, refused=True), FREE)) == 0
-    assert pace.width(initial(LaneLimits(rpm=60))) == 0
-    assert pace.width(initial(LaneLimits(tpm=60, adaptive=False, shared=True))) == 0  # a budget that lanes share
+    assert pace.ramp(state) == 12
+    assert pace.ramp(observe(state, seen(2, 1.1, refused=True), FREE)) == 0
+    assert pace.ramp(initial(LaneLimits(rpm=60))) == 0
+    assert pace.ramp(initial(LaneLimits(tpm=60, adaptive=False, shared=True))) == 0  # a budget that lanes share
 
 
 def test_what_a_pause_saved_is_spent_at_once_and_a_shallow_bucket_learned() -> None:

@@ -46,7 +46,7 @@ def lane_figures(lanes: Lanes, names: Iterable[str]) -> LaneFigures:
         pace = fields.get("p1")
         bound = bound and bool(pace)
         pace_per_s = (pace_per_s or 0.0) + float(pace or 0)
-        away = away or int(float(fields.get("width") or 0)) > 0
+        away = away or int(float(fields.get("probes") or 0)) > 0
     return LaneFigures(pace_per_s * 60 if bound and pace_per_s is not None else None, away)
 
 

@@ -230,7 +230,10 @@ def decide(view: LaneView, now: float, rules: Rules, pins: Mapping[str, Pin]) ->
         "mode": _mode(pin, health).value,
         "pin": pin.id if pin is not None else "",
         "escalates": "" if escalates else "0",
-        "width": min((width for width in (held.width, learned.width) if width), default=0),
+        # What scripts obey is the narrowest of the bounds on calls out at once; faces tell which one it is.
+        "width": min((width for width in (held.width, learned.ramp) if width), default=0),
+        "probes": held.width,
+        "ramp": learned.ramp,
         "gap": round(held.gap_s * _US),
     }
     memory: dict[str, Any] = {RESUMED: ""} if RESUMED in view.fields else {}
@@ -271,7 +274,7 @@ class _Learned:
     health: ModeState
     moves: Sequence[Move]
     refused: bool  #: a refusal was among what was seen
-    width: int  #: calls out at once that the pace allows; 0: no bound
+    ramp: int  #: calls out at once while the pace is not known yet; 0: no bound
 
 
 def _learn(view: LaneView, now: float, limits: LaneLimits, thresholds: Thresholds) -> _Learned:
@@ -311,8 +314,8 @@ def _learn(view: LaneView, now: float, limits: LaneLimits, thresholds: Threshold
         health = modes.measure(health, now, sent[0])
     if not thresholds.escalates:
         health = ModeState(rate=health.rate, rate_at=health.rate_at, rate_sent=health.rate_sent)
-    width = pace.width(state) if adaptive else 0
-    return _Learned(pace=state, health=health, moves=moves, refused=refused, width=width)
+    ramp = pace.ramp(state) if adaptive else 0
+    return _Learned(pace=state, health=health, moves=moves, refused=refused, ramp=ramp)
 
 
 def _answer(seen: pace.Observation, thresholds: Thresholds) -> Answer:

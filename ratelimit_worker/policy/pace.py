@@ -511,7 +511,7 @@ def set_points(
     return replace(state, dimensions=dimensions), fields
 
 
-def width(state: PaceState) -> int:
+def ramp(state: PaceState) -> int:
     """Calls out at once while nothing is known of the provider; 0: no bound."""
     return START_WIDTH + state.answers if state.ramping else 0
 
