@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil, inf
@@ -402,14 +402,21 @@ class Laboratory:
 
     def tune(self) -> None:
         self.woken = False
+        decision = decide(self.look(), self.now, self.rules, {})
+        for change in decision.changes:
+            self.result.moves.append((self.now - self.start, f"{change.from_mode} {change.to_mode} {change.cause}"))
+        self.obey({**decision.set_points, **decision.memory})
+
+    def look(self) -> LaneView:
+        """What `take` would hand out now."""
         seen, self.seen = self.seen, []
-        decision = decide(self.plane.view(seen), self.now, self.rules, {})
-        fields = {**decision.set_points, **decision.memory}
+        return self.plane.view(seen)
+
+    def obey(self, fields: Mapping[str, Any]) -> None:
+        """Write set-points and what the tuner remembers."""
         written = {name: value for name, value in fields.items() if not isinstance(value, bytes)}
         self.plane.memory |= {name: value for name, value in fields.items() if isinstance(value, bytes)}
         self.plane.write(written, self.us)
-        for change in decision.changes:
-            self.result.moves.append((self.now - self.start, f"{change.from_mode} {change.to_mode} {change.cause}"))
         self.result.paces.append((self.now - self.start, self.plane.number("p1")))
         self.release()
 

@@ -96,7 +96,7 @@ def test_the_law_on_a_sick_provider(made: Fleet, provider: Simulator, database_u
     provider.control(clear=True)
     wait_for(lambda: all(result.ready() for result in results), 30.0, "all are answered")
     assert [result.state for result in results] == ["SUCCESS"] * 20
-    assert mode("chat") is Mode.NORMAL
+    wait_for(lambda: mode("chat") is Mode.NORMAL, 30.0, "NORMAL")
     told = history(database_url, "chat", 4)
     assert [(change.from_mode.value, change.to_mode.value) for change in told] == [
         ("NORMAL", "REDUCED"),
@@ -151,7 +151,7 @@ def test_an_outage_outlives_its_tuner(made: Fleet, provider: Simulator, database
     provider.control(clear=True)
     wait_for(lambda: all(result.ready() for result in results), 60.0, "all are answered")
     assert [result.state for result in results] == ["SUCCESS"] * 40
-    assert mode("chat") is Mode.NORMAL
+    wait_for(lambda: mode("chat") is Mode.NORMAL, 30.0, "NORMAL")
     assert [change.to_mode.value for change in history(database_url, "chat", 4)] == [
         "REDUCED",
         "EMERGENCY",

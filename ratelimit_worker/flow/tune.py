@@ -23,6 +23,7 @@ from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.flow import observe
 from ratelimit_worker.policy import modes, pace
 from ratelimit_worker.policy.modes import ALL, Answer, Hold, ModeState, Move, Pin, Rates, Thresholds
+from ratelimit_worker.policy.siblings import Siblings, Standing
 from ratelimit_worker.ports import Lanes, LaneView, ModeLog, Pins
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class Decision:
     set_points: Mapping[str, float | str]  #: fields of its hash that change
     memory: Mapping[str, Any]  #: the same, for the law itself and for the levels: the tuner's alone to write
     changes: Sequence[ModeChange]
+    standing: Standing  #: how the lane stands, as other lanes of its provider need to know
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +110,7 @@ class Tuner:
         self._known: frozenset[str] | None = None  #: None: this is its first turn
         self._busy: dict[str, float] = {}  #: lanes of which something was seen of late → when, seconds
         self._untold: deque[ModeChange] = deque(maxlen=MOST_UNTOLD)
+        self._siblings = Siblings.none()
 
     def turn(self, owner: str) -> int | None:
         """Look at every lane of which something was seen → how many, or None: another holds the duty."""
@@ -119,8 +122,12 @@ class Tuner:
         views = [view for view in taken_views if view.seen or view.goods or _changes_with_time(view.fields)]
         self._note_busy(views, now)
         pins = self.control.pins.read()
-        for view in views:
-            self._write(view, decide(view, now, self.control.rules, pins))
+        decisions = [
+            (view, decide(view, now, self.control.rules, pins, self._siblings.shares(view.lane))) for view in views
+        ]
+        for view, decision in decisions:
+            self._write(view, decision)
+        self._siblings = self._siblings.note([decision.standing for _, decision in decisions], now)
         self._visit(self._due(pins, now), pins, now)
         while views and (newer := self.control.pins.read()) != pins:
             # Somebody pinned a mode while we wrote, and we may have overwritten it.
@@ -212,15 +219,18 @@ def tell(mode_log: ModeLog, change: ModeChange) -> None:
 # ── the decision ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def decide(view: LaneView, now: float, rules: Rules, pins: Mapping[str, Pin]) -> Decision:
+def decide(
+    view: LaneView, now: float, rules: Rules, pins: Mapping[str, Pin], shares: Mapping[str, float] | None = None
+) -> Decision:
     """What follows from what was seen of a lane, and from the pins.
 
     Args:
         now: Seconds, Redis clock.
+        shares: Of budgets that the lane shares with others, by dimension (`policy.siblings`); None: as it was.
     """
     limits = limits_of(view.fields)
     kind = _Kind.of(limits)
-    learned = _learn(view, now, limits, rules.thresholds)
+    learned = _learn(view, now, limits, rules.thresholds, shares)
     health = learned.health
     rates = replace(rules.rates, normal=limits.rpm) if limits.rpm else rules.rates
     pin = modes.governing(pins.get(view.lane), pins.get(ALL), now)
@@ -253,6 +263,7 @@ def decide(view: LaneView, now: float, rules: Rules, pins: Mapping[str, Pin]) ->
         set_points=changed if gate is None else {**changed, "gate": gate},
         memory={name: value for name, value in memory.items() if view.fields.get(name) != value},
         changes=_changes(view, now, pin, learned, pins, rules),
+        standing=Standing(lane=view.lane, at=now, dimensions=pace.counted(learned.pace, now, _units(view.fields, "c"))),
     )
 
 
@@ -277,13 +288,17 @@ class _Learned:
     ramp: int  #: calls out at once while the pace is not known yet; 0: no bound
 
 
-def _learn(view: LaneView, now: float, limits: LaneLimits, thresholds: Thresholds) -> _Learned:
+def _learn(
+    view: LaneView, now: float, limits: LaneLimits, thresholds: Thresholds, shares: Mapping[str, float] | None
+) -> _Learned:
     """The law, run on all that was seen since the last look."""
     kind = _Kind.of(limits)
     if kind is _Kind.FIXED:
         thresholds = replace(thresholds, refusals_count=True)
     adaptive = kind is _Kind.ADAPTIVE
     state, health = _law(view, limits), _health(view)
+    if shares is not None:
+        state = pace.with_shares(state, shares)
     moves: list[Move] = []
     refused = False
     if view.fields.get(RESUMED):

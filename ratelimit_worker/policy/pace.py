@@ -16,10 +16,12 @@ from dataclasses import dataclass, field, replace
 from math import inf, sqrt
 
 from ratelimit_worker.calls import DIMENSIONS, LaneLimits, Snapshot
+from ratelimit_worker.policy.siblings import Counted
 
 START_PER_S = 4.0  #: requests/s of a lane of which nothing is known
 DOUBLING_S = 0.7
 START_WIDTH = 8  #: calls out at once before the first answer; one more for each answer
+LEAST_TOLD = 1e-6  #: units/s; a header that promises less (some gateways say 0 or -1) says nothing
 FRESH_S = 15.0  #: a header older than this no longer governs
 GUARD_S = 0.12  #: seconds of refill kept in hand while headers are fresh
 REFILL_TRUST = 0.9  #: share of the refill since a header that is counted in its level
@@ -27,7 +29,7 @@ REFILL_TRUST = 0.9  #: share of the refill since a header that is counted in its
 #: has depth 2, so at most 52 in any second; with depth 1 every late wake-up was lost for good (46/s of 50 measured).
 CONFIGURED_BURST_S = 0.02
 UNTOLD_BURST_S = 0.25  #: depth without headers, seconds of the rate
-MEASURE_S = 0.5  #: the refill is measured at least this far apart
+MEASURE_S, MEASURE_MOST_S = 0.5, 4.0  #: the refill is measured over at least, and at most, so many seconds
 USED = 0.8  #: share of the pace that must have been sent for the time to count as used
 USED_LEAST_S, USED_S = 0.5, 1.0  #: that is looked at from so much time on, and then anew
 #: An estimate from empty to empty is believed from so many seconds and calls on.
@@ -99,7 +101,9 @@ class Dimension:
     level: bool = False  #: the level is to be written to the bucket, once
     capped: bool = False  #: a person has set a ceiling, so what a header says may only lower the level
     largest: float = 0.0  #: largest `remaining` seen since the limit last changed
-    measured: tuple[float, Mark] | None = None  #: (remaining, ticket) from which the refill is measured
+    measured: tuple[float, Mark] | None = None  #: (remaining, ticket) from which the flow is measured
+    flow: float | None = None  #: units/s that flow in, as measured; less than the limit where others draw on it
+    share: float = 1.0  #: of limit and `remaining` that is this lane's: lanes that draw on one budget (siblings.py)
     doubt_until: float = -1e9  #: headers are not to be trusted until then, seconds
     doubt_s: float = 0.0  #: how long the last doubt was
     # from refusals
@@ -170,7 +174,11 @@ def observe(state: PaceState, seen: Observation, limits: LaneLimits) -> PaceStat
     if seen.refused:
         refused = sorted({*state.refused, (seen.ticket.seq, seen.cost)})[-_REMEMBERED:]
         state = replace(state, refused=tuple(refused))
-    told = {name: snapshot for name, snapshot in seen.snapshots.items() if name in DIMENSIONS and snapshot.limit > 0}
+    told = {
+        name: snapshot
+        for name, snapshot in seen.snapshots.items()
+        if name in DIMENSIONS and snapshot.limit > LEAST_TOLD * snapshot.window_s
+    }
     if told:
         dimensions = dict(state.dimensions)
         for name, snapshot in told.items():
@@ -179,6 +187,19 @@ def observe(state: PaceState, seen: Observation, limits: LaneLimits) -> PaceStat
     if seen.refused:
         return _refused(state, seen, limits)
     return count_answers(state, int(seen.good))
+
+
+def with_shares(state: PaceState, shares: Mapping[str, float]) -> PaceState:
+    """The state of a lane that shares budgets with others.
+
+    Args:
+        shares: By dimension, 0 to 1, as `siblings.Siblings.shares` tells them; 1 where one is missing.
+    """
+    dimensions = {
+        name: known if known.share == shares.get(name, 1.0) else replace(known, share=shares.get(name, 1.0))
+        for name, known in state.dimensions.items()
+    }
+    return replace(state, dimensions=dimensions)
 
 
 def count_answers(state: PaceState, answers: int) -> PaceState:
@@ -200,30 +221,33 @@ def _shadow(state: PaceState, name: str, snapshot: Snapshot, seen: Observation, 
     known = state.dimensions.get(name) or Dimension(pace=told)
     if known.newest is not None and mark.seq <= known.newest.seq:
         return known  # an older answer that came later says nothing new
-    same = known.limit == snapshot.limit and known.window_s == snapshot.window_s and known.refill is not None
-    refill = known.refill if same and known.refill is not None else told
+    same = known.limit == snapshot.limit and known.window_s == snapshot.window_s and known.flow is not None
+    flow = known.flow if same and known.flow is not None else told
     largest = max(known.largest, snapshot.remaining) if same else snapshot.remaining
     # Answers of models take seconds, and each its own time: between two moments of answering there is no rate, and a
     # level that is counted from there forgets what flowed in meanwhile (600/min at 4 s of latency went at 230/min).
     base = known.measured if same else None
     doubted = seen.at < known.doubt_until
-    if doubted:
-        refill, base = told, (snapshot.remaining, mark)
-    elif base is None:
+    if base is None:
         base = (snapshot.remaining, mark)
     elif (since := mark.at - base[1].at) >= MEASURE_S:
         admitted, _ = _between(state, name, base[1], mark)
         measured = (snapshot.remaining - base[0] + admitted) / since
         full = snapshot.remaining >= largest * 0.98 - 1
-        if not full and abs(measured - refill) * since > 2 * _unit(name, mark) + 0.05 * refill * since:
-            refill = min(told, max(0.02 * told, 0.3 * refill + 0.7 * measured))
-        base = (snapshot.remaining, mark)
+        off = not full and abs(measured - flow) * since > 2 * _unit(name, mark) + 0.05 * flow * since
+        if off:
+            flow = min(told, max(0.02 * told, 0.3 * flow + 0.7 * measured))
+        if off or full or since >= MEASURE_MOST_S:  # what is a little off shows with time
+            base = (snapshot.remaining, mark)
+    # What siblings send is missing from the flow; at that flow, whoever came first would keep nearly all.
+    refill = told * known.share if doubted or known.share < 1 else flow
     pace = min(refill, top)
     least = max(2.0 if name == "requests" else 1.3 * _unit(name, mark), 0.25 * refill)
-    depth = least if doubted else max(least, largest)
+    depth = least if doubted else max(least, largest * known.share)
     return replace(
         known,
         pace=pace,
+        flow=flow,
         depth=depth if top == inf else _depth(name, pace, limits),
         guard=GUARD_S * refill if top == inf else 0.0,
         refill=refill,
@@ -505,7 +529,7 @@ def set_points(
             admitted = known.newest.sent - (turned_back[index] - sum(since))
             refilled = REFILL_TRUST * (known.refill or 0.0) * max(0.0, now - known.newest.at)
             letter = "m" if known.capped or now < known.doubt_until else "a"
-            fields[f"{letter}{number}"] = known.remaining + admitted + refilled
+            fields[f"{letter}{number}"] = known.remaining * known.share + admitted + refilled
             dimensions[name] = replace(known, level=False)
     fields["told"] = float(any(_governed(known, now) for known in state.dimensions.values()))
     return replace(state, dimensions=dimensions), fields
@@ -514,6 +538,25 @@ def set_points(
 def ramp(state: PaceState) -> int:
     """Calls out at once while nothing is known of the provider; 0: no bound."""
     return START_WIDTH + state.answers if state.ramping else 0
+
+
+def counted(state: PaceState, now: float, sent: tuple[float, float, float, float]) -> dict[str, Counted]:
+    """How the lane stands in each dimension that fresh headers govern, as its siblings need to know.
+
+    Args:
+        sent: Units sent in all, by dimension.
+    """
+    return {
+        name: Counted(
+            limit=known.limit,
+            window_s=known.window_s,
+            measured=known.limit / known.window_s if known.flow is None else known.flow,
+            pace=known.pace,
+            sent=sent[DIMENSIONS.index(name)],
+        )
+        for name, known in state.dimensions.items()
+        if known.limit is not None and _governed(known, now)
+    }
 
 
 def _governed(known: Dimension, now: float) -> bool:

@@ -1,0 +1,149 @@
+"""Do two lanes draw on one budget of their provider, and how much of it is each lane's?
+
+Two models of one key, or two names of one model, are two lanes; a provider may count them as one. Nobody tells us, but
+headers show it: each lane sees the same limit, and what is missing from its refill is what the others send. Left alone,
+whichever lane was first keeps nearly all: the other measures the little that is left, and goes at that.
+
+Lanes that are found to share get max-min fair shares of the limit (Bertsekas and Gallager, Data Networks, 6.5.2): a
+lane that asks for less than an equal part leaves the rest to the others.
+
+Pure: how lanes stand and the time go in, shares come out. The tuner keeps `Siblings`; a new holder of its duty learns
+it anew within seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+RATE_S = 4.0  #: rates are taken over about so many seconds
+LATE_S = 15.0  #: a lane of which nothing was heard for so long asks for nothing
+#: Others' rates below this part of the limit explain nothing, and above the second must show in a lane's refill.
+LITTLE, MUCH = 0.05, 0.2
+LEAST = 0.05  #: of the limit that a lane has in any case, so that it can begin to ask for more
+EXPLAINED = 0.5  #: of what the others send must be missing from a lane's refill, for them to be of one budget
+WANTING = 0.8  #: a lane that sends this part of its pace asks for more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """One dimension of a lane, as the provider's headers tell it."""
+
+    limit: float  #: units per window
+    window_s: float
+    measured: float  #: units/s that flow in for this lane, as it was measured
+    pace: float  #: units/s that the lane may send
+    sent: float  #: units sent in all
+
+    @property
+    def told(self) -> float:
+        """Units/s that the headers promise."""
+        return self.limit / self.window_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """One lane at one moment."""
+
+    lane: str
+    at: float  #: seconds, Redis clock
+    dimensions: Mapping[str, Counted]  #: those of which headers are fresh
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """How a lane stands now, and how it stood some seconds ago."""
+
+    now: Standing
+    before: Standing
+
+    def rate(self, dimension: str) -> float:
+        """Units/s sent since `before`; 0 where nothing is known of that."""
+        then, since_s = self.before.dimensions.get(dimension), self.now.at - self.before.at
+        if then is None or since_s <= 0:
+            return 0.0
+        return max(0.0, self.now.dimensions[dimension].sent - then.sent) / since_s
+
+
+@dataclass(frozen=True, slots=True)
+class Siblings:
+    """How the lanes of all providers stood of late."""
+
+    known: Mapping[str, _Known]
+
+    @classmethod
+    def none(cls) -> Siblings:
+        """Nothing is known of any lane."""
+        return cls({})
+
+    def note(self, standings: Sequence[Standing], now: float) -> Siblings:
+        """With what was seen just now, and without lanes that were silent for long."""
+        known = {name: one for name, one in self.known.items() if now - one.now.at <= LATE_S}
+        for standing in standings:
+            before = known.get(standing.lane)
+            if before is None:
+                known[standing.lane] = _Known(standing, standing)
+            elif standing.at - before.before.at >= 2 * RATE_S:
+                known[standing.lane] = _Known(standing, replace(before.now, at=before.now.at))
+            else:
+                known[standing.lane] = replace(before, now=standing)
+        return Siblings(known)
+
+    def shares(self, lane: str) -> dict[str, float]:
+        """The part of each dimension's limit that is this lane's, 0 to 1; without those that it has alone."""
+        own = self.known.get(lane)
+        if own is None:
+            return {}
+        found = {}
+        for name, counted in own.now.dimensions.items():
+            family = self._family(lane, name, counted)
+            if len(family) > 1 and _one_budget(family, name):
+                found[name] = _fair(family, name)[lane]
+        return found
+
+    def _family(self, lane: str, name: str, counted: Counted) -> dict[str, _Known]:
+        """Lanes of the same provider whose headers tell the same limit."""
+        provider = provider_of(lane)
+        return {
+            other: one
+            for other, one in self.known.items()
+            if provider_of(other) == provider
+            and (theirs := one.now.dimensions.get(name)) is not None
+            and (theirs.limit, theirs.window_s) == (counted.limit, counted.window_s)
+        }
+
+
+def provider_of(lane: str) -> str:
+    """What stands before the colon in a lane's name; the whole name where there is none."""
+    return lane.partition(":")[0]
+
+
+def _one_budget(family: Mapping[str, _Known], name: str) -> bool:
+    """Whether what the others send is missing from the refill of each, as far as they send enough to tell."""
+    rates = {lane: one.rate(name) for lane, one in family.items()}
+    shown = False
+    for lane, one in family.items():
+        counted = one.now.dimensions[name]
+        others = sum(rates.values()) - rates[lane]
+        if others < LITTLE * counted.told:
+            continue
+        explained = counted.told - counted.measured >= EXPLAINED * min(others, counted.told)
+        if not explained and others >= MUCH * counted.told:
+            return False
+        shown = shown or explained
+    return shown
+
+
+def _fair(family: Mapping[str, _Known], name: str) -> dict[str, float]:
+    """Max-min fair shares: who asks for less than an equal part gets that, the rest is divided among the others."""
+    told = next(iter(family.values())).now.dimensions[name].told
+    asks: dict[str, float] = {}
+    for lane, one in family.items():
+        rate, pace = one.rate(name), one.now.dimensions[name].pace
+        asks[lane] = 1.0 if rate >= WANTING * pace else min(1.0, max(LEAST, rate / told / WANTING))
+    shares, left, lanes = dict[str, float](), 1.0, sorted(asks, key=lambda lane: (asks[lane], lane))
+    for place, lane in enumerate(lanes):
+        equal = left / (len(lanes) - place)
+        shares[lane] = min(asks[lane], equal) if place < len(lanes) - 1 else equal
+        left -= shares[lane]
+    return shares
