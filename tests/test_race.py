@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.race import aimd
 from benchmarks.race.batch import Pace, answered, calls, tied
 from benchmarks.race.clients import CLIENTS, HERE, environment
 from benchmarks.race.count import count, statuses, table
@@ -394,3 +395,18 @@ def test_a_tied_process_is_the_command_and_dies_with_its_parent() -> None:
         assert process.stdout.readline() == b"1\n"
         process.kill()
         assert process.stdout.read() == b""  # the pipe closes when the child has ended too
+
+
+# --- additive increase, multiplicative decrease -------------------------------------------------------------------
+
+
+def test_aimd_grows_by_a_fixed_amount_a_second_and_halves_once_a_second() -> None:
+    """As in Chiu and Jain: a line up, a half down, however many refusals one second brings."""
+    rate = aimd.AimdRate(0.0)
+    rate.learn(10.0, False)
+    grown = aimd.START + 10 * aimd.STEP_PER_S
+    assert rate.rate == pytest.approx(grown)
+    for _ in range(5):
+        rate.learn(10.0, True)
+    assert rate.rate == pytest.approx(grown / 2)
+    assert [rate.wait_s(10.0), rate.wait_s(10.0)] == [0.0, pytest.approx(2 / grown)]

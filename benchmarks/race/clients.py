@@ -89,6 +89,7 @@ CLIENTS = {
         Client("openai_10", "openai", "client_openai.py", ("--attempts", "11")),
         Client("tenacity", "tenacity", "client_tenacity.py"),
         Client("cubic", "cubic", "client_cubic.py"),
+        Client("aimd", "cubic", "client_aimd.py"),
         Client("celery", "celery", "client_celery.py"),
         # Celery's rate_limit is each worker's own: told its share of the true rate, two workers make the true rate.
         Client("celery_split", "celery", "client_celery.py", share_of_rpm=1 / WORKERS),
