@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -99,6 +99,7 @@ class Now:
     lanes: tuple[LaneNow, ...]
     workers: tuple[WorkerNow, ...]
     counters: Mapping[str, int]
+    pins: Mapping[str, Pin] = field(default_factory=dict)  #: modes by hand, by lane; those too that have ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,11 +186,13 @@ class Live:
             workers = self._workers(at_s)
             names = sorted(self._names()) if only is None else list(only)
             counters: Any = self._client.hgetall(self._key(keys.COUNTERS))
+            pins = Pins(self._client).read()
             return Now(
                 at_s=at_s,
-                lanes=tuple(lane for lane in self._lanes(names, at_s) if lane.fields),
+                lanes=tuple(lane for lane in self._lanes(names, at_s, pins) if lane.fields),
                 workers=workers,
                 counters={name.decode(): int(value) for name, value in counters.items()},
+                pins=pins,
             )
 
     def call(self, call_id: str) -> list[CallNow]:
@@ -271,7 +274,7 @@ class Live:
             bars=bars,
         )
 
-    def _lanes(self, names: Sequence[str], at_s: float) -> Iterator[LaneNow]:
+    def _lanes(self, names: Sequence[str], at_s: float, pins: Mapping[str, Pin]) -> Iterator[LaneNow]:
         if not names:
             return
         with self._client.pipeline(transaction=False) as pipe:
@@ -285,7 +288,6 @@ class Live:
         reserved = self._reserved(out)
         heads = self._heads({lane: _sorted(raw[4 * i + 1]) for i, lane in enumerate(names)})
         used = self._used_today([lane for i, lane in enumerate(names) if b"bounds" in raw[4 * i]], at_s)
-        pins = Pins(self._client).read()
         for i, lane in enumerate(names):
             head, fields = heads[lane], {name.decode(): value for name, value in raw[4 * i].items()}
             pin = governing(pins.get(lane), pins.get(ALL), at_s)
