@@ -168,7 +168,7 @@ def nothing_waits(cluster: Cluster) -> None:
         (shut, [("gate", "shut", 0)], None),
         (closed, [("pace", "requests", 0)], None),
         (tokens, [("pace", "tokens", 0)], 8.0),
-        (used_up, [("quota", "requests", 0)], 86_400.0 - T0_US / US % 86_400.0),
+        (used_up, [("quota", "requests", 1)], 86_400.0 - T0_US / US % 86_400.0),
         (nobody, [("slots", "none", 0)], None),
         (no_slot, [("slots", "q", 2)], None),
         (a_parent_is_full, [("parent", "org", 1, "concurrency")], None),

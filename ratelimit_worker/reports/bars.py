@@ -108,7 +108,7 @@ def _sentence(bar: Bar, at_s: float) -> str:
         case BarKind.PACE:
             return "pace: the lane is closed (0/min)"
         case BarKind.QUOTA:
-            return f"quota: the {bar.detail} of this UTC day are used up; the next begins {_in(bar, at_s)}"
+            return f"quota: {count(bar.number)} {bar.detail} a day are used up until the next UTC day"
         case BarKind.BEGINS:
             return f"room: {count(bar.number)} calls are released, and no worker has begun them"
         case BarKind.PROBES:

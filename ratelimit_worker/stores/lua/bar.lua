@@ -5,8 +5,8 @@
 --          until: 0 nobody knows, -1 an event, which wakes the lane
 --          'due' (its time) · 'claim' (which: the call whose answer it waits for) · 'turn' (number: calls before it) ·
 --          'retries' (the retry budget; number: ten thousandths of a call that it holds) · 'suspect' · 'newer' (a newer
---          version's call) · 'gate' (which: refused, mode, shut) · 'pace' (which: the dimension) · 'quota' (which: of the
---          day) · 'begins' | 'probes' | 'ramp' | 'flight' | 'concurrency' (number: as many are out) · 'slots' (which: the
+--          version's call) · 'gate' (which: refused, mode, shut) · 'pace' (which: the dimension) · 'quota' (which: requests or
+--          tokens; number: of the day) · 'begins' | 'probes' | 'ramp' | 'flight' | 'concurrency' (number: as many are out) · 'slots' (which: the
 --          queue; number: its slots, 0: nobody serves it) · 'parent' (which: its name; number: lanes that wait there; then,
 --          fifth, a bar of its own: one of gate, pace, quota, probes, ramp, flight, concurrency, turn)
 --          Of several the last to end counts. None: it goes when the lane is looked at, which is at once.
@@ -53,7 +53,7 @@ local function admits(L, cost, to)                     -- to: takes kind, until,
     elseif kind == 'pace' then
       to('pace', us and now + us or 0, DIMENSIONS[i])
     else
-      to('quota', now + us, DAY_FIELDS[i])
+      to('quota', now + us, DAY_FIELDS[i], L.quota[i])
     end
   end)
 end
