@@ -101,11 +101,12 @@ FACES: dict[str, Callable[[LaneState], str]] = {
 }
 
 
-@pytest.mark.parametrize(("face", "words_of_it"), product(FACES, states()))
+@pytest.mark.parametrize(
+    ("face", "words_of_it"),
+    [both for both in product(FACES, states()) if both != ("doctor", "ramping up")],  # which is nothing to be found
+)
 def test_every_face_says_the_mode(face: str, words_of_it: str) -> None:
     """In the same words; and a lane that is well is not said to be anything else."""
-    if face == "doctor" and words_of_it == "ramping up":
-        pytest.skip("a new lane is nothing to be found")
     assert words_of_it.lower() in FACES[face](states()[words_of_it]).lower()
     well = FACES[face](LANE).lower()
     assert words_of_it.lower() not in well

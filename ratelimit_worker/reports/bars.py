@@ -62,7 +62,13 @@ def _brief(bar: Bar, at_s: float) -> str:
 
 
 def sentences(
-    bars: Sequence[Bar], at_s: float, *, paces: Paces, parents: Mapping[str, Paces], tried: bool
+    bars: Sequence[Bar],
+    at_s: float,
+    *,
+    paces: Paces,
+    parents: Mapping[str, Paces],
+    tried: bool,
+    pin_ends_s: float | None = None,
 ) -> tuple[str, ...]:
     """What holds a call back, a sentence each.
 
@@ -71,6 +77,7 @@ def sentences(
         paces: Of the call's lane.
         parents: The same of its lane's parents, by name.
         tried: An attempt at it has failed.
+        pin_ends_s: When the lane's pin ends by itself, seconds since the epoch; None: it is not pinned, or does not.
     """
     shown = binding(bars)
     turn = next((bar for bar in shown if bar.kind is BarKind.TURN), None)
@@ -85,7 +92,10 @@ def sentences(
         elif bar.kind is BarKind.PARENT and bar.parent is not None:
             said.append(f"parent {bar.detail}: {_of_parent(bar.parent, at_s, parents.get(bar.detail, {}))}")
         elif bar.kind is BarKind.PACE and bar.until_s is not None:
-            said.append(f"pace: {before}, at {_pace(bar.detail, paces)}")
+            what = "" if bar.detail == "requests" else f" {bar.detail.replace('_', ' ')}"
+            said.append(f"pace: {before}, at {_pace(bar.detail, paces)}{what}")
+        elif bar.kind is BarKind.GATE and bar.detail == "shut" and pin_ends_s is not None:
+            said.append(f"gate: the lane's gate opens in {seconds(max(0.0, pin_ends_s - at_s))}, when the pin ends")
         elif bar.kind is not BarKind.TURN:
             said.append(_sentence(bar, at_s))
     if turn is not None and not any(words.startswith("pace: ") for words in said):
