@@ -51,7 +51,7 @@ class Theatre(Stage):
     def work(self) -> None:
         for _ in range(3):
             self.pump()
-            while self.client.llen("q"):
+            while self.ready():
                 tag, begun = self.begin()
                 if begun.state == "go":
                     self.started.setdefault(tag.rpartition(".")[0], self.now)
