@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from ratelimit_worker.calls import Attempt, Failure, Mode, ModeChange
@@ -105,6 +106,39 @@ class LaneView:
     fields: Mapping[str, bytes]
     seen: Sequence[bytes]
     goods: int = 0  #: good answers beside those of `seen`, which told nothing else
+
+
+class BarKind(StrEnum):
+    """What may hold a call back (stores/lua/bar.lua)."""
+
+    DUE = "due"  #: its time has not come: backoff, countdown
+    CLAIM = "claim"  #: it gets the answer of another call, `detail`
+    TURN = "turn"  #: `number` calls go before it; of a parent: another lane does
+    RETRIES = "retries"  #: it was tried, others wait, and the lane's retry budget is spent
+    SUSPECT = "suspect"  #: its worker died, and another such call runs
+    NEWER = "newer"  #: a newer version's worker has to release it
+    GATE = "gate"  #: `detail`: refused (the provider said when), mode, or shut
+    PACE = "pace"  #: the budget of a dimension, `detail`, is spent
+    QUOTA = "quota"  #: of the UTC day, `number`; `detail`: requests or tokens
+    BEGINS = "begins"  #: `number` calls are released, and no worker has begun them
+    PROBES = "probes"  #: the provider is believed away, and as many calls are out as may probe
+    RAMP = "ramp"  #: the pace is not known yet, and as many are out as may be
+    FLIGHT = "flight"  #: as many are out as the provider answers well
+    CONCURRENCY = "concurrency"  #: as many are out as a person allows
+    SLOTS = "slots"  #: no free slot on queue `detail`, which has `number` (0: nobody serves it)
+    PARENT = "parent"  #: a parent, `detail`, where `number` lanes wait; `parent` says what holds it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """One of the things that hold a call back. All of them must end; the last one counts."""
+
+    kind: BarKind
+    until_s: float | None = None  #: it ends then, seconds since the epoch, Redis clock; None: nobody knows when
+    event: bool = False  #: something that happens ends it (a call ends, a worker comes), and its lane is woken by that
+    detail: str = ""
+    number: int = 0
+    parent: Bar | None = None  #: what holds the parent of that name
 
 
 class AttemptLanes(Protocol):

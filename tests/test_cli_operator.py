@@ -219,7 +219,7 @@ def test_status_fails_on_a_mode(ran: Ran) -> None:
     invoke("emergency", "--lane", "chat", "--reason", "a test")
     try:
         done = invoke("status", "--fail-on", "emergency", code=3)
-        assert done.stderr.splitlines() == ["chat is in EMERGENCY"]
+        assert done.stderr.splitlines() == ["chat is in EMERGENCY (pinned by hand)"]
         assert "EMERGENCY!" in done.stdout
         invoke("status", "--fail-on", "reduced", code=3)
         invoke("status", "--fail-on", "halt")

@@ -185,7 +185,7 @@ def test_emergency_is_clicked_and_status_says_so(cluster: Fleet, page: str, brow
     assert browser.run("return window.sameDocument") is None  # a plain form
     assert modes(cluster) == {"free": "EMERGENCY", "hush": "EMERGENCY", "stamp": "EMERGENCY"}
     assert browser.text("[data-lane=free] .rlw-mode") == "EMERGENCY"
-    assert browser.text("[data-lane=free] .rlw-chip") == "pinned"
+    assert browser.text("[data-lane=free] .rlw-chip") == "pinned by hand"
     assert browser.text("#rlw-strictest") == "EMERGENCY"
 
     browser.run("window.sameDocument = true")

@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import US, Claim
+from ratelimit_worker.stores.live import Live
 from tests.cluster import LEASE_S, T0_US, Cluster, entry
 
 LANES = ("a", "b", "free")
@@ -354,6 +355,9 @@ class Anything(RuleBasedStateMachine):
         total, slots = self._slots()
         free_at_all = total - len(state["onqueue"])
         for lane in state["waits"]:
+            told = Live(self.client, time_us=self.cluster.now_us).bars(lane)
+            assert told is not None
+            assert told[1], f"nothing holds {lane} back"  # and what is shown says so too
             fields = self._numbers(lane)
             if fields.get("gate", 0) > self.cluster.now_us or self._own_room(lane, fields) <= 0:
                 continue

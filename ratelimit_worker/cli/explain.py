@@ -14,10 +14,14 @@ def explain(ctx: click.Context, call_id: str, form: str) -> None:
 
     Exit code 1: no such call is known.
     """
+    import time
+
     import msgspec
 
     from ratelimit_worker.cli.sources import open_sources
     from ratelimit_worker.errors import StoreUnavailable
+    from ratelimit_worker.flow.tune import rules_of
+    from ratelimit_worker.reports.doctor import LATENCY_OVER_S, mean_latency_s
     from ratelimit_worker.reports.explain import Where, explanation_text
     from ratelimit_worker.reports.explain import explain as look
     from ratelimit_worker.reports.words import as_json
@@ -25,10 +29,11 @@ def explain(ctx: click.Context, call_id: str, form: str) -> None:
     with open_sources() as opened:
         try:
             attempts = opened.services.tracker.attempts_of(call_id)
+            latency_s = mean_latency_s(opened.sources.queries.sums(time.time() - LATENCY_OVER_S, time.time()))
         except StoreUnavailable as error:
-            attempts = []
+            attempts, latency_s = [], {}
             click.echo(f"Note: its attempts are unknown: {error}", err=True)
-        found = look(opened.sources.live, attempts, call_id)
+        found = look(opened.sources.live, attempts, call_id, latency_s=latency_s, rules=rules_of(opened.settings))
     click.echo(as_json(msgspec.to_builtins(found)) if form == "json" else explanation_text(found))
     if found.where is Where.UNKNOWN:
         click.echo(

@@ -1,18 +1,20 @@
-"""How fast does a lane go, and what came of the attempts? Figures for those who watch a run."""
+"""How do lanes go, and what came of the attempts? Figures for those who watch a run."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from ratelimit_worker.cli.cluster import talking_to_redis
+from ratelimit_worker.reports.live import LaneState, cluster_state
+from ratelimit_worker.reports.mode import ModeNow, severity
 from ratelimit_worker.stores.database import engine_for
-from ratelimit_worker.stores.lanes import Lanes
+from ratelimit_worker.stores.live import Live
+from ratelimit_worker.stores.queries import refusals
 from ratelimit_worker.stores.tables import AttemptRow
 
 #: A count takes at most this share of the time.
@@ -24,30 +26,42 @@ class LaneFigures:
     """What lanes do now."""
 
     pace_per_min: float | None  #: of all the lanes together; None: one of them is bound by nothing, or none is known
-    away: bool  #: the provider of at least one of them is
+    mode_now: ModeNow = field(default_factory=ModeNow)  #: of the lane that may send least
+    lane: str | None = None  #: that lane, where there are several
+    held_by: str = ""  #: what holds its next call back
 
     @property
     def mode(self) -> str:
-        """In the words of the design."""
-        return "emergency (provider away)" if self.away else "normal"
+        """Such as "normal", "emergency (provider away)", "halt (pinned by hand) on openai:gpt-4o"."""
+        words = str(self.mode_now)
+        first, space, rest = words.partition(" ")
+        where = f" on {self.lane}" if self.lane is not None and words != "NORMAL" else ""
+        return f"{first.lower()}{space}{rest}{where}"
 
 
-def lane_figures(lanes: Lanes, names: Iterable[str]) -> LaneFigures:
-    """Figures of these lanes, from their hashes.
+def lane_figures(live: Live, names: Iterable[str]) -> LaneFigures:
+    """Figures of these lanes.
 
     Raises:
         StoreUnavailable: Redis is away.
     """
-    pace_per_s: float | None = None
-    bound, away = True, False
-    for name in names:
-        with talking_to_redis():
-            fields = lanes.fields(name)
-        pace = fields.get("p1")
-        bound = bound and bool(pace)
-        pace_per_s = (pace_per_s or 0.0) + float(pace or 0)
-        away = away or int(float(fields.get("probes") or 0)) > 0
-    return LaneFigures(pace_per_s * 60 if bound and pace_per_s is not None else None, away)
+    now = live.now(sorted(names))
+    return figures_of(cluster_state(now, None).lanes, now.at_s)
+
+
+def figures_of(lanes: Iterable[LaneState], at_s: float) -> LaneFigures:
+    """The lanes together, and the one that may send least."""
+    known = list(lanes)
+    if not known:
+        return LaneFigures(None)
+    paces = [lane.allowed_per_min for lane in known]
+    worst = max(known, key=lambda lane: (severity(lane.mode), bool(lane.mode_now.asides), bool(lane.bars)))
+    return LaneFigures(
+        pace_per_min=None if None in paces else sum(pace or 0.0 for pace in paces),
+        mode_now=worst.mode_now,
+        lane=worst.lane if len(known) > 1 else None,
+        held_by=worst.held_by(at_s),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +69,7 @@ class AttemptFigures:
     """What came of the attempts since a moment."""
 
     requests: int = 0  #: attempts made
-    refused: int = 0  #: of these, 429
-    cached: int = 0  #: answers without an attempt; there is no cache yet, so none
+    refused: int = 0  #: of these, 429s
 
 
 class Attempts:
@@ -79,19 +92,18 @@ class Attempts:
             return self._last
         began_s = time.monotonic()
         wanted = (
-            select(AttemptRow.status, func.count())
+            select(func.count(), refusals())
             # finished_at has an index, and no attempt finishes before it starts
             .where(AttemptRow.finished_at >= self._since, AttemptRow.started_at >= self._since)
             .where(AttemptRow.context == self._context)
-            .group_by(AttemptRow.status)
         )
         try:
             with self._engine.connect() as connection:
-                counts = {status: int(count) for status, count in connection.execute(wanted)}
+                requests, refused = connection.execute(wanted).one()
         except SQLAlchemyError:
             self._last = None  # no tables yet, or away: the run goes on, and its figures say "?"
         else:
-            self._last = AttemptFigures(requests=sum(counts.values()), refused=counts.get(429, 0))
+            self._last = AttemptFigures(requests=int(requests), refused=int(refused or 0))
         took_s = time.monotonic() - began_s
         self._next_s = time.monotonic() + max(0.5, took_s / _COUNTING_SHARE)
         return self._last

@@ -35,5 +35,5 @@ def status(ctx: click.Context, form: str, fail_on: str | None) -> None:
     if fail_on is not None:
         sick = [lane for lane in state.lanes if _LADDER.index(lane.mode.value.lower()) >= _LADDER.index(fail_on)]
         for lane in sick:
-            click.echo(f"{lane.lane} is in {lane.mode}", err=True)
+            click.echo(f"{lane.lane} is in {lane.mode_now}", err=True)
         ctx.exit(_EXIT_SICK if sick else 0)

@@ -20,6 +20,7 @@ from ratelimit_worker.errors import BadInput, RateLimitWorkerError
 from ratelimit_worker.reports.figures import Group, Point
 from ratelimit_worker.reports.html import page
 from ratelimit_worker.reports.live import ClusterState
+from ratelimit_worker.reports.outcomes import Snoozed
 from ratelimit_worker.reports.stats import DAY_S, HOUR_S, Sources, Stats
 from ratelimit_worker.reports.stats import stats as figures
 from ratelimit_worker.reports.words import as_json
@@ -46,6 +47,7 @@ COLUMNS = (
     "retry_success_rate",
     "backoff_s",
     *(f"not_answered_{category.value}" for category in Category),
+    *(f"snoozed_{reason.value}" for reason in Snoozed),
 )
 
 #: The same of functions, each over the whole window.
@@ -183,6 +185,7 @@ def _row(at_s: float, lane: str, points: list[Point]) -> tuple[object, ...] | No
             sum(p.backoff_s for p in points),
             sum((Counter(p.categories) for p in points), Counter()),
         ),
+        *_snoozed_cells(sum((Counter(p.snoozed_by) for p in points), Counter())),
     )
 
 
@@ -203,6 +206,7 @@ def _function_row(since_s: float, group: Group) -> tuple[object, ...]:
         f.input_tokens,
         f.output_tokens,
         *_retry_cells(f.recovered, f.failed, f.backoff_s, f.categories),
+        *_snoozed_cells(f.snoozed_by),
     )
 
 
@@ -210,6 +214,10 @@ def _retry_cells(recovered: int, failed: int, backoff_s: float, categories: Mapp
     met = recovered + failed
     rate = round(recovered / met, 6) if met else ""
     return met, recovered, rate, round(backoff_s, 6), *(categories.get(category.value, 0) for category in Category)
+
+
+def _snoozed_cells(by_reason: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(by_reason.get(reason.value, 0) for reason in Snoozed)
 
 
 def _umask() -> int:

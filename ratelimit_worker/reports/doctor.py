@@ -14,10 +14,12 @@ from enum import IntEnum, StrEnum
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from ratelimit_worker.calls import Outcome
+from ratelimit_worker.calls import Mode, Outcome
 from ratelimit_worker.config import PREFIX, SECRET_NAMES, Settings
 from ratelimit_worker.errors import StoreUnavailable
-from ratelimit_worker.reports.live import ClusterState
+from ratelimit_worker.ports import BarKind
+from ratelimit_worker.reports.bars import held_by
+from ratelimit_worker.reports.live import ClusterState, LaneState
 from ratelimit_worker.reports.stats import Sources, status
 from ratelimit_worker.reports.words import count, per_min, seconds
 from ratelimit_worker.stores.live import Server
@@ -28,6 +30,8 @@ OLDEST_SERVER = 7  #: major version; Valkey counts on from Redis 7.2
 SKEW_S = 1.0  #: difference of clocks that is worth a word; deadlines are made on this machine and kept on Redis
 MANY_WAIT = 10_000  #: outcomes on their way to the database that are worth a word
 LATENCY_OVER_S = 900.0  #: the last 15 minutes say how long a call takes
+#: Bars of a lane in NORMAL that somebody may want to do something about.
+_WORTH_A_WORD = frozenset({BarKind.GATE, BarKind.QUOTA, BarKind.NEWER, BarKind.PROBES})
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _HIDDEN = "***"
 
@@ -168,6 +172,7 @@ def examine(settings: Settings, sources: Sources, outbox: Box) -> Iterator[Findi
         yield judge_clock(server.at_s - ended_s, ended_s - began_s)
         state, _ = status(sources)
         yield from judge_workers(state, latency)
+        yield from judge_lanes(state)
         yield from judge_counters(state.counters)
         yield from judge_outbox(outbox.backlog(), outbox.full(), outbox.bad_count())
         yield from judge_alerts(settings.alert_webhook_url, sources.live.alerts_waiting())
@@ -272,6 +277,22 @@ def judge_workers(state: ClusterState, latency_s: Mapping[str, float]) -> Iterat
                 f"{per_min(allowed)} of {seconds(took_s)} each need {allowed / 60 * took_s:.0f} slots, and there are "
                 f"{lane.slots}: the budget is wasted for want of workers",
             )
+
+
+def judge_lanes(state: ClusterState) -> Iterator[Finding]:
+    """Whether lanes go at their own pace: their modes, and what holds up those in which calls wait."""
+    for lane in state.lanes:
+        says = [] if lane.mode is Mode.NORMAL and not lane.pinned else [f"it is in {lane.mode_now}"]
+        held = lane.held_by(state.at_s) if says else _stuck(lane, state.at_s)
+        if held and lane.waiting:
+            says.append(f"{count(lane.waiting)} calls wait, the next for {held}")
+        if says:
+            yield Finding(f"lane {lane.lane}", Level.NOTE, "; ".join(says))
+
+
+def _stuck(lane: LaneState, at_s: float) -> str:
+    """What holds a lane in NORMAL that is neither its pace nor what comes and goes with its calls; "": nothing."""
+    return held_by([bar for bar in lane.bars or () if (bar.parent or bar).kind in _WORTH_A_WORD], at_s)
 
 
 def judge_counters(counters: Mapping[str, int]) -> Iterator[Finding]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from ratelimit_worker.calls import Attempt, Content, Mode, Outcome
+from ratelimit_worker.flow.tune import Rules
+from ratelimit_worker.ports import Bar
+from ratelimit_worker.reports.bars import sentences
 from ratelimit_worker.reports.live import LaneState, cluster_state
-from ratelimit_worker.reports.words import moment, per_min, seconds
+from ratelimit_worker.reports.start import Forecast
+from ratelimit_worker.reports.words import about, moment, seconds
 from ratelimit_worker.stores.live import CallNow, Live
 
-DAY_S = 86_400.0
 MOST_SHOWN = 400  #: characters of a captured text that are shown to people
 
 
@@ -50,6 +52,7 @@ class Standing:
     starts_in_s: float | None  #: about when it starts; None: nobody knows
     waits_for: tuple[str, ...]  #: what holds it up, one sentence each
     worker: str | None
+    bars: tuple[Bar, ...] = ()  #: the same as values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,24 +65,50 @@ class Explanation:
     attempts: tuple[Attempt, ...]  #: recorded so far, first to last
 
 
-def explain(live: Live, attempts: Sequence[Attempt], call_id: str) -> Explanation:
+def explain(
+    live: Live,
+    attempts: Sequence[Attempt],
+    call_id: str,
+    *,
+    latency_s: Mapping[str, float] | None = None,
+    rules: Rules | None = None,
+) -> Explanation:
     """What is known of a call.
 
     Args:
         attempts: Those that are recorded of it, first to last.
+        latency_s: Lane → mean seconds of an answered attempt of late; None: not known.
+        rules: What a person has set of the law; it says what a lane may send when a pin has ended.
     Raises:
         StoreUnavailable: Redis is away.
     """
     calls = live.call(call_id)
     now = live.now(sorted({call.record.lane for call in calls}))
-    lanes = {lane.lane: lane for lane in cluster_state(now, None).lanes}
-    names = sorted({parent for lane in lanes.values() for parent in lane.limits.parents})
-    parents = {lane.lane: lane for lane in cluster_state(live.now(names), None).lanes} if names else {}
-    standings = tuple(standing(call, lanes.get(call.record.lane), now.at_s, parents) for call in calls)
+    states = {lane.lane: lane for lane in cluster_state(now, None).lanes}
+    names = sorted({parent for lane in states.values() for parent in lane.limits.parents})
+    beside = live.now(names) if names else None
+    parents = {lane.lane: lane for lane in cluster_state(beside, None).lanes} if beside is not None else {}
+    kept = {lane.lane: lane for lane in (*now.lanes, *(beside.lanes if beside is not None else ()))}
+
+    def forecast(lane: LaneState) -> Forecast:
+        return Forecast(
+            at_s=now.at_s,
+            lane=kept[lane.lane],
+            parents={name: kept[name] for name in lane.limits.parents if name in kept},
+            pins=now.pins,
+            rules=rules or Rules(),
+            latency_s=(latency_s or {}).get(lane.lane),
+            slots=lane.slots,
+        )
+
+    standings = []
+    for call in calls:
+        lane = states.get(call.record.lane)
+        standings.append(standing(call, lane, now.at_s, parents, forecast(lane) if lane is not None else None))
     return Explanation(
         call_id=call_id,
         where=standings[0].where if standings else ended(attempts),
-        standings=standings,
+        standings=tuple(standings),
         attempts=tuple(attempts),
     )
 
@@ -98,19 +127,22 @@ def ended(attempts: Sequence[Attempt]) -> Where:
 
 
 def standing(
-    call: CallNow, lane: LaneState | None, at_s: float, parents: Mapping[str, LaneState] | None = None
+    call: CallNow,
+    lane: LaneState | None,
+    at_s: float,
+    parents: Mapping[str, LaneState] | None = None,
+    forecast: Forecast | None = None,
 ) -> Standing:
     """How one message of a call stands.
 
     Args:
         parents: The lane's parents, by name.
+        forecast: Tells when it starts; None: nobody does.
     """
     record = call.record
     where = _where(call)
-    reasons, starts_in_s = waits_for(call, lane, at_s) if where in (Where.WAITING, Where.DUE_LATER) else ((), None)
-    if lane is not None and where is Where.WAITING:
-        barred = [why for name in lane.limits.parents if parents and name in parents for why in _barred(parents[name])]
-        reasons, starts_in_s = (*reasons, *barred), None if lane.limits.parents else starts_in_s
+    waits = where in (Where.WAITING, Where.DUE_LATER)
+    reasons = waits_for(call, lane, at_s, parents) if waits else ()
     if where is Where.FOLLOWING:
         reasons = (f"the answer of call {call.leader}, which asks the same",)
     return Standing(
@@ -125,9 +157,10 @@ def standing(
         number=record.number,
         lost=record.lost,
         place=call.place,
-        starts_in_s=starts_in_s,
+        starts_in_s=forecast.starts_in_s(call) if waits and forecast is not None else None,
         waits_for=reasons,
         worker=call.worker.name if call.worker is not None else None,
+        bars=(call.bars or ()) if waits or where is Where.FOLLOWING else (),
     )
 
 
@@ -141,65 +174,38 @@ def _where(call: CallNow) -> Where:
     return Where.DUE_LATER if call.due_s is not None else Where.WAITING
 
 
-def waits_for(call: CallNow, lane: LaneState | None, at_s: float) -> tuple[tuple[str, ...], float | None]:
-    """What holds a waiting call up, one sentence each, and in how many seconds it starts (None: nobody knows)."""
+def waits_for(
+    call: CallNow, lane: LaneState | None, at_s: float, parents: Mapping[str, LaneState] | None = None
+) -> tuple[str, ...]:
+    """What holds a waiting call up, one sentence each.
+
+    Args:
+        parents: The lane's parents, by name.
+    """
+    if call.bars is None:
+        return ("something that the server would not say: its script could not run",)
     if lane is None:
-        return ("its lane's state is gone",), None
-    reasons, earliest_s, known = list[str](), 0.0, True
-    if call.due_s is not None:
-        earliest_s = max(0.0, call.due_s - at_s)
-        why = "after a failed attempt" if call.record.tries else "as its sender asked"
-        reasons.append(f"time: due in {seconds(earliest_s)}, {why}")
-    if lane.gate_s:
-        opens = "does not open by itself" if math.isinf(lane.gate_s) else f"opens in {seconds(lane.gate_s)}"
-        reasons.append(f"gate: the lane's gate {opens}")
-        earliest_s, known = max(earliest_s, lane.gate_s), not math.isinf(lane.gate_s)
-    if lane.mode is not Mode.NORMAL:
-        reasons.append(f"mode: the lane is in {lane.mode}{', pinned by hand' if lane.pinned else ''}")
-    if lane.away:
-        reasons.append("mode: the provider is away, only probes go out")
-        known = False
-    allowed = lane.allowed_per_min
-    if allowed is not None and allowed <= 0 and not lane.used_up:
-        known = False
-        if not lane.gate_s:
-            reasons.append("pace: the lane is closed (0/min)")
-    elif allowed is not None and call.place is not None and not lane.used_up:
-        ahead_s = call.place * 60.0 / allowed
-        before = "it is the next" if call.place == 0 else f"{call.place} calls go before it"
-        reasons.append(f"pace: {before}, at {per_min(allowed)}")
-        earliest_s += ahead_s
-    for quota in lane.used_up:
-        reasons.append(f"quota: {quota} are used up until the next UTC day")
-        earliest_s, known = max(earliest_s, DAY_S - at_s % DAY_S), True
-    crowded = _room(call, lane)
-    reasons += crowded
-    return tuple(reasons), earliest_s if known and not crowded else None
+        return ("its lane's state is gone",)
+    reasons = sentences(
+        call.bars,
+        at_s,
+        paces=_paces(lane),
+        parents={name: _paces(parent) for name, parent in (parents or {}).items()},
+        tried=call.record.tries > 0,
+        pin_ends_s=lane.pinned_until_s,
+    )
+    if lane.mode is Mode.NORMAL and not lane.pinned:
+        return reasons
+    # The mode is the cause of gates and paces, and stands after them.
+    return (*reasons, f"mode: the lane is in {lane.mode_now}")
 
 
-def _barred(parent: LaneState) -> list[str]:
-    name = f"parent {parent.lane}"
-    if parent.used_up:
-        return [f"{name}: {quota} are used up until the next UTC day" for quota in parent.used_up]
-    if parent.gate_s:
-        opens = "does not open by itself" if math.isinf(parent.gate_s) else f"opens in {seconds(parent.gate_s)}"
-        return [f"{name}: its gate {opens}, mode {parent.mode}"]
-    cap = parent.limits.concurrency
-    if cap is not None and parent.out >= cap:
-        return [f"{name}: {parent.out} calls of its lanes are out, and its concurrency is {cap}"]
-    paces = [f"{per_min(level.pace_per_min)} {what}" for what, level in parent.levels.items()]
-    return [f"{name}: {', '.join(paces)}, shared by its lanes in turn"] if paces else []
-
-
-def _room(call: CallNow, lane: LaneState) -> list[str]:
-    cap = lane.limits.concurrency
-    if lane.workers == 0:
-        return [f"room: no worker takes calls from queue {call.record.queue!r}"]
-    if cap is not None and lane.out >= cap:
-        return [f"room: {lane.out} calls of the lane are out, and its concurrency is {cap}"]
-    if lane.out >= lane.slots:
-        return [f"room: all {lane.slots} slots are taken by calls of this lane"]
-    return []
+def _paces(lane: LaneState) -> dict[str, float]:
+    """Units a minute by dimension; of requests, what the mode's gap leaves."""
+    paces = {what: level.pace_per_min for what, level in lane.levels.items()}
+    if "requests" in paces and lane.allowed_per_min:
+        paces["requests"] = lane.allowed_per_min
+    return paces
 
 
 def _content_lines(content: Content) -> list[str]:
@@ -207,6 +213,14 @@ def _content_lines(content: Content) -> list[str]:
     told = {"asked": content.asked, "answer": content.answer}
     lines = [f"    {name}: {textwrap.shorten(said, MOST_SHOWN)}" for name, said in told.items() if said is not None]
     return lines + textwrap.indent(content.traceback or "", "    ").splitlines()
+
+
+def _start(one: Standing) -> str:
+    if one.starts_in_s is None:
+        return "nobody knows when it starts"
+    if one.starts_in_s > one.deadline_in_s:
+        return "it would not start before its deadline"
+    return f"starts in about {about(one.starts_in_s)}"
 
 
 def explanation_text(found: Explanation) -> str:
@@ -223,11 +237,7 @@ def explanation_text(found: Explanation) -> str:
             lines.append(f"  on worker {one.worker}")
         lines += [f"  waits for {reason}" for reason in one.waits_for]
         if one.where in (Where.WAITING, Where.DUE_LATER):
-            lines.append(
-                f"  starts in about {seconds(one.starts_in_s)}"
-                if one.starts_in_s is not None
-                else "  nobody knows when it starts"
-            )
+            lines.append(f"  {_start(one)}")
     for attempt in found.attempts:
         what = [str(attempt.outcome), *([str(attempt.category)] if attempt.category else [])]
         what += [f"HTTP {attempt.status}"] if attempt.status else []

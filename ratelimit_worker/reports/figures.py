@@ -6,13 +6,14 @@ Pure: rows in, figures out. docs/operations.md says what each figure means.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from ratelimit_worker.calls import Category, Outcome
+from ratelimit_worker.calls import Outcome
 from ratelimit_worker.policy.trend import Slice, Trend, latency_trend
+from ratelimit_worker.reports.outcomes import why_snoozed
 from ratelimit_worker.stores.queries import RARE_SAMPLE, Drawn, Rare, Retried, Sums
 
 #: Lanes, functions or contexts that have figures of their own; what comes beyond is added up under OTHERS.
@@ -37,8 +38,8 @@ class Figures:
     failed: int  #: calls
     attempts: int  #: requests to the provider
     retried: int  #: attempts that failed and were followed by another
-    snoozed: int  #: attempts that were sent back to wait (429) and cost no try
-    refused: int  #: attempts that met a 429
+    snoozed: int  #: attempts that were sent back to wait and cost no try
+    refused: int  #: attempts that met a 429, whatever became of them
     error_rate: float  #: failed attempts (retried + failed) ÷ attempts that were not snoozed, 0 to 1
     met_failure: int  #: ended calls of which at least one attempt failed
     recovered: int  #: of these, answered in the end
@@ -51,6 +52,7 @@ class Figures:
     latency: Spread  #: the same
     waited: Spread  #: of all attempts, from acceptance or the attempt before to the start
     trend: Trend  #: of the latency
+    snoozed_by: Mapping[str, int] = field(default_factory=dict)  #: the snoozed ones by reason (`outcomes.Snoozed`)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,7 @@ class Point:
     latency_s: float | None  #: mean of answered attempts
     input_tokens: int
     output_tokens: int
+    snoozed_by: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +90,8 @@ class Group:
 class _Tally:
     outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
     categories: dict[str, int] = field(default_factory=dict)
+    snoozed_by: dict[str, int] = field(default_factory=dict)
+    refused: int = 0
     latency_s: float = 0.0  #: of answered attempts
     recovered: int = 0
     backoff_s: float = 0.0
@@ -95,6 +100,10 @@ class _Tally:
 
     def add(self, row: Sums) -> None:
         self.outcomes[row.outcome] += row.attempts
+        self.refused += row.refused
+        if row.outcome is Outcome.SNOOZED:
+            why = why_snoozed(row.category).value
+            self.snoozed_by[why] = self.snoozed_by.get(why, 0) + row.attempts
         if row.outcome is Outcome.ANSWERED:
             self.latency_s += row.latency_s
         elif row.category is not None:
@@ -127,7 +136,7 @@ class _Tally:
             attempts=self.attempts,
             retried=self.outcomes[Outcome.RETRIED],
             snoozed=self.outcomes[Outcome.SNOOZED],
-            refused=self.categories.get(Category.RATE_LIMITED, 0),
+            refused=self.refused,
             error_rate=self.error_rate,
             recovered=self.recovered,
             backoff_s=self.backoff_s,
@@ -135,6 +144,7 @@ class _Tally:
             latency_s=self.latency_s / answered if answered else None,
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,
+            snoozed_by=_most_first(self.snoozed_by),
         )
 
 
@@ -230,10 +240,10 @@ class Tally:
     def _figures(self, kind: str, name: str, slices: _Slices) -> Figures:
         tallies = slices.values()
         outcomes = {outcome: sum(tally.outcomes[outcome] for tally in tallies) for outcome in Outcome}
-        categories: dict[str, int] = defaultdict(int)
+        categories, snoozed_by = Counter[str](), Counter[str]()
         for tally in tallies:
-            for category, attempts in tally.categories.items():
-                categories[category] += attempts
+            categories.update(tally.categories)
+            snoozed_by.update(tally.snoozed_by)
         answered, failed = outcomes[Outcome.ANSWERED], outcomes[Outcome.FAILED]
         errors, judged = failed + outcomes[Outcome.RETRIED], sum(outcomes.values()) - outcomes[Outcome.SNOOZED]
         recovered = sum(tally.recovered for tally in tallies)
@@ -246,7 +256,7 @@ class Tally:
             attempts=sum(outcomes.values()),
             retried=outcomes[Outcome.RETRIED],
             snoozed=outcomes[Outcome.SNOOZED],
-            refused=categories.get(Category.RATE_LIMITED, 0),
+            refused=sum(tally.refused for tally in tallies),
             error_rate=errors / judged if judged else 0.0,
             met_failure=recovered + failed,
             recovered=recovered,
@@ -259,6 +269,7 @@ class Tally:
             latency=spread(sample.latency),
             waited=spread(sample.waited),
             trend=latency_trend([Slice(tally.outcomes[Outcome.ANSWERED], tally.latency_s) for tally in seen]),
+            snoozed_by=_most_first(snoozed_by),
         )
 
 

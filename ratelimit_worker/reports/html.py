@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import string
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ratelimit_worker.calls import ModeChange
 from ratelimit_worker.reports.figures import Figures, Group, Point
 from ratelimit_worker.reports.live import LaneState
+from ratelimit_worker.reports.outcomes import snoozed_words
 from ratelimit_worker.reports.stats import Stats
 from ratelimit_worker.reports.words import clock, count, moment, per_min, percent, seconds
 
@@ -137,6 +139,7 @@ def _totals(stats: Stats) -> list[tuple[str, str]]:
         ("attempts", count(total.attempts)),
         ("error rate", percent(total.error_rate)),
         ("429s", count(total.refused)),
+        ("snoozed", snoozed_words(total.snoozed_by)),
         ("retries that helped", percent(total.retry_success_rate)),
         ("lost to backoff", seconds(total.backoff_s)),
         ("latency p50", seconds(total.latency.p50_s)),
@@ -215,7 +218,7 @@ def _now(lanes: Sequence[LaneState]) -> Markup:
     rows = [
         (
             lane.lane,
-            f"{lane.mode}{' (pinned)' if lane.pinned else ''}",
+            str(lane.mode_now),
             per_min(lane.allowed_per_min, "not bound"),
             count(lane.waiting + lane.due_later),
             count(lane.running),
@@ -251,7 +254,8 @@ def _timeline(points: Sequence[Point], slice_s: float) -> Markup:
         '<svg viewBox="0 0 {width} {height}" role="img" aria-label="Attempts over time, {most} at most">{bars}'
         '<text x="0" y="{below}">{first}</text><text x="{width}" y="{below}" text-anchor="end">{last}</text></svg>'
         '<p class="key note">{slice} each, {most} at most<i style="background:var(--good)"></i>answered'
-        '<i style="background:var(--bad)"></i>failed or retried<i style="background:var(--wait)"></i>snoozed (429)</p>',
+        '<i style="background:var(--bad)"></i>failed or retried<i style="background:var(--wait)"></i>'
+        "snoozed: {snoozed}</p>",
         width=_WIDTH,
         height=_HEIGHT + 18,
         below=_HEIGHT + 14,
@@ -260,6 +264,7 @@ def _timeline(points: Sequence[Point], slice_s: float) -> Markup:
         last=clock(points[-1].at_s),
         slice=seconds(slice_s),
         most=count(most),
+        snoozed=snoozed_words(sum((Counter(point.snoozed_by) for point in points), Counter())),
     )
 
 

@@ -14,8 +14,10 @@ import msgspec
 
 from ratelimit_worker.calls import DIMENSIONS, LaneLimits, Mode
 from ratelimit_worker.flow.limit import limits_told
-from ratelimit_worker.flow.tune import SHUT_US, mode_of
-from ratelimit_worker.policy.modes import MANY
+from ratelimit_worker.flow.tune import SHUT_US
+from ratelimit_worker.ports import Bar
+from ratelimit_worker.reports.bars import held_by
+from ratelimit_worker.reports.mode import ModeNow, mode_now
 from ratelimit_worker.stores.desks import PREFIX
 from ratelimit_worker.stores.live import US, LaneNow, Now, WorkerNow
 from ratelimit_worker.stores.queries import Recent
@@ -38,7 +40,7 @@ class LaneState:
     lane: str
     mode: Mode
     pinned: bool  #: by hand
-    away: bool  #: the provider is: only probes go out
+    away: bool  #: the provider is, by the law: only probes go out
     limits: LaneLimits  #: what a person told
     used_today: Mapping[str, float]  #: of the UTC day, where a quota is told: by "requests" and "tokens"
     levels: Mapping[str, Level]  #: by dimension; a dimension that is not bound is missing
@@ -57,6 +59,26 @@ class LaneState:
     sent: int  #: requests since the lane is known
     used_per_min: int | None  #: attempts that ended in the last minute; None: the database is away
     refused_last_min: int | None  #: of these, 429s
+    pinned_until_s: float | None = None  #: the pin ends by itself, seconds since the epoch; None: it does not
+    ramping: bool = False  #: the pace is not known yet, and grows
+    #: What holds its next call back; empty: nothing, or none waits; None: the server would not say
+    bars: tuple[Bar, ...] | None = ()
+    row: int = 0  #: lanes that wait for it: it is their parent
+
+    @property
+    def mode_now(self) -> ModeNow:
+        """The mode with what belongs to it, whose `str` every face shows."""
+        return ModeNow(
+            mode=self.mode,
+            pinned=self.pinned,
+            until_s=self.pinned_until_s,
+            away=self.away,
+            ramping=self.ramping,
+        )
+
+    def held_by(self, at_s: float) -> str:
+        """What holds its next call back, in a few words; "": nothing."""
+        return held_by(self.bars, at_s)
 
     @property
     def out(self) -> int:
@@ -140,15 +162,20 @@ def _lane(lane: LaneNow, now: Now, recent: Mapping[str, Recent] | None) -> LaneS
     fields = lane.fields
     workers = serving(now.workers, lane.queues) if lane.queues else _consumers(now.workers)
     did = None if recent is None else recent.get(lane.lane, Recent(0, 0))
+    mode = mode_now(fields, lane.pin)
     return LaneState(
         lane=lane.lane,
-        mode=mode_of(fields),
-        pinned=bool(fields.get("pin")),
-        away=0 < number(fields, "probes") < MANY and mode_of(fields) is not Mode.HALT and not fields.get("pin"),
+        mode=mode.mode,
+        pinned=mode.pinned,
+        away=mode.away,
+        pinned_until_s=mode.until_s,
+        ramping=mode.ramping,
+        bars=lane.bars,
+        row=lane.row,
         limits=limits_told(fields),
         used_today=lane.used_today,
         levels=_levels(fields, now.at_s),
-        gap_s=number(fields, "gap") / US if number(fields, "probes") > 0 else 0.0,
+        gap_s=number(fields, "gap") / US if number(fields, "width") > 0 else 0.0,
         gate_s=gate_s(fields, now.at_s),
         waiting=lane.waiting,
         due_later=lane.due_later,

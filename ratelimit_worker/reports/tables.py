@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ratelimit_worker.calls import LaneLimits, ModeChange
+from ratelimit_worker.calls import LaneLimits, Mode, ModeChange
 from ratelimit_worker.reports.figures import Group
 from ratelimit_worker.reports.live import ClusterState, LaneState
+from ratelimit_worker.reports.outcomes import snoozed_words
 from ratelimit_worker.reports.stats import Stats
 from ratelimit_worker.reports.words import clock, count, moment, per_min, percent, seconds, table
 
@@ -33,7 +34,19 @@ def status_table(state: ClusterState) -> str:
         for lane in state.lanes
     ]
     heads = ("lane", "mode", "allowed", "used", "429s", "wait", "run", "oldest", "wrk/slots")
-    return f"{table(heads, rows)}\n\nused and 429s: in the last minute. {workers_line(state)}"
+    notes = lane_notes(state)
+    said = "\n" + "\n".join(notes) if notes else ""
+    return f"{table(heads, rows)}{said}\n\nused and 429s: in the last minute. {workers_line(state)}"
+
+
+def lane_notes(state: ClusterState) -> list[str]:
+    """A line for each lane whose mode is not NORMAL alone, or of which something holds the next call back."""
+    said = []
+    for lane in state.lanes:
+        mode, held = str(lane.mode_now), lane.held_by(state.at_s)
+        if mode != Mode.NORMAL or held:
+            said.append(f"  {lane.lane}: {mode}{f'; the next call waits for {held}' if held else ''}")
+    return said
 
 
 def workers_line(state: ClusterState) -> str:
@@ -45,7 +58,7 @@ def workers_line(state: ClusterState) -> str:
 
 def lanes_table(state: ClusterState) -> str:
     """What each lane was told and has learned."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for lane in state.lanes:
         requests, tokens = lane.levels.get("requests"), lane.levels.get("tokens")
         learned = requests.learned_per_min if requests is not None else None
@@ -62,11 +75,11 @@ def lanes_table(state: ClusterState) -> str:
                 count(lane.reserved_tokens),
             )
         )
-    heads = ("lane", "rpm", "tpm", "at once", "adapts", "learned", "pace", "tokens", "reserved")
+    heads: tuple[str, ...] = ("lane", "rpm", "tpm", "at once", "adapts", "learned", "pace", "tokens", "reserved")
     beside = [", ".join(_beside(lane.limits)) or "-" for lane in state.lanes]
-    if set(beside) <= {"-"}:
-        return table(heads, rows)
-    return table((*heads, "beside"), [(*row, also) for row, also in zip(rows, beside, strict=True)])
+    if not set(beside) <= {"-"}:
+        heads, rows = (*heads, "beside"), [(*row, also) for row, also in zip(rows, beside, strict=True)]
+    return "\n".join((table(heads, rows), *lane_notes(state)))
 
 
 def _beside(limits: LaneLimits) -> list[str]:
@@ -98,8 +111,9 @@ def stats_tables(stats: Stats) -> str:
         "\n".join(
             (
                 f"calls     {count(total.calls)}: {count(total.answered)} answered, {count(total.failed)} failed",
-                f"attempts  {count(total.attempts)}: {count(total.retried)} retried, "
-                f"{count(total.snoozed)} snoozed ({count(total.refused)} × 429), errors {percent(total.error_rate)}",
+                f"attempts  {count(total.attempts)}: {count(total.retried)} retried, {count(total.snoozed)} snoozed, "
+                f"errors {percent(total.error_rate)}",
+                f"429s      {count(total.refused)} of the attempts; snoozed: {snoozed_words(total.snoozed_by)}",
                 f"retries   {count(total.recovered)} of {count(total.met_failure)} calls that met a failure were "
                 f"answered: {percent(total.retry_success_rate)}",
                 f"backoff   {seconds(total.backoff_s)} lost between failed attempts and the next ones",

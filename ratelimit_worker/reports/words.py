@@ -25,6 +25,16 @@ def seconds(value_s: float | None) -> str:
     return f"{value_s / 86_400.0:.1f} d"
 
 
+def about(value_s: float) -> str:
+    """A time that nobody knows exactly, in two digits or one: "4.2 s", "85 s", "12 min", "3 h", "4 days"."""
+    if value_s < 10.0:
+        return f"{value_s:.1f} s"
+    for unit, length_s, below in (("s", 1.0, 100.0), ("min", 60.0, 6_000.0), ("h", 3_600.0, 2e5)):
+        if value_s < below:
+            return f"{value_s / length_s:.0f} {unit}"
+    return f"{value_s / 86_400.0:.0f} days"
+
+
 def count(value: float | None) -> str:
     """ "12,345"; from ten million on "12.3 M"."""
     if value is None:

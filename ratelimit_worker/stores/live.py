@@ -1,21 +1,30 @@
 """What is in Redis right now? Lanes, workers and single calls as the scripts keep them, read and never written.
 
 A look takes several commands, so what moves between two of them may be counted twice or not at all; nothing is held up.
+What holds a call back says the script that decides it (lua/bar.lua).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
+from ratelimit_worker.calls import DIMENSIONS
 from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.policy.modes import ALL, Pin, governing
+from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.pins import Pins
+from ratelimit_worker.stores.scripts import Scripts
+
+log = logging.getLogger(__name__)
 
 US = 1_000_000
 #: Waiting calls of a lane and queue that are looked at to find the oldest. Places follow classes and tenants, not age,
@@ -43,6 +52,7 @@ class Record:
     since_s: float  #: waits since
     number: int  #: attempts begun
     claim: str = ""  #: fingerprint, where it shares its answer
+    cost: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0)  #: what its permit takes, in the order of `DIMENSIONS`
 
     @property
     def tag(self) -> str:
@@ -64,6 +74,11 @@ class LaneNow:
     reserved_tokens: int  #: by those that are out, ready or running
     oldest_s: float | None  #: when the oldest of the waiting calls was accepted; seconds since the epoch
     used_today: Mapping[str, float]  #: requests and tokens of the UTC day, where the lane has a quota
+    pin: Pin | None = None  #: by hand; None: the law governs
+    #: What holds its next call back; empty: nothing, or none waits; None: the server would not say
+    bars: tuple[Bar, ...] | None = ()
+    cost: tuple[float, ...] | None = None  #: mean of its first waiting calls, as `Record.cost`; None: none waits
+    row: int = 0  #: other lanes that wait for it: it is their parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +99,7 @@ class Now:
     lanes: tuple[LaneNow, ...]
     workers: tuple[WorkerNow, ...]
     counters: Mapping[str, int]
+    pins: Mapping[str, Pin] = field(default_factory=dict)  #: modes by hand, by lane; those too that have ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +114,7 @@ class CallNow:
     settled: bool  #: its answer is safe, and its message not acknowledged yet
     worker: WorkerNow | None  #: that held it at its last beat
     leader: str | None = None  #: it waits for the answer of this message
+    bars: tuple[Bar, ...] | None = ()  #: what holds it back while it waits; None: the server would not say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,11 +144,36 @@ def redis_errors() -> Iterator[None]:
         raise StoreUnavailable(f"Redis: {words}") from error
 
 
-class Live:
-    """The lanes of one Redis server, to be looked at. All methods raise `StoreUnavailable` where it is away."""
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What waits in a lane."""
 
-    def __init__(self, client: Redis, key_prefix: str = "") -> None:
-        self._client, self._prefix = client, key_prefix
+    waiting: int = 0
+    due_later: int = 0
+    first: tuple[Record, ...] = ()  #: of each queue
+
+    @property
+    def oldest_s(self) -> float | None:
+        return min((record.accepted_s for record in self.first), default=None)
+
+    @property
+    def cost(self) -> tuple[float, ...] | None:
+        """What a permit of theirs takes, in the mean."""
+        if not self.first:
+            return None
+        return tuple(sum(record.cost[i] for record in self.first) / len(self.first) for i in range(len(DIMENSIONS)))
+
+
+class Live:
+    """The lanes of one Redis server, to be looked at. All methods raise `StoreUnavailable` where it is away.
+
+    Args:
+        time_us: What is taken for now, µs since the epoch; 0: the server's clock. Tests set it.
+    """
+
+    def __init__(self, client: Redis, key_prefix: str = "", time_us: int = 0) -> None:
+        self._client, self._prefix, self._time_us = client, key_prefix, time_us
+        self._run = Scripts(client, key_prefix, time_us)
 
     def now(self, only: Sequence[str] | None = None) -> Now:
         """Every lane (or only these), every worker, all counters.
@@ -144,11 +186,13 @@ class Live:
             workers = self._workers(at_s)
             names = sorted(self._names()) if only is None else list(only)
             counters: Any = self._client.hgetall(self._key(keys.COUNTERS))
+            pins = Pins(self._client).read()
             return Now(
                 at_s=at_s,
-                lanes=tuple(lane for lane in self._lanes(names, at_s) if lane.fields),
+                lanes=tuple(lane for lane in self._lanes(names, at_s, pins) if lane.fields),
                 workers=workers,
                 counters={name.decode(): int(value) for name, value in counters.items()},
+                pins=pins,
             )
 
     def call(self, call_id: str) -> list[CallNow]:
@@ -161,6 +205,22 @@ class Live:
                 if record is not None:
                     found.append(self._stand(record, at_s))
             return found
+
+    def bars(self, lane: str, ref: str = "") -> tuple[int | None, tuple[Bar, ...]] | None:
+        """Calls that go before it (None: it does not wait for its turn), and all that holds it back.
+
+        Args:
+            ref: The message; "": the lane's next call, or one that came now where none waits.
+        Returns:
+            None: the server would not say (no leave to run functions, or no memory to load them).
+        """
+        with redis_errors():
+            try:
+                place, *bars = self._run("bar", (lane, ref))
+            except ResponseError as error:
+                log.warning("bars.unknown", extra={"lane": lane, "error": str(error)})
+                return None
+        return None if place < 0 else int(place), tuple(_bar(bar) for bar in bars)
 
     def alerts_waiting(self) -> int:
         """Alerts that the web hook has not taken yet."""
@@ -193,16 +253,12 @@ class Live:
             pipe.zscore(self._key(keys.LEDGER), record.tag)
             pipe.zscore(self._key(f"{keys.NAMESPACE}out:{record.lane}"), record.tag)
             pipe.exists(self._key(keys.settled(record.ref)))
-            pipe.smembers(self._key(f"{keys.NAMESPACE}queues:{record.lane}"))
             pipe.zscore(self._key(keys.followers(record.claim)), record.ref)
             pipe.get(self._key(keys.claim(record.claim)))
-            score, due, lease_end, begun, settled, queues, follows, leader = pipe.execute()
-        place = None
-        if score is not None:
-            with self._client.pipeline(transaction=False) as pipe:
-                for queue in queues:
-                    pipe.zcount(self._key(keys.waiting(record.lane, queue.decode())), "-inf", f"({score:.0f}")
-                place = sum(pipe.execute())
+            score, due, lease_end, begun, settled, follows, leader = pipe.execute()
+        waits = score is not None or due is not None or follows is not None
+        found = self.bars(record.lane, record.ref) if waits else (None, ())
+        place, bars = (None, None) if found is None else found
         holder = None
         if lease_end is not None:
             holder = next((worker for worker in self._workers(at_s) if record.tag in worker.held), None)
@@ -215,9 +271,10 @@ class Live:
             settled=bool(settled),
             worker=holder,
             leader=None if follows is None or leader is None else leader.decode(),
+            bars=bars,
         )
 
-    def _lanes(self, names: Sequence[str], at_s: float) -> Iterator[LaneNow]:
+    def _lanes(self, names: Sequence[str], at_s: float, pins: Mapping[str, Pin]) -> Iterator[LaneNow]:
         if not names:
             return
         with self._client.pipeline(transaction=False) as pipe:
@@ -225,24 +282,32 @@ class Live:
                 pipe.hgetall(self._key(keys.lane(lane)))
                 pipe.smembers(self._key(f"{keys.NAMESPACE}queues:{lane}"))
                 pipe.zrange(self._key(f"{keys.NAMESPACE}out:{lane}"), 0, -1, withscores=True)
+                pipe.zcard(self._key(keys.turns(lane)))
             raw = pipe.execute()
-        out = {lane: raw[3 * i + 2] for i, lane in enumerate(names)}
+        out = {lane: raw[4 * i + 2] for i, lane in enumerate(names)}
         reserved = self._reserved(out)
-        heads = self._heads({lane: _sorted(raw[3 * i + 1]) for i, lane in enumerate(names)})
-        used = self._used_today([lane for i, lane in enumerate(names) if b"bounds" in raw[3 * i]], at_s)
+        heads = self._heads({lane: _sorted(raw[4 * i + 1]) for i, lane in enumerate(names)})
+        used = self._used_today([lane for i, lane in enumerate(names) if b"bounds" in raw[4 * i]], at_s)
         for i, lane in enumerate(names):
-            waiting, due_later, oldest_s = heads[lane]
+            head, fields = heads[lane], {name.decode(): value for name, value in raw[4 * i].items()}
+            pin = governing(pins.get(lane), pins.get(ALL), at_s)
+            held = self.bars(lane) if head.waiting or head.due_later else (None, ())
             yield LaneNow(
                 lane=lane,
-                fields={name.decode(): value for name, value in raw[3 * i].items()},
-                queues=_sorted(raw[3 * i + 1]),
-                waiting=waiting,
-                due_later=due_later,
+                fields=fields,
+                queues=_sorted(raw[4 * i + 1]),
+                waiting=head.waiting,
+                due_later=head.due_later,
                 ready=sum(begun == 0 for _, begun in out[lane]),
                 running=sum(begun == 1 for _, begun in out[lane]),
                 reserved_tokens=reserved[lane],
-                oldest_s=oldest_s,
+                oldest_s=head.oldest_s,
                 used_today=used.get(lane, {}),
+                # Until the tuner has looked at the lane, it is still as the pin before has left it.
+                pin=pin if pin is not None and fields.get("pin", b"").decode() == pin.id else None,
+                bars=None if held is None else held[1],
+                cost=head.cost,
+                row=int(raw[4 * i + 3]),
             )
 
     def _reserved(self, out: Mapping[str, Sequence[tuple[bytes, float]]]) -> dict[str, int]:
@@ -261,10 +326,9 @@ class Live:
             for lane, one in zip(names, raw, strict=True)
         }
 
-    def _heads(self, queues_of: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, int, float | None]]:
-        """Lane → (waiting, due later, when the oldest was accepted)."""
+    def _heads(self, queues_of: Mapping[str, Sequence[str]]) -> dict[str, _Head]:
         pairs = [(lane, queue) for lane, queues in queues_of.items() for queue in queues]
-        found: dict[str, tuple[int, int, float | None]] = dict.fromkeys(queues_of, (0, 0, None))
+        found = dict.fromkeys(queues_of, _Head())
         if not pairs:
             return found
         with self._client.pipeline(transaction=False) as pipe:
@@ -273,13 +337,13 @@ class Live:
                 pipe.zcard(self._key(keys.due(lane, queue)))
                 pipe.zrange(self._key(keys.waiting(lane, queue)), 0, LOOKED_AT - 1)
             raw = pipe.execute()
-        refs = {pair: raw[3 * i + 2] for i, pair in enumerate(pairs)}
-        records = self._records([ref.decode() for some in refs.values() for ref in some])
+        refs = {pair: [ref.decode() for ref in raw[3 * i + 2]] for i, pair in enumerate(pairs)}
+        records = self._records([ref for some in refs.values() for ref in some])
         for i, (lane, queue) in enumerate(pairs):
-            accepted = [records[ref.decode()].accepted_s for ref in refs[lane, queue] if ref.decode() in records]
-            waiting, due_later, oldest_s = found[lane]
-            oldest_s = min([*accepted, *([] if oldest_s is None else [oldest_s])], default=None)
-            found[lane] = (waiting + int(raw[3 * i]), due_later + int(raw[3 * i + 1]), oldest_s)
+            first = tuple(records[ref] for ref in refs[lane, queue] if ref in records)
+            head = found[lane]
+            waiting, due_later = int(raw[3 * i]), int(raw[3 * i + 1])
+            found[lane] = _Head(head.waiting + waiting, head.due_later + due_later, head.first + first)
         return found
 
     def _records(self, refs: Sequence[str]) -> dict[str, Record]:
@@ -317,6 +381,8 @@ class Live:
         return [name.decode() for name in raw]
 
     def _clock_s(self) -> float:
+        if self._time_us:
+            return self._time_us / US
         seconds, micros = self._client.time()
         return float(seconds) + float(micros) / US
 
@@ -345,4 +411,18 @@ def _record(ref: str, packed: bytes) -> Record:
         since_s=values[16] / US,
         number=int(values[17]),
         claim=(values[20] or "") if len(values) > 20 else "",
+        cost=tuple(float(units) for units in values[6]),
+    )
+
+
+def _bar(raw: Sequence[Any]) -> Bar:
+    kind, until, detail, number, *parent = raw
+    until_us = int(until)
+    return Bar(
+        kind=BarKind(kind.decode()),
+        until_s=until_us / US if until_us > 0 else None,
+        event=until_us < 0,
+        detail=detail.decode(),
+        number=int(number),
+        parent=_bar(parent[0]) if parent else None,
     )

@@ -54,6 +54,7 @@ class Sums:
     latency_s: float  #: of all of them together, seconds
     input_tokens: int
     output_tokens: int
+    refused: int = 0  #: of the attempts, those that met a 429
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,12 @@ class Recent:
     refused: int  #: of these, 429s
 
 
+def refusals() -> ColumnElement[int]:
+    """How many of the attempts are 429s, for every figure of that name: by their status (a used-up quota may have it),
+    or by their category, where a provider or SDK says the same without it."""
+    return func.sum(case((or_(AttemptRow.status == 429, AttemptRow.category == Category.RATE_LIMITED), 1), else_=0))
+
+
 class Queries:
     """Questions to the database behind an engine of `engine_for`.
 
@@ -130,6 +137,7 @@ class Queries:
                 func.sum(AttemptRow.latency_s),
                 func.sum(AttemptRow.input_tokens),
                 func.sum(AttemptRow.output_tokens),
+                refusals(),
             )
             .where(_within(since_s, until_s))
             .group_by(*key)
@@ -145,6 +153,7 @@ class Queries:
                 latency_s,
                 tokens_in,
                 tokens_out,
+                refused,
             ) in connection.execute(wanted):
                 yield Sums(
                     lane,
@@ -156,6 +165,7 @@ class Queries:
                     float(latency_s),
                     int(tokens_in or 0),  # PostgreSQL adds bigints up to a numeric
                     int(tokens_out or 0),
+                    int(refused or 0),
                 )
 
     def retried(self, since_s: float, until_s: float) -> Iterator[Retried]:
@@ -197,14 +207,11 @@ class Queries:
 
     def recent(self, since_s: float, until_s: float) -> dict[str, Recent]:
         """Lane → what it did in a short window."""
-        refused = func.sum(case((AttemptRow.category == Category.RATE_LIMITED, 1), else_=0))
         wanted = (
-            select(AttemptRow.lane, func.count(), refused).where(_within(since_s, until_s)).group_by(AttemptRow.lane)
+            select(AttemptRow.lane, func.count(), refusals()).where(_within(since_s, until_s)).group_by(AttemptRow.lane)
         )
         with self._reading() as connection:
-            return {
-                lane: Recent(attempts, int(refusals or 0)) for lane, attempts, refusals in connection.execute(wanted)
-            }
+            return {lane: Recent(attempts, int(refused or 0)) for lane, attempts, refused in connection.execute(wanted)}
 
     def revision(self) -> str | None:
         """The schema's revision as it is; None: no tables yet. Changes nothing."""

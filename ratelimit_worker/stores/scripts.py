@@ -21,6 +21,8 @@ from ratelimit_worker.stores.exchange import exchange
 #: Functions that may not grow memory on a full server: what takes in new work is refused whole by the server. All
 #: others make work safe that is already paid for, and free memory after.
 REFUSED_WHEN_FULL = frozenset({"enqueue"})
+#: Functions that only ask: the server holds them to writing nothing.
+READS = frozenset({"bar"})
 
 
 #: What the scripts share (lua/shared/), in the order in which one part builds on another: one chunk, whose local names
@@ -63,7 +65,8 @@ def library(key_prefix: str = "") -> tuple[str, str]:
     all_of_it = "\n".join([*parts, *scripts, *scripts.values()])
     own = f"rlw_{hashlib.sha256(all_of_it.encode()).hexdigest()[:12]}"
     for name, text in scripts.items():
-        flags = "" if name in REFUSED_WHEN_FULL else ", flags = {'allow-oom'}"
+        flag = "no-writes" if name in READS else "allow-oom"
+        flags = "" if name in REFUSED_WHEN_FULL else f", flags = {{'{flag}'}}"
         parts += [  # each in a block of its own: Lua takes 200 local names, and lua/shared has most of them
             f"do local function run()\n{text}\nend",
             f"redis.register_function{{function_name = '{own}_{name}'{flags},"

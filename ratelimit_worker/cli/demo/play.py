@@ -21,6 +21,7 @@ from ratelimit_worker.cli.results import Results
 from ratelimit_worker.config import environment, read_settings
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError
 from ratelimit_worker.simulate import Entry, Fault, HeaderStyle, Scenario, Simulator, Stats
+from ratelimit_worker.stores.live import Live
 
 MODEL = "gpt-4o-mini"
 LANE = f"openai:{MODEL}"
@@ -168,7 +169,7 @@ class _Stage:
 
     def _scene(self, second: float) -> Scene:
         stats: Stats = self.provider.stats()
-        lane = lane_figures(self.cluster.services.lanes, [LANE])
+        lane = lane_figures(Live(self.cluster.services.redis), [LANE])
         return Scene(
             second=second,
             calls=self.what.calls,

@@ -22,6 +22,7 @@ from ratelimit_worker.cli.run.journal import Journal
 from ratelimit_worker.cli.run.session import Options, Session
 from ratelimit_worker.errors import BadInput, RateLimitWorkerError, StoreUnavailable
 from ratelimit_worker.flow.record import record_once
+from ratelimit_worker.stores.live import Live
 
 CONCURRENCY = 64
 _RATE_OVER_S = 10.0  #: the rate that is shown is that of the last so many seconds
@@ -189,12 +190,13 @@ class _View:
         per_min = self._rate_per_min()
         left = session.total - session.done
         pace = self._lanes.pace_per_min if self._lanes else None
+        held = self._lanes.held_by if self._lanes else ""
         words = [
             f"{session.done:,}/{session.total:,}",
             f"{per_min:,.0f}/min" + (f" (lane {pace:,.0f})" if pace is not None else ""),
             self._lanes.mode if self._lanes else "Redis is away",
-            f"429s {made.refused:,}, cached {made.cached:,}" if made else "429s ?, cached ?",
-            f"waiting {self._waiting:,}",
+            f"429s {made.refused:,}" if made else "429s ?",
+            f"waiting {self._waiting:,}" + (f" ({held})" if held and self._waiting else ""),
             f"ETA {clock(left / per_min * 60)}" if per_min > 0 else "ETA ?",
         ]
         return " · ".join(words)
@@ -205,7 +207,7 @@ class _View:
         self._look_at_s = time.monotonic() + _LOOK_EVERY_S
         session, lanes = self.session, self.session.cluster.services.lanes
         try:
-            self._lanes = lane_figures(lanes, session.lanes)
+            self._lanes = lane_figures(Live(session.cluster.services.redis), session.lanes)
             queue = session.options.queue
             with talking_to_redis():
                 # On a queue of our own what waits there is ours; on the cluster's, what runs cannot be told apart.

@@ -16,7 +16,7 @@ local function bucket(lane)                            -- each field that is rea
   L.kept.gate, L.kept.v = L.gate, L.v
   if L.was and L.was > now + STEP_US then              -- the clock was set back: earn from now on, not in an hour
     L.was = now
-    redis.call('HSET', lane_key(lane), 'ts', int(now))
+    if not memo.looks then redis.call('HSET', lane_key(lane), 'ts', int(now)) end
   end
   local from = L.was or now
   if L.told then from = math.max(from, L.gate) end
@@ -101,24 +101,36 @@ local function make(lane, from)
   redis.call('SADD', key('seen'), lane)                -- what is not known of it changes with time alone
   return true
 end
--- µs until every dimension admits the cost (0: now; nil: closed until set-points change)
-local function admits_in(L, cost)
-  local wait = math.max(0, L.gate - now)
+-- µs until every dimension admits the cost (0: now; nil: closed until set-points change). say(kind, µs, which): is told of
+-- each that does not, bar.lua's way to ask; gate, pace (nil: closed) of a dimension, quota of a day in the order of DAY_FIELDS
+local function admits_in(L, cost, say)
+  local wait, closed = math.max(0, L.gate - now), false
+  local idle = L.told and wait or 0                     -- what headers tell is not earned behind the gate, see bucket
+  if say and wait > 0 then say('gate', wait) end
   for i = 1, N do
     local pace = L.p[i]
     if pace then
-      if pace <= 0 then return nil end
       local need = math.min(cost[i], L.d[i] - L.g[i]) + L.g[i]
-      if L.l[i] + 1e-9 < need then wait = math.max(wait, math.ceil((need - L.l[i]) / pace * 1e6)) end
+      if pace <= 0 then
+        if not say then return nil end
+        closed = true
+        say('pace', nil, i)
+      elseif L.l[i] + 1e-9 < need then
+        local us = idle + math.ceil((need - L.l[i]) / pace * 1e6)
+        if say then say('pace', us, i) end
+        wait = math.max(wait, us)
+      end
     end
   end
   for i = 1, L.quota and 2 or 0 do                      -- one larger than the quota goes when none of it is used
     local quota = L.quota[i]
     if quota and L.used[i] + math.min(cost[i], quota) > quota + 1e-9 then
-      wait = math.max(wait, (L.day + 1) * DAY_US - now)
+      local us = (L.day + 1) * DAY_US - now
+      if say then say('quota', us, i) end
+      wait = math.max(wait, us)
     end
   end
-  return wait
+  return not closed and wait or nil
 end
 -- by: +1 spent, -1 given back; at: when it was spent, µs
 local function use_quota(L, cost, by, at)

@@ -75,7 +75,9 @@ local function first_of(L, queues, rooms, out, greedy)
       local head, tag = head_of(L, q)
       if not head then
         rooms[q] = 'empty'
-        if redis.call('EXISTS', due_key(L.name, q)) == 0 then redis.call('SREM', queues_key(L.name), q) end
+        if not memo.looks and redis.call('EXISTS', due_key(L.name, q)) == 0 then
+          redis.call('SREM', queues_key(L.name), q)
+        end
       else
         waits = true
         if not rooms[q] then rooms[q] = room(L, q, out, greedy) end

@@ -8,10 +8,10 @@ local function first_there(P, lane)
   local e = redis.call('ZRANGE', turns_key(P.name), 0, 0, 'WITHSCORES')
   return not e[1] or e[1] == lane or start_of(P, lane) < tonumber(e[2])
 end
-local function crowded(P)                              -- as many are out as may be
+local function crowded(P)                              -- as many are out as may be -> by which bound, as own_room says it
   if P.cap == 0 and P.width == 0 then return false end
   local out = redis.call('ZCARD', out_key(P.name))
-  return (P.cap > 0 and out >= P.cap) or (P.width > 0 and out >= P.width)
+  return (P.cap > 0 and out >= P.cap and 'concurrency') or (P.width > 0 and out >= P.width and 'width')
 end
 local function take_turns(L, cost)
   for _, P in ipairs(L.parents) do
@@ -27,17 +27,23 @@ local function stand(P, lane, at)                      -- in the parent's row, w
   local planned = redis.call('ZSCORE', NEXT, row_of(P.name))
   if at and (not planned or tonumber(planned) > at) then note(row_of(P.name), at) end
 end
--- Whether a parent bars the lane's next call; if so, the lane stands in the row of each that does. The slowest is kept for
--- it when the others come soon, within the time of the call's service there: else it might never find all of them at once.
--- served: the parent whose turn it is to be asked; rows: where it stands
-local function barred(L, cost, served, rows)
-  local waits, any = {}, false                         -- µs; inf: for an event; 'turn': for others before it
+-- How long the lane's next call waits for each parent, in their order: µs; inf: for an event; 'turn': for others before
+-- it -> these, or nil where none bars it. served: the parent whose turn it is to be asked
+local function parent_waits(L, cost, served)
+  local waits, any = {}, false
   for i, P in ipairs(L.parents) do
     waits[i] = crowded(P) and math.huge or admits_in(P, cost) or math.huge
     if P.name ~= served and waits[i] < math.huge and not first_there(P, L.name) then waits[i] = 'turn' end
     any = any or waits[i] ~= 0
   end
-  if not any then return false end
+  return any and waits or nil
+end
+-- Whether a parent bars the lane's next call; if so, the lane stands in the row of each that does. The slowest is kept for
+-- it when the others come soon, within the time of the call's service there: else it might never find all of them at once.
+-- rows: where it stands
+local function barred(L, cost, served, rows)
+  local waits = parent_waits(L, cost, served)
+  if not waits then return false end
   local slowest, longest_s = 0, -1
   for i, P in ipairs(L.parents) do
     local s = service_s(P, cost)

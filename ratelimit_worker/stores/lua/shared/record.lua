@@ -6,6 +6,7 @@ local now, ARGV                                        -- of the call that runs;
 local memo                                             -- what it has looked up and nothing else changes meanwhile: by queue,
                                                        -- its slots; by number, one of these (each look-up costs 5 µs)
 local LEASE, ASIDE_N, NEXT_EMPTY = 0, 1, 2             -- the lease, µs; how many are set aside; whether `next` is empty
+                                                       -- looks: the script only asks, so nothing may be written
 local busy, onqueue                                    -- lanes and queues of which calls are known to be out
 local stood                                            -- the parents in whose rows the lane stands that was released last
 local function start(args)                             -- args[1]: the time, µs; 0: this server's clock

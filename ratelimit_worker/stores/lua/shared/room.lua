@@ -97,19 +97,20 @@ local function ahead(L)
   end
   return math.floor((pace or 0) * LOOK_S)
 end
--- how many more the lane itself may have out; how many it has; and what it waits for when it is full: that one of its
--- calls begins, or ends
+-- how many more the lane itself may have out; how many it has; what it waits for when it is full: that one of its calls
+-- begins, or ends; and the narrowest bound: begins (released and not begun), width (of the law), or concurrency (a person's)
 local function own_room(L)
   local k = out_key(L.name)
-  local out, most, event = redis.call('ZCARD', k), 1e9, 'ends'
+  local out, most, event, bound = redis.call('ZCARD', k), 1e9, 'ends', nil
   busy[L.name] = out > 0
   if not L.unlimited or L.parents then                 -- when workers stall, what was released must not start as a burst
     most = 1 + math.max(1, ahead(L)) - redis.call('ZCOUNT', k, 0, 0)
+    bound = 'begins'
     if most <= 0 then event = 'begins' end
   end
-  if L.width > 0 then most = math.min(most, L.width - out) end
-  if L.cap > 0 then most = math.min(most, L.cap - out) end
-  return most, out, event
+  if L.width > 0 and L.width - out < most then most, bound = L.width - out, 'width' end
+  if L.cap > 0 and L.cap - out < most then most, bound = L.cap - out, 'concurrency' end
+  return most, out, event, bound
 end
 -- how many more calls of this lane may go to this queue now; greedy: nobody else wants the slot
 local function room(L, queue, out, greedy)

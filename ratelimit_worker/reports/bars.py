@@ -1,0 +1,168 @@
+"""What holds a call back, in words: sentences for `explain`, a few words for tables. Pure.
+
+What it is and until when says the script that decides it (stores/lua/bar.lua); nothing is guessed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ratelimit_worker.ports import Bar, BarKind
+from ratelimit_worker.reports.words import count, per_min, seconds
+
+Paces = Mapping[str, float]  #: dimension → units a minute
+
+_SHORT = {
+    BarKind.DUE: "its time",
+    BarKind.CLAIM: "another's answer",
+    BarKind.TURN: "others before it",
+    BarKind.RETRIES: "the retry budget",
+    BarKind.SUSPECT: "another suspect",
+    BarKind.NEWER: "a newer worker",
+    BarKind.GATE: "gate",
+    BarKind.PACE: "pace",
+    BarKind.QUOTA: "quota of the day",
+    BarKind.BEGINS: "calls that no worker has begun",
+    BarKind.PROBES: "probes that are out",
+    BarKind.RAMP: "ramp",
+    BarKind.FLIGHT: "calls in flight",
+    BarKind.CONCURRENCY: "concurrency",
+    BarKind.SLOTS: "slots",
+    BarKind.PARENT: "parent",
+}
+
+
+def binding(bars: Sequence[Bar]) -> tuple[Bar, ...]:
+    """The bars that count: of those that end at a known time the last, and all of which nobody knows when they end."""
+    last_s = max((bar.until_s for bar in bars if bar.until_s is not None), default=None)
+    return tuple(bar for bar in bars if bar.until_s is None or bar.until_s == last_s)
+
+
+def held_by(bars: Sequence[Bar] | None, at_s: float) -> str:
+    """What holds a lane's next call back, in a few words such as "gate, 12.0 s"; "": nothing, or nobody knows."""
+    return "; ".join(_brief(bar, at_s) for bar in binding(bars or ()))
+
+
+def _brief(bar: Bar, at_s: float) -> str:
+    what = _SHORT[bar.kind]
+    match bar:
+        case Bar(kind=BarKind.GATE, detail="shut"):
+            return "gate, shut"
+        case Bar(kind=BarKind.GATE, detail="refused"):
+            what = "gate after a refusal"
+        case Bar(kind=BarKind.SLOTS, number=0):
+            what = f"no worker on queue {bar.detail}"
+        case Bar(kind=BarKind.SLOTS):
+            what = f"slots of queue {bar.detail}"
+        case Bar(kind=BarKind.PACE, detail=dimension) if dimension != "requests":
+            what = f"pace of {dimension.replace('_', ' ')}"
+        case Bar(kind=BarKind.PARENT, parent=Bar() as own):
+            return f"parent {bar.detail}: {_brief(own, at_s)}"
+    return what if bar.until_s is None else f"{what}, {seconds(max(0.0, bar.until_s - at_s))}"
+
+
+def sentences(
+    bars: Sequence[Bar],
+    at_s: float,
+    *,
+    paces: Paces,
+    parents: Mapping[str, Paces],
+    tried: bool,
+    pin_ends_s: float | None = None,
+) -> tuple[str, ...]:
+    """What holds a call back, a sentence each.
+
+    Args:
+        at_s: Now, seconds since the epoch, Redis clock.
+        paces: Of the call's lane.
+        parents: The same of its lane's parents, by name.
+        tried: An attempt at it has failed.
+        pin_ends_s: When the lane's pin ends by itself, seconds since the epoch; None: it is not pinned, or does not.
+    """
+    shown = binding(bars)
+    turn = next((bar for bar in shown if bar.kind is BarKind.TURN), None)
+    before = f"{count(turn.number)} calls go before it" if turn is not None else "it is the next"
+    if turn is not None and turn.number == 1:
+        before = "1 call goes before it"
+    said = []
+    for bar in shown:
+        if bar.kind is BarKind.DUE:
+            left = seconds(max(0.0, (bar.until_s or at_s) - at_s))
+            said.append(f"time: due in {left}, {'after a failed attempt' if tried else 'as its sender asked'}")
+        elif bar.kind is BarKind.PARENT and bar.parent is not None:
+            said.append(f"parent {bar.detail}: {_of_parent(bar.parent, at_s, parents.get(bar.detail, {}))}")
+        elif bar.kind is BarKind.PACE and bar.until_s is not None:
+            what = "" if bar.detail == "requests" else f" {bar.detail.replace('_', ' ')}"
+            said.append(f"pace: {before}, at {_pace(bar.detail, paces)}{what}")
+        elif bar.kind is BarKind.GATE and bar.detail == "shut" and pin_ends_s is not None:
+            said.append(f"gate: the lane's gate opens in {seconds(max(0.0, pin_ends_s - at_s))}, when the pin ends")
+        elif bar.kind is not BarKind.TURN:
+            said.append(_sentence(bar, at_s))
+    if turn is not None and not any(words.startswith("pace: ") for words in said):
+        said.append(f"turn: {before}")
+    return tuple(said)
+
+
+def _sentence(bar: Bar, at_s: float) -> str:
+    match bar.kind:
+        case BarKind.CLAIM:
+            return f"the answer of call {bar.detail}, which asks the same"
+        case BarKind.RETRIES:
+            return "retries: it was tried before, others wait, and the lane's retry budget is spent"
+        case BarKind.SUSPECT:
+            return "turn: its worker died, and another such call runs; they go one at a time"
+        case BarKind.NEWER:
+            return "version: a worker of a newer version has to release it"
+        case BarKind.GATE:
+            return f"gate: the lane's gate {_opens(bar, at_s)}"
+        case BarKind.PACE:
+            return "pace: the lane is closed (0/min)"
+        case BarKind.QUOTA:
+            return f"quota: {count(bar.number)} {bar.detail} a day are used up until the next UTC day"
+        case BarKind.BEGINS:
+            return f"room: {count(bar.number)} calls are released, and no worker has begun them"
+        case BarKind.PROBES:
+            return f"mode: the provider is away, only probes go out, and {count(bar.number)} are out"
+        case BarKind.RAMP:
+            return f"ramp: the lane does not know its pace yet, and {count(bar.number)} calls are out"
+        case BarKind.FLIGHT:
+            return f"flight: {count(bar.number)} calls are out, as many as the provider answers well"
+        case BarKind.CONCURRENCY:
+            return f"room: {count(bar.number)} calls of the lane are out, and its concurrency is reached"
+        case BarKind.SLOTS if bar.number == 0:
+            return f"room: no worker takes calls from queue {bar.detail!r}"
+        case BarKind.SLOTS:
+            return f"room: no slot is free for this lane on queue {bar.detail!r}, which has {count(bar.number)}"
+        case _:
+            return str(bar.kind)
+
+
+def _of_parent(bar: Bar, at_s: float, paces: Paces) -> str:
+    match bar.kind:
+        case BarKind.PACE if bar.until_s is not None:
+            return f"{_pace(bar.detail, paces)} {bar.detail.replace('_', ' ')}, shared by its lanes in turn"
+        case BarKind.TURN:
+            return f"it is the turn of another of its lanes; {count(bar.number)} wait there"
+        case BarKind.CONCURRENCY:
+            return f"{count(bar.number)} calls of its lanes are out, and its concurrency is reached"
+        case BarKind.GATE:
+            return f"its gate {_opens(bar, at_s)}"
+        case BarKind.PACE:
+            return "it is closed (0/min)"
+        case _:
+            return _sentence(bar, at_s).partition(": ")[2]
+
+
+def _opens(bar: Bar, at_s: float) -> str:
+    if bar.until_s is None:
+        return "does not open by itself"
+    why = {"refused": ", after a refusal", "mode": ", which the mode keeps between calls"}.get(bar.detail, "")
+    return f"opens {_in(bar, at_s)}{why}"
+
+
+def _in(bar: Bar, at_s: float) -> str:
+    return f"in {seconds(max(0.0, (bar.until_s or at_s) - at_s))}"
+
+
+def _pace(dimension: str, paces: Paces) -> str:
+    return per_min(paces.get(dimension))

@@ -1,0 +1,65 @@
+"""In which mode is a lane, and by whom or what? Its own words, the same on every face. Pure.
+
+"Provider away" is EMERGENCY by the law alone, where only probes go out; a lane that is new and does not know its pace
+yet also bounds the calls that are out, and is "ramping up".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ratelimit_worker.calls import Mode
+from ratelimit_worker.flow.tune import mode_of
+from ratelimit_worker.policy.modes import MANY, Pin
+from ratelimit_worker.reports.words import clock
+
+LADDER = tuple(Mode)  #: from most to least that may be sent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModeNow:
+    """A lane's mode, and what belongs to it."""
+
+    mode: Mode = Mode.NORMAL
+    pinned: bool = False  #: by hand
+    until_s: float | None = None  #: the pin ends then, seconds since the epoch; None: it does not by itself
+    away: bool = False  #: the law takes the provider to be away: only probes go out
+    ramping: bool = False  #: the pace is not known yet, and grows until the first header or refusal
+
+    @property
+    def asides(self) -> tuple[str, ...]:
+        """What belongs to the mode, a few words each: "pinned by hand", "provider away", "ramping up"."""
+        said = []
+        if self.pinned:
+            said.append("pinned by hand" + (f" until {clock(self.until_s)} UTC" if self.until_s is not None else ""))
+        if self.away:
+            said.append("provider away")
+        elif self.ramping:
+            said.append("ramping up")
+        return tuple(said)
+
+    def __str__(self) -> str:
+        return f"{self.mode} ({', '.join(self.asides)})" if self.asides else self.mode.value
+
+
+def mode_now(fields: Mapping[str, bytes], pin: Pin | None = None) -> ModeNow:
+    """The mode of a lane, from its hash and the pin that holds there.
+
+    What bounds the calls that are out has a field of its own each, but for a lane whose tuner is an older worker: there
+    `width` says it, and only the mode tells what it means.
+    """
+    mode, pinned = mode_of(fields), bool(fields.get("pin"))
+    width, probes, ramp = (int(float(fields.get(name) or 0)) for name in ("width", "probes", "ramp"))
+    return ModeNow(
+        mode=mode,
+        pinned=pinned,
+        until_s=pin.until if pin is not None and pinned else None,
+        away=mode is Mode.EMERGENCY and not pinned and 0 < (probes or width) < MANY,
+        ramping=ramp > 0 and width > 0 and mode in {Mode.NORMAL, Mode.REDUCED},
+    )
+
+
+def severity(mode: Mode) -> int:
+    """0: NORMAL; the less may be sent, the more."""
+    return LADDER.index(mode)

@@ -1,0 +1,240 @@
+"""About when does a waiting call start? From what holds it, its place, and the paces that its lane has by then. Pure.
+
+A lane's hash is its budget: a call with so many before it goes when each dimension has earned what they take together.
+Where a pin ends before that, the tuner's own decision says what the lane may send from then on. Of a parent a lane gets
+its turn among the lanes that wait there. Nobody knows when an outage ends, or how fast a new lane may go: then nothing
+is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import floor, inf
+
+from ratelimit_worker.calls import DIMENSIONS, Mode
+from ratelimit_worker.flow.limit import limits_told
+from ratelimit_worker.flow.tune import SHUT_US, Rules, decide
+from ratelimit_worker.policy.modes import ALL, Pin, governing
+from ratelimit_worker.ports import Bar, BarKind, LaneView
+from ratelimit_worker.reports.mode import mode_now
+from ratelimit_worker.stores.live import US, CallNow, LaneNow
+
+DAY_S = 86_400.0
+Cost = Sequence[float]  #: in the order of `DIMENSIONS`
+_MOST_PINS = 3  #: that end one after the other before the call goes
+_RETRY_SHARE, _RETRIES_PER_S = 0.1, 10 / 60  #: as in lua/shared/retry_budget.lua
+_NEVER = frozenset({BarKind.NEWER, BarKind.SUSPECT, BarKind.CLAIM, BarKind.RAMP})  #: known to nobody who only looks
+SURE_S = 1.0  #: what a pace that is not known yet may make of a start that is told all the same, seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ahead:
+    """What goes before a call, and what it takes itself."""
+
+    calls: float
+    mean: Cost  #: what each of them takes
+    own: Cost
+
+    def less(self, calls: float) -> Ahead:
+        """The same when so many of them have gone."""
+        return replace(self, calls=max(0.0, self.calls - calls))
+
+    def times(self, share: float) -> Ahead:
+        """The same where others' calls leave beside each of them."""
+        return replace(self, calls=self.calls * share)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bucket:
+    """One dimension, at the moment `Budget.gate_s`."""
+
+    pace: float
+    level: float
+    depth: float
+    guard: float
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a lane's hash allows from a moment on, if nothing changes."""
+
+    gate_s: float  #: nothing leaves before: now, or when its gate opens, seconds since the epoch; inf: it does not
+    gap_s: float
+    buckets: Mapping[int, _Bucket]  #: by number of the dimension, from 0
+
+    @classmethod
+    def of(cls, fields: Mapping[str, bytes], at_s: float) -> Budget:
+        """From the hash, from `at_s` on."""
+
+        def number(name: str, missing: float = 0.0) -> float:
+            return float(fields[name]) if fields.get(name) else missing
+
+        gate = number("gate")
+        gate_s = inf if gate >= SHUT_US else max(at_s, gate / US)
+        told, buckets = number("told") == 1, {}  # where headers tell, nothing is earned behind a gate
+        since_s = max(number("ts", at_s * US), gate if told and gate < SHUT_US else 0.0) / US
+        for i in range(len(DIMENSIONS)):
+            name = str(i + 1)
+            if f"p{name}" in fields and number("unlimited") != 1:
+                pace, depth = number("p" + name), number("d" + name, 1.0)
+                earned_s = max(0.0, min(gate_s, at_s + DAY_S) - since_s)
+                level = min(depth, number("l" + name, depth) + pace * earned_s) + number("o" + name)
+                buckets[i] = _Bucket(pace, level, depth, number("g" + name))
+        gap_s = number("gap") / US if number("width") > 0 else 0.0
+        return cls(gate_s=gate_s, gap_s=gap_s, buckets=buckets)
+
+    def when_s(self, ahead: Ahead) -> float:
+        """When the call is admitted, seconds since the epoch; inf: never."""
+        if self.gate_s == inf:
+            return inf
+        when_s = self.gate_s + ahead.calls * self.gap_s
+        for i, bucket in self.buckets.items():
+            need = min(ahead.own[i], bucket.depth - bucket.guard) + bucket.guard
+            short = ahead.calls * ahead.mean[i] + need - bucket.level
+            if short > 1e-9:
+                when_s = max(when_s, self.gate_s + short / bucket.pace if bucket.pace > 0 else inf)
+        return when_s
+
+    def gone_by(self, ahead: Ahead, until_s: float) -> float:
+        """How many of those before it have gone by then."""
+        first_s = self.when_s(Ahead(calls=0, mean=ahead.mean, own=ahead.mean))
+        if first_s > until_s:
+            return 0.0
+        each_s = self.when_s(Ahead(calls=1e6, mean=ahead.mean, own=ahead.mean)) - first_s
+        return ahead.calls if each_s <= 0 else min(ahead.calls, floor((until_s - first_s) / (each_s / 1e6)) + 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What it takes to tell a start.
+
+    Args:
+        parents: The lane's, by name.
+        pins: All that are in force, by lane.
+        latency_s: Mean of an answered attempt of late; None: not known.
+        slots: That the lane's calls may use.
+    """
+
+    at_s: float
+    lane: LaneNow
+    parents: Mapping[str, LaneNow]
+    pins: Mapping[str, Pin]
+    rules: Rules
+    latency_s: float | None
+    slots: int
+
+    def starts_in_s(self, call: CallNow) -> float | None:
+        """Seconds from now; None: nobody knows."""
+        bars = call.bars
+        if bars is None or not self._knowable(bars):
+            return None
+        own = call.record.cost
+        mean = self.lane.cost or own
+        due_s = max((bar.until_s or self.at_s for bar in bars if bar.kind is BarKind.DUE), default=self.at_s)
+        place = call.place
+        if place is None:  # it comes to its place when its time does: a retry before those that wait, others after them
+            place = 0 if call.record.tries else self.lane.waiting
+        ahead = Ahead(calls=place, mean=mean, own=own)
+        starts_s = self._admitted_s(self.lane, ahead, 1.0)
+        if mode_now(self.lane.fields).ramping and starts_s - self._admitted_s(self._grown(), ahead, 1.0) > SURE_S:
+            return None
+        for bar in bars:
+            if bar.kind is BarKind.RETRIES:
+                starts_s = min(starts_s, self._budgeted_s(ahead, bar.number / 1e4))
+        held = {bar.detail for bar in bars if bar.kind is BarKind.PARENT}
+        for name, parent in self.parents.items():
+            lanes = parent.row + (0 if name in held else 1)  # this one stands there when it waits for it
+            starts_s = max(starts_s, self._admitted_s(parent, ahead, max(1, lanes)))
+        room_s = self._room_s(bars, place)
+        if starts_s == inf or room_s is None:
+            return None
+        return max(due_s, starts_s, room_s) - self.at_s
+
+    def _knowable(self, bars: Sequence[Bar]) -> bool:
+        mode = mode_now(self.lane.fields, self.lane.pin)
+        if mode.away or (mode.mode is Mode.HALT and not mode.pinned):
+            return False
+        for bar in bars:
+            innermost = bar.parent or bar
+            if innermost.kind in _NEVER or (innermost.kind is BarKind.PROBES and not mode.pinned):
+                return False
+            if bar.kind is BarKind.SLOTS and not bar.number:
+                return False
+        return True
+
+    def _grown(self) -> LaneNow:
+        """The lane when it knows its requests: as if these did not bind."""
+        return replace(self.lane, fields={name: value for name, value in self.lane.fields.items() if name != "p1"})
+
+    def _admitted_s(self, lane: LaneNow, ahead: Ahead, share: float) -> float:
+        """When its budget lets the call go, over the ends of pins.
+
+        Args:
+            share: Calls that leave for each of ours, ours included.
+        """
+        fields, at_s = dict(lane.fields), self.at_s
+        for _ in range(_MOST_PINS):
+            budget = Budget.of(fields, at_s)
+            when_s = max(budget.when_s(ahead.times(share)), self._quota_s(lane, ahead))
+            pin = governing(self.pins.get(lane.lane), self.pins.get(ALL), at_s)
+            if pin is None or pin.until is None or when_s <= pin.until:
+                return when_s
+            gone = budget.gone_by(ahead.times(share), pin.until)
+            fields = self._after(lane, fields, budget, ahead, gone, pin.until)
+            ahead, at_s = ahead.less(gone / share), pin.until
+        return max(Budget.of(fields, at_s).when_s(ahead.times(share)), self._quota_s(lane, ahead))
+
+    def _after(
+        self, lane: LaneNow, fields: dict[str, bytes], budget: Budget, ahead: Ahead, gone: float, at_s: float
+    ) -> dict[str, bytes]:
+        """The lane's hash when the pin has ended, as the tuner will write it."""
+        for i, bucket in budget.buckets.items():
+            earned = bucket.level + bucket.pace * max(0.0, at_s - budget.gate_s) - gone * ahead.mean[i]
+            fields[f"l{i + 1}"] = repr(min(bucket.depth, earned)).encode()
+        fields["ts"] = str(round(at_s * US)).encode()
+        decision = decide(LaneView(lane=lane.lane, fields=fields, seen=()), at_s, self.rules, self.pins)
+        for name, value in {**decision.set_points, **decision.memory}.items():
+            if value == "":
+                fields.pop(name, None)
+            else:
+                fields[name] = value if isinstance(value, bytes) else str(value).encode()
+        for i in range(len(DIMENSIONS)):  # an anchor: the level follows from what was sent in all
+            anchor = fields.get(f"a{i + 1}") or fields.get(f"m{i + 1}")
+            if anchor is not None:
+                sent = float(fields.get(f"c{i + 1}") or 0) + gone * ahead.mean[i]
+                level = float(anchor) - sent + float(fields.get(f"x{i + 1}") or 0)
+                fields[f"l{i + 1}"] = repr(level).encode()
+        return fields
+
+    def _quota_s(self, lane: LaneNow, ahead: Ahead) -> float:
+        """When the quotas of the UTC day have room for it: today, or so many days later."""
+        limits = limits_told(lane.fields)
+        days = 0
+        for i, (what, quota) in enumerate((("requests", limits.rpd), ("tokens", limits.tpd))):
+            if quota:
+                wanted = lane.used_today.get(what, 0.0) + ahead.calls * ahead.mean[i] + min(ahead.own[i], quota)
+                days = max(days, int(max(0.0, wanted - 1e-9) // quota) if wanted > quota + 1e-9 else 0)
+        return self.at_s if not days else (self.at_s // DAY_S + days) * DAY_S
+
+    def _budgeted_s(self, ahead: Ahead, left: float) -> float:
+        """When the retry budget lets it go before the others."""
+        pace = Budget.of(self.lane.fields, self.at_s)
+        requests = pace.buckets[0].pace if 0 in pace.buckets else 0.0
+        return self.at_s + max(0.0, 1.0 - left) / (_RETRY_SHARE * requests + _RETRIES_PER_S)
+
+    def _room_s(self, bars: Sequence[Bar], place: int) -> float | None:
+        """When as many have ended as must before it: so many at once, each for the latency of late."""
+        room_s = self.at_s
+        caps = [float(cap) for cap in (limits_told(self.lane.fields).concurrency,) if cap]
+        flight = float(self.lane.fields.get("flight") or 0)
+        bounds = [*caps, *([flight] if flight else []), *([float(self.slots)] if self.slots else [])]
+        full = {BarKind.CONCURRENCY, BarKind.FLIGHT, BarKind.SLOTS} & {bar.kind for bar in bars}
+        full |= {bar.parent.kind for bar in bars if bar.parent is not None} & {BarKind.CONCURRENCY, BarKind.FLIGHT}
+        if self.latency_s is None:
+            return None if full else room_s
+        for most in bounds:
+            out = self.lane.ready + self.lane.running
+            ended = place + max(out, most if full else 0) - most + 1  # so many must have ended before it starts
+            room_s = max(room_s, self.at_s + max(0.0, ended) * self.latency_s / most)
+        return room_s
