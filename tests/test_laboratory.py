@@ -7,7 +7,7 @@ from statistics import median
 
 import pytest
 import redis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ratelimit_worker.calls import DIMENSIONS, Cost
@@ -16,6 +16,7 @@ from ratelimit_worker.simulate.oracle import delivered, oracle
 from ratelimit_worker.simulate.scenarios import CASES
 from tests.cluster import Cluster, entry
 from tests.laboratory import Laboratory, Plane, Result, Units, jobs_of
+from tests.properties import share
 
 FIELDS: dict[str, float | str] = {"schema": 1, "p1": 5.0, "d1": 10.0, "g1": 0.0, "p2": 900.0, "d2": 2_000.0}
 
@@ -126,7 +127,7 @@ _steps = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=share(0.6))
 @given(steps=_steps)
 def test_the_model_does_what_the_scripts_do(redis_client: redis.Redis, steps: list[tuple[str, int]]) -> None:
     """Levels, counters and gate agree after any steps: permits, answers of each kind, set-points, anchors, time."""

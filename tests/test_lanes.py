@@ -723,6 +723,31 @@ def test_a_dead_workers_call_goes_back_to_its_own_place(cluster: Cluster, put: P
     assert cluster.lanes.begin(again, LEASE_S).state == "go"
 
 
+def test_a_call_that_left_at_once_comes_back_before_a_later_one(cluster: Cluster, put: Put) -> None:
+    """Though the later one's name sorts first: the lane may have one out now, and the first comes back unread.
+
+    Found by a random history (`test_emergency`, seed 54674319687958555458145319871192433660).
+    """
+    put("c9", "c10", lane_fields={"p1": 50, "d1": 1, "cap": 3})
+    assert cluster.ready() == ["c9"]
+    cluster.lanes.set_points("gpt", {"cap": 1})
+    cluster.live(LEASE_S)
+    assert cluster.ready() == ["c9"]
+
+
+@pytest.mark.parametrize("early", [0, 1, 3, 6], ids="{} of them left at once".format)
+def test_calls_come_back_in_the_order_in_which_they_came(cluster: Cluster, put: Put, early: int) -> None:
+    """Of one tenant, whether they left past the lane or had waited: as they came, not as their names sort."""
+    names = list("fedcba")
+    put(*names, lane_fields={"p1": 1000, "d1": 1000, "l1": early})
+    cluster.live(1.0)
+    assert cluster.ready() == names
+    cluster.lanes.set_points("gpt", {"cap": 1})
+    cluster.live(LEASE_S + 2)
+    assert cluster.ready() == names[:1]
+    assert [cluster.run_one() for _ in names] == names
+
+
 def test_a_dead_workers_slots_are_anothers(cluster: Cluster, put: Put) -> None:
     """Calls that a dead worker held keep their lease, but nobody's slot: the next worker has work at once."""
     put(*[f"c{i}" for i in range(20)], lane_fields=CALM)

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 import redis
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -22,6 +22,7 @@ from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import US, Claim
 from ratelimit_worker.stores.live import Live
 from tests.cluster import LEASE_S, T0_US, Cluster, entry
+from tests.properties import share
 
 LANES = ("a", "b", "free")
 QUEUES = ("q", "two")
@@ -574,11 +575,5 @@ def test_whatever_happens_no_call_is_lost_and_no_lane_forgotten(redis_client: re
     Anything.client = redis_client
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Anything,
-        settings=settings(
-            max_examples=30,
-            stateful_step_count=40,
-            deadline=None,
-            report_multiple_bugs=False,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-        ),
+        settings=settings(max_examples=share(0.3), stateful_step_count=40),
     )

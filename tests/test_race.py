@@ -25,6 +25,7 @@ from ratelimit_worker.simulate.oracle import Best, delivered, oracle, oracle_tim
 from ratelimit_worker.simulate.provider import Provider
 from ratelimit_worker.simulate.scenario import Entry, Fault, Limiter, Scenario
 from ratelimit_worker.simulate.scenarios import CASES, POISON, Case
+from tests.properties import share
 
 CHAT = "/v1/chat/completions"
 
@@ -76,7 +77,7 @@ entries = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=share(0.6))
 @given(
     rpm=limits,
     burst_s=st.sampled_from([0.0, 1.0, 5.0, 60.0]),

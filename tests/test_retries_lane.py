@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.retries import TRIALS, run
@@ -31,6 +31,7 @@ from ratelimit_worker.wiring import services
 from tests.cluster import LEASE_S, Cluster, entry
 from tests.conftest import wait_for
 from tests.fleet import fleet
+from tests.properties import share
 
 BAND = 1.4e15  #: as in lua/shared/record.lua
 BEHIND = 3 * BAND
@@ -283,7 +284,7 @@ def test_an_expired_call_tells_what_failed_it_last(redis_client: redis.Redis, cl
     assert cluster.lanes.record("c") is None
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=share(0.25))
 @given(
     steps=st.lists(
         st.one_of(

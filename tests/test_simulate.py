@@ -16,13 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ratelimit_worker.calls import Cost
@@ -247,6 +248,42 @@ def test_no_window_admits_more_with_a_neighbour(
                 assert after - before <= limit.depth + limit.rate * (to_s - from_s) + 1e-6
             elif to_s - from_s < limit.window_s - 1e-9:
                 assert after - before <= limit.limit + 1e-6
+
+
+@given(
+    kind=st.sampled_from(list(Limiter)),
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 3),
+            st.sampled_from(["take", "owe", "back", "change", "look"]),
+            st.sampled_from([1.0, 3.0, 8.0]),
+        ),
+        max_size=12,
+    ),
+)
+def test_looking_at_a_limit_changes_nothing(kind: Limiter, steps: list[tuple[float, str, float]]) -> None:
+    """What is left depends on what was taken and given, never on who asked in between; while a neighbour waits,
+    nothing is left for others.
+    """
+
+    def fresh() -> TokenBucket | SlidingWindow:
+        return SlidingWindow(10.0, 1.0, 0.0) if kind is Limiter.SLIDING else TokenBucket(2.0, 10.0, 0.0)
+
+    seen, alone, now_s = fresh(), fresh(), 0.0
+    for pause_s, what, units in steps:
+        then_s, now_s = now_s, now_s + pause_s
+        for limit in (seen, alone):
+            if what == "take":
+                limit.take(now_s, units)
+            elif what == "owe":
+                limit.owe(now_s, units, 20.0)
+            elif what == "back":
+                limit.give_back(now_s, units, then_s)
+            elif what == "change":
+                limit.change(now_s, 2.5 * units, 0.5 + units / 4 if kind is Limiter.SLIDING else 5.0 * units)
+        left = seen.level(now_s)
+        assert deepcopy(alone).level(now_s) == pytest.approx(left, abs=1e-6)
+        assert seen.owed == 0 or left <= 1e-6
 
 
 @given(
@@ -482,6 +519,9 @@ def test_what_is_left_is_rounded_down(taken: int, told: int) -> None:
     lag_s=st.sampled_from([0.25, 0.5, 3.0]),
     steps=st.lists(st.tuples(st.integers(0, 50), st.sampled_from("aaangc")), max_size=60),
 )
+# units come back while a neighbour waits, and a request comes at the window's edge
+@example(window_s=1.0, lag_s=0.25, steps=[(0, "n"), (1, "n"), (0, "g"), (32, "a"), (48, "a"), (16, "c"), (16, "a")])
+@example(window_s=1.0, lag_s=0.5, steps=[(0, "n"), (1, "n"), (0, "g"), (32, "a"), (64, "c")])
 def test_late_headers_tell_the_state_of_then(
     window_s: float | None, lag_s: float, steps: list[tuple[int, str]]
 ) -> None:

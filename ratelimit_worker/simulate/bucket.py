@@ -91,9 +91,13 @@ class TokenBucket:
         self.owed = min(wanted - paid, most)
 
     def give_back(self, now_s: float, units: float, taken_s: float = 0.0) -> None:
-        """Put units back that were charged and not used, whenever that was; what exceeds the depth is lost."""
+        """Put units back that were charged and not used, whenever that was; what exceeds the depth is lost.
+
+        A neighbour that waits gets them before anybody else does.
+        """
         del taken_s
         self._level = min(self.depth, self.level(now_s) + units)
+        self.owe(now_s, 0.0, self.owed)
 
     def full_in_s(self, now_s: float) -> float:
         """Seconds until the bucket is full again if nobody comes."""

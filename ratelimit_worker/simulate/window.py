@@ -45,8 +45,6 @@ class SlidingWindow:
                 self._pay(oldest_s + self.window_s)
         if not self._taken:
             self._used = 0.0  # sums of fractions leave crumbs
-        if self.owed > 0:  # after a rise of the limit, or units given back
-            self._pay(self._at_s)
         return self.limit - self._used
 
     def wait_s(self, now_s: float, cost: float) -> float:
@@ -87,6 +85,7 @@ class SlidingWindow:
         if back > 0:
             self._taken[taken_s] -= back
             self._used -= back
+            self._pay(self._at_s)
 
     def full_in_s(self, now_s: float) -> float:
         """Seconds until the window is empty if nobody comes."""
@@ -97,6 +96,7 @@ class SlidingWindow:
         """Another limit and window from now on; what is in the window stays in it."""
         self.level(now_s)
         self.limit, self.window_s = limit, window_s
+        self._pay(self._at_s)
 
     def _pay(self, at_s: float) -> None:
         paid = min(self.owed, max(0.0, self.limit - self._used))

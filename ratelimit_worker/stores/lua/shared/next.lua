@@ -21,7 +21,8 @@ end
 -- out of the lane with a permit
 local function let_go(L, ref, r, ttl_us, message, new)
   spend(L, r[COST])
-  L.v = math.max(L.v, r[SCORE] - band(r[CLASS]))
+  -- one behind it: what comes later has a later place, also when this one comes back (ties go by name, not by time)
+  L.v = math.max(L.v, r[SCORE] - band(r[CLASS]) + 1)
   r[PERMIT], r[TICKET] = TAKEN, {L.seq, now, L.c[1], L.c[2], L.c[3], L.c[4]}
   if L.parents then
     r[CLAIM], r[DEGRADES], r[PARENTS] = r[CLAIM] or false, r[DEGRADES] or false, L.names  -- no holes
