@@ -6,9 +6,11 @@ Only a translation into Celery's words; what is decided stands in `flow`.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from celery import Task
@@ -23,9 +25,10 @@ from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Outcome, Priority
 from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.flow import enqueue, pin
-from ratelimit_worker.flow.execute import Again, Answered, Executor, Facts, GaveUp, MustBeAlone
+from ratelimit_worker.flow.execute import Again, Answered, Executor, Facts, GaveUp, MustBeAlone, own_retry, tries_used
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.policy.estimate import Size
+from ratelimit_worker.policy.own_retry import Goes, Stays, Wish
 from ratelimit_worker.policy.retry import RetryPolicy
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.ports import Begun
@@ -47,6 +50,13 @@ CANVAS = frozenset({"parent_id", "group_id", "chord"})
 NO_MORE = "Can't retry"  #: how `Task.retry` begins when it gives up
 REPLACED = "Replaced by new task"  #: what `Task.replace` says in its Ignore
 MOST_WARM_CLIENTS = 16  #: made before the first call, 4 ms each
+
+
+class StaysInLane(CeleryRetry):
+    """The lane sends the call again; what raises this has used none of the task's retries.
+
+    A `Retry`, so that whatever lets Celery's own pass (`autoretry_for`, a task's `except`) lets this pass too.
+    """
 
 
 class CallTask(Task):
@@ -146,7 +156,7 @@ class CallTask(Task):
         if before is not None:
             # self.retry or replace: the same call goes on, so its deadline and the count of its attempts do too
             plan |= {"deadline": before["deadline"], "number": mine.get("rlw_number")}
-            plan |= {"again": True, "fp": before.get("fp")}
+            plan |= {"again": True, "fp": before.get("fp"), "tries": tries_used(task_id or "")}
         else:
             plan["at_once"] = True
             if "sheds" in plan and CANVAS.isdisjoint(options):
@@ -166,16 +176,54 @@ class CallTask(Task):
         except (OperationalError, RedisError) as error:
             raise StoreUnavailable(f"the call was not accepted, Redis said: {_first_line(error)}") from error
 
-    def retry(self, *args: Any, **kwargs: Any) -> Any:
-        """As Celery's; its error for a call that may not be retried any more does not repeat the arguments."""
+    def retry(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: BaseException | None = None,
+        throw: bool = True,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """As Celery's, for what a provider did not cause. `autoretry_for` comes here too.
+
+        A provider's failure is told the lane. What costs no try there (a 429, an outage) uses no retry: the lane sends
+        the call again. Every other retry is Celery's, and goes no sooner than the provider's Retry-After.
+
+        The error for a call that may not be retried any more does not repeat the arguments.
+        """
+        request = self.request
+        if not (request.called_directly or request.is_eager):
+            wish = Wish(
+                wait_s=self._wished_s(eta, countdown),
+                same=args is None and kwargs is None and not options,
+                same_lane=options.get("lane") in (None, (request.get(HEADER) or {}).get("lane")),
+                goes_on=not throw,
+            )
+            verdict = own_retry(request.id, (exc, sys.exception()), wish)
+            if isinstance(verdict, Stays):
+                raise StaysInLane("the lane sends it again", exc=exc or sys.exception(), when=verdict.after_s)
+            if isinstance(verdict, Goes) and verdict.after_s is not None:
+                eta, countdown = None, verdict.after_s
         try:
-            return super().retry(*args, **kwargs)
+            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         except self.MaxRetriesExceededError as error:
-            if error is kwargs.get("exc") or not str(error).startswith(NO_MORE):
+            if error is exc or not str(error).startswith(NO_MORE):
                 raise
-            told = f"{NO_MORE} {self.name}[{self.request.id}]: max_retries is reached"
+            told = f"{NO_MORE} {self.name}[{request.id}]: max_retries is reached"
             more = {"task_args": error.task_args, "task_kwargs": error.task_kwargs}
             raise self.MaxRetriesExceededError(told, **more) from error.__cause__
+
+    def _wished_s(self, eta: datetime | None, countdown: float | None) -> float | None:
+        """Seconds until a retry as call or task say it; None: neither does, and Celery's own default would hold."""
+        if countdown is not None:
+            return float(countdown)
+        if eta is not None:
+            return max(0.0, (eta if eta.tzinfo else eta.replace(tzinfo=UTC)).timestamp() - time.time())
+        said_by = next(one for one in (self, *type(self).__mro__) if "default_retry_delay" in vars(one))
+        return None if said_by is Task else float(self.default_retry_delay or 0.0)
 
     def _answered(self, task_id: str, answer: bytes, options: Mapping[str, Any]) -> CallResult:
         """The result of a call that was answered before: stored under its own id, and there at once."""
@@ -270,6 +318,13 @@ def _meaning(word: BaseException) -> Outcome:
     return Outcome.RETRIED
 
 
+def _behind(word: BaseException) -> tuple[BaseException | None, ...]:
+    """What one of Celery's words may have been raised for: its own say, then what was being handled."""
+    said = [getattr(word, name, None) for name in ("exc", "reason")]
+    context = None if word.__suppress_context__ else word.__context__
+    return (*(one if isinstance(one, BaseException) else None for one in said), word.__cause__, context)
+
+
 _executors: dict[int, tuple[Executor, Callable[[str], RetryPolicy]]] = {}
 
 
@@ -288,6 +343,7 @@ def executor(lane: str = enqueue.DEFAULT_LANE, rule: Rule | None = None) -> Exec
             reconcile=lambda lane: enqueue.told(live.settings, lane).reconcile,
             pass_through=(TaskPredicate, Ignore, Reject),
             means=_meaning,
+            behind=_behind,
             classify=plugins.classifier(),
         )
         found = _executors[os.getpid()] = (made, policies)
