@@ -26,7 +26,9 @@ from ratelimit_worker.calls import (
     Outcome,
     Priority,
     Sighting,
+    Timeouts,
     sighting,
+    within,
 )
 from ratelimit_worker.errors import (
     CallFailedLater,
@@ -41,11 +43,13 @@ from ratelimit_worker.flow import observe
 from ratelimit_worker.flow.content import content_of
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.flow.tally import Tally, tried
+from ratelimit_worker.policy import timeout
 from ratelimit_worker.policy.classification import classify_exception
 from ratelimit_worker.policy.estimate import usage_of
 from ratelimit_worker.policy.modes import provider_away
 from ratelimit_worker.policy.own_retry import Goes, Stays, Wish, whose
 from ratelimit_worker.policy.retry import NO_RECORD, GiveUp, Halt, Retry, RetryPolicy, Snooze, Step, Why, next_step
+from ratelimit_worker.policy.timeout import Latencies
 from ratelimit_worker.ports import AttemptLanes, Begun, Health
 
 log = logging.getLogger("ratelimit_worker.attempt")
@@ -142,6 +146,7 @@ class _Trial:
     Args:
         caught: The provider's failure for which the task has retried by itself.
         stays: Seconds after which the lane sends the call again in place of that retry; None: it does not.
+        timeouts: Within which it has to end.
     """
 
     facts: Facts
@@ -151,6 +156,7 @@ class _Trial:
     content: Content | None = None
     caught: _Judged | None = None
     stays: float | None = None
+    timeouts: Timeouts = field(default_factory=Timeouts)
 
 
 Result = Answered | Again | GaveUp | NotOurs | MustBeAlone
@@ -162,6 +168,8 @@ class Executor:
 
     Args:
         encode_outcome: An attempt as the outbox holds it.
+        timeout_told_s: By lane, how long a person lets an attempt take; None: nobody has said.
+        latencies: By `timeout.key`, how long answers took; never waits.
         reconcile: By lane, whether its provider gives back tokens that were reserved and not used; None: not told.
         tally: Answers that the lanes' records of their functions do not know yet; one a process.
         pass_through: Exceptions that are not failures but words of the framework (Celery's Retry, Ignore, Reject).
@@ -180,6 +188,8 @@ class Executor:
     means: Callable[[BaseException], Outcome] = lambda word: Outcome.RETRIED
     behind: Callable[[BaseException], Sequence[BaseException | None]] = lambda word: (word.__cause__,)
     reconcile: Callable[[str], bool | None] = lambda lane: None
+    timeout_told_s: Callable[[str], float | None] = lambda lane: None
+    latencies: Callable[[str], Latencies | None] = lambda name: None
     jitter: Callable[[], float] = random.random
     clock: Callable[[], float] = time.monotonic
     classify: Callable[[BaseException], Failure | None] = classify_exception
@@ -235,9 +245,23 @@ class Executor:
         self.lanes.settle(facts.tag, facts.lane, b"", outbox=self.encode_outcome(row), verdict="other", seen=b"")
         return GaveUp(deadline_exceeded(facts.call_id, facts.lane, begun.number, begun.failed))
 
+    def timeouts(self, plan: Mapping[str, Any], task: str, begun: Begun) -> Timeouts:
+        """How long an attempt at a call that has just begun may take."""
+        lane = str(plan["lane"])
+        told_s = plan.get("timeout")
+        size: Sequence[Any] = plan.get("size") or ()
+        return timeout.timeouts(
+            told_s=self.timeout_told_s(lane) if told_s is None else told_s,
+            known=self.latencies(timeout.key(task, size[0] if size else None, lane)),
+            now_s=begun.now_s,
+            left_s=begun.deadline_s - begun.now_s,
+            tries=begun.tries,
+            most_tokens=size[2] if len(size) > 2 else None,
+        )
+
     def _attempt(self, facts: Facts, begun: Begun, run: Callable[[Begun], Any]) -> Result:
-        trial = _Trial(facts, begun, self.clock())
-        with _running_now(self, trial), sighting() as trial.seen:
+        trial = _Trial(facts, begun, self.clock(), timeouts=self.timeouts(facts.plan, facts.task, begun))
+        with _running_now(self, trial), within(trial.timeouts), sighting() as trial.seen:
             try:
                 value = run(begun)
             except self.pass_through as word:
@@ -272,7 +296,7 @@ class Executor:
                 self._heard(trial, judged, outcome, self.answers.passed(), cause=cause, kind="passed")
             return
         failure, response, at = judged.failure if judged else None, trial.seen.response, self._at(trial)
-        verdict = observe.verdict_of(failure) if failure else "other"
+        verdict = self._verdict(trial, failure) if failure else "other"
         older = judged.older if judged else 0
         facts = trial.facts
         self.lanes.back(
@@ -358,7 +382,7 @@ class Executor:
             judged.failure,
             outcome,
             answer,
-            observe.verdict_of(judged.failure),
+            self._verdict(trial, judged.failure),
             cause=cause,
             older=judged.older,
             kind=kind,
@@ -395,11 +419,17 @@ class Executor:
                     failure,
                     Outcome.FAILED,
                     self.answers.error(final),
-                    observe.verdict_of(failure),
+                    self._verdict(trial, failure),
                     older=older,
                     tried=self._tried(trial) if judged.costs and step == GiveUp(failure, Why.TRIES) else b"",
                 )
                 return GaveUp(final)
+
+    def _verdict(self, trial: _Trial, failure: Failure) -> observe.Verdict:
+        """A call that had less time than its provider needs says nothing of the provider."""
+        if failure.category is Category.TIMEOUT and trial.timeouts.by_deadline:
+            return "other"
+        return observe.verdict_of(failure)
 
     def _at(self, trial: _Trial) -> float:
         """Now, on Redis' clock: seconds since the epoch."""
@@ -412,7 +442,7 @@ class Executor:
         self, trial: _Trial, failure: Failure, after_s: float, tries: int, older: int = 0, tried: bytes = b""
     ) -> Result:
         facts, begun, response = trial.facts, trial.begun, trial.seen.response
-        verdict, at = observe.verdict_of(failure), self._at(trial)
+        verdict, at = self._verdict(trial, failure), self._at(trial)
         outcome = Outcome.RETRIED if tries else Outcome.SNOOZED
         ours = self.lanes.back(
             facts.tag,

@@ -115,6 +115,8 @@ def _source(variable: str, settings: Settings, environ: Mapping[str, str]) -> st
 
 def shown(name: str, value: object) -> str:
     """A setting's value for people: a URL keeps where it leads, and loses what opens the door there."""
+    if value is None:
+        return "-"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Mapping):

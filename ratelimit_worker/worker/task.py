@@ -44,7 +44,7 @@ from ratelimit_worker.worker.transport import HEADER, unpack_body
 
 ANSWERS = Answers(dumps=dumps, loads=loads)
 #: Options of `apply_async` that are the plan's.
-CHOICES = ("lane", "tenant", "context", "tags", "cost", "deadline_s", "cache", "stale_ttl", "shed_below")
+CHOICES = ("lane", "tenant", "context", "tags", "cost", "deadline_s", "cache", "stale_ttl", "shed_below", "timeout_s")
 #: Options by which Celery sends a call for a canvas that is under way: nobody is there to catch an error.
 CANVAS = frozenset({"parent_id", "group_id", "chord"})
 NO_MORE = "Can't retry"  #: how `Task.retry` begins when it gives up
@@ -63,9 +63,9 @@ class CallTask(Task):
     """Base class of every task that calls a provider.
 
     Class attributes, or options of `@llm_task`: `lane`, `provider` (with the argument `model` it names the lane),
-    `context`, `tags`, `tenant`, `call_priority`, `deadline_s`, `cost`, `cache`, `stale_ttl`, `shed_below`, `cache_ttl`
-    (seconds), `classify`. The same names as options of `apply_async` but for the last two, with `priority` for the
-    class (high, normal, low, or Celery's 0 to 9).
+    `context`, `tags`, `tenant`, `call_priority`, `deadline_s`, `cost`, `cache`, `stale_ttl`, `shed_below`, `timeout_s`
+    (seconds of one attempt), `cache_ttl` (seconds), `classify`. The same names as options of `apply_async` but for the
+    last two, with `priority` for the class (high, normal, low, or Celery's 0 to 9).
 
     `classify` is a plain function of the exception that the task raised (a `staticmethod` in a class body): its
     `Category`, a whole `Failure`, or None, and our own rules hold.
@@ -90,6 +90,7 @@ class CallTask(Task):
     cache_ttl: ClassVar[float | None] = None
     stale_ttl: ClassVar[float] = 0.0
     shed_below: ClassVar[str | None] = None
+    timeout_s: ClassVar[float | None] = None
     classify: ClassVar[Rule | None] = None
 
     def plan(self, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> dict[str, Any]:
@@ -109,6 +110,7 @@ class CallTask(Task):
             cache_ttl_s=self.cache_ttl,
             stale_ttl_s=self.stale_ttl,
             shed_below=self.shed_below,
+            timeout_s=self.timeout_s,
         )
         live = services()
         return enqueue.plan(
@@ -305,6 +307,7 @@ def _as_before(plan: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, 
         "cache": "ttl" in plan,
         "stale_ttl": plan.get("stale", 0.0),
         "shed_below": "high" if "sheds" in plan else "low",  # its class is the same, so: yes, or no
+        "timeout_s": plan.get("timeout"),
     }
     return {name: repeated.get(name) if value is None else value for name, value in chosen.items()}
 
@@ -341,6 +344,8 @@ def executor(lane: str = enqueue.DEFAULT_LANE, rule: Rule | None = None) -> Exec
             lease_s=live.settings.visibility_timeout_seconds,
             policy=policies(enqueue.DEFAULT_LANE),
             reconcile=lambda lane: enqueue.told(live.settings, lane).reconcile,
+            timeout_told_s=lambda lane: enqueue.timeout_told_s(live.settings, lane),
+            latencies=live.learned_latencies,
             pass_through=(TaskPredicate, Ignore, Reject),
             means=_meaning,
             behind=_behind,
