@@ -20,6 +20,7 @@ from ratelimit_worker.providers.tokenizer import Tokenizer
 from ratelimit_worker.stores import outbox as outbox_store
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.outbox import Outbox
+from ratelimit_worker.stores.own_rules import OwnRules
 from ratelimit_worker.stores.pins import Pins
 from ratelimit_worker.stores.usage import LatencyMemory, LearnedLatencies, LearnedUsage, UsageMemory
 
@@ -118,6 +119,12 @@ class Services:
         """The same, as far as this process knows it; never waits."""
         learned: LearnedLatencies = self._once("learned_latencies", lambda: LearnedLatencies(lambda: self.latencies))
         return learned
+
+    @property
+    def own_rules(self) -> OwnRules:
+        """Which tasks retry by themselves."""
+        rules: OwnRules = self._once("own_rules", lambda: OwnRules(self.redis))
+        return rules
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -10,18 +10,21 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 from celery.result import AsyncResult
 
 from ratelimit_worker.calls import Category, Failure
 from ratelimit_worker.errors import BadInput, CallFailed, Overloaded, RateLimitWorkerError, Throttled
-from ratelimit_worker.policy.own_retry import Goes, Stays, Wish, catches_providers, whose
+from ratelimit_worker.policy.own_retry import Goes, OwnRule, Stays, Wish, catches_providers, whose
 from ratelimit_worker.policy.retry import GiveUp, Halt, Retry, Snooze, Step, Why
 from ratelimit_worker.providers.http import ProviderRefused
+from ratelimit_worker.stores.own_rules import MOST_KEPT, OwnRules
 from ratelimit_worker.wiring import services
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet
 
 WAIT_S = 20
+OWN = ("auto", "backoff", "fallback", "never", "own", "swallowed")  #: tasks of tests/own_retries_app.py
 REFUSED, AFTER_4 = Failure(category=Category.RATE_LIMITED, cause="429"), 4.0
 WAITS = Failure(category=Category.RATE_LIMITED, cause="429", retry_after_s=AFTER_4)
 SICK = Failure(category=Category.OVERLOADED, cause="503")
@@ -87,6 +90,24 @@ def test_rules_that_catch_a_providers_failures(kind: type[BaseException], expect
     assert catches_providers((KeyError, kind)) is expected
 
 
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (
+            OwnRule(task="t", caught=("Exception",), max_retries=None),
+            ("t retries by itself (autoretry_for=Exception, without a bound)", "after the backoff of the failure"),
+        ),
+        (OwnRule(task="t", caught=("OSError", "KeyError"), backoff=True), ("OSError, KeyError", "after retry_backoff")),
+        (OwnRule(task="t", asks=True, max_retries=5, delay_s=2.5), ("(self.retry, max_retries=5)", "after 2.5 s")),
+        (OwnRule(task="t", asks=True, caught=("Exception",)), ("autoretry_for=Exception and self.retry",)),
+    ],
+)
+def test_what_a_rule_means_in_words(rule: OwnRule, words: tuple[str, ...]) -> None:
+    """How the task retries, what of that the lane does, and when a retry goes."""
+    for word in words:
+        assert word in str(rule)
+
+
 @pytest.fixture(scope="module", params=["prefork", "threads"])
 def running(request: pytest.FixtureRequest) -> Iterator[Fleet]:
     with fleet() as made:
@@ -119,6 +140,32 @@ def sent(task: Any, *args: Any) -> AsyncResult:
     name = next(arg for arg in args if isinstance(arg, str) and arg.startswith("n-"))
     result: AsyncResult = task.apply_async(args, lane=name)
     return result
+
+
+@pytest.mark.worker
+def test_tasks_that_retry_by_themselves_are_named(tasks: ModuleType, running: Fleet) -> None:
+    """A line each in the worker's log, and for `doctor`; no line for a task that leaves it to its lane."""
+    names = [f"tests.own_retries_app.{name}" for name in OWN] + [
+        "tests.fleet_app.flaky",
+        "tests.fleet_app.shared_flaky",
+    ]
+    log = running.workers[0].log()
+    assert sorted(services().own_rules.read()) == sorted(names)
+    for name in names:
+        assert log.count(f"task.retries_itself {name} retries by itself") == 1
+    assert log.count("task.retries_itself") == len(names)
+
+
+def test_a_task_that_has_no_rule_any_more_is_forgotten(redis_client: redis.Redis) -> None:
+    """A worker speaks for the tasks that it knows, and for no others; what is told ends one day."""
+    redis_client.flushall()
+    rules = OwnRules(redis_client)
+    rules.tell(["a", "b"], {"a": "once", "b": "twice"})
+    rules.tell(["a", "c"], {"c": "thrice"})
+    assert rules.read() == {"b": "twice", "c": "thrice"}
+    assert 0 < redis_client.ttl("rlw:retries") <= 30 * 86_400
+    rules.tell([], {f"t{n}": "x" for n in range(2 * MOST_KEPT)})
+    assert len(rules.read()) == MOST_KEPT
 
 
 ANSWERED = ("answered", None, None, None)

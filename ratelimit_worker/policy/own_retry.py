@@ -73,6 +73,34 @@ def whose(failure: Failure, step: Step, free: bool, wish: Wish) -> Stays | Goes:
     return Goes(None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnRule:
+    """How a task retries by itself, as its definition says."""
+
+    task: str
+    caught: tuple[str, ...] = ()  #: names of the classes in `autoretry_for`, where one of them is a provider's failure
+    asks: bool = False  #: its own code calls `retry`
+    max_retries: int | None = 3  #: None: no bound
+    backoff: bool = False  #: `retry_backoff`
+    delay_s: float | None = None  #: that the task chose; None: it chose none
+
+    def __str__(self) -> str:
+        how = [f"autoretry_for={', '.join(self.caught)}"] if self.caught else []
+        how += ["self.retry"] if self.asks else []
+        bound = "without a bound" if self.max_retries is None else f"max_retries={self.max_retries}"
+        if self.backoff:
+            when = "after retry_backoff"
+        elif self.delay_s is not None:
+            when = f"after {self.delay_s:g} s"
+        else:
+            when = "after the backoff of the failure (not Celery's 180 s, which nobody chose)"
+        return (
+            f"{self.task} retries by itself ({' and '.join(how)}, {bound}): a 429, and what fails while the provider "
+            f"is away, waits in the lane and uses no retry; every other failure of the provider uses one, {when}, "
+            "never before Retry-After, and the lane's own tries are not used"
+        )
+
+
 def catches_providers(caught: Sequence[type[BaseException]]) -> bool:
     """Whether a rule for these classes (`autoretry_for`) catches failures of a provider, ours or an SDK's."""
     return any(_catches_providers(kind) for kind in caught)

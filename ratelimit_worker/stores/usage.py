@@ -63,6 +63,13 @@ class _Memory(Generic[T]):
         found = ((name, self._read(value)) for name, value in zip(wanted, raw, strict=True))
         return {name: learned for name, learned in found if learned is not None}
 
+    def everything(self) -> dict[str, T]:
+        """All that is known, by name."""
+        with redis_errors():
+            raw: Any = self._client.hgetall(self._key)
+        found = ((name.decode(), self._read(value)) for name, value in raw.items())
+        return {name: learned for name, learned in found if learned is not None}
+
     def write(self, learned: Mapping[str, T]) -> None:
         """Keep what was learned, for 30 days after the last answer of any task."""
         if not learned:

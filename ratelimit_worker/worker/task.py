@@ -224,8 +224,7 @@ class CallTask(Task):
             return float(countdown)
         if eta is not None:
             return max(0.0, (eta if eta.tzinfo else eta.replace(tzinfo=UTC)).timestamp() - time.time())
-        said_by = next(one for one in (self, *type(self).__mro__) if "default_retry_delay" in vars(one))
-        return None if said_by is Task else float(self.default_retry_delay or 0.0)
+        return chosen_delay_s(self)
 
     def _answered(self, task_id: str, answer: bytes, options: Mapping[str, Any]) -> CallResult:
         """The result of a call that was answered before: stored under its own id, and there at once."""
@@ -295,6 +294,12 @@ class CallTask(Task):
         request.kwargs.update(kwargs)
         for name, value in (canvas or {}).items():
             setattr(request, name, value)
+
+
+def chosen_delay_s(task: Task) -> float | None:
+    """A task's `default_retry_delay`, seconds; None: it has Celery's own."""
+    said_by = next(one for one in (task, *type(task).__mro__) if "default_retry_delay" in vars(one))
+    return None if said_by is Task else float(task.default_retry_delay or 0.0)
 
 
 def _as_before(plan: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
