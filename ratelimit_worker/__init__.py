@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ratelimit_worker.app import install, llm_task, make_app
-    from ratelimit_worker.calls import Cost, LaneLimits
+    from ratelimit_worker.calls import Cost, LaneLimits, timeout_s
     from ratelimit_worker.config import Settings, read_settings
     from ratelimit_worker.errors import CallFailed, RateLimitWorkerError
     from ratelimit_worker.inprocess import get_advanced_rate_limiter, make_optimized_llm_call, optimize_api_call
@@ -39,6 +39,7 @@ __all__ = [
     "make_optimized_llm_call",
     "optimize_api_call",
     "read_settings",
+    "timeout_s",
 ]
 
 _HOMES = {
@@ -54,6 +55,7 @@ _HOMES = {
     "make_optimized_llm_call": "inprocess",
     "optimize_api_call": "inprocess",
     "read_settings": "config",
+    "timeout_s": "calls",
 }
 
 

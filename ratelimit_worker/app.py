@@ -95,6 +95,7 @@ def llm_task(
     cache_ttl: float | None = None,
     stale_ttl: float = 0.0,
     shed_below: str | None = None,
+    timeout_s: float | None = None,
     classify: Rule | None = None,
     app: Celery | None = None,
     **options: Any,
@@ -113,6 +114,8 @@ def llm_task(
             no fresh answer gets this one at once.
         shed_below: "high", "normal" or "low": while the lane is in EMERGENCY or HALT, calls of a class below this one
             fail at once with `LaneShedding`; None: they wait.
+        timeout_s: Seconds that one attempt may take. Built-in providers obey; a client of your own is told by
+            `ratelimit_worker.timeout_s()`. None: `timeout_s` of the lane, `MAISD_TIMEOUT_SECONDS`, or what is learned.
         classify: Told what the task raised: its `Category`, a whole `Failure`, or None, and our own rules hold.
     """
 
@@ -131,6 +134,7 @@ def llm_task(
             "cache_ttl": cache_ttl,
             "stale_ttl": stale_ttl,
             "shed_below": shed_below,
+            "timeout_s": timeout_s,
             "classify": staticmethod(classify) if classify is not None else None,
         }
         make = app.task if app is not None else shared_task

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
+from time import monotonic
 from typing import Any
 
 #: Version of messages, call records and lane state. A worker leaves a newer one alone (rolling deploys).
@@ -178,6 +179,57 @@ def saw(
         seen.provider, seen.model = provider or seen.provider, model or seen.model
 
 
+#: Longest wait for a connection, and for a whole answer of which nothing is known, seconds: large models think for
+#: minutes before they answer.
+CONNECT_S, MOST_ATTEMPT_S = 10.0, 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """How long one attempt may take, seconds from its start."""
+
+    connect_s: float = CONNECT_S
+    first_byte_s: float = MOST_ATTEMPT_S
+    whole_s: float = MOST_ATTEMPT_S  #: with the first byte, and however the rest comes
+    by_deadline: bool = False  #: the call's deadline ends it sooner than its provider could be expected to answer
+
+
+_within: ContextVar[tuple[Timeouts, float] | None] = ContextVar("ratelimit_worker_timeouts", default=None)
+
+
+@contextmanager
+def within(timeouts: Timeouts) -> Iterator[None]:
+    """Bound the attempt inside the block, from now on: providers obey, and a task's own code asks `timeout_s`."""
+    token = _within.set((timeouts, monotonic()))
+    try:
+        yield
+    finally:
+        _within.reset(token)
+
+
+def timeouts_left() -> Timeouts:
+    """What is left of the running attempt's time-outs; outside one, those of an answer of which nothing is known."""
+    now = _within.get()
+    if now is None:
+        return Timeouts()
+    told, began = now
+    left_s = max(0.001, told.whole_s - (monotonic() - began))
+    return Timeouts(
+        connect_s=min(told.connect_s, left_s),
+        first_byte_s=min(told.first_byte_s, left_s),
+        whole_s=left_s,
+        by_deadline=told.by_deadline,
+    )
+
+
+def timeout_s() -> float:
+    """Seconds that the running attempt may still take, for a client of your own: `client.with_options(timeout=…)`.
+
+    600 outside an attempt. Never 0 or below, which some clients take for "no bound": what is left is at least 1 ms.
+    """
+    return timeouts_left().whole_s
+
+
 #: Gives what a call was made with: (args, kwargs).
 Arguments = Callable[[], tuple[Sequence[Any], Mapping[str, Any]]]
 #: Characters kept of each text of a `Content`: the outbox holds them in Redis while the database is away.
@@ -270,3 +322,4 @@ class LaneLimits:
     parents: tuple[str, ...] = ()  #: lanes whose budgets it shares with other lanes
     shared: bool = False  #: itself a parent: only what was told of it binds, since it has no calls to learn from
     tenants: Mapping[str, float] = field(default_factory=dict)  #: weights; 1 where a tenant is not named
+    timeout_s: float | None = None  #: of one attempt, seconds

@@ -106,6 +106,8 @@ def _switch_or_auto(text: str) -> bool | None:
 
 MOST_PARENTS = 4  #: of one lane: each is as much work for every call as the lane itself
 
+MOST_TIMEOUT_S = 86_400.0  #: of one attempt: a day
+
 _LANE_FIELDS: dict[str, Callable[[str], Any]] = {
     "rpm": _number(0, above=True),
     "tpm": _number(0, above=True),
@@ -115,6 +117,7 @@ _LANE_FIELDS: dict[str, Callable[[str], Any]] = {
     "unlimited": _switch,
     "adaptive": _switch,
     "reconcile": _switch_or_auto,
+    "timeout_s": _number(0, MOST_TIMEOUT_S, above=True),
 }
 
 
@@ -248,6 +251,7 @@ class Settings:
     max_delay: float = _setting(60.0, _number(0, above=True))
 
     deadline_hours: float = _setting(24.0, _number(0, above=True))
+    timeout_seconds: float | None = _setting(None, _number(0, MOST_TIMEOUT_S, above=True))
     max_waiting: int = _setting(1_000_000, _whole(0))
     visibility_timeout_seconds: float = _setting(30.0, _number(1))
     stats_retention_hours: float = _setting(24.0, _number(0, above=True))

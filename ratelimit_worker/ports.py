@@ -11,6 +11,7 @@ from ratelimit_worker.calls import Attempt, Failure, Mode, ModeChange
 from ratelimit_worker.policy.estimate import Learned
 from ratelimit_worker.policy.modes import Pin
 from ratelimit_worker.policy.retry import NO_RECORD, Record
+from ratelimit_worker.policy.timeout import Latencies
 
 
 class Outbox(Protocol):
@@ -58,6 +59,22 @@ class UsageMemory(Protocol):
         ...
 
     def write(self, learned: Mapping[str, Learned]) -> None:
+        """Keep what was learned.
+
+        Raises:
+            StoreUnavailable: Redis is away, full or read-only; nothing was kept.
+        """
+        ...
+
+
+class LatencyMemory(Protocol):
+    """How long the answers of each task and model took."""
+
+    def read(self, names: Iterable[str]) -> Mapping[str, Latencies]:
+        """What is known, by name (`timeout.key`)."""
+        ...
+
+    def write(self, learned: Mapping[str, Latencies]) -> None:
         """Keep what was learned.
 
         Raises:

@@ -20,8 +20,9 @@ from ratelimit_worker.providers.tokenizer import Tokenizer
 from ratelimit_worker.stores import outbox as outbox_store
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.outbox import Outbox
+from ratelimit_worker.stores.own_rules import OwnRules
 from ratelimit_worker.stores.pins import Pins
-from ratelimit_worker.stores.usage import LearnedUsage, UsageMemory
+from ratelimit_worker.stores.usage import LatencyMemory, LearnedLatencies, LearnedUsage, UsageMemory
 
 if TYPE_CHECKING:
     from ratelimit_worker.stores.queries import Queries
@@ -106,6 +107,24 @@ class Services:
         """The same, as far as this process knows it; never waits."""
         learned: LearnedUsage = self._once("learned_usage", lambda: LearnedUsage(lambda: self.usage))
         return learned
+
+    @property
+    def latencies(self) -> LatencyMemory:
+        """How long answers took, in Redis."""
+        memory: LatencyMemory = self._once("latencies", lambda: LatencyMemory(self.redis))
+        return memory
+
+    @property
+    def learned_latencies(self) -> LearnedLatencies:
+        """The same, as far as this process knows it; never waits."""
+        learned: LearnedLatencies = self._once("learned_latencies", lambda: LearnedLatencies(lambda: self.latencies))
+        return learned
+
+    @property
+    def own_rules(self) -> OwnRules:
+        """Which tasks retry by themselves."""
+        rules: OwnRules = self._once("own_rules", lambda: OwnRules(self.redis))
+        return rules
 
     @property
     def tokenizer(self) -> Tokenizer:

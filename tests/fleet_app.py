@@ -9,6 +9,7 @@ from typing import Any
 
 from celery import Celery
 
+from ratelimit_worker import timeout_s
 from ratelimit_worker.app import install, llm_task
 from ratelimit_worker.calls import Response
 from ratelimit_worker.config import read_settings
@@ -152,6 +153,12 @@ def chat(what: Any) -> Any:
     """One request to the provider that OPENAI_BASE_URL names."""
     body = {"model": "m", "max_tokens": 16, "messages": [{"role": "user", "content": f"question {what}"}]}
     return openai.request(openai.endpoint(os.environ), openai.CHAT_PATH, body).body["id"]
+
+
+@llm_task(app=app, shared=False, cache=False, lane="free")
+def asked() -> int:
+    """Seconds that its attempt may take, as its own client would ask."""
+    return round(timeout_s())
 
 
 @llm_task(app=app, shared=False, lane="free")

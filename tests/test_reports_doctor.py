@@ -14,6 +14,7 @@ from ratelimit_worker.calls import LaneLimits, Mode, ModeChange, Outcome
 from ratelimit_worker.cli.duration import DURATION
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import BadInput
+from ratelimit_worker.policy.timeout import Latencies, Sample, learn
 from ratelimit_worker.reports import doctor, words
 from ratelimit_worker.reports.analytics import NotWritten, export, to_csv, to_json, write_report
 from ratelimit_worker.reports.doctor import Code, Finding, Level
@@ -68,6 +69,27 @@ CLUSTER = ClusterState(
     queues=(QueueState(queue="celery", workers=1, slots=8),),
     counters={},
 )
+
+
+def test_time_outs_are_told() -> None:
+    """What is said of all and of a lane; else what is learned, the newest first."""
+    sample = [Sample(latency_s=20.0, at=100.0)] * 30
+    known = {f"shop.ask{n}\nm": learn(None, [replace(one, at=100.0 + n) for one in sample]) for n in range(7)}
+    told = read_settings({"MAISD_TIMEOUT_SECONDS": "45", "MAISD_LANES": '{"a": {"timeout_s": 5}}'})
+    assert doctor.judge_timeouts(told, known, 200.0).says == (
+        "an attempt may take: 45 s (MAISD_TIMEOUT_SECONDS), lane a 5 s"
+    )
+    finding = doctor.judge_timeouts(read_settings({}), {**known, "new\nm": Latencies()}, 200.0)
+    assert finding.level is Level.OK
+    assert finding.says.startswith("an attempt may take: shop.ask6 m 86")
+    assert finding.says.endswith(", 2 more learned, what is not known yet 10 min at most")
+
+
+def test_tasks_that_retry_by_themselves_are_told() -> None:
+    """A note each."""
+    found = list(doctor.judge_own_rules({"a": "a retries by itself (…)"}))
+    assert [(one.level, one.says) for one in found] == [(Level.NOTE, "task a retries by itself (…)")]
+    assert not list(doctor.judge_own_rules({}))
 
 
 def worst(findings: list[Finding]) -> tuple[Level, int]:

@@ -36,7 +36,13 @@ def doctor(ctx: click.Context, form: str) -> None:
     findings: list[Finding] = []
     try:
         with open_sources() as opened:
-            findings += examine(settings, opened.sources, opened.services.outbox)
+            findings += examine(
+                settings,
+                opened.sources,
+                opened.services.outbox,
+                latencies=opened.services.latencies.everything,
+                own_rules=opened.services.own_rules.read,
+            )
     except ConfigurationError as error:
         findings.append(Finding("settings", Level.WRONG, str(error), Code.CONFIGURATION))
     except StoreUnavailable as error:

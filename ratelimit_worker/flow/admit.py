@@ -15,7 +15,7 @@ from enum import Enum, auto
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
-from ratelimit_worker.calls import Arguments, Sighting, saw
+from ratelimit_worker.calls import Arguments, Sighting, Timeouts, saw
 from ratelimit_worker.errors import CallFailed, DeadlineExceeded, PayloadLost, StoreUnavailable
 from ratelimit_worker.flow.execute import Answered, Executor, Facts, GaveUp, NotOurs, Result
 from ratelimit_worker.ports import AttemptLanes, Begun, Health
@@ -119,6 +119,7 @@ class Run:
     """Make the attempt: call the user's function, and send back what came of it."""
 
     turn: Any | None  #: None: outside any lane
+    timeouts: Timeouts = field(default_factory=Timeouts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +185,10 @@ class Admission(Generic[T]):
                 self.desk.leave(turn)
             if ran is not None:
                 return ran
-        return (yield from run_unpaced(self.unpaced, at_least_s=self._after_s))
+        now_s = self.clock()
+        outside = Begun(state="go", now_s=now_s, deadline_s=self.plan["deadline"], tries=self._tries)
+        timeouts = self.executor.timeouts(self.plan, self.task, outside)
+        return (yield from run_unpaced(self.unpaced, self._after_s, timeouts))
 
     def _next_ref(self) -> str:
         self._entered += 1
@@ -210,7 +214,7 @@ class Admission(Generic[T]):
             ran: Ran | None = None
             if begun.state == "go":
                 turn.running = True
-                ran = yield Run(turn)
+                ran = yield Run(turn, self.executor.timeouts(self.plan, self.task, begun))
                 turn.running = False
             attempt = Concluded(self.desk, begun, ran, shared="fp" in self.plan)
             result = yield Ask(partial(attempt.result, self.executor, self._facts(news)))
@@ -267,10 +271,10 @@ class Admission(Generic[T]):
         )
 
 
-def run_unpaced(unpaced: Callable[[], float], at_least_s: float = 0.0) -> Steps:
+def run_unpaced(unpaced: Callable[[], float], at_least_s: float = 0.0, timeouts: Timeouts | None = None) -> Steps:
     """One attempt outside the lanes, after its wait; what the function raises goes on as it is."""
     yield Sleep(max(at_least_s, unpaced()))
-    ran: Ran = yield Run(None)
+    ran: Ran = yield Run(None, timeouts or Timeouts())
     return ran
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from ratelimit_worker.calls import SCHEMA_VERSION, Cost, LaneLimits, Priority
-from ratelimit_worker.config import Settings
+from ratelimit_worker.config import MOST_TIMEOUT_S, Settings
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.policy import estimate, pace
 from ratelimit_worker.policy.estimate import Learned, Size
@@ -48,6 +48,7 @@ class Kind:
     cache_ttl_s: float | None = None  #: an answer is kept so long; None: as the settings say
     stale_ttl_s: float = 0.0  #: and so long beyond that, for a lane in EMERGENCY or HALT
     shed_below: str | None = None  #: calls of a class below this one fail while their lane is in EMERGENCY or HALT
+    timeout_s: float | None = None  #: of one attempt; None: as lane and settings say, or by what is learned
 
 
 def nothing_learned(_: str) -> Learned | None:
@@ -77,6 +78,7 @@ def plan(
     cache: bool | None = None,
     stale_ttl: float | None = None,
     shed_below: str | None = None,
+    timeout_s: float | None = None,
     learned: Callable[[str], Learned | None] = nothing_learned,
     tokenizer: Callable[[Iterable[Any], str], int | None] = nothing_counted,
 ) -> dict[str, Any]:
@@ -89,6 +91,7 @@ def plan(
         cache: False: the call is made, whatever was answered or is on its way; None: as its kind says.
         stale_ttl: Seconds; None: as its kind says.
         shed_below: A class; None: as its kind says.
+        timeout_s: Seconds that one attempt may take; None: as its kind says.
         learned: By `estimate.key`, what the answers of a task and model have taught; asked once, and never waited for.
         tokenizer: Tokens of all texts in some values, for a model; None where it cannot say. Asked while nothing is
             learned.
@@ -119,6 +122,7 @@ def plan(
         "max_waiting": settings.max_waiting,
         "max_bytes": int(settings.max_payload_mb * 1024 * 1024),
         **size,
+        **_timeout(kind.timeout_s if timeout_s is None else timeout_s),
         **_sharing(kind, settings, kind.cache if cache is None else cache, stale_s),
         **_shedding(its_class, kind.shed_below if shed_below is None else shed_below),
     }
@@ -202,7 +206,7 @@ def _cost(
     tokenizer: Callable[[Iterable[Any], str], int | None],
 ) -> tuple[Cost, dict[str, Any]]:
     """What a call takes from the budget, and what settling learns from: `size`, [model, estimated input tokens; 0: they
-    were counted]; nothing where the task says what it costs."""
+    were counted, most output tokens; absent: it names none]; nothing where the task says what it costs."""
     size = kind.cost(*args, **kwargs) if kind.cost is not None else estimate.size_of(args, kwargs)
     if isinstance(size, Cost):
         return size, {}
@@ -212,7 +216,10 @@ def _cost(
     if known is None or known.factor_of < estimate.LEAST_ANSWERS:
         counted = tokenizer((*args, *kwargs.values()), size.model)
     reserved = size if counted is None else size._replace(input_tokens=counted, counted=True)
-    return estimate.cost(reserved, known), {"size": [model, 0 if size.counted else size.input_tokens]}
+    told = [model, 0 if size.counted else size.input_tokens]
+    if size.output_tokens is not None:
+        told.append(size.output_tokens)
+    return estimate.cost(reserved, known), {"size": told}
 
 
 def _sharing(kind: Kind, settings: Settings, wanted: bool, stale_s: float) -> dict[str, Any]:
@@ -235,6 +242,15 @@ def _sharing(kind: Kind, settings: Settings, wanted: bool, stale_s: float) -> di
     }
 
 
+def _timeout(seconds: float | None) -> dict[str, Any]:
+    if seconds is None:
+        return {}
+    # A bool is a number to Python, and to nobody else.
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= MOST_TIMEOUT_S:
+        raise BadInput(f"timeout_s={seconds!r}: use seconds above 0, to {MOST_TIMEOUT_S:.0f} (a day)")
+    return {"timeout": float(seconds)}
+
+
 def _stale_s(seconds: float) -> float:
     if not 0 <= seconds <= MOST_STALE_S:
         raise BadInput(f"stale_ttl={seconds!r}: use seconds from 0 to {MOST_STALE_S:.0f} (a year)")
@@ -249,6 +265,22 @@ def _shedding(its_class: Priority, below: str | None) -> dict[str, Any]:
     if below not in ladder:
         raise BadInput(f"shed_below={below!r}: use high, normal or low")
     return {"sheds": "result"} if ladder.index(its_class) > ladder.index(below) else {}
+
+
+def timeout_told_s(settings: Settings, lane: str) -> float | None:
+    """What MAISD_LANES says of the time-outs of a lane, or MAISD_TIMEOUT_SECONDS of all; None: nothing."""
+    said = settings.lanes.get(lane)
+    return said.timeout_s if said is not None and said.timeout_s is not None else settings.timeout_seconds
+
+
+def timeout_of(seconds: float | None, settings: Settings, lane: str) -> float | None:
+    """What a call says of its own time-out, or else what lane and settings say.
+
+    Raises:
+        BadInput: the call says what cannot be.
+    """
+    own: float | None = _timeout(seconds).get("timeout")
+    return timeout_told_s(settings, lane) if own is None else own
 
 
 def told(settings: Settings, lane: str) -> LaneLimits:

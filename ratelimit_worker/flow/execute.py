@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +26,9 @@ from ratelimit_worker.calls import (
     Outcome,
     Priority,
     Sighting,
+    Timeouts,
     sighting,
+    within,
 )
 from ratelimit_worker.errors import (
     CallFailedLater,
@@ -39,10 +43,13 @@ from ratelimit_worker.flow import observe
 from ratelimit_worker.flow.content import content_of
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.flow.tally import Tally, tried
+from ratelimit_worker.policy import timeout
 from ratelimit_worker.policy.classification import classify_exception
 from ratelimit_worker.policy.estimate import usage_of
 from ratelimit_worker.policy.modes import provider_away
-from ratelimit_worker.policy.retry import NO_RECORD, GiveUp, Halt, Retry, RetryPolicy, Snooze, Why, next_step
+from ratelimit_worker.policy.own_retry import Goes, Stays, Wish, whose
+from ratelimit_worker.policy.retry import NO_RECORD, GiveUp, Halt, Retry, RetryPolicy, Snooze, Step, Why, next_step
+from ratelimit_worker.policy.timeout import Latencies
 from ratelimit_worker.ports import AttemptLanes, Begun, Health
 
 log = logging.getLogger("ratelimit_worker.attempt")
@@ -112,15 +119,44 @@ class MustBeAlone:
     """The call may kill its worker: it is to be executed when nothing else runs in this process (`Facts.alone`)."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What a failure means to the lane.
+
+    Args:
+        costs: Whether its category costs a try.
+        free: Whether what follows costs none, now.
+        escalates: Whether the law may change the lane's mode.
+        older: As `observe.older`.
+    """
+
+    error: BaseException
+    failure: Failure
+    step: Step
+    costs: bool
+    free: bool
+    escalates: bool
+    older: int
+
+
 @dataclass(slots=True)
 class _Trial:
-    """One attempt on its way: at what, since when (the executor's clock, seconds), and what was seen of it."""
+    """One attempt on its way: at what, since when (the executor's clock, seconds), and what was seen of it.
+
+    Args:
+        caught: The provider's failure for which the task has retried by itself.
+        stays: Seconds after which the lane sends the call again in place of that retry; None: it does not.
+        timeouts: Within which it has to end.
+    """
 
     facts: Facts
     begun: Begun
     started: float
     seen: Sighting = field(default_factory=Sighting)
     content: Content | None = None
+    caught: _Judged | None = None
+    stays: float | None = None
+    timeouts: Timeouts = field(default_factory=Timeouts)
 
 
 Result = Answered | Again | GaveUp | NotOurs | MustBeAlone
@@ -132,11 +168,14 @@ class Executor:
 
     Args:
         encode_outcome: An attempt as the outbox holds it.
+        timeout_told_s: By lane, how long a person lets an attempt take; None: nobody has said.
+        latencies: By `timeout.key`, how long answers took; never waits.
         reconcile: By lane, whether its provider gives back tokens that were reserved and not used; None: not told.
         tally: Answers that the lanes' records of their functions do not know yet; one a process.
         pass_through: Exceptions that are not failures but words of the framework (Celery's Retry, Ignore, Reject).
         means: What such a word makes of the call: RETRIED (it was sent again), SNOOZED (it goes back to its place), or
             FAILED (nobody runs it again).
+        behind: The exceptions for which such a word may have been raised, the likeliest first.
     """
 
     lanes: AttemptLanes
@@ -147,7 +186,10 @@ class Executor:
     tally: Tally = field(default_factory=Tally)
     pass_through: tuple[type[BaseException], ...] = ()
     means: Callable[[BaseException], Outcome] = lambda word: Outcome.RETRIED
+    behind: Callable[[BaseException], Sequence[BaseException | None]] = lambda word: (word.__cause__,)
     reconcile: Callable[[str], bool | None] = lambda lane: None
+    timeout_told_s: Callable[[str], float | None] = lambda lane: None
+    latencies: Callable[[str], Latencies | None] = lambda name: None
     jitter: Callable[[], float] = random.random
     clock: Callable[[], float] = time.monotonic
     classify: Callable[[BaseException], Failure | None] = classify_exception
@@ -203,20 +245,41 @@ class Executor:
         self.lanes.settle(facts.tag, facts.lane, b"", outbox=self.encode_outcome(row), verdict="other", seen=b"")
         return GaveUp(deadline_exceeded(facts.call_id, facts.lane, begun.number, begun.failed))
 
+    def timeouts(self, plan: Mapping[str, Any], task: str, begun: Begun) -> Timeouts:
+        """How long an attempt at a call that has just begun may take."""
+        lane = str(plan["lane"])
+        told_s = plan.get("timeout")
+        size: Sequence[Any] = plan.get("size") or ()
+        return timeout.timeouts(
+            told_s=self.timeout_told_s(lane) if told_s is None else told_s,
+            known=self.latencies(timeout.key(task, size[0] if size else None, lane)),
+            now_s=begun.now_s,
+            left_s=begun.deadline_s - begun.now_s,
+            tries=begun.tries,
+            most_tokens=size[2] if len(size) > 2 else None,
+        )
+
     def _attempt(self, facts: Facts, begun: Begun, run: Callable[[Begun], Any]) -> Result:
-        trial = _Trial(facts, begun, self.clock())
-        with sighting() as trial.seen:
+        trial = _Trial(facts, begun, self.clock(), timeouts=self.timeouts(facts.plan, facts.task, begun))
+        with _running_now(self, trial), within(trial.timeouts), sighting() as trial.seen:
             try:
                 value = run(begun)
             except self.pass_through as word:
+                if trial.stays is not None:
+                    return self._stayed(trial)
                 self._passed(trial, word)
                 raise
             except Exception as error:
-                return self._failed(trial, error)
+                return self._failed(trial, error) if trial.stays is None else self._stayed(trial)
+        if trial.stays is not None:  # the task went on, as if it had not retried
+            return self._stayed(trial)
+        trial.content = content_of(facts.arguments, value=value)
+        if trial.caught is not None:  # an answer of the task's own, to a request that failed
+            self._heard(trial, trial.caught, Outcome.ANSWERED, self.answers.value(value))
+            return Answered(value)
         verdict: observe.Verdict = "plain" if trial.seen.response is None else "good"
         if trial.seen.usage is None:  # an SDK's answer, given back by the function
             trial.seen.usage = usage_of(value)
-        trial.content = content_of(facts.arguments, value=value)
         self.tally.add(facts.lane, facts.task, trial.started)
         self._settle(trial, None, Outcome.ANSWERED, self.answers.value(value), verdict)
         return Answered(value)
@@ -225,29 +288,42 @@ class Executor:
         trial.content = content_of(trial.facts.arguments, error=word)
         outcome = self.means(word)
         cause = None if outcome is Outcome.RETRIED else type(word).__name__
+        judged = trial.caught or self._judged_first(trial, self.behind(word))
         if outcome is not Outcome.SNOOZED:
-            self._settle(trial, None, outcome, self.answers.passed(), "other", cause=cause, kind="passed")
+            if judged is None:
+                self._settle(trial, None, outcome, self.answers.passed(), "other", cause=cause, kind="passed")
+            else:
+                self._heard(trial, judged, outcome, self.answers.passed(), cause=cause, kind="passed")
             return
-        row = self.encode_outcome(self._row(trial, self._at(trial), None, outcome, cause))
-        tag, lane = trial.facts.tag, trial.facts.lane
-        self.lanes.back(tag, lane, after_s=0.0, tries=0, outbox=row, verdict="other", seen=b"")
+        failure, response, at = judged.failure if judged else None, trial.seen.response, self._at(trial)
+        verdict = self._verdict(trial, failure) if failure else "other"
+        older = judged.older if judged else 0
+        facts = trial.facts
+        self.lanes.back(
+            facts.tag,
+            facts.lane,
+            after_s=0.0,
+            tries=0,
+            outbox=self.encode_outcome(self._row(trial, at, failure, outcome, cause)),
+            verdict=observe.word(verdict, response),
+            seen=observe.encode(at, trial.begun.ticket, verdict, response, failure, facts.cost, older),
+            gate_s=(failure.retry_after_s or 0.0) if failure else 0.0,
+            failed=failure,
+        )
 
-    def _failed(self, trial: _Trial, error: Exception) -> Result:
-        facts, begun = trial.facts, trial.begun
-        trial.content = content_of(facts.arguments, error=error)
+    def _judge(self, trial: _Trial, error: BaseException) -> _Judged | None:
+        """What an error means to the lane; None: it is not one that we know."""
         failure = self.classify(error)
-        if failure is None:  # not one that we know: Celery's own rules hold
-            self._settle(trial, None, Outcome.FAILED, b"", "other", cause=type(error).__name__)
-            return GaveUp(error)
-        tries = begun.tries + 1
+        if failure is None:
+            return None
+        facts, begun = trial.facts, trial.begun
         health, counts = Health(), self.policy.retries(failure.category)
         if counts or failure.sick or failure.category is Category.QUOTA_EXHAUSTED:
             health = self.lanes.health(facts.lane, facts.task)
         away = failure.sick and provider_away(health.sick_row + 1, health.mode, health.escalates)
-        older = observe.older(begun.ticket, health) if failure.sick else 0
         step = next_step(
             failure,
-            tries,
+            begun.tries + 1,
             self.policy,
             self.jitter,
             provider_away=away,
@@ -255,6 +331,78 @@ class Executor:
             deadline_s=begun.deadline_s,
             record=health.record if health.mode is Mode.NORMAL else NO_RECORD,
         )
+        return _Judged(
+            error,
+            failure,
+            step,
+            costs=counts,
+            free=isinstance(step, Snooze) or (isinstance(step, Halt) and health.escalates),
+            escalates=health.escalates,
+            older=observe.older(begun.ticket, health) if failure.sick else 0,
+        )
+
+    def _judged_first(self, trial: _Trial, errors: Sequence[BaseException | None]) -> _Judged | None:
+        """The first of some errors behind a retry that is a provider's failure; a mistake of the task's own is none."""
+        for error in errors:
+            judged = self._judge(trial, error) if error is not None else None
+            if judged is not None and judged.failure.category is not Category.PROGRAMMING:
+                return judged
+        return None
+
+    def _own_retry(self, trial: _Trial, errors: Sequence[BaseException | None], wish: Wish) -> Stays | Goes | None:
+        judged = self._judged_first(trial, errors)
+        if judged is None:
+            return None
+        trial.caught = judged
+        verdict = whose(judged.failure, judged.step, judged.free, wish)
+        trial.stays = verdict.after_s if isinstance(verdict, Stays) else None
+        return verdict
+
+    def _stayed(self, trial: _Trial) -> Result:
+        """The lane sends the call again, and none of the task's retries is used."""
+        judged = trial.caught
+        assert judged is not None
+        assert trial.stays is not None
+        trial.content = content_of(trial.facts.arguments, error=judged.error)
+        return self._again(trial, judged.failure, trial.stays, 0, judged.older)
+
+    def _heard(
+        self,
+        trial: _Trial,
+        judged: _Judged,
+        outcome: Outcome,
+        answer: bytes,
+        *,
+        cause: str | None = None,
+        kind: str | None = None,
+    ) -> None:
+        """The lane hears of a failure that the task itself has dealt with."""
+        self._settle(
+            trial,
+            judged.failure,
+            outcome,
+            answer,
+            self._verdict(trial, judged.failure),
+            cause=cause,
+            older=judged.older,
+            kind=kind,
+            tried=self._tried(trial) if judged.costs and not judged.free else b"",
+        )
+
+    def _failed(self, trial: _Trial, error: Exception) -> Result:
+        facts, begun = trial.facts, trial.begun
+        trial.content = content_of(facts.arguments, error=error)
+        if trial.caught is not None:  # the task's own rule has given up: so do we
+            known = self.classify(error)
+            own = call_failed(known, begun.tries + 1) if known is not None else None
+            self._heard(trial, trial.caught, Outcome.FAILED, self.answers.error(own) if own is not None else b"")
+            return GaveUp(error if own is None else own)
+        judged = self._judge(trial, error)
+        if judged is None:  # not one that we know: Celery's own rules hold
+            self._settle(trial, None, Outcome.FAILED, b"", "other", cause=type(error).__name__)
+            return GaveUp(error)
+        failure, step, older = judged.failure, judged.step, judged.older
+        tries = begun.tries + 1
         match step:
             case Retry(after_s):
                 return self._again(trial, failure, after_s, 1, older, self._tried(trial))
@@ -262,7 +410,7 @@ class Executor:
                 # The lane's gate keeps a refused call waiting; at its own place it is the first to go after it.
                 wait_s = 0.0 if observe.verdict_of(failure) == "refused" else after_s
                 return self._again(trial, failure, wait_s, 0, older)
-            case Halt() if health.escalates:
+            case Halt() if judged.escalates:
                 return self._again(trial, failure, 0.0, 0)  # parked: its lane is halted
             case GiveUp() | Halt():
                 final = call_failed(failure, tries)
@@ -271,11 +419,17 @@ class Executor:
                     failure,
                     Outcome.FAILED,
                     self.answers.error(final),
-                    observe.verdict_of(failure),
+                    self._verdict(trial, failure),
                     older=older,
-                    tried=self._tried(trial) if counts and step == GiveUp(failure, Why.TRIES) else b"",
+                    tried=self._tried(trial) if judged.costs and step == GiveUp(failure, Why.TRIES) else b"",
                 )
                 return GaveUp(final)
+
+    def _verdict(self, trial: _Trial, failure: Failure) -> observe.Verdict:
+        """A call that had less time than its provider needs says nothing of the provider."""
+        if failure.category is Category.TIMEOUT and trial.timeouts.by_deadline:
+            return "other"
+        return observe.verdict_of(failure)
 
     def _at(self, trial: _Trial) -> float:
         """Now, on Redis' clock: seconds since the epoch."""
@@ -288,7 +442,7 @@ class Executor:
         self, trial: _Trial, failure: Failure, after_s: float, tries: int, older: int = 0, tried: bytes = b""
     ) -> Result:
         facts, begun, response = trial.facts, trial.begun, trial.seen.response
-        verdict, at = observe.verdict_of(failure), self._at(trial)
+        verdict, at = self._verdict(trial, failure), self._at(trial)
         outcome = Outcome.RETRIED if tries else Outcome.SNOOZED
         ours = self.lanes.back(
             facts.tag,
@@ -377,3 +531,38 @@ class Executor:
             asked_model=size[0] if (size := plan.get("size")) else None,
             estimated_tokens=size[1] if size else 0,
         )
+
+
+#: The attempt that runs in this thread (or greenlet), with the executor that makes it.
+_running: ContextVar[tuple[Executor, _Trial] | None] = ContextVar("ratelimit_worker_attempt", default=None)
+
+
+@contextmanager
+def _running_now(executor: Executor, trial: _Trial) -> Iterator[None]:
+    token = _running.set((executor, trial))
+    try:
+        yield
+    finally:
+        _running.reset(token)
+
+
+def own_retry(call_id: str, errors: Sequence[BaseException | None], wish: Wish) -> Stays | Goes | None:
+    """A task retries by itself, in the middle of an attempt: whose is the retry? Its lane hears of what failed.
+
+    Args:
+        errors: For which it may retry, the likeliest first.
+    Returns:
+        None: none of them is a provider's failure that we know, or no attempt at this call is running here.
+    """
+    now = _running.get()
+    if now is None or now[1].facts.call_id != call_id:
+        return None
+    return now[0]._own_retry(now[1], errors, wish)
+
+
+def tries_used(call_id: str) -> int:
+    """Tries that a call has used when its task sends it again for a provider's failure; 0 for any other reason."""
+    now = _running.get()
+    if now is None or now[1].facts.call_id != call_id or now[1].caught is None:
+        return 0
+    return now[1].begun.tries + (0 if now[1].caught.free else 1)

@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable, Sequence
 from functools import reduce
 
-from ratelimit_worker.calls import Attempt, ModeChange, Outcome, Usage
+from ratelimit_worker.calls import Attempt, Category, ModeChange, Outcome, Usage
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, RowRefused, StoreUnavailable
-from ratelimit_worker.policy import estimate
+from ratelimit_worker.policy import estimate, timeout
 from ratelimit_worker.policy.estimate import Learned, Sample
-from ratelimit_worker.ports import Outbox, Tracker, UsageMemory
+from ratelimit_worker.ports import LatencyMemory, Outbox, Tracker, UsageMemory
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,12 @@ _SAY_EVERY_S = 60.0
 
 
 def record_once(
-    outbox: Outbox, tracker: Tracker, max_count: int = 1000, block_ms: int = 0, usage: UsageMemory | None = None
+    outbox: Outbox,
+    tracker: Tracker,
+    max_count: int = 1000,
+    block_ms: int = 0,
+    usage: UsageMemory | None = None,
+    latencies: LatencyMemory | None = None,
 ) -> int:
     """Move one batch from the outbox into the database; returns the entries that are done with, 0 if none waited.
 
@@ -37,6 +42,7 @@ def record_once(
     Args:
         block_ms: How long to wait for an entry to come; 0: not at all.
         usage: Where to keep what the answers have used; None: nothing is learned.
+        latencies: Where to keep how long they took; None: nothing is learned.
     Raises:
         StoreUnavailable: Redis or the database is away; the batch is given back and nothing is lost, or it is recorded
             and not all of it was learned from.
@@ -53,8 +59,11 @@ def record_once(
     outbox.commit([entry_id for entry_id, _ in entries if entry_id not in refused])
     for entry_id, why in refused.items():
         outbox.set_aside(entry_id, why)
+    attempts = [row for _, row in entries if isinstance(row, Attempt)]
     if usage is not None:
-        learn(usage, [row for _, row in entries if isinstance(row, Attempt)])
+        learn(usage, attempts)
+    if latencies is not None:
+        learn_latencies(latencies, attempts)
     return len(entries)
 
 
@@ -75,6 +84,25 @@ def learn(usage: UsageMemory, attempts: Sequence[Attempt]) -> int:
         known = usage.read(samples)
         learned = {name: reduce(estimate.learn, seen, known.get(name) or Learned()) for name, seen in samples.items()}
         usage.write(learned)
+    return sum(len(seen) for seen in samples.values())
+
+
+def learn_latencies(latencies: LatencyMemory, attempts: Sequence[Attempt]) -> int:
+    """Take in how long answers took, and what timed out → how many taught something.
+
+    Raises:
+        StoreUnavailable: Redis is away.
+    """
+    samples: dict[str, list[timeout.Sample]] = {}
+    for attempt in attempts:
+        answered = attempt.outcome is Outcome.ANSWERED and attempt.category is None
+        if answered or attempt.category is Category.TIMEOUT:
+            name = timeout.key(attempt.task, attempt.asked_model, attempt.lane)
+            sample = timeout.Sample(latency_s=attempt.latency_s, at=attempt.finished_at, answered=answered)
+            samples.setdefault(name, []).append(sample)
+    if samples:
+        known = latencies.read(samples)
+        latencies.write({name: timeout.learn(known.get(name), seen) for name, seen in samples.items()})
     return sum(len(seen) for seen in samples.values())
 
 
@@ -100,7 +128,7 @@ class Recorder:
     Errors other than those two outages are faults of this program: they end `run`, and whoever started it says so.
 
     Args:
-        usage: As in `record_once`.
+        usage, latencies: As in `record_once`.
         max_count: Entries a batch, at most.
         block_ms: How long one read waits; also how late `run` may notice that it should stop.
         linger_s: Pause after a batch that was not full, so that a busy system writes few large transactions rather
@@ -115,13 +143,14 @@ class Recorder:
         tracker: Tracker,
         *,
         usage: UsageMemory | None = None,
+        latencies: LatencyMemory | None = None,
         max_count: int = 1000,
         block_ms: int = 1000,
         linger_s: float = 0.2,
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._outbox, self._tracker, self._usage = outbox, tracker, usage
+        self._outbox, self._tracker, self._usage, self._latencies = outbox, tracker, usage, latencies
         self._max_count, self._block_ms, self._linger_s = max_count, block_ms, linger_s
         self._jitter, self._clock = jitter, clock
         self.failures = 0  #: Tries that failed in a row; 0 while all is well.
@@ -132,7 +161,7 @@ class Recorder:
         while not stop.is_set():
             stop.wait(self.step())
         try:
-            while record_once(self._outbox, self._tracker, self._max_count, usage=self._usage):
+            while self._record(block_ms=0):
                 pass
         except (StoreUnavailable, ConfigurationError) as error:
             self._say_away(error, wait_s=None)
@@ -140,7 +169,7 @@ class Recorder:
     def step(self) -> float:
         """Record one batch; returns how long to wait before the next, in seconds (0: there is more already)."""
         try:
-            done = record_once(self._outbox, self._tracker, self._max_count, self._block_ms, self._usage)
+            done = self._record(self._block_ms)
         except (StoreUnavailable, ConfigurationError) as error:
             self.failures += 1
             wait_s = pause_s(self.failures, self._jitter)
@@ -150,6 +179,9 @@ class Recorder:
             log.info("recorder.back", extra={"failures": self.failures})
             self.failures, self._said_at_s = 0, float("-inf")
         return 0.0 if done >= self._max_count else self._linger_s
+
+    def _record(self, block_ms: int) -> int:
+        return record_once(self._outbox, self._tracker, self._max_count, block_ms, self._usage, self._latencies)
 
     def _say_away(self, error: RateLimitWorkerError, wait_s: float | None) -> None:
         """Once a minute: an outage of hours must not fill the log."""

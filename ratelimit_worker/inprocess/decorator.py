@@ -37,7 +37,7 @@ def optimize_api_call(
     Args:
         func_name: What statistics call it; the function's own name when None.
         options: As of `make_rate_limited_call`: lane, tenant, priority, deadline_s, cost, stale_ttl, shed_below,
-            classify.
+            timeout_s, classify.
     Raises:
         TypeError: a generator: it makes its request while it is read, which is after the call.
     """

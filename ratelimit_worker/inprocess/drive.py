@@ -14,7 +14,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from ratelimit_worker.calls import sighting
+from ratelimit_worker.calls import sighting, within
 from ratelimit_worker.flow.admit import Ask, News, Ran, Run, Sleep, Step, Steps, Wait, inside
 
 Mail = str | News
@@ -68,8 +68,8 @@ class InThread:
                     return News.LATE
             case Sleep(for_s):
                 return self._sleep(for_s) if for_s > 0 else None
-            case Run(turn):
-                with _inside(turn), sighting() as seen:
+            case Run(turn, timeouts):
+                with _inside(turn), within(timeouts), sighting() as seen:
                     started = time.monotonic()
                     try:
                         return Ran(started=started, seen=seen, value=attempt())
@@ -128,8 +128,8 @@ class InLoop:
                     return News.LATE
             case Sleep(for_s):
                 return await self._sleep(for_s) if for_s > 0 else None
-            case Run(turn):
-                with _inside(turn), sighting() as seen:
+            case Run(turn, timeouts):
+                with _inside(turn), within(timeouts), sighting() as seen:
                     started = time.monotonic()
                     try:
                         return Ran(started=started, seen=seen, value=await attempt())

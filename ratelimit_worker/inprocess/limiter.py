@@ -36,6 +36,7 @@ from ratelimit_worker.inprocess.drive import InLoop, InThread, Mail, is_async
 from ratelimit_worker.inprocess.lane import lane_of
 from ratelimit_worker.inprocess.sharing import Sharing
 from ratelimit_worker.policy.rules import Rule
+from ratelimit_worker.policy.timeout import timeouts
 from ratelimit_worker.stores.desks import Desks
 from ratelimit_worker.wiring import Services, policy_of, services
 
@@ -57,6 +58,8 @@ class Options:
         cache_enabled: Whether its answer is shared: one that is kept or on its way may stand for the call.
         stale_ttl: Seconds for which an answer is kept beyond its time, for a lane in EMERGENCY or HALT.
         shed_below: A call of a class below this one raises `LaneShedding` while its lane is in EMERGENCY or HALT.
+        timeout_s: Seconds that one attempt may take: built-in providers obey, and the function may ask
+            `ratelimit_worker.timeout_s()`; None: as lane and settings say, or by what is learned.
         classify: Told what the function raised, as for a task: its `Category`, a `Failure`, or None for our own rules.
     """
 
@@ -70,6 +73,7 @@ class Options:
     cost: Cost | None = None
     stale_ttl: float = 0.0
     shed_below: str | None = None
+    timeout_s: float | None = None
     classify: Rule | None = None
 
 
@@ -116,7 +120,7 @@ class AdvancedRateLimiter:
         Args:
             func_name: What statistics call it; the function's own name when None.
             options: As `Options`: lane, context_tags, cache_enabled, tenant, priority, deadline_s, cost, stale_ttl,
-                shed_below, classify.
+                shed_below, timeout_s, classify.
         Raises:
             Exception: what `func` raised last, as it was.
             DeadlineExceeded: the lane had no turn for it within its deadline.
@@ -150,13 +154,17 @@ class AdvancedRateLimiter:
     ) -> Steps:
         live = self.services
         settings = live.settings
+        lane = how.lane or lane_of(func, kwargs) or enqueue.DEFAULT_LANE
+        told_s = enqueue.timeout_of(how.timeout_s, settings, lane)
+        outside = timeouts(told_s=told_s, known=None, now_s=0.0, left_s=how.deadline_s or settings.deadline_s)
         if not settings.enable_advanced_rate_limiting:
-            return run_unpaced(partial(self._basic.reserve, settings.rate_limit_delay, "they are switched off"))
+            unpaced = partial(self._basic.reserve, settings.rate_limit_delay, "they are switched off")
+            return run_unpaced(unpaced, timeouts=outside)
         try:
             desk = self._desk_of(live)
         except ConfigurationError as error:  # no server is named: there are no lanes
-            return run_unpaced(partial(self._basic.reserve, settings.rate_limit_delay, str(error)))
-        lane = how.lane or lane_of(func, kwargs) or enqueue.DEFAULT_LANE
+            unpaced = partial(self._basic.reserve, settings.rate_limit_delay, str(error))
+            return run_unpaced(unpaced, timeouts=outside)
         plan = enqueue.plan(
             enqueue.Kind(task=name, lane=lane),
             args,
@@ -174,6 +182,7 @@ class AdvancedRateLimiter:
             cache=how.cache_enabled,
             stale_ttl=how.stale_ttl,
             shed_below=how.shed_below,
+            timeout_s=how.timeout_s,
         )
         fingerprint = None
         if "ttl" in plan:
@@ -201,6 +210,8 @@ class AdvancedRateLimiter:
                 lease_s=desk.lease_s,
                 policy=policy_of(settings)(plan["lane"]),
                 reconcile=lambda lane: enqueue.told(settings, lane).reconcile,
+                timeout_told_s=lambda lane: enqueue.timeout_told_s(settings, lane),
+                latencies=live.learned_latencies,
                 tally=desk.tally,
                 jitter=self._jitter,
                 classify=plugins.classifier(how.classify),

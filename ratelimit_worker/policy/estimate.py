@@ -193,7 +193,7 @@ def texts_of(values: Iterable[Any], most_characters: int) -> list[str] | None:
             left -= len(part)
             texts.append(part)
         elif isinstance(part, dict):
-            if part.get("type") in _ATTACHMENTS:
+            if _attached(part.get("type")):
                 return None
             waiting += part.values()
         elif isinstance(part, list | tuple):
@@ -232,6 +232,10 @@ def usage_of(answer: Any) -> Usage | None:
     return None if input_tokens is None and output_tokens is None else Usage(input_tokens, output_tokens)
 
 
+def _attached(kind: Any) -> bool:
+    return isinstance(kind, str) and kind in _ATTACHMENTS
+
+
 def _measure(values: Iterable[Any]) -> tuple[int, int, int]:
     """(bytes of all texts, numbers, attachments) in values of any depth."""
     size = numbers = pieces = 0
@@ -242,7 +246,7 @@ def _measure(values: Iterable[Any]) -> tuple[int, int, int]:
         if isinstance(part, str):
             size += len(part) if part.isascii() else len(part.encode("utf-8", "surrogatepass"))
         elif isinstance(part, dict):
-            if part.get("type") in _ATTACHMENTS:
+            if _attached(part.get("type")):
                 pieces += 1
             else:
                 waiting += part.values()

@@ -33,9 +33,7 @@ def endpoint(environment: Mapping[str, str], base_url: str | None = None) -> htt
     return http.endpoint(environment, prefix="ANTHROPIC", default_base_url=BASE_URL, headers=headers, base_url=base_url)
 
 
-def request(
-    to: http.Endpoint, body: Any, path: str = MESSAGES_PATH, timeout_s: float = http.READ_TIMEOUT_S
-) -> Response:
+def request(to: http.Endpoint, body: Any, path: str = MESSAGES_PATH, timeout_s: float | None = None) -> Response:
     """Send one request.
 
     Raises:

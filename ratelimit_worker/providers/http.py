@@ -11,23 +11,23 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import ip_address
+from math import inf
 from pathlib import Path
 from ssl import SSLContext
 from time import monotonic
 from typing import Any
 
+import httpcore
 import httpx
 import msgspec
 
-from ratelimit_worker.calls import Category, Response, Usage, saw
+from ratelimit_worker.calls import Category, Response, Usage, saw, timeouts_left
 from ratelimit_worker.errors import AuthenticationFailed, BadInput, ConfigurationError, MalformedResponse
 from ratelimit_worker.policy.completion import flaw_of
-
-CONNECT_TIMEOUT_S = 10.0
-READ_TIMEOUT_S = 600.0
 
 #: An answer larger than this is given up as malformed; the largest honest ones (embeddings in bulk) have a few MB.
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -76,17 +76,16 @@ def post(
     url: str,
     body: Any,
     headers: Mapping[str, str],
-    timeout_s: float = READ_TIMEOUT_S,
+    timeout_s: float | None = None,
     *,
-    connect_s: float = CONNECT_TIMEOUT_S,
     provider: str | None = None,
     usage: Callable[[Any], Usage | None] | None = None,
 ) -> Response:
     """Send `body` as JSON and read the answer to its end; note it as seen (`calls.saw`), whatever its status.
 
     Args:
-        timeout_s: Longest silence while sending or reading, and longest time for the whole answer, seconds.
-        connect_s: Longest wait for a connection, seconds.
+        timeout_s: Longest time for the whole answer, however it comes, seconds; None: what is left of the attempt's
+            time-outs (`calls.within`).
         provider: Who answers, for the record of the attempt.
         usage: Reads the tokens out of a good answer's body.
     Raises:
@@ -95,7 +94,9 @@ def post(
         BadInput: `body` cannot be written as JSON.
         httpx.TransportError, httpx.DecodingError, httpx.InvalidURL: No answer, or one that could not be read.
     """
-    began = monotonic()
+    began, bound = monotonic(), timeouts_left()
+    whole_s = bound.whole_s if timeout_s is None else timeout_s
+    connect_s, first_byte_s = min(bound.connect_s, whole_s), min(bound.first_byte_s, whole_s)
     try:
         content = _encode(body)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
@@ -105,12 +106,12 @@ def post(
         _url(url),
         headers={"accept": "application/json", "content-type": "application/json", **headers},
         content=content,
-        extensions={"timeout": {"connect": connect_s, "read": timeout_s, "write": timeout_s, "pool": connect_s}},
+        extensions={"timeout": {"connect": connect_s, "read": first_byte_s, "write": whole_s, "pool": connect_s}},
     )
-    with _client() as client:
+    with _client() as client, _until(began + whole_s):
         answer = client.send(request, stream=True, follow_redirects=False)
         try:
-            raw = _read(answer, request, began + timeout_s)
+            raw = _read(answer)
         finally:
             answer.close()
     response, is_json = _response(answer, raw, monotonic() - began)
@@ -211,15 +212,13 @@ def _model(body: Any) -> str | None:
     return model[:256] if isinstance(model, str) else None
 
 
-def _read(answer: httpx.Response, request: httpx.Request, until: float) -> bytes:
+def _read(answer: httpx.Response) -> bytes:
     parts, size = [], 0
     for part in answer.iter_bytes():
         parts.append(part)
         size += len(part)
         if size > MAX_ANSWER_BYTES:
             raise MalformedResponse(f"the answer is larger than {MAX_ANSWER_BYTES} bytes", answer.status_code)
-        if monotonic() > until:  # a server that drips never falls silent, so no socket timeout ends it
-            raise httpx.ReadTimeout("the answer took too long", request=request)
     return b"".join(parts)
 
 
@@ -268,12 +267,90 @@ def warm_up(clients: int) -> None:
 
 def _new_client() -> httpx.Client:
     # Proxies and certificates of the environment are honoured; that is read here, once a client, not once a call.
-    return httpx.Client(
+    client = httpx.Client(
         verify=_tls_context(),
         http2=False,
         follow_redirects=False,
         limits=httpx.Limits(max_connections=8, max_keepalive_connections=4, keepalive_expiry=_KEEPALIVE_S),
     )
+    # httpx takes no network of one's own, except together with all that it reads from the environment.
+    for transport in (client._transport, *client._mounts.values()):
+        if isinstance(transport, httpx.HTTPTransport):
+            transport._pool._network_backend = _Network(transport._pool._network_backend)
+    return client
+
+
+# A server that drips, headers or body, never falls silent, so that no timeout of a socket ends it: each byte begins it
+# anew. So a socket waits for no longer than its request may take, whose end its thread knows.
+_ends: ContextVar[float] = ContextVar("ratelimit_worker_request_ends", default=inf)
+
+
+@contextmanager
+def _until(ends: float) -> Iterator[None]:
+    token = _ends.set(ends)
+    try:
+        yield
+    finally:
+        _ends.reset(token)
+
+
+def _bounded(timeout_s: float | None, too_late: type[Exception]) -> float | None:
+    left_s = _ends.get() - monotonic()
+    if left_s <= 0:
+        raise too_late("the answer took too long")
+    return timeout_s if left_s == inf else left_s if timeout_s is None else min(timeout_s, left_s)
+
+
+class _Stream(httpcore.NetworkStream):
+    """A connection that waits no longer than its request may take."""
+
+    def __init__(self, stream: httpcore.NetworkStream) -> None:
+        self._stream = stream
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, _bounded(timeout, httpcore.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, _bounded(timeout, httpcore.WriteTimeout))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        bound_s = _bounded(timeout, httpcore.ConnectTimeout)
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, bound_s))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+class _Network(httpcore.NetworkBackend):
+    """Connections that wait no longer than their requests may take."""
+
+    def __init__(self, network: httpcore.NetworkBackend) -> None:
+        self._network = network
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Any = None,
+    ) -> httpcore.NetworkStream:
+        bound_s = _bounded(timeout, httpcore.ConnectTimeout)
+        return _Stream(self._network.connect_tcp(host, port, bound_s, local_address, socket_options))
+
+    def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Any = None
+    ) -> httpcore.NetworkStream:
+        bound_s = _bounded(timeout, httpcore.ConnectTimeout)
+        return _Stream(self._network.connect_unix_socket(path, bound_s, socket_options))
+
+    def sleep(self, seconds: float) -> None:
+        self._network.sleep(seconds)
 
 
 def _tls_context() -> SSLContext:

@@ -40,7 +40,7 @@ def endpoint(environment: Mapping[str, str], base_url: str | None = None) -> htt
     return http.endpoint(environment, prefix="OPENAI", default_base_url=BASE_URL, headers=headers, base_url=base_url)
 
 
-def request(to: http.Endpoint, path: str, body: Any, timeout_s: float = http.READ_TIMEOUT_S) -> Response:
+def request(to: http.Endpoint, path: str, body: Any, timeout_s: float | None = None) -> Response:
     """Send one request; `path` is as in a Batch line ("/v1/chat/completions") or below the base ("/embeddings").
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import IntEnum, StrEnum
 from typing import Protocol
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from ratelimit_worker.calls import Mode, Outcome
 from ratelimit_worker.config import PREFIX, SECRET_NAMES, Settings
 from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.policy.timeout import Latencies, learned_s, p99_s
 from ratelimit_worker.ports import BarKind
 from ratelimit_worker.reports.bars import held_by
 from ratelimit_worker.reports.live import ClusterState, LaneState
@@ -32,6 +33,7 @@ MANY_WAIT = 10_000  #: outcomes on their way to the database that are worth a wo
 LATENCY_OVER_S = 900.0  #: the last 15 minutes say how long a call takes
 #: Bars of a lane in NORMAL that somebody may want to do something about.
 _WORTH_A_WORD = frozenset({BarKind.GATE, BarKind.QUOTA, BarKind.NEWER, BarKind.PROBES})
+MOST_LEARNED = 5  #: tasks and models whose time-outs are told one by one
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _HIDDEN = "***"
 
@@ -119,6 +121,8 @@ def _source(variable: str, settings: Settings, environ: Mapping[str, str]) -> st
 
 def shown(name: str, value: object) -> str:
     """A setting's value for people: a URL keeps where it leads, and loses what opens the door there."""
+    if value is None:
+        return "-"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Mapping):
@@ -155,8 +159,19 @@ def masked(url: str) -> str:
 # ── what is looked at ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def examine(settings: Settings, sources: Sources, outbox: Box) -> Iterator[Finding]:
-    """All checks, each as soon as it is known."""
+def examine(
+    settings: Settings,
+    sources: Sources,
+    outbox: Box,
+    latencies: Callable[[], Mapping[str, Latencies]],
+    own_rules: Callable[[], Mapping[str, str]],
+) -> Iterator[Finding]:
+    """All checks, each as soon as it is known.
+
+    Args:
+        latencies: How long answers took, by task and model.
+        own_rules: How tasks retry by themselves, in words, by task.
+    """
     latency: dict[str, float] = {}
     try:
         yield judge_revision(sources.queries.revision())
@@ -176,6 +191,8 @@ def examine(settings: Settings, sources: Sources, outbox: Box) -> Iterator[Findi
         yield from judge_counters(state.counters)
         yield from judge_outbox(outbox.backlog(), outbox.full(), outbox.bad_count())
         yield from judge_alerts(settings.alert_webhook_url, sources.live.alerts_waiting())
+        yield judge_timeouts(settings, latencies(), now_s=server.at_s)
+        yield from judge_own_rules(own_rules())
     except StoreUnavailable as error:
         yield Finding("Redis", Level.WRONG, str(error), Code.UNREACHABLE)
     yield from judge_settings(settings)
@@ -344,6 +361,26 @@ def judge_alerts(url: str, waiting: int) -> Iterator[Finding]:
         )
     else:
         yield Finding("alerts", Level.OK, f"{masked(url)} is told of mode changes")
+
+
+def judge_timeouts(settings: Settings, latencies: Mapping[str, Latencies], now_s: float) -> Finding:
+    """How long an attempt may take."""
+    said = [f"{settings.timeout_seconds:g} s ({PREFIX}TIMEOUT_SECONDS)"] if settings.timeout_seconds is not None else []
+    lanes = {lane: limits.timeout_s for lane, limits in settings.lanes.items() if limits.timeout_s is not None}
+    said += [f"lane {lane} {told_s:g} s" for lane, told_s in lanes.items()]
+    learned = {name: known for name, known in latencies.items() if p99_s(known) is not None}
+    if settings.timeout_seconds is None:
+        newest = sorted(learned, key=lambda name: learned[name].at, reverse=True)[:MOST_LEARNED]
+        said += [f"{name.replace(chr(10), ' ')} {seconds(learned_s(learned[name], now_s))}" for name in newest]
+        said += [f"{len(learned) - len(newest)} more learned"] if len(learned) > len(newest) else []
+        said.append("what is not known yet 10 min at most")
+    return Finding("time-outs", Level.OK, f"an attempt may take: {', '.join(said)}")
+
+
+def judge_own_rules(rules: Mapping[str, str]) -> Iterator[Finding]:
+    """Tasks that retry by themselves."""
+    for says in rules.values():
+        yield Finding("retries", Level.NOTE, f"task {says}")
 
 
 def judge_settings(settings: Settings) -> Iterator[Finding]:

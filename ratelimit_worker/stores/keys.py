@@ -49,6 +49,8 @@
 | `rlw:alerted` | ZSET id → s | alerts that were told | 1,000; 2 days after the last |
 | `rlw:alerted:EVENT:L` | STRING | what was told and goes on | 15 minutes after it ended |
 | `rlw:usage` | HASH task and model → means | what answers used, to estimate tokens | 2,000; 30 days after the last |
+| `rlw:latencies` | HASH task and model → histogram | how long answers took | 2,000; 30 days after the last |
+| `rlw:retries` | HASH task → words | tasks that retry by themselves | 1,000; 30 days after a worker last started |
 | `rlw:malformed` | LIST | messages set aside | 1,000; 7 days |
 | `rlw:counters` | HASH | counters by name; `released` numbers the releases | names in the code |
 """
@@ -66,6 +68,8 @@ COUNTERS = NAMESPACE + "counters"
 LANES = NAMESPACE + "lanes"
 PINS = NAMESPACE + "pins"
 USAGE = NAMESPACE + "usage"
+LATENCIES = NAMESPACE + "latencies"
+RETRIES = NAMESPACE + "retries"
 LEDGER = NAMESPACE + "ledger"
 WAKE = NAMESPACE + "wake"  #: pub/sub channel: the pump's plan changed
 CACHE = NAMESPACE + "cache:"

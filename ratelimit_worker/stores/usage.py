@@ -1,4 +1,7 @@
-"""What have the answers of each task and model used? One hash in Redis, and a copy in each process that makes calls."""
+"""What have the answers of each task and model used, and how long did they take?
+
+Each of the two is a hash in Redis, and a copy in each process that wants to know.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 from redis import Redis
 
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.policy.estimate import Learned
+from ratelimit_worker.policy.timeout import Latencies
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.live import redis_errors
 
@@ -21,32 +25,52 @@ log = logging.getLogger(__name__)
 TTL_S = 30 * 86_400
 MOST_KEPT = 2_000  #: tasks and models; when there are more, a tenth goes, those that were quiet for longest
 REFRESH_S = 10.0  #: a process looks so often at most
+#: A lane that is new learns how long its answers take in a few seconds, and a provider may hang in the next.
+LATENCIES_REFRESH_S = 2.0
 MOST_ASKED = 1_000  #: tasks and models that one process looks for
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Learned).decode
 
 
-class UsageMemory:
-    """The hash `rlw:usage`. All methods raise `StoreUnavailable` where Redis is away, full or read-only.
+class _Dated(Protocol):
+    """What is learned has a time."""
+
+    @property
+    def at(self) -> float:
+        """Of the last that taught something, seconds since the epoch."""
+        ...
+
+
+T = TypeVar("T", bound=_Dated)
+
+
+class _Memory(Generic[T]):
+    """One hash, by task and model. All methods raise `StoreUnavailable` where Redis is away, full or read-only.
 
     Two that learn at the same time may lose some of each other's answers; a mean over a hundred of them bears that.
     """
 
-    def __init__(self, client: Redis, key_prefix: str = "") -> None:
-        self._client, self._key = client, key_prefix + keys.USAGE
+    def __init__(self, client: Redis, key: str, kind: type[T]) -> None:
+        self._client, self._key, self._decode = client, key, msgspec.msgpack.Decoder(kind).decode
 
-    def read(self, names: Iterable[str]) -> dict[str, Learned]:
+    def read(self, names: Iterable[str]) -> dict[str, T]:
         """What is known, by name (`estimate.key`); one that is not known, or another version's, is left out."""
         wanted = list(names)
         if not wanted:
             return {}
         with redis_errors():
             raw: Any = self._client.hmget(self._key, wanted)
-        found = ((name, _read(value)) for name, value in zip(wanted, raw, strict=True))
+        found = ((name, self._read(value)) for name, value in zip(wanted, raw, strict=True))
         return {name: learned for name, learned in found if learned is not None}
 
-    def write(self, learned: Mapping[str, Learned]) -> None:
+    def everything(self) -> dict[str, T]:
+        """All that is known, by name."""
+        with redis_errors():
+            raw: Any = self._client.hgetall(self._key)
+        found = ((name.decode(), self._read(value)) for name, value in raw.items())
+        return {name: learned for name, learned in found if learned is not None}
+
+    def write(self, learned: Mapping[str, T]) -> None:
         """Keep what was learned, for 30 days after the last answer of any task."""
         if not learned:
             return
@@ -61,14 +85,36 @@ class UsageMemory:
 
     def _forget_quiet(self, many: int) -> None:
         raw: Any = self._client.hgetall(self._key)
-        known = ((name, _read(value)) for name, value in raw.items())
+        known = ((name, self._read(value)) for name, value in raw.items())
         by_age = sorted((0.0 if learned is None else learned.at, name) for name, learned in known)
         self._client.hdel(self._key, *(name for _, name in by_age[:many]))
 
+    def _read(self, raw: bytes | None) -> T | None:
+        if raw is None:
+            return None
+        try:
+            return self._decode(raw)
+        except msgspec.MsgspecError:  # another version's: learned anew
+            return None
 
-class LearnedUsage:
+
+class UsageMemory(_Memory[Learned]):
+    """The hash `rlw:usage`: tokens."""
+
+    def __init__(self, client: Redis, key_prefix: str = "") -> None:
+        super().__init__(client, key_prefix + keys.USAGE, Learned)
+
+
+class LatencyMemory(_Memory[Latencies]):
+    """The hash `rlw:latencies`: how long answers took."""
+
+    def __init__(self, client: Redis, key_prefix: str = "") -> None:
+        super().__init__(client, key_prefix + keys.LATENCIES, Latencies)
+
+
+class _Copy(Generic[T]):
     """What this process knows of it: `learned(name)` never waits. What is asked for the first time is not known yet; a
-    thread of its own looks for it, and again for all that was asked for every 10 s while somebody asks.
+    thread of its own looks for it, and again for all that was asked for every `every_s` while somebody asks.
 
     Args:
         memory: Gives the hash; called in that thread.
@@ -78,22 +124,23 @@ class LearnedUsage:
 
     def __init__(
         self,
-        memory: Callable[[], UsageMemory],
+        memory: Callable[[], _Memory[T]],
         clock: Callable[[], float] = time.monotonic,
         spawn: Callable[[Callable[[], None]], None] | None = None,
+        every_s: float = REFRESH_S,
     ) -> None:
         self._memory, self._clock, self._spawn = memory, clock, spawn or _in_thread
         self._asked: set[str] = set()
-        self._known: Mapping[str, Learned] = {}
-        self._look_at = float("-inf")
+        self._known: Mapping[str, T] = {}
+        self._look_at, self._every_s = float("-inf"), every_s
 
-    def __call__(self, name: str) -> Learned | None:
+    def __call__(self, name: str) -> T | None:
         """What is known of a task and model (`estimate.key`); None: nothing, or nothing yet."""
         if len(self._asked) < MOST_ASKED:
             self._asked.add(name)
         now = self._clock()
         if now >= self._look_at:
-            self._look_at = now + REFRESH_S
+            self._look_at = now + self._every_s
             self._spawn(self._look)
         return self._known.get(name)
 
@@ -105,14 +152,16 @@ class LearnedUsage:
             log.info("usage.unread", extra={"cause": type(error).__name__})
 
 
+class LearnedUsage(_Copy[Learned]):
+    """What this process knows of tokens."""
+
+
+class LearnedLatencies(_Copy[Latencies]):
+    """What this process knows of latencies."""
+
+    def __init__(self, memory: Callable[[], LatencyMemory], every_s: float = LATENCIES_REFRESH_S) -> None:
+        super().__init__(memory, every_s=every_s)
+
+
 def _in_thread(run: Callable[[], None]) -> None:
     threading.Thread(target=run, name="rlw-usage", daemon=True).start()
-
-
-def _read(raw: bytes | None) -> Learned | None:
-    if raw is None:
-        return None
-    try:
-        return _decode(raw)
-    except msgspec.MsgspecError:  # another version's: learned anew
-        return None

@@ -166,7 +166,8 @@ class Record(Duty):
         self.services = services
 
     def turn(self) -> None:
-        Recorder(self.services.outbox, self.services.tracker, usage=self.services.usage).run(self.stopping)
+        live = self.services
+        Recorder(live.outbox, live.tracker, usage=live.usage, latencies=live.latencies).run(self.stopping)
 
 
 class Clean(Duty):

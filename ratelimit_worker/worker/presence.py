@@ -22,6 +22,7 @@ from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import limit, pin
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.wiring import Services, services
+from ratelimit_worker.worker import own_rules
 from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
 from ratelimit_worker.worker.quarantine import QUARANTINE
 from ratelimit_worker.worker.task import CallTask, warm_up
@@ -214,6 +215,7 @@ class LanesStep(bootsteps.StartStopStep):
         if not self.presence.prefork:  # each child of a prefork pool does it for itself
             warm_up(self.presence.slots())
         _open_history(live)
+        _tell_own_rules(live, c.app)
         pin.at_start(live.control, live.settings.emergency_mode)  # before the first slot counts
         limit.at_start(live.control, live.settings, sleep)
         self.presence.beat()  # before the first message: recall what dead workers left ready
@@ -255,6 +257,17 @@ def _open_history(live: Services) -> None:
         live.tracker.open()
     except (StoreUnavailable, ConfigurationError) as error:  # calls go on; the recorder says it, and tries again
         log.info("history.away %s", error)
+
+
+def _tell_own_rules(live: Services, app: Any) -> None:
+    """The log and `doctor` name the tasks that retry by themselves."""
+    rules = own_rules.own_rules(app.tasks.values())
+    own_rules.say(rules)
+    names = [name for name, task in app.tasks.items() if isinstance(task, CallTask)]
+    try:
+        live.own_rules.tell(names, {rule.task: str(rule) for rule in rules})
+    except StoreUnavailable as error:  # `doctor` does without
+        log.info("own_rules.untold %s", error)
 
 
 def _check(app: Any) -> None:

@@ -6,9 +6,11 @@ Only a translation into Celery's words; what is decided stands in `flow`.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from celery import Task
@@ -23,9 +25,10 @@ from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Outcome, Priority
 from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.flow import enqueue, pin
-from ratelimit_worker.flow.execute import Again, Answered, Executor, Facts, GaveUp, MustBeAlone
+from ratelimit_worker.flow.execute import Again, Answered, Executor, Facts, GaveUp, MustBeAlone, own_retry, tries_used
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.policy.estimate import Size
+from ratelimit_worker.policy.own_retry import Goes, Stays, Wish
 from ratelimit_worker.policy.retry import RetryPolicy
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.ports import Begun
@@ -41,7 +44,7 @@ from ratelimit_worker.worker.transport import HEADER, unpack_body
 
 ANSWERS = Answers(dumps=dumps, loads=loads)
 #: Options of `apply_async` that are the plan's.
-CHOICES = ("lane", "tenant", "context", "tags", "cost", "deadline_s", "cache", "stale_ttl", "shed_below")
+CHOICES = ("lane", "tenant", "context", "tags", "cost", "deadline_s", "cache", "stale_ttl", "shed_below", "timeout_s")
 #: Options by which Celery sends a call for a canvas that is under way: nobody is there to catch an error.
 CANVAS = frozenset({"parent_id", "group_id", "chord"})
 NO_MORE = "Can't retry"  #: how `Task.retry` begins when it gives up
@@ -49,13 +52,20 @@ REPLACED = "Replaced by new task"  #: what `Task.replace` says in its Ignore
 MOST_WARM_CLIENTS = 16  #: made before the first call, 4 ms each
 
 
+class StaysInLane(CeleryRetry):
+    """The lane sends the call again; what raises this has used none of the task's retries.
+
+    A `Retry`, so that whatever lets Celery's own pass (`autoretry_for`, a task's `except`) lets this pass too.
+    """
+
+
 class CallTask(Task):
     """Base class of every task that calls a provider.
 
     Class attributes, or options of `@llm_task`: `lane`, `provider` (with the argument `model` it names the lane),
-    `context`, `tags`, `tenant`, `call_priority`, `deadline_s`, `cost`, `cache`, `stale_ttl`, `shed_below`, `cache_ttl`
-    (seconds), `classify`. The same names as options of `apply_async` but for the last two, with `priority` for the
-    class (high, normal, low, or Celery's 0 to 9).
+    `context`, `tags`, `tenant`, `call_priority`, `deadline_s`, `cost`, `cache`, `stale_ttl`, `shed_below`, `timeout_s`
+    (seconds of one attempt), `cache_ttl` (seconds), `classify`. The same names as options of `apply_async` but for the
+    last two, with `priority` for the class (high, normal, low, or Celery's 0 to 9).
 
     `classify` is a plain function of the exception that the task raised (a `staticmethod` in a class body): its
     `Category`, a whole `Failure`, or None, and our own rules hold.
@@ -80,6 +90,7 @@ class CallTask(Task):
     cache_ttl: ClassVar[float | None] = None
     stale_ttl: ClassVar[float] = 0.0
     shed_below: ClassVar[str | None] = None
+    timeout_s: ClassVar[float | None] = None
     classify: ClassVar[Rule | None] = None
 
     def plan(self, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> dict[str, Any]:
@@ -99,6 +110,7 @@ class CallTask(Task):
             cache_ttl_s=self.cache_ttl,
             stale_ttl_s=self.stale_ttl,
             shed_below=self.shed_below,
+            timeout_s=self.timeout_s,
         )
         live = services()
         return enqueue.plan(
@@ -146,7 +158,7 @@ class CallTask(Task):
         if before is not None:
             # self.retry or replace: the same call goes on, so its deadline and the count of its attempts do too
             plan |= {"deadline": before["deadline"], "number": mine.get("rlw_number")}
-            plan |= {"again": True, "fp": before.get("fp")}
+            plan |= {"again": True, "fp": before.get("fp"), "tries": tries_used(task_id or "")}
         else:
             plan["at_once"] = True
             if "sheds" in plan and CANVAS.isdisjoint(options):
@@ -166,16 +178,53 @@ class CallTask(Task):
         except (OperationalError, RedisError) as error:
             raise StoreUnavailable(f"the call was not accepted, Redis said: {_first_line(error)}") from error
 
-    def retry(self, *args: Any, **kwargs: Any) -> Any:
-        """As Celery's; its error for a call that may not be retried any more does not repeat the arguments."""
+    def retry(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: BaseException | None = None,
+        throw: bool = True,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """As Celery's, for what a provider did not cause. `autoretry_for` comes here too.
+
+        A provider's failure is told the lane. What costs no try there (a 429, an outage) uses no retry: the lane sends
+        the call again. Every other retry is Celery's, and goes no sooner than the provider's Retry-After.
+
+        The error for a call that may not be retried any more does not repeat the arguments.
+        """
+        request = self.request
+        if not (request.called_directly or request.is_eager):
+            wish = Wish(
+                wait_s=self._wished_s(eta, countdown),
+                same=args is None and kwargs is None and not options,
+                same_lane=options.get("lane") in (None, (request.get(HEADER) or {}).get("lane")),
+                goes_on=not throw,
+            )
+            verdict = own_retry(request.id, (exc, sys.exception()), wish)
+            if isinstance(verdict, Stays):
+                raise StaysInLane("the lane sends it again", exc=exc or sys.exception(), when=verdict.after_s)
+            if isinstance(verdict, Goes) and verdict.after_s is not None:
+                eta, countdown = None, verdict.after_s
         try:
-            return super().retry(*args, **kwargs)
+            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         except self.MaxRetriesExceededError as error:
-            if error is kwargs.get("exc") or not str(error).startswith(NO_MORE):
+            if error is exc or not str(error).startswith(NO_MORE):
                 raise
-            told = f"{NO_MORE} {self.name}[{self.request.id}]: max_retries is reached"
+            told = f"{NO_MORE} {self.name}[{request.id}]: max_retries is reached"
             more = {"task_args": error.task_args, "task_kwargs": error.task_kwargs}
             raise self.MaxRetriesExceededError(told, **more) from error.__cause__
+
+    def _wished_s(self, eta: datetime | None, countdown: float | None) -> float | None:
+        """Seconds until a retry as call or task say it; None: neither does, and Celery's own default would hold."""
+        if countdown is not None:
+            return float(countdown)
+        if eta is not None:
+            return max(0.0, (eta if eta.tzinfo else eta.replace(tzinfo=UTC)).timestamp() - time.time())
+        return chosen_delay_s(self)
 
     def _answered(self, task_id: str, answer: bytes, options: Mapping[str, Any]) -> CallResult:
         """The result of a call that was answered before: stored under its own id, and there at once."""
@@ -247,6 +296,12 @@ class CallTask(Task):
             setattr(request, name, value)
 
 
+def chosen_delay_s(task: Task) -> float | None:
+    """A task's `default_retry_delay`, seconds; None: it has Celery's own."""
+    said_by = next(one for one in (task, *type(task).__mro__) if "default_retry_delay" in vars(one))
+    return None if said_by is Task else float(task.default_retry_delay or 0.0)
+
+
 def _as_before(plan: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The choices for a call that is retried: Celery repeats none of them, and makes its priority 0, the highest."""
     repeated = {
@@ -257,6 +312,7 @@ def _as_before(plan: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, 
         "cache": "ttl" in plan,
         "stale_ttl": plan.get("stale", 0.0),
         "shed_below": "high" if "sheds" in plan else "low",  # its class is the same, so: yes, or no
+        "timeout_s": plan.get("timeout"),
     }
     return {name: repeated.get(name) if value is None else value for name, value in chosen.items()}
 
@@ -268,6 +324,13 @@ def _meaning(word: BaseException) -> Outcome:
     if isinstance(word, Ignore) and str(word) != REPLACED:
         return Outcome.FAILED
     return Outcome.RETRIED
+
+
+def _behind(word: BaseException) -> tuple[BaseException | None, ...]:
+    """What one of Celery's words may have been raised for: its own say, then what was being handled."""
+    said = [getattr(word, name, None) for name in ("exc", "reason")]
+    context = None if word.__suppress_context__ else word.__context__
+    return (*(one if isinstance(one, BaseException) else None for one in said), word.__cause__, context)
 
 
 _executors: dict[int, tuple[Executor, Callable[[str], RetryPolicy]]] = {}
@@ -286,8 +349,11 @@ def executor(lane: str = enqueue.DEFAULT_LANE, rule: Rule | None = None) -> Exec
             lease_s=live.settings.visibility_timeout_seconds,
             policy=policies(enqueue.DEFAULT_LANE),
             reconcile=lambda lane: enqueue.told(live.settings, lane).reconcile,
+            timeout_told_s=lambda lane: enqueue.timeout_told_s(live.settings, lane),
+            latencies=live.learned_latencies,
             pass_through=(TaskPredicate, Ignore, Reject),
             means=_meaning,
+            behind=_behind,
             classify=plugins.classifier(),
         )
         found = _executors[os.getpid()] = (made, policies)

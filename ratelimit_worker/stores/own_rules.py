@@ -1,0 +1,45 @@
+"""Which tasks retry by themselves, for `doctor`? What each worker says of its tasks when it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from redis import Redis
+
+from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.live import redis_errors
+
+TTL_S = 30 * 86_400  #: after the last worker's start
+MOST_KEPT = 1_000
+
+
+class OwnRules:
+    """The hash `rlw:retries`. All methods raise `StoreUnavailable` where Redis is away, full or read-only."""
+
+    def __init__(self, client: Redis, key_prefix: str = "") -> None:
+        self._client, self._key = client, key_prefix + keys.RETRIES
+
+    def tell(self, known: Iterable[str], rules: Mapping[str, str]) -> None:
+        """Say how tasks retry.
+
+        Args:
+            known: All tasks that this worker knows: one without a rule has none any more.
+            rules: In words, by task.
+        """
+        none = [name for name in known if name not in rules]
+        with redis_errors(), self._client.pipeline(transaction=False) as pipe:
+            if none:
+                pipe.hdel(self._key, *none)
+            pipe.hlen(self._key)
+            left = max(0, MOST_KEPT - int(pipe.execute()[-1]))
+            if rules and left:
+                pipe.hset(self._key, mapping=dict(list(rules.items())[:left]))
+            pipe.expire(self._key, TTL_S)
+            pipe.execute()
+
+    def read(self) -> dict[str, str]:
+        """Rules in words, by task."""
+        with redis_errors():
+            raw: Any = self._client.hgetall(self._key)
+        return {name.decode(): words.decode() for name, words in sorted(raw.items())}
