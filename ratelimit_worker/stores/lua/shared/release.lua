@@ -36,8 +36,8 @@ local function release(lane, most, greedy, served)
       at = math.min(at or 1e18, now + 1e6)
     elseif r[LOST] > 0 and not suspect.may_go() then
       redis.call('ZREM', wait_key(lane, queue), ref)
-      wait_until(now + SUSPECT_US, ref, r)
-      at = math.min(at or 1e18, now + SUSPECT_US)
+      wait_until(now + suspect.AGAIN_US, ref, r)
+      at = math.min(at or 1e18, now + suspect.AGAIN_US)
     else
       local wait_us = admits_in(L, r[COST])
       if not wait_us then closed = true break end
