@@ -170,7 +170,8 @@ class Plane:
     @property
     def probed(self) -> bool:
         """Only probes go out."""
-        return 0 < self.number("width") < 1e6 and self.number("gap") > 0
+        emergency = self.fields.get("mode") == "EMERGENCY"
+        return 0 < self.number("width") < 1e6 and (self.number("gap") > 0 or emergency)
 
     def view(self, seen: Sequence[bytes], out: int = 0) -> LaneView:
         """As `take` hands it out."""
@@ -187,7 +188,7 @@ def gap_with_jitter(gap: float, seq: int) -> int:
     return int(gap * (0.8 + 0.4 * ((seq * 0.6180339887) % 1.0)))
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One call of the workload."""
 
@@ -260,6 +261,7 @@ class Laboratory:
         self.later = sorted((job for job in jobs if job.at_s), key=lambda job: job.at_s)
         self.answers_of: dict[tuple[str, str], float] = {}  #: process, task ("": any) → when its last good one left
         self.retries: deque[Job] = deque()  #: whose backoff is over; behind those that wait
+        self.probed: dict[tuple[str | None, str], int] = {}  #: process and task → their last call
         self.budget = (MOST_RETRIES, 0, self.start)  #: of retries: what it was, at which permit, when
         self.left = len(jobs)
         self.out: dict[int, bool] = {}  #: seq → begun
@@ -319,9 +321,16 @@ class Laboratory:
             return self.retries
         return self.waiting
 
+    def probe(self) -> Job:
+        """The first, unless its task or process had a probe later than that of another call."""
+        line = [*self.waiting, *self.retries]
+        looks = [line[0], *(line[i * (len(line) - 1) // 31] for i in range(32))]
+        return min(looks, key=lambda job: self.probed.get((job.process, job.task), 0))
+
     def release(self) -> None:
         while (line := self.line()) and self.own_room() > 0:
-            job = line[0]
+            probed = self.plane.probed
+            job = self.probe() if probed else line[0]
             wait = self.plane.admits_in(job.cost, self.us)
             if wait is None:
                 return
@@ -331,10 +340,13 @@ class Laboratory:
                     self.planned = at
                     self.after(wait / US, self.pump)
                 return
-            line.popleft()
+            if probed:
+                line = self.waiting if job in self.waiting else self.retries
+            line.remove(job)
+            self.probed[job.process, job.task] = self.plane.seq + 1
             level = self.retry_budget()
             ticket = self.plane.spend(job.cost, self.us)
-            if line is self.retries and self.waiting:
+            if line is self.retries and self.waiting and not probed:
                 self.budget = (level - 1, self.plane.seq, self.now)
             seq = self.plane.seq
             self.out[seq] = False

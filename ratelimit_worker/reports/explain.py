@@ -148,7 +148,7 @@ def waits_for(call: CallNow, lane: LaneState | None, at_s: float) -> tuple[tuple
     reasons, earliest_s, known = list[str](), 0.0, True
     if call.due_s is not None:
         earliest_s = max(0.0, call.due_s - at_s)
-        why = "after a failed attempt" if call.record.tries else "as its sender asked"
+        why = "after a failed attempt" if call.record.number else "as its sender asked"
         reasons.append(f"time: due in {seconds(earliest_s)}, {why}")
     if lane.gate_s:
         opens = "does not open by itself" if math.isinf(lane.gate_s) else f"opens in {seconds(lane.gate_s)}"

@@ -34,6 +34,7 @@ SHARED = (
     "waiting",
     "parents",
     "next",
+    "probes",
     "retry_budget",
     "release",
     "ledger",

@@ -26,8 +26,12 @@ local function release(lane, most, greedy, served)
     if moved >= own and waits then full = true break end
     if not ref then break end
     local retry, on, left
-    if tag < BEHIND then retry, on, left = budget.first(L, queues, rooms) end
-    if retry then ref, queue = retry, on end
+    if probes.on(L) then
+      ref, queue = probes.choose(L, queues, rooms, ref, queue)
+    elseif tag < BEHIND then
+      retry, on, left = budget.first(L, queues, rooms)
+      if retry then ref, queue = retry, on end
+    end
     local r, message = record_and_message(ref)
     if not r then
       redis.call('ZREM', wait_key(lane, queue), ref)   -- its record outlived its time
@@ -55,6 +59,7 @@ local function release(lane, most, greedy, served)
       if L.parents and barred(L, r[COST], served, rows) then break end
       redis.call('ZREM', wait_key(lane, queue), ref)
       let_go(L, ref, r, lease, message)
+      if probes.on(L) then probes.went(L, queue, message) end
       if retry then budget.pay(L, left) end
       moved = moved + 1
       rooms[queue] = rooms[queue] - 1

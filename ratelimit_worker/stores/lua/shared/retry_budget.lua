@@ -1,10 +1,8 @@
 -- A retry whose backoff is over waits behind all that wait otherwise, so that permits which nobody else wants are its own.
 -- While others wait it goes before them as long as the lane's budget has room: a tenth of the permits and ten a minute,
--- and never more than ten at once. Not while the lane is probed: probes go to those that were not tried. rb: the budget when the lane had given rs permits, at rt.
-local budget = {SHARE = 0.1, PER_US = 10 / 60e6, MOST = 10, MANY = 1e6}  -- MANY: a width that bounds nothing
-function budget.probed(L)                              -- its provider is taken to be away, and only probes go out
-  return L.width > 0 and L.width < budget.MANY and L.gap > 0
-end
+-- and never more than ten at once; probes go to those first that were not tried. rb: the budget when the lane had given rs
+-- permits, at rt.
+local budget = {SHARE = 0.1, PER_US = 10 / 60e6, MOST = 10}
 function budget.left(L)
   local h = redis.call('HMGET', lane_key(L.name), 'rb', 'rs', 'rt')
   if not h[1] then return budget.MOST end
@@ -17,7 +15,7 @@ end
 -- The first retry on the queues that have room, when the budget lets it go before the others that wait: it, its queue,
 -- and the budget. Nothing is looked up for a lane in which no retries wait.
 function budget.first(L, queues, rooms)
-  if budget.probed(L) then return nil end
+  if probes.on(L) then return nil end
   local left, ref, queue, first
   for _, q in ipairs(queues) do
     if rooms[q] ~= 'empty' and (rooms[q] or 0) > 0 and L.lowest[q] >= RETRIES then
