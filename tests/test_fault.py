@@ -166,7 +166,7 @@ def test_a_task_or_process_that_always_fails_moves_no_mode(kind: str) -> None:
     """Twenty of its calls between two answers of others are no witnesses."""
     answers = []
     for i in range(20):
-        bad = [by(100 * i + j)._replace(**{kind: 2}) for j in range(20)]
+        bad = [by(100 * i + j, 2 if kind == "task" else 1, 2 if kind == "process" else 1) for j in range(20)]
         answers += [("+", by(1000 + i)), *(("-", who) for who in bad)]
     assert observed(*answers).mode is Mode.NORMAL
 
