@@ -2,6 +2,7 @@
 
     python benchmarks/law.py [--seeds 20] [--case steady …] [--jobs 2]
     python benchmarks/law.py --modes [--seeds 20]      does the mode move where nobody is away?
+    python benchmarks/law.py --fault [--seeds 20]      is one call, task or process taken for its provider?
 
 Goodput is a share of what the oracle gets answered within the horizon (simulate/oracle.py); of a finite case, the
 oracle's time as a share of the lane's. *429s*: of all requests. *adapts*: seconds after the last change of the provider
@@ -28,7 +29,7 @@ from ratelimit_worker.simulate import Entry, Fault, Scenario  # noqa: E402
 from ratelimit_worker.simulate.arrivals import duplicates  # noqa: E402
 from ratelimit_worker.simulate.oracle import delivered, oracle, oracle_time_s  # noqa: E402
 from ratelimit_worker.simulate.scenarios import CASES, Case  # noqa: E402
-from tests.laboratory import Laboratory, jobs_of  # noqa: E402
+from tests.laboratory import Job, Laboratory, jobs_of  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,116 @@ def print_trials(seeds: int, jobs: int) -> None:
             )
 
 
+RPM, SLOTS, LATENCY = 600, 16, "lognormal(0.2, 0.3)"
+FIRST, SECOND, ALONE_S = 30, 300, 30.0  #: good calls before and after, and how long the bad ones are alone in between
+BAD = "[[bad]]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blamed:
+    """Calls that always fail in a lane that is well: 30 good ones, the bad ones alone, 300 good ones."""
+
+    tasks: tuple[str, ...] = ()  #: of a bad call each, which always gets `fault`
+    fault: Fault = Fault.SERVER_ERROR
+    lost: int = 0  #: calls of a process, one of four, that does not find the provider
+
+
+@dataclass(frozen=True, kw_only=True)
+class Away:
+    """A provider that answers nobody for so long, after 30 good calls, while so many wait."""
+
+    calls: int
+    for_s: float = 30.0
+    fault: Fault = Fault.OUTAGE
+
+
+BLAMED = {
+    "one call always 500": Blamed(tasks=("a",)),
+    "three calls of three tasks always 500": Blamed(tasks=("a", "b", "c")),
+    "one call always 502": Blamed(tasks=("a",), fault=Fault.BAD_GATEWAY),
+    "one of four processes is lost, 1 call": Blamed(lost=1),
+    "one of four processes is lost, 20 calls": Blamed(lost=20),
+}
+AWAY = {f"outage of 30 s, {calls} waiting": Away(calls=calls) for calls in (1, 2, 5, 20, 1000)}
+
+
+def good_calls(count: int, prefix: str, at_s: float, processes: int) -> list[Job]:
+    """Calls that the provider takes, made at once by as many processes."""
+    rows = jobs_of(replace(CASES["steady"], finite=count))
+    return [
+        replace(job, name=f"{prefix}{job.name}", at_s=at_s, process=f"p{i % processes}" if processes else None)
+        for i, job in enumerate(rows)
+    ]
+
+
+def bad_call(name: str, task: str, process: str | None = None) -> Job:
+    """One that is alone."""
+    (row,) = jobs_of(replace(CASES["steady"], finite=1))
+    body = row.body.replace(b'"content":"', f'"content":"{BAD} '.encode())
+    return replace(row, name=name, body=body, task=task, process=process, at_s=FIRST / RPM * 60 + 2)
+
+
+def blame(name: str, seed: int) -> tuple[float, float, float, int, list[str]]:
+    """One seed → (the good ones' time with the bad ones, and without; when the last bad one ended, seconds after the
+    good ones came, inf: it did not; its requests, at most; modes)."""
+    trial = BLAMED[name]
+    provider = Scenario(rpm=RPM, latency=LATENCY, timeline=(Entry(fault=trial.fault, match=BAD),), seed=seed)
+    processes = 3 if trial.lost else 0
+    second_s = FIRST / RPM * 60 + 2 + ALONE_S
+
+    def time_of(bad: list[Job]) -> tuple[float, list[str]]:
+        good = [*good_calls(FIRST, "f", 0.0, processes), *good_calls(SECOND, "s", second_s, processes)]
+        laboratory = Laboratory(
+            provider, [*good, *bad], seed=seed, slots=SLOTS, workers=("w0", "w1"), lost=("lost",)
+        )  # fmt: skip
+        result = laboratory.run(second_s + 200)
+        return max(job.ended_s or float("inf") for job in good) - second_s, [move for _, move in result.moves]
+
+    bad = [bad_call(f"bad{i}", task) for i, task in enumerate(trial.tasks)]
+    bad += [bad_call(f"lost{i}", "task", "lost") for i in range(trial.lost)]
+    took_s, moves = time_of(bad)
+    alone_s, _ = time_of([])
+    ended = max((job.ended_s or float("inf")) - second_s for job in bad)
+    return took_s, alone_s, ended, max(job.sent for job in bad), moves
+
+
+def away(name: str, seed: int) -> tuple[int, float, int]:
+    """One seed → (requests into the outage, seconds from its end to the first good answer, calls given up)."""
+    trial = AWAY[name]
+    at_s = FIRST / RPM * 60 + 2
+    outage = Entry(at_s=at_s, for_s=trial.for_s, fault=trial.fault)
+    provider = Scenario(rpm=RPM, latency=LATENCY, timeline=(outage,), seed=seed)
+    jobs = [*good_calls(FIRST, "f", 0.0, 0), *good_calls(trial.calls, "s", at_s + 0.1, 0)]
+    laboratory = Laboratory(provider, jobs, seed=seed, slots=SLOTS, workers=("w0", "w1"))
+    result = laboratory.run()
+    first = result.arrivals[0].t
+    into = sum(arrival.fault is not None for arrival in result.arrivals)
+    end = first + at_s + trial.for_s
+    back = min(arrival.t + arrival.latency_s - end for arrival in result.arrivals if arrival.good and arrival.t >= end)
+    return into, back, result.failed
+
+
+def print_faults(seeds: int, jobs: int) -> None:
+    """A line a trial: whose fault it is."""
+    with ProcessPoolExecutor(jobs) as pool:
+        print("| trial | good calls, × their time without (most) | later by, s (most) | ended after, s (most) "
+              "| requests of one (most) | seeds in EMERGENCY |\n|---|---|---|---|---|---|")  # fmt: skip
+        for name in BLAMED:
+            blamed = list(pool.map(blame, [name] * seeds, range(seeds)))
+            times, later = [took / alone for took, alone, *_ in blamed], [took - alone for took, alone, *_ in blamed]
+            ended, sent = [row[2] for row in blamed], [row[3] for row in blamed]
+            emergencies = sum(any(move.split()[1] == "EMERGENCY" for move in row[4]) for row in blamed)
+            print(f"| {name} | {median(times):.3f} ({max(times):.3f}) | {median(later):.2f} ({max(later):.2f}) "
+                  f"| {median(ended):.0f} ({max(ended):.0f}) | {median(sent):.0f} ({max(sent)}) | {emergencies} |",
+                  flush=True)  # fmt: skip
+        print("\n| trial | requests into it: median (most) | back after, s (most) | given up |\n|---|---|---|---|")
+        for name in AWAY:
+            rows = list(pool.map(away, [name] * seeds, range(seeds)))
+            into, back = [row[0] for row in rows], [row[1] for row in rows]
+            print(f"| {name} | {median(into):.0f} ({max(into)}) | {median(back):.2f} ({max(back):.2f}) "
+                  f"| {sum(row[2] for row in rows)} |", flush=True)  # fmt: skip
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -143,7 +254,11 @@ def main() -> None:
     parser.add_argument("--case", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--modes", action="store_true")
+    parser.add_argument("--fault", action="store_true")
     told = parser.parse_args()
+    if told.fault:
+        print_faults(told.seeds, told.jobs)
+        return
     if told.modes:
         print_trials(told.seeds, told.jobs)
         return

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 from typing import Protocol
 
 from ratelimit_worker.calls import Attempt, Failure, Mode, ModeChange
 from ratelimit_worker.policy.estimate import Learned
+from ratelimit_worker.policy.fault import Failing
 from ratelimit_worker.policy.modes import Pin
 from ratelimit_worker.policy.retry import NO_RECORD, Record
 from ratelimit_worker.policy.timeout import Latencies
@@ -101,13 +103,15 @@ class Begun:
     now_s: float = 0.0  #: Redis clock
     failed: Failure | None = None  #: what sent it back to its lane last; told where the state is expired
     ticket: bytes = b""  #: the call's place in the order of sending, to be handed back with the observation
+    failing: Failing | None = None  #: its sick answers in a row so far; None: its last attempt was none
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
     """What an attempt that failed asks of its lane."""
 
-    sick_row: int = 0  #: sick answers in a row up to now
+    good_at: float = inf  #: when the lane was last answered, seconds, Redis clock; 0: never; inf: nobody can say
+    share: float = 0.0  #: of the lane's calls of late, those whose first attempt was sick
     mode: Mode = Mode.NORMAL
     escalates: bool = True  #: whether the law may change the mode
     seq: int = 0  #: calls sent in all
@@ -123,6 +127,7 @@ class LaneView:
     fields: Mapping[str, bytes]
     seen: Sequence[bytes]
     goods: int = 0  #: good answers beside those of `seen`, which told nothing else
+    out: int | None = None  #: calls that are released and not settled; None: not asked
 
 
 class BarKind(StrEnum):
@@ -197,7 +202,8 @@ class AttemptLanes(Protocol):
         tried: bytes = b"",
         failed: Failure | None = None,
     ) -> bool:
-        """Return a released call to its lane. `tried`: as `tally.tried` packs it; `failed`: kept until it expires."""
+        """Return a released call to its lane. `tried`: as `tally.tried` packs it; `failed`: kept until it expires, and
+        a sick one joins its row (`Begun.failing`), which all else ends."""
         ...
 
     def health(self, lane: str, task: str) -> Health:

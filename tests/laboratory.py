@@ -19,12 +19,12 @@ from typing import Any
 
 import msgspec
 
-from ratelimit_worker.calls import DIMENSIONS, Category, Failure, LaneLimits, Mode, Response
+from ratelimit_worker.calls import DIMENSIONS, Category, Failure, LaneLimits, Response
 from ratelimit_worker.flow import observe
 from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.flow.tune import TUNE_EVERY_S, Rules, decide
-from ratelimit_worker.policy import modes
 from ratelimit_worker.policy.classification import classify_response
+from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, Failing, Witness, compared, digest
 from ratelimit_worker.policy.headers import refused_dimension
 from ratelimit_worker.policy.retry import GiveUp, Halt, Retry, RetryPolicy, Snooze, next_step
 from ratelimit_worker.ports import LaneView
@@ -54,6 +54,7 @@ class Plane:
         self.sent, self.turned_back = [0.0] * 4, [0.0] * 4
         self.seq, self.gate = 0, 0
         self.sick = self.refusals = self.goods = 0
+        self.good_at = 0.0  #: seconds
         self.fields: dict[str, str] = {}
         self.memory: dict[str, bytes] = {}  #: what only the tuner reads
         self.write(fields, 0)
@@ -140,7 +141,7 @@ class Plane:
     def heed(self, verdict: str, cost: Units, gate_us: float, dimension: str | None, now: int) -> bool:
         """What an answer does at once → whether the tuner need not hear more of it."""
         if verdict in {"good", "plain"}:
-            row, self.sick, self.refusals = self.sick, 0, 0
+            row, self.sick, self.refusals, self.good_at = self.sick, 0, 0, now / US
             well = not row and self.fields.get("mode", "NORMAL") == "NORMAL" and self.number("width") == 0
             self.goods += int(verdict == "plain" and well)
             return verdict == "plain" and well
@@ -166,14 +167,20 @@ class Plane:
             self.gate = max(self.gate, now + int(gate_us))
         return False
 
-    def view(self, seen: Sequence[bytes]) -> LaneView:
+    @property
+    def probed(self) -> bool:
+        """Only probes go out."""
+        emergency = self.fields.get("mode") == "EMERGENCY"
+        return 0 < self.number("width") < 1e6 and (self.number("gap") > 0 or emergency)
+
+    def view(self, seen: Sequence[bytes], out: int = 0) -> LaneView:
         """As `take` hands it out."""
         fields = {name: text.encode() for name, text in self.fields.items()} | self.memory
         for i in range(4):
             fields[f"c{i + 1}"], fields[f"x{i + 1}"] = repr(self.sent[i]).encode(), repr(self.turned_back[i]).encode()
         fields["gate"] = str(self.gate).encode()
         goods, self.goods = self.goods, 0
-        return LaneView(lane=LANE, fields=fields, seen=list(seen), goods=goods)
+        return LaneView(lane=LANE, fields=fields, seen=list(seen), goods=goods, out=out)
 
 
 def gap_with_jitter(gap: float, seq: int) -> int:
@@ -181,7 +188,7 @@ def gap_with_jitter(gap: float, seq: int) -> int:
     return int(gap * (0.8 + 0.4 * ((seq * 0.6180339887) % 1.0)))
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One call of the workload."""
 
@@ -190,6 +197,13 @@ class Job:
     cost: Units
     tries: int = 0
     deadline_s: float = inf
+    at_s: float = 0.0  #: when it is made
+    task: str = "task"
+    process: str | None = None  #: that makes it itself; None: any worker
+    failing: Failing | None = None
+    sent: int = 0  #: attempts begun
+    ended_s: float | None = None  #: since the start
+    answered: bool = False
 
 
 def jobs_of(case: Case) -> list[Job]:
@@ -206,6 +220,7 @@ class Result:
     moves: list[tuple[float, str]] = field(default_factory=list)
     paces: list[tuple[float, float]] = field(default_factory=list)
     ended_s: float = 0.0
+    unreachable: int = 0  #: attempts of processes that do not find the provider
 
 
 class Laboratory:
@@ -215,6 +230,8 @@ class Laboratory:
         slots: Calls that can run at once over all workers.
         travel_s: From release to the provider, and from its answer to settle, each; ± a half of it.
         tune_every_s: 0: the law runs on each answer.
+        workers: Processes that make the calls without one of their own.
+        lost: Processes that do not find the provider: each of their attempts fails at once.
     """
 
     def __init__(
@@ -229,6 +246,8 @@ class Laboratory:
         seed: int = 0,
         tune_every_s: float = TUNE_EVERY_S,
         policy: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+        workers: Sequence[str] = ("worker",),
+        lost: Sequence[str] = (),
     ) -> None:
         self.random = random.Random(seed)
         self.start = 1_800_000_000.0
@@ -237,8 +256,12 @@ class Laboratory:
         fields = limit_fields(limits) | {"schema": 1}
         self.plane = Plane(fields)
         self.rules, self.policy, self.slots, self.travel_s, self.every = rules, policy, slots, travel_s, tune_every_s
-        self.waiting: deque[Job] = deque(jobs)
+        self.workers, self.lost = workers, lost
+        self.waiting: deque[Job] = deque(job for job in jobs if not job.at_s)
+        self.later = sorted((job for job in jobs if job.at_s), key=lambda job: job.at_s)
+        self.answers_of: dict[tuple[str, str], float] = {}  #: process, task ("": any) → when its last good one left
         self.retries: deque[Job] = deque()  #: whose backoff is over; behind those that wait
+        self.probed: dict[tuple[str | None, str], int] = {}  #: process and task → their last call
         self.budget = (MOST_RETRIES, 0, self.start)  #: of retries: what it was, at which permit, when
         self.left = len(jobs)
         self.out: dict[int, bool] = {}  #: seq → begun
@@ -258,6 +281,8 @@ class Laboratory:
     def run(self, horizon_s: float = inf) -> Result:
         """Until all calls have ended, or the horizon."""
         self.after(0.0, self.release)
+        for job in self.later:
+            self.after(job.at_s, partial(self.arrives, job))
         if self.every:
             self.after(self.every, self.tune_again)
         end = self.start + horizon_s
@@ -286,15 +311,26 @@ class Laboratory:
         level, seq, at = self.budget
         return min(MOST_RETRIES, level + 0.1 * (self.plane.seq - seq) + (self.now - at) / 6)
 
+    def arrives(self, job: Job) -> None:
+        self.waiting.append(job)
+        self.release()
+
     def line(self) -> deque[Job]:
         """Whose turn it is: retries go before the others while their budget has room, and else after them."""
-        if self.retries and (not self.waiting or self.retry_budget() >= 1):
+        if self.retries and (not self.waiting or (not self.plane.probed and self.retry_budget() >= 1)):
             return self.retries
         return self.waiting
 
+    def probe(self) -> Job:
+        """The first, unless its task or process had a probe later than that of another call."""
+        line = [*self.waiting, *self.retries]
+        looks = [line[0], *(line[i * (len(line) - 1) // 31] for i in range(32))]
+        return min(looks, key=lambda job: self.probed.get((job.process, job.task), 0))
+
     def release(self) -> None:
         while (line := self.line()) and self.own_room() > 0:
-            job = line[0]
+            probed = self.plane.probed
+            job = self.probe() if probed else line[0]
             wait = self.plane.admits_in(job.cost, self.us)
             if wait is None:
                 return
@@ -304,10 +340,13 @@ class Laboratory:
                     self.planned = at
                     self.after(wait / US, self.pump)
                 return
-            line.popleft()
+            if probed:
+                line = self.waiting if job in self.waiting else self.retries
+            line.remove(job)
+            self.probed[job.process, job.task] = self.plane.seq + 1
             level = self.retry_budget()
             ticket = self.plane.spend(job.cost, self.us)
-            if line is self.retries and self.waiting:
+            if line is self.retries and self.waiting and not probed:
                 self.budget = (level - 1, self.plane.seq, self.now)
             seq = self.plane.seq
             self.out[seq] = False
@@ -327,10 +366,18 @@ class Laboratory:
         if closed or ((width == 0 or gap == 0) and self.plane.gate > self.us):
             del self.out[seq]
             self.plane.give_back(job.cost, self.us)
-            self.waiting.appendleft(job)
+            (self.waiting if job.failing is None else self.retries).appendleft(job)
             self.release()
             return
         self.out[seq] = True
+        job.sent += 1
+        process = job.process or self.random.choice(self.workers)
+        if process in self.lost:
+            self.result.unreachable += 1
+            failure = Failure(category=Category.CONNECTION, cause="nobody listens there")
+            self.after(self.travel(), partial(self.settled, job, ticket, seq, process, None, failure))
+            self.release()
+            return
         request = Request("POST", PATH, {"authorization": "Bearer lab"}, job.body, True)
         self.provider.begin(self.now)
         verdict = self.provider.decide(request, self.now, self.now)
@@ -338,36 +385,59 @@ class Laboratory:
         back = verdict.arrival.latency_s + self.travel()
         if verdict.ending is Ending.HANG:
             back = 60.0
-        self.after(back, partial(self.answered, job, ticket, seq, verdict))
+        self.after(back, partial(self.answered, job, ticket, seq, process, verdict))
         self.release()
 
-    def answered(self, job: Job, ticket: bytes, seq: int, verdict: Verdict) -> None:
+    def answered(self, job: Job, ticket: bytes, seq: int, process: str, verdict: Verdict) -> None:
         self.provider.give_back(verdict, self.now)
-        response, failure = read(verdict)
+        self.settled(job, ticket, seq, process, *read(verdict))
+
+    def settled(
+        self, job: Job, ticket: bytes, seq: int, process: str, response: Response | None, failure: Failure | None
+    ) -> None:
+        sent_s = observe.sent_s(ticket)
         kind: observe.Verdict = observe.verdict_of(failure)
         older = 0
         if kind == "sick":
             older = max(0, len(self.out) - 1 - (self.plane.seq - seq))
-        seen = observe.encode(self.now, ticket, kind, response, failure, job.cost, older)
+        beside = OTHERS_FARE_WELL
+        if kind == "sick":
+            guarded, share = self.plane.fields.get("escalates") != "0", self.plane.number("sick_share")
+            beside = compared(self.now, sent_s, job.failing, self.plane.good_at, share, guarded=guarded)
+        witness = Witness(
+            call=digest(job.name),
+            task=digest(job.task),
+            process=digest(process),
+            again=job.failing is not None,
+            suspect=kind == "sick" and job.failing is not None and beside.alone_s is None,
+            task_sent=self.answers_of.get((process, job.task), 0.0),
+            process_sent=self.answers_of.get((process, ""), 0.0),
+        )
+        seen = observe.encode(self.now, ticket, kind, response, failure, job.cost, older, witness)
+        if kind == "good":
+            self.answers_of[process, job.task] = self.answers_of[process, ""] = sent_s
         gate_us = (failure.retry_after_s or 0.0) * US if failure is not None else 0.0
         dimension = None
         if kind == "refused" and response is not None:
             dimension = refused_dimension(response.headers, response.body)
         step: Any = None
         if failure is not None:
-            mode = Mode(self.plane.fields.get("mode", "NORMAL"))
-            escalates = self.plane.fields.get("escalates") != "0"
-            away = failure.sick and modes.provider_away(self.plane.sick + 1, mode, escalates)
             step = next_step(
                 failure, job.tries + 1, self.policy, self.random.random,
-                provider_away=away, now_s=self.now, deadline_s=job.deadline_s,
+                now_s=self.now, deadline_s=job.deadline_s, beside=beside,
             )  # fmt: skip
         if not self.plane.heed(kind, job.cost, gate_us, dimension, self.us) and seen:
             self.seen.append(seen)
         del self.out[seq]
+        if kind == "sick":
+            first_s, row = (job.failing.first_at, job.failing.row) if job.failing else (self.now, 0)
+            job.failing = Failing(first_s, sent_s, row + 1)
+        else:
+            job.failing = None
         match step:
             case None:
                 self.left -= 1
+                job.ended_s, job.answered = self.now - self.start, True
             case Retry(after_s):
                 job.tries += 1
                 self.after(after_s, lambda: self.comes_back(job))
@@ -380,13 +450,14 @@ class Laboratory:
                 self.waiting.appendleft(job)
             case GiveUp():
                 self.left -= 1
+                job.ended_s = self.now - self.start
                 self.result.failed += 1
         if not self.every or kind in {"refused", "quota"} or (kind == "sick" and self.plane.sick >= SICK_ROW):
             self.wake()
         self.release()
 
     def comes_back(self, job: Job) -> None:
-        (self.retries.append if job.tries else self.waiting.appendleft)(job)
+        (self.retries.append if job.tries or job.failing else self.waiting.appendleft)(job)
         self.release()
 
     # --- the tuner -------------------------------------------------------------------------------------------------
@@ -410,7 +481,7 @@ class Laboratory:
     def look(self) -> LaneView:
         """What `take` would hand out now."""
         seen, self.seen = self.seen, []
-        return self.plane.view(seen)
+        return self.plane.view(seen, len(self.out))
 
     def obey(self, fields: Mapping[str, Any]) -> None:
         """Write set-points and what the tuner remembers."""

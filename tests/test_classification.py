@@ -189,7 +189,7 @@ FIRST = {
 
 def follows(failure: Failure) -> tuple[str, float | None]:
     """What follows a failure the first time, without any jitter: the step's name and the wait."""
-    step = next_step(failure, 1, RetryPolicy(), lambda: 0.0, provider_away=False, now_s=0.0, deadline_s=math.inf)
+    step = next_step(failure, 1, RetryPolicy(), lambda: 0.0, now_s=0.0, deadline_s=math.inf)
     return type(step).__name__, step.after_s if isinstance(step, Retry | Snooze) else None
 
 

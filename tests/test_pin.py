@@ -521,3 +521,71 @@ def test_an_outbox_that_takes_nothing_delays_the_history_only(stage: Stage, monk
     monkeypatch.undo()
     stage.tune()
     assert next(steps(change) for change in stage.told()) == "NORMAL REDUCED"
+
+
+# ── lanes that nobody uses ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def forget_all(stage: Stage) -> None:
+    """Nobody wants the calls any more that wait."""
+    for number in range(1, int(stage.client.get("test:number") or 0) + 1):
+        stage.lanes.revoke(f"c{number}")
+
+
+@pytest.mark.parametrize(("sick", "mode", "after_s"), [(5, Mode.REDUCED, 60.0), (10, Mode.EMERGENCY, 360.0)])
+def test_a_lane_that_nobody_uses_comes_back(stage: Stage, sick: int, mode: Mode, after_s: float) -> None:
+    """By time alone, a step at a time, and also under a new tuner; the history says why."""
+    stage.put(20)
+    while sum(stage.mode() is one for one in (Mode.REDUCED, Mode.EMERGENCY)) == 0 or stage.mode() is not mode:
+        stage.sent(0.5, verdict="sick")
+    forget_all(stage)
+    began = stage.now
+    stage.tuner = Tuner(stage.control)  # another worker takes the duty over
+    while stage.mode() is not Mode.NORMAL:
+        assert stage.sent(5.0, step=1.0) == 0
+        assert stage.now - began < 400
+    assert stage.now - began == pytest.approx(after_s, abs=6.0)
+    causes = [change.cause for change in stage.told()]
+    assert causes[-1] == "no sick answer for 60 s"
+    assert (causes[-2] == "no sick answer for 300 s") is (mode is Mode.EMERGENCY)
+
+
+def test_a_probe_that_is_out_keeps_a_lane_in_emergency(stage: Stage) -> None:
+    """A provider that never answers is no provider that is well."""
+    stage.put(20)
+    while stage.mode() is not Mode.EMERGENCY:
+        stage.sent(0.5, verdict="sick")
+    while not stage.client.llen("q"):
+        stage.advance(0.5)
+        stage.beat("w")
+        stage.pump()
+    assert stage.begin()[1].state == "go"  # and there it stays
+    forget_all(stage)
+    for _ in range(40):
+        stage.advance(10.0)
+        stage.beat("w")
+        stage.tune()
+    assert stage.mode() is Mode.EMERGENCY
+
+
+def test_only_lanes_that_are_not_well_are_looked_at_while_idle(stage: Stage) -> None:
+    """Of a thousand idle lanes in NORMAL none is read; of one in REDUCED its hash, once a second."""
+    stage.put(20)
+    stage.put(1, lane="well", limits=LaneLimits())
+    stage.sent(1.0, verdict="good")
+    stage.put(20, lane="ill")
+    while stage.mode("ill") is Mode.NORMAL:
+        stage.sent(0.5, verdict="sick")
+    forget_all(stage)
+    stage.sent(10.0, step=1.0)
+    asked: list[set[str]] = []
+    take = stage.lanes.take
+
+    def watched(owner: str, lease_s: float, most: int = 50, also: Any = ()) -> Any:
+        asked.append(set(also))
+        return take(owner, lease_s, most, also)
+
+    stage.lanes.take = watched  # type: ignore[method-assign]
+    stage.sent(5.0, step=0.1)
+    assert set().union(*asked) == {"ill"}
+    assert 4 <= sum("ill" in one for one in asked) <= 6

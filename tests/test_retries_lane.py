@@ -276,7 +276,7 @@ def test_an_expired_call_tells_what_failed_it_last(redis_client: redis.Redis, cl
     rows = [row for _, row in box.read(10) if isinstance(row, Attempt)]
     told = [(row.number, row.outcome, row.category, row.status, row.cause) for row in rows]
     assert told == [
-        (1, Outcome.RETRIED, Category.OVERLOADED, 503, "ProviderRefused: HTTP 503"),
+        (1, Outcome.SNOOZED, Category.OVERLOADED, 503, "ProviderRefused: HTTP 503"),
         (2, Outcome.FAILED, None, None, "DeadlineExceeded"),
     ]
     assert rows[1].started_at == rows[1].finished_at

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratelimit_worker.calls import SICK, Category, Failure
+from ratelimit_worker.policy.fault import Compared
 from ratelimit_worker.policy.retry import (
     BAD_FAILURES,
     BAD_TRIES,
@@ -51,7 +52,7 @@ def step(
     attempt: int = 1,
     *,
     retry_after_s: float | None = None,
-    away: bool = False,
+    alone_s: float | None = None,
     jitter: float = 0.5,
     deadline_s: float = math.inf,
     policy: RetryPolicy | None = None,
@@ -62,7 +63,7 @@ def step(
         attempt,
         policy or RetryPolicy(),
         lambda: jitter,
-        provider_away=away,
+        beside=Compared(alone_s=alone_s),
         now_s=1_000.0,
         deadline_s=deadline_s,
         record=record,
@@ -87,10 +88,10 @@ def test_each_category_is_retried_as_often_as_its_row_says(category: Category, r
 @pytest.mark.parametrize(
     "category", [Category.AUTH, Category.INVALID_REQUEST, Category.CONTENT_FILTERED, Category.PROGRAMMING]
 )
-@pytest.mark.parametrize("away", [False, True])
-def test_what_the_caller_must_mend_is_given_up_at_once(category: Category, away: bool) -> None:
-    """Also with Retry-After, and also while the provider is away."""
-    assert step(category, retry_after_s=1.0, away=away) == GiveUp(failure(category, 1.0), Why.CATEGORY)
+@pytest.mark.parametrize("alone_s", [None, 9.0])
+def test_what_the_caller_must_mend_is_given_up_at_once(category: Category, alone_s: float | None) -> None:
+    """Also with Retry-After, and also while nobody is answered."""
+    assert step(category, retry_after_s=1.0, alone_s=alone_s) == GiveUp(failure(category, 1.0), Why.CATEGORY)
 
 
 @pytest.mark.parametrize(("retry_after_s", "after_s"), [(None, 0.0), (7.5, 7.5), (-3.0, 0.0)])
@@ -112,22 +113,25 @@ def test_a_lane_without_adaptive_pace_may_retry_refusals_by_backoff() -> None:
 
 
 @pytest.mark.parametrize("category", sorted(SICK))
-def test_sick_answers_use_no_tries_while_the_provider_is_away(category: Category) -> None:
-    """The lane's pace and probes govern: no backoff of the call's own, however often it failed."""
+def test_sick_answers_use_no_tries_where_nobody_else_is_answered(category: Category) -> None:
+    """The call waits by full jitter under 5 % of the time since its first failure, at least 1.5 s, at most its cap."""
+    cap_s = TABLE[category][1]
     for attempt in (1, 50):
-        assert step(category, attempt, away=True, retry_after_s=30.0) == Snooze(0.0)
+        waits = [step(category, attempt, alone_s=alone_s) for alone_s in (0.0, 30.0, 100.0, 1e6)]
+        assert waits == [Snooze(0.75), Snooze(0.75), Snooze(2.5), Snooze(cap_s / 2)]
+        assert step(category, attempt, alone_s=0.0, retry_after_s=30.0) == Snooze(30.0)
 
 
-@pytest.mark.parametrize("away", [False, True])
+@pytest.mark.parametrize("alone_s", [None, 9.0])
 @pytest.mark.parametrize("category", list(Category))
-def test_without_retries_the_first_failure_is_the_last(category: Category, away: bool) -> None:
-    """Refusals too, and nobody waits for a provider that is away."""
-    assert isinstance(step(category, away=away, policy=NO_RETRIES), GiveUp | Halt)
+def test_without_retries_the_first_failure_is_the_last(category: Category, alone_s: float | None) -> None:
+    """Refusals too, and nobody waits for a provider that answers nobody."""
+    assert isinstance(step(category, alone_s=alone_s, policy=NO_RETRIES), GiveUp | Halt)
 
 
 def test_a_conflict_is_not_sickness() -> None:
     """A 409 is the request's own affair, also during an outage."""
-    assert step(Category.CONFLICT, away=True) == Retry(0.5)
+    assert step(Category.CONFLICT, alone_s=9.0) == Retry(0.5)
 
 
 def test_a_used_up_quota_halts() -> None:
@@ -144,14 +148,13 @@ def test_retry_after_is_a_floor_and_no_ceiling() -> None:
 
 
 @pytest.mark.parametrize(
-    ("category", "away"),
-    [(Category.SERVER_ERROR, False), (Category.RATE_LIMITED, False), (Category.TIMEOUT, True)],
+    ("category", "alone_s"),
+    [(Category.SERVER_ERROR, None), (Category.RATE_LIMITED, None), (Category.TIMEOUT, 9.0)],
 )
-def test_nothing_outlives_the_deadline(category: Category, away: bool) -> None:
+def test_nothing_outlives_the_deadline(category: Category, alone_s: float | None) -> None:
     """An attempt may start at the deadline and not after it."""
-    wait_s = 0.0 if away else 5.0
-    assert not isinstance(step(category, retry_after_s=5.0, away=away, deadline_s=1_000.0 + wait_s), GiveUp)
-    late = step(category, retry_after_s=5.0, away=away, deadline_s=1_000.0 + wait_s - 0.001)
+    assert not isinstance(step(category, retry_after_s=5.0, alone_s=alone_s, deadline_s=1_005.0), GiveUp)
+    late = step(category, retry_after_s=5.0, alone_s=alone_s, deadline_s=1_005.0 - 0.001)
     assert late == GiveUp(failure(category, 5.0), Why.DEADLINE)
 
 
@@ -159,21 +162,26 @@ def test_nothing_outlives_the_deadline(category: Category, away: bool) -> None:
     st.sampled_from(list(Category)),
     st.integers(min_value=1, max_value=10_000),
     st.none() | st.floats(min_value=0, max_value=86_400),
-    st.booleans(),
+    st.none() | st.floats(min_value=0, max_value=1e9),
     st.floats(min_value=0, max_value=1, exclude_max=True),
     st.floats(min_value=1_000, max_value=100_000),
 )
 def test_every_step_keeps_the_rules(
-    category: Category, attempt: int, retry_after_s: float | None, away: bool, jitter: float, deadline_s: float
+    category: Category,
+    attempt: int,
+    retry_after_s: float | None,
+    alone_s: float | None,
+    jitter: float,
+    deadline_s: float,
 ) -> None:
     """No wait is negative, ends after the deadline, or undercuts Retry-After where the choice is ours."""
-    match step(category, attempt, retry_after_s=retry_after_s, away=away, jitter=jitter, deadline_s=deadline_s):
+    match step(category, attempt, retry_after_s=retry_after_s, alone_s=alone_s, jitter=jitter, deadline_s=deadline_s):
         case Retry(after_s):
             assert (retry_after_s or 0.0) <= after_s <= max(retry_after_s or 0.0, 60.0)
             assert 1_000.0 + after_s <= deadline_s
             assert attempt < RULES[category].tries
         case Snooze(after_s):
-            assert after_s >= 0
+            assert (retry_after_s or 0.0) <= after_s <= max(retry_after_s or 0.0, 60.0)
             assert 1_000.0 + after_s <= deadline_s
         case GiveUp(failed) | Halt(failed):
             assert failed.category is category
@@ -227,9 +235,9 @@ def test_a_function_at_fault_gets_two_tries(category: Category) -> None:
 
 
 @pytest.mark.parametrize("category", sorted(SICK))
-def test_a_bad_record_costs_nothing_while_the_provider_is_away(category: Category) -> None:
-    """The lane's mode decides: the call waits and uses no try."""
-    assert step(category, 50, away=True, record=BAD) == Snooze(0.0)
+def test_a_bad_record_costs_nothing_where_nobody_else_is_answered(category: Category) -> None:
+    """Nobody can tell the call from its provider: it waits and uses no try."""
+    assert step(category, 50, alone_s=0.0, record=BAD) == Snooze(0.75)
 
 
 def test_a_bad_record_changes_neither_refusals_nor_what_is_never_retried() -> None:

@@ -76,7 +76,7 @@ def _figures(failure: Failure) -> dict[str, Any]:
 
     def step(draw: float) -> Step:
         return next_step(
-            failure, 1, policy, lambda: draw, provider_away=False, now_s=0.0, deadline_s=math.inf
+            failure, 1, policy, lambda: draw, now_s=0.0, deadline_s=math.inf
         )  # a lane that is well, and a call without a deadline
 
     first, last = step(0.0), step(1.0)

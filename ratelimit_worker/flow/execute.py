@@ -46,7 +46,7 @@ from ratelimit_worker.flow.tally import Tally, tried
 from ratelimit_worker.policy import timeout
 from ratelimit_worker.policy.classification import classify_exception
 from ratelimit_worker.policy.estimate import usage_of
-from ratelimit_worker.policy.modes import provider_away
+from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, Witness, compared, digest
 from ratelimit_worker.policy.own_retry import Goes, Stays, Wish, whose
 from ratelimit_worker.policy.retry import NO_RECORD, GiveUp, Halt, Retry, RetryPolicy, Snooze, Step, Why, next_step
 from ratelimit_worker.policy.timeout import Latencies
@@ -157,6 +157,7 @@ class _Trial:
     caught: _Judged | None = None
     stays: float | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)
+    suspect: bool = False  #: it failed again, and others were answered since
 
 
 Result = Answered | Again | GaveUp | NotOurs | MustBeAlone
@@ -280,7 +281,7 @@ class Executor:
         verdict: observe.Verdict = "plain" if trial.seen.response is None else "good"
         if trial.seen.usage is None:  # an SDK's answer, given back by the function
             trial.seen.usage = usage_of(value)
-        self.tally.add(facts.lane, facts.task, trial.started)
+        self.tally.add(facts.lane, facts.task, trial.started, begun.now_s)
         self._settle(trial, None, Outcome.ANSWERED, self.answers.value(value), verdict)
         return Answered(value)
 
@@ -298,7 +299,7 @@ class Executor:
         failure, response, at = judged.failure if judged else None, trial.seen.response, self._at(trial)
         verdict = self._verdict(trial, failure) if failure else "other"
         older = judged.older if judged else 0
-        facts = trial.facts
+        facts, witness = trial.facts, self._witness(trial, verdict)
         self.lanes.back(
             facts.tag,
             facts.lane,
@@ -306,7 +307,7 @@ class Executor:
             tries=0,
             outbox=self.encode_outcome(self._row(trial, at, failure, outcome, cause)),
             verdict=observe.word(verdict, response),
-            seen=observe.encode(at, trial.begun.ticket, verdict, response, failure, facts.cost, older),
+            seen=observe.encode(at, trial.begun.ticket, verdict, response, failure, facts.cost, older, witness),
             gate_s=(failure.retry_after_s or 0.0) if failure else 0.0,
             failed=failure,
         )
@@ -320,15 +321,21 @@ class Executor:
         health, counts = Health(), self.policy.retries(failure.category)
         if counts or failure.sick or failure.category is Category.QUOTA_EXHAUSTED:
             health = self.lanes.health(facts.lane, facts.task)
-        away = failure.sick and provider_away(health.sick_row + 1, health.mode, health.escalates)
+        beside = OTHERS_FARE_WELL
+        if failure.sick:
+            sent_s = observe.sent_s(begun.ticket)
+            beside = compared(
+                self._at(trial), sent_s, begun.failing, health.good_at, health.share, guarded=health.escalates
+            )
+        trial.suspect = begun.failing is not None and beside.alone_s is None
         step = next_step(
             failure,
             begun.tries + 1,
             self.policy,
             self.jitter,
-            provider_away=away,
             now_s=self._at(trial),
             deadline_s=begun.deadline_s,
+            beside=beside,
             record=health.record if health.mode is Mode.NORMAL else NO_RECORD,
         )
         return _Judged(
@@ -407,7 +414,8 @@ class Executor:
             case Retry(after_s):
                 return self._again(trial, failure, after_s, 1, older, self._tried(trial))
             case Snooze(after_s):
-                # The lane's gate keeps a refused call waiting; at its own place it is the first to go after it.
+                # The lane's gate keeps a refused call waiting; at its own place it is the first to go after it. What
+                # met a sick provider waits by a backoff of its own, and then behind those that were not tried.
                 wait_s = 0.0 if observe.verdict_of(failure) == "refused" else after_s
                 return self._again(trial, failure, wait_s, 0, older)
             case Halt() if judged.escalates:
@@ -431,6 +439,20 @@ class Executor:
             return "other"
         return observe.verdict_of(failure)
 
+    def _witness(self, trial: _Trial, verdict: observe.Verdict) -> Witness | None:
+        if verdict not in {"good", "plain", "sick", "refused"}:
+            return None
+        facts, sick = trial.facts, verdict == "sick"
+        return Witness(
+            call=digest(facts.call_id),
+            task=digest(facts.task),
+            process=digest(facts.worker),
+            again=trial.begun.failing is not None,
+            suspect=sick and trial.suspect,
+            task_sent=self.tally.last_sent_s(facts.lane, facts.task) if sick else 0.0,
+            process_sent=self.tally.last_sent_s(facts.lane) if sick else 0.0,
+        )
+
     def _at(self, trial: _Trial) -> float:
         """Now, on Redis' clock: seconds since the epoch."""
         return trial.begun.now_s + self.clock() - trial.started
@@ -451,7 +473,9 @@ class Executor:
             tries=tries,
             outbox=self.encode_outcome(self._row(trial, at, failure, outcome, failure.cause)),
             verdict=observe.word(verdict, response),
-            seen=observe.encode(at, begun.ticket, verdict, response, failure, facts.cost, older),
+            seen=observe.encode(
+                at, begun.ticket, verdict, response, failure, facts.cost, older, self._witness(trial, verdict)
+            ),
             gate_s=failure.retry_after_s or 0.0,
             tried=tried,
             failed=failure,
@@ -478,7 +502,9 @@ class Executor:
             answer,
             outbox=self.encode_outcome(self._row(trial, at, failure, outcome, cause)),
             verdict=observe.word(verdict, response),
-            seen=observe.encode(at, trial.begun.ticket, verdict, response, failure, facts.cost, older),
+            seen=observe.encode(
+                at, trial.begun.ticket, verdict, response, failure, facts.cost, older, self._witness(trial, verdict)
+            ),
             gate_s=(failure.retry_after_s or 0.0) if failure is not None else 0.0,
             kind=kind or KINDS.get(outcome, "error"),
             used=self._used(facts, trial.seen) if outcome is Outcome.ANSWERED else b"",

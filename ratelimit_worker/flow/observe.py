@@ -9,6 +9,7 @@ import msgspec
 
 from ratelimit_worker.calls import DIMENSIONS, Category, Failure, Response, Snapshot, Usage
 from ratelimit_worker.policy import headers as rate_limit_headers
+from ratelimit_worker.policy.fault import Witness
 from ratelimit_worker.policy.pace import Observation, Ticket
 from ratelimit_worker.ports import Health
 
@@ -27,6 +28,7 @@ class _Wire(msgspec.Struct, array_like=True):
     cost: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 0.0)
     older: int = 0
     stated: dict[str, float] = {}
+    witness: Witness | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -66,6 +68,11 @@ def older(ticket: bytes, health: Health) -> int:
     return max(0, health.out - 1 - (health.seq - seq))
 
 
+def sent_s(ticket: bytes) -> float:
+    """When the request of this ticket left, seconds, Redis clock."""
+    return _decode_ticket(ticket)[1] / 1e6
+
+
 def _refused_in(response: Response | None) -> str | None:
     return rate_limit_headers.refused_dimension(response.headers, response.body) if response is not None else None
 
@@ -78,6 +85,7 @@ def encode(
     failure: Failure | None,
     cost: Sequence[float] = (1.0, 0.0, 0.0, 0.0),
     older: int = 0,
+    witness: Witness | None = None,
 ) -> bytes:
     """An observation as the lane's list holds it; empty where it would teach the tuner nothing.
 
@@ -86,6 +94,7 @@ def encode(
         ticket: As the lane gave it out.
         cost: Of the call, by dimension.
         older: Calls still out that were sent before this one.
+        witness: Who asked.
     """
     snapshots = rate_limit_headers.snapshots(response.headers, now_s=at) if response is not None else {}
     if not snapshots and verdict == "other":
@@ -102,6 +111,7 @@ def encode(
             (cost[0], cost[1], cost[2], cost[3]),
             older,
             _stated(response) if verdict == "refused" else {},
+            witness,
         )
     )
 
@@ -157,4 +167,5 @@ def decode(raw: bytes) -> Observation:
         cost=wire.cost,
         older=wire.older,
         stated=wire.stated,
+        witness=wire.witness,
     )

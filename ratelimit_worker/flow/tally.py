@@ -1,4 +1,4 @@
-"""Which answers does the record of a lane's functions not know yet?
+"""Which answers has this process had, and which of them does the record of a lane's functions not know yet?
 
 Failures are written when they happen, and the answers that this process had meanwhile go along: so a lane without
 failures costs Redis nothing, and where there are some, both shares are of the same time.
@@ -13,6 +13,8 @@ import msgspec
 
 from ratelimit_worker.policy.retry import RECORD_S
 
+MOST_NAMES = 10_000  #: lanes, and functions in lanes, of which the last answer is remembered
+
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -24,13 +26,27 @@ class Tally:
         self._since_s = float("-inf")
         self._fresh: dict[str, dict[str, int]] = {}
         self._older: dict[str, dict[str, int]] = {}
+        self._sent: dict[tuple[str, str], float] = {}
 
-    def add(self, lane: str, task: str, at_s: float) -> None:
-        """One more answer; `at_s` on a clock that does not go back."""
+    def add(self, lane: str, task: str, at_s: float, sent_s: float = 0.0) -> None:
+        """One more answer.
+
+        Args:
+            at_s: On a clock that does not go back.
+            sent_s: When its request left, seconds, Redis clock.
+        """
         with self._lock:
             self._turn(at_s)
+            if len(self._sent) >= MOST_NAMES:
+                self._sent.clear()
+            for name in (task, ""):
+                self._sent[lane, name] = max(sent_s, self._sent.get((lane, name), 0.0))
             tasks = self._fresh.setdefault(lane, {})
             tasks[task] = tasks.get(task, 0) + 1
+
+    def last_sent_s(self, lane: str, task: str = "") -> float:
+        """When the newest request of this process left that was answered, for this task or any; 0: none was."""
+        return self._sent.get((lane, task), 0.0)
 
     def take(self, lane: str, at_s: float) -> dict[str, int]:
         """Function → answers since the last take, which are another's to remember from now on."""

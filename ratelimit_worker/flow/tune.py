@@ -88,6 +88,8 @@ class Decision:
     memory: Mapping[str, Any]  #: the same, for the law itself and for the levels: the tuner's alone to write
     changes: Sequence[ModeChange]
     standing: Standing  #: how the lane stands, as other lanes of its provider need to know
+    mode: Mode = Mode.NORMAL  #: that holds now
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,16 +111,19 @@ class Tuner:
         self._pins: Mapping[str, Pin] = {}
         self._known: frozenset[str] | None = None  #: None: this is its first turn
         self._busy: dict[str, float] = {}  #: lanes of which something was seen of late → when, seconds
+        self._ailing: set[str] = set()  #: lanes whose mode ends by time alone
+        self._ailing_at, self._turned_at = float("-inf"), 0.0  #: when they were looked at, and the last turn was
         self._untold: deque[ModeChange] = deque(maxlen=MOST_UNTOLD)
         self._siblings = Siblings.none()
 
     def turn(self, owner: str) -> int | None:
         """Look at every lane of which something was seen → how many, or None: another holds the duty."""
-        taken = self.control.lanes.take(owner, LEASE_S, also=self._busy)
+        taken = self.control.lanes.take(owner, LEASE_S, also={*self._busy, *self._ailing_due()})
         if taken is None:
-            self._known, self._busy = None, {}
+            self._known, self._busy, self._ailing = None, {}, set()
             return None
         now, taken_views = taken
+        self._turned_at = now
         views = [view for view in taken_views if view.seen or view.goods or _changes_with_time(view.fields)]
         self._note_busy(views, now)
         pins = self.control.pins.read()
@@ -139,12 +144,26 @@ class Tuner:
 
     def _note_busy(self, views: Iterable[LaneView], now: float) -> None:
         """Lanes in use are looked at each turn, where time alone changes them."""
-        before = self._busy
+        before, ailing = self._busy, self._ailing
         self._busy = {}
         for view in views:
-            since = now if view.seen or view.goods else before.get(view.lane, now)
+            old = float("-inf") if view.lane in ailing else now  # a lane that is looked at for its mode alone is idle
+            since = now if view.seen or view.goods else before.get(view.lane, old)
             if now - since <= BUSY_S and _changes_with_time(view.fields):
                 self._busy[view.lane] = since
+
+    def _ailing_due(self) -> Iterable[str]:
+        """Lanes that come back though nothing is sent, once in a while."""
+        if abs(self._turned_at - self._ailing_at) < VISIT_EVERY_S:
+            return ()
+        self._ailing_at = self._turned_at
+        return self._ailing
+
+    def _note_ailing(self, lane: str, mode: Mode, pinned: bool) -> None:
+        if mode in modes.QUIET_S and not pinned:
+            self._ailing.add(lane)
+        else:
+            self._ailing.discard(lane)
 
     def _due(self, pins: Mapping[str, Pin], now: float) -> Iterable[str]:
         """Lanes that must be looked at though nothing was seen of them: pins begin and end there."""
@@ -167,10 +186,12 @@ class Tuner:
     def _visit(self, lanes: Iterable[str], pins: Mapping[str, Pin], now: float) -> None:
         for lane in lanes:
             view = LaneView(lane=lane, fields=self.control.lanes.fields(lane), seen=())
+            self._note_ailing(lane, mode_of(view.fields), bool(view.fields.get("pin")))
             if view.fields.get("pin") or modes.governing(pins.get(lane), pins.get(ALL), now) is not None:
                 self._write(view, decide(view, now, self.control.rules, pins))
 
     def _write(self, view: LaneView, decision: Decision) -> None:
+        self._note_ailing(view.lane, decision.mode, decision.pinned)
         self._untold.extend(decision.changes)
         if fields := {**decision.set_points, **decision.memory}:
             self.control.lanes.set_points(view.lane, fields)
@@ -245,6 +266,7 @@ def decide(
         "probes": held.width,
         "ramp": learned.ramp,
         "gap": round(held.gap_s * _US),
+        "sick_share": round(modes.sick_share(health, now), 2),
     }
     memory: dict[str, Any] = {RESUMED: ""} if RESUMED in view.fields else {}
     # A lane that is not yet known gets what was configured with its first call, which must find nothing in its place.
@@ -264,6 +286,8 @@ def decide(
         memory={name: value for name, value in memory.items() if view.fields.get(name) != value},
         changes=_changes(view, now, pin, learned, pins, rules),
         standing=Standing(lane=view.lane, at=now, dimensions=pace.counted(learned.pace, now, _units(view.fields, "c"))),
+        mode=_mode(pin, health),
+        pinned=pin is not None,
     )
 
 
@@ -320,7 +344,8 @@ def _learn(
             state = pace.observe(state, seen, limits)
         health, move = modes.observe(health, _answer(seen, thresholds), thresholds)
         moves += [move] if move is not None else []
-    health = modes.step(health, now)
+    health, move = modes.quiet(modes.step(health, now), now, view.out)
+    moves += [move] if move is not None else []
     sent = _units(view.fields, "c")
     if adaptive:
         gate = float(view.fields.get("gate") or 0) / _US
@@ -343,6 +368,7 @@ def _answer(seen: pace.Observation, thresholds: Thresholds) -> Answer:
         quota=seen.quota,
         barred=seen.barred,
         older=seen.older,
+        witness=seen.witness,
     )
 
 

@@ -2,10 +2,12 @@
 
 Evidence, by default: NORMAL → REDUCED when the sick share of the last 30 s is 15 % even at its Wilson lower bound, or
 at 5 sick answers in a row; REDUCED → EMERGENCY at 30 % or 10 in a row. Failures come back faster than answers, so calls
-that are still out count as healthy in the share, and lengthen the row that is needed. The written rule, at low volume
-or where the policy is literal: 15 % or 5 sick answers in 15 minutes, 30 % or 10. Back by hysteresis, a step at a time:
-from EMERGENCY by half-open probes, from REDUCED when nearly all is well. A lane that has no quota or no key is in HALT,
-which stands beside that ladder. A pinned mode wins over all of it, while the law goes on watching.
+that are still out count as healthy in the share, and lengthen the row that is needed. The written rule, at low
+volume or where the policy is literal: 15 % or 5 sick answers in 15 minutes, 30 % or 10. What an answer is worth as
+evidence depends on who asked (`policy.fault`): one call, task or process that always fails is not its provider. Back
+by hysteresis, a step at a time: from EMERGENCY by half-open probes, from REDUCED when nearly all is well; by time
+alone where nothing is sent. A lane that has no quota or no key is in HALT, which stands beside that ladder. A pinned
+mode wins over all of it, while the law goes on watching.
 
 Pure: a state, an answer → a state, and a move on the ladder or none. `hold` says what follows for the lane.
 """
@@ -18,6 +20,8 @@ from math import sqrt
 from typing import NamedTuple
 
 from ratelimit_worker.calls import Mode
+from ratelimit_worker.policy import fault
+from ratelimit_worker.policy.fault import Witness
 from ratelimit_worker.policy.trend import Slice, Trend, latency_trend
 
 WINDOW_MIN, HOUR_MIN = 15, 60  #: minutes that the written rule looks back, the current one included
@@ -26,8 +30,12 @@ RATE_LEAST = 5  #: answers without which the written rule's rate says nothing
 LOW_VOLUME = 50  #: answers in 15 minutes, at the rate of the last one, from which a count of sick ones says nothing
 SICK_ROW = 5  #: sick answers in a row that mean REDUCED (the same number stands in stores/lua/shared/record.lua)
 EMERGENCY_ROW = 10  #: sick answers in a row that mean EMERGENCY
+#: A lane of which no sick answer came for so long steps down, seconds: from REDUCED; from EMERGENCY, which is probed as
+#: long as anything waits, once nothing is out.
+QUIET_S: Mapping[Mode, float] = {Mode.REDUCED: 60.0, Mode.EMERGENCY: 300.0}
 SPAN_S, SPANS = 5, 12  #: a minute in spans
 EVIDENCE_S = 30  #: window of the sick share, seconds
+CALLS_S = 120  #: window in which calls are looked at, each once, seconds
 EVIDENCE_LEAST = 20  #: answers without which it says nothing
 Z = 1.64  #: of the Wilson lower bound: 95 % one-sided (Wilson 1927)
 GOOD_ENOUGH = 5  #: good answers in a row that end an outage
@@ -35,7 +43,7 @@ GOOD_ENOUGH = 5  #: good answers in a row that end an outage
 #: answers to end as the one before, at most so many.
 RELAPSE_S, GOOD_MOST = 60.0, 80
 PROBES_MOST = 4  #: probes at once
-GAP_SHARE, GAP_LEAST_S, GAP_MOST_S = 0.03, 0.5, 30.0  #: gap between probes: a share of the outage so far
+GAP_SHARE, GAP_LEAST_S, GAP_MOST_S = 0.03, 0.6, 30.0  #: gap between probes: a share of the outage so far
 ALL = "*"  #: stands for all lanes, also those that come later
 #: (answers at least, sick ones at most in %): either ends REDUCED. The second: some always fail a tenth.
 WELL = ((10, 10.0), (40, 13.5))
@@ -95,7 +103,12 @@ class ModeState:
     fresh: Counts = ()  #: minutes since the last change: what the written rates look at
     minute: Counts = ()  #: spans of the last minute: how much is going on
     evidence: Counts = ()  #: spans since the last change: the sick share of the last 30 s
-    sick_row: int = 0
+    calls: Counts = ()  #: spans of 120 s, whatever the mode: good answers, and calls whose first attempt was sick
+    tasks: fault.Parties = ()
+    processes: fault.Parties = ()
+    row: fault.Row = fault.NO_ROW  #: sick answers in a row that are believed
+    sick_row: int = 0  #: what `row` is worth
+    sick_at: float = 0.0  #: when the last of these came, seconds
     good_row: int = 0  #: good answers in a row to probes
     barred_row: int = 0  #: answers in a row that did not accept the key
     away_since: float | None = None  #: of the outage, seconds; None: the provider is there
@@ -119,6 +132,7 @@ class Answer:
     quota: bool = False  #: nothing is left until somebody pays, or a day has passed
     barred: bool = False  #: the key was not accepted
     older: int = 0  #: calls still out that were sent before it
+    witness: Witness | None = None  #: who asked; None: not told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,18 +181,6 @@ class Hold:
 # ── the law ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def provider_away(sick_row: int, mode: Mode = Mode.NORMAL, escalates: bool = True) -> bool:
-    """Whether the lane knows its provider to be sick, so that a sick answer uses no try.
-
-    Args:
-        sick_row: Sick answers in a row up to now.
-        mode: In which the lane is.
-        escalates: False where NORMAL is pinned or escalation is off: no probes guard the provider then, so calls must
-            back off by themselves.
-    """
-    return escalates and (sick_row >= SICK_ROW or mode is not Mode.NORMAL)
-
-
 def observe(state: ModeState, answer: Answer, thresholds: Thresholds) -> tuple[ModeState, Move | None]:
     """The state after one more answer, and the step that it caused."""
     if not thresholds.escalates:
@@ -186,6 +188,7 @@ def observe(state: ModeState, answer: Answer, thresholds: Thresholds) -> tuple[M
     at = answer.at
     if state.first_at is None and (answer.sick or answer.good):
         state = replace(state, first_at=answer.sent_at)
+    state = _heard(state, answer)
     if answer.quota and state.mode is not Mode.HALT:
         return _to_halt(state, at, "the provider says that the quota is used up", {})
     if answer.sent_at < state.since:
@@ -201,10 +204,13 @@ def observe(state: ModeState, answer: Answer, thresholds: Thresholds) -> tuple[M
     if state.mode is Mode.HALT:
         return _from_halt(state, at, "a good answer to a probe") if answer.good else (state, None)
     latency_s = max(0.0, at - answer.sent_at)
-    state = _counted(state, at, Count(0, int(not answer.sick), int(answer.sick), int(answer.good), latency_s))
-    if answer.sick:
-        return _sick(state, answer, thresholds)
-    return _good(replace(state, sick_row=0, barred_row=0), at)
+    believed = thresholds.literal or not _doubted(state, answer)
+    if not answer.sick or thresholds.literal or (believed and not (answer.witness and answer.witness.again)):
+        # A call is counted once: what failed once may fail for its own sake, and of its attempts few are of chance.
+        state = _counted(state, at, Count(0, int(not answer.sick), int(answer.sick), int(answer.good), latency_s))
+    if not answer.sick:
+        return _good(replace(state, row=fault.NO_ROW, sick_row=0, barred_row=0), at)
+    return _sick(state, answer, thresholds) if believed else (state, None)
 
 
 def count_good(state: ModeState, at: float, answers: int) -> ModeState:
@@ -216,6 +222,7 @@ def count_good(state: ModeState, at: float, answers: int) -> ModeState:
     if not answers or state.mode is not Mode.NORMAL:
         return state  # when their requests left is not known, so they prove nothing
     first_at = at if state.first_at is None else state.first_at
+    state = replace(state, calls=_add(state.calls, int(at // SPAN_S), CALLS_S // SPAN_S, Count(0, good=answers)))
     return _counted(replace(state, first_at=first_at, barred_row=0), at, Count(0, good=answers))
 
 
@@ -231,6 +238,64 @@ def step(state: ModeState, now: float) -> ModeState:
         return replace(state, trial=(now, before, 0, 0))
     given = min(1.0, round(state.share + TRIAL_BACK, 6))
     return replace(state, share=given, trial=(now, before, 0, 0))
+
+
+def quiet(state: ModeState, now: float, out: int | None) -> tuple[ModeState, Move | None]:
+    """The state of a lane that nobody uses: a mode ends by itself where no sick answer came for long.
+
+    Args:
+        out: Calls that are out; None: not known. While a probe may be, EMERGENCY stays.
+    """
+    least_s = QUIET_S.get(state.mode)
+    if (
+        least_s is None
+        or now - max(state.since, state.sick_at) < least_s
+        or (out != 0 and state.mode is Mode.EMERGENCY)
+    ):
+        return state, None
+    to_mode = Mode.NORMAL if state.mode is Mode.REDUCED else Mode.REDUCED
+    return _down(state, to_mode, now, (f"no sick answer for {least_s:.0f} s", _numbers(state, now)))
+
+
+def sick_share(state: ModeState, now: float) -> float:
+    """Of the calls of late, the share whose first attempt was sick; 0 to 1.
+
+    Of the last 30 s or of the last 120, whichever is more: a share that rises is seen at once, and is not forgotten
+    while the last calls of a batch still wait for their next attempt. One sick answer is left out: it may be that of
+    the call which asks how others fare.
+    """
+    spans = (EVIDENCE_S // SPAN_S, CALLS_S // SPAN_S)
+    windows = [_totals(tuple(one for one in state.calls if one.number > now // SPAN_S - most)) for most in spans]
+    return max(max(0, sick - 1) / max(1, good + sick - 1) for good, sick in windows)
+
+
+def _heard(state: ModeState, answer: Answer) -> ModeState:
+    """What is remembered of calls, tasks and processes, whatever the mode and whenever the request left."""
+    if not (answer.sick or answer.good):
+        return state
+    who, at = answer.witness, answer.at
+    if not (answer.sick and who is not None and who.again):
+        more = Count(0, int(answer.good), int(answer.sick))
+        state = replace(state, calls=_add(state.calls, int(at // SPAN_S), CALLS_S // SPAN_S, more))
+    if who is None:
+        return state
+    return replace(
+        state,
+        tasks=fault.heard(state.tasks, who.task, at, answer.sent_at, sick=answer.sick, good_sent=who.task_sent),
+        processes=fault.heard(
+            state.processes, who.process, at, answer.sent_at, sick=answer.sick, good_sent=who.process_sent
+        ),
+    )
+
+
+def _doubted(state: ModeState, answer: Answer) -> bool:
+    """Whether a sick answer says more about who asked than about the provider."""
+    who = answer.witness
+    return who is not None and (
+        who.suspect
+        or fault.doubted(state.tasks, who.task, answer.at)
+        or fault.doubted(state.processes, who.process, answer.at)
+    )
 
 
 def release(state: ModeState, at: float, who: str) -> tuple[ModeState, Move | None]:
@@ -261,6 +326,7 @@ def _changed(state: ModeState, mode: Mode, at: float) -> ModeState:
         since=at,
         fresh=(),
         evidence=(),
+        row=fault.NO_ROW,
         sick_row=0,
         good_row=0,
         barred_row=0,
@@ -273,7 +339,8 @@ def _changed(state: ModeState, mode: Mode, at: float) -> ModeState:
 
 
 def _sick(state: ModeState, answer: Answer, thresholds: Thresholds) -> tuple[ModeState, Move | None]:
-    state = replace(state, sick_row=state.sick_row + 1, good_row=0)
+    row = fault.lengthened(state.row, answer.witness.call if answer.witness else None)
+    state = replace(state, row=row, sick_row=fault.worth(row), sick_at=answer.at, good_row=0)
     match state.mode:
         case Mode.NORMAL:
             why = _too_sick(
@@ -393,7 +460,7 @@ def _up(state: ModeState, to_mode: Mode, at: float, why: _Why | None) -> tuple[M
     if why is None:
         return state, None
     # The row goes on: from NORMAL at five in a row to EMERGENCY at ten in all.
-    after = replace(_changed(state, to_mode, at), sick_row=state.sick_row)
+    after = replace(_changed(state, to_mode, at), row=state.row, sick_row=state.sick_row)
     return after, Move(from_mode=state.mode, to_mode=to_mode, at=at, cause=why[0], numbers=why[1])
 
 

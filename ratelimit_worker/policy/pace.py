@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from math import inf, sqrt
 
 from ratelimit_worker.calls import DIMENSIONS, LaneLimits, Snapshot
+from ratelimit_worker.policy.fault import Witness
 from ratelimit_worker.policy.siblings import Counted
 
 START_PER_S = 4.0  #: requests/s of a lane of which nothing is known
@@ -73,6 +74,7 @@ class Observation:
     cost: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 0.0)  #: of the call, by dimension; told of refused ones
     older: int = 0  #: calls still out that were sent before this one; told of sick ones
     stated: Mapping[str, float] = field(default_factory=dict)  #: units/s that a refusal names in words, by dimension
+    witness: Witness | None = None  #: who asked
 
 
 @dataclass(frozen=True, slots=True)

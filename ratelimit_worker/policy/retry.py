@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import ldexp, sqrt
+from math import inf, ldexp, sqrt
 from types import MappingProxyType
 
 from ratelimit_worker.calls import Category, Failure
+from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, Compared, alone_bound_s, tries_allowed
 
 #: Returns a float in [0, 1): `random.random` in production, a constant in tests.
 Jitter = Callable[[], float]
@@ -64,7 +65,7 @@ class RetryPolicy:
     """
 
     rules: Mapping[Category, Rule] = field(default_factory=lambda: RULES)
-    patient: bool = True  #: a provider that is known to be away is waited for, at no try
+    patient: bool = True  #: a provider that answers nobody is waited for, at no try
 
     def retries(self, category: Category) -> bool:
         """Whether a failure of this category may be followed by another try."""
@@ -151,7 +152,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Snooze:
-    """Back to the call's own place in the lane, not before `after_s` seconds; the attempt cost no try."""
+    """Back into the lane, not before `after_s` seconds; the attempt cost no try."""
 
     after_s: float
 
@@ -194,23 +195,23 @@ def next_step(
     policy: RetryPolicy,
     jitter: Jitter,
     *,
-    provider_away: bool,
     now_s: float,
     deadline_s: float,
+    beside: Compared = OTHERS_FARE_WELL,
     record: Record = NO_RECORD,
 ) -> Step:
     """Decide what follows `failure`.
 
-    Retry-After is a floor of every wait that we choose, and no wait outlives the deadline. Where the lane's mode says
-    that the provider is away, sick answers use no tries and have no backoff of their own: pace and probes of the lane
-    govern (in trials +3 points of goodput on outages, whose tail else sits in backoff after the provider is back).
+    Retry-After is a floor of every wait that we choose, and no wait outlives the deadline. A sick answer costs a try
+    where the lane answered others meanwhile. Where it did not, nobody can tell the call from its provider: it waits, at
+    no try, by a backoff of its own that grows with the time since its first failure (`fault.alone_bound_s`).
     A function that is at fault itself has fewer tries; the caller asks for that only while the lane's mode is NORMAL.
 
     Args:
         attempt: Attempts made that cost a try, this one included, from 1.
-        provider_away: Whether the lane knows the provider to be sick.
         now_s: The clock that `deadline_s` is on, seconds.
         deadline_s: No attempt starts after this instant; `math.inf` for none.
+        beside: A sick answer beside those of others; of no other failure it is looked at.
         record: Of the call's function up to this failure, which it does not count; empty where the lane is not NORMAL.
     Raises:
         ValueError: `attempt` is below 1.
@@ -222,10 +223,13 @@ def next_step(
     asked_s = max(0.0, failure.retry_after_s or 0.0)
     rule = policy.rules.get(failure.category)
     step: Retry | Snooze
-    if failure.sick and provider_away and policy.patient:
-        step = Snooze(0.0)
+    if failure.sick and beside.alone_s is not None and policy.patient:
+        cap_s = rule.backoff.cap_s if rule is not None else inf
+        step = Snooze(max(asked_s, jitter() * alone_bound_s(beside.alone_s, cap_s)))
     elif rule is not None:
-        tries = min(rule.tries, BAD_TRIES) if at_fault(record) else rule.tries
+        tries: float = min(rule.tries, BAD_TRIES) if at_fault(record) else rule.tries
+        if failure.sick and policy.patient and not at_fault(record):
+            tries = tries_allowed(rule.tries, attempt, beside)
         if attempt >= tries:
             return GiveUp(failure, Why.TRIES)
         step = Retry(max(asked_s, backoff_s(attempt, rule.backoff, jitter)))

@@ -17,7 +17,7 @@
 | `rlw:ledger` | ZSET tag → lease end (µs) | the same, all lanes | slots |
 | `rlw:aside` | SET of tags | out, but on a worker that died or takes no more | slots; until the lease ends |
 | `rlw:suspects` | ZSET ref → waits, out (0, 1) | calls that ran when their worker died | until they end; 30 days |
-| `rlw:call:REF` | HASH | message and record of one call, its claim, what failed it last | deadline + 1 day |
+| `rlw:call:REF` | HASH | message and record of one call, claim, what failed it last, since when | deadline + 1 day |
 | `rlw:payload:REF` | STRING | args, kwargs, canvas. No other holds prompts, but a captured outbox | deadline + 1 day |
 | `rlw:settled:REF` | STRING | answer, until the ack | deadline + 1 day; deleted by FREE |
 | `rlw:done:REF` | STRING | publication of a call that is gone | 60 s |

@@ -12,6 +12,7 @@ from redis import Redis
 
 from ratelimit_worker.calls import Cost, Failure, Mode, Priority
 from ratelimit_worker.errors import BadInput, LaneFull, LaneShedding
+from ratelimit_worker.policy.fault import Failing
 from ratelimit_worker.policy.retry import Record
 from ratelimit_worker.ports import Begun, Health, LaneView
 from ratelimit_worker.stores import keys
@@ -197,7 +198,7 @@ class Lanes:
         state, *rest = self.run("begin", (tag, int(lease_s * US), GIVE_UP_AFTER_LOST, int(alone)))
         word = state.decode()
         if word == "go":
-            body, tries, number, deadline, accepted, now, ticket = rest
+            body, tries, number, deadline, accepted, now, ticket, failing = rest
             return Begun(
                 state="go",
                 body=body,
@@ -207,6 +208,7 @@ class Lanes:
                 waiting_since_s=int(accepted) / US,
                 now_s=int(now) / US,
                 ticket=ticket,
+                failing=_failing(failing),
             )
         if word == "settled":
             return Begun(state=word, answer=rest[0], body=rest[1])
@@ -268,10 +270,12 @@ class Lanes:
         """Return a released call to its lane, due in `after_s` (0: to its own place) → False when it was not ours.
 
         Args:
-            failed: What sends it back; `begin` tells it, should the deadline pass before the next attempt.
+            failed: What sends it back; `begin` tells it, should the deadline pass before the next attempt. A sick one
+                joins the call's row of such, which all else ends.
         """
         why = b"" if failed is None else msgspec.msgpack.encode(failed)
-        args = (tag, int(after_s * US), tries, outbox, verdict, seen, int(gate_s * US), lane, tried, why)
+        sick = int(failed is not None and failed.sick)
+        args = (tag, int(after_s * US), tries, outbox, verdict, seen, int(gate_s * US), lane, tried, why, sick)
         return bool(self.run("back", args))
 
     def free(self, tags: Sequence[str]) -> int:
@@ -356,7 +360,7 @@ class Lanes:
         if got is None:
             return None
         now, *views = got
-        return int(now) / US, [_view(name.decode(), flat, seen) for name, flat, seen in views]
+        return int(now) / US, [_view(name.decode(), flat, seen, int(out)) for name, flat, seen, out in views]
 
     def fields(self, lane: str) -> dict[str, bytes]:
         """The lane's hash as it is: set-points, levels, counters."""
@@ -365,10 +369,11 @@ class Lanes:
 
     def health(self, lane: str, task: str = "") -> Health:
         """How the lane takes its provider to be, now, and how this function fared in it."""
-        sick_row, mode, escalates, seq, out, *record = self.run("health", (lane, task))
+        good_us, mode, escalates, seq, out, share, *record = self.run("health", (lane, task))
         known = {mode.value.encode(): mode for mode in Mode}
         return Health(
-            int(sick_row),
+            int(good_us) / US,
+            float(share),
             known.get(mode, Mode.NORMAL),
             escalates != b"0",
             int(seq),
@@ -404,6 +409,13 @@ class Lanes:
         return {name.decode(): int(value) for name, value in raw.items()}
 
 
-def _view(lane: str, flat: Sequence[bytes], seen: Sequence[bytes]) -> LaneView:
+def _view(lane: str, flat: Sequence[bytes], seen: Sequence[bytes], out: int) -> LaneView:
     fields = {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
-    return LaneView(lane=lane, fields=fields, seen=list(seen), goods=int(fields.get("goods", 0)))
+    return LaneView(lane=lane, fields=fields, seen=list(seen), goods=int(fields.get("goods", 0)), out=out)
+
+
+def _failing(packed: bytes) -> Failing | None:
+    if not packed:
+        return None
+    first_us, sent_us, row = msgspec.msgpack.decode(packed)
+    return Failing(first_us / US, sent_us / US, int(row))

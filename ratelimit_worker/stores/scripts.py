@@ -36,6 +36,7 @@ SHARED = (
     "waiting",
     "parents",
     "next",
+    "probes",
     "retry_budget",
     "release",
     "ledger",

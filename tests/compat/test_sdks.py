@@ -291,7 +291,7 @@ def test_what_an_sdk_raises(provider: Provider, ask: Ask, reply: Reply | None, e
         failure = classify_exception(error)
     assert warned == []  # asking an old attribute may warn
     assert failure is not None, repr(error)
-    step = next_step(failure, 1, RetryPolicy(), lambda: 0.0, provider_away=False, now_s=0.0, deadline_s=math.inf)
+    step = next_step(failure, 1, RetryPolicy(), lambda: 0.0, now_s=0.0, deadline_s=math.inf)
     found = Expected(failure.category, failure.retry_after_s, type(step).__name__)
     assert found == expected, failure.cause
     final = call_failed(failure, 3)

@@ -1,6 +1,7 @@
 -- A released call goes back into its lane: to its own place (429, closed lane) or to a time (backoff). O(log waiting).
 -- ARGV  now µs · tag · due in µs (0: its own place) · tries it costs · outbox entry · verdict · observation · gate µs · lane ·
---       a failure that cost a try ('': none, see fare) · what failed it, packed ('': nothing), for the case that it expires
+--       a failure that cost a try ('': none, see fare) · what failed it, packed ('': nothing), for the case that it expires ·
+--       1: by a sick answer
 -- returns  1 it went back | 0 the call is no longer this worker's
 local tag = ARGV[2]
 local ref, n = split(tag)
@@ -13,6 +14,7 @@ if not r or not redis.call('ZSCORE', LEDGER, tag) then return 0 end
 r[ATTEMPTS] = r[ATTEMPTS] + tonumber(ARGV[4])
 suspect.clear(ref, r)
 r[LOST], r[RESTORED] = 0, 0                             -- its worker lives: it is no poison
+if ARGV[12] == '1' then failing.more(ref, r) else failing.ends(ref, r) end
 local due = tonumber(ARGV[3])
 go_back(ref, tag, r, due > 0 and now + due or 0)
 if ARGV[11] ~= '' then redis.call('HSET', call_key(ref), 'w', ARGV[11]) end

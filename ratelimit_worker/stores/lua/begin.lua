@@ -1,6 +1,7 @@
 -- A worker is about to run a released call: may it, with what, and for which time? Twice the same is once. O(log out).
 -- ARGV  now µs · tag · lease µs · deliveries lost at which to give up · 1: nothing else runs in its process
--- returns  {state, …}: 'go', body, tries, number, deadline µs, waited since µs, now µs, ticket packed
+-- returns  {state, …}: 'go', body, tries, number, deadline µs, waited since µs, now µs, ticket packed, its sick answers in a
+--          row packed ('': none; see failing)
 --          'settled', answer, body · 'closed' (it went back to its place) ·
 --          'expired', body, number, waited since µs, now µs, what failed it last packed ('': nothing) ·
 --          'poison', lost, body, number, now µs · 'alone' (its last delivery: ask again when nothing else runs) · 'stale' (another's by now) · 'gone' (Redis has lost it)
@@ -38,4 +39,5 @@ if r[PERMIT] ~= USED then
 end
 redis.call('ZADD', LEDGER, 'XX', int(now + tonumber(ARGV[3])), tag)
 if redis.call('HGET', FULL, r[LANE]) == 'begins' then release(r[LANE], 2) end
-return {'go', body, r[ATTEMPTS], r[NUMBER], int(r[DEADLINE]), int(r[SINCE]), int(now), cmsgpack.pack(r[TICKET])}
+return {'go', body, r[ATTEMPTS], r[NUMBER], int(r[DEADLINE]), int(r[SINCE]), int(now), cmsgpack.pack(r[TICKET]),
+  failing.of(ref, r) or ''}

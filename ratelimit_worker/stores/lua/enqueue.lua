@@ -78,7 +78,12 @@ else
   r[BORN] = released()
   if due <= now and not answer and not follows then place(L, r) end
 end
-if past then let_go(L, ref, r, lease_us(), ARGV[18], true) else keep(ref, r, ARGV[18]) end
+if past then
+  let_go(L, ref, r, lease_us(), ARGV[18], true)
+  if probes.on(L) then probes.went(L, queue, ARGV[18]) end
+else
+  keep(ref, r, ARGV[18])
+end
 redis.call('EXPIRE', call_key(ref), ttl_s)
 redis.call('SET', key('payload:') .. ref, ARGV[19], 'EX', ttl_s)
 redis.call('ZADD', EXPIRY, int(deadline), ref)

@@ -1,7 +1,7 @@
 -- Hand the tuner what was seen of the lanes since it last asked, with their state. O(observations).
 -- ARGV  now µs · owner · lease ms · most lanes · lanes that it wants to see in any case …
 -- returns  nil when another holds the duty; else {lane, hash as flat list (`goods`: plain good answers since it last asked),
---          {observation …}} …
+--          {observation …}, calls that are out} …
 local duty = key('duty:tune')
 local holder = redis.call('GET', duty)
 if holder and holder ~= ARGV[2] then return false end
@@ -14,7 +14,8 @@ for i = 5, #ARGV do
 end
 for _, lane in ipairs(lanes) do
   local k = key('seen:') .. lane
-  all[#all + 1] = {lane, redis.call('HGETALL', lane_key(lane)), redis.call('LRANGE', k, 0, -1)}
+  all[#all + 1] = {lane, redis.call('HGETALL', lane_key(lane)), redis.call('LRANGE', k, 0, -1),
+    redis.call('ZCARD', out_key(lane))}
   redis.call('DEL', k)
   redis.call('HDEL', lane_key(lane), 'goods')
 end

@@ -18,7 +18,7 @@ local function go_back(ref, tag, r, due)
     wait_until(due, ref, r)
   else
     if r[SCORE] < 0 then place(load(r[LANE]), r) end   -- expired before its time had come, and its worker died
-    wait(ref, r)
+    wait(ref, r, failing.behind(ref, r))
   end
   keep(ref, r)
   local settled = redis.call('EXISTS', key('settled:') .. ref) == 1

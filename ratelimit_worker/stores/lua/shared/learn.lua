@@ -10,8 +10,9 @@ local function heed(lane, told, gate_us, r)
   local verdict, dimension = string.match(told, '^(%a+)%.?(%d*)$')
   dimension = tonumber(dimension)
   if verdict == 'good' or verdict == 'plain' then
-    local h = redis.call('HMGET', k, 'sick', 'refusals', 'mode', 'width')
+    local h = redis.call('HMGET', k, 'sick', 'refusals', 'mode', 'width', 'good_at')
     local row = (h[1] or '0') ~= '0'
+    if math.abs(now - (tonumber(h[5] or '0') or 0)) >= failing.GOOD_US then redis.call('HSET', k, 'good_at', int(now)) end
     if row or (h[2] or '0') ~= '0' then redis.call('HSET', k, 'sick', 0, 'refusals', 0) end
     if verdict == 'plain' and not row and (h[3] or 'NORMAL') == 'NORMAL' and (h[4] or '0') == '0' then
       if redis.call('HINCRBY', k, 'goods', 1) == 1 then redis.call('SADD', key('seen'), lane) end

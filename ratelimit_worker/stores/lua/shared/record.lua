@@ -36,7 +36,6 @@ local SUPPLY = 8                                       -- calls that may lie rea
 local SURPLUS = 8                                      -- calls without a permit that may lie ready beyond the slots
 local FOLLOWERS = 1000                                 -- of one claim: settle gives each its answer in one step
 local DEGRADED = {EMERGENCY = true, HALT = true}       -- modes in which calls are answered without their provider, if they may
-local SUSPECT_US, PART = 1e6, 16                       -- a suspect asks again after; of more than PART, a PARTth may try at once
 local DEGRADED_AT_ONCE = 100                           -- waiting calls that are so answered in one step
 -- A call's record, packed in field i of its hash. Newer versions only append; what they change otherwise is a new SCHEMA.
 local VERSION, LANE, QUEUE, SCORE, CLASS, TENANT, COST, ACCEPTED, DEADLINE, RELEASE, ATTEMPTS, LOST, PERMIT, RESTORED,

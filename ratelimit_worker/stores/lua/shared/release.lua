@@ -26,8 +26,12 @@ local function release(lane, most, greedy, served)
     if moved >= own and waits then full = true break end
     if not ref then break end
     local retry, on, left
-    if tag < BEHIND then retry, on, left = budget.first(L, queues, rooms) end
-    if retry then ref, queue = retry, on end
+    if probes.on(L) then
+      ref, queue = probes.choose(L, queues, rooms, ref, queue)
+    elseif tag < BEHIND then
+      retry, on, left = budget.first(L, queues, rooms)
+      if retry then ref, queue = retry, on end
+    end
     local r, message = record_and_message(ref)
     if not r then
       redis.call('ZREM', wait_key(lane, queue), ref)   -- its record outlived its time
@@ -36,8 +40,8 @@ local function release(lane, most, greedy, served)
       at = math.min(at or 1e18, now + 1e6)
     elseif r[LOST] > 0 and not suspect.may_go() then
       redis.call('ZREM', wait_key(lane, queue), ref)
-      wait_until(now + SUSPECT_US, ref, r)
-      at = math.min(at or 1e18, now + SUSPECT_US)
+      wait_until(now + suspect.AGAIN_US, ref, r)
+      at = math.min(at or 1e18, now + suspect.AGAIN_US)
     else
       local wait_us = admits_in(L, r[COST])
       if not wait_us then closed = true break end
@@ -55,6 +59,7 @@ local function release(lane, most, greedy, served)
       if L.parents and barred(L, r[COST], served, rows) then break end
       redis.call('ZREM', wait_key(lane, queue), ref)
       let_go(L, ref, r, lease, message)
+      if probes.on(L) then probes.went(L, queue, message) end
       if retry then budget.pay(L, left) end
       moved = moved + 1
       rooms[queue] = rooms[queue] - 1

@@ -1,6 +1,7 @@
 -- A retry whose backoff is over waits behind all that wait otherwise, so that permits which nobody else wants are its own.
 -- While others wait it goes before them as long as the lane's budget has room: a tenth of the permits and ten a minute,
--- and never more than ten at once. rb: the budget when the lane had given rs permits, at rt.
+-- and never more than ten at once; probes go to those first that were not tried. rb: the budget when the lane had given rs
+-- permits, at rt.
 local budget = {SHARE = 0.1, PER_US = 10 / 60e6, MOST = 10}
 function budget.left(L)
   local h = redis.call('HMGET', lane_key(L.name), 'rb', 'rs', 'rt')
@@ -14,6 +15,7 @@ end
 -- The first retry on the queues that have room, when the budget lets it go before the others that wait: it, its queue,
 -- and the budget. Nothing is looked up for a lane in which no retries wait.
 function budget.first(L, queues, rooms)
+  if probes.on(L) then return nil end
   local left, ref, queue, first
   for _, q in ipairs(queues) do
     if rooms[q] ~= 'empty' and (rooms[q] or 0) > 0 and L.lowest[q] >= RETRIES then

@@ -46,6 +46,24 @@ local function degradable(ref, r, place)
   redis.call('ZADD', k, place, ref)
   if redis.call('TTL', k) < ttl_s then redis.call('EXPIRE', k, ttl_s) end
 end
+-- The sick answers that a call has had in a row, packed in field f of its hash: {µs of the first, µs at which the request of
+-- the last left, how many}. While it has some it waits behind all that have none: probes go to others first.
+-- That others were answered meanwhile is told by `good_at` of their lane, which is no more exact than GOOD_US.
+local failing = {GOOD_US = 100000}
+function failing.of(ref, r)                            -- nil: none
+  return r[NUMBER] > 0 and redis.call('HGET', call_key(ref), 'f') or nil
+end
+function failing.more(ref, r)
+  local f = failing.of(ref, r)
+  f = f and cmsgpack.unpack(f) or {now, 0, 0}
+  redis.call('HSET', call_key(ref), 'f', cmsgpack.pack({f[1], r[TICKET][2], f[3] + 1}))
+end
+function failing.ends(ref, r)
+  if r[NUMBER] > 1 then redis.call('HDEL', call_key(ref), 'f') end
+end
+function failing.behind(ref, r)                        -- a suspect keeps its own place: its worker died, it failed nobody
+  return r[LOST] == 0 and failing.of(ref, r) and BEHIND or 0
+end
 local degrade                                          -- what is done with them; below, since it needs claims
 local function wait(ref, r, behind, stands)            -- stands: its queue is known to be among the lane's
   degradable(ref, r, 1)
@@ -80,7 +98,7 @@ local function ripen(L, queues)
           -- tenant's calls of today behind everybody's.
           if r[SCORE] < 0 then place(L, r); keep(ref, r) end
           -- A suspect that waited for its turn is no retry now: it comes back to its own place.
-          wait(ref, r, r[ATTEMPTS] > 0 and r[LOST] == 0 and BEHIND or 0)
+          wait(ref, r, r[ATTEMPTS] > 0 and r[LOST] == 0 and BEHIND or failing.behind(ref, r))
         end
       end
       e = redis.call('ZRANGE', k, 0, 0, 'WITHSCORES')
