@@ -126,7 +126,7 @@ class Anything(RuleBasedStateMachine):
             return
         slots, queues = self.cluster.workers[worker]
         for queue in queues * many:
-            if len(self.cluster.held[worker]) < slots and self.client.llen(queue):
+            if len(self.cluster.held[worker]) < slots and self.cluster.lying(queue):
                 tag, _ = self.cluster.take(queue, worker)
                 if begin:
                     self._begin(tag)
@@ -254,7 +254,7 @@ class Anything(RuleBasedStateMachine):
     def all_counts_agree(self) -> None:
         state = self._state()
         assert sorted(state["ledger"]) == sorted(tag for tags in state["out"].values() for tag in tags)
-        assert sorted(state["ledger"]) == sorted(state["onqueue"] + state["aside"])
+        assert sorted(state["ledger"]) == sorted(state["oncrew"] + state["aside"])
         assert state["busy"] >= {lane for lane, tags in state["out"].items() if tags}
         assert len(state["ready"]) == len(set(state["ready"]))
         assert set(state["ready"]) <= set(state["ledger"])
@@ -352,14 +352,14 @@ class Anything(RuleBasedStateMachine):
         """After the pump: no call waits that has a permit, a slot and leave of its lane."""
         state = self._state()
         total, slots = self._slots()
-        free_at_all = total - len(state["onqueue"])
+        free_at_all = total - len(state["oncrew"])
         for lane in state["waits"]:
             fields = self._numbers(lane)
             if fields.get("gate", 0) > self.cluster.now_us or self._own_room(lane, fields) <= 0:
                 continue
             heads, retries = [], []
             for queue in QUEUES:
-                free = min(slots[queue] - self.client.scard(f"rlw:onqueue:{queue}"), free_at_all)
+                free = min(slots[queue] - self.client.scard(keys.oncrew(keys.ALL, queue)), free_at_all)
                 if free > 0:
                     heads += self._heads(lane, queue, fields)
                     retries += self._heads(lane, queue, fields, behind=len(AGES_S))
@@ -387,7 +387,7 @@ class Anything(RuleBasedStateMachine):
             if self.gone == self.accepted:
                 break
             for queue in QUEUES:
-                while self.client.llen(queue):
+                while self.cluster.lying(queue):
                     tag, _ = self.cluster.take(queue, "last")
                     if self._begin(tag) == "go":
                         self._free(tag)
@@ -397,9 +397,10 @@ class Anything(RuleBasedStateMachine):
         known = {f"rlw:{kind}:{lane}" for kind in ("lane", "tenants", "seen") for lane in LANES}
         known |= {f"rlw:lane:{PARENT}", f"rlw:shares:{PARENT}"}
         known |= {
-            f"rlw:{name}" for name in ("counters", "busy", "onqueues", "pump", "duty:pump", "lanes", "outbox", "seen")
+            f"rlw:{name}"
+            for name in ("counters", "busy", "oncrews", "pump", "duty:pump", "duty:release", "lanes", "outbox", "seen")
         }
-        known |= {f"rlw:{name}" for name in ("workers", "slots", "held", "room")}
+        known |= {f"rlw:{name}" for name in ("workers", "slots", "held", "crew", "crews")}
         assert {key for key in left - known if not key.startswith(("rlw:done:", "rlw:cache:", "rlw:day:"))} == set()
 
     # ── helpers ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -523,8 +524,8 @@ class Anything(RuleBasedStateMachine):
             for lane in LANES:
                 pipe.zrange(f"rlw:out:{lane}", 0, -1)
             for queue in QUEUES:
-                pipe.smembers(f"rlw:onqueue:{queue}")
-                pipe.lrange(queue, 0, -1)
+                pipe.smembers(keys.oncrew(keys.ALL, queue))
+                pipe.lrange(keys.ready(keys.ALL, queue), 0, -1)
                 pipe.zrange(f"rlw:hungry:{queue}", 0, -1)
             for lane in LANES:
                 for queue in QUEUES:
@@ -542,7 +543,7 @@ class Anything(RuleBasedStateMachine):
             "next": set(upcoming),
             "full": set(full),
             "out": out,
-            "onqueue": [tag for part in (8, 11) for tag in text[part]],
+            "oncrew": [tag for part in (8, 11) for tag in text[part]],
             "ready": [json.loads(raw)["properties"]["delivery_tag"] for part in (9, 12) for raw in text[part]],
             "rows": dict(zip(QUEUES, (text[10], text[13]), strict=True)),
             "shared": [ref.decode() for key in shared for ref in self._members(key)],

@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.lanes import as_array
 
 US = 1_000_000
 #: Waiting calls of a lane and queue that are looked at to find the oldest. Places follow classes and tenants, not age,
@@ -329,7 +330,7 @@ def _sorted(members: Any) -> tuple[str, ...]:
 
 
 def _record(ref: str, packed: bytes) -> Record:
-    values = msgspec.msgpack.decode(packed)
+    values = as_array(msgspec.msgpack.decode(packed, strict=False))
     return Record(
         ref=ref,
         lane=values[1],

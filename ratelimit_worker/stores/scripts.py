@@ -32,6 +32,7 @@ SHARED = (
     "suspects",
     "room",
     "waiting",
+    "crews",
     "parents",
     "next",
     "retry_budget",

@@ -27,7 +27,7 @@ end
 -- Takes a message that nobody has read out of the ready list -> whether it lay there. The list may be a stock producer's
 -- and a million long, so only its ends are searched; what is not found is delivered one day, and begin calls it stale.
 local function unready(ref, r, tag)
-  local list, text = K .. r[QUEUE], text_of(ref, r, tag)
+  local list, text = crew.list_of(r), text_of(ref, r, tag)
   if redis.call('LPOS', list, text, 'MAXLEN', 5000) then return redis.call('LREM', list, 1, text) == 1 end
   if redis.call('LPOS', list, text, 'RANK', -1, 'MAXLEN', 5000) then return redis.call('LREM', list, -1, text) == 1 end
   return false
@@ -52,15 +52,17 @@ local function restore(tag, lost)
   if r[LOST] > 0 then suspect.mark(ref, 0) end
   return r[LANE]
 end
--- What lies ready and unread goes back: on queues that nobody serves any more, or on all. O(out · ready).
+-- What lies ready and unread goes back: where nobody reads it any more, or all of it. O(out · ready).
 local function recall(everywhere)
   for _, lane in ipairs(redis.call('SMEMBERS', key('busy'))) do
     for _, tag in ipairs(redis.call('ZRANGEBYSCORE', out_key(lane), 0, 0)) do
       local ref = split(tag)
       local r = record(ref)
       if r and r[VERSION] <= SCHEMA then
-        local _, here = slots(r[QUEUE])
-        if (everywhere or here == 0) and unready(ref, r, tag) then
+        local _, here, crews, older = slots(r[QUEUE])
+        local read = not r[CREW] and here + older > 0
+        for _, c in ipairs(crews) do read = read or c[1] == r[CREW] end
+        if (everywhere or not read) and unready(ref, r, tag) then
           go_back(ref, tag, r, 0)
           note(r[LANE], now)
         end
