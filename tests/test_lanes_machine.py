@@ -400,7 +400,7 @@ class Anything(RuleBasedStateMachine):
             f"rlw:{name}"
             for name in ("counters", "busy", "oncrews", "pump", "duty:pump", "duty:release", "lanes", "outbox", "seen")
         }
-        known |= {f"rlw:{name}" for name in ("workers", "slots", "held", "crew", "crews")}
+        known |= {f"rlw:{name}" for name in ("workers", "held", "crew", "crews")}
         assert {key for key in left - known if not key.startswith(("rlw:done:", "rlw:cache:", "rlw:day:"))} == set()
 
     # ── helpers ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -437,8 +437,8 @@ class Anything(RuleBasedStateMachine):
         return total, by
 
     def _slots_of(self, name: str) -> tuple[int, list[str]]:
-        packed: Any = self.client.hget("rlw:slots", name)
-        slots, *queues = msgspec.msgpack.decode(packed)
+        packed: Any = self.client.hget(keys.CREW, name)
+        _, slots, *queues = msgspec.msgpack.decode(packed)
         return slots, queues
 
     def _own_room(self, lane: str, fields: dict[str, float]) -> float:

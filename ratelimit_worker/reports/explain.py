@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from ratelimit_worker.calls import Attempt, Content, Mode, Outcome
 from ratelimit_worker.reports.live import LaneState, cluster_state
-from ratelimit_worker.reports.words import moment, per_min, seconds
+from ratelimit_worker.reports.words import moment, per_min, seconds, unknown_task
 from ratelimit_worker.stores.live import CallNow, Live
 
 DAY_S = 86_400.0
@@ -138,13 +138,15 @@ def _where(call: CallNow) -> Where:
         return Where.RUNNING if call.begun else Where.READY
     if call.leader is not None:
         return Where.FOLLOWING
-    return Where.DUE_LATER if call.due_s is not None else Where.WAITING
+    return Where.DUE_LATER if call.due_s is not None and call.unknown is None else Where.WAITING
 
 
 def waits_for(call: CallNow, lane: LaneState | None, at_s: float) -> tuple[tuple[str, ...], float | None]:
     """What holds a waiting call up, one sentence each, and in how many seconds it starts (None: nobody knows)."""
     if lane is None:
         return ("its lane's state is gone",), None
+    if call.unknown is not None:
+        return (f"room: {unknown_task(call.unknown, call.record.queue)}",), None
     reasons, earliest_s, known = list[str](), 0.0, True
     if call.due_s is not None:
         earliest_s = max(0.0, call.due_s - at_s)

@@ -17,7 +17,7 @@ from ratelimit_worker.flow.limit import limits_told
 from ratelimit_worker.flow.tune import SHUT_US, mode_of
 from ratelimit_worker.policy.modes import MANY
 from ratelimit_worker.stores.desks import PREFIX
-from ratelimit_worker.stores.live import US, LaneNow, Now, WorkerNow
+from ratelimit_worker.stores.live import US, LaneNow, Now, UnknownTask, WorkerNow
 from ratelimit_worker.stores.queries import Recent
 
 
@@ -103,6 +103,7 @@ class ClusterState:
     slots: int
     queues: tuple[QueueState, ...]
     counters: Mapping[str, int]
+    unknown: tuple[UnknownTask, ...] = ()  #: tasks that calls wait for, and no living worker of their queue knows
 
 
 def cluster_state(now: Now, recent: Mapping[str, Recent] | None) -> ClusterState:
@@ -123,6 +124,7 @@ def cluster_state(now: Now, recent: Mapping[str, Recent] | None) -> ClusterState
             for queue, served in ((queue, serving(workers, (queue,))) for queue in queues)
         ),
         counters=now.counters,
+        unknown=now.unknown,
     )
 
 

@@ -38,8 +38,8 @@
 | `rlw:full` | HASH lane → begins, ends | lanes that wait for one of their own calls to do that | lanes |
 | `rlw:busy` | SET | lanes with something out | lanes; the sweep drops the others |
 | `rlw:workers` | ZSET worker → µs | until when a worker lives | workers; dropped by score |
-| `rlw:slots` `rlw:held` | HASH | slots and queues of a worker; tags that it held at its last beat | workers |
-| `rlw:crew` | HASH worker → C | the crew of a worker | workers |
+| `rlw:crew` `rlw:held` | HASH | crew, slots and queues of a worker; tags that it held at its last beat | workers |
+| `rlw:slots` | HASH | slots and queues of a worker, as far as a version without crews counts them | workers |
 | `rlw:tasks:C` | SET | names of the tasks that crew C knows, as JSON has them | tasks; 1 hour after its last beat |
 | `rlw:crews` | HASH | the sums of the slots, by queue and crew | 60 s |
 | `rlw:room` | HASH | the sums of the slots, of a version without crews | 60 s |

@@ -5,6 +5,8 @@ A look takes several commands, so what moves between two of them may be counted 
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import as_array
 
 US = 1_000_000
+PARKED_STALE_S = 60.0  #: crew.STALE_US in lua/shared/crews.lua
+_TASK = re.compile(rb'"task": "([^"]*)"')
 #: Waiting calls of a lane and queue that are looked at to find the oldest. Places follow classes and tenants, not age,
 #: so an older one may stand further back; with one class and tenant the first is the oldest.
 LOOKED_AT = 20
@@ -75,6 +79,16 @@ class WorkerNow:
     slots: int
     queues: tuple[str, ...]
     held: tuple[str, ...] = ()  #: tags
+    crew: str | None = None  #: names the tasks that it knows; None: it is of a version that does not tell
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownTask:
+    """A task that none of the workers of a queue knows, though some live and all tell what they know."""
+
+    queue: str
+    task: str
+    calls: int  #: that were found to wait for a worker that knows it; more may stand behind others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +99,7 @@ class Now:
     lanes: tuple[LaneNow, ...]
     workers: tuple[WorkerNow, ...]
     counters: Mapping[str, int]
+    unknown: tuple[UnknownTask, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +114,7 @@ class CallNow:
     settled: bool  #: its answer is safe, and its message not acknowledged yet
     worker: WorkerNow | None  #: that held it at its last beat
     leader: str | None = None  #: it waits for the answer of this message
+    unknown: str | None = None  #: its task, which no living worker of its queue knows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +166,7 @@ class Live:
                 lanes=tuple(lane for lane in self._lanes(names, at_s) if lane.fields),
                 workers=workers,
                 counters={name.decode(): int(value) for name, value in counters.items()},
+                unknown=tuple(self._unknown(workers, at_s)),
             )
 
     def call(self, call_id: str) -> list[CallNow]:
@@ -197,7 +214,11 @@ class Live:
             pipe.smembers(self._key(f"{keys.NAMESPACE}queues:{record.lane}"))
             pipe.zscore(self._key(keys.followers(record.claim)), record.ref)
             pipe.get(self._key(keys.claim(record.claim)))
-            score, due, lease_end, begun, settled, queues, follows, leader = pipe.execute()
+            pipe.hget(self._key(keys.call(record.ref)), "m")
+            score, due, lease_end, begun, settled, queues, follows, leader, message = pipe.execute()
+        task = _task_of(message or b"")
+        waits = (score is not None or due is not None) and not settled
+        workers = self._workers(at_s)
         place = None
         if score is not None:
             with self._client.pipeline(transaction=False) as pipe:
@@ -206,7 +227,7 @@ class Live:
                 place = sum(pipe.execute())
         holder = None
         if lease_end is not None:
-            holder = next((worker for worker in self._workers(at_s) if record.tag in worker.held), None)
+            holder = next((worker for worker in workers if record.tag in worker.held), None)
         return CallNow(
             record=record,
             place=place,
@@ -216,7 +237,30 @@ class Live:
             settled=bool(settled),
             worker=holder,
             leader=None if follows is None or leader is None else leader.decode(),
+            unknown=_unescaped(task) if task and waits and self._knows(workers, record.queue, task) is False else None,
         )
+
+    def _unknown(self, workers: Sequence[WorkerNow], at_s: float) -> Iterator[UnknownTask]:
+        rows: Any = self._client.smembers(self._key(keys.PARKED))
+        for row in sorted(rows):
+            size, _, rest = row.partition(b":")
+            queue, task = rest[: int(size)].decode(), rest[int(size) + 1 :].decode()
+            since: Any = f"{(at_s - PARKED_STALE_S) * US:.0f}"
+            calls: Any = self._client.zcount(self._key(keys.parked(queue, task)), since, "+inf")
+            if calls and self._knows(workers, queue, task) is False:
+                yield UnknownTask(queue=queue, task=_unescaped(task), calls=int(calls))
+
+    def _knows(self, workers: Sequence[WorkerNow], queue: str, task: str) -> bool | None:
+        """Whether a worker of the queue knows a task, by its name as JSON has it; None: nobody is there, or tells."""
+        crews = {worker.crew for worker in workers if queue in worker.queues}
+        if not crews or None in crews:
+            return None
+        if keys.ALL in crews:
+            return True
+        with self._client.pipeline(transaction=False) as pipe:
+            for crew in crews:
+                pipe.sismember(self._key(keys.tasks(str(crew))), task)
+            return any(pipe.execute())
 
     def _lanes(self, names: Sequence[str], at_s: float) -> Iterator[LaneNow]:
         if not names:
@@ -299,16 +343,20 @@ class Live:
             return ()
         slots: Any = self._client.hmget(self._key(f"{keys.NAMESPACE}slots"), names)
         held: Any = self._client.hmget(self._key(f"{keys.NAMESPACE}held"), names)
+        crews: Any = self._client.hmget(self._key(keys.CREW), names)
         found = []
-        for name, packed, tags in zip(names, slots, held, strict=True):
-            if packed is not None:
-                count, *queues = msgspec.msgpack.decode(packed)
+        for name, packed, tags, known in zip(names, slots, held, crews, strict=True):
+            if known is not None or packed is not None:
+                crew, count, *queues = (
+                    msgspec.msgpack.decode(known) if known else (None, *msgspec.msgpack.decode(packed))
+                )
                 found.append(
                     WorkerNow(
                         name=name.decode(),
                         slots=int(count),
                         queues=tuple(queues),
                         held=tuple(msgspec.msgpack.decode(tags)) if tags else (),
+                        crew=crew,
                     )
                 )
         return tuple(sorted(found, key=lambda worker: worker.name))
@@ -323,6 +371,18 @@ class Live:
 
     def _key(self, name: str) -> str:
         return self._prefix + name
+
+
+def _task_of(message: bytes) -> str | None:
+    found = _TASK.search(message)  # as crew.task_of in lua/shared/crews.lua
+    return found.group(1).decode() if found else None
+
+
+def _unescaped(name: str) -> str:
+    try:
+        return str(json.loads(f'"{name}"'))
+    except ValueError:  # cut at a quote
+        return name
 
 
 def _sorted(members: Any) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ local name, keep_s = ARGV[7 + nq], ARGV[8 + nq]
 if name ~= crew.ALL and redis.call('EXPIRE', key('tasks:') .. name, keep_s) == 0 and mine > 0 then return {0, 0} end
 local total, _, _, _, old = slots('')
 local before = total + old
-local entry, held = {mine}, {}
-for i = 1, nq do entry[i + 1] = ARGV[5 + i] end
+local entry, plain, held = {name, mine}, {mine}, {}
+for i = 1, nq do entry[i + 2], plain[i + 1] = ARGV[5 + i], ARGV[5 + i] end
 local lease = tonumber(ARGV[6 + nq])
 redis.call('HSETNX', PUMP, 'lease', int(lease))        -- until the first sweep says it
 for i = 9 + nq, #ARGV do
@@ -30,24 +30,21 @@ if redis.call('EXISTS', key('onqueues')) == 1 and mine > 0 then
   end
 end
 entry = cmsgpack.pack(entry)
-local known = redis.call('HGET', key('slots'), wid)
+local known = redis.call('HGET', key('crew'), wid)
 local changed = known ~= entry
 if mine > 0 then
   redis.call('ZADD', key('workers'), int(now + life * 1000), wid)
-  redis.call('HSET', key('slots'), wid, entry)
+  redis.call('HSET', key('crew'), wid, entry)
   redis.call('HSET', key('held'), wid, cmsgpack.pack(held))
-  if changed or redis.call('HGET', key('crew'), wid) ~= name then
-    redis.call('HSET', key('crew'), wid, name)
-    changed = true
-  end
+  -- Where workers of a version without crews live, its scripts count our slots too: we read its lists as well. Where none
+  -- does they find no slot, so that its producers leave what they enter to our pump, and nothing to stock workers.
+  if old > 0 then redis.call('HSET', key('slots'), wid, cmsgpack.pack(plain)) else redis.call('HDEL', key('slots'), wid) end
   if redis.call('EXISTS', ASIDE) == 1 then
     for _, tag in ipairs(held) do take_back(tag) end
   end
 else
   redis.call('ZREM', key('workers'), wid)
-  redis.call('HDEL', key('slots'), wid)
-  redis.call('HDEL', key('held'), wid)
-  redis.call('HDEL', key('crew'), wid)
+  for _, of in ipairs({'slots', 'held', 'crew'}) do redis.call('HDEL', key(of), wid) end
   for _, tag in ipairs(held) do set_aside(tag) end
 end
 redis.call('HDEL', crew.SUMS, 'sums')

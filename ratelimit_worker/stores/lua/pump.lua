@@ -28,9 +28,14 @@ for _, ref in ipairs(redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', int(now), 'LIMI
     end
   end
 end
--- An older version has a pump of its own, which releases into the lists that stock workers read. It sleeps while crews suffice.
-if crew.suffice() then redis.call('SET', key('duty:pump'), ARGV[2], 'PX', ARGV[3]) end
+-- An older version has a pump of its own, which releases into the lists that stock workers read. It sleeps while crews suffice,
+-- and half a lease longer.
+if crew.suffice() then redis.call('SET', key('duty:pump'), ARGV[2], 'PX', int(ARGV[3] / 2)) end
 if redis.call('EXISTS', crew.PARKED) == 1 then crew.wake() end
+if redis.call('EXISTS', key('onqueues')) == 1 and now > tonumber(redis.call('HGET', PUMP, 'reclaim') or '0') then
+  redis.call('HSET', PUMP, 'reclaim', int(now + crew.LOST_US / 4))
+  for lane in pairs(crew.reclaim()) do release(lane, 1) end
+end
 local moved = 0
 for _, one in ipairs(redis.call('ZRANGEBYSCORE', NEXT, '-inf', int(now), 'LIMIT', 0, 100)) do
   moved = moved + look(one, 100)

@@ -8,11 +8,12 @@ crew.PARKED_AT_ONCE = 100                              -- in one step of a lane
 crew.UNKNOWN_US, crew.OLDER_US, crew.FULL_US, crew.MANY = 30e6, 1e6, 1e6, 1000
 crew.STALE_US = 60e6                                   -- one that has not asked by then is gone
 crew.PUMP_US = 5000                                    -- so long the pump of an older version has to fill its own slots
+crew.LOST_US = 1e6                                     -- a call that was read has begun by then, or its reader sets it aside
 crew.ROW = '\nparked'                                  -- stands in `hungry` while calls are parked: no queue has this name
 -- The name of a call's task as its JSON has it; nil: it is an in-process call, which its own process knows.
 function crew.task_of(message) return string.match(message, '"task": "([^"]*)"') end
 function crew.knows(name, task)
-  if not task or name == crew.ALL then return true end
+  if not task or name == crew.ALL or name == crew.PLAIN then return true end
   if crew.known[name] and crew.known[name][task] then return true end
   if redis.call('SISMEMBER', key('tasks:') .. name, task) == 0 then return false end
   if crew.n >= crew.MOST then crew.known, crew.n = {}, 0 end

@@ -61,9 +61,12 @@ local function row_key(queue) return key('hungry:') .. queue end
 -- Workers of one queue that know the same tasks are a crew. Its name is a digest of the tasks, or ALL. It reads a ready list
 -- of its own, which no stock worker reads. Calls out of a queue that have no crew: a version without crews released them,
 -- into the list of the queue that stock workers read too.
-local crew = {ALL = '*', SUMS = key('crews'), PARKED = key('parked')}  -- one table: Lua takes 200 local names
+local crew = {ALL = '*', PLAIN = '-', SUMS = key('crews'), PARKED = key('parked')}  -- one table: Lua takes 200 local names
 function crew.at(name, queue) return name .. ':' .. queue end
-function crew.ready_key(name, queue) return key('ready:') .. crew.at(name, queue) end
+-- PLAIN: an in-process caller of a version without crews. Its queue is its own, so the plain list of that is safe.
+function crew.ready_key(name, queue)
+  return name == crew.PLAIN and K .. queue or key('ready:') .. crew.at(name, queue)
+end
 function crew.out_key(name, queue) return key('oncrew:') .. crew.at(name, queue) end
 function crew.older_key(queue) return key('onqueue:') .. queue end
 function crew.taken_key(r) return r[CREW] and crew.out_key(r[CREW], r[QUEUE]) or crew.older_key(r[QUEUE]) end

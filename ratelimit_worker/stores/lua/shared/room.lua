@@ -61,31 +61,38 @@ local function slots(queue)
     local held = redis.call('HGET', key('held'), w)
     for _, tag in ipairs(held and cmsgpack.unpack(held) or {}) do set_aside(tag) end
     redis.call('ZREM', key('workers'), w)
-    redis.call('HDEL', key('slots'), w)
-    redis.call('HDEL', key('held'), w)
+    for _, of in ipairs({'slots', 'held', 'crew'}) do redis.call('HDEL', key(of), w) end
   end
-  local crew_of, total, old, by = {}, 0, 0, {}
-  local flat = redis.call('HGETALL', key('crew'))
-  for i = 1, #flat, 2 do crew_of[flat[i]] = flat[i + 1] end
-  flat = redis.call('HGETALL', key('slots'))
-  for i = 1, #flat, 2 do
-    local w, name = cmsgpack.unpack(flat[i + 1]), crew_of[flat[i]]
-    crew_of[flat[i]] = nil
-    if name then total = total + w[1] else old = old + w[1] end
-    for j = 2, #w do
+  local alive, total, old, by = {}, 0, 0, {}
+  for _, w in ipairs(redis.call('ZRANGE', key('workers'), 0, -1)) do alive[w] = true end
+  local function add(name, w, from)                    -- w: {…, queue from `from` on …}; name: its crew, nil: it has none
+    local mine = w[from - 1]
+    if name then total = total + mine else old = old + mine end
+    for j = from, #w do
       local q = by[w[j]] or {0, 0}                     -- {slots, slots of an older version, {crew, slots} …}
       by[w[j]] = q
       if name then
         local c
         for k = 3, #q do c = q[k][1] == name and q[k] or c end
         if not c then c = {name, 0}; q[#q + 1] = c end
-        q[1], c[2] = q[1] + w[1], c[2] + w[1]
+        q[1], c[2] = q[1] + mine, c[2] + mine
       else
-        q[2] = q[2] + w[1]
+        q[2] = q[2] + mine
       end
     end
   end
-  for gone in pairs(crew_of) do redis.call('HDEL', key('crew'), gone) end
+  local flat = redis.call('HGETALL', key('crew'))
+  for i = 1, #flat, 2 do
+    local w = cmsgpack.unpack(flat[i + 1])
+    if alive[flat[i]] then add(w[1], w, 3) else redis.call('HDEL', key('crew'), flat[i]) end
+    alive[flat[i]] = nil
+  end
+  flat = redis.call('HGETALL', key('slots'))
+  for i = 1, #flat, 2 do                               -- those of an older version: the others have been counted
+    if alive[flat[i]] then
+      add(string.find(flat[i], 'inproc:', 1, true) == 1 and crew.PLAIN or nil, cmsgpack.unpack(flat[i + 1]), 2)
+    end
+  end
   local first = redis.call('ZRANGE', key('workers'), 0, 0, 'WITHSCORES')
   redis.call('DEL', crew.SUMS)
   redis.call('HSET', crew.SUMS, 'sums', cmsgpack.pack({total, tonumber(first[2] or now), lease_us(), old}))
