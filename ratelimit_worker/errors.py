@@ -9,6 +9,7 @@ RateLimitWorkerError
 ├── DeadlineExceeded       the call was not answered within its deadline
 ├── WorkerLostRepeatedly   the call's worker died again and again
 ├── PayloadLost            the arguments are gone from Redis (lost without persistence)
+├── MessageRefused         the call's message cannot be read, by no worker; it was set aside
 ├── CallFailedLater        the lane closed before the attempt; the call is back at its place
 ├── RowRefused             the database will never take this row
 └── CallFailed             the provider gave no completion; one class a category
@@ -120,6 +121,21 @@ class PayloadLost(RateLimitWorkerError):
 
     def __str__(self) -> str:
         return f"the arguments of call {self.ref} are gone from Redis; send the call again"
+
+
+class MessageRefused(RateLimitWorkerError):
+    """The message cannot be taken for a call, or names a task that its worker does not know; it was set aside.
+
+    Args:
+        why: One line without what the message holds.
+    """
+
+    def __init__(self, call_id: str, why: str) -> None:
+        super().__init__(call_id, why)
+        self.call_id, self.why = call_id, why
+
+    def __str__(self) -> str:
+        return f"the message of call {self.call_id} was set aside (LRANGE rlw:malformed 0 9): {self.why}"
 
 
 class CallFailedLater(RateLimitWorkerError):

@@ -147,6 +147,7 @@ class BarKind(StrEnum):
     RAMP = "ramp"  #: the pace is not known yet, and as many are out as may be
     FLIGHT = "flight"  #: as many are out as the provider answers well
     CONCURRENCY = "concurrency"  #: as many are out as a person allows
+    TASK = "task"  #: no living worker of its queue knows its task, `detail`
     SLOTS = "slots"  #: no free slot on queue `detail`, which has `number` (0: nobody serves it)
     PARENT = "parent"  #: a parent, `detail`, where `number` lanes wait; `parent` says what holds it
 
@@ -160,6 +161,7 @@ class Bar:
     event: bool = False  #: something that happens ends it (a call ends, a worker comes), and its lane is woken by that
     detail: str = ""
     number: int = 0
+    queue: str = ""  #: of which no worker knows the task `detail`
     parent: Bar | None = None  #: what holds the parent of that name
 
 

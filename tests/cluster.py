@@ -11,7 +11,7 @@ import redis
 
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.lanes import US, Entry, Lanes
+from ratelimit_worker.stores.lanes import EVERY_TASK, US, Crew, Entry, Lanes
 
 T0_US = 1_700_000_000 * US
 LEASE_S = 30.0
@@ -42,6 +42,7 @@ class Cluster:
     now_us: int = T0_US
     held: dict[str, list[str]] = field(default_factory=dict)  #: worker → tags that it has taken
     workers: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
+    crews: dict[str, Crew] = field(default_factory=dict)  #: worker → what it knows
 
     def __post_init__(self) -> None:
         self.lanes = Lanes(self.client, time_us=self.now_us)
@@ -51,15 +52,18 @@ class Cluster:
         self.now_us += round(seconds * US)
         self.lanes.run.time_us = self.now_us
 
-    def worker(self, name: str = "w", slots: int = 4, queues: tuple[str, ...] = ("q",)) -> None:
+    def worker(
+        self, name: str = "w", slots: int = 4, queues: tuple[str, ...] = ("q",), crew: Crew = EVERY_TASK
+    ) -> None:
         """A worker lives (or beats again)."""
         self.workers[name] = (slots, queues)
+        self.crews[name] = crew
         self.held.setdefault(name, [])
         self.beat(name)
 
     def beat(self, name: str) -> None:
         slots, queues = self.workers[name]
-        self.lanes.beat(name, slots, 3.5, queues, LEASE_S, self.held[name])
+        self.lanes.beat(name, slots, 3.5, queues, LEASE_S, self.held[name], self.crews.get(name, EVERY_TASK))
 
     def live(self, seconds: float) -> None:
         """Time passes; workers beat once a second, the pump and the sweep do their work."""
@@ -79,14 +83,19 @@ class Cluster:
                 return sleep_s
         raise AssertionError("the pump spins")
 
-    def ready(self, queue: str = "q") -> list[str]:
+    def lying(self, queue: str = "q", crew: str = keys.ALL) -> int:
+        """How many messages lie ready."""
+        return int(self.client.llen(keys.ready(crew, queue)))  # type: ignore[arg-type]
+
+    def ready(self, queue: str = "q", crew: str = keys.ALL) -> list[str]:
         """References in the ready list, the next first."""
-        raw: Any = self.client.lrange(queue, 0, -1)
+        raw: Any = self.client.lrange(keys.ready(crew, queue), 0, -1)
         return [json.loads(one)["body"] for one in reversed(raw)]
 
     def take(self, queue: str = "q", worker: str = "w") -> tuple[str, dict[str, Any]]:
         """A worker reads the next message → tag, message."""
-        raw: Any = self.client.rpop(queue)
+        crew = self.crews.get(worker, EVERY_TASK).name
+        raw: Any = self.client.rpop(keys.ready(crew, queue))
         assert raw is not None, "nothing is ready"
         parsed = json.loads(raw)
         tag: str = parsed["properties"]["delivery_tag"]
@@ -131,7 +140,7 @@ class Cluster:
 
     def run_all(self, queue: str = "q") -> list[str]:
         done = []
-        while self.client.llen(queue):
+        while self.lying(queue):
             done.append(self.run_one(queue))
         return done
 

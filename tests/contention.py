@@ -98,7 +98,7 @@ class Scene:
         while True:
             self._serve()
             sleep_s = self.cluster.pump()
-            if self.client.llen(self.queue):
+            if self.cluster.lying(self.queue):
                 continue
             if self.cluster.now_us >= until_us:
                 return
@@ -112,7 +112,7 @@ class Scene:
         return {start.ref for start in self.starts}
 
     def _serve(self) -> None:
-        while self.client.llen(self.queue):
+        while self.cluster.lying(self.queue):
             tag, _ = self.cluster.take(self.queue)
             ref = tag.rpartition(".")[0]
             if self.cluster.lanes.begin(tag, LEASE_S).state == "go":
@@ -260,7 +260,7 @@ def capped(client: redis.Redis, cap: int, calls: int, seed: int) -> Running:
     began_s, moments = at_s(), [at_s()]
     while finished < calls and at_s() - began_s < 3600:
         for name in list(cluster.workers):
-            while len(cluster.held[name]) < 4 and client.llen("q"):
+            while len(cluster.held[name]) < 4 and cluster.lying():
                 tag, begun = cluster.begin("q", name)
                 if begun.state == "go":
                     running[tag] = (name, at_s() + rng.uniform(0.5, 3.0))

@@ -73,7 +73,7 @@ def answers_of(cluster: Cluster, queue: str = "q") -> dict[str, bytes]:
     """Deliver what is ready: each call must have its answer already → by reference."""
     got = {}
     cluster.pump()
-    while cluster.client.llen(queue):
+    while cluster.lying(queue):
         tag, begun = cluster.begin(queue)
         assert begun.state == "settled", begun
         assert begun.body == b"jbody of " + tag.rpartition(".")[0].encode(), "its canvas goes its own way"

@@ -27,6 +27,7 @@ from ratelimit_worker.flow.admit import News
 from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.inprocess import AdvancedRateLimiter
 from ratelimit_worker.inprocess.lane import lane_of
+from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.desks import DESKS, PREFIX, Desks
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 from ratelimit_worker.wiring import Services
@@ -567,7 +568,10 @@ def test_a_caller_that_was_taken_for_dead_runs_once(place: Place, fails: bool) -
         tags = [tag.decode() for tag in place.live.redis.zrange("rlw:ledger", 0, -1)]
         if len(starts) == 1:
             assert place.live.lanes.restore(tags) == 1
-            wait_for(lambda: place.live.redis.llen(place.queue()) == 0, what="its second release was read")
+            wait_for(
+                lambda: place.live.redis.llen(keys.ready(keys.ALL, place.queue())) == 0,
+                what="its second release was read",
+            )
         for error in errors:
             raise error
         return "answer"

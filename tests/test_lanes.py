@@ -30,6 +30,7 @@ def put(cluster: Cluster) -> Callable[..., list[bool]]:
     return do
 
 
+READY = keys.ready(keys.ALL, "q")
 Put = Callable[..., list[bool]]
 
 # ── pace ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -41,7 +42,7 @@ def test_calls_start_at_the_pace_of_their_lane(cluster: Cluster, put: Put, late_
     put(*[f"c{i}" for i in range(300)], lane_fields={"p1": 50, "d1": 2})
     starts: list[int] = []
     while len(starts) < 300:
-        while cluster.client.llen("q"):
+        while cluster.lying():
             tag, begun = cluster.begin()
             assert begun.state == "go"
             starts.append(cluster.now_us)
@@ -157,7 +158,7 @@ def test_a_clock_that_steps_stops_no_lane(cluster: Cluster, put: Put, step_s: fl
     put(*"abcdefgh", lane_fields={"p1": 1, "d1": 1}, deadline_in_s=86_400.0)
     cluster.live(2)
     assert cluster.run_all() == ["a", "b", "c"]
-    cluster.client.delete("rlw:duty:pump")
+    cluster.client.delete("rlw:duty:release")
     cluster.advance(step_s)
     cluster.worker()
     cluster.lanes.sweep(LEASE_S)
@@ -165,7 +166,7 @@ def test_a_clock_that_steps_stops_no_lane(cluster: Cluster, put: Put, step_s: fl
     assert len(cluster.ready()) <= 1
     for _ in range(4):
         cluster.live(1)
-        if cluster.client.llen("q"):
+        if cluster.lying():
             cluster.run_all()
     assert cluster.lanes.size("q") <= 2
 
@@ -186,7 +187,7 @@ def test_a_refusal_closes_the_gate_and_costs_nothing(cluster: Cluster, put: Put)
     assert cluster.ready() == []
     cluster.live(0.1)
     assert cluster.ready() == ["a"]
-    assert json.loads(cluster.client.lindex("q", 0) or b"")["properties"]["delivery_info"]["redelivered"] is False
+    assert json.loads(cluster.client.lindex(READY, 0) or b"")["properties"]["delivery_info"]["redelivered"] is False
 
 
 @pytest.mark.parametrize(("told", "after_the_gate"), [(1, ["a"]), (0, ["a", "b", "c", "d"])])
@@ -299,7 +300,7 @@ def released_in_order(cluster: Cluster, count: int) -> list[str]:
     for _ in range(10_000):
         if len(done) >= count:
             return done
-        if cluster.client.llen("q"):
+        if cluster.lying():
             done.append(cluster.run_one())
         else:
             cluster.advance(max(cluster.pump(), 0.001))
@@ -393,7 +394,7 @@ def test_a_mass_of_expired_calls_does_not_bury_the_ready_list(cluster: Cluster, 
     put("alive", lane="other", lane_fields=OPEN)
     told = 0
     for _ in range(400):
-        if cluster.client.llen("q"):
+        if cluster.lying():
             tag, begun = cluster.begin()
             told += begun.state == "expired"
             cluster.free(tag)
@@ -457,12 +458,12 @@ def test_a_message_without_a_place_for_its_tag_is_refused(cluster: Cluster, put:
 def test_a_message_arrives_byte_for_byte(cluster: Cluster, put: Put, headers: str) -> None:
     """Only the tag is put in, and after a restore the redelivered flag."""
     put("a", message=message("a", headers))
-    raw: Any = cluster.client.rpop("q")
+    raw: Any = cluster.client.rpop(READY)
     tag = json.loads(raw)["properties"]["delivery_tag"]
     assert raw == message("a", headers).replace(b'"@"', f'"{tag}"'.encode(), 1)
     cluster.lanes.begin(tag, LEASE_S)
     cluster.lanes.restore([tag])
-    raw = cluster.client.rpop("q")
+    raw = cluster.client.rpop(READY)
     again = json.loads(raw)["properties"]["delivery_tag"]
     assert again != tag
     expected = message("a", headers).replace(b'"@"', f'"{again}"'.encode(), 1)
@@ -604,7 +605,7 @@ def test_a_free_lane_does_not_starve_a_paced_one(cluster: Cluster, put: Put) -> 
             cluster.free(tag)
             done[tag[:4]] += 1
         running = [pair for pair in running if pair[0] > cluster.now_us]
-        while len(running) < 4 and cluster.client.llen("q"):
+        while len(running) < 4 and cluster.lying():
             tag, begun = cluster.begin()
             assert begun.state == "go"
             running.append((cluster.now_us + US // 5, tag))
@@ -622,7 +623,7 @@ def test_lanes_that_want_slots_share_them(cluster: Cluster, put: Put) -> None:
     put(*[f"short{i}" for i in range(300)], lane="short", lane_fields={"unlimited": 1})
     ends: dict[str, float] = {}
     for step in range(200):  # a long call takes 4 s, a short one 0.2 s
-        while len(ends) < 8 and cluster.client.llen("q"):
+        while len(ends) < 8 and cluster.lying():
             tag, _ = cluster.begin()
             ends[tag] = step + (40 if tag.startswith("long") else 2)
         for tag in [tag for tag, end in ends.items() if end <= step]:
@@ -654,7 +655,7 @@ def test_a_cap_does_not_cost_others_their_slots(cluster: Cluster, put: Put) -> N
     put("a0", "a1", "a2", lane="capped", lane_fields={**OPEN, "cap": 1})
     put(*[f"b{i}" for i in range(10)], lane="free", lane_fields={**OPEN, "p1": 1, "d1": 100})
     for _ in range(3):
-        while cluster.client.llen("q"):
+        while cluster.lying():
             cluster.begin()
     assert cluster.out() == 4
 
@@ -672,7 +673,7 @@ def test_a_share_leaves_no_slot_idle(cluster: Cluster, put: Put) -> None:
         cluster.free(tag)
         assert len(cluster.ready()) == 1
         assert cluster.begin()[1].state == "go"
-    assert cluster.client.scard("rlw:onqueue:q") == 4
+    assert cluster.client.scard(keys.oncrew(keys.ALL, "q")) == 4
 
 
 @pytest.mark.parametrize("end", ["free", "back", "restore", "closed", "purge"])
@@ -807,7 +808,7 @@ def test_a_worker_that_gives_a_call_back_is_no_loss(cluster: Cluster, put: Put) 
 def test_an_unread_call_costs_nothing_to_take_back(cluster: Cluster, put: Put) -> None:
     """Its permit is given back, it is not called redelivered, and the ready list holds no second message of it."""
     put("a", lane_fields={"p1": 1, "d1": 1})
-    tag = json.loads(cluster.client.lindex("q", 0) or b"")["properties"]["delivery_tag"]
+    tag = json.loads(cluster.client.lindex(READY, 0) or b"")["properties"]["delivery_tag"]
     assert cluster.lanes.restore([tag]) == 1
     assert cluster.ready() == ["a"]
     _, parsed = cluster.take()
@@ -918,7 +919,11 @@ def test_a_record_that_ended_before_its_call_blocks_nothing(cluster: Cluster, pu
     assert cluster.free(tag) == 1
     cluster.live(40)
     assert cluster.ready() == ["next"]
-    assert (cluster.out(), cluster.client.scard("rlw:onqueue:q"), cluster.client.zcard("rlw:out:gpt")) == (1, 1, 1)
+    assert (cluster.out(), cluster.client.scard(keys.oncrew(keys.ALL, "q")), cluster.client.zcard("rlw:out:gpt")) == (
+        1,
+        1,
+        1,
+    )
 
 
 def test_a_newer_workers_calls_are_left_alone(cluster: Cluster, put: Put) -> None:
@@ -948,11 +953,11 @@ def test_a_giant_ready_list_is_not_searched_through(cluster: Cluster, put: Put) 
     """100 unread calls amid 200,000 messages of others go back within a second; what is not found is stale later."""
     cluster.worker(slots=100)
     put(*[f"c{i}" for i in range(100)], lane_fields={"unlimited": 1})
-    raw: Any = cluster.client.lrange("q", 0, -1)
+    raw: Any = cluster.client.lrange(READY, 0, -1)
     tags = [json.loads(one)["properties"]["delivery_tag"] for one in raw]
     for _ in range(20):
-        cluster.client.lpush("q", *[b"x" * 100] * 10_000)
-        cluster.client.rpush("q", *[b"x" * 100] * 1_000)
+        cluster.client.lpush(READY, *[b"x" * 100] * 10_000)
+        cluster.client.rpush(READY, *[b"x" * 100] * 1_000)
     cluster.client.config_resetstat()
     assert cluster.lanes.restore(tags) == 100
     stats: Any = cluster.client.info("commandstats")

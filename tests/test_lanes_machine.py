@@ -128,7 +128,7 @@ class Anything(RuleBasedStateMachine):
             return
         slots, queues = self.cluster.workers[worker]
         for queue in queues * many:
-            if len(self.cluster.held[worker]) < slots and self.client.llen(queue):
+            if len(self.cluster.held[worker]) < slots and self.cluster.lying(queue):
                 tag, _ = self.cluster.take(queue, worker)
                 if begin:
                     self._begin(tag)
@@ -256,7 +256,7 @@ class Anything(RuleBasedStateMachine):
     def all_counts_agree(self) -> None:
         state = self._state()
         assert sorted(state["ledger"]) == sorted(tag for tags in state["out"].values() for tag in tags)
-        assert sorted(state["ledger"]) == sorted(state["onqueue"] + state["aside"])
+        assert sorted(state["ledger"]) == sorted(state["oncrew"] + state["aside"])
         assert state["busy"] >= {lane for lane, tags in state["out"].items() if tags}
         assert len(state["ready"]) == len(set(state["ready"]))
         assert set(state["ready"]) <= set(state["ledger"])
@@ -354,7 +354,7 @@ class Anything(RuleBasedStateMachine):
         """After the pump: no call waits that has a permit, a slot and leave of its lane."""
         state = self._state()
         total, slots = self._slots()
-        free_at_all = total - len(state["onqueue"])
+        free_at_all = total - len(state["oncrew"])
         for lane in state["waits"]:
             told = Live(self.client, time_us=self.cluster.now_us).bars(lane)
             assert told is not None
@@ -364,7 +364,7 @@ class Anything(RuleBasedStateMachine):
                 continue
             heads, retries = [], []
             for queue in QUEUES:
-                free = min(slots[queue] - self.client.scard(f"rlw:onqueue:{queue}"), free_at_all)
+                free = min(slots[queue] - self.client.scard(keys.oncrew(keys.ALL, queue)), free_at_all)
                 if free > 0:
                     heads += self._heads(lane, queue, fields)
                     retries += self._heads(lane, queue, fields, behind=len(AGES_S))
@@ -392,7 +392,7 @@ class Anything(RuleBasedStateMachine):
             if self.gone == self.accepted:
                 break
             for queue in QUEUES:
-                while self.client.llen(queue):
+                while self.cluster.lying(queue):
                     tag, _ = self.cluster.take(queue, "last")
                     if self._begin(tag) == "go":
                         self._free(tag)
@@ -402,9 +402,10 @@ class Anything(RuleBasedStateMachine):
         known = {f"rlw:{kind}:{lane}" for kind in ("lane", "tenants", "seen") for lane in LANES}
         known |= {f"rlw:lane:{PARENT}", f"rlw:shares:{PARENT}"}
         known |= {
-            f"rlw:{name}" for name in ("counters", "busy", "onqueues", "pump", "duty:pump", "lanes", "outbox", "seen")
+            f"rlw:{name}"
+            for name in ("counters", "busy", "oncrews", "pump", "duty:pump", "duty:release", "lanes", "outbox", "seen")
         }
-        known |= {f"rlw:{name}" for name in ("workers", "slots", "held", "room")}
+        known |= {f"rlw:{name}" for name in ("workers", "held", "crew", "crews")}
         assert {key for key in left - known if not key.startswith(("rlw:done:", "rlw:cache:", "rlw:day:"))} == set()
 
     # ── helpers ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -441,8 +442,8 @@ class Anything(RuleBasedStateMachine):
         return total, by
 
     def _slots_of(self, name: str) -> tuple[int, list[str]]:
-        packed: Any = self.client.hget("rlw:slots", name)
-        slots, *queues = msgspec.msgpack.decode(packed)
+        packed: Any = self.client.hget(keys.CREW, name)
+        _, slots, *queues = msgspec.msgpack.decode(packed)
         return slots, queues
 
     def _own_room(self, lane: str, fields: dict[str, float]) -> float:
@@ -528,8 +529,8 @@ class Anything(RuleBasedStateMachine):
             for lane in LANES:
                 pipe.zrange(f"rlw:out:{lane}", 0, -1)
             for queue in QUEUES:
-                pipe.smembers(f"rlw:onqueue:{queue}")
-                pipe.lrange(queue, 0, -1)
+                pipe.smembers(keys.oncrew(keys.ALL, queue))
+                pipe.lrange(keys.ready(keys.ALL, queue), 0, -1)
                 pipe.zrange(f"rlw:hungry:{queue}", 0, -1)
             for lane in LANES:
                 for queue in QUEUES:
@@ -547,7 +548,7 @@ class Anything(RuleBasedStateMachine):
             "next": set(upcoming),
             "full": set(full),
             "out": out,
-            "onqueue": [tag for part in (8, 11) for tag in text[part]],
+            "oncrew": [tag for part in (8, 11) for tag in text[part]],
             "ready": [json.loads(raw)["properties"]["delivery_tag"] for part in (9, 12) for raw in text[part]],
             "rows": dict(zip(QUEUES, (text[10], text[13]), strict=True)),
             "shared": [ref.decode() for key in shared for ref in self._members(key)],

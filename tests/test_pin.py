@@ -81,7 +81,7 @@ class Stage(Cluster):
     def work(self, verdict: observe.Verdict = "good", most: int = 1_000) -> int:
         """Workers run what is ready now, each call at once → calls that began."""
         began = 0
-        for _ in range(min(most, self.client.llen("q"))):
+        for _ in range(min(most, self.lying())):
             tag, begun = self.begin()
             if begun.state != "go":
                 self.drop(tag)

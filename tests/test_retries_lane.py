@@ -90,7 +90,7 @@ class Retrying:
             self.cluster.beat("w")
             before = self.waiting()[0]
             self.cluster.pump()
-            while self.client.llen("q"):
+            while self.cluster.lying():
                 others = self.waiting()[0]
                 tag, begun = self.cluster.begin()
                 ref = tag.rpartition(".")[0]

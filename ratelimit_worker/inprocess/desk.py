@@ -445,7 +445,7 @@ class Beat(Duty):
 
 
 class Deliveries(Duty):
-    """Reads the ready list of the desk's queue."""
+    """Reads the ready lists of the desk's queue."""
 
     def __init__(self, desk: Desk) -> None:
         super().__init__("desk-deliveries", desk.live.redis_url, desk.queue)
@@ -454,7 +454,8 @@ class Deliveries(Duty):
     def turn(self) -> None:
         if not self.desk.there.wait(1.0):
             return
-        popped: Any = self.client.brpop([self.desk.queue], timeout=1)
+        # the plain list: a worker of a version without crews may hold the pump's duty
+        popped: Any = self.client.brpop([keys.ready(keys.ALL, self.desk.queue), self.desk.queue], timeout=1)
         if popped is None:
             return
         tag = _tag_of(popped[1])["delivery_tag"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ratelimit_worker.ports import Bar, BarKind
-from ratelimit_worker.reports.words import count, per_min, seconds
+from ratelimit_worker.reports.words import count, per_min, seconds, unknown_task
 
 Paces = Mapping[str, float]  #: dimension → units a minute
 
@@ -27,6 +27,7 @@ _SHORT = {
     BarKind.RAMP: "ramp",
     BarKind.FLIGHT: "calls in flight",
     BarKind.CONCURRENCY: "concurrency",
+    BarKind.TASK: "a worker that knows its task",
     BarKind.SLOTS: "slots",
     BarKind.PARENT: "parent",
 }
@@ -129,6 +130,8 @@ def _sentence(bar: Bar, at_s: float) -> str:
             return f"flight: {count(bar.number)} calls are out, as many as the provider answers well"
         case BarKind.CONCURRENCY:
             return f"room: {count(bar.number)} calls of the lane are out, and its concurrency is reached"
+        case BarKind.TASK:
+            return f"room: {unknown_task(bar.detail, bar.queue)}"
         case BarKind.SLOTS if bar.number == 0:
             return f"room: no worker takes calls from queue {bar.detail!r}"
         case BarKind.SLOTS:

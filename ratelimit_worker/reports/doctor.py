@@ -22,7 +22,7 @@ from ratelimit_worker.ports import BarKind
 from ratelimit_worker.reports.bars import held_by
 from ratelimit_worker.reports.live import ClusterState, LaneState
 from ratelimit_worker.reports.stats import Sources, status
-from ratelimit_worker.reports.words import count, per_min, seconds
+from ratelimit_worker.reports.words import count, per_min, seconds, unknown_task
 from ratelimit_worker.stores.live import Server
 from ratelimit_worker.stores.migrations import HEAD
 from ratelimit_worker.stores.queries import Sums
@@ -278,6 +278,9 @@ def judge_workers(state: ClusterState, latency_s: Mapping[str, float]) -> Iterat
         waiting = sum(lane.waiting + lane.due_later for lane in state.lanes if not lane.workers)
         level, code = (Level.WRONG, Code.FAILED) if waiting else (Level.NOTE, Code.FINE)
         yield Finding("workers", level, f"none is alive, and {count(waiting)} calls wait: start one", code)
+    for one in state.unknown:
+        says = f"{unknown_task(one.task, one.queue)}, and {count(one.calls)} calls wait: start a worker that does"
+        yield Finding("tasks", Level.WRONG, says, Code.FAILED)
     for lane in state.lanes:
         if state.workers and lane.waiting and not lane.workers:
             yield Finding(

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from ratelimit_worker.calls import Attempt, Content, Mode, Outcome
 from ratelimit_worker.flow.tune import Rules
-from ratelimit_worker.ports import Bar
+from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.reports.bars import sentences
 from ratelimit_worker.reports.live import LaneState, cluster_state
 from ratelimit_worker.reports.start import Forecast
@@ -171,7 +171,8 @@ def _where(call: CallNow) -> Where:
         return Where.RUNNING if call.begun else Where.READY
     if call.leader is not None:
         return Where.FOLLOWING
-    return Where.DUE_LATER if call.due_s is not None else Where.WAITING
+    knows_none = any(bar.kind is BarKind.TASK for bar in call.bars or ())  # then its time is only when it asks again
+    return Where.DUE_LATER if call.due_s is not None and not knows_none else Where.WAITING
 
 
 def waits_for(

@@ -19,7 +19,7 @@ from ratelimit_worker.ports import Bar
 from ratelimit_worker.reports.bars import held_by
 from ratelimit_worker.reports.mode import ModeNow, mode_now
 from ratelimit_worker.stores.desks import PREFIX
-from ratelimit_worker.stores.live import US, LaneNow, Now, WorkerNow
+from ratelimit_worker.stores.live import US, LaneNow, Now, UnknownTask, WorkerNow
 from ratelimit_worker.stores.queries import Recent
 
 
@@ -125,6 +125,7 @@ class ClusterState:
     slots: int
     queues: tuple[QueueState, ...]
     counters: Mapping[str, int]
+    unknown: tuple[UnknownTask, ...] = ()  #: tasks that calls wait for, and no living worker of their queue knows
 
 
 def cluster_state(now: Now, recent: Mapping[str, Recent] | None) -> ClusterState:
@@ -145,6 +146,7 @@ def cluster_state(now: Now, recent: Mapping[str, Recent] | None) -> ClusterState
             for queue, served in ((queue, serving(workers, (queue,))) for queue in queues)
         ),
         counters=now.counters,
+        unknown=now.unknown,
     )
 
 

@@ -9,7 +9,7 @@ from ratelimit_worker.reports.figures import Group
 from ratelimit_worker.reports.live import ClusterState, LaneState
 from ratelimit_worker.reports.outcomes import snoozed_words
 from ratelimit_worker.reports.stats import Stats
-from ratelimit_worker.reports.words import clock, count, moment, per_min, percent, seconds, table
+from ratelimit_worker.reports.words import clock, count, moment, per_min, percent, seconds, table, unknown_task
 
 _MOST_ROWS = 20
 _BARS = "·▁▂▃▄▅▆▇█"
@@ -50,10 +50,12 @@ def lane_notes(state: ClusterState) -> list[str]:
 
 
 def workers_line(state: ClusterState) -> str:
-    """How many workers there are."""
+    """How many workers there are, and which tasks none of them knows though calls wait."""
     queues = ", ".join(f"{queue.queue} {queue.slots}" for queue in state.queues)
     workers = "1 worker" if state.workers == 1 else f"{state.workers} workers"
-    return f"{workers}, {state.slots} slots{f' (by queue: {queues})' if queues else ''}"
+    lines = [f"{workers}, {state.slots} slots{f' (by queue: {queues})' if queues else ''}"]
+    lines += [f"{unknown_task(one.task, one.queue)}; {count(one.calls)} calls wait for one" for one in state.unknown]
+    return "\n".join(lines)
 
 
 def lanes_table(state: ClusterState) -> str:

@@ -87,3 +87,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int = _WID
         cells = [first.ljust(widths[0]), *(cell.rjust(wide) for cell, wide in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def unknown_task(task: str, queue: str) -> str:
+    """Why calls of a task wait for a worker."""
+    return f"task {task}: no living worker of queue {queue} knows it"

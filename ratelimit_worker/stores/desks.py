@@ -40,7 +40,7 @@ class Desks:
         """This process ends in good order; what it left is forgotten."""
         Lanes(self._client).purge(queue)
         self._client.zrem(DESKS, queue)
-        self._client.delete(queue)
+        self._client.delete(queue, keys.ready(keys.ALL, queue))
 
     def workers_live(self) -> bool:
         """Whether a Celery worker lives; exact to its lifetime after its last beat (3.5 s)."""

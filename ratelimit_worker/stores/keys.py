@@ -12,8 +12,10 @@
 | `rlw:shares:P` | ZSET lane → finish tag | fair queueing of P's lanes | lanes ahead of P's `turn`; 1 hour |
 | `rlw:day:N:L` | HASH | requests and tokens of lane L on day N since the epoch (UTC), where it has a quota | 2 days |
 | `rlw:out:L` | ZSET tag → begun (0, 1) | released and not freed; of a parent's lanes too | slots |
-| `rlw:onqueue:Q` | SET of tags | the same, by queue, but for those set aside | slots |
-| `rlw:onqueues` | SET | queues with such a set | queues; the sweep drops the empty |
+| `rlw:ready:C:Q` | LIST | calls released to crew C of queue Q: workers that know the same tasks | slots; or the sweep |
+| `rlw:oncrew:C:Q` | SET of tags | what is out, by crew and queue, but for those set aside | slots |
+| `rlw:oncrews` | SET of C:Q | crews with such a set | crews; the sweep drops the empty |
+| `rlw:onqueue:Q` `rlw:onqueues` | SET | the same by queue, of a version without crews | slots |
 | `rlw:ledger` | ZSET tag → lease end (µs) | the same, all lanes | slots |
 | `rlw:aside` | SET of tags | out, but on a worker that died or takes no more | slots; until the lease ends |
 | `rlw:suspects` | ZSET ref → waits, out (0, 1) | calls that ran when their worker died | until they end; 30 days |
@@ -36,8 +38,13 @@
 | `rlw:full` | HASH lane → begins, ends | lanes that wait for one of their own calls to do that | lanes |
 | `rlw:busy` | SET | lanes with something out | lanes; the sweep drops the others |
 | `rlw:workers` | ZSET worker → µs | until when a worker lives | workers; dropped by score |
-| `rlw:slots` `rlw:held` | HASH | slots and queues of a worker; tags that it held at its last beat | workers |
-| `rlw:room` | HASH | the sums of the slots | 60 s |
+| `rlw:crew` `rlw:held` | HASH | crew, slots and queues of a worker; tags that it held at its last beat | workers |
+| `rlw:slots` | HASH | slots and queues of a worker, as far as a version without crews counts them | workers |
+| `rlw:tasks:C` | SET | names of the tasks that crew C knows, as JSON has them | tasks; 1 hour after its last beat |
+| `rlw:crews` | HASH | the sums of the slots, by queue and crew | 60 s |
+| `rlw:room` | HASH | the sums of the slots, of a version without crews | 60 s |
+| `rlw:parked` | SET of queue, task | what `rlw:parked:…` there are | tasks with parked calls |
+| `rlw:parked:…` | ZSET ref → µs | calls of one queue and task that no crew with a slot knows | calls; 1 hour |
 | `rlw:pump` | HASH | the pump's planned sleep, the sweep's grace, the next place in a row | 1 |
 | `rlw:duty:NAME` | STRING | who holds a duty | its lease |
 | `rlw:seen:L` | LIST | observations for the tuner | 2,000; 1 hour |
@@ -109,6 +116,41 @@ def turns(parent: str) -> str:
 def day(lane: str, at_s: float) -> str:
     """What a lane with a quota has used of its UTC day."""
     return f"{NAMESPACE}day:{int(at_s // 86_400)}:{lane}"
+
+
+#: What a crew is called that knows every task of its queue: a process that makes calls without one.
+ALL = "*"
+CREW = NAMESPACE + "crew"
+READY = NAMESPACE + "ready:"
+PARKED = NAMESPACE + "parked"
+
+
+def ready(crew: str, queue: str) -> str:
+    """Messages of released calls, for one crew of a queue."""
+    return f"{READY}{crew}:{queue}"
+
+
+def crew_and_queue(ready_list: str) -> tuple[str, str] | None:
+    """What `ready` was made of; None: it is another key."""
+    if not ready_list.startswith(READY):
+        return None
+    crew, _, queue = ready_list[len(READY) :].partition(":")
+    return crew, queue
+
+
+def oncrew(crew: str, queue: str) -> str:
+    """Tags of calls that are out, of one crew of a queue."""
+    return f"{NAMESPACE}oncrew:{crew}:{queue}"
+
+
+def tasks(crew: str) -> str:
+    """Tasks that a crew knows."""
+    return f"{NAMESPACE}tasks:{crew}"
+
+
+def parked(queue: str, task: str) -> str:
+    """Calls of one task that wait on a queue for a worker that knows it."""
+    return f"{PARKED}:{len(queue.encode())}:{queue}:{task}"
 
 
 def call(ref: str) -> str:

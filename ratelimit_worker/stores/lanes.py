@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -149,6 +151,39 @@ class Entry:
             _SHEDS[self.sheds],
             *fields,
         ]
+
+
+TASKS_TTL_S = 3600  #: what a crew knows is kept so long after its last beat
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """Workers of a queue that know the same tasks: calls are released to one that knows theirs."""
+
+    name: str
+    tasks: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, tasks: Iterable[str]) -> Crew:
+        """The crew of a worker that knows these tasks, named by a digest of them."""
+        known = frozenset(tasks)
+        text = "\n".join(sorted(known))
+        return cls(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16], known)
+
+
+EVERY_TASK = Crew(keys.ALL)
+
+
+def as_escaped(task: str) -> str:
+    """A task's name as the scripts find it in a message: escaped as in JSON, up to its first quote."""
+    return json.dumps(task)[1:-1].partition('"')[0]
+
+
+def as_array(record: Any) -> list[Any]:
+    """A record as an array, where a version that knew fewer of its fields has left a hole in it."""
+    if isinstance(record, dict):
+        return [record.get(place) for place in range(1, max(record) + 1)]
+    return list(record)
 
 
 MOST_KNOWN = 10_000  #: lanes that one process remembers
@@ -304,11 +339,37 @@ class Lanes:
         return int(self.run("sweep", (int(lease_s * US), most)))
 
     def beat(
-        self, worker: str, slots: int, life_s: float, queues: Sequence[str], lease_s: float, held: Iterable[str]
+        self,
+        worker: str,
+        slots: int,
+        life_s: float,
+        queues: Sequence[str],
+        lease_s: float,
+        held: Iterable[str],
+        crew: Crew = EVERY_TASK,
     ) -> int:
-        """Say that a worker lives, with its slots and queues, and renew what it holds → slots of all workers."""
-        args = (worker, slots, int(life_s * 1000), len(queues), *queues, int(lease_s * US), *held)
-        return int(self.run("beat", args))
+        """Say that a worker lives, with its slots, queues and tasks, and renew what it holds → slots of all workers.
+
+        The names of the tasks travel only when Redis does not know what this crew knows.
+        """
+        args = (worker, slots, int(life_s * 1000), len(queues), *queues, int(lease_s * US), crew.name, TASKS_TTL_S)
+        held = list(held)
+        total, told = self.run("beat", (*args, *held))
+        if not told:
+            self._tell(crew)
+            total, _ = self.run("beat", (*args, *held))
+        return int(total)
+
+    def _tell(self, crew: Crew) -> None:
+        name = self.prefix + keys.tasks(crew.name)
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.sadd(name, "", *map(as_escaped, sorted(crew.tasks)))  # "" is no task: a set is never empty
+            pipe.expire(name, TASKS_TTL_S)
+            pipe.execute()
+
+    def decline(self, tag: str) -> bool:
+        """Give a released call back whose task this worker does not know → False: the tag is no call that is out."""
+        return bool(self.run("decline", (tag,)))
 
     def set_points(self, lane: str, fields: Mapping[str, float | str]) -> int:
         """Write fields of a lane; they hold for the next permit → released at once.
@@ -337,8 +398,12 @@ class Lanes:
         return list(zip(flat[::2], flat[1::2], strict=True))
 
     def size(self, queue: str) -> int:
-        """Calls that wait on a queue, over all lanes (ready ones are counted by the queue itself)."""
+        """Calls that wait on a queue, over all lanes (not those that are released)."""
         return int(self.run("size", (queue,)))
+
+    def ready(self, queue: str) -> int:
+        """Calls that are released to the crews of a queue, and read by no worker yet."""
+        return int(self.run("ready", (queue,)))
 
     def purge(self, queue: str) -> int:
         """Forget all calls that wait on a queue or lie ready there → how many."""
@@ -389,7 +454,19 @@ class Lanes:
     def record(self, ref: str) -> list[Any] | None:
         """The record of one call, as the scripts keep it; None: not there."""
         packed: Any = self.client.hget(self.prefix + keys.call(ref), "i")
-        return None if packed is None else msgspec.msgpack.decode(packed)
+        return None if packed is None else as_array(msgspec.msgpack.decode(packed, strict=False))
+
+    def out(self, tag: str) -> tuple[list[Any], bytes, bytes] | None:
+        """Record, message and payload of a call that is released under this tag; None: none is."""
+        ref = tag.rpartition(".")[0]
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.zscore(self.prefix + keys.LEDGER, tag)
+            pipe.hmget(self.prefix + keys.call(ref), ("i", "m"))
+            pipe.get(self.prefix + keys.payload(ref))
+            score, (packed, message), payload = pipe.execute()
+        if score is None or packed is None:
+            return None
+        return as_array(msgspec.msgpack.decode(packed, strict=False)), message or b"", payload or b""
 
     def set_aside(self, raw: bytes, why: str) -> None:
         """Keep a message that cannot be a call, with a counter, so that nobody trips over it again."""

@@ -6,6 +6,7 @@ What holds a call back says the script that decides it (lua/bar.lua).
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,12 +22,14 @@ from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.policy.modes import ALL, Pin, governing
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.lanes import as_array
 from ratelimit_worker.stores.pins import Pins
 from ratelimit_worker.stores.scripts import Scripts
 
 log = logging.getLogger(__name__)
 
 US = 1_000_000
+PARKED_STALE_S = 60.0  #: crew.STALE_US in lua/shared/crews.lua
 #: Waiting calls of a lane and queue that are looked at to find the oldest. Places follow classes and tenants, not age,
 #: so an older one may stand further back; with one class and tenant the first is the oldest.
 LOOKED_AT = 20
@@ -89,6 +92,16 @@ class WorkerNow:
     slots: int
     queues: tuple[str, ...]
     held: tuple[str, ...] = ()  #: tags
+    crew: str | None = None  #: names the tasks that it knows; None: it is of a version that does not tell
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownTask:
+    """A task that none of the workers of a queue knows, though some live and all tell what they know."""
+
+    queue: str
+    task: str
+    calls: int  #: that were found to wait for a worker that knows it; more may stand behind others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +113,7 @@ class Now:
     workers: tuple[WorkerNow, ...]
     counters: Mapping[str, int]
     pins: Mapping[str, Pin] = field(default_factory=dict)  #: modes by hand, by lane; those too that have ended
+    unknown: tuple[UnknownTask, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +207,7 @@ class Live:
                 workers=workers,
                 counters={name.decode(): int(value) for name, value in counters.items()},
                 pins=pins,
+                unknown=tuple(self._unknown(workers, at_s)),
             )
 
     def call(self, call_id: str) -> list[CallNow]:
@@ -273,6 +288,27 @@ class Live:
             leader=None if follows is None or leader is None else leader.decode(),
             bars=bars,
         )
+
+    def _unknown(self, workers: Sequence[WorkerNow], at_s: float) -> Iterator[UnknownTask]:
+        rows: Any = self._client.smembers(self._key(keys.PARKED))
+        for row in sorted(rows):
+            queue, task = _queue_and_task(row)
+            since: Any = f"{(at_s - PARKED_STALE_S) * US:.0f}"
+            calls: Any = self._client.zcount(self._key(keys.parked(queue, task)), since, "+inf")
+            if calls and self._knows(workers, queue, task) is False:
+                yield UnknownTask(queue=queue, task=_unescaped(task), calls=int(calls))
+
+    def _knows(self, workers: Sequence[WorkerNow], queue: str, task: str) -> bool | None:
+        """Whether a worker of the queue knows a task, by its name as JSON has it; None: nobody is there, or tells."""
+        crews = {worker.crew for worker in workers if queue in worker.queues}
+        if not crews or None in crews:
+            return None
+        if keys.ALL in crews:
+            return True
+        with self._client.pipeline(transaction=False) as pipe:
+            for crew in crews:
+                pipe.sismember(self._key(keys.tasks(str(crew))), task)
+            return any(pipe.execute())
 
     def _lanes(self, names: Sequence[str], at_s: float, pins: Mapping[str, Pin]) -> Iterator[LaneNow]:
         if not names:
@@ -362,16 +398,20 @@ class Live:
             return ()
         slots: Any = self._client.hmget(self._key(f"{keys.NAMESPACE}slots"), names)
         held: Any = self._client.hmget(self._key(f"{keys.NAMESPACE}held"), names)
+        crews: Any = self._client.hmget(self._key(keys.CREW), names)
         found = []
-        for name, packed, tags in zip(names, slots, held, strict=True):
-            if packed is not None:
-                count, *queues = msgspec.msgpack.decode(packed)
+        for name, packed, tags, known in zip(names, slots, held, crews, strict=True):
+            if known is not None or packed is not None:
+                crew, count, *queues = (
+                    msgspec.msgpack.decode(known) if known else (None, *msgspec.msgpack.decode(packed))
+                )
                 found.append(
                     WorkerNow(
                         name=name.decode(),
                         slots=int(count),
                         queues=tuple(queues),
                         held=tuple(msgspec.msgpack.decode(tags)) if tags else (),
+                        crew=crew,
                     )
                 )
         return tuple(sorted(found, key=lambda worker: worker.name))
@@ -390,12 +430,25 @@ class Live:
         return self._prefix + name
 
 
+def _queue_and_task(row: bytes) -> tuple[str, str]:
+    """What crews.lua writes as one text: length of the queue's name, queue, task as JSON has it."""
+    size, _, rest = row.partition(b":")
+    return rest[: int(size)].decode(), rest[int(size) + 1 :].decode()
+
+
+def _unescaped(name: str) -> str:
+    try:
+        return str(json.loads(f'"{name}"'))
+    except ValueError:  # cut at a quote
+        return name
+
+
 def _sorted(members: Any) -> tuple[str, ...]:
     return tuple(sorted(member.decode() for member in members))
 
 
 def _record(ref: str, packed: bytes) -> Record:
-    values = msgspec.msgpack.decode(packed)
+    values = as_array(msgspec.msgpack.decode(packed, strict=False))
     return Record(
         ref=ref,
         lane=values[1],
@@ -417,12 +470,16 @@ def _record(ref: str, packed: bytes) -> Record:
 
 def _bar(raw: Sequence[Any]) -> Bar:
     kind, until, detail, number, *parent = raw
-    until_us = int(until)
+    until_us, queue = int(until), ""
+    if kind.decode() == BarKind.TASK:
+        queue, task = _queue_and_task(detail)
+        detail = _unescaped(task).encode()
     return Bar(
         kind=BarKind(kind.decode()),
         until_s=until_us / US if until_us > 0 else None,
         event=until_us < 0,
         detail=detail.decode(),
         number=int(number),
+        queue=queue,
         parent=_bar(parent[0]) if parent else None,
     )

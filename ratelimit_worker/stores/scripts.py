@@ -34,6 +34,7 @@ SHARED = (
     "suspects",
     "room",
     "waiting",
+    "crews",
     "parents",
     "next",
     "probes",

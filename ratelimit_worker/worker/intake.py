@@ -52,9 +52,14 @@ class Intake:
             return f"content type {str(message.get('content-type'))[:40]!r} is not accepted"
         if not isinstance(headers.get("id"), str) or not isinstance(headers.get("task"), str):
             return "no task id or name"
-        if headers["task"] not in self.tasks:
+        if self.lacks_task_of(message):
             return f"task {headers['task'][:80]!r} is not registered"
         return _body_refusal(message.get("body"), properties.get("body_encoding"), message.get("content-encoding"))
+
+    def lacks_task_of(self, message: Any) -> bool:
+        """Whether a message with headers names a task that is not registered here; another worker may know it."""
+        headers = message.get("headers") if isinstance(message, dict) else None
+        return isinstance(headers, dict) and isinstance(headers.get("task"), str) and headers["task"] not in self.tasks
 
 
 def read_json(raw: bytes) -> Any:

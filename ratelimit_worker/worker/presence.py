@@ -20,7 +20,7 @@ from redis import RedisError
 
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import limit, pin
-from ratelimit_worker.stores.lanes import Lanes
+from ratelimit_worker.stores.lanes import Crew, Lanes
 from ratelimit_worker.wiring import Services, services
 from ratelimit_worker.worker import own_rules
 from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
@@ -79,7 +79,13 @@ class Presence(Duty):
             redis.RedisError: the broker is away; the next beat tells it.
         """
         mine = self.slots() if slots is None else slots
-        self.lanes.beat(self.owner, mine, LIFE_S, self.queues(), self.lease_s, self.held())
+        HELD.crew = crew = self.crew()  # its ready lists are read from now on
+        self.lanes.beat(self.owner, mine, LIFE_S, self.queues(), self.lease_s, self.held(), crew)
+
+    def crew(self) -> Crew:
+        """The tasks for which this worker can take calls; a task may be registered at any time."""
+        names = frozenset(name for name, task in tuple(self.consumer.app.tasks.items()) if isinstance(task, CallTask))
+        return HELD.crew if HELD.crew.name and names == HELD.crew.tasks else Crew.of(names)
 
     def slots(self) -> int:
         """Calls that this worker can run at once; 0 while it does not consume, or released calls would pile up."""

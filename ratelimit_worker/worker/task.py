@@ -39,6 +39,7 @@ from ratelimit_worker.wiring import policy_of, services
 from ratelimit_worker.worker import transport
 from ratelimit_worker.worker.intake import read_json
 from ratelimit_worker.worker.quarantine import QUARANTINE
+from ratelimit_worker.worker.refusal import refuse
 from ratelimit_worker.worker.result import CallResult
 from ratelimit_worker.worker.transport import HEADER, unpack_body
 
@@ -378,6 +379,7 @@ def connect_transport(app: Any) -> None:
     """Tell the transport what only the app knows: which tasks make calls, and what was configured of their lanes."""
     transport.PLAN[:] = [plan_by_name(app)]
     transport.IS_CALL[:] = [lambda name: isinstance(app.tasks.get(name), CallTask)]
+    transport.REFUSE[:] = [refuse(app, ANSWERS, lambda attempt: services().encode_outcome(attempt))]
     transport.LANE_FIELDS[:] = [lambda lane: pin.lane_fields(services().control, services().settings, lane)]
 
 

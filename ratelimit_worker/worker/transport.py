@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from queue import Empty, SimpleQueue
-from time import time
+from time import monotonic, time
 from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES, virtual
@@ -33,7 +33,7 @@ from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.fingerprint import digest
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.lanes import Claim, Entry, Lanes
+from ratelimit_worker.stores.lanes import Claim, Crew, Entry, Lanes
 from ratelimit_worker.stores.patient import passes
 from ratelimit_worker.worker.intake import Intake, read_json
 
@@ -59,6 +59,7 @@ class Held:
         #: Tags of running requests; empty when the worker is stopping. A worker's presence step sets it.
         self.running: Callable[[], Iterable[str]] = tuple
         self.stopping: Callable[[], bool] = bool  #: whether the worker ends in good order
+        self.crew = Crew("")  #: whose ready lists this worker reads, once it beats
 
 
 HELD = Held()
@@ -68,6 +69,8 @@ INTAKE = Intake()
 PLAN: list[Callable[[str, list[Any], dict[str, Any]], Mapping[str, Any] | None]] = []
 #: Whether a task of that name makes calls.
 IS_CALL: list[Callable[[str], bool]] = []
+#: Ends what a message that is set aside has begun: (lanes, message, why).
+REFUSE: list[Callable[[Lanes, bytes, str], None]] = []
 #: Fields of a lane that is new; `wiring` sets it. lane → set-points.
 LANE_FIELDS: list[Callable[[str], Mapping[str, float | str]]] = []
 
@@ -189,6 +192,9 @@ class Channel(stock.Channel):
     QoS = QoS
     Message = Message
     _kept: tuple[Any, Any, Lanes] | None = None
+    _calls_first = True  #: whether the ready lists are asked before the stock ones
+    _in_poll: Any
+    _brpop_sent_at: Any
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
@@ -241,6 +247,24 @@ class Channel(stock.Channel):
             "headers": {**headers, BODY_HEADER: ref, "argsrepr": "<canvas>", "kwargsrepr": "<canvas>"},
         }
 
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        """Ask for the next message of all queues: calls that are released to this worker's crew, and what is stock.
+
+        Whichever came last stands behind the other, so that neither starves.
+        """
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        plain = [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
+        calls = [keys.ready(HELD.crew.name, queue) for queue in queues if HELD.crew.name and queue in INTAKE.queues]
+        wait_s = self.brpop_timeout if timeout is None else timeout
+        command = ["BRPOP", *(calls + plain if self._calls_first else plain + calls), wait_s or 0]
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = monotonic()
+        if self.global_keyprefix:
+            command = self.client._prefix_args(command)
+        self.client.connection.send_command(*command)
+
     def _brpop_read(self, **options: Any) -> bool:
         try:
             try:
@@ -251,7 +275,10 @@ class Channel(stock.Channel):
             if not popped:
                 raise Empty
             key, item = popped
-            queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
+            name = bytes_to_str(key)
+            ready = keys.crew_and_queue(name)
+            queue = name.rsplit(self.sep, 1)[0] if ready is None else ready[1]
+            self._calls_first = ready is None
             self._queue_cycle.rotate(queue)
             try:
                 message = read_json(item)
@@ -261,7 +288,7 @@ class Channel(stock.Channel):
                 self.connection._deliver(message, queue)
             return True
         finally:
-            self._in_poll: Any = None
+            self._in_poll = None
             self._flush_brpop_reauth()
 
     def set_aside(self, raw: bytes, why: str, queue: str) -> None:
@@ -269,9 +296,17 @@ class Channel(stock.Channel):
         fields = {"queue": queue, "why": why, "bytes": len(raw)}
         log.error("message.set_aside queue=%s bytes=%d why=%s", queue, len(raw), why, extra=fields)
         self.lanes.set_aside(raw, why)
+        if not REFUSE or queue not in INTAKE.queues:
+            return
+        try:
+            REFUSE[0](self.lanes, raw, why)
+        except Exception as error:  # the same: it is left to its lease
+            if isinstance(error, (RedisError, OSError)) and passes(error):
+                raise
+            log.exception("message.not_ended", extra={"cause": type(error).__name__})
 
     def _size(self, queue: str) -> int:
-        return int(super()._size(queue)) + self.lanes.size(queue)
+        return int(super()._size(queue)) + self._calls(queue)
 
     def _purge(self, queue: str) -> int:
         return self.lanes.purge(queue) + int(super()._purge(queue))
@@ -281,7 +316,10 @@ class Channel(stock.Channel):
         super()._delete(queue, *args, **kwargs)
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
-        return bool(super()._has_queue(queue, **kwargs)) or self.lanes.size(queue) > 0
+        return bool(super()._has_queue(queue, **kwargs)) or self._calls(queue) > 0
+
+    def _calls(self, queue: str) -> int:
+        return self.lanes.size(queue) + self.lanes.ready(queue)
 
 
 class Transport(stock.Transport):
@@ -298,6 +336,9 @@ class Transport(stock.Transport):
         channel = next(iter(self.channels))
         why = INTAKE.refusal(message, queue)
         if why is not None:
+            if INTAKE.lacks_task_of(message) and channel.lanes.decline(message["properties"]["delivery_tag"]):
+                log.info("message.declined queue=%s task=%s", queue, message["headers"]["task"][:80])
+                return
             channel.set_aside(dumps(message).encode(), why, queue)
             return
         if queue in INTAKE.queues and "lane" not in message["properties"]:

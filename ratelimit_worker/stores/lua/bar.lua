@@ -4,33 +4,19 @@
 -- returns  {calls that go before it (-1: it does not wait for its turn), bar …}, a bar being {kind, until µs, which, number}:
 --          until: 0 nobody knows, -1 an event, which wakes the lane
 --          'due' (its time) · 'claim' (which: the call whose answer it waits for) · 'turn' (number: calls before it) ·
+--          'task' (no worker of its queue knows it; which: length of the queue's name:queue:task, as JSON has that) ·
 --          'retries' (the retry budget; number: ten thousandths of a call that it holds) · 'suspect' · 'newer' (a newer
 --          version's call) · 'gate' (which: refused, mode, shut) · 'pace' (which: the dimension) · 'quota' (which: requests or
 --          tokens; number: of the day) · 'begins' | 'probes' | 'ramp' | 'flight' | 'concurrency' (number: as many are out) · 'slots' (which: the
 --          queue; number: its slots, 0: nobody serves it) · 'parent' (which: its name; number: lanes that wait there; then,
 --          fifth, a bar of its own: one of gate, pace, quota, probes, ramp, flight, concurrency, turn)
 --          Of several the last to end counts. None: it goes when the lane is looked at, which is at once.
-memo.looks = true
+memo[LOOKS] = true
 local DIMENSIONS, SHUT = {'requests', 'tokens', 'input_tokens', 'output_tokens'}, 2 ^ 53  -- SHUT_US of flow/tune.py
 local lane, ref = ARGV[2], ARGV[3] ~= '' and ARGV[3]
 local bars = {}
 local function add(kind, until_us, which, number, parents)
   bars[#bars + 1] = {kind, int(until_us), which or '', int(number or 0), parents}
-end
--- Slots as `slots` counts them. What it would first clear away, workers that have died since, is only left out here: what
--- they hold counts as taken until somebody has cleared it away.
-local function count_slots(queues)
-  local h = redis.call('HMGET', key('room'), 'total', 'until')
-  if h[1] and now <= tonumber(h[2]) then return end
-  local total, by = 0, {}
-  local living = redis.call('ZRANGEBYSCORE', key('workers'), int(now), '+inf')
-  for i = 1, #living do
-    local v = redis.call('HGET', key('slots'), living[i])
-    local w = v and cmsgpack.unpack(v) or {0}
-    total = total + w[1]
-    for j = 2, #w do by[w[j]] = (by[w[j]] or 0) + w[1] end
-  end
-  for _, q in ipairs(queues) do memo[q] = {total, by[q] or 0} end
 end
 -- which bound of the law `width` is: the narrowest of them
 local function law_of(L)
@@ -89,14 +75,20 @@ local function before(L, queues, tag)
   return n
 end
 
+-- The task of a call, as its JSON has it, when no worker of its queue knows it; and whether the call is parked, see crews.lua.
+local function unknown_task(r, of)
+  local task = crew.task_of(redis.call('HGET', call_key(of), 'm') or '')
+  local _, here, _, older = slots(r[QUEUE])
+  if not task or here == 0 then return nil end
+  local _, known = crew.pick(r[QUEUE], task, 0)
+  if not known and older == 0 then return #r[QUEUE] .. ':' .. r[QUEUE] .. ':' .. task end  -- else an older version's worker may
+  return nil, redis.call('ZSCORE', crew.parked_key(r[QUEUE], task), of)
+end
+
 local L = load(lane)
 local queues = redis.call('SMEMBERS', queues_key(lane))
 local asked, r, queue, place = ref and record(ref), nil, nil, -1
 if ref and not asked then return {-1} end
-local served = {unpack(queues)}
-if asked then served[#served + 1] = asked[QUEUE] end
-served[#served + 1] = ''
-count_slots(served)
 local own, out, _, bound = own_room(L)
 local rooms = {}
 local first, _, _, tag = first_of(L, queues, rooms, out)
@@ -109,7 +101,14 @@ if asked then
   local due = redis.call('ZSCORE', due_key(lane, queue), ref)
   local score = redis.call('ZSCORE', wait_key(lane, queue), ref)
   if due then
-    if tonumber(due) > now then add('due', tonumber(due)) end
+    local unknown, parked = unknown_task(asked, ref)
+    if unknown then
+      add('task', -1, unknown)
+    elseif parked then                                 -- all slots of those that know it are taken
+      add('slots', -1, queue, (select(2, slots(queue))))
+    elseif tonumber(due) > now then
+      add('due', tonumber(due))
+    end
   elseif not score then                                -- it follows, has its answer, or is out
     if asked[CLAIM] and redis.call('ZSCORE', followers_key(asked[CLAIM]), ref) then
       add('claim', -1, redis.call('GET', claim_key(asked[CLAIM])) or '')
@@ -137,21 +136,30 @@ end
 if first then
   r = record(first)
 else                                                   -- no queue has room: the first of those that wait, though
-  local lowest, soonest
+  local lowest, soonest, later
   for _, q in ipairs(queues) do
     local head, at = head_of(L, q)
     if head and (not lowest or at < lowest) then first, lowest = head, at end
     if not head then
       local e = redis.call('ZRANGE', due_key(lane, q), 0, 0, 'WITHSCORES')
-      if e[2] and (not soonest or tonumber(e[2]) < soonest) then r, soonest = record(e[1]), tonumber(e[2]) end
+      if e[2] and (not soonest or tonumber(e[2]) < soonest) then r, soonest, later = record(e[1]), tonumber(e[2]), e[1] end
     end
     if not asked and room(L, q, out) <= 0 then add('slots', -1, q, (select(2, slots(q)))) end
   end
-  if first then r = record(first) elseif soonest and soonest > now and not asked then add('due', soonest) end
+  if first then
+    r = record(first)
+  elseif r and soonest > now and not asked then
+    local unknown = unknown_task(r, later)
+    if unknown then add('task', -1, unknown, 0) else add('due', soonest) end
+  end
 end
 if asked and (ref == first or place < 0) then r = asked end
 if asked and room(L, queue, out) <= 0 then add('slots', -1, queue, (select(2, slots(queue)))) end
 local judged = asked or r                              -- what may not go for itself, whatever its lane may
+if judged and (not asked or place >= 0) and (asked or first) then
+  local unknown = unknown_task(judged, ref or first)
+  if unknown then add('task', -1, unknown) end
+end
 if judged and judged[VERSION] > SCHEMA then add('newer', 0) end
 if judged and judged[LOST] > 0 and not suspect.may_go() then add('suspect', -1) end
 if own <= 0 then

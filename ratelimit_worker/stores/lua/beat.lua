@@ -1,39 +1,62 @@
--- A worker lives: its slots and queues count, what it holds is renewed. O(held · log out), more when it comes or goes.
--- ARGV  now µs · worker · slots (0: it does not consume) · its lifetime ms · number of queues · queue … · lease µs · tag …
--- returns  slots of all live workers
+-- A worker lives: its slots, queues and crew count, what it holds is renewed. O(held · log out), more when it comes or goes.
+-- ARGV  now µs · worker · slots (0: it does not consume) · its lifetime ms · number of queues · queue … · lease µs · crew ·
+--       how long the tasks of its crew are kept, s · tag …
+-- returns  {slots of all live workers, 1: the tasks of its crew are known | 0: tell them, then beat again}
 local wid, mine, life, nq = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local before = slots('')
-local entry, held = {mine}, {}
-for i = 1, nq do entry[i + 1] = ARGV[5 + i] end
+local name, keep_s = ARGV[7 + nq], ARGV[8 + nq]
+if name ~= crew.ALL and redis.call('EXPIRE', key('tasks:') .. name, keep_s) == 0 and mine > 0 then return {0, 0} end
+local total, _, _, _, old = slots('')
+local before = total + old
+local entry, plain, held = {name, mine}, {mine}, {}
+for i = 1, nq do entry[i + 2], plain[i + 1] = ARGV[5 + i], ARGV[5 + i] end
 local lease = tonumber(ARGV[6 + nq])
 redis.call('HSETNX', PUMP, 'lease', int(lease))        -- until the first sweep says it
-for i = 7 + nq, #ARGV do
+for i = 9 + nq, #ARGV do
   held[#held + 1] = ARGV[i]
   redis.call('ZADD', LEDGER, 'XX', int(now + lease), ARGV[i])
 end
+-- What an older version released may run here: it takes a slot of ours from now on.
+if redis.call('EXISTS', key('onqueues')) == 1 and mine > 0 then
+  for _, tag in ipairs(held) do
+    local ref = split(tag)
+    local r = record(ref)
+    if r and r[VERSION] <= SCHEMA and not r[CREW] and redis.call('SREM', crew.older_key(r[QUEUE]), tag) == 1 then
+      r[CLAIM], r[DEGRADES], r[PARENTS] = r[CLAIM] or false, r[DEGRADES] or false, r[PARENTS] or false
+      r[CREW] = name
+      keep(ref, r)
+      redis.call('SADD', crew.taken_key(r), tag)
+      redis.call('SADD', key('oncrews'), crew.at(name, r[QUEUE]))
+    end
+  end
+end
 entry = cmsgpack.pack(entry)
-local known = redis.call('HGET', key('slots'), wid)
+local known = redis.call('HGET', key('crew'), wid)
+local changed = known ~= entry
 if mine > 0 then
   redis.call('ZADD', key('workers'), int(now + life * 1000), wid)
-  redis.call('HSET', key('slots'), wid, entry)
+  redis.call('HSET', key('crew'), wid, entry)
   redis.call('HSET', key('held'), wid, cmsgpack.pack(held))
+  -- Where workers of a version without crews live, its scripts count our slots too: we read its lists as well. Where none
+  -- does they find no slot, so that its producers leave what they enter to our pump, and nothing to stock workers.
+  if old > 0 then redis.call('HSET', key('slots'), wid, cmsgpack.pack(plain)) else redis.call('HDEL', key('slots'), wid) end
   if redis.call('EXISTS', ASIDE) == 1 then
     for _, tag in ipairs(held) do take_back(tag) end
   end
 else
   redis.call('ZREM', key('workers'), wid)
-  redis.call('HDEL', key('slots'), wid)
-  redis.call('HDEL', key('held'), wid)
+  for _, of in ipairs({'slots', 'held', 'crew'}) do redis.call('HDEL', key(of), wid) end
   for _, tag in ipairs(held) do set_aside(tag) end
 end
-redis.call('HDEL', key('room'), 'total')
+redis.call('HDEL', crew.SUMS, 'sums')
+redis.call('HDEL', key('room'), 'total')               -- the sums of a version without crews
 memo = {}
-local total = slots('')
+total, _, _, _, old = slots('')
 -- What lies ready where nobody is left goes to its lanes, and when the first is back all of it: released at their pace.
-if (total == 0) ~= (before == 0) then recall(true) elseif mine == 0 and known then recall(false) end
-if mine > 0 and known ~= entry then
+if (total + old == 0) ~= (before == 0) then recall(true) elseif known and changed then recall(false) end
+if mine > 0 and changed then
+  if redis.call('EXISTS', crew.PARKED) == 1 then crew.wake() end
   for _, q in ipairs(redis.call('SMEMBERS', HUNGRY)) do
     for _, lane in ipairs(redis.call('ZRANGE', row_key(q), 0, -1)) do release(lane, 1000) end
   end
 end
-return total
+return {total, 1}

@@ -67,10 +67,12 @@ local degrades = (fp and (claim[ASKED.STALE_MS] or 0) > 0 and STALE or 0) + (ARG
 if degrades > 0 then r[DEGRADES] = degrades end
 local ttl_s = math.ceil((deadline - now + DAY_US) / 1e6)
 -- nothing waits: the way past the lane, at half the cost
-local past = due <= now and not answer and not follows and #queues == 0 and admits_in(L, cost) == 0 and clear(L, cost)
+local past, c = due <= now and not answer and not follows and #queues == 0 and admits_in(L, cost) == 0 and clear(L, cost)
 if past then
   local own, out = own_room(L)
   past = own > 0 and room(L, queue, out) > 0
+  if past then c = crew.pick(queue, crew.task_of(ARGV[18]), (not L.unlimited or L.parents) and ahead(L) or 0) end
+  past = c ~= nil
 end
 if past then
   r[SCORE] = L.v + band(class)                         -- it takes nobody's turn; if it comes back, it is the first
@@ -79,7 +81,7 @@ else
   if due <= now and not answer and not follows then place(L, r) end
 end
 if past then
-  let_go(L, ref, r, lease_us(), ARGV[18], true)
+  let_go(L, ref, r, lease_us(), c, ARGV[18], true)
   if probes.on(L) then probes.went(L, queue, ARGV[18]) end
 else
   keep(ref, r, ARGV[18])
@@ -89,7 +91,7 @@ redis.call('SET', key('payload:') .. ref, ARGV[19], 'EX', ttl_s)
 redis.call('ZADD', EXPIRY, int(deadline), ref)
 if fp then redis.call('HSET', call_key(ref), 'c', ARGV[20]) end
 if leads then lead(ref, r) end
-if ttl_s > LANE_TTL_S then                             -- a call must not outlive its lane's pace, nor its parents'
+if ttl_s > TTL_S.LANE then                             -- a call must not outlive its lane's pace, nor its parents'
   for _, name in ipairs({lane, unpack(L.names or {})}) do
     if redis.call('TTL', lane_key(name)) < ttl_s then redis.call('EXPIRE', lane_key(name), ttl_s) end
   end

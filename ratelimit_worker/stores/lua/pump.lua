@@ -1,7 +1,7 @@
 -- Release what is due in every lane, and let deadlines pass. O(lanes due · log waiting): idle lanes cost nothing.
 -- ARGV  now µs · owner · lease ms
 -- returns  {released, or -1 when another holds the duty; µs to sleep}
-local duty = key('duty:pump')
+local duty = key('duty:release')
 local holder = redis.call('GET', duty)
 if holder and holder ~= ARGV[2] then return {-1, math.max(0, redis.call('PTTL', duty)) * 1000} end
 redis.call('SET', duty, ARGV[2], 'PX', ARGV[3])
@@ -15,16 +15,26 @@ for _, ref in ipairs(redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', int(now), 'LIMI
     if not r then redis.call('ZREM', ANSWERED, ref) end
   else
     local free, here = vacant(r[QUEUE])
-    if here > 0 and free > -SURPLUS then
+    local message = here > 0 and free > -SURPLUS and redis.call('HGET', call_key(ref), 'm')
+    local c = message and crew.pick(r[QUEUE], crew.task_of(message), SURPLUS)
+    if c then
       redis.call('ZREM', EXPIRY, ref)
       unwait(ref, r)
-      give(ref, r, lease)
+      give(ref, r, lease, c, message)
       if now >= r[DEADLINE] then count('expired') end
       note(r[LANE], now)
     else
       redis.call('ZADD', EXPIRY, int(now + 1e6), ref)
     end
   end
+end
+-- An older version has a pump of its own, which releases into the lists that stock workers read. It sleeps while crews suffice,
+-- and half a lease longer.
+if crew.suffice() then redis.call('SET', key('duty:pump'), ARGV[2], 'PX', int(ARGV[3] / 2)) end
+if redis.call('EXISTS', crew.PARKED) == 1 then crew.wake() end
+if redis.call('EXISTS', key('onqueues')) == 1 and now > tonumber(redis.call('HGET', PUMP, 'reclaim') or '0') then
+  redis.call('HSET', PUMP, 'reclaim', int(now + crew.LOST_US / 4))
+  for lane in pairs(crew.reclaim()) do release(lane, 1) end
 end
 local moved = 0
 for _, one in ipairs(redis.call('ZRANGEBYSCORE', NEXT, '-inf', int(now), 'LIMIT', 0, 100)) do

@@ -32,14 +32,18 @@ for _, lane in ipairs(redis.call('ZRANGE', key('lanes'), 0, -1)) do
   end
   if n >= most then return {n, 1} end
 end
-for _, tag in ipairs(redis.call('SMEMBERS', onqueue_key(queue))) do
-  local ref = split(tag)
-  local r = record(ref)
-  if r and r[VERSION] <= SCHEMA and r[PERMIT] ~= USED and unready(ref, r, tag) then
-    leave(tag, r)
-    purge(ref, r)
-    after(r[LANE], 1, false)
-    feed(1)
+local out = {crew.older_key(queue)}
+for _, name in ipairs(crew.names(queue)) do out[#out + 1] = crew.out_key(name, queue) end
+for _, k in ipairs(out) do
+  for _, tag in ipairs(redis.call('SMEMBERS', k)) do
+    local ref = split(tag)
+    local r = record(ref)
+    if r and r[VERSION] <= SCHEMA and r[PERMIT] ~= USED and unready(ref, r, tag) then
+      leave(tag, r)
+      purge(ref, r)
+      after(r[LANE], 1, false)
+      feed(1)
+    end
   end
 end
 return {n, 0}

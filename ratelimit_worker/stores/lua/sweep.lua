@@ -37,8 +37,19 @@ for _, lane in ipairs(redis.call('SMEMBERS', key('busy'))) do
   if redis.call('EXISTS', out_key(lane)) == 0 then redis.call('SREM', key('busy'), lane) end
 end
 for _, q in ipairs(redis.call('SMEMBERS', key('onqueues'))) do
-  prune(onqueue_key(q), redis.call('SMEMBERS', onqueue_key(q)), 'SREM')
-  if redis.call('EXISTS', onqueue_key(q)) == 0 then redis.call('SREM', key('onqueues'), q) end
+  prune(crew.older_key(q), redis.call('SMEMBERS', crew.older_key(q)), 'SREM')
+  if redis.call('EXISTS', crew.older_key(q)) == 0 then redis.call('SREM', key('onqueues'), q) end
+end
+for _, at in ipairs(redis.call('SMEMBERS', key('oncrews'))) do
+  local name, q = string.match(at, '^([^:]*):(.*)$')
+  local k, read = crew.out_key(name, q), false
+  prune(k, redis.call('SMEMBERS', k), 'SREM')
+  if redis.call('EXISTS', k) == 0 then
+    local _, _, crews = slots(q)
+    for _, c in ipairs(crews) do read = read or c[1] == name end
+    if not read then redis.call('DEL', crew.ready_key(name, q)) end  -- releases that are over, and nobody reads them
+    redis.call('SREM', key('oncrews'), at)
+  end
 end
 prune(ASIDE, redis.call('SMEMBERS', ASIDE), 'SREM')
 memo[ASIDE_N] = nil

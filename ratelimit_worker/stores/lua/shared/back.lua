@@ -7,7 +7,7 @@ local function forget(ref, r)
   redis.call('DEL', call_key(ref), key('payload:') .. ref, key('settled:') .. ref)
   redis.call('ZREM', EXPIRY, ref)
   -- a publisher that lost our reply may send the same once more
-  redis.call('SET', key('done:') .. ref, r[PUB], 'EX', PUBLISHED_TTL_S)
+  redis.call('SET', key('done:') .. ref, r[PUB], 'EX', TTL_S.PUBLISHED)
 end
 -- Back into the lane: to its own place, or to its time. `expiry` says when it is delivered without a permit: at its
 -- deadline, or now when it has its answer. The caller releases.
@@ -24,13 +24,17 @@ local function go_back(ref, tag, r, due)
   local settled = redis.call('EXISTS', key('settled:') .. ref) == 1
   redis.call('ZADD', EXPIRY, int(settled and now or r[DEADLINE]), ref)
 end
--- Takes a message that nobody has read out of the ready list -> whether it lay there. The list may be a stock producer's
--- and a million long, so only its ends are searched; what is not found is delivered one day, and begin calls it stale.
+-- Where a message lies in its ready list that nobody has read: 1 in its head, -1 in its tail; nil: nowhere. The list may be a
+-- stock producer's and a million long, so only its ends are searched.
+function crew.lies(list, text)
+  if redis.call('LPOS', list, text, 'MAXLEN', 5000) then return 1 end
+  if redis.call('LPOS', list, text, 'RANK', -1, 'MAXLEN', 5000) then return -1 end
+end
+-- Takes it out of there -> whether it lay there. What is not found is delivered one day, and begin calls it stale.
 local function unready(ref, r, tag)
-  local list, text = K .. r[QUEUE], text_of(ref, r, tag)
-  if redis.call('LPOS', list, text, 'MAXLEN', 5000) then return redis.call('LREM', list, 1, text) == 1 end
-  if redis.call('LPOS', list, text, 'RANK', -1, 'MAXLEN', 5000) then return redis.call('LREM', list, -1, text) == 1 end
-  return false
+  local list, text = crew.list_of(r), text_of(ref, r, tag)
+  local from = crew.lies(list, text)
+  return from ~= nil and redis.call('LREM', list, from, text) == 1
 end
 -- A worker died (lost: while it ran what had begun), or the message lay unread -> the lane when the call went back. The
 -- caller releases.
@@ -52,19 +56,40 @@ local function restore(tag, lost)
   if r[LOST] > 0 then suspect.mark(ref, 0) end
   return r[LANE]
 end
--- What lies ready and unread goes back: on queues that nobody serves any more, or on all. O(out · ready).
+-- What lies ready and unread goes back: where nobody reads it any more, or all of it. O(out · ready).
 local function recall(everywhere)
   for _, lane in ipairs(redis.call('SMEMBERS', key('busy'))) do
     for _, tag in ipairs(redis.call('ZRANGEBYSCORE', out_key(lane), 0, 0)) do
       local ref = split(tag)
       local r = record(ref)
       if r and r[VERSION] <= SCHEMA then
-        local _, here = slots(r[QUEUE])
-        if (everywhere or here == 0) and unready(ref, r, tag) then
+        local _, here, crews, older = slots(r[QUEUE])
+        local read = not r[CREW] and here + older > 0
+        for _, c in ipairs(crews) do read = read or c[1] == r[CREW] end
+        if (everywhere or not read) and unready(ref, r, tag) then
           go_back(ref, tag, r, 0)
           note(r[LANE], now)
         end
       end
     end
   end
+end
+-- What an older version has released, that somebody has read and not begun, goes back: a stock worker took it, or a worker of
+-- that version that does not know its task. Either would keep it until its lease ends, and its lane would wait. Whoever begins
+-- it after all is told that it is stale. -> the lanes. O(released by the older version · ends of its list).
+function crew.reclaim()
+  local lanes = {}
+  for _, q in ipairs(redis.call('SMEMBERS', key('onqueues'))) do
+    for _, tag in ipairs(redis.call('SMEMBERS', crew.older_key(q))) do
+      local ref = split(tag)
+      local r = redis.call('ZSCORE', LEDGER, tag) and record(ref)
+      local read = r and r[VERSION] <= SCHEMA and r[PERMIT] == TAKEN and r[TICKET][2] < now - crew.LOST_US
+      if read and not crew.lies(crew.list_of(r), text_of(ref, r, tag)) then
+        count('reclaimed')
+        go_back(ref, tag, r, 0)
+        lanes[r[LANE]] = true
+      end
+    end
+  end
+  return lanes
 end

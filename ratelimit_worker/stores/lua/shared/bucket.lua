@@ -16,7 +16,7 @@ local function bucket(lane)                            -- each field that is rea
   L.kept.gate, L.kept.v = L.gate, L.v
   if L.was and L.was > now + STEP_US then              -- the clock was set back: earn from now on, not in an hour
     L.was = now
-    if not memo.looks then redis.call('HSET', lane_key(lane), 'ts', int(now)) end
+    if not memo[LOOKS] then redis.call('HSET', lane_key(lane), 'ts', int(now)) end
   end
   local from = L.was or now
   if L.told then from = math.max(from, L.gate) end
@@ -88,7 +88,7 @@ local function save(L)
   end
   if not L.was or math.floor(L.was / HOUR_US) ~= math.floor(now / HOUR_US) then
     local left = redis.call('TTL', lane_key(L.name))
-    if left < LANE_TTL_S then redis.call('EXPIRE', lane_key(L.name), LANE_TTL_S) end
+    if left < TTL_S.LANE then redis.call('EXPIRE', lane_key(L.name), TTL_S.LANE) end
     redis.call('ZADD', key('lanes'), int(now), L.name)
   end
 end

@@ -58,12 +58,12 @@ local function succeed(ref, r)
   end
 end
 local function uncache(fp)                             -- 1 when it was there
-  redis.call('ZREM', CACHE_USED, fp)
-  redis.call('ZREM', CACHE_ENDS, fp)
-  local size = redis.call('HGET', CACHE_SIZES, fp)
+  redis.call('ZREM', CACHE.USED, fp)
+  redis.call('ZREM', CACHE.ENDS, fp)
+  local size = redis.call('HGET', CACHE.SIZES, fp)
   if size then
-    redis.call('HDEL', CACHE_SIZES, fp)
-    redis.call('HINCRBY', CACHE_SIZES, 'all', -tonumber(size))
+    redis.call('HDEL', CACHE.SIZES, fp)
+    redis.call('HINCRBY', CACHE.SIZES, 'all', -tonumber(size))
   end
   return redis.call('DEL', cache_key(fp))
 end
@@ -76,13 +76,13 @@ local function kept_ms(claim) return claim[ASKED.TTL_MS] + (claim[ASKED.STALE_MS
 local ENTRY_BYTES = 500                                -- what an entry takes beside its answer, about
 local function cache(claim, answer)
   local fp, size = claim[ASKED.FP], #answer + ENTRY_BYTES
-  if redis.call('HEXISTS', CACHE_SIZES, fp) == 1 then uncache(fp) end
+  if redis.call('HEXISTS', CACHE.SIZES, fp) == 1 then uncache(fp) end
   if size > claim[ASKED.BYTES] or claim[ASKED.ENTRIES] < 1 then return end
-  for _, old in ipairs(redis.call('ZRANGEBYSCORE', CACHE_ENDS, '-inf', int(now), 'LIMIT', 0, 100)) do uncache(old) end
-  while redis.call('ZCARD', CACHE_USED) >= claim[ASKED.ENTRIES]
-    or tonumber(redis.call('HGET', CACHE_SIZES, 'all') or '0') + size > claim[ASKED.BYTES] do
-    local old = redis.call('ZRANGE', CACHE_USED, 0, 0)[1]
-    if not old then redis.call('DEL', CACHE_SIZES) break end  -- forgotten beside us: the sum is of nothing
+  for _, old in ipairs(redis.call('ZRANGEBYSCORE', CACHE.ENDS, '-inf', int(now), 'LIMIT', 0, 100)) do uncache(old) end
+  while redis.call('ZCARD', CACHE.USED) >= claim[ASKED.ENTRIES]
+    or tonumber(redis.call('HGET', CACHE.SIZES, 'all') or '0') + size > claim[ASKED.BYTES] do
+    local old = redis.call('ZRANGE', CACHE.USED, 0, 0)[1]
+    if not old then redis.call('DEL', CACHE.SIZES) break end  -- forgotten beside us: the sum is of nothing
     uncache(old)
     count('cache_evicted')
   end
@@ -90,10 +90,10 @@ local function cache(claim, answer)
   redis.call('HSET', cache_key(fp), 'answer', answer, 'context', claim[ASKED.CONTEXT], 'tags', claim[ASKED.TAGS],
     'func', claim[ASKED.FUNC], 'size', size, 'ends', int(ends))
   redis.call('PEXPIRE', cache_key(fp), int(kept_ms(claim)))
-  redis.call('ZADD', CACHE_USED, int(now), fp)
-  redis.call('ZADD', CACHE_ENDS, int(now + kept_ms(claim) * 1000), fp)
-  redis.call('HSET', CACHE_SIZES, fp, size)
-  redis.call('HINCRBY', CACHE_SIZES, 'all', size)
+  redis.call('ZADD', CACHE.USED, int(now), fp)
+  redis.call('ZADD', CACHE.ENDS, int(now + kept_ms(claim) * 1000), fp)
+  redis.call('HSET', CACHE.SIZES, fp, size)
+  redis.call('HINCRBY', CACHE.SIZES, 'all', size)
 end
 -- The kept answer for a claim, which counts as a use; one past its time only while the lane is degraded.
 local function cached(claim, mode)
@@ -104,7 +104,7 @@ local function cached(claim, mode)
   local ends = tonumber(h[2])
   local fresh = claim[ASKED.TTL_MS] > 0 and now < ends
   if not fresh and not (DEGRADED[mode] and now < ends + (claim[ASKED.STALE_MS] or 0) * 1000) then return nil end
-  redis.call('ZADD', CACHE_USED, 'XX', int(now), fp)
+  redis.call('ZADD', CACHE.USED, 'XX', int(now), fp)
   count(fresh and 'cache_hits' or 'cache_stale')
   return h[1]
 end

@@ -6,7 +6,8 @@ local function leave(tag, r)
   local out = out_key(r[LANE])
   local there = redis.call('ZREM', LEDGER, tag) == 1
   redis.call('ZREM', out, tag)
-  redis.call('SREM', onqueue_key(r[QUEUE]), tag)
+  redis.call('SREM', crew.taken_key(r), tag)
+  r[CREW] = nil
   if aside() > 0 and redis.call('SREM', ASIDE, tag) == 1 then memo[ASIDE_N] = nil end
   local parents = r[PARENTS]
   for i = 1, parents and #parents or 0 do redis.call('ZREM', out_key(parents[i]), tag) end

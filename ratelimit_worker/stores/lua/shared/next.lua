@@ -1,34 +1,39 @@
 -- Who is next, and how a call goes out: with a permit into the ready list and the ledger, in one step.
 
--- into the ready list and the ledger in one step. message: its text, where it was read; new: it is stored with the record
-local function give(ref, r, ttl_us, message, new)
+-- into the ready list of a crew and the ledger in one step. message: its text, where it was read; new: it is stored with the
+-- record
+local function give(ref, r, ttl_us, c, message, new)
   r[RELEASE] = count('released')
   r[BORN] = math.min(r[BORN], r[RELEASE] - 1)
   local tag = ref .. '.' .. int(r[RELEASE])
   redis.call('ZADD', LEDGER, int(now + ttl_us), tag)
   redis.call('ZADD', out_key(r[LANE]), 0, tag)         -- 0: not begun, 1: begun
+  r[CLAIM], r[DEGRADES], r[PARENTS] = r[CLAIM] or false, r[DEGRADES] or false, r[PARENTS] or false  -- no holes
+  r[CREW] = c[1]
+  if c[3] then c[3] = c[3] - 1 end
   for i = 1, r[PARENTS] and #r[PARENTS] or 0 do
     redis.call('ZADD', out_key(r[PARENTS][i]), 0, tag)
     redis.call('SADD', key('busy'), r[PARENTS][i])
   end
-  redis.call('SADD', onqueue_key(r[QUEUE]), tag)
+  redis.call('SADD', crew.taken_key(r), tag)
   if not busy[r[LANE]] then redis.call('SADD', key('busy'), r[LANE]) end  -- what is out of is in these; the sweep drops
-  if not onqueue[r[QUEUE]] then redis.call('SADD', key('onqueues'), r[QUEUE]) end  -- what is no longer
+  local at = crew.at(c[1], r[QUEUE])
+  if not oncrew[at] then redis.call('SADD', key('oncrews'), at) end  -- what is no longer
   if r[LOST] > 0 then suspect.mark(ref, 1) end
   keep(ref, r, new and message)
-  redis.call('LPUSH', K .. r[QUEUE], text_of(ref, r, tag, message))
+  redis.call('LPUSH', crew.list_of(r), text_of(ref, r, tag, message))
 end
 -- out of the lane with a permit
-local function let_go(L, ref, r, ttl_us, message, new)
+local function let_go(L, ref, r, ttl_us, c, message, new)
   spend(L, r[COST])
   -- one behind it: what comes later has a later place, also when this one comes back (ties go by name, not by time)
   L.v = math.max(L.v, r[SCORE] - band(r[CLASS]) + 1)
   r[PERMIT], r[TICKET] = TAKEN, {L.seq, now, L.c[1], L.c[2], L.c[3], L.c[4]}
   if L.parents then
-    r[CLAIM], r[DEGRADES], r[PARENTS] = r[CLAIM] or false, r[DEGRADES] or false, L.names  -- no holes
+    r[PARENTS] = L.names
     take_turns(L, r[COST])
   end
-  give(ref, r, ttl_us, message, new)
+  give(ref, r, ttl_us, c, message, new)
 end
 
 -- The first of the lane's calls on a queue, and its tag: the start of its turn, plus what its class has to wait longer at
@@ -76,7 +81,7 @@ local function first_of(L, queues, rooms, out, greedy)
       local head, tag = head_of(L, q)
       if not head then
         rooms[q] = 'empty'
-        if not memo.looks and redis.call('EXISTS', due_key(L.name, q)) == 0 then
+        if not memo[LOOKS] and redis.call('EXISTS', due_key(L.name, q)) == 0 then
           redis.call('SREM', queues_key(L.name), q)
         end
       else

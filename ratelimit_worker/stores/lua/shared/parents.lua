@@ -18,7 +18,7 @@ local function take_turns(L, cost)
     local start, k = start_of(P, L.name), shares_key(P.name)
     P.turn = math.max(P.turn, start)
     redis.call('ZREMRANGEBYSCORE', k, '-inf', int(P.turn))  -- says no more than `turn` does
-    if redis.call('ZADD', k, int(start + service(P, cost)), L.name) == 1 then redis.call('EXPIRE', k, TENANT_TTL_S) end
+    if redis.call('ZADD', k, int(start + service(P, cost)), L.name) == 1 then redis.call('EXPIRE', k, TTL_S.TENANT) end
     redis.call('ZREM', turns_key(P.name), L.name)      -- its next turn has another start
   end
 end

@@ -5,12 +5,12 @@
 local now, ARGV                                        -- of the call that runs; µs
 local memo                                             -- what it has looked up and nothing else changes meanwhile: by queue,
                                                        -- its slots; by number, one of these (each look-up costs 5 µs)
-local LEASE, ASIDE_N, NEXT_EMPTY = 0, 1, 2             -- the lease, µs; how many are set aside; whether `next` is empty
-                                                       -- looks: the script only asks, so nothing may be written
-local busy, onqueue                                    -- lanes and queues of which calls are known to be out
+local LEASE, ASIDE_N, NEXT_EMPTY, LOOKS = 0, 1, 2, 3   -- the lease, µs; how many are set aside; whether `next` is empty;
+                                                       -- whether the script only asks, so that nothing may be written
+local busy, oncrew                                     -- lanes and crews of which calls are known to be out
 local stood                                            -- the parents in whose rows the lane stands that was released last
 local function start(args)                             -- args[1]: the time, µs; 0: this server's clock
-  ARGV, now, memo, busy, onqueue = args, tonumber(args[1]), {}, {}, {}
+  ARGV, now, memo, busy, oncrew = args, tonumber(args[1]), {}, {}, {}
   if now == 0 then
     local t = redis.call('TIME')
     now = t[1] * 1000000 + t[2]
@@ -18,7 +18,7 @@ local function start(args)                             -- args[1]: the time, µs
 end
 
 local DAY_US, HOUR_US = 86400e6, 3600e6
-local LANE_TTL_S, TENANT_TTL_S, PUBLISHED_TTL_S = 2592000, 3600, 60
+local TTL_S = {LANE = 2592000, TENANT = 3600, PUBLISHED = 60}  -- tables: Lua takes 200 local names
 local STEP_US = 1e6                                    -- a clock that goes back by more than this was set back
 local LOOK_S = 0.02                                    -- what a paced lane may earn while a message travels
 local AGES_S = {[0] = 0, 60, 300}                      -- high, normal, low: seconds of service after which a call is high
@@ -41,9 +41,11 @@ local DEGRADED_AT_ONCE = 100                           -- waiting calls that are
 local VERSION, LANE, QUEUE, SCORE, CLASS, TENANT, COST, ACCEPTED, DEADLINE, RELEASE, ATTEMPTS, LOST, PERMIT, RESTORED,
   TICKET, PUB, SINCE, NUMBER, WEIGHT, BORN, CLAIM = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
   20, 21                                               -- CLAIM: its fingerprint; absent or false: it shares nothing
-local DEGRADES, PARENTS = 22, 23                       -- what it may get in place of its turn: a sum of these; absent or false:
+local DEGRADES, PARENTS, CREW = 22, 23, 24             -- what it may get in place of its turn: a sum of these; absent or false:
 local STALE, SHED = 1, 2                               -- nothing: an answer that is past its time; an error
-                                                       -- PARENTS: that it was charged to; absent: none, or it is not out
+                                                       -- PARENTS: that it was charged to; absent or false: none, or it is
+                                                       -- not out. CREW: to which it was released; absent: to none, it is
+                                                       -- not out, or an older version released it
 local NOTHING = {0, 0, 0, 0}                           -- a cost
 local NONE, TAKEN, USED = 0, 1, 2                      -- PERMIT: none, taken from the bucket, used by a start
 
@@ -56,7 +58,19 @@ local function due_key(lane, queue) return key('due:') .. #lane .. ':' .. lane .
 local function queues_key(lane) return key('queues:') .. lane end
 local function out_key(lane) return key('out:') .. lane end
 local function row_key(queue) return key('hungry:') .. queue end
-local function onqueue_key(queue) return key('onqueue:') .. queue end
+-- Workers of one queue that know the same tasks are a crew. Its name is a digest of the tasks, or ALL. It reads a ready list
+-- of its own, which no stock worker reads. Calls out of a queue that have no crew: a version without crews released them,
+-- into the list of the queue that stock workers read too.
+local crew = {ALL = '*', PLAIN = '-', SUMS = key('crews'), PARKED = key('parked')}  -- one table: Lua takes 200 local names
+function crew.at(name, queue) return name .. ':' .. queue end
+-- PLAIN: an in-process caller of a version without crews. Its queue is its own, so the plain list of that is safe.
+function crew.ready_key(name, queue)
+  return name == crew.PLAIN and K .. queue or key('ready:') .. crew.at(name, queue)
+end
+function crew.out_key(name, queue) return key('oncrew:') .. crew.at(name, queue) end
+function crew.older_key(queue) return key('onqueue:') .. queue end
+function crew.taken_key(r) return r[CREW] and crew.out_key(r[CREW], r[QUEUE]) or crew.older_key(r[QUEUE]) end
+function crew.list_of(r) return r[CREW] and crew.ready_key(r[CREW], r[QUEUE]) or K .. r[QUEUE] end
 local function call_key(ref) return key('call:') .. ref end
 local function turns_key(parent) return key('turns:') .. parent end
 local function shares_key(parent) return key('shares:') .. parent end
@@ -67,7 +81,7 @@ local function degradable_key(lane) return key('degradable:') .. lane end
 local function cache_key(fp) return key('cache:') .. fp end
 local LEDGER, ASIDE, NEXT, HUNGRY, FULL = key('ledger'), key('aside'), key('next'), key('hungry'), key('full')
 local PUMP, EXPIRY, ANSWERED, SUSPECTS = key('pump'), key('expiry'), key('answered'), key('suspects')
-local CACHE_USED, CACHE_ENDS, CACHE_SIZES = key('cache:used'), key('cache:ends'), key('cache:sizes')
+local CACHE = {USED = key('cache:used'), ENDS = key('cache:ends'), SIZES = key('cache:sizes')}
 local function count(name, by) return redis.call('HINCRBY', key('counters'), name, by or 1) end
 
 local function record(ref)

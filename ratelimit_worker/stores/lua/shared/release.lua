@@ -20,7 +20,8 @@ local function release(lane, most, greedy, served)
   local at = ripen(L, queues)
   if DEGRADED[L.mode] and degrade(L) then at = now end
   local own, out, event = own_room(L)
-  local moved, rooms, full, closed, lease, rows = 0, {}, false, false, lease_us(), {}
+  local moved, rooms, full, closed, lease, rows, parked = 0, {}, false, false, lease_us(), {}, 0
+  local early = (not L.unlimited or L.parents) and ahead(L) or 0
   while true do
     local ref, queue, waits, tag = first_of(L, queues, rooms, out + moved, greedy)
     if moved >= own and waits then full = true break end
@@ -33,11 +34,19 @@ local function release(lane, most, greedy, served)
       if retry then ref, queue = retry, on end
     end
     local r, message = record_and_message(ref)
+    local task = r and crew.task_of(message)
+    local c, known
+    if r then c, known = crew.pick(queue, task, early) end
     if not r then
       redis.call('ZREM', wait_key(lane, queue), ref)   -- its record outlived its time
     elseif r[VERSION] > SCHEMA then
       rooms[queue] = 0                                 -- a newer worker's to release
       at = math.min(at or 1e18, now + 1e6)
+    elseif not c then                                  -- no crew with room knows it: those behind it need not wait
+      if parked == crew.PARKED_AT_ONCE then at = now break end
+      parked = parked + 1
+      redis.call('ZREM', wait_key(lane, queue), ref)
+      at = math.min(at or 1e18, crew.park(ref, r, task, known))
     elseif r[LOST] > 0 and not suspect.may_go() then
       redis.call('ZREM', wait_key(lane, queue), ref)
       wait_until(now + suspect.AGAIN_US, ref, r)
@@ -58,7 +67,7 @@ local function release(lane, most, greedy, served)
       end
       if L.parents and barred(L, r[COST], served, rows) then break end
       redis.call('ZREM', wait_key(lane, queue), ref)
-      let_go(L, ref, r, lease, message)
+      let_go(L, ref, r, lease, c, message)
       if probes.on(L) then probes.went(L, queue, message) end
       if retry then budget.pay(L, left) end
       moved = moved + 1
@@ -90,6 +99,8 @@ local function release(lane, most, greedy, served)
       elseif not r or r[VERSION] <= SCHEMA then
         local wait_us = admits_in(L, r and r[COST] or NOTHING)
         hungry = wait_us == 0
+        local _, _, _, older = slots(q)
+        if hungry and older > 0 then at = math.min(at or 1e18, now + crew.PUMP_US) end  -- its slots are an older pump's to fill
         if wait_us and wait_us > 0 then at = math.min(at or 1e18, now + wait_us) end
       end
     end
@@ -101,13 +112,16 @@ end
 -- Slots are free: the lanes in the rows get them, each in turn. One that has its share is passed over, unless nobody
 -- else can use the slot. O(tries · log waiting).
 local function feed(free)
-  local given, asked = 0, {}
+  local given, asked, woken = 0, {}, false
   for _ = 1, TRIES + free do
     local lane, queue, first
     local rows = redis.call('SMEMBERS', HUNGRY)
     for _, q in ipairs(rows) do
-      local e = redis.call('ZRANGE', row_key(q), 0, 0, 'WITHSCORES')
-      if not e[1] then
+      local e = q ~= crew.ROW and redis.call('ZRANGE', row_key(q), 0, 0, 'WITHSCORES')
+      if not e then
+        if not woken then crew.wake() end
+        woken = true
+      elseif not e[1] then
         redis.call('SREM', HUNGRY, q)
       elseif not first or tonumber(e[2]) < first then
         local _, here = slots(q)
@@ -146,9 +160,10 @@ local function look(at, most)                          -- a lane of `next`, or a
   if parent then return serve(parent, most) end
   return release(at, most)
 end
--- the pump is late (its holder was killed, or its thread starves): whoever is here does its work for one lane
+-- the pump is late (its holder was killed, or its thread starves): whoever is here does its work for one lane. Where no crew
+-- lives, it is the pump of an older version, whose lanes we would only put off.
 local function overdue()
-  if memo[NEXT_EMPTY] then return end
+  if memo[NEXT_EMPTY] or (slots('')) == 0 then return end
   local e = redis.call('ZRANGE', NEXT, 0, 0, 'WITHSCORES')
   if e[2] and tonumber(e[2]) < now - 4000 then look(e[1], 20) end
 end

@@ -26,7 +26,7 @@ local function set_aside(tag)
   local r = record(ref)
   if r and redis.call('SADD', ASIDE, tag) == 1 then
     memo[ASIDE_N] = nil
-    redis.call('SREM', onqueue_key(r[QUEUE]), tag)
+    redis.call('SREM', crew.taken_key(r), tag)
     set_begun(tag, r)
     if r[LOST] > 0 then suspect.back(ref) end
     note(r[LANE], now)                                 -- one that had not begun may have kept its lane full
@@ -38,56 +38,103 @@ local function take_back(tag)
     local ref = split(tag)
     local r = record(ref)
     if r then
-      redis.call('SADD', onqueue_key(r[QUEUE]), tag)
+      redis.call('SADD', crew.taken_key(r), tag)
       if r[LOST] > 0 then suspect.mark(ref, 1) end
     end
   end
 end
--- slots of the workers that live, in all and for one queue; the sums are kept until the first of them would expire
+-- Workers that live, counted once and kept until the first of them would expire: for a queue, the slots of all that have a
+-- crew, those on this queue, its crews as {name, slots, free (see vacant)}, slots on it of workers of an older version, which
+-- read other ready lists; and the slots of all such
 local function slots(queue)
   local known = memo[queue]
-  if known then return known[1], known[2] end
-  local k = key('room')
-  local h = redis.call('HMGET', k, 'total', 'until', 'q:' .. queue, 'lease')
-  if h[4] then memo[LEASE] = tonumber(h[4]) end
-  if h[1] and now <= tonumber(h[2]) then
-    local total, here = tonumber(h[1]), tonumber(h[3]) or 0
-    memo[queue] = {total, here}
-    return total, here
+  if known then return unpack(known) end
+  local h = redis.call('HMGET', crew.SUMS, 'sums', 'q:' .. queue)
+  local sums = h[1] and cmsgpack.unpack(h[1])
+  if sums then memo[LEASE] = sums[3] end
+  if sums and now <= sums[2] then
+    local crews = h[2] and cmsgpack.unpack(h[2]) or {0, 0}
+    memo[queue] = {sums[1], crews[1], {unpack(crews, 3)}, crews[2], sums[4]}
+    return unpack(memo[queue])
   end
-  for _, w in ipairs(redis.call('ZRANGEBYSCORE', key('workers'), '-inf', '(' .. int(now))) do
+  local dead = memo[LOOKS] and {} or redis.call('ZRANGEBYSCORE', key('workers'), '-inf', '(' .. int(now))
+  for _, w in ipairs(dead) do                          -- what they hold counts as taken until somebody has cleared it away
     local held = redis.call('HGET', key('held'), w)
     for _, tag in ipairs(held and cmsgpack.unpack(held) or {}) do set_aside(tag) end
     redis.call('ZREM', key('workers'), w)
-    redis.call('HDEL', key('slots'), w)
-    redis.call('HDEL', key('held'), w)
+    for _, of in ipairs({'slots', 'held', 'crew'}) do redis.call('HDEL', key(of), w) end
   end
-  local total, by = 0, {}
-  for _, v in ipairs(redis.call('HVALS', key('slots'))) do
-    local w = cmsgpack.unpack(v)
-    total = total + w[1]
-    for i = 2, #w do by[w[i]] = (by[w[i]] or 0) + w[1] end
+  local alive, total, old, by = {}, 0, 0, {}
+  for _, w in ipairs(redis.call('ZRANGEBYSCORE', key('workers'), int(now), '+inf')) do alive[w] = true end
+  local function add(name, w, from)                    -- w: {…, queue from `from` on …}; name: its crew, nil: it has none
+    local mine = w[from - 1]
+    if name then total = total + mine else old = old + mine end
+    for j = from, #w do
+      local q = by[w[j]] or {0, 0}                     -- {slots, slots of an older version, {crew, slots} …}
+      by[w[j]] = q
+      if name then
+        local c
+        for k = 3, #q do c = q[k][1] == name and q[k] or c end
+        if not c then c = {name, 0}; q[#q + 1] = c end
+        q[1], c[2] = q[1] + mine, c[2] + mine
+      else
+        q[2] = q[2] + mine
+      end
+    end
   end
-  local first = redis.call('ZRANGE', key('workers'), 0, 0, 'WITHSCORES')
-  redis.call('DEL', k)
-  redis.call('HSET', k, 'total', total, 'until', first[2] and int(tonumber(first[2])) or int(now), 'lease', lease_us())
-  for q, n in pairs(by) do redis.call('HSET', k, 'q:' .. q, n) end
-  redis.call('EXPIRE', k, 60)
-  return total, by[queue] or 0
+  local flat = redis.call('HGETALL', key('crew'))
+  for i = 1, #flat, 2 do
+    local w = cmsgpack.unpack(flat[i + 1])
+    if alive[flat[i]] then
+      add(w[1], w, 3)
+    elseif not memo[LOOKS] then
+      redis.call('HDEL', key('crew'), flat[i])
+    end
+    alive[flat[i]] = nil
+  end
+  flat = redis.call('HGETALL', key('slots'))
+  for i = 1, #flat, 2 do                               -- those of an older version: the others have been counted
+    if alive[flat[i]] then
+      add(string.find(flat[i], 'inproc:', 1, true) == 1 and crew.PLAIN or nil, cmsgpack.unpack(flat[i + 1]), 2)
+    end
+  end
+  if not memo[LOOKS] then
+    local first = redis.call('ZRANGE', key('workers'), 0, 0, 'WITHSCORES')
+    redis.call('DEL', crew.SUMS)
+    redis.call('HSET', crew.SUMS, 'sums', cmsgpack.pack({total, tonumber(first[2] or now), lease_us(), old}))
+    for q, crews in pairs(by) do redis.call('HSET', crew.SUMS, 'q:' .. q, cmsgpack.pack(crews)) end
+    redis.call('EXPIRE', crew.SUMS, 60)
+  end
+  local here = by[queue] or {0, 0}
+  memo[queue] = {total, here[1], {unpack(here, 3)}, here[2], old}
+  return unpack(memo[queue])
 end
 local function aside()
   memo[ASIDE_N] = memo[ASIDE_N] or redis.call('SCARD', ASIDE)
   return memo[ASIDE_N]
 end
-local function living() return redis.call('ZCARD', LEDGER) - aside() end
--- slots of a queue that are free, all that it has, and how many are taken on any
+-- Calls that are out on slots of crews. What an older version released counts too once it has no workers left, since then
+-- it runs there; before that, as soon as the beat of a worker with a crew holds it (see beat.lua).
+local function living(old)
+  local n = redis.call('ZCARD', LEDGER) - aside()
+  for _, q in ipairs(old > 0 and redis.call('SMEMBERS', key('onqueues')) or {}) do
+    n = n - redis.call('SCARD', crew.older_key(q))
+  end
+  return n
+end
+-- slots of a queue that are free, all that it has, and how many are taken on any. One crew owes what it has beyond its slots;
+-- of several, each is asked for itself (crew.pick).
 local function vacant(queue)
-  local total, here = slots(queue)
+  local total, here, crews, _, old = slots(queue)
   if here == 0 then return 0, 0, 0 end
-  local alive = living()
-  local taken = redis.call('SCARD', onqueue_key(queue))
-  onqueue[queue] = taken > 0
-  return math.min(here - taken, total - alive), here, alive
+  local alive, free, most = living(old), 0, -1e9
+  for _, c in ipairs(crews) do
+    local taken = redis.call('SCARD', crew.out_key(c[1], queue))
+    oncrew[crew.at(c[1], queue)] = taken > 0
+    c[3] = c[2] - taken
+    free, most = free + math.max(0, c[3]), math.max(most, c[3])
+  end
+  return math.min(free > 0 and free or most, total - alive), here, alive
 end
 -- calls that may be released before a slot is free, since a message travels
 local function ahead(L)

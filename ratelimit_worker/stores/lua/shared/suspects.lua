@@ -4,7 +4,7 @@
 local suspect = {AGAIN_US = 1e6, PART = 16}            -- it asks again after; of more than PART, a PARTth may try at once
 function suspect.mark(ref, out)                        -- it is one; out: 1, it waits: 0
   redis.call('ZADD', SUSPECTS, out, ref)
-  redis.call('EXPIRE', SUSPECTS, LANE_TTL_S)
+  redis.call('EXPIRE', SUSPECTS, TTL_S.LANE)
 end
 function suspect.may_go()                              -- whether a suspect may leave its lane now
   local most = math.max(1, math.ceil(redis.call('ZCARD', SUSPECTS) / suspect.PART))

@@ -34,7 +34,7 @@ local function place(L, r)
   local new = redis.call('ZADD', k, int(start + math.max(1, service(L, r[COST]) / r[WEIGHT])), who)
   if new == 1 then
     redis.call('ZREMRANGEBYSCORE', k, '-inf', int(L.v))  -- those say no more than v does
-    redis.call('EXPIRE', k, TENANT_TTL_S)
+    redis.call('EXPIRE', k, TTL_S.TENANT)
   end
   r[SCORE] = start + band(r[CLASS])
 end

@@ -1,0 +1,96 @@
+-- A call goes to a crew that knows its task. One whose task no crew with a free slot knows is parked, so that those behind it
+-- need not wait for it; a free slot of a crew that knows it wakes it.
+
+crew.known, crew.n, crew.MOST = {}, 0, 10000           -- what crews are known to know: their names are digests, so it stays true
+crew.PARKED_AT_ONCE = 100                              -- in one step of a lane
+-- A parked call asks again after: one that nobody knows; one that an older version may know; one whose crews were full. Where a
+-- thousand wait for a time in its lane and queue, after as long for each thousand.
+crew.UNKNOWN_US, crew.OLDER_US, crew.FULL_US, crew.MANY = 30e6, 1e6, 1e6, 1000
+crew.STALE_US = 60e6                                   -- one that has not asked by then is gone
+crew.PUMP_US = 5000                                    -- so long the pump of an older version has to fill its own slots
+crew.LOST_US = 1e6                                     -- a call that was read has begun by then, or its reader sets it aside
+crew.ROW = '\nparked'                                  -- stands in `hungry` while calls are parked: no queue has this name
+-- The name of a call's task as its JSON has it; nil: it is an in-process call, which its own process knows.
+function crew.task_of(message) return string.match(message, '"task": "([^"]*)"') end
+function crew.knows(name, task)
+  if not task or name == crew.ALL or name == crew.PLAIN then return true end
+  if crew.known[name] and crew.known[name][task] then return true end
+  if redis.call('SISMEMBER', key('tasks:') .. name, task) == 0 then return false end
+  if crew.n >= crew.MOST then crew.known, crew.n = {}, 0 end
+  crew.known[name], crew.n = crew.known[name] or {}, crew.n + 1
+  crew.known[name][task] = true
+  return true
+end
+-- The crew of a queue to which a call of this task goes: the one with most free slots among those that know it; nil: none that
+-- does has room. ahead: calls that may go before a slot is free. Where there is one crew, room has been asked already.
+-- returns  crew, whether any knows the task
+function crew.pick(queue, task, ahead)
+  local _, _, crews = slots(queue)
+  if #crews > 1 and not crews[1][3] then vacant(queue) end
+  local best
+  for _, c in ipairs(crews) do
+    if crew.knows(c[1], task) and (not best or c[3] > best[3]) then best = c end
+  end
+  if best and #crews > 1 and best[3] + ahead <= 0 then return nil, true end
+  return best, best ~= nil
+end
+function crew.parked_key(queue, task) return key('parked:') .. #queue .. ':' .. queue .. ':' .. task end
+-- The call, which has just left its place, waits as for a time, so that every version finds it there -> that time
+function crew.park(ref, r, task, known)
+  local _, _, _, older = slots(r[QUEUE])
+  local delay = known and crew.FULL_US or (older > 0 and crew.OLDER_US or crew.UNKNOWN_US)
+  delay = delay * math.max(1, redis.call('ZCARD', due_key(r[LANE], r[QUEUE])) / crew.MANY)
+  local due, k = now + delay, crew.parked_key(r[QUEUE], task)
+  wait_until(due, ref, r)
+  redis.call('ZADD', k, int(due), ref)
+  redis.call('EXPIRE', k, int(3600 + delay / 1e6))
+  redis.call('SADD', crew.PARKED, #r[QUEUE] .. ':' .. r[QUEUE] .. ':' .. task)
+  redis.call('SADD', HUNGRY, crew.ROW)
+  return due
+end
+-- Parked calls whose crews have free slots go back to their places, as many as there are slots. O(parked tasks · log parked).
+function crew.wake()
+  for _, row in ipairs(redis.call('SMEMBERS', crew.PARKED)) do
+    local long, rest = string.match(row, '^(%d+):(.*)$')
+    local queue, task = string.sub(rest, 1, tonumber(long)), string.sub(rest, tonumber(long) + 2)
+    local k = crew.parked_key(queue, task)
+    redis.call('ZREMRANGEBYSCORE', k, '-inf', int(now - crew.STALE_US))
+    local _, here = vacant(queue)
+    local c = here > 0 and crew.pick(queue, task, 0)
+    local free = c and (c[3] or 0) or 0
+    if free > 0 then
+      local e = redis.call('ZPOPMIN', k, free)
+      for i = 1, #e, 2 do
+        local r = record(e[i])
+        if r and redis.call('ZADD', due_key(r[LANE], queue), 'XX', 'CH', int(now), e[i]) == 1 then note(r[LANE], now) end
+      end
+    end
+    if redis.call('EXISTS', k) == 0 then redis.call('SREM', crew.PARKED, row) end
+  end
+  if redis.call('EXISTS', crew.PARKED) == 0 then redis.call('SREM', HUNGRY, crew.ROW) end
+end
+-- Whether an older version has nothing to release: it has no workers, or crews serve all its queues and have slots for all.
+function crew.suffice()
+  local _, _, _, _, old = slots('')
+  if old == 0 then return true end
+  for _, q in ipairs(redis.call('SMEMBERS', HUNGRY)) do
+    if q ~= crew.ROW then return false end
+  end
+  for _, v in ipairs(redis.call('HVALS', key('slots'))) do
+    local w = cmsgpack.unpack(v)
+    for i = 2, #w do
+      local _, here, _, older = slots(w[i])
+      if older > 0 and here == 0 then return false end
+    end
+  end
+  return true
+end
+-- Crews of a queue of which calls are out, or were a moment ago.
+function crew.names(queue)
+  local names = {}
+  for _, at in ipairs(redis.call('SMEMBERS', key('oncrews'))) do
+    local name, where = string.match(at, '^([^:]*):(.*)$')
+    if where == queue then names[#names + 1] = name end
+  end
+  return names
+end

@@ -1,0 +1,129 @@
+"""What becomes of a message that cannot be taken? Whoever waits for it gets an error, and what it held is free at once.
+
+A call that was released has a slot, a permit and perhaps a claim. Left to its lease it would be released again and
+again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from celery.app.task import Context
+
+from ratelimit_worker.calls import Attempt, Outcome, Priority
+from ratelimit_worker.errors import BadInput, MessageRefused
+from ratelimit_worker.flow.settle import Answers
+from ratelimit_worker.stores.lanes import Lanes
+from ratelimit_worker.worker.intake import read_json
+from ratelimit_worker.worker.transport import HEADER, unpack_body
+
+log = logging.getLogger(__name__)
+
+_TAG = re.compile(rb'"delivery_tag"\s*:\s*("(?:[^"\\\\]|\\\\.)*")')
+_AGAIN = re.compile(r"~[1-8]$")  #: a reference beyond the first of its task id (REFS in lua/shared/record.lua)
+#: Fields of a record (lua/shared/record.lua), from 0.
+LANE, QUEUE, CLASS, TENANT, SINCE, NUMBER = 1, 2, 4, 5, 16, 17
+
+
+def refuse(
+    app: Any, answers: Answers, encode_outcome: Callable[[Attempt], bytes]
+) -> Callable[[Lanes, bytes, str], None]:
+    """What the transport does with a message that is set aside: (lanes, message, why).
+
+    Args:
+        answers: How a failure is told those that wait for the same answer.
+        encode_outcome: An attempt as the outbox holds it.
+    """
+
+    def end(lanes: Lanes, raw: bytes, why: str) -> None:
+        message = _read(raw)
+        tag = _tag_of(message, raw)
+        released = lanes.out(tag) if tag else None
+        if released is None:
+            headers = _headers(message)
+            call_id = headers.get("id")
+            # A message too many of an id that waits or runs: that one is the one that is answered.
+            if isinstance(call_id, str) and isinstance(headers.get("task"), str) and lanes.record(call_id) is None:
+                _fail(app, call_id, MessageRefused(call_id, why), headers)
+            return
+        record, stored, payload = released
+        headers = _headers(_read(stored)) or _headers(message)
+        said = headers.get("id")
+        call_id = said if isinstance(said, str) else _AGAIN.sub("", tag.rpartition(".")[0])
+        error = MessageRefused(call_id, why)
+        row = _row(lanes, record, call_id, str(headers.get("task") or ""), why, headers.get(HEADER))
+        # settled, told, freed: who dies in between leaves it to the lease, and the next one does the rest
+        lanes.settle(
+            tag, record[LANE], answers.error(error), outbox=encode_outcome(row), verdict="other", seen=b"", kind="error"
+        )
+        _fail(app, call_id, error, {**headers, **_canvas(payload)})
+        lanes.free([tag])
+
+    return end
+
+
+def _read(raw: bytes) -> Any:
+    try:
+        return read_json(raw)
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
+def _headers(message: Any) -> dict[str, Any]:
+    found = message.get("headers") if isinstance(message, dict) else None
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def _tag_of(message: Any, raw: bytes) -> str:
+    properties = message.get("properties") if isinstance(message, dict) else None
+    tag = properties.get("delivery_tag") if isinstance(properties, dict) else None
+    if isinstance(tag, str):
+        return tag
+    found = _TAG.search(raw)
+    try:
+        return str(json.loads(found.group(1))) if found else ""
+    except ValueError:
+        return ""
+
+
+def _canvas(payload: bytes) -> dict[str, Any]:
+    """Callbacks, errbacks, chain and chord of a call, where its payload can be read."""
+    try:
+        _, _, canvas = read_json(unpack_body(payload))
+    except (BadInput, ValueError, TypeError, RecursionError):
+        return {}
+    return dict(canvas) if isinstance(canvas, Mapping) else {}
+
+
+def _row(lanes: Lanes, record: list[Any], call_id: str, task: str, why: str, plan: Any) -> Attempt:
+    """One row more of the call, though nothing was sent."""
+    seconds, micros = lanes.client.time()
+    now_s = float(seconds) + micros / 1e6
+    told: Mapping[str, Any] = plan if isinstance(plan, Mapping) else {}
+    return Attempt(
+        call_id=call_id,
+        number=int(record[NUMBER]) + 1,
+        lane=record[LANE],
+        task=task,
+        outcome=Outcome.FAILED,
+        started_at=now_s,
+        finished_at=now_s,
+        waited_s=max(0.0, now_s - record[SINCE] / 1e6),
+        queue=record[QUEUE],
+        context=str(told.get("context") or ""),
+        tags=tuple(told.get("tags") or ()),
+        tenant=record[TENANT],
+        priority=Priority(record[CLASS]),
+        cause=f"{MessageRefused.__name__}: {why}",
+    )
+
+
+def _fail(app: Any, call_id: str, error: MessageRefused, request: Mapping[str, Any]) -> None:
+    try:
+        app.backend.mark_as_failure(call_id, error, request=Context({**request, "id": call_id}))
+    except Exception as wrong:  # headers of any shape: what a stranger sent stops no worker
+        log.warning("message.caller_not_told", extra={"call_id": call_id, "cause": type(wrong).__name__})
