@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from math import inf
 from typing import Protocol
 
 from ratelimit_worker.calls import Attempt, Failure, Mode, ModeChange
 from ratelimit_worker.policy.estimate import Learned
-from ratelimit_worker.policy.fault import Failing
+from ratelimit_worker.policy.fault import UNKNOWN, Failing, Lately
 from ratelimit_worker.policy.modes import Pin
 from ratelimit_worker.policy.retry import NO_RECORD, Record
 from ratelimit_worker.policy.timeout import Latencies
@@ -110,8 +109,7 @@ class Begun:
 class Health:
     """What an attempt that failed asks of its lane."""
 
-    good_at: float = inf  #: when the lane was last answered, seconds, Redis clock; 0: never; inf: nobody can say
-    share: float = 0.0  #: of the lane's calls of late, those whose first attempt was sick
+    lately: Lately = UNKNOWN  #: how the lane's calls fared
     mode: Mode = Mode.NORMAL
     escalates: bool = True  #: whether the law may change the mode
     seq: int = 0  #: calls sent in all

@@ -24,7 +24,7 @@ from ratelimit_worker.flow import observe
 from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.flow.tune import TUNE_EVERY_S, Rules, decide
 from ratelimit_worker.policy.classification import classify_response
-from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, Failing, Witness, compared, digest
+from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, Failing, Lately, Witness, compared, digest
 from ratelimit_worker.policy.headers import refused_dimension
 from ratelimit_worker.policy.retry import GiveUp, Halt, Retry, RetryPolicy, Snooze, next_step
 from ratelimit_worker.ports import LaneView
@@ -54,7 +54,8 @@ class Plane:
         self.sent, self.turned_back = [0.0] * 4, [0.0] * 4
         self.seq, self.gate = 0, 0
         self.sick = self.refusals = self.goods = 0
-        self.good_at = 0.0  #: seconds
+        self.good_at = self.good_sent = 0.0  #: seconds
+        self.witnesses: set[str] = set()  #: calls that had sick answers since the last good one
         self.fields: dict[str, str] = {}
         self.memory: dict[str, bytes] = {}  #: what only the tuner reads
         self.write(fields, 0)
@@ -142,6 +143,7 @@ class Plane:
         """What an answer does at once → whether the tuner need not hear more of it."""
         if verdict in {"good", "plain"}:
             row, self.sick, self.refusals, self.good_at = self.sick, 0, 0, now / US
+            self.witnesses.clear()
             well = not row and self.fields.get("mode", "NORMAL") == "NORMAL" and self.number("width") == 0
             self.goods += int(verdict == "plain" and well)
             return verdict == "plain" and well
@@ -402,8 +404,10 @@ class Laboratory:
             older = max(0, len(self.out) - 1 - (self.plane.seq - seq))
         beside = OTHERS_FARE_WELL
         if kind == "sick":
-            guarded, share = self.plane.fields.get("escalates") != "0", self.plane.number("sick_share")
-            beside = compared(self.now, sent_s, job.failing, self.plane.good_at, share, guarded=guarded)
+            plane = self.plane
+            lately = Lately(plane.good_at, plane.good_sent, plane.number("sick_share"), len(plane.witnesses) > 1)
+            guarded = plane.fields.get("escalates") != "0"
+            beside = compared(self.now, sent_s, job.failing, lately, guarded=guarded)
         witness = Witness(
             call=digest(job.name),
             task=digest(job.task),
@@ -415,6 +419,7 @@ class Laboratory:
         )
         seen = observe.encode(self.now, ticket, kind, response, failure, job.cost, older, witness)
         if kind == "good":
+            self.plane.good_sent = sent_s
             self.answers_of[process, job.task] = self.answers_of[process, ""] = sent_s
         gate_us = (failure.retry_after_s or 0.0) * US if failure is not None else 0.0
         dimension = None
@@ -429,6 +434,8 @@ class Laboratory:
         if not self.plane.heed(kind, job.cost, gate_us, dimension, self.us) and seen:
             self.seen.append(seen)
         del self.out[seq]
+        if kind == "sick" and not witness.suspect:
+            self.plane.witnesses.add(job.name)
         if kind == "sick":
             first_s, row = (job.failing.first_at, job.failing.row) if job.failing else (self.now, 0)
             job.failing = Failing(first_s, sent_s, row + 1)

@@ -14,7 +14,7 @@ from benchmarks.law import ALONE_S, AWAY, BLAMED, away, blame
 from ratelimit_worker.calls import Category, Failure, Mode
 from ratelimit_worker.flow import observe
 from ratelimit_worker.policy import fault, modes
-from ratelimit_worker.policy.fault import Compared, Failing, Row, Witness
+from ratelimit_worker.policy.fault import Compared, Failing, Lately, Row, Witness
 from ratelimit_worker.policy.modes import Answer, ModeState, Thresholds
 from ratelimit_worker.stores import keys
 from tests.cluster import OPEN, Cluster, entry, message
@@ -38,10 +38,21 @@ SICK = Failure(category=Category.SERVER_ERROR, cause="HTTP 500", status=500)
 def test_others_are_answered_since_the_attempt_before(good_at: float, failing: Failing | None, answered: bool) -> None:
     """A failure may come back faster than any answer, so what counts is what came since the attempt before."""
     assert fault.others_answered(good_at, 100.0, failing) is answered
-    beside = fault.compared(101.0, 100.0, failing, good_at, 0.2)
+    lately = Lately(good_at, good_sent=0.0, share=0.2)
+    beside = fault.compared(101.0, 100.0, failing, lately)
     alone_s = None if answered else 101.0 - (failing.first_at if failing else 101.0)
     assert (beside.alone_s, beside.row) == (alone_s, failing.row + 1 if failing else 1)
-    assert fault.compared(101.0, 100.0, failing, good_at, 0.2, guarded=False).alone_s is None
+    assert fault.compared(101.0, 100.0, failing, lately, guarded=False).alone_s is None
+
+
+@pytest.mark.parametrize(
+    ("good_sent", "several", "alone"),
+    [(89.0, False, True), (91.0, False, False), (91.0, True, True)],
+)
+def test_the_last_bad_call_of_a_batch_is_given_up(good_sent: float, several: bool, alone: bool) -> None:
+    """A request that left after it had failed was answered, and since then nobody else fails: it is not an outage."""
+    lately = Lately(good_at=92.0, good_sent=good_sent, several=several)
+    assert (fault.compared(101.0, 100.0, Failing(90.0, 95.0, 2), lately).alone_s is not None) is alone
 
 
 def test_a_call_that_fails_alone_asks_ever_more_rarely() -> None:
@@ -253,16 +264,38 @@ def test_a_call_remembers_since_when_it_fails(cluster: Cluster) -> None:
 
 def test_a_lane_tells_when_it_was_answered_last(cluster: Cluster) -> None:
     """To a tenth of a second; how others fare is what the tuner wrote."""
-    assert cluster.lanes.health("gpt").good_at == 0.0
+    assert cluster.lanes.health("gpt").lately == Lately()
     for i in range(3):
         cluster.lanes.enqueue(entry(f"c{i}"))
         tag, _ = cluster.begin()
         cluster.settle(tag, verdict=("plain", "good")[i % 2])
         cluster.free(tag)
-        assert cluster.now_us / 1e6 - cluster.lanes.health("gpt").good_at <= fault.GOOD_EVERY_S
+        lately = cluster.lanes.health("gpt").lately
+        assert cluster.now_us / 1e6 - lately.good_at <= fault.GOOD_EVERY_S
+        assert lately.good_sent == lately.good_at
         cluster.advance(0.06)
     cluster.lanes.set_points("gpt", {"sick_share": 0.25})
-    assert cluster.lanes.health("gpt").share == 0.25
+    assert cluster.lanes.health("gpt").lately.share == 0.25
+
+
+def test_a_lane_tells_whether_several_calls_had_sick_answers(cluster: Cluster) -> None:
+    """Since its last good answer, not counting calls that are no witnesses; one call however often is one."""
+
+    def sick(ref: str, verdict: str = "sick") -> bool:
+        cluster.advance(0.2)
+        cluster.lanes.enqueue(entry(ref))
+        tag, _ = cluster.begin()
+        cluster.settle(tag, verdict=verdict, kind="error")
+        several = cluster.lanes.health("gpt").lately.several
+        cluster.free(tag)
+        return several
+
+    assert not sick("a")
+    assert not sick("b", "sick.1")
+    assert sick("c")
+    assert sick("d", "sick.1")
+    assert not sick("e", "good")
+    assert not sick("f")
 
 
 def probed(cluster: Cluster) -> None:

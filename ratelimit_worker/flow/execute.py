@@ -324,9 +324,7 @@ class Executor:
         beside = OTHERS_FARE_WELL
         if failure.sick:
             sent_s = observe.sent_s(begun.ticket)
-            beside = compared(
-                self._at(trial), sent_s, begun.failing, health.good_at, health.share, guarded=health.escalates
-            )
+            beside = compared(self._at(trial), sent_s, begun.failing, health.lately, guarded=health.escalates)
         trial.suspect = begun.failing is not None and beside.alone_s is None
         step = next_step(
             failure,
@@ -472,7 +470,7 @@ class Executor:
             after_s=after_s,
             tries=tries,
             outbox=self.encode_outcome(self._row(trial, at, failure, outcome, failure.cause)),
-            verdict=observe.word(verdict, response),
+            verdict=observe.word(verdict, response, suspect=trial.suspect),
             seen=observe.encode(
                 at, begun.ticket, verdict, response, failure, facts.cost, older, self._witness(trial, verdict)
             ),
@@ -501,7 +499,7 @@ class Executor:
             facts.lane,
             answer,
             outbox=self.encode_outcome(self._row(trial, at, failure, outcome, cause)),
-            verdict=observe.word(verdict, response),
+            verdict=observe.word(verdict, response, suspect=trial.suspect),
             seen=observe.encode(
                 at, trial.begun.ticket, verdict, response, failure, facts.cost, older, self._witness(trial, verdict)
             ),

@@ -52,8 +52,14 @@ def verdict_of(failure: Failure | None) -> Verdict:
             return "sick" if failure.sick else "other"
 
 
-def word(verdict: Verdict, response: Response | None) -> str:
-    """The verdict as the scripts take it: a refusal says in which dimension, if it is known, by its number from 1."""
+def word(verdict: Verdict, response: Response | None, *, suspect: bool = False) -> str:
+    """The verdict as the scripts take it: a refusal says in which dimension, if it is known, by its number from 1.
+
+    Args:
+        suspect: The call is no witness of how its provider is (`fault.Witness`).
+    """
+    if verdict == "sick":
+        return "sick.1" if suspect else "sick"
     dimension = _refused_in(response) if verdict == "refused" else None
     return verdict if dimension is None else f"{verdict}.{DIMENSIONS.index(dimension) + 1}"
 

@@ -50,6 +50,22 @@ class Failing:
     row: int
 
 
+@dataclass(frozen=True, slots=True)
+class Lately:
+    """How the calls of a lane fared of late, as the scripts and the tuner note it. Seconds, Redis clock."""
+
+    good_at: float = 0.0  #: when one was answered last; 0: never
+    good_sent: float = 0.0  #: when that one's request had left
+    share: float = 0.0  #: of the calls, those whose first attempt was sick
+    several: bool = (
+        False  #: since the last answer several calls had sick ones, not counting those that are no witnesses
+    )
+
+
+#: Nobody can say: a call that fails uses up its tries.
+UNKNOWN = Lately(good_at=inf, good_sent=inf)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
     """A sick answer of one call, beside what the lane's other calls got."""
@@ -63,20 +79,18 @@ class Compared:
 OTHERS_FARE_WELL = Compared()
 
 
-def compared(
-    at: float, sent_at: float, failing: Failing | None, good_at: float, share: float, *, guarded: bool = True
-) -> Compared:
+def compared(at: float, sent_at: float, failing: Failing | None, lately: Lately, *, guarded: bool = True) -> Compared:
     """How a call's sick answer stands beside the others.
 
     Args:
         at: When it came, seconds, Redis clock, as all times here.
-        sent_at, failing, good_at: As of `others_answered`.
+        sent_at, failing: As of `others_answered`.
         guarded: The lane may go into a mode in which only probes go out. Where it may not (NORMAL is pinned, escalation
             is off), nothing keeps waiting calls from flooding a sick provider but their tries.
     """
     row = failing.row + 1 if failing is not None else 1
-    if not guarded or others_answered(good_at, sent_at, failing):
-        return Compared(row=row, share=share)
+    if not guarded or others_answered(lately.good_at, sent_at, failing) or _stands_alone(failing, lately):
+        return Compared(row=row, share=lately.share)
     return Compared(alone_s=max(0.0, at - failing.first_at) if failing is not None else 0.0, row=row)
 
 
@@ -92,6 +106,15 @@ def others_answered(good_at: float, sent_at: float, failing: Failing | None) -> 
     """
     since = failing.sent_at if failing is not None else sent_at - SLACK_S
     return good_at + GOOD_EVERY_S >= since
+
+
+def _stands_alone(failing: Failing | None, lately: Lately) -> bool:
+    """Whether a request that left after the call had failed was answered, and nobody speaks for an outage since.
+
+    So the last lines of a batch are given up when they are bad. By the time of sending: at the beginning of an outage
+    old answers still come in.
+    """
+    return failing is not None and lately.good_sent > failing.first_at and not lately.several
 
 
 def alone_bound_s(alone_s: float, cap_s: float) -> float:

@@ -14,7 +14,7 @@ from redis import Redis
 
 from ratelimit_worker.calls import Cost, Failure, Mode, Priority
 from ratelimit_worker.errors import BadInput, LaneFull, LaneShedding
-from ratelimit_worker.policy.fault import Failing
+from ratelimit_worker.policy.fault import Failing, Lately
 from ratelimit_worker.policy.retry import Record
 from ratelimit_worker.ports import Begun, Health, LaneView
 from ratelimit_worker.stores import keys
@@ -434,11 +434,10 @@ class Lanes:
 
     def health(self, lane: str, task: str = "") -> Health:
         """How the lane takes its provider to be, now, and how this function fared in it."""
-        good_us, mode, escalates, seq, out, share, *record = self.run("health", (lane, task))
+        good_us, sent_us, several, mode, escalates, seq, out, share, *record = self.run("health", (lane, task))
         known = {mode.value.encode(): mode for mode in Mode}
         return Health(
-            int(good_us) / US,
-            float(share),
+            Lately(int(good_us) / US, int(sent_us) / US, float(share), bool(several)),
             known.get(mode, Mode.NORMAL),
             escalates != b"0",
             int(seq),

@@ -1,7 +1,7 @@
 -- What is learned from an attempt: the row of failures, the gate, the tuner's observation, the outbox, how functions fare.
 
 -- verdict: 'good' answered, 'plain' answered and no header told anything, 'refused' 429 ('refused.2': in the second dimension),
--- 'sick', 'quota' nothing is left to spend, 'barred' the key was not accepted, 'other'. seen: the tuner's observation, packed by
+-- 'sick' ('sick.1': to a call that is no witness), 'quota' nothing is left to spend, 'barred' the key was not accepted, 'other'. seen: the tuner's observation, packed by
 -- Python, or ''
 -- r: the record of the call whose permit it was; nil: of none
 -- returns  true when it is heeded in full: of a lane that is well, the tuner need only know how many plain answers it had
@@ -12,15 +12,20 @@ local function heed(lane, told, gate_us, r)
   if verdict == 'good' or verdict == 'plain' then
     local h = redis.call('HMGET', k, 'sick', 'refusals', 'mode', 'width', 'good_at')
     local row = (h[1] or '0') ~= '0'
-    if math.abs(now - (tonumber(h[5] or '0') or 0)) >= failing.GOOD_US then redis.call('HSET', k, 'good_at', int(now)) end
-    if row or (h[2] or '0') ~= '0' then redis.call('HSET', k, 'sick', 0, 'refusals', 0) end
+    if math.abs(now - (tonumber(h[5] or '0') or 0)) >= failing.GOOD_US then
+      redis.call('HSET', k, 'good_at', int(now), 'good_sent', int(r and r[TICKET][2] or 0))
+    end
+    if row or (h[2] or '0') ~= '0' then redis.call('HSET', k, 'sick', 0, 'refusals', 0, 'witness', '') end
     if verdict == 'plain' and not row and (h[3] or 'NORMAL') == 'NORMAL' and (h[4] or '0') == '0' then
       if redis.call('HINCRBY', k, 'goods', 1) == 1 then redis.call('SADD', key('seen'), lane) end
       return true
     end
   elseif verdict == 'sick' then
-    local row = (tonumber(redis.call('HGET', k, 'sick') or '0') or 0) + 1
-    redis.call('HSET', k, 'sick', int(row))
+    local h = redis.call('HMGET', k, 'sick', 'witness')
+    local row = (tonumber(h[1] or '0') or 0) + 1
+    local by = h[2] or ''
+    if r and dimension ~= failing.SUSPECT then by = (by == '' or by == r[PUB]) and r[PUB] or '*' end
+    redis.call('HSET', k, 'sick', int(row), 'witness', by)
     if row >= SICK_ROW then redis.call('PUBLISH', key('tune'), lane) end
   elseif verdict == 'refused' then
     -- The refusal is the lane's own: its parents and the day get back what the call took.

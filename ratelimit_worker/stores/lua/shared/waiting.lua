@@ -48,8 +48,9 @@ local function degradable(ref, r, place)
 end
 -- The sick answers that a call has had in a row, packed in field f of its hash: {µs of the first, µs at which the request of
 -- the last left, how many}. While it has some it waits behind all that have none: probes go to others first.
--- That others were answered meanwhile is told by `good_at` of their lane, which is no more exact than GOOD_US.
-local failing = {GOOD_US = 100000}
+-- How others fared meanwhile is told by their lane: `good_at` and `good_sent`, when it was answered and when that request
+-- had left (no more exact than GOOD_US), and `witness`: which call had a sick answer since, '*': several, '': none that counts.
+local failing = {GOOD_US = 100000, SUSPECT = 1}
 function failing.of(ref, r)                            -- nil: none
   return r[NUMBER] > 0 and redis.call('HGET', call_key(ref), 'f') or nil
 end
