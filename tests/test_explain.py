@@ -280,11 +280,15 @@ def capped_and_new(stage: Theatre) -> None:
     stage.lanes.set_points("gpt", {**OPEN, "cap": 1})
 
 
+def probed_under_a_pin(stage: Theatre) -> None:
+    stage.lanes.set_points("gpt", {**OPEN, "mode": "REDUCED", "pin": "x", "width": 2, "probes": 2, "gap": US})
+
+
 def halted(stage: Theatre) -> None:
     stage.lanes.set_points("gpt", {**OPEN, "mode": "HALT", "width": 1, "probes": 1, "gap": 300 * US})
 
 
-@pytest.mark.parametrize("scene", [away, ramping, capped_and_new, halted])
+@pytest.mark.parametrize("scene", [away, ramping, capped_and_new, probed_under_a_pin, halted])
 def test_what_nobody_knows_is_not_told(redis_client: redis.Redis, scene: Callable[[Theatre], None]) -> None:
     """An outage, a new lane, a cap of which no call has ended yet, a lane without quota."""
     stage = Theatre(redis_client)

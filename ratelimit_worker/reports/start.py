@@ -15,7 +15,7 @@ from math import floor, inf
 from ratelimit_worker.calls import DIMENSIONS, Mode
 from ratelimit_worker.flow.limit import limits_told
 from ratelimit_worker.flow.tune import SHUT_US, Rules, decide
-from ratelimit_worker.policy.modes import ALL, Pin, governing
+from ratelimit_worker.policy.modes import ALL, MANY, Pin, governing
 from ratelimit_worker.ports import Bar, BarKind, LaneView
 from ratelimit_worker.reports.mode import mode_now
 from ratelimit_worker.stores.live import US, CallNow, LaneNow
@@ -24,7 +24,9 @@ DAY_S = 86_400.0
 Cost = Sequence[float]  #: in the order of `DIMENSIONS`
 _MOST_PINS = 3  #: that end one after the other before the call goes
 _RETRY_SHARE, _RETRIES_PER_S = 0.1, 10 / 60  #: as in lua/shared/retry_budget.lua
-_NEVER = frozenset({BarKind.NEWER, BarKind.SUSPECT, BarKind.CLAIM, BarKind.RAMP})  #: known to nobody who only looks
+_NEVER = frozenset(
+    {BarKind.NEWER, BarKind.SUSPECT, BarKind.CLAIM, BarKind.PROBES, BarKind.RAMP}
+)  #: known to nobody who only looks
 SURE_S = 1.0  #: what a pace that is not known yet may make of a start that is told all the same, seconds
 
 
@@ -153,11 +155,12 @@ class Forecast:
 
     def _knowable(self, bars: Sequence[Bar]) -> bool:
         mode = mode_now(self.lane.fields, self.lane.pin)
-        if mode.away or (mode.mode is Mode.HALT and not mode.pinned):
+        probes = float(self.lane.fields.get("probes") or 0)
+        if mode.away or 0 < probes < MANY or (mode.mode is Mode.HALT and not mode.pinned):
             return False
         for bar in bars:
             innermost = bar.parent or bar
-            if innermost.kind in _NEVER or (innermost.kind is BarKind.PROBES and not mode.pinned):
+            if innermost.kind in _NEVER:
                 return False
             if bar.kind is BarKind.SLOTS and not bar.number:
                 return False
