@@ -268,6 +268,15 @@ def test_a_quota_is_waited_for_over_midnight(redis_client: redis.Redis) -> None:
     assert stage.told("c22").starts_in_s == pytest.approx(left_s + 86_400.0, abs=1.0)
 
 
+def test_the_calls_of_a_day_have_a_pace_too(redis_client: redis.Redis) -> None:
+    """At 6/min and 20 a day, the eleventh of tomorrow's starts 100 s after midnight."""
+    stage = Theatre(redis_client)
+    stage.lanes.set_points("gpt", limit_fields(LaneLimits(rpm=6, rpd=20)))
+    stage.put(*REFS[:40])
+    left_s = 86_400.0 - stage.now % 86_400.0
+    assert stage.told("c30").starts_in_s == pytest.approx(left_s + 100.0, abs=10.0)
+
+
 def away(stage: Theatre) -> None:
     stage.lanes.set_points("gpt", {**OPEN, "mode": "EMERGENCY", "width": 1, "probes": 1, "gap": US})
 

@@ -191,7 +191,7 @@ def waits_for(
         at_s,
         paces=_paces(lane),
         parents={name: _paces(parent) for name, parent in (parents or {}).items()},
-        tried=call.record.tries > 0,
+        tried=call.record.number > 0,
         pin_ends_s=lane.pinned_until_s,
     )
     if lane.mode is Mode.NORMAL and not lane.pinned:

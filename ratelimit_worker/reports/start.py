@@ -98,13 +98,18 @@ class Budget:
                 when_s = max(when_s, self.gate_s + short / bucket.pace if bucket.pace > 0 else inf)
         return when_s
 
+    def each_s(self, mean: Cost) -> float:
+        """Seconds from one call to the next, when many wait; inf: it is shut, or closed."""
+        many = 1e6
+        first_s, last_s = (self.when_s(Ahead(calls=calls, mean=mean, own=mean)) for calls in (0.0, many))
+        return inf if last_s == inf else (last_s - first_s) / many
+
     def gone_by(self, ahead: Ahead, until_s: float) -> float:
         """How many of those before it have gone by then."""
-        first_s = self.when_s(Ahead(calls=0, mean=ahead.mean, own=ahead.mean))
+        first_s, each_s = self.when_s(replace(ahead, calls=0.0, own=ahead.mean)), self.each_s(ahead.mean)
         if first_s > until_s:
             return 0.0
-        each_s = self.when_s(Ahead(calls=1e6, mean=ahead.mean, own=ahead.mean)) - first_s
-        return ahead.calls if each_s <= 0 else min(ahead.calls, floor((until_s - first_s) / (each_s / 1e6)) + 1)
+        return ahead.calls if each_s <= 0 else min(ahead.calls, floor((until_s - first_s) / each_s) + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +141,7 @@ class Forecast:
         due_s = max((bar.until_s or self.at_s for bar in bars if bar.kind is BarKind.DUE), default=self.at_s)
         place = call.place
         if place is None:  # it comes to its place when its time does: a retry before those that wait, others after them
-            place = 0 if call.record.tries else self.lane.waiting
+            place = 0 if call.record.number else self.lane.waiting
         ahead = Ahead(calls=place, mean=mean, own=own)
         starts_s = self._admitted_s(self.lane, ahead, 1.0)
         if mode_now(self.lane.fields).ramping and starts_s - self._admitted_s(self._grown(), ahead, 1.0) > SURE_S:
@@ -179,14 +184,15 @@ class Forecast:
         fields, at_s = dict(lane.fields), self.at_s
         for _ in range(_MOST_PINS):
             budget = Budget.of(fields, at_s)
-            when_s = max(budget.when_s(ahead.times(share)), self._quota_s(lane, ahead))
+            when_s = max(budget.when_s(ahead.times(share)), self._quota_s(lane, budget, ahead))
             pin = governing(self.pins.get(lane.lane), self.pins.get(ALL), at_s)
             if pin is None or pin.until is None or when_s <= pin.until:
                 return when_s
             gone = budget.gone_by(ahead.times(share), pin.until)
             fields = self._after(lane, fields, budget, ahead, gone, pin.until)
             ahead, at_s = ahead.less(gone / share), pin.until
-        return max(Budget.of(fields, at_s).when_s(ahead.times(share)), self._quota_s(lane, ahead))
+        budget = Budget.of(fields, at_s)
+        return max(budget.when_s(ahead.times(share)), self._quota_s(lane, budget, ahead))
 
     def _after(
         self, lane: LaneNow, fields: dict[str, bytes], budget: Budget, ahead: Ahead, gone: float, at_s: float
@@ -210,15 +216,18 @@ class Forecast:
                 fields[f"l{i + 1}"] = repr(level).encode()
         return fields
 
-    def _quota_s(self, lane: LaneNow, ahead: Ahead) -> float:
-        """When the quotas of the UTC day have room for it: today, or so many days later."""
-        limits = limits_told(lane.fields)
-        days = 0
+    def _quota_s(self, lane: LaneNow, budget: Budget, ahead: Ahead) -> float:
+        """When the quotas of the UTC day have room for it: now, or on a later day after those before it then."""
+        limits, when_s = limits_told(lane.fields), self.at_s
         for i, (what, quota) in enumerate((("requests", limits.rpd), ("tokens", limits.tpd))):
-            if quota:
-                wanted = lane.used_today.get(what, 0.0) + ahead.calls * ahead.mean[i] + min(ahead.own[i], quota)
-                days = max(days, int(max(0.0, wanted - 1e-9) // quota) if wanted > quota + 1e-9 else 0)
-        return self.at_s if not days else (self.at_s // DAY_S + days) * DAY_S
+            before = lane.used_today.get(what, 0.0) + ahead.calls * ahead.mean[i]
+            wanted = before + min(ahead.own[i], quota or 0.0)
+            if quota and wanted > quota + 1e-9:
+                days = int((wanted - 1e-9) // quota)
+                that_day = max(0.0, before - days * quota) / max(1e-9, ahead.mean[i])
+                after_s = that_day * budget.each_s(ahead.mean) if that_day else 0.0
+                when_s = max(when_s, (self.at_s // DAY_S + days) * DAY_S + after_s)
+        return when_s
 
     def _budgeted_s(self, ahead: Ahead, left: float) -> float:
         """When the retry budget lets it go before the others."""
