@@ -141,7 +141,7 @@ class BarKind(StrEnum):
     PACE = "pace"  #: the budget of a dimension, `detail`, is spent
     QUOTA = "quota"  #: of the UTC day, `number`; `detail`: requests or tokens
     BEGINS = "begins"  #: `number` calls are released, and no worker has begun them
-    PROBES = "probes"  #: the provider is believed away, and as many calls are out as may probe
+    PROBES = "probes"  #: of EMERGENCY or HALT: as many calls are out as may probe
     RAMP = "ramp"  #: the pace is not known yet, and as many are out as may be
     FLIGHT = "flight"  #: as many are out as the provider answers well
     CONCURRENCY = "concurrency"  #: as many are out as a person allows

@@ -67,6 +67,21 @@ def gap_and_probe(cluster: Cluster) -> None:
     put(cluster, "a", "b")
 
 
+def a_pin_begins(cluster: Cluster) -> None:
+    cluster.lanes.set_points(LANE, {**OPEN, "mode": "EMERGENCY", "pin": "x", "gate": cluster.now_us + 6 * US})
+    put(cluster, "a")
+
+
+def refused_at_fixed_rates(cluster: Cluster) -> None:
+    cluster.lanes.set_points(LANE, {**OPEN, "mode": "EMERGENCY", "gate": cluster.now_us + 9 * US})
+    put(cluster, "a")
+
+
+def probed_under_a_pin(cluster: Cluster) -> None:
+    cluster.lanes.set_points(LANE, {**OPEN, "mode": "REDUCED", "pin": "x", "width": 2, "probes": 2, "gap": 2 * US})
+    put(cluster, "a", "b")
+
+
 def ramping(cluster: Cluster) -> None:
     cluster.lanes.set_points(LANE, {**OPEN, "width": 1, "ramp": 1, "probes": 0, "gap": 0})
     put(cluster, "a", "b")
@@ -159,6 +174,9 @@ def nothing_waits(cluster: Cluster) -> None:
     ("before", "told", "until_s"),
     [
         (gap_and_probe, [("probes", "", 1), ("gate", "mode", 0)], None),
+        (a_pin_begins, [("gate", "mode", 0)], 6.0),
+        (refused_at_fixed_rates, [("gate", "refused", 0)], 9.0),
+        (probed_under_a_pin, [("gate", "mode", 0)], 2.0 * (0.8 + 0.4 * 0.6180339887)),
         (ramping, [("ramp", "", 1)], None),
         (an_older_tuner, [("ramp", "", 1)], None),
         (in_flight, [("flight", "", 2)], None),

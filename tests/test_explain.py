@@ -268,6 +268,15 @@ def test_a_quota_is_waited_for_over_midnight(redis_client: redis.Redis) -> None:
     assert stage.told("c22").starts_in_s == pytest.approx(left_s + 86_400.0, abs=1.0)
 
 
+def test_the_calls_of_a_day_have_a_pace_too(redis_client: redis.Redis) -> None:
+    """At 6/min and 20 a day, the eleventh of tomorrow's starts 100 s after midnight."""
+    stage = Theatre(redis_client)
+    stage.lanes.set_points("gpt", limit_fields(LaneLimits(rpm=6, rpd=20)))
+    stage.put(*REFS[:40])
+    left_s = 86_400.0 - stage.now % 86_400.0
+    assert stage.told("c30").starts_in_s == pytest.approx(left_s + 100.0, abs=10.0)
+
+
 def away(stage: Theatre) -> None:
     stage.lanes.set_points("gpt", {**OPEN, "mode": "EMERGENCY", "width": 1, "probes": 1, "gap": US})
 
@@ -280,11 +289,15 @@ def capped_and_new(stage: Theatre) -> None:
     stage.lanes.set_points("gpt", {**OPEN, "cap": 1})
 
 
+def probed_under_a_pin(stage: Theatre) -> None:
+    stage.lanes.set_points("gpt", {**OPEN, "mode": "REDUCED", "pin": "x", "width": 2, "probes": 2, "gap": US})
+
+
 def halted(stage: Theatre) -> None:
     stage.lanes.set_points("gpt", {**OPEN, "mode": "HALT", "width": 1, "probes": 1, "gap": 300 * US})
 
 
-@pytest.mark.parametrize("scene", [away, ramping, capped_and_new, halted])
+@pytest.mark.parametrize("scene", [away, ramping, capped_and_new, probed_under_a_pin, halted])
 def test_what_nobody_knows_is_not_told(redis_client: redis.Redis, scene: Callable[[Theatre], None]) -> None:
     """An outage, a new lane, a cap of which no call has ended yet, a lane without quota."""
     stage = Theatre(redis_client)

@@ -14,7 +14,7 @@ from tornado.template import Loader
 
 import ratelimit_worker.flower
 from ratelimit_worker.calls import Category, LaneLimits, Mode, Outcome
-from ratelimit_worker.cli.figures import AttemptFigures, Attempts, LaneFigures, figures_of
+from ratelimit_worker.cli.figures import AttemptFigures, Attempts, LaneFigures, figures_of, lane_figures
 from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.flow.pin import pin
 from ratelimit_worker.flower import wording
@@ -165,6 +165,8 @@ def test_a_pin_says_until_when(redis_client: redis.Redis, mode: Mode) -> None:
     pin(stage.control, mode, who="me", for_s=100.0)
     lane = cluster_state(Live(redis_client, time_us=stage.now_us).now(), None).lanes[0]
     assert (lane.mode, lane.pinned, lane.pinned_until_s) == (mode, True, pytest.approx(stage.now + 100.0))
+    shown = lane_figures(Live(redis_client, time_us=stage.now_us), ["gpt", "unknown"]).mode
+    assert shown.startswith(f"{mode.lower()} (pinned by hand until ")
     stage.play(101.0)
     lane = cluster_state(Live(redis_client, time_us=stage.now_us).now(), None).lanes[0]
     assert (lane.pinned, lane.pinned_until_s, str(lane.mode_now)) == (False, None, "NORMAL")

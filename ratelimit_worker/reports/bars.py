@@ -123,7 +123,7 @@ def _sentence(bar: Bar, at_s: float) -> str:
         case BarKind.BEGINS:
             return f"room: {count(bar.number)} calls are released, and no worker has begun them"
         case BarKind.PROBES:
-            return f"mode: the provider is away, only probes go out, and {count(bar.number)} are out"
+            return f"mode: only probes go out, and as many are out as may be ({count(bar.number)})"
         case BarKind.RAMP:
             return f"ramp: the lane does not know its pace yet, and {count(bar.number)} calls are out"
         case BarKind.FLIGHT:

@@ -15,7 +15,7 @@ from math import floor, inf
 from ratelimit_worker.calls import DIMENSIONS, Mode
 from ratelimit_worker.flow.limit import limits_told
 from ratelimit_worker.flow.tune import SHUT_US, Rules, decide
-from ratelimit_worker.policy.modes import ALL, Pin, governing
+from ratelimit_worker.policy.modes import ALL, MANY, Pin, governing
 from ratelimit_worker.ports import Bar, BarKind, LaneView
 from ratelimit_worker.reports.mode import mode_now
 from ratelimit_worker.stores.live import US, CallNow, LaneNow
@@ -24,7 +24,9 @@ DAY_S = 86_400.0
 Cost = Sequence[float]  #: in the order of `DIMENSIONS`
 _MOST_PINS = 3  #: that end one after the other before the call goes
 _RETRY_SHARE, _RETRIES_PER_S = 0.1, 10 / 60  #: as in lua/shared/retry_budget.lua
-_NEVER = frozenset({BarKind.NEWER, BarKind.SUSPECT, BarKind.CLAIM, BarKind.RAMP})  #: known to nobody who only looks
+_NEVER = frozenset(
+    {BarKind.NEWER, BarKind.SUSPECT, BarKind.CLAIM, BarKind.PROBES, BarKind.RAMP}
+)  #: known to nobody who only looks
 SURE_S = 1.0  #: what a pace that is not known yet may make of a start that is told all the same, seconds
 
 
@@ -96,13 +98,18 @@ class Budget:
                 when_s = max(when_s, self.gate_s + short / bucket.pace if bucket.pace > 0 else inf)
         return when_s
 
+    def each_s(self, mean: Cost) -> float:
+        """Seconds from one call to the next, when many wait; inf: it is shut, or closed."""
+        many = 1e6
+        first_s, last_s = (self.when_s(Ahead(calls=calls, mean=mean, own=mean)) for calls in (0.0, many))
+        return inf if last_s == inf else (last_s - first_s) / many
+
     def gone_by(self, ahead: Ahead, until_s: float) -> float:
         """How many of those before it have gone by then."""
-        first_s = self.when_s(Ahead(calls=0, mean=ahead.mean, own=ahead.mean))
+        first_s, each_s = self.when_s(replace(ahead, calls=0.0, own=ahead.mean)), self.each_s(ahead.mean)
         if first_s > until_s:
             return 0.0
-        each_s = self.when_s(Ahead(calls=1e6, mean=ahead.mean, own=ahead.mean)) - first_s
-        return ahead.calls if each_s <= 0 else min(ahead.calls, floor((until_s - first_s) / (each_s / 1e6)) + 1)
+        return ahead.calls if each_s <= 0 else min(ahead.calls, floor((until_s - first_s) / each_s) + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +141,7 @@ class Forecast:
         due_s = max((bar.until_s or self.at_s for bar in bars if bar.kind is BarKind.DUE), default=self.at_s)
         place = call.place
         if place is None:  # it comes to its place when its time does: a retry before those that wait, others after them
-            place = 0 if call.record.tries else self.lane.waiting
+            place = 0 if call.record.number else self.lane.waiting
         ahead = Ahead(calls=place, mean=mean, own=own)
         starts_s = self._admitted_s(self.lane, ahead, 1.0)
         if mode_now(self.lane.fields).ramping and starts_s - self._admitted_s(self._grown(), ahead, 1.0) > SURE_S:
@@ -153,11 +160,12 @@ class Forecast:
 
     def _knowable(self, bars: Sequence[Bar]) -> bool:
         mode = mode_now(self.lane.fields, self.lane.pin)
-        if mode.away or (mode.mode is Mode.HALT and not mode.pinned):
+        probes = float(self.lane.fields.get("probes") or 0)
+        if mode.away or 0 < probes < MANY or (mode.mode is Mode.HALT and not mode.pinned):
             return False
         for bar in bars:
             innermost = bar.parent or bar
-            if innermost.kind in _NEVER or (innermost.kind is BarKind.PROBES and not mode.pinned):
+            if innermost.kind in _NEVER:
                 return False
             if bar.kind is BarKind.SLOTS and not bar.number:
                 return False
@@ -176,14 +184,15 @@ class Forecast:
         fields, at_s = dict(lane.fields), self.at_s
         for _ in range(_MOST_PINS):
             budget = Budget.of(fields, at_s)
-            when_s = max(budget.when_s(ahead.times(share)), self._quota_s(lane, ahead))
+            when_s = max(budget.when_s(ahead.times(share)), self._quota_s(lane, budget, ahead))
             pin = governing(self.pins.get(lane.lane), self.pins.get(ALL), at_s)
             if pin is None or pin.until is None or when_s <= pin.until:
                 return when_s
             gone = budget.gone_by(ahead.times(share), pin.until)
             fields = self._after(lane, fields, budget, ahead, gone, pin.until)
             ahead, at_s = ahead.less(gone / share), pin.until
-        return max(Budget.of(fields, at_s).when_s(ahead.times(share)), self._quota_s(lane, ahead))
+        budget = Budget.of(fields, at_s)
+        return max(budget.when_s(ahead.times(share)), self._quota_s(lane, budget, ahead))
 
     def _after(
         self, lane: LaneNow, fields: dict[str, bytes], budget: Budget, ahead: Ahead, gone: float, at_s: float
@@ -207,15 +216,18 @@ class Forecast:
                 fields[f"l{i + 1}"] = repr(level).encode()
         return fields
 
-    def _quota_s(self, lane: LaneNow, ahead: Ahead) -> float:
-        """When the quotas of the UTC day have room for it: today, or so many days later."""
-        limits = limits_told(lane.fields)
-        days = 0
+    def _quota_s(self, lane: LaneNow, budget: Budget, ahead: Ahead) -> float:
+        """When the quotas of the UTC day have room for it: now, or on a later day after those before it then."""
+        limits, when_s = limits_told(lane.fields), self.at_s
         for i, (what, quota) in enumerate((("requests", limits.rpd), ("tokens", limits.tpd))):
-            if quota:
-                wanted = lane.used_today.get(what, 0.0) + ahead.calls * ahead.mean[i] + min(ahead.own[i], quota)
-                days = max(days, int(max(0.0, wanted - 1e-9) // quota) if wanted > quota + 1e-9 else 0)
-        return self.at_s if not days else (self.at_s // DAY_S + days) * DAY_S
+            before = lane.used_today.get(what, 0.0) + ahead.calls * ahead.mean[i]
+            wanted = before + min(ahead.own[i], quota or 0.0)
+            if quota and wanted > quota + 1e-9:
+                days = int((wanted - 1e-9) // quota)
+                that_day = max(0.0, before - days * quota) / max(1e-9, ahead.mean[i])
+                after_s = that_day * budget.each_s(ahead.mean) if that_day else 0.0
+                when_s = max(when_s, (self.at_s // DAY_S + days) * DAY_S + after_s)
+        return when_s
 
     def _budgeted_s(self, ahead: Ahead, left: float) -> float:
         """When the retry budget lets it go before the others."""

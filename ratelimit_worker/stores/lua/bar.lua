@@ -26,11 +26,12 @@ local function law_of(L)
   end
   return DEGRADED[L.mode] and 'probes' or 'ramp'       -- an older worker's lane has `width` alone
 end
--- whose gate it is: a mode's lies at most its gap ahead, or begins a pinned EMERGENCY, which has no gap at first
+-- whose gate it is: a mode's lies at most its gap ahead (see spend), or begins a pinned EMERGENCY, which has no gap at first
 local function gate_of(L)
   if L.gate >= SHUT then return 'shut' end
-  if DEGRADED[L.mode] and (L.gate - now <= 1.2 * L.gap or L.gap == 0) then return 'mode' end
-  return 'refused'
+  if L.width > 0 and L.gap > 0 and L.gate - now <= 1.2 * L.gap then return 'mode' end
+  local pinned = DEGRADED[L.mode] and L.gap == 0 and (redis.call('HGET', lane_key(L.name), 'pin') or '') ~= ''
+  return pinned and 'mode' or 'refused'
 end
 local function admits(L, cost, to)                     -- to: takes kind, until, which
   admits_in(L, cost, function(kind, us, i)
