@@ -116,6 +116,12 @@ def test_half_an_answer_teaches_half() -> None:
 counts = st.none() | st.integers(-5, 10**12)
 
 
+def test_a_tools_schema_may_name_several_types() -> None:
+    """JSON Schema's way to say that an argument may be left out."""
+    tool = {"function": {"parameters": {"properties": {"city": {"type": ["string", "null"], "enum": ["image"]}}}}}
+    assert estimate.text_tokens([tool]) == pytest.approx(estimate.text_tokens(["string", "null", "image"]))
+
+
 @given(
     st.lists(st.tuples(counts, counts, counts), max_size=30),
     st.integers(0, 10**9),

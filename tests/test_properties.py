@@ -18,7 +18,7 @@ from tests import fuzz, leftovers
 from tests.conftest import wait_for
 
 PROPERTIES = """
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 @given(st.integers())
@@ -31,7 +31,7 @@ class Machine(RuleBasedStateMachine):
         pass
 
 def test_of_a_machine():
-    run_state_machine_as_test(Machine)
+    run_state_machine_as_test(Machine, settings=settings(stateful_step_count=1))
 
 def test_that_is_none():
     raise AssertionError("not one of these")
