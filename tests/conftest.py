@@ -58,7 +58,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(properties.summary(report for report in reports if report.when == "call"))
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 30.0, what: str | Callable[[], str] = "") -> None:
+def wait_for(condition: Callable[[], object], timeout_s: float = 120.0, what: str | Callable[[], str] = "") -> None:
     """Return as soon as `condition()` is true; fail after `timeout_s`, with what was waited for (asked then)."""
     until_s = time.monotonic() + timeout_s
     look = threading.Event()
@@ -119,13 +119,13 @@ class PostgresServer:
             stderr=(self._folder / "log").open("ab"),
         )
         _stay.add(self._process.pid)
-        wait_for(self._answers, timeout_s=30.0, what="PostgreSQL answers")
+        wait_for(self._answers, timeout_s=120.0, what="PostgreSQL answers")
 
     def stop(self) -> None:
         """Stop it at once, connections or not ("fast shutdown")."""
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
-            self._process.wait(timeout=30)
+            self._process.wait(timeout=120)
             self._process = None
 
     def new_database(self) -> str:
@@ -172,7 +172,7 @@ def redis_server() -> Iterator[str]:
         yield str(socket)
     finally:
         process.terminate()
-        process.wait(timeout=10)
+        process.wait(timeout=120)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -53,7 +53,7 @@ class Valkey:
         """Stop it in good order: the AOF is whole."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(timeout=20)
+            self._process.wait(timeout=120)
             self._process = None
 
     def runs(self) -> bool:
@@ -89,7 +89,7 @@ class Worker:
             start_new_session=True,
         )
 
-    def wait_ready(self, timeout_s: float = 30.0) -> None:
+    def wait_ready(self, timeout_s: float = 120.0) -> None:
         """Until it consumes."""
         wait_for(lambda: self._says(" ready."), timeout_s=timeout_s, what=f"{self.name} is ready")
 
@@ -101,14 +101,14 @@ class Worker:
         """SIGKILL, children too: no goodbye."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=120)
 
     def stop(self) -> None:
         """Ask it to stop; make it stop."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(timeout=20)
+                self.process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 self.kill()
 

@@ -593,7 +593,7 @@ def status(env: Mapping[str, str]) -> dict[str, Any]:
     """`status --format json`: the lane `free`."""
     command = [sys.executable, "-m", "ratelimit_worker", "status", "--format", "json"]
     done = subprocess.run(
-        command, env=clean_environment(**env), capture_output=True, text=True, check=False, timeout=60
+        command, env=clean_environment(**env), capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
     lanes: dict[str, dict[str, Any]] = {lane["lane"]: lane for lane in json.loads(done.stdout)["lanes"]}
@@ -630,7 +630,7 @@ def test_a_task_learns_what_it_uses() -> None:
         first = agent.chat.plan(["0"], {})
         assert first["cost"][1:] == (257, 1, DEFAULT_OUTPUT_TOKENS)
         for n in range(8):
-            agent.chat.delay(str(n)).get(timeout=30)
+            agent.chat.delay(str(n)).get(timeout=120)
         client = connect(made.valkey.url)
         memory, name = UsageMemory(client), estimate.key(agent.chat.name, "chat")
         wait_for(lambda: memory.read([name]).get(name, Learned()).answers == 8, what="the recorder has learned")
