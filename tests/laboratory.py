@@ -150,6 +150,7 @@ class Plane:
         if verdict == "sick":
             self.sick += 1
         elif verdict == "quota":
+            self.earn(now)  # what was earned before the gate closed stays
             self.gate = max(self.gate, now + int(HALT_S * US))
         elif verdict == "refused":
             self.earn(now)

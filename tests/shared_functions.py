@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,20 @@ def said(what: object) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+@contextmanager
+def held(what: object) -> Iterator[None]:
+    """Runs with this go on for as long as that lasts."""
+    _hold(what).touch()
+    try:
+        yield
+    finally:
+        _hold(what).unlink()
+
+
 def ask(what: Any, sleep_s: float = 0.0, **more: Any) -> list[Any]:
     """Says that it ran, and gives back which run it was."""
     number = _say(what)
-    time.sleep(sleep_s)
+    _busy(what, sleep_s)
     return [what, number]
 
 
@@ -53,7 +65,20 @@ class Answer:
 def ask_sdk(what: str, sleep_s: float = 0.0) -> Answer:
     """Answers with an object."""
     number = _say(what)
-    time.sleep(sleep_s)
+    _busy(what, sleep_s)
+    return Answer(number)
+
+
+_company = threading.Barrier(5)
+
+
+def ask_sdk_in_company(what: str) -> Answer:
+    """The same; the runs after the first wait for each other, in vain where they run one after another."""
+    number = _say(what)
+    if number == 1:
+        _busy(what, 0.0)
+    else:
+        _company.wait(timeout=120)
     return Answer(number)
 
 
@@ -71,14 +96,14 @@ class NotFoundError(Exception):
 def refused_by_sdk(what: str, sleep_s: float = 0.0) -> None:
     """Fails as an SDK does."""
     _say(what)
-    time.sleep(sleep_s)
+    _busy(what, sleep_s)
     raise NotFoundError(what)
 
 
 def refused(what: str, sleep_s: float = 0.0) -> None:
     """Fails with an error of ours."""
     _say(what)
-    time.sleep(sleep_s)
+    _busy(what, sleep_s)
     raise InvalidRequest("HTTP 400", 400)
 
 
@@ -153,3 +178,13 @@ def _say(what: object) -> int:
     with _path(what).open("a") as file:
         file.write("x\n")
     return len(said(what))
+
+
+def _hold(what: object) -> Path:
+    return _path(f"hold {what}")
+
+
+def _busy(what: object, sleep_s: float) -> None:
+    time.sleep(sleep_s)
+    while _hold(what).exists():
+        time.sleep(0.02)

@@ -318,7 +318,7 @@ def test_one_post_a_change_with_two_workers(hook: Hook) -> None:
     with fleet(MAISD_ALERT_WEBHOOK_URL=hook.url, MAISD_LANES='{"free": {"unlimited": true}}') as made:
         workers = [made.worker(name, "-P", "threads", "-c", "2") for name in ("w1", "w2")]
         app = made.agent()
-        assert app.echo.delay("first").get(timeout=20) == "first"
+        assert app.echo.delay("first").get(timeout=120) == "first"
         control = services().control
         pin(control, Mode.EMERGENCY, lane="free", who="ana", reason="a test")
         wait_for(lambda: len(hook.told) == 1, what="the alert came")
@@ -347,7 +347,7 @@ def test_a_dead_web_hook_loses_no_record() -> None:
         app = made.agent()
         control = services().control
         pin(control, Mode.REDUCED, lane="free", who="ana")
-        assert app.echo.delay("while it is dead").get(timeout=20) == "while it is dead"
+        assert app.echo.delay("while it is dead").get(timeout=120) == "while it is dead"
         auto(control, lane="free", who="ana")
         wait_for(lambda: len(recorded(made)) >= 2, what=lambda: f"both recorded: {recorded(made)}\n{made.logs()}")
         assert recorded(made) == [("NORMAL", "REDUCED"), ("REDUCED", "NORMAL")]
@@ -356,7 +356,7 @@ def test_a_dead_web_hook_loses_no_record() -> None:
         waiting = doctor.judge_alerts(settings.alert_webhook_url, made.valkey.client.xlen("rlw:alerts"))
         assert [finding.level for finding in waiting] == [doctor.Level.NOTE]
         with hook_at(port) as hook:
-            wait_for(lambda: len(hook.told) == 2, timeout_s=40.0, what="both arrive")
+            wait_for(lambda: len(hook.told) == 2, timeout_s=120.0, what="both arrive")
             assert hook.changes() == [("free", "NORMAL", "REDUCED"), ("free", "REDUCED", "NORMAL")]
 
 

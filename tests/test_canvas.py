@@ -18,7 +18,7 @@ from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet
 
 pytestmark = pytest.mark.worker
-WAIT_S = 15
+WAIT_S = 120
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from tests.conftest import wait_for
 from tests.fleet import Fleet, Worker, fleet
 
 pytestmark = pytest.mark.worker
-WAIT_S = 20
+WAIT_S = 120
 CANARY = "Canary7PromptZeppelin"
 POOLS = ("prefork", "threads")
 

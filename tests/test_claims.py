@@ -29,7 +29,7 @@ from tests.cluster import LEASE_S, OPEN, Cluster, entry
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet
 
-WAIT_S = 15
+WAIT_S = 120
 #: One slot and a pace at which nothing goes ahead of it: what waits, waits.
 CLOSED = {"p1": 0, "d1": 1}
 

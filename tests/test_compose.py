@@ -92,7 +92,7 @@ def test_a_compose_binary_takes_it(password: str, code: int) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
     )
     assert bool(done.returncode) == bool(code), done.stderr
     assert (NEEDED in done.stderr) == bool(code)

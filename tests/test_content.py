@@ -121,10 +121,10 @@ def test_a_queued_call_is_kept_only_when_it_is_on(running: Fleet) -> None:
     answered = tasks.hush.delay(PROMPT, fail_times=1, name=f"content-{on}")
     refused = tasks.refused.delay(PROMPT, KEY)
     unknown = tasks.broken.delay(PROMPT)
-    assert answered.get(timeout=30) == "hushed"
+    assert answered.get(timeout=120) == "hushed"
     for failing in (refused, unknown):
         with pytest.raises(Exception, match=r"invalid_request|no such thing"):
-            failing.get(timeout=30)
+            failing.get(timeout=120)
     tracker = Tracker(engine_for(read_settings().database_url))
     first, second = recorded(tracker, answered.id, 2)
     (refusal,) = recorded(tracker, refused.id, 1)

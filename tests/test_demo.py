@@ -95,7 +95,7 @@ def test_a_small_demo_loses_nothing(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     words = " ".join(done.stdout.split())

@@ -41,7 +41,7 @@ from tests.test_lanes_machine import LANES as MACHINE_LANES
 from tests.test_lanes_machine import QUEUES, Anything
 from tests.test_modes_worker import command
 
-WAIT_S = 20
+WAIT_S = 120
 TTL_S, STALE_S = 60.0, 600.0  #: `claim` is kept for a minute
 DEGRADED = (Mode.EMERGENCY, Mode.HALT)
 ANSWERS = Answers(dumps=json.dumps, loads=json.loads)

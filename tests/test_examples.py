@@ -75,7 +75,7 @@ def test_an_example_runs_as_it_says(
             start_new_session=True,
         )
     try:
-        wait_for(lambda: valkey.client.exists("rlw:workers"), timeout_s=30.0, what="the worker is there")
+        wait_for(lambda: valkey.client.exists("rlw:workers"), timeout_s=120.0, what="the worker is there")
         done = subprocess.run(
             [sys.executable, *shlex.split(commands[4])[1:]],
             cwd=EXAMPLES,
@@ -83,11 +83,11 @@ def test_an_example_runs_as_it_says(
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=120,
         )
     finally:
         worker.terminate()
-        worker.wait(timeout=20)
+        worker.wait(timeout=120)
     assert done.returncode == 0, done.stderr + log.read_text("utf-8", "replace")
     assert says in done.stdout
     assert len([arrival for arrival in provider.arrivals() if arrival.good]) == requests

@@ -40,7 +40,7 @@ class Browser:
     """Headless Chromium over WebDriver's HTTP."""
 
     def __init__(self, driver_url: str, folder: Path) -> None:
-        self._client = httpx.Client(base_url=driver_url, timeout=60.0, trust_env=False)
+        self._client = httpx.Client(base_url=driver_url, timeout=120.0, trust_env=False)
         arguments = [*_FLAGS, f"--user-data-dir={folder}"]
         answer = self._ask(
             "POST", "/session", capabilities={"alwaysMatch": {"goog:chromeOptions": {"args": arguments}}}
@@ -116,7 +116,7 @@ def browser() -> Iterator[Browser]:
             return False
 
     try:
-        wait_for(ready, timeout_s=30.0, what="chromedriver is ready")
+        wait_for(ready, timeout_s=120.0, what="chromedriver is ready")
         opened = Browser(url, folder / "profile")
         try:
             yield opened
@@ -124,7 +124,7 @@ def browser() -> Iterator[Browser]:
             opened.close()
     finally:
         driver.terminate()
-        driver.wait(timeout=20)
+        driver.wait(timeout=120)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -170,7 +170,7 @@ def test_emergency_is_clicked_and_status_says_so(cluster: Fleet, page: str, brow
     agent = cluster.agent()
     control = wiring.services().control
     for task, argument in ((agent.echo, 1), (agent.stamp, "a"), (agent.hush, "p")):
-        task.delay(argument).get(timeout=20)
+        task.delay(argument).get(timeout=120)
     wait_for(
         lambda: browser.run("return document.querySelectorAll('#rlw-lanes [data-lane]').length") == 3,
         what="the lanes come by themselves",
@@ -193,13 +193,13 @@ def test_emergency_is_clicked_and_status_says_so(cluster: Fleet, page: str, brow
     for number in range(12):
         agent.stamp.delay(str(number))
     wait_for(
-        lambda: "“provider <sick> & slow”" in browser.text("#rlw-live"), timeout_s=20.0, what="the history tells why"
+        lambda: "“provider <sick> & slow”" in browser.text("#rlw-live"), timeout_s=120.0, what="the history tells why"
     )
     assert browser.run("return document.getElementById('rlw-lane').value") == "hush"  # what is chosen stays
     pin(control, Mode.REDUCED, lane="free", for_s=900.0, reason="nightly batch", who="ann")
     auto(control, lane="hush", reason="recovered", who="law-abiding")
     wait_for(lambda: browser.text("[data-lane=free] .rlw-mode") == "REDUCED", what="a change made elsewhere is seen")
-    wait_for(lambda: "nightly batch" in browser.text("#rlw-history"), timeout_s=20.0, what="and told")
+    wait_for(lambda: "nightly batch" in browser.text("#rlw-history"), timeout_s=120.0, what="and told")
     assert browser.run("return window.sameDocument") is True
     assert browser.text("#rlw-refreshed") == "Live"
     assert browser.text("#rlw-workers") == "1 / 4"
@@ -226,6 +226,6 @@ def test_redis_away_is_said_without_a_reload(cluster: Fleet, page: str, browser:
     """And it comes back by itself."""
     browser.open(page)
     cluster.valkey.stop()
-    wait_for(lambda: "How the lanes stand is unknown" in browser.text("#rlw-live"), timeout_s=20.0, what="it says so")
+    wait_for(lambda: "How the lanes stand is unknown" in browser.text("#rlw-live"), timeout_s=120.0, what="it says so")
     cluster.valkey.start()
-    wait_for(lambda: "No lane yet" in browser.text("#rlw-live"), timeout_s=20.0, what="it is back")
+    wait_for(lambda: "No lane yet" in browser.text("#rlw-live"), timeout_s=120.0, what="it is back")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ratelimit_worker.calls import DIMENSIONS, Snapshot
 from ratelimit_worker.policy.headers import (
+    LEAST_RATE,
     MAX_DELAY_S,
     StatedLimit,
     refused_dimension,
@@ -158,8 +159,9 @@ def test_no_header_and_no_body_breaks_the_reader(headers: dict[str, str], body: 
     assert delay_s is None or 0.0 <= delay_s <= MAX_DELAY_S
     for dimension, seen in snapshots(headers, now_s=now_s).items():
         assert dimension in DIMENSIONS
-        assert 0 < seen.limit < math.inf
+        assert seen.limit < math.inf
         assert seen.window_s > 0
+        assert seen.limit / seen.window_s >= LEAST_RATE
         assert seen.remaining >= 0
         assert seen.reset_s is None or 0 <= seen.reset_s <= MAX_DELAY_S
     assert refused_dimension(headers, body) in {None, *DIMENSIONS}

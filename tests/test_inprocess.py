@@ -149,7 +149,7 @@ def test_in_process_and_queued_calls_share_a_lane_fairly(place: Place) -> None:
             for n in range(40)
         ]
         assert [call.result(20) for _, call in pairs] == list(range(40))
-        assert [queued.get(timeout=20) for queued, _ in pairs] == [f"q{n}" for n in range(40)]
+        assert [queued.get(timeout=120) for queued, _ in pairs] == [f"q{n}" for n in range(40)]
     rows = [attempt for attempt in place.attempts(81) if attempt.lane == "paced"]
     assert_paced([row.started_at for row in rows], per_s=20)
     for part in (rows[:20], rows[20:40], rows[40:60], rows[60:]):
@@ -621,7 +621,7 @@ def python(code: str, **env: str) -> subprocess.Popen[str]:
 
 def done(process: subprocess.Popen[str]) -> str:
     """What it printed, once it has ended well."""
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return out
 
@@ -631,10 +631,10 @@ def test_calls_of_a_killed_process_are_forgotten(place: Place) -> None:
     place.close_lane("shut")
     process = python(WAITS)
     try:
-        wait_for(lambda: waiting(place, "shut") == 1, timeout_s=30.0, what="the other process waits")
+        wait_for(lambda: waiting(place, "shut") == 1, timeout_s=120.0, what="the other process waits")
     finally:
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=10)
+        process.communicate(timeout=120)
     queue = place.queue()
     assert queue.startswith(PREFIX)
     desks = Desks(place.live.redis)

@@ -8,7 +8,6 @@ import logging
 import re
 import signal
 import threading
-import time
 from array import array
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -53,12 +52,15 @@ class SharingPlace(Place):
         return super().call(func, *args, lane=lane, **{"cache_enabled": True, **options})
 
     def together(self, func: Callable[..., Any], *args: Any, number: int = 2, **options: Any) -> list[Future[Any]]:
-        """The same call so often at once: the others come while the first is on its way."""
-        pool = ThreadPoolExecutor(number)
-        with pool:
-            first = pool.submit(self.call, func, *args, **options)
-            wait_for(lambda: first.done() or said(args[0]), what="the first runs")
-            return [first, *(pool.submit(self.call, func, *args, **options) for _ in range(number - 1))]
+        """The same call so often at once: no run ends before each of the calls runs, or follows another."""
+        what, before = args[0], self.counter("joined")
+        with ThreadPoolExecutor(number) as pool:
+            with shared.held(what):
+                first = pool.submit(self.call, func, *args, **options)
+                wait_for(lambda: first.done() or said(what), what="the first runs")
+                calls = [first, *(pool.submit(self.call, func, *args, **options) for _ in range(number - 1))]
+                wait_for(lambda: len(said(what)) + self.counter("joined") - before >= number, what="all are there")
+            return calls
 
     def counter(self, name: str) -> int:
         """What the server has counted."""
@@ -139,7 +141,7 @@ def test_a_worker_beside_passes_answers_on(place: SharingPlace) -> None:
     assert [call.result() for call in calls] == [["beside", 1]] * 4
     assert place.live.redis.get("rlw:duty:pump").decode().startswith("inproc:") is False
     task = place.fleet.agent().shared
-    assert task.delay("both").get(timeout=15) == ["both", 1]
+    assert task.delay("both").get(timeout=120) == ["both", 1]
     assert place.call(shared.ask, "both", name=task.name, context="") == ["both", 1]
     assert len(said("both")) == 1, "it was made, too"
 
@@ -156,7 +158,7 @@ def test_a_killed_leader_is_replaced(place: SharingPlace) -> None:
             assert [call.result(40) for call in calls] == [["apart", 2]] * 2
     finally:
         leader.kill()
-        leader.communicate(timeout=10)
+        leader.communicate(timeout=120)
     assert len(said("apart")) == 2
 
 
@@ -333,14 +335,12 @@ def test_an_answer_that_is_no_json_is_its_callers_alone(
 
 def test_followers_of_such_an_answer_run_at_once(place: SharingPlace) -> None:
     """They wait for the first in vain, then all go, not one after another; the next time nobody waits."""
-    began = time.monotonic()
-    calls = place.together(shared.ask_sdk, "objects", 1.0, number=6)
+    calls = place.together(shared.ask_sdk_in_company, "objects", number=6)
     assert len({id(call.result()) for call in calls}) == len(said("objects")) == 6
-    assert time.monotonic() - began < 4.0
     assert place.counter("joined") == 5
-    place.together(shared.ask_sdk, "objects too", 0.5, number=3)
+    place.together(shared.ask_sdk_in_company, "objects too", number=6)
     assert place.counter("joined") == 5
-    assert len(said("objects too")) == 3
+    assert len(said("objects too")) == 6
     assert place.live.redis.keys("rlw:claim:*") == []
 
 
@@ -395,7 +395,7 @@ def test_an_answer_is_kept_for_its_time() -> None:
         place = SharingPlace(made)
         assert place.call(shared.ask, "ttl") == ["ttl", 1]
         assert place.call(shared.ask, "ttl") == ["ttl", 1]
-        wait_for(lambda: place.call(shared.ask, "ttl") == ["ttl", 2], timeout_s=5.0, what="it has ended")
+        wait_for(lambda: place.call(shared.ask, "ttl") == ["ttl", 2], timeout_s=120.0, what="it has ended")
         place.limiter.close()
 
 

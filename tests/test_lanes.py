@@ -1033,6 +1033,7 @@ def test_what_is_learned_does_not_hang_on_what_can_fail(cluster: Cluster, put: P
     assert cluster.settle(tag, verdict="sick")
     assert cluster.lanes.counters()["unrecorded"] == 1
     assert cluster.lanes.fields("gpt")["sick"] == b"1"
+    cluster.client.delete(keys.OUTBOX)
 
 
 def test_plain_answers_of_a_lane_that_is_well_are_counted(cluster: Cluster, put: Put) -> None:

@@ -361,10 +361,10 @@ def test_an_old_header_changes_nothing(
 
 @given(_observations, _limits)
 def test_a_limit_of_nothing_is_no_limit(steps: list[dict[str, object]], limits: LaneLimits) -> None:
-    """Gateways send -1 and 0 for what they do not know."""
+    """Gateways send -1 and 0 for what they do not know; less than a unit an hour would close the lane for good."""
     lived = play(steps, limits)
     state = lived[-1][0] if lived else initial(limits)
-    for limit in (0.0, -1.0):
+    for limit in (0.0, -1.0, 5e-324, 0.01):
         told = {"requests": Snapshot(limit=limit, window_s=60.0, remaining=0.0)}
         nothing = Observation(at=3e6, ticket=Ticket(seq=10**9, sent_at=3e6, sent=ZERO), snapshots=told)
         assert observe(state, nothing, limits) == state

@@ -265,7 +265,7 @@ def test_poison_is_given_up_and_its_company_is_not(broken: Fleet, pool: str) -> 
     results += [tasks.stamp.delay(str(n), 0.5) for n in range(4, 40)]
     supervise(broken, ended([poison, *results]), "-P", pool, "-c", "8")
     with pytest.raises(WorkerLostRepeatedly, match="3 times"):
-        poison.get(timeout=10)
+        poison.get(timeout=120)
     assert len(broken.stamps("suicide")) == 3
     assert [result.state for result in results] == ["SUCCESS"] * 40
     runs = Counter(what for _, what in broken.stamps())
@@ -310,7 +310,7 @@ def test_followers_of_a_poison_get_its_error(broken: Fleet) -> None:
     supervise(broken, ended(results), "-P", "threads", "-c", "4")
     for result in results:
         with pytest.raises(WorkerLostRepeatedly):
-            result.get(timeout=10)
+            result.get(timeout=120)
     assert len(broken.stamps("suicide")) == 3
 
 

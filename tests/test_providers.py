@@ -14,12 +14,13 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ratelimit_worker.calls import Category, Response, Usage, sighting
 from ratelimit_worker.errors import AuthenticationFailed, BadInput, ConfigurationError, MalformedResponse
 from ratelimit_worker.policy.classification import classify_exception
+from ratelimit_worker.policy.completion import flaw_of
 from ratelimit_worker.policy.estimate import Size, cost
 from ratelimit_worker.providers import anthropic, http, openai
 
@@ -412,6 +413,7 @@ junk = st.recursive(
 
 
 @given(junk)
+@example({"messages": {"type": []}})
 def test_no_body_breaks_a_shape(body: Any) -> None:
     """A cost is never negative or endless; whatever is no usage is None."""
     for shape in (openai, anthropic):
@@ -421,6 +423,31 @@ def test_no_body_breaks_a_shape(body: Any) -> None:
         assert 0 <= charged.input_tokens <= 100_000_000
         for read in (shape.usage, shape.finish_reason, shape.refusal):
             read(body)
+
+
+answers_of_strangers = st.recursive(
+    st.none() | st.integers() | st.text(max_size=8) | st.sampled_from(["response", "error", "refusal", "SAFETY"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["object", "type", "output", "content", "choices", "message", "finish_reason", "error"])
+            | st.sampled_from(["stop_reason", "stopReason", "candidates", "finishReason", "promptFeedback", "code"]),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=15,
+)
+
+
+@given(answers_of_strangers)
+@example({"object": "response", "output": [{"type": None, "content": [{"type": "refusal"}]}]})
+@example({"candidates": [{"finishReason": ["SAFETY"]}]})
+@example({"stopReason": ["content_filtered"]})
+def test_no_answer_breaks_who_looks_for_a_flaw(body: Any) -> None:
+    """Whatever a 2xx says: a category and words, or nothing."""
+    flaw = flaw_of(body, {})
+    assert flaw is None or isinstance(flaw[0], Category)
 
 
 def test_a_response_that_nobody_collects_is_fine(server: Server) -> None:

@@ -43,7 +43,7 @@ def test_the_task_of_the_quickstart(tmp_path: Path) -> None:
             words = shlex.split(line)
             command = [sys.executable, *(words[1:] if words[0] == "python" else ["-m", "ratelimit_worker", *words[1:]])]
             done = subprocess.run(
-                command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=60
+                command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=120
             )
             assert done.returncode == 0, (line, done.stdout, done.stderr)
             said[words[1]] = done.stdout

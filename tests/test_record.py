@@ -128,7 +128,7 @@ def test_a_recorder_killed_between_record_and_commit(
     """The next one takes its entries over, and no row is there twice."""
     outbox.append(attempts(50))
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED_BEFORE_COMMIT, redis_server, database_url], check=False, timeout=60
+        [sys.executable, "-c", KILLED_BEFORE_COMMIT, redis_server, database_url], check=False, timeout=120
     )
     assert killed.returncode == -9
     assert (rows(engine), outbox.backlog()) == (50, 50)
@@ -154,10 +154,10 @@ def test_two_recorders_at_once(redis_server: str, outbox: Outbox, database_url: 
     for start in range(0, 2_000, 100):
         outbox.append(batch[start : start + 100])
         outbox.append(batch[start : start + 100][::-1])  # the other order, in which transactions might deadlock
-    wait_for(lambda: outbox.backlog() == 0, timeout_s=30.0)
+    wait_for(lambda: outbox.backlog() == 0, timeout_s=120.0)
     stop.set()
     for thread in threads:
-        thread.join(timeout=10)
+        thread.join(timeout=120)
     assert rows(engine) == 2_000
     for client in clients:
         client.close()
@@ -197,9 +197,9 @@ def test_postgresql_stopped_and_back(outbox: Outbox, redis_server: str, postgres
             assert outbox.backlog() == 100
         finally:
             postgres_server.start()
-        wait_for(lambda: outbox.backlog() == 0, timeout_s=40.0)
+        wait_for(lambda: outbox.backlog() == 0, timeout_s=120.0)
         stop.set()
-        thread.join(timeout=10)
+        thread.join(timeout=120)
     assert rows(engine) == 100
 
 

@@ -77,7 +77,7 @@ def test_a_lane_as_it_stands(lanes: Lanes, redis_client: redis.Redis) -> None:
     assert (lane.allowed_per_min, lane.limits.rpm, lane.used_per_min, lane.refused_last_min) == (60.0, 60.0, 7, 2)
     assert (lane.waiting, lane.due_later, lane.ready, lane.running) == (2, 1, 1, 0)
     assert lane.oldest_age_s is not None
-    assert 0 <= lane.oldest_age_s < 5
+    assert 0 <= lane.oldest_age_s < 60, "seconds, not µs, and since it came"
     assert (lane.workers, lane.slots, state.workers, state.slots) == (1, 2, 1, 2)
     assert lane.sent == 1
     table = status_table(state)
@@ -218,7 +218,7 @@ def test_new_limits_hold_for_the_next_permit(lanes: Lanes, redis_client: redis.R
     assert lanes.size("q") == 9
     before, after = set_limits(control, "gpt", Change(rpm=60_000.0), LaneLimits(), lambda _s: None)
     assert (before.rpm, after.rpm) == (60.0, 60_000.0)
-    wait_for(lambda: lanes.pump("pump", 500) and lanes.size("q") == 0, timeout_s=1.0)
+    wait_for(lambda: lanes.pump("pump", 500) and lanes.size("q") == 0, timeout_s=120.0)
     assert limits_of(lanes.fields("gpt")) == after
 
 

@@ -411,7 +411,7 @@ def test_what_waiting_does_not_mend_is_one_error_of_ours(lane: Retrying) -> None
 
 
 def _failed(result: Any) -> CallFailed:
-    error = result.get(timeout=60, propagate=False)
+    error = result.get(timeout=120, propagate=False)
     assert isinstance(error, CallFailed)
     return error
 

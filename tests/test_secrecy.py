@@ -94,14 +94,14 @@ def test_prompts_and_keys_stay_with_the_payload(tasks: ModuleType, running: Flee
         chord([tasks.hush.s(CANARY).set(cache=True) for n in range(3)], tasks.hush.si(CANARY)).delay(),
     ]
     for result in results:
-        assert result.get(timeout=30) == "hushed"
+        assert result.get(timeout=120) == "hushed"
     failures = [
         tasks.refused.delay(CANARY, KEY),
         tasks.refused.apply_async((CANARY, KEY), link_error=tasks.note.si(CANARY[:3])),
     ]
     for failure in failures:
         with pytest.raises(Exception, match="invalid_request"):
-            failure.get(timeout=30)
+            failure.get(timeout=120)
     lanes.set_points("shut", {**limit_fields(LaneLimits(rpm=1)), "p1": 0, "l1": 0})
     waiting = tasks.hush.apply_async((CANARY,), lane="shut")
     waiting.revoke()

@@ -59,7 +59,7 @@ from ratelimit_worker.simulate.window import SlidingWindow
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAT, MESSAGES, EMBEDDINGS, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/embeddings", "/v1/responses"
-PATIENCE_S = 60.0  # nobody waits so long unless something is broken
+PATIENCE_S = 120.0  # nobody waits so long unless something is broken
 
 
 def until(condition: Callable[[], object]) -> None:

@@ -80,7 +80,7 @@ def test_what_cannot_be_a_call_is_set_aside(tasks: ModuleType, running: tuple[Fl
     assert services().lanes.size("fleet") == 9
     assert "Canary" not in worker.log()
     services().lanes.set_points("pushed", limit_fields(LaneLimits(unlimited=True)))
-    assert tasks.doubled.delay(2).get(timeout=20) == 4
+    assert tasks.doubled.delay(2).get(timeout=120) == 4
     assert worker.process.poll() is None
     assert worker.log().count("Connection to broker lost") == 0
     wait_for(lambda: services().lanes.size("fleet") == 0, what="what could run has run")
@@ -96,5 +96,5 @@ def test_a_full_lane_takes_what_is_there_already(tasks: ModuleType, running: tup
     wait_for(lambda: all(services().lanes.record(call_id) for call_id in ids), what="all are in their lane")
     services().lanes.set_points("pushed", limit_fields(LaneLimits(unlimited=True)))
     for call_id in ids:
-        assert tasks.app.AsyncResult(call_id).get(timeout=20) == {"tokens": 3}
+        assert tasks.app.AsyncResult(call_id).get(timeout=120) == {"tokens": 3}
     assert worker.process.poll() is None

@@ -211,7 +211,7 @@ def test_many_processes_upgrade_at_once(database_url: str) -> None:
         assert start.stdin is not None
         start.stdin.write("go\n")
         start.stdin.flush()
-    assert [start.communicate(timeout=60) and start.returncode for start in starts] == [0, 0, 0, 0]
+    assert [start.communicate(timeout=120) and start.returncode for start in starts] == [0, 0, 0, 0]
     assert Tracker(engine_for(database_url)).record([attempt()]) == 1
 
 

@@ -43,7 +43,7 @@ def up(state: Path, port: int, **env: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         if process.poll() is None:
             process.kill()
-        process.wait(timeout=20)
+        process.wait(timeout=120)
         assert process.stdout is not None
         process.stdout.close()
 
@@ -84,9 +84,9 @@ def test_up_brings_all_and_ctrl_c_ends_all(tmp_path: Path) -> None:
         user, _, password = said.partition("Login")[2].splitlines()[0].strip().partition(", password ")
         page = f"http://127.0.0.1:{port}/rate-limit"
         assert httpx.get(page, trust_env=False).status_code == 401
-        shown = httpx.get(page, auth=(user, password), trust_env=False, timeout=20.0)
+        shown = httpx.get(page, auth=(user, password), trust_env=False, timeout=120.0)
         assert "1 / 3" in shown.text
-        broker = httpx.get(f"http://127.0.0.1:{port}/broker", auth=(user, password), trust_env=False, timeout=20.0)
+        broker = httpx.get(f"http://127.0.0.1:{port}/broker", auth=(user, password), trust_env=False, timeout=120.0)
         assert "redis+socket:///" in broker.text
         done = subprocess.run(
             [sys.executable, "-m", "ratelimit_worker", "status"],
@@ -100,7 +100,7 @@ def test_up_brings_all_and_ctrl_c_ends_all(tmp_path: Path) -> None:
         started = children(process.pid)
         assert len(started) == 4
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=120) == 0
         assert gone(started)
 
 
@@ -110,8 +110,8 @@ def test_a_killed_up_leaves_nothing(tmp_path: Path) -> None:
         exported(process)
         started = children(process.pid)
         process.kill()
-        process.wait(timeout=10)
-        wait_for(lambda: gone(started), timeout_s=20.0, what="all have ended")
+        process.wait(timeout=120)
+        wait_for(lambda: gone(started), timeout_s=120.0, what="all have ended")
 
 
 def test_a_port_in_use_is_a_sentence(tmp_path: Path) -> None:
@@ -130,10 +130,10 @@ def test_a_port_in_use_is_a_sentence(tmp_path: Path) -> None:
         assert server.stdout is not None
         port = int(server.stdout.readline().split(" port ")[1].split()[0])
         with up(tmp_path / "state", port) as process:
-            assert process.wait(timeout=60) == 1
+            assert process.wait(timeout=120) == 1
         said = (tmp_path / "stderr").read_text()
         assert f"Flower cannot listen on 127.0.0.1:{port}" in said
         assert "Traceback" not in said
     finally:
         server.terminate()
-        server.communicate(timeout=10)
+        server.communicate(timeout=120)

@@ -56,14 +56,14 @@ import asyncio, json
 from usage import *
 
 r = generate_code.delay("a parser")
-first = r.get(timeout=30)
+first = r.get(timeout=120)
 
 async def later():
     return await generate_code.delay("a lexer", temperature=0.5)
 
-said = {"first": first, "awaited": asyncio.run(later()), "again": generate_code.delay("a parser").get(timeout=30)}
+said = {"first": first, "awaited": asyncio.run(later()), "again": generate_code.delay("a parser").get(timeout=120)}
 chat = chat_completion.delay(model="gpt-4o", messages=[{"role": "user", "content": "hello"}], max_tokens=20)
-said["chat"] = chat.get(timeout=30)["object"]
+said["chat"] = chat.get(timeout=120)["object"]
 said["brd"] = Analyst().analyze_brd("brd")
 prompt = "what?"
 said["invoke"] = make_optimized_llm_call(

@@ -11,6 +11,9 @@ from ratelimit_worker.policy.evidence import LONGEST_JSON, Evidence, is_status, 
 from ratelimit_worker.policy.headers import error_objects
 
 _C = Category
+# Tuples, since what a stranger sends may be a list, which cannot be looked up in a set.
+_BEDROCK_REFUSALS = ("guardrail_intervened", "content_filtered")
+_GEMINI_REFUSALS = ("SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "RECITATION")
 
 
 def flaw_of(body: Any, headers: Mapping[str, str]) -> tuple[Category, tuple[str, ...]] | None:
@@ -76,18 +79,18 @@ def _withheld(answer: Mapping[Any, Any]) -> bool:
         )
     if answer.get("stop_reason") == "refusal":  # Anthropic
         return not any(part.get("text") or part.get("type") == "tool_use" for part in _items(answer.get("content")))
-    if answer.get("stopReason") in {"guardrail_intervened", "content_filtered"}:  # Bedrock
+    if answer.get("stopReason") in _BEDROCK_REFUSALS:  # Bedrock
         output = answer.get("output")
         said = output.get("message") if isinstance(output, Mapping) else None
         return not (isinstance(said, Mapping) and said.get("content"))
     if answer.get("object") == "response":  # OpenAI's Responses
         parts = [part for item in _items(answer.get("output")) for part in _items(item.get("content"))]
-        called = any(item.get("type", "").endswith("_call") for item in _items(answer.get("output")))
+        called = any(str(item.get("type")).endswith("_call") for item in _items(answer.get("output")))
         return bool(parts) and not called and all(part.get("type") == "refusal" for part in parts)
     candidates = _items(answer.get("candidates"))
     if candidates:  # Gemini
         return all(
-            candidate.get("finishReason") in {"SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "RECITATION"}
+            candidate.get("finishReason") in _GEMINI_REFUSALS
             and not (isinstance(candidate.get("content"), Mapping) and candidate["content"].get("parts"))
             for candidate in candidates
         )

@@ -38,7 +38,8 @@ _MOST_PARTS = 100_000  #: of the arguments that are looked at
 #: sigma 0.8 leave it a standard error of 7 %.
 _WEIGHT = 0.01
 
-_ATTACHMENTS = frozenset({"image_url", "input_image", "image", "input_audio", "file", "input_file", "document"})
+#: A tuple: the schema of a tool may say `"type": ["string", "null"]`, and a list cannot be looked up in a set.
+_ATTACHMENTS = ("image_url", "input_image", "image", "input_audio", "file", "input_file", "document")
 
 #: How SDKs and frameworks spell the most tokens that may come back; the first that is there holds.
 OUTPUT_LIMITS = (

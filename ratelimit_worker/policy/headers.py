@@ -29,6 +29,10 @@ _MINUTE_RESET_S = 90.0
 #: Budgets of more than an hour are quotas, not rates: a lane paced at limit/86,400 would starve beside a full bucket.
 _LONGEST_WINDOW_S = 3_600.0
 
+#: Units/s. Less than one unit in the longest window is no limit, or a header that means something else: a lane that is
+#: paced by it would be closed for good.
+LEAST_RATE = 1 / _LONGEST_WINDOW_S
+
 _MOST_HEADERS, _LONGEST_VALUE, _MOST_OBJECTS, _LONGEST_MESSAGE = 256, 1_024, 64, 2_000
 
 _NUMBER = re.compile(r"[0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18}")
@@ -96,10 +100,11 @@ def retry_after_s(headers: Mapping[str, str], body: Any = None, *, now_s: float 
 def snapshots(headers: Mapping[str, str], *, now_s: float | None) -> dict[str, Snapshot]:
     """The rate-limit headers of one answer, by dimension (`calls.DIMENSIONS`); empty where there are none.
 
-    Where several budgets bind one dimension (a proxy's key and the provider behind it; a second's and a minute's), the
-    one with the lowest rate is told: it binds in the long run, and stays the same from answer to answer. Left out are
-    limits ≤ 0, a `remaining` that is negative or unreadable (gateways send -1 for "unknown"), and windows of more than
-    an hour: named so, or told by a reset more than 90 s away (Groq's and OpenAI's requests a day look like any other).
+    Where several budgets bind one dimension (a proxy's key and the provider behind it; a second's and a minute's),
+    the one with the lowest rate is told: it binds in the long run, and stays the same from answer to answer. Left out
+    are limits ≤ 0 or of less than a unit an hour, a `remaining` that is negative or unreadable (gateways send -1 for
+    "unknown"), and windows of more than an hour: named so, or told by a reset more than 90 s away (Groq's and
+    OpenAI's requests a day look like any other).
 
     Args:
         now_s: Our clock, seconds since the epoch, for resets that are points in time; as in `retry_after_s`.
@@ -334,7 +339,7 @@ def _snapshot(values: Mapping[str, str], named_window_s: float | None, now_s: fl
         if reset_s is not None and reset_s > _MINUTE_RESET_S:
             return None
         window_s = 60.0
-    if window_s > _LONGEST_WINDOW_S:
+    if window_s > _LONGEST_WINDOW_S or limit / window_s < LEAST_RATE:
         return None
     return Snapshot(limit=limit, window_s=window_s, remaining=remaining, reset_s=reset_s)
 

@@ -17,12 +17,12 @@ from math import inf, sqrt
 
 from ratelimit_worker.calls import DIMENSIONS, LaneLimits, Snapshot
 from ratelimit_worker.policy.fault import Witness
+from ratelimit_worker.policy.headers import LEAST_RATE
 from ratelimit_worker.policy.siblings import Counted
 
 START_PER_S = 4.0  #: requests/s of a lane of which nothing is known
 DOUBLING_S = 0.7
 START_WIDTH = 8  #: calls out at once before the first answer; one more for each answer
-LEAST_TOLD = 1e-6  #: units/s; a header that promises less (some gateways say 0 or -1) says nothing
 FRESH_S = 15.0  #: a header older than this no longer governs
 GUARD_S = 0.12  #: seconds of refill kept in hand while headers are fresh
 REFILL_TRUST = 0.9  #: share of the refill since a header that is counted in its level
@@ -179,7 +179,7 @@ def observe(state: PaceState, seen: Observation, limits: LaneLimits) -> PaceStat
     told = {
         name: snapshot
         for name, snapshot in seen.snapshots.items()
-        if name in DIMENSIONS and snapshot.limit > LEAST_TOLD * snapshot.window_s
+        if name in DIMENSIONS and snapshot.limit / snapshot.window_s >= LEAST_RATE
     }
     if told:
         dimensions = dict(state.dimensions)

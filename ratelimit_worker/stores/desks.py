@@ -2,11 +2,6 @@
 
 Each such process is a small worker with a queue of its own, which nobody else serves: when it dies, what waits there
 would wait until its deadline. So each says that it is there, and whoever comes by forgets the calls of the others.
-
-| key | type | holds | bound |
-|---|---|---|---|
-| `rlw:desks` | ZSET queue → last seen (s) | processes that make calls without a queue | processes; dropped when gone |
-| `rlw:duty:desks` | STRING | who has looked for dead ones | 5 s |
 """
 
 from __future__ import annotations

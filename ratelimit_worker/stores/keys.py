@@ -1,16 +1,20 @@
 """Which keys does the product own in Redis? One table; each has a TTL or a bound.
 
+One row a key. Capital letters in a name stand for any text (L a lane, P a parent, Q a queue, REF a call's reference).
+"TTL:" before a bound: such a key has one at any time. The tests read this table, and look after each test that used a
+server whether every key is in it, of its type and with its TTL.
+
 | key | type | holds | bound |
 |---|---|---|---|
 | `rlw:lanes` | ZSET lane → last use (µs) | every lane that is known | the sweep drops those whose hash has ended |
-| `rlw:lane:L` | HASH | set-points, levels, counters of lane L | 30 days after last use, or its last call's deadline |
+| `rlw:lane:L` | HASH | set-points, levels, counters of lane L | TTL: 30 days after use, or its last call's deadline |
 | `rlw:queues:L` | SET | queues on which calls of L wait | queues; emptied with them |
-| `rlw:wait:…` | ZSET ref → tag | calls of one lane that wait on one queue | `MAISD_MAX_WAITING` |
-| `rlw:due:…` | ZSET ref → µs | calls of one lane and queue that wait for a time | `MAISD_MAX_WAITING` |
-| `rlw:tenants:L` | ZSET class:tenant → finish tag | fair queueing | tenants ahead of the lane's `v`; 1 hour |
+| `rlw:wait:N:L:Q` | ZSET ref → tag | calls of one lane that wait on one queue | `MAISD_MAX_WAITING` |
+| `rlw:due:N:L:Q` | ZSET ref → µs | calls of one lane and queue that wait for a time | `MAISD_MAX_WAITING` |
+| `rlw:tenants:L` | ZSET class:tenant → finish tag | fair queueing | TTL: 1 hour; tenants ahead of the lane's `v` |
 | `rlw:turns:P` | ZSET lane → start tag | the row of parent P: lanes that wait for it | lanes |
-| `rlw:shares:P` | ZSET lane → finish tag | fair queueing of P's lanes | lanes ahead of P's `turn`; 1 hour |
-| `rlw:day:N:L` | HASH | requests and tokens of lane L on day N since the epoch (UTC), where it has a quota | 2 days |
+| `rlw:shares:P` | ZSET lane → finish tag | fair queueing of P's lanes | TTL: 1 hour; lanes ahead of P's `turn` |
+| `rlw:day:N:L` | HASH | requests and tokens of lane L on UTC day N, where it has a quota | TTL: 2 days |
 | `rlw:out:L` | ZSET tag → begun (0, 1) | released and not freed; of a parent's lanes too | slots |
 | `rlw:ready:C:Q` | LIST | calls released to crew C of queue Q: workers that know the same tasks | slots; or the sweep |
 | `rlw:oncrew:C:Q` | SET of tags | what is out, by crew and queue, but for those set aside | slots |
@@ -18,16 +22,16 @@
 | `rlw:onqueue:Q` `rlw:onqueues` | SET | the same by queue, of a version without crews | slots |
 | `rlw:ledger` | ZSET tag → lease end (µs) | the same, all lanes | slots |
 | `rlw:aside` | SET of tags | out, but on a worker that died or takes no more | slots; until the lease ends |
-| `rlw:suspects` | ZSET ref → waits, out (0, 1) | calls that ran when their worker died | until they end; 30 days |
-| `rlw:call:REF` | HASH | message and record of one call, claim, what failed it last, since when | deadline + 1 day |
-| `rlw:payload:REF` | STRING | args, kwargs, canvas. No other holds prompts, but a captured outbox | deadline + 1 day |
-| `rlw:settled:REF` | STRING | answer, until the ack | deadline + 1 day; deleted by FREE |
-| `rlw:done:REF` | STRING | publication of a call that is gone | 60 s |
-| `rlw:claim:FP` | STRING | leader (REF) of the calls with fingerprint FP | its deadline + 1 day; deleted by settle |
-| `rlw:followers:FP` | ZSET ref → µs | calls that wait for the leader's answer | 1,000; deadline + 1 day |
-| `rlw:degradable:L` | ZSET ref → 0, 1 | calls to answer or shed in an emergency | calls; deadline + 1 day |
+| `rlw:suspects` | ZSET ref → waits, out (0, 1) | calls that ran when a worker died | TTL: 30 days; until they end |
+| `rlw:call:REF` | HASH | message and record of one call, claim, what failed it last, since when | TTL: deadline + 1 day |
+| `rlw:payload:REF` | STRING | args, kwargs, canvas. No other holds prompts, but a captured outbox | TTL: the same |
+| `rlw:settled:REF` | STRING | answer, until the ack | TTL: deadline + 1 day; deleted by FREE |
+| `rlw:done:REF` | STRING | publication of a call that is gone | TTL: 60 s |
+| `rlw:claim:FP` | STRING | leader (REF) of the calls with fingerprint FP | TTL: as the leader; deleted by settle |
+| `rlw:followers:FP` | ZSET ref → µs | calls that wait for the leader's answer | TTL: deadline + 1 day; 1,000 |
+| `rlw:degradable:L` | ZSET ref → 0, 1 | calls to answer or shed in an emergency | TTL: deadline + 1 day; calls |
 | `rlw:answered` | ZSET ref → µs | calls with another's answer, on their way to a worker | calls |
-| `rlw:cache:FP` | HASH | a kept answer; context, tags, func, size, ends | `MAISD_CACHE_TTL_SECONDS`, and `stale_ttl` |
+| `rlw:cache:FP` | HASH | a kept answer; context, tags, func, size, ends | TTL: `cache_ttl` and `stale_ttl` |
 | `rlw:cache:used` | ZSET fp → µs | when it was used last | `MAISD_MAX_CACHE_ENTRIES` |
 | `rlw:cache:ends` | ZSET fp → µs | when it goes, `stale_ttl` after its end | the same |
 | `rlw:cache:sizes` | HASH fp → bytes | its size; `all`: the sum | the same; `MAISD_CACHE_SIZE_MB` |
@@ -40,25 +44,28 @@
 | `rlw:workers` | ZSET worker → µs | until when a worker lives | workers; dropped by score |
 | `rlw:crew` `rlw:held` | HASH | crew, slots and queues of a worker; tags that it held at its last beat | workers |
 | `rlw:slots` | HASH | slots and queues of a worker, as far as a version without crews counts them | workers |
-| `rlw:tasks:C` | SET | names of the tasks that crew C knows, as JSON has them | tasks; 1 hour after its last beat |
-| `rlw:crews` | HASH | the sums of the slots, by queue and crew | 60 s |
-| `rlw:room` | HASH | the sums of the slots, of a version without crews | 60 s |
-| `rlw:parked` | SET of queue, task | what `rlw:parked:…` there are | tasks with parked calls |
-| `rlw:parked:…` | ZSET ref → µs | calls of one queue and task that no crew with a slot knows | calls; 1 hour |
+| `rlw:tasks:C` | SET | names of the tasks that crew C knows, as JSON has them | TTL: 1 hour after its last beat; tasks |
+| `rlw:crews` | HASH | the sums of the slots, by queue and crew | TTL: 60 s |
+| `rlw:room` | HASH | the sums of the slots, of a version without crews | TTL: 60 s |
+| `rlw:parked` | SET of N:queue:task | what `rlw:parked:…` there are | tasks with parked calls |
+| `rlw:parked:N:Q:TASK` | ZSET ref → µs | calls of queue Q whose task no crew with a slot knows | TTL: 1 hour |
+| `rlw:desks` | ZSET queue → s | when a process without workers was seen | processes; dropped when gone |
 | `rlw:pump` | HASH | the pump's planned sleep, the sweep's grace, the next place in a row | 1 |
-| `rlw:duty:NAME` | STRING | who holds a duty | its lease |
-| `rlw:seen:L` | LIST | observations for the tuner | 2,000; 1 hour |
+| `rlw:duty:NAME` | STRING | who holds a duty | TTL: its lease |
+| `rlw:seen:L` | LIST | observations for the tuner | TTL: 1 hour; 2,000 |
 | `rlw:seen` | SET | lanes with observations | lanes |
-| `rlw:fared:N:L` | HASH | of half minute N: attempts of lane L that failed, answers, by function | 2,000; 330 s |
+| `rlw:fared:N:L` | HASH | of half minute N: attempts of lane L that failed, answers, by function | TTL: 330 s; 2,000 |
 | `rlw:pins` | HASH lane (`*`: all) → pin | modes by hand | lanes that are pinned; dropped when the pin ends |
 | `rlw:outbox` | STREAM | outcomes on their way to the tracking database | 5,000,000 |
-| `rlw:alerts` | STREAM | alerts on their way to the web hook | 1,000; 1 day after the last |
-| `rlw:alerted` | ZSET id → s | alerts that were told | 1,000; 2 days after the last |
-| `rlw:alerted:EVENT:L` | STRING | what was told and goes on | 15 minutes after it ended |
-| `rlw:usage` | HASH task and model → means | what answers used, to estimate tokens | 2,000; 30 days after the last |
-| `rlw:latencies` | HASH task and model → histogram | how long answers took | 2,000; 30 days after the last |
-| `rlw:retries` | HASH task → words | tasks that retry by themselves | 1,000; 30 days after a worker last started |
-| `rlw:malformed` | LIST | messages set aside | 1,000; 7 days |
+| `rlw:outbox:bad` | LIST | outcomes that the database will never take, and why | 1,000 |
+| `rlw:outbox:bad:count` | STRING | how many there were | 1 |
+| `rlw:alerts` | STREAM | alerts on their way to the web hook | TTL: 1 day after the last; 1,000 |
+| `rlw:alerted` | ZSET id → s | alerts that were told | TTL: 2 days after the last; 1,000 |
+| `rlw:alerted:EVENT:L` | STRING | what was told and goes on | TTL: 15 minutes after it ended |
+| `rlw:usage` | HASH task and model → means | what answers used, to estimate tokens | TTL: 30 days; 2,000 |
+| `rlw:latencies` | HASH task and model → histogram | how long answers took | TTL: 30 days after the last; 2,000 |
+| `rlw:retries` | HASH task → words | tasks that retry by themselves | TTL: 30 days after a worker last started; 1,000 |
+| `rlw:malformed` | LIST | messages set aside | TTL: 7 days; 1,000 |
 | `rlw:counters` | HASH | counters by name; `released` numbers the releases | names in the code |
 """
 
