@@ -23,7 +23,7 @@ server whether every key is in it, of its type and with its TTL.
 | `rlw:ledger` | ZSET tag → lease end (µs) | the same, all lanes | slots |
 | `rlw:aside` | SET of tags | out, but on a worker that died or takes no more | slots; until the lease ends |
 | `rlw:suspects` | ZSET ref → waits, out (0, 1) | calls that ran when a worker died | TTL: 30 days; until they end |
-| `rlw:call:REF` | HASH | message and record of one call, claim, what failed it last, since when | TTL: deadline + 1 day |
+| `rlw:call:REF` | HASH | message and record of one call, claim, what failed it last | TTL: deadline + 1 day |
 | `rlw:payload:REF` | STRING | args, kwargs, canvas. No other holds prompts, but a captured outbox | TTL: the same |
 | `rlw:settled:REF` | STRING | answer, until the ack | TTL: deadline + 1 day; deleted by FREE |
 | `rlw:done:REF` | STRING | publication of a call that is gone | TTL: 60 s |
@@ -44,7 +44,7 @@ server whether every key is in it, of its type and with its TTL.
 | `rlw:workers` | ZSET worker → µs | until when a worker lives | workers; dropped by score |
 | `rlw:crew` `rlw:held` | HASH | crew, slots and queues of a worker; tags that it held at its last beat | workers |
 | `rlw:slots` | HASH | slots and queues of a worker, as far as a version without crews counts them | workers |
-| `rlw:tasks:C` | SET | names of the tasks that crew C knows, as JSON has them | TTL: 1 hour after its last beat; tasks |
+| `rlw:tasks:C` | SET | names of the tasks that crew C knows, as JSON has them | TTL: 1 hour after its last beat |
 | `rlw:crews` | HASH | the sums of the slots, by queue and crew | TTL: 60 s |
 | `rlw:room` | HASH | the sums of the slots, of a version without crews | TTL: 60 s |
 | `rlw:parked` | SET of N:queue:task | what `rlw:parked:…` there are | tasks with parked calls |
