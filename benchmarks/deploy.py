@@ -281,8 +281,8 @@ def judge(
     aside = logs.count("message.set_aside") + logs.count("Received unregistered task")
     print()
     print(
-        f"{len(sent)} calls sent; {len(wrong)} without their own answer, {len(twice)} run twice, {len(refs)} references run "
-        f"as prompts, {aside} messages set aside by a worker that did not know their task, "
+        f"{len(sent)} calls sent; {len(wrong)} without their own answer, {len(twice)} run twice, {len(refs)} "
+        f"references run as prompts, {aside} messages set aside by a worker that did not know their task, "
         f"{logs.count('message.declined')} given back for that"
     )
     for prompt in wrong[:5]:

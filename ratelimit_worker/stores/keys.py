@@ -43,7 +43,7 @@
 | `rlw:tasks:C` | SET | names of the tasks that crew C knows, as JSON has them | tasks; 1 hour after its last beat |
 | `rlw:crews` | HASH | the sums of the slots, by queue and crew | 60 s |
 | `rlw:room` | HASH | the sums of the slots, of a version without crews | 60 s |
-| `rlw:parked` | SET of queue, task | what `rlw:parked:…` there are | tasks with parked calls |
+| `rlw:parked` `rlw:crowded` | SET of queue, task | with parked calls; of which a crew knows the task | those tasks |
 | `rlw:parked:…` | ZSET ref → µs | calls of one queue and task that no crew with a slot knows | calls; 1 hour |
 | `rlw:pump` | HASH | the pump's planned sleep, the sweep's grace, the next place in a row | 1 |
 | `rlw:duty:NAME` | STRING | who holds a duty | its lease |
