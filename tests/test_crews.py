@@ -175,17 +175,34 @@ def test_a_worker_that_is_handed_a_task_it_does_not_know_gives_it_back(cluster: 
     put(cluster, "a", "call", lane_fields={"p1": 1, "d1": 1})
     (tag,) = as_older(cluster, A.name)
     assert cluster.level() == pytest.approx(0)
-    assert cluster.lanes.decline(tag)
+    assert cluster.lanes.decline(tag) == "back"
     assert cluster.ready(crew=A.name) == ["call"]
     record = cluster.lanes.record("call")
     assert record is not None
     assert (record[10], record[11], record[17]) == (0, 0, 0)
-    assert not cluster.lanes.decline(tag), "that release is over"
+    assert cluster.lanes.decline(tag) == "none", "that release is over"
     again, _ = cluster.take(worker="one")
-    assert cluster.lanes.decline(again)
+    assert cluster.lanes.decline(again) == "back"
     assert cluster.ready(crew=A.name) == [], "its own crew should know it: not at once again"
     cluster.live(2)
     assert cluster.ready(crew=A.name) == ["call"]
+
+
+def test_a_call_that_nobody_knows_does_not_outlive_its_deadline_unheard(cluster: Cluster) -> None:
+    """Any worker of its queue is handed it then, to tell its caller; one that knows it is asked first."""
+    cluster.worker(crew=B)
+    put(cluster, "a", "call", lane_fields=OPEN, deadline_in_s=10.0)
+    cluster.live(9)
+    assert cluster.lying(crew=B.name) == 0
+    cluster.live(2)
+    tag, _ = cluster.take()
+    assert cluster.lanes.decline(tag) == "over"
+    cluster.worker("knows", crew=A)
+    assert cluster.lanes.decline(tag) == "back"
+    cluster.pump()
+    again, begun = cluster.begin(worker="knows")
+    assert begun.state == "expired"
+    assert cluster.free(again) == 1
 
 
 # ── beside workers of a version without crews ────────────────────────────────────────────────────────────────────
@@ -251,6 +268,23 @@ def test_what_an_older_version_released_to_a_stock_worker_comes_back(cluster: Cl
     assert cluster.ready(crew=A.name) == ["swallowed"]
     assert cluster.client.smembers("rlw:onqueue:q") == {unread.encode()}
     assert cluster.lanes.begin(swallowed, LEASE_S).state == "stale"
+
+
+def test_an_older_in_process_caller_is_released_to(cluster: Cluster) -> None:
+    """It has a queue of its own and no pump where workers live: its calls go into the plain list that it reads."""
+    cluster.worker(crew=A)
+    cluster.client.zadd("rlw:workers", {"inproc:h-1": cluster.now_us + 3_500_000})
+    cluster.client.hset("rlw:slots", "inproc:h-1", msgspec.msgpack.encode([64, "inproc:h-1"]))
+    cluster.beat("w")
+    text = b'{"delivery_tag": "@"}'
+    cluster.lanes.enqueue(entry("mine", queue="inproc:h-1", message=text, lane_fields={"p1": 1, "d1": 1}))
+    cluster.lanes.enqueue(entry("next", queue="inproc:h-1", message=text))
+    assert cluster.client.llen("inproc:h-1") == 1
+    cluster.advance(1)
+    cluster.beat("w")
+    cluster.pump()
+    assert cluster.client.llen("inproc:h-1") == 2
+    assert not cluster.client.hexists("rlw:slots", "w"), "it is no reason to count ours for its version"
 
 
 def test_a_record_with_a_hole_is_read(cluster: Cluster) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.config import read_settings
-from ratelimit_worker.errors import MessageRefused
+from ratelimit_worker.errors import DeadlineExceeded, MessageRefused
 from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.reports.doctor import examine, findings_text
 from ratelimit_worker.reports.explain import explain, explanation_text
@@ -106,6 +106,17 @@ def test_calls_go_to_workers_that_know_their_task(deploy: Fleet) -> None:
     assert [call.get(timeout=20) for call in waiting] == [f"summarise w{number}" for number in range(40)]
     assert {who for who, prompt in ran(deploy, "summarise") if prompt.startswith("w")} == {"late"}
     assert live.now().unknown == ()
+    assert services().lanes.counters().get("malformed", 0) == 0
+
+
+def test_a_call_that_nobody_knows_fails_at_its_deadline(deploy: Fleet) -> None:
+    """A worker that does not know its task tells its caller."""
+    worker(deploy, "one", CREW_KNOWS="translate")
+    tasks = shop()
+    call = tasks.summarise.apply_async(("late",), deadline_s=2.0)
+    with pytest.raises(DeadlineExceeded):
+        call.get(timeout=20)
+    wait_for(lambda: not deploy.valkey.client.keys(keys.call("*")), what="nothing is left of it")
     assert services().lanes.counters().get("malformed", 0) == 0
 
 

@@ -47,7 +47,7 @@ server whether every key is in it, of its type and with its TTL.
 | `rlw:tasks:C` | SET | names of the tasks that crew C knows, as JSON has them | TTL: 1 hour after its last beat |
 | `rlw:crews` | HASH | the sums of the slots, by queue and crew | TTL: 60 s |
 | `rlw:room` | HASH | the sums of the slots, of a version without crews | TTL: 60 s |
-| `rlw:parked` | SET of N:queue:task | what `rlw:parked:…` there are | tasks with parked calls |
+| `rlw:parked` `rlw:crowded` | SET of N:queue:task | with parked calls; of which a crew knows the task | those tasks |
 | `rlw:parked:N:Q:TASK` | ZSET ref → µs | calls of queue Q whose task no crew with a slot knows | TTL: 1 hour |
 | `rlw:desks` | ZSET queue → s | when a process without workers was seen | processes; dropped when gone |
 | `rlw:pump` | HASH | the pump's planned sleep, the sweep's grace, the next place in a row | 1 |

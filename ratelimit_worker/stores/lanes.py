@@ -26,6 +26,7 @@ KEEP_ANSWER_S = 86_400  #: an answer waits so long for its ack; FREE deletes it 
 
 ONE = Cost()
 _failure = msgspec.msgpack.Decoder(Failure)
+_DECLINED: tuple[Literal["none", "back", "over"], ...] = ("none", "back", "over")  #: as decline.lua answers
 _SHEDS = {"": 0, "result": 1, "raise": 2}  #: as enqueue.lua reads it
 
 
@@ -367,9 +368,14 @@ class Lanes:
             pipe.expire(name, TASKS_TTL_S)
             pipe.execute()
 
-    def decline(self, tag: str) -> bool:
-        """Give a released call back whose task this worker does not know → False: the tag is no call that is out."""
-        return bool(self.run("decline", (tag,)))
+    def decline(self, tag: str) -> Literal["back", "over", "none"]:
+        """Give a released call back whose task this worker does not know.
+
+        Returns:
+            back: it went. over: its deadline has passed, and no living worker of its queue knows its task, so that this
+            one has to tell its caller. none: the tag is no call that is out.
+        """
+        return _DECLINED[int(self.run("decline", (tag,)))]
 
     def set_points(self, lane: str, fields: Mapping[str, float | str]) -> int:
         """Write fields of a lane; they hold for the next permit → released at once.

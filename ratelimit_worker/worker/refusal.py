@@ -15,7 +15,7 @@ from typing import Any
 from celery.app.task import Context
 
 from ratelimit_worker.calls import Attempt, Outcome, Priority
-from ratelimit_worker.errors import BadInput, MessageRefused
+from ratelimit_worker.errors import BadInput, DeadlineExceeded, MessageRefused, RateLimitWorkerError
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.worker.intake import read_json
@@ -31,15 +31,15 @@ LANE, QUEUE, CLASS, TENANT, SINCE, NUMBER = 1, 2, 4, 5, 16, 17
 
 def refuse(
     app: Any, answers: Answers, encode_outcome: Callable[[Attempt], bytes]
-) -> Callable[[Lanes, bytes, str], None]:
-    """What the transport does with a message that is set aside: (lanes, message, why).
+) -> Callable[[Lanes, bytes, str | None], None]:
+    """What the transport does with a message that nobody takes: (lanes, message, why; None: its deadline has passed).
 
     Args:
         answers: How a failure is told those that wait for the same answer.
         encode_outcome: An attempt as the outbox holds it.
     """
 
-    def end(lanes: Lanes, raw: bytes, why: str) -> None:
+    def end(lanes: Lanes, raw: bytes, why: str | None) -> None:
         message = _read(raw)
         tag = _tag_of(message, raw)
         released = lanes.out(tag) if tag else None
@@ -48,18 +48,20 @@ def refuse(
             call_id = headers.get("id")
             # A message too many of an id that waits or runs: that one is the one that is answered.
             if isinstance(call_id, str) and isinstance(headers.get("task"), str) and lanes.record(call_id) is None:
-                _fail(app, call_id, MessageRefused(call_id, why), headers)
+                _fail(app, call_id, MessageRefused(call_id, why or ""), headers)
             return
         record, stored, payload = released
         headers = _headers(_read(stored)) or _headers(message)
         said = headers.get("id")
         call_id = said if isinstance(said, str) else _AGAIN.sub("", tag.rpartition(".")[0])
-        error = MessageRefused(call_id, why)
-        row = _row(lanes, record, call_id, str(headers.get("task") or ""), why, headers.get(HEADER))
-        # settled, told, freed: who dies in between leaves it to the lease, and the next one does the rest
-        lanes.settle(
-            tag, record[LANE], answers.error(error), outbox=encode_outcome(row), verdict="other", seen=b"", kind="error"
-        )
+        error: RateLimitWorkerError = DeadlineExceeded(call_id, record[LANE], int(record[NUMBER]))
+        if why is not None:
+            error = MessageRefused(call_id, why)
+        row = _row(lanes, record, call_id, str(headers.get("task") or ""), error, headers.get(HEADER))
+        # Settled, told, freed: who dies in between leaves it to the lease, and the next one does the rest. Those that
+        # follow a call whose deadline has passed have deadlines of their own.
+        answer = b"" if why is None else answers.error(error)
+        lanes.settle(tag, record[LANE], answer, outbox=encode_outcome(row), verdict="other", seen=b"", kind="error")
         _fail(app, call_id, error, {**headers, **_canvas(payload)})
         lanes.free([tag])
 
@@ -99,7 +101,7 @@ def _canvas(payload: bytes) -> dict[str, Any]:
     return dict(canvas) if isinstance(canvas, Mapping) else {}
 
 
-def _row(lanes: Lanes, record: list[Any], call_id: str, task: str, why: str, plan: Any) -> Attempt:
+def _row(lanes: Lanes, record: list[Any], call_id: str, task: str, error: RateLimitWorkerError, plan: Any) -> Attempt:
     """One row more of the call, though nothing was sent."""
     seconds, micros = lanes.client.time()
     now_s = float(seconds) + micros / 1e6
@@ -118,11 +120,11 @@ def _row(lanes: Lanes, record: list[Any], call_id: str, task: str, why: str, pla
         tags=tuple(told.get("tags") or ()),
         tenant=record[TENANT],
         priority=Priority(record[CLASS]),
-        cause=f"{MessageRefused.__name__}: {why}",
+        cause=f"{type(error).__name__}: {error.why}" if isinstance(error, MessageRefused) else type(error).__name__,
     )
 
 
-def _fail(app: Any, call_id: str, error: MessageRefused, request: Mapping[str, Any]) -> None:
+def _fail(app: Any, call_id: str, error: RateLimitWorkerError, request: Mapping[str, Any]) -> None:
     try:
         app.backend.mark_as_failure(call_id, error, request=Context({**request, "id": call_id}))
     except Exception as wrong:  # headers of any shape: what a stranger sent stops no worker

@@ -69,8 +69,8 @@ INTAKE = Intake()
 PLAN: list[Callable[[str, list[Any], dict[str, Any]], Mapping[str, Any] | None]] = []
 #: Whether a task of that name makes calls.
 IS_CALL: list[Callable[[str], bool]] = []
-#: Ends what a message that is set aside has begun: (lanes, message, why).
-REFUSE: list[Callable[[Lanes, bytes, str], None]] = []
+#: Ends what a message has begun that no worker takes: (lanes, message, why; None: its deadline has passed).
+REFUSE: list[Callable[[Lanes, bytes, str | None], None]] = []
 #: Fields of a lane that is new; `wiring` sets it. lane → set-points.
 LANE_FIELDS: list[Callable[[str], Mapping[str, float | str]]] = []
 
@@ -296,6 +296,19 @@ class Channel(stock.Channel):
         fields = {"queue": queue, "why": why, "bytes": len(raw)}
         log.error("message.set_aside queue=%s bytes=%d why=%s", queue, len(raw), why, extra=fields)
         self.lanes.set_aside(raw, why)
+        self._end(raw, why, queue)
+
+    def decline(self, message: Mapping[str, Any], queue: str) -> bool:
+        """Give a released call back whose task is unknown here → False: it is none."""
+        what = self.lanes.decline(message["properties"]["delivery_tag"])
+        if what == "none":
+            return False
+        log.info("message.declined queue=%s task=%s", queue, message["headers"]["task"][:80])
+        if what == "over":
+            self._end(dumps(message).encode(), None, queue)
+        return True
+
+    def _end(self, raw: bytes, why: str | None, queue: str) -> None:
         if not REFUSE or queue not in INTAKE.queues:
             return
         try:
@@ -336,8 +349,7 @@ class Transport(stock.Transport):
         channel = next(iter(self.channels))
         why = INTAKE.refusal(message, queue)
         if why is not None:
-            if INTAKE.lacks_task_of(message) and channel.lanes.decline(message["properties"]["delivery_tag"]):
-                log.info("message.declined queue=%s task=%s", queue, message["headers"]["task"][:80])
+            if INTAKE.lacks_task_of(message) and channel.decline(message, queue):
                 return
             channel.set_aside(dumps(message).encode(), why, queue)
             return

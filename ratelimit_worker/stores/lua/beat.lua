@@ -54,7 +54,7 @@ total, _, _, _, old = slots('')
 -- What lies ready where nobody is left goes to its lanes, and when the first is back all of it: released at their pace.
 if (total + old == 0) ~= (before == 0) then recall(true) elseif known and changed then recall(false) end
 if mine > 0 and changed then
-  if redis.call('EXISTS', crew.PARKED) == 1 then crew.wake() end
+  crew.wake(redis.call('SMEMBERS', crew.PARKED))
   for _, q in ipairs(redis.call('SMEMBERS', HUNGRY)) do
     for _, lane in ipairs(redis.call('ZRANGE', row_key(q), 0, -1)) do release(lane, 1000) end
   end

@@ -16,7 +16,11 @@ for _, ref in ipairs(redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', int(now), 'LIMI
   else
     local free, here = vacant(r[QUEUE])
     local message = here > 0 and free > -SURPLUS and redis.call('HGET', call_key(ref), 'm')
-    local c = message and crew.pick(r[QUEUE], crew.task_of(message), SURPLUS)
+    local c, known
+    if message then c, known = crew.pick(r[QUEUE], crew.task_of(message), SURPLUS) end
+    if message and not known and now >= r[DEADLINE] then
+      c = crew.pick(r[QUEUE], nil, SURPLUS)            -- nobody knows its task: any worker can tell its caller (decline.lua)
+    end
     if c then
       redis.call('ZREM', EXPIRY, ref)
       unwait(ref, r)
@@ -31,10 +35,12 @@ end
 -- An older version has a pump of its own, which releases into the lists that stock workers read. It sleeps while crews suffice,
 -- and half a lease longer.
 if crew.suffice() then redis.call('SET', key('duty:pump'), ARGV[2], 'PX', int(ARGV[3] / 2)) end
-if redis.call('EXISTS', crew.PARKED) == 1 then crew.wake() end
-if redis.call('EXISTS', key('onqueues')) == 1 and now > tonumber(redis.call('HGET', PUMP, 'reclaim') or '0') then
-  redis.call('HSET', PUMP, 'reclaim', int(now + crew.LOST_US / 4))
-  for lane in pairs(crew.reclaim()) do release(lane, 1) end
+if redis.call('EXISTS', crew.PARKED, key('onqueues')) > 0 then
+  if now > tonumber(redis.call('HGET', PUMP, 'woken') or '0') then
+    redis.call('HSET', PUMP, 'woken', int(now + crew.WAKE_US))
+    crew.wake(redis.call('SMEMBERS', crew.PARKED))
+    for lane in pairs(crew.reclaim()) do release(lane, 1) end
+  end
 end
 local moved = 0
 for _, one in ipairs(redis.call('ZRANGEBYSCORE', NEXT, '-inf', int(now), 'LIMIT', 0, 100)) do

@@ -8,6 +8,7 @@ crew.PARKED_AT_ONCE = 100                              -- in one step of a lane
 crew.UNKNOWN_US, crew.OLDER_US, crew.FULL_US, crew.MANY = 30e6, 1e6, 1e6, 1000
 crew.STALE_US = 60e6                                   -- one that has not asked by then is gone
 crew.PUMP_US = 5000                                    -- so long the pump of an older version has to fill its own slots
+crew.WAKE_US = 0.25e6                                  -- between looks at all that is parked
 crew.LOST_US = 1e6                                     -- a call that was read has begun by then, or its reader sets it aside
 crew.ROW = '\nparked'                                  -- stands in `hungry` while calls are parked: no queue has this name
 -- The name of a call's task as its JSON has it; nil: it is an in-process call, which its own process knows.
@@ -44,20 +45,25 @@ function crew.park(ref, r, task, known)
   wait_until(due, ref, r)
   redis.call('ZADD', k, int(due), ref)
   redis.call('EXPIRE', k, int(3600 + delay / 1e6))
-  redis.call('SADD', crew.PARKED, #r[QUEUE] .. ':' .. r[QUEUE] .. ':' .. task)
-  redis.call('SADD', HUNGRY, crew.ROW)
+  local row = #r[QUEUE] .. ':' .. r[QUEUE] .. ':' .. task
+  redis.call('SADD', crew.PARKED, row)
+  if known then                                        -- a free slot wakes it; else only a crew that comes does
+    redis.call('SADD', crew.CROWDED, row)
+    redis.call('SADD', HUNGRY, crew.ROW)
+  end
   return due
 end
--- Parked calls whose crews have free slots go back to their places, as many as there are slots. O(parked tasks · log parked).
-function crew.wake()
-  for _, row in ipairs(redis.call('SMEMBERS', crew.PARKED)) do
+-- Parked calls whose crews have free slots go back to their places, as many as there are slots. O(rows · log parked).
+-- rows: queues and tasks to be looked at
+function crew.wake(rows)
+  for _, row in ipairs(rows) do
     local long, rest = string.match(row, '^(%d+):(.*)$')
     local queue, task = string.sub(rest, 1, tonumber(long)), string.sub(rest, tonumber(long) + 2)
     local k = crew.parked_key(queue, task)
     redis.call('ZREMRANGEBYSCORE', k, '-inf', int(now - crew.STALE_US))
     local _, here = vacant(queue)
-    local c = here > 0 and crew.pick(queue, task, 0)
-    local free = c and (c[3] or 0) or 0
+    local c = here > 0 and crew.pick(queue, task, 1e9)
+    local free = c and c[3] or 0
     if free > 0 then
       local e = redis.call('ZPOPMIN', k, free)
       for i = 1, #e, 2 do
@@ -65,9 +71,16 @@ function crew.wake()
         if r and redis.call('ZADD', due_key(r[LANE], queue), 'XX', 'CH', int(now), e[i]) == 1 then note(r[LANE], now) end
       end
     end
-    if redis.call('EXISTS', k) == 0 then redis.call('SREM', crew.PARKED, row) end
+    local gone = redis.call('EXISTS', k) == 0
+    if gone then redis.call('SREM', crew.PARKED, row) end
+    if gone or not c then
+      redis.call('SREM', crew.CROWDED, row)
+    else
+      redis.call('SADD', crew.CROWDED, row)
+      redis.call('SADD', HUNGRY, crew.ROW)
+    end
   end
-  if redis.call('EXISTS', crew.PARKED) == 0 then redis.call('SREM', HUNGRY, crew.ROW) end
+  if redis.call('EXISTS', crew.CROWDED) == 0 then redis.call('SREM', HUNGRY, crew.ROW) end
 end
 -- Whether an older version has nothing to release: it has no workers, or crews serve all its queues and have slots for all.
 function crew.suffice()

@@ -119,7 +119,7 @@ local function feed(free)
     for _, q in ipairs(rows) do
       local e = q ~= crew.ROW and redis.call('ZRANGE', row_key(q), 0, 0, 'WITHSCORES')
       if not e then
-        if not woken then crew.wake() end
+        if not woken then crew.wake(redis.call('SRANDMEMBER', crew.CROWDED, TRIES)) end
         woken = true
       elseif not e[1] then
         redis.call('SREM', HUNGRY, q)
@@ -163,7 +163,7 @@ end
 -- the pump is late (its holder was killed, or its thread starves): whoever is here does its work for one lane. Where no crew
 -- lives, it is the pump of an older version, whose lanes we would only put off.
 local function overdue()
-  if memo[NEXT_EMPTY] or (slots('')) == 0 then return end
+  if memo[NEXT_EMPTY] then return end
   local e = redis.call('ZRANGE', NEXT, 0, 0, 'WITHSCORES')
-  if e[2] and tonumber(e[2]) < now - 4000 then look(e[1], 20) end
+  if e[2] and tonumber(e[2]) < now - 4000 and (slots('')) > 0 then look(e[1], 20) end
 end
