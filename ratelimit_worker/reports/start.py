@@ -25,7 +25,7 @@ Cost = Sequence[float]  #: in the order of `DIMENSIONS`
 _MOST_PINS = 3  #: that end one after the other before the call goes
 _RETRY_SHARE, _RETRIES_PER_S = 0.1, 10 / 60  #: as in lua/shared/retry_budget.lua
 _NEVER = frozenset(
-    {BarKind.NEWER, BarKind.SUSPECT, BarKind.CLAIM, BarKind.PROBES, BarKind.RAMP}
+    {BarKind.NEWER, BarKind.SUSPECT, BarKind.CLAIM, BarKind.PROBES, BarKind.RAMP, BarKind.TASK}
 )  #: known to nobody who only looks
 SURE_S = 1.0  #: what a pace that is not known yet may make of a start that is told all the same, seconds
 

@@ -92,8 +92,10 @@ local asked, r, queue, place = ref and record(ref), nil, nil, -1
 if ref and not asked then return {-1} end
 local own, out, _, bound = own_room(L)
 local rooms = {}
-local first, _, _, tag = first_of(L, queues, rooms, out)
-if first and tag < BEHIND then
+local first, at_queue, _, tag = first_of(L, queues, rooms, out)
+if first and probes.on(L) then
+  first = probes.choose(L, queues, rooms, first, at_queue)
+elseif first and tag < BEHIND then
   first = budget.first(L, queues, rooms) or first
 end
 
