@@ -43,6 +43,7 @@
 | `rlw:seen:L` | LIST | observations for the tuner | 2,000; 1 hour |
 | `rlw:seen` | SET | lanes with observations | lanes |
 | `rlw:fared:N:L` | HASH | of half minute N: attempts of lane L that failed, answers, by function | 2,000; 330 s |
+| `rlw:probed:L` | HASH task (or process) → number | the last probe of each, while L's provider is away | 16; 1 hour |
 | `rlw:pins` | HASH lane (`*`: all) → pin | modes by hand | lanes that are pinned; dropped when the pin ends |
 | `rlw:outbox` | STREAM | outcomes on their way to the tracking database | 5,000,000 |
 | `rlw:alerts` | STREAM | alerts on their way to the web hook | 1,000; 1 day after the last |
