@@ -336,6 +336,27 @@ def tuner_killed() -> None:
             )
 
 
+def outages() -> None:
+    """An outage of 30 s after 30 good calls, with one call waiting and with a thousand: requests into it, and back."""
+    for calls in (1, 1000):
+        with stage(scenario=limited(1200)) as (made, provider):
+            start_workers(made, 2, 16)
+            tasks = made.agent()
+            assert all_answered([tasks.chat.delay(n) for n in range(30)]) == 0
+            began = time.time()
+            provider.control(fault="outage", for_s=30.0)
+            results = [tasks.chat.delay(n) for n in range(calls)]
+            lost = all_answered(results)
+            arrivals = provider.arrivals()
+            back = [arrival.unix - began - 30 for arrival in arrivals if arrival.good and arrival.unix > began + 29]
+            say(
+                f"outage of 30 s, {calls} waiting",
+                into_it=sum(arrival.fault is not None for arrival in arrivals),
+                first_answer_after=f"{min(back):.2f} s",
+                lost=lost,
+            )
+
+
 def requests_needed(name: str, *timeline: Entry) -> None:
     """2,000 calls on 64 slots to a provider with faults: how many requests do they take, and does any fail?"""
     calls = 2000
@@ -389,7 +410,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     function.__name__: function
     for function in (
         four_workers, small_pool, killed, two_queues, beside_a_blocked_lane, slow_and_free, countdown, redis_restart,
-        redis_full, flip, one_budget, tuner_killed, retries, many_lanes,
+        redis_full, flip, one_budget, tuner_killed, outages, retries, many_lanes,
     )
 }  # fmt: skip
 

@@ -55,6 +55,7 @@ server whether every key is in it, of its type and with its TTL.
 | `rlw:seen:L` | LIST | observations for the tuner | TTL: 1 hour; 2,000 |
 | `rlw:seen` | SET | lanes with observations | lanes |
 | `rlw:fared:N:L` | HASH | of half minute N: attempts of lane L that failed, answers, by function | TTL: 330 s; 2,000 |
+| `rlw:probed:L` | HASH task (or process) → number | the last probe of each, while L's provider is away | TTL: 1 hour; 16 |
 | `rlw:pins` | HASH lane (`*`: all) → pin | modes by hand | lanes that are pinned; dropped when the pin ends |
 | `rlw:outbox` | STREAM | outcomes on their way to the tracking database | 5,000,000 |
 | `rlw:outbox:bad` | LIST | outcomes that the database will never take, and why | 1,000 |

@@ -12,5 +12,5 @@ for i = 0, fared.SLOTS - 1 do
   local f = redis.call('HMGET', fared.key(lane, slot - i), 'f:' .. name, 'a:' .. name, 'failed', 'answered')
   for j = 1, 4 do sums[j] = sums[j] + (tonumber(f[j]) or 0) end
 end
-return {h[1] or '0', h[6] or '0', h[7] == '*' and 1 or 0, h[2] or '', h[3] or '', h[4] or '0', redis.call('ZCARD', out_key(lane)), h[5] or '0',
+return {h[1] or '0', h[6] or '0', h[7] == failing.SEVERAL and 1 or 0, h[2] or '', h[3] or '', h[4] or '0', redis.call('ZCARD', out_key(lane)), h[5] or '0',
   sums[1], sums[2], sums[3] - sums[1], sums[4] - sums[2]}

@@ -24,7 +24,9 @@ local function heed(lane, told, gate_us, r)
     local h = redis.call('HMGET', k, 'sick', 'witness')
     local row = (tonumber(h[1] or '0') or 0) + 1
     local by = h[2] or ''
-    if r and dimension ~= failing.SUSPECT then by = (by == '' or by == r[PUB]) and r[PUB] or '*' end
+    if r and dimension ~= failing.SUSPECT then
+      by = (by == '' or by == int(r[ACCEPTED])) and int(r[ACCEPTED]) or failing.SEVERAL
+    end
     redis.call('HSET', k, 'sick', int(row), 'witness', by)
     if row >= SICK_ROW then redis.call('PUBLISH', key('tune'), lane) end
   elseif verdict == 'refused' then

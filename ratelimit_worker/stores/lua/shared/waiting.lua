@@ -49,8 +49,9 @@ end
 -- The sick answers that a call has had in a row, packed in field f of its hash: {µs of the first, µs at which the request of
 -- the last left, how many}. While it has some it waits behind all that have none: probes go to others first.
 -- How others fared meanwhile is told by their lane: `good_at` and `good_sent`, when it was answered and when that request
--- had left (no more exact than GOOD_US), and `witness`: which call had a sick answer since, '*': several, '': none that counts.
-local failing = {GOOD_US = 100000, SUSPECT = 1}
+-- had left (no more exact than GOOD_US), and `witness`: which call had a sick answer since (by the µs at which it was
+-- accepted), SEVERAL, or '': none that counts.
+local failing = {GOOD_US = 100000, SUSPECT = 1, SEVERAL = '-1'}
 function failing.of(ref, r)                            -- nil: none
   return r[NUMBER] > 0 and redis.call('HGET', call_key(ref), 'f') or nil
 end
