@@ -191,7 +191,7 @@ class Timeouts:
     connect_s: float = CONNECT_S
     first_byte_s: float = MOST_ATTEMPT_S
     whole_s: float = MOST_ATTEMPT_S  #: with the first byte, and however the rest comes
-    by_deadline: bool = False  #: the call's deadline ends it sooner than its provider could be expected to answer
+    by_deadline: bool = False  #: the call's deadline ends it before its provider can be expected to have answered
 
 
 _within: ContextVar[tuple[Timeouts, float] | None] = ContextVar("ratelimit_worker_timeouts", default=None)

@@ -13,8 +13,9 @@ import pytest
 import redis
 from celery.result import AsyncResult
 
-from ratelimit_worker.calls import Category, Failure
+from ratelimit_worker.calls import Category, Failure, LaneLimits
 from ratelimit_worker.errors import BadInput, CallFailed, Overloaded, RateLimitWorkerError, Throttled
+from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.policy.own_retry import Goes, OwnRule, Stays, Wish, catches_providers, whose
 from ratelimit_worker.policy.retry import GiveUp, Halt, Retry, Snooze, Step, Why
 from ratelimit_worker.providers.http import ProviderRefused
@@ -136,8 +137,9 @@ def refused_in(lane: str) -> float:
 
 
 def sent(task: Any, *args: Any) -> AsyncResult:
-    """A call in a lane of its own, which is named like what it writes: what another test taught its lane is not its."""
+    """A call in a lane of its own without a pace, named like what it writes: gates and modes are what is tried here."""
     name = next(arg for arg in args if isinstance(arg, str) and arg.startswith("n-"))
+    services().lanes.establish(name, limit_fields(LaneLimits(unlimited=True)))
     result: AsyncResult = task.apply_async(args, lane=name)
     return result
 
@@ -185,8 +187,8 @@ ANSWERED = ("answered", None, None, None)
     ],
 )
 def test_a_refusal_uses_no_retry(tasks: ModuleType, running: Fleet, task: str, before: tuple[str, ...]) -> None:
-    """Each 429 closes the lane's gate, and the call is answered with all its retries left."""
-    name, fails = "-".join(("n-refused", task, *before)).replace(" ", ""), 2
+    """More 429s than the task has retries: each closes the gate, and the call is answered with all of them left."""
+    name, fails = "-".join(("n-refused", task, *before)).replace(" ", ""), 4
     more = () if task == "swallowed" else ("0.1",)
     result = sent(getattr(tasks, task), *before, name, 429, fails, *more)
     assert result.get(timeout=WAIT_S) == [fails, 0]

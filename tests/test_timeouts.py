@@ -110,7 +110,9 @@ def test_a_provider_that_became_slower_is_found_out() -> None:
         ({"known": history(*[0.5] * 50), "tries": 2}, Timeouts(connect_s=10.0, first_byte_s=120.0, whole_s=120.0)),
         ({"known": history(*[0.5] * 50), "tries": 9}, Timeouts(connect_s=10.0, first_byte_s=600.0, whole_s=600.0)),
         ({"left_s": 5.0}, Timeouts(connect_s=5.0, first_byte_s=5.0, whole_s=5.0, by_deadline=True)),
-        ({"told_s": 60.0, "left_s": 50.0}, Timeouts(connect_s=10.0, first_byte_s=50.0, whole_s=50.0, by_deadline=True)),
+        ({"told_s": 60.0, "left_s": 50.0}, Timeouts(connect_s=10.0, first_byte_s=50.0, whole_s=50.0)),
+        ({"known": history(*[60.0] * 50), "left_s": 50.0}, Timeouts(first_byte_s=50.0, whole_s=50.0, by_deadline=True)),
+        ({"told_s": 2.0, "left_s": 5.0}, Timeouts(connect_s=2.0, first_byte_s=2.0, whole_s=2.0)),
         ({"left_s": -1.0}, Timeouts(connect_s=0.001, first_byte_s=0.001, whole_s=0.001, by_deadline=True)),
     ],
 )

@@ -143,7 +143,7 @@ def timeouts(
         whole_s = told_s
     else:
         whole_s = min(MOST_ATTEMPT_S, learned_s(known, now_s, most_tokens) * 2.0 ** min(tries, 10))
-    cut = left_s < whole_s
+    cut = left_s < min(whole_s, max(LEAST_S, p99_s(known) or 0.0))
     whole_s = max(LEAST_LEFT_S, min(whole_s, left_s))
     return Timeouts(connect_s=min(CONNECT_S, whole_s), first_byte_s=whole_s, whole_s=whole_s, by_deadline=cut)
 
