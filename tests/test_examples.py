@@ -15,6 +15,7 @@ import pytest
 
 from ratelimit_worker.batchfile import Ask, asks
 from ratelimit_worker.simulate import Scenario, Simulator
+from tests import leftovers
 from tests.conftest import wait_for
 from tests.fleet import Valkey
 from tests.test_cli import ROOT, clean_environment
@@ -37,6 +38,7 @@ def servers(tmp_path: Path) -> Iterator[tuple[Valkey, Simulator]]:
     try:
         with Simulator(Scenario(rpm=3000)) as provider:
             yield valkey, provider
+        leftovers.check(valkey.client)
     finally:
         valkey.stop()
 

@@ -31,6 +31,7 @@ from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.desks import DESKS, PREFIX, Desks
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 from ratelimit_worker.wiring import Services
+from tests import leftovers
 from tests.conftest import wait_for
 from tests.fleet import ROOT, Fleet, Valkey, fleet
 
@@ -478,6 +479,7 @@ def test_without_redis_calls_go_ahead_at_the_basic_pace(tmp_path: Path, caplog: 
         assert limiter.make_rate_limited_call(lambda: "advanced") == "advanced"
         assert len(clock.slept) == slept
         assert limiter.services.lanes.names() == ["default"]
+        leftovers.check(valkey.client)
     finally:
         limiter.close()
         valkey.stop()

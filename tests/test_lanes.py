@@ -514,6 +514,18 @@ def test_a_revoked_call_leaves_its_lane(cluster: Cluster, put: Put) -> None:
     assert cluster.ready() == ["a", "c"]
 
 
+def test_a_permit_that_a_purge_gives_back_is_the_next_ones(cluster: Cluster, put: Put) -> None:
+    """At a call a minute the next need not wait for a minute: its lane is looked at now."""
+    cluster.worker(queues=("q", "two"))
+    put("unread", queue="two", lane_fields={"p1": 1 / 60, "d1": 1})
+    put("next")
+    cluster.pump()
+    assert cluster.ready() == []
+    cluster.lanes.purge("two")
+    cluster.pump()
+    assert cluster.ready() == ["next"]
+
+
 def test_a_purge_forgets_what_waits_and_what_is_unread(cluster: Cluster, put: Put) -> None:
     """Waiting, delayed and ready calls of one queue go, with their permits; another queue and running calls stay."""
     put("runs", "ready", "waits", lane_fields={"p1": 0.001, "d1": 2})

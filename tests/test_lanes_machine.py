@@ -412,6 +412,8 @@ class Anything(RuleBasedStateMachine):
 
     def _begin(self, tag: str) -> str:
         state = self.cluster.lanes.begin(tag, LEASE_S).state
+        if state == "alone":  # what a worker does when nothing else runs in its process
+            state = self.cluster.lanes.begin(tag, LEASE_S, alone=True).state
         if state in ("settled", "expired", "poison", "gone"):
             self._free(tag)
         elif state in ("closed", "stale"):

@@ -19,6 +19,7 @@ from ratelimit_worker.cli import main
 from ratelimit_worker.cli.run.journal import Journal, OutFailed
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.simulate import Entry, Fault, Scenario, Simulator
+from tests import leftovers
 from tests.conftest import wait_for
 from tests.fleet import Valkey
 from tests.test_cli import clean_environment
@@ -212,7 +213,9 @@ def test_with_a_broker_the_cluster_takes_the_calls(tmp_path: Path) -> None:
             worker.terminate()
             worker.wait(timeout=120)
             limits = valkey.client.hgetall("rlw:lane:mine")
+            left = leftovers.of_server(valkey.client)
             valkey.stop()
+        assert left == []
         assert refused.returncode == 2
         assert "--workers" in refused.stderr
         assert done.returncode == 0, done.stderr

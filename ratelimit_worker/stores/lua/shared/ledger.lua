@@ -17,6 +17,8 @@ local function leave(tag, r)
     local L = load(r[LANE], parents or {})
     refund(L, r[COST], r[TICKET][2])
     save(L)
+    -- the next may have waited for that permit: its time was planned without it
+    if redis.call('ZSCORE', NEXT, r[LANE]) then note(r[LANE], now) end
   end
   for i = 1, parents and #parents or 0 do wake(parents[i]) end
   r[PARENTS] = nil
