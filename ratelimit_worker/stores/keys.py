@@ -13,6 +13,7 @@
 | `rlw:day:N:L` | HASH | requests and tokens of lane L on day N since the epoch (UTC), where it has a quota | 2 days |
 | `rlw:out:L` | ZSET tag → begun (0, 1) | released and not freed; of a parent's lanes too | slots |
 | `rlw:ready:C:Q` | LIST | calls released to crew C of queue Q: workers that know the same tasks | slots; or the sweep |
+| `rlw:ready:+:Q` | LIST | ordinary tasks of queue Q whose canvas holds calls: for any crew | as kombu's list of Q |
 | `rlw:oncrew:C:Q` | SET of tags | what is out, by crew and queue, but for those set aside | slots |
 | `rlw:oncrews` | SET of C:Q | crews with such a set | crews; the sweep drops the empty |
 | `rlw:onqueue:Q` `rlw:onqueues` | SET | the same by queue, of a version without crews | slots |
@@ -116,7 +117,10 @@ def day(lane: str, at_s: float) -> str:
 
 #: What a crew is called that knows every task of its queue: a process that makes calls without one.
 ALL = "*"
+#: Stands for every crew of a queue: ordinary tasks whose body lies apart, which no stock worker can read.
+ANY = "+"
 CREW = NAMESPACE + "crew"
+CREWS = NAMESPACE + "crews"
 READY = NAMESPACE + "ready:"
 PARKED = NAMESPACE + "parked"
 
