@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
 import json
 import os
@@ -11,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from celery import chain
 
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.config import read_settings
@@ -24,6 +26,7 @@ from ratelimit_worker.reports.tables import workers_line
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.wiring import services
+from ratelimit_worker.worker.transport import reference
 from tests.conftest import wait_for
 from tests.fleet import Fleet, Worker, fleet
 
@@ -67,9 +70,23 @@ def test_a_stock_worker_of_the_queue_gets_no_call(deploy: Fleet) -> None:
     calls = [tasks.translate.delay(prompt) for prompt in prompts]
     assert [call.get(timeout=20) for call in calls] == [f"translate {prompt}" for prompt in prompts]
     assert deploy.stamps("stock") == []
+    # an ordinary task whose canvas holds a call is no stock worker's either: its body lies apart
+    links = [chain(tasks.plain.si(number), tasks.translate.si(f"link {number}")).delay() for number in range(12)]
+    assert [link.get(timeout=20) for link in links] == [f"translate link {number}" for number in range(12)]
     for _ in range(8):  # what is no call is anybody's, as it always was
         tasks.plain.delay(1)
     wait_for(lambda: not deploy.valkey.client.llen("shop"), what="the ordinary tasks are read")
+
+
+def test_a_stock_worker_that_is_handed_a_reference_refuses_it(deploy: Fleet) -> None:
+    """By an older version's release, or in the canvas of an ordinary task: its function is not called."""
+    worker(deploy, "stock", "tests.stock_app")
+    stock_app = importlib.reload(importlib.import_module("tests.stock_app"))
+    body = json.loads(base64.b64decode(reference("some-call")))
+    got = stock_app.app.send_task("shop.translate", *body[:2])
+    with pytest.raises(TypeError, match="this_message_needs_ratelimit_worker"):
+        got.get(timeout=20)
+    assert deploy.stamps("stock") == []
 
 
 def test_calls_go_to_workers_that_know_their_task(deploy: Fleet) -> None:

@@ -17,6 +17,7 @@ server whether every key is in it, of its type and with its TTL.
 | `rlw:day:N:L` | HASH | requests and tokens of lane L on UTC day N, where it has a quota | TTL: 2 days |
 | `rlw:out:L` | ZSET tag → begun (0, 1) | released and not freed; of a parent's lanes too | slots |
 | `rlw:ready:C:Q` | LIST | calls released to crew C of queue Q: workers that know the same tasks | slots; or the sweep |
+| `rlw:ready:+:Q` | LIST | ordinary tasks of queue Q whose canvas holds calls: for any crew | as kombu's list of Q |
 | `rlw:oncrew:C:Q` | SET of tags | what is out, by crew and queue, but for those set aside | slots |
 | `rlw:oncrews` | SET of C:Q | crews with such a set | crews; the sweep drops the empty |
 | `rlw:onqueue:Q` `rlw:onqueues` | SET | the same by queue, of a version without crews | slots |
@@ -55,7 +56,7 @@ server whether every key is in it, of its type and with its TTL.
 | `rlw:seen:L` | LIST | observations for the tuner | TTL: 1 hour; 2,000 |
 | `rlw:seen` | SET | lanes with observations | lanes |
 | `rlw:fared:N:L` | HASH | of half minute N: attempts of lane L that failed, answers, by function | TTL: 330 s; 2,000 |
-| `rlw:probed:L` | HASH task (or process) → number | the last probe of each, while L's provider is away | TTL: 1 hour; 16 |
+| `rlw:probed:L` | HASH task (or process) → number | last probe of each, while L's provider is away | TTL: 1 hour; 16 |
 | `rlw:pins` | HASH lane (`*`: all) → pin | modes by hand | lanes that are pinned; dropped when the pin ends |
 | `rlw:outbox` | STREAM | outcomes on their way to the tracking database | 5,000,000 |
 | `rlw:outbox:bad` | LIST | outcomes that the database will never take, and why | 1,000 |
@@ -128,7 +129,10 @@ def day(lane: str, at_s: float) -> str:
 
 #: What a crew is called that knows every task of its queue: a process that makes calls without one.
 ALL = "*"
+#: Stands for every crew of a queue: ordinary tasks whose body lies apart, which no stock worker can read.
+ANY = "+"
 CREW = NAMESPACE + "crew"
+CREWS = NAMESPACE + "crews"
 READY = NAMESPACE + "ready:"
 PARKED = NAMESPACE + "parked"
 

@@ -411,6 +411,11 @@ class Lanes:
         """Calls that are released to the crews of a queue, and read by no worker yet."""
         return int(self.run("ready", (queue,)))
 
+    def has_crew(self, queue: str) -> bool:
+        """Whether a worker that reads ready lists serves a queue; exact to a beat."""
+        packed: Any = self.client.hget(self.prefix + keys.CREWS, f"q:{queue}")
+        return packed is not None and msgspec.msgpack.decode(packed)[0] > 0
+
     def purge(self, queue: str) -> int:
         """Forget all calls that wait on a queue or lie ready there → how many."""
         gone, more = 0, 1

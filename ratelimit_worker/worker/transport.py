@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 HEADER = "rlw"  #: the call's plan, as flow.enqueue wrote it
 BODY_HEADER = "rlw_body"  #: where the body of an ordinary task lies whose canvas holds calls, and so prompts
+NEEDS = "this_message_needs_ratelimit_worker"
 SIGNATURE = re.compile(rb'"task": "([^"]+)"')
 CANVAS_TTL_S = 7 * 86_400
 COMPRESS_ABOVE = 1024  #: bytes; smaller bodies are not worth the time
@@ -97,6 +98,15 @@ def unpack_body(payload: bytes, most: int = 256 * 1024 * 1024) -> bytes:
         if not inflate.unconsumed_tail:
             return body
     raise BadInput("the stored arguments of this call cannot be read")
+
+
+def reference(ref: str) -> str:
+    """The body of a message whose own lies apart.
+
+    A worker without this package that is handed it must not take the reference for an argument, and pay for it: its
+    task has no such keyword, so it fails at once.
+    """
+    return base64.b64encode(dumps([[f"ref:{ref}"], {NEEDS: True}, {}]).encode()).decode()
 
 
 def _is_call(message: Mapping[str, Any]) -> bool:
@@ -225,7 +235,11 @@ class Channel(stock.Channel):
         if not _is_call(message):
             plan = _plan_of(message)
             if plan is None:
-                super()._put(queue, self._without_prompts(message), **kwargs)
+                plain = self._without_prompts(message)
+                if plain is not message and self.lanes.has_crew(queue):
+                    self.lanes.client.lpush(keys.ready(keys.ANY, queue), dumps(plain))
+                else:
+                    super()._put(queue, plain, **kwargs)
                 return
             message = {**message, "headers": {**message["headers"], HEADER: plan}}
         self.lanes.enqueue(entry(queue, message))
@@ -240,7 +254,7 @@ class Channel(stock.Channel):
             return message
         ref = f"canvas-{uuid.uuid4().hex}"
         self.lanes.client.set(keys.payload(ref), pack_body(body), ex=CANVAS_TTL_S)
-        short = base64.b64encode(dumps([[f"ref:{ref}"], {}, {}]).encode()).decode()
+        short = reference(ref)
         return {
             **message,
             "body": short,
@@ -256,7 +270,8 @@ class Channel(stock.Channel):
         if not queues:
             return
         plain = [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
-        calls = [keys.ready(HELD.crew.name, queue) for queue in queues if HELD.crew.name and queue in INTAKE.queues]
+        mine = [queue for queue in queues if HELD.crew.name and queue in INTAKE.queues]
+        calls = [keys.ready(crew, queue) for crew in (HELD.crew.name, keys.ANY) for queue in mine]
         wait_s = self.brpop_timeout if timeout is None else timeout
         command = ["BRPOP", *(calls + plain if self._calls_first else plain + calls), wait_s or 0]
         self._in_poll = self.client.connection
@@ -322,17 +337,31 @@ class Channel(stock.Channel):
         return int(super()._size(queue)) + self._calls(queue)
 
     def _purge(self, queue: str) -> int:
-        return self.lanes.purge(queue) + int(super()._purge(queue))
+        apart = self.lanes.client.llen(keys.ready(keys.ANY, queue))
+        self.lanes.client.delete(keys.ready(keys.ANY, queue))
+        return self.lanes.purge(queue) + int(super()._purge(queue)) + int(apart)
 
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
         self.lanes.purge(queue)
+        self.lanes.client.delete(keys.ready(keys.ANY, queue))
         super()._delete(queue, *args, **kwargs)
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
         return bool(super()._has_queue(queue, **kwargs)) or self._calls(queue) > 0
 
     def _calls(self, queue: str) -> int:
-        return self.lanes.size(queue) + self.lanes.ready(queue)
+        apart: Any = self.lanes.client.llen(keys.ready(keys.ANY, queue))
+        return self.lanes.size(queue) + self.lanes.ready(queue) + int(apart)
+
+    def _do_restore_message(
+        self, payload: dict[str, Any], exchange: str, routing_key: str, pipe: Any, leftmost: bool = False
+    ) -> None:
+        if BODY_HEADER not in (payload.get("headers") or {}):
+            super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)
+            return
+        payload["headers"]["redelivered"] = payload["properties"]["delivery_info"]["redelivered"] = True
+        for queue in self._lookup(exchange, routing_key):
+            (pipe.lpush if leftmost else pipe.rpush)(keys.ready(keys.ANY, queue), dumps(payload))
 
 
 class Transport(stock.Transport):
@@ -430,12 +459,11 @@ def entry(queue: str, message: Mapping[str, Any]) -> Entry:
     }
     for name in ("delivery_tag", "argsrepr", "kwargsrepr"):
         properties.pop(name, None)
-    reference = base64.b64encode(dumps([[f"ref:{headers['id']}"], {}, {}]).encode()).decode()
     text = dumps(
         {
             "properties": {"delivery_tag": "@", **properties},
             "headers": headers,
-            "body": reference,
+            "body": reference(headers["id"]),
             "content-type": message["content-type"],
             "content-encoding": message["content-encoding"],
         }

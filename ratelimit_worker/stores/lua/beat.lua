@@ -53,6 +53,15 @@ memo = {}
 total, _, _, _, old = slots('')
 -- What lies ready where nobody is left goes to its lanes, and when the first is back all of it: released at their pace.
 if (total + old == 0) ~= (before == 0) then recall(true) elseif known and changed then recall(false) end
+-- Ordinary tasks whose body lies apart are for crews; where none is left they are for the workers that are there.
+if mine == 0 and known and old > 0 then
+  for i = 1, nq do
+    local left, list = select(2, slots(ARGV[5 + i])) == 0, K .. ARGV[5 + i]
+    for _ = 1, left and 1000 or 0 do
+      if not redis.call('RPOPLPUSH', crew.ready_key('+', ARGV[5 + i]), list) then break end
+    end
+  end
+end
 if mine > 0 and changed then
   crew.wake(redis.call('SMEMBERS', crew.PARKED))
   for _, q in ipairs(redis.call('SMEMBERS', HUNGRY)) do

@@ -37,7 +37,7 @@ function probes.went(L, queue, message)
   local k, party = probes.key(L.name), probes.party(queue, message)
   if party == '' then return end
   redis.call('HSET', k, party, int(L.seq))
-  redis.call('EXPIRE', k, TENANT_TTL_S)
+  redis.call('EXPIRE', k, TTL_S.TENANT)
   if redis.call('HLEN', k) <= probes.KEPT then return end
   local all, oldest, least = redis.call('HGETALL', k), nil, nil
   for i = 1, #all, 2 do
