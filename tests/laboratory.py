@@ -335,14 +335,17 @@ class Laboratory:
         self.provider.begin(self.now)
         verdict = self.provider.decide(request, self.now, self.now)
         self.result.arrivals.append(verdict.arrival)
-        back = verdict.arrival.latency_s + self.travel()
-        if verdict.ending is Ending.HANG:
-            back = 60.0
+        leaves = 60.0 if verdict.ending is Ending.HANG else verdict.arrival.latency_s
+        back = leaves + self.travel()
+        self.after(leaves, partial(self.leaves, verdict))
         self.after(back, partial(self.answered, job, ticket, seq, verdict))
         self.release()
 
-    def answered(self, job: Job, ticket: bytes, seq: int, verdict: Verdict) -> None:
+    def leaves(self, verdict: Verdict) -> None:
+        self.provider.ended(verdict)
         self.provider.give_back(verdict, self.now)
+
+    def answered(self, job: Job, ticket: bytes, seq: int, verdict: Verdict) -> None:
         response, failure = read(verdict)
         kind: observe.Verdict = observe.verdict_of(failure)
         older = 0
