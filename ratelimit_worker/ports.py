@@ -105,6 +105,8 @@ class LaneView:
     fields: Mapping[str, bytes]
     seen: Sequence[bytes]
     goods: int = 0  #: good answers beside those of `seen`, which told nothing else
+    out: int = 0  #: calls that are released and not settled
+    took_s: float = 0.0  #: all of these together, from permit to answer
 
 
 class AttemptLanes(Protocol):

@@ -19,13 +19,12 @@ from typing import Any
 
 import msgspec
 
-from ratelimit_worker.calls import DIMENSIONS, Category, Failure, LaneLimits, Mode, Response
+from ratelimit_worker.calls import Category, Failure, LaneLimits, Mode, Response
 from ratelimit_worker.flow import observe
 from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.flow.tune import TUNE_EVERY_S, Rules, decide
 from ratelimit_worker.policy import modes
 from ratelimit_worker.policy.classification import classify_response
-from ratelimit_worker.policy.headers import refused_dimension
 from ratelimit_worker.policy.retry import GiveUp, Halt, Retry, RetryPolicy, Snooze, next_step
 from ratelimit_worker.ports import LaneView
 from ratelimit_worker.simulate.arrivals import Arrival
@@ -42,7 +41,7 @@ LOOK_S = 0.02
 HALT_S = 300.0
 MOST_RETRIES = 10.0
 Units = tuple[float, float, float, float]
-_pack = msgspec.msgpack.Encoder().encode
+_pack, _unpack = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(list[float]).decode
 
 
 class Plane:
@@ -53,7 +52,7 @@ class Plane:
         self.level: dict[int, float] = {}
         self.sent, self.turned_back = [0.0] * 4, [0.0] * 4
         self.seq, self.gate = 0, 0
-        self.sick = self.refusals = self.goods = 0
+        self.sick = self.refusals = self.goods = self.took_us = 0
         self.fields: dict[str, str] = {}
         self.memory: dict[str, bytes] = {}  #: what only the tuner reads
         self.write(fields, 0)
@@ -137,12 +136,15 @@ class Plane:
                 most = self.level[i] if lowers else self.number(f"d{i}", 1.0)
                 self.level[i] = min(most, anchor - self.sent[i - 1] + self.turned_back[i - 1])
 
-    def heed(self, verdict: str, cost: Units, gate_us: float, dimension: str | None, now: int) -> bool:
+    def heed(self, word: str, cost: Units, gate_us: float, now: int, ticket: bytes = b"") -> bool:
         """What an answer does at once → whether the tuner need not hear more of it."""
+        verdict, _, number = word.partition(".")
         if verdict in {"good", "plain"}:
             row, self.sick, self.refusals = self.sick, 0, 0
-            well = not row and self.fields.get("mode", "NORMAL") == "NORMAL" and self.number("width") == 0
-            self.goods += int(verdict == "plain" and well)
+            well = not row and self.fields.get("mode", "NORMAL") == "NORMAL" and self.number("probes") == 0
+            if verdict == "plain" and well:
+                self.goods += 1
+                self.took_us += max(0, now - int(_unpack(ticket)[1])) if ticket else 0
             return verdict == "plain" and well
         if verdict == "sick":
             self.sick += 1
@@ -150,7 +152,7 @@ class Plane:
             self.gate = max(self.gate, now + int(HALT_S * US))
         elif verdict == "refused":
             self.earn(now)
-            named = DIMENSIONS.index(dimension) + 1 if dimension in DIMENSIONS else None
+            named = int(number) if number else None
             for i in range(1, 5):
                 self.turned_back[i - 1] += cost[i - 1]
                 if i in self.bound():
@@ -159,21 +161,25 @@ class Plane:
                     least = min(cost[i - 1], self.number(f"d{i}", 1.0) - guard) + guard if self.told else 0.0
                     if named in {None, i}:
                         self.level[i] = min(self.level[i], least)
-            if gate_us <= 0:
+            adaptive = self.fields.get("adaptive", "1") not in {"0", "0.0"}
+            if named == 0 and adaptive and self.fields.get("unlimited") not in {"1", "1.0"}:
+                gate_us = 50_000 * (0.5 + (now % 1000) / 2000)
+            elif gate_us <= 0:
                 if self.gate <= now:
                     self.refusals += 1
                 gate_us = min(15e6, 50_000 * 2.0 ** max(0, self.refusals - 1)) * (0.5 + (now % 1000) / 2000)
             self.gate = max(self.gate, now + int(gate_us))
         return False
 
-    def view(self, seen: Sequence[bytes]) -> LaneView:
+    def view(self, seen: Sequence[bytes], out: int = 0) -> LaneView:
         """As `take` hands it out."""
         fields = {name: text.encode() for name, text in self.fields.items()} | self.memory
         for i in range(4):
             fields[f"c{i + 1}"], fields[f"x{i + 1}"] = repr(self.sent[i]).encode(), repr(self.turned_back[i]).encode()
         fields["gate"] = str(self.gate).encode()
         goods, self.goods = self.goods, 0
-        return LaneView(lane=LANE, fields=fields, seen=list(seen), goods=goods)
+        took_us, self.took_us = self.took_us, 0
+        return LaneView(lane=LANE, fields=fields, seen=list(seen), goods=goods, out=out, took_s=took_us / US)
 
 
 def gap_with_jitter(gap: float, seq: int) -> int:
@@ -349,13 +355,11 @@ class Laboratory:
         response, failure = read(verdict)
         kind: observe.Verdict = observe.verdict_of(failure)
         older = 0
-        if kind == "sick":
+        if kind in {"sick", "refused"}:
             older = max(0, len(self.out) - 1 - (self.plane.seq - seq))
         seen = observe.encode(self.now, ticket, kind, response, failure, job.cost, older)
         gate_us = (failure.retry_after_s or 0.0) * US if failure is not None else 0.0
-        dimension = None
-        if kind == "refused" and response is not None:
-            dimension = refused_dimension(response.headers, response.body)
+        word = observe.word(kind, response)
         step: Any = None
         if failure is not None:
             mode = Mode(self.plane.fields.get("mode", "NORMAL"))
@@ -365,7 +369,7 @@ class Laboratory:
                 failure, job.tries + 1, self.policy, self.random.random,
                 provider_away=away, now_s=self.now, deadline_s=job.deadline_s,
             )  # fmt: skip
-        if not self.plane.heed(kind, job.cost, gate_us, dimension, self.us) and seen:
+        if not self.plane.heed(word, job.cost, gate_us, self.us, ticket) and seen:
             self.seen.append(seen)
         del self.out[seq]
         match step:
@@ -406,7 +410,7 @@ class Laboratory:
     def tune(self) -> None:
         self.woken = False
         seen, self.seen = self.seen, []
-        decision = decide(self.plane.view(seen), self.now, self.rules, {})
+        decision = decide(self.plane.view(seen, len(self.out)), self.now, self.rules, {})
         fields = {**decision.set_points, **decision.memory}
         written = {name: value for name, value in fields.items() if not isinstance(value, bytes)}
         self.plane.memory |= {name: value for name, value in fields.items() if isinstance(value, bytes)}

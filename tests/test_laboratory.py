@@ -10,7 +10,7 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ratelimit_worker.calls import DIMENSIONS, Cost
+from ratelimit_worker.calls import Cost
 from ratelimit_worker.simulate import Entry, Fault, Scenario
 from ratelimit_worker.simulate.oracle import delivered, oracle
 from ratelimit_worker.simulate.scenarios import CASES
@@ -161,7 +161,7 @@ def test_the_model_does_what_the_scripts_do(redis_client: redis.Redis, steps: li
                 word = f"refused.{dimension}" if what == "refused" and dimension else what
                 cluster.settle(tag, verdict=word, gate_s=amount / 1_000_000)
                 cluster.free(tag)
-                plane.heed(what, cost, amount, DIMENSIONS[dimension - 1] if dimension else None, now)
+                plane.heed(word, cost, amount, now)
             case "anchor" | "lower" | "pace" | "told":
                 fields: dict[str, float | str] = {
                     "anchor": {"a1": amount + plane.sent[0]},

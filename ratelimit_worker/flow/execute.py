@@ -241,10 +241,11 @@ class Executor:
             return GaveUp(error)
         tries = begun.tries + 1
         health, counts = Health(), self.policy.retries(failure.category)
-        if counts or failure.sick or failure.category is Category.QUOTA_EXHAUSTED:
+        refused = failure.category is Category.RATE_LIMITED
+        if counts or failure.sick or refused or failure.category is Category.QUOTA_EXHAUSTED:
             health = self.lanes.health(facts.lane, facts.task)
         away = failure.sick and provider_away(health.sick_row + 1, health.mode, health.escalates)
-        older = observe.older(begun.ticket, health) if failure.sick else 0
+        older = observe.older(begun.ticket, health) if failure.sick or refused else 0
         step = next_step(
             failure,
             tries,

@@ -27,6 +27,7 @@ class _Wire(msgspec.Struct, array_like=True):
     cost: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 0.0)
     older: int = 0
     stated: dict[str, float] = {}
+    crowded: bool = False
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -52,6 +53,8 @@ def verdict_of(failure: Failure | None) -> Verdict:
 
 def word(verdict: Verdict, response: Response | None) -> str:
     """The verdict as the scripts take it: a refusal says in which dimension, if it is known, by its number from 1."""
+    if verdict == "refused" and _crowded(response):
+        return f"{verdict}.0"  # in none: it was for calls at once
     dimension = _refused_in(response) if verdict == "refused" else None
     return verdict if dimension is None else f"{verdict}.{DIMENSIONS.index(dimension) + 1}"
 
@@ -68,6 +71,10 @@ def older(ticket: bytes, health: Health) -> int:
 
 def _refused_in(response: Response | None) -> str | None:
     return rate_limit_headers.refused_dimension(response.headers, response.body) if response is not None else None
+
+
+def _crowded(response: Response | None) -> bool:
+    return response is not None and rate_limit_headers.about_concurrency(response.body)
 
 
 def encode(
@@ -102,6 +109,7 @@ def encode(
             (cost[0], cost[1], cost[2], cost[3]),
             older,
             _stated(response) if verdict == "refused" else {},
+            verdict == "refused" and _crowded(response),
         )
     )
 
@@ -157,4 +165,5 @@ def decode(raw: bytes) -> Observation:
         cost=wire.cost,
         older=wire.older,
         stated=wire.stated,
+        crowded=wire.crowded,
     )

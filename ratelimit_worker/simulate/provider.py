@@ -118,7 +118,7 @@ class Provider:
         scenario = self.scenario
         if scenario.knee is None:
             return 1.0
-        return max(1.0, self.in_hand(key) / scenario.knee) ** scenario.knee_power
+        return float(max(1.0, self.in_hand(key) / scenario.knee) ** scenario.knee_power)
 
     def give_back(self, verdict: Verdict, now_s: float) -> None:
         """Reconcile, when the answer leaves: output tokens that were charged and not used."""

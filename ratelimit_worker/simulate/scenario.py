@@ -165,7 +165,7 @@ class Scenario:
     burst_s: float = 1.0  #: depth of each bucket in seconds of its rate; at least one unit
     window_s: float = 60.0  #: length of each sliding window
     per_key: bool = False  #: a budget for each key; else one for all
-    in_flight: int | None = None  #: requests in hand at once, by key as budgets are; the next gets a 429. None: no bound
+    in_flight: int | None = None  #: requests in hand at once, by key as budgets are; the next: 429. None: any number
     in_flight_told: bool = True  #: whether such a 429 says what it is about; else it reads as one of the rate
     knee: int | None = None  #: requests in hand beyond which each takes longer; None: it never does
     knee_power: float = 1.0  #: ... by (in hand / knee) to this power; above 1 fewer are then answered a second

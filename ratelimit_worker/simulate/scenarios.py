@@ -225,7 +225,11 @@ def _cases() -> Iterator[Case]:
         name="in_flight_untold",
         what="the same, and 429s say neither what they are about nor when to come back",
         provider=provider(
-            in_flight=20, in_flight_told=False, latency="lognormal(0.5, 0.5)", headers=HeaderStyle.NONE, retry_after=False
+            in_flight=20,
+            in_flight_told=False,
+            latency="lognormal(0.5, 0.5)",
+            headers=HeaderStyle.NONE,
+            retry_after=False,
         ),
         nominal_rpm=2100,
     )

@@ -356,7 +356,7 @@ class Lanes:
         if got is None:
             return None
         now, *views = got
-        return int(now) / US, [_view(name.decode(), flat, seen) for name, flat, seen in views]
+        return int(now) / US, [_view(name.decode(), *told) for name, *told in views]
 
     def fields(self, lane: str) -> dict[str, bytes]:
         """The lane's hash as it is: set-points, levels, counters."""
@@ -404,6 +404,7 @@ class Lanes:
         return {name.decode(): int(value) for name, value in raw.items()}
 
 
-def _view(lane: str, flat: Sequence[bytes], seen: Sequence[bytes]) -> LaneView:
+def _view(lane: str, flat: Sequence[bytes], seen: Sequence[bytes], out: int) -> LaneView:
     fields = {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
-    return LaneView(lane=lane, fields=fields, seen=list(seen), goods=int(fields.get("goods", 0)))
+    goods, took_s = int(fields.get("goods", 0)), int(fields.get("took", 0)) / US
+    return LaneView(lane=lane, fields=fields, seen=list(seen), goods=goods, out=out, took_s=took_s)
