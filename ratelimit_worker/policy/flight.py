@@ -164,11 +164,8 @@ def answered(state: FlightState, at: float, answers: int, took_s: float) -> Flig
     if crowd.bound:
         state = replace(state, crowd=replace(crowd, answers=crowd.answers + answers))
     window = state.window
-    if window.skip >= answers:
-        return replace(state, window=replace(window, since=at, skip=window.skip - answers))
-    if window.skip:
-        took_s *= (answers - window.skip) / answers
-        answers, window = answers - window.skip, replace(window, skip=0)
+    if window.skip:  # those of one report came in the time before it, so it counts as a whole or not at all
+        return replace(state, window=replace(window, since=at, skip=max(0, window.skip - answers)))
     return replace(state, window=replace(window, answers=window.answers + answers, took_s=window.took_s + took_s))
 
 

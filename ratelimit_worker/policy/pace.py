@@ -449,7 +449,7 @@ def _open(state: PaceState, now: float, sent: tuple[float, float, float, float])
         waits = [
             _credit(known, now - pause.since) / known.refill
             for known in state.dimensions.values()
-            if known.refill is not None and not _governed(known, now)
+            if known.refill and not _governed(known, now)  # a header may tell of a limit that rounds to nothing
         ]
         until = now + max(waits, default=0.0) / (CREDIT_PACE - 1)
         return replace(state, pause=replace(pause, opened_at=now, sent=sent, until=until))
