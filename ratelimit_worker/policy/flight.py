@@ -192,7 +192,7 @@ def _strayed(state: FlightState, seen: Observation) -> tuple[FlightState, bool]:
         return state, True  # of the same episode
     if crowd.stray + 1 >= STRAY:  # it was the rate after all
         return _give_up(state, seen.at), False
-    return replace(state, crowd=replace(crowd, stray=crowd.stray + 1, stray_at=seen.at)), True
+    return replace(state, crowd=replace(crowd, answers=0, step=1, stray=crowd.stray + 1, stray_at=seen.at)), True
 
 
 def _crowded(state: FlightState, seen: Observation, *, inferred: bool) -> FlightState:
@@ -328,7 +328,7 @@ def _grow_crowd(state: FlightState, now: float) -> FlightState:
         return replace(state, crowd=replace(crowd, answers=0))
     bound = crowd.bound + crowd.step
     step = min(2 * crowd.step, 2 if crowd.inferred else max(1, bound // 2))
-    return replace(state, crowd=Crowd(bound=bound, good=crowd.bound, since=now, step=step, inferred=crowd.inferred))
+    return replace(state, crowd=replace(crowd, bound=bound, good=crowd.bound, since=now, answers=0, step=step))
 
 
 def _begin_crowd_trial(state: FlightState, now: float, out: int) -> FlightState:

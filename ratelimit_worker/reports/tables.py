@@ -54,7 +54,7 @@ def lanes_table(state: ClusterState) -> str:
                 lane.lane,
                 "unlimited" if lane.limits.unlimited else per_min(lane.limits.rpm, "-"),
                 per_min(lane.limits.tpm, "-"),
-                str(lane.limits.concurrency or "-"),
+                _at_once(lane),
                 "yes" if lane.limits.adaptive else "no",
                 per_min(learned, "-"),
                 per_min(requests.pace_per_min if requests is not None else None, "-"),
@@ -67,6 +67,14 @@ def lanes_table(state: ClusterState) -> str:
     if set(beside) <= {"-"}:
         return table(heads, rows)
     return table((*heads, "beside"), [(*row, also) for row, also in zip(rows, beside, strict=True)])
+
+
+def _at_once(lane: LaneState) -> str:
+    """What a person told of calls at once, or "20 learned" where the provider has shown a narrower bound."""
+    told, learned = lane.limits.concurrency, lane.at_once_learned
+    if learned is not None and (told is None or learned < told):
+        return f"{learned} learned"
+    return str(told or "-")
 
 
 def _beside(limits: LaneLimits) -> list[str]:
