@@ -126,6 +126,7 @@ class LaneView:
     seen: Sequence[bytes]
     goods: int = 0  #: good answers beside those of `seen`, which told nothing else
     out: int | None = None  #: calls that are released and not settled; None: not asked
+    took_s: float = 0.0  #: all of `goods` together, from permit to answer
 
 
 class BarKind(StrEnum):

@@ -19,13 +19,12 @@ from typing import Any
 
 import msgspec
 
-from ratelimit_worker.calls import DIMENSIONS, Category, Failure, LaneLimits, Response
+from ratelimit_worker.calls import Category, Failure, LaneLimits, Response
 from ratelimit_worker.flow import observe
 from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.flow.tune import TUNE_EVERY_S, Rules, decide
 from ratelimit_worker.policy.classification import classify_response
 from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, Failing, Lately, Witness, compared, digest
-from ratelimit_worker.policy.headers import refused_dimension
 from ratelimit_worker.policy.retry import GiveUp, Halt, Retry, RetryPolicy, Snooze, next_step
 from ratelimit_worker.ports import LaneView
 from ratelimit_worker.simulate.arrivals import Arrival
@@ -42,7 +41,7 @@ LOOK_S = 0.02
 HALT_S = 300.0
 MOST_RETRIES = 10.0
 Units = tuple[float, float, float, float]
-_pack = msgspec.msgpack.Encoder().encode
+_pack, _unpack = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(list[float]).decode
 
 
 class Plane:
@@ -53,7 +52,7 @@ class Plane:
         self.level: dict[int, float] = {}
         self.sent, self.turned_back = [0.0] * 4, [0.0] * 4
         self.seq, self.gate = 0, 0
-        self.sick = self.refusals = self.goods = 0
+        self.sick = self.refusals = self.goods = self.took_us = 0
         self.good_at = self.good_sent = 0.0  #: seconds
         self.witnesses: set[str] = set()  #: calls that had sick answers since the last good one
         self.fields: dict[str, str] = {}
@@ -139,13 +138,16 @@ class Plane:
                 most = self.level[i] if lowers else self.number(f"d{i}", 1.0)
                 self.level[i] = min(most, anchor - self.sent[i - 1] + self.turned_back[i - 1])
 
-    def heed(self, verdict: str, cost: Units, gate_us: float, dimension: str | None, now: int) -> bool:
+    def heed(self, word: str, cost: Units, gate_us: float, now: int, ticket: bytes = b"") -> bool:
         """What an answer does at once → whether the tuner need not hear more of it."""
+        verdict, _, number = word.partition(".")
         if verdict in {"good", "plain"}:
             row, self.sick, self.refusals, self.good_at = self.sick, 0, 0, now / US
             self.witnesses.clear()
-            well = not row and self.fields.get("mode", "NORMAL") == "NORMAL" and self.number("width") == 0
-            self.goods += int(verdict == "plain" and well)
+            well = not row and self.fields.get("mode", "NORMAL") == "NORMAL" and self.number("probes") == 0
+            if verdict == "plain" and well:
+                self.goods += 1
+                self.took_us += max(0, now - int(_unpack(ticket)[1])) if ticket else 0
             return verdict == "plain" and well
         if verdict == "sick":
             self.sick += 1
@@ -154,7 +156,7 @@ class Plane:
             self.gate = max(self.gate, now + int(HALT_S * US))
         elif verdict == "refused":
             self.earn(now)
-            named = DIMENSIONS.index(dimension) + 1 if dimension in DIMENSIONS else None
+            named = int(number) if number else None
             for i in range(1, 5):
                 self.turned_back[i - 1] += cost[i - 1]
                 if i in self.bound():
@@ -163,7 +165,10 @@ class Plane:
                     least = min(cost[i - 1], self.number(f"d{i}", 1.0) - guard) + guard if self.told else 0.0
                     if named in {None, i}:
                         self.level[i] = min(self.level[i], least)
-            if gate_us <= 0:
+            adaptive = self.fields.get("adaptive", "1") not in {"0", "0.0"}
+            if named == 0 and adaptive and self.fields.get("unlimited") not in {"1", "1.0"}:
+                gate_us = 50_000 * (0.5 + (now % 1000) / 2000)
+            elif gate_us <= 0:
                 if self.gate <= now:
                     self.refusals += 1
                 gate_us = min(15e6, 50_000 * 2.0 ** max(0, self.refusals - 1)) * (0.5 + (now % 1000) / 2000)
@@ -183,7 +188,8 @@ class Plane:
             fields[f"c{i + 1}"], fields[f"x{i + 1}"] = repr(self.sent[i]).encode(), repr(self.turned_back[i]).encode()
         fields["gate"] = str(self.gate).encode()
         goods, self.goods = self.goods, 0
-        return LaneView(lane=LANE, fields=fields, seen=list(seen), goods=goods, out=out)
+        took_us, self.took_us = self.took_us, 0
+        return LaneView(lane=LANE, fields=fields, seen=list(seen), goods=goods, out=out, took_s=took_us / US)
 
 
 def gap_with_jitter(gap: float, seq: int) -> int:
@@ -385,14 +391,16 @@ class Laboratory:
         self.provider.begin(self.now)
         verdict = self.provider.decide(request, self.now, self.now)
         self.result.arrivals.append(verdict.arrival)
-        back = verdict.arrival.latency_s + self.travel()
-        if verdict.ending is Ending.HANG:
-            back = 60.0
-        self.after(back, partial(self.answered, job, ticket, seq, process, verdict))
+        leaves = 60.0 if verdict.ending is Ending.HANG else verdict.arrival.latency_s
+        self.after(leaves, partial(self.leaves, verdict))
+        self.after(leaves + self.travel(), partial(self.answered, job, ticket, seq, process, verdict))
         self.release()
 
-    def answered(self, job: Job, ticket: bytes, seq: int, process: str, verdict: Verdict) -> None:
+    def leaves(self, verdict: Verdict) -> None:
+        self.provider.ended(verdict)
         self.provider.give_back(verdict, self.now)
+
+    def answered(self, job: Job, ticket: bytes, seq: int, process: str, verdict: Verdict) -> None:
         self.settled(job, ticket, seq, process, *read(verdict))
 
     def settled(
@@ -401,7 +409,7 @@ class Laboratory:
         sent_s = observe.sent_s(ticket)
         kind: observe.Verdict = observe.verdict_of(failure)
         older = 0
-        if kind == "sick":
+        if kind in {"sick", "refused"}:
             older = max(0, len(self.out) - 1 - (self.plane.seq - seq))
         beside = OTHERS_FARE_WELL
         if kind == "sick":
@@ -423,16 +431,14 @@ class Laboratory:
             self.plane.good_sent = sent_s
             self.answers_of[process, job.task] = self.answers_of[process, ""] = sent_s
         gate_us = (failure.retry_after_s or 0.0) * US if failure is not None else 0.0
-        dimension = None
-        if kind == "refused" and response is not None:
-            dimension = refused_dimension(response.headers, response.body)
+        word = observe.word(kind, response)
         step: Any = None
         if failure is not None:
             step = next_step(
                 failure, job.tries + 1, self.policy, self.random.random,
                 now_s=self.now, deadline_s=job.deadline_s, beside=beside,
             )  # fmt: skip
-        if not self.plane.heed(kind, job.cost, gate_us, dimension, self.us) and seen:
+        if not self.plane.heed(word, job.cost, gate_us, self.us, ticket) and seen:
             self.seen.append(seen)
         del self.out[seq]
         if kind == "sick" and not witness.suspect:

@@ -10,7 +10,7 @@ import redis
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ratelimit_worker.calls import DIMENSIONS, Cost
+from ratelimit_worker.calls import Cost
 from ratelimit_worker.simulate import Entry, Fault, Scenario
 from ratelimit_worker.simulate.oracle import delivered, oracle
 from ratelimit_worker.simulate.scenarios import CASES
@@ -114,6 +114,8 @@ _steps = st.lists(
         st.tuples(st.just("live"), st.integers(0, 3_000_000)),
         st.tuples(st.just("release"), st.integers(0, 2_000)),
         st.tuples(st.just("good"), st.just(0)),
+        st.tuples(st.just("plain"), st.just(0)),
+        st.tuples(st.just("crowded"), st.sampled_from([0, 2_000_000])),
         st.tuples(st.just("refused"), st.sampled_from([0, 50_000, 2_000_000])),
         st.tuples(st.just("sick"), st.just(0)),
         st.tuples(st.just("quota"), st.just(0)),
@@ -138,7 +140,7 @@ def test_the_model_does_what_the_scripts_do(redis_client: redis.Redis, steps: li
     plane = Plane(FIELDS)
     cluster.lanes.set_points("gpt", FIELDS)
     plane.write({}, cluster.now_us)
-    out: list[tuple[str, Units]] = []
+    out: list[tuple[str, Units, bytes]] = []
     dimension = 0
     for number, (what, amount) in enumerate(steps):
         now = cluster.now_us
@@ -154,16 +156,17 @@ def test_the_model_does_what_the_scripts_do(redis_client: redis.Redis, steps: li
                 if not released:
                     assert cluster.lanes.revoke(ref)
                     continue
-                plane.spend(cost, now)
+                ticket = plane.spend(cost, now)
                 tag, begun = cluster.begin()
                 assert begun.state == "go"
-                out.append((tag, cost))
-            case "good" | "sick" | "refused" | "quota" if out:
-                tag, cost = out.pop(0)
+                out.append((tag, cost, ticket))
+            case "good" | "plain" | "sick" | "refused" | "crowded" | "quota" if out:
+                tag, cost, ticket = out.pop(0)
                 word = f"refused.{dimension}" if what == "refused" and dimension else what
+                word = "refused.0" if what == "crowded" else word
                 cluster.settle(tag, verdict=word, gate_s=amount / 1_000_000)
                 cluster.free(tag)
-                plane.heed(what, cost, amount, DIMENSIONS[dimension - 1] if dimension else None, now)
+                plane.heed(word, cost, amount, now, ticket)
             case "anchor" | "lower" | "pace" | "told":
                 fields: dict[str, float | str] = {
                     "anchor": {"a1": amount + plane.sent[0]},
@@ -184,3 +187,4 @@ def test_the_model_does_what_the_scripts_do(redis_client: redis.Redis, steps: li
         assert float(real.get(f"x{i}", 0)) == pytest.approx(plane.turned_back[i - 1])
     assert int(real["gate"]) == pytest.approx(plane.gate, abs=2)
     assert (int(real.get("sick", 0)), int(real.get("refusals", 0))) == (plane.sick, plane.refusals)
+    assert (int(real.get("goods", 0)), int(real.get("took", 0))) == (plane.goods, pytest.approx(plane.took_us, abs=2))

@@ -111,7 +111,7 @@ def test_refused_calls_are_not_in_the_level() -> None:
 
 
 def test_a_header_that_was_wrong_raises_no_level() -> None:
-    """Refused though 30 were left: for half a minute headers may lower the level, and the depth is small."""
+    """Refused though 30 were left: for half a minute headers only lower the level, and a second's refill is kept."""
     state = observe(initial(FREE), seen(1, 100.0, remaining=90), FREE)
     assert set_points(state, 100.0)[1]["d1"] == 90.0
     state = observe(state, seen(2, 100.1, remaining=30, refused=True), FREE)
@@ -119,7 +119,7 @@ def test_a_header_that_was_wrong_raises_no_level() -> None:
     fields = set_points(state, 100.2)[1]
     assert "a1" not in fields
     assert fields["m1"] > 0
-    assert (fields["p1"], fields["d1"]) == (10.0, 2.5)
+    assert (fields["p1"], fields["d1"], fields["told"]) == (10.0, 10.0, 0.0)  # what flows in behind a gate is earned
     state = observe(state, seen(4, 131.0, remaining=90), FREE)
     assert "a1" in set_points(state, 131.0)[1]
     again = observe(state, seen(5, 131.1, remaining=30, refused=True), FREE)

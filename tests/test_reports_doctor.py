@@ -44,6 +44,7 @@ LANE = LaneState(
     away=False,
     limits=LaneLimits(rpm=600.0),
     levels={"requests": Budget(pace_per_min=600.0, level=1.0, depth=1.0, learned_per_min=None)},
+    at_once_learned=None,
     gap_s=0.0,
     gate_s=0.0,
     waiting=0,

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ from ratelimit_worker.simulate.bucket import Admitted, Budget, Refused, TokenBuc
 from ratelimit_worker.simulate.draws import Latency, uniform
 from ratelimit_worker.simulate.headers import go_duration, limit_lines, retry_lines, rfc3339
 from ratelimit_worker.simulate.http1 import Request
+from ratelimit_worker.simulate.oracle import oracle
 from ratelimit_worker.simulate.provider import Ending, Provider, Verdict
 from ratelimit_worker.simulate.scenario import TimelineStart, scenario_of
 from ratelimit_worker.simulate.timeline import Timeline
@@ -684,6 +685,79 @@ def test_a_budget_for_each_key() -> None:
     assert [arrival.status for arrival in arrivals] == [200, 429, 200, 429]
     assert arrivals[0].key == arrivals[1].key != arrivals[2].key
     assert "sk-a" not in str(arrivals)
+
+
+def test_one_too_many_in_hand_is_refused() -> None:
+    """Two may be in hand; the third gets a 429 that says why; when one has ended the next may come."""
+    provider = Provider(Scenario(in_flight=2, per_key=True), 0.0, "run")
+    first, second, third = (ask(provider, 0.0, authorization="a") for _ in range(3))
+    assert [verdict.arrival.status for verdict in (first, second, third)] == [200, 200, 429]
+    assert b"concurrent" in third.answer
+    assert b"retry-after: 1" in third.answer
+    assert ask(provider, 0.0, authorization="b").arrival.admitted  # another key's are its own
+    provider.ended(third)  # it was never in hand
+    assert ask(provider, 0.1, authorization="a").arrival.status == 429
+    provider.ended(first)
+    assert ask(provider, 0.2, authorization="a").arrival.admitted
+
+
+def test_a_bound_in_hand_may_be_untold_and_may_move() -> None:
+    """Such a 429 reads as any other; from a second on four may be in hand."""
+    scenario = Scenario(in_flight=1, in_flight_told=False, retry_after=False, timeline=(Entry(at_s=1, in_flight=4),))
+    provider = Provider(scenario, 0.0, "run")
+    assert ask(provider, 0.0).arrival.admitted
+    refused = ask(provider, 0.5)
+    assert refused.arrival.status == 429
+    assert b"concurren" not in refused.answer
+    assert b"retry-after" not in refused.answer
+    assert [ask(provider, 1.0).arrival.admitted for _ in range(4)] == [True, True, True, False]
+
+
+def test_beyond_its_knee_a_provider_is_slower() -> None:
+    """Up to two in hand as ever; four take 2² times as long."""
+    provider = Provider(Scenario(knee=2, knee_power=2.0, latency="0.1"), 0.0, "run")
+    assert [ask(provider, 0.0).arrival.latency_s for _ in range(4)] == pytest.approx([0.1, 0.1, 0.225, 0.4])
+
+
+def test_a_client_that_leaves_is_in_hand_no_more() -> None:
+    """Its place is free at once, though its answer was to come later."""
+    with Simulator(Scenario(in_flight=1, latency="30")) as provider:
+        host, port = provider.url.removeprefix("http://").split(":")
+        leaving = http.client.HTTPConnection(host, int(port), timeout=10)
+        leaving.request("POST", CHAT, body_of())
+        while not provider.arrivals():
+            time.sleep(0.01)
+        leaving.close()
+        statuses = set()
+        deadline = time.monotonic() + 10
+        while None not in statuses and time.monotonic() < deadline:
+            asking = http.client.HTTPConnection(host, int(port), timeout=0.3)
+            asking.request("POST", CHAT, body_of())
+            try:
+                statuses.add(asking.getresponse().status)
+            except TimeoutError:
+                statuses.add(None)  # it is in hand, and is being answered
+            finally:
+                asking.close()
+        assert None in statuses
+
+
+@pytest.mark.parametrize("wrong", [{"in_flight": 0}, {"knee": 0}, {"knee": 3, "knee_power": 0.0}])
+def test_bounds_in_hand_are_checked(wrong: dict[str, Any]) -> None:
+    """One line that names the field."""
+    with pytest.raises(ConfigurationError, match=r"in_flight|knee"):
+        Scenario(**wrong)
+
+
+def test_the_oracle_of_a_bound_in_hand_is_littles_law() -> None:
+    """Twenty in hand at half a second are 40/s; with a limit below that, the limit; a knee counts as a bound."""
+    crowd = Scenario(in_flight=20, latency="0.5")
+    assert oracle(crowd, 60.0).calls == pytest.approx(20 * 60 / 0.5)
+    assert oracle(replace(crowd, rpm=600, burst_s=1), 60.0).calls == pytest.approx(600, rel=0.02)
+    assert oracle(Scenario(knee=30, latency="0.2"), 10.0).calls == pytest.approx(1500)
+    growing = replace(crowd, timeline=(Entry(at_s=30, in_flight=40),))
+    assert oracle(growing, 60.0).calls == pytest.approx(40 * 30 + 80 * 30)
+    assert oracle(Scenario(latency="lognormal(0.5, 0.5)", in_flight=20), 60.0).calls == pytest.approx(2118, rel=0.01)
 
 
 def test_reconciling_gives_back_what_was_not_used() -> None:

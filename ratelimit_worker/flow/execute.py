@@ -319,7 +319,8 @@ class Executor:
             return None
         facts, begun = trial.facts, trial.begun
         health, counts = Health(), self.policy.retries(failure.category)
-        if counts or failure.sick or failure.category is Category.QUOTA_EXHAUSTED:
+        refused = failure.category is Category.RATE_LIMITED
+        if counts or failure.sick or refused or failure.category is Category.QUOTA_EXHAUSTED:
             health = self.lanes.health(facts.lane, facts.task)
         beside = OTHERS_FARE_WELL
         if failure.sick:
@@ -343,7 +344,7 @@ class Executor:
             costs=counts,
             free=isinstance(step, Snooze) or (isinstance(step, Halt) and health.escalates),
             escalates=health.escalates,
-            older=observe.older(begun.ticket, health) if failure.sick else 0,
+            older=observe.older(begun.ticket, health) if failure.sick or refused else 0,
         )
 
     def _judged_first(self, trial: _Trial, errors: Sequence[BaseException | None]) -> _Judged | None:

@@ -29,6 +29,7 @@ class _Wire(msgspec.Struct, array_like=True):
     older: int = 0
     stated: dict[str, float] = {}
     witness: Witness | None = None
+    crowded: bool = False
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -60,6 +61,8 @@ def word(verdict: Verdict, response: Response | None, *, suspect: bool = False) 
     """
     if verdict == "sick":
         return "sick.1" if suspect else "sick"
+    if verdict == "refused" and _crowded(response):
+        return f"{verdict}.0"  # in none: it was for calls at once
     dimension = _refused_in(response) if verdict == "refused" else None
     return verdict if dimension is None else f"{verdict}.{DIMENSIONS.index(dimension) + 1}"
 
@@ -81,6 +84,10 @@ def sent_s(ticket: bytes) -> float:
 
 def _refused_in(response: Response | None) -> str | None:
     return rate_limit_headers.refused_dimension(response.headers, response.body) if response is not None else None
+
+
+def _crowded(response: Response | None) -> bool:
+    return response is not None and rate_limit_headers.about_concurrency(response.body)
 
 
 def encode(
@@ -118,6 +125,7 @@ def encode(
             older,
             _stated(response) if verdict == "refused" else {},
             witness,
+            verdict == "refused" and _crowded(response),
         )
     )
 
@@ -174,4 +182,5 @@ def decode(raw: bytes) -> Observation:
         older=wire.older,
         stated=wire.stated,
         witness=wire.witness,
+        crowded=wire.crowded,
     )

@@ -21,7 +21,7 @@ from ratelimit_worker.calls import LaneLimits, Mode, ModeChange
 from ratelimit_worker.config import Settings
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.flow import observe
-from ratelimit_worker.policy import modes, pace
+from ratelimit_worker.policy import flight, modes, pace
 from ratelimit_worker.policy.modes import ALL, Answer, Hold, ModeState, Move, Pin, Rates, Thresholds
 from ratelimit_worker.policy.siblings import Siblings, Standing
 from ratelimit_worker.ports import Lanes, LaneView, ModeLog, Pins
@@ -36,6 +36,7 @@ MOST_UNTOLD = 1_000  #: mode changes kept while the outbox takes none
 #: `gate` of a lane that is shut, µs since the epoch: a day that does not come, and that a double holds exactly.
 SHUT_US = 2**53
 RESUMED = "resumed"  #: field of a lane that a person has given back: when (seconds) and who; the tuner takes it away
+MOST_UNTOLD_GATE_S = 15.0  #: a refusal without Retry-After shuts the gate for so long at most (learn.lua)
 #: `law` of a lane without pace whose `unlimited` a mode has set aside.
 SET_ASIDE = "unlimited"
 _US = 1e6
@@ -73,6 +74,7 @@ class Law(msgspec.Struct):
     """All that the law remembers of one lane's pace, as the lane's hash keeps it in `law`; `health` is a ModeState."""
 
     pace: pace.PaceState
+    flight: flight.FlightState = flight.FlightState()
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -262,9 +264,10 @@ def decide(
         "pin": pin.id if pin is not None else "",
         "escalates": "" if escalates else "0",
         # What scripts obey is the narrowest of the bounds on calls out at once; faces tell which one it is.
-        "width": min((width for width in (held.width, learned.ramp) if width), default=0),
+        "width": min((width for width in (held.width, learned.ramp, flight.width(learned.flight)) if width), default=0),
         "probes": held.width,
         "ramp": learned.ramp,
+        "flight": flight.width(learned.flight),
         "gap": round(held.gap_s * _US),
         "sick_share": round(modes.sick_share(health, now), 2),
     }
@@ -306,9 +309,11 @@ class _Kind(Enum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Learned:
     pace: pace.PaceState
+    flight: flight.FlightState
     health: ModeState
     moves: Sequence[Move]
     refused: bool  #: a refusal was among what was seen
+    crowded_until: float  #: the gate that these have shut at most, if each was for calls at once; 0: not each
     ramp: int  #: calls out at once while the pace is not known yet; 0: no bound
 
 
@@ -320,11 +325,13 @@ def _learn(
     if kind is _Kind.FIXED:
         thresholds = replace(thresholds, refusals_count=True)
     adaptive = kind is _Kind.ADAPTIVE
-    state, health = _law(view, limits), _health(view)
+    law, health = _law(view, limits), _health(view)
+    state, out = law.pace, law.flight
     if shares is not None:
         state = pace.with_shares(state, shares)
     moves: list[Move] = []
-    refused = False
+    refusals = crowds = 0
+    crowded_until = 0.0
     if view.fields.get(RESUMED):
         at, _, who = view.fields[RESUMED].decode().partition(" ")
         health, move = modes.release(health, float(at), who)
@@ -333,15 +340,20 @@ def _learn(
         health = modes.count_good(health, now, view.goods)
     if adaptive:
         state = pace.count_answers(state, view.goods)
+        out = flight.answered(out, now, view.goods, view.took_s) if view.goods else out
     for raw in view.seen:
         try:
             seen = observe.decode(raw)
         except msgspec.MsgspecError:
             log.warning("observation.unreadable", extra={"lane": view.lane})
             continue
-        refused = refused or seen.refused
+        refusals += seen.refused
         if adaptive:
-            state = pace.observe(state, seen, limits)
+            out, crowded = flight.observe(out, seen)
+            if crowded:
+                crowds += 1
+                crowded_until = max(crowded_until, seen.at + (seen.retry_after_s or MOST_UNTOLD_GATE_S) + 1.0)
+            state = pace.observe(state, seen, limits, crowded)
         health, move = modes.observe(health, _answer(seen, thresholds), thresholds)
         moves += [move] if move is not None else []
     health, move = modes.quiet(modes.step(health, now), now, view.out)
@@ -349,13 +361,27 @@ def _learn(
     sent = _units(view.fields, "c")
     if adaptive:
         gate = float(view.fields.get("gate") or 0) / _US
+        if view.out is not None:
+            out = flight.step(
+                out, now, view.out, pace.calls_per_s(state), well=gate <= now and health.mode is Mode.NORMAL
+            )
+        if flight.guessed(out) and not flight.guessed(law.flight):
+            state = pace.unlearned(state, limits, now)
         state = pace.step(state, now, sent, limits, gate, careful=health.mode is not Mode.NORMAL)
     if kind is _Kind.UNBOUND and view.fields.get("unlimited") == b"1":  # else a mode holds it back
         health = modes.measure(health, now, sent[0])
     if not thresholds.escalates:
         health = ModeState(rate=health.rate, rate_at=health.rate_at, rate_sent=health.rate_sent)
     ramp = pace.ramp(state) if adaptive else 0
-    return _Learned(pace=state, health=health, moves=moves, refused=refused, ramp=ramp)
+    return _Learned(
+        pace=state,
+        flight=out,
+        health=health,
+        moves=moves,
+        refused=refusals > 0,
+        crowded_until=crowded_until if refusals == crowds else 0.0,
+        ramp=ramp,
+    )
 
 
 def _answer(seen: pace.Observation, thresholds: Thresholds) -> Answer:
@@ -427,7 +453,9 @@ def _paces(
     match kind:
         case _Kind.ADAPTIVE:
             state, paces = pace.set_points(learned.pace, now, turned_back)
-            memory = {name: value for name, value in paces.items() if name[0] in "am"} | {"law": _encode(Law(state))}
+            memory = {name: value for name, value in paces.items() if name[0] in "am"} | {
+                "law": _encode(Law(state, learned.flight))
+            }
             fields = {name: value * held.share if name[0] == "p" else value for name, value in paces.items()}
             if held.rpm is not None and fields.get("p1", inf) > held.rpm / 60:
                 fields |= {"p1": held.rpm / 60, "d1": 1.0, "g1": 0.0}
@@ -466,6 +494,8 @@ def _gate(fields: Mapping[str, bytes], pin: Pin | None, held: Hold, learned: _Le
     moved = [move.to_mode for move in learned.moves]
     if pin is None and Mode.HALT in moved and learned.health.mode is Mode.HALT:
         return max(now_us + gap, int(gate))  # no probe at once: nobody has paid yet
+    if now_us < gate <= learned.crowded_until * _US and not held.gap_s:
+        return 0  # the bound on calls at once keeps them, and a place is free as soon as one ends
     if gap < gap_before and not learned.refused and now_us < gate <= now_us + gap_before:
         return 0  # a probe was answered, or the lane is free again
     return None
@@ -482,14 +512,14 @@ def _differs(before: bytes | None, value: float | str) -> bool:
     return float(before or 0) != float(value)
 
 
-def _law(view: LaneView, limits: LaneLimits) -> pace.PaceState:
+def _law(view: LaneView, limits: LaneLimits) -> Law:
     raw = view.fields.get("law")
     if raw and raw != SET_ASIDE.encode():
         try:
-            return _decode_law(raw).pace
+            return _decode_law(raw)
         except msgspec.MsgspecError:
             log.warning("law.unreadable", extra={"lane": view.lane})
-    return pace.initial(limits)
+    return Law(pace.initial(limits))
 
 
 def _health(view: LaneView) -> ModeState:

@@ -136,6 +136,23 @@ def told_dimensions(headers: Mapping[str, str]) -> frozenset[str]:
     return frozenset(snapshots(headers, now_s=None))
 
 
+_CONCURRENCY = re.compile(
+    r"concurren(?:t|cy|tly)|simultaneous|in[ _-]?flight|\bparallel\b|at the same time|too many (?:open )?connections",
+    re.I,
+)
+
+
+def about_concurrency(body: Any) -> bool:
+    """Whether a 429's own words say that it is about calls at once, not about a rate: "too many concurrent requests",
+    "concurrency limit", "simultaneous", "in flight", "parallel"."""
+    for fields in error_objects(body):
+        for name in ("message", "type", "code", "reason"):
+            said = fields.get(name)
+            if isinstance(said, str) and _CONCURRENCY.search(said[:_LONGEST_MESSAGE]):
+                return True
+    return False
+
+
 def refused_dimension(headers: Mapping[str, str], body: Any = None) -> str | None:
     """Which of `calls.DIMENSIONS` a 429 was refused in; None: it does not say, so it counts in all.
 

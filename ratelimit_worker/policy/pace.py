@@ -41,9 +41,13 @@ HOLD_CALLS, HOLD_SLOW_CALLS = 100.0, 20.0  #: calls of one hold where that is no
 MOVED = 0.18  #: an estimate that moved by more is probed again soon
 CREDIT_MOST_S, CREDIT_PACE = 2.0, 1.6  #: what a pause has saved: at most so much refill, spent at so much of the pace
 SAVED_BACK = 0.25  #: of the trust in it, for a pause that held
-#: A refusal while headers say that enough is left: they are late or rounded. For so long then, seconds, and twice as
-#: long each time it happens again, no header raises the level, and none lowers the refill.
+#: A refusal while headers say that enough is left: they are late or rounded, or it had no reason. For so long then,
+#: seconds, and twice as long each time it happens again, no header raises the level, and none lowers the refill. The
+#: bucket is taken to have been empty then, so what flows in behind the gate is spent at once after it: a refusal
+#: without reason costs what flowed over in its gate, and no more.
 DOUBT_S, DOUBT_MOST_S = 30.0, 1_800.0
+#: Depth meanwhile, seconds of the refill: what a gate of a second has saved; and of the guard what is kept.
+DOUBTED_DEPTH_S, DOUBTED_GUARD = 1.0, 0.5
 _REMEMBERED = 256  #: refusals
 _SAMPLE_S = 1.5  #: samples of what was sent are kept so long
 
@@ -64,6 +68,7 @@ class Observation:
     at: float  #: seconds, Redis clock
     ticket: Ticket
     refused: bool = False
+    crowded: bool = False  #: ... for calls at once, not for a rate, as the refusal says in words
     sick: bool = False
     good: bool = False
     quota: bool = False  #: nothing is left until somebody pays, or a day has passed
@@ -72,7 +77,7 @@ class Observation:
     retry_after_s: float | None = None
     refused_dimension: str | None = None
     cost: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 0.0)  #: of the call, by dimension; told of refused ones
-    older: int = 0  #: calls still out that were sent before this one; told of sick ones
+    older: int = 0  #: calls still out that were sent before this one; told of sick and refused ones
     stated: Mapping[str, float] = field(default_factory=dict)  #: units/s that a refusal names in words, by dimension
     witness: Witness | None = None  #: who asked
 
@@ -171,8 +176,12 @@ def _depth(name: str, pace: float, limits: LaneLimits) -> float:
 # ── what an answer says ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def observe(state: PaceState, seen: Observation, limits: LaneLimits) -> PaceState:
-    """The state after one more answer, in the order of the list."""
+def observe(state: PaceState, seen: Observation, limits: LaneLimits, crowded: bool = False) -> PaceState:
+    """The state after one more answer, in the order of the list.
+
+    Args:
+        crowded: It was refused for calls at once (policy/flight.py), which says nothing of a rate.
+    """
     if seen.refused:
         refused = sorted({*state.refused, (seen.ticket.seq, seen.cost)})[-_REMEMBERED:]
         state = replace(state, refused=tuple(refused))
@@ -187,7 +196,7 @@ def observe(state: PaceState, seen: Observation, limits: LaneLimits) -> PaceStat
             dimensions[name] = _shadow(state, name, snapshot, seen, limits)
         state = replace(state, dimensions=dimensions, ramping=False)
     if seen.refused:
-        return _refused(state, seen, limits)
+        return state if crowded else _refused(state, seen, limits)
     return count_answers(state, int(seen.good))
 
 
@@ -207,6 +216,17 @@ def with_shares(state: PaceState, shares: Mapping[str, float]) -> PaceState:
 def count_answers(state: PaceState, answers: int) -> PaceState:
     """The state after good answers that say nothing more: at the start they widen the lane."""
     return replace(state, answers=state.answers + answers) if state.ramping and answers else state
+
+
+def unlearned(state: PaceState, limits: LaneLimits, now: float) -> PaceState:
+    """The state without what refusals have taught: they were about calls at once. What headers say stays."""
+    kept = {name: known for name, known in state.dimensions.items() if _governed(known, now)}
+    fresh = dict(initial(limits).dimensions)
+    if (requests := state.dimensions.get("requests")) is not None and limits.rpm is None and "requests" in fresh:
+        pace = max(START_PER_S, 2 * requests.pace)
+        fresh["requests"] = Dimension(pace=pace, depth=_depth("requests", pace, limits))
+    ramping = not kept and limits.rpm is None and limits.adaptive
+    return replace(state, dimensions=fresh | kept, ramping=ramping, doubled_at=now, answers=_REMEMBERED, pause=None)
 
 
 def _between(state: PaceState, name: str, start: Mark, end: Mark) -> tuple[float, float]:
@@ -245,13 +265,15 @@ def _shadow(state: PaceState, name: str, snapshot: Snapshot, seen: Observation, 
     refill = told * known.share if doubted or known.share < 1 else flow
     pace = min(refill, top)
     least = max(2.0 if name == "requests" else 1.3 * _unit(name, mark), 0.25 * refill)
-    depth = least if doubted else max(least, largest * known.share)
+    # A full bucket has told what it held when this call had been taken out of it.
+    deepest = min(largest + _unit(name, mark), DOUBTED_DEPTH_S * refill) if doubted else largest
+    depth = max(least, deepest * known.share)
     return replace(
         known,
         pace=pace,
         flow=flow,
         depth=depth if top == inf else _depth(name, pace, limits),
-        guard=GUARD_S * refill if top == inf else 0.0,
+        guard=GUARD_S * refill * (DOUBTED_GUARD if doubted else 1.0) if top == inf else 0.0,
         refill=refill,
         limit=snapshot.limit,
         window_s=snapshot.window_s,
@@ -298,7 +320,9 @@ def _doubt(known: Dimension, at: float) -> Dimension:
     if at < known.doubt_until:
         return replace(known, doubt_until=max(known.doubt_until, at + known.doubt_s))
     doubt_s = min(DOUBT_MOST_S, max(DOUBT_S, 2 * known.doubt_s))
-    return replace(known, doubt_until=at + doubt_s, doubt_s=doubt_s, depth=max(1.0, 0.25 * (known.refill or 0.0)))
+    return replace(
+        known, doubt_until=at + doubt_s, doubt_s=doubt_s, depth=max(1.0, DOUBTED_DEPTH_S * (known.refill or 0.0))
+    )
 
 
 def _empty_again(state: PaceState, name: str, known: Dimension, seen: Observation, limits: LaneLimits) -> Dimension:
@@ -452,7 +476,7 @@ def _open(state: PaceState, now: float, sent: tuple[float, float, float, float])
         waits = [
             _credit(known, now - pause.since) / known.refill
             for known in state.dimensions.values()
-            if known.refill is not None and not _governed(known, now)
+            if known.refill and not _governed(known, now)  # a header may tell of a limit that rounds to nothing
         ]
         until = now + max(waits, default=0.0) / (CREDIT_PACE - 1)
         return replace(state, pause=replace(pause, opened_at=now, sent=sent, until=until))
@@ -464,6 +488,11 @@ def _open(state: PaceState, now: float, sent: tuple[float, float, float, float])
             if known.saved < 1 and not _governed(known, now):
                 dimensions[name] = replace(known, saved=min(1.0, known.saved + SAVED_BACK))
     return replace(state, pause=None, dimensions=dimensions)
+
+
+def calls_per_s(state: PaceState) -> float:
+    """Calls/s that the pace allows, of mean cost; inf: it does not bind."""
+    return min((known.pace / max(1.0, _mean(state, name)) for name, known in state.dimensions.items()), default=inf)
 
 
 def _used(state: PaceState, now: float, sent: float) -> bool:
@@ -533,7 +562,8 @@ def set_points(
             letter = "m" if known.capped or now < known.doubt_until else "a"
             fields[f"{letter}{number}"] = known.remaining * known.share + admitted + refilled
             dimensions[name] = replace(known, level=False)
-    fields["told"] = float(any(_governed(known, now) for known in state.dimensions.values()))
+    told = any(_governed(known, now) and now >= known.doubt_until for known in state.dimensions.values())
+    fields["told"] = float(told)
     return replace(state, dimensions=dimensions), fields
 
 

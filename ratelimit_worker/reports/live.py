@@ -44,6 +44,9 @@ class LaneState:
     limits: LaneLimits  #: what a person told
     used_today: Mapping[str, float]  #: of the UTC day, where a quota is told: by "requests" and "tokens"
     levels: Mapping[str, Level]  #: by dimension; a dimension that is not bound is missing
+    at_once_learned: (
+        int | None
+    )  #: calls that may be out at once, as the provider has shown; None: it has shown no bound
     gap_s: float  #: least time between two starts; 0: none
     gate_s: float  #: seconds until anything may go; 0: now; inf: shut until somebody opens it
     waiting: int  #: for a permit
@@ -177,6 +180,7 @@ def _lane(lane: LaneNow, now: Now, recent: Mapping[str, Recent] | None) -> LaneS
         limits=limits_told(fields),
         used_today=lane.used_today,
         levels=_levels(fields, now.at_s),
+        at_once_learned=int(number(fields, "flight")) or None,
         gap_s=number(fields, "gap") / US if number(fields, "width") > 0 else 0.0,
         gate_s=gate_s(fields, now.at_s),
         waiting=lane.waiting,

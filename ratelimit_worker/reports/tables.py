@@ -69,7 +69,7 @@ def lanes_table(state: ClusterState) -> str:
                 lane.lane,
                 "unlimited" if lane.limits.unlimited else per_min(lane.limits.rpm, "-"),
                 per_min(lane.limits.tpm, "-"),
-                str(lane.limits.concurrency or "-"),
+                _at_once(lane),
                 "yes" if lane.limits.adaptive else "no",
                 per_min(learned, "-"),
                 per_min(requests.pace_per_min if requests is not None else None, "-"),
@@ -82,6 +82,14 @@ def lanes_table(state: ClusterState) -> str:
     if not set(beside) <= {"-"}:
         heads, rows = (*heads, "beside"), [(*row, also) for row, also in zip(rows, beside, strict=True)]
     return "\n".join((table(heads, rows), *lane_notes(state)))
+
+
+def _at_once(lane: LaneState) -> str:
+    """What a person told of calls at once, or "20 learned" where the provider has shown a narrower bound."""
+    told, learned = lane.limits.concurrency, lane.at_once_learned
+    if learned is not None and (told is None or learned < told):
+        return f"{learned} learned"
+    return str(told or "-")
 
 
 def _beside(limits: LaneLimits) -> list[str]:

@@ -327,6 +327,18 @@ def refusal(
     return openai_error(message, kind, "rate_limit_exceeded")
 
 
+def crowded(*, bound: int | None, model: str, anthropic: bool, request_id: str) -> bytes:
+    """The body of a 429 for one request too many in hand; `bound` None: it does not say so."""
+    if anthropic:
+        about = "concurrent connections" if bound is not None else "acceleration limit"
+        message = f"Number of {about} has exceeded your rate limit. Please try again later."
+        return anthropic_error("rate_limit_error", message, request_id)
+    if bound is None:
+        return openai_error(f"Rate limit reached for {model}. Please try again later.", "", "rate_limit_exceeded")
+    message = f"Too many concurrent requests for {model} in organization org-simulated: Limit {bound}."
+    return openai_error(message, "concurrency", "rate_limit_exceeded")
+
+
 def openai_error(message: str, kind: str, code: str | None) -> bytes:
     """An error body in OpenAI's shape."""
     return msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": code}})

@@ -57,6 +57,11 @@ class Latency:
             f"latency {text!r} is not understood: use seconds such as 0.05, 0.05±0.02 or lognormal(0.05, 0.5)"
         )
 
+    @property
+    def mean_s(self) -> float:
+        """The mean in seconds; of a normal what it would be without the cut at zero."""
+        return self.middle_s * exp(self.spread**2 / 2) if self.law is Law.LOGNORMAL else self.middle_s
+
     def draw_s(self, seed: int, number: int) -> float:
         """Latency of request `number`, in seconds, never negative."""
         if self.law is Law.FIXED:

@@ -55,7 +55,8 @@ def oracle(scenario: Scenario, seconds: float, mean: Mapping[str, float] = _ONE_
 
     In each dimension: what a full bucket holds and what flows in while the timeline runs, less what neighbours take,
     times the share of charged requests that does not fail; in an outage nothing, and the bucket saves up to its
-    depth; a sliding window is filled whenever it has room. The dimension that gives the fewest calls decides.
+    depth; a sliding window is filled whenever it has room. A provider with a bound on requests in hand, or with a knee,
+    answers at most so many in each mean latency. What gives the fewest calls decides.
 
     Args:
         seconds: The horizon. What is sent in the last median latency is not answered in time.
@@ -71,6 +72,8 @@ def oracle(scenario: Scenario, seconds: float, mean: Mapping[str, float] = _ONE_
         units = _units(scenario, dimension, until_s)
         if units / mean[dimension] < best.calls:
             best = Best(units / mean[dimension], dimension)
+    if (calls := _through_engine(scenario, seconds)) < best.calls:
+        best = Best(calls, "requests")
     return best
 
 
@@ -138,6 +141,27 @@ def _good(entry: Entry) -> float:
     if entry.fault.charged:
         return 1.0 - entry.share
     return 0.0 if entry.share >= 1 else 1.0
+
+
+def _through_engine(scenario: Scenario, until_s: float) -> float:
+    """Calls answered well by an engine that never has more in hand than is allowed, nor than makes it slower.
+
+    Little's law: requests in hand over the mean latency. inf: it takes any number at once.
+    """
+    timeline = Timeline(scenario.seed)
+    planned = timeline.plan(scenario.timeline, 0.0)
+    edges = {edge_s for one in planned for edge_s in (one.start_s, one.end_s) if 0 < edge_s <= until_s}
+    mean_s = Latency.parse(scenario.latency).mean_s
+    calls = 0.0
+    for start_s, end_s in pairwise([0.0, *sorted(edges), until_s]):
+        entries = [one.entry for one in planned if one.holds(start_s)]
+        bounds = (timeline.in_flight(start_s) or scenario.in_flight, scenario.knee)
+        bound = min((bound for bound in bounds if bound is not None), default=math.inf)
+        longer = math.prod(1 + entry.share * (entry.factor - 1) for entry in entries if entry.fault is Fault.SLOW)
+        if bound == math.inf or mean_s * longer <= 0:
+            return math.inf
+        calls += bound * (end_s - start_s) / (mean_s * longer) * math.prod(map(_good, entries))
+    return calls
 
 
 def _through_bucket(scenario: Scenario, dimension: str, spans: Sequence[_Span]) -> float:

@@ -1,11 +1,13 @@
 """What becomes of this request? The provider's whole decision, without I/O and with the time passed in.
 
-The order of a real provider: its edge first (faults that cost nothing: 4xx, auth, quota, outage), then the rate
-limit, then the engine (faults of a request that was charged: 5xx, resets, broken answers).
+The order of a real provider: its edge first (faults that cost nothing: 4xx, auth, quota, outage), then the limits
+(requests in hand at once, then the rate), then the engine (faults of a request that was charged: 5xx, resets, broken
+answers). A request is in hand from the moment it is admitted until `Provider.ended` is told.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -24,6 +26,7 @@ from ratelimit_worker.simulate.timeline import Planned, Timeline
 
 _ENDPOINTS: dict[str, Endpoint] = {endpoint.value: endpoint for endpoint in Endpoint}
 _NO_KEY, _FOR_ALL = "none", ""
+_CROWDED_RETRY_S = 1.0  # Retry-After of a request too many in hand: when one will end nobody knows
 
 
 class Ending(Enum):
@@ -60,6 +63,7 @@ class Provider:
         self._run = run
         self._requests = 0
         self._budgets: dict[str, Budget] = {}
+        self._in_hand: Counter[str] = Counter()
         self._limits = scenario.limits()
         if not scenario.per_key:  # full from the start on, not with the limits of the first request that gets to it
             self._budgets[_FOR_ALL] = self._new_budget(now_s)
@@ -91,6 +95,31 @@ class Provider:
         self._catch_up(now_s)
         return _Decision(self, request, self._requests, now_s, unix_s).verdict()
 
+    def ended(self, verdict: Verdict) -> None:
+        """The request is in hand no more: its answer leaves, or its client is gone. To be told once of each."""
+        if verdict.arrival.admitted:
+            self._in_hand[self._name_of(verdict.arrival.key)] -= 1
+
+    def in_hand(self, key: str | None) -> int:
+        """Requests that are in hand now, of this key (of all unless `per_key`)."""
+        return self._in_hand[self._name_of(key)]
+
+    def take_in_hand(self, key: str | None) -> None:
+        """One more is in hand."""
+        self._in_hand[self._name_of(key)] += 1
+
+    def crowded(self, key: str | None, now_s: float) -> int | None:
+        """The bound on requests in hand, where one more would break it; None: it may come."""
+        bound = self.timeline.in_flight(now_s) or self.scenario.in_flight
+        return bound if bound is not None and self.in_hand(key) >= bound else None
+
+    def slowed(self, key: str | None) -> float:
+        """How many times as long a request takes for all that is in hand with it."""
+        scenario = self.scenario
+        if scenario.knee is None:
+            return 1.0
+        return float(max(1.0, self.in_hand(key) / scenario.knee) ** scenario.knee_power)
+
     def give_back(self, verdict: Verdict, now_s: float) -> None:
         """Reconcile, when the answer leaves: output tokens that were charged and not used."""
         if verdict.unused is not None:
@@ -99,10 +128,13 @@ class Provider:
     def budget(self, key: str | None, now_s: float) -> Budget:
         """The buckets of this key (all requests' buckets unless `per_key`), with the limits that hold now."""
         self._catch_up(now_s)
-        name = (key or _NO_KEY) if self.scenario.per_key else _FOR_ALL
+        name = self._name_of(key)
         if (found := self._budgets.get(name)) is None:
             found = self._budgets[name] = self._new_budget(now_s)
         return found
+
+    def _name_of(self, key: str | None) -> str:
+        return (key or _NO_KEY) if self.scenario.per_key else _FOR_ALL
 
     def _new_budget(self, now_s: float) -> Budget:
         scenario = self.scenario
@@ -182,10 +214,13 @@ class _Decision:
             return self._rejected(404, "not_found_error", message, factor)
         if not isinstance(read, Asked):
             return self._rejected(400, "invalid_request_error", str(read), factor)
+        if (bound := self.provider.crowded(self.key, self.now_s)) is not None:
+            return self._crowded(bound, read.model, factor)
         budget = self.provider.budget(self.key, self.now_s)
         admission = budget.admit(self.now_s, self.charged)
         if isinstance(admission, Refused):
             return self._refused(admission, budget, read.model, factor)
+        self.provider.take_in_hand(self.key)
         if entry is not None and entry.fault is not None:
             return self._fault(entry, entry.fault, factor, admitted=True)
         return self._answered(self.endpoint, read, factor)
@@ -261,6 +296,15 @@ class _Decision:
         )
         return self._verdict(429, body, factor=factor, retry_after_s=refused.retry_after_s)
 
+    def _crowded(self, bound: int, model: str, factor: float) -> Verdict:
+        body = answers.crowded(
+            bound=bound if self.provider.scenario.in_flight_told else None,
+            model=model,
+            anthropic=self.anthropic,
+            request_id=self.request_id,
+        )
+        return self._verdict(429, body, factor=factor, retry_after_s=_CROWDED_RETRY_S)
+
     def _rejected(self, status: int, kind: str, message: str, factor: float) -> Verdict:
         if self.anthropic:
             body = answers.anthropic_error(kind, message, self.request_id)
@@ -285,7 +329,10 @@ class _Decision:
     ) -> Verdict:
         provider = self.provider
         engine = admitted and fault is not Fault.OUTAGE
-        latency_s = (provider.latency_s if engine else provider.refusal_latency_s)(self.number, factor)
+        if engine:
+            latency_s = provider.latency_s(self.number, factor * provider.slowed(self.key))
+        else:
+            latency_s = provider.refusal_latency_s(self.number, factor)
         headers = self.request.headers
         arrival = Arrival(
             n=self.number,

@@ -113,6 +113,7 @@ class Entry:
     factor: float = 10.0  #: of the latency, for `slow`
     how: Outage = Outage.STATUS_503  #: for `outage`
     retry_after_s: float | None = None  #: Retry-After of the fault's answer; None: 1 for 429, else none
+    in_flight: int | None = None  #: requests in hand at once while it lasts; None: unchanged
     neighbour_rpm: float | None = None  #: requests a minute that somebody else sends on the same budget
     neighbour_tokens: int = 0  #: input tokens that each of them costs
 
@@ -135,9 +136,11 @@ class Entry:
             self.neighbour_tokens == 0 or self.neighbour_rpm is not None,
             f"neighbour_tokens = {self.neighbour_tokens}: needs neighbour_rpm, the requests that cost them",
         )
+        _check_in_flight(self.in_flight)
         _need(
-            self.fault is not None or bool(self.limits()) or self.neighbour_rpm is not None,
-            f"the entry at {self.at_s} s changes nothing: give it fault, neighbour_rpm or one of {', '.join(LIMITS)}",
+            self.fault is not None or bool(self.limits()) or (self.neighbour_rpm or self.in_flight) is not None,
+            f"the entry at {self.at_s} s changes nothing: give it fault, neighbour_rpm, in_flight or one of "
+            f"{', '.join(LIMITS)}",
         )
         _need(self.match != "", "match is empty: leave it out to hit every request")
         if self.fault is Fault.OUTAGE and self.how is Outage.REFUSED:
@@ -162,6 +165,10 @@ class Scenario:
     burst_s: float = 1.0  #: depth of each bucket in seconds of its rate; at least one unit
     window_s: float = 60.0  #: length of each sliding window
     per_key: bool = False  #: a budget for each key; else one for all
+    in_flight: int | None = None  #: requests in hand at once, by key as budgets are; the next: 429. None: any number
+    in_flight_told: bool = True  #: whether such a 429 says what it is about; else it reads as one of the rate
+    knee: int | None = None  #: requests in hand beyond which each takes longer; None: it never does
+    knee_power: float = 1.0  #: ... by (in hand / knee) to this power; above 1 fewer are then answered a second
     reconcile: bool = False  #: give back, with the answer, the output tokens that were charged and not used
     latency: str = "0.05"  #: seconds: "0.05", "0.05±0.02" or "lognormal(0.05, 0.5)"
     refusal_latency: str = "0"  #: the same for what the edge refuses: 4xx, 429 and outages
@@ -179,6 +186,9 @@ class Scenario:
         _need(0 < self.window_s < math.inf, f"window_s = {self.window_s}: use seconds above 0")
         _need(_nonnegative(self.header_lag_s), f"header_lag_s = {self.header_lag_s}: use seconds from 0 up")
         _need(0 <= self.header_round <= 1, f"header_round = {self.header_round}: use a share from 0 to 1")
+        _check_in_flight(self.in_flight)
+        _need(self.knee is None or self.knee >= 1, f"knee = {self.knee}: use a number of requests from 1 up")
+        _need(0 < self.knee_power < math.inf, f"knee_power = {self.knee_power}: use a number above 0")
         Latency.parse(self.latency)
         Latency.parse(self.refusal_latency)
 
@@ -296,6 +306,10 @@ def _check_limits(of: Entry | Scenario) -> None:
             value is None or 0 < value < math.inf,
             f"{name} = {value}: use a number above 0 (to stop everything, an outage)",
         )
+
+
+def _check_in_flight(value: int | None) -> None:
+    _need(value is None or value >= 1, f"in_flight = {value}: use a number of requests from 1 up")
 
 
 def _nonnegative(value: float) -> bool:

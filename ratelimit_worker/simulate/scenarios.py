@@ -215,6 +215,50 @@ def _cases() -> Iterator[Case]:
         provider=provider(rpm=600, burst_s=10.0, header_lag_s=0.5, header_round=0.05),
         nominal_rpm=600,
     )
+    yield Case(
+        name="in_flight",
+        what="20 requests in hand at once, no other limit; a 429 says that it is about concurrency",
+        provider=provider(in_flight=20, latency="lognormal(0.5, 0.5)", headers=HeaderStyle.NONE),
+        nominal_rpm=2100,
+    )
+    yield Case(
+        name="in_flight_untold",
+        what="the same, and 429s say neither what they are about nor when to come back",
+        provider=provider(
+            in_flight=20,
+            in_flight_told=False,
+            latency="lognormal(0.5, 0.5)",
+            headers=HeaderStyle.NONE,
+            retry_after=False,
+        ),
+        nominal_rpm=2100,
+    )
+    yield Case(
+        name="in_flight_headers",
+        what="the same beside headers of 6000/min, and 429s do not say what they are about",
+        provider=provider(rpm=6000, in_flight=20, in_flight_told=False, latency="lognormal(0.5, 0.5)"),
+        nominal_rpm=2100,
+    )
+    yield Case(
+        name="knee",
+        what="no limit; beyond 30 in hand latency grows, so that fewer are answered a second the more there are",
+        provider=provider(knee=30, knee_power=1.5, headers=HeaderStyle.NONE),
+        nominal_rpm=8500,
+    )
+    yield Case(
+        name="flaky",
+        what="600/min with good headers; at once 2 % 500s, 1 % resets, 2 % five times as slow, 1 % 429s for no reason",
+        provider=provider(
+            rpm=600,
+            timeline=(
+                Entry(fault=Fault.RATE_LIMITED, share=0.01),
+                Entry(fault=Fault.SERVER_ERROR, share=0.02),
+                Entry(fault=Fault.RESET, share=0.01),
+                Entry(fault=Fault.SLOW, share=0.02, factor=5),
+            ),
+        ),
+        nominal_rpm=600,
+    )
 
 
 #: Name -> case with seed 0, in the order in which they are told.

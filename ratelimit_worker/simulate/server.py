@@ -64,6 +64,7 @@ class Server:
         self._start_s, self._start_unix_s = self._loop.time(), time.time()
         self._provider = Provider(scenario, self._start_s, os.urandom(4).hex())
         self._counters = Counters()
+        self._under_way: dict[int, Verdict] = {}  # by request, from its decision until it is in hand no more
         self._connections: set[Connection] = set()
         self._listener: asyncio.Server | None = None
         self._held_port: socket.socket | None = None  # bound, not listening, while the door is shut
@@ -153,6 +154,7 @@ class Server:
         verdict = self._provider.decide(request, now_s, self._start_unix_s + now_s - self._start_s)
         self._counters.arrived(verdict.arrival)
         self._write(verdict.arrival)
+        self._under_way[verdict.arrival.n] = verdict
         if verdict.ending is Ending.HANG:
             connection.wait(verdict.arrival.n, None)
             return
@@ -167,6 +169,7 @@ class Server:
         """A connection is lost; `number` is the request that was under way."""
         self._connections.discard(connection)
         if number is not None:
+            self._left(number)
             self._counters.ended(answered=False)
             self._incident("gone", number)
 
@@ -178,6 +181,7 @@ class Server:
 
     def aborted(self, what: str, number: int) -> None:
         """A connection was reset by us while a request was under way."""
+        self._left(number)
         self._counters.ended(answered=False)
         self._incident(what, number)
 
@@ -186,6 +190,7 @@ class Server:
         self._connections.add(connection)
 
     def _end(self, connection: Connection, verdict: Verdict, keep_alive: bool) -> None:
+        self._left(verdict.arrival.n)
         self._provider.give_back(verdict, self._loop.time())
         if verdict.ending is Ending.RESET:
             connection.wait(verdict.arrival.n, None)
@@ -193,6 +198,11 @@ class Server:
             return
         self._counters.ended(answered=True)
         connection.send(verdict.answer, keep_alive and verdict.ending is Ending.ANSWER)
+
+    def _left(self, number: int) -> None:
+        """A request is in hand no more, in whichever way it ended."""
+        if (verdict := self._under_way.pop(number, None)) is not None:
+            self._provider.ended(verdict)
 
     def _own_page(self, request: Request) -> bytes:
         match request.method, request.path:

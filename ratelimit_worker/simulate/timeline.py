@@ -69,6 +69,13 @@ class Timeline:
             changed |= planned.entry.limits()
         return changed
 
+    def in_flight(self, now_s: float) -> int | None:
+        """Requests in hand at once that entries allow now, the one that began last; None: they change nothing."""
+        found = None
+        for planned in sorted(self.active(now_s), key=lambda planned: planned.start_s):
+            found = planned.entry.in_flight or found
+        return found
+
     def hit(self, number: int, body: bytes, now_s: float) -> tuple[Entry | None, float]:
         """The entry whose fault meets request `number`, if any, and the factor of its latency."""
         factor = 1.0

@@ -498,7 +498,8 @@ class Lanes:
 
 def _view(lane: str, flat: Sequence[bytes], seen: Sequence[bytes], out: int) -> LaneView:
     fields = {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
-    return LaneView(lane=lane, fields=fields, seen=list(seen), goods=int(fields.get("goods", 0)), out=out)
+    goods, took_s = int(fields.get("goods", 0)), int(fields.get("took", 0)) / US
+    return LaneView(lane=lane, fields=fields, seen=list(seen), goods=goods, out=out, took_s=took_s)
 
 
 def _failing(packed: bytes) -> Failing | None:

@@ -1,7 +1,8 @@
 -- What is learned from an attempt: the row of failures, the gate, the tuner's observation, the outbox, how functions fare.
 
--- verdict: 'good' answered, 'plain' answered and no header told anything, 'refused' 429 ('refused.2': in the second dimension),
--- 'sick' ('sick.1': to a call that is no witness), 'quota' nothing is left to spend, 'barred' the key was not accepted, 'other'. seen: the tuner's observation, packed by
+-- verdict: 'good' answered, 'plain' answered and no header told anything, 'refused' 429 ('refused.2': in the second dimension;
+-- 'refused.0': for calls at once, in none), 'sick' ('sick.1': to a call that is no witness), 'quota' nothing is left to spend,
+-- 'barred' the key was not accepted, 'other'. seen: the tuner's observation, packed by
 -- Python, or ''
 -- r: the record of the call whose permit it was; nil: of none
 -- returns  true when it is heeded in full: of a lane that is well, the tuner need only know how many plain answers it had
@@ -10,7 +11,7 @@ local function heed(lane, told, gate_us, r)
   local verdict, dimension = string.match(told, '^(%a+)%.?(%d*)$')
   dimension = tonumber(dimension)
   if verdict == 'good' or verdict == 'plain' then
-    local h = redis.call('HMGET', k, 'sick', 'refusals', 'mode', 'width', 'good_at')
+    local h = redis.call('HMGET', k, 'sick', 'refusals', 'mode', 'probes', 'good_at')
     local row = (h[1] or '0') ~= '0'
     if math.abs(now - (tonumber(h[5] or '0') or 0)) >= failing.GOOD_US then
       redis.call('HSET', k, 'good_at', int(now), 'good_sent', int(r and r[TICKET][2] or 0))
@@ -18,6 +19,7 @@ local function heed(lane, told, gate_us, r)
     if row or (h[2] or '0') ~= '0' then redis.call('HSET', k, 'sick', 0, 'refusals', 0, 'witness', '') end
     if verdict == 'plain' and not row and (h[3] or 'NORMAL') == 'NORMAL' and (h[4] or '0') == '0' then
       if redis.call('HINCRBY', k, 'goods', 1) == 1 then redis.call('SADD', key('seen'), lane) end
+      if r and r[TICKET] then redis.call('HINCRBY', k, 'took', int(math.max(0, now - r[TICKET][2]))) end
       return true
     end
   elseif verdict == 'sick' then
@@ -42,7 +44,11 @@ local function heed(lane, told, gate_us, r)
         if not dimension or dimension == i then L.l[i] = math.min(L.l[i], least) end
       end
     end
-    if gate_us <= 0 then                               -- no Retry-After: 0.05·2^k s for the k-th in a row, at most 15 s
+    -- Too many at once: a place is free as soon as a call ends, and the tuner, which is woken, knows how many there are. A
+    -- lane whose pace a person has set learns no such bound, and keeps away for as long as it is told.
+    if dimension == 0 and not L.unlimited and redis.call('HGET', k, 'adaptive') ~= '0' then
+      gate_us = CROWDED_US * (0.5 + (now % 1000) / 2000)
+    elseif gate_us <= 0 then                           -- no Retry-After: 0.05·2^k s for the k-th in a row, at most 15 s
       local row = tonumber(redis.call('HGET', k, 'refusals') or '0') or 0
       if L.gate <= now then row = row + 1; redis.call('HSET', k, 'refusals', int(row)) end
       gate_us = math.min(15e6, 50000 * 2 ^ math.max(0, row - 1)) * (0.5 + (now % 1000) / 2000)

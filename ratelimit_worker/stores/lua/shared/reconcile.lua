@@ -6,7 +6,7 @@
 -- errs meets a 429 (0.7 % instead of 0.2 % in the trace of benchmarks/tokens.py).
 local function doubt(lane, verdict, cost)
   local DOUBT_US, MOST_DOUBT_US, SLACK_S = 60e6, 3600e6, 2
-  if (tonumber(string.match(verdict, '^refused%.(%d)$')) or 1) == 1 then return end
+  if (tonumber(string.match(verdict, '^refused%.(%d)$')) or 1) <= 1 then return end
   local h = redis.call('HMGET', lane_key(lane), 'gave', 'doubt', 'doubted')
   local gave, till, long = tonumber(h[1] or '0'), tonumber(h[2] or '0'), tonumber(h[3] or '0')
   if now - gave > DOUBT_US or now < till then return end  -- it gave nothing back, or this is no news
