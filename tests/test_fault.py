@@ -306,7 +306,7 @@ def next_probe(cluster: Cluster) -> tuple[str, str]:
     """Wait for it → tag, its call."""
     for _ in range(30):
         cluster.live(0.1)
-        if cluster.client.llen("q"):
+        if cluster.ready():
             tag, begun = cluster.begin()
             assert begun.state == "go"
             return tag, tag.rpartition(".")[0]
