@@ -28,16 +28,18 @@ REFILL_TRUST = 0.9  #: share of the refill since a header that is counted in its
 CONFIGURED_BURST_S = 0.02
 UNTOLD_BURST_S = 0.25  #: depth without headers, seconds of the rate
 MEASURE_S = 0.5  #: the refill is measured at least this far apart
+SILENT_S = 2.0  #: that is no measure of less where answers were so far apart
 USED = 0.8  #: share of the pace that must have been sent for the time to count as used
 USED_LEAST_S, USED_S = 0.5, 1.0  #: that is looked at from so much time on, and then anew
 #: An estimate from empty to empty is believed from so many seconds and calls on.
 EMPTY_S, EMPTY_CALLS = 0.6, 8.0
+FIRST = 0.9  #: of what was admitted until the first refusal, which a full bucket has helped
 TELLING_S = 0.15  #: one that is far below what was believed from so many seconds on
 CAREFUL, PROBE = 0.98, 1.25  #: of the estimate: pace between probes, pace of the first second of one
 #: Between probes: longer each time one was refused and found nothing new.
 HOLD_LEAST_S, HOLD_TIMES = 1.5, 2.5
 HOLD_S, HOLD_CALLS, HOLD_MOST_S = 12.0, 30.0, 120.0  #: at most so long, or longer where that would be few calls
-TRIAL_S, TRIAL_CALLS = 0.7, 2.0  #: a probe that nobody refuses goes twice as fast after so many seconds and calls
+TRIAL_S, TRIAL_CALLS = 0.7, 1.0  #: a probe that nobody refuses goes twice as fast after so many seconds and calls
 HOLD_BELOW_S = 5.0  #: most of it where the limit is known to have been higher of late
 #: A probe ends in a refusal, so each costs one of those that the lane allows itself: so many for each call, and more
 #: where the limit is known to have been higher of late.
@@ -53,6 +55,7 @@ LEAST_PER_S = 1 / 30  #: calls/s of the lowest estimate: a probe in half a minut
 WINDOW_LEAST_S, WINDOW_CALLS = 2.0, 4.0
 WINDOW_SAME = 0.4  #: a window that gave less than this share of the one before was none
 WINDOW_LATE_S = 0.2  #: its calls go so much later each time one was refused before the budget was spent
+WINDOW_EARLY = 6  #: one that refused so often before its budget was spent was none either
 WINDOW_SPENT = 0.97  #: of its budget: the rest is asked for at the mean rate
 WINDOW_TAPER_S = 0.3  #: its last calls go in so much time each e-th of what is left
 CREDIT_MOST_S, CREDIT_PACE = 2.0, 1.6  #: what a pause has saved: at most so much refill, spent at so much of the pace
@@ -63,6 +66,7 @@ NARROW_S = 6.0  #: calls go one by one for so long at most, and twice as many ea
 #: long each time it happens again, no header raises the level, and none lowers the refill.
 DOUBT_S, DOUBT_MOST_S = 30.0, 1_800.0
 _REMEMBERED = 256  #: refusals
+_DOUBLINGS = 40
 _NONE = (0.0, 0.0, 0.0, 0.0)
 _SAMPLE_S = 1.5  #: samples of what was sent are kept so long
 
@@ -112,6 +116,8 @@ class Window:
     units: float
     every_s: float
     late_s: float = 0.0  #: its ramp is so much behind the start's
+    otherwise: float = 0.0  #: units/s that are believed if it is none
+    early: int = 0  #: refusals since it opened that came before the budget was spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +231,7 @@ def observe(state: PaceState, seen: Observation, limits: LaneLimits) -> PaceStat
         refused = sorted({*state.refused, (seen.ticket.seq, seen.cost)})[-_REMEMBERED:]
         one, two, three, four = (units + cost for units, cost in zip(state.turned_back, seen.cost, strict=True))
         state = replace(state, refused=tuple(refused), turned_back=(one, two, three, four))
-    told = {name: snapshot for name, snapshot in seen.snapshots.items() if name in DIMENSIONS and snapshot.limit > 0}
+    told = {name: snapshot for name, snapshot in seen.snapshots.items() if name in DIMENSIONS and _told(snapshot) > 0}
     if told:
         dimensions = dict(state.dimensions)
         for name, snapshot in told.items():
@@ -253,9 +259,14 @@ def _between(state: PaceState, name: str, start: Mark, end: Mark) -> tuple[float
     return end.sent - start.sent - sum(turned_back), float(end.seq - start.seq - len(turned_back))
 
 
+def _told(snapshot: Snapshot) -> float:
+    """Units/s that a header tells."""
+    return snapshot.limit / snapshot.window_s
+
+
 def _shadow(state: PaceState, name: str, snapshot: Snapshot, seen: Observation, limits: LaneLimits) -> Dimension:
     """A dimension that follows the provider's own bucket (control law, points 1 and 2)."""
-    told, top = snapshot.limit / snapshot.window_s, ceiling(name, limits)
+    told, top = _told(snapshot), ceiling(name, limits)
     mark = _mark(name, seen)
     known = state.dimensions.get(name) or Dimension(pace=told)
     if known.newest is not None and mark.seq <= known.newest.seq:
@@ -275,7 +286,9 @@ def _shadow(state: PaceState, name: str, snapshot: Snapshot, seen: Observation, 
         admitted, _ = _between(state, name, base[1], mark)
         measured = (snapshot.remaining - base[0] + admitted) / since
         full = snapshot.remaining >= largest * 0.98 - 1
-        if not full and abs(measured - refill) * since > 2 * _unit(name, mark) + 0.05 * refill * since:
+        # After a silence the bucket may have been full, and what flowed over is nowhere counted.
+        silent = since > SILENT_S and base[0] + refill * since >= largest and measured < refill
+        if not full and not silent and abs(measured - refill) * since > 2 * _unit(name, mark) + 0.05 * refill * since:
             refill = min(told, max(0.02 * told, 0.3 * refill + 0.7 * measured))
         base = (snapshot.remaining, mark)
     pace = min(refill, top)
@@ -376,10 +389,12 @@ def _empty_again(state: PaceState, name: str, known: Dimension, seen: Observatio
     before, stated = known.refill, seen.stated.get(name)
     if stated is not None and stated != known.stated:
         refill, empty = stated, mark  # believed at once, as a header's limit is; then measured
-    elif before is not None and known.empty is None:
-        refill, empty = before, mark
+    elif before is not None and (known.empty is None or known.window is not None):
+        refill, empty = before, mark  # what is known is a mean, or of a time when nothing was empty
+        if known.window is not None and (since_start := _since_start(state, name, mark, seen)) < inf:
+            refill = since_start
     elif before is None or known.empty is None:
-        start = min(known.pace, recent or inf, _since_start(state, name, mark, seen) / 0.8)
+        start = min(known.pace, recent or inf, FIRST * _since_start(state, name, mark, seen) / 0.8)
         if start == inf:  # of a dimension that only now turns out to be bound
             start = _unit(name, mark) * state.dimensions["requests"].pace if "requests" in state.dimensions else 1.0
         refill = 0.8 * start
@@ -430,15 +445,22 @@ def _window(state: PaceState, name: str, known: Dimension, seen: Observation, li
     every_s = seen.at + wait_s - spell.at
     before = known.window
     spent = wait_s >= max(WINDOW_LEAST_S, ran_s)
-    if before is not None and (not spent or calls < 1):
-        late_s = before.late_s + (WINDOW_LATE_S if calls >= 1 and units < 0.9 * before.units else 0.0)
-        return replace(known, window=replace(before, late_s=late_s))  # too fast, or not yet open again
+    if before is not None and calls < 1 and spent:  # the wait was too short, so it says nothing of a window
+        otherwise = min(before.otherwise, ceiling(name, limits))
+        return replace(known, window=None, refill=otherwise, pace=CAREFUL * otherwise, held_from=seen.at)
+    if before is not None and not spent:
+        if calls < 1 or units >= WINDOW_SPENT * before.units:
+            return known  # it is not open yet, or as good as spent
+        if before.early >= WINDOW_EARLY:
+            return None
+        return replace(known, window=replace(before, late_s=before.late_s + WINDOW_LATE_S, early=before.early + 1))
     if not spent or calls * wait_s / every_s < WINDOW_CALLS or (before and units < WINDOW_SAME * before.units):
         return None
     refill = min(units / every_s, ceiling(name, limits))
+    otherwise = before.otherwise if before else known.refill or 0.8 * min(known.pace, units / max(ran_s, 1.0))
     return replace(
         _remember(known, refill, seen.at, True),
-        window=Window(units, every_s, before.late_s if before else 0.0),
+        window=Window(units, every_s, before.late_s if before else 0.0, max(refill, otherwise)),
         refill=refill,
         pace=min(START_PER_S * _unit(name, mark), CAREFUL * refill),  # it opens as it did at first
         depth=_unit(name, mark),
@@ -584,7 +606,7 @@ def _count_use(state: PaceState, now: float, sent: tuple[float, float, float, fl
     for name, known in state.dimensions.items():
         index = DIMENSIONS.index(name)
         owed = known.owed + max(0.0, sent[index] - state.samples[-1][1][index])
-        used_s = min(max(0.0, open_s), owed / known.pace)
+        used_s = min(max(0.0, open_s), owed / max(known.pace, 1e-9))
         share = ALLOWED_BELOW if (known.refill or 0.0) < BELOW * known.high else ALLOWED
         dimensions[name] = replace(
             known,
@@ -678,7 +700,7 @@ def _probe(state: PaceState, name: str, known: Dimension, now: float, used: bool
         refill = max(refill, min(_lately(state, name, _here(state, name, now)), ceiling(name, limits)))
         empty = known.empty if refill == known.refill else None
         known = _remember(known, refill, now, False)
-        known = replace(known, refill=refill, empty=empty, probing_from=None, held_from=now)
+        known = replace(known, refill=refill, empty=empty, probing_from=None, held_from=now, failed=1)
         pace = CAREFUL * refill
     return _paced(name, known, pace, limits)
 
@@ -695,7 +717,10 @@ def _doublings(known: Dimension, now: float, unit: float) -> int:
     """How often a probe that nobody refuses has gone twice as fast: a few calls must have gone each time."""
     if known.probing_from is None or known.refill is None:
         return 0
-    return int((now - known.probing_from) / max(TRIAL_S, TRIAL_CALLS * unit / (PROBE * known.refill)))
+    left_s, pace, doublings = now - known.probing_from, PROBE * known.refill, 0
+    while (left_s := left_s - max(TRIAL_S, TRIAL_CALLS * unit / pace)) >= 0 and doublings < _DOUBLINGS:
+        pace, doublings = 2 * pace, doublings + 1
+    return doublings
 
 
 def _hold_s(known: Dimension, unit: float) -> float:
@@ -712,7 +737,10 @@ def _through_window(
     """Spend a window's budget when it opens, as fast as at the start; then ask, at its mean rate, for more."""
     spell, index = state.spell, DIMENSIONS.index(name)
     if spell is None or now - spell.at > 1.05 * window.every_s + 0.5:
-        return replace(known, window=None, held_from=now)  # nobody refused anything all that time
+        # Nobody refused anything all that time.
+        return replace(
+            known, window=None, refill=min(window.otherwise, ceiling(name, limits)), empty=None, held_from=now
+        )
     spent = state.samples[-1][1][index] - spell.sent[index] - (state.turned_back[index] - spell.turned_back[index])
     ramp = START_PER_S * _mean(state, name) * 2.0 ** int(max(0.0, now - spell.at - window.late_s) / DOUBLING_S)
     mean = CAREFUL * (known.refill or 0.0)

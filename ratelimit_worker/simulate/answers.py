@@ -310,7 +310,7 @@ def refusal(
     request_id: str,
     words: bool = True,
 ) -> bytes:
-    """The body of a true 429: `dimension` of `ratelimit_worker.calls.DIMENSIONS` ran out; without words it names none."""
+    """The body of a true 429: `dimension` of `ratelimit_worker.calls.DIMENSIONS` ran out; without words none is named."""
     if not words:
         message = "Too many requests."
         if anthropic:

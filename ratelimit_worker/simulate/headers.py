@@ -60,7 +60,9 @@ def retry_lines(style: HeaderStyle, retry_after_s: float, whole: bool = False) -
     if math.isinf(retry_after_s):
         return ""
     lines = f"retry-after: {math.ceil(retry_after_s)}\r\n"
-    return lines if whole or style is HeaderStyle.ANTHROPIC else f"{lines}retry-after-ms: {math.ceil(retry_after_s * 1000)}\r\n"
+    if whole or style is HeaderStyle.ANTHROPIC:
+        return lines
+    return f"{lines}retry-after-ms: {math.ceil(retry_after_s * 1000)}\r\n"
 
 
 def _openai_lines(budget: Budget, now_s: float, round_to: float) -> str:
