@@ -35,7 +35,7 @@ USED_LEAST_S, USED_S = 0.5, 1.0  #: that is looked at from so much time on, and 
 EMPTY_S, EMPTY_CALLS = 0.6, 8.0
 FIRST = 0.9  #: of what was admitted until the first refusal, which a full bucket has helped
 TELLING_S = 0.15  #: one that is far below what was believed from so many seconds on
-CAREFUL, PROBE = 0.98, 1.25  #: of the estimate: pace between probes, pace of the first second of one
+CAREFUL, PROBE = 0.985, 1.25  #: of the estimate: pace between probes, pace of the first second of one
 #: Between probes: longer each time one was refused and found nothing new.
 HOLD_LEAST_S, HOLD_TIMES = 1.5, 2.5
 HOLD_S, HOLD_CALLS, HOLD_MOST_S = 12.0, 30.0, 120.0  #: at most so long, or longer where that would be few calls

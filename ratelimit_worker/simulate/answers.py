@@ -310,7 +310,7 @@ def refusal(
     request_id: str,
     words: bool = True,
 ) -> bytes:
-    """The body of a true 429: `dimension` of `ratelimit_worker.calls.DIMENSIONS` ran out; without words none is named."""
+    """The body of a true 429: `dimension` of `ratelimit_worker.calls.DIMENSIONS` ran out; words: whether it says so."""
     if not words:
         message = "Too many requests."
         if anthropic:
