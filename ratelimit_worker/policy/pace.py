@@ -1,9 +1,12 @@
 """How fast may a lane go right now? A shadow of the provider's bucket (control law, *Pace*).
 
 With rate-limit headers the shadow follows what they say (`_shadow`). Without, the provider's bucket is known to be
-empty at each refusal, and between two such moments it gave out exactly what flowed in (`_empty_again`); between
-refusals the lane probes. At the start it doubles until the first header or refusal. Never above what a person
-configured.
+empty at each refusal, and between two such moments it gave out exactly what flowed in (`_empty_again`). That is counted
+over time in which the lane went as fast as it might (`Dimension.busy_s`): while a gate is shut, slots are taken or
+nothing is asked for, what was not sent says nothing of the provider. Between refusals the lane probes, as often as it
+can afford the refusal that ends each probe (`Dimension.allowed`). A budget that is there at once and then not for a
+while is a window (`_window`), and is spent when it opens. At the start the pace doubles until the first header or
+refusal. Never above what a person configured.
 
 Pure: a state, an observation, a time → a new state. The tuner (flow/tune.py) is its only writer; the scripts in
 stores/lua spend at the set-points that come out of `set_points`.

@@ -312,7 +312,7 @@ def refusal(
 ) -> bytes:
     """The body of a true 429: `dimension` of `ratelimit_worker.calls.DIMENSIONS` ran out; words: whether it says so."""
     if not words:
-        message = "Too many requests."
+        message = "Slow down."
         if anthropic:
             return anthropic_error("rate_limit_error", message, request_id)
         return msgspec.json.encode({"error": {"message": message, "code": "rate_limit_exceeded"}})
