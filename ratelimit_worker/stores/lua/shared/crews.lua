@@ -7,7 +7,6 @@ crew.PARKED_AT_ONCE = 100                              -- in one step of a lane
 -- thousand wait for a time in its lane and queue, after as long for each thousand.
 crew.UNKNOWN_US, crew.OLDER_US, crew.FULL_US, crew.MANY = 30e6, 1e6, 1e6, 1000
 crew.STALE_US = 60e6                                   -- one that has not asked by then is gone
-crew.PUMP_US = 5000                                    -- so long the pump of an older version has to fill its own slots
 crew.WAKE_US = 0.25e6                                  -- between looks at all that is parked
 crew.LOST_US = 1e6                                     -- a call that was read has begun by then, or its reader sets it aside
 crew.ROW = '\nparked'                                  -- stands in `hungry` while calls are parked: no queue has this name

@@ -100,7 +100,8 @@ local function release(lane, most, greedy, served)
         local wait_us = admits_in(L, r and r[COST] or NOTHING)
         hungry = wait_us == 0
         local _, _, _, older = slots(q)
-        if hungry and older > 0 then at = math.min(at or 1e18, now + crew.PUMP_US) end  -- its slots are an older pump's to fill
+        -- Slots of an older version are its pump's to fill: the lane stays due until that has looked at it.
+        if hungry and older > 0 then at = math.min(at or 1e18, now, tonumber(redis.call('ZSCORE', NEXT, lane) or now)) end
         if wait_us and wait_us > 0 then at = math.min(at or 1e18, now + wait_us) end
       end
     end
