@@ -330,7 +330,9 @@ class Laboratory:
 
     def line(self) -> deque[Job]:
         """Whose turn it is: retries go before the others while their budget has room, and else after them."""
-        if self.retries and (not self.waiting or (not self.plane.probed and self.retry_budget() >= 1)):
+        if self.retries and (
+            not self.waiting or (not self.plane.probed and not self.plane.sick and self.retry_budget() >= 1)
+        ):
             return self.retries
         return self.waiting
 

@@ -205,8 +205,7 @@ def observe(state: ModeState, answer: Answer, thresholds: Thresholds) -> tuple[M
         return _from_halt(state, at, "a good answer to a probe") if answer.good else (state, None)
     latency_s = max(0.0, at - answer.sent_at)
     believed = thresholds.literal or not _doubted(state, answer)
-    if not answer.sick or thresholds.literal or (believed and not (answer.witness and answer.witness.again)):
-        # A call is counted once: what failed once may fail for its own sake, and of its attempts few are of chance.
+    if not answer.sick or thresholds.literal or (believed and _counts(state, answer.witness)):
         state = _counted(state, at, Count(0, int(not answer.sick), int(answer.sick), int(answer.good), latency_s))
     if not answer.sick:
         return _good(replace(state, row=fault.NO_ROW, sick_row=0, barred_row=0), at)
@@ -286,6 +285,13 @@ def _heard(state: ModeState, answer: Answer) -> ModeState:
             state.processes, who.process, at, answer.sent_at, sick=answer.sick, good_sent=who.process_sent
         ),
     )
+
+
+def _counts(state: ModeState, witness: Witness | None) -> bool:
+    """Whether a sick answer is one more in the shares: a call's first, and others of it where several calls fail."""
+    if witness is None or not witness.again:
+        return True
+    return fault.worth(fault.lengthened(state.row, witness.call)) > fault.worth(state.row)
 
 
 def _doubted(state: ModeState, answer: Answer) -> bool:

@@ -1,10 +1,12 @@
 -- A retry whose backoff is over waits behind all that wait otherwise, so that permits which nobody else wants are its own.
 -- While others wait it goes before them as long as the lane's budget has room: a tenth of the permits and ten a minute,
--- and never more than ten at once; probes go to those first that were not tried. rb: the budget when the lane had given rs
+-- and never more than ten at once. Nor while nobody was answered since a sick answer, or probes alone go out: calls that
+-- were not tried tell more of the provider. rb: the budget when the lane had given rs
 -- permits, at rt.
 local budget = {SHARE = 0.1, PER_US = 10 / 60e6, MOST = 10}
 function budget.left(L)
-  local h = redis.call('HMGET', lane_key(L.name), 'rb', 'rs', 'rt')
+  local h = redis.call('HMGET', lane_key(L.name), 'rb', 'rs', 'rt', 'sick')
+  if (tonumber(h[4] or '0') or 0) > 0 then return 0 end
   if not h[1] then return budget.MOST end
   local permits, us = math.max(0, L.seq - tonumber(h[2])), math.max(0, now - tonumber(h[3]))
   return math.min(budget.MOST, tonumber(h[1]) + budget.SHARE * permits + budget.PER_US * us)
