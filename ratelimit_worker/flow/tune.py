@@ -314,7 +314,7 @@ class _Learned:
     moves: Sequence[Move]
     refused: bool  #: a refusal was among what was seen
     crowded_until: float  #: the gate that these have shut at most, if each was for calls at once; 0: not each
-    ramp: int  #: calls out at once while the pace is not known yet; 0: no bound
+    ramp: int  #: calls out at once while the pace is not known yet or nothing but refusals come; 0: no bound
 
 
 def _learn(
