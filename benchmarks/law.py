@@ -1,6 +1,6 @@
 """How good is the law? Every named scenario in virtual time, over many seeds, beside an all-knowing oracle.
 
-    python benchmarks/law.py [--seeds 20] [--case steady …] [--jobs 2]
+    python benchmarks/law.py [--seeds 20] [--first 0] [--case steady …] [--jobs 2] [--refusals mute]
     python benchmarks/law.py --modes [--seeds 20]      does the mode move where nobody is away?
 
 Goodput is a share of what the oracle gets answered within the horizon (simulate/oracle.py); of a finite case, the
@@ -45,9 +45,18 @@ class Figures:
     took_s: float
 
 
-def run(name: str, seed: int) -> Figures:
+#: What refusals say beside Retry-After.
+REFUSALS: dict[str, dict[str, bool]] = {
+    "wordy": {},  # the limit and its dimension, as the case has it
+    "mute": {"words": False},
+    "terse": {"words": False, "retry_after_ms": False},  # and Retry-After in whole seconds
+}
+
+
+def run(name: str, seed: int, refusals: str = "wordy") -> Figures:
     """One seed of one case."""
     case = CASES[name].seeded(seed)
+    case = replace(case, provider=replace(case.provider, **REFUSALS[refusals]))
     begun = time.perf_counter()
     laboratory = Laboratory(case.provider, jobs_of(case), seed=seed)
     result = laboratory.run(float("inf") if case.finite is not None else case.horizon_s + 5.0)
@@ -142,6 +151,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--case", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--first", type=int, default=0, help="the first seed; use fresh ones to check what was tuned")
+    parser.add_argument("--refusals", default="wordy", choices=list(REFUSALS), help="mute: no limit in words")
     parser.add_argument("--modes", action="store_true")
     told = parser.parse_args()
     if told.modes:
@@ -151,7 +162,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     with ProcessPoolExecutor(told.jobs) as pool:
         for name in told.case:
-            rows = list(pool.map(run, [name] * told.seeds, range(told.seeds)))
+            seeds = range(told.first, told.first + told.seeds)
+            rows = list(pool.map(run, [name] * told.seeds, seeds, [told.refusals] * told.seeds))
             shares, refused = [row.share for row in rows], [row.refused for row in rows]
             adapts = [row.adapts_s for row in rows if row.adapts_s is not None]
             print(

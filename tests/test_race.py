@@ -65,7 +65,8 @@ def test_flooding_never_beats_the_oracle(name: str, seed: int) -> None:
         assert oracle_time_s(case.provider, case.finite) <= last_s <= oracle_time_s(case.provider, case.finite) + 0.5
     else:
         assert len(case.calls()) > best.calls + 100
-        assert 0.985 * best.calls - luck <= got <= best.calls + luck
+        least = min(0.985 * best.calls, best.calls - 1)  # of a slow limit, the last call is not a whole one
+        assert least - luck <= got <= best.calls + luck
 
 
 limits = st.sampled_from([30.0, 120.0, 600.0, 1200.0])

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from ratelimit_worker.calls import Cost
 from ratelimit_worker.cli.simulate import simulate
 from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.policy.headers import refused_dimension, stated_limit
 from ratelimit_worker.simulate import (
     Arrival,
     Entry,
@@ -1146,6 +1147,21 @@ def test_headers_and_retry_after_can_be_left_out() -> None:
         answers = [post(provider) for _ in range(2)]
     assert [answer.status for answer in answers] == [200, 429]
     assert not [name for answer in answers for name in answer.headers if "ratelimit" in name or "retry" in name]
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
+def test_refusals_can_say_no_more_than_when_to_come_back(path: str) -> None:
+    """Whole seconds, and a body that names neither limit nor dimension."""
+    scenario = Scenario(rpm=1, latency="0", headers=HeaderStyle.NONE, words=False, retry_after_ms=False)
+    provider = Provider(scenario, 0.0, "terse")
+    body = json.dumps({"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}).encode()
+    answers = [provider.decide(Request("POST", path, {}, body, True), 0.5, 1e9).answer for _ in range(2)]
+    head, _, text = answers[1].partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 429")
+    assert b"retry-after: 60\r\n" in head + b"\r\n"
+    assert b"retry-after-ms" not in head
+    assert stated_limit(json.loads(text)) == {}
+    assert refused_dimension({}, json.loads(text)) is None
 
 
 def test_a_sliding_window_over_http() -> None:

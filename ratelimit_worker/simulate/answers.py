@@ -308,8 +308,14 @@ def refusal(
     model: str,
     anthropic: bool,
     request_id: str,
+    words: bool = True,
 ) -> bytes:
-    """The body of a true 429: `dimension` of `ratelimit_worker.calls.DIMENSIONS` ran out."""
+    """The body of a true 429: `dimension` of `ratelimit_worker.calls.DIMENSIONS` ran out; words: whether it says so."""
+    if not words:
+        message = "Slow down."
+        if anthropic:
+            return anthropic_error("rate_limit_error", message, request_id)
+        return msgspec.json.encode({"error": {"message": message, "code": "rate_limit_exceeded"}})
     openai_words, anthropic_words = _DIMENSION_WORDS[dimension]
     if anthropic:
         message = f"This request would exceed your organization's rate limit of {round(limit):,} {anthropic_words}."

@@ -38,6 +38,8 @@ _PARENT_LOOK_S = 1.0
 @click.option("--header-lag-s", type=float, help="Headers tell the state of so many seconds ago. Default: 0.")
 @click.option("--header-round", type=float, help="Round what is left down to this share of the most. Default: 0.")
 @click.option("--retry-after/--no-retry-after", default=None, help="Whether refusals say when to come back.")
+@click.option("--retry-after-ms/--no-retry-after-ms", default=None, help="Whether it is told in milliseconds too.")
+@click.option("--words/--no-words", default=None, help="Whether refusals name limit and dimension.")
 @click.option("--seed", type=int, help="Of answers, latencies and faults. Default: 0.")
 @click.option(
     "--scenario", "scenario_path", type=click.Path(path_type=Path), help="TOML or JSON file; options win over it."

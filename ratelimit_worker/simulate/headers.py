@@ -52,12 +52,17 @@ def limit_lines(style: HeaderStyle, budget: Budget, now_s: float, unix_s: float,
     return ""
 
 
-def retry_lines(style: HeaderStyle, retry_after_s: float) -> str:
-    """Retry-After in whole seconds, rounded up; OpenAI also tells milliseconds. Nothing for an endless wait."""
+def retry_lines(style: HeaderStyle, retry_after_s: float, whole: bool = False) -> str:
+    """Retry-After in whole seconds, rounded up; OpenAI also tells milliseconds, unless only `whole` seconds are told.
+
+    Nothing for an endless wait.
+    """
     if math.isinf(retry_after_s):
         return ""
     lines = f"retry-after: {math.ceil(retry_after_s)}\r\n"
-    return lines if style is HeaderStyle.ANTHROPIC else f"{lines}retry-after-ms: {math.ceil(retry_after_s * 1000)}\r\n"
+    if whole or style is HeaderStyle.ANTHROPIC:
+        return lines
+    return f"{lines}retry-after-ms: {math.ceil(retry_after_s * 1000)}\r\n"
 
 
 def _openai_lines(budget: Budget, now_s: float, round_to: float) -> str:

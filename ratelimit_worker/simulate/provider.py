@@ -258,6 +258,7 @@ class _Decision:
             model=model,
             anthropic=self.anthropic,
             request_id=self.request_id,
+            words=self.provider.scenario.words,
         )
         return self._verdict(429, body, factor=factor, retry_after_s=refused.retry_after_s)
 
@@ -314,7 +315,7 @@ class _Decision:
         if fault is not Fault.OUTAGE:
             lines += provider.limit_lines(self.style, self.key, self.now_s, self.unix_s)
         if retry_after_s is not None and provider.scenario.retry_after:
-            lines += retry_lines(self.style, retry_after_s)
+            lines += retry_lines(self.style, retry_after_s, whole=not provider.scenario.retry_after_ms)
         answer = render(status, lines, body, content_type=content_type, promised=promised)
         return Verdict(arrival, ending, answer, unused, self.now_s)
 

@@ -169,6 +169,8 @@ class Scenario:
     header_lag_s: float = 0.0  #: headers tell the limits and what is left as they were so many seconds earlier
     header_round: float = 0.0  #: what is left is rounded down to a multiple of this share of the most; 0: exact
     retry_after: bool = True  #: whether refusals say when to come back
+    retry_after_ms: bool = True  #: whether OpenAI's refusals tell that in milliseconds too
+    words: bool = True  #: whether a refusal's body names limit and dimension
     seed: int = 0
     timeline: tuple[Entry, ...] = ()
     timeline_from: TimelineStart = TimelineStart.FIRST_REQUEST

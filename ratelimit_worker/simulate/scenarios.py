@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist, fmean
 from typing import Any
@@ -213,6 +213,61 @@ def _cases() -> Iterator[Case]:
         name="late_headers",
         what="600/min in a bucket of 10 s; headers half a second late, what is left rounded down to 5 % of it",
         provider=provider(rpm=600, burst_s=10.0, header_lag_s=0.5, header_round=0.05),
+        nominal_rpm=600,
+    )
+    yield from _told_by_refusals(provider)
+
+
+def _told_by_refusals(provider: Callable[..., Scenario]) -> Iterator[Case]:
+    """Providers of which no header tells anything."""
+    yield Case(
+        name="sawtooth_no_headers",
+        what="900 and 300/min in turn, 10 s each, told by nothing but 429s and their Retry-After",
+        provider=provider(
+            rpm=900,
+            headers=HeaderStyle.NONE,
+            timeline=tuple(Entry(at_s=at_s, for_s=10, rpm=300) for at_s in (10, 30, 50)),
+        ),
+        nominal_rpm=900,
+    )
+    yield Case(
+        name="tokens_no_headers",
+        what="300,000 tokens/min for calls of very different length, told by nothing but 429s and their Retry-After",
+        provider=provider(rpm=6000, tpm=300_000, headers=HeaderStyle.NONE),
+        workload=Workload(max_tokens=400, spread=0.6),
+        nominal_rpm=600,
+    )
+    yield Case(
+        name="sliding_no_headers",
+        what="600/min as 100 in any trailing 10 s, told by nothing but 429s and their Retry-After",
+        provider=provider(rpm=600, limiter=Limiter.SLIDING, window_s=10.0, headers=HeaderStyle.NONE),
+        nominal_rpm=600,
+    )
+    yield Case(
+        name="sliding_minute_no_headers",
+        what="600 in any trailing 60 s, told by nothing but 429s and their Retry-After",
+        provider=provider(rpm=600, limiter=Limiter.SLIDING, window_s=60.0, headers=HeaderStyle.NONE),
+        horizon_s=130.0,
+        nominal_rpm=600,
+    )
+    yield Case(
+        name="silent_upgrade",
+        what="300/min, and 3000/min after 40 s, told by nothing but 429s and their Retry-After",
+        provider=provider(rpm=300, headers=HeaderStyle.NONE, timeline=(Entry(at_s=40, rpm=3000),)),
+        horizon_s=120.0,
+        nominal_rpm=300,
+    )
+    yield Case(
+        name="slow_limit_no_headers",
+        what="20/min, told by nothing but 429s and their Retry-After",
+        provider=provider(rpm=20, headers=HeaderStyle.NONE),
+        horizon_s=180.0,
+        nominal_rpm=20,
+    )
+    yield Case(
+        name="shallow_no_headers",
+        what="600/min in a bucket of 0.2 s, told by nothing but 429s and a Retry-After in whole seconds",
+        provider=provider(rpm=600, burst_s=0.2, headers=HeaderStyle.NONE, retry_after_ms=False, words=False),
         nominal_rpm=600,
     )
 
