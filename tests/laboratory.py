@@ -156,7 +156,11 @@ class Plane:
                 if i in self.bound():
                     self.level[i] = min(self.number(f"d{i}", 1.0), self.level[i] + cost[i - 1])
                     guard = self.number(f"g{i}")
-                    least = min(cost[i - 1], self.number(f"d{i}", 1.0) - guard) + guard if self.told else 0.0
+                    depth = self.number(f"d{i}", 1.0)
+                    least = min(cost[i - 1], depth - guard) + guard
+                    if not self.told:
+                        earned = self.number(f"p{i}") * gate_us / US
+                        least = max(0.0, min(cost[i - 1], depth) - earned) if gate_us > 0 else 0.0
                     if named in {None, i}:
                         self.level[i] = min(self.level[i], least)
             if gate_us <= 0:

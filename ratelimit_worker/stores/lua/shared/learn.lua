@@ -29,8 +29,10 @@ local function heed(lane, told, gate_us, r)
       if cost[i] > 0 then redis.call('HINCRBYFLOAT', k, 'x' .. i, cost[i]) end
       if L.p[i] then
         L.l[i] = math.max(L.l[i], math.min(L.d[i], L.l[i] + cost[i]))
-        -- After the gate: with headers, this call alone, and then what they say; without, what the pause has earned.
-        local least = L.told and math.min(cost[i], L.d[i] - L.g[i]) + L.g[i] or 0
+        -- After the gate: with headers, this call alone, and then what they say; without, what the pause has earned, and
+        -- at least this call where its wait was told.
+        local least = L.told and math.min(cost[i], L.d[i] - L.g[i]) + L.g[i]
+          or gate_us > 0 and math.max(0, math.min(cost[i], L.d[i]) - L.p[i] * gate_us / 1e6) or 0
         if not dimension or dimension == i then L.l[i] = math.min(L.l[i], least) end
       end
     end
