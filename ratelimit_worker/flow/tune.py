@@ -274,7 +274,7 @@ class _Learned:
     health: ModeState
     moves: Sequence[Move]
     refused: bool  #: a refusal was among what was seen
-    ramp: int  #: calls out at once while the pace is not known yet; 0: no bound
+    ramp: int  #: calls out at once while the pace is not known yet or nothing but refusals come; 0: no bound
 
 
 def _learn(view: LaneView, now: float, limits: LaneLimits, thresholds: Thresholds) -> _Learned:

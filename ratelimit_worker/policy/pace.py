@@ -1,9 +1,12 @@
 """How fast may a lane go right now? A shadow of the provider's bucket (control law, *Pace*).
 
 With rate-limit headers the shadow follows what they say (`_shadow`). Without, the provider's bucket is known to be
-empty at each refusal, and between two such moments it gave out exactly what flowed in (`_empty_again`); between
-refusals the lane probes. At the start it doubles until the first header or refusal. Never above what a person
-configured.
+empty at each refusal, and between two such moments it gave out exactly what flowed in (`_empty_again`). That is counted
+over time in which the lane went as fast as it might (`Dimension.busy_s`): while a gate is shut, slots are taken or
+nothing is asked for, what was not sent says nothing of the provider. Between refusals the lane probes, as often as it
+can afford the refusal that ends each probe (`Dimension.allowed`). A budget that is there at once and then not for a
+while is a window (`_window`), and is spent when it opens. At the start the pace doubles until the first header or
+refusal. Never above what a person configured.
 
 Pure: a state, an observation, a time → a new state. The tuner (flow/tune.py) is its only writer; the scripts in
 stores/lua spend at the set-points that come out of `set_points`.
@@ -28,20 +31,46 @@ REFILL_TRUST = 0.9  #: share of the refill since a header that is counted in its
 CONFIGURED_BURST_S = 0.02
 UNTOLD_BURST_S = 0.25  #: depth without headers, seconds of the rate
 MEASURE_S = 0.5  #: the refill is measured at least this far apart
+SILENT_S = 2.0  #: that is no measure of less where answers were so far apart
 USED = 0.8  #: share of the pace that must have been sent for the time to count as used
 USED_LEAST_S, USED_S = 0.5, 1.0  #: that is looked at from so much time on, and then anew
 #: An estimate from empty to empty is believed from so many seconds and calls on.
 EMPTY_S, EMPTY_CALLS = 0.6, 8.0
-CAREFUL, PROBE = 0.98, 1.25  #: of the estimate: pace between probes, pace of the first second of one
-HOLD_LEAST_S, HOLD_MOST_S = 1.5, 8.0  #: between probes
-HOLD_CALLS, HOLD_SLOW_CALLS = 100.0, 20.0  #: calls of one hold where that is not too short or too long
-MOVED = 0.18  #: an estimate that moved by more is probed again soon
+FIRST = 0.9  #: of what was admitted until the first refusal, which a full bucket has helped
+TELLING_S = 0.15  #: one that is far below what was believed from so many seconds on
+CAREFUL, PROBE = 0.985, 1.25  #: of the estimate: pace between probes, pace of the first second of one
+#: Between probes: longer each time one was refused and found nothing new.
+HOLD_LEAST_S, HOLD_TIMES = 1.5, 2.5
+HOLD_S, HOLD_CALLS, HOLD_MOST_S = 12.0, 30.0, 120.0  #: at most so long, or longer where that would be few calls
+TRIAL_S, TRIAL_CALLS = 0.7, 1.0  #: a probe that nobody refuses goes twice as fast after so many seconds and calls
+HOLD_BELOW_S = 5.0  #: most of it where the limit is known to have been higher of late
+#: A probe ends in a refusal, so each costs one of those that the lane allows itself: so many for each call, and more
+#: where the limit is known to have been higher of late.
+ALLOWED, ALLOWED_BELOW, ALLOWED_MOST = 0.008, 0.03, 4.0
+MOVED = 0.18  #: two measurements that differ by less agree
+BELOW = 0.8  #: of the highest: what is less than that is worth asking about more often
+HIGH_S = 300.0  #: for so long is it remembered how high the limit has been
+HIGH_TRIES = 10  #: ... or until so many probes in a row have not found it
+HIGH_TIMES = 4.0  #: the first second of a probe goes at what it has been, at most so many times the estimate
+LEAST_PER_S = 1 / 30  #: calls/s of the lowest estimate: a probe in half a minute
+#: A refusal that tells to wait so long, and at least as long as the lane had been going, comes from a window whose
+#: budget is spent, when at least so many calls of it fall into the wait.
+WINDOW_LEAST_S, WINDOW_CALLS = 2.0, 4.0
+WINDOW_SAME = 0.4  #: a window that gave less than this share of the one before was none
+WINDOW_LATE_S = 0.2  #: its calls go so much later each time one was refused before the budget was spent
+WINDOW_EARLY = 6  #: one that refused so often before its budget was spent was none either
+WINDOW_SPENT = 0.97  #: of its budget: the rest is asked for at the mean rate
+WINDOW_TAPER_S = 0.3  #: its last calls go in so much time each e-th of what is left
 CREDIT_MOST_S, CREDIT_PACE = 2.0, 1.6  #: what a pause has saved: at most so much refill, spent at so much of the pace
 SAVED_BACK = 0.25  #: of the trust in it, for a pause that held
+HELD_S = 0.5  #: a pause after which nothing was refused for so long has held
+NARROW_S = 6.0  #: calls go one by one for so long at most, and twice as many each `DOUBLING_S`
 #: A refusal while headers say that enough is left: they are late or rounded. For so long then, seconds, and twice as
 #: long each time it happens again, no header raises the level, and none lowers the refill.
 DOUBT_S, DOUBT_MOST_S = 30.0, 1_800.0
 _REMEMBERED = 256  #: refusals
+_DOUBLINGS = 40
+_NONE = (0.0, 0.0, 0.0, 0.0)
 _SAMPLE_S = 1.5  #: samples of what was sent are kept so long
 
 
@@ -80,6 +109,27 @@ class Mark:
     seq: int
     sent: float  #: units of one dimension sent in all
     at: float  #: seconds, Redis clock
+    busy_s: float = 0.0  #: the dimension's clock of use, `Dimension.busy_s`
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A budget that is there at once and then, when it is spent, not before the window opens again."""
+
+    units: float
+    every_s: float
+    late_s: float = 0.0  #: its ramp is so much behind the start's
+    otherwise: float = 0.0  #: units/s that are believed if it is none
+    early: int = 0  #: refusals since it opened that came before the budget was spent
+
+
+@dataclass(frozen=True, slots=True)
+class Spell:
+    """Since when a lane goes without a silence: the counters of then."""
+
+    at: float  #: seconds, Redis clock
+    sent: tuple[float, float, float, float]
+    turned_back: tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +155,14 @@ class Dimension:
     # from refusals
     empty: Mark | None = None  #: the last moment at which the provider's bucket was known to be empty
     held_from: float = -1e9  #: since when the pace is the careful one, seconds
-    hold_s: float = HOLD_LEAST_S
+    allowed: float = 2.0  #: refusals that probes may cost now
     probing_from: float | None = None
+    failed: int = 0  #: probes in a row that found nothing new
+    high: float = 0.0  #: highest estimate of late, units/s
+    high_at: float = -1e9  #: when it was last reached, seconds
+    busy_s: float = 0.0  #: time in which the lane went as fast as it might, seconds: all that says how fast it may go
+    owed: float = 0.0  #: units sent whose time at the pace is not over yet
+    window: Window | None = None
     stated: float | None = None  #: units/s that refusals name in words
     saved: float = 1.0  #: trust in what a pause has saved, 0 to 1: less for a shallow bucket
 
@@ -116,9 +172,12 @@ class Pause:
     """The gate was shut: what the provider's bucket saved meanwhile is to be spent."""
 
     since: float  #: of the refusal, seconds
-    sent: tuple[float, float, float, float]  #: when the gate opened; until then as of the refusal
+    sent: tuple[float, float, float, float]  #: when the gate opened; until then as of the last look
     opened_at: float | None = None
     until: float = 0.0  #: the credit is spent by then
+    least_s: float = 0.0  #: so long had the refused call to wait at least
+    seq: int = 0  #: of the refused call
+    gate: float | None = None  #: when the gate opens, seconds; None: not yet looked at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,9 +189,13 @@ class PaceState:
     doubled_at: float | None = None  #: last doubling; None: nothing was sent yet
     answers: int = 0  #: good ones while ramping
     refused: tuple[tuple[int, tuple[float, float, float, float]], ...] = ()  #: (seq, cost) of late, by seq
+    turned_back: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  #: units of all refused calls
     samples: tuple[tuple[float, tuple[float, float, float, float]], ...] = ()  #: (time, units sent in all) of late
     used_from: tuple[float, float] = (-1e9, 0.0)  #: (time, requests sent) from which use of the pace is measured
     pause: Pause | None = None
+    spell: Spell | None = None
+    stepped_at: float | None = None  #: when time was last looked at, seconds
+    narrow_from: float | None = None  #: since when, after refusals alone, calls go one by one, seconds
 
 
 def initial(limits: LaneLimits) -> PaceState:
@@ -169,15 +232,21 @@ def observe(state: PaceState, seen: Observation, limits: LaneLimits) -> PaceStat
     """The state after one more answer, in the order of the list."""
     if seen.refused:
         refused = sorted({*state.refused, (seen.ticket.seq, seen.cost)})[-_REMEMBERED:]
-        state = replace(state, refused=tuple(refused))
-    told = {name: snapshot for name, snapshot in seen.snapshots.items() if name in DIMENSIONS and snapshot.limit > 0}
+        one, two, three, four = (units + cost for units, cost in zip(state.turned_back, seen.cost, strict=True))
+        state = replace(state, refused=tuple(refused), turned_back=(one, two, three, four))
+    told = {name: snapshot for name, snapshot in seen.snapshots.items() if name in DIMENSIONS and _told(snapshot) > 0}
     if told:
         dimensions = dict(state.dimensions)
         for name, snapshot in told.items():
             dimensions[name] = _shadow(state, name, snapshot, seen, limits)
         state = replace(state, dimensions=dimensions, ramping=False)
     if seen.refused:
+        pause = state.pause
+        if pause is not None and pause.gate is not None and seen.ticket.sent_at >= pause.gate:
+            state = _open(state, seen.ticket.sent_at)
         return _refused(state, seen, limits)
+    if seen.good and state.narrow_from is not None and seen.ticket.sent_at >= state.narrow_from:
+        state = replace(state, narrow_from=None)
     return count_answers(state, int(seen.good))
 
 
@@ -193,9 +262,14 @@ def _between(state: PaceState, name: str, start: Mark, end: Mark) -> tuple[float
     return end.sent - start.sent - sum(turned_back), float(end.seq - start.seq - len(turned_back))
 
 
+def _told(snapshot: Snapshot) -> float:
+    """Units/s that a header tells."""
+    return snapshot.limit / snapshot.window_s
+
+
 def _shadow(state: PaceState, name: str, snapshot: Snapshot, seen: Observation, limits: LaneLimits) -> Dimension:
     """A dimension that follows the provider's own bucket (control law, points 1 and 2)."""
-    told, top = snapshot.limit / snapshot.window_s, ceiling(name, limits)
+    told, top = _told(snapshot), ceiling(name, limits)
     mark = _mark(name, seen)
     known = state.dimensions.get(name) or Dimension(pace=told)
     if known.newest is not None and mark.seq <= known.newest.seq:
@@ -215,7 +289,9 @@ def _shadow(state: PaceState, name: str, snapshot: Snapshot, seen: Observation, 
         admitted, _ = _between(state, name, base[1], mark)
         measured = (snapshot.remaining - base[0] + admitted) / since
         full = snapshot.remaining >= largest * 0.98 - 1
-        if not full and abs(measured - refill) * since > 2 * _unit(name, mark) + 0.05 * refill * since:
+        # After a silence the bucket may have been full, and what flowed over is nowhere counted.
+        silent = since > SILENT_S and base[0] + refill * since >= largest and measured < refill
+        if not full and not silent and abs(measured - refill) * since > 2 * _unit(name, mark) + 0.05 * refill * since:
             refill = min(told, max(0.02 * told, 0.3 * refill + 0.7 * measured))
         base = (snapshot.remaining, mark)
     pace = min(refill, top)
@@ -261,10 +337,19 @@ def _refused(state: PaceState, seen: Observation, limits: LaneLimits) -> PaceSta
             dimensions[name] = _empty_again(state, name, known, seen, limits)
         elif name in seen.snapshots and seen.snapshots[name].remaining >= seen.cost[DIMENSIONS.index(name)]:
             dimensions[name] = _doubt(known, seen.at)
-    pause = state.pause
+    pause, narrow_from = state.pause, state.narrow_from
     if pause is None or pause.opened_at is not None:
-        pause = Pause(since=seen.ticket.sent_at, sent=seen.ticket.sent)
-    return replace(state, dimensions=dimensions, ramping=False, pause=pause)
+        if pause is not None and not _let_through(state, pause, seen.ticket):
+            narrow_from = seen.at
+        pause = Pause(since=seen.ticket.sent_at, sent=seen.ticket.sent, seq=seen.ticket.seq)
+        pause = replace(pause, least_s=max(pause.least_s, _least_wait_s(seen.retry_after_s)))
+    return replace(state, dimensions=dimensions, ramping=False, pause=pause, narrow_from=narrow_from)
+
+
+def _let_through(state: PaceState, pause: Pause, ticket: Ticket) -> int:
+    """Calls that were admitted between the refusal that began a pause and another; none: the wait was too short."""
+    turned_back = sum(pause.seq < seq <= ticket.seq for seq, _ in state.refused)
+    return ticket.seq - pause.seq - turned_back
 
 
 def _doubt(known: Dimension, at: float) -> Dimension:
@@ -280,65 +365,154 @@ def _empty_again(state: PaceState, name: str, known: Dimension, seen: Observatio
     mark, at = _mark(name, seen), seen.at
     if known.empty is not None and mark.seq <= known.empty.seq:
         return known  # older news
+    pause = state.pause
+    if pause is None or pause.opened_at is not None:
+        known = replace(known, allowed=max(0.0, known.allowed - 1.0), owed=known.depth)
+    saved, measured = known.saved, False
+    if pause is not None and pause.opened_at is not None:
+        if at < pause.until and pause.least_s < pause.opened_at - pause.since - 0.5:
+            # The credit of a pause was being spent: did it exist?
+            since = max(0.0, mark.at - pause.opened_at)
+            got = mark.sent - pause.sent[DIMENSIONS.index(name)] - (known.refill or 0.0) * since
+            due = _credit(known, pause.opened_at - pause.since)
+            if got < 0.5 * due:
+                saved = saved / 2
+        if _let_through(state, pause, seen.ticket):
+            known = replace(known, busy_s=known.busy_s + _saved_s(known, pause))
+    behind = 0.0
+    if state.stepped_at is not None:
+        behind = mark.at - max(state.stepped_at, pause.gate if pause is not None and pause.gate is not None else 0.0)
+    # The next one would have gone after the wait that was told, so that is the moment between whose likes units count.
+    wait_s = _least_wait_s(seen.retry_after_s)
+    mark = replace(mark, busy_s=max(0.0, known.busy_s + min(behind, _SAMPLE_S)) + wait_s)
+    windowed = _window(state, name, known, seen, limits)
+    if windowed is not None:
+        return replace(windowed, empty=mark)
     recent = _lately(state, name, mark)
-    saved, shallow = known.saved, False
-    if state.pause is not None and state.pause.opened_at is not None and at < state.pause.until:
-        # The credit of a pause was being spent: did it exist?
-        since = max(0.0, mark.at - state.pause.opened_at)
-        got = mark.sent - state.pause.sent[DIMENSIONS.index(name)] - (known.refill or 0.0) * since
-        due = _credit(known, state.pause.opened_at - state.pause.since)
-        if got < 0.5 * due:
-            saved, shallow = saved / 2, True
     before, stated = known.refill, seen.stated.get(name)
     if stated is not None and stated != known.stated:
         refill, empty = stated, mark  # believed at once, as a header's limit is; then measured
+    elif before is not None and (known.empty is None or known.window is not None):
+        refill, empty = before, mark  # what is known is a mean, or of a time when nothing was empty
+        if known.window is not None and (since_start := _since_start(state, name, mark, seen)) < inf:
+            refill = since_start
     elif before is None or known.empty is None:
-        start = min(known.pace, recent or inf)
+        start = min(known.pace, recent or inf, FIRST * _since_start(state, name, mark, seen) / 0.8)
         if start == inf:  # of a dimension that only now turns out to be bound
             start = _unit(name, mark) * state.dimensions["requests"].pace if "requests" in state.dimensions else 1.0
         refill = 0.8 * start
         empty = mark
-    elif shallow:
-        refill, empty = before, mark  # it overflowed in the pause, so what it gave out says less than flowed in
     else:
-        refill, empty = _from_empty(state, name, known.empty, mark, before)
-        if empty is mark and 0.8 * recent > 1.3 * refill:
-            refill = 0.8 * recent  # after a long quiet: the limit rose
-    top = ceiling(name, limits)
-    refill = min(max(refill, 1e-3), top)
-    moved = before is None or abs(refill - before) > MOVED * before
+        refill, empty = _from_empty(state, name, known, mark, exact=wait_s % 1 > 0)
+        measured = empty is mark and refill != before
+        if (doublings := _doublings(known, mark.at, _unit(name, mark))) >= 2:
+            refill, empty = max(refill, PROBE * before * 2.0 ** (doublings - 1.5)), mark  # the limit rose
+    refill = min(max(refill, LEAST_PER_S * _unit(name, mark)), ceiling(name, limits))
     pace = CAREFUL * refill
     return replace(
-        known,
+        _remember(known, refill, at, measured),
         pace=pace,
-        depth=max(_depth(name, pace, limits), _unit(name, mark)),
+        depth=max(_untold_depth(name, pace, known, limits), _unit(name, mark)),
         guard=0.0,
         refill=refill,
         empty=empty,
         stated=stated,
         saved=saved,
         held_from=at,
-        hold_s=HOLD_LEAST_S if moved else _hold_s(refill / _unit(name, mark)),
+        probing_from=None,
+        window=None,
+    )
+
+
+def _remember(known: Dimension, refill: float, at: float, measured: bool) -> Dimension:
+    """How high has the limit been? What two measurements in a row agree on counts, and not for ever."""
+    before = known.refill
+    same = before is not None and abs(refill - before) <= MOVED * before
+    known = replace(known, failed=known.failed + (known.probing_from is not None) if same else 0)
+    if at - known.high_at > HIGH_S or known.failed > HIGH_TRIES:
+        known = replace(known, high=0.0, high_at=at)
+    if measured and same and refill >= BELOW * known.high:
+        return replace(known, high=max(refill, known.high), high_at=at)
+    return known
+
+
+def _window(state: PaceState, name: str, known: Dimension, seen: Observation, limits: LaneLimits) -> Dimension | None:
+    """What a refusal says of a window whose budget is spent; None: it comes from a bucket."""
+    spell, wait_s, index = state.spell, seen.retry_after_s or 0.0, DIMENSIONS.index(name)
+    if spell is None:
+        return None
+    mark = _mark(name, seen)
+    ran_s = mark.at - spell.at
+    units = mark.sent - spell.sent[index] - (state.turned_back[index] - spell.turned_back[index])
+    calls = units / _unit(name, mark)
+    every_s = seen.at + wait_s - spell.at
+    before = known.window
+    spent = wait_s >= max(WINDOW_LEAST_S, ran_s)
+    if before is not None and calls < 1 and spent:  # the wait was too short, so it says nothing of a window
+        otherwise = min(before.otherwise, ceiling(name, limits))
+        return replace(known, window=None, refill=otherwise, pace=CAREFUL * otherwise, held_from=seen.at)
+    if before is not None and not spent:
+        if calls < 1 or units >= WINDOW_SPENT * before.units:
+            return known  # it is not open yet, or as good as spent
+        if before.early >= WINDOW_EARLY:
+            return None
+        return replace(known, window=replace(before, late_s=before.late_s + WINDOW_LATE_S, early=before.early + 1))
+    if not spent or calls * wait_s / every_s < WINDOW_CALLS or (before and units < WINDOW_SAME * before.units):
+        return None
+    refill = min(units / every_s, ceiling(name, limits))
+    otherwise = before.otherwise if before else known.refill or 0.8 * min(known.pace, units / max(ran_s, 1.0))
+    return replace(
+        _remember(known, refill, seen.at, True),
+        window=Window(units, every_s, before.late_s if before else 0.0, max(refill, otherwise)),
+        refill=refill,
+        pace=min(START_PER_S * _unit(name, mark), CAREFUL * refill),  # it opens as it did at first
+        depth=_unit(name, mark),
+        guard=0.0,
+        held_from=seen.at,
         probing_from=None,
     )
 
 
-def _from_empty(state: PaceState, name: str, empty: Mark, mark: Mark, refill: float) -> tuple[float, Mark]:
-    """The estimate after another empty moment, and from which one the next is counted."""
+def _from_empty(state: PaceState, name: str, known: Dimension, mark: Mark, exact: bool) -> tuple[float, Mark]:
+    """The estimate after another empty moment, and from which one the next is counted.
+
+    Only time in which the lane went as fast as it might counts: what was not asked for was not refused. Where refusals
+    tell how long to wait to the millisecond, both ends are known to a fraction of a call, else to a call.
+    """
+    refill, empty = known.refill or 0.0, known.empty or mark
     units, calls = _between(state, name, empty, mark)
-    since, unit = mark.at - empty.at, _unit(name, mark)
-    units = max(0.0, units)
-    if since <= 0:
+    since, unit = mark.busy_s - empty.busy_s, _unit(name, mark)
+    if calls < 1 or units <= 0:
+        return refill, mark  # the wait was too short
+    if since < TELLING_S:
         return refill, empty
-    expected = refill * since
-    telling = abs(units - expected) / unit > 2 * sqrt(expected / unit) + 1
-    if since >= EMPTY_S and (calls >= EMPTY_CALLS or telling):
+    if exact:  # then this call would have fitted, and after the other wait the other one
+        index = DIMENSIONS.index(name)
+        costs = dict(state.refused)
+        units = max(0.0, units + costs.get(mark.seq, _NONE)[index] - costs.get(empty.seq, _NONE)[index])
+    expected = refill * since / unit
+    doubt = (0.75 if exact else 1.5) + 0.5 * sqrt(expected)
+    telling = abs(units / unit - expected) > doubt
+    if telling and (since >= EMPTY_S or units < refill * since):
         return units / since, mark
-    measured = units / since
-    if measured < refill:
-        weight = max(0.0, calls) / (max(0.0, calls) + 4)
-        return refill + weight * (measured - refill), empty
+    if since >= EMPTY_S and calls >= EMPTY_CALLS:
+        return refill + calls / (calls + EMPTY_CALLS) * (units / since - refill), mark
     return refill, empty
+
+
+def _least_wait_s(told_s: float | None) -> float:
+    """How long a refused call has to wait at least, by what its refusal told; whole seconds are rounded up."""
+    return 0.0 if told_s is None else told_s if told_s % 1 else max(0.0, told_s - 1.0)
+
+
+def _since_start(state: PaceState, name: str, mark: Mark, seen: Observation) -> float:
+    """Units/s that were admitted since the lane began to go, at most: a bucket was full then."""
+    spell, index = state.spell, DIMENSIONS.index(name)
+    if spell is None:
+        return inf
+    since = mark.at - spell.at + _least_wait_s(seen.retry_after_s)
+    units = mark.sent - spell.sent[index] - (state.turned_back[index] - spell.turned_back[index])
+    return units / since if units > 0 and since > 0 else inf
 
 
 def _lately(state: PaceState, name: str, mark: Mark) -> float:
@@ -356,15 +530,22 @@ def _lately(state: PaceState, name: str, mark: Mark) -> float:
     return max(0.0, share - turned_back) / since
 
 
-def _hold_s(calls_per_s: float) -> float:
-    slow_s = HOLD_SLOW_CALLS / calls_per_s
-    return min(max(HOLD_CALLS / calls_per_s, HOLD_LEAST_S), max(HOLD_MOST_S, slow_s))
+def _saved_s(known: Dimension, pause: Pause) -> float:
+    """Seconds of refill that the provider's bucket has saved in a pause: as many as it had asked for, or could keep."""
+    shut_s = (pause.opened_at or pause.since) - pause.since
+    return min(shut_s, max(pause.least_s, known.saved * CREDIT_MOST_S))
 
 
 def _credit(known: Dimension, pause_s: float) -> float:
     """Units that the provider's bucket has saved in a pause, beyond what ours has."""
     refill = known.refill or 0.0
     return max(0.0, known.saved * refill * min(CREDIT_MOST_S, pause_s) - min(known.depth, refill * pause_s))
+
+
+def _untold_depth(name: str, pace: float, known: Dimension, limits: LaneLimits) -> float:
+    """Most that may go at once of a dimension of which no header tells; less where buckets are shallow."""
+    depth = _depth(name, pace, limits)
+    return depth if limits.rpm is not None and name == "requests" else max(1.0, known.saved * depth)
 
 
 # ── what time alone changes ────────────────────────────────────────────────────────────────────────────────────────
@@ -386,20 +567,56 @@ def step(
         gate: No call starts before, seconds; 0: it is open.
         careful: No upward probes: the provider is sick.
     """
+    state = _count_use(state, now, sent, gate)
     samples = (*(sample for sample in state.samples if sample[0] > now - _SAMPLE_S), (now, sent))
-    state = replace(state, samples=samples)
+    quiet = samples[0][0] <= now - _SAMPLE_S + 0.2 and samples[0][1] == sent
+    spell = Spell(now, sent, state.turned_back) if quiet else state.spell
+    if spell is None:  # a lane that is new has sent its first calls just now
+        spell = Spell(now, sent if sent[0] > START_WIDTH else (0.0, 0.0, 0.0, 0.0), state.turned_back)
+    state = replace(state, samples=samples, spell=spell, stepped_at=now)
     if state.doubled_at is None:
         state = replace(state, doubled_at=now, used_from=(now, sent[0]))
     if gate > now:
-        return replace(state, used_from=(now, sent[0]))
+        narrow_from = state.narrow_from if state.narrow_from is None else gate
+        pause = state.pause
+        if pause is not None and pause.opened_at is None:
+            pause = replace(pause, gate=gate, sent=sent)
+        return replace(state, used_from=(now, sent[0]), narrow_from=narrow_from, pause=pause)
     if state.ramping:
         return _double(state, now, sent[0], limits)
-    state = _open(state, now, sent)
+    state = _open(state, now)
+    if state.narrow_from is not None and now - state.narrow_from > NARROW_S:
+        state = replace(state, narrow_from=None)
     used = not careful and _used(state, now, sent[0])
     dimensions = {name: _probe(state, name, known, now, used, limits) for name, known in state.dimensions.items()}
     changed = any(known.pace != state.dimensions[name].pace for name, known in dimensions.items())
     if changed or now - state.used_from[0] >= USED_S:
         state = replace(state, used_from=(now, sent[0]))
+    return replace(state, dimensions=dimensions)
+
+
+def _count_use(state: PaceState, now: float, sent: tuple[float, float, float, float], gate: float) -> PaceState:
+    """The clocks of use go on: while the gate is open, for as long as what was sent takes at the pace.
+
+    A gate, a mode, slots that are taken and calls that do not come say nothing of the provider's rate.
+    """
+    if state.stepped_at is None or not state.samples:
+        return state
+    shut_from = max(state.stepped_at, state.pause.since) if state.pause is not None else state.stepped_at
+    open_s = now - state.stepped_at - max(0.0, min(gate, now) - shut_from)
+    calls = max(0.0, sent[0] - state.samples[-1][1][0])
+    dimensions = {}
+    for name, known in state.dimensions.items():
+        index = DIMENSIONS.index(name)
+        owed = known.owed + max(0.0, sent[index] - state.samples[-1][1][index])
+        used_s = min(max(0.0, open_s), owed / max(known.pace, 1e-9))
+        share = ALLOWED_BELOW if (known.refill or 0.0) < BELOW * known.high else ALLOWED
+        dimensions[name] = replace(
+            known,
+            busy_s=known.busy_s + used_s,
+            owed=min(owed - used_s * known.pace, max(known.depth, _mean(state, name))),
+            allowed=min(ALLOWED_MOST, known.allowed + share * calls),
+        )
     return replace(state, dimensions=dimensions)
 
 
@@ -417,26 +634,28 @@ def _double(state: PaceState, now: float, sent: float, limits: LaneLimits) -> Pa
     return replace(state, dimensions={**state.dimensions, "requests": faster})
 
 
-def _open(state: PaceState, now: float, sent: tuple[float, float, float, float]) -> PaceState:
+def _open(state: PaceState, now: float) -> PaceState:
     """The gate is open: how long will it take to spend what the pause has saved?"""
     pause = state.pause
     if pause is None:
         return state
     if pause.opened_at is None:
+        opened_at = min(now, pause.gate or now)
         waits = [
-            _credit(known, now - pause.since) / known.refill
+            _credit(known, opened_at - pause.since) / known.refill
             for known in state.dimensions.values()
             if known.refill is not None and not _governed(known, now)
         ]
-        until = now + max(waits, default=0.0) / (CREDIT_PACE - 1)
-        return replace(state, pause=replace(pause, opened_at=now, sent=sent, until=until))
-    if now < pause.until:
+        until = opened_at + max(waits, default=0.0) / (CREDIT_PACE - 1)
+        return replace(state, pause=replace(pause, opened_at=opened_at, until=until))
+    if now < max(pause.until, pause.opened_at + HELD_S):
         return state
     dimensions = dict(state.dimensions)
-    if pause.until > pause.opened_at:  # it held
-        for name, known in dimensions.items():
-            if known.saved < 1 and not _governed(known, now):
-                dimensions[name] = replace(known, saved=min(1.0, known.saved + SAVED_BACK))
+    held = pause.until > pause.opened_at
+    for name, known in dimensions.items():
+        if not _governed(known, now):
+            saved = min(1.0, known.saved + SAVED_BACK) if held else known.saved
+            dimensions[name] = replace(known, saved=saved, busy_s=known.busy_s + _saved_s(known, pause))
     return replace(state, pause=None, dimensions=dimensions)
 
 
@@ -462,19 +681,85 @@ def _probe(state: PaceState, name: str, known: Dimension, now: float, used: bool
     refill = known.refill
     if refill is None or _governed(known, now):
         return known
+    if known.window is not None:
+        return _through_window(state, name, known, known.window, now, limits)
     pause = state.pause
-    if pause is not None and pause.opened_at is not None and now < pause.until:
-        times = CREDIT_PACE
-    elif known.probing_from is None and now - known.held_from < known.hold_s:
-        times = CAREFUL
-    elif not used:
-        times, known = CAREFUL, replace(known, probing_from=None, held_from=now)
+    spending = pause is not None and pause.opened_at is not None and now < pause.until
+    waited_s = now - known.held_from
+    if spending:
+        pace = CREDIT_PACE * refill
+    elif known.probing_from is None and (
+        waited_s < HOLD_LEAST_S or (known.allowed < 1 and waited_s < _hold_s(known, _mean(state, name))) or not used
+    ):
+        pace = CAREFUL * refill
+        if not used:
+            known = replace(known, held_from=now)
     elif known.probing_from is None:
-        times, known = PROBE, replace(known, probing_from=now)
+        pace, known = _trial(known, 0), replace(known, probing_from=now)
+    elif used and (known.high - refill) * (now - known.probing_from) < CREDIT_MOST_S * refill:
+        pace = _trial(known, _doublings(known, now, _mean(state, name)))
     else:
-        times = PROBE * 2.0 ** int(now - known.probing_from)
-    pace = min(times * refill, ceiling(name, limits))
-    return known if pace == known.pace else replace(known, pace=pace, depth=_depth(name, pace, limits))
+        # Slots or calls do not suffice for more, or it goes as fast as it once did: what was not refused is the rate.
+        refill = max(refill, min(_lately(state, name, _here(state, name, now)), ceiling(name, limits)))
+        empty = known.empty if refill == known.refill else None
+        known = _remember(known, refill, now, False)
+        known = replace(known, refill=refill, empty=empty, probing_from=None, held_from=now, failed=1)
+        pace = CAREFUL * refill
+    return _paced(name, known, pace, limits)
+
+
+def _trial(known: Dimension, doublings: int) -> float:
+    """The pace of a probe: what the limit has been, if that is more, and else ever faster."""
+    refill = known.refill or 0.0
+    if known.high > PROBE * refill:
+        return min(known.high, HIGH_TIMES * refill)
+    return PROBE * refill * 2.0**doublings
+
+
+def _doublings(known: Dimension, now: float, unit: float) -> int:
+    """How often a probe that nobody refuses has gone twice as fast: a few calls must have gone each time."""
+    if known.probing_from is None or known.refill is None:
+        return 0
+    left_s, pace, doublings = now - known.probing_from, PROBE * known.refill, 0
+    while (left_s := left_s - max(TRIAL_S, TRIAL_CALLS * unit / pace)) >= 0 and doublings < _DOUBLINGS:
+        pace, doublings = 2 * pace, doublings + 1
+    return doublings
+
+
+def _hold_s(known: Dimension, unit: float) -> float:
+    """Seconds between probes that the lane cannot really afford."""
+    refill = known.refill or 0.0
+    slow_s = min(HOLD_MOST_S, max(HOLD_S, HOLD_CALLS * unit / refill))
+    most_s = HOLD_BELOW_S if refill < BELOW * known.high else slow_s
+    return float(min(HOLD_LEAST_S * HOLD_TIMES**known.failed, most_s))
+
+
+def _through_window(
+    state: PaceState, name: str, known: Dimension, window: Window, now: float, limits: LaneLimits
+) -> Dimension:
+    """Spend a window's budget when it opens, as fast as at the start; then ask, at its mean rate, for more."""
+    spell, index = state.spell, DIMENSIONS.index(name)
+    if spell is None or now - spell.at > 1.05 * window.every_s + 0.5:
+        # Nobody refused anything all that time.
+        return replace(
+            known, window=None, refill=min(window.otherwise, ceiling(name, limits)), empty=None, held_from=now
+        )
+    spent = state.samples[-1][1][index] - spell.sent[index] - (state.turned_back[index] - spell.turned_back[index])
+    ramp = START_PER_S * _mean(state, name) * 2.0 ** int(max(0.0, now - spell.at - window.late_s) / DOUBLING_S)
+    mean = CAREFUL * (known.refill or 0.0)
+    left = max(mean, (window.units - spent) / WINDOW_TAPER_S)
+    return _paced(name, known, mean if spent >= WINDOW_SPENT * window.units else min(ramp, left), limits)
+
+
+def _here(state: PaceState, name: str, now: float) -> Mark:
+    """The present as a moment in the order of sending."""
+    sent = state.samples[-1][1]
+    return Mark(int(sent[0]), sent[DIMENSIONS.index(name)], now)
+
+
+def _paced(name: str, known: Dimension, pace: float, limits: LaneLimits) -> Dimension:
+    pace = min(pace, ceiling(name, limits))
+    return known if pace == known.pace else replace(known, pace=pace, depth=_untold_depth(name, pace, known, limits))
 
 
 # ── what the scripts spend at ──────────────────────────────────────────────────────────────────────────────────────
@@ -512,7 +797,9 @@ def set_points(
 
 
 def ramp(state: PaceState) -> int:
-    """Calls out at once while nothing is known of the provider; 0: no bound."""
+    """Calls out at once while nothing is known of the provider, or nothing but refusals come; 0: no bound."""
+    if state.narrow_from is not None and state.stepped_at is not None:
+        return int(2.0 ** (max(0.0, state.stepped_at - state.narrow_from) // DOUBLING_S))
     return START_WIDTH + state.answers if state.ramping else 0
 
 
