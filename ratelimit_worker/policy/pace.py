@@ -20,6 +20,7 @@ from ratelimit_worker.calls import DIMENSIONS, LaneLimits, Snapshot
 START_PER_S = 4.0  #: requests/s of a lane of which nothing is known
 DOUBLING_S = 0.7
 START_WIDTH = 8  #: calls out at once before the first answer; one more for each answer
+LEAST_TOLD_PER_S = 1e-6  #: a header that tells of less tells of nothing
 FRESH_S = 15.0  #: a header older than this no longer governs
 GUARD_S = 0.12  #: seconds of refill kept in hand while headers are fresh
 REFILL_TRUST = 0.9  #: share of the refill since a header that is counted in its level
@@ -179,7 +180,11 @@ def observe(state: PaceState, seen: Observation, limits: LaneLimits, crowded: bo
     if seen.refused:
         refused = sorted({*state.refused, (seen.ticket.seq, seen.cost)})[-_REMEMBERED:]
         state = replace(state, refused=tuple(refused))
-    told = {name: snapshot for name, snapshot in seen.snapshots.items() if name in DIMENSIONS and snapshot.limit > 0}
+    told = {
+        name: snapshot
+        for name, snapshot in seen.snapshots.items()
+        if name in DIMENSIONS and snapshot.limit / snapshot.window_s > LEAST_TOLD_PER_S
+    }
     if told:
         dimensions = dict(state.dimensions)
         for name, snapshot in told.items():
