@@ -50,7 +50,7 @@ STRAY = 3  #: episodes of refusals under a bound that nobody has named and that 
 
 # knee
 LONGER = 1.5  #: times the latency of an uncrowded provider from which on a trial is worth it
-SURE = 5.0  #: standard deviations of that on top, for latencies that spread as much as their mean
+SURE = 8.0  #: standard deviations of that on top, for latencies that spread as much as their mean
 LEAST_KNEE, HEADROOM = 4, 1.25  #: no knee is looked for below so many calls; of the width by Little's law
 DEEPEST = 0.25  #: share of what is out below which one trial does not go
 SICK = 0.05  #: share of sick answers up to which a slow provider is taken to be crowded
@@ -60,7 +60,7 @@ UNCROWDED = 1.3  #: times the latency of an uncrowded provider that is as good a
 PROBE, GROWS = 0.15, 1 / 3  #: of a knee's width, upwards; share of it by which answers a second must grow
 HOLD_LEAST_S, HOLD_MOST_S = 0.5, 60.0  #: between probes of a knee: twice as long after each that failed
 HOLD_EASY_S = 8.0  #: ... and at most this while answers come as fast as from a provider that nobody crowds
-AGAIN_S, AGAIN_MOST_S = 30.0, 1_800.0  #: after a trial that failed; twice as long each time
+AGAIN_S, AGAIN_MOST_S = 60.0, 1_800.0  #: after a trial that failed; twice as long each time
 IDLE_S = 120.0  #: a knee that has held nothing back for so long is forgotten
 
 
