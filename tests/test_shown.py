@@ -52,7 +52,7 @@ FOR_EVER = replace(PINNED, until=None)
         ({"mode": "EMERGENCY", "width": 1, "probes": 1, "ramp": 9}, None, "EMERGENCY (provider away)"),
         ({"mode": "EMERGENCY", "p1": 0.1}, None, "EMERGENCY"),  # fixed rates: no probes
         ({"mode": "HALT", "width": 1, "probes": 1, "gap": 300_000_000}, None, "HALT"),
-        ({"mode": "HALT", "pin": "x"}, PINNED, "HALT (pinned by hand until 09-21 14:13 UTC)"),
+        ({"mode": "HALT", "pin": "x"}, PINNED, "HALT (pinned by hand until 09-21 14:13:20 UTC)"),
         ({"mode": "HALT", "pin": "x"}, FOR_EVER, "HALT (pinned by hand)"),
         ({"mode": "NORMAL", "pin": "x"}, None, "NORMAL (pinned by hand)"),
         ({"mode": "EMERGENCY", "pin": "x", "width": MANY, "probes": MANY}, FOR_EVER, "EMERGENCY (pinned by hand)"),
@@ -77,7 +77,7 @@ def states() -> dict[str, LaneState]:
         "EMERGENCY": replace(LANE, mode=Mode.EMERGENCY, away=True),
         "provider away": replace(LANE, mode=Mode.EMERGENCY, away=True),
         "HALT": replace(LANE, mode=Mode.HALT),
-        "pinned by hand until 09-21 14:13 UTC": replace(
+        "pinned by hand until 09-21 14:13:20 UTC": replace(
             LANE, mode=Mode.HALT, pinned=True, pinned_until_s=UNTIL_S, gate_s=float("inf")
         ),
     }
@@ -107,7 +107,10 @@ FACES: dict[str, Callable[[LaneState], str]] = {
 )
 def test_every_face_says_the_mode(face: str, words_of_it: str) -> None:
     """In the same words; and a lane that is well is not said to be anything else."""
-    assert words_of_it.lower() in FACES[face](states()[words_of_it]).lower()
+    shown = FACES[face](states()[words_of_it])
+    assert words_of_it.lower() in " ".join(shown.lower().split())
+    if face == "status":
+        assert all(len(line) <= 80 for line in shown.splitlines())
     well = FACES[face](LANE).lower()
     assert words_of_it.lower() not in well
 

@@ -305,7 +305,7 @@ def judge_lanes(state: ClusterState) -> Iterator[Finding]:
         says = [] if lane.mode is Mode.NORMAL and not lane.pinned else [f"it is in {lane.mode_now}"]
         held = lane.held_by(state.at_s) if says else _stuck(lane, state.at_s)
         if held and lane.waiting:
-            says.append(f"{count(lane.waiting)} calls wait, the next for {held}")
+            says.append(f"{count(lane.waiting)} calls wait, the next is held by {held}")
         if says:
             yield Finding(f"lane {lane.lane}", Level.NOTE, "; ".join(says))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ratelimit_worker.calls import Mode
 from ratelimit_worker.flow.tune import mode_of
 from ratelimit_worker.policy.modes import MANY, Pin
-from ratelimit_worker.reports.words import clock
+from ratelimit_worker.reports.words import moment
 
 LADDER = tuple(Mode)  #: from most to least that may be sent
 
@@ -32,7 +32,7 @@ class ModeNow:
         """What belongs to the mode, a few words each: "pinned by hand", "provider away", "ramping up"."""
         said = []
         if self.pinned:
-            said.append("pinned by hand" + (f" until {clock(self.until_s)} UTC" if self.until_s is not None else ""))
+            said.append("pinned by hand" + (f" until {moment(self.until_s)[5:]}" if self.until_s is not None else ""))
         if self.away:
             said.append("provider away")
         elif self.ramping:

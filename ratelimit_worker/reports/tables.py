@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from ratelimit_worker.calls import LaneLimits, Mode, ModeChange
@@ -45,7 +46,8 @@ def lane_notes(state: ClusterState) -> list[str]:
     for lane in state.lanes:
         mode, held = str(lane.mode_now), lane.held_by(state.at_s)
         if mode != Mode.NORMAL or held:
-            said.append(f"  {lane.lane}: {mode}{f'; the next call waits for {held}' if held else ''}")
+            note = f"{lane.lane}: {mode}{f'; next call held by {held}' if held else ''}"
+            said.append(textwrap.fill(note, 80, initial_indent="  ", subsequent_indent="    "))
     return said
 
 
