@@ -149,7 +149,7 @@ def print_trials(seeds: int, jobs: int) -> None:
             )
 
 
-RPM, SLOTS, LATENCY = 600, 16, "lognormal(0.2, 0.3)"
+RPM, TRIAL_SLOTS, LATENCY = 600, 16, "lognormal(0.2, 0.3)"
 FIRST, SECOND, ALONE_S = 30, 300, 30.0  #: good calls before and after, and how long the bad ones are alone in between
 BAD = "[[bad]]"
 
@@ -209,7 +209,7 @@ def blame(name: str, seed: int) -> tuple[float, float, float, int, list[str]]:
     def time_of(bad: list[Job]) -> tuple[float, list[str]]:
         good = [*good_calls(FIRST, "f", 0.0, processes), *good_calls(SECOND, "s", second_s, processes)]
         laboratory = Laboratory(
-            provider, [*good, *bad], seed=seed, slots=SLOTS, workers=("w0", "w1"), lost=("lost",)
+            provider, [*good, *bad], seed=seed, slots=TRIAL_SLOTS, workers=("w0", "w1"), lost=("lost",)
         )  # fmt: skip
         result = laboratory.run(second_s + 200)
         return max(job.ended_s or float("inf") for job in good) - second_s, [move for _, move in result.moves]
@@ -229,7 +229,7 @@ def away(name: str, seed: int) -> tuple[int, float, int]:
     outage = Entry(at_s=at_s, for_s=trial.for_s, fault=trial.fault)
     provider = Scenario(rpm=RPM, latency=LATENCY, timeline=(outage,), seed=seed)
     jobs = [*good_calls(FIRST, "f", 0.0, 0), *good_calls(trial.calls, "s", at_s + 0.1, 0)]
-    laboratory = Laboratory(provider, jobs, seed=seed, slots=SLOTS, workers=("w0", "w1"))
+    laboratory = Laboratory(provider, jobs, seed=seed, slots=TRIAL_SLOTS, workers=("w0", "w1"))
     result = laboratory.run()
     first = result.arrivals[0].t
     into = sum(arrival.fault is not None for arrival in result.arrivals)
