@@ -1073,9 +1073,42 @@ def test_plain_answers_of_a_lane_that_is_well_are_counted(cluster: Cluster, put:
     cluster.lanes.set_points("gpt", {"mode": "REDUCED"})
     answer("plain")
     assert taken() == (0, [b"plain"])
-    cluster.lanes.set_points("gpt", {"mode": "NORMAL", "width": 1})
+    cluster.lanes.set_points("gpt", {"mode": "NORMAL", "width": 1, "probes": 1})
     answer("plain")
     assert taken() == (0, [b"plain"])
+    cluster.lanes.set_points("gpt", {"width": 20, "probes": 0, "flight": 20})  # a learned bound is no probe
+    answer("plain")
+    assert taken() == (1, [])
+
+
+def test_plain_answers_tell_how_long_they_took_in_sum(cluster: Cluster, put: Put) -> None:
+    """Two of a second and of three: two good ones, four seconds, and one call that is still out."""
+    put("a", "b", "c", lane_fields={"unlimited": 1})
+    begun = [cluster.begin()[0] for _ in range(3)]
+    for tag, seconds in zip(begun, (1.0, 2.0), strict=False):
+        cluster.advance(seconds)
+        assert cluster.settle(tag, verdict="plain", seen=b"")
+        cluster.free(tag)
+    got = cluster.lanes.take("tuner", 2.0)
+    assert got is not None
+    ((view,),) = got[1:]
+    assert (view.goods, view.took_s, view.out) == (2, pytest.approx(4.0, abs=0.01), 1)
+
+
+def test_a_refusal_for_calls_at_once_shuts_the_gate_for_a_moment(cluster: Cluster, put: Put) -> None:
+    """50 ms whatever the Retry-After, and no level is lowered; where a person has set the pace, as long as told."""
+    gates = []
+    for adaptive in (1, 0):
+        put(f"call-{adaptive}", lane_fields={"p1": 10, "d1": 10})
+        cluster.lanes.set_points("gpt", {"adaptive": adaptive, "gate": 0})
+        tag, _ = cluster.begin()
+        assert cluster.settle(tag, verdict="refused.0", seen=b"", gate_s=7.0)
+        cluster.free(tag)
+        fields = cluster.lanes.fields("gpt")
+        gates.append((int(fields["gate"]) - cluster.now_us) / 1e6)
+        assert float(fields["l1"]) >= 9.0
+    assert 0.02 <= gates[0] <= 0.05
+    assert gates[1] == pytest.approx(7.0)
 
 
 def test_the_late_pumps_work_is_done_by_whoever_comes_by(cluster: Cluster, put: Put) -> None:
