@@ -398,6 +398,7 @@ class Anything(RuleBasedStateMachine):
                         self._free(tag)
             self.cluster.live(1)
         assert self.gone == self.accepted
+        self.cluster.pump()  # what was purged at last may have asked it to look, and it finds nothing
         left = {key.decode() for key in self.client.keys("rlw:*")}
         known = {f"rlw:{kind}:{lane}" for kind in ("lane", "tenants", "seen") for lane in LANES}
         known |= {f"rlw:lane:{PARENT}", f"rlw:shares:{PARENT}"}

@@ -55,7 +55,7 @@ def mode(lane: str) -> Mode:
 def history(url: str, lane: str, count: int) -> list[ModeChange]:
     """So many mode changes of a lane, oldest first, as soon as they are recorded."""
     tracker = Tracker(engine_for(url))
-    wait_for(lambda: len(tracker.mode_changes(lane=lane)) >= count, 20.0, "the changes are recorded")
+    wait_for(lambda: len(tracker.mode_changes(lane=lane)) >= count, 120.0, "the changes are recorded")
     return tracker.mode_changes(lane=lane)[::-1]
 
 
@@ -68,12 +68,12 @@ def test_emergency_by_hand(made: Fleet, provider: Simulator, database_url: str, 
     assert command("halt", "--lane", "chat") == "chat: NORMAL -> HALT\n"
     results: list[Any] = [tasks.chat.delay(number) for number in range(100)]
     assert command("emergency", "--for", "15m", "--reason", "the bill") == "chat: HALT -> EMERGENCY\n"
-    wait_for(lambda: len(provider.arrivals()) >= 2, 30.0, "the first two after the pin")
+    wait_for(lambda: len(provider.arrivals()) >= 2, 120.0, "the first two after the pin")
     first, second = (arrival.t for arrival in provider.arrivals()[:2])
     assert second - first > 5.0
     assert mode("chat") is Mode.EMERGENCY
     assert command("resume") == "chat: EMERGENCY -> NORMAL\n"
-    wait_for(lambda: all(result.ready() for result in results), 40.0, "all are answered")
+    wait_for(lambda: all(result.ready() for result in results), 120.0, "all are answered")
     assert [result.state for result in results] == ["SUCCESS"] * 100
     told = history(database_url, "chat", 3)
     assert [change.to_mode for change in told] == [Mode.HALT, Mode.EMERGENCY, Mode.NORMAL]
@@ -90,11 +90,11 @@ def test_the_law_on_a_sick_provider(made: Fleet, provider: Simulator, database_u
     tasks = made.agent()
     provider.control(fault="500")
     results: list[Any] = [tasks.chat.delay(number) for number in range(20)]
-    wait_for(lambda: mode("chat") is Mode.EMERGENCY, 30.0, "EMERGENCY")
+    wait_for(lambda: mode("chat") is Mode.EMERGENCY, 120.0, "EMERGENCY")
     sick = len(provider.arrivals())
     assert sick < 25, "few requests into the outage"
     provider.control(clear=True)
-    wait_for(lambda: all(result.ready() for result in results), 30.0, "all are answered")
+    wait_for(lambda: all(result.ready() for result in results), 120.0, "all are answered")
     assert [result.state for result in results] == ["SUCCESS"] * 20
     wait_for(lambda: mode("chat") is Mode.NORMAL, 30.0, "NORMAL")
     told = history(database_url, "chat", 4)
@@ -116,16 +116,16 @@ def test_a_quota_that_is_used_up(made: Fleet, provider: Simulator, database_url:
     tasks = made.agent()
     provider.control(fault="quota")
     results: list[Any] = [tasks.chat.delay(number) for number in range(40)]
-    wait_for(lambda: mode("chat") is Mode.HALT, 30.0, "HALT")
+    wait_for(lambda: mode("chat") is Mode.HALT, 120.0, "HALT")
     first = min(arrival.t + arrival.latency_s for arrival in provider.arrivals())
-    wait_for(lambda: services().lanes.client.zcard("rlw:out:chat") == 0, 10.0, "nothing is out")
+    wait_for(lambda: services().lanes.client.zcard("rlw:out:chat") == 0, 120.0, "nothing is out")
     sent = provider.arrivals()
     assert len(sent) <= 8
     assert all(arrival.t < first + 0.1 for arrival in sent)
     assert not any(result.ready() for result in results)
     provider.control(clear=True)
     command("auto", "--lane", "chat", "--reason", "paid")
-    wait_for(lambda: all(result.ready() for result in results), 60.0, "all are answered")
+    wait_for(lambda: all(result.ready() for result in results), 120.0, "all are answered")
     assert [result.state for result in results] == ["SUCCESS"] * 40
     told = history(database_url, "chat", 2)
     assert [(change.from_mode.value, change.to_mode.value, change.who) for change in told] == [
@@ -141,15 +141,15 @@ def test_an_outage_outlives_its_tuner(made: Fleet, provider: Simulator, database
     tasks = made.agent()
     provider.control(fault="500")
     results: list[Any] = [tasks.chat.delay(number) for number in range(40)]
-    wait_for(lambda: mode("chat") is Mode.EMERGENCY, 30.0, "EMERGENCY")
+    wait_for(lambda: mode("chat") is Mode.EMERGENCY, 120.0, "EMERGENCY")
     client = services().lanes.client
     holder = (client.get("rlw:duty:tune") or b"").decode()
     victim = next(worker for worker in made.workers if holder.startswith(f"{worker.process.pid}-"))
     victim.kill()
-    wait_for(lambda: (client.get("rlw:duty:tune") or holder.encode()).decode() != holder, 10.0, "another tunes")
+    wait_for(lambda: (client.get("rlw:duty:tune") or holder.encode()).decode() != holder, 120.0, "another tunes")
     assert mode("chat") is Mode.EMERGENCY
     provider.control(clear=True)
-    wait_for(lambda: all(result.ready() for result in results), 60.0, "all are answered")
+    wait_for(lambda: all(result.ready() for result in results), 120.0, "all are answered")
     assert [result.state for result in results] == ["SUCCESS"] * 40
     wait_for(lambda: mode("chat") is Mode.NORMAL, 30.0, "NORMAL")
     assert [change.to_mode.value for change in history(database_url, "chat", 4)] == [
@@ -167,13 +167,13 @@ def test_what_was_learned_outlives_the_workers() -> None:
         first = made.worker("first")
         tasks = made.agent()
         results: list[Any] = [tasks.chat.delay(number) for number in range(150)]
-        wait_for(lambda: all(result.ready() for result in results), 60.0, "all are answered")
+        wait_for(lambda: all(result.ready() for result in results), 120.0, "all are answered")
         learned = float(services().lanes.fields("chat")["p1"])
         assert learned > 8.0
         first.kill()
         made.worker("second")
         results = [tasks.chat.delay(number) for number in range(200, 240)]
-        wait_for(lambda: all(result.ready() for result in results), 60.0, "all are answered")
+        wait_for(lambda: all(result.ready() for result in results), 120.0, "all are answered")
         assert float(services().lanes.fields("chat")["p1"]) > 0.5 * learned
         arrivals = provider.arrivals()
         later = sorted(arrival.t for arrival in arrivals if arrival.t > arrivals[0].t)[-40:]
@@ -187,10 +187,10 @@ def test_emergency_by_setting(provider: Simulator, database_url: str) -> None:
         services().lanes.set_points("chat", limit_fields(LaneLimits(unlimited=True)))
         results: list[Any] = [tasks.chat.delay(number) for number in range(10)]
         made.worker("first")
-        wait_for(lambda: len(provider.arrivals()) >= 1, 20.0, "the first call")
+        wait_for(lambda: len(provider.arrivals()) >= 1, 120.0, "the first call")
         assert len(provider.arrivals()) == 1
         command("auto")
-        wait_for(lambda: all(result.ready() for result in results), 20.0, "all are answered")
+        wait_for(lambda: all(result.ready() for result in results), 120.0, "all are answered")
         assert history(database_url, "chat", 2)[0].who == "MAISD_EMERGENCY_MODE"
 
 

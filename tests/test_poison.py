@@ -326,7 +326,7 @@ def test_a_deploy_is_no_loss(broken: Fleet) -> None:
     first = broken.worker("first", "-P", "prefork", "-c", "2")
     wait_for(lambda: len(broken.stamps()) == 2, what="both run")
     first.process.send_signal(signal.SIGQUIT)
-    wait_for(lambda: first.process.poll() is not None, 40, "it has left")
+    wait_for(lambda: first.process.poll() is not None, 120.0, "it has left")
     assert services().lanes.size("fleet") == 2, "both wait in their lane"
     records = [services().lanes.record(result.id) for result in results]
     assert [record[LOST] for record in records if record] == [0, 0]

@@ -430,7 +430,7 @@ def test_a_function_at_fault_gets_two_tries_and_its_neighbour_all() -> None:
                     good.extend(tasks.echo.apply_async((i,), {"sleep_s": 0.05}, lane="mixed") for i in range(10))
                 return done()
 
-            wait_for(look, 60.0, "they end among good answers")
+            wait_for(look, 120.0, "they end among good answers")
 
         among_good(lambda: sum(result.ready() for result in good) > 60)
         bad = [tasks.sick.apply_async((99, f"bad{i}"), lane="mixed") for i in range(3)]
