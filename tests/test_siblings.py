@@ -77,12 +77,19 @@ def test_a_lane_that_was_silent_for_long_is_nobodys_sibling() -> None:
     assert set(siblings.known) == {"openai:a"}  # and what is remembered stays bounded
 
 
-def lab(seed: int, part: int, parts: int, timeline: tuple[Entry, ...] = (), most: int | None = None) -> Laboratory:
+def lab(
+    seed: int,
+    part: int,
+    parts: int,
+    timeline: tuple[Entry, ...] = (),
+    most: int | None = None,
+    headers: HeaderStyle = HeaderStyle.OPENAI,
+) -> Laboratory:
     scenario = Scenario(
         rpm=TOLD * 60,
         latency="lognormal(0.2, 0.3)",
         refusal_latency="0.02",
-        headers=HeaderStyle.OPENAI,
+        headers=headers,
         seed=seed,
         timeline=timeline,
     )
@@ -109,6 +116,17 @@ def test_after_an_outage_no_lane_starves(seed: int) -> None:
     both = Together({f"openai:m{i}": lab(seed, i, 2, outage) for i in range(2)})
     both.run(150.0)
     assert [both.per_min(lane, 105.0, 150.0) for lane in both.labs] == [pytest.approx(300, rel=0.2)] * 2
+
+
+@pytest.mark.parametrize("outage", [(), (Entry(at_s=30, for_s=15, fault=Fault.OUTAGE),)])
+def test_without_headers_neither_of_two_lanes_starves(outage: tuple[Entry, ...]) -> None:
+    """Nothing tells them that they share; their probes keep both going."""
+    both = Together({f"openai:m{i}": lab(1, i, 2, outage, headers=HeaderStyle.NONE) for i in range(2)})
+    both.begin_later("openai:m1", 20.0)
+    both.run(150.0)
+    rates = [both.per_min(lane, 90.0, 150.0) for lane in both.labs]
+    assert min(rates) > 100
+    assert sum(rates) > 500
 
 
 def test_who_has_nothing_more_to_send_leaves_all_of_it_to_the_other() -> None:
