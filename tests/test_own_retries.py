@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from types import ModuleType
@@ -136,10 +137,17 @@ def refused_in(lane: str) -> float:
     return float(services().lanes.fields(lane).get("x1", 0))
 
 
-def sent(task: Any, *args: Any) -> AsyncResult:
-    """A call in a lane of its own without a pace, named like what it writes: gates and modes are what is tried here."""
+def sent(task: Any, *args: Any, others_answered: bool = False) -> AsyncResult:
+    """A call in a lane of its own without a pace, named like what it writes: gates and modes are what is tried here.
+
+    Args:
+        others_answered: The lane takes other calls to be answered all the time, so that a sick answer is this call's.
+    """
     name = next(arg for arg in args if isinstance(arg, str) and arg.startswith("n-"))
     services().lanes.establish(name, limit_fields(LaneLimits(unlimited=True)))
+    if others_answered:
+        later_us = int((time.time() + 3600) * 1e6)
+        services().lanes.set_points(name, {"good_at": later_us, "good_sent": later_us})
     result: AsyncResult = task.apply_async(args, lane=name)
     return result
 
@@ -204,14 +212,26 @@ def test_a_refusal_uses_no_retry(tasks: ModuleType, running: Fleet, task: str, b
 def test_what_costs_a_try_is_a_retry_of_the_tasks(
     tasks: ModuleType, running: Fleet, task: str, before: tuple[str, ...]
 ) -> None:
-    """A 503 uses a retry, waits for Retry-After and not for Celery's 180 s, and counts as sick."""
+    """Where others are answered a 503 uses a retry, waits for Retry-After and not for Celery's 180 s, and is sick."""
     name = "-".join(("n-sick", task, *before)).replace(" ", "")
-    result = sent(getattr(tasks, task), *before, name, 503, 2, "1")
+    result = sent(getattr(tasks, task), *before, name, 503, 2, "1", others_answered=True)
     wait_for(lambda: int(services().lanes.fields(name).get("sick", 0)) == 2, what="the lane has heard of both")
     assert result.get(timeout=WAIT_S) == [2, 2]
     assert rows_of(result, 3) == [("retried", "overloaded", 503, 1.0)] * 2 + [ANSWERED]
     times = [at for at, _ in running.stamps(name)]
     assert all(later - sooner >= 1.0 for sooner, later in pairwise(times))
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize(("task", "before"), [("auto", ()), ("own", ("exc",))])
+def test_a_provider_that_answers_nobody_is_waited_for(
+    tasks: ModuleType, running: Fleet, task: str, before: tuple[str, ...]
+) -> None:
+    """More 503s than the task has retries, and nobody is answered beside it: none of them is used."""
+    name = "-".join(("n-away", task, *before)).replace(" ", "")
+    result = sent(getattr(tasks, task), *before, name, 503, 4, "0.05")
+    assert result.get(timeout=WAIT_S) == [4, 0]
+    assert rows_of(result, 5) == [("snoozed", "overloaded", 503, 0.05)] * 4 + [ANSWERED]
 
 
 @pytest.mark.worker
@@ -229,7 +249,7 @@ def test_after_its_last_retry_a_call_has_failed(
 ) -> None:
     """`max_retries` bounds the attempts, and the lane does not go on where the task has given up; it hears of each."""
     name = "-".join(("n-over", task, *before)).replace(" ", "")
-    result = sent(getattr(tasks, task), *before, name, 503, 99, "0.05")
+    result = sent(getattr(tasks, task), *before, name, 503, 99, "0.05", others_answered=True)
     with pytest.raises(error or tasks.own.MaxRetriesExceededError):
         result.get(timeout=WAIT_S)
     again = [("retried", "overloaded", 503, 0.05)] * (attempts - 1)
@@ -270,7 +290,7 @@ def test_a_retry_that_does_not_end_the_task(tasks: ModuleType, running: Fleet) -
 @pytest.mark.worker
 def test_an_answer_of_the_tasks_own_hides_no_failure(tasks: ModuleType) -> None:
     """It has used its retries and says something by itself: its caller gets that, the lane hears of both failures."""
-    result = sent(tasks.fallback, "n-fallback", 503, 99)
+    result = sent(tasks.fallback, "n-fallback", 503, 99, others_answered=True)
     assert result.get(timeout=WAIT_S) == [-1, 1]
     assert rows_of(result, 2) == [("retried", "overloaded", 503, None), ("answered", "overloaded", 503, None)]
     wait_for(lambda: int(services().lanes.fields("n-fallback").get("sick", 0)) == 2, what="the lane has heard of both")
