@@ -11,7 +11,8 @@ local function heed(lane, told, gate_us, r)
   local verdict, dimension = string.match(told, '^(%a+)%.?(%d*)$')
   dimension = tonumber(dimension)
   if verdict == 'good' or verdict == 'plain' then
-    local h = redis.call('HMGET', k, 'sick', 'refusals', 'mode', 'probes', 'good_at')
+    local h = redis.call('HMGET', k, 'sick', 'refusals', 'mode', 'probes', 'good_at', 'schema')
+    if not h[6] then return true end                   -- the lane has ended meanwhile, and must not come back as a stump
     local row = (h[1] or '0') ~= '0'
     if math.abs(now - (tonumber(h[5] or '0') or 0)) >= failing.GOOD_US then
       redis.call('HSET', k, 'good_at', int(now), 'good_sent', int(r and r[TICKET][2] or 0))
@@ -23,7 +24,8 @@ local function heed(lane, told, gate_us, r)
       return true
     end
   elseif verdict == 'sick' then
-    local h = redis.call('HMGET', k, 'sick', 'witness')
+    local h = redis.call('HMGET', k, 'sick', 'witness', 'schema')
+    if not h[3] then return true end
     local row = (tonumber(h[1] or '0') or 0) + 1
     local by = h[2] or ''
     if r and dimension ~= failing.SUSPECT then
