@@ -50,7 +50,7 @@ TRIAL_S, TRIAL_CALLS = 0.7, 1.0  #: a probe that nobody refuses goes twice as fa
 HOLD_BELOW_S = 5.0  #: most of it where the limit is known to have been higher of late
 #: A probe ends in a refusal, so each costs one of those that the lane allows itself: so many for each call, and more
 #: where the limit is known to have been higher of late.
-ALLOWED, ALLOWED_BELOW, ALLOWED_MOST = 0.008, 0.03, 4.0
+ALLOWED, ALLOWED_BELOW, ALLOWED_MOST = 0.006, 0.03, 4.0
 MOVED = 0.18  #: two measurements that differ by less agree
 BELOW = 0.8  #: of the highest: what is less than that is worth asking about more often
 HIGH_S = 300.0  #: for so long is it remembered how high the limit has been
