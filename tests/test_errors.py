@@ -31,6 +31,7 @@ ALL: list[RateLimitWorkerError] = [
     errors.DeadlineExceeded("call", "lane", 2, "overloaded", 503, "req-1", "the provider is overloaded"),
     errors.WorkerLostRepeatedly("call", 3),
     errors.PayloadLost("ref"),
+    errors.MessageRefused("call", "no delivery tag"),
     errors.CallFailedLater("lane"),
     errors.RowRefused("too long"),
     *(kind("HTTP 503 overloaded", 503, "req_1", 4) for kind in CallFailed.__subclasses__()),

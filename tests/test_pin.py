@@ -555,7 +555,7 @@ def test_a_probe_that_is_out_keeps_a_lane_in_emergency(stage: Stage) -> None:
     stage.put(20)
     while stage.mode() is not Mode.EMERGENCY:
         stage.sent(0.5, verdict="sick")
-    while not stage.client.llen("q"):
+    while not stage.ready():
         stage.advance(0.5)
         stage.beat("w")
         stage.pump()

@@ -116,7 +116,15 @@ def test_calls_go_to_workers_that_know_their_task(deploy: Fleet) -> None:
     assert says in workers_line(cluster_state(live.now(), None))
     assert f"waits for room: {says}" in explanation_text(explain(live, [], waiting[7].id))
     found = findings_text(
-        list(examine(read_settings(), Sources(queries=services().queries, live=live), services().outbox))
+        list(
+            examine(
+                read_settings(),
+                Sources(queries=services().queries, live=live),
+                services().outbox,
+                latencies=services().latencies.everything,
+                own_rules=services().own_rules.read,
+            )
+        )
     )
     assert f"{says}, and 40 calls wait" in found
     worker(deploy, "late")

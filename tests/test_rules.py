@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,10 +14,12 @@ from typing import Any
 import pytest
 
 from ratelimit_worker import plugins
-from ratelimit_worker.calls import Category, Failure
+from ratelimit_worker.calls import Category, Failure, LaneLimits
 from ratelimit_worker.errors import InvalidRequest, MalformedResponse, StoreUnavailable, Throttled
+from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.policy.classification import classify_exception
 from ratelimit_worker.policy.rules import Rule
+from ratelimit_worker.wiring import services
 from tests.fleet import Fleet, fleet
 
 C = Category
@@ -183,6 +186,9 @@ def test_a_broken_rule_leaves_the_task_to_celery(tasks: ModuleType, running: Fle
 @pytest.mark.worker
 def test_an_error_says_how_many_attempts_were_made(tasks: ModuleType, running: Fleet) -> None:
     """Also where the task raised one of ours itself, which knows of one attempt only."""
+    services().lanes.establish("free", limit_fields(LaneLimits(unlimited=True)))
+    later_us = int((time.time() + 3600) * 1e6)  # other calls of its lane are answered all the time: it is this one
+    services().lanes.set_points("free", {"good_at": later_us, "good_sent": later_us})
     with pytest.raises(MalformedResponse) as failed:
         tasks.garbled.delay().get(timeout=WAIT_S)
     assert failed.value.attempts == len(running.stamps("garbled")) == 3
