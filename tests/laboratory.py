@@ -12,7 +12,7 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import ceil, inf
 from typing import Any
@@ -450,8 +450,8 @@ class Laboratory:
         if kind == "sick" and not witness.suspect:
             self.plane.witnesses.add(job.name)
         if kind == "sick":
-            first_s, row = (job.failing.first_at, job.failing.row) if job.failing else (self.now, 0)
-            job.failing = Failing(first_s, sent_s, row + 1)
+            before = job.failing or Failing(self.now, sent_s, 0, sent_s)
+            job.failing = replace(before, sent_at=sent_s, row=before.row + 1)
         else:
             job.failing = None
         match step:

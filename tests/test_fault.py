@@ -49,9 +49,9 @@ def test_others_are_answered_since_the_attempt_before(good_at: float, failing: F
     [(89.0, False, True), (91.0, False, False), (91.0, True, True)],
 )
 def test_the_last_bad_call_of_a_batch_is_given_up(good_sent: float, several: bool, alone: bool) -> None:
-    """A request that left after it had failed was answered, and since then nobody else fails: it is not an outage."""
+    """A request that left after its first one was answered, and since then nobody else fails: it is not an outage."""
     lately = Lately(good_at=92.0, good_sent=good_sent, several=several)
-    assert (fault.compared(101.0, 100.0, Failing(90.0, 95.0, 2), lately).alone_s is not None) is alone
+    assert (fault.compared(101.0, 100.0, Failing(92.5, 95.0, 2, first_sent=90.0), lately).alone_s is not None) is alone
 
 
 def test_a_call_that_fails_alone_asks_ever_more_rarely() -> None:
@@ -249,13 +249,13 @@ def test_a_call_remembers_since_when_it_fails(cluster: Cluster) -> None:
     fail(cluster, tag, 1.0)
     cluster.live(2)
     tag, begun = cluster.begin()
-    assert begun.failing == Failing(started + 0.5, started, 1)
+    assert begun.failing == Failing(started + 0.5, started, 1, started)
     assert begun.tries == 0
     released = observe.sent_s(begun.ticket)
     fail(cluster, tag, 1.0)
     cluster.live(2)
     tag, begun = cluster.begin()
-    assert begun.failing == Failing(started + 0.5, released, 2)
+    assert begun.failing == Failing(started + 0.5, released, 2, started)
     fail(cluster, tag, 0.0, Failure(category=Category.RATE_LIMITED, cause="HTTP 429", retry_after_s=0.1))
     cluster.live(2)
     assert cluster.begin()[1].failing is None

@@ -194,7 +194,9 @@ class Tuner:
 
     def _write(self, view: LaneView, decision: Decision) -> None:
         self._note_ailing(view.lane, decision.mode, decision.pinned)
-        self._untold.extend(decision.changes)
+        if decision.changes:  # told first: a tuner that is killed between may tell a change twice, and loses none
+            self._untold.extend(decision.changes)
+            self._tell()
         if fields := {**decision.set_points, **decision.memory}:
             self.control.lanes.set_points(view.lane, fields)
 

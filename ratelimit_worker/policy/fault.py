@@ -48,6 +48,7 @@ class Failing:
     first_at: float  #: when the first came
     sent_at: float  #: when the request of the last left
     row: int
+    first_sent: float = inf  #: when the request of the first left
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +110,12 @@ def others_answered(good_at: float, sent_at: float, failing: Failing | None) -> 
 
 
 def _stands_alone(failing: Failing | None, lately: Lately) -> bool:
-    """Whether a request that left after the call had failed was answered, and nobody speaks for an outage since.
+    """Whether a request that left after the first one of the call was answered, and nobody speaks for an outage since.
 
     So the last lines of a batch are given up when they are bad. By the time of sending: at the beginning of an outage
-    old answers still come in.
+    old answers still come in, but whatever leaves after a request that met the outage meets it too.
     """
-    return failing is not None and lately.good_sent > failing.first_at and not lately.several
+    return failing is not None and lately.good_sent > failing.first_sent and not lately.several
 
 
 def alone_bound_s(alone_s: float, cap_s: float) -> float:

@@ -505,5 +505,5 @@ def _view(lane: str, flat: Sequence[bytes], seen: Sequence[bytes], out: int) -> 
 def _failing(packed: bytes) -> Failing | None:
     if not packed:
         return None
-    first_us, sent_us, row = msgspec.msgpack.decode(packed)
-    return Failing(first_us / US, sent_us / US, int(row))
+    first_us, sent_us, row, first_sent_us = msgspec.msgpack.decode(packed)
+    return Failing(first_us / US, sent_us / US, int(row), first_sent_us / US)

@@ -14,7 +14,7 @@ local function heed(lane, told, gate_us, r)
     local h = redis.call('HMGET', k, 'sick', 'refusals', 'mode', 'probes', 'good_at', 'schema')
     if not h[6] then return true end                   -- the lane has ended meanwhile, and must not come back as a stump
     local row = (h[1] or '0') ~= '0'
-    if math.abs(now - (tonumber(h[5] or '0') or 0)) >= failing.GOOD_US then
+    if row or math.abs(now - (tonumber(h[5] or '0') or 0)) >= failing.GOOD_US then
       redis.call('HSET', k, 'good_at', int(now), 'good_sent', int(r and r[TICKET][2] or 0))
     end
     if row or (h[2] or '0') ~= '0' then redis.call('HSET', k, 'sick', 0, 'refusals', 0, 'witness', '') end

@@ -47,9 +47,9 @@ local function degradable(ref, r, place)
   if redis.call('TTL', k) < ttl_s then redis.call('EXPIRE', k, ttl_s) end
 end
 -- The sick answers that a call has had in a row, packed in field f of its hash: {µs of the first, µs at which the request of
--- the last left, how many}. While it has some it waits behind all that have none: probes go to others first.
+-- the last left, how many, µs at which the request of the first left}. While it has some it waits behind all that have none: probes go to others first.
 -- How others fared meanwhile is told by their lane: `good_at` and `good_sent`, when it was answered and when that request
--- had left (no more exact than GOOD_US), and `witness`: which call had a sick answer since (by the µs at which it was
+-- had left (no more exact than GOOD_US, but for the first after a sick one), and `witness`: which call had a sick answer since (by the µs at which it was
 -- accepted), SEVERAL, or '': none that counts.
 local failing = {GOOD_US = 100000, SUSPECT = 1, SEVERAL = '-1'}
 function failing.of(ref, r)                            -- nil: none
@@ -57,8 +57,8 @@ function failing.of(ref, r)                            -- nil: none
 end
 function failing.more(ref, r)
   local f = failing.of(ref, r)
-  f = f and cmsgpack.unpack(f) or {now, 0, 0}
-  redis.call('HSET', call_key(ref), 'f', cmsgpack.pack({f[1], r[TICKET][2], f[3] + 1}))
+  f = f and cmsgpack.unpack(f) or {now, 0, 0, r[TICKET][2]}
+  redis.call('HSET', call_key(ref), 'f', cmsgpack.pack({f[1], r[TICKET][2], f[3] + 1, f[4]}))
 end
 function failing.ends(ref, r)
   if r[NUMBER] > 1 then redis.call('HDEL', call_key(ref), 'f') end
