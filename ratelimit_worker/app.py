@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, ParamSpec, TypeVar
 
-from celery import Celery, _state, shared_task
+from celery import Celery, _state, shared_task, signals
 
 from ratelimit_worker import wiring
 from ratelimit_worker.calls import Cost
-from ratelimit_worker.config import LANE_SCHEMES, Settings, canonical_redis_url, read_settings
+from ratelimit_worker.config import Settings, read_settings
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.worker import control
 from ratelimit_worker.worker.backend import BACKENDS
-from ratelimit_worker.worker.settings import BACKEND_OPTIONS, BROKER_OPTIONS, DEFAULTS, REQUIRED
-from ratelimit_worker.worker.task import CallTask, connect_transport
+from ratelimit_worker.worker.installed import (
+    Installation,
+    backend_url,
+    give_lanes,
+    installation_of,
+    keep,
+    same_server,
+)
+from ratelimit_worker.worker.settings import BACKEND_OPTIONS, BROKER_OPTIONS, DEFAULTS, OWN_APP, REQUIRED
+from ratelimit_worker.worker.task import CallTask, asked_of_app
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-#: Redis URL schemes and what they are called where calls wait in lanes.
-_TO_LANES = {"redis": "lanes", "rediss": "laness", "unix": "lanes+socket", "redis+socket": "lanes+socket"}
 
 
 def install(app: Celery, settings: Settings | None = None) -> Celery:
@@ -36,27 +44,24 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
     Raises:
         ConfigurationError: the app's broker is not one Redis, or a setting is wrong.
     """
-    settings = settings or read_settings()
-    url = _broker_of(app) or settings.redis_url
-    if url:
-        _connect(app, url)
-        wiring.use(settings, url)
-    else:  # decided when it is first needed: `up`, `run` and `demo` bring a server of their own
-        wiring.use(settings)
-    conf = app.conf
-    conf.update(REQUIRED)
-    for name, value in DEFAULTS.items():
-        if name not in conf.changes and not _said(app, name):
-            conf[name] = value
-    if (conf.broker_transport_options or {}).get("global_keyprefix"):
-        raise ConfigurationError(
-            "global_keyprefix: lanes keep their own key names; use a database number of its own instead"
-        )
-    conf.broker_transport_options = {**BROKER_OPTIONS, **(conf.broker_transport_options or {})}
-    # A setting of Celery's, but its loader has read it by now
-    conf.override_backends = app.loader.override_backends = {**BACKENDS, **(conf.get("override_backends") or {})}
-    conf.result_backend_transport_options = {**BACKEND_OPTIONS, **(conf.result_backend_transport_options or {})}
-    connect_transport(app)
+    return _install(app, settings or read_settings())
+
+
+def _install(app: Celery, settings: Settings, redis_url: str = "") -> Celery:
+    installation = Installation(app, settings, redis_url)
+    installation.asked = asked_of_app(app)
+    keep(installation)
+    give_lanes(app, installation)
+    wiring.use(settings, redis_url or None)
+
+    def configured(**kwargs: Any) -> None:
+        installation.reconfigured()
+        _put_in_force(installation)
+
+    # Celery configures an app when it is first asked for a setting, and anew when it is told to.
+    app.on_after_configure.connect(configured, weak=False)
+    if app.configured or app._config_source is None:  # else its configuration is not there yet
+        _put_in_force(installation)
     control.register()
 
     from ratelimit_worker.worker.presence import LanesStep
@@ -65,19 +70,50 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
     return app
 
 
-def celery_urls(redis_url: str) -> tuple[str, str]:
-    """(broker URL with lanes, result backend URL) for a Redis URL of any spelling.
+def _put_in_force(installation: Installation) -> None:
+    """Make an app's configuration, as it now is, one with lanes.
 
     Raises:
-        ConfigurationError: not a Redis URL.
+        ConfigurationError: as `install`.
     """
-    canonical = canonical_redis_url(redis_url)
-    scheme, separator, rest = canonical.partition("://")
-    if not separator or scheme not in _TO_LANES:
-        shown = redis_url.partition("://")[0]
-        raise ConfigurationError(f"broker {shown!r}: lanes need one Redis or Valkey server; use redis:// or rediss://")
-    backend = f"redis+socket://{rest}" if scheme == "unix" else canonical
-    return f"{_TO_LANES[scheme]}://{rest}", backend
+    conf = installation.app.conf
+    for name, value in REQUIRED.items():
+        if conf[name] != value and conf.value_set_for(name):
+            log.warning("setting.overruled %s=%r, lanes need %r", name, conf[name], value)
+        conf[name] = value
+    for name, value in DEFAULTS.items():
+        if not conf.value_set_for(name):
+            conf[name] = value
+    accepted = list(conf.accept_content or ())
+    if not {"json", "application/json"}.intersection(accepted):
+        conf.accept_content = [*accepted, "json"]
+    if (conf.broker_transport_options or {}).get("global_keyprefix"):
+        raise ConfigurationError(
+            "global_keyprefix: lanes keep their own key names; use a database number of its own instead"
+        )
+    conf.broker_transport_options = {**BROKER_OPTIONS, **(conf.broker_transport_options or {})}
+    # A setting of Celery's, but its loader has read it by now
+    loader = installation.app.loader
+    conf.override_backends = loader.override_backends = {**BACKENDS, **(conf.get("override_backends") or {})}
+    conf.result_backend_transport_options = {**BACKEND_OPTIONS, **(conf.result_backend_transport_options or {})}
+    url = installation.url
+    if not url:  # decided when it is first needed: `up`, `run` and `demo` bring a server of their own
+        return
+    if not conf.result_backend:
+        conf.result_backend = backend_url(url)
+    if url.startswith("unix://"):
+        conf.redis_socket_keepalive = False  # redis-py refuses it for unix sockets, and Celery passes it on
+    if not same_server(wiring.services().redis_url, url):
+        wiring.use(installation.settings, url)
+
+
+@signals.celeryd_init.connect(weak=False)
+def _worker_starts(instance: Any = None, **kwargs: Any) -> None:
+    """What was changed after `install` is put right before the worker reads it."""
+    installation = installation_of(instance.app)
+    if installation is not None:
+        installation.reconfigured()
+        _put_in_force(installation)
 
 
 def llm_task(
@@ -154,9 +190,8 @@ def make_app(settings: Settings | None = None, redis_url: str | None = None, con
     made = Celery("ratelimit_worker", include=["ratelimit_worker.builtin"])
     if config is not None:
         made.config_from_object(config)
-    if redis_url or settings.redis_url:
-        _connect(made, redis_url or settings.redis_url)
-    return install(made, settings)
+    made.add_defaults(OWN_APP)
+    return _install(made, settings, redis_url or settings.redis_url)
 
 
 def ensure_app() -> None:
@@ -175,31 +210,3 @@ def __getattr__(name: str) -> Any:
     if name == "app":
         return product_app()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _connect(app: Celery, url: str) -> None:
-    broker, backend = celery_urls(url)
-    # Celery takes CELERY_BROKER_URL from the environment before its own configuration, but not for these two.
-    # `broker_url` keeps the stock spelling, which is what Flower's broker page understands.
-    app.conf.broker_read_url = app.conf.broker_write_url = broker
-    if not app.conf.result_backend:
-        app.conf.result_backend = backend
-    if backend.startswith("redis+socket://"):
-        app.conf.redis_socket_keepalive = False  # redis-py refuses it for unix sockets, and Celery passes it on
-
-
-def _broker_of(app: Celery) -> str:
-    url = app.conf.broker_url
-    if isinstance(url, (list, tuple)):
-        raise ConfigurationError("several brokers: lanes need one Redis or Valkey server")
-    if not url:
-        return ""
-    scheme = str(url).partition("://")[0]
-    if scheme in _TO_LANES or scheme in LANE_SCHEMES:
-        return str(url)
-    raise ConfigurationError(f"broker {scheme!r}: lanes need one Redis or Valkey server; use redis:// or rediss://")
-
-
-def _said(app: Celery, name: str) -> bool:
-    """Whether the app's own configuration names a setting."""
-    return any(name in source for source in app.conf.maps[:-1]) if hasattr(app.conf, "maps") else False

@@ -40,7 +40,8 @@ class Services:
         self._lock = threading.RLock()
         self._made: dict[str, Any] = {}
 
-    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives the first time that it is asked for by this name."""
         found = self._made.get(name)
         if found is None:
             with self._lock:
@@ -56,31 +57,31 @@ class Services:
         Raises:
             ConfigurationError: no server is configured.
         """
-        client: Redis = self._once("redis", lambda: connect(self.redis_url))
+        client: Redis = self.once("redis", lambda: connect(self.redis_url))
         return client
 
     @property
     def lanes(self) -> Lanes:
         """The lanes."""
-        lanes: Lanes = self._once("lanes", lambda: Lanes(self.redis))
+        lanes: Lanes = self.once("lanes", lambda: Lanes(self.redis))
         return lanes
 
     @property
     def outbox(self) -> Outbox:
         """Outcomes on their way to the tracking database."""
-        box: Outbox = self._once("outbox", lambda: Outbox(self.redis))
+        box: Outbox = self.once("outbox", lambda: Outbox(self.redis))
         return box
 
     @property
     def tracker(self) -> Tracker:
         """The tracking database, at the newest schema."""
-        tracker: Tracker = self._once("tracker", self._open_tracker)
+        tracker: Tracker = self.once("tracker", self._open_tracker)
         return tracker
 
     @property
     def queries(self) -> Queries:
         """Questions to the tracking database."""
-        queries: Queries = self._once("queries", self._open_queries)
+        queries: Queries = self.once("queries", self._open_queries)
         return queries
 
     def _open_queries(self) -> Queries:
@@ -99,37 +100,37 @@ class Services:
     @property
     def usage(self) -> UsageMemory:
         """What answers have used, in Redis."""
-        memory: UsageMemory = self._once("usage", lambda: UsageMemory(self.redis))
+        memory: UsageMemory = self.once("usage", lambda: UsageMemory(self.redis))
         return memory
 
     @property
     def learned_usage(self) -> LearnedUsage:
         """The same, as far as this process knows it; never waits."""
-        learned: LearnedUsage = self._once("learned_usage", lambda: LearnedUsage(lambda: self.usage))
+        learned: LearnedUsage = self.once("learned_usage", lambda: LearnedUsage(lambda: self.usage))
         return learned
 
     @property
     def latencies(self) -> LatencyMemory:
         """How long answers took, in Redis."""
-        memory: LatencyMemory = self._once("latencies", lambda: LatencyMemory(self.redis))
+        memory: LatencyMemory = self.once("latencies", lambda: LatencyMemory(self.redis))
         return memory
 
     @property
     def learned_latencies(self) -> LearnedLatencies:
         """The same, as far as this process knows it; never waits."""
-        learned: LearnedLatencies = self._once("learned_latencies", lambda: LearnedLatencies(lambda: self.latencies))
+        learned: LearnedLatencies = self.once("learned_latencies", lambda: LearnedLatencies(lambda: self.latencies))
         return learned
 
     @property
     def own_rules(self) -> OwnRules:
         """Which tasks retry by themselves."""
-        rules: OwnRules = self._once("own_rules", lambda: OwnRules(self.redis))
+        rules: OwnRules = self.once("own_rules", lambda: OwnRules(self.redis))
         return rules
 
     @property
     def tokenizer(self) -> Tokenizer:
         """Counts tokens, where a tokenizer is installed."""
-        tokenizer: Tokenizer = self._once("tokenizer", Tokenizer)
+        tokenizer: Tokenizer = self.once("tokenizer", Tokenizer)
         return tokenizer
 
     @property

@@ -32,6 +32,7 @@ from ratelimit_worker.flower.board import Board
 from ratelimit_worker.flower.loader import Loader
 from ratelimit_worker.flower.pages import HANDLERS
 from ratelimit_worker.flower.summaries import without_answers
+from ratelimit_worker.worker.installed import installation_of
 from ratelimit_worker.worker.task import CallTask
 
 log = logging.getLogger(__name__)
@@ -82,8 +83,10 @@ def find_app(name: str | None) -> Celery:
         app = find_celery_app(name)
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(f"-A {name}: {error}") from error
-    if not str(app.conf.broker_read_url or "").startswith("lanes"):
+    installation = installation_of(app)
+    if installation is None:
         raise ConfigurationError(f"-A {name}: an app without lanes; ratelimit_worker.install(app) gives it some")
+    installation.services()  # says at once what is wrong with its broker
     return app
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from celery.utils.functional import maybe_list
 from celery.worker import control
 
-from ratelimit_worker.wiring import services
+from ratelimit_worker.worker.installed import services_of
 
 _stock_revoke = control.Panel.data["revoke"]
 
@@ -15,7 +15,7 @@ _stock_revoke = control.Panel.data["revoke"]
 def revoke(state: Any, task_id: Any, *args: Any, **kwargs: Any) -> Any:
     """Celery's revoke; a call that waits leaves its lane then and there."""
     for one in maybe_list(task_id) or []:
-        services().lanes.revoke(one)
+        services_of(state.app).lanes.revoke(one)
     return _stock_revoke(state, task_id, *args, **kwargs)
 
 

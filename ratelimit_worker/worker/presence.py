@@ -13,7 +13,7 @@ from queue import Empty
 from time import monotonic, sleep, time
 from typing import Any
 
-from celery import bootsteps, signals
+from celery import bootsteps, current_app, signals
 from celery.worker import state
 from celery.worker.consumer.tasks import Tasks
 from redis import RedisError
@@ -21,12 +21,13 @@ from redis import RedisError
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import limit, pin
 from ratelimit_worker.stores.lanes import Crew, Lanes
-from ratelimit_worker.wiring import Services, services
+from ratelimit_worker.wiring import Services
 from ratelimit_worker.worker import own_rules
 from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
+from ratelimit_worker.worker.installed import services_of
 from ratelimit_worker.worker.quarantine import QUARANTINE
 from ratelimit_worker.worker.task import CallTask, warm_up
-from ratelimit_worker.worker.transport import HEADER, HELD, INTAKE
+from ratelimit_worker.worker.transport import HEADER, HELD, INTAKE, Transport
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def _ended(task_id: str = "", **_: Any) -> None:
 
 @signals.worker_process_init.connect(weak=False)
 def _forked(**_: Any) -> None:
-    warm_up()
+    warm_up(services_of(current_app))
 
 
 class Presence(Duty):
@@ -203,8 +204,8 @@ class LanesStep(bootsteps.StartStopStep):
         if self.presence is not None:  # reconnected: slots count again
             self.presence.beat()
             return
-        _check(c.app)
-        live = services()
+        _check(c)
+        live = services_of(c.app)
         lease_s = live.settings.visibility_timeout_seconds
         self.presence = Presence(live.redis_url, c, lease_s)
         HELD.running, HELD.stopping = self.presence.running, self.presence.stops
@@ -219,7 +220,7 @@ class LanesStep(bootsteps.StartStopStep):
         if live.settings.alert_webhook_url:
             self.duties.append(Alert(live, owner))
         if not self.presence.prefork:  # each child of a prefork pool does it for itself
-            warm_up(self.presence.slots())
+            warm_up(live, self.presence.slots())
         _open_history(live)
         _tell_own_rules(live, c.app)
         pin.at_start(live.control, live.settings.emergency_mode)  # before the first slot counts
@@ -276,13 +277,18 @@ def _tell_own_rules(live: Services, app: Any) -> None:
         log.info("own_rules.untold %s", error)
 
 
-def _check(app: Any) -> None:
+def _check(consumer: Any) -> None:
     """The promises rest on these; a worker without them would break them silently."""
-    conf = app.conf
-    if not conf.task_acks_late or conf.worker_prefetch_multiplier != 1:
+    transport = consumer.connection.transport
+    if not isinstance(transport, Transport):
         raise ConfigurationError(
-            "task_acks_late must be True and worker_prefetch_multiplier 1; leave them to ratelimit_worker.install(app)"
+            f"the broker connection of this worker has no lanes ({type(transport).__module__}); call "
+            "ratelimit_worker.install(app) on the app that it runs, and name one Redis as its broker"
         )
-    early = [name for name, task in app.tasks.items() if isinstance(task, CallTask) and not task.acks_late]
+    if consumer.controller.prefetch_multiplier != 1:
+        raise ConfigurationError(
+            f"--prefetch-multiplier {consumer.controller.prefetch_multiplier}: lanes count slots; leave it out"
+        )
+    early = [name for name, task in consumer.app.tasks.items() if isinstance(task, CallTask) and not task.acks_late]
     if early:
         raise ConfigurationError(f"tasks with acks_late=False cannot make calls: {', '.join(sorted(early))}")

@@ -14,7 +14,7 @@ from kombu.utils.objects import cached_property
 from redis import RedisError
 
 from ratelimit_worker.stores import keys
-from ratelimit_worker.wiring import services
+from ratelimit_worker.worker.installed import services_of
 from ratelimit_worker.worker.transport import unpack_body
 
 
@@ -26,7 +26,7 @@ class CallRequest(Request):
         tag = self._request_dict.get("properties", {}).get("delivery_tag", "")
         ref = tag.rpartition(".")[0]
         try:
-            payload: Any = services().redis.get(keys.payload(ref))
+            payload: Any = services_of(self._app).redis.get(keys.payload(ref))
         except (RedisError, OSError):
             payload = None
         if payload is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from celery.result import AsyncResult
 
-from ratelimit_worker.wiring import services
+from ratelimit_worker.worker.installed import services_of
 
 FIRST_POLL_S, MOST_POLL_S = 0.01, 0.5
 
@@ -29,7 +29,7 @@ class CallResult(AsyncResult):
 
     def revoke(self, *args: Any, **kwargs: Any) -> None:
         """As Celery's; a call that waits leaves its lane then and there, with or without a worker."""
-        taken = bool(services().lanes.revoke(self.id))
+        taken = bool(services_of(self.app).lanes.revoke(self.id))
         super().revoke(*args, **kwargs)
         if taken:
             self.backend.mark_as_revoked(self.id, "revoked", store_result=True)

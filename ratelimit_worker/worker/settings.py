@@ -7,48 +7,35 @@ from typing import Any
 #: Short answers for callers: a broker that is away must be an error within 2 s, not a hang (stock: 6 to 19 s).
 PUBLISH_RETRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.1}
 
+#: What a worker cannot do without, whatever the app says. All else that calls need is theirs alone: of their class
+#: (`CallTask`), of their message, or of their connection; so other tasks of the app keep what they had.
 REQUIRED: dict[str, Any] = {
-    # An ack is FREE: the call's stay in the ledger must last until it has run.
-    "task_acks_late": True,
     # Room is counted in slots; a prefetched message would sit released and unstarted.
     "worker_prefetch_multiplier": 1,
-    # Pickle would run code from a message; JSON only.
-    "task_serializer": "json",
-    "result_serializer": "json",
-    "accept_content": ["json"],
-    "result_accept_content": ["json"],
-    # A child that dies gives its call back; the lane counts it and gives up after three.
-    "task_reject_on_worker_lost": True,
+    # Protocol 1 has no headers, and the plan of a call is a header.
+    "task_protocol": 2,
+}
+
+#: Where the app says nothing.
+DEFAULTS: dict[str, Any] = {
+    "task_publish_retry_policy": PUBLISH_RETRY,
+    "broker_pool_limit": 64,
+    "redis_socket_keepalive": True,
+    "redis_backend_health_check_interval": 10,
+    "worker_soft_shutdown_timeout": 10.0,
     # A worker outlives its broker: restarts, OOM and READONLY answers (these are channel errors).
-    "broker_connection_retry": True,
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
     "broker_channel_error_retry": True,
-    # Without this a reconnect cancels running calls, and they are billed twice.
-    "worker_cancel_long_running_tasks_on_connection_loss": False,
     # In a threads pool a result that cannot be stored loses its slot for ever.
     "result_backend_always_retry": True,
     "result_backend_max_retries": 3_600,
     # … at most this far apart (ms; stock: 10 s), so that slots are back a second after Redis is.
     "result_backend_max_sleep_between_retries_ms": 1_000,
-    # Compressed messages unpack without bound.
-    "task_compression": None,
-    # Protocol 1 has no headers, and the plan of a call is a header.
-    "task_protocol": 2,
 }
 
-DEFAULTS: dict[str, Any] = {
-    "task_publish_retry_policy": PUBLISH_RETRY,
-    "task_create_missing_queues": True,
-    "task_track_started": False,
-    "broker_pool_limit": 64,
-    "redis_socket_keepalive": True,
-    "redis_backend_health_check_interval": 10,
-    "worker_soft_shutdown_timeout": 10.0,
-    "worker_hijack_root_logger": True,
-    "worker_redirect_stdouts": False,
-    "result_expires": 86_400,
-}
+#: Of our own app and its commands: what tasks print is theirs, and their results are kept for a day.
+OWN_APP: dict[str, Any] = {"worker_redirect_stdouts": False, "result_expires": 86_400}
 
 BROKER_OPTIONS: dict[str, Any] = {
     **PUBLISH_RETRY,

@@ -35,8 +35,8 @@ from ratelimit_worker.ports import Begun
 from ratelimit_worker.providers import http
 from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.stores.patient import PatientLanes
-from ratelimit_worker.wiring import policy_of, services
-from ratelimit_worker.worker import transport
+from ratelimit_worker.wiring import Services, policy_of
+from ratelimit_worker.worker.installed import Asked, services_of
 from ratelimit_worker.worker.intake import read_json
 from ratelimit_worker.worker.quarantine import QUARANTINE
 from ratelimit_worker.worker.refusal import refuse
@@ -113,7 +113,7 @@ class CallTask(Task):
             shed_below=self.shed_below,
             timeout_s=self.timeout_s,
         )
-        live = services()
+        live = services_of(self.app)
         return enqueue.plan(
             kind,
             args,
@@ -252,6 +252,7 @@ class CallTask(Task):
         tag = (request.get("properties") or {}).get("delivery_tag")
         if request.called_directly or request.is_eager or plan is None or tag is None:
             return super().__call__(*args, **kwargs) if request.called_directly else self.run(*args, **kwargs)
+        live = services_of(self.app)
         facts = Facts(
             call_id=request.id,
             tag=tag,
@@ -259,7 +260,7 @@ class CallTask(Task):
             plan=plan,
             queue=(request.delivery_info or {}).get("routing_key") or "",
             worker=f"{request.hostname}/{os.getpid()}",
-            arguments=(lambda: (request.args, request.kwargs)) if services().settings.capture_content else None,
+            arguments=(lambda: (request.args, request.kwargs)) if live.settings.capture_content else None,
         )
 
         def run(begun: Begun) -> Any:
@@ -267,7 +268,7 @@ class CallTask(Task):
             request.rlw_number = begun.number
             return self.run(*request.args, **request.kwargs)
 
-        attempt = executor(facts.lane, type(self).classify).execute
+        attempt = executor(live, facts.lane, type(self).classify).execute
         with QUARANTINE.shared():
             result = attempt(facts, run, self._restore)
         if isinstance(result, MustBeAlone):
@@ -334,35 +335,34 @@ def _behind(word: BaseException) -> tuple[BaseException | None, ...]:
     return (*(one if isinstance(one, BaseException) else None for one in said), word.__cause__, context)
 
 
-_executors: dict[int, tuple[Executor, Callable[[str], RetryPolicy]]] = {}
-
-
-def executor(lane: str = enqueue.DEFAULT_LANE, rule: Rule | None = None) -> Executor:
-    """The executor of this process (a forked child builds its own) for calls of a lane, of a task with this rule."""
-    found = _executors.get(os.getpid())
-    if found is None:
-        live = services()
-        policies = policy_of(live.settings)
-        made = Executor(
-            lanes=PatientLanes(live.redis),
-            answers=ANSWERS,
-            encode_outcome=live.encode_outcome,
-            lease_s=live.settings.visibility_timeout_seconds,
-            policy=policies(enqueue.DEFAULT_LANE),
-            reconcile=lambda lane: enqueue.told(live.settings, lane).reconcile,
-            timeout_told_s=lambda lane: enqueue.timeout_told_s(live.settings, lane),
-            latencies=live.learned_latencies,
-            pass_through=(TaskPredicate, Ignore, Reject),
-            means=_meaning,
-            behind=_behind,
-            classify=plugins.classifier(),
-        )
-        found = _executors[os.getpid()] = (made, policies)
-    usual, policies = found
+def executor(live: Services, lane: str = enqueue.DEFAULT_LANE, rule: Rule | None = None) -> Executor:
+    """The executor over the services of a process, for calls of a lane, of a task with this rule."""
+    usual: Executor
+    policies: Callable[[str], RetryPolicy]
+    usual, policies = live.once("executor", lambda: _executor(live))
     policy = policies(lane)
     if policy is usual.policy and rule is None:
         return usual
     return replace(usual, policy=policy, classify=plugins.classifier(rule) if rule else usual.classify)
+
+
+def _executor(live: Services) -> tuple[Executor, Callable[[str], RetryPolicy]]:
+    policies = policy_of(live.settings)
+    made = Executor(
+        lanes=PatientLanes(live.redis),
+        answers=ANSWERS,
+        encode_outcome=live.encode_outcome,
+        lease_s=live.settings.visibility_timeout_seconds,
+        policy=policies(enqueue.DEFAULT_LANE),
+        reconcile=lambda lane: enqueue.told(live.settings, lane).reconcile,
+        timeout_told_s=lambda lane: enqueue.timeout_told_s(live.settings, lane),
+        latencies=live.learned_latencies,
+        pass_through=(TaskPredicate, Ignore, Reject),
+        means=_meaning,
+        behind=_behind,
+        classify=plugins.classifier(),
+    )
+    return made, policies
 
 
 def plan_by_name(app: Any) -> Callable[[str, list[Any], dict[str, Any]], Mapping[str, Any] | None]:
@@ -375,20 +375,27 @@ def plan_by_name(app: Any) -> Callable[[str, list[Any], dict[str, Any]], Mapping
     return find
 
 
-def connect_transport(app: Any) -> None:
-    """Tell the transport what only the app knows: which tasks make calls, and what was configured of their lanes."""
-    transport.PLAN[:] = [plan_by_name(app)]
-    transport.IS_CALL[:] = [lambda name: isinstance(app.tasks.get(name), CallTask)]
-    transport.REFUSE[:] = [refuse(app, ANSWERS, lambda attempt: services().encode_outcome(attempt))]
-    transport.LANE_FIELDS[:] = [lambda lane: pin.lane_fields(services().control, services().settings, lane)]
+def asked_of_app(app: Any) -> Asked:
+    """What the transport asks of an app: which tasks make calls, and what was configured of their lanes."""
+
+    def lane_fields(lane: str) -> Mapping[str, float | str]:
+        live = services_of(app)
+        return pin.lane_fields(live.control, live.settings, lane)
+
+    return Asked(
+        plan=plan_by_name(app),
+        is_call=lambda name: isinstance(app.tasks.get(name), CallTask),
+        refuse=refuse(app, ANSWERS, lambda attempt: services_of(app).encode_outcome(attempt)),
+        lane_fields=lane_fields,
+    )
 
 
 def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
-def warm_up(slots: int = 1) -> None:
+def warm_up(live: Services, slots: int = 1) -> None:
     """Connect and load the scripts before the first call: released calls that meet a cold worker start as a burst."""
     http.warm_up(min(slots, MOST_WARM_CLIENTS))
-    services().lanes.run.load()
-    executor()
+    live.lanes.run.load()
+    executor(live)

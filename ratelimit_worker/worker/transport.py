@@ -35,6 +35,7 @@ from ratelimit_worker.fingerprint import digest
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import Claim, Crew, Entry, Lanes
 from ratelimit_worker.stores.patient import passes
+from ratelimit_worker.worker.installed import Asked, asked_of
 from ratelimit_worker.worker.intake import Intake, read_json
 
 log = logging.getLogger(__name__)
@@ -65,15 +66,6 @@ class Held:
 
 HELD = Held()
 INTAKE = Intake()
-#: Completes the plan of a call that was published without one (`send_task`, a stock producer); worker.task sets it.
-#: (task name, args, kwargs) → the header, or None for a task that makes no calls.
-PLAN: list[Callable[[str, list[Any], dict[str, Any]], Mapping[str, Any] | None]] = []
-#: Whether a task of that name makes calls.
-IS_CALL: list[Callable[[str], bool]] = []
-#: Ends what a message has begun that no worker takes: (lanes, message, why; None: its deadline has passed).
-REFUSE: list[Callable[[Lanes, bytes, str | None], None]] = []
-#: Fields of a lane that is new; `wiring` sets it. lane → set-points.
-LANE_FIELDS: list[Callable[[str], Mapping[str, float | str]]] = []
 
 
 def pack_body(body: bytes) -> bytes:
@@ -216,6 +208,11 @@ class Channel(stock.Channel):
         """The lanes, over this channel's connections."""
         return self._keep()[2]
 
+    @property
+    def asked(self) -> Asked | None:
+        """What the app of this channel answers; None: a connection of nobody's."""
+        return asked_of(self.connection.client) if self.connection is not None else None
+
     def _keep(self) -> tuple[Any, Any, Lanes]:
         kept = self._kept
         if kept is not None and (self.closed or self._closing):
@@ -233,7 +230,7 @@ class Channel(stock.Channel):
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         if not _is_call(message):
-            plan = _plan_of(message)
+            plan = _plan_of(message, self.asked)
             if plan is None:
                 plain = self._without_prompts(message)
                 if plain is not message and self.lanes.has_crew(queue):
@@ -242,15 +239,16 @@ class Channel(stock.Channel):
                     super()._put(queue, plain, **kwargs)
                 return
             message = {**message, "headers": {**message["headers"], HEADER: plan}}
-        self.lanes.enqueue(entry(queue, message))
+        self.lanes.enqueue(entry(queue, message, self.asked))
 
     def _without_prompts(self, message: dict[str, Any]) -> dict[str, Any]:
         """An ordinary task's message; its body goes apart when links, chord or arguments in it hold calls."""
         headers = message.get("headers")
-        if not PLAN or not isinstance(headers, dict) or "task" not in headers:
+        asked = self.asked
+        if asked is None or not isinstance(headers, dict) or "task" not in headers:
             return message
         body = base64.b64decode(message["body"]) if message["properties"].get("body_encoding") == "base64" else b""
-        if not any(IS_CALL[0](name.decode()) for name in set(SIGNATURE.findall(body))):
+        if not any(asked.is_call(name.decode()) for name in set(SIGNATURE.findall(body))):
             return message
         ref = f"canvas-{uuid.uuid4().hex}"
         self.lanes.client.set(keys.payload(ref), pack_body(body), ex=CANVAS_TTL_S)
@@ -324,10 +322,11 @@ class Channel(stock.Channel):
         return True
 
     def _end(self, raw: bytes, why: str | None, queue: str) -> None:
-        if not REFUSE or queue not in INTAKE.queues:
+        asked = self.asked
+        if asked is None or queue not in INTAKE.queues:
             return
         try:
-            REFUSE[0](self.lanes, raw, why)
+            asked.refuse(self.lanes, raw, why)
         except Exception as error:  # the same: it is left to its lease
             if isinstance(error, (RedisError, OSError)) and passes(error):
                 raise
@@ -384,7 +383,7 @@ class Transport(stock.Transport):
             return
         if queue in INTAKE.queues and "lane" not in message["properties"]:
             try:
-                if _pace(channel.lanes, queue, message):
+                if _pace(channel, queue, message):
                     return
             except (RedisError, OSError) as error:
                 if passes(error):
@@ -406,18 +405,19 @@ class Transport(stock.Transport):
         super()._deliver(message, queue)
 
 
-def _pace(lanes: Lanes, queue: str, message: Mapping[str, Any]) -> bool:
+def _pace(channel: Channel, queue: str, message: Mapping[str, Any]) -> bool:
     """Put a call that a stock producer pushed past its lane into it → False when it is no call.
 
     Nobody is there to be told of a full lane or of an answer that is known: it is let in, and answered in its turn.
     """
-    plan = message["headers"].get(HEADER) or _plan_of(message)
+    asked = channel.asked
+    plan = message["headers"].get(HEADER) or _plan_of(message, asked)
     if plan is None:
         return False
     told = {**plan, "at_once": False, "max_waiting": 0}
     if "sheds" in told:
         told["sheds"] = "result"
-    lanes.enqueue(entry(queue, {**message, "headers": {**message["headers"], HEADER: told}}))
+    channel.lanes.enqueue(entry(queue, {**message, "headers": {**message["headers"], HEADER: told}}, asked))
     return True
 
 
@@ -434,7 +434,7 @@ TRANSPORT_ALIASES["lanes"] = f"{__name__}:Transport"
 TRANSPORT_ALIASES["laness"] = f"{__name__}:SecureTransport"
 
 
-def entry(queue: str, message: Mapping[str, Any]) -> Entry:
+def entry(queue: str, message: Mapping[str, Any], asked: Asked | None = None) -> Entry:
     """A published message as an entry of its lane: body apart, times relative, nothing of the arguments in it.
 
     Raises:
@@ -487,7 +487,7 @@ def entry(queue: str, message: Mapping[str, Any]) -> Entry:
         max_waiting=plan["max_waiting"],
         claim=claim,
         sheds=plan.get("sheds", ""),
-        lane_fields=partial(LANE_FIELDS[0], plan["lane"]) if LANE_FIELDS else {},
+        lane_fields=partial(asked.lane_fields, plan["lane"]) if asked is not None else {},
     )
 
 
@@ -509,14 +509,14 @@ def _claim(headers: Mapping[str, Any], plan: Mapping[str, Any], body: bytes, due
     return Claim.of(plan, fingerprint, headers["task"], at_once=at_once, again=again)
 
 
-def _plan_of(message: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _plan_of(message: Mapping[str, Any], asked: Asked | None) -> Mapping[str, Any] | None:
     headers = message.get("headers")
-    if not PLAN or not isinstance(headers, dict) or not isinstance(headers.get("task"), str):
+    if asked is None or not isinstance(headers, dict) or not isinstance(headers.get("task"), str):
         return None
-    if not IS_CALL[0](headers["task"]):
+    if not asked.is_call(headers["task"]):
         return None
     args, kwargs, _ = loads(base64.b64decode(message["body"]).decode())
-    return PLAN[0](headers["task"], args, kwargs)
+    return asked.plan(headers["task"], args, kwargs)
 
 
 def _checked(body: bytes, message: Mapping[str, Any], plan: Mapping[str, Any]) -> bytes:
