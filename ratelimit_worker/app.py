@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, ParamSpec, TypeVar
 
-from celery import Celery, _state, shared_task, signals
+from celery import Celery, _state, signals
+from celery.local import Proxy
 
 from ratelimit_worker import wiring
 from ratelimit_worker.calls import Cost
 from ratelimit_worker.config import Settings, read_settings
 from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.inprocess.limiter import AdvancedRateLimiter
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.worker import control
 from ratelimit_worker.worker.backend import BACKENDS
 from ratelimit_worker.worker.installed import (
+    Eagerly,
     Installation,
     backend_url,
     give_lanes,
@@ -26,7 +30,7 @@ from ratelimit_worker.worker.installed import (
     same_server,
 )
 from ratelimit_worker.worker.settings import BACKEND_OPTIONS, BROKER_OPTIONS, DEFAULTS, OWN_APP, REQUIRED
-from ratelimit_worker.worker.task import CallTask, asked_of_app
+from ratelimit_worker.worker.task import answers_of, base_for
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +53,7 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
 
 def _install(app: Celery, settings: Settings, redis_url: str = "") -> Celery:
     installation = Installation(app, settings, redis_url)
-    installation.asked = asked_of_app(app)
+    installation.asked = answers_of(app, _eagerly(installation))
     keep(installation)
     give_lanes(app, installation)
     wiring.use(settings, redis_url or None)
@@ -107,6 +111,40 @@ def _put_in_force(installation: Installation) -> None:
         wiring.use(installation.settings, url)
 
 
+def _eagerly(installation: Installation) -> Eagerly:
+    def make(
+        plan: Mapping[str, Any],
+        name: str,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        rule: Rule | None,
+    ) -> Any:
+        live = installation.services()
+        limiter: AdvancedRateLimiter = live.once("eager", lambda: AdvancedRateLimiter(live))
+        if not live.redis_url or not limiter.is_enabled():
+            return function(*args, **kwargs)
+        requests, _, input_tokens, output_tokens = plan["cost"]
+        return limiter.make_rate_limited_call(
+            function,
+            name,
+            args,
+            kwargs,
+            plan["context"],
+            context_tags=plan["tags"],
+            cache_enabled=False,  # a test wants its own function run
+            lane=plan["lane"],
+            tenant=plan["tenant"],
+            priority=plan["class"],
+            deadline_s=max(0.001, plan["deadline"] - time.time()),
+            cost=Cost(requests=requests, input_tokens=int(input_tokens), output_tokens=int(output_tokens)),
+            timeout_s=plan.get("timeout"),
+            classify=rule,
+        )
+
+    return make
+
+
 @signals.celeryd_init.connect(weak=False)
 def _worker_starts(instance: Any = None, **kwargs: Any) -> None:
     """What was changed after `install` is put right before the worker reads it."""
@@ -157,7 +195,7 @@ def llm_task(
 
     def decorate(run: Callable[P, R]) -> Any:
         base: dict[str, Any] = {
-            "base": CallTask,
+            "base": None,
             "lane": lane,
             "context": context,
             "tags": tuple(tags),
@@ -173,10 +211,38 @@ def llm_task(
             "timeout_s": timeout_s,
             "classify": staticmethod(classify) if classify is not None else None,
         }
-        make = app.task if app is not None else shared_task
-        return make(**{**base, **options})(run)
+        mine = base | options
+        if mine.get("rate_limit"):
+            raise ConfigurationError(
+                f"rate_limit={mine['rate_limit']!r}: a call is paced by its lane; give the lane an `rpm`"
+            )
+        return app.task(**{**mine, "base": base_for(app, mine["base"])})(run) if app is not None else _shared(run, mine)
 
     return decorate(function) if function is not None else decorate
+
+
+def _shared(run: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """Celery's `shared_task`, with the class that each app has for its calls.
+
+    Written anew because `shared_task` takes one class for all apps.
+    """
+    if type(run) is Proxy:
+        raise TypeError("@llm_task was applied more than once to the same function")
+
+    def bind(app: Celery) -> Any:
+        return app._task_from_fun(run, **{**options, "base": base_for(app, options["base"])})
+
+    _state.connect_on_app_finalize(bind)
+    for app in _state._get_active_apps():
+        if app.finalized:
+            with app._finalize_mutex:
+                bind(app)
+
+    def of_current_app() -> Any:
+        app = _state.get_current_app()
+        return app.tasks[options.get("name") or app.gen_task_name(run.__name__, run.__module__)]
+
+    return Proxy(of_current_app)
 
 
 def make_app(settings: Settings | None = None, redis_url: str | None = None, config: str | None = None) -> Celery:

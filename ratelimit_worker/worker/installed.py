@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from celery import Celery
@@ -21,6 +21,7 @@ from kombu.utils.imports import symbol_by_name
 from ratelimit_worker import wiring
 from ratelimit_worker.config import Settings, canonical_redis_url
 from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.wiring import Services
 
@@ -29,9 +30,24 @@ TO_LANES = {"redis": "lanes", "rediss": "laness", "unix": "lanes+socket", "redis
 OPTION = "lanes_of"  #: transport option: which installation a connection belongs to
 
 
+class Eagerly(Protocol):
+    """Makes a call here and now, in this process."""
+
+    def __call__(
+        self,
+        plan: Mapping[str, Any],
+        name: str,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        rule: Rule | None,
+    ) -> Any:
+        """Call `function(*args, **kwargs)`, through the lane of its plan where there is one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a transport asks the app that it carries messages for.
+    """What is asked of an app by its transport and its tasks.
 
     Args:
         plan: (task name, args, kwargs) of a call that was published without a plan (`send_task`, a stock producer) →
@@ -39,12 +55,14 @@ class Asked:
         is_call: Whether a task of that name makes calls.
         refuse: Ends what a message has begun that no worker takes: (lanes, message, why; None: its deadline is over).
         lane_fields: Fields of a lane that is new: lane → set-points.
+        eagerly: How a call is made in process (`task_always_eager`).
     """
 
     plan: Callable[[str, list[Any], dict[str, Any]], Mapping[str, Any] | None]
     is_call: Callable[[str], bool]
     refuse: Callable[[Lanes, bytes, str | None], None]
     lane_fields: Callable[[str], Mapping[str, float | str]]
+    eagerly: Eagerly
 
 
 class Installation:
@@ -88,9 +106,16 @@ class Installation:
             self._url = canonical_redis_url(self._given or self._configured() or self.settings.redis_url)
         return self._url
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the app's messages never leave this process (`memory://`), as tests have it."""
+        return not self._given and str(self.app.conf.broker_write_url or "").partition("://")[0] == "memory"
+
     def _configured(self) -> str:
         """The broker of the app's own configuration; "": it names none."""
         conf = self.app.conf
+        if self.in_memory:
+            return ""
         urls = [one for one in (conf.broker_read_url, conf.broker_write_url) if one]
         if any(not isinstance(one, str) for one in urls) or any(";" in one for one in urls):
             raise ConfigurationError("several brokers: lanes need one Redis or Valkey server")
@@ -132,8 +157,12 @@ class Installation:
     def lanes_url_of(self, url: str | None) -> str | None:
         """The URL with which a connection of the app is opened; one to somewhere else stays as it is."""
         conf = self.app.conf
+        if self.in_memory:
+            return url
         if url and url not in (conf.broker_read_url, conf.broker_write_url):
             return lanes_url(url) if canonical_redis_url(url).partition("://")[0] in TO_LANES else url
+        if not self.url and conf.task_always_eager:
+            return "memory://"  # nothing is sent; Celery wants to know how arguments are encoded
         if not self.url:
             raise ConfigurationError("no Redis: set MAISD_REDIS_URL or CELERY_BROKER_URL, or use `up`, `run` or `demo`")
         return lanes_url(self.url)
@@ -157,6 +186,18 @@ def services_of(app: Celery) -> Services:
     """The live objects of an app; of an app without lanes: the process's."""
     found = installation_of(app)
     return found.services() if found is not None else wiring.services()
+
+
+def asked_of_app(app: Celery) -> Asked | None:
+    """What an app answers; None: it has no lanes."""
+    found = installation_of(app)
+    return found.asked if found is not None else None
+
+
+def in_memory(app: Celery) -> bool:
+    """Whether an app with lanes keeps its messages in this process."""
+    found = installation_of(app)
+    return found is not None and found.in_memory
 
 
 def asked_of(connection: Connection) -> Asked | None:
@@ -229,4 +270,3 @@ def _place(url: str) -> tuple[str, int, str]:
     host = (parts.hostname or "localhost").lower()
     database = query.get("db") or parts.path.strip("/") or "0"
     return "127.0.0.1" if host in {"localhost", "::1"} else host, parts.port or 6379, database
-

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import suppress
 from typing import Any
 
-from celery.result import AsyncResult
+from celery.result import AsyncResult, EagerResult
 
 from ratelimit_worker.worker.installed import services_of
 
@@ -38,3 +38,18 @@ class CallResult(AsyncResult):
         # Celery's own prints a page of traceback for each result that outlives its connection, or the interpreter.
         with suppress(Exception):
             super().__del__()
+
+
+class EagerCall(EagerResult):
+    """Celery's EagerResult, which can also be awaited."""
+
+    @classmethod
+    def of(cls, found: EagerResult) -> EagerCall:
+        """The same result, as one of a call."""
+        return cls(*found.__reduce_args__())
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._got().__await__()
+
+    async def _got(self) -> Any:
+        return self.get(disable_sync_subtasks=False)

@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial, wraps
 from typing import Any, ClassVar
 
-from celery import Task
+from celery import Celery, Task
 from celery.exceptions import Ignore, Reject, TaskPredicate
 from celery.exceptions import Retry as CeleryRetry
+from celery.result import denied_join_result
 from celery.utils import uuid
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.json import dumps, loads
@@ -23,7 +25,7 @@ from redis import RedisError
 
 from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Outcome, Priority
-from ratelimit_worker.errors import BadInput, StoreUnavailable
+from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import enqueue, pin
 from ratelimit_worker.flow.execute import Again, Answered, Executor, Facts, GaveUp, MustBeAlone, own_retry, tries_used
 from ratelimit_worker.flow.settle import Answers
@@ -33,14 +35,23 @@ from ratelimit_worker.policy.retry import RetryPolicy
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.providers import http
+from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.stores.patient import PatientLanes
 from ratelimit_worker.wiring import Services, policy_of
-from ratelimit_worker.worker.installed import Asked, services_of
+from ratelimit_worker.worker.installed import (
+    Asked,
+    Eagerly,
+    asked_of,
+    asked_of_app,
+    in_memory,
+    installation_of,
+    services_of,
+)
 from ratelimit_worker.worker.intake import read_json
 from ratelimit_worker.worker.quarantine import QUARANTINE
 from ratelimit_worker.worker.refusal import refuse
-from ratelimit_worker.worker.result import CallResult
+from ratelimit_worker.worker.result import CallResult, EagerCall
 from ratelimit_worker.worker.transport import HEADER, unpack_body
 
 ANSWERS = Answers(dumps=dumps, loads=loads)
@@ -50,6 +61,8 @@ CHOICES = ("lane", "tenant", "context", "tags", "cost", "deadline_s", "cache", "
 CANVAS = frozenset({"parent_id", "group_id", "chord"})
 NO_MORE = "Can't retry"  #: how `Task.retry` begins when it gives up
 REPLACED = "Replaced by new task"  #: what `Task.replace` says in its Ignore
+WITHIN = "_ratelimit_worker_within"  #: marks a method that runs within the attempt, with the call's arguments
+BEGUN = "rlw_begun"  #: of a request: its attempt has begun
 MOST_WARM_CLIENTS = 16  #: made before the first call, 4 ms each
 
 
@@ -76,7 +89,11 @@ class CallTask(Task):
     Request = "ratelimit_worker.worker.request:CallRequest"
     acks_late = True
     reject_on_worker_lost = True
-    acks_on_failure_or_timeout = True
+    acks_on_failure_or_timeout = acks_on_failure = acks_on_timeout = True
+    serializer = "json"  # pickle would run code from a message
+    track_started = False  # the lane knows what runs
+    # `task_default_rate_limit` is for tasks that no lane paces.
+    from_config = tuple(pair for pair in Task.from_config if pair[0] != "rate_limit")
     resultrepr_maxsize = 1  # an answer may hold what was asked: never in events or logs
 
     lane: ClassVar[str | None] = None
@@ -93,6 +110,14 @@ class CallTask(Task):
     shed_below: ClassVar[str | None] = None
     timeout_s: ClassVar[float | None] = None
     classify: ClassVar[Rule | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """What a class of somebody's own does around a task happens within the attempt, with the call's arguments."""
+        super().__init_subclass__(**kwargs)
+        if not hasattr(cls.__call__, WITHIN):
+            cls.__call__ = _within_attempt(cls.__call__)  # type: ignore[method-assign]
+        if cls.before_start is not Task.before_start and not hasattr(cls.before_start, WITHIN):
+            cls.before_start = _with_arguments(cls.before_start)
 
     def plan(self, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         """The header that a call with these arguments gets."""
@@ -120,7 +145,7 @@ class CallTask(Task):
             kwargs,
             live.settings,
             now=time.time(),
-            learned=live.learned_usage,
+            learned=live.learned_usage if live.redis_url else enqueue.nothing_learned,
             tokenizer=live.tokenizer,
             **options,
         )
@@ -146,6 +171,9 @@ class CallTask(Task):
         """
         if self.app.conf.task_always_eager:
             return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
+        if in_memory(self.app):  # a queue within this process, which no worker reads: a test
+            return self._here(args, kwargs, task_id, link, link_error, options)
+        _check_way(self.app, options.get("connection"), producer)
         chosen = {name: options.pop(name, None) for name in CHOICES}
         priority, running = options.pop("priority", None), self.app.current_worker_task
         mine = (
@@ -178,6 +206,27 @@ class CallTask(Task):
             raise BadInput(f"the arguments of {self.name} are not JSON: {_first_line(error)}") from error
         except (OperationalError, RedisError) as error:
             raise StoreUnavailable(f"the call was not accepted, Redis said: {_first_line(error)}") from error
+
+    def _here(
+        self, args: Any, kwargs: Any, task_id: str | None, link: Any, link_error: Any, options: dict[str, Any]
+    ) -> EagerCall:
+        try:
+            args, kwargs = loads(dumps([args or (), kwargs or {}]))  # as a worker would get them
+        except EncodeError as error:
+            raise BadInput(f"the arguments of {self.name} are not JSON: {_first_line(error)}") from error
+        with denied_join_result():
+            return self.apply(args, kwargs, link, link_error, task_id, **options)
+
+    def apply(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> EagerCall:
+        """As Celery's: here and now, in this process; through the call's lane, if its Redis is there.
+
+        Raises:
+            BadInput: as `apply_async`.
+        """
+        chosen = {name: options.pop(name, None) for name in CHOICES}
+        plan = self.plan(args or (), kwargs or {}, priority=options.pop("priority", None), **chosen)
+        headers = {**(options.pop("headers", None) or {}), HEADER: plan}
+        return EagerCall.of(super().apply(args, kwargs, *more, headers=headers, **options))
 
     def retry(
         self,
@@ -247,11 +296,32 @@ class CallTask(Task):
         return CallResult(task_id, backend=self.backend, task_name=self.name, app=self.app, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._attempt(super().__call__ if self._is_wrapped() else self.run, args, kwargs)
+
+    setattr(__call__, WITHIN, True)
+
+    @classmethod
+    def _is_wrapped(cls) -> bool:
+        """Whether a class behind this one has a `__call__` of its own."""
+        behind = cls.__mro__[cls.__mro__.index(CallTask) + 1 :]
+        return next(one for one in behind if "__call__" in vars(one)) is not Task
+
+    def _attempt(self, inner: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run `inner` as an attempt at this call; as it is, where this is none or is within one."""
         request = self.request
+        if request.called_directly:
+            return inner(*args, **kwargs) if inner != self.run else super().__call__(*args, **kwargs)
+        if request.get(BEGUN):
+            return inner(*args, **kwargs)
+        if request.is_eager:
+            return self._eagerly(inner, args, kwargs)
         plan = request.get(HEADER)
         tag = (request.get("properties") or {}).get("delivery_tag")
-        if request.called_directly or request.is_eager or plan is None or tag is None:
-            return super().__call__(*args, **kwargs) if request.called_directly else self.run(*args, **kwargs)
+        if plan is None or tag is None:
+            raise ConfigurationError(
+                f"{self.name} makes calls, and this worker's app {self.app.main or ''!r} has no lanes: "
+                "call ratelimit_worker.install(app) on it"
+            )
         live = services_of(self.app)
         facts = Facts(
             call_id=request.id,
@@ -266,7 +336,8 @@ class CallTask(Task):
         def run(begun: Begun) -> Any:
             self._restore(begun.body)
             request.rlw_number = begun.number
-            return self.run(*request.args, **request.kwargs)
+            setattr(request, BEGUN, True)
+            return inner(*request.args, **request.kwargs)
 
         attempt = executor(live, facts.lane, type(self).classify).execute
         with QUARANTINE.shared():
@@ -284,6 +355,23 @@ class CallTask(Task):
             case _:
                 raise Ignore
 
+    def _eagerly(self, inner: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        request, asked = self.request, asked_of_app(self.app)
+        plan = (request.headers or {}).get(HEADER)
+        setattr(request, BEGUN, True)
+        if asked is None or plan is None:
+            return inner(*args, **kwargs)
+        return asked.eagerly(plan, self.name, inner, args, kwargs, type(self).classify)
+
+    def _show_arguments(self) -> None:
+        """Put the arguments back before the attempt has begun, for a `before_start` of somebody's own."""
+        request = self.request
+        tag = (request.get("properties") or {}).get("delivery_tag")
+        if request.get(HEADER) is None or tag is None or request.is_eager:
+            return
+        stored: Any = services_of(self.app).redis.get(keys.payload(tag.rpartition(".")[0]))
+        self._restore(stored or b"")
+
     def _restore(self, payload: bytes) -> None:
         """Put arguments and canvas back where Celery looks for them."""
         if not payload:
@@ -298,10 +386,62 @@ class CallTask(Task):
             setattr(request, name, value)
 
 
+def _within_attempt(call: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(call)
+    def within(self: CallTask, *args: Any, **kwargs: Any) -> Any:
+        return self._attempt(partial(call, self), args, kwargs)
+
+    setattr(within, WITHIN, True)
+    return within
+
+
+def _with_arguments(before_start: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(before_start)
+    def within(self: CallTask, task_id: str, args: Any, kwargs: Any) -> Any:
+        self._show_arguments()
+        return before_start(self, task_id, args, kwargs)
+
+    setattr(within, WITHIN, True)
+    return within
+
+
+def base_for(app: Celery, base: type | None) -> type:
+    """The class of which a task that makes calls is made: what the app, or its author, has of its own comes with it.
+
+    Args:
+        base: What the author named; None: the app's own (`task_cls`; Django's has `delay_on_commit`).
+    Raises:
+        ConfigurationError: it is no class of tasks.
+    """
+    wanted = base if base is not None else app.Task
+    if base is None and wanted.__mro__[1] is Task:
+        return CallTask
+    if not (isinstance(wanted, type) and issubclass(wanted, Task)):
+        raise ConfigurationError(f"base={base!r}: a task class derives from celery.Task or ratelimit_worker.CallTask")
+    if issubclass(wanted, CallTask):
+        return wanted
+    return type(wanted.__name__, (CallTask, wanted), {"abstract": True, "__module__": wanted.__module__})
+
+
 def chosen_delay_s(task: Task) -> float | None:
     """A task's `default_retry_delay`, seconds; None: it has Celery's own."""
     said_by = next(one for one in (task, *type(task).__mro__) if "default_retry_delay" in vars(one))
     return None if said_by is Task else float(task.default_retry_delay or 0.0)
+
+
+def _check_way(app: Celery, connection: Any, producer: Any) -> None:
+    """A call goes through its lane, or the way it was sent is refused.
+
+    Raises:
+        ConfigurationError: the app, or the connection that was given, has no lanes.
+    """
+    if installation_of(app) is None:
+        raise ConfigurationError(
+            f"the app {app.main or ''!r} has no lanes for its calls: call ratelimit_worker.install(app) on it"
+        )
+    for name, given in (("connection", connection), ("producer", getattr(producer, "__connection__", None))):
+        if given is not None and asked_of(given) is None:
+            raise ConfigurationError(f"{name}=: it leads past the lanes; leave it out, or take one of app.pool")
 
 
 def _as_before(plan: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -375,8 +515,8 @@ def plan_by_name(app: Any) -> Callable[[str, list[Any], dict[str, Any]], Mapping
     return find
 
 
-def asked_of_app(app: Any) -> Asked:
-    """What the transport asks of an app: which tasks make calls, and what was configured of their lanes."""
+def answers_of(app: Celery, eagerly: Eagerly) -> Asked:
+    """What an app answers: which tasks make calls, what is configured of lanes, how a call is made in process."""
 
     def lane_fields(lane: str) -> Mapping[str, float | str]:
         live = services_of(app)
@@ -387,6 +527,7 @@ def asked_of_app(app: Any) -> Asked:
         is_call=lambda name: isinstance(app.tasks.get(name), CallTask),
         refuse=refuse(app, ANSWERS, lambda attempt: services_of(app).encode_outcome(attempt)),
         lane_fields=lane_fields,
+        eagerly=eagerly,
     )
 
 
