@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from ratelimit_worker.config import Settings, read_settings
     from ratelimit_worker.errors import CallFailed, RateLimitWorkerError
     from ratelimit_worker.inprocess import get_advanced_rate_limiter, make_optimized_llm_call, optimize_api_call
+    from ratelimit_worker.worker.task import CallTask
 
 __all__ = [
     "CallFailed",
+    "CallTask",
     "Cost",
     "LaneLimits",
     "RateLimitWorkerError",
@@ -44,6 +46,7 @@ __all__ = [
 
 _HOMES = {
     "CallFailed": "errors",
+    "CallTask": "worker.task",
     "Cost": "calls",
     "LaneLimits": "calls",
     "RateLimitWorkerError": "errors",

@@ -16,6 +16,7 @@ from typing import Any
 from celery import bootsteps, current_app, signals
 from celery.worker import state
 from celery.worker.consumer.tasks import Tasks
+from kombu.serialization import prepare_accept_content
 from redis import RedisError
 
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
@@ -201,6 +202,7 @@ class LanesStep(bootsteps.StartStopStep):
     def start(self, c: Any) -> None:
         INTAKE.queues = frozenset(queue.name for queue in c.task_consumer.queues)
         INTAKE.tasks = c.app.tasks
+        INTAKE.accepts = frozenset(prepare_accept_content(c.app.conf.accept_content))
         if self.presence is not None:  # reconnected: slots count again
             self.presence.beat()
             return

@@ -1,0 +1,67 @@
+"""A team's own app, served by real workers: its calls are paced, its other tasks are as they were."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import pytest
+from celery import Celery
+from kombu import Connection
+
+from ratelimit_worker.stores import keys
+from tests.conftest import wait_for
+from tests.fleet import Fleet, Worker, fleet
+
+pytestmark = [pytest.mark.server, pytest.mark.worker]
+
+
+@contextmanager
+def guest(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Fleet, ModuleType]]:
+    """A worker of tests/guest_app.py, and its app here; its broker stands in its own configuration alone."""
+    with fleet() as made:
+        monkeypatch.delenv("MAISD_REDIS_URL", raising=False)
+        env = {name: value for name, value in made.env.items() if name != "MAISD_REDIS_URL"}
+        env["GUEST_BROKER"] = made.valkey.url
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        worker = Worker("guest", made.folder, {**env, "MAISD_REDIS_URL": ""}, ("-P", "threads", "-c", "4"), "tests.guest_app")
+        made.workers.append(worker)
+        worker.wait_ready()
+        import tests.guest_app as module
+
+        yield made, importlib.reload(module)
+
+
+def test_a_team_s_own_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    with guest(monkeypatch) as (made, module):
+        assert module.ask.delay("acme: hello").get(timeout=60) == ["acme: hello", "acme:"]
+        assert module.app.tasks["guest.shared"].delay("beta: hello").get(timeout=60) == ["beta: hello", "beta:"]
+        assert module.audited.delay("gamma").get(timeout=60) == "gamma"
+        for name in ("before", "call"):
+            assert (made.folder / name).read_text() == "['gamma']\n", name
+        assert module.plain.delay({1, 2}).get(timeout=60) == [{1, 2}, "{1, 2"]
+        assert int(made.valkey.client.hget(keys.lane("guest"), "ok") or 0) >= 0
+        log = made.workers[0].log()
+        assert "worker_prefetch_multiplier=4" in log
+        assert "message.set_aside" not in log
+
+
+def test_ordinary_tasks_are_acknowledged_as_their_app_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Early: what runs longer than the visibility timeout runs once."""
+    with guest(monkeypatch) as (made, module):
+        running = module.plain.delay({1}, sleep_s=2.0)
+        wait_for(lambda: (made.folder / "plain").exists(), what="it runs")
+        assert made.valkey.client.hlen("unacked") == 0
+        assert running.get(timeout=60)
+
+
+def test_a_call_by_name_from_a_stock_producer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with guest(monkeypatch) as (made, module):
+        stock = Celery("stock", broker=made.valkey.url, backend=made.valkey.url, set_as_current=False)
+        sent: Any = stock.send_task(module.ask.name, ("delta: hi",), queue="guest", serializer="json")
+        assert module.app.AsyncResult(sent.id).get(timeout=60) == ["delta: hi", "delta"]
