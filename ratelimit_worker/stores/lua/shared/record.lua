@@ -28,7 +28,7 @@ local BEHIND = RETRIES * BAND                          -- a double holds every t
 local BANDS = {high = 0, normal = BAND, low = 2 * BAND}
 local TAGS, WORTH = 1e4, {1, 1000, 1000, 1000}         -- tags of a call's worth of service; units that are worth a call
 local N = 4                                            -- dimensions: requests, tokens, input_tokens, output_tokens
-local SICK_ROW = 5                                     -- sick answers in a row: the provider is away
+local SICK_ROW = 5                                     -- sick answers in a row: the lane's tuner is asked at once
 local CROWDED_US = 50e3                                -- gate after a refusal for too many calls at once
 local HALT_US = 300e6                                  -- between probes of a lane without quota
 local REFS = 9                                         -- messages of one task id that may be in lanes at once
