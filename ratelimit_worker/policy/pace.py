@@ -511,6 +511,8 @@ def _window(state: PaceState, name: str, known: Dimension, seen: Observation, li
     if before is not None and not spent:
         if calls < 1 or units >= WINDOW_SPENT * before.units:
             return known  # it is not open yet, or as good as spent
+        if state.pause is not None and state.pause.opened_at is None:
+            return known  # it was on its way when the first was refused: that is one refusal, however many come
         if before.early >= WINDOW_EARLY:
             return None
         return replace(known, window=replace(before, late_s=before.late_s + WINDOW_LATE_S, early=before.early + 1))
