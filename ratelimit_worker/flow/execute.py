@@ -110,6 +110,13 @@ class GaveUp:
 
 
 @dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The attempt ended because its process does: nothing is known of the call, which is delivered again."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
 class NotOurs:
     """Another delivery of this call runs, or what it had to do is done; this one does nothing."""
 
@@ -160,7 +167,7 @@ class _Trial:
     suspect: bool = False  #: it failed again, and others were answered since
 
 
-Result = Answered | Again | GaveUp | NotOurs | MustBeAlone
+Result = Answered | Again | GaveUp | Interrupted | NotOurs | MustBeAlone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +184,7 @@ class Executor:
         means: What such a word makes of the call: RETRIED (it was sent again), SNOOZED (it goes back to its place), or
             FAILED (nobody runs it again).
         behind: The exceptions for which such a word may have been raised, the likeliest first.
+        interrupted: Whether what an attempt raised says that its process is being ended, and nothing of the call.
     """
 
     lanes: AttemptLanes
@@ -188,6 +196,7 @@ class Executor:
     pass_through: tuple[type[BaseException], ...] = ()
     means: Callable[[BaseException], Outcome] = lambda word: Outcome.RETRIED
     behind: Callable[[BaseException], Sequence[BaseException | None]] = lambda word: (word.__cause__,)
+    interrupted: Callable[[BaseException], bool] = lambda error: False
     reconcile: Callable[[str], bool | None] = lambda lane: None
     timeout_told_s: Callable[[str], float | None] = lambda lane: None
     latencies: Callable[[str], Latencies | None] = lambda name: None
@@ -270,7 +279,9 @@ class Executor:
                     return self._stayed(trial)
                 self._passed(trial, word)
                 raise
-            except Exception as error:
+            except BaseException as error:  # whatever a task raises, its attempt ends here, or its slot never would
+                if self.interrupted(error):
+                    return Interrupted(error)
                 return self._failed(trial, error) if trial.stays is None else self._stayed(trial)
         if trial.stays is not None:  # the task went on, as if it had not retried
             return self._stayed(trial)
@@ -395,7 +406,7 @@ class Executor:
             tried=self._tried(trial) if judged.costs and not judged.free else b"",
         )
 
-    def _failed(self, trial: _Trial, error: Exception) -> Result:
+    def _failed(self, trial: _Trial, error: BaseException) -> Result:
         facts, begun = trial.facts, trial.begun
         trial.content = content_of(facts.arguments, error=error)
         if trial.caught is not None:  # the task's own rule has given up: so do we

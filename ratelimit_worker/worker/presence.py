@@ -22,7 +22,7 @@ from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import limit, pin
 from ratelimit_worker.stores.lanes import Crew, Lanes
 from ratelimit_worker.wiring import Services, services
-from ratelimit_worker.worker import own_rules
+from ratelimit_worker.worker import jobs, own_rules
 from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
 from ratelimit_worker.worker.quarantine import QUARANTINE
 from ratelimit_worker.worker.task import CallTask, warm_up
@@ -208,6 +208,7 @@ class LanesStep(bootsteps.StartStopStep):
         lease_s = live.settings.visibility_timeout_seconds
         self.presence = Presence(live.redis_url, c, lease_s)
         HELD.running, HELD.stopping = self.presence.running, self.presence.stops
+        jobs.guard(c.pool)
         owner = self.presence.owner
         self.duties = [
             Release(live.redis_url, owner, lease_s),

@@ -158,6 +158,10 @@ class QoS(stock.QoS):
                 self.channel.lanes.restore(back, lost=False)
         self._delivered.clear()
 
+    def let_go(self, tag: str) -> None:
+        """The message is no longer in hand here; a call's lease gives it back."""
+        self._done(tag)
+
     def _of_a_call(self, tag: str) -> bool:
         message = self._delivered.get(tag)
         return tag in HELD.orphans if message is None else HEADER in (message.headers or {})

@@ -1,0 +1,131 @@
+"""Is a slot ever lost? Real workers of each pool, and tasks that raise what no task should, or never return."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ratelimit_worker.errors import TaskAborted
+from ratelimit_worker.stores import keys
+from ratelimit_worker.wiring import services
+from tests.conftest import wait_for
+from tests.fleet import Fleet, Worker, fleet
+from tests.slots_app import RAISED
+
+POOLS = {"threads": 2, "prefork": 2, "gevent": 2, "solo": 1}
+LATE_S = 120.0  #: for whatever may be late on a busy machine
+
+
+@pytest.fixture
+def scene() -> Iterator[Fleet]:
+    """A broker of its own for each test."""
+    with fleet() as made:
+        yield made
+
+
+def agent() -> ModuleType:
+    """This process as an agent of the fleet."""
+    return importlib.reload(importlib.import_module("tests.slots_app"))
+
+
+def worker(made: Fleet, name: str, pool: str, slots: int, **env: str) -> Worker:
+    started = Worker(name, made.folder, {**made.env, **env}, ("-P", pool, "-c", str(slots)), app="tests.slots_app")
+    made.workers.append(started)
+    started.wait_ready()
+    return started
+
+
+def rows_of(call_id: str, how_many: int = 1) -> list[Any]:
+    rows = services().tracker.attempts_of
+    wait_for(lambda: len(rows(call_id)) >= how_many, LATE_S, "its rows are there")
+    return list(rows(call_id))
+
+
+def all_slots_free(made: Fleet, tasks: ModuleType, slots: int) -> None:
+    """Nothing is out, and as many calls as there are slots run at once."""
+    wait_for(lambda: made.valkey.client.zcard(keys.LEDGER) == 0, LATE_S, made.logs)
+    for round_ in range(2):
+        met = [tasks.meet.delay(f"meet{round_}", slots) for _ in range(slots)]
+        assert [result.get(timeout=LATE_S) for result in met] == [slots] * slots
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize("pool", list(POOLS))
+def test_whatever_a_task_raises_its_slot_is_free_and_its_caller_is_told(scene: Fleet, pool: str) -> None:
+    """Twelve kinds of exceptions, in each pool: each call has its error, once, with one row; all slots are free."""
+    tasks, slots = agent(), POOLS[pool]
+    worker(scene, "w", pool, slots)
+    results = {kind: tasks.odd.delay(kind) for kind in RAISED}
+    for kind, result in results.items():
+        with pytest.raises(TaskAborted) as told:
+            result.get(timeout=LATE_S)
+        assert (told.value.call_id, told.value.raised) == (result.id, kind)
+    all_slots_free(scene, tasks, slots)
+    assert Counter(what for _, what in scene.stamps("ran")) == dict.fromkeys(RAISED, 1)
+    for kind, result in results.items():
+        (row,) = rows_of(result.id)
+        assert (row.outcome.value, row.cause, row.number) == ("failed", kind, 1)
+    assert scene.workers[0].process.poll() is None
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize("pool", list(POOLS))
+def test_what_escapes_from_celery_itself_is_heard(scene: Fleet, pool: str) -> None:
+    """After the answer, in a hook: the answer stands. Of an ordinary task: it has failed. No slot is lost by either."""
+    tasks, slots = agent(), POOLS[pool]
+    worker(scene, "w", pool, slots)
+    kinds = ["MemoryError", "PanicException"] if pool == "prefork" else ["MemoryError", "SystemExit", "PanicException"]
+    hooked = {kind: tasks.hooked.delay(kind) for kind in kinds}
+    plain = [tasks.plain_odd.delay(kind) for kind in kinds]
+    for kind, result in hooked.items():
+        assert result.get(timeout=LATE_S) == kind
+    for result in plain:
+        wait_for(result.ready, LATE_S, "its caller is told")
+        assert result.state == "FAILURE"
+    all_slots_free(scene, tasks, slots)
+    assert "slot.escaped" in scene.workers[0].log()
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize("how", ["gevent worker", "prefork worker", "prefork child"])
+def test_a_call_whose_process_is_told_to_end_has_not_failed(scene: Fleet, how: str) -> None:
+    """Its greenlet is killed, or its child gets a signal: it is delivered again, and answered there."""
+    tasks = agent()
+    pool, _, what = how.partition(" ")
+    first = worker(scene, "first", pool, 1)
+    result = tasks.hang.delay(7, "now")
+    wait_for(lambda: scene.stamps("hung"), LATE_S, "it runs")
+    if what == "child":
+        children = Path(f"/proc/{first.process.pid}/task/{first.process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGTERM)
+    else:
+        first.process.send_signal(signal.SIGQUIT)
+        wait_for(lambda: first.process.poll() is not None, LATE_S, "it has left")
+        worker(scene, "second", "threads", 1)
+    wait_for(lambda: len(scene.stamps("hung")) == 2, LATE_S, scene.logs)
+    assert not result.ready()
+    (scene.folder / "now").touch()
+    assert result.get(timeout=LATE_S) == 7
+    rows = rows_of(result.id)
+    assert rows[-1].outcome.value == "answered"
+    assert {row.outcome.value for row in rows} == {"answered"}
+
+
+@pytest.mark.worker
+def test_a_leader_that_is_cut_off_leaves_its_followers_to_another(scene: Fleet) -> None:
+    """Those that wait for its answer are answered by the next of them."""
+    tasks = agent()
+    worker(scene, "w", "threads", 2)
+    results = [tasks.shared_odd.delay("SystemExit") for _ in range(4)]
+    with pytest.raises(TaskAborted):
+        results[0].get(timeout=LATE_S)
+    assert [result.get(timeout=LATE_S) for result in results[1:]] == ["answered"] * 3
+    assert len(scene.stamps("shared")) == 2
