@@ -13,9 +13,14 @@ from typing import Any
 
 import pytest
 
+from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.errors import TaskAborted
+from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.ports import BarKind
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.live import Live
 from ratelimit_worker.wiring import services
+from tests.cluster import LEASE_S, Cluster, entry
 from tests.conftest import wait_for
 from tests.fleet import Fleet, Worker, fleet
 from tests.slots_app import RAISED
@@ -41,6 +46,11 @@ def worker(made: Fleet, name: str, pool: str, slots: int, **env: str) -> Worker:
     made.workers.append(started)
     started.wait_ready()
     return started
+
+
+def unlimited(*lanes: str) -> None:
+    for lane in lanes:
+        services().lanes.set_points(lane, limit_fields(LaneLimits(unlimited=True)))
 
 
 def rows_of(call_id: str, how_many: int = 1) -> list[Any]:
@@ -129,3 +139,53 @@ def test_a_leader_that_is_cut_off_leaves_its_followers_to_another(scene: Fleet) 
         results[0].get(timeout=LATE_S)
     assert [result.get(timeout=LATE_S) for result in results[1:]] == ["answered"] * 3
     assert len(scene.stamps("shared")) == 2
+
+
+# ── calls that hang ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize("pool", ["threads", "gevent"])
+def test_hung_calls_on_all_slots_keep_no_other_lane_waiting(scene: Fleet, pool: str) -> None:
+    """Eight hung calls on eight slots: another lane has eight slots all the same, and theirs no more than it has."""
+    tasks = agent()
+    unlimited("hung", "good", "meet")
+    worker(scene, "w", pool, 8)
+    hung = [tasks.hang.delay(n, "now") for n in range(20)]
+    wait_for(lambda: len(scene.stamps("hung")) == 8, LATE_S, "all slots are taken")
+    met = [tasks.meet.delay("meet", 8) for _ in range(8)]  # each ends when all eight of them run at once
+    assert [result.get(timeout=LATE_S) for result in met] == [8] * 8
+    assert len(scene.stamps("hung")) == 8, "the lane that hangs had none of the slots that were lent"
+    (scene.folder / "now").touch()
+    assert sorted(result.get(timeout=LATE_S) for result in hung) == list(range(20))
+    wait_for(lambda: scene.valkey.client.zcard(keys.LEDGER) == 0, LATE_S, scene.logs)
+    assert not scene.valkey.client.exists("rlw:aside")
+
+
+@pytest.mark.server
+def test_slots_of_hung_calls_go_to_other_lanes(cluster: Cluster) -> None:
+    """The lane itself gets none, what lies ready of it goes back, and it goes on when they end."""
+    cluster.worker(slots=4)
+    for n in range(10):
+        cluster.lanes.enqueue(entry(f"a{n}", lane="a", lane_fields={"unlimited": 1}))
+    hung = [cluster.begin()[0] for _ in range(4)]
+    assert cluster.lying() > 0, "a lane without a pace keeps workers supplied"
+    for n in range(6):
+        cluster.lanes.enqueue(entry(f"b{n}", lane="b", lane_fields={"unlimited": 1}))
+    cluster.lanes.beat("w", 4, 3.5, ["q"], LEASE_S, cluster.held["w"], hung=set(hung))
+    cluster.pump()
+    assert set(cluster.ready()[:4]) <= {f"b{n}" for n in range(6)}
+    assert not [ref for ref in cluster.ready() if ref.startswith("a")]
+    assert sorted(cluster.run_all()) == [f"b{n}" for n in range(6)]
+    found = Live(cluster.client, time_us=cluster.now_us).bars("a", "")
+    assert found is not None
+    assert [bar.kind for bar in found[1]] == [BarKind.HUNG]
+    for tag in hung:
+        cluster.settle(tag, lane="a")
+        cluster.free(tag)
+    cluster.beat("w")
+    ran = cluster.run_all()
+    cluster.pump()
+    assert sorted(ran + cluster.run_all()) == [f"a{n}" for n in range(4, 10)]
+    assert not cluster.client.exists("rlw:aside", "rlw:hung")
+    assert cluster.lanes.counters().get("leaks", 0) == 0

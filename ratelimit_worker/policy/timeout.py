@@ -102,6 +102,13 @@ def p99_s(known: Latencies | None) -> float | None:
     return float(_FIRST_S * 2.0 ** (found / _PER_OCTAVE))
 
 
+def most_s(known: Latencies | None) -> float | None:
+    """Seconds within which every answer that is remembered came, at most a fifth too many; None: there was none."""
+    if known is None or not known.weights:
+        return None
+    return float(_FIRST_S * 2.0 ** (max(known.weights) / _PER_OCTAVE))
+
+
 def learned_s(known: Latencies | None, now_s: float, most_tokens: int | None = None) -> float:
     """What is allowed for an answer by what is known, seconds.
 

@@ -22,7 +22,9 @@ server whether every key is in it, of its type and with its TTL.
 | `rlw:oncrews` | SET of C:Q | crews with such a set | crews; the sweep drops the empty |
 | `rlw:onqueue:Q` `rlw:onqueues` | SET | the same by queue, of a version without crews | slots |
 | `rlw:ledger` | ZSET tag → lease end (µs) | the same, all lanes | slots |
-| `rlw:aside` | SET of tags | out, but on a worker that died or takes no more | slots; until the lease ends |
+| `rlw:aside` | SET of tags | out, but on no slot: of a dead worker, or hanging | slots; until the lease ends |
+| `rlw:hung` | HASH worker → lanes and queues | where its calls hang | TTL: 60 s; workers |
+| `rlw:overdue` | HASH worker → calls | given up, though their functions still run there | TTL: 60 s; workers |
 | `rlw:suspects` | ZSET ref → waits, out (0, 1) | calls that ran when a worker died | TTL: 30 days; until they end |
 | `rlw:call:REF` | HASH | message and record of one call, claim, what failed it last | TTL: deadline + 1 day |
 | `rlw:payload:REF` | STRING | args, kwargs, canvas. No other holds prompts, but a captured outbox | TTL: the same |
@@ -87,6 +89,7 @@ USAGE = NAMESPACE + "usage"
 LATENCIES = NAMESPACE + "latencies"
 RETRIES = NAMESPACE + "retries"
 LEDGER = NAMESPACE + "ledger"
+OVERDUE = NAMESPACE + "overdue"
 WAKE = NAMESPACE + "wake"  #: pub/sub channel: the pump's plan changed
 CACHE = NAMESPACE + "cache:"
 CACHE_USED = CACHE + "used"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Literal
@@ -346,19 +346,24 @@ class Lanes:
         life_s: float,
         queues: Sequence[str],
         lease_s: float,
-        held: Iterable[str],
+        held: Sequence[str],
         crew: Crew = EVERY_TASK,
+        hung: Collection[str] = (),
     ) -> int:
         """Say that a worker lives, with its slots, queues and tasks, and renew what it holds → slots of all workers.
 
         The names of the tasks travel only when Redis does not know what this crew knows.
+
+        Args:
+            hung: Those of the tags that it holds which take none of its slots from other lanes.
         """
         args = (worker, slots, int(life_s * 1000), len(queues), *queues, int(lease_s * US), crew.name, TASKS_TTL_S)
-        held = list(held)
-        total, told = self.run("beat", (*args, *held))
+        first = [tag for tag in held if tag in hung]
+        tags = (len(first), *first, *(tag for tag in held if tag not in hung))
+        total, told = self.run("beat", (*args, *tags))
         if not told:
             self._tell(crew)
-            total, _ = self.run("beat", (*args, *held))
+            total, _ = self.run("beat", (*args, *tags))
         return int(total)
 
     def _tell(self, crew: Crew) -> None:

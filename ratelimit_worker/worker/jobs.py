@@ -84,6 +84,8 @@ def _caught(target: Callable[..., Any]) -> Callable[..., Any]:
 
 def _heard(request: Any, callback: Callable[..., Any]) -> Callable[..., Any]:
     def tell(*args: Any, **kwargs: Any) -> Any:
+        if HELD.overdue.pop(_tag_of(request), None) is not None:
+            return None  # its caller was told long ago
         if args and isinstance(args[0], Escaped):
             return end(request, args[0].error)
         try:
@@ -96,6 +98,10 @@ def _heard(request: Any, callback: Callable[..., Any]) -> Callable[..., Any]:
             return end(request, error)
 
     return tell
+
+
+def _tag_of(request: Any) -> str:
+    return str(request.message.delivery_tag)
 
 
 def _told(request: Any, accept: Callable[..., Any] | None) -> Callable[..., Any]:

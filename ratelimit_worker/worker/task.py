@@ -54,7 +54,7 @@ from ratelimit_worker.worker.intake import read_json
 from ratelimit_worker.worker.quarantine import QUARANTINE
 from ratelimit_worker.worker.refusal import refuse
 from ratelimit_worker.worker.result import CallResult
-from ratelimit_worker.worker.transport import HEADER, unpack_body
+from ratelimit_worker.worker.transport import HEADER, HELD, unpack_body
 
 ANSWERS = Answers(dumps=dumps, loads=loads)
 #: Options of `apply_async` that are the plan's.
@@ -384,6 +384,7 @@ def executor(lane: str = enqueue.DEFAULT_LANE, rule: Rule | None = None) -> Exec
             pass_through=(TaskPredicate, Ignore, Reject),
             means=_meaning,
             behind=_behind,
+            given_up=HELD.overdue.__contains__,
             interrupted=_interrupted,
             classify=plugins.classifier(),
         )

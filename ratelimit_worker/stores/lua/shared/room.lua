@@ -62,7 +62,7 @@ local function slots(queue)
     local held = redis.call('HGET', key('held'), w)
     for _, tag in ipairs(held and cmsgpack.unpack(held) or {}) do set_aside(tag) end
     redis.call('ZREM', key('workers'), w)
-    for _, of in ipairs({'slots', 'held', 'crew'}) do redis.call('HDEL', key(of), w) end
+    for _, of in ipairs({'slots', 'held', 'crew', 'hung'}) do redis.call('HDEL', key(of), w) end
   end
   local alive, total, old, by = {}, 0, 0, {}
   for _, w in ipairs(redis.call('ZRANGEBYSCORE', key('workers'), int(now), '+inf')) do alive[w] = true end
@@ -144,8 +144,25 @@ local function ahead(L)
   end
   return math.floor((pace or 0) * LOOK_S)
 end
+-- Calls that hang keep no slot from others: their workers run as many more in their place, and say so (see beat.lua). For the
+-- lane itself they count: it never has more out than there are slots where it hangs. -> so many; nil: none of its calls hangs
+function crew.bound_of(lane)
+  if aside() == 0 then return nil end
+  if not memo.hung then
+    memo.hung = {}
+    for _, packed in ipairs(redis.call('HVALS', crew.HUNG)) do
+      for name, queues in pairs(cmsgpack.unpack(packed)) do
+        for _, q in ipairs(queues) do
+          memo.hung[name] = math.max(memo.hung[name] or 0, (select(2, slots(q))))
+        end
+      end
+    end
+  end
+  return memo.hung[lane]
+end
 -- how many more the lane itself may have out; how many it has; what it waits for when it is full: that one of its calls
--- begins, or ends; and the narrowest bound: begins (released and not begun), width (of the law), or concurrency (a person's)
+-- begins, or ends; and the narrowest bound: begins (released and not begun), width (of the law), concurrency (a person's), or
+-- hung (it holds all slots)
 local function own_room(L)
   local k = out_key(L.name)
   local out, most, event, bound = redis.call('ZCARD', k), 1e9, 'ends', nil
@@ -157,6 +174,8 @@ local function own_room(L)
   end
   if L.width > 0 and L.width - out < most then most, bound = L.width - out, 'width' end
   if L.cap > 0 and L.cap - out < most then most, bound = L.cap - out, 'concurrency' end
+  local held = out > 0 and crew.bound_of(L.name)
+  if held and held - out < most then most, bound, event = held - out, 'hung', 'ends' end
   return most, out, event, bound
 end
 -- how many more calls of this lane may go to this queue now; greedy: nobody else wants the slot
