@@ -12,13 +12,18 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from ratelimit_worker.calls import LaneLimits
-from ratelimit_worker.errors import TaskAborted
+from ratelimit_worker.cli import main
+from ratelimit_worker.errors import DeadlineExceeded, TaskAborted
 from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.ports import BarKind
+from ratelimit_worker.reports.doctor import Level, judge_workers
+from ratelimit_worker.reports.live import cluster_state
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.live import Live
+from ratelimit_worker.stores.overdue import OverdueCall
 from ratelimit_worker.wiring import services
 from tests.cluster import LEASE_S, Cluster, entry
 from tests.conftest import wait_for
@@ -189,3 +194,47 @@ def test_slots_of_hung_calls_go_to_other_lanes(cluster: Cluster) -> None:
     assert sorted(ran + cluster.run_all()) == [f"a{n}" for n in range(4, 10)]
     assert not cluster.client.exists("rlw:aside", "rlw:hung")
     assert cluster.lanes.counters().get("leaks", 0) == 0
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize("pool", list(POOLS))
+def test_a_call_that_never_ends_is_given_up_and_costs_no_slot(scene: Fleet, pool: str) -> None:
+    """A grace after its deadline its caller hears so, with a row; while it runs it is named, and its slot is others'."""
+    tasks, slots = agent(), POOLS[pool]
+    unlimited("hung", "meet")
+    worker(scene, "w", pool, slots)
+    results = [tasks.hang.apply_async((n, "now"), deadline_s=2.0) for n in range(slots)]
+    wait_for(lambda: len(scene.stamps("hung")) == slots, LATE_S, "all slots are taken")
+    for result in results:
+        with pytest.raises(DeadlineExceeded) as told:
+            result.get(timeout=LATE_S)
+        assert (told.value.call_id, told.value.lane, told.value.attempts) == (result.id, "hung", 1)
+        (row,) = rows_of(result.id)
+        assert (row.outcome.value, row.cause, row.number) == ("failed", "DeadlineExceeded", 1)
+    if pool in ("threads", "solo"):  # the others end it: a greenlet is killed, a child gets SIGKILL
+        named = []
+
+        def are_named() -> bool:
+            named[:] = overdue()
+            return len(named) == slots
+
+        wait_for(are_named, LATE_S, scene.logs)
+        assert {(call.call_id, call.lane, call.replaced) for call in named} == {
+            (result.id, "hung", pool == "threads") for result in results
+        }
+        said = CliRunner().invoke(main, ["status"]).output
+        assert all(result.id in said for result in results)
+        state = cluster_state(Live(services().redis).now(), None)
+        found = [finding for finding in judge_workers(state, {}) if finding.check == "slots"]
+        assert [finding.level for finding in found] == [Level.NOTE if pool == "threads" else Level.WRONG] * slots
+    if pool == "solo":  # its only thread
+        (scene.folder / "now").touch()
+    all_slots_free(scene, tasks, slots)
+    (scene.folder / "now").touch()
+    wait_for(lambda: not overdue(), LATE_S, "they have ended")
+    assert [result.state for result in results] == ["FAILURE"] * slots
+    assert [len(rows_of(result.id)) for result in results] == [1] * slots
+
+
+def overdue() -> tuple[OverdueCall, ...]:
+    return Live(services().redis).now().overdue

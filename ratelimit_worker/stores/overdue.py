@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 import msgspec
 from redis import Redis
@@ -10,6 +12,7 @@ from redis import Redis
 from ratelimit_worker.stores import keys
 
 TTL_S = 60  #: of all, after the last worker named one
+STALE_S = 30.0  #: a worker that has said nothing for so long is gone; clocks may differ
 
 
 class OverdueCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,7 +23,7 @@ class OverdueCall(msgspec.Struct, frozen=True, kw_only=True):
     task: str
     deadline_s: float  #: seconds since the epoch
     replaced: bool  #: whether its worker runs another in its place
-    worker: str = ""
+    told_s: float  #: when its worker last said so, seconds since the epoch
 
 
 _encode = msgspec.json.Encoder().encode
@@ -30,8 +33,8 @@ _decode = msgspec.json.Decoder(list[OverdueCall]).decode
 class Overdues:
     """As Redis holds them."""
 
-    def __init__(self, client: Redis) -> None:
-        self._client = client
+    def __init__(self, client: Redis, prefix: str = "") -> None:
+        self._client, self._key = client, prefix + keys.OVERDUE
 
     def tell(self, worker: str, calls: Sequence[OverdueCall]) -> None:
         """All of a worker; none: it has none any more.
@@ -40,23 +43,24 @@ class Overdues:
             redis.RedisError: it is away.
         """
         if not calls:
-            self._client.hdel(keys.OVERDUE, worker)
+            self._client.hdel(self._key, worker)
             return
         with self._client.pipeline(transaction=False) as pipe:
-            pipe.hset(keys.OVERDUE, worker, _encode(list(calls)))
-            pipe.expire(keys.OVERDUE, TTL_S)
+            pipe.hset(self._key, worker, _encode(list(calls)))
+            pipe.expire(self._key, TTL_S)
             pipe.execute()
 
+    def read(self, at_s: float) -> tuple[OverdueCall, ...]:
+        """Of all workers that have said so lately.
 
-def read(raw: dict[bytes, bytes], living: frozenset[str]) -> tuple[OverdueCall, ...]:
-    """Those of the workers that live; a newer version's entry that cannot be read is left out."""
-    found: list[OverdueCall] = []
-    for worker, packed in sorted(raw.items()):
-        name = worker.decode("utf-8", "replace")
-        if name not in living:
-            continue
-        try:
-            found += [msgspec.structs.replace(call, worker=name) for call in _decode(packed)]
-        except msgspec.MsgspecError:
-            continue
-    return tuple(found)
+        Args:
+            at_s: Now, seconds since the epoch.
+        Raises:
+            redis.RedisError: it is away.
+        """
+        raw: Any = self._client.hgetall(self._key)
+        found: list[OverdueCall] = []
+        for packed in raw.values():
+            with suppress(msgspec.MsgspecError):  # a newer version's
+                found += [call for call in _decode(packed) if at_s - call.told_s < STALE_S]
+        return tuple(sorted(found, key=lambda call: (call.deadline_s, call.call_id)))

@@ -390,12 +390,11 @@ class Transport(stock.Transport):
         """No: each call is a decision of its own (LaneFull, bad input), which a pipeline cannot report."""
         return False
 
-    def drain_events(self, connection: Any, **kwargs: Any) -> Any:
+    def drain_events(self, connection: Any, timeout: Any = None, **kwargs: Any) -> Any:
         """As kombu's. While all slots are taken nothing is read, and nothing wakes who waits here (a gevent worker)."""
-        timeout = kwargs.get("timeout")
         if timeout is not None and not all(channel.qos.can_consume() for channel in self.channels):
-            kwargs["timeout"] = min(timeout, FULL_POLL_S)
-        return super().drain_events(connection, **kwargs)
+            timeout = min(timeout, FULL_POLL_S)
+        return super().drain_events(connection, timeout=timeout, **kwargs)
 
     def _deliver(self, message: Any, queue: str) -> None:
         channel = next(iter(self.channels))

@@ -16,6 +16,7 @@ from typing import Any
 
 from celery.worker import state
 from celery.worker.state import task_ready
+from msgspec.structs import replace
 
 from ratelimit_worker.flow.execute import hangs
 from ratelimit_worker.policy import timeout
@@ -63,7 +64,7 @@ class Watch:
     def __init__(self, live: Services, consumer: Any, lanes: Lanes, owner: str) -> None:
         self.live, self.consumer, self.lanes, self.owner = live, consumer, lanes, owner
         self.spare = Spare(consumer.pool)
-        self.overdues = Overdues(lanes.client)
+        self.overdues = Overdues(lanes.client, lanes.prefix)
         self._told: set[str] = set()  #: tags of which the lane has heard
         self._was_told = False  #: whether Redis names overdue calls of this worker
 
@@ -95,7 +96,8 @@ class Watch:
     def tell(self) -> None:
         """Name in Redis what is overdue here, as long as it is; with each beat."""
         if HELD.overdue or self._was_told:
-            self.overdues.tell(self.owner, list(HELD.overdue.values()))
+            now_s = time()
+            self.overdues.tell(self.owner, [replace(call, told_s=now_s) for call in tuple(HELD.overdue.values())])
             self._was_told = bool(HELD.overdue)
 
     def _running(self) -> Iterator[Running]:
@@ -147,6 +149,7 @@ class Watch:
             task=request.name,
             deadline_s=float(one.plan["deadline"]),
             replaced=self.spare.replaces,
+            told_s=time(),
         )
         HELD.overdue[tag] = call
         if not give_up(self.consumer.app, self.live.encode_outcome, self.lanes, tag, one.started_s):
