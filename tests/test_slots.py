@@ -199,7 +199,7 @@ def test_slots_of_hung_calls_go_to_other_lanes(cluster: Cluster) -> None:
 @pytest.mark.worker
 @pytest.mark.parametrize("pool", list(POOLS))
 def test_a_call_that_never_ends_is_given_up_and_costs_no_slot(scene: Fleet, pool: str) -> None:
-    """A grace after its deadline its caller hears so, with a row; while it runs it is named, and its slot is others'."""
+    """A grace after its deadline its caller hears so. While it runs it is named, and others have its slot."""
     tasks, slots = agent(), POOLS[pool]
     unlimited("hung", "meet")
     worker(scene, "w", pool, slots)
