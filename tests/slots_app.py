@@ -16,7 +16,6 @@ from gevent import GreenletExit, Timeout
 
 from ratelimit_worker.app import install, llm_task
 from ratelimit_worker.config import read_settings
-from ratelimit_worker.errors import ServerError
 
 
 class PanicException(BaseException):
@@ -112,11 +111,10 @@ def good(what: int, sleep_s: float = 0.0) -> int:
 
 
 @llm_task(app=app, shared=False, cache=False, lane="hung")
-def hang(what: int, until: str = "never", then: str = "") -> int:
-    """A provider that accepts and never answers: until a file is there."""
+def hang(what: int, until: str = "never", most_s: float = 3600.0) -> int:
+    """A provider that accepts and does not answer until a file is there."""
     _write("hung", str(what))
-    while not (Path(os.environ["FLEET_FOLDER"]) / until).exists():
+    end = time.monotonic() + most_s
+    while not (Path(os.environ["FLEET_FOLDER"]) / until).exists() and time.monotonic() < end:
         time.sleep(0.02)
-    if then:
-        raise ServerError(then, 500)
     return what

@@ -177,14 +177,14 @@ def test_slots_of_hung_calls_go_to_other_lanes(cluster: Cluster) -> None:
     assert cluster.lying() > 0, "a lane without a pace keeps workers supplied"
     for n in range(6):
         cluster.lanes.enqueue(entry(f"b{n}", lane="b", lane_fields={"unlimited": 1}))
-    cluster.lanes.beat("w", 4, 3.5, ["q"], LEASE_S, cluster.held["w"], hung=set(hung))
+    cluster.lanes.beat("w", 4, 3.5, ["q"], LEASE_S, cluster.held["w"], lent=set(hung))
     cluster.pump()
     assert set(cluster.ready()[:4]) <= {f"b{n}" for n in range(6)}
     assert not [ref for ref in cluster.ready() if ref.startswith("a")]
     assert sorted(cluster.run_all()) == [f"b{n}" for n in range(6)]
     found = Live(cluster.client, time_us=cluster.now_us).bars("a", "")
     assert found is not None
-    assert [bar.kind for bar in found[1]] == [BarKind.HUNG]
+    assert [bar.kind for bar in found[1]] == [BarKind.LENT]
     for tag in hung:
         cluster.settle(tag, lane="a")
         cluster.free(tag)
@@ -192,7 +192,7 @@ def test_slots_of_hung_calls_go_to_other_lanes(cluster: Cluster) -> None:
     ran = cluster.run_all()
     cluster.pump()
     assert sorted(ran + cluster.run_all()) == [f"a{n}" for n in range(4, 10)]
-    assert not cluster.client.exists("rlw:aside", "rlw:hung")
+    assert not cluster.client.exists("rlw:aside", "rlw:lent")
     assert cluster.lanes.counters().get("leaks", 0) == 0
 
 

@@ -74,7 +74,7 @@ class Presence(Duty):
         self.beat()
         end = monotonic() + self.every_s
         while (left := end - monotonic()) > 0 and not self.stopping.wait(min(left, LOOK_EVERY_S)):
-            if late := self.watch.look():
+            if late := self.watch.look(self.queues()):
                 self.beat(late=late)
                 self.watch.lend(late)
 
@@ -82,14 +82,14 @@ class Presence(Duty):
         """Say what this worker has and holds.
 
         Args:
-            late: Tags that hang beside those of which that is known.
+            late: Tags that are lent beside those of which Redis knows.
 
         Raises:
             redis.RedisError: the broker is away; the next beat tells it.
         """
         mine = self.slots() if slots is None else slots
         HELD.crew = crew = self.crew()  # its ready lists are read from now on
-        self.lanes.beat(self.owner, mine, LIFE_S, self.queues(), self.lease_s, self.held(), crew, HELD.hung | late)
+        self.lanes.beat(self.owner, mine, LIFE_S, self.queues(), self.lease_s, self.held(), crew, HELD.lent | late)
         self.watch.tell()
 
     def crew(self) -> Crew:

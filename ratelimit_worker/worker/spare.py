@@ -1,4 +1,4 @@
-"""Can a worker run more calls at once than it has slots? While some of them hang, its pool grows by as many.
+"""Can a worker run more calls at once than it has slots? While it lends some, its pool grows by as many.
 
 threads: by a thread each. gevent: by a greenlet each. prefork: no, a process is dear, and can be killed instead. solo:
 no, there is one thread. Pools do not shrink again: idle threads cost next to nothing, and there are at most as many as

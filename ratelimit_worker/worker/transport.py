@@ -63,8 +63,8 @@ class Held:
         self.running: Callable[[], Iterable[str]] = tuple
         self.stopping: Callable[[], bool] = bool  #: whether the worker ends in good order
         self.crew = Crew("")  #: whose ready lists this worker reads, once it beats
-        #: Tags of calls that hang: they run beside the worker's slots, and take none of them from others.
-        self.hung: set[str] = set()
+        #: Tags of calls that run beside the worker's slots, and take none of them from others.
+        self.lent: set[str] = set()
         self.overdue: dict[str, OverdueCall] = {}  #: by tag: given up, though the function still runs
 
 
@@ -124,9 +124,9 @@ class QoS(stock.QoS):
     channel: Channel
 
     def can_consume(self) -> bool:
-        if not HELD.hung:
+        if not HELD.lent:
             return bool(super().can_consume())
-        beside = sum(tag in self._delivered and tag not in self._dirty for tag in tuple(HELD.hung))
+        beside = sum(tag in self._delivered and tag not in self._dirty for tag in tuple(HELD.lent))
         return not self.prefetch_count or len(self._delivered) - len(self._dirty) - beside < self.prefetch_count
 
     def append(self, message: Any, delivery_tag: str) -> None:
@@ -187,7 +187,7 @@ class QoS(stock.QoS):
 
     def _done(self, tag: str) -> None:
         HELD.orphans.discard(tag)
-        HELD.hung.discard(tag)
+        HELD.lent.discard(tag)
         virtual.QoS.ack(self, tag)
 
     @contextmanager

@@ -1,16 +1,15 @@
 """Which calls hang in this worker, and what of it? Their slots go to other lanes, and their lane hears of it. What
 should have ended long ago is given up.
 
-Looks at the worker's own running calls a few times a second, without I/O while none hangs.
+Looks at the worker's own running calls a few times a second; asks Redis who waits while all its slots are taken.
 """
 
 from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from time import time
 from typing import Any
 
@@ -19,9 +18,7 @@ from celery.worker.state import task_ready
 from msgspec.structs import replace
 
 from ratelimit_worker.flow.execute import hangs
-from ratelimit_worker.policy import timeout
-from ratelimit_worker.policy.hang import is_overdue, lent_after_s, sick_after_s
-from ratelimit_worker.policy.timeout import Latencies
+from ratelimit_worker.policy import hang, timeout
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.overdue import OverdueCall, Overdues
 from ratelimit_worker.wiring import Services
@@ -31,7 +28,7 @@ from ratelimit_worker.worker.transport import HEADER, HELD
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 0.2
+LOOK_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +63,8 @@ class Watch:
         self.spare = Spare(consumer.pool)
         self.overdues = Overdues(lanes.client, lanes.prefix)
         self._told: set[str] = set()  #: tags of which the lane has heard
+        self._were: dict[str, set[str]] = {}  #: what ran at the last look, by lane
+        self._ended_s: dict[str, float] = {}  #: when a call of a lane was seen to end, seconds since the epoch
         self._was_told = False  #: whether Redis names overdue calls of this worker
 
     def slots(self) -> int:
@@ -73,25 +72,46 @@ class Watch:
         slots = int(self.spare.slots() or self.consumer.controller.concurrency or 1)
         return slots if self.spare.replaces else max(0, slots - len(HELD.overdue))
 
-    def look(self) -> set[str]:
-        """Look at all that runs → tags that hang from now on: to be told Redis, and then `lend`.
+    def look(self, queues: Sequence[str]) -> set[str]:
+        """Look at all that runs → tags that are lent from now on: to be told Redis, and then `lend`.
 
+        Args:
+            queues: That this worker reads.
         Raises:
             redis.RedisError: the broker is away.
         """
         now_s, running = time(), list(self._running())
-        known: dict[str, Latencies | None] = {}
-        for one in running:
-            if one.latency_key not in known:
-                known[one.latency_key] = self.live.learned_latencies(one.latency_key)
-        here = {one.tag for one in running}
-        HELD.hung &= here
+        calls = self._calls(running, now_s)
+        here = {call.tag for call in calls}
+        HELD.lent &= here
         self._told &= here
-        self._tell_sick(running, known, now_s)
+        for tag in hang.sick(calls) - self._told:
+            self._told.add(tag)
+            hangs(tag)
         for one in running:
-            if is_overdue(now_s, float(one.plan["deadline"])):
+            if hang.is_overdue(now_s, float(one.plan["deadline"])):
                 self._give_up(one)
-        return self._late(running, known, now_s)
+        return self._late(calls, queues)
+
+    def _calls(self, running: Sequence[Running], now_s: float) -> list[hang.Out]:
+        lanes: dict[str, set[str]] = {}
+        for one in running:
+            lanes.setdefault(str(one.plan["lane"]), set()).add(one.tag)
+        for lane, tags in self._were.items():
+            if tags - lanes.get(lane, set()):
+                self._ended_s[lane] = now_s
+        self._were = lanes
+        self._ended_s = {lane: at for lane, at in self._ended_s.items() if lane in lanes}
+        return [
+            hang.Out(
+                tag=one.tag,
+                lane=(lane := str(one.plan["lane"])),
+                out_s=now_s - one.started_s,
+                quiet_s=now_s - max(one.started_s, self._ended_s.get(lane, 0.0)),
+                known=self.live.learned_latencies(one.latency_key),
+            )
+            for one in running
+        ]
 
     def tell(self) -> None:
         """Name in Redis what is overdue here, as long as it is; with each beat."""
@@ -106,39 +126,23 @@ class Watch:
             if isinstance(plan, Mapping) and request.time_start and not request.acknowledged:
                 yield Running(request, plan)
 
-    def _late(self, running: list[Running], known: Mapping[str, Latencies | None], now_s: float) -> set[str]:
-        """While all slots are taken, what is out for longer than usual is run beside them: as many more at most."""
+    def _late(self, calls: Sequence[hang.Out], queues: Sequence[str]) -> set[str]:
+        """While all slots are taken and others wait, as many calls at most as there are slots."""
         slots = self.slots()
-        if not self.spare.can_grow or slots < 2 or len(running) - len(HELD.hung) < slots:
+        if not self.spare.can_grow or slots < 2 or len(calls) - len(HELD.lent) < slots:
             return set()  # one slot may be somebody's way to let one run at a time
-        late = (
-            one.tag
-            for one in sorted(running, key=lambda one: one.started_s)
-            if one.tag not in HELD.hung and now_s - one.started_s > lent_after_s(known[one.latency_key])
-        )
-        return set(islice(late, slots - len(HELD.hung)))
+        waiting = self.lanes.waiting_for_slots(queues)
+        late = hang.beyond_share(calls, waiting, slots)
+        silent = hang.silent(calls)
+        late |= {call.tag for call in calls if call.tag in silent and any(lane != call.lane for lane in waiting)}
+        oldest = sorted((call for call in calls if call.tag in late - HELD.lent), key=lambda call: -call.out_s)
+        return {call.tag for call in oldest[: max(0, slots - len(HELD.lent))]}
 
     def lend(self, late: set[str]) -> None:
-        """Redis knows that these hang, so what is released now is for others: read on."""
-        self.spare.ensure(len(HELD.hung) + len(late) + len(HELD.overdue))
-        HELD.hung |= late
+        """Redis knows that these are lent, so what is released now is for others: read on."""
+        self.spare.ensure(len(HELD.lent) + len(late) + len(HELD.overdue))
+        HELD.lent |= late
         self._wake()
-
-    def _tell_sick(self, running: list[Running], known: Mapping[str, Latencies | None], now_s: float) -> None:
-        """Of a lane all of whose calls here are long overdue by what is known of them; once a call."""
-        late: dict[str, list[str]] = {}
-        well: set[str] = set()
-        for one in running:
-            after_s, lane = sick_after_s(known[one.latency_key]), str(one.plan["lane"])
-            if after_s is not None and now_s - one.started_s > after_s:
-                late.setdefault(lane, []).append(one.tag)
-            else:
-                well.add(lane)
-        for lane, tags in late.items():
-            for tag in tags if lane not in well else ():
-                if tag not in self._told:
-                    self._told.add(tag)
-                    hangs(tag)
 
     def _give_up(self, one: Running) -> None:
         """Its caller hears that its deadline has passed; its slot is replaced, and it is named until it ends."""
@@ -158,7 +162,7 @@ class Watch:
             return
         fields = {"call_id": call.call_id, "lane": call.lane, "task": call.task}
         log.error("slot.overdue call_id=%(call_id)s lane=%(lane)s task=%(task)s", fields, extra=fields)
-        self.spare.ensure(len(HELD.hung - {tag}) + len(HELD.overdue))
+        self.spare.ensure(len(HELD.lent - {tag}) + len(HELD.overdue))
         request.acknowledged = True
         channel = request.message.channel
         channel.qos.let_go(tag)

@@ -1,10 +1,10 @@
 -- A worker lives: its slots, queues and crew count, what it holds is renewed. O(held · log out), more when it comes or goes.
--- What hangs of it is set aside: it runs as many more beside its slots, so those are free for other lanes.
+-- What it lends is set aside: it runs as many more beside its slots, so those are free for other lanes.
 -- ARGV  now µs · worker · slots (0: it does not consume) · its lifetime ms · number of queues · queue … · lease µs · crew ·
---       how long the tasks of its crew are kept, s · number of tags that hang · tag … (those that hang first)
+--       how long the tasks of its crew are kept, s · number of tags that it lends · tag … (those first)
 -- returns  {slots of all live workers, 1: the tasks of its crew are known | 0: tell them, then beat again}
 local wid, mine, life, nq = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local name, keep_s, n_hung = ARGV[7 + nq], ARGV[8 + nq], tonumber(ARGV[9 + nq])
+local name, keep_s, n_lent = ARGV[7 + nq], ARGV[8 + nq], tonumber(ARGV[9 + nq])
 if name ~= crew.ALL and redis.call('EXPIRE', key('tasks:') .. name, keep_s) == 0 and mine > 0 then return {0, 0} end
 local total, _, _, _, old = slots('')
 local before = total + old
@@ -41,30 +41,29 @@ if mine > 0 then
   -- does they find no slot, so that its producers leave what they enter to our pump, and nothing to stock workers.
   if old > 0 then redis.call('HSET', key('slots'), wid, cmsgpack.pack(plain)) else redis.call('HDEL', key('slots'), wid) end
   if redis.call('EXISTS', ASIDE) == 1 then
-    for i = n_hung + 1, #held do take_back(held[i]) end
+    for i = n_lent + 1, #held do take_back(held[i]) end
   end
-  local hung, lends = {}, false
-  for i = 1, n_hung do
+  local lent, lends = {}, false
+  for i = 1, n_lent do
     local ref = split(held[i])
     local r = redis.call('ZSCORE', LEDGER, held[i]) and record(ref)
     if r and r[VERSION] <= SCHEMA and r[LOST] == 0 then -- a suspect keeps its slot: nobody else takes its turn
       set_aside(held[i])
-      local queues, there = hung[r[LANE]] or {}, false
-      for _, q in ipairs(queues) do there = there or q == r[QUEUE] end
-      if not there then queues[#queues + 1] = r[QUEUE] end
-      hung[r[LANE]], lends = queues, true
+      local queues = lent[r[LANE]] or {}
+      queues[r[QUEUE]] = (queues[r[QUEUE]] or 0) + 1
+      lent[r[LANE]], lends = queues, true
     end
   end
-  for lane in pairs(hung) do crew.withdraw(lane) end
+  for lane in pairs(lent) do crew.withdraw(lane) end
   if lends then
-    redis.call('HSET', crew.HUNG, wid, cmsgpack.pack(hung))
-    redis.call('EXPIRE', crew.HUNG, 60)
+    redis.call('HSET', crew.LENT, wid, cmsgpack.pack(lent))
+    redis.call('EXPIRE', crew.LENT, 60)
   else
-    redis.call('HDEL', crew.HUNG, wid)
+    redis.call('HDEL', crew.LENT, wid)
   end
 else
   redis.call('ZREM', key('workers'), wid)
-  for _, of in ipairs({'slots', 'held', 'crew', 'hung'}) do redis.call('HDEL', key(of), wid) end
+  for _, of in ipairs({'slots', 'held', 'crew', 'lent'}) do redis.call('HDEL', key(of), wid) end
   for _, tag in ipairs(held) do set_aside(tag) end
 end
 redis.call('HDEL', crew.SUMS, 'sums')
@@ -88,7 +87,7 @@ if mine > 0 and changed then
     for _, lane in ipairs(redis.call('ZRANGE', row_key(q), 0, -1)) do release(lane, 1000) end
   end
 end
-for _, q in ipairs(n_hung > 0 and redis.call('SMEMBERS', HUNGRY) or {}) do
+for _, q in ipairs(n_lent > 0 and redis.call('SMEMBERS', HUNGRY) or {}) do
   local free = vacant(q)
   if free > 0 then feed(math.min(free, 100)) end
 end

@@ -74,7 +74,7 @@ local function recall(everywhere)
     end
   end
 end
--- What lies ready of a lane whose calls hang goes back: it stands before those for which slots are lent. O(out · ready).
+-- What lies ready of a lane some of whose calls are lent goes back: it stands before those for which they are. O(out · ready).
 function crew.withdraw(lane)
   for _, tag in ipairs(redis.call('ZRANGEBYSCORE', out_key(lane), 0, 0)) do
     local ref = split(tag)
