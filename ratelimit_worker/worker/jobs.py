@@ -9,6 +9,7 @@ deaf.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from celery import states
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.worker.request import Request
-from celery.worker.state import revoked, task_ready
+from celery.worker.state import task_ready
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
@@ -55,17 +56,32 @@ def guard(pool: Any) -> None:
                 options["accept_callback"] = _told(request, options.get("accept_callback"))
         return stock(target, args, kwargs, **options)
 
+    if hasattr(pool, "terminate_job") and not elsewhere:
+        kill = pool.terminate_job
+
+        def terminate_job(pid: int, *args: Any) -> None:
+            _killed.add(pid)
+            kill(pid, *args)
+
+        pool.terminate_job = terminate_job
     pool.on_apply = on_apply
     setattr(pool, _GUARD, True)
 
 
 def interrupted(error: BaseException) -> bool:
-    """Whether a job ends because its worker does: its call has not failed, and is delivered again."""
-    return HELD.stopping() and (isinstance(error, (WorkerShutdown, WorkerTerminate)) or _is_kill(error))
+    """Whether a job ends because its worker does, or Celery has killed its greenlet: its call has not failed."""
+    if isinstance(error, (WorkerShutdown, WorkerTerminate)):
+        return HELD.stopping()
+    return any(kind.__name__ == "GreenletExit" for kind in type(error).__mro__) and _greenlet() in _killed
 
 
-def _is_kill(error: BaseException) -> bool:
-    return any(kind.__name__ == "GreenletExit" for kind in type(error).__mro__)
+#: Greenlets that Celery has killed, by what its gevent pool takes for their process id.
+_killed: set[int] = set()
+
+
+def _greenlet() -> int:
+    gevent = sys.modules.get("gevent")
+    return 0 if gevent is None else id(gevent.getcurrent())
 
 
 def _caught(target: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,6 +100,12 @@ def _caught(target: Callable[..., Any]) -> Callable[..., Any]:
 
 def _heard(request: Any, callback: Callable[..., Any]) -> Callable[..., Any]:
     def tell(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return told(*args, **kwargs)
+        finally:
+            _killed.discard(_greenlet())
+
+    def told(*args: Any, **kwargs: Any) -> Any:
         if HELD.overdue.pop(_tag_of(request), None) is not None:
             return None  # its caller was told long ago
         if args and isinstance(args[0], Escaped):
@@ -119,7 +141,7 @@ def _told(request: Any, accept: Callable[..., Any] | None) -> Callable[..., Any]
 
 def end(request: Any, error: BaseException) -> None:
     """The end of a request out of which something has escaped. Its slot is free afterwards, in any case."""
-    if interrupted(error) or (_is_kill(error) and request.id in revoked):
+    if interrupted(error):
         log.info("slot.left call_id=%s", request.id, extra={"call_id": request.id})
         return  # Celery cancelled it, or has told its caller already
     fields = {"call_id": request.id, "task": request.name, "cause": type(error).__name__}

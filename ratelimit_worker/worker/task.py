@@ -19,7 +19,6 @@ from celery import Task
 from celery.exceptions import Ignore, Reject, TaskPredicate
 from celery.exceptions import Retry as CeleryRetry
 from celery.utils import uuid
-from celery.worker.state import revoked
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.json import dumps, loads
 from redis import RedisError
@@ -297,8 +296,6 @@ class CallTask(Task):
             case GaveUp(error):
                 if isinstance(error, Exception) and not isinstance(error, FOR_CELERY):
                     raise error
-                if request.id in revoked:
-                    raise error  # its greenlet was killed for that, and its caller has been told
                 raise TaskAborted(request.id, type(error).__name__) from error
             case Interrupted(error):
                 if isinstance(error, Exception):  # raised by a clean-up while the process ends
