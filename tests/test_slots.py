@@ -19,6 +19,7 @@ from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.cli import main
 from ratelimit_worker.errors import DeadlineExceeded, TaskAborted
 from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.policy import timeout
 from ratelimit_worker.ports import BarKind
 from ratelimit_worker.reports.doctor import Level, judge_workers
 from ratelimit_worker.reports.live import cluster_state
@@ -253,3 +254,21 @@ def test_a_call_that_never_ends_is_given_up_and_costs_no_slot(scene: Fleet, pool
 
 def overdue() -> tuple[OverdueCall, ...]:
     return Live(services().redis).now().overdue
+
+
+@pytest.mark.worker
+def test_a_lane_all_of_whose_calls_hang_is_sick_before_they_time_out(scene: Fleet) -> None:
+    """What is known of its latencies says that they are late; the calls themselves go on, and are answered."""
+    tasks = agent()
+    unlimited("hung")
+    worker(scene, "w", "threads", 4)
+    for result in [tasks.hang.delay(n, "never", 0.0) for n in range(30)]:
+        result.get(timeout=LATE_S)
+    key = timeout.key("tests.slots_app.hang", None, "hung")
+    wait_for(lambda: timeout.p99_s(services().latencies.everything().get(key)) is not None, LATE_S, scene.logs)
+    late = [tasks.hang.delay(n, "now") for n in range(3)]
+    wait_for(lambda: int(services().lanes.fields("hung").get("sick", b"0")) == 3, LATE_S, scene.logs)
+    assert not any(result.ready() for result in late)
+    (scene.folder / "now").touch()
+    assert [result.get(timeout=LATE_S) for result in late] == [0, 1, 2]
+    assert [row.outcome.value for result in late for row in rows_of(result.id)] == ["answered"] * 3
