@@ -8,6 +8,7 @@ RateLimitWorkerError
 ├── LaneShedding           the lane is in EMERGENCY or HALT, and this call asked to be shed then
 ├── DeadlineExceeded       the call was not answered within its deadline
 ├── WorkerLostRepeatedly   the call's worker died again and again
+├── TaskAborted            the task raised what ends a process, thread or greenlet (SystemExit, MemoryError, ...)
 ├── PayloadLost            the arguments are gone from Redis (lost without persistence)
 ├── MessageRefused         the call's message cannot be read, by no worker; it was set aside
 ├── CallFailedLater        the lane closed before the attempt; the call is back at its place
@@ -110,6 +111,24 @@ class WorkerLostRepeatedly(RateLimitWorkerError):
 
     def __str__(self) -> str:
         return f"call {self.call_id} was given up: its worker died {self.deliveries} times"
+
+
+class TaskAborted(RateLimitWorkerError):
+    """The task raised what is meant for its process, thread or greenlet; the call ended, and its worker did not.
+
+    It stands for what Celery cannot carry to a caller: `SystemExit`, `KeyboardInterrupt`, `MemoryError`,
+    `CancelledError`, `GreenletExit` and every other `BaseException` that is no `Exception`.
+
+    Args:
+        raised: The name of its class.
+    """
+
+    def __init__(self, call_id: str, raised: str) -> None:
+        super().__init__(call_id, raised)
+        self.call_id, self.raised = call_id, raised
+
+    def __str__(self) -> str:
+        return f"the task of call {self.call_id} raised {self.raised}"
 
 
 class PayloadLost(RateLimitWorkerError):

@@ -146,6 +146,7 @@ class BarKind(StrEnum):
     RAMP = "ramp"  #: the pace is not known yet, and as many are out as may be
     FLIGHT = "flight"  #: as many are out as the provider answers well
     CONCURRENCY = "concurrency"  #: as many are out as a person allows
+    LENT = "lent"  #: it has `number` calls out, as many as there are slots, and lends some of these to others
     TASK = "task"  #: no living worker of its queue knows its task, `detail`
     SLOTS = "slots"  #: no free slot on queue `detail`, which has `number` (0: nobody serves it)
     PARENT = "parent"  #: a parent, `detail`, where `number` lanes wait; `parent` says what holds it

@@ -82,6 +82,10 @@ class Desk(AttemptLanes, Protocol[T_contra]):
         """The caller waits no more; what is left of its call in Redis is cleared up later. No I/O."""
         ...
 
+    def afterwards(self, do: Callable[[], object]) -> None:
+        """Do this in the background, before what the next `leave` leaves. No I/O."""
+        ...
+
     @property
     def up(self) -> bool:
         """Whether Redis was there at the last look."""
@@ -129,7 +133,7 @@ class Ran:
     started: float  #: the executor's clock, seconds
     seen: Sighting
     value: Any = None
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 Step = Ask | Wait | Sleep | Run
@@ -214,7 +218,12 @@ class Admission(Generic[T]):
             ran: Ran | None = None
             if begun.state == "go":
                 turn.running = True
-                ran = yield Run(turn, self.executor.timeouts(self.plan, self.task, begun))
+                started = self.executor.clock()
+                try:
+                    ran = yield Run(turn, self.executor.timeouts(self.plan, self.task, begun))
+                except BaseException as cut:
+                    self._cut_off(begun, Ran(started=started, seen=Sighting(), error=cut), news)
+                    raise
                 turn.running = False
             attempt = Concluded(self.desk, begun, ran, shared="fp" in self.plan)
             result = yield Ask(partial(attempt.result, self.executor, self._facts(news)))
@@ -236,6 +245,15 @@ class Admission(Generic[T]):
                     return None
                 case _:
                     self.desk.dismiss(turn, news)
+
+    def _cut_off(self, begun: Begun, ran: Ran, tag: str) -> None:
+        """The attempt was cancelled, interrupted or thrown away: it has a row, and its caller does not wait for that.
+
+        It says nothing of the provider, whatever was being handled, nor to those that follow: the next of them asks.
+        """
+        executor = replace(self.executor, classify=lambda error: None)
+        attempt = Concluded(self.desk, begun, ran, shared=False)
+        self.desk.afterwards(partial(attempt.result, executor, self._facts(tag)))
 
     def _enqueue(self, turn: T) -> bytes | None:
         return self.desk.enqueue(
@@ -278,7 +296,7 @@ def run_unpaced(unpaced: Callable[[], float], at_least_s: float = 0.0, timeouts:
     return ran
 
 
-def with_note(ran: Ran, raised: Exception, final: BaseException) -> Ran:
+def with_note(ran: Ran, raised: BaseException, final: BaseException) -> Ran:
     """The attempt as its caller sees it: what the function raised, as it was, with the verdict as a note.
 
     Nothing here crosses a process, and code around an SDK catches the SDK's own exceptions.

@@ -110,6 +110,13 @@ class GaveUp:
 
 
 @dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The attempt ended because its process does: nothing is known of the call, which is delivered again."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
 class NotOurs:
     """Another delivery of this call runs, or what it had to do is done; this one does nothing."""
 
@@ -160,7 +167,7 @@ class _Trial:
     suspect: bool = False  #: it failed again, and others were answered since
 
 
-Result = Answered | Again | GaveUp | NotOurs | MustBeAlone
+Result = Answered | Again | GaveUp | Interrupted | NotOurs | MustBeAlone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +184,8 @@ class Executor:
         means: What such a word makes of the call: RETRIED (it was sent again), SNOOZED (it goes back to its place), or
             FAILED (nobody runs it again).
         behind: The exceptions for which such a word may have been raised, the likeliest first.
+        given_up: Whether a call has been given up while its attempt ran; what comes of that is of no use any more.
+        interrupted: Whether what an attempt raised says that its process is being ended, and nothing of the call.
     """
 
     lanes: AttemptLanes
@@ -188,6 +197,8 @@ class Executor:
     pass_through: tuple[type[BaseException], ...] = ()
     means: Callable[[BaseException], Outcome] = lambda word: Outcome.RETRIED
     behind: Callable[[BaseException], Sequence[BaseException | None]] = lambda word: (word.__cause__,)
+    given_up: Callable[[str], bool] = lambda tag: False
+    interrupted: Callable[[BaseException], bool] = lambda error: False
     reconcile: Callable[[str], bool | None] = lambda lane: None
     timeout_told_s: Callable[[str], float | None] = lambda lane: None
     latencies: Callable[[str], Latencies | None] = lambda name: None
@@ -265,13 +276,14 @@ class Executor:
         with _running_now(self, trial), within(trial.timeouts), sighting() as trial.seen:
             try:
                 value = run(begun)
-            except self.pass_through as word:
-                if trial.stays is not None:
-                    return self._stayed(trial)
-                self._passed(trial, word)
-                raise
-            except Exception as error:
-                return self._failed(trial, error) if trial.stays is None else self._stayed(trial)
+            except BaseException as error:  # whatever a task raises, its attempt ends here, or its slot never would
+                if self.given_up(facts.tag):
+                    return NotOurs()
+                if self.interrupted(error):
+                    return Interrupted(error)
+                return self._raised(trial, error)
+        if self.given_up(facts.tag):
+            return NotOurs()
         if trial.stays is not None:  # the task went on, as if it had not retried
             return self._stayed(trial)
         trial.content = content_of(facts.arguments, value=value)
@@ -284,6 +296,23 @@ class Executor:
         self.tally.add(facts.lane, facts.task, trial.started, begun.now_s)
         self._settle(trial, None, Outcome.ANSWERED, self.answers.value(value), verdict)
         return Answered(value)
+
+    def _raised(self, trial: _Trial, error: BaseException) -> Result:
+        """What follows from what an attempt has raised; words of the framework go on to it."""
+        if trial.stays is not None:
+            return self._stayed(trial)
+        if isinstance(error, self.pass_through):
+            self._passed(trial, error)
+            raise error
+        return self._failed(trial, error)
+
+    def _hangs(self, trial: _Trial) -> None:
+        """The lane hears that a call has no answer yet, as of a time-out; the attempt goes on, and ends by itself."""
+        facts, begun, at = trial.facts, trial.begun, self._at(trial)
+        failure = Failure(category=Category.TIMEOUT, cause="no answer yet")
+        older = observe.older(begun.ticket, self.lanes.health(facts.lane, facts.task))
+        seen = observe.encode(at, begun.ticket, "sick", None, failure, facts.cost, older, self._witness(trial, "sick"))
+        self.lanes.settle(facts.tag, facts.lane, b"", outbox=b"", verdict=observe.word("sick", None), seen=seen)
 
     def _passed(self, trial: _Trial, word: BaseException) -> None:
         trial.content = content_of(trial.facts.arguments, error=word)
@@ -395,7 +424,7 @@ class Executor:
             tried=self._tried(trial) if judged.costs and not judged.free else b"",
         )
 
-    def _failed(self, trial: _Trial, error: Exception) -> Result:
+    def _failed(self, trial: _Trial, error: BaseException) -> Result:
         facts, begun = trial.facts, trial.begun
         trial.content = content_of(facts.arguments, error=error)
         if trial.caught is not None:  # the task's own rule has given up: so do we
@@ -562,13 +591,26 @@ class Executor:
 _running: ContextVar[tuple[Executor, _Trial] | None] = ContextVar("ratelimit_worker_attempt", default=None)
 
 
+#: All that run in this process, by tag.
+_out: dict[str, tuple[Executor, _Trial]] = {}
+
+
 @contextmanager
 def _running_now(executor: Executor, trial: _Trial) -> Iterator[None]:
     token = _running.set((executor, trial))
+    _out[trial.facts.tag] = (executor, trial)
     try:
         yield
     finally:
         _running.reset(token)
+        _out.pop(trial.facts.tag, None)
+
+
+def hangs(tag: str) -> None:
+    """An attempt of this process has had no answer for much longer than answers take: its lane hears of it."""
+    found = _out.get(tag)
+    if found is not None:
+        found[0]._hangs(found[1])
 
 
 def own_retry(call_id: str, errors: Sequence[BaseException | None], wish: Wish) -> Stays | Goes | None:

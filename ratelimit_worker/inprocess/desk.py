@@ -195,6 +195,11 @@ class Desk:
             self._later.append(lambda lanes: (lanes.revoke(ref), lanes.free(tags) if tags else 0))
             self._wake()
 
+    def afterwards(self, do: Callable[[], object]) -> None:
+        """Do this in the background, before what the next `leave` leaves."""
+        self._later.append(lambda lanes: do())
+        self._wake()
+
     def patient(self) -> bool:
         """Whether Redis has been away for so short a time that it is worth waiting for."""
         since = self._away_since

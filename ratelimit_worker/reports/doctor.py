@@ -22,7 +22,7 @@ from ratelimit_worker.ports import BarKind
 from ratelimit_worker.reports.bars import held_by
 from ratelimit_worker.reports.live import ClusterState, LaneState
 from ratelimit_worker.reports.stats import Sources, status
-from ratelimit_worker.reports.words import count, per_min, seconds, unknown_task
+from ratelimit_worker.reports.words import count, overdue_call, per_min, seconds, unknown_task
 from ratelimit_worker.stores.live import Server
 from ratelimit_worker.stores.migrations import HEAD
 from ratelimit_worker.stores.queries import Sums
@@ -281,6 +281,10 @@ def judge_workers(state: ClusterState, latency_s: Mapping[str, float]) -> Iterat
     for one in state.unknown:
         says = f"{unknown_task(one.task, one.queue)}, and {count(one.calls)} calls wait: start a worker that does"
         yield Finding("tasks", Level.WRONG, says, Code.FAILED)
+    for call in state.overdue:
+        says = f"{overdue_call(call, state.at_s)}. Give its client a time-out, see `ratelimit_worker.timeout_s`"
+        level, code = (Level.NOTE, Code.FINE) if call.replaced else (Level.WRONG, Code.FAILED)
+        yield Finding("slots", level, says, code)
     for lane in state.lanes:
         if state.workers and lane.waiting and not lane.workers:
             yield Finding(

@@ -20,6 +20,7 @@ from ratelimit_worker.reports.bars import held_by
 from ratelimit_worker.reports.mode import ModeNow, mode_now
 from ratelimit_worker.stores.desks import PREFIX
 from ratelimit_worker.stores.live import US, LaneNow, Now, UnknownTask, WorkerNow
+from ratelimit_worker.stores.overdue import OverdueCall
 from ratelimit_worker.stores.queries import Recent
 
 
@@ -129,6 +130,7 @@ class ClusterState:
     queues: tuple[QueueState, ...]
     counters: Mapping[str, int]
     unknown: tuple[UnknownTask, ...] = ()  #: tasks that calls wait for, and no living worker of their queue knows
+    overdue: tuple[OverdueCall, ...] = ()  #: calls that were given up, though their functions still run in a worker
 
 
 def cluster_state(now: Now, recent: Mapping[str, Recent] | None) -> ClusterState:
@@ -150,6 +152,7 @@ def cluster_state(now: Now, recent: Mapping[str, Recent] | None) -> ClusterState
         ),
         counters=now.counters,
         unknown=now.unknown,
+        overdue=now.overdue,
     )
 
 

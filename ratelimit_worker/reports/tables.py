@@ -10,7 +10,17 @@ from ratelimit_worker.reports.figures import Group
 from ratelimit_worker.reports.live import ClusterState, LaneState
 from ratelimit_worker.reports.outcomes import snoozed_words
 from ratelimit_worker.reports.stats import Stats
-from ratelimit_worker.reports.words import clock, count, moment, per_min, percent, seconds, table, unknown_task
+from ratelimit_worker.reports.words import (
+    clock,
+    count,
+    moment,
+    overdue_call,
+    per_min,
+    percent,
+    seconds,
+    table,
+    unknown_task,
+)
 
 _MOST_ROWS = 20
 _BARS = "·▁▂▃▄▅▆▇█"
@@ -52,11 +62,12 @@ def lane_notes(state: ClusterState) -> list[str]:
 
 
 def workers_line(state: ClusterState) -> str:
-    """How many workers there are, and which tasks none of them knows though calls wait."""
+    """How many workers there are, which tasks none of them knows though calls wait, and which calls never end."""
     queues = ", ".join(f"{queue.queue} {queue.slots}" for queue in state.queues)
     workers = "1 worker" if state.workers == 1 else f"{state.workers} workers"
     lines = [f"{workers}, {state.slots} slots{f' (by queue: {queues})' if queues else ''}"]
     lines += [f"{unknown_task(one.task, one.queue)}; {count(one.calls)} calls wait for one" for one in state.unknown]
+    lines += [overdue_call(call, state.at_s) for call in state.overdue]
     return "\n".join(lines)
 
 

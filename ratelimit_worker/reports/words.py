@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from ratelimit_worker.stores.overdue import OverdueCall
+
 UNKNOWN = "-"
 _WIDTH = 80
 
@@ -92,3 +94,10 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int = _WID
 def unknown_task(task: str, queue: str) -> str:
     """Why calls of a task wait for a worker."""
     return f"task {task}: no living worker of queue {queue} knows it"
+
+
+def overdue_call(call: OverdueCall, at_s: float) -> str:
+    """Which call holds a thread of a worker though its time is over, and what that costs."""
+    past = seconds(max(0.0, at_s - call.deadline_s))
+    costs = "another runs in its place" if call.replaced else "it takes the worker's only slot: restart that worker"
+    return f"call {call.call_id} (lane {call.lane}, task {call.task}) still runs {past} after its deadline; {costs}"

@@ -22,7 +22,9 @@ server whether every key is in it, of its type and with its TTL.
 | `rlw:oncrews` | SET of C:Q | crews with such a set | crews; the sweep drops the empty |
 | `rlw:onqueue:Q` `rlw:onqueues` | SET | the same by queue, of a version without crews | slots |
 | `rlw:ledger` | ZSET tag → lease end (µs) | the same, all lanes | slots |
-| `rlw:aside` | SET of tags | out, but on a worker that died or takes no more | slots; until the lease ends |
+| `rlw:aside` | SET of tags | out, but on no slot: of a dead worker, or lent | slots; until the lease ends |
+| `rlw:lent` | HASH worker → calls by lane and queue | that it runs beside its slots | TTL: 60 s; workers |
+| `rlw:overdue` | HASH worker → calls | given up, though their functions still run there | TTL: 60 s; workers |
 | `rlw:suspects` | ZSET ref → waits, out (0, 1) | calls that ran when a worker died | TTL: 30 days; until they end |
 | `rlw:call:REF` | HASH | message and record of one call, claim, what failed it last | TTL: deadline + 1 day |
 | `rlw:payload:REF` | STRING | args, kwargs, canvas. No other holds prompts, but a captured outbox | TTL: the same |
@@ -87,6 +89,7 @@ USAGE = NAMESPACE + "usage"
 LATENCIES = NAMESPACE + "latencies"
 RETRIES = NAMESPACE + "retries"
 LEDGER = NAMESPACE + "ledger"
+OVERDUE = NAMESPACE + "overdue"
 WAKE = NAMESPACE + "wake"  #: pub/sub channel: the pump's plan changed
 CACHE = NAMESPACE + "cache:"
 CACHE_USED = CACHE + "used"
@@ -115,6 +118,11 @@ def waiting(name: str, queue: str) -> str:
 def due(name: str, queue: str) -> str:
     """Calls of a lane and queue that wait for a time."""
     return f"{NAMESPACE}due:{len(name.encode())}:{name}:{queue}"
+
+
+def hungry(queue: str) -> str:
+    """The row of a queue: lanes with a permit and no slot."""
+    return f"{NAMESPACE}hungry:{queue}"
 
 
 def turns(parent: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Literal
@@ -346,20 +346,32 @@ class Lanes:
         life_s: float,
         queues: Sequence[str],
         lease_s: float,
-        held: Iterable[str],
+        held: Sequence[str],
         crew: Crew = EVERY_TASK,
+        lent: Collection[str] = (),
     ) -> int:
         """Say that a worker lives, with its slots, queues and tasks, and renew what it holds → slots of all workers.
 
         The names of the tasks travel only when Redis does not know what this crew knows.
+
+        Args:
+            lent: Those of the tags that it holds which take none of its slots from other lanes.
         """
         args = (worker, slots, int(life_s * 1000), len(queues), *queues, int(lease_s * US), crew.name, TASKS_TTL_S)
-        held = list(held)
-        total, told = self.run("beat", (*args, *held))
+        first = [tag for tag in held if tag in lent]
+        tags = (len(first), *first, *(tag for tag in held if tag not in lent))
+        total, told = self.run("beat", (*args, *tags))
         if not told:
             self._tell(crew)
-            total, _ = self.run("beat", (*args, *held))
+            total, _ = self.run("beat", (*args, *tags))
         return int(total)
+
+    def waiting_for_slots(self, queues: Sequence[str], most: int = 8) -> set[str]:
+        """Lanes with a permit that wait for a slot on one of these queues; at most so many of each."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for queue in queues:
+                pipe.zrange(self.prefix + keys.hungry(queue), 0, most - 1)
+            return {name.decode() for row in pipe.execute() for name in row}
 
     def _tell(self, crew: Crew) -> None:
         name = self.prefix + keys.tasks(crew.name)

@@ -23,6 +23,7 @@ from ratelimit_worker.policy.modes import ALL, Pin, governing
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import as_array
+from ratelimit_worker.stores.overdue import OverdueCall, Overdues
 from ratelimit_worker.stores.pins import Pins
 from ratelimit_worker.stores.scripts import Scripts
 
@@ -114,6 +115,7 @@ class Now:
     counters: Mapping[str, int]
     pins: Mapping[str, Pin] = field(default_factory=dict)  #: modes by hand, by lane; those too that have ended
     unknown: tuple[UnknownTask, ...] = ()
+    overdue: tuple[OverdueCall, ...] = ()  #: given up, though their functions still run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +210,7 @@ class Live:
                 counters={name.decode(): int(value) for name, value in counters.items()},
                 pins=pins,
                 unknown=tuple(self._unknown(workers, at_s)),
+                overdue=Overdues(self._client, self._key("")).read(at_s),
             )
 
     def call(self, call_id: str) -> list[CallNow]:

@@ -13,6 +13,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
+from billiard.common import terminate_handler_fired
+from billiard.exceptions import Terminated, WorkerLostError
 from celery import Task
 from celery.exceptions import Ignore, Reject, TaskPredicate
 from celery.exceptions import Retry as CeleryRetry
@@ -23,9 +25,19 @@ from redis import RedisError
 
 from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Outcome, Priority
-from ratelimit_worker.errors import BadInput, StoreUnavailable
+from ratelimit_worker.errors import BadInput, StoreUnavailable, TaskAborted
 from ratelimit_worker.flow import enqueue, pin
-from ratelimit_worker.flow.execute import Again, Answered, Executor, Facts, GaveUp, MustBeAlone, own_retry, tries_used
+from ratelimit_worker.flow.execute import (
+    Again,
+    Answered,
+    Executor,
+    Facts,
+    GaveUp,
+    Interrupted,
+    MustBeAlone,
+    own_retry,
+    tries_used,
+)
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.own_retry import Goes, Stays, Wish
@@ -36,12 +48,12 @@ from ratelimit_worker.providers import http
 from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.stores.patient import PatientLanes
 from ratelimit_worker.wiring import policy_of, services
-from ratelimit_worker.worker import transport
+from ratelimit_worker.worker import jobs, transport
 from ratelimit_worker.worker.intake import read_json
 from ratelimit_worker.worker.quarantine import QUARANTINE
 from ratelimit_worker.worker.refusal import refuse
 from ratelimit_worker.worker.result import CallResult
-from ratelimit_worker.worker.transport import HEADER, unpack_body
+from ratelimit_worker.worker.transport import HEADER, HELD, unpack_body
 
 ANSWERS = Answers(dumps=dumps, loads=loads)
 #: Options of `apply_async` that are the plan's.
@@ -50,6 +62,9 @@ CHOICES = ("lane", "tenant", "context", "tags", "cost", "deadline_s", "cache", "
 CANVAS = frozenset({"parent_id", "group_id", "chord"})
 NO_MORE = "Can't retry"  #: how `Task.retry` begins when it gives up
 REPLACED = "Replaced by new task"  #: what `Task.replace` says in its Ignore
+#: Exceptions by which Celery's parent process knows that a child was lost or told to end; raised by a task, they would
+#: be taken for that. After a MemoryError it acknowledges nothing.
+FOR_CELERY = (MemoryError, WorkerLostError, Terminated)
 MOST_WARM_CLIENTS = 16  #: made before the first call, 4 ms each
 
 
@@ -279,6 +294,12 @@ class CallTask(Task):
             case Again(after_s, error):
                 raise CeleryRetry(str(error), exc=error, when=after_s)
             case GaveUp(error):
+                if isinstance(error, Exception) and not isinstance(error, FOR_CELERY):
+                    raise error
+                raise TaskAborted(request.id, type(error).__name__) from error
+            case Interrupted(error):
+                if isinstance(error, Exception):  # raised by a clean-up while the process ends
+                    raise SystemExit(1) from error
                 raise error
             case _:
                 raise Ignore
@@ -334,6 +355,11 @@ def _behind(word: BaseException) -> tuple[BaseException | None, ...]:
     return (*(one if isinstance(one, BaseException) else None for one in said), word.__cause__, context)
 
 
+def _interrupted(error: BaseException) -> bool:
+    """Whether this process, or the task's greenlet, is being ended: a child that got a signal, a worker that leaves."""
+    return terminate_handler_fired() or jobs.interrupted(error)
+
+
 _executors: dict[int, tuple[Executor, Callable[[str], RetryPolicy]]] = {}
 
 
@@ -355,6 +381,8 @@ def executor(lane: str = enqueue.DEFAULT_LANE, rule: Rule | None = None) -> Exec
             pass_through=(TaskPredicate, Ignore, Reject),
             means=_meaning,
             behind=_behind,
+            given_up=HELD.overdue.__contains__,
+            interrupted=_interrupted,
             classify=plugins.classifier(),
         )
         found = _executors[os.getpid()] = (made, policies)

@@ -34,6 +34,7 @@ from ratelimit_worker.errors import BadInput
 from ratelimit_worker.fingerprint import digest
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import Claim, Crew, Entry, Lanes
+from ratelimit_worker.stores.overdue import OverdueCall
 from ratelimit_worker.stores.patient import passes
 from ratelimit_worker.worker.intake import Intake, read_json
 
@@ -44,6 +45,7 @@ BODY_HEADER = "rlw_body"  #: where the body of an ordinary task lies whose canva
 NEEDS = "this_message_needs_ratelimit_worker"
 SIGNATURE = re.compile(rb'"task": "([^"]+)"')
 CANVAS_TTL_S = 7 * 86_400
+FULL_POLL_S = 0.1  #: between looks whether a slot is free, where no event says so
 COMPRESS_ABOVE = 1024  #: bytes; smaller bodies are not worth the time
 PLAIN, DEFLATED = b"j", b"z"  #: first byte of a payload
 
@@ -61,6 +63,9 @@ class Held:
         self.running: Callable[[], Iterable[str]] = tuple
         self.stopping: Callable[[], bool] = bool  #: whether the worker ends in good order
         self.crew = Crew("")  #: whose ready lists this worker reads, once it beats
+        #: Tags of calls that run beside the worker's slots, and take none of them from others.
+        self.lent: set[str] = set()
+        self.overdue: dict[str, OverdueCall] = {}  #: by tag: given up, though the function still runs
 
 
 HELD = Held()
@@ -118,6 +123,12 @@ class QoS(stock.QoS):
 
     channel: Channel
 
+    def can_consume(self) -> bool:
+        if not HELD.lent:
+            return bool(super().can_consume())
+        beside = sum(tag in self._delivered and tag not in self._dirty for tag in tuple(HELD.lent))
+        return not self.prefetch_count or len(self._delivered) - len(self._dirty) - beside < self.prefetch_count
+
     def append(self, message: Any, delivery_tag: str) -> None:
         if HEADER in (message.headers or {}):
             virtual.QoS.append(self, message, delivery_tag)  # the release script wrote the ledger
@@ -158,6 +169,10 @@ class QoS(stock.QoS):
                 self.channel.lanes.restore(back, lost=False)
         self._delivered.clear()
 
+    def let_go(self, tag: str) -> None:
+        """The message is no longer in hand here; a call's lease gives it back."""
+        self._done(tag)
+
     def _of_a_call(self, tag: str) -> bool:
         message = self._delivered.get(tag)
         return tag in HELD.orphans if message is None else HEADER in (message.headers or {})
@@ -172,6 +187,7 @@ class QoS(stock.QoS):
 
     def _done(self, tag: str) -> None:
         HELD.orphans.discard(tag)
+        HELD.lent.discard(tag)
         virtual.QoS.ack(self, tag)
 
     @contextmanager
@@ -373,6 +389,12 @@ class Transport(stock.Transport):
     def supports_batch_publish(self) -> bool:
         """No: each call is a decision of its own (LaneFull, bad input), which a pipeline cannot report."""
         return False
+
+    def drain_events(self, connection: Any, timeout: Any = None, **kwargs: Any) -> Any:
+        """As kombu's. While all slots are taken nothing is read, and nothing wakes who waits here (a gevent worker)."""
+        if timeout is not None and not all(channel.qos.can_consume() for channel in self.channels):
+            timeout = min(timeout, FULL_POLL_S)
+        return super().drain_events(connection, timeout=timeout, **kwargs)
 
     def _deliver(self, message: Any, queue: str) -> None:
         channel = next(iter(self.channels))

@@ -74,6 +74,17 @@ local function recall(everywhere)
     end
   end
 end
+-- What lies ready of a lane some of whose calls are lent goes back: it stands before those for which they are. O(out · ready).
+function crew.withdraw(lane)
+  for _, tag in ipairs(redis.call('ZRANGEBYSCORE', out_key(lane), 0, 0)) do
+    local ref = split(tag)
+    local r = record(ref)
+    if r and r[VERSION] <= SCHEMA and unready(ref, r, tag) then
+      go_back(ref, tag, r, 0)
+      note(lane, now)
+    end
+  end
+end
 -- What an older version has released, that somebody has read and not begun, goes back: a stock worker took it, or a worker of
 -- that version that does not know its task. Either would keep it until its lease ends, and its lane would wait. Whoever begins
 -- it after all is told that it is stale. -> the lanes. O(released by the older version · ends of its list).

@@ -62,7 +62,7 @@ local function row_key(queue) return key('hungry:') .. queue end
 -- Workers of one queue that know the same tasks are a crew. Its name is a digest of the tasks, or ALL. It reads a ready list
 -- of its own, which no stock worker reads. Calls out of a queue that have no crew: a version without crews released them,
 -- into the list of the queue that stock workers read too.
-local crew = {ALL = '*', PLAIN = '-', SUMS = key('crews'), PARKED = key('parked'), CROWDED = key('crowded')}  -- one table: Lua takes 200 local names
+local crew = {ALL = '*', PLAIN = '-', SUMS = key('crews'), PARKED = key('parked'), CROWDED = key('crowded'), LENT = key('lent')}  -- one table: Lua takes 200 local names
 function crew.at(name, queue) return name .. ':' .. queue end
 -- PLAIN: an in-process caller of a version without crews. Its queue is its own, so the plain list of that is safe.
 function crew.ready_key(name, queue)

@@ -62,7 +62,7 @@ local function slots(queue)
     local held = redis.call('HGET', key('held'), w)
     for _, tag in ipairs(held and cmsgpack.unpack(held) or {}) do set_aside(tag) end
     redis.call('ZREM', key('workers'), w)
-    for _, of in ipairs({'slots', 'held', 'crew'}) do redis.call('HDEL', key(of), w) end
+    for _, of in ipairs({'slots', 'held', 'crew', 'lent'}) do redis.call('HDEL', key(of), w) end
   end
   local alive, total, old, by = {}, 0, 0, {}
   for _, w in ipairs(redis.call('ZRANGEBYSCORE', key('workers'), int(now), '+inf')) do alive[w] = true end
@@ -144,8 +144,26 @@ local function ahead(L)
   end
   return math.floor((pace or 0) * LOOK_S)
 end
+-- Calls that are lent keep no slot from others: they hang, or their lane has them beyond its share, and their workers run
+-- as many more in their place (see beat.lua). For the lane itself they count: it never has more out than there are slots where
+-- it has such calls. -> by lane, that bound; by queue, how many there are
+function crew.lent()
+  if not memo.lent then
+    local bounds, on = {}, {}
+    for _, packed in ipairs(aside() > 0 and redis.call('HVALS', crew.LENT) or {}) do
+      for lane, queues in pairs(cmsgpack.unpack(packed)) do
+        for q, n in pairs(queues) do
+          bounds[lane], on[q] = math.max(bounds[lane] or 0, (select(2, slots(q)))), (on[q] or 0) + n
+        end
+      end
+    end
+    memo.lent = {bounds, on}
+  end
+  return unpack(memo.lent)
+end
 -- how many more the lane itself may have out; how many it has; what it waits for when it is full: that one of its calls
--- begins, or ends; and the narrowest bound: begins (released and not begun), width (of the law), or concurrency (a person's)
+-- begins, or ends; and the narrowest bound: begins (released and not begun), width (of the law), concurrency (a person's), or
+-- lent (it holds all slots)
 local function own_room(L)
   local k = out_key(L.name)
   local out, most, event, bound = redis.call('ZCARD', k), 1e9, 'ends', nil
@@ -157,6 +175,8 @@ local function own_room(L)
   end
   if L.width > 0 and L.width - out < most then most, bound = L.width - out, 'width' end
   if L.cap > 0 and L.cap - out < most then most, bound = L.cap - out, 'concurrency' end
+  local held = out > 0 and crew.lent()[L.name]
+  if held and held - out < most then most, bound, event = held - out, 'lent', 'ends' end
   return most, out, event, bound
 end
 -- how many more calls of this lane may go to this queue now; greedy: nobody else wants the slot
@@ -169,6 +189,7 @@ local function room(L, queue, out, greedy)
   if others > 0 and not greedy then                    -- bulkhead: an equal share of the slots while others want one
     free = math.min(free, math.ceil(here / (others + 1)) - out)
   end
+  if greedy then free = free - (select(2, crew.lent())[queue] or 0) end  -- what is lent is for those below their share
   if not L.unlimited or L.parents then return free + ahead(L) end
   -- a lane without pace keeps workers supplied, but not in the way of a lane with a pace
   if others > 0 or alive > out then return free end
