@@ -108,6 +108,8 @@ MOST_PARENTS = 4  #: of one lane: each is as much work for every call as the lan
 
 MOST_TIMEOUT_S = 86_400.0  #: of one attempt: a day
 
+MOST_ANSWER_MB = 500.0  #: Redis takes no value above 512 MB, and an answer has to be kept there
+
 _LANE_FIELDS: dict[str, Callable[[str], Any]] = {
     "rpm": _number(0, above=True),
     "tpm": _number(0, above=True),
@@ -258,6 +260,7 @@ class Settings:
     cleanup_interval_hours: float = _setting(6.0, _number(0, above=True))
     retention_days: float = _setting(7.0, _number(0, above=True))
     max_payload_mb: float = _setting(16.0, _number(0, above=True))
+    max_answer_mb: float = _setting(64.0, _number(0, MOST_ANSWER_MB, above=True))
 
     redis_url: str = _setting("", _url("redis", "rediss", "unix"))
     database_url: str = _setting("", _url("sqlite", "postgres", "postgresql"))
