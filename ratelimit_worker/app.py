@@ -14,6 +14,7 @@ from ratelimit_worker.config import LANE_SCHEMES, Settings, canonical_redis_url,
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.rules import Rule
+from ratelimit_worker.stores.credentials import credentials_of
 from ratelimit_worker.worker import control
 from ratelimit_worker.worker.backend import BACKENDS
 from ratelimit_worker.worker.settings import BACKEND_OPTIONS, BROKER_OPTIONS, DEFAULTS, REQUIRED
@@ -178,7 +179,10 @@ def __getattr__(name: str) -> Any:
 
 
 def _connect(app: Celery, url: str) -> None:
-    broker, backend = celery_urls(url)
+    address, password = credentials_of(url)
+    if password is not None:  # asked by our transport and, told here, by Celery's results
+        app.conf.redis_backend_credential_provider = password
+    broker, backend = celery_urls(address)
     # Celery takes CELERY_BROKER_URL from the environment before its own configuration, but not for these two.
     # `broker_url` keeps the stock spelling, which is what Flower's broker page understands.
     app.conf.broker_read_url = app.conf.broker_write_url = broker

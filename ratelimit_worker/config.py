@@ -20,6 +20,7 @@ from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.errors import ConfigurationError
 
 PREFIX = "MAISD_"
+REDIS_PASSWORD_FILE = f"{PREFIX}REDIS_PASSWORD_FILE"
 
 #: Names of settings that carry secrets or credentials in URLs; never printed whole.
 SECRET_NAMES = frozenset({"REDIS_URL", "DATABASE_URL", "ALERT_WEBHOOK_URL"})
@@ -263,6 +264,7 @@ class Settings:
     max_answer_mb: float = _setting(64.0, _number(0, MOST_ANSWER_MB, above=True))
 
     redis_url: str = _setting("", _url("redis", "rediss", "unix"))
+    redis_password_file: str = _setting("", str)
     database_url: str = _setting("", _url("sqlite", "postgres", "postgresql"))
     lanes: Mapping[str, LaneLimits] = _setting({}, _lanes)
     alert_webhook_url: str = _setting("", _webhook)
@@ -324,6 +326,10 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
             problems.append(f"{name}: unknown setting{f'; did you mean {near[0]}?' if near else ''}")
     values["rate_limit_delay"] = _delay(env, problems)
     values["redis_url"] = _redis_url(env, values.get("redis_url", ""), problems)
+    if values.get("redis_password_file") and _has_password(values["redis_url"]):
+        problems.append(
+            f"{REDIS_PASSWORD_FILE}: the Redis URL has a password too; leave it out there (redis://user@host)"
+        )
     if not values.get("database_url") and env.get("DATABASE_URL"):
         try:
             values["database_url"] = known[PREFIX + "DATABASE_URL"](env["DATABASE_URL"])
@@ -362,6 +368,11 @@ def _redis_url(env: Mapping[str, str], own: str, problems: list[str]) -> str:
             "MAISD_REDIS_URL and CELERY_BROKER_URL name two servers; lanes live in the broker: set one, or both alike"
         )
     return own or (canonical_redis_url(broker) if broker else "")
+
+
+def _has_password(url: str) -> bool:
+    user, separator, _ = url.partition("://")[2].partition("/")[0].rpartition("@")
+    return bool(separator and user.partition(":")[2])
 
 
 #: URL schemes of the lanes transport and what they stand for.

@@ -19,6 +19,7 @@ from ratelimit_worker.policy.retry import NO_RETRIES, RetryPolicy, by_backoff
 from ratelimit_worker.providers import http
 from ratelimit_worker.providers.tokenizer import Tokenizer
 from ratelimit_worker.stores import outbox as outbox_store
+from ratelimit_worker.stores.credentials import credentials_of
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.own_rules import OwnRules
@@ -173,7 +174,10 @@ def connect(url: str, *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> Redis:
     }
     if not url.startswith("unix://"):
         options |= {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_keepalive": True}
-    return Redis.from_url(url, **options)
+    address, password = credentials_of(url)
+    if password is not None:
+        options["credential_provider"] = password
+    return Redis.from_url(address, **options)
 
 
 _services: tuple[int, Services] | None = None
