@@ -328,8 +328,9 @@ def test_a_path_is_below_its_base(base_url: str, path: str, url: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["https://evil.org/v1", "//evil.org/v1", "@evil.org", "/v1/../../admin", "/a b", "/a\r\nHost: evil", "", "/", "/é"],
-)
+    ["https://evil.org/v1", "//evil.org/v1", "@evil.org", "/v1/../../admin", "/a b", "/a\r\nHost: evil", "", "/", "/é",
+     "/v1/%2e%2e/admin", "/v1/a%2fb", "/v1/./x", "/v1//x", "/x/..", "/..", "/."],
+)  # fmt: skip
 def test_a_path_leads_to_no_other_host(path: str) -> None:
     """The key goes wherever the request goes."""
     with pytest.raises(BadInput):

@@ -34,6 +34,8 @@ from ratelimit_worker.providers.answer_bytes import MB, read_answer
 #: An idle connection is dropped after this many seconds; the load balancers of providers wait for a minute or more.
 _KEEPALIVE_S = 30.0
 
+_MOST_KEY_BYTES = 64 * 1024  #: of a key's file; a device has no end
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
@@ -170,7 +172,8 @@ def _key(environment: Mapping[str, str], name: str) -> str | None:
     if not key and file:
         source = f"{name}_FILE"
         try:
-            key = Path(file).read_text("utf-8").strip()
+            with Path(file).open("rb") as opened:
+                key = opened.read(_MOST_KEY_BYTES).decode("utf-8").strip()
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"{source}: {file} cannot be read ({type(error).__name__})") from None
         if not key:
@@ -195,7 +198,9 @@ def _is_loopback(host: str) -> bool:
 def _join(base_url: str, path: str) -> str:
     below = path.removeprefix("/")
     plain = all("!" <= letter <= "~" for letter in path) and not any(mark in path for mark in ("\\", "#", "@", "://"))
-    if not below or below.startswith("/") or not plain or ".." in below.partition("?")[0].split("/"):
+    segments = below.partition("?")[0].removesuffix("/").split("/")
+    # A percent sign may hide a dot or a slash from us and not from the server.
+    if not plain or "%" in "".join(segments) or any(segment in {"", ".", ".."} for segment in segments):
         raise BadInput("a request's url must be a plain path such as /v1/chat/completions")
     version = base_url.rpartition("/")[2]
     if version[:1] == "v" and version[1:2].isdigit():

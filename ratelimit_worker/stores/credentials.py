@@ -1,6 +1,6 @@
 """With which password does a connection to Redis begin? With the one that stands in a file then, where one is named.
 
-A URL is read once, when a process starts: after a rotation its password is wrong until somebody starts the process anew.
+A URL is read once, when a process starts: after a rotation its password is wrong until it is started anew.
 A file is read for each new connection, so a process that waits for Redis goes on by itself once the file is changed.
 """
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ratelimit_worker.batchfile import allowed_path
 from ratelimit_worker.cli.progress import Progress
 from ratelimit_worker.errors import BadInput
 
@@ -30,6 +31,13 @@ from ratelimit_worker.errors import BadInput
     "--workers", type=click.IntRange(min=1), help="Workers of this run. Default: 1, with a broker the cluster's."
 )
 @click.option(
+    "--allow-path",
+    "allow_paths",
+    metavar="PATH",
+    multiple=True,
+    help="A url that lines may have beside the known endpoints, letter by letter; may be given again.",
+)
+@click.option(
     "--state-dir",
     metavar="D",
     type=click.Path(file_okay=False, path_type=Path),
@@ -46,6 +54,7 @@ def run(
     tpm: float | None,
     concurrency: int | None,
     workers: int | None,
+    allow_paths: tuple[str, ...],
     state_dir: Path | None,
 ) -> None:
     """Send the lines of an OpenAI Batch file through their lanes, and write the answers as Batch output.
@@ -55,6 +64,10 @@ def run(
     """
     from ratelimit_worker.cli.run.conduct import Request, run_file
 
+    try:
+        allowed = frozenset(allowed_path(path) for path in allow_paths)
+    except BadInput as error:
+        raise click.BadParameter(str(error), param_hint="--allow-path") from error
     request = Request(
         source=source,
         target=target,
@@ -65,6 +78,7 @@ def run(
         concurrency=concurrency,
         workers=workers,
         state_dir=state_dir,
+        allowed_paths=allowed,
     )
     try:
         with Progress() as progress:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -41,6 +41,7 @@ class Options:
     lane: str | None = None  #: for all lines; None: provider and model of each
     rpm: float | None = None
     tpm: float | None = None
+    allowed_paths: frozenset[str] = frozenset()  #: beside the known endpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class Session:
         self.journal, self.cluster, self.options = journal, cluster, options
         self.source, self._begin, self._say = source, begin, say
         self.lanes: set[str] = set()  #: lanes that were used
-        self.total = _count_lines(source)  #: lines that are not blank
+        self.total = self._look_through()  #: lines that are not blank
         self.done = 0  #: of these, in OUT
         self._results = Results(cluster.app)
         self._out: dict[str, _Out] = {}
@@ -106,7 +107,7 @@ class Session:
             WorkersFailed: the workers do not stay.
         """
         with self.source.open("rb") as lines:
-            self._lines = asks(lines, self.journal.run)
+            self._lines = self._asks(lines)
             while not (self.finished or stopped()):
                 moved = self._turn()
                 for exited in self.cluster.check_workers():
@@ -148,6 +149,19 @@ class Session:
         self._away_since_s = None
         return moved
 
+    def _look_through(self) -> int:
+        """Count the lines, and name those that cannot be sent: a person may stop before anything is paid for."""
+        total = 0
+        with self.source.open("rb") as lines:
+            for line in self._asks(lines):
+                total += 1
+                if isinstance(line, Bad) and not self.journal.has(line.custom_id, line.call_id):
+                    self._say(f"{self.source}, line {line.number}: {line.why}")
+        return total
+
+    def _asks(self, lines: Iterable[bytes]) -> Iterator[Ask | Bad]:
+        return asks(lines, self.journal.run, self.options.allowed_paths)
+
     # ---- Sending ----------------------------------------------------------------------------------------------------
 
     def _send(self) -> int:
@@ -180,8 +194,6 @@ class Session:
                     bad.append(line)
                 else:
                     self._pending.append(line)
-            for line in bad:
-                self._say(f"{self.source}, line {line.number}: {line.why}")
             self._keep([(line.custom_id, line.call_id, bad_line(line), End.FAILED) for line in bad])
             self._known.clear()
             self._check = self._check or self.journal.resumed
@@ -284,12 +296,7 @@ class Session:
     def _read_again(self, call_id: str, out: _Out) -> Ask:
         with self.source.open("rb") as lines:
             lines.seek(out.offset)
-            read = next(asks(lines, self.journal.run))
+            read = next(self._asks(lines))
         if not isinstance(read, Ask) or read.call_id != call_id:
             raise StoreUnavailable(f"Redis has lost calls, and {self.source} has changed; start again with another -o")
         return replace(read, offset=out.offset)
-
-
-def _count_lines(path: Path) -> int:
-    with path.open("rb") as lines:
-        return sum(1 for line in lines if line.strip())
