@@ -12,6 +12,7 @@ from ratelimit_worker import wiring
 from ratelimit_worker.calls import Cost
 from ratelimit_worker.config import LANE_SCHEMES, Settings, canonical_redis_url, read_settings
 from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.flow import enqueue
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.stores.credentials import credentials_of
@@ -118,7 +119,22 @@ def llm_task(
         timeout_s: Seconds that one attempt may take. Built-in providers obey; a client of your own is told by
             `ratelimit_worker.timeout_s()`. None: `timeout_s` of the lane, `MAISD_TIMEOUT_SECONDS`, or what is learned.
         classify: Told what the task raised: its `Category`, a whole `Failure`, or None, and our own rules hold.
+    Raises:
+        BadInput: a name, a class or a number that cannot be.
     """
+
+    enqueue.check(
+        lane=lane,
+        tenant=tenant,
+        context=context,
+        tags=tags,
+        priority=priority,
+        deadline_s=deadline_s,
+        cache_ttl=cache_ttl,
+        stale_ttl=stale_ttl,
+        shed_below=shed_below,
+        timeout_s=timeout_s,
+    )
 
     def decorate(run: Callable[P, R]) -> Any:
         base: dict[str, Any] = {

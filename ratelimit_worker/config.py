@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.policy.choices import MOST_DEADLINE_S, MOST_TIMEOUT_S, MOST_TTL_S, flaw_of_name
 
 PREFIX = "MAISD_"
 REDIS_PASSWORD_FILE = f"{PREFIX}REDIS_PASSWORD_FILE"
@@ -107,8 +108,6 @@ def _switch_or_auto(text: str) -> bool | None:
 
 MOST_PARENTS = 4  #: of one lane: each is as much work for every call as the lane itself
 
-MOST_TIMEOUT_S = 86_400.0  #: of one attempt: a day
-
 MOST_ANSWER_MB = 500.0  #: Redis takes no value above 512 MB, and an answer has to be kept there
 
 _LANE_FIELDS: dict[str, Callable[[str], Any]] = {
@@ -195,11 +194,16 @@ def lane_limits(lane: str, values: Any) -> LaneLimits:
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"lane {lane!r}: use a table of limits, not {values!r}")  # noqa: TRY004 - a setting's value
+    if (flaw := flaw_of_name(lane)) is not None:
+        raise ValueError(f"lane {lane[:60]!a}: {flaw}")
     parsed: dict[str, Any] = {}
     for name, value in values.items():
         if name == "tenants":
             if not isinstance(value, Mapping):
                 raise ValueError(f"lane {lane!r}: tenants is a table of weights")
+            for tenant in value:
+                if (flaw := flaw_of_name(str(tenant), empty=True)) is not None:
+                    raise ValueError(f"lane {lane!r}: tenant {str(tenant)[:60]!a}: {flaw}")
             parsed["tenants"] = {str(tenant): _number(0, above=True)(str(weight)) for tenant, weight in value.items()}
         elif name == "parents":
             parsed["parents"] = parents_of(lane, value)
@@ -237,8 +241,8 @@ class Settings:
 
     cache_size_mb: float = _setting(100.0, _number(0))
     max_cache_entries: int = _setting(1000, _whole(0))
-    cache_ttl_seconds: float = _setting(3600.0, _number(0))
-    dedup_window_seconds: float = _setting(1.0, _number(0))
+    cache_ttl_seconds: float = _setting(3600.0, _number(0, MOST_TTL_S))
+    dedup_window_seconds: float = _setting(1.0, _number(0, MOST_TTL_S))
 
     emergency_error_rate_threshold: float = _setting(30.0, _number(0, 100))
     emergency_error_count_threshold: int = _setting(10, _whole(1))
@@ -250,17 +254,17 @@ class Settings:
     calls_per_minute: float = _setting(60.0, _number(0, above=True))
     reduced_calls_per_minute: float = _setting(30.0, _number(0, above=True))
     emergency_calls_per_minute: float = _setting(10.0, _number(0, above=True))
-    base_delay: float = _setting(1.0, _number(0, above=True))
-    max_delay: float = _setting(60.0, _number(0, above=True))
+    base_delay: float = _setting(1.0, _number(0, 86_400, above=True))
+    max_delay: float = _setting(60.0, _number(0, 86_400, above=True))
 
-    deadline_hours: float = _setting(24.0, _number(0, above=True))
+    deadline_hours: float = _setting(24.0, _number(0, MOST_DEADLINE_S / 3600, above=True))
     timeout_seconds: float | None = _setting(None, _number(0, MOST_TIMEOUT_S, above=True))
     max_waiting: int = _setting(1_000_000, _whole(0))
-    visibility_timeout_seconds: float = _setting(30.0, _number(1))
-    stats_retention_hours: float = _setting(24.0, _number(0, above=True))
-    cleanup_interval_hours: float = _setting(6.0, _number(0, above=True))
-    retention_days: float = _setting(7.0, _number(0, above=True))
-    max_payload_mb: float = _setting(16.0, _number(0, above=True))
+    visibility_timeout_seconds: float = _setting(30.0, _number(1, 86_400))
+    stats_retention_hours: float = _setting(24.0, _number(0, MOST_DEADLINE_S / 3600, above=True))
+    cleanup_interval_hours: float = _setting(6.0, _number(0, MOST_DEADLINE_S / 3600, above=True))
+    retention_days: float = _setting(7.0, _number(0, MOST_DEADLINE_S / 86_400, above=True))
+    max_payload_mb: float = _setting(16.0, _number(0, MOST_ANSWER_MB, above=True))
     max_answer_mb: float = _setting(64.0, _number(0, MOST_ANSWER_MB, above=True))
 
     redis_url: str = _setting("", _url("redis", "rediss", "unix"))
@@ -354,7 +358,7 @@ def _delay(env: Mapping[str, str], problems: list[str]) -> float:
     if not text:
         return 1.0
     try:
-        return _number(0)(text)
+        return _number(0, 86_400)(text)
     except ValueError as error:
         problems.append(f"RATE_LIMIT_DELAY={text[:80]!r}: {error}")
         return 1.0

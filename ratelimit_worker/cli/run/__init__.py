@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ratelimit_worker.batchfile import allowed_path
+from ratelimit_worker.cli.amount import Amount
 from ratelimit_worker.cli.progress import Progress
 from ratelimit_worker.errors import BadInput
 
@@ -24,8 +25,8 @@ from ratelimit_worker.errors import BadInput
 )
 @click.option("--base-url", metavar="URL", help="The provider's. Default: OPENAI_BASE_URL, ANTHROPIC_BASE_URL.")
 @click.option("--lane", metavar="L", help="One lane for all lines. Default: provider and model of each line.")
-@click.option("--rpm", type=click.FloatRange(min=0, min_open=True), help="Requests a minute, never exceeded.")
-@click.option("--tpm", type=click.FloatRange(min=0, min_open=True), help="Tokens a minute, never exceeded.")
+@click.option("--rpm", type=Amount(min=0, min_open=True), help="Requests a minute, never exceeded.")
+@click.option("--tpm", type=Amount(min=0, min_open=True), help="Tokens a minute, never exceeded.")
 @click.option("--concurrency", type=click.IntRange(min=1), help="Calls at once in each worker. Default: 64.")
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Workers of this run. Default: 1, with a broker the cluster's."
