@@ -402,9 +402,9 @@ FAULTS: tuple[Fault, ...] = (
         allowed=REFUSES,
     ),
     Fault(name="connections-reset", promise=RESTARTS, inject=_reset, allowed=REFUSES),
-    Fault(name="redis-lost", promise=FORGOTTEN, inject=_lose, hold_s=1.0, heal=_start_redis, allowed=FORGOT),
-    Fault(name="redis-flushed", promise=FORGOTTEN, inject=_flush, allowed=FORGOT),
-    Fault(name="stale-replica", promise=FORGOTTEN, inject=_stale, allowed=FORGOT),
+    Fault(name="redis-lost", promise=FORGOTTEN, inject=_lose, hold_s=1.0, heal=_start_redis, allowed=FORGOT, drain_s=45.0),
+    Fault(name="redis-flushed", promise=FORGOTTEN, inject=_flush, allowed=FORGOT, drain_s=45.0),
+    Fault(name="stale-replica", promise=FORGOTTEN, inject=_stale, allowed=FORGOT, drain_s=45.0),
     Fault(
         name="redis-full",
         promise=REFUSAL,
