@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 import traceback
@@ -28,6 +29,8 @@ def main() -> int:
     if unknown or given.repeat < 1:
         known = ", ".join(fault.name for fault in FAULTS)
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {known}" if unknown else "--repeat: from 1")
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has it ignored: servers and workers end with us
+        signal.signal(number, signal.default_int_handler)
     wanted = [fault for fault in FAULTS if not given.only or fault.name in given.only]
     results = [_repeated(fault, given.repeat) for fault in wanted]
     text = table(results, os.getloadavg()[0])

@@ -59,7 +59,6 @@ class Fault:
 AWAY = frozenset({"StoreUnavailable"})
 LOST = frozenset({"CallLost", "PayloadLost", "StoreUnavailable"})
 FORGOT = Allowed(errors=LOST, refusals=AWAY, delay_s=3.0, unrecorded=True)
-DONE_S = 45.0  #: what Redis has forgotten ends no sooner for a longer wait
 REFUSES = Allowed(refusals=AWAY, delay_s=3.0)
 PASSWORD = Path(f"/tmp/rlw-chaos-password-{os.getpid()}")
 
@@ -403,9 +402,9 @@ FAULTS: tuple[Fault, ...] = (
         allowed=REFUSES,
     ),
     Fault(name="connections-reset", promise=RESTARTS, inject=_reset, allowed=REFUSES),
-    Fault(name="redis-lost", promise=FORGOTTEN, inject=_lose, hold_s=1.0, heal=_start_redis, allowed=FORGOT, drain_s=DONE_S),
-    Fault(name="redis-flushed", promise=FORGOTTEN, inject=_flush, allowed=FORGOT, drain_s=DONE_S),
-    Fault(name="stale-replica", promise=FORGOTTEN, inject=_stale, allowed=FORGOT, drain_s=DONE_S),
+    Fault(name="redis-lost", promise=FORGOTTEN, inject=_lose, hold_s=1.0, heal=_start_redis, allowed=FORGOT, drain_s=45),
+    Fault(name="redis-flushed", promise=FORGOTTEN, inject=_flush, allowed=FORGOT, drain_s=45),
+    Fault(name="stale-replica", promise=FORGOTTEN, inject=_stale, allowed=FORGOT, drain_s=45),
     Fault(
         name="redis-full",
         promise=REFUSAL,
