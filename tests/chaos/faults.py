@@ -402,7 +402,15 @@ FAULTS: tuple[Fault, ...] = (
         allowed=REFUSES,
     ),
     Fault(name="connections-reset", promise=RESTARTS, inject=_reset, allowed=REFUSES),
-    Fault(name="redis-lost", promise=FORGOTTEN, inject=_lose, hold_s=1.0, heal=_start_redis, allowed=FORGOT, drain_s=45),
+    Fault(
+        name="redis-lost",
+        promise=FORGOTTEN,
+        inject=_lose,
+        hold_s=1.0,
+        heal=_start_redis,
+        allowed=FORGOT,
+        drain_s=45,
+    ),
     Fault(name="redis-flushed", promise=FORGOTTEN, inject=_flush, allowed=FORGOT, drain_s=45),
     Fault(name="stale-replica", promise=FORGOTTEN, inject=_stale, allowed=FORGOT, drain_s=45),
     Fault(
