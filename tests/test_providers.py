@@ -32,6 +32,7 @@ from ratelimit_worker.policy.classification import classify_exception
 from ratelimit_worker.policy.completion import flaw_of
 from ratelimit_worker.policy.estimate import Size, cost
 from ratelimit_worker.providers import anthropic, http, openai
+from ratelimit_worker.providers.webhook import Webhook
 
 KEY = "sk-proj-CanaryKey0123456789"
 CHAT = {
@@ -554,3 +555,17 @@ def test_an_answer_that_is_not_encoded_as_it_says_is_malformed(server: Server, r
     failure = classify_exception(failed.value)
     assert failure is not None
     assert failure.category is Category.MALFORMED_RESPONSE
+
+
+def test_a_web_hook_reads_no_body(server: Server) -> None:
+    """Of its answer only the status counts, so a bomb in it is never decoded."""
+    server.reply = (200, {"Content-Encoding": "gzip, gzip"}, bomb(256 << 20))
+    hook = Webhook(f"{server.base_url}/hook")
+    tracemalloc.start()
+    try:
+        hook.post(b"{}")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        hook.close()
+    assert peak < 4 << 20
