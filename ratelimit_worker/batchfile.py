@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -66,6 +67,19 @@ class Bad:
     why: str
 
 
+class Cut(bytes):
+    """The beginning of a line that is longer than a line may be: the rest was never in memory."""
+
+    size: int  #: of the whole line, with its end, bytes
+
+    @classmethod
+    def of(cls, beginning: bytes, size: int) -> Cut:
+        """A line that begins so."""
+        made = cls(beginning)
+        made.size = size
+        return made
+
+
 class End(Enum):
     """How a line ended."""
 
@@ -112,13 +126,16 @@ def asks(lines: Iterable[bytes], run: uuid.UUID, allowed: Collection[str] = ()) 
     """The lines of a Batch file, in order; blank ones are left out.
 
     Args:
-        lines: With their ends, from the first line on.
+        lines: With their ends, from the first line on; one that is too long as a `Cut`.
         run: Whose lines they are; call ids follow from it.
         allowed: Paths that lines may ask for beside the known endpoints (`allowed_path`), letter by letter.
     """
     offset, seen = 0, dict[str, int]()
     for number, raw in enumerate(lines, 1):
-        start, offset = offset, offset + len(raw)
+        start, offset = offset, offset + (raw.size if isinstance(raw, Cut) else len(raw))
+        if isinstance(raw, Cut):
+            yield _bad(number, raw, f"{raw.size:,} bytes long; a line may have four times MAISD_MAX_PAYLOAD_MB")
+            continue
         text = raw.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else raw.strip()
         if text:
             yield _read(text, number, start, run, seen, allowed)
@@ -127,9 +144,7 @@ def asks(lines: Iterable[bytes], run: uuid.UUID, allowed: Collection[str] = ()) 
 def _read(
     text: bytes, number: int, offset: int, run: uuid.UUID, seen: dict[str, int], allowed: Collection[str]
 ) -> Ask | Bad:
-    def bad(why: str, custom_id: str | None = None) -> Bad:
-        # The id of no run: it is all by which a later start knows that a line without custom_id was reported.
-        return Bad(number=number, call_id=_call_id(_BAD, f"line {number}", text), custom_id=custom_id, why=why)
+    bad = partial(_bad, number, text)
 
     try:
         line = json.loads(text, parse_constant=_no_constant)
@@ -154,6 +169,11 @@ def _read(
         url=line["url"],
         body=line["body"],
     )
+
+
+def _bad(number: int, text: bytes, why: str, custom_id: str | None = None) -> Bad:
+    # The id of no run: it is all by which a later start knows that a line without custom_id was reported.
+    return Bad(number=number, call_id=_call_id(_BAD, f"line {number}", text), custom_id=custom_id, why=why)
 
 
 def _refusal(line: Mapping[str, Any], allowed: Collection[str]) -> str | None:

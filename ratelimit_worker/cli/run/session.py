@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 from ratelimit_worker import builtin
-from ratelimit_worker.batchfile import Ask, Bad, End, answer_line, asks, bad_line, error_line, failure_line
+from ratelimit_worker.batchfile import Ask, Bad, Cut, End, answer_line, asks, bad_line, error_line, failure_line
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.cli.cluster import Cluster, talking_to_redis
 from ratelimit_worker.cli.results import Results, Settled
@@ -28,6 +29,8 @@ ASK_AT_ONCE = 2_000  #: results in one question
 CHUNK = 100  #: lines that are read at once
 POLL_S = 0.1
 SEND_S = 0.1  #: longest time of sending before answers are looked after
+PAYLOADS_A_LINE = 4  #: what JSON spends on blanks and escapes
+MB = 1024 * 1024
 AWAY_S = 60.0  #: so long Redis may be away
 AUDIT_S = 15.0  #: how often calls are looked for that Redis has lost
 
@@ -159,8 +162,9 @@ class Session:
                     self._say(f"{self.source}, line {line.number}: {line.why}")
         return total
 
-    def _asks(self, lines: Iterable[bytes]) -> Iterator[Ask | Bad]:
-        return asks(lines, self.journal.run, self.options.allowed_paths)
+    def _asks(self, lines: BinaryIO) -> Iterator[Ask | Bad]:
+        most = round(self.cluster.settings.max_payload_mb * PAYLOADS_A_LINE * MB)
+        return asks(bounded_lines(lines, most), self.journal.run, self.options.allowed_paths)
 
     # ---- Sending ----------------------------------------------------------------------------------------------------
 
@@ -300,3 +304,16 @@ class Session:
         if not isinstance(read, Ask) or read.call_id != call_id:
             raise StoreUnavailable(f"Redis has lost calls, and {self.source} has changed; start again with another -o")
         return replace(read, offset=out.offset)
+
+
+def bounded_lines(file: BinaryIO, most: int) -> Iterator[bytes]:
+    """The lines of a file; of one that is longer than `most` bytes only the beginning, as a `Cut`."""
+    while line := file.readline(most + 1):
+        if len(line) <= most or line.endswith(b"\n"):
+            yield line
+            continue
+        size, rest = len(line), line
+        while rest and not rest.endswith(b"\n"):
+            rest = file.readline(most)
+            size += len(rest)
+        yield Cut.of(line[:1000], size)
