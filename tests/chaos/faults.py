@@ -356,7 +356,6 @@ RESTARTS = "no call lost, no running call run twice, workers go on by themselves
 REFUSAL = "`.delay()` refuses within 2 s with one clear error; workers live on; no slot is lost"
 FORGOTTEN = "each caller has its answer, or `CallLost` within 15 s of its return"
 LATER = "calls go on; every outcome's row arrives afterwards, once"
-NO_FAKETIME = "" if shutil.which("faketime") else "libfaketime is not installed"
 
 FAULTS: tuple[Fault, ...] = (
     Fault(name="worker-killed", promise=KILLED, inject=_kill(1), heal=_one_more, short=True),
@@ -390,7 +389,6 @@ FAULTS: tuple[Fault, ...] = (
         hold_s=2.0,
         heal=_start_redis,
         allowed=REFUSES,
-        short=True,
     ),
     Fault(name="redis-killed", promise=RESTARTS, inject=_kill_redis, hold_s=2.0, heal=_start_redis, allowed=REFUSES),
     Fault(
@@ -495,6 +493,12 @@ FAULTS: tuple[Fault, ...] = (
         calls=100,
     ),
     Fault(
+        name="provider-drips",
+        promise="no longer than the time-out of a call, however it comes",
+        inject=nothing,
+        skip="the simulated provider cannot drip; `tests/test_timeouts.py` does it with a socket of its own",
+    ),
+    Fault(
         name="provider-answers-garbage",
         promise="tried again up to three times, and then `MalformedResponse`",
         inject=_provider(fault="malformed", share=0.1, for_s=6.0),
@@ -580,6 +584,6 @@ FAULTS: tuple[Fault, ...] = (
         name="clock-jumps",
         promise="waits and leases are told by Redis' clock; nothing is lost",
         inject=nothing,
-        skip=NO_FAKETIME or "staged with libfaketime in no way that workers survive yet",
+        skip="needs a server with a clock of its own (libfaketime), which is no part of this project",
     ),
 )  # fmt: skip
