@@ -20,6 +20,7 @@ from typing import Any
 import redis
 
 from ratelimit_worker.simulate import Scenario
+from ratelimit_worker.stores.outbox import GROUP
 from tests.chaos.stage import Stage, pids_of_group, small_disk
 from tests.chaos.verdict import FINAL, Allowed
 from tests.conftest import wait_for
@@ -241,6 +242,23 @@ def _later_ones_are_recorded(stage: Stage) -> None:
     recorded = {row.call_id for row in stage.rows() if row.outcome in FINAL}
     if gone := [what for call_id, what in stage.sent.items() if what.startswith("after") and call_id not in recorded]:
         stage.notes.append(f"{len(gone)} rows missing of calls that were made after the file was deleted")
+
+
+def _kill_recorder(stage: Stage) -> None:
+    """It has taken rows and not written them: the database is locked so that there is one."""
+    wait_for(lambda: _file_of(stage).exists(), what="the database is there")
+    locked = sqlite3.connect(_file_of(stage), isolation_level=None, timeout=60)
+    locked.execute("BEGIN EXCLUSIVE")
+
+    def taken() -> int:
+        said: Any = stage.redis.client.xpending("rlw:outbox", GROUP)
+        return int(said["pending"])
+
+    wait_for(taken, what="somebody has taken rows")
+    for worker in stage.living():  # one of them: all recorders have one name
+        stage.kill(worker)
+    locked.execute("ROLLBACK")
+    locked.close()
 
 
 def _kill_holder(duty: str) -> Act:
@@ -467,7 +485,7 @@ FAULTS: tuple[Fault, ...] = (
         look=_later_ones_are_recorded,
         allowed=Allowed(unrecorded=True),
     ),
-    Fault(name="recorder-killed", promise=LATER, inject=_kill_holder("record"), heal=_one_more),
+    Fault(name="recorder-killed", promise=LATER, inject=_kill_recorder, heal=Stage.workers),
     Fault(name="tuner-killed", promise=KILLED, inject=_kill_holder("tune"), heal=_one_more),
     Fault(
         name="provider-away",
