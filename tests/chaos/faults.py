@@ -373,7 +373,7 @@ KILLED = "no call lost; at most what was at the provider is asked again; the rat
 RESTARTS = "no call lost, no running call run twice, workers go on by themselves, the rate is kept"
 REFUSAL = "`.delay()` refuses within 2 s with one clear error; workers live on; no slot is lost"
 FORGOTTEN = "each caller has its answer, or `CallLost` within 15 s of its return"
-LATER = "calls go on; every outcome's row arrives afterwards, once"
+LATER = "calls go on; every outcome's row arrives within 30 s afterwards, once"
 
 FAULTS: tuple[Fault, ...] = (
     Fault(name="worker-killed", promise=KILLED, inject=_kill(1), heal=_one_more, short=True),

@@ -115,7 +115,7 @@ class Stage:
 
     def listen(self) -> bool:
         """Note which calls have ended since → whether all have."""
-        for call_id, what in self.sent.items():
+        for call_id, what in tuple(self.sent.items()):  # the load may still be adding to it
             if call_id not in self.heard:
                 try:
                     self._hear(call_id, what)
