@@ -12,8 +12,10 @@ from ratelimit_worker import wiring
 from ratelimit_worker.calls import Cost
 from ratelimit_worker.config import LANE_SCHEMES, Settings, canonical_redis_url, read_settings
 from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.flow import enqueue
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.rules import Rule
+from ratelimit_worker.stores.credentials import credentials_of
 from ratelimit_worker.worker import control
 from ratelimit_worker.worker.backend import BACKENDS
 from ratelimit_worker.worker.settings import BACKEND_OPTIONS, BROKER_OPTIONS, DEFAULTS, REQUIRED
@@ -117,7 +119,22 @@ def llm_task(
         timeout_s: Seconds that one attempt may take. Built-in providers obey; a client of your own is told by
             `ratelimit_worker.timeout_s()`. None: `timeout_s` of the lane, `MAISD_TIMEOUT_SECONDS`, or what is learned.
         classify: Told what the task raised: its `Category`, a whole `Failure`, or None, and our own rules hold.
+    Raises:
+        BadInput: a name, a class or a number that cannot be.
     """
+
+    enqueue.check(
+        lane=lane,
+        tenant=tenant,
+        context=context,
+        tags=tags,
+        priority=priority,
+        deadline_s=deadline_s,
+        cache_ttl=cache_ttl,
+        stale_ttl=stale_ttl,
+        shed_below=shed_below,
+        timeout_s=timeout_s,
+    )
 
     def decorate(run: Callable[P, R]) -> Any:
         base: dict[str, Any] = {
@@ -178,7 +195,10 @@ def __getattr__(name: str) -> Any:
 
 
 def _connect(app: Celery, url: str) -> None:
-    broker, backend = celery_urls(url)
+    address, password = credentials_of(url)
+    if password is not None:  # asked by our transport and, told here, by Celery's results
+        app.conf.redis_backend_credential_provider = password
+    broker, backend = celery_urls(address)
     # Celery takes CELERY_BROKER_URL from the environment before its own configuration, but not for these two.
     # `broker_url` keeps the stock spelling, which is what Flower's broker page understands.
     app.conf.broker_read_url = app.conf.broker_write_url = broker

@@ -16,8 +16,10 @@ from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.flow import enqueue
 from ratelimit_worker.flow.tune import ControlPlane, rules_of
 from ratelimit_worker.policy.retry import NO_RETRIES, RetryPolicy, by_backoff
+from ratelimit_worker.providers import http
 from ratelimit_worker.providers.tokenizer import Tokenizer
 from ratelimit_worker.stores import outbox as outbox_store
+from ratelimit_worker.stores.credentials import credentials_of
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.own_rules import OwnRules
@@ -172,7 +174,10 @@ def connect(url: str, *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> Redis:
     }
     if not url.startswith("unix://"):
         options |= {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_keepalive": True}
-    return Redis.from_url(url, **options)
+    address, password = credentials_of(url)
+    if password is not None:
+        options["credential_provider"] = password
+    return Redis.from_url(address, **options)
 
 
 _services: tuple[int, Services] | None = None
@@ -190,6 +195,7 @@ def services() -> Services:
                 settings = current[1].settings if current else read_settings()
                 url = current[1].redis_url if current else None
                 current = _services = (os.getpid(), Services(settings, url))
+                http.bound_answers(settings.max_answer_mb)
     return current[1]
 
 
@@ -198,4 +204,5 @@ def use(settings: Settings, redis_url: str | None = None) -> Services:
     global _services
     with _lock:
         _services = (os.getpid(), Services(settings, redis_url))
+        http.bound_answers(settings.max_answer_mb)
         return _services[1]

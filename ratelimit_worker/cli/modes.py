@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ratelimit_worker.cli.duration import MOST_S
+
 if TYPE_CHECKING:
     from ratelimit_worker.calls import ModeChange
 
@@ -25,7 +27,7 @@ def _seconds(_ctx: click.Context, _parameter: click.Parameter, text: str | None)
         return None
     parts = list(_DURATION.finditer(text))
     seconds = sum(float(part[1]) * _UNITS_S[part[2] or "s"] for part in parts)
-    if "".join(part[0] for part in parts) != text or seconds <= 0:
+    if "".join(part[0] for part in parts) != text or not 0 < seconds <= MOST_S:
         raise click.BadParameter(f"{text!r}: write 90s, 15m, 2h or 1d")
     return seconds
 

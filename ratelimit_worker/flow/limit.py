@@ -16,7 +16,6 @@ from ratelimit_worker.config import Settings, bounds_others, parents_of
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.flow.enqueue import (
     BASIC,
-    MOST_NAME,
     Basic,
     basic_fields,
     bounds_field,
@@ -24,6 +23,7 @@ from ratelimit_worker.flow.enqueue import (
     limit_fields,
 )
 from ratelimit_worker.flow.tune import ControlPlane, decide, limits_of
+from ratelimit_worker.policy import choices
 from ratelimit_worker.ports import LaneView
 
 #: A tuner that looked at the lane just before may write what it then found; by now it has.
@@ -90,8 +90,8 @@ def set_limits(
     Raises:
         BadInput: no lane can have that name, or those parents.
     """
-    if not lane or len(lane) > MOST_NAME or any(ord(letter) < 32 for letter in lane):
-        raise BadInput(f"lane={lane[:60]!r}: use text of at most {MOST_NAME} characters without control characters")
+    for name in (lane, *(change.parents or ())):
+        choices.name("lane", name)
     lanes = control.lanes
     found = lanes.fields(lane)
     before = limits_told(found) if found else configured

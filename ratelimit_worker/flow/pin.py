@@ -15,7 +15,7 @@ from ratelimit_worker.config import Settings
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.flow import enqueue
 from ratelimit_worker.flow.tune import RESUMED, ControlPlane, began, decide, mode_of, tell
-from ratelimit_worker.policy import modes
+from ratelimit_worker.policy import choices, modes
 from ratelimit_worker.policy.modes import ALL, Pin
 from ratelimit_worker.ports import LaneView
 
@@ -129,11 +129,11 @@ def lane_fields(control: ControlPlane, settings: Settings, lane: str) -> Mapping
 def _checked(
     control: ControlPlane, lane: str | None, for_s: float | None, reason: str, who: str, now: float | None
 ) -> tuple[float, Pin]:
-    if lane is not None and not lane:
-        raise BadInput("lane='': name a lane, or none for all lanes")
-    if for_s is not None and not 0 < for_s < float("inf"):
-        raise BadInput(f"for_s={for_s!r}: use seconds above 0")
-    for name, words in (("reason", reason), ("who", who), ("lane", lane or "")):
+    if lane is not None:
+        choices.name("lane", lane)
+    if for_s is not None:
+        choices.number("for_s", for_s, choices.MOST_DEADLINE_S)
+    for name, words in (("reason", reason), ("who", who)):
         if len(words) > MOST_WORDS:
             raise BadInput(f"{name}={words[:60]!r}…: use at most {MOST_WORDS} characters")
     at = control.pins.now() if now is None else now

@@ -76,6 +76,20 @@ class Options:
     timeout_s: float | None = None
     classify: Rule | None = None
 
+    def __post_init__(self) -> None:
+        enqueue.check(
+            lane=self.lane,
+            tenant=self.tenant,
+            context=self.context,
+            tags=self.context_tags,
+            priority=self.priority,
+            deadline_s=self.deadline_s,
+            cost=self.cost,
+            stale_ttl=self.stale_ttl,
+            shed_below=self.shed_below,
+            timeout_s=self.timeout_s,
+        )
+
 
 class AdvancedRateLimiter:
     """In-process calls, and the cluster as a program sees it.
@@ -154,9 +168,14 @@ class AdvancedRateLimiter:
     ) -> Steps:
         live = self.services
         settings = live.settings
-        lane = how.lane or lane_of(func, kwargs) or enqueue.DEFAULT_LANE
+        lane = lane_of(func, kwargs) or enqueue.DEFAULT_LANE if how.lane is None else how.lane
         told_s = enqueue.timeout_of(how.timeout_s, settings, lane)
-        outside = timeouts(told_s=told_s, known=None, now_s=0.0, left_s=how.deadline_s or settings.deadline_s)
+        outside = timeouts(
+            told_s=told_s,
+            known=None,
+            now_s=0.0,
+            left_s=settings.deadline_s if how.deadline_s is None else how.deadline_s,
+        )
         if not settings.enable_advanced_rate_limiting:
             unpaced = partial(self._basic.reserve, settings.rate_limit_delay, "they are switched off")
             return run_unpaced(unpaced, timeouts=outside)

@@ -28,7 +28,9 @@ class Backend(RedisBackend):
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = task_id
         try:
-            self._set_with_state(self.get_key_for_task(task_id), self.encode(meta), state)
+            # Bytes, made once: SET and PUBLISH would each make their own of a text, and the text would stay.
+            stored = self.encode(meta).encode()
+            self._set_with_state(self.get_key_for_task(task_id), stored, state)
         except BackendStoreError as error:
             raise BackendStoreError(str(error), state=state, task_id=task_id) from error
         return result

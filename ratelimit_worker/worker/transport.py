@@ -33,9 +33,11 @@ from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.fingerprint import digest
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.credentials import credentials_of
 from ratelimit_worker.stores.lanes import Claim, Crew, Entry, Lanes
 from ratelimit_worker.stores.overdue import OverdueCall
 from ratelimit_worker.stores.patient import passes
+from ratelimit_worker.wiring import services
 from ratelimit_worker.worker.intake import Intake, read_json
 
 log = logging.getLogger(__name__)
@@ -221,6 +223,15 @@ class Channel(stock.Channel):
     _calls_first = True  #: whether the ready lists are asked before the stock ones
     _in_poll: Any
     _brpop_sent_at: Any
+
+    def _connparams(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        params: dict[str, Any] = super()._connparams(*args, **kwargs)
+        # The address is what `install` made of it: without its user. Whose password it is, the settings' URL says.
+        password = credentials_of(services().redis_url)[1]
+        if password is not None:
+            params = {name: value for name, value in params.items() if name not in {"username", "password"}}
+            params["credential_provider"] = password
+        return params
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
