@@ -23,6 +23,8 @@ Messages carry neither prompt nor key.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ratelimit_worker.calls import Category, Failure
 
 
@@ -35,7 +37,28 @@ class ConfigurationError(RateLimitWorkerError):
 
 
 class StoreUnavailable(RateLimitWorkerError):
-    """Redis or the database cannot be reached, is full, or is read-only."""
+    """Redis or the database cannot be reached, is full, or is read-only.
+
+    Args:
+        said: One line.
+        call_id: Of the call that was being made; None: none was.
+        accepted: "maybe" where the call was sent and no answer came back: it may run. Making it again with the same
+            arguments and `task_id=call_id` is safe, it is one call then. "no": it will not run.
+    """
+
+    def __init__(self, said: str = "", call_id: str | None = None, accepted: Literal["no", "maybe"] = "no") -> None:
+        super().__init__(*((said,) if call_id is None else (said, call_id, accepted)))
+        self.said, self.call_id, self.accepted = said, call_id, accepted
+
+    def __str__(self) -> str:
+        if self.call_id is None:
+            return self.said
+        if self.accepted == "no":
+            return f"call {self.call_id} was not accepted: {self.said}"
+        return (
+            f"call {self.call_id} may have been accepted: {self.said}; "
+            f"to be sure, make it again with task_id={self.call_id!r}: it runs once"
+        )
 
 
 class BadInput(RateLimitWorkerError, ValueError):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.connection import Connection, parse_url
 from redis.retry import Retry
 
 from ratelimit_worker.config import Settings, canonical_redis_url, read_settings
@@ -18,6 +19,7 @@ from ratelimit_worker.flow.tune import ControlPlane, rules_of
 from ratelimit_worker.policy.retry import NO_RETRIES, RetryPolicy, by_backoff
 from ratelimit_worker.providers.tokenizer import Tokenizer
 from ratelimit_worker.stores import outbox as outbox_store
+from ratelimit_worker.stores.decide import bounded
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.own_rules import OwnRules
@@ -172,7 +174,8 @@ def connect(url: str, *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> Redis:
     }
     if not url.startswith("unix://"):
         options |= {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_keepalive": True}
-    return Redis.from_url(url, **options)
+    kind = parse_url(url).get("connection_class", Connection)
+    return Redis.from_url(url, connection_class=bounded(kind), **options)
 
 
 _services: tuple[int, Services] | None = None

@@ -33,6 +33,7 @@ from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.fingerprint import digest
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.decide import bounded
 from ratelimit_worker.stores.lanes import Claim, Crew, Entry, Lanes
 from ratelimit_worker.stores.patient import passes
 from ratelimit_worker.worker.intake import Intake, read_json
@@ -205,6 +206,10 @@ class Channel(stock.Channel):
     _calls_first = True  #: whether the ready lists are asked before the stock ones
     _in_poll: Any
     _brpop_sent_at: Any
+
+    def _connparams(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        parameters: dict[str, Any] = super()._connparams(*args, **kwargs)
+        return {**parameters, "connection_class": bounded(parameters["connection_class"])}
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
