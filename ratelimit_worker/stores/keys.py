@@ -27,7 +27,7 @@ server whether every key is in it, of its type and with its TTL.
 | `rlw:call:REF` | HASH | message and record of one call, claim, what failed it last | TTL: deadline + 1 day |
 | `rlw:payload:REF` | STRING | args, kwargs, canvas. No other holds prompts, but a captured outbox | TTL: the same |
 | `rlw:settled:REF` | STRING | answer, until the ack | TTL: deadline + 1 day; deleted by FREE |
-| `rlw:done:REF` | STRING | publication of a call that is gone | TTL: 60 s |
+| `rlw:done:REF` | STRING | publication of a call that is gone, or that a worker runs though its record is | TTL: 1 hour |
 | `rlw:claim:FP` | STRING | leader (REF) of the calls with fingerprint FP | TTL: as the leader; deleted by settle |
 | `rlw:followers:FP` | ZSET ref → µs | calls that wait for the leader's answer | TTL: deadline + 1 day; 1,000 |
 | `rlw:degradable:L` | ZSET ref → 0, 1 | calls to answer or shed in an emergency | TTL: deadline + 1 day; calls |

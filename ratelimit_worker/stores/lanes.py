@@ -97,7 +97,9 @@ class Entry:
     lane: str
     queue: str
     ref: str  #: wished; a message has a reference of its own where the wished one is taken
-    publication: str  #: the same for every attempt to publish one message, so that a second attempt does nothing
+    #: The same for every attempt to publish one message, so that a second attempt does nothing; with what it asks, as
+    #: enqueue.lua has it, also the same for who makes the call once more
+    publication: str
     message: bytes  #: whole message, with `"delivery_tag": "@"` before anything else
     body: bytes
     deadline_in_s: float
@@ -209,7 +211,7 @@ class Lanes:
         Raises:
             LaneFull: the lane holds `max_waiting` calls; nothing was stored.
             LaneShedding: the lane is in EMERGENCY or HALT, and the entry says "raise"; nothing was stored.
-            BadInput: a cost, a weight or a time that no bucket can hold.
+            BadInput: a cost, a weight or a time that no bucket can hold, or the id of another call.
             AnsweredFromCache: where the claim says that the caller takes it.
         """
         state, ref, *more = self.run("enqueue", entry.args(new_lane=entry.lane not in self._known))
@@ -221,6 +223,8 @@ class Lanes:
             raise LaneFull(entry.lane, entry.max_waiting)
         if state == -3:
             raise LaneShedding(entry.lane, more[0].decode())
+        if state == -4:
+            raise BadInput(f"task_id={entry.ref!r} is the id of a call with other arguments; use another, or none")
         if state == 3:
             raise AnsweredFromCache(more[0])
         return state == 1, ref.decode()
