@@ -56,6 +56,12 @@ class Valkey:
             self._process.wait(timeout=120)
             self._process = None
 
+    @property
+    def pid(self) -> int:
+        """Of the running server."""
+        assert self._process is not None
+        return self._process.pid
+
     def runs(self) -> bool:
         """Whether it was started, and not stopped since."""
         return self._process is not None and self._process.poll() is None

@@ -9,15 +9,20 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from celery import chain, chord, group
 from celery.result import AsyncResult
 
+from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import BadInput, StoreUnavailable
+from ratelimit_worker.flow.admit import ENTER_S
+from ratelimit_worker.inprocess import AdvancedRateLimiter
 from ratelimit_worker.stores import decide
 from ratelimit_worker.stores.decide import Decision, answering, deciding
+from ratelimit_worker.wiring import Services
 from tests.conftest import wait_for
 from tests.fleet import Fleet, Valkey, fleet
 
@@ -34,12 +39,11 @@ def made() -> Iterator[Fleet]:
 @contextmanager
 def frozen(valkey: Valkey) -> Iterator[None]:
     """The server is stopped in the middle of what it does, and goes on afterwards."""
-    assert valkey._process is not None
-    os.kill(valkey._process.pid, signal.SIGSTOP)
+    os.kill(valkey.pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(valkey._process.pid, signal.SIGCONT)
+        os.kill(valkey.pid, signal.SIGCONT)
 
 
 class Hole:
@@ -252,3 +256,41 @@ def test_within_a_decision_the_outer_one_counts() -> None:
             raise OSError("cut")
         assert outer.sent
     assert decide.current() is None
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["first", "later"])
+def test_a_call_in_process_goes_ahead(made: Fleet, warm: bool) -> None:
+    """It waits for no more than its decision, whether or not Redis has been there before; the basic pace holds then."""
+    slept: list[float] = []
+    live = Services(replace(read_settings(), rate_limit_delay=0.5), made.valkey.url)
+    limiter = AdvancedRateLimiter(live, sleep=lambda seconds: (slept.append(seconds), time.sleep(seconds / 10)))
+    try:
+        if warm:
+            assert limiter.make_rate_limited_call(lambda: 1, cache_enabled=False) == 1
+        with frozen(made.valkey), hurried() as given:
+            assert limiter.make_rate_limited_call(lambda: 2, cache_enabled=False) == 2
+            assert not limiter.is_enabled()
+        assert slept[-1] == 0.5
+        assert sum(slept[:-1]) <= 10 * ENTER_S  # they sleep a tenth
+        assert decide.DECIDE_S in given
+    finally:
+        limiter.close()
+
+
+def test_an_answer_in_process_is_given_back_while_redis_is_frozen(made: Fleet) -> None:
+    """It was frozen while the function ran: what is to be told of it is kept for later, at the cost of one decision."""
+    limiter = AdvancedRateLimiter(Services(read_settings(), made.valkey.url))
+    pid = made.valkey.pid
+
+    def ask() -> int:
+        os.kill(pid, signal.SIGSTOP)
+        return 3
+
+    try:
+        with hurried() as given:
+            assert limiter.make_rate_limited_call(ask, func_name="ask", cache_enabled=False) == 3
+            asked = len(given)
+        assert asked <= 6
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        limiter.close()
