@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from ratelimit_worker.errors import BadInput, CallFailed, DeadlineExceeded, PayloadLost, WorkerLostRepeatedly
+from ratelimit_worker.errors import BadInput, CallFailed, DeadlineExceeded, CallLost, WorkerLostRepeatedly
 
 _PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:%/-]+(\?[!-\"$-~]*)?")
 _MOST_MESSAGE = 300  #: characters of a message in OUT
@@ -217,8 +217,8 @@ def _code(error: BaseException) -> str:
             return "deadline_exceeded"
         case WorkerLostRepeatedly():
             return "worker_lost"
-        case PayloadLost():
-            return "payload_lost"
+        case CallLost():
+            return "call_lost"
         case BadInput():
             return "invalid_request"
         case _:

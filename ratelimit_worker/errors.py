@@ -8,7 +8,7 @@ RateLimitWorkerError
 ├── LaneShedding           the lane is in EMERGENCY or HALT, and this call asked to be shed then
 ├── DeadlineExceeded       the call was not answered within its deadline
 ├── WorkerLostRepeatedly   the call's worker died again and again
-├── PayloadLost            the arguments are gone from Redis (lost without persistence)
+├── CallLost               Redis has forgotten the call, or its arguments
 ├── MessageRefused         the call's message cannot be read, by no worker; it was set aside
 ├── CallFailedLater        the lane closed before the attempt; the call is back at its place
 ├── RowRefused             the database will never take this row
@@ -135,15 +135,18 @@ class WorkerLostRepeatedly(RateLimitWorkerError):
         return f"call {self.call_id} was given up: its worker died {self.deliveries} times"
 
 
-class PayloadLost(RateLimitWorkerError):
-    """The arguments of a call are no longer in Redis."""
+class CallLost(RateLimitWorkerError):
+    """Redis has forgotten the call, or its arguments: it was flushed, lost what it had not written, or evicts keys.
 
-    def __init__(self, ref: str) -> None:
-        super().__init__(ref)
-        self.ref = ref
+    Nobody runs it any more; whether an attempt was made before is not known. `explain` shows what is recorded of it.
+    """
+
+    def __init__(self, call_id: str) -> None:
+        super().__init__(call_id)
+        self.call_id = call_id
 
     def __str__(self) -> str:
-        return f"the arguments of call {self.ref} are gone from Redis; send the call again"
+        return f"Redis has forgotten call {self.call_id}; make it again"
 
 
 class MessageRefused(RateLimitWorkerError):

@@ -30,7 +30,7 @@ ALL: list[RateLimitWorkerError] = [
     errors.DeadlineExceeded("call", "lane", 2),
     errors.DeadlineExceeded("call", "lane", 2, "overloaded", 503, "req-1", "the provider is overloaded"),
     errors.WorkerLostRepeatedly("call", 3),
-    errors.PayloadLost("ref"),
+    errors.CallLost("ref"),
     errors.MessageRefused("call", "no delivery tag"),
     errors.CallFailedLater("lane"),
     errors.RowRefused("too long"),

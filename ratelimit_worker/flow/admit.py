@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from ratelimit_worker.calls import Arguments, Sighting, Timeouts, saw
-from ratelimit_worker.errors import CallFailed, DeadlineExceeded, PayloadLost, StoreUnavailable
+from ratelimit_worker.errors import CallFailed, DeadlineExceeded, CallLost, StoreUnavailable
 from ratelimit_worker.flow.execute import Answered, Executor, Facts, GaveUp, NotOurs, Result
 from ratelimit_worker.ports import AttemptLanes, Begun, Health
 
@@ -226,7 +226,7 @@ class Admission(Generic[T]):
                 case Answered(value):
                     yield Ask(partial(self.desk.free, turn))
                     return ran or Ran(started=0.0, seen=Sighting(), value=value)
-                case GaveUp(PayloadLost()) if ran is None:  # Redis lost its memory, and the arguments are here
+                case GaveUp(CallLost()) if ran is None:  # Redis lost its memory, and the arguments are here
                     return None
                 case GaveUp(error):
                     yield Ask(partial(self.desk.free, turn))

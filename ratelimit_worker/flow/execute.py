@@ -33,7 +33,7 @@ from ratelimit_worker.calls import (
 from ratelimit_worker.errors import (
     CallFailedLater,
     DeadlineExceeded,
-    PayloadLost,
+    CallLost,
     RateLimitWorkerError,
     WorkerLostRepeatedly,
     call_failed,
@@ -220,7 +220,7 @@ class Executor:
             case "alone":
                 return MustBeAlone()
             case "gone":
-                return GaveUp(PayloadLost(facts.call_id))
+                return GaveUp(CallLost(facts.call_id))
             case _:
                 return NotOurs()
 

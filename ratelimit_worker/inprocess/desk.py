@@ -291,16 +291,10 @@ class Desk:
         """
         waiting = [turn for turn in self._all() if turn.entered and not turn.tags]
         if waiting:
-            names = [keys.call(turn.ref) for turn in waiting]
-            client: Any = client_lanes.client
-            if client.exists(*names) != len(names):
-                with client.pipeline(transaction=False) as pipe:
-                    for name in names:
-                        pipe.exists(name)
-                    for turn, there in zip(waiting, pipe.execute(), strict=True):
-                        if not there and turn.entered and not turn.tags and not turn.over:
-                            turn.entered = False
-                            turn.hear(News.LOST)
+            for turn, there in zip(waiting, client_lanes.known([turn.ref for turn in waiting]), strict=True):
+                if not there and turn.entered and not turn.tags and not turn.over:
+                    turn.entered = False
+                    turn.hear(News.LOST)
         Desks(client_lanes.client).forget_absent(self.queue, self.lease_s)
         self._take_duties(client_lanes)
 

@@ -58,6 +58,7 @@ server whether every key is in it, of its type and with its TTL.
 | `rlw:fared:N:L` | HASH | of half minute N: attempts of lane L that failed, answers, by function | TTL: 330 s; 2,000 |
 | `rlw:probed:L` | HASH task (or process) → number | last probe of each, while L's provider is away | TTL: 1 hour; 16 |
 | `rlw:pins` | HASH lane (`*`: all) → pin | modes by hand | lanes that are pinned; dropped when the pin ends |
+| `rlw:lost` | ZSET id → s | calls that Redis has forgotten, when a caller was told | TTL: 1 day after the last; 10,000 |
 | `rlw:outbox` | STREAM | outcomes on their way to the tracking database | 5,000,000 |
 | `rlw:outbox:bad` | LIST | outcomes that the database will never take, and why | 1,000 |
 | `rlw:outbox:bad:count` | STRING | how many there were | 1 |
@@ -77,6 +78,7 @@ from __future__ import annotations
 NAMESPACE = "rlw:"
 
 OUTBOX = NAMESPACE + "outbox"
+LOST = NAMESPACE + "lost"
 ALERTS = NAMESPACE + "alerts"
 ALERTED = NAMESPACE + "alerted"
 MALFORMED = NAMESPACE + "malformed"

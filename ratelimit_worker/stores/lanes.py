@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -22,6 +23,7 @@ from ratelimit_worker.stores.scripts import Scripts
 
 US = 1_000_000
 GIVE_UP_AFTER_LOST = 3  #: deliveries whose worker died before the call is given up
+MOST_LOST, LOST_TTL_S = 10_000, 86_400  #: calls that were told to be lost, for `explain`
 KEEP_ANSWER_S = 86_400  #: an answer waits so long for its ack; FREE deletes it earlier
 
 ONE = Cost()
@@ -401,6 +403,18 @@ class Lanes:
         for name, value in fields.items():
             flat += (name, value)
         return bool(self.run("establish", (lane, *flat)))
+
+    def known(self, call_ids: Sequence[str]) -> list[bool]:
+        """Whether each call waits, is out, or has ended within the hour; what has lost its place gets one again."""
+        return [bool(there) for there in self.run("known", call_ids)]
+
+    def lost(self, call_id: str) -> None:
+        """Redis has forgotten a call, and its caller is told so: `explain` can say it."""
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.zadd(self.prefix + keys.LOST, {call_id: time.time()})
+            pipe.zremrangebyrank(self.prefix + keys.LOST, 0, -MOST_LOST - 1)
+            pipe.expire(self.prefix + keys.LOST, LOST_TTL_S)
+            pipe.execute()
 
     def revoke(self, task_id: str) -> list[tuple[bytes, bytes]]:
         """Take a waiting call out for good → (message, body) of each that waited under that id."""

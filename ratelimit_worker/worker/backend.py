@@ -20,6 +20,7 @@ from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.stores.decide import bounded, current, deciding
 from ratelimit_worker.stores.exchange import exchange
 from ratelimit_worker.worker.transport import HEADER
+from ratelimit_worker.worker.watch import Watch
 
 #: `override_backends`: what Celery takes in place of its own for these result backends.
 BACKENDS = dict.fromkeys(("redis", "rediss", "redis+socket"), f"{__name__}:Backend")
@@ -29,7 +30,11 @@ T = TypeVar("T")
 
 
 class ResultConsumer(stock.ResultConsumer):
-    """Celery's own, which outlives an outage of Redis."""
+    """Celery's own, which outlives an outage of Redis, and looks for calls that Redis has forgotten."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.watch = Watch(self.backend)
 
     @contextmanager
     def reconnect_on_error(self) -> Iterator[None]:
@@ -75,6 +80,7 @@ class ResultConsumer(stock.ResultConsumer):
             super().drain_events(timeout)
         except (StoreUnavailable, *self._connection_errors):
             time.sleep(min(1.0, timeout or 1.0))
+        self.watch.turn()
 
 
 class Backend(stock.RedisBackend):

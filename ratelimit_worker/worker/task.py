@@ -40,7 +40,7 @@ from ratelimit_worker.stores.decide import current, deciding
 from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.stores.patient import PatientLanes
 from ratelimit_worker.wiring import policy_of, services
-from ratelimit_worker.worker import transport
+from ratelimit_worker.worker import transport, watch
 from ratelimit_worker.worker.backend import first_line
 from ratelimit_worker.worker.intake import read_json
 from ratelimit_worker.worker.quarantine import QUARANTINE
@@ -183,9 +183,11 @@ class CallTask(Task):
         options.setdefault("kwargsrepr", "{}")
         with accepting(self.app, task_id, producer) as given:
             try:
-                return super().apply_async(
+                result = super().apply_async(
                     args, kwargs, task_id, given, link, link_error, shadow, headers=headers, **options
                 )
+                watch.made(task_id, self.name, plan)
+                return result
             except AnsweredFromCache as hit:
                 return self._answered(task_id, hit.answer, options)
             except EncodeError as error:
