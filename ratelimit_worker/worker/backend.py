@@ -72,6 +72,12 @@ class ResultConsumer(stock.ResultConsumer):
                 self.subscribed_to.discard(self._get_key_for_task(task_id))
                 raise
 
+    def on_wait_for_pending(self, result: Any, **kwargs: Any) -> None:
+        try:
+            super().on_wait_for_pending(result, **kwargs)
+        except self._connection_errors:
+            self._pubsub = None  # asked again when it reconnects
+
     def drain_events(self, timeout: float | None = None) -> None:
         try:
             if self._pubsub is None and self.subscribed_to:  # Redis went away
@@ -92,6 +98,15 @@ class Backend(stock.RedisBackend):
         super().__init__(*args, **kwargs)
         kind = self.connparams.get("connection_class", Connection)
         self.connparams["connection_class"] = bounded(kind)
+
+    def iter_native(self, result: Any, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+        told = set()
+        for call_id, meta in super().iter_native(result, *args, **kwargs):
+            told.add(call_id)
+            yield call_id, meta
+        for one in result.results:  # another thread has heard of it, and Celery tells only its own
+            if one.id not in told and getattr(one, "_cache", None):
+                yield one.id, one._cache
 
     def set_chord_size(self, *args: Any, **kwargs: Any) -> Any:
         return self._decided(super().set_chord_size, *args, **kwargs)

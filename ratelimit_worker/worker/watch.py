@@ -92,7 +92,7 @@ class Watch:
         gone = SEEN.look(known, now)
         if not gone:
             return
-        answered = {one for one in ids if not known[one] and self._backend.get_state(one) in states.READY_STATES}
+        answered = self._answered([one for one in ids if not known[one]])
         SEEN.forget(answered)
         for call_id, steps in before.items():
             if known[call_id] or call_id in answered:
@@ -100,6 +100,13 @@ class Watch:
             lost = call_id if call_id in gone else lost_with(steps, gone, known, answered)
             for one in dict.fromkeys((lost, call_id) if lost is not None else ()):
                 self._tell(one, CallLost(lost or one))
+
+    def _answered(self, call_ids: Sequence[str]) -> set[str]:
+        stored = self._backend.client.mget([self._backend.get_key_for_task(one) for one in call_ids])
+        return {one for one, meta in zip(call_ids, stored, strict=True) if meta is not None and self._is_final(meta)}
+
+    def _is_final(self, meta: bytes) -> bool:
+        return self._backend.decode_result(meta)["status"] in states.READY_STATES
 
     def _tell(self, call_id: str, error: CallLost) -> None:
         """Store the error as the call's result, unless it has one by now."""
@@ -109,7 +116,7 @@ class Watch:
         with backend.client.pipeline() as pipe:
             pipe.watch(key)
             there = pipe.get(key)
-            if there is not None and backend.decode_result(there)["status"] in states.READY_STATES:
+            if there is not None and self._is_final(there):
                 return
             pipe.multi()
             pipe.set(key, told, ex=backend.expires or None)

@@ -16,8 +16,8 @@ for i = 9 + nq, #ARGV do
   redis.call('ZADD', LEDGER, 'XX', int(now + lease), ARGV[i])
   -- What Redis has forgotten runs on here: nobody may run it beside, and who waits for it hears its answer.
   local done = key('done:') .. split(ARGV[i])
-  if redis.call('EXISTS', call_key((split(ARGV[i])))) == 0 and (redis.call('GET', done) or life.HELD) == life.HELD then
-    redis.call('SET', done, life.HELD, 'PX', int(math.max(5000, lease / 1000)))
+  if redis.call('EXISTS', call_key((split(ARGV[i])))) == 0 and (redis.call('GET', done) or memory.HELD) == memory.HELD then
+    redis.call('SET', done, memory.HELD, 'PX', int(math.max(5000, lease / 1000)))
   end
 end
 -- What an older version released may run here: it takes a slot of ours from now on.

@@ -21,9 +21,9 @@ local wished, second, other = ref, ref .. '~1', false
 local asks, how = string.match(pub, '^[^:]*:(%x+):(%a)$')
 if redis.call('EXISTS', call_key(ref), key('done:') .. ref, call_key(second), key('done:') .. second) > 0 then
   for _, at in ipairs(how and how ~= 'a' and {wished, second} or {}) do
-    local there = life.of(at)
+    local there = memory.of(at)
     local theirs = there and string.match(there, '^[^:]*:(%x+)')
-    if theirs == asks or (how == 'o' and there == life.HELD) then return {2, at} end
+    if theirs == asks or (how == 'o' and there == memory.HELD) then return {2, at} end
     other = other or (how == 'o' and theirs)
   end
   if other then return {-4, ref} end
@@ -31,7 +31,7 @@ if redis.call('EXISTS', call_key(ref), key('done:') .. ref, call_key(second), ke
   for i = 1, REFS + 1 do
     if i > REFS then return redis.error_reply('ERR too many messages of one task id') end
     ref = i == 1 and wished or wished .. '~' .. (i - 1)
-    local there, r = life.of(ref)
+    local there, r = memory.of(ref)
     if there == pub then return {2, ref} end           -- our reply was lost
     if not r then break end
   end

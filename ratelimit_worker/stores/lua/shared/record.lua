@@ -95,8 +95,8 @@ local function record_and_message(ref)
 end
 -- Which publication a reference is, or was while that is remembered, and its record if it still has one. HELD: of a call that
 -- Redis has forgotten and a worker runs.
-local life = {HELD = 'held'}
-function life.of(ref)
+local memory = {HELD = 'held'}
+function memory.of(ref)
   local r = record(ref)
   return r and r[PUB] or redis.call('GET', key('done:') .. ref), r
 end
