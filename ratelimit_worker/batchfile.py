@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from ratelimit_worker.errors import BadInput, CallFailed, DeadlineExceeded, CallLost, WorkerLostRepeatedly
+from ratelimit_worker.errors import BadInput, CallFailed, CallLost, DeadlineExceeded, WorkerLostRepeatedly
 
 _PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:%/-]+(\?[!-\"$-~]*)?")
 _MOST_MESSAGE = 300  #: characters of a message in OUT

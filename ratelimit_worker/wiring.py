@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.connection import Connection, parse_url
+from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.retry import Retry
 
 from ratelimit_worker.config import Settings, canonical_redis_url, read_settings
@@ -174,7 +174,8 @@ def connect(url: str, *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> Redis:
     }
     if not url.startswith("unix://"):
         options |= {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_keepalive": True}
-    kind = parse_url(url).get("connection_class", Connection)
+    kinds = {"unix": UnixDomainSocketConnection, "rediss": SSLConnection}
+    kind = kinds.get(url.partition("://")[0], Connection)
     return Redis.from_url(url, connection_class=bounded(kind), **options)
 
 

@@ -190,7 +190,7 @@ def test_a_running_call_is_not_entered_again(made: Fleet) -> None:
     made.worker("first")
     tasks = made.agent()
     slow = tasks.stamp.apply_async(("slow", 1.0), task_id="slow-1")
-    wait_for(lambda: made.stamps(), what="it runs")
+    wait_for(made.stamps, what="it runs")
     assert tasks.stamp.apply_async(("slow", 1.0), task_id="slow-1").get(timeout=60) == "slow"
     assert slow.get(timeout=60) == "slow"
     assert [what for _, what in made.stamps()] == ["slow"]

@@ -255,11 +255,11 @@ def test_another_process_that_waits_hears_of_it(made: Fleet) -> None:
 
 @pytest.mark.worker
 def test_what_runs_is_answered_and_runs_once(made: Fleet) -> None:
-    """Its worker says that it has it: its caller hears the answer, and who makes it again under its id waits for that."""
+    """Its worker says that it has it: its caller hears the answer, and so does who makes it again under its id."""
     made.worker("first")
     tasks = made.agent()
     call = tasks.stamp.apply_async(("slow", 6.0), task_id="slow-1")
-    wait_for(lambda: made.stamps(), what="it runs")
+    wait_for(made.stamps, what="it runs")
     made.valkey.client.flushall()
     wait_for(lambda: made.valkey.client.get("rlw:done:slow-1") == b"held", what="its worker says so")
     again = tasks.stamp.apply_async(("slow", 6.0), task_id="slow-1")

@@ -21,11 +21,11 @@ from ratelimit_worker.batchfile import (
 )
 from ratelimit_worker.errors import (
     BadInput,
+    CallLost,
     ConnectionFailed,
     DeadlineExceeded,
     MalformedResponse,
     Overloaded,
-    CallLost,
     WorkerLostRepeatedly,
 )
 

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from ratelimit_worker.calls import Arguments, Sighting, Timeouts, saw
-from ratelimit_worker.errors import CallFailed, DeadlineExceeded, CallLost, StoreUnavailable
+from ratelimit_worker.errors import CallFailed, CallLost, DeadlineExceeded, StoreUnavailable
 from ratelimit_worker.flow.execute import Answered, Executor, Facts, GaveUp, NotOurs, Result
 from ratelimit_worker.ports import AttemptLanes, Begun, Health
 
@@ -247,9 +247,7 @@ class Admission(Generic[T]):
     def _begin(self, tag: str) -> Begun:
         return self.desk.begin(tag, self.executor.lease_s)
 
-    def _patiently(
-        self, ask: Callable[[Any], Any], about: Any, most_s: float = math.inf
-    ) -> Generator[Step, Any, Any]:
+    def _patiently(self, ask: Callable[[Any], Any], about: Any, most_s: float = math.inf) -> Generator[Step, Any, Any]:
         """Short I/O that waits for a Redis which restarts.
 
         Raises:

@@ -32,8 +32,8 @@ from ratelimit_worker.calls import (
 )
 from ratelimit_worker.errors import (
     CallFailedLater,
-    DeadlineExceeded,
     CallLost,
+    DeadlineExceeded,
     RateLimitWorkerError,
     WorkerLostRepeatedly,
     call_failed,

@@ -255,7 +255,9 @@ def explanation_text(found: Explanation) -> str:
     if found.lost_at_s is not None:
         lines.append(f"  Redis has forgotten it; its caller was told at {moment(found.lost_at_s)}")
     if found.where is Where.ENDED:
-        lines.append("  it is in no lane, and has no end on record: revoked, forgotten by Redis, or recorded in a moment")
+        lines.append(
+            "  it is in no lane, and has no end on record: revoked, forgotten by Redis, or recorded in a moment"
+        )
     if not found.attempts:
         lines.append("  no attempt is recorded yet")
     return "\n".join(lines)

@@ -1,8 +1,8 @@
 """By when must who asks Redis know? Within `deciding` every exchange with it ends in time, whatever retries it.
 
-Celery, kombu and redis-py each have time-outs and retries of their own, and with a server that is frozen these multiply.
-So the bound stands below them all, at the connection: once the time is over it raises `StoreUnavailable`, which none of
-them takes for something to try again.
+Celery, kombu and redis-py each have time-outs and retries of their own, which multiply where a server is frozen. So the
+bound stands below them all, at the connection: once the time is over it raises `StoreUnavailable`, which none of them
+takes for something to try again.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class _Bounded:
             self.socket_connect_timeout, self.socket_timeout = own
 
     def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
-        return self._in_time(super().send_packed_command, *args, **kwargs)  # type: ignore[misc]
+        self._in_time(super().send_packed_command, *args, **kwargs)  # type: ignore[misc]
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         return self._in_time(super().read_response, *args, **kwargs)  # type: ignore[misc]

@@ -322,8 +322,7 @@ def accepting(app: Any, call_id: str, producer: Any) -> Iterator[Any]:
                 taken = app.producer_pool.acquire(block=True, timeout=decision.left_s())
             yield taken or producer
         except (OperationalError, LimitExceeded, RedisError, OSError, StoreUnavailable) as error:
-            known = isinstance(error, StoreUnavailable)
-            said = error.said if known else f"Redis said: {first_line(error)}"
+            said = error.said if isinstance(error, StoreUnavailable) else f"Redis said: {first_line(error)}"
             raise StoreUnavailable(said, call_id, "maybe" if decision.sent else "no") from error
         finally:
             if taken is not None:

@@ -77,7 +77,9 @@ class Watch:
     def _waited_for(self) -> list[AsyncResult]:
         for _ in range(5):
             try:
-                return [one for by_id in self._backend._pending_results for each in by_id.values() for one in each.values()]
+                return [
+                    one for by_id in self._backend._pending_results for each in by_id.values() for one in each.values()
+                ]
             except RuntimeError:  # another thread waits for one more
                 continue
         return []
