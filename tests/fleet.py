@@ -56,6 +56,13 @@ class Valkey:
             self._process.wait(timeout=120)
             self._process = None
 
+    def kill(self) -> None:
+        """It is gone at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(timeout=120)
+            self._process = None
+
     @property
     def pid(self) -> int:
         """Of the running server."""

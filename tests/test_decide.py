@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from ratelimit_worker.stores.decide import Decision, answering, deciding
 from ratelimit_worker.wiring import Services
 from tests.conftest import wait_for
 from tests.fleet import Fleet, Valkey, fleet
+from tests.proxy import Proxy
 
 pytestmark = pytest.mark.worker
 
@@ -46,48 +46,13 @@ def frozen(valkey: Valkey) -> Iterator[None]:
         os.kill(valkey.pid, signal.SIGCONT)
 
 
-class Hole:
-    """A proxy that forwards what is asked, and from `shut` on no answer."""
-
-    def __init__(self, port: int) -> None:
-        self._to, self._listener = port, socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
-        self.shut = threading.Event()
-        self._sockets: list[socket.socket] = [self._listener]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        """End all connections."""
-        for one in self._sockets:
-            one.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            far = socket.create_connection(("127.0.0.1", self._to))
-            self._sockets += near, far
-            threading.Thread(target=self._forward, args=(near, far, False), daemon=True).start()
-            threading.Thread(target=self._forward, args=(far, near, True), daemon=True).start()
-
-    def _forward(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
-        try:
-            while data := source.recv(65536):
-                if not (answers and self.shut.is_set()):
-                    sink.sendall(data)
-        except OSError:
-            return
-
-
 @pytest.fixture
-def hole(made: Fleet, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hole]:
+def hole(made: Fleet, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """The agent reaches the broker through it."""
-    hole = Hole(made.valkey.port)
-    monkeypatch.setenv("MAISD_REDIS_URL", f"redis://127.0.0.1:{hole.port}/0")
-    yield hole
-    hole.close()
+    proxy = Proxy(made.valkey.port)
+    monkeypatch.setenv("MAISD_REDIS_URL", proxy.url)
+    yield proxy
+    proxy.close()
 
 
 def refused(make: Any) -> StoreUnavailable:
@@ -164,7 +129,7 @@ def test_threads_that_publish_wait_for_nobody(made: Fleet) -> None:
 
 
 @pytest.mark.parametrize("cached", [False, True], ids=["plain", "shared"])
-def test_where_the_answer_is_lost_it_may_have_been_accepted(made: Fleet, hole: Hole, cached: bool) -> None:
+def test_where_the_answer_is_lost_it_may_have_been_accepted(made: Fleet, hole: Proxy, cached: bool) -> None:
     """The error has the call's id; made again with it the call is one, whether it waits, or has run meanwhile."""
     tasks = made.agent()
     task = tasks.shared if cached else tasks.echo

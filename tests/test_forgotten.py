@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +30,8 @@ from ratelimit_worker.stores.tracker import Tracker, engine_for
 from ratelimit_worker.worker import watch
 from tests.cluster import Cluster, entry
 from tests.conftest import wait_for
-from tests.fleet import ROOT, Fleet, fleet
+from tests.fleet import ROOT, Fleet, Valkey, fleet
+from tests.proxy import Proxy
 
 # ── decided from values ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -287,3 +291,52 @@ def test_who_waits_outlives_a_restart(made: Fleet) -> None:
         thread.join(130.0)
     assert sorted(answers) == [0, 1, 2, 3]
     assert AsyncResult(results[0].id, app=tasks.app).get(timeout=60) == 0
+
+
+@pytest.fixture
+def replica() -> Iterator[Valkey]:
+    """Another server, which may take over."""
+    folder = Path(tempfile.mkdtemp(prefix="rlw-replica-"))
+    server = Valkey(folder)
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.worker
+def test_a_replica_with_an_old_state_takes_over(
+    made: Fleet, replica: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each caller has its answer or `CallLost`, and each call that was answered one end on record.
+
+    What it no longer knows to be done runs again, and what ran when it was split off does so as a second attempt.
+    """
+    front = Proxy(made.valkey.port)
+    monkeypatch.setenv("MAISD_REDIS_URL", front.url)
+    made.env["MAISD_REDIS_URL"] = front.url
+    made.worker("first", "-P", "threads", "-c", "4")
+    tasks = made.agent()
+    replica.client.replicaof("127.0.0.1", str(made.valkey.port))
+    wait_for(lambda: replica.client.info("replication")["master_link_status"] == "up", what="it follows")
+    results = [tasks.stamp.delay(str(n), 0.5) for n in range(24)]
+    wait_for(lambda: len(made.stamps()) >= 6, what="some run")
+    replica.client.execute_command("REPLICAOF", "NO", "ONE")
+    late = [tasks.stamp.delay(f"late {n}", 0.5) for n in range(4)]
+    wait_for(lambda: len(made.stamps()) >= 16, what="more run that it never hears of")
+    front.to = replica.port
+    front.cut()
+    made.valkey.kill()
+    said = heard([*results, *late])
+    assert {type(error) for error in said} <= {CallLost}, said
+    assert len(said) <= 4
+    wait_for(lambda: replica.client.xlen("rlw:outbox") == 0, what="all is recorded")
+    wait_for(lambda: replica.client.zcard("rlw:ledger") == 0, what="nothing runs")
+    wait_for(lambda: replica.client.xlen("rlw:outbox") == 0, what="all is recorded")
+    tracker = Tracker(engine_for(read_settings().database_url))
+    for result in results:
+        ends = [row for row in tracker.attempts_of(result.id) if row.outcome in (Outcome.ANSWERED, Outcome.FAILED)]
+        assert [row.outcome for row in ends] == [Outcome.ANSWERED]
+    for result in late:
+        assert len(tracker.attempts_of(result.id)) == 1
+    front.close()
