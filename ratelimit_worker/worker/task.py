@@ -28,7 +28,7 @@ from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Outcome, Priority
 from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.flow import enqueue, pin
-from ratelimit_worker.flow.execute import Again, Answered, Executor, Facts, GaveUp, MustBeAlone, own_retry, tries_used
+from ratelimit_worker.flow.execute import Again, Answered, Executor, Facts, GaveUp, MustBeAlone, own_retry, resent, tries_used
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.own_retry import Goes, Stays, Wish
@@ -225,7 +225,9 @@ class CallTask(Task):
             if isinstance(verdict, Goes) and verdict.after_s is not None:
                 eta, countdown = None, verdict.after_s
         try:
-            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+            again = super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+            resent(request.id)  # else it has raised
+            return again
         except self.MaxRetriesExceededError as error:
             if error is exc or not str(error).startswith(NO_MORE):
                 raise
