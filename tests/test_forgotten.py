@@ -305,9 +305,7 @@ def replica() -> Iterator[Valkey]:
 
 
 @pytest.mark.worker
-def test_a_replica_with_an_old_state_takes_over(
-    made: Fleet, replica: Valkey, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_replica_with_an_old_state_takes_over(made: Fleet, replica: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each caller has its answer or `CallLost`, and each call that was answered one end on record.
 
     What it no longer knows to be done runs again, and what ran when it was split off does so as a second attempt.

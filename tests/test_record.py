@@ -86,7 +86,7 @@ def test_the_same_outcome_twice_is_one_row(outbox: Outbox, tracker: Tracker, eng
 
 
 def test_a_call_ends_once(outbox: Outbox, tracker: Tracker, engine: Engine) -> None:
-    """A Redis that came back with an old state runs again what had its answer, as the next attempt: the first stands."""
+    """A Redis with an old state runs again what had its answer, as the next attempt: the first end stands."""
     again = [attempt("c-0", number=2), attempt("c-1", number=2, outcome=Outcome.FAILED)]
     outbox.append([*attempts(2), again[0]])
     assert record_once(outbox, tracker) == 3

@@ -163,7 +163,7 @@ class Tracker:
 
 
 def _first_ends(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without the ends of calls that have one, or have an earlier one among these. Rows are sorted by call and number."""
+    """Without the ends of calls that have one, or an earlier one among these; rows are sorted by call and number."""
     ids = {row["call_id"] for row in rows if row["outcome"] in ENDS}
     known = select(AttemptRow.call_id).where(AttemptRow.call_id.in_(ids), text(END))
     over = set(connection.scalars(known)) if ids else set()

@@ -28,7 +28,17 @@ from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Outcome, Priority
 from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.flow import enqueue, pin
-from ratelimit_worker.flow.execute import Again, Answered, Executor, Facts, GaveUp, MustBeAlone, own_retry, resent, tries_used
+from ratelimit_worker.flow.execute import (
+    Again,
+    Answered,
+    Executor,
+    Facts,
+    GaveUp,
+    MustBeAlone,
+    own_retry,
+    resent,
+    tries_used,
+)
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.own_retry import Goes, Stays, Wish
