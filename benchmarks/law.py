@@ -282,7 +282,9 @@ def main() -> None:
     with ProcessPoolExecutor(told.jobs) as pool:
         for name in told.case:
             seeds = range(told.first, told.first + told.seeds)
-            rows = list(pool.map(run, [name] * told.seeds, seeds, [told.refusals] * told.seeds, [told.travel] * told.seeds))
+            rows = list(
+                pool.map(run, [name] * told.seeds, seeds, [told.refusals] * told.seeds, [told.travel] * told.seeds)
+            )
             shares, refused = [row.share for row in rows], [row.refused for row in rows]
             adapts = [row.adapts_s for row in rows if row.adapts_s is not None]
             print(

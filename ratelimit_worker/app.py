@@ -19,7 +19,7 @@ from ratelimit_worker.stores.credentials import credentials_of
 from ratelimit_worker.worker import control
 from ratelimit_worker.worker.backend import BACKENDS
 from ratelimit_worker.worker.settings import BACKEND_OPTIONS, BROKER_OPTIONS, DEFAULTS, REQUIRED
-from ratelimit_worker.worker.task import CallTask, connect_transport
+from ratelimit_worker.worker.task import CallTask, connect_transport, sends
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -59,6 +59,7 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
     conf.override_backends = app.loader.override_backends = {**BACKENDS, **(conf.get("override_backends") or {})}
     conf.result_backend_transport_options = {**BACKEND_OPTIONS, **(conf.result_backend_transport_options or {})}
     connect_transport(app)
+    app.send_task = sends(app)
     control.register()
 
     from ratelimit_worker.worker.presence import LanesStep

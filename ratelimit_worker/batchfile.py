@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from ratelimit_worker.errors import BadInput, CallFailed, DeadlineExceeded, PayloadLost, WorkerLostRepeatedly
+from ratelimit_worker.errors import BadInput, CallFailed, CallLost, DeadlineExceeded, WorkerLostRepeatedly
 
 #: What a line may ask for, below the version: with the account's key, everything else may be the account's own affairs.
 ENDPOINTS = (
@@ -269,8 +269,8 @@ def _code(error: BaseException) -> str:
             return "deadline_exceeded"
         case WorkerLostRepeatedly():
             return "worker_lost"
-        case PayloadLost():
-            return "payload_lost"
+        case CallLost():
+            return "call_lost"
         case BadInput():
             return "invalid_request"
         case _:

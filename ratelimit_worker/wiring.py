@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.retry import Retry
 
 from ratelimit_worker.config import Settings, canonical_redis_url, read_settings
@@ -20,6 +21,7 @@ from ratelimit_worker.providers import http
 from ratelimit_worker.providers.tokenizer import Tokenizer
 from ratelimit_worker.stores import outbox as outbox_store
 from ratelimit_worker.stores.credentials import credentials_of
+from ratelimit_worker.stores.decide import bounded
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.own_rules import OwnRules
@@ -174,10 +176,12 @@ def connect(url: str, *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> Redis:
     }
     if not url.startswith("unix://"):
         options |= {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_keepalive": True}
+    kinds = {"unix": UnixDomainSocketConnection, "rediss": SSLConnection}
+    kind = kinds.get(url.partition("://")[0], Connection)
     address, password = credentials_of(url)
     if password is not None:
         options["credential_provider"] = password
-    return Redis.from_url(address, **options)
+    return Redis.from_url(address, connection_class=bounded(kind), **options)
 
 
 _services: tuple[int, Services] | None = None

@@ -63,6 +63,12 @@ class Valkey:
             self._process.wait(timeout=120)
             self._process = None
 
+    @property
+    def pid(self) -> int:
+        """Of the running server."""
+        assert self._process is not None
+        return self._process.pid
+
     def signal(self, number: int) -> None:
         """Such as SIGSTOP: it is there, and does not answer."""
         assert self._process is not None

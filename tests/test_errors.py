@@ -31,7 +31,7 @@ ALL: list[RateLimitWorkerError] = [
     errors.DeadlineExceeded("call", "lane", 2, "overloaded", 503, "req-1", "the provider is overloaded"),
     errors.WorkerLostRepeatedly("call", 3),
     errors.TaskAborted("call", "SystemExit"),
-    errors.PayloadLost("ref"),
+    errors.CallLost("ref"),
     errors.MessageRefused("call", "no delivery tag"),
     errors.CallFailedLater("lane"),
     errors.RowRefused("too long"),

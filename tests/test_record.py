@@ -14,27 +14,29 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, insert, text
+from sqlalchemy.exc import IntegrityError
 
 from ratelimit_worker.calls import Attempt, Outcome
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow.record import Recorder, pause_s, record_once
 from ratelimit_worker.stores import migrations
 from ratelimit_worker.stores.outbox import Outbox
-from ratelimit_worker.stores.tracker import Tracker, engine_for
+from ratelimit_worker.stores.tables import AttemptRow
+from ratelimit_worker.stores.tracker import Tracker, _row, engine_for
 from tests.conftest import PostgresServer, wait_for
 
 pytestmark = pytest.mark.server
 
 
-def attempt(call_id: str, number: int = 1) -> Attempt:
-    """An ordinary answered attempt."""
+def attempt(call_id: str, number: int = 1, outcome: Outcome = Outcome.ANSWERED) -> Attempt:
+    """An ordinary attempt."""
     return Attempt(
         call_id=call_id,
         number=number,
         lane="lane",
         task="task",
-        outcome=Outcome.ANSWERED,
+        outcome=outcome,
         started_at=100.0,
         finished_at=101.5,
         waited_s=0.0,
@@ -78,9 +80,34 @@ def test_a_batch_moves_from_the_outbox_into_the_database(outbox: Outbox, tracker
 
 def test_the_same_outcome_twice_is_one_row(outbox: Outbox, tracker: Tracker, engine: Engine) -> None:
     """A redelivered call puts its outcome into the outbox again; the database has it once."""
-    outbox.append([*attempts(3), *attempts(3), attempt("c-0", number=2)])
+    outbox.append([*attempts(3), *attempts(3), attempt("c-0", number=2, outcome=Outcome.RETRIED)])
     assert record_once(outbox, tracker) == 7
     assert (rows(engine), outbox.backlog()) == (4, 0)
+
+
+def test_a_call_ends_once(outbox: Outbox, tracker: Tracker, engine: Engine) -> None:
+    """A Redis with an old state runs again what had its answer, as the next attempt: the first end stands."""
+    again = [attempt("c-0", number=2), attempt("c-1", number=2, outcome=Outcome.FAILED)]
+    outbox.append([*attempts(2), again[0]])
+    assert record_once(outbox, tracker) == 3
+    outbox.append([*again, attempt("c-1", number=3, outcome=Outcome.RETRIED)])
+    assert record_once(outbox, tracker) == 3
+    assert (rows(engine), outbox.backlog(), outbox.bad_count()) == (3, 0, 0)
+    assert [row.outcome for row in tracker.attempts_of("c-1")] == [Outcome.ANSWERED, Outcome.RETRIED]
+    with engine.begin() as connection, pytest.raises(IntegrityError):  # whoever else writes there
+        connection.execute(text("UPDATE attempts SET outcome = 'failed' WHERE call_id = 'c-1'"))
+
+
+def test_ends_that_are_there_twice_are_one_after_the_upgrade(tracker: Tracker, engine: Engine) -> None:
+    """What an older version has recorded stays: the later is an attempt that was repeated."""
+    migrations.upgrade(engine)
+    with engine.begin() as connection:
+        connection.execute(text("DROP INDEX uq_attempts_end"))
+        connection.execute(text("UPDATE ratelimit_worker_version SET version_num = '0003'"))
+        for number in (1, 2):
+            connection.execute(insert(AttemptRow), [_row(attempt("c-0", number=number))])
+    migrations.upgrade(engine)
+    assert [row.outcome for row in tracker.attempts_of("c-0")] == [Outcome.ANSWERED, Outcome.RETRIED]
 
 
 def test_one_poison_row_holds_up_nobody(

@@ -23,11 +23,11 @@ from ratelimit_worker.batchfile import (
 )
 from ratelimit_worker.errors import (
     BadInput,
+    CallLost,
     ConnectionFailed,
     DeadlineExceeded,
     MalformedResponse,
     Overloaded,
-    PayloadLost,
     WorkerLostRepeatedly,
 )
 
@@ -190,7 +190,7 @@ def test_a_failure_with_a_status_is_a_response() -> None:
         (MalformedResponse("the answer is no JSON", 200, "req_1"), "malformed_response"),
         (DeadlineExceeded("id-1", "l", 2), "deadline_exceeded"),
         (WorkerLostRepeatedly("id-1", 3), "worker_lost"),
-        (PayloadLost("id-1"), "payload_lost"),
+        (CallLost("id-1"), "call_lost"),
         (BadInput("no"), "invalid_request"),
         (KeyError("body\nsecond line"), "key_error"),
     ],

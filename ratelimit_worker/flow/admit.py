@@ -7,6 +7,7 @@ what each says, blocking or awaiting (`inprocess.drive`).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextvars import ContextVar
@@ -16,13 +17,14 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from ratelimit_worker.calls import Arguments, Sighting, Timeouts, saw
-from ratelimit_worker.errors import CallFailed, DeadlineExceeded, PayloadLost, StoreUnavailable
+from ratelimit_worker.errors import CallFailed, CallLost, DeadlineExceeded, StoreUnavailable
 from ratelimit_worker.flow.execute import Answered, Executor, Facts, GaveUp, NotOurs, Result
 from ratelimit_worker.ports import AttemptLanes, Begun, Health
 
 QUEUE = "in-process"  #: what outcomes say of their queue: the real one is the process's own and tells nobody anything
 GRACE_S = 5.0  #: the lane itself says when a deadline has passed; after so long more it is taken for silent
 LOOK_AGAIN_S = 0.2  #: while Redis restarts
+ENTER_S = 1.75  #: a call that has no place yet waits no longer for that
 ALONE = b'{"passed": true}'  #: what is settled where nobody but the caller can have the outcome
 
 
@@ -200,7 +202,7 @@ class Admission(Generic[T]):
 
     def _wait_in_lane(self, turn: T) -> Generator[Step, Any, Ran | None]:
         """Through the lane under one reference → the last attempt, or None: the call has to be entered anew."""
-        kept = yield from self._patiently(self._enqueue, turn)
+        kept = yield from self._patiently(self._enqueue, turn, ENTER_S)
         if kept is not None:
             return Ran(started=0.0, seen=Sighting(), value=self.executor.answers.decode(kept)[1])
         self._after_s = 0.0
@@ -233,7 +235,7 @@ class Admission(Generic[T]):
                 case Answered(value):
                     yield Ask(partial(self.desk.free, turn))
                     return ran or Ran(started=0.0, seen=Sighting(), value=value)
-                case GaveUp(PayloadLost()) if ran is None:  # Redis lost its memory, and the arguments are here
+                case GaveUp(CallLost()) if ran is None:  # Redis lost its memory, and the arguments are here
                     return None
                 case GaveUp(error):
                     yield Ask(partial(self.desk.free, turn))
@@ -263,17 +265,18 @@ class Admission(Generic[T]):
     def _begin(self, tag: str) -> Begun:
         return self.desk.begin(tag, self.executor.lease_s)
 
-    def _patiently(self, ask: Callable[[Any], Any], about: Any) -> Generator[Step, Any, Any]:
+    def _patiently(self, ask: Callable[[Any], Any], about: Any, most_s: float = math.inf) -> Generator[Step, Any, Any]:
         """Short I/O that waits for a Redis which restarts.
 
         Raises:
-            Away: it has been away for long.
+            Away: it has been away for long, or for `most_s`.
         """
+        began = self.clock()
         while True:
             try:
                 return (yield Ask(partial(ask, about)))
             except Away:
-                if not self.desk.patient():
+                if not self.desk.patient() or self.clock() - began >= most_s - LOOK_AGAIN_S:
                     raise
             yield Sleep(LOOK_AGAIN_S)
 

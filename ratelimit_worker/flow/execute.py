@@ -32,8 +32,8 @@ from ratelimit_worker.calls import (
 )
 from ratelimit_worker.errors import (
     CallFailedLater,
+    CallLost,
     DeadlineExceeded,
-    PayloadLost,
     RateLimitWorkerError,
     WorkerLostRepeatedly,
     call_failed,
@@ -165,6 +165,7 @@ class _Trial:
     stays: float | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)
     suspect: bool = False  #: it failed again, and others were answered since
+    resent: bool = False  #: its task has sent it again, and goes on: this attempt is not its end
 
 
 Result = Answered | Again | GaveUp | Interrupted | NotOurs | MustBeAlone
@@ -231,7 +232,7 @@ class Executor:
             case "alone":
                 return MustBeAlone()
             case "gone":
-                return GaveUp(PayloadLost(facts.call_id))
+                return GaveUp(CallLost(facts.call_id))
             case _:
                 return NotOurs()
 
@@ -524,11 +525,12 @@ class Executor:
         tried: bytes = b"",
     ) -> None:
         facts, response, at = trial.facts, trial.seen.response, self._at(trial)
+        row = self._row(trial, at, failure, Outcome.RETRIED if trial.resent else outcome, cause)
         self.lanes.settle(
             facts.tag,
             facts.lane,
             answer,
-            outbox=self.encode_outcome(self._row(trial, at, failure, outcome, cause)),
+            outbox=self.encode_outcome(row),
             verdict=observe.word(verdict, response, suspect=trial.suspect),
             seen=observe.encode(
                 at, trial.begun.ticket, verdict, response, failure, facts.cost, older, self._witness(trial, verdict)
@@ -625,6 +627,13 @@ def own_retry(call_id: str, errors: Sequence[BaseException | None], wish: Wish) 
     if now is None or now[1].facts.call_id != call_id:
         return None
     return now[0]._own_retry(now[1], errors, wish)
+
+
+def resent(call_id: str) -> None:
+    """A task has sent its call again and goes on (`throw=False`): what comes of this attempt is not the call's end."""
+    now = _running.get()
+    if now is not None and now[1].facts.call_id == call_id:
+        now[1].resent = True
 
 
 def tries_used(call_id: str) -> int:

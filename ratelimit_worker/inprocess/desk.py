@@ -29,6 +29,7 @@ from ratelimit_worker.flow.admit import Away, News
 from ratelimit_worker.flow.tally import Tally
 from ratelimit_worker.ports import Begun, Health
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.decide import deciding
 from ratelimit_worker.stores.desks import LOOK_EVERY_S, PREFIX, Desks
 from ratelimit_worker.stores.lanes import AnsweredFromCache, Claim, Entry, Lanes
 from ratelimit_worker.stores.patient import passes
@@ -215,7 +216,7 @@ class Desk:
     def back(self, tag: str, lane: str, **how: Any) -> bool:
         """Return the call to its lane → False when it is not there under this tag, or Redis is away."""
         try:
-            return self._ask(lambda: self.lanes.back(tag, lane, **how))
+            return self._ask(lambda: self.lanes.back(tag, lane, **how), once=True)
         except StoreUnavailable:  # the caller enters it anew; what was learned is told later, by a tag that is over
             self._later.append(lambda lanes: lanes.settle(tag, lane, b"", **_learned(how)))
             return False
@@ -223,7 +224,7 @@ class Desk:
     def health(self, lane: str, task: str) -> Health:
         """How the lane takes its provider to be; well while nobody can say."""
         try:
-            return self._ask(lambda: self.lanes.health(lane, task))
+            return self._ask(lambda: self.lanes.health(lane, task), once=True)
         except StoreUnavailable:
             return Health()
 
@@ -295,16 +296,10 @@ class Desk:
         """
         waiting = [turn for turn in self._all() if turn.entered and not turn.tags]
         if waiting:
-            names = [keys.call(turn.ref) for turn in waiting]
-            client: Any = client_lanes.client
-            if client.exists(*names) != len(names):
-                with client.pipeline(transaction=False) as pipe:
-                    for name in names:
-                        pipe.exists(name)
-                    for turn, there in zip(waiting, pipe.execute(), strict=True):
-                        if not there and turn.entered and not turn.tags and not turn.over:
-                            turn.entered = False
-                            turn.hear(News.LOST)
+            for turn, there in zip(waiting, client_lanes.known([turn.ref for turn in waiting]), strict=True):
+                if not there and turn.entered and not turn.tags and not turn.over:
+                    turn.entered = False
+                    turn.hear(News.LOST)
         Desks(client_lanes.client).forget_absent(self.queue, self.lease_s)
         self._take_duties(client_lanes)
 
@@ -320,7 +315,8 @@ class Desk:
 
     def went(self, error: Exception) -> None:
         """Redis could not be used; once it has been so for long, everybody who waits is told."""
-        self.why = f"Redis said {type(error).__name__}"
+        if not isinstance(error, StoreUnavailable):
+            self.why = f"Redis said {type(error).__name__}"
         if self._away_since is None:
             self._away_since = self.clock()
         self.there.clear()
@@ -394,7 +390,7 @@ class Desk:
 
     def _now_or_later(self, tell: Callable[[Lanes], object]) -> None:
         try:
-            self._ask(lambda: tell(self.lanes))
+            self._ask(lambda: tell(self.lanes), once=True)
         except StoreUnavailable:  # the caller has its answer, whatever becomes of the rest
             self._later.append(tell)
             self._wake()
@@ -404,9 +400,22 @@ class Desk:
             if isinstance(thread, Beat):
                 thread.woken.set()
 
-    def _ask(self, ask: Callable[[], T]) -> T:
+    def _ask(self, ask: Callable[[], T], once: bool = False) -> T:
+        """Ask Redis, for so long as a caller may be kept.
+
+        Args:
+            once: A Redis that was found to be away is not asked until it is found to be back.
+        """
+        if once and self._away_since is not None and self._threads:
+            raise Away(self.why)
         try:
-            return ask()
+            with deciding():
+                return ask()
+        except StoreUnavailable as error:
+            self.why = str(error)
+            self.went(error)
+            self._wake()
+            raise Away(self.why) from error
         except (RedisError, OSError) as error:
             if not passes(error):
                 raise StoreUnavailable(f"Redis said: {str(error).splitlines()[0][:200]}") from error

@@ -37,6 +37,7 @@ from ratelimit_worker.inprocess.lane import lane_of
 from ratelimit_worker.inprocess.sharing import Sharing
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.policy.timeout import timeouts
+from ratelimit_worker.stores.decide import deciding
 from ratelimit_worker.stores.desks import Desks
 from ratelimit_worker.wiring import Services, policy_of, services
 
@@ -370,8 +371,9 @@ class _redis_errors:  # noqa: N801 - reads as a verb where it is used
 
 def _answers(live: Services) -> bool:
     try:
-        return bool(live.redis.ping())
-    except (RedisError, OSError, ConfigurationError):
+        with deciding():
+            return bool(live.redis.ping())
+    except (RedisError, OSError, StoreUnavailable, ConfigurationError):
         return False
 
 

@@ -31,6 +31,7 @@ class Where(StrEnum):
     ANSWERED = "answered"
     FAILED = "failed"  #: for good
     ENDED = "ended"  #: it is in no lane, and no final attempt is recorded: expired, revoked, or recorded in a moment
+    LOST = "lost"  #: Redis has forgotten it, and its caller was told
     UNKNOWN = "unknown"
 
 
@@ -63,6 +64,7 @@ class Explanation:
     where: Where
     standings: tuple[Standing, ...]  #: usually one; none when it has left the lanes
     attempts: tuple[Attempt, ...]  #: recorded so far, first to last
+    lost_at_s: float | None = None  #: when its caller was told that Redis has forgotten it; seconds since the epoch
 
 
 def explain(
@@ -101,15 +103,17 @@ def explain(
             slots=lane.slots,
         )
 
+    lost_at_s = live.lost_at_s(call_id)
     standings = []
     for call in calls:
         lane = states.get(call.record.lane)
         standings.append(standing(call, lane, now.at_s, parents, forecast(lane) if lane is not None else None))
     return Explanation(
         call_id=call_id,
-        where=standings[0].where if standings else ended(attempts),
+        where=standings[0].where if standings else Where.LOST if lost_at_s is not None else ended(attempts),
         standings=tuple(standings),
         attempts=tuple(attempts),
+        lost_at_s=lost_at_s,
     )
 
 
@@ -248,6 +252,12 @@ def explanation_text(found: Explanation) -> str:
             f"took {seconds(attempt.latency_s)}: {', '.join(what)}"
         )
         lines += _content_lines(attempt.content) if attempt.content is not None else []
+    if found.lost_at_s is not None:
+        lines.append(f"  Redis has forgotten it; its caller was told at {moment(found.lost_at_s)}")
+    if found.where is Where.ENDED:
+        lines.append(
+            "  it is in no lane, and has no end on record: revoked, forgotten by Redis, or recorded in a moment"
+        )
     if not found.attempts:
         lines.append("  no attempt is recorded yet")
     return "\n".join(lines)

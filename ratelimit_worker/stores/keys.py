@@ -29,7 +29,7 @@ server whether every key is in it, of its type and with its TTL.
 | `rlw:call:REF` | HASH | message and record of one call, claim, what failed it last | TTL: deadline + 1 day |
 | `rlw:payload:REF` | STRING | args, kwargs, canvas. No other holds prompts, but a captured outbox | TTL: the same |
 | `rlw:settled:REF` | STRING | answer, until the ack | TTL: deadline + 1 day; deleted by FREE |
-| `rlw:done:REF` | STRING | publication of a call that is gone | TTL: 60 s |
+| `rlw:done:REF` | STRING | publication of a call that is gone; `held`: a worker runs it | TTL: 1 hour |
 | `rlw:claim:FP` | STRING | leader (REF) of the calls with fingerprint FP | TTL: as the leader; deleted by settle |
 | `rlw:followers:FP` | ZSET ref → µs | calls that wait for the leader's answer | TTL: deadline + 1 day; 1,000 |
 | `rlw:degradable:L` | ZSET ref → 0, 1 | calls to answer or shed in an emergency | TTL: deadline + 1 day; calls |
@@ -60,6 +60,7 @@ server whether every key is in it, of its type and with its TTL.
 | `rlw:fared:N:L` | HASH | of half minute N: attempts of lane L that failed, answers, by function | TTL: 330 s; 2,000 |
 | `rlw:probed:L` | HASH task (or process) → number | last probe of each, while L's provider is away | TTL: 1 hour; 16 |
 | `rlw:pins` | HASH lane (`*`: all) → pin | modes by hand | lanes that are pinned; dropped when the pin ends |
+| `rlw:lost` | ZSET id → s | forgotten calls, when a caller was told | TTL: 1 day after the last; 10,000 |
 | `rlw:outbox` | STREAM | outcomes on their way to the tracking database | 5,000,000 |
 | `rlw:outbox:bad` | LIST | outcomes that the database will never take, and why | 1,000 |
 | `rlw:outbox:bad:count` | STRING | how many there were | 1 |
@@ -79,6 +80,7 @@ from __future__ import annotations
 NAMESPACE = "rlw:"
 
 OUTBOX = NAMESPACE + "outbox"
+LOST = NAMESPACE + "lost"
 ALERTS = NAMESPACE + "alerts"
 ALERTED = NAMESPACE + "alerted"
 MALFORMED = NAMESPACE + "malformed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -22,6 +23,7 @@ from ratelimit_worker.stores.scripts import Scripts
 
 US = 1_000_000
 GIVE_UP_AFTER_LOST = 3  #: deliveries whose worker died before the call is given up
+MOST_LOST, LOST_TTL_S = 10_000, 86_400  #: calls that were told to be lost, for `explain`
 KEEP_ANSWER_S = 86_400  #: an answer waits so long for its ack; FREE deletes it earlier
 
 ONE = Cost()
@@ -97,7 +99,9 @@ class Entry:
     lane: str
     queue: str
     ref: str  #: wished; a message has a reference of its own where the wished one is taken
-    publication: str  #: the same for every attempt to publish one message, so that a second attempt does nothing
+    #: The same for every attempt to publish one message, so that a second attempt does nothing; with what it asks, as
+    #: enqueue.lua has it, also the same for who makes the call once more
+    publication: str
     message: bytes  #: whole message, with `"delivery_tag": "@"` before anything else
     body: bytes
     deadline_in_s: float
@@ -209,7 +213,7 @@ class Lanes:
         Raises:
             LaneFull: the lane holds `max_waiting` calls; nothing was stored.
             LaneShedding: the lane is in EMERGENCY or HALT, and the entry says "raise"; nothing was stored.
-            BadInput: a cost, a weight or a time that no bucket can hold.
+            BadInput: a cost, a weight or a time that no bucket can hold, or the id of another call.
             AnsweredFromCache: where the claim says that the caller takes it.
         """
         state, ref, *more = self.run("enqueue", entry.args(new_lane=entry.lane not in self._known))
@@ -221,6 +225,8 @@ class Lanes:
             raise LaneFull(entry.lane, entry.max_waiting)
         if state == -3:
             raise LaneShedding(entry.lane, more[0].decode())
+        if state == -4:
+            raise BadInput(f"task_id={entry.ref!r} is the id of a call with other arguments; use another, or none")
         if state == 3:
             raise AnsweredFromCache(more[0])
         return state == 1, ref.decode()
@@ -409,6 +415,18 @@ class Lanes:
         for name, value in fields.items():
             flat += (name, value)
         return bool(self.run("establish", (lane, *flat)))
+
+    def known(self, call_ids: Sequence[str]) -> list[bool]:
+        """Whether each call waits, is out, or has ended within the hour; what has lost its place gets one again."""
+        return [bool(there) for there in self.run("known", call_ids)]
+
+    def lost(self, call_id: str) -> None:
+        """Redis has forgotten a call, and its caller is told so: `explain` can say it."""
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.zadd(self.prefix + keys.LOST, {call_id: time.time()})
+            pipe.zremrangebyrank(self.prefix + keys.LOST, 0, -MOST_LOST - 1)
+            pipe.expire(self.prefix + keys.LOST, LOST_TTL_S)
+            pipe.execute()
 
     def revoke(self, task_id: str) -> list[tuple[bytes, bytes]]:
         """Take a waiting call out for good → (message, body) of each that waited under that id."""

@@ -224,6 +224,12 @@ class Live:
                     found.append(self._stand(record, at_s))
             return found
 
+    def lost_at_s(self, call_id: str) -> float | None:
+        """When a caller was told that Redis has forgotten this call, seconds since the epoch; None: none was."""
+        with redis_errors():
+            at: Any = self._client.zscore(self._key(keys.LOST), call_id)
+            return None if at is None else float(at)
+
     def bars(self, lane: str, ref: str = "") -> tuple[int | None, tuple[Bar, ...]] | None:
         """Calls that go before it (None: it does not wait for its turn), and all that holds it back.
 

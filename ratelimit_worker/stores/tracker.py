@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, select, tuple_
+from sqlalchemy import Connection, Engine, delete, select, text, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import InstrumentedAttribute
@@ -19,7 +19,7 @@ from ratelimit_worker.policy.modes import ALL
 from ratelimit_worker.stores.database import engine_for, ours
 from ratelimit_worker.stores.migrations import upgrade
 from ratelimit_worker.stores.storable import call_key, lane_key, storable, storable_change
-from ratelimit_worker.stores.tables import AttemptRow, Base, ContentRow, ModeChangeRow
+from ratelimit_worker.stores.tables import END, ENDS, AttemptRow, Base, ContentRow, ModeChangeRow
 
 __all__ = ["Tracker", "engine_for"]
 
@@ -53,8 +53,8 @@ class Tracker:
     def record(self, rows: Sequence[Attempt | ModeChange]) -> int:
         """Insert the rows in one transaction and return how many were new, contents not counted.
 
-        Those whose key (call_id and number, or the change's id) is there already are left as they are. Values are bent
-        by `storable`.
+        Those whose key (call_id and number, or the change's id) is there already are left as they are, and so is the
+        end of a call that has one. Values are bent by `storable`.
 
         Raises:
             StoreUnavailable: The database is away, locked, full or read-only; nothing was kept.
@@ -75,7 +75,7 @@ class Tracker:
             keyed.sort(key=lambda row: (row["call_id"], row["number"]))
         changes.sort(key=lambda row: str(row["id"]))
         with self._transaction() as connection:
-            new = _insert_new(connection, AttemptRow, _KEY, attempts)
+            new = _insert_new(connection, AttemptRow, _KEY, _first_ends(connection, attempts))
             _insert_new(connection, ContentRow, _CONTENT_KEY, contents)
             return new + _insert_new(connection, ModeChangeRow, (ModeChangeRow.id,), changes)
 
@@ -160,6 +160,21 @@ class Tracker:
                 self._prepared = False
                 self._engine.dispose()
             raise known from error
+
+
+def _first_ends(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the ends of calls that have one, or an earlier one among these; rows are sorted by call and number."""
+    ids = {row["call_id"] for row in rows if row["outcome"] in ENDS}
+    known = select(AttemptRow.call_id).where(AttemptRow.call_id.in_(ids), text(END))
+    over = set(connection.scalars(known)) if ids else set()
+    first = []
+    for row in rows:
+        if row["outcome"] in ENDS:
+            if row["call_id"] in over:
+                continue
+            over.add(row["call_id"])
+        first.append(row)
+    return first
 
 
 def _insert_new(

@@ -5,12 +5,15 @@ Only a translation into Celery's words; what is decided stands in `flow`.
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache, wraps
 from typing import Any, ClassVar
 
 from billiard.common import terminate_handler_fired
@@ -19,7 +22,7 @@ from celery import Task
 from celery.exceptions import Ignore, Reject, TaskPredicate
 from celery.exceptions import Retry as CeleryRetry
 from celery.utils import uuid
-from kombu.exceptions import EncodeError, OperationalError
+from kombu.exceptions import EncodeError, LimitExceeded, OperationalError
 from kombu.utils.json import dumps, loads
 from redis import RedisError
 
@@ -36,6 +39,7 @@ from ratelimit_worker.flow.execute import (
     Interrupted,
     MustBeAlone,
     own_retry,
+    resent,
     tries_used,
 )
 from ratelimit_worker.flow.settle import Answers
@@ -45,10 +49,12 @@ from ratelimit_worker.policy.retry import RetryPolicy
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.providers import http
+from ratelimit_worker.stores.decide import current, deciding
 from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.stores.patient import PatientLanes
 from ratelimit_worker.wiring import policy_of, services
-from ratelimit_worker.worker import jobs, transport
+from ratelimit_worker.worker import jobs, lost, transport
+from ratelimit_worker.worker.backend import first_line
 from ratelimit_worker.worker.intake import read_json
 from ratelimit_worker.worker.quarantine import QUARANTINE
 from ratelimit_worker.worker.refusal import refuse
@@ -140,6 +146,13 @@ class CallTask(Task):
             **options,
         )
 
+    def delay(self, *args: Any, **kwargs: Any) -> Any:
+        """As Celery's. `task_id=`, where the task's own function takes no such argument, is the call's id."""
+        named = {}
+        if "task_id" in kwargs and not _takes_task_id(self.run):
+            named["task_id"] = kwargs.pop("task_id")
+        return self.apply_async(args, kwargs, **named)
+
     def apply_async(
         self,
         args: Sequence[Any] | None = None,
@@ -157,7 +170,8 @@ class CallTask(Task):
             BadInput: arguments or options that cannot be; nothing was sent.
             LaneFull: the lane holds as many calls as it may.
             LaneShedding: the lane is in EMERGENCY or HALT, and calls of this class are shed then.
-            StoreUnavailable: Redis is away, full or read-only.
+            StoreUnavailable: Redis is away, full or read-only, and says so within 2 s; `accepted` tells whether the
+                call may run all the same.
         """
         if self.app.conf.task_always_eager:
             return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
@@ -183,16 +197,17 @@ class CallTask(Task):
         headers = {**(options.pop("headers", None) or {}), HEADER: plan}
         options.setdefault("argsrepr", f"<{plan['lane']}>")
         options.setdefault("kwargsrepr", "{}")
-        try:
-            return super().apply_async(
-                args, kwargs, task_id, producer, link, link_error, shadow, headers=headers, **options
-            )
-        except AnsweredFromCache as hit:
-            return self._answered(task_id, hit.answer, options)
-        except EncodeError as error:
-            raise BadInput(f"the arguments of {self.name} are not JSON: {_first_line(error)}") from error
-        except (OperationalError, RedisError) as error:
-            raise StoreUnavailable(f"the call was not accepted, Redis said: {_first_line(error)}") from error
+        with accepting(self.app, task_id, producer) as given:
+            try:
+                result = super().apply_async(
+                    args, kwargs, task_id, given, link, link_error, shadow, headers=headers, **options
+                )
+                lost.made(task_id, self.name, plan)
+                return result
+            except AnsweredFromCache as hit:
+                return self._answered(task_id, hit.answer, options)
+            except EncodeError as error:
+                raise BadInput(f"the arguments of {self.name} are not JSON: {first_line(error)}") from error
 
     def retry(
         self,
@@ -226,7 +241,9 @@ class CallTask(Task):
             if isinstance(verdict, Goes) and verdict.after_s is not None:
                 eta, countdown = None, verdict.after_s
         try:
-            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+            again = super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+            resent(request.id)  # else it has raised
+            return again
         except self.MaxRetriesExceededError as error:
             if error is exc or not str(error).startswith(NO_MORE):
                 raise
@@ -248,10 +265,7 @@ class CallTask(Task):
         result = self.AsyncResult(task_id)
         result.ignored = options.get("ignore_result", self.ignore_result)
         if not result.ignored:
-            try:
-                self.backend.mark_as_done(task_id, value)
-            except RedisError as error:
-                raise StoreUnavailable(f"the answer was not stored, Redis said: {_first_line(error)}") from error
+            self.backend.mark_as_done(task_id, value)
         parent = self.app.current_worker_task if options.get("add_to_parent", True) else None
         if parent:
             parent.add_trail(result)
@@ -316,6 +330,48 @@ class CallTask(Task):
         request.kwargs.update(kwargs)
         for name, value in (canvas or {}).items():
             setattr(request, name, value)
+
+
+@contextmanager
+def accepting(app: Any, call_id: str, producer: Any) -> Iterator[Any]:
+    """Send a call inside: what goes wrong with Redis is one error, in time → the producer to send it with.
+
+    Raises:
+        StoreUnavailable: Redis is away, full or read-only.
+    """
+    with deciding() as decision:
+        taken = None
+        try:
+            if producer is None:  # else every thread that publishes waits for those before it
+                taken = app.producer_pool.acquire(block=True, timeout=decision.left_s())
+            yield taken or producer
+        except (OperationalError, LimitExceeded, RedisError, OSError, StoreUnavailable) as error:
+            said = error.said if isinstance(error, StoreUnavailable) else f"Redis said: {first_line(error)}"
+            raise StoreUnavailable(said, call_id, "maybe" if decision.sent else "no") from error
+        finally:
+            if taken is not None:
+                taken.release()
+
+
+def sends(app: Any) -> Callable[..., Any]:
+    """The app's `send_task`, with the errors of `.delay()` where it is a call that is sent by its name."""
+    send = app.send_task
+
+    @wraps(send)
+    def send_task(name: str, *args: Any, **options: Any) -> Any:
+        if current() is not None or not isinstance(app.tasks.get(name), CallTask):
+            return send(name, *args, **options)
+        options["task_id"] = call_id = options.get("task_id") or uuid()
+        with accepting(app, call_id, options.pop("producer", None)) as producer:
+            return send(name, *args, producer=producer, **options)
+
+    return send_task
+
+
+@cache
+def _takes_task_id(run: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(run).parameters
+    return "task_id" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
 
 
 def chosen_delay_s(task: Task) -> float | None:
@@ -409,10 +465,6 @@ def connect_transport(app: Any) -> None:
     transport.IS_CALL[:] = [lambda name: isinstance(app.tasks.get(name), CallTask)]
     transport.REFUSE[:] = [refuse(app, ANSWERS, lambda attempt: services().encode_outcome(attempt))]
     transport.LANE_FIELDS[:] = [lambda lane: pin.lane_fields(services().control, services().settings, lane)]
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def warm_up(slots: int = 1) -> None:

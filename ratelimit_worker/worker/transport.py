@@ -34,6 +34,7 @@ from ratelimit_worker.errors import BadInput
 from ratelimit_worker.fingerprint import digest
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.credentials import credentials_of
+from ratelimit_worker.stores.decide import bounded
 from ratelimit_worker.stores.lanes import Claim, Crew, Entry, Lanes
 from ratelimit_worker.stores.overdue import OverdueCall
 from ratelimit_worker.stores.patient import passes
@@ -231,7 +232,7 @@ class Channel(stock.Channel):
         if password is not None:
             params = {name: value for name, value in params.items() if name not in {"username", "password"}}
             params["credential_provider"] = password
-        return params
+        return {**params, "connection_class": bounded(params["connection_class"])}
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
@@ -506,7 +507,7 @@ def entry(queue: str, message: Mapping[str, Any]) -> Entry:
         lane=plan["lane"],
         queue=queue,
         ref=headers["id"],
-        publication=plan["pub"],
+        publication=_publication(headers, plan, body),
         message=text.encode(),
         body=pack_body(body),
         deadline_in_s=max(0.001, min(expires, plan["deadline"]) - now),
@@ -522,6 +523,22 @@ def entry(queue: str, message: Mapping[str, Any]) -> Entry:
         sheds=plan.get("sheds", ""),
         lane_fields=partial(LANE_FIELDS[0], plan["lane"]) if LANE_FIELDS else {},
     )
+
+
+def _publication(headers: Mapping[str, Any], plan: Mapping[str, Any], body: bytes) -> str:
+    """What tells this message from others of its task id: of which publication it is, what it asks, and who sends it.
+
+    o: an agent makes a call. Made again under its id it is the same one; the id of another call is refused.
+    c: a worker goes on with a canvas, or a stock producer has pushed it: nobody is there to be refused.
+    a: the same call goes on (`self.retry`, `self.replace`).
+    """
+    args, kwargs, _ = json.loads(body)
+    asks = digest(headers["task"], plan["lane"], [args, kwargs])[:16]
+    if plan.get("again") or headers.get("replaced_task_nesting"):
+        how = "a"
+    else:
+        how = "c" if headers.get("parent_id") or plan.get("at_once") is False else "o"
+    return f"{plan['pub']}:{asks}:{how}"
 
 
 def _claim(headers: Mapping[str, Any], plan: Mapping[str, Any], body: bytes, due_in_s: float) -> Claim | None:

@@ -58,7 +58,7 @@ class Fault:
 
 
 AWAY = frozenset({"StoreUnavailable"})
-LOST = frozenset({"CallLost", "PayloadLost", "StoreUnavailable"})
+LOST = frozenset({"CallLost", "StoreUnavailable"})
 FORGOT = Allowed(errors=LOST, refusals=AWAY, delay_s=3.0, unrecorded=True)
 REFUSES = Allowed(refusals=AWAY, delay_s=3.0)
 PASSWORD = Path(f"/tmp/rlw-chaos-password-{os.getpid()}")

@@ -15,6 +15,11 @@ redis.call('HSETNX', PUMP, 'lease', int(lease))        -- until the first sweep 
 for i = 10 + nq, #ARGV do
   held[#held + 1] = ARGV[i]
   redis.call('ZADD', LEDGER, 'XX', int(now + lease), ARGV[i])
+  -- What Redis has forgotten runs on here: nobody may run it beside, and who waits for it hears its answer.
+  local done = key('done:') .. split(ARGV[i])
+  if redis.call('EXISTS', call_key((split(ARGV[i])))) == 0 and (redis.call('GET', done) or memory.HELD) == memory.HELD then
+    redis.call('SET', done, memory.HELD, 'PX', int(math.max(5000, lease / 1000)))
+  end
 end
 -- What an older version released may run here: it takes a slot of ours from now on.
 if redis.call('EXISTS', key('onqueues')) == 1 and mine > 0 then

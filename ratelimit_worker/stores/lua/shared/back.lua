@@ -6,7 +6,7 @@ local function forget(ref, r)
   suspect.clear(ref, r)
   redis.call('DEL', call_key(ref), key('payload:') .. ref, key('settled:') .. ref)
   redis.call('ZREM', EXPIRY, ref)
-  -- a publisher that lost our reply may send the same once more
+  -- who lost our reply may send the same once more
   redis.call('SET', key('done:') .. ref, r[PUB], 'EX', TTL_S.PUBLISHED)
 end
 -- Back into the lane: to its own place, or to its time. `expiry` says when it is delivered without a permit: at its

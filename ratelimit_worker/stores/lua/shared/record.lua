@@ -18,7 +18,7 @@ local function start(args)                             -- args[1]: the time, µs
 end
 
 local DAY_US, HOUR_US = 86400e6, 3600e6
-local TTL_S = {LANE = 2592000, TENANT = 3600, PUBLISHED = 60}  -- tables: Lua takes 200 local names
+local TTL_S = {LANE = 2592000, TENANT = 3600, PUBLISHED = 3600}  -- tables: Lua takes 200 local names
 local STEP_US = 1e6                                    -- a clock that goes back by more than this was set back
 local LOOK_S = 0.02                                    -- what a paced lane may earn while a message travels
 local AGES_S = {[0] = 0, 60, 300}                      -- high, normal, low: seconds of service after which a call is high
@@ -92,6 +92,13 @@ end
 local function record_and_message(ref)
   local h = redis.call('HMGET', call_key(ref), 'i', 'm')
   return h[1] and cmsgpack.unpack(h[1]), h[2]
+end
+-- Which publication a reference is, or was while that is remembered, and its record if it still has one. HELD: of a call that
+-- Redis has forgotten and a worker runs.
+local memory = {HELD = 'held'}
+function memory.of(ref)
+  local r = record(ref)
+  return r and r[PUB] or redis.call('GET', key('done:') .. ref), r
 end
 -- message: its text, with a place for the tag; given once, with a new record
 local function keep(ref, r, message)
