@@ -67,10 +67,20 @@ class Presence(Duty):
         self.every_s = min(BEAT_S, lease_s / 5)
         self.prefork = "prefork" in type(consumer.pool).__module__
         self._unclaimed: dict[str, float] = {}
+        self._asked = threading.Event()
 
     def turn(self) -> None:
+        self._asked.clear()
         self.beat()
-        self.stopping.wait(self.every_s)
+        self._asked.wait(self.every_s)
+
+    def ask(self) -> None:
+        """Beat now: what this worker has to offer is another."""
+        self._asked.set()
+
+    def stop(self) -> None:
+        super().stop()
+        self._asked.set()
 
     def beat(self, slots: int | None = None) -> None:
         """Say what this worker has and holds.
@@ -208,6 +218,7 @@ class LanesStep(bootsteps.StartStopStep):
         lease_s = live.settings.visibility_timeout_seconds
         self.presence = Presence(live.redis_url, c, lease_s)
         HELD.running, HELD.stopping = self.presence.running, self.presence.stops
+        QUARANTINE.tell = self.presence.ask
         owner = self.presence.owner
         self.duties = [
             Release(live.redis_url, owner, lease_s),
