@@ -20,6 +20,7 @@ import msgspec
 from ratelimit_worker.errors import BadInput, CallFailed, DeadlineExceeded, PayloadLost, WorkerLostRepeatedly
 
 _PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:%/-]+(\?[!-\"$-~]*)?")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MOST_MESSAGE = 300  #: characters of a message in OUT
 _OUT_ID = "batch_req_"
 _BAD = uuid.UUID("4f6d3f5e-8f0b-4c57-9e0a-0d5a6f5f7d10")
@@ -108,6 +109,8 @@ def _read(text: bytes, number: int, offset: int, run: uuid.UUID, seen: dict[str,
     custom_id = line.get("custom_id")
     if not isinstance(custom_id, str) or not custom_id:
         return bad("no custom_id; give each line a text of its own")
+    if _SURROGATE.search(custom_id):  # no UTF-8, so nobody who reads OUT could find it
+        return bad("custom_id holds half a character (a lone surrogate); use whole ones")
     if custom_id in seen:
         return bad(f"custom_id {custom_id[:60]!r} is that of line {seen[custom_id]} already")
     seen[custom_id] = number
