@@ -1,4 +1,4 @@
-"""What may lie in a queue, or come from a provider, or stand in a file? Good ones, of which something was made otherwise.
+"""What may lie in a queue, come from a provider, or stand in a file? Good ones, of which something was changed.
 
 Everything follows from a `random.Random`, so that a seed finds a case again.
 """
@@ -63,21 +63,74 @@ VALUES: tuple[Any, ...] = (
     "application/x-python-serialize",
 )
 #: Fields that good messages need not have.
-FIELDS = (
-    "timelimit eta expires stamped_headers stamps shadow retries group group_index groups root_id parent_id origin lang"
-    " argsrepr kwargsrepr ignore_result replaced_task_nesting compression redelivered callbacks errbacks chain chord children"
-    " headers utc called_directly is_eager delivery_info properties hostname args kwargs get update _children __dict__ rlw"
-    " rlw_body taskset id task priority content-type content-encoding lane consumer_tag reply_to correlation_id"
-).split()
+FIELDS = [
+    "timelimit",
+    "eta",
+    "expires",
+    "stamped_headers",
+    "stamps",
+    "shadow",
+    "retries",
+    "group",
+    "group_index",
+    "groups",
+    "root_id",
+    "parent_id",
+    "origin",
+    "lang",
+    "argsrepr",
+    "kwargsrepr",
+    "ignore_result",
+    "replaced_task_nesting",
+    "compression",
+    "redelivered",
+    "callbacks",
+    "errbacks",
+    "chain",
+    "chord",
+    "children",
+    "headers",
+    "utc",
+    "called_directly",
+    "is_eager",
+    "delivery_info",
+    "properties",
+    "hostname",
+    "args",
+    "kwargs",
+    "get",
+    "update",
+    "_children",
+    "__dict__",
+    "rlw",
+    "rlw_body",
+    "taskset",
+    "id",
+    "task",
+    "priority",
+    "content-type",
+    "content-encoding",
+    "lane",
+    "consumer_tag",
+    "reply_to",
+    "correlation_id",
+]
 
 
 def message(rnd: Random, n: str) -> dict[str, Any]:
-    """A good message of some kind: a call as a stock producer sends it, one with a plan, one that claims to be released,
-    an ordinary task; of protocol 2 or 1."""
+    """A good message of some kind: a call as a stock producer sends it, one with a plan, one that says that it was
+    released, an ordinary task; of protocol 2 or 1."""
     kind = rnd.randrange(5)
     task, args = (PLAIN, [[1, 2]]) if kind == 3 else (CALL, [n])
     canvas = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-    headers: dict[str, Any] = {"lang": "py", "task": task, "id": n, "retries": 0, "root_id": n, "timelimit": [None, None]}
+    headers: dict[str, Any] = {
+        "lang": "py",
+        "task": task,
+        "id": n,
+        "retries": 0,
+        "root_id": n,
+        "timelimit": [None, None],
+    }
     body: Any = [args, {}, canvas]
     properties: dict[str, Any] = {
         "correlation_id": n,
@@ -145,7 +198,12 @@ def packed(rnd: Random, body: bytes) -> tuple[bytes, str]:
     if rnd.random() < 0.2:
         body = b" " * 80_000_000 if rnd.random() < 0.05 else b"[" * 100_000
     name, pack = rnd.choice(
-        [("application/x-gzip", zlib.compress), ("bzip2", bz2.compress), ("lzma", lzma.compress), ("gzip", gzip.compress)]
+        [
+            ("application/x-gzip", zlib.compress),
+            ("bzip2", bz2.compress),
+            ("lzma", lzma.compress),
+            ("gzip", gzip.compress),
+        ]
     )
     body = pack(body)
     if rnd.random() < 0.3:
@@ -185,7 +243,20 @@ def raw_message(rnd: Random, n: str) -> bytes:
 
 def broadcast(rnd: Random, n: str) -> tuple[str, bytes]:
     """What somebody has published to the workers' mailbox or among the events → (channel, message)."""
-    methods = ["ping", "revoke", "rate_limit", "time_limit", "stats", "active", "heartbeat", "hello", "no such", "", 5, None]
+    methods = [
+        "ping",
+        "revoke",
+        "rate_limit",
+        "time_limit",
+        "stats",
+        "active",
+        "heartbeat",
+        "hello",
+        "no such",
+        "",
+        5,
+        None,
+    ]
     body: Any = {"method": rnd.choice(methods), "arguments": {"task_id": n}, "destination": None, "pattern": None}
     body = otherwise(rnd, otherwise(rnd, body))
     if isinstance(body, dict) and body.get("method") in ("revoke", "time_limit", "rate_limit"):
@@ -220,7 +291,11 @@ def headers(rnd: Random) -> Mapping[str, str]:
         "x-should-retry",
         "date",
         *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
-        *(f"anthropic-ratelimit-{of}-{what}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+        *(
+            f"anthropic-ratelimit-{of}-{what}"
+            for what in ("limit", "remaining", "reset")
+            for of in ("requests", "tokens")
+        ),
         "ratelimit-limit",
         "ratelimit-remaining",
         "ratelimit-reset",
@@ -275,7 +350,9 @@ def answer(rnd: Random) -> tuple[int, Mapping[str, str], bytes]:
     }
     bad: Any = {
         "error": {
-            "message": rnd.choice(["try again in 120ms", "try again in 9999999999999h", "limit 5, used 5", "x" * 3000, ""]),
+            "message": rnd.choice(
+                ["try again in 120ms", "try again in 9999999999999h", "limit 5, used 5", "x" * 3000, ""]
+            ),
             "type": "requests",
             "code": rnd.choice(["rate_limit_exceeded", "insufficient_quota", "overloaded_error", 5, None]),
             "param": None,
@@ -290,7 +367,9 @@ def answer(rnd: Random) -> tuple[int, Mapping[str, str], bytes]:
     if dice < 0.05:
         body = body[: rnd.randrange(len(body) + 1)]
     elif dice < 0.1:
-        body = rnd.choice([b"", b"null", b"5", b"[]", b"<html>", b"\xff\xfe\x00", DEEP.encode(), b"data: {}\n\n", b"NaN"])
+        body = rnd.choice(
+            [b"", b"null", b"5", b"[]", b"<html>", b"\xff\xfe\x00", DEEP.encode(), b"data: {}\n\n", b"NaN"]
+        )
     return status, headers(rnd), body
 
 
@@ -309,5 +388,7 @@ def batch_line(rnd: Random, n: str) -> bytes:
     if dice < 0.05:
         line = line[: rnd.randrange(len(line) + 1)]
     elif dice < 0.1:
-        line = rnd.choice([b"", b"   ", b"null", b"{", b"\xff\xfe", DEEP.encode(), b"9" * 5000, b"\xef\xbb\xbf{}", b"\x00"])
+        line = rnd.choice(
+            [b"", b"   ", b"null", b"{", b"\xff\xfe", DEEP.encode(), b"9" * 5000, b"\xef\xbb\xbf{}", b"\x00"]
+        )
     return line.replace(b"\n", b" ")

@@ -40,7 +40,9 @@ def test_any_line_is_read(seed: int) -> None:
             continue
         assert isinstance(one, Ask)
         try:
-            builtin.batch_line.plan((), {"url": one.url, "body": one.body}, lane=builtin.lane_of_line(one.url, one.body))
+            builtin.batch_line.plan(
+                (), {"url": one.url, "body": one.body}, lane=builtin.lane_of_line(one.url, one.body)
+            )
         except BadInput:
             continue
         line, _ = answer_line(one.call_id, one.custom_id, {"status_code": 200, "request_id": None, "body": {}})

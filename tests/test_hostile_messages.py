@@ -79,7 +79,8 @@ def survive(attacked: tuple[Fleet, ModuleType], seed: int) -> None:
 
     wait_for(lambda: alive_and(all(one.ready() for one in (*good, plain))), 120.0, says)
     assert plain.get(timeout=5) == 1 + seed
-    assert [one.get(timeout=5) for one in good][0] == f"good {seed} 0"
+    assert good[0].get(timeout=5) == f"good {seed} 0"
+    assert {one.state for one in good} == {"SUCCESS"}
     wait_for(lambda: alive_and(made.valkey.client.llen(hostile.QUEUE) == 0), 120.0, says)
     meeting = [tasks.meet.delay(SLOTS, f"meet-{seed}") for _ in range(SLOTS)]
     wait_for(lambda: alive_and(all(one.ready() for one in meeting)), 120.0, says)

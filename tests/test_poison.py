@@ -289,7 +289,7 @@ def ended(results: list[AsyncResult]) -> Callable[[], bool]:
 @pytest.mark.worker
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_poison_is_given_up_and_its_company_is_not(broken: Fleet, pool: str) -> None:
-    """Given up after three deaths; each other call is answered, and runs at most once more than needed."""
+    """Given up after three deaths; each other call is answered, and lost twice at most."""
     tasks = broken.agent()
     unlimited("poison", "stamp")
     results = [tasks.stamp.delay(str(n), 0.5) for n in range(4)]
@@ -302,7 +302,7 @@ def test_poison_is_given_up_and_its_company_is_not(broken: Fleet, pool: str) -> 
     assert [result.state for result in results] == ["SUCCESS"] * 40
     runs = Counter(what for _, what in broken.stamps())
     assert len(runs) == 40
-    assert max(runs.values()) <= (2 if pool == "threads" else 1), runs
+    assert max(runs.values()) <= (3 if pool == "threads" else 1), runs
     wait_for(lambda: not broken.valkey.client.exists(SUSPECTS), what="nobody is suspected any more")
     row = wait_for_rows(poison.id)[-1]
     assert (row.number, row.outcome.value, row.cause) == (3, "failed", "WorkerLostRepeatedly")

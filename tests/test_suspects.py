@@ -1,7 +1,7 @@
-"""How many suspects run beside each other, and where? The scripts' own decision, and what follows from it for all calls.
+"""How many suspects run beside each other, and where? The scripts' own decision, and what follows for all calls.
 
-A small world on the real scripts: worker processes with slots, calls that take their time, some that kill their process,
-kills from outside, and a supervisor that starts another process. Its time is the test's.
+A small world on the real scripts: worker processes with slots, calls that take their time, some that kill their
+process, kills from outside, and a supervisor that starts another process. Its time is the test's.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class World:
 
 @pytest.mark.parametrize(("processes", "slots"), [(1, 64), (2, 32), (8, 8)])
 def test_a_killed_worker_costs_a_lease_and_two_calls(redis_client: redis.Redis, processes: int, slots: int) -> None:
-    """64 calls of 4 s on a worker of 64 threads, as many idle slots beside: all are done within 1.5 leases and 3 calls."""
+    """64 calls of 4 s on a worker of 64 threads, as many idle slots beside: done within 1.5 leases and 3 calls."""
     world = World(redis_client, 1, 64, 4.0, {})
     world.put(64)
     world.tick()

@@ -23,8 +23,8 @@ server whether every key is in it, of its type and with its TTL.
 | `rlw:onqueue:Q` `rlw:onqueues` | SET | the same by queue, of a version without crews | slots |
 | `rlw:ledger` | ZSET tag → lease end (µs) | the same, all lanes | slots |
 | `rlw:aside` | SET of tags | out, but on a worker that died or takes no more | slots; until the lease ends |
-| `rlw:suspects` | ZSET ref → waits, out, alone (0, 1, 2) | calls that ran when a worker died | TTL: 30 days; until they end |
-| `rlw:suspects:at` | HASH ref → process | where suspects run; `!`: one has it for itself | TTL: 30 days; until they end |
+| `rlw:suspects` | ZSET ref → waits, out, alone (0 to 2) | what ran when a worker died | TTL: 30 days; until they end |
+| `rlw:suspects:at` | HASH ref → process | where they run; `!`: one has it for itself | TTL: 30 days; until they end |
 | `rlw:call:REF` | HASH | message and record of one call, claim, what failed it last | TTL: deadline + 1 day |
 | `rlw:payload:REF` | STRING | args, kwargs, canvas. No other holds prompts, but a captured outbox | TTL: the same |
 | `rlw:settled:REF` | STRING | answer, until the ack | TTL: deadline + 1 day; deleted by FREE |

@@ -224,9 +224,7 @@ class Lanes:
             raise AnsweredFromCache(more[0])
         return state == 1, ref.decode()
 
-    def begin(
-        self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False
-    ) -> Begun:
+    def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
         """Ask whether a released call may run now; a closed gate sends it back to its place.
 
         Args:

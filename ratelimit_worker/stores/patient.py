@@ -46,9 +46,7 @@ class PatientLanes(Lanes):
 
     stopping: threading.Event = threading.Event()
 
-    def begin(
-        self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False
-    ) -> Begun:
+    def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
         return self._patiently(lambda: super(PatientLanes, self).begin(tag, lease_s, alone, process, taken))
 
     def settle(self, tag: str, lane: str, answer: bytes, **learned: Any) -> bool:

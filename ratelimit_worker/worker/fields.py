@@ -244,7 +244,9 @@ PLAN_MORE: Mapping[str, Row] = {
 METHODS = frozenset(name for name in dir(Context) if callable(getattr(Context, name)) or name.startswith("_"))
 
 
-def wrong(fields: Mapping[str, Any], table: Mapping[str, Row], where: str = "", needs: Iterable[str] = ()) -> str | None:
+def wrong(
+    fields: Mapping[str, Any], table: Mapping[str, Row], where: str = "", needs: Iterable[str] = ()
+) -> str | None:
     """What is wrong with the fields that a table names, in one line that does not repeat their values; None: nothing.
 
     Args:

@@ -91,7 +91,7 @@ def read_json(raw: bytes) -> Any:
 
 
 def prepared(message: Any) -> Any:
-    """A message of a queue of tasks as the checks know it: unpacked, of protocol 2. What cannot be so stays as it is."""
+    """A message of a queue of tasks as the checks know it: unpacked, of protocol 2. What cannot be so is left."""
     if not isinstance(message, dict) or not isinstance(message.get("properties"), dict):
         return message
     headers, body = message.get("headers"), message.get("body")
@@ -100,7 +100,8 @@ def prepared(message: Any) -> Any:
     elif isinstance(body, str) and not message["properties"].get("body_encoding"):
         message = _with_body(message, headers, body.encode("utf-8", "replace"))
     # In base64 an object, which is protocol 1, begins with this letter; a list does not.
-    if isinstance(message["body"] if "body" in message else None, str) and message["body"][:1] == "e":
+    body = message.get("body")
+    if isinstance(body, str) and body.startswith("e"):
         message = _as_protocol_2(message)
     return message
 

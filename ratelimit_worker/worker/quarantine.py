@@ -18,7 +18,9 @@ class Quarantine:
 
     def __init__(self, most_wait_s: float = MOST_WAIT_S) -> None:
         self.most_wait_s = most_wait_s
-        self.tell: Callable[[], object] = bool  #: whoever counts the slots of this process: there are none, or again all
+        self.tell: Callable[[], object] = (
+            bool  #: whoever counts the slots of this process: there are none, or again all
+        )
         self._changed = threading.Condition()
         self._sharing = 0
         self._taken = False
