@@ -95,7 +95,7 @@ def _date(value: Any) -> bool:
     if not (isinstance(value, datetime) or (isinstance(value, str) and value and len(value) <= MOST_NAME)):
         return False
     try:
-        at = maybe_make_aware(maybe_iso8601(value))
+        at: datetime = maybe_make_aware(maybe_iso8601(value))
         return 0.0 <= at.timestamp() <= MOST_TIME_S
     except (ValueError, OverflowError, TypeError, AttributeError, OSError):
         return False

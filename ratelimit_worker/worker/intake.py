@@ -59,8 +59,9 @@ class Intake:
     def _task_refusal(self, message: Mapping[str, Any], headers: dict[str, Any]) -> str | None:
         if headers.get("compression"):
             return "compressed"
-        if message.get("content-type") not in self.accepts:
-            return f"content type {message.get('content-type')[:40]!r} is not accepted"
+        kind = message.get("content-type")
+        if kind not in self.accepts:
+            return f"content type {str(kind)[:40]!r} is not accepted"
         if not headers.get("id") or not headers.get("task"):
             return "no task id or name"
         method = next((name for name in headers if name in fields.METHODS), None)
@@ -192,7 +193,7 @@ def _bytes_of(message: Mapping[str, Any]) -> bytes:
     return base64.b64decode(body, validate=True) if properties.get("body_encoding") == "base64" else body.encode()
 
 
-def _envelope_refusal(message: Mapping[str, Any]) -> str | None:
+def _envelope_refusal(message: dict[str, Any]) -> str | None:
     """What is wrong with kombu's part of a message."""
     if fields.deeper_than(fields.MOST_DEPTH, message):
         return "nested too deep"

@@ -180,7 +180,9 @@ class QoS(stock.QoS):
             kept: Any = redis.hget(self.unacked_key, tag)
             self.channel.set_aside(kept or b"", f"in {self.unacked_key}: {type(error).__name__}", "")
             with redis.pipeline() as pipe:
-                pipe.zrem(self.unacked_index_key, tag).hdel(self.unacked_key, tag).execute()
+                pipe.zrem(self.unacked_index_key, tag)
+                pipe.hdel(self.unacked_key, tag)
+                pipe.execute()
 
     def _of_a_call(self, tag: str) -> bool:
         message = self._delivered.get(tag)
