@@ -240,6 +240,21 @@ PLAN_MORE: Mapping[str, Row] = {
     "at_once": TRUTH,
     "fp": TEXT,
 }
+#: Body and headers of a broadcast to the workers' mailbox: kombu's pidbox, which opens its connection anew after an error.
+BROADCAST: Mapping[str, Row] = {
+    "method": TEXT,
+    "arguments": OBJECT,
+    "destination": TEXTS,
+    "pattern": TEXT,
+    "matcher": TEXT,
+    "ticket": TEXT,
+    "reply_to": Row(
+        lambda value: isinstance(value, dict) and _text(value.get("exchange")) and _text(value.get("routing_key")),
+        "an exchange and a routing key",
+    ),
+    "clock": NUMBER,
+    "expires": NUMBER,
+}
 #: Names that Celery's own methods have: a header of that name would take their place in the task's request.
 METHODS = frozenset(name for name in dir(Context) if callable(getattr(Context, name)) or name.startswith("_"))
 

@@ -24,6 +24,7 @@ MOST_BODY_BYTES = 64 * 1024 * 1024
 MOST_LZMA_BYTES = 128 * 1024 * 1024  #: of memory, to unpack
 TYPED = b'"__type__"'  #: in JSON with which kombu carries a datetime or a UUID
 PLAN_HEADER = "rlw"
+MAILBOX, REPLIES = ".pidbox", ".reply.celery.pidbox"  #: ends of the names of kombu's queues for broadcasts
 _read = msgspec.json.Decoder().decode
 
 
@@ -42,8 +43,9 @@ class Intake:
         """Why this message cannot be taken; None: it can."""
         if not isinstance(message, dict):
             return "not a message"
-        if queue not in self.queues:
-            return _envelope_refusal(message)  # a reply or an event: the rest is kombu's own business
+        if queue not in self.queues:  # a reply or an event: the rest is kombu's own business
+            broadcast = queue.endswith(MAILBOX) and not queue.endswith(REPLIES)
+            return _envelope_refusal(message) or (_broadcast_refusal(message) if broadcast else None)
         headers = message.get("headers")
         if not isinstance(headers, dict):
             return "no headers"
@@ -208,6 +210,19 @@ def _envelope_refusal(message: dict[str, Any]) -> str | None:
         or fields.wrong(properties, fields.PROPERTIES, "properties.")
         or fields.wrong(delivery, fields.DELIVERY, "delivery_info.", ("exchange", "routing_key"))
     )
+
+
+def _broadcast_refusal(message: Mapping[str, Any]) -> str | None:
+    headers = message.get("headers") or {}
+    if headers.get("compression"):
+        return "compressed"
+    try:
+        told = read_json(_bytes_of(message))
+    except (ValueError, TypeError, RecursionError):
+        return "body cannot be read"
+    if not isinstance(told, dict):
+        return "body is not an object"
+    return fields.wrong(told, fields.BROADCAST, "", ("method",)) or fields.wrong(headers, fields.BROADCAST)
 
 
 def _body_refusal(message: Mapping[str, Any]) -> str | None:

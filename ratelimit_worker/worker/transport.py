@@ -531,7 +531,7 @@ def entry(queue: str, message: Mapping[str, Any]) -> Entry:
             "headers": headers,
             "body": reference(headers["id"]),
             "content-type": message["content-type"],
-            "content-encoding": message["content-encoding"],
+            "content-encoding": message.get("content-encoding") or "utf-8",
         }
     )
     requests, _, input_tokens, output_tokens = plan["cost"]

@@ -4,7 +4,9 @@
 -- yet waits as for a time.
 -- STEPS: the share doubles so often within a lease. A suspect asks again after AGAIN_US; one that came to the wrong process
 -- after PAUSE_US. AT: where suspects run; a process that one has for itself is marked with ALONE. AGAIN: a place in memo.
-local suspect = {MOST_LOST = 3, STEPS = 24, AGAIN_US = 1e6, PAUSE_US = 0.25e6, AT = key('suspects:at'), ALONE = '!', AGAIN = 4}
+-- SILENT_US: a process that has not been heard of for so long is dead.
+local suspect = {MOST_LOST = 3, STEPS = 24, AGAIN_US = 1e6, PAUSE_US = 0.25e6,
+  SILENT_US = 4e6, AT = key('suspects:at'), ALONE = '!', AGAIN = 4}
 
 -- The decisions: numbers alone.
 
@@ -16,8 +18,8 @@ function suspect.share(party, processes, again, waited)
   local most = math.max(1, math.ceil(party / (3 * 2 ^ math.min(again, 20) * processes)))
   return math.min(most, 2 ^ math.min(30, math.max(0, math.floor(waited * suspect.STEPS))))
 end
--- How many processes may belong to one suspect each: half of them, so that others have the rest.
-function suspect.alone(processes) return math.ceil(processes / 2) end
+-- How many processes may belong to one suspect each: all but one, which others have.
+function suspect.alone(processes) return math.max(1, processes - 1) end
 
 -- What is known. A suspect's score says where it is: it waits, is out, or is out for a process of its own.
 suspect.WAITS, suspect.OUT, suspect.OUT_ALONE = 0, 1, 2
@@ -119,7 +121,15 @@ function suspect.audit()
       count('leaks')
     end
   end
-  for ref in pairs((suspect.places())) do
-    if not redis.call('ZSCORE', SUSPECTS, ref) then redis.call('HDEL', suspect.AT, ref) end
+  -- A process that one has for itself offers no slots, so that nobody misses it when it dies: its beats renew the lease.
+  local heard = now + lease_us() - math.min(suspect.SILENT_US, lease_us() / 2)
+  for ref, where in pairs((suspect.places())) do
+    local r = redis.call('ZSCORE', SUSPECTS, ref) and record(ref)
+    local ends = r and redis.call('ZSCORE', LEDGER, ref .. '.' .. int(r[RELEASE]))
+    if not r then
+      redis.call('HDEL', suspect.AT, ref)
+    elseif ends and tonumber(ends) < heard and string.sub(where, 1, 1) == suspect.ALONE then
+      suspect.back(ref)                                -- the next has its turn; the call itself waits for its lease to end
+    end
   end
 end
