@@ -20,6 +20,7 @@ import msgspec
 from ratelimit_worker.errors import BadInput, CallFailed, DeadlineExceeded, PayloadLost, WorkerLostRepeatedly
 
 _PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:%/-]+(\?[!-\"$-~]*)?")
+_HALF = "holds half a character (a lone surrogate); use whole ones"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MOST_MESSAGE = 300  #: characters of a message in OUT
 _OUT_ID = "batch_req_"
@@ -110,11 +111,11 @@ def _read(text: bytes, number: int, offset: int, run: uuid.UUID, seen: dict[str,
     if not isinstance(custom_id, str) or not custom_id:
         return bad("no custom_id; give each line a text of its own")
     if _SURROGATE.search(custom_id):  # no UTF-8, so nobody who reads OUT could find it
-        return bad("custom_id holds half a character (a lone surrogate); use whole ones")
+        return bad(f"custom_id {_HALF}")
     if custom_id in seen:
         return bad(f"custom_id {custom_id[:60]!r} is that of line {seen[custom_id]} already")
     seen[custom_id] = number
-    why = _refusal(line)
+    why = _refusal(line) or (f"the line {_HALF}" if b"\\ud" in text.lower() and not _is_text(line) else None)
     if why is not None:
         return bad(why, custom_id)
     return Ask(
@@ -136,6 +137,15 @@ def _refusal(line: Mapping[str, Any]) -> str | None:
     if not isinstance(line.get("body"), dict):
         return "body is not a JSON object"
     return None
+
+
+def _is_text(line: Mapping[str, Any]) -> bool:
+    """Whether all that it holds is UTF-8: neither Redis nor a provider takes half a character."""
+    try:
+        json.dumps(line, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return False
+    return True
 
 
 def _no_constant(name: str) -> Any:

@@ -240,7 +240,7 @@ PLAN_MORE: Mapping[str, Row] = {
     "at_once": TRUTH,
     "fp": TEXT,
 }
-#: Body and headers of a broadcast to the workers' mailbox: kombu's pidbox, which opens its connection anew after an error.
+#: Body and headers of a broadcast to the workers' mailbox: kombu's pidbox, which connects anew after an error.
 BROADCAST: Mapping[str, Row] = {
     "method": TEXT,
     "arguments": OBJECT,
