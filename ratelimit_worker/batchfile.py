@@ -37,6 +37,8 @@ _KNOWN = re.compile(rf"(?:/v\d{{1,2}}[a-z0-9]{{0,8}})?/(?:{'|'.join(ENDPOINTS)})
 #: A path of plain segments, with a query or without; nothing that a server could read as another path.
 _PLAIN = re.compile(r"(?:/(?!\.{1,2}(?:/|\?|$))[A-Za-z0-9._~:@-]+)+/?(?:\?[A-Za-z0-9._~:=&,+-]*)?")
 _MOST_PATH = 500  #: characters
+_HALF = "holds half a character (a lone surrogate); use whole ones"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MOST_MESSAGE = 300  #: characters of a message in OUT
 _OUT_ID = "batch_req_"
 _BAD = uuid.UUID("4f6d3f5e-8f0b-4c57-9e0a-0d5a6f5f7d10")
@@ -155,10 +157,12 @@ def _read(
     custom_id = line.get("custom_id")
     if not isinstance(custom_id, str) or not custom_id:
         return bad("no custom_id; give each line a text of its own")
+    if _SURROGATE.search(custom_id):  # no UTF-8, so nobody who reads OUT could find it
+        return bad(f"custom_id {_HALF}")
     if custom_id in seen:
         return bad(f"custom_id {custom_id[:60]!r} is that of line {seen[custom_id]} already")
     seen[custom_id] = number
-    why = _refusal(line, allowed)
+    why = _refusal(line, allowed) or (f"the line {_HALF}" if b"\\ud" in text.lower() and not _is_text(line) else None)
     if why is not None:
         return bad(why, custom_id)
     return Ask(
@@ -185,6 +189,15 @@ def _refusal(line: Mapping[str, Any], allowed: Collection[str]) -> str | None:
     if not isinstance(line.get("body"), dict):
         return "body is not a JSON object"
     return None
+
+
+def _is_text(line: Mapping[str, Any]) -> bool:
+    """Whether all that it holds is UTF-8: neither Redis nor a provider takes half a character."""
+    try:
+        json.dumps(line, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return False
+    return True
 
 
 def _no_constant(name: str) -> Any:

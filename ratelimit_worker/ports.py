@@ -168,8 +168,9 @@ class Bar:
 class AttemptLanes(Protocol):
     """The lanes, as one attempt at a released call sees them."""
 
-    def begin(self, tag: str, lease_s: float, alone: bool = False) -> Begun:
-        """May this released call run now? `alone`: nothing else runs in this process."""
+    def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
+        """May this released call run now, in this process? `alone`: nothing else runs there; `taken`: another call has
+        it for itself."""
         ...
 
     def settle(

@@ -203,6 +203,17 @@ def shared_suicide() -> None:
     os.kill(os.getpid(), 9)
 
 
+@llm_task(app=app, shared=False, cache=False, lane="free")
+def meet(others: int, name: str) -> None:
+    """Ends when so many run at once."""
+    _write(name, "x")
+    until = time.monotonic() + 60
+    while len(_read(name)) < others:
+        if time.monotonic() > until:
+            raise LookupError(f"{len(_read(name))} of {others} came")
+        time.sleep(0.02)
+
+
 @app.task(shared=False)
 def note(*args: Any) -> None:
     """An ordinary callback or errback."""

@@ -217,3 +217,18 @@ def test_what_is_not_ours_is_never_cut() -> None:
 def test_an_end_without_status_is_a_failure() -> None:
     """As after a connection that was reset."""
     assert end_of(None) is End.FAILED
+
+
+@pytest.mark.parametrize(
+    ("text", "custom_id"),
+    [(line("\ud800"), None), (line("a", body={"model": "\ud800"}), "a"), (line("a", body={"x": [{"\udfff": 1}]}), "a")],
+)
+def test_half_a_character_is_no_text(text: bytes, custom_id: str | None) -> None:
+    """Redis, a provider and whoever reads OUT want UTF-8: such a line is told, and ends nothing."""
+    (bad,) = asks([text], RUN)
+    assert isinstance(bad, Bad)
+    assert (bad.custom_id, bad.why.endswith("use whole ones")) == (custom_id, True)
+    whole = line("a", body={"text": "\U0001f600"})  # two escapes, and one character
+    assert b"\\ud83d" in whole
+    (ask,) = asks([whole], RUN)
+    assert isinstance(ask, Ask)

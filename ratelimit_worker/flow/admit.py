@@ -333,7 +333,7 @@ class Concluded:
         told = replace(executor, lanes=self, clock=lambda: times.pop() if times else clock())
         return told.execute(facts, lambda _: _replay(ran), _nothing_to_restore)
 
-    def begin(self, tag: str, lease_s: float, alone: bool = False) -> Begun:
+    def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
         """What the lane said before the attempt."""
         return self._begun
 

@@ -74,6 +74,7 @@ class Facts:
     queue: str = ""
     worker: str = ""
     alone: bool = False  #: nothing else runs in this process
+    taken: bool = False  #: another call has this process for itself
     arguments: Arguments | None = None
 
     @property
@@ -214,7 +215,7 @@ class Executor:
             run: Makes the request; given what the lane said.
             restore: Puts the canvas of a payload back where the framework looks for it, when nothing is run.
         """
-        begun = self.lanes.begin(facts.tag, self.lease_s, facts.alone)
+        begun = self.lanes.begin(facts.tag, self.lease_s, facts.alone, facts.worker, facts.taken)
         match begun.state:
             case "go":
                 return self._attempt(facts, begun, run)

@@ -156,8 +156,11 @@ class Desk:
         turn.entered = True
         return None
 
-    def begin(self, tag: str, lease_s: float, alone: bool = True) -> Begun:
+    def begin(self, tag: str, lease_s: float, alone: bool = True, process: str = "", taken: bool = False) -> Begun:
         """May this released call run now? It dies with its caller, so it is never suspected of having killed it.
+
+        `process` and `taken` are a worker's: they say nothing here.
+
 
         Raises:
             Away, StoreUnavailable: as `enqueue`.

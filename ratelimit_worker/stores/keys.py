@@ -22,10 +22,11 @@ server whether every key is in it, of its type and with its TTL.
 | `rlw:oncrews` | SET of C:Q | crews with such a set | crews; the sweep drops the empty |
 | `rlw:onqueue:Q` `rlw:onqueues` | SET | the same by queue, of a version without crews | slots |
 | `rlw:ledger` | ZSET tag → lease end (µs) | the same, all lanes | slots |
-| `rlw:aside` | SET of tags | out, but on no slot: of a dead worker, or lent | slots; until the lease ends |
+| `rlw:aside` | SET of tags | out, on no slot: its worker died, takes no more, or lent it | slots; until the lease ends |
 | `rlw:lent` | HASH worker → calls by lane and queue | that it runs beside its slots | TTL: 60 s; workers |
 | `rlw:overdue` | HASH worker → calls | given up, though their functions still run there | TTL: 60 s; workers |
-| `rlw:suspects` | ZSET ref → waits, out (0, 1) | calls that ran when a worker died | TTL: 30 days; until they end |
+| `rlw:suspects` | ZSET ref → waits, out, alone (0 to 2) | what ran when a worker died | TTL: 30 days; until they end |
+| `rlw:suspects:at` | HASH ref → process | where they run; `!`: one has it for itself | TTL: 30 days; until they end |
 | `rlw:call:REF` | HASH | message and record of one call, claim, what failed it last | TTL: deadline + 1 day |
 | `rlw:payload:REF` | STRING | args, kwargs, canvas. No other holds prompts, but a captured outbox | TTL: the same |
 | `rlw:settled:REF` | STRING | answer, until the ack | TTL: deadline + 1 day; deleted by FREE |

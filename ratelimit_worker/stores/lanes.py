@@ -22,7 +22,6 @@ from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.scripts import Scripts
 
 US = 1_000_000
-GIVE_UP_AFTER_LOST = 3  #: deliveries whose worker died before the call is given up
 MOST_LOST, LOST_TTL_S = 10_000, 86_400  #: calls that were told to be lost, for `explain`
 KEEP_ANSWER_S = 86_400  #: an answer waits so long for its ack; FREE deletes it earlier
 
@@ -231,13 +230,15 @@ class Lanes:
             raise AnsweredFromCache(more[0])
         return state == 1, ref.decode()
 
-    def begin(self, tag: str, lease_s: float, alone: bool = False) -> Begun:
+    def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
         """Ask whether a released call may run now; a closed gate sends it back to its place.
 
         Args:
             alone: Nothing else runs in this process. A call that has one loss left begins only then.
+            process: What dies with the call if that kills; "": the call is nobody's company there.
+            taken: Another call has the process for itself: this one goes back, for another process or for later.
         """
-        state, *rest = self.run("begin", (tag, int(lease_s * US), GIVE_UP_AFTER_LOST, int(alone)))
+        state, *rest = self.run("begin", (tag, int(lease_s * US), int(alone), process, int(taken)))
         word = state.decode()
         if word == "go":
             body, tries, number, deadline, accepted, now, ticket, failing = rest

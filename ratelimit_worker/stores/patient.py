@@ -68,8 +68,8 @@ class PatientLanes(Lanes):
 
     stopping: threading.Event = threading.Event()
 
-    def begin(self, tag: str, lease_s: float, alone: bool = False) -> Begun:
-        return self._patiently(lambda: super(PatientLanes, self).begin(tag, lease_s, alone))
+    def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
+        return self._patiently(lambda: super(PatientLanes, self).begin(tag, lease_s, alone, process, taken))
 
     def settle(self, tag: str, lane: str, answer: bytes, **learned: Any) -> bool:
         return self._patiently(lambda: super(PatientLanes, self).settle(tag, lane, answer, **learned))

@@ -69,14 +69,24 @@ class Presence(Duty):
         self.every_s = min(BEAT_S, lease_s / 5)
         self.prefork = "prefork" in type(consumer.pool).__module__
         self._unclaimed: dict[str, float] = {}
+        self._asked = threading.Event()
 
     def turn(self) -> None:
+        self._asked.clear()
         self.beat()
         end = monotonic() + self.every_s
-        while (left := end - monotonic()) > 0 and not self.stopping.wait(min(left, LOOK_EVERY_S)):
+        while (left := end - monotonic()) > 0 and not self._asked.wait(min(left, LOOK_EVERY_S)):
             if late := self.watch.look(self.queues()):
                 self.beat(late=late)
                 self.watch.lend(late)
+
+    def ask(self) -> None:
+        """Beat now: what this worker has to offer is another."""
+        self._asked.set()
+
+    def stop(self) -> None:
+        super().stop()
+        self._asked.set()
 
     def beat(self, slots: int | None = None, late: frozenset[str] | set[str] = frozenset()) -> None:
         """Say what this worker has and holds.
@@ -219,6 +229,7 @@ class LanesStep(bootsteps.StartStopStep):
         self.presence = Presence(live, c, lease_s)
         HELD.running, HELD.stopping = self.presence.running, self.presence.stops
         jobs.guard(c.pool)
+        QUARANTINE.tell = self.presence.ask
         owner = self.presence.owner
         self.duties = [
             Release(live.redis_url, owner, lease_s),

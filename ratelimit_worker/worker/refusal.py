@@ -20,7 +20,8 @@ from ratelimit_worker.errors import BadInput, DeadlineExceeded, MessageRefused, 
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import Lanes
-from ratelimit_worker.worker.intake import read_json
+from ratelimit_worker.worker.fields import right_ones
+from ratelimit_worker.worker.intake import prepared, read_json
 from ratelimit_worker.worker.transport import HEADER, unpack_body
 
 log = logging.getLogger(__name__)
@@ -96,8 +97,8 @@ def give_up(app: Any, encode_outcome: Callable[[Attempt], bytes], lanes: Lanes, 
 
 def _read(raw: bytes) -> Any:
     try:
-        return read_json(raw)
-    except (ValueError, TypeError, RecursionError):
+        return prepared(read_json(raw))
+    except (ValueError, RecursionError):
         return None
 
 
@@ -152,6 +153,6 @@ def _row(lanes: Lanes, record: list[Any], call_id: str, task: str, error: RateLi
 
 def _fail(app: Any, call_id: str, error: RateLimitWorkerError, request: Mapping[str, Any]) -> None:
     try:
-        app.backend.mark_as_failure(call_id, error, request=Context({**request, "id": call_id}))
+        app.backend.mark_as_failure(call_id, error, request=Context({**right_ones(request), "id": call_id}))
     except Exception as wrong:  # headers of any shape: what a stranger sent stops no worker
         log.warning("message.caller_not_told", extra={"call_id": call_id, "cause": type(wrong).__name__})

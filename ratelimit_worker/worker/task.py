@@ -297,8 +297,8 @@ class CallTask(Task):
             return self.run(*request.args, **request.kwargs)
 
         attempt = executor(facts.lane, type(self).classify).execute
-        with QUARANTINE.shared():
-            result = attempt(facts, run, self._restore)
+        with QUARANTINE.shared() as may_run:
+            result = attempt(replace(facts, taken=not may_run), run, self._restore)
         if isinstance(result, MustBeAlone):
             with QUARANTINE.alone():
                 result = attempt(replace(facts, alone=True), run, self._restore)

@@ -23,11 +23,15 @@ from queue import Empty, SimpleQueue
 from time import monotonic, time
 from typing import Any
 
+from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as stock
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from redis import RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.errors import BadInput
@@ -39,11 +43,11 @@ from ratelimit_worker.stores.lanes import Claim, Crew, Entry, Lanes
 from ratelimit_worker.stores.overdue import OverdueCall
 from ratelimit_worker.stores.patient import passes
 from ratelimit_worker.wiring import services
-from ratelimit_worker.worker.intake import Intake, read_json
+from ratelimit_worker.worker.intake import PLAN_HEADER, Intake, prepared, read_json
 
 log = logging.getLogger(__name__)
 
-HEADER = "rlw"  #: the call's plan, as flow.enqueue wrote it
+HEADER = PLAN_HEADER  #: the call's plan, as flow.enqueue wrote it
 BODY_HEADER = "rlw_body"  #: where the body of an ordinary task lies whose canvas holds calls, and so prompts
 NEEDS = "this_message_needs_ratelimit_worker"
 SIGNATURE = re.compile(rb'"task": "([^"]+)"')
@@ -175,6 +179,28 @@ class QoS(stock.QoS):
     def let_go(self, tag: str) -> None:
         """The message is no longer in hand here; a call's lease gives it back."""
         self._done(tag)
+
+    def give_up(self, delivery_tag: str) -> None:
+        """Forget a message that was set aside after it had been delivered; what it had begun was ended with that."""
+        if self._of_a_call(delivery_tag):
+            self._done(delivery_tag)
+        else:
+            super().ack(delivery_tag)
+
+    def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
+        """As kombu's; an entry of its ledger that cannot be read is set aside, or it would end every worker in turn."""
+        try:
+            super().restore_by_tag(tag, client, leftmost)
+        except Exception as error:
+            if _is_the_brokers(error):
+                raise
+            redis = self.channel.lanes.client
+            kept: Any = redis.hget(self.unacked_key, tag)
+            self.channel.set_aside(kept or b"", f"in {self.unacked_key}: {type(error).__name__}", "")
+            with redis.pipeline() as pipe:
+                pipe.zrem(self.unacked_index_key, tag)
+                pipe.hdel(self.unacked_key, tag)
+                pipe.execute()
 
     def _of_a_call(self, tag: str) -> bool:
         message = self._delivered.get(tag)
@@ -325,14 +351,21 @@ class Channel(stock.Channel):
             self._queue_cycle.rotate(queue)
             try:
                 message = read_json(item)
-            except (ValueError, TypeError, RecursionError):
+            except (ValueError, RecursionError):
                 self.set_aside(item, "not JSON", queue)
             else:
-                self.connection._deliver(message, queue)
+                self.connection._deliver(message, queue, item)
             return True
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
+
+    def _receive_one(self, c: Any) -> bool | None:
+        try:
+            return bool(super()._receive_one(c))
+        except RecursionError:  # a broadcast that is nested without an end: kombu knows all other kinds
+            self.set_aside(b"", "a broadcast is nested too deep", "")
+            return None
 
     def set_aside(self, raw: bytes, why: str, queue: str) -> None:
         """Put a message where nobody trips over it again."""
@@ -357,7 +390,7 @@ class Channel(stock.Channel):
         try:
             REFUSE[0](self.lanes, raw, why)
         except Exception as error:  # the same: it is left to its lease
-            if isinstance(error, (RedisError, OSError)) and passes(error):
+            if _is_the_brokers(error):
                 raise
             log.exception("message.not_ended", extra={"cause": type(error).__name__})
 
@@ -408,36 +441,69 @@ class Transport(stock.Transport):
             timeout = min(timeout, FULL_POLL_S)
         return super().drain_events(connection, timeout=timeout, **kwargs)
 
-    def _deliver(self, message: Any, queue: str) -> None:
+    def _deliver(self, message: Any, queue: str, raw: bytes | None = None) -> None:
+        """Hand a message to whoever consumes its queue; whatever it holds, it ends nobody.
+
+        Args:
+            raw: As it was read; None: it came by another way (a broadcast), and is written as JSON again.
+        """
+        try:
+            self._take(message, queue, raw)
+        except Exception as error:
+            # Every field that Celery reads is checked before; this is for those that nobody thought of.
+            if _is_the_brokers(error):
+                raise
+            log.exception("message.broke_its_reader", extra={"queue": queue})
+            self._set_aside(message, queue, raw, type(error).__name__)
+            tag = _tag_of(message)
+            for channel in self.channels:
+                if channel is not None and tag in channel.qos._delivered:
+                    channel.qos.give_up(tag)
+
+    def _take(self, message: Any, queue: str, raw: bytes | None) -> None:
         channel = next(iter(self.channels))
+        if queue in INTAKE.queues:
+            message = prepared(message)
         why = INTAKE.refusal(message, queue)
         if why is not None:
-            if INTAKE.lacks_task_of(message) and channel.decline(message, queue):
+            if INTAKE.lacks_task_of(message) and _tag_of(message) and channel.decline(message, queue):
                 return
-            channel.set_aside(dumps(message).encode(), why, queue)
+            self._set_aside(message, queue, raw, why)
             return
         if queue in INTAKE.queues and "lane" not in message["properties"]:
             try:
                 if _pace(channel.lanes, queue, message):
                     return
-            except (RedisError, OSError) as error:
-                if passes(error):
-                    raise
-                channel.set_aside(dumps(message).encode(), type(error).__name__, queue)
-                return
             except BadInput as error:
-                channel.set_aside(dumps(message).encode(), str(error), queue)
-                return
-            except (
-                Exception
-            ) as error:  # the task's own `cost`, headers of any shape: what a stranger sent stops no worker
-                channel.set_aside(dumps(message).encode(), type(error).__name__, queue)
+                self._set_aside(message, queue, raw, str(error))
                 return
         apart = (message.get("headers") or {}).get(BODY_HEADER)
         if apart is not None and not channel.lanes.client.exists(keys.payload(apart)):
-            channel.set_aside(dumps(message).encode(), "its body is gone from Redis", queue)
+            self._set_aside(message, queue, raw, "its body is gone from Redis")
             return
         super()._deliver(message, queue)
+
+    def _set_aside(self, message: Any, queue: str, raw: bytes | None, why: str) -> None:
+        if raw is None:
+            try:
+                raw = dumps(message).encode()
+            except (ValueError, TypeError, RecursionError):
+                raw = b""
+        next(iter(self.channels)).set_aside(raw, why, queue)
+
+
+def _is_the_brokers(error: Exception) -> bool:
+    """Whether an error says nothing of the message that was handled: the broker, or a result backend, is not there."""
+    if isinstance(error, ResponseError):
+        return passes(error) or isinstance(error, NoPermissionError)
+    return isinstance(error, RedisConnectionError | RedisTimeoutError | OperationalError | OSError)
+
+
+def _tag_of(message: Any) -> str:
+    """The delivery tag of a message of any shape; "": it has none."""
+    properties = message.get("properties") if isinstance(message, dict) else None
+    tag = properties.get("delivery_tag") if isinstance(properties, dict) else None
+    return tag if isinstance(tag, str) else ""
 
 
 def _pace(lanes: Lanes, queue: str, message: Mapping[str, Any]) -> bool:
@@ -499,7 +565,7 @@ def entry(queue: str, message: Mapping[str, Any]) -> Entry:
             "headers": headers,
             "body": reference(headers["id"]),
             "content-type": message["content-type"],
-            "content-encoding": message["content-encoding"],
+            "content-encoding": message.get("content-encoding") or "utf-8",
         }
     )
     requests, _, input_tokens, output_tokens = plan["cost"]

@@ -164,7 +164,7 @@ if judged and (not asked or place >= 0) and (asked or first) then
   if unknown then add('task', -1, unknown) end
 end
 if judged and judged[VERSION] > SCHEMA then add('newer', 0) end
-if judged and judged[LOST] > 0 and not suspect.may_go() then add('suspect', -1) end
+if judged and judged[LOST] > 0 and not suspect.may_go(judged) then add('suspect', -1) end
 if own <= 0 then
   local n = bound == 'begins' and redis.call('ZCOUNT', out_key(lane), 0, 0) or out
   add(bound == 'width' and law_of(L) or bound, -1, '', n)

@@ -53,17 +53,7 @@ for _, at in ipairs(redis.call('SMEMBERS', key('oncrews'))) do
 end
 prune(ASIDE, redis.call('SMEMBERS', ASIDE), 'SREM')
 memo[ASIDE_N] = nil
-local suspects = redis.call('ZRANGE', SUSPECTS, 0, 199, 'REV', 'WITHSCORES')  -- those that are out first
-for i = 1, #suspects, 2 do
-  local ref = suspects[i]
-  local r = record(ref)
-  if not r then
-    redis.call('ZREM', SUSPECTS, ref)
-  elseif suspects[i + 1] == '1' and not redis.call('ZSCORE', LEDGER, ref .. '.' .. int(r[RELEASE])) then
-    redis.call('ZADD', SUSPECTS, 0, ref)
-    count('leaks')
-  end
-end
+suspect.audit()
 for lane in pairs(touched) do
   release(lane, 1)
   wake(lane)

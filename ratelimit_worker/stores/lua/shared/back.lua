@@ -53,7 +53,7 @@ local function restore(tag, lost)
     r[RESTORED] = 1
   end
   go_back(ref, tag, r, 0)
-  if r[LOST] > 0 then suspect.mark(ref, 0) end
+  if r[LOST] > 0 then suspect.mark(ref, r) end
   return r[LANE]
 end
 -- What lies ready and unread goes back: where nobody reads it any more, or all of it. O(out · ready).

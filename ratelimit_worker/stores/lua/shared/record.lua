@@ -85,13 +85,24 @@ local PUMP, EXPIRY, ANSWERED, SUSPECTS = key('pump'), key('expiry'), key('answer
 local CACHE = {USED = key('cache:used'), ENDS = key('cache:ends'), SIZES = key('cache:sizes')}
 local function count(name, by) return redis.call('HINCRBY', key('counters'), name, by or 1) end
 
-local function record(ref)
-  local packed = redis.call('HGET', call_key(ref), 'i')
-  return packed and cmsgpack.unpack(packed)
+-- A record that cannot be read is none, or whoever looks at its lane would fail, again and again: nil.
+local RECORD = {'number', 'string', 'string', 'number', 'string', 'string', 'table', 'number', 'number', 'number', 'number',
+  'number', 'number', 'number', 'table', 'string', 'number', 'number', 'number', 'number'}
+local function read_record(packed)
+  if not packed then return nil end
+  local ok, r = pcall(cmsgpack.unpack, packed)
+  ok = ok and type(r) == 'table'
+  if ok and type(r[VERSION]) == 'number' and r[VERSION] > SCHEMA then return r end
+  for i = 1, #RECORD do ok = ok and type(r[i]) == RECORD[i] end
+  for i = 1, N do ok = ok and type(r[COST][i]) == 'number' end
+  ok = ok and type(r[TICKET][2]) == 'number'
+  if ok then return r end
+  if not memo[LOOKS] then count('unreadable') end
 end
+local function record(ref) return read_record(redis.call('HGET', call_key(ref), 'i')) end
 local function record_and_message(ref)
   local h = redis.call('HMGET', call_key(ref), 'i', 'm')
-  return h[1] and cmsgpack.unpack(h[1]), h[2]
+  return read_record(h[1]), h[2]
 end
 -- Which publication a reference is, or was while that is remembered, and its record if it still has one. HELD: of a call that
 -- Redis has forgotten and a worker runs.
