@@ -14,7 +14,7 @@ from ratelimit_worker.config import LANE_SCHEMES, Settings, canonical_redis_url,
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.rules import Rule
-from ratelimit_worker.worker import control
+from ratelimit_worker.worker import control, log_lines
 from ratelimit_worker.worker.backend import BACKENDS
 from ratelimit_worker.worker.settings import BACKEND_OPTIONS, BROKER_OPTIONS, DEFAULTS, REQUIRED
 from ratelimit_worker.worker.task import CallTask, connect_transport
@@ -58,6 +58,7 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
     conf.result_backend_transport_options = {**BACKEND_OPTIONS, **(conf.result_backend_transport_options or {})}
     connect_transport(app)
     control.register()
+    log_lines.register()
 
     from ratelimit_worker.worker.presence import LanesStep
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from ratelimit_worker.cli.terminal import say
+
 
 @click.command()
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
@@ -18,8 +20,8 @@ def lanes(form: str) -> None:
     with open_sources() as opened:
         state = cluster_state(opened.sources.live.now(), None)
     if form == "json":
-        click.echo(as_json(as_builtins(state)["lanes"]))
+        say(as_json(as_builtins(state)["lanes"]))
     elif state.lanes:
-        click.echo(lanes_table(state))
+        say(lanes_table(state))
     else:
-        click.echo("no lane is known yet: a lane is made by its first call, or by `limits set`", err=True)
+        say("no lane is known yet: a lane is made by its first call, or by `limits set`", err=True)

@@ -6,6 +6,8 @@ import time
 
 import click
 
+from ratelimit_worker.cli.terminal import say
+
 
 @click.group()
 def limits() -> None:
@@ -75,4 +77,4 @@ def set_(
             before, after = set_limits(opened.services.control, lane, change, configured, time.sleep, known)
     except BadInput as error:
         raise click.UsageError(str(error)) from error
-    click.echo(f"{lane}: {limits_line(before)} -> {limits_line(after)}")
+    say(f"{lane}: {limits_line(before)} -> {limits_line(after)}")

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ratelimit_worker.cli.terminal import say
+from ratelimit_worker.plain_text import one_line
+
 if TYPE_CHECKING:
     from ratelimit_worker.calls import ModeChange
 
@@ -50,7 +53,7 @@ def _pinning(mode: str, does: str) -> click.Command:
                 wiring.services().control, Mode(mode.upper()), lane=lane, for_s=for_s, reason=reason, who=_user()
             )
         _show(changes)
-        click.echo(f"{_lanes(lane)} pinned to {mode.upper()}{_until(changes)}.", err=True)
+        say(f"{_lanes(lane)} pinned to {mode.upper()}{_until(changes)}.", err=True)
 
     return command
 
@@ -73,7 +76,7 @@ def auto(lane: str | None, reason: str) -> None:
     with talking_to_redis():
         changes = give_back(wiring.services().control, lane=lane, reason=reason, who=_user())
     _show(changes)
-    click.echo(f"{_lanes(lane)} left to the law.", err=True)
+    say(f"{_lanes(lane)} left to the law.", err=True)
 
 
 resume = auto
@@ -93,13 +96,13 @@ def history(lane: str | None, limit: int, form: str) -> None:
     from ratelimit_worker import wiring
 
     changes = wiring.services().tracker.mode_changes(lane=lane, limit=limit)
-    click.echo(_FORMS[form](changes))
+    say(_FORMS[form](changes))
 
 
 def _show(changes: Sequence[ModeChange]) -> None:
     for change in changes:
         lane = "all lanes" if change.lane == "*" else change.lane
-        click.echo(f"{lane}: {change.from_mode.value} -> {change.to_mode.value}")
+        say(one_line(f"{lane}: {change.from_mode.value} -> {change.to_mode.value}"))
 
 
 def _lanes(lane: str | None) -> str:
@@ -130,6 +133,7 @@ def _table(changes: Sequence[ModeChange]) -> str:
         )
         for change in changes
     ]
+    rows = [tuple(map(one_line, row)) for row in rows]
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows))
     return "\n".join(line.rstrip() for line in lines)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from ratelimit_worker.cli.terminal import say
+
 _EXIT_SICK = 3
 _LADDER = ("normal", "reduced", "emergency", "halt")
 
@@ -29,11 +31,11 @@ def status(ctx: click.Context, form: str, fail_on: str | None) -> None:
 
     with open_sources() as opened:
         state, missing = look(opened.sources)
-    click.echo(as_json(as_builtins(state)) if form == "json" else status_table(state))
+    say(as_json(as_builtins(state)) if form == "json" else status_table(state))
     for says in missing:
-        click.echo(f"Note: {says}", err=True)
+        say(f"Note: {says}", err=True)
     if fail_on is not None:
         sick = [lane for lane in state.lanes if _LADDER.index(lane.mode.value.lower()) >= _LADDER.index(fail_on)]
         for lane in sick:
-            click.echo(f"{lane.lane} is in {lane.mode_now}", err=True)
+            say(f"{lane.lane} is in {lane.mode_now}", err=True)
         ctx.exit(_EXIT_SICK if sick else 0)

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from ratelimit_worker.calls import Mode, Outcome
 from ratelimit_worker.config import PREFIX, SECRET_NAMES, Settings
 from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.plain_text import one_line
 from ratelimit_worker.policy.timeout import Latencies, learned_s, p99_s
 from ratelimit_worker.ports import BarKind
 from ratelimit_worker.reports.bars import held_by
@@ -437,7 +438,7 @@ def settings_text(found: Sequence[InForce]) -> str:
 def findings_text(findings: Sequence[Finding]) -> str:
     """A line a finding; what is wrong last, where it is seen."""
     order = sorted(findings, key=lambda finding: list(Level).index(finding.level))
-    return "\n".join(f"{finding.level:<5}  {finding.check}: {finding.says}" for finding in order)
+    return "\n".join(f"{finding.level:<5}  {finding.check}: {one_line(finding.says)}" for finding in order)
 
 
 def report(found: Sequence[InForce], findings: Sequence[Finding]) -> dict[str, object]:

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 
 from ratelimit_worker.calls import LaneLimits, Mode, ModeChange
+from ratelimit_worker.plain_text import one_line
 from ratelimit_worker.reports.figures import Group
 from ratelimit_worker.reports.live import ClusterState, LaneState
 from ratelimit_worker.reports.outcomes import snoozed_words
@@ -163,7 +164,8 @@ def stats_tables(stats: Stats) -> str:
 def mode_line(change: ModeChange) -> str:
     """One mode change as a sentence."""
     why = f"{change.cause}; {change.reason}" if change.reason else change.cause
-    return f"{clock(change.at)}  {change.lane}: {change.from_mode} -> {change.to_mode} by {change.who}: {why}"
+    said = f"{change.lane}: {change.from_mode} -> {change.to_mode} by {change.who}: {why}"
+    return f"{clock(change.at)}  {one_line(said)}"
 
 
 def _groups(what: str, groups: Sequence[Group]) -> str:

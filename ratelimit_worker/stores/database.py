@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Dialect, Engine, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.exc import (
     ArgumentError,
@@ -22,6 +22,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, RowRefused, StoreUnavailable
+from ratelimit_worker.private_files import make_file, make_folder
 
 #: SQLSTATE classes that blame the row: data exception, integrity violation, program limit (a text too long to index).
 _ROW_AT_FAULT = ("22", "23", "54")
@@ -77,10 +78,17 @@ def _parse(url: str) -> URL:
 
 def _sqlite(url: URL, busy_timeout_s: float) -> Engine:
     try:
-        Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
+        make_folder(Path(url.database or "").parent)
     except OSError as error:
         raise StoreUnavailable(f"the folder of {_place(url)} cannot be created: {error.strerror}") from error
     engine = create_engine(url, connect_args={"timeout": busy_timeout_s}, hide_parameters=True)
+
+    def make_private(_dialect: Dialect, _entry: ConnectionPoolEntry | None, _args: Any, _options: Any) -> None:
+        # SQLite would make the file readable by everybody; what it makes beside it has the modes of the file.
+        try:
+            make_file(Path(url.database or ""))
+        except OSError as error:
+            raise StoreUnavailable(f"{_place(url)} cannot be opened: {error.strerror}") from error
 
     def prepare(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
         cursor = connection.cursor()
@@ -94,6 +102,8 @@ def _sqlite(url: URL, busy_timeout_s: float) -> Engine:
         if entry.info["file"] != _file(url):
             raise DisconnectionError("the database file was replaced")
 
+    if not (url.database or "").startswith("file:"):  # SQLite's own URLs may be read-only
+        event.listen(engine, "do_connect", make_private)
     event.listen(engine, "connect", prepare)
     event.listen(engine, "checkout", still_there)
     return engine

@@ -43,7 +43,7 @@ HEADER = "rlw"  #: the call's plan, as flow.enqueue wrote it
 BODY_HEADER = "rlw_body"  #: where the body of an ordinary task lies whose canvas holds calls, and so prompts
 NEEDS = "this_message_needs_ratelimit_worker"
 SIGNATURE = re.compile(rb'"task": "([^"]+)"')
-CANVAS_TTL_S = 7 * 86_400
+CANVAS_TTL_S = 7 * 86_400  #: of a body that lies apart; it goes with its message, unless nobody ever takes that
 COMPRESS_ABOVE = 1024  #: bytes; smaller bodies are not worth the time
 PLAIN, DEFLATED = b"j", b"z"  #: first byte of a payload
 
@@ -128,10 +128,13 @@ class QoS(stock.QoS):
         if self._of_a_call(delivery_tag):
             self._free(delivery_tag)
         else:
+            self._forget_body(delivery_tag)
             super().ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         if not self._of_a_call(delivery_tag):
+            if not requeue:
+                self._forget_body(delivery_tag)
             super().reject(delivery_tag, requeue)
         elif requeue:
             self.channel.lanes.restore([delivery_tag], lost=not HELD.stopping())  # a child died, unless we ended it
@@ -169,6 +172,14 @@ class QoS(stock.QoS):
             with self._broker_may_be_away():
                 self.channel.lanes.free([tag])
         self._done(tag)
+
+    def _forget_body(self, tag: str) -> None:
+        """A body that lies apart goes with its message: whoever took the message has read it."""
+        message = self._delivered.get(tag)
+        apart = (message.headers or {}).get(BODY_HEADER) if message is not None else None
+        if apart is not None:
+            with self._broker_may_be_away():
+                self.channel.lanes.client.delete(keys.payload(apart))
 
     def _done(self, tag: str) -> None:
         HELD.orphans.discard(tag)
@@ -337,13 +348,20 @@ class Channel(stock.Channel):
         return int(super()._size(queue)) + self._calls(queue)
 
     def _purge(self, queue: str) -> int:
-        apart = self.lanes.client.llen(keys.ready(keys.ANY, queue))
-        self.lanes.client.delete(keys.ready(keys.ANY, queue))
-        return self.lanes.purge(queue) + int(super()._purge(queue)) + int(apart)
+        return self.lanes.purge(queue) + int(super()._purge(queue)) + self._purge_apart(queue)
+
+    def _purge_apart(self, queue: str) -> int:
+        """Forget the ordinary tasks whose bodies lie apart, and those bodies → how many."""
+        gone = 0
+        while some := self.lanes.client.lpop(keys.ready(keys.ANY, queue), 1000):
+            apart = [json.loads(raw)["headers"][BODY_HEADER] for raw in some]
+            self.lanes.client.delete(*map(keys.payload, apart))
+            gone += len(some)
+        return gone
 
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
         self.lanes.purge(queue)
-        self.lanes.client.delete(keys.ready(keys.ANY, queue))
+        self._purge_apart(queue)
         super()._delete(queue, *args, **kwargs)
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
@@ -401,6 +419,9 @@ class Transport(stock.Transport):
                 return
         apart = (message.get("headers") or {}).get(BODY_HEADER)
         if apart is not None and not channel.lanes.client.exists(keys.payload(apart)):
+            if message["headers"].get("redelivered"):  # it was restored while the first delivery was still being run
+                log.info("message.done_before queue=%s task=%s", queue, str(message["headers"].get("task"))[:80])
+                return
             channel.set_aside(dumps(message).encode(), "its body is gone from Redis", queue)
             return
         super()._deliver(message, queue)
