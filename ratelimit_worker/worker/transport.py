@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 HEADER = "rlw"  #: the call's plan, as flow.enqueue wrote it
 BODY_HEADER = "rlw_body"  #: where the body of an ordinary task lies whose canvas holds calls, and so prompts
 NEEDS = "this_message_needs_ratelimit_worker"
+_APART = re.compile(rb'"rlw_body": "(canvas-[0-9a-f]{32})"')
 SIGNATURE = re.compile(rb'"task": "([^"]+)"')
 CANVAS_TTL_S = 7 * 86_400  #: of a body that lies apart; it goes with its message, unless nobody ever takes that
 COMPRESS_ABOVE = 1024  #: bytes; smaller bodies are not worth the time
@@ -348,20 +349,21 @@ class Channel(stock.Channel):
         return int(super()._size(queue)) + self._calls(queue)
 
     def _purge(self, queue: str) -> int:
-        return self.lanes.purge(queue) + int(super()._purge(queue)) + self._purge_apart(queue)
+        return self.lanes.purge(queue) + self._purge_ordinary(queue)
 
-    def _purge_apart(self, queue: str) -> int:
-        """Forget the ordinary tasks whose bodies lie apart, and those bodies → how many."""
+    def _purge_ordinary(self, queue: str) -> int:
+        """Forget the ordinary tasks of a queue, and with them the bodies that lie apart → how many."""
         gone = 0
-        while some := self.lanes.client.lpop(keys.ready(keys.ANY, queue), 1000):
-            apart = [json.loads(raw)["headers"][BODY_HEADER] for raw in some]
-            self.lanes.client.delete(*map(keys.payload, apart))
-            gone += len(some)
+        for name in (keys.ready(keys.ANY, queue), *(self._q_for_pri(queue, step) for step in self.priority_steps)):
+            while some := self.lanes.client.lpop(name, 1000):
+                if bodies := [keys.payload(ref.decode()) for raw in some for ref in _APART.findall(raw)]:
+                    self.lanes.client.delete(*bodies)
+                gone += len(some)
         return gone
 
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
         self.lanes.purge(queue)
-        self._purge_apart(queue)
+        self._purge_ordinary(queue)
         super()._delete(queue, *args, **kwargs)
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
