@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -23,6 +24,10 @@ class Outbox(Protocol):
 
         They are this reader's for a while, then anybody's: what is read must be committed, set aside or given back.
         """
+        ...
+
+    def holding(self, entry_ids: Sequence[str]) -> AbstractContextManager[None]:
+        """While these are being recorded they stay this reader's, however long it takes."""
         ...
 
     def commit(self, entry_ids: Sequence[str]) -> None:

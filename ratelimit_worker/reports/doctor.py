@@ -23,7 +23,7 @@ from ratelimit_worker.ports import BarKind
 from ratelimit_worker.reports.bars import held_by
 from ratelimit_worker.reports.live import ClusterState, LaneState
 from ratelimit_worker.reports.stats import Sources, status
-from ratelimit_worker.reports.words import count, per_min, seconds, unknown_task
+from ratelimit_worker.reports.words import count, moment, per_min, seconds, unknown_task
 from ratelimit_worker.stores.live import Server
 from ratelimit_worker.stores.migrations import HEAD
 from ratelimit_worker.stores.queries import Sums
@@ -187,6 +187,7 @@ def examine(
         yield from judge_server(server)
         yield judge_clock(server.at_s - ended_s, ended_s - began_s)
         state, _ = status(sources)
+        yield from judge_file(sources.queries.protected_file(), sources.live.database_lost())
         yield from judge_workers(state, latency)
         yield from judge_lanes(state)
         yield from judge_counters(state.counters)
@@ -264,6 +265,20 @@ def judge_revision(revision: str | None) -> Finding:
             Code.CONFIGURATION,
         )
     return Finding("database", Level.NOTE, f"at revision {revision}; the next use brings it to {HEAD}")
+
+
+def judge_file(read_only: str | None, lost: tuple[float, str] | None) -> Iterator[Finding]:
+    """A SQLite file that takes no rows, and one that was lost of late.
+
+    Args:
+        read_only: The file that may not be written.
+        lost: When, in seconds since the epoch, and how.
+    """
+    if read_only is not None:
+        says = f"{read_only} is read-only: outcomes wait in Redis; make it writable (chmod u+w)"
+        yield Finding("database", Level.WRONG, says, Code.FAILED)
+    if lost is not None:
+        yield Finding("database", Level.NOTE, f"{moment(lost[0])}: {lost[1]}; its rows are missing in all figures")
 
 
 def judge_workers(state: ClusterState, latency_s: Mapping[str, float]) -> Iterator[Finding]:

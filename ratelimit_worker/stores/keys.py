@@ -59,6 +59,7 @@ server whether every key is in it, of its type and with its TTL.
 | `rlw:probed:L` | HASH task (or process) → number | last probe of each, while L's provider is away | TTL: 1 hour; 16 |
 | `rlw:pins` | HASH lane (`*`: all) → pin | modes by hand | lanes that are pinned; dropped when the pin ends |
 | `rlw:outbox` | STREAM | outcomes on their way to the tracking database | 5,000,000 |
+| `rlw:database:lost` | HASH | when a tracking database was lost, and how (`at`, `what`) | TTL: 1 day |
 | `rlw:outbox:bad` | LIST | outcomes that the database will never take, and why | 1,000 |
 | `rlw:outbox:bad:count` | STRING | how many there were | 1 |
 | `rlw:alerts` | STREAM | alerts on their way to the web hook | TTL: 1 day after the last; 1,000 |
@@ -79,6 +80,7 @@ NAMESPACE = "rlw:"
 OUTBOX = NAMESPACE + "outbox"
 ALERTS = NAMESPACE + "alerts"
 ALERTED = NAMESPACE + "alerted"
+LOST = NAMESPACE + "database:lost"
 MALFORMED = NAMESPACE + "malformed"
 COUNTERS = NAMESPACE + "counters"
 LANES = NAMESPACE + "lanes"

@@ -237,6 +237,12 @@ class Live:
                 return None
         return None if place < 0 else int(place), tuple(_bar(bar) for bar in bars)
 
+    def database_lost(self) -> tuple[float, str] | None:
+        """When a tracking database was lost in the last day, seconds since the epoch, and how; None: none was."""
+        with redis_errors():
+            found: Any = self._client.hgetall(self._key(keys.LOST))
+        return (float(found[b"at"]), found[b"what"].decode()) if found else None
+
     def alerts_waiting(self) -> int:
         """Alerts that the web hook has not taken yet."""
         with redis_errors():

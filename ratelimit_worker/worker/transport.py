@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic, time
-from typing import Any
+from typing import Any, cast
 
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as stock
@@ -355,7 +355,7 @@ class Channel(stock.Channel):
         """Forget the ordinary tasks of a queue, and with them the bodies that lie apart → how many."""
         gone = 0
         for name in (keys.ready(keys.ANY, queue), *(self._q_for_pri(queue, step) for step in self.priority_steps)):
-            while some := self.lanes.client.lpop(name, 1000):
+            while some := cast("list[bytes] | None", self.lanes.client.lpop(name, 1000)):
                 if bodies := [keys.payload(ref.decode()) for raw in some for ref in _APART.findall(raw)]:
                     self.lanes.client.delete(*bodies)
                 gone += len(some)
