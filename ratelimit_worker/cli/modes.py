@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -42,7 +43,8 @@ def _pinning(mode: str, does: str) -> click.Command:
         "--for", "for_s", callback=_seconds, metavar="TIME", help="Such as 90s, 15m, 2h. Default: until `auto`."
     )
     @click.option("--reason", default="", metavar="TEXT", help="For the history.")
-    def command(lane: str | None, for_s: float | None, reason: str) -> None:
+    @click.option("-v", "--verbose", is_flag=True, help="A line for each lane that changes, where all are pinned.")
+    def command(lane: str | None, for_s: float | None, reason: str, verbose: bool) -> None:
         from ratelimit_worker import wiring
         from ratelimit_worker.calls import Mode
         from ratelimit_worker.cli.cluster import talking_to_redis
@@ -52,7 +54,7 @@ def _pinning(mode: str, does: str) -> click.Command:
             changes = pin(
                 wiring.services().control, Mode(mode.upper()), lane=lane, for_s=for_s, reason=reason, who=_user()
             )
-        _show(changes)
+        _show(changes, lane is not None or verbose)
         say(f"{_lanes(lane)} pinned to {mode.upper()}{_until(changes)}.", err=True)
 
     return command
@@ -67,7 +69,8 @@ halt = _pinning("halt", "nothing is sent; calls wait.")
 @click.command()
 @click.option("--lane", metavar="L", help="Only this lane. Default: all.")
 @click.option("--reason", default="", metavar="TEXT", help="For the history.")
-def auto(lane: str | None, reason: str) -> None:
+@click.option("-v", "--verbose", is_flag=True, help="A line for each lane that changes, where all are given back.")
+def auto(lane: str | None, reason: str, verbose: bool) -> None:
     """Give lanes that were pinned back to the law."""
     from ratelimit_worker import wiring
     from ratelimit_worker.cli.cluster import talking_to_redis
@@ -75,7 +78,7 @@ def auto(lane: str | None, reason: str) -> None:
 
     with talking_to_redis():
         changes = give_back(wiring.services().control, lane=lane, reason=reason, who=_user())
-    _show(changes)
+    _show(changes, lane is not None or verbose)
     say(f"{_lanes(lane)} left to the law.", err=True)
 
 
@@ -99,10 +102,16 @@ def history(lane: str | None, limit: int, form: str) -> None:
     say(_FORMS[form](changes))
 
 
-def _show(changes: Sequence[ModeChange]) -> None:
-    for change in changes:
+def _show(changes: Sequence[ModeChange], each: bool) -> None:
+    """The changes: a line each, or one that counts them."""
+    for change in changes if each else ():
         lane = "all lanes" if change.lane == "*" else change.lane
         say(one_line(f"{lane}: {change.from_mode.value} -> {change.to_mode.value}"))
+    if not each:
+        kinds = Counter(f"{change.from_mode.value} -> {change.to_mode.value}" for change in changes)
+        lanes = sum(change.lane != "*" for change in changes)
+        told = ", ".join(f"{lanes:,} {kind}" for kind, lanes in sorted(kinds.items()))
+        say(f"all lanes: {lanes:,} changed{f' ({told})' if lanes else ''}")
 
 
 def _lanes(lane: str | None) -> str:

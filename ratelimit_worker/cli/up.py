@@ -94,7 +94,7 @@ def _check(cluster: Cluster) -> None:
 def _worker_is_there(cluster: Cluster) -> bool:
     from ratelimit_worker.stores.live import Live
 
-    return bool(Live(cluster.services.redis).now().workers)
+    return bool(Live(cluster.services.redis).now(only=()).workers)
 
 
 def _answers(port: int) -> bool:

@@ -30,6 +30,7 @@ from ratelimit_worker.stores.queries import Sums
 
 OLDEST_SERVER = 7  #: major version; Valkey counts on from Redis 7.2
 SKEW_S = 1.0  #: difference of clocks that is worth a word; deadlines are made on this machine and kept on Redis
+NEARLY_FULL = 0.9  #: share of MAISD_MAX_LANES that is worth a word
 MANY_WAIT = 10_000  #: outcomes on their way to the database that are worth a word
 LATENCY_OVER_S = 900.0  #: the last 15 minutes say how long a call takes
 #: Bars of a lane in NORMAL that somebody may want to do something about.
@@ -190,6 +191,7 @@ def examine(
         yield from judge_file(sources.queries.protected_file(), sources.live.database_lost())
         yield from judge_workers(state, latency)
         yield from judge_lanes(state)
+        yield from judge_number(sum(state.modes.values()), state.left_out, settings.max_lanes)
         yield from judge_counters(state.counters)
         yield from judge_outbox(outbox.backlog(), outbox.full(), outbox.bad_count())
         yield from judge_alerts(settings.alert_webhook_url, sources.live.alerts_waiting())
@@ -265,6 +267,20 @@ def judge_revision(revision: str | None) -> Finding:
             Code.CONFIGURATION,
         )
     return Finding("database", Level.NOTE, f"at revision {revision}; the next use brings it to {HEAD}")
+
+
+def judge_number(lanes: int, left_out: int, most: int) -> Iterator[Finding]:
+    """How many lanes there are, where that says that a lane is something else than a provider's budget."""
+    bound = f"of at most {count(most)} (MAISD_MAX_LANES)" if most else "and no bound is set (MAISD_MAX_LANES)"
+    if most and lanes >= NEARLY_FULL * most:
+        says = f"there are {count(lanes)} {bound}: calls of new ones are refused then; is a lane named after a user?"
+        yield Finding(
+            "lanes", Level.WRONG if lanes >= most else Level.NOTE, says, Code.FAILED if lanes >= most else Code.FINE
+        )
+    if left_out:
+        yield Finding(
+            "lanes", Level.NOTE, f"{count(left_out)} of {count(lanes)} lanes, used less of late, were not looked at"
+        )
 
 
 def judge_file(read_only: str | None, lost: tuple[float, str] | None) -> Iterator[Finding]:
