@@ -98,6 +98,7 @@ def set_limits(
     before = limits_told(found) if found else configured
     after = changed(before, change)
     if after == before and found:
+        lanes.set_points(lane, {CONFIGURED: 1})
         return before, after
     _take_parents(control, lane, after.parents, others or {}, pause)
     if found and _paced(after) == _paced(before):  # says nothing of the pace, so that goes on

@@ -115,7 +115,7 @@ class _Everywhere(NamedTuple):
     lives: bool
 
 
-_LOOKED_AT = ("mode", "pin")  #: fields that a walk over all lanes reads
+_LOOKED_AT = ("schema", "mode", "pin")  #: fields that a walk over all lanes reads
 
 
 class Tuner:

@@ -352,6 +352,7 @@ def judge_counters(counters: Mapping[str, int]) -> Iterator[Finding]:
     wrong = {
         "malformed": "messages could not be calls and were set aside (LRANGE rlw:malformed 0 9)",
         "refused_full": "calls were refused since their lane was full",
+        "refused_lanes": "calls were refused since their lane was new and there were MAISD_MAX_LANES lanes",
         "shed": "calls were shed while their lane was in EMERGENCY or HALT",
         "unrecorded": "outcomes could not be put into the outbox",
         "leaks": "slots were found taken by nobody and freed",

@@ -4,9 +4,12 @@ One row a key. Capital letters in a name stand for any text (L a lane, P a paren
 "TTL:" before a bound: such a key has one at any time. The tests read this table, and look after each test that used a
 server whether every key is in it, of its type and with its TTL.
 
+The sweep drops lanes whose hash has ended, and after a day those of which nobody has said anything (sweep.lua). The REF
+`canvas-…` is an ordinary task's whose canvas holds calls; its payload goes with its message, or after 7 days.
+
 | key | type | holds | bound |
 |---|---|---|---|
-| `rlw:lanes` | ZSET lane → last use (µs) | every lane that is known | the sweep drops those whose hash has ended |
+| `rlw:lanes` | ZSET lane → last use (µs, to the hour) | every lane that is known | `MAISD_MAX_LANES` |
 | `rlw:lane:L` | HASH | set-points, levels, counters of lane L | TTL: 30 days after use, or its last call's deadline |
 | `rlw:queues:L` | SET | queues on which calls of L wait | queues; emptied with them |
 | `rlw:wait:N:L:Q` | ZSET ref → tag | calls of one lane that wait on one queue | `MAISD_MAX_WAITING` |
@@ -25,7 +28,7 @@ server whether every key is in it, of its type and with its TTL.
 | `rlw:aside` | SET of tags | out, but on a worker that died or takes no more | slots; until the lease ends |
 | `rlw:suspects` | ZSET ref → waits, out (0, 1) | calls that ran when a worker died | TTL: 30 days; until they end |
 | `rlw:call:REF` | HASH | message and record of one call, claim, what failed it last | TTL: deadline + 1 day |
-| `rlw:payload:REF` | STRING | args, kwargs, canvas. No other holds prompts, but a captured outbox | TTL: the same |
+| `rlw:payload:REF` | STRING | args, kwargs, canvas. No other holds prompts, but a captured outbox | TTL: as its call |
 | `rlw:settled:REF` | STRING | answer, until the ack | TTL: deadline + 1 day; deleted by FREE |
 | `rlw:done:REF` | STRING | publication of a call that is gone | TTL: 60 s |
 | `rlw:claim:FP` | STRING | leader (REF) of the calls with fingerprint FP | TTL: as the leader; deleted by settle |

@@ -36,7 +36,7 @@ PARKED_STALE_S = 60.0  #: crew.STALE_US in lua/shared/crews.lua
 LOOKED_AT = 20
 #: Lanes of which a look tells, of very many.
 MOST_LANES = 200
-_SURVEYED = 500  #: lanes that the server looks at in one go, some milliseconds
+_SURVEYED = 200  #: lanes that the server looks at in one go, a millisecond or two
 _LADDER = ("NORMAL", "REDUCED", "EMERGENCY", "HALT")
 #: Messages of one task id that may be in lanes at once (REFS in lua/shared/record.lua).
 REFS = 9
