@@ -16,6 +16,8 @@ for i = 3, #ARGV - 1, 2 do
     redis.call('HSET', lane_key(lane), ARGV[i], ARGV[i + 1])
   end
 end
+-- nothing waits in it, nor for it: the new depth bounds the level when it is next read
+if next(anchors) == nil and redis.call('EXISTS', queues_key(lane), out_key(lane), turns_key(lane)) == 0 then return 0 end
 local L = load(lane)                                   -- a new depth bounds the level
 for d, anchor in pairs(anchors) do
   if L.p[d] then
