@@ -16,7 +16,7 @@ from ratelimit_worker.flow import enqueue
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.stores.credentials import credentials_of
-from ratelimit_worker.worker import control
+from ratelimit_worker.worker import control, log_lines
 from ratelimit_worker.worker.backend import BACKENDS
 from ratelimit_worker.worker.settings import BACKEND_OPTIONS, BROKER_OPTIONS, DEFAULTS, REQUIRED
 from ratelimit_worker.worker.task import CallTask, connect_transport, sends
@@ -61,6 +61,7 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
     connect_transport(app)
     app.send_task = sends(app)
     control.register()
+    log_lines.register()
 
     from ratelimit_worker.worker.presence import LanesStep
 

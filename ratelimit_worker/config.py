@@ -260,6 +260,7 @@ class Settings:
     deadline_hours: float = _setting(24.0, _number(0, MOST_DEADLINE_S / 3600, above=True))
     timeout_seconds: float | None = _setting(None, _number(0, MOST_TIMEOUT_S, above=True))
     max_waiting: int = _setting(1_000_000, _whole(0))
+    max_lanes: int = _setting(10_000, _whole(0))
     visibility_timeout_seconds: float = _setting(30.0, _number(1, 86_400))
     stats_retention_hours: float = _setting(24.0, _number(0, MOST_DEADLINE_S / 3600, above=True))
     cleanup_interval_hours: float = _setting(6.0, _number(0, MOST_DEADLINE_S / 3600, above=True))

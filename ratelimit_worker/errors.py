@@ -5,6 +5,7 @@ RateLimitWorkerError
 ├── StoreUnavailable       Redis or the database is away, full or read-only
 ├── BadInput               this call cannot be accepted as it is (not JSON, too large, ...)
 ├── LaneFull               the lane holds max_waiting calls
+├── LanesFull              the lane is new, and there are as many as may be
 ├── LaneShedding           the lane is in EMERGENCY or HALT, and this call asked to be shed then
 ├── DeadlineExceeded       the call was not answered within its deadline
 ├── WorkerLostRepeatedly   the call's worker died again and again
@@ -75,6 +76,20 @@ class LaneFull(RateLimitWorkerError):
 
     def __str__(self) -> str:
         return f"lane {self.lane!r} is full: {self.max_waiting} calls wait; try later or raise MAISD_MAX_WAITING"
+
+
+class LanesFull(RateLimitWorkerError):
+    """There are as many lanes as may be, and this one is new."""
+
+    def __init__(self, lane: str) -> None:
+        super().__init__(lane)
+        self.lane = lane
+
+    def __str__(self) -> str:
+        return (
+            f"lane {self.lane!r} is new, and there are MAISD_MAX_LANES lanes already: a lane is a provider's budget, "
+            "not a user or a request; raise the setting if so many are meant, or name the lane in MAISD_LANES"
+        )
 
 
 class LaneShedding(RateLimitWorkerError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from redis.connection import Connection, SSLConnection, UnixDomainSocketConnecti
 from redis.retry import Retry
 
 from ratelimit_worker.config import Settings, canonical_redis_url, read_settings
-from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import enqueue
 from ratelimit_worker.flow.tune import ControlPlane, rules_of
+from ratelimit_worker.outage import cause_of
 from ratelimit_worker.policy.retry import NO_RETRIES, RetryPolicy, by_backoff
 from ratelimit_worker.providers import http
 from ratelimit_worker.providers.tokenizer import Tokenizer
@@ -31,6 +33,8 @@ from ratelimit_worker.stores.usage import LatencyMemory, LearnedLatencies, Learn
 if TYPE_CHECKING:
     from ratelimit_worker.stores.queries import Queries
     from ratelimit_worker.stores.tracker import Tracker
+
+log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 2.0, 5.0
 
@@ -98,7 +102,13 @@ class Services:
         from ratelimit_worker.stores.database import engine_for
         from ratelimit_worker.stores.tracker import Tracker
 
-        return Tracker(engine_for(self.settings.database_url))
+        return Tracker(engine_for(self.settings.database_url), self._tell_lost)
+
+    def _tell_lost(self, what: str) -> None:
+        try:
+            self.outbox.tell_lost(what)
+        except (StoreUnavailable, ConfigurationError) as error:  # the log has it
+            log.info("database.lost_untold cause=%s", cause_of(error))
 
     @property
     def usage(self) -> UsageMemory:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import Reject
 
 from ratelimit_worker import timeout_s
 from ratelimit_worker.app import install, llm_task
@@ -237,3 +238,15 @@ if os.environ.get("RLW_TEST_DIE_AFTER_SETTLE"):
         return True
 
     Lanes.settle = _settle_and_die  # type: ignore[method-assign]
+
+
+@app.task(shared=False, bind=True, acks_late=True)
+def rejects(self: Any, value: int) -> None:
+    """An ordinary task that no worker shall have again."""
+    raise Reject(str(value), requeue=False)
+
+
+@app.task(shared=False, bind=True)
+def replaces(self: Any, value: int) -> Any:
+    """An ordinary task that puts another in its place, with what was to come after it."""
+    return self.replace(add.s(value, 1))

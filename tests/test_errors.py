@@ -26,6 +26,7 @@ ALL: list[RateLimitWorkerError] = [
     errors.StoreUnavailable("Redis said: no"),
     errors.BadInput("no JSON"),
     errors.LaneFull("lane", 3),
+    errors.LanesFull("lane"),
     errors.LaneShedding("lane", "EMERGENCY"),
     errors.DeadlineExceeded("call", "lane", 2),
     errors.DeadlineExceeded("call", "lane", 2, "overloaded", 503, "req-1", "the provider is overloaded"),

@@ -21,7 +21,7 @@ from ratelimit_worker.calls import Attempt, Outcome
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow.record import Recorder, pause_s, record_once
 from ratelimit_worker.stores import migrations
-from ratelimit_worker.stores.outbox import Outbox
+from ratelimit_worker.stores.outbox import CLAIM_IDLE_MS, Outbox
 from ratelimit_worker.stores.tables import AttemptRow
 from ratelimit_worker.stores.tracker import Tracker, _row, engine_for
 from tests.conftest import PostgresServer, wait_for
@@ -166,6 +166,52 @@ def test_a_recorder_killed_between_record_and_commit(
     assert (rows(engine), outbox.backlog()) == (51, 0)
 
 
+KILLED_WHILE_RECORDING = """
+import sys, time, redis
+from ratelimit_worker.flow.record import record_once
+from ratelimit_worker.stores.outbox import Outbox
+
+class Slow:
+    def record(self, rows):
+        print("recording", flush=True)
+        time.sleep(1000)
+
+record_once(Outbox(redis.Redis(unix_socket_path=sys.argv[1])), Slow())
+"""
+
+
+def test_rows_of_a_killed_recorder_come_within_seconds(
+    redis_server: str, redis_client: redis.Redis, outbox: Outbox, engine: Engine
+) -> None:
+    """While it lives nobody takes them, however long its database takes; 3 s after its death its successor does."""
+    outbox.append(attempts(50))
+    slow = subprocess.Popen([sys.executable, "-c", KILLED_WHILE_RECORDING, redis_server], stdout=subprocess.PIPE)
+    try:
+        assert slow.stdout is not None
+        assert slow.stdout.readline() == b"recording\n"
+        idle_ms = [0]
+
+        def renewed() -> bool:
+            (held,) = redis_client.xpending_range("rlw:outbox", "recorder", "-", "+", 1)
+            idle_ms.append(held["time_since_delivered"])
+            return idle_ms[-1] < idle_ms[-2]
+
+        wait_for(renewed, what="it renews what it holds")
+        wait_for(renewed, what="it renews it again")
+    finally:
+        slow.kill()
+        slow.wait(timeout=120)
+    successor = Recorder(outbox, Tracker(engine), block_ms=100)
+
+    def taken_over() -> bool:
+        successor.step()
+        return outbox.backlog() == 0
+
+    wait_for(taken_over, what="its successor records them")
+    assert rows(engine) == 50
+    assert CLAIM_IDLE_MS == 3_000
+
+
 def test_two_recorders_at_once(redis_server: str, outbox: Outbox, database_url: str, engine: Engine) -> None:
     """Nothing elects a single one: each row is there once, whoever records it, with outcomes doubled as well."""
     stop = threading.Event()
@@ -255,21 +301,33 @@ def test_a_newer_database_keeps_the_outcomes_waiting(outbox: Outbox, tracker: Tr
     assert len(outbox.read(10)) == 3
 
 
-def test_an_outage_is_logged_once_a_minute(outbox: Outbox, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Hours of outage fill no log; the end of it is logged too."""
+def test_each_cause_of_an_outage_is_logged_once(
+    outbox: Outbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Hours of outage fill no log; what is wrong stands in the line, and the end of it is logged too."""
     engine = engine_for(f"sqlite:///{tmp_path}/place/t.db")
     (tmp_path / "place").rmdir()
-    now_s = [1_000.0]
-    recorder = Recorder(outbox, Tracker(engine), block_ms=0, clock=lambda: now_s[0])
+    recorder = Recorder(outbox, Tracker(engine), block_ms=0)
     outbox.append(attempts(1))
     caplog.set_level("INFO", logger="ratelimit_worker")
     for _ in range(10):
         recorder.step()
-        now_s[0] += 13.0
-    assert caplog.messages == ["recorder.away"] * 2
+    (tmp_path / "place").write_text("no folder")
+    for _ in range(10):
+        recorder.step()
+    first, second = caplog.messages
+    assert first.startswith("recorder.away cause=StoreUnavailable: database ")
+    assert second.startswith("recorder.away cause=StoreUnavailable: database ")
+    assert first != second
+    (tmp_path / "place").unlink()
     (tmp_path / "place").mkdir()
     recorder.step()
-    assert caplog.messages[-1] == "recorder.back"
+    assert caplog.messages[2:] == ["recorder.back"]
+    (tmp_path / "place").rename(tmp_path / "elsewhere")
+    (tmp_path / "place").write_text("no folder")
+    outbox.append(attempts(2))
+    recorder.step()
+    assert caplog.messages[-1].startswith("recorder.away cause=")  # another outage
 
 
 def test_an_absent_redis_is_outlived_too(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import time
 import click
 
 from ratelimit_worker.cli.amount import Amount
+from ratelimit_worker.cli.terminal import say
 
 
 @click.group()
@@ -77,4 +78,4 @@ def set_(
             before, after = set_limits(opened.services.control, lane, change, configured, time.sleep, known)
     except BadInput as error:
         raise click.UsageError(str(error)) from error
-    click.echo(f"{lane}: {limits_line(before)} -> {limits_line(after)}")
+    say(f"{lane}: {limits_line(before)} -> {limits_line(after)}")

@@ -214,6 +214,9 @@ def basic_fields(settings: Settings, after: LaneLimits) -> dict[str, float | str
     return {**limit_fields(limits), BASIC: before}
 
 
+CONFIGURED = "configured"  #: field of a lane of which a person has said something, so that it stays when it is idle
+
+
 def limit_fields(limits: LaneLimits) -> dict[str, float | str]:
     """Fields of a lane's hash for what a person told of it."""
     fields: dict[str, float | str] = {

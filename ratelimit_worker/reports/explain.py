@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from ratelimit_worker.calls import Attempt, Content, Mode, Outcome
 from ratelimit_worker.flow.tune import Rules
+from ratelimit_worker.plain_text import one_line
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.reports.bars import sentences
 from ratelimit_worker.reports.live import LaneState, cluster_state
@@ -233,7 +234,7 @@ def explanation_text(found: Explanation) -> str:
     lines = [f"call {found.call_id}: {found.where}"]
     for one in found.standings:
         who = f", tenant {one.tenant}" if one.tenant else ""
-        lines.append(f"  lane {one.lane}, queue {one.queue}, priority {one.priority}{who}")
+        lines.append(one_line(f"  lane {one.lane}, queue {one.queue}, priority {one.priority}{who}"))
         lines.append(
             f"  accepted {seconds(one.age_s)} ago, deadline in {seconds(max(0.0, one.deadline_in_s))}; "
             f"{one.number} attempts begun, {one.tries} failed, {one.lost} lost with their worker"
@@ -246,7 +247,7 @@ def explanation_text(found: Explanation) -> str:
     for attempt in found.attempts:
         what = [str(attempt.outcome), *([str(attempt.category)] if attempt.category else [])]
         what += [f"HTTP {attempt.status}"] if attempt.status else []
-        what += [attempt.cause] if attempt.cause else []
+        what += [one_line(attempt.cause)] if attempt.cause else []
         lines.append(
             f"  attempt {attempt.number}  {moment(attempt.started_at)}  waited {seconds(attempt.waited_s)}, "
             f"took {seconds(attempt.latency_s)}: {', '.join(what)}"

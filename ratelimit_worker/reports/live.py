@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -131,6 +131,8 @@ class ClusterState:
     counters: Mapping[str, int]
     unknown: tuple[UnknownTask, ...] = ()  #: tasks that calls wait for, and no living worker of their queue knows
     overdue: tuple[OverdueCall, ...] = ()  #: calls that were given up, though their functions still run in a worker
+    left_out: int = 0  #: lanes that are known and not among `lanes`: of very many the most important are told
+    modes: Mapping[str, int] = field(default_factory=dict)  #: mode → lanes in it, all of them
 
 
 def cluster_state(now: Now, recent: Mapping[str, Recent] | None) -> ClusterState:
@@ -153,6 +155,8 @@ def cluster_state(now: Now, recent: Mapping[str, Recent] | None) -> ClusterState
         counters=now.counters,
         unknown=now.unknown,
         overdue=now.overdue,
+        left_out=now.left_out,
+        modes=dict(now.modes),
     )
 
 

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 
 from ratelimit_worker.calls import LaneLimits, Mode, ModeChange
+from ratelimit_worker.plain_text import one_line
 from ratelimit_worker.reports.figures import Group
 from ratelimit_worker.reports.live import ClusterState, LaneState
 from ratelimit_worker.reports.outcomes import snoozed_words
@@ -46,8 +47,16 @@ def status_table(state: ClusterState) -> str:
     ]
     heads = ("lane", "mode", "allowed", "used", "429s", "wait", "run", "oldest", "wrk/slots")
     notes = lane_notes(state)
-    said = "\n" + "\n".join(notes) if notes else ""
+    said = "\n" + "\n".join([*notes, *left_out(state)]) if notes or state.left_out else ""
     return f"{table(heads, rows)}{said}\n\nused and 429s: in the last minute. {workers_line(state)}"
+
+
+def left_out(state: ClusterState) -> list[str]:
+    """A line for the lanes that are not shown; none where there are no such."""
+    if not state.left_out:
+        return []
+    modes = ", ".join(f"{count(lanes)} {mode}" for mode, lanes in sorted(state.modes.items()))
+    return [f"… and {count(state.left_out)} lanes more, used less of late (all lanes: {modes}); --verbose shows them"]
 
 
 def lane_notes(state: ClusterState) -> list[str]:
@@ -94,7 +103,7 @@ def lanes_table(state: ClusterState) -> str:
     beside = [", ".join(_beside(lane.limits)) or "-" for lane in state.lanes]
     if not set(beside) <= {"-"}:
         heads, rows = (*heads, "beside"), [(*row, also) for row, also in zip(rows, beside, strict=True)]
-    return "\n".join((table(heads, rows), *lane_notes(state)))
+    return "\n".join((table(heads, rows), *lane_notes(state), *left_out(state)))
 
 
 def _at_once(lane: LaneState) -> str:
@@ -174,7 +183,8 @@ def stats_tables(stats: Stats) -> str:
 def mode_line(change: ModeChange) -> str:
     """One mode change as a sentence."""
     why = f"{change.cause}; {change.reason}" if change.reason else change.cause
-    return f"{clock(change.at)}  {change.lane}: {change.from_mode} -> {change.to_mode} by {change.who}: {why}"
+    said = f"{change.lane}: {change.from_mode} -> {change.to_mode} by {change.who}: {why}"
+    return f"{clock(change.at)}  {one_line(said)}"
 
 
 def _groups(what: str, groups: Sequence[Group]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from ratelimit_worker.plain_text import one_line
 from ratelimit_worker.stores.overdue import OverdueCall
 
 UNKNOWN = "-"
@@ -80,6 +81,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int = _WID
 
     Letters are counted, not columns of a terminal: names in wide scripts may push a line.
     """
+    rows = [tuple(map(one_line, row)) for row in rows]
     widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
     others = sum(widths[1:]) + 2 * (len(heads) - 1)
     widths[0] = min(widths[0], max(8, width - others))

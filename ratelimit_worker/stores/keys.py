@@ -4,9 +4,12 @@ One row a key. Capital letters in a name stand for any text (L a lane, P a paren
 "TTL:" before a bound: such a key has one at any time. The tests read this table, and look after each test that used a
 server whether every key is in it, of its type and with its TTL.
 
+The sweep drops lanes whose hash has ended, and after a day those of which nobody has said anything (sweep.lua). The REF
+`canvas-…` is an ordinary task's whose canvas holds calls; its payload goes with its message, or after 7 days.
+
 | key | type | holds | bound |
 |---|---|---|---|
-| `rlw:lanes` | ZSET lane → last use (µs) | every lane that is known | the sweep drops those whose hash has ended |
+| `rlw:lanes` | ZSET lane → last use (µs, to the hour) | every lane that is known | `MAISD_MAX_LANES` |
 | `rlw:lane:L` | HASH | set-points, levels, counters of lane L | TTL: 30 days after use, or its last call's deadline |
 | `rlw:queues:L` | SET | queues on which calls of L wait | queues; emptied with them |
 | `rlw:wait:N:L:Q` | ZSET ref → tag | calls of one lane that wait on one queue | `MAISD_MAX_WAITING` |
@@ -22,13 +25,13 @@ server whether every key is in it, of its type and with its TTL.
 | `rlw:oncrews` | SET of C:Q | crews with such a set | crews; the sweep drops the empty |
 | `rlw:onqueue:Q` `rlw:onqueues` | SET | the same by queue, of a version without crews | slots |
 | `rlw:ledger` | ZSET tag → lease end (µs) | the same, all lanes | slots |
-| `rlw:aside` | SET of tags | out, on no slot: its worker died, takes no more, or lent it | slots; until the lease ends |
+| `rlw:aside` | SET of tags | out, on no slot: its worker died, is full, or lent it | slots; until the lease ends |
 | `rlw:lent` | HASH worker → calls by lane and queue | that it runs beside its slots | TTL: 60 s; workers |
 | `rlw:overdue` | HASH worker → calls | given up, though their functions still run there | TTL: 60 s; workers |
 | `rlw:suspects` | ZSET ref → waits, out, alone (0 to 2) | what ran when a worker died | TTL: 30 days; until they end |
 | `rlw:suspects:at` | HASH ref → process | where they run; `!`: one has it for itself | TTL: 30 days; until they end |
 | `rlw:call:REF` | HASH | message and record of one call, claim, what failed it last | TTL: deadline + 1 day |
-| `rlw:payload:REF` | STRING | args, kwargs, canvas. No other holds prompts, but a captured outbox | TTL: the same |
+| `rlw:payload:REF` | STRING | args, kwargs, canvas. No other holds prompts, but a captured outbox | TTL: as its call |
 | `rlw:settled:REF` | STRING | answer, until the ack | TTL: deadline + 1 day; deleted by FREE |
 | `rlw:done:REF` | STRING | publication of a call that is gone; `held`: a worker runs it | TTL: 1 hour |
 | `rlw:claim:FP` | STRING | leader (REF) of the calls with fingerprint FP | TTL: as the leader; deleted by settle |
@@ -63,6 +66,7 @@ server whether every key is in it, of its type and with its TTL.
 | `rlw:pins` | HASH lane (`*`: all) → pin | modes by hand | lanes that are pinned; dropped when the pin ends |
 | `rlw:lost` | ZSET id → s | forgotten calls, when a caller was told | TTL: 1 day after the last; 10,000 |
 | `rlw:outbox` | STREAM | outcomes on their way to the tracking database | 5,000,000 |
+| `rlw:database:lost` | HASH | when a tracking database was lost, and how (`at`, `what`) | TTL: 1 day |
 | `rlw:outbox:bad` | LIST | outcomes that the database will never take, and why | 1,000 |
 | `rlw:outbox:bad:count` | STRING | how many there were | 1 |
 | `rlw:alerts` | STREAM | alerts on their way to the web hook | TTL: 1 day after the last; 1,000 |
@@ -84,6 +88,7 @@ OUTBOX = NAMESPACE + "outbox"
 LOST = NAMESPACE + "lost"
 ALERTS = NAMESPACE + "alerts"
 ALERTED = NAMESPACE + "alerted"
+LOST = NAMESPACE + "database:lost"
 MALFORMED = NAMESPACE + "malformed"
 COUNTERS = NAMESPACE + "counters"
 LANES = NAMESPACE + "lanes"

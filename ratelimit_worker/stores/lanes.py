@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Literal
@@ -14,10 +14,10 @@ import msgspec
 from redis import Redis
 
 from ratelimit_worker.calls import Cost, Failure, Mode, Priority
-from ratelimit_worker.errors import BadInput, LaneFull, LaneShedding
+from ratelimit_worker.errors import BadInput, LaneFull, LanesFull, LaneShedding
 from ratelimit_worker.policy.fault import Failing, Lately
 from ratelimit_worker.policy.retry import Record
-from ratelimit_worker.ports import Begun, Health, LaneView
+from ratelimit_worker.ports import MOST_LANES, Begun, Health, LaneSeen, LaneView
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.scripts import Scripts
 
@@ -132,8 +132,9 @@ class Entry:
             raise BadInput(f"deadline_in_s={self.deadline_in_s}, due_in_s={self.due_in_s}: use finite numbers")
         fields: list[Any] = []
         if new_lane:
-            told = self.lane_fields() if callable(self.lane_fields) else self.lane_fields
-            for name, value in (told or {"adaptive": 1}).items():
+            told = dict(self.lane_fields() if callable(self.lane_fields) else self.lane_fields) or {"adaptive": 1}
+            fields.append(told.pop(MOST_LANES, 0))
+            for name, value in told.items():
                 fields += (name, value)
         return [
             self.lane,
@@ -211,6 +212,7 @@ class Lanes:
 
         Raises:
             LaneFull: the lane holds `max_waiting` calls; nothing was stored.
+            LanesFull: the lane is new, and there are as many as may be; nothing was stored.
             LaneShedding: the lane is in EMERGENCY or HALT, and the entry says "raise"; nothing was stored.
             BadInput: a cost, a weight or a time that no bucket can hold, or the id of another call.
             AnsweredFromCache: where the claim says that the caller takes it.
@@ -220,6 +222,9 @@ class Lanes:
             state, ref, *more = self.run("enqueue", entry.args())
         if len(self._known) < MOST_KNOWN:
             self._known.add(entry.lane)
+        if state == -5:
+            self._known.discard(entry.lane)
+            raise LanesFull(entry.lane)
         if state == -1:
             raise LaneFull(entry.lane, entry.max_waiting)
         if state == -3:
@@ -402,13 +407,7 @@ class Lanes:
         Raises:
             ValueError: a number is NaN or infinite: a level would never recover from it.
         """
-        for name, value in fields.items():
-            if isinstance(value, float) and not isfinite(value):
-                raise ValueError(f"{name}={value} of lane {lane!r}: use a finite number")
-        flat: list[Any] = []
-        for name, value in fields.items():
-            flat += (name, value)
-        return int(self.run("setpoints", (lane, *flat)))
+        return int(self.run("setpoints", _set_points_args(lane, fields)))
 
     def establish(self, lane: str, fields: Mapping[str, float | str]) -> bool:
         """Make a lane without a call of its own, a parent of others, with these fields → False: it was there."""
@@ -492,6 +491,37 @@ class Lanes:
         raw: Any = self.client.zrange(self.prefix + keys.LANES, 0, -1)
         return sorted(name.decode() for name in raw)
 
+    def survey(self, fields: Sequence[str] = (), most: int = 200) -> Iterator[list[LaneSeen]]:
+        """All lanes, some at a time, each batch one script; those that come or go meanwhile may be met or not.
+
+        Args:
+            fields: Of their hashes; none: all.
+            most: About so many at a time.
+        """
+        cursor = b"0"
+        while True:
+            cursor, *rows = self.run("survey", (cursor, most, *fields))
+            yield [_lane_seen(row, fields) for row in rows]
+            if cursor == b"0":
+                return
+
+    def working(self, most: int = 200) -> list[str]:
+        """Lanes of which calls wait or are out; some of them where there are very many."""
+        return [name.decode() for name in self.run("working", (most,))]
+
+    def set_points_of(self, changes: Mapping[str, Mapping[str, float | str]]) -> None:
+        """Write fields of several lanes in one round trip, a script each, as `set_points` does.
+
+        Raises:
+            ValueError: as `set_points`.
+        """
+        if changes:
+            self.run.each("setpoints", [_set_points_args(lane, fields) for lane, fields in changes.items()])
+
+    def count(self) -> int:
+        """How many lanes are known."""
+        return int(self.client.zcard(self.prefix + keys.LANES))
+
     def record(self, ref: str) -> list[Any] | None:
         """The record of one call, as the scripts keep it; None: not there."""
         packed: Any = self.client.hget(self.prefix + keys.call(ref), "i")
@@ -525,6 +555,24 @@ class Lanes:
         """Counters by name."""
         raw: Any = self.client.hgetall(self.prefix + keys.COUNTERS)
         return {name.decode(): int(value) for name, value in raw.items()}
+
+
+def _set_points_args(lane: str, fields: Mapping[str, float | str]) -> list[Any]:
+    flat: list[Any] = [lane]
+    for name, value in fields.items():
+        if isinstance(value, float) and not isfinite(value):
+            raise ValueError(f"{name}={value} of lane {lane!r}: use a finite number")
+        flat += (name, value)
+    return flat
+
+
+def _lane_seen(row: Sequence[Any], fields: Sequence[str]) -> LaneSeen:
+    name, used, waits, out, values = row
+    if fields:
+        found = {field: value for field, value in zip(fields, values, strict=True) if value is not None}
+    else:
+        found = {values[i].decode(): values[i + 1] for i in range(0, len(values), 2)}
+    return LaneSeen(lane=name.decode(), used_s=float(used) / US, working=bool(waits or out), fields=found)
 
 
 def _view(lane: str, flat: Sequence[bytes], seen: Sequence[bytes], out: int) -> LaneView:

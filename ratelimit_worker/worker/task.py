@@ -169,6 +169,7 @@ class CallTask(Task):
         Raises:
             BadInput: arguments or options that cannot be; nothing was sent.
             LaneFull: the lane holds as many calls as it may.
+            LanesFull: the lane is new, and there are as many as may be.
             LaneShedding: the lane is in EMERGENCY or HALT, and calls of this class are shed then.
             StoreUnavailable: Redis is away, full or read-only, and says so within 2 s; `accepted` tells whether the
                 call may run all the same.

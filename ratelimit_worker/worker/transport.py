@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic, time
-from typing import Any
+from typing import Any, cast
 
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES, virtual
@@ -50,8 +50,9 @@ log = logging.getLogger(__name__)
 HEADER = PLAN_HEADER  #: the call's plan, as flow.enqueue wrote it
 BODY_HEADER = "rlw_body"  #: where the body of an ordinary task lies whose canvas holds calls, and so prompts
 NEEDS = "this_message_needs_ratelimit_worker"
+_APART = re.compile(rb'"rlw_body": "(canvas-[0-9a-f]{32})"')
 SIGNATURE = re.compile(rb'"task": "([^"]+)"')
-CANVAS_TTL_S = 7 * 86_400
+CANVAS_TTL_S = 7 * 86_400  #: of a body that lies apart; it goes with its message, unless nobody ever takes that
 FULL_POLL_S = 0.1  #: between looks whether a slot is free, where no event says so
 COMPRESS_ABOVE = 1024  #: bytes; smaller bodies are not worth the time
 PLAIN, DEFLATED = b"j", b"z"  #: first byte of a payload
@@ -146,10 +147,13 @@ class QoS(stock.QoS):
         if self._of_a_call(delivery_tag):
             self._free(delivery_tag)
         else:
+            self._forget_body(delivery_tag)
             super().ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         if not self._of_a_call(delivery_tag):
+            if not requeue:
+                self._forget_body(delivery_tag)
             super().reject(delivery_tag, requeue)
         elif requeue:
             self.channel.lanes.restore([delivery_tag], lost=not HELD.stopping())  # a child died, unless we ended it
@@ -213,6 +217,14 @@ class QoS(stock.QoS):
             with self._broker_may_be_away():
                 self.channel.lanes.free([tag])
         self._done(tag)
+
+    def _forget_body(self, tag: str) -> None:
+        """A body that lies apart goes with its message: whoever took the message has read it."""
+        message = self._delivered.get(tag)
+        apart = (message.headers or {}).get(BODY_HEADER) if message is not None else None
+        if apart is not None:
+            with self._broker_may_be_away():
+                self.channel.lanes.client.delete(keys.payload(apart))
 
     def _done(self, tag: str) -> None:
         HELD.orphans.discard(tag)
@@ -398,13 +410,21 @@ class Channel(stock.Channel):
         return int(super()._size(queue)) + self._calls(queue)
 
     def _purge(self, queue: str) -> int:
-        apart = self.lanes.client.llen(keys.ready(keys.ANY, queue))
-        self.lanes.client.delete(keys.ready(keys.ANY, queue))
-        return self.lanes.purge(queue) + int(super()._purge(queue)) + int(apart)
+        return self.lanes.purge(queue) + self._purge_ordinary(queue)
+
+    def _purge_ordinary(self, queue: str) -> int:
+        """Forget the ordinary tasks of a queue, and with them the bodies that lie apart → how many."""
+        gone = 0
+        for name in (keys.ready(keys.ANY, queue), *(self._q_for_pri(queue, step) for step in self.priority_steps)):
+            while some := cast("list[bytes] | None", self.lanes.client.lpop(name, 1000)):
+                if bodies := [keys.payload(ref.decode()) for raw in some for ref in _APART.findall(raw)]:
+                    self.lanes.client.delete(*bodies)
+                gone += len(some)
+        return gone
 
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
         self.lanes.purge(queue)
-        self.lanes.client.delete(keys.ready(keys.ANY, queue))
+        self._purge_ordinary(queue)
         super()._delete(queue, *args, **kwargs)
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
@@ -479,6 +499,9 @@ class Transport(stock.Transport):
                 return
         apart = (message.get("headers") or {}).get(BODY_HEADER)
         if apart is not None and not channel.lanes.client.exists(keys.payload(apart)):
+            if message["headers"].get("redelivered"):  # it was restored while the first delivery was still being run
+                log.info("message.done_before queue=%s task=%s", queue, str(message["headers"].get("task"))[:80])
+                return
             self._set_aside(message, queue, raw, "its body is gone from Redis")
             return
         super()._deliver(message, queue)

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ratelimit_worker.cli.amount import Amount
+from ratelimit_worker.cli.terminal import say
 
 
 @click.command()
@@ -34,5 +35,5 @@ def demo(ctx: click.Context, seed: int | None, state_dir: Path | None, calls: in
     chosen = Play(seed=random.randrange(10_000) if seed is None else seed, calls=calls, outage_s=outage_s)
     with Progress(every_s=2.0) as progress:
         story = play(chosen, state_dir, progress)
-    click.echo(story.summary())
+    say(story.summary())
     ctx.exit(0 if story.whole else 1)

@@ -9,6 +9,7 @@ import click
 from ratelimit_worker.batchfile import allowed_path
 from ratelimit_worker.cli.amount import Amount
 from ratelimit_worker.cli.progress import Progress
+from ratelimit_worker.cli.terminal import say
 from ratelimit_worker.errors import BadInput
 
 
@@ -86,7 +87,7 @@ def run(
             summary = run_file(request, progress)
     except BadInput as error:
         raise click.UsageError(str(error)) from error
-    click.echo(str(summary), err=True)
+    say(str(summary), err=True)
     if summary.signal is not None:
-        click.echo("stopped; resume with the same command", err=True)
+        say("stopped; resume with the same command", err=True)
     ctx.exit(summary.exit_code)

@@ -3,11 +3,12 @@
 -- ARGV  now µs · lane · queue · ref wished · publication · class · tenant · weight · cost of 4 dimensions ·
 --       due in µs (0: now) · deadline in µs · most waiting (0: no bound) · tries so far · attempts so far · message · body ·
 --       claim, packed ('': none; ASKED in shared/claims.lua) · shed in an emergency (0: no, 1: yes, 2: yes, and refused at once) ·
---       fields and values of the lane's hash for the case that the lane is new … (none: the caller thinks it is not)
+--       for the case that the lane is new: most lanes (0: no bound) · fields and values of its hash … (none: the caller
+--       thinks it is not)
 -- The publication is pub:what it asks:how (o: a call is made, c: a canvas or a stock producer goes on, a: a call goes on, which
 -- knows its id to be taken); one without what it asks is compared as a whole.
 -- returns  {1 released | 0 waits | 2 was there already | -1 lane full | -2 the lane is new, say its fields |
---          -4 the id is another call's, ref}, or
+--          -4 the id is another call's | -5 the lane is new, and there are too many, ref}, or
 --          {3, ref, answer}: it is answered, {-3, ref, mode}: it is shed; nothing was stored; an error when the message has
 --          no place for a tag, or REFS messages of this task id are in lanes
 local lane, queue, ref, pub, class, tenant = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
@@ -38,7 +39,10 @@ if redis.call('EXISTS', call_key(ref), key('done:') .. ref, call_key(second), ke
 end
 local L = load(lane)
 if #ARGV < 22 and not L.schema then return {-2, ref} end
-if #ARGV >= 22 and make(lane, 22) then L = load(lane) end
+if #ARGV >= 22 and not L.schema then
+  if make(lane, 23, tonumber(ARGV[22])) == nil then return {-5, ref} end
+  L = load(lane)
+end
 local claim = ARGV[20] ~= '' and cmsgpack.unpack(ARGV[20])
 local fp, answer, leads, follows = claim and claim[ASKED.FP], nil, false, false
 local shed = ARGV[21] ~= '0' and DEGRADED[L.mode] and due <= now

@@ -86,23 +86,26 @@ local CACHE = {USED = key('cache:used'), ENDS = key('cache:ends'), SIZES = key('
 local function count(name, by) return redis.call('HINCRBY', key('counters'), name, by or 1) end
 
 -- A record that cannot be read is none, or whoever looks at its lane would fail, again and again: nil.
-local RECORD = {'number', 'string', 'string', 'number', 'string', 'string', 'table', 'number', 'number', 'number', 'number',
-  'number', 'number', 'number', 'table', 'string', 'number', 'number', 'number', 'number'}
-local function read_record(packed)
-  if not packed then return nil end
-  local ok, r = pcall(cmsgpack.unpack, packed)
-  ok = ok and type(r) == 'table'
-  if ok and type(r[VERSION]) == 'number' and r[VERSION] > SCHEMA then return r end
-  for i = 1, #RECORD do ok = ok and type(r[i]) == RECORD[i] end
-  for i = 1, N do ok = ok and type(r[COST][i]) == 'number' end
-  ok = ok and type(r[TICKET][2]) == 'number'
-  if ok then return r end
-  if not memo[LOOKS] then count('unreadable') end
-end
-local function record(ref) return read_record(redis.call('HGET', call_key(ref), 'i')) end
-local function record_and_message(ref)
-  local h = redis.call('HMGET', call_key(ref), 'i', 'm')
-  return read_record(h[1]), h[2]
+local record, record_and_message
+do
+  local RECORD = {'number', 'string', 'string', 'number', 'string', 'string', 'table', 'number', 'number', 'number', 'number',
+    'number', 'number', 'number', 'table', 'string', 'number', 'number', 'number', 'number'}
+  local function read_record(packed)
+    if not packed then return nil end
+    local ok, r = pcall(cmsgpack.unpack, packed)
+    ok = ok and type(r) == 'table'
+    if ok and type(r[VERSION]) == 'number' and r[VERSION] > SCHEMA then return r end
+    for i = 1, #RECORD do ok = ok and type(r[i]) == RECORD[i] end
+    for i = 1, N do ok = ok and type(r[COST][i]) == 'number' end
+    ok = ok and type(r[TICKET][2]) == 'number'
+    if ok then return r end
+    if not memo[LOOKS] then count('unreadable') end
+  end
+  function record(ref) return read_record(redis.call('HGET', call_key(ref), 'i')) end
+  function record_and_message(ref)
+    local h = redis.call('HMGET', call_key(ref), 'i', 'm')
+    return read_record(h[1]), h[2]
+  end
 end
 -- Which publication a reference is, or was while that is remembered, and its record if it still has one. HELD: of a call that
 -- Redis has forgotten and a worker runs.
