@@ -175,6 +175,23 @@ def _writable(stage: Stage) -> None:
     stage.redis.client.replicaof("NO", "ONE")
 
 
+def _met(word: str) -> Act:
+    """A fault that nobody met shows nothing: the server has to have answered so."""
+
+    def look(stage: Stage) -> None:
+        said: Any = stage.redis.client.info("errorstats")
+        if f"errorstat_{word}" not in said:
+            stage.notes.append(f"nobody was answered {word}: nothing was shown")
+
+    return look
+
+
+def _recorder_said_so(stage: Stage) -> None:
+    """The same of the database: some worker's recorder has to have waited for it."""
+    if "recorder.away" not in stage.made.logs():
+        stage.notes.append("no recorder waited for the database: nothing was shown")
+
+
 def _small_redis(stage: Stage) -> None:
     stage.redis.stop()
     disk = Path(os.environ["CHAOS_DISK"])
@@ -356,6 +373,11 @@ def _asked_twice_at_most(stage: Stage) -> None:
     asked = sum(one.text == "same" for one in stage.asked())
     if not 1 <= asked <= 2:
         stage.notes.append(f"the provider was asked {asked} times for one answer")
+    recorded = {row.call_id for row in stage.rows() if row.outcome in FINAL}
+    same = {call_id for call_id, heard in stage.heard.items() if heard.text == "same"}
+    if same & recorded:  # whose answer the others got: they made no attempt, so they have no row
+        for call_id in same - recorded:
+            del stage.heard[call_id], stage.sent[call_id]
 
 
 def _flood(stage: Stage) -> None:
@@ -435,10 +457,19 @@ FAULTS: tuple[Fault, ...] = (
         inject=_configure(maxmemory="1mb"),
         hold_s=4.0,
         heal=_configure(maxmemory="0"),
+        look=_met("OOM"),
         allowed=REFUSES,
         short=True,
     ),
-    Fault(name="redis-read-only", promise=REFUSAL, inject=_read_only, hold_s=5.0, heal=_writable, allowed=REFUSES),
+    Fault(
+        name="redis-read-only",
+        promise=REFUSAL,
+        inject=_read_only,
+        hold_s=5.0,
+        heal=_writable,
+        look=_met("READONLY"),
+        allowed=REFUSES,
+    ),
     Fault(
         name="redis-disk-full",
         promise=REFUSAL,
@@ -446,6 +477,7 @@ FAULTS: tuple[Fault, ...] = (
         inject=_fill,
         hold_s=6.0,
         heal=_empty,
+        look=_met("MISCONF"),
         allowed=REFUSES,
         surroundings=partial(small_disk, 24),
     ),
@@ -466,8 +498,9 @@ FAULTS: tuple[Fault, ...] = (
         inject=lambda stage: stage.postgres.stop() if stage.postgres else None,
         hold_s=8.0,
         heal=lambda stage: stage.postgres.start() if stage.postgres else None,
+        look=_recorder_said_so,
     ),
-    Fault(name="database-locked", promise=LATER, inject=_lock),
+    Fault(name="database-locked", promise=LATER, inject=_lock, look=_recorder_said_so),
     Fault(
         name="database-disk-full",
         promise=LATER,
@@ -475,6 +508,7 @@ FAULTS: tuple[Fault, ...] = (
         inject=_fill,
         hold_s=6.0,
         heal=_empty,
+        look=_recorder_said_so,
         surroundings=partial(small_disk, 2),
         env={"CHAOS_SQLITE": "on the disk"},
     ),
