@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from celery import chain, chord, group
+from celery._state import _task_stack
 from celery.result import AsyncResult
 
 from ratelimit_worker.config import read_settings
@@ -22,6 +23,7 @@ from ratelimit_worker.inprocess import AdvancedRateLimiter
 from ratelimit_worker.stores import decide
 from ratelimit_worker.stores.decide import Decision, answering, deciding
 from ratelimit_worker.wiring import Services
+from ratelimit_worker.worker.task import IN_HAND_S
 from tests.conftest import wait_for
 from tests.fleet import Fleet, Valkey, fleet
 from tests.proxy import Proxy
@@ -63,14 +65,14 @@ def refused(make: Any) -> StoreUnavailable:
 
 
 @contextmanager
-def hurried() -> Iterator[list[float]]:
+def hurried(by: float = 10.0) -> Iterator[list[float]]:
     """Decisions have a tenth of their time → what each was given."""
     given: list[float] = []
     was = Decision.__init__
 
     def quick(self: Decision, most_s: float, clock: Any = time.monotonic) -> None:
         given.append(most_s)
-        was(self, most_s / 10, clock)
+        was(self, most_s / by, clock)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Decision, "__init__", quick)
@@ -259,3 +261,23 @@ def test_an_answer_in_process_is_given_back_while_redis_is_frozen(made: Fleet) -
     finally:
         os.kill(pid, signal.SIGCONT)
         limiter.close()
+
+
+def test_what_a_worker_has_in_hand_has_more_time(made: Fleet) -> None:
+    """A retry and the next step of a canvas outlast a pause of Redis: nobody would make them again."""
+    tasks = made.agent()
+    task = tasks.echo
+    plan = task.plan((1,), {})
+    task.push_request(
+        id="one", task=task.name, called_directly=False, is_eager=False, rlw=plan, rlw_number=1, retries=0
+    )
+    _task_stack.push(task)
+    try:
+        with hurried(by=1.0) as given:
+            task.apply_async((1,), task_id="one", retries=1)
+            task.apply_async((1,), parent_id="one")
+            task.delay(1)
+    finally:
+        _task_stack.pop()
+        task.pop_request()
+    assert given == [IN_HAND_S, IN_HAND_S, decide.DECIDE_S]

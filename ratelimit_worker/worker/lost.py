@@ -32,7 +32,8 @@ MOST_AT_ONCE = 1000  #: calls in one script
 
 #: Of this process; with each call that it has made, what its row says.
 SEEN = Seen()
-_looking = threading.Lock()
+_seen = threading.Lock()  #: around each use of it, and no longer
+_looking = threading.Lock()  #: one thread looks for all
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +41,30 @@ class Made:
     """What is known of a call where it was made."""
 
     task: str
-    plan: Mapping[str, Any]
+    lane: str
+    context: str
+    tags: tuple[str, ...]
+    tenant: str
+    priority: Priority
+    begun: int  #: attempts before it was made: it is a retry
     at_s: float  #: seconds since the epoch
 
 
 def made(call_id: str, task: str, plan: Mapping[str, Any]) -> None:
     """A call was accepted."""
-    with _looking:
-        SEEN.there(call_id, Made(task, plan, time.time()))
+    # not the whole plan: thousands of these are kept
+    kept = Made(
+        task=task,
+        lane=plan["lane"],
+        context=str(plan.get("context") or ""),
+        tags=tuple(plan.get("tags") or ()),
+        tenant=str(plan.get("tenant") or ""),
+        priority=Priority(plan.get("class") or Priority.NORMAL),
+        begun=int(plan.get("number") or 0),
+        at_s=time.time(),
+    )
+    with _seen:
+        SEEN.there(call_id, kept)
 
 
 class Watch:
@@ -69,7 +86,8 @@ class Watch:
             with deciding(ASK_S):
                 self._look([*self._waited_for(), *also], now)
         except (RedisError, OSError, StoreUnavailable, ConfigurationError) as error:
-            SEEN.blind()
+            with _seen:
+                SEEN.blind()
             log.info("watch.blind", extra={"cause": type(error).__name__})
         finally:
             _looking.release()
@@ -91,11 +109,13 @@ class Watch:
         for start in range(0, len(ids), MOST_AT_ONCE):
             some = ids[start : start + MOST_AT_ONCE]
             known |= dict(zip(some, lanes.known(some), strict=True))
-        gone = SEEN.look(known, now)
+        with _seen:
+            gone = SEEN.look(known, now)
         if not gone:
             return
         answered = self._answered([one for one in ids if not known[one]])
-        SEEN.forget(answered)
+        with _seen:
+            SEEN.forget(answered)
         for call_id, steps in before.items():
             if known[call_id] or call_id in answered:
                 continue
@@ -126,10 +146,11 @@ class Watch:
             pipe.execute()
         log.warning("call.lost", extra={"call_id": call_id})
         services().lanes.lost(call_id)
-        row = _row(call_id, SEEN.what(call_id))
+        with _seen:
+            row = _row(call_id, SEEN.what(call_id))
+            SEEN.forget((call_id,))
         if row is not None:
             services().outbox.append([row])
-        SEEN.forget((call_id,))
         backend.result_consumer.on_state_change(backend.decode_result(told), None)
 
 
@@ -144,19 +165,19 @@ def _row(call_id: str, known: object) -> Attempt | None:
     """The end of a call that nobody has begun, as far as is known; where an attempt of it is recorded, that stands."""
     if not isinstance(known, Made):
         return None
-    plan, now = known.plan, time.time()
+    now = time.time()
     return Attempt(
         call_id=call_id,
-        number=int(plan.get("number") or 0) + 1,
-        lane=plan["lane"],
+        number=known.begun + 1,
+        lane=known.lane,
         task=known.task,
         outcome=Outcome.FAILED,
         started_at=now,
         finished_at=now,
         waited_s=max(0.0, now - known.at_s),
-        context=str(plan.get("context") or ""),
-        tags=tuple(plan.get("tags") or ()),
-        tenant=str(plan.get("tenant") or ""),
-        priority=Priority(plan.get("class") or Priority.NORMAL),
+        context=known.context,
+        tags=known.tags,
+        tenant=known.tenant,
+        priority=known.priority,
         cause=CallLost.__name__,
     )

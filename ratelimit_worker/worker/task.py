@@ -49,7 +49,7 @@ from ratelimit_worker.policy.retry import RetryPolicy
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.providers import http
-from ratelimit_worker.stores.decide import current, deciding
+from ratelimit_worker.stores.decide import DECIDE_S, current, deciding
 from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.stores.patient import PatientLanes
 from ratelimit_worker.wiring import policy_of, services
@@ -66,6 +66,7 @@ ANSWERS = Answers(dumps=dumps, loads=loads)
 CHOICES = ("lane", "tenant", "context", "tags", "cost", "deadline_s", "cache", "stale_ttl", "shed_below", "timeout_s")
 #: Options by which Celery sends a call for a canvas that is under way: nobody is there to catch an error.
 CANVAS = frozenset({"parent_id", "group_id", "chord"})
+IN_HAND_S = 60.0  #: no bound of ours: Celery's time-outs and its one retry come first
 NO_MORE = "Can't retry"  #: how `Task.retry` begins when it gives up
 REPLACED = "Replaced by new task"  #: what `Task.replace` says in its Ignore
 #: Exceptions by which Celery's parent process knows that a child was lost or told to end; raised by a task, they would
@@ -198,7 +199,9 @@ class CallTask(Task):
         headers = {**(options.pop("headers", None) or {}), HEADER: plan}
         options.setdefault("argsrepr", f"<{plan['lane']}>")
         options.setdefault("kwargsrepr", "{}")
-        with accepting(self.app, task_id, producer) as given:
+        # What a worker has in hand goes on after a pause of Redis; nobody would make it again.
+        in_hand = running is not None and (goes_on or not CANVAS.isdisjoint(options))
+        with accepting(self.app, task_id, producer, IN_HAND_S if in_hand else DECIDE_S) as given:
             try:
                 result = super().apply_async(
                     args, kwargs, task_id, given, link, link_error, shadow, headers=headers, **options
@@ -334,13 +337,15 @@ class CallTask(Task):
 
 
 @contextmanager
-def accepting(app: Any, call_id: str, producer: Any) -> Iterator[Any]:
+def accepting(app: Any, call_id: str, producer: Any, most_s: float = DECIDE_S) -> Iterator[Any]:
     """Send a call inside: what goes wrong with Redis is one error, in time → the producer to send it with.
 
+    Args:
+        most_s: Seconds after which it is an error, whatever Celery's time-outs are.
     Raises:
         StoreUnavailable: Redis is away, full or read-only.
     """
-    with deciding() as decision:
+    with deciding(most_s) as decision:
         taken = None
         try:
             if producer is None:  # else every thread that publishes waits for those before it

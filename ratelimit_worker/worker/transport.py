@@ -568,7 +568,9 @@ def entry(queue: str, message: Mapping[str, Any]) -> Entry:
     body = _checked(base64.b64decode(message["body"]), message, plan)
     now = time()
     due = _epoch(headers["eta"]) - now if headers.get("eta") else 0.0
-    claim = _claim(headers, plan, body, due)
+    args, kwargs, canvas = json.loads(body)
+    asks = digest(headers["task"], plan["lane"], [args, kwargs])
+    claim = _claim(headers, plan, asks, canvas, due)
     if claim is not None:
         headers[HEADER] = plan = {**plan, "fp": claim.fingerprint}
     expires = _epoch(headers["expires"]) if headers.get("expires") else plan["deadline"]
@@ -596,7 +598,7 @@ def entry(queue: str, message: Mapping[str, Any]) -> Entry:
         lane=plan["lane"],
         queue=queue,
         ref=headers["id"],
-        publication=_publication(headers, plan, body),
+        publication=_publication(headers, plan, asks),
         message=text.encode(),
         body=pack_body(body),
         deadline_in_s=max(0.001, min(expires, plan["deadline"]) - now),
@@ -614,23 +616,23 @@ def entry(queue: str, message: Mapping[str, Any]) -> Entry:
     )
 
 
-def _publication(headers: Mapping[str, Any], plan: Mapping[str, Any], body: bytes) -> str:
+def _publication(headers: Mapping[str, Any], plan: Mapping[str, Any], asks: str) -> str:
     """What tells this message from others of its task id: of which publication it is, what it asks, and who sends it.
 
     o: an agent makes a call. Made again under its id it is the same one; the id of another call is refused.
     c: a worker goes on with a canvas, or a stock producer has pushed it: nobody is there to be refused.
     a: the same call goes on (`self.retry`, `self.replace`).
     """
-    args, kwargs, _ = json.loads(body)
-    asks = digest(headers["task"], plan["lane"], [args, kwargs])[:16]
     if plan.get("again") or headers.get("replaced_task_nesting"):
         how = "a"
     else:
         how = "c" if headers.get("parent_id") or plan.get("at_once") is False else "o"
-    return f"{plan['pub']}:{asks}:{how}"
+    return f"{plan['pub']}:{asks[:16]}:{how}"
 
 
-def _claim(headers: Mapping[str, Any], plan: Mapping[str, Any], body: bytes, due_in_s: float) -> Claim | None:
+def _claim(
+    headers: Mapping[str, Any], plan: Mapping[str, Any], asks: str, canvas: Mapping[str, Any] | None, due_in_s: float
+) -> Claim | None:
     """What a call shares with those that are the same; None: nothing.
 
     A call for later shares nothing: it would be answered before its time, or keep those of now waiting for it.
@@ -640,8 +642,7 @@ def _claim(headers: Mapping[str, Any], plan: Mapping[str, Any], body: bytes, due
         return None
     at_once, fingerprint = False, plan.get("fp")
     if not again:
-        args, kwargs, canvas = json.loads(body)
-        fingerprint = digest(headers["task"], plan["lane"], [args, kwargs])
+        fingerprint = asks
         at_once = bool(plan.get("at_once")) and not headers.get("group") and not any((canvas or {}).values())
     if fingerprint is None:
         return None
