@@ -5,9 +5,15 @@ After each heap of them its good calls are answered, and all its slots are free:
 
 from __future__ import annotations
 
+import base64
+import bz2
+import json
+import lzma
 import random
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ratelimit_worker.calls import LaneLimits
+from ratelimit_worker.errors import MessageRefused
 from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.stores import keys
 from ratelimit_worker.wiring import services
@@ -87,6 +94,23 @@ def survive(attacked: tuple[Fleet, ModuleType], seed: int) -> None:
     assert [one.state for one in meeting] == ["SUCCESS"] * SLOTS, says()
 
 
+def plain(call_id: str, body: bytes = b"[[[1, 2]], {}, null]", **headers: object) -> dict[str, Any]:
+    """A good message of an ordinary task, as a stock producer sends it."""
+    return {
+        "body": base64.b64encode(body).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"lang": "py", "task": hostile.PLAIN, "id": call_id, "retries": 0, **headers},
+        "properties": {
+            "correlation_id": call_id,
+            "delivery_info": {"exchange": "", "routing_key": hostile.QUEUE},
+            "priority": 0,
+            "body_encoding": "base64",
+            "delivery_tag": f"tag-{call_id}",
+        },
+    }
+
+
 @settings(max_examples=share(0.02))
 @given(seed=st.integers(0, 2**32))
 def test_no_message_stops_a_worker(attacked: tuple[Fleet, ModuleType], seed: int) -> None:
@@ -118,17 +142,9 @@ def test_a_field_of_another_type_is_refused(
     attacked: tuple[Fleet, ModuleType], name: str, value: object, request: pytest.FixtureRequest
 ) -> None:
     """It is set aside, and whoever waits for that call is told, where its id can be read."""
-    import base64
-    import json
-
-    from ratelimit_worker.errors import MessageRefused
-
     made, tasks = attacked
     call_id = f"refused-{request.node.nodeid.encode().hex()[-40:]}"
-    message = hostile.message(random.Random(4), call_id)
-    while message["headers"].get("task") != hostile.PLAIN:
-        message = hostile.message(random.Random(random.random()), call_id)
-    message["body"] = base64.b64encode(json.dumps(message["body"]).encode()).decode()
+    message = plain(call_id)
     (message if name == "content-type" else message["headers"])[name] = value
     before = services().lanes.counters().get("malformed", 0)
     made.valkey.client.lpush(hostile.QUEUE, json.dumps(message))
@@ -137,3 +153,31 @@ def test_a_field_of_another_type_is_refused(
         with pytest.raises(MessageRefused):
             tasks.app.AsyncResult(call_id).get(timeout=60)
     assert made.workers[0].process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("method", "pack"), [("gzip", zlib.compress), ("bzip2", bz2.compress), ("lzma", lzma.compress)]
+)
+def test_a_compressed_message_is_read_and_a_bomb_is_not(
+    attacked: tuple[Fleet, ModuleType], method: str, pack: Callable[[bytes], bytes]
+) -> None:
+    """As in Celery, with a bound."""
+    made, tasks = attacked
+    name = f"{made.workers[0].process.pid}-{method}"
+    good = plain(f"good-{name}", pack(b"[[[1, 2]], {}, null]"), compression=method)
+    bomb = plain(f"bomb-{name}", pack(b"[[[1, 2]], {}, null]" + b" " * (65 * 1024 * 1024)), compression=method)
+    made.valkey.client.lpush(hostile.QUEUE, json.dumps(bomb), json.dumps(good))
+    assert tasks.app.AsyncResult(f"good-{name}").get(timeout=120) == 3
+    with pytest.raises(MessageRefused, match="compressed"):
+        tasks.app.AsyncResult(f"bomb-{name}").get(timeout=120)
+
+
+@pytest.mark.parametrize(("task", "args", "result"), [(hostile.PLAIN, [[1, 2]], 3), (hostile.CALL, ["x"], "x")])
+def test_protocol_1_is_read(attacked: tuple[Fleet, ModuleType], task: str, args: list[Any], result: object) -> None:
+    """An ordinary task runs as in Celery; a call goes through its lane."""
+    made, tasks = attacked
+    call_id = f"one-{made.workers[0].process.pid}-{task}"
+    told = {"task": task, "id": call_id, "args": args, "kwargs": {}, "retries": 0, "eta": None, "utc": True}
+    message = plain(call_id, json.dumps(told).encode())
+    made.valkey.client.lpush(hostile.QUEUE, json.dumps({**message, "headers": {}}))
+    assert tasks.app.AsyncResult(call_id).get(timeout=120) == result
