@@ -1,6 +1,6 @@
 """How good is the law? Every named scenario in virtual time, over many seeds, beside an all-knowing oracle.
 
-    python benchmarks/law.py [--seeds 20] [--first 0] [--case steady …] [--jobs 2] [--refusals mute]
+    python benchmarks/law.py [--seeds 20] [--first 0] [--case steady …] [--jobs 2] [--refusals mute] [--travel 0.05]
     python benchmarks/law.py --modes [--seeds 20]      does the mode move where nobody is away?
     python benchmarks/law.py --fault [--seeds 20]      is one call, task or process taken for its provider?
 
@@ -57,12 +57,12 @@ REFUSALS: dict[str, dict[str, bool]] = {
 }
 
 
-def run(name: str, seed: int, refusals: str = "wordy") -> Figures:
+def run(name: str, seed: int, refusals: str = "wordy", travel_s: float = 0.003) -> Figures:
     """One seed of one case."""
     case = CASES[name].seeded(seed)
     case = replace(case, provider=replace(case.provider, **REFUSALS[refusals]))
     begun = time.perf_counter()
-    laboratory = Laboratory(case.provider, jobs_of(case), seed=seed, slots=SLOTS.get(name, 64))
+    laboratory = Laboratory(case.provider, jobs_of(case), seed=seed, slots=SLOTS.get(name, 64), travel_s=travel_s)
     result = laboratory.run(float("inf") if case.finite is not None else case.horizon_s + 5.0)
     mean = case.mean()
     if case.finite is not None:
@@ -267,6 +267,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--first", type=int, default=0, help="the first seed; use fresh ones to check what was tuned")
     parser.add_argument("--refusals", default="wordy", choices=list(REFUSALS), help="mute: no limit in words")
+    parser.add_argument("--travel", type=float, default=0.003, help="seconds from release to the provider, and back")
     parser.add_argument("--modes", action="store_true")
     parser.add_argument("--fault", action="store_true")
     told = parser.parse_args()
@@ -281,7 +282,9 @@ def main() -> None:
     with ProcessPoolExecutor(told.jobs) as pool:
         for name in told.case:
             seeds = range(told.first, told.first + told.seeds)
-            rows = list(pool.map(run, [name] * told.seeds, seeds, [told.refusals] * told.seeds))
+            rows = list(
+                pool.map(run, [name] * told.seeds, seeds, [told.refusals] * told.seeds, [told.travel] * told.seeds)
+            )
             shares, refused = [row.share for row in rows], [row.refused for row in rows]
             adapts = [row.adapts_s for row in rows if row.adapts_s is not None]
             print(

@@ -15,10 +15,12 @@ from ratelimit_worker import wiring
 from ratelimit_worker.calls import Cost
 from ratelimit_worker.config import Settings, read_settings
 from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.flow import enqueue
 from ratelimit_worker.inprocess.limiter import AdvancedRateLimiter
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.rules import Rule
-from ratelimit_worker.worker import control
+from ratelimit_worker.stores.credentials import credentials_of
+from ratelimit_worker.worker import control, log_lines
 from ratelimit_worker.worker.backend import BACKENDS
 from ratelimit_worker.worker.installed import (
     Eagerly,
@@ -30,7 +32,7 @@ from ratelimit_worker.worker.installed import (
     same_server,
 )
 from ratelimit_worker.worker.settings import BACKEND_OPTIONS, BROKER_OPTIONS, DEFAULTS, OWN_APP, REQUIRED
-from ratelimit_worker.worker.task import answers_of, base_for
+from ratelimit_worker.worker.task import answers_of, base_for, sends
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ def _install(app: Celery, settings: Settings, redis_url: str = "") -> Celery:
     installation.asked = answers_of(app, _eagerly(installation))
     keep(installation)
     give_lanes(app, installation)
+    app.send_task = sends(app)
     wiring.use(settings, redis_url or None)
 
     def configured(**kwargs: Any) -> None:
@@ -67,6 +70,7 @@ def _install(app: Celery, settings: Settings, redis_url: str = "") -> Celery:
     if app.configured or app._config_source is None:  # else its configuration is not there yet
         _put_in_force(installation)
     control.register()
+    log_lines.register()
 
     from ratelimit_worker.worker.presence import LanesStep
 
@@ -103,8 +107,11 @@ def _put_in_force(installation: Installation) -> None:
     url = installation.url
     if not url:  # decided when it is first needed: `up`, `run` and `demo` bring a server of their own
         return
+    address, password = credentials_of(url)
+    if password is not None:  # asked by our transport and, told here, by Celery's results
+        conf.redis_backend_credential_provider = password
     if not conf.result_backend:
-        conf.result_backend = backend_url(url)
+        conf.result_backend = backend_url(address)
     if url.startswith("unix://"):
         conf.redis_socket_keepalive = False  # redis-py refuses it for unix sockets, and Celery passes it on
     if not same_server(wiring.services().redis_url, url):
@@ -191,7 +198,22 @@ def llm_task(
         timeout_s: Seconds that one attempt may take. Built-in providers obey; a client of your own is told by
             `ratelimit_worker.timeout_s()`. None: `timeout_s` of the lane, `MAISD_TIMEOUT_SECONDS`, or what is learned.
         classify: Told what the task raised: its `Category`, a whole `Failure`, or None, and our own rules hold.
+    Raises:
+        BadInput: a name, a class or a number that cannot be.
     """
+
+    enqueue.check(
+        lane=lane,
+        tenant=tenant,
+        context=context,
+        tags=tags,
+        priority=priority,
+        deadline_s=deadline_s,
+        cache_ttl=cache_ttl,
+        stale_ttl=stale_ttl,
+        shed_below=shed_below,
+        timeout_s=timeout_s,
+    )
 
     def decorate(run: Callable[P, R]) -> Any:
         base: dict[str, Any] = {

@@ -10,16 +10,35 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from ratelimit_worker.errors import BadInput, CallFailed, DeadlineExceeded, PayloadLost, WorkerLostRepeatedly
+from ratelimit_worker.errors import BadInput, CallFailed, CallLost, DeadlineExceeded, WorkerLostRepeatedly
 
-_PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:%/-]+(\?[!-\"$-~]*)?")
+#: What a line may ask for, below the version: with the account's key, everything else may be the account's own affairs.
+ENDPOINTS = (
+    "chat/completions",
+    "completions",
+    "embeddings",
+    "images/edits",
+    "images/generations",
+    "messages",
+    "messages/count_tokens",
+    "moderations",
+    "rerank",
+    "responses",
+)
+_KNOWN = re.compile(rf"(?:/v\d{{1,2}}[a-z0-9]{{0,8}})?/(?:{'|'.join(ENDPOINTS)})/?")
+#: A path of plain segments, with a query or without; nothing that a server could read as another path.
+_PLAIN = re.compile(r"(?:/(?!\.{1,2}(?:/|\?|$))[A-Za-z0-9._~:@-]+)+/?(?:\?[A-Za-z0-9._~:=&,+-]*)?")
+_MOST_PATH = 500  #: characters
+_HALF = "holds half a character (a lone surrogate); use whole ones"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MOST_MESSAGE = 300  #: characters of a message in OUT
 _OUT_ID = "batch_req_"
 _BAD = uuid.UUID("4f6d3f5e-8f0b-4c57-9e0a-0d5a6f5f7d10")
@@ -48,6 +67,19 @@ class Bad:
     call_id: str
     custom_id: str | None  #: None where there is none, or another line has it
     why: str
+
+
+class Cut(bytes):
+    """The beginning of a line that is longer than a line may be: the rest was never in memory."""
+
+    size: int  #: of the whole line, with its end, bytes
+
+    @classmethod
+    def of(cls, beginning: bytes, size: int) -> Cut:
+        """A line that begins so."""
+        made = cls(beginning)
+        made.size = size
+        return made
 
 
 class End(Enum):
@@ -79,25 +111,42 @@ class OutLine(msgspec.Struct):
 _decode_out = msgspec.json.Decoder(OutLine).decode
 
 
-def asks(lines: Iterable[bytes], run: uuid.UUID) -> Iterator[Ask | Bad]:
+def allowed_path(path: str) -> str:
+    """A path that lines may ask for beside the known endpoints, as a person gave it.
+
+    Raises:
+        BadInput: it is no plain path.
+    """
+    if len(path) > _MOST_PATH or not _PLAIN.fullmatch(path):
+        raise BadInput(
+            f"{path[:60]!r} is no plain path; use one such as /openai/deployments/d/chat/completions?api-version=1"
+        )
+    return path
+
+
+def asks(lines: Iterable[bytes], run: uuid.UUID, allowed: Collection[str] = ()) -> Iterator[Ask | Bad]:
     """The lines of a Batch file, in order; blank ones are left out.
 
     Args:
-        lines: With their ends, from the first line on.
+        lines: With their ends, from the first line on; one that is too long as a `Cut`.
         run: Whose lines they are; call ids follow from it.
+        allowed: Paths that lines may ask for beside the known endpoints (`allowed_path`), letter by letter.
     """
     offset, seen = 0, dict[str, int]()
     for number, raw in enumerate(lines, 1):
-        start, offset = offset, offset + len(raw)
+        start, offset = offset, offset + (raw.size if isinstance(raw, Cut) else len(raw))
+        if isinstance(raw, Cut):
+            yield _bad(number, raw, f"{raw.size:,} bytes long; a line may have four times MAISD_MAX_PAYLOAD_MB")
+            continue
         text = raw.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else raw.strip()
         if text:
-            yield _read(text, number, start, run, seen)
+            yield _read(text, number, start, run, seen, allowed)
 
 
-def _read(text: bytes, number: int, offset: int, run: uuid.UUID, seen: dict[str, int]) -> Ask | Bad:
-    def bad(why: str, custom_id: str | None = None) -> Bad:
-        # The id of no run: it is all by which a later start knows that a line without custom_id was reported.
-        return Bad(number=number, call_id=_call_id(_BAD, f"line {number}", text), custom_id=custom_id, why=why)
+def _read(
+    text: bytes, number: int, offset: int, run: uuid.UUID, seen: dict[str, int], allowed: Collection[str]
+) -> Ask | Bad:
+    bad = partial(_bad, number, text)
 
     try:
         line = json.loads(text, parse_constant=_no_constant)
@@ -108,10 +157,12 @@ def _read(text: bytes, number: int, offset: int, run: uuid.UUID, seen: dict[str,
     custom_id = line.get("custom_id")
     if not isinstance(custom_id, str) or not custom_id:
         return bad("no custom_id; give each line a text of its own")
+    if _SURROGATE.search(custom_id):  # no UTF-8, so nobody who reads OUT could find it
+        return bad(f"custom_id {_HALF}")
     if custom_id in seen:
         return bad(f"custom_id {custom_id[:60]!r} is that of line {seen[custom_id]} already")
     seen[custom_id] = number
-    why = _refusal(line)
+    why = _refusal(line, allowed) or (f"the line {_HALF}" if b"\\ud" in text.lower() and not _is_text(line) else None)
     if why is not None:
         return bad(why, custom_id)
     return Ask(
@@ -124,15 +175,29 @@ def _read(text: bytes, number: int, offset: int, run: uuid.UUID, seen: dict[str,
     )
 
 
-def _refusal(line: Mapping[str, Any]) -> str | None:
+def _bad(number: int, text: bytes, why: str, custom_id: str | None = None) -> Bad:
+    # The id of no run: it is all by which a later start knows that a line without custom_id was reported.
+    return Bad(number=number, call_id=_call_id(_BAD, f"line {number}", text), custom_id=custom_id, why=why)
+
+
+def _refusal(line: Mapping[str, Any], allowed: Collection[str]) -> str | None:
     method, url = line.get("method"), line.get("url")
     if not isinstance(method, str) or method.upper() != "POST":
         return f"method is {method!r:.40}; use POST"
-    if not isinstance(url, str) or not _PATH.fullmatch(url) or url.startswith("//") or ".." in url.split("/"):
-        return f"url is {url!r:.60}; use a path such as /v1/chat/completions"
+    if not isinstance(url, str) or not (_KNOWN.fullmatch(url) or url in allowed):
+        return f"url is {url!a:.60}; use a path such as /v1/chat/completions (others: run --allow-path)"
     if not isinstance(line.get("body"), dict):
         return "body is not a JSON object"
     return None
+
+
+def _is_text(line: Mapping[str, Any]) -> bool:
+    """Whether all that it holds is UTF-8: neither Redis nor a provider takes half a character."""
+    try:
+        json.dumps(line, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return False
+    return True
 
 
 def _no_constant(name: str) -> Any:
@@ -217,8 +282,8 @@ def _code(error: BaseException) -> str:
             return "deadline_exceeded"
         case WorkerLostRepeatedly():
             return "worker_lost"
-        case PayloadLost():
-            return "payload_lost"
+        case CallLost():
+            return "call_lost"
         case BadInput():
             return "invalid_request"
         case _:

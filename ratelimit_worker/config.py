@@ -18,8 +18,10 @@ from urllib.parse import urlsplit
 
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.policy.choices import MOST_DEADLINE_S, MOST_TIMEOUT_S, MOST_TTL_S, flaw_of_name
 
 PREFIX = "MAISD_"
+REDIS_PASSWORD_FILE = f"{PREFIX}REDIS_PASSWORD_FILE"
 
 #: Names of settings that carry secrets or credentials in URLs; never printed whole.
 SECRET_NAMES = frozenset({"REDIS_URL", "DATABASE_URL", "ALERT_WEBHOOK_URL"})
@@ -106,7 +108,7 @@ def _switch_or_auto(text: str) -> bool | None:
 
 MOST_PARENTS = 4  #: of one lane: each is as much work for every call as the lane itself
 
-MOST_TIMEOUT_S = 86_400.0  #: of one attempt: a day
+MOST_ANSWER_MB = 500.0  #: Redis takes no value above 512 MB, and an answer has to be kept there
 
 _LANE_FIELDS: dict[str, Callable[[str], Any]] = {
     "rpm": _number(0, above=True),
@@ -192,11 +194,16 @@ def lane_limits(lane: str, values: Any) -> LaneLimits:
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"lane {lane!r}: use a table of limits, not {values!r}")  # noqa: TRY004 - a setting's value
+    if (flaw := flaw_of_name(lane)) is not None:
+        raise ValueError(f"lane {lane[:60]!a}: {flaw}")
     parsed: dict[str, Any] = {}
     for name, value in values.items():
         if name == "tenants":
             if not isinstance(value, Mapping):
                 raise ValueError(f"lane {lane!r}: tenants is a table of weights")
+            for tenant in value:
+                if (flaw := flaw_of_name(str(tenant), empty=True)) is not None:
+                    raise ValueError(f"lane {lane!r}: tenant {str(tenant)[:60]!a}: {flaw}")
             parsed["tenants"] = {str(tenant): _number(0, above=True)(str(weight)) for tenant, weight in value.items()}
         elif name == "parents":
             parsed["parents"] = parents_of(lane, value)
@@ -234,8 +241,8 @@ class Settings:
 
     cache_size_mb: float = _setting(100.0, _number(0))
     max_cache_entries: int = _setting(1000, _whole(0))
-    cache_ttl_seconds: float = _setting(3600.0, _number(0))
-    dedup_window_seconds: float = _setting(1.0, _number(0))
+    cache_ttl_seconds: float = _setting(3600.0, _number(0, MOST_TTL_S))
+    dedup_window_seconds: float = _setting(1.0, _number(0, MOST_TTL_S))
 
     emergency_error_rate_threshold: float = _setting(30.0, _number(0, 100))
     emergency_error_count_threshold: int = _setting(10, _whole(1))
@@ -247,19 +254,22 @@ class Settings:
     calls_per_minute: float = _setting(60.0, _number(0, above=True))
     reduced_calls_per_minute: float = _setting(30.0, _number(0, above=True))
     emergency_calls_per_minute: float = _setting(10.0, _number(0, above=True))
-    base_delay: float = _setting(1.0, _number(0, above=True))
-    max_delay: float = _setting(60.0, _number(0, above=True))
+    base_delay: float = _setting(1.0, _number(0, 86_400, above=True))
+    max_delay: float = _setting(60.0, _number(0, 86_400, above=True))
 
-    deadline_hours: float = _setting(24.0, _number(0, above=True))
+    deadline_hours: float = _setting(24.0, _number(0, MOST_DEADLINE_S / 3600, above=True))
     timeout_seconds: float | None = _setting(None, _number(0, MOST_TIMEOUT_S, above=True))
     max_waiting: int = _setting(1_000_000, _whole(0))
-    visibility_timeout_seconds: float = _setting(30.0, _number(1))
-    stats_retention_hours: float = _setting(24.0, _number(0, above=True))
-    cleanup_interval_hours: float = _setting(6.0, _number(0, above=True))
-    retention_days: float = _setting(7.0, _number(0, above=True))
-    max_payload_mb: float = _setting(16.0, _number(0, above=True))
+    max_lanes: int = _setting(10_000, _whole(0))
+    visibility_timeout_seconds: float = _setting(30.0, _number(1, 86_400))
+    stats_retention_hours: float = _setting(24.0, _number(0, MOST_DEADLINE_S / 3600, above=True))
+    cleanup_interval_hours: float = _setting(6.0, _number(0, MOST_DEADLINE_S / 3600, above=True))
+    retention_days: float = _setting(7.0, _number(0, MOST_DEADLINE_S / 86_400, above=True))
+    max_payload_mb: float = _setting(16.0, _number(0, MOST_ANSWER_MB, above=True))
+    max_answer_mb: float = _setting(64.0, _number(0, MOST_ANSWER_MB, above=True))
 
     redis_url: str = _setting("", _url("redis", "rediss", "unix"))
+    redis_password_file: str = _setting("", str)
     database_url: str = _setting("", _url("sqlite", "postgres", "postgresql"))
     lanes: Mapping[str, LaneLimits] = _setting({}, _lanes)
     alert_webhook_url: str = _setting("", _webhook)
@@ -321,6 +331,10 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
             problems.append(f"{name}: unknown setting{f'; did you mean {near[0]}?' if near else ''}")
     values["rate_limit_delay"] = _delay(env, problems)
     values["redis_url"] = _redis_url(env, values.get("redis_url", ""), problems)
+    if values.get("redis_password_file") and _has_password(values["redis_url"]):
+        problems.append(
+            f"{REDIS_PASSWORD_FILE}: the Redis URL has a password too; leave it out there (redis://user@host)"
+        )
     if not values.get("database_url") and env.get("DATABASE_URL"):
         try:
             values["database_url"] = known[PREFIX + "DATABASE_URL"](env["DATABASE_URL"])
@@ -345,7 +359,7 @@ def _delay(env: Mapping[str, str], problems: list[str]) -> float:
     if not text:
         return 1.0
     try:
-        return _number(0)(text)
+        return _number(0, 86_400)(text)
     except ValueError as error:
         problems.append(f"RATE_LIMIT_DELAY={text[:80]!r}: {error}")
         return 1.0
@@ -359,6 +373,11 @@ def _redis_url(env: Mapping[str, str], own: str, problems: list[str]) -> str:
             "MAISD_REDIS_URL and CELERY_BROKER_URL name two servers; lanes live in the broker: set one, or both alike"
         )
     return own or (canonical_redis_url(broker) if broker else "")
+
+
+def _has_password(url: str) -> bool:
+    user, separator, _ = url.partition("://")[2].partition("/")[0].rpartition("@")
+    return bool(separator and user.partition(":")[2])
 
 
 #: URL schemes of the lanes transport and what they stand for.

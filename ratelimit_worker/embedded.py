@@ -33,6 +33,7 @@ from typing import Any, Self
 
 from ratelimit_worker import embedded_watch
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
+from ratelimit_worker.private_files import UMASK, make_folder, open_file
 
 _WORKER_RANK, _SERVER_RANK = 0, 1
 _POLL_S = 0.02
@@ -154,17 +155,21 @@ class Watcher:
         log_path: Path,
         rank: int = _WORKER_RANK,
         cwd: Path | None = None,
+        umask: int = -1,
     ) -> subprocess.Popen[bytes]:
         """Start `argv` in a session of its own, its output appended to `log_path`, its stdin at its end.
 
         A program that cannot be executed shows as an early exit, with the reason in the log.
 
+        Args:
+            umask: What its files lose; -1: as this process has it.
+
         Raises:
             StoreUnavailable: the watcher is gone, so that nothing may be started.
             OSError: the log cannot be written.
         """
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        with log_path.open("ab") as log:
+        make_folder(log_path.parent)
+        with open(log_path, "ab", opener=open_file) as log:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _GATE, *argv],
                 stdin=subprocess.PIPE,
@@ -173,6 +178,7 @@ class Watcher:
                 env=dict(env),
                 cwd=cwd,
                 start_new_session=True,
+                umask=umask,
             )
         gate = process.stdin
         assert gate is not None
@@ -297,6 +303,7 @@ class EmbeddedRedis:
                 log_path=self.log_path,
                 rank=_SERVER_RANK,
                 cwd=folder,
+                umask=UMASK,  # of its AOF, RDB and socket
             )
             opening.callback(self._stop_server, self._process)
             _write_owner(lock, server=self._process.pid, url=self.url)
@@ -387,8 +394,7 @@ def _private_folder(path: Path) -> Path:
         ConfigurationError: it cannot be made, or it is somebody else's.
     """
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.mkdir(mode=0o700, exist_ok=True)
+        make_folder(path)
         found = path.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
             raise ConfigurationError(f"{path} belongs to somebody else; remove it or choose another --state-dir")

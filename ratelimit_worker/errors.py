@@ -5,10 +5,12 @@ RateLimitWorkerError
 ├── StoreUnavailable       Redis or the database is away, full or read-only
 ├── BadInput               this call cannot be accepted as it is (not JSON, too large, ...)
 ├── LaneFull               the lane holds max_waiting calls
+├── LanesFull              the lane is new, and there are as many as may be
 ├── LaneShedding           the lane is in EMERGENCY or HALT, and this call asked to be shed then
 ├── DeadlineExceeded       the call was not answered within its deadline
 ├── WorkerLostRepeatedly   the call's worker died again and again
-├── PayloadLost            the arguments are gone from Redis (lost without persistence)
+├── TaskAborted            the task raised what ends a process, thread or greenlet (SystemExit, MemoryError, ...)
+├── CallLost               Redis has forgotten the call, or its arguments
 ├── MessageRefused         the call's message cannot be read, by no worker; it was set aside
 ├── CallFailedLater        the lane closed before the attempt; the call is back at its place
 ├── RowRefused             the database will never take this row
@@ -23,6 +25,8 @@ Messages carry neither prompt nor key.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ratelimit_worker.calls import Category, Failure
 
 
@@ -35,7 +39,28 @@ class ConfigurationError(RateLimitWorkerError):
 
 
 class StoreUnavailable(RateLimitWorkerError):
-    """Redis or the database cannot be reached, is full, or is read-only."""
+    """Redis or the database cannot be reached, is full, or is read-only.
+
+    Args:
+        said: One line.
+        call_id: Of the call that was being made; None: none was.
+        accepted: "maybe" where the call was sent and no answer came back: it may run. Making it again with the same
+            arguments and `task_id=call_id` is safe, it is one call then. "no": it will not run.
+    """
+
+    def __init__(self, said: str = "", call_id: str | None = None, accepted: Literal["no", "maybe"] = "no") -> None:
+        super().__init__(*((said,) if call_id is None else (said, call_id, accepted)))
+        self.said, self.call_id, self.accepted = said, call_id, accepted
+
+    def __str__(self) -> str:
+        if self.call_id is None:
+            return self.said
+        if self.accepted == "no":
+            return f"call {self.call_id} was not accepted: {self.said}"
+        return (
+            f"call {self.call_id} may have been accepted: {self.said}; "
+            f"to be sure, make it again with task_id={self.call_id!r}: it runs once"
+        )
 
 
 class BadInput(RateLimitWorkerError, ValueError):
@@ -51,6 +76,20 @@ class LaneFull(RateLimitWorkerError):
 
     def __str__(self) -> str:
         return f"lane {self.lane!r} is full: {self.max_waiting} calls wait; try later or raise MAISD_MAX_WAITING"
+
+
+class LanesFull(RateLimitWorkerError):
+    """There are as many lanes as may be, and this one is new."""
+
+    def __init__(self, lane: str) -> None:
+        super().__init__(lane)
+        self.lane = lane
+
+    def __str__(self) -> str:
+        return (
+            f"lane {self.lane!r} is new, and there are MAISD_MAX_LANES lanes already: a lane is a provider's budget, "
+            "not a user or a request; raise the setting if so many are meant, or name the lane in MAISD_LANES"
+        )
 
 
 class LaneShedding(RateLimitWorkerError):
@@ -112,15 +151,36 @@ class WorkerLostRepeatedly(RateLimitWorkerError):
         return f"call {self.call_id} was given up: its worker died {self.deliveries} times"
 
 
-class PayloadLost(RateLimitWorkerError):
-    """The arguments of a call are no longer in Redis."""
+class TaskAborted(RateLimitWorkerError):
+    """The task raised what is meant for its process, thread or greenlet; the call ended, and its worker did not.
 
-    def __init__(self, ref: str) -> None:
-        super().__init__(ref)
-        self.ref = ref
+    It stands for what Celery cannot carry to a caller: `SystemExit`, `KeyboardInterrupt`, `MemoryError`,
+    `CancelledError`, `GreenletExit` and every other `BaseException` that is no `Exception`.
+
+    Args:
+        raised: The name of its class.
+    """
+
+    def __init__(self, call_id: str, raised: str) -> None:
+        super().__init__(call_id, raised)
+        self.call_id, self.raised = call_id, raised
 
     def __str__(self) -> str:
-        return f"the arguments of call {self.ref} are gone from Redis; send the call again"
+        return f"the task of call {self.call_id} raised {self.raised}"
+
+
+class CallLost(RateLimitWorkerError):
+    """Redis has forgotten the call, or its arguments: it was flushed, lost what it had not written, or evicts keys.
+
+    Nobody runs it any more; whether an attempt was made before is not known. `explain` shows what is recorded of it.
+    """
+
+    def __init__(self, call_id: str) -> None:
+        super().__init__(call_id)
+        self.call_id = call_id
+
+    def __str__(self) -> str:
+        return f"Redis has forgotten call {self.call_id}; make it again"
 
 
 class MessageRefused(RateLimitWorkerError):

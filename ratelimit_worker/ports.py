@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -23,6 +24,10 @@ class Outbox(Protocol):
 
         They are this reader's for a while, then anybody's: what is read must be committed, set aside or given back.
         """
+        ...
+
+    def holding(self, entry_ids: Sequence[str]) -> AbstractContextManager[None]:
+        """While these are being recorded they stay this reader's, however long it takes."""
         ...
 
     def commit(self, entry_ids: Sequence[str]) -> None:
@@ -118,6 +123,16 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LaneSeen:
+    """A lane as a look over all of them meets it."""
+
+    lane: str
+    used_s: float  #: last use, to the hour; seconds since the epoch
+    working: bool  #: calls of it wait, or are out
+    fields: Mapping[str, bytes]  #: of its hash, as far as they were asked for and are there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LaneView:
     """A lane as the tuner sees it: its hash, and what was seen since the last look."""
 
@@ -146,6 +161,7 @@ class BarKind(StrEnum):
     RAMP = "ramp"  #: the pace is not known yet, and as many are out as may be
     FLIGHT = "flight"  #: as many are out as the provider answers well
     CONCURRENCY = "concurrency"  #: as many are out as a person allows
+    LENT = "lent"  #: it has `number` calls out, as many as there are slots, and lends some of these to others
     TASK = "task"  #: no living worker of its queue knows its task, `detail`
     SLOTS = "slots"  #: no free slot on queue `detail`, which has `number` (0: nobody serves it)
     PARENT = "parent"  #: a parent, `detail`, where `number` lanes wait; `parent` says what holds it
@@ -167,8 +183,9 @@ class Bar:
 class AttemptLanes(Protocol):
     """The lanes, as one attempt at a released call sees them."""
 
-    def begin(self, tag: str, lease_s: float, alone: bool = False) -> Begun:
-        """May this released call run now? `alone`: nothing else runs in this process."""
+    def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
+        """May this released call run now, in this process? `alone`: nothing else runs there; `taken`: another call has
+        it for itself."""
         ...
 
     def settle(
@@ -212,6 +229,10 @@ class AttemptLanes(Protocol):
         ...
 
 
+#: Among the fields of a new lane: it is not made if there are so many lanes; 0 or absent: no bound.
+MOST_LANES = "most_lanes"
+
+
 class Lanes(AttemptLanes, Protocol):
     """The lanes, as the tuner sees them too."""
 
@@ -231,6 +252,22 @@ class Lanes(AttemptLanes, Protocol):
 
     def fields(self, lane: str) -> Mapping[str, bytes]:
         """The lane's hash as it is."""
+        ...
+
+    def survey(self, fields: Sequence[str] = (), most: int = 200) -> Iterator[list[LaneSeen]]:
+        """All lanes, about so many at a time, with these fields of their hashes (none: all)."""
+        ...
+
+    def working(self, most: int = 200) -> Sequence[str]:
+        """Lanes of which calls wait or are out."""
+        ...
+
+    def set_points_of(self, changes: Mapping[str, Mapping[str, float | str]]) -> None:
+        """Write fields of several lanes in one round trip."""
+        ...
+
+    def count(self) -> int:
+        """How many lanes are known."""
         ...
 
     def names(self) -> Sequence[str]:

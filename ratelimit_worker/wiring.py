@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -9,15 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.retry import Retry
 
 from ratelimit_worker.config import Settings, canonical_redis_url, read_settings
-from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import enqueue
 from ratelimit_worker.flow.tune import ControlPlane, rules_of
+from ratelimit_worker.outage import cause_of
 from ratelimit_worker.policy.retry import NO_RETRIES, RetryPolicy, by_backoff
+from ratelimit_worker.providers import http
 from ratelimit_worker.providers.tokenizer import Tokenizer
 from ratelimit_worker.stores import outbox as outbox_store
+from ratelimit_worker.stores.credentials import credentials_of
+from ratelimit_worker.stores.decide import bounded
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.own_rules import OwnRules
@@ -27,6 +33,8 @@ from ratelimit_worker.stores.usage import LatencyMemory, LearnedLatencies, Learn
 if TYPE_CHECKING:
     from ratelimit_worker.stores.queries import Queries
     from ratelimit_worker.stores.tracker import Tracker
+
+log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 2.0, 5.0
 
@@ -95,7 +103,13 @@ class Services:
         from ratelimit_worker.stores.database import engine_for
         from ratelimit_worker.stores.tracker import Tracker
 
-        return Tracker(engine_for(self.settings.database_url))
+        return Tracker(engine_for(self.settings.database_url), self._tell_lost)
+
+    def _tell_lost(self, what: str) -> None:
+        try:
+            self.outbox.tell_lost(what)
+        except (StoreUnavailable, ConfigurationError) as error:  # the log has it
+            log.info("database.lost_untold cause=%s", cause_of(error))
 
     @property
     def usage(self) -> UsageMemory:
@@ -173,7 +187,12 @@ def connect(url: str, *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> Redis:
     }
     if not url.startswith("unix://"):
         options |= {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_keepalive": True}
-    return Redis.from_url(url, **options)
+    kinds = {"unix": UnixDomainSocketConnection, "rediss": SSLConnection}
+    kind = kinds.get(url.partition("://")[0], Connection)
+    address, password = credentials_of(url)
+    if password is not None:
+        options["credential_provider"] = password
+    return Redis.from_url(address, connection_class=bounded(kind), **options)
 
 
 _services: tuple[int, Services] | None = None
@@ -191,6 +210,7 @@ def services() -> Services:
                 settings = current[1].settings if current else read_settings()
                 url = current[1].redis_url if current else None
                 current = _services = (os.getpid(), Services(settings, url))
+                http.bound_answers(settings.max_answer_mb)
     return current[1]
 
 
@@ -199,4 +219,5 @@ def use(settings: Settings, redis_url: str | None = None) -> Services:
     global _services
     with _lock:
         _services = (os.getpid(), Services(settings, redis_url))
+        http.bound_answers(settings.max_answer_mb)
         return _services[1]

@@ -104,7 +104,7 @@ class Cluster:
 
     def begin(self, queue: str = "q", worker: str = "w", alone: bool = False) -> tuple[str, Begun]:
         tag, _ = self.take(queue, worker)
-        return tag, self.lanes.begin(tag, LEASE_S, alone)
+        return tag, self.lanes.begin(tag, LEASE_S, alone, process=worker)
 
     def settle(
         self,

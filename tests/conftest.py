@@ -145,6 +145,14 @@ class PostgresServer:
         return True
 
 
+def binaries() -> Path | None:
+    """The folder of PostgreSQL's programs; None: it is not installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) + [
+        Path(path) for path in [shutil.which("initdb")] if path
+    ]
+    return found[-1].parent if found else None
+
+
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[str]:
     """The unix socket of a Valkey that keeps nothing on disk."""
@@ -196,16 +204,14 @@ def cluster(redis_client: redis.Redis) -> Cluster:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """A running PostgreSQL. Without its binaries: skipped on a laptop, a failure where CI is set."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) + [
-        Path(path) for path in [shutil.which("initdb")] if path
-    ]
-    if not found:
+    found = binaries()
+    if found is None:
         why = "PostgreSQL is not installed (apt-get install postgresql): its tests cannot run"
         if os.environ.get("CI"):
             pytest.fail(why)
         pytest.skip(why)
     folder = Path(tempfile.mkdtemp(prefix="rlw-postgres-"))
-    server = PostgresServer(found[-1].parent, folder)
+    server = PostgresServer(found, folder)
     try:
         server.start()
         yield server

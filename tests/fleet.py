@@ -56,6 +56,28 @@ class Valkey:
             self._process.wait(timeout=120)
             self._process = None
 
+    def kill(self) -> None:
+        """SIGKILL: what the AOF has not got yet is lost."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(timeout=120)
+            self._process = None
+
+    @property
+    def pid(self) -> int:
+        """Of the running server."""
+        assert self._process is not None
+        return self._process.pid
+
+    def signal(self, number: int) -> None:
+        """Such as SIGSTOP: it is there, and does not answer."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def forget(self) -> None:
+        """What it has on disk is gone; it is stopped."""
+        shutil.rmtree(self.folder / "appendonlydir")
+
     def runs(self) -> bool:
         """Whether it was started, and not stopped since."""
         return self._process is not None and self._process.poll() is None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import Reject
 
 from ratelimit_worker import timeout_s
 from ratelimit_worker.app import install, llm_task
@@ -203,6 +204,17 @@ def shared_suicide() -> None:
     os.kill(os.getpid(), 9)
 
 
+@llm_task(app=app, shared=False, cache=False, lane="free")
+def meet(others: int, name: str) -> None:
+    """Ends when so many run at once."""
+    _write(name, "x")
+    until = time.monotonic() + 60
+    while len(_read(name)) < others:
+        if time.monotonic() > until:
+            raise LookupError(f"{len(_read(name))} of {others} came")
+        time.sleep(0.02)
+
+
 @app.task(shared=False)
 def note(*args: Any) -> None:
     """An ordinary callback or errback."""
@@ -226,3 +238,15 @@ if os.environ.get("RLW_TEST_DIE_AFTER_SETTLE"):
         return True
 
     Lanes.settle = _settle_and_die  # type: ignore[method-assign]
+
+
+@app.task(shared=False, bind=True, acks_late=True)
+def rejects(self: Any, value: int) -> None:
+    """An ordinary task that no worker shall have again."""
+    raise Reject(str(value), requeue=False)
+
+
+@app.task(shared=False, bind=True)
+def replaces(self: Any, value: int) -> Any:
+    """An ordinary task that puts another in its place, with what was to come after it."""
+    return self.replace(add.s(value, 1))

@@ -1,4 +1,4 @@
-"""An app that a team has: its own classes, pickle, compression, early acks, and lanes installed before it is configured."""
+"""An app that a team has: its own classes, pickle, compression, early acks; lanes come before its configuration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Configuration:
     result_backend = os.environ.get("GUEST_BROKER", "redis://127.0.0.1:1/0")
     task_default_queue = "guest"
     task_serializer = result_serializer = "pickle"
-    accept_content = ["pickle"]
+    accept_content = ("pickle",)
     task_compression = "gzip"
     task_acks_late = False
     worker_prefetch_multiplier = 4

@@ -122,6 +122,7 @@ class Plane:
     def write(self, fields: dict[str, float | str], now: int) -> None:
         """`setpoints`: fields, and anchors of levels."""
         self.earn(now)
+        before = {i: self.number(f"p{i}") for i in self.bound()}
         anchors = {}
         for name, value in fields.items():
             if name[0] in "am" and name[1:].isdigit():
@@ -133,6 +134,9 @@ class Plane:
             else:
                 self.fields[name] = value if isinstance(value, str) else repr(float(value))
         self.earn(now)
+        for i in self.bound():
+            if before.get(i, 0.0) > 0 and self.number(f"p{i}") > 0 and self.level[i] < 0:
+                self.level[i] *= self.number(f"p{i}") / before[i]
         for i, (anchor, lowers) in anchors.items():
             if i in self.bound():
                 most = self.level[i] if lowers else self.number(f"d{i}", 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -191,3 +192,69 @@ def test_priority_and_options(tasks: ModuleType) -> None:
     with pytest.raises(BadInput, match="priority"):
         tasks.echo.apply_async((1,), priority="urgent")
     assert tasks.echo.apply_async((1,), priority=0, tenant="a", countdown=0.2).get(timeout=WAIT_S) == 1
+
+
+def _bodies_apart(running: Fleet) -> list[bytes]:
+    return sorted(running.valkey.client.scan_iter("rlw:payload:canvas-*"))
+
+
+@pytest.mark.parametrize("end", ["answered", "failed", "chord failed", "expired", "revoked", "rejected", "replaced"])
+def test_a_body_that_lies_apart_goes_with_its_canvas(tasks: ModuleType, running: Fleet, end: str) -> None:
+    """Ordinary tasks whose links hold calls leave no arguments behind, however their canvas ends."""
+    later = tasks.echo.s("a prompt")
+    match end:
+        case "answered":
+            chain(tasks.add.s(1, 2), tasks.double.s(), tasks.add.s(1), tasks.double.s()).delay().get(timeout=WAIT_S)
+            group(chain(tasks.add.s(n, 1), tasks.double.s()) for n in range(3)).delay().get(timeout=WAIT_S)
+            chord([tasks.add.s(n, 1) for n in range(3)], tasks.total.s()).delay().get(timeout=WAIT_S)
+        case "failed":
+            with pytest.raises(TypeError):
+                chain(tasks.add.s(1, "x"), later).delay().get(timeout=WAIT_S)
+        case "chord failed":
+            with pytest.raises(Exception, match="unsupported operand"):
+                chord([tasks.add.s(1, "x"), tasks.add.s(1, 1)], tasks.total.s()).delay().get(timeout=WAIT_S)
+        case "expired":
+            with pytest.raises(TaskRevokedError):
+                tasks.add.apply_async((1, 2), link=later, expires=-1).get(timeout=WAIT_S)
+        case "revoked":
+            waiting = tasks.add.apply_async((1, 2), link=later, countdown=3)
+            assert _bodies_apart(running)
+            waiting.revoke()
+            with pytest.raises(TaskRevokedError):
+                waiting.get(timeout=WAIT_S)
+        case "rejected":
+            tasks.rejects.apply_async((1,), link=later)
+        case "replaced":
+            assert tasks.replaces.apply_async((1,), link=later).get(timeout=WAIT_S) == 2
+    wait_for(lambda: not _bodies_apart(running), what="no body is left")
+
+
+def test_a_purge_takes_the_bodies_along(tasks: ModuleType, running: Fleet) -> None:
+    """`purge` forgets them with their messages; without one they have a bound."""
+    tasks.app.control.cancel_consumer("fleet", reply=True, limit=1, timeout=WAIT_S)
+    try:
+        for n in range(3):
+            tasks.add.apply_async((n, 1), link=tasks.echo.s("a prompt"))
+        assert len(_bodies_apart(running)) == 3
+        assert all(0 < running.valkey.client.ttl(name) <= 7 * 86_400 for name in _bodies_apart(running))
+        tasks.app.control.purge()
+        assert _bodies_apart(running) == []
+    finally:
+        tasks.app.control.add_consumer("fleet", reply=True, limit=1, timeout=WAIT_S)
+
+
+def test_a_task_that_is_delivered_again_after_it_was_done_is_dropped(tasks: ModuleType, running: Fleet) -> None:
+    """Its result stays as it is: the body went with the first delivery, which is no error of the task."""
+    with running.valkey.client.pipeline() as pipe:
+        result = tasks.add.apply_async((1, 2), link=tasks.echo.s("a prompt"), countdown=1)
+        wait_for(lambda: running.valkey.client.hlen("unacked") == 1, what="a worker holds it until its time")
+        raw = running.valkey.client.hvals("unacked")[0]
+        assert result.get(timeout=WAIT_S) == 3
+        message = json.loads(raw)[0]
+        message["headers"]["redelivered"] = True
+        pipe.lpush("rlw:ready:+:fleet", json.dumps(message))
+        pipe.execute()
+    wait_for(lambda: not running.valkey.client.exists("rlw:ready:+:fleet"), what="it was delivered")
+    assert tasks.add.delay(2, 2).get(timeout=WAIT_S) == 4
+    assert result.get(timeout=WAIT_S) == 3
+    assert running.valkey.client.llen("rlw:malformed") == 0

@@ -132,7 +132,7 @@ def test_retry_without_throw(tasks: ModuleType, running: tuple[Fleet, Worker]) -
     result = tasks.own_retry.delay("own-nothrow", "no throw")
     wait_for(lambda: len(running[0].stamps("own-nothrow")) == 2, what="it ran again")
     wait_for(lambda: result.state == states.SUCCESS and result.result == "no throw", what="the second result holds")
-    assert [row[1] for row in rows_of(result, 2)] == ["answered", "answered"]
+    assert [row[1] for row in rows_of(result, 2)] == ["retried", "answered"]
 
 
 def test_throws(tasks: ModuleType, running: tuple[Fleet, Worker]) -> None:

@@ -45,21 +45,6 @@ def unlimited(lane: str) -> None:
     services().lanes.set_points(lane, limit_fields(LaneLimits(unlimited=True)))
 
 
-def test_a_killed_worker_loses_nothing(broken: Fleet) -> None:
-    """SIGKILL with calls running: they go back to their lane and run elsewhere; only those in flight run twice."""
-    first, second = broken.worker("first"), broken.worker("second")
-    tasks = broken.agent()
-    unlimited("stamp")
-    results = [tasks.stamp.delay(str(n), 0.3) for n in range(60)]
-    wait_for(lambda: len(broken.stamps()) >= 16, what="both workers are busy")
-    first.kill()
-    settle_all(results)
-    runs = Counter(what for _, what in broken.stamps())
-    assert len(runs) == 60
-    assert sum(n - 1 for n in runs.values()) <= 8, "at most what the dead worker ran is run again"
-    second.stop()
-
-
 def test_the_limit_holds_while_workers_die(broken: Fleet) -> None:
     """At 50/s with a kill in the middle, no second sees more than 53 starts."""
     first = broken.worker("first")

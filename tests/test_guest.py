@@ -9,7 +9,7 @@ import asyncio
 import types
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from celery import Celery, Task
@@ -138,7 +138,7 @@ def test_the_same_server_in_other_words(one: str, other: str, same: bool) -> Non
 class Context(Task):
     """A base class as Flask's documentation has it."""
 
-    entered: list[str] = []
+    entered: ClassVar[list[str]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.entered.append(self.name)
@@ -148,7 +148,7 @@ class Context(Task):
 class OfCalls(CallTask):
     """The same, as a class of calls."""
 
-    entered: list[str] = []
+    entered: ClassVar[list[str]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.entered.append(self.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from kombu import Connection
 
 from ratelimit_worker.stores import keys
 from tests.conftest import wait_for
@@ -29,12 +28,17 @@ def guest(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Fleet, ModuleType]]
         env["GUEST_BROKER"] = made.valkey.url
         for name, value in env.items():
             monkeypatch.setenv(name, value)
-        worker = Worker("guest", made.folder, {**env, "MAISD_REDIS_URL": ""}, ("-P", "threads", "-c", "4"), "tests.guest_app")
+        worker = Worker(
+            "guest",
+            made.folder,
+            {**env, "MAISD_REDIS_URL": "", "C_FORCE_ROOT": "1"},
+            ("-P", "threads", "-c", "4"),
+            "tests.guest_app",
+        )
         made.workers.append(worker)
         worker.wait_ready()
-        import tests.guest_app as module
-
-        yield made, importlib.reload(module)
+        sys.modules.pop("tests.guest_app", None)
+        yield made, importlib.import_module("tests.guest_app")
 
 
 def test_a_team_s_own_app(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +59,7 @@ def test_ordinary_tasks_are_acknowledged_as_their_app_says(monkeypatch: pytest.M
     """Early: what runs longer than the visibility timeout runs once."""
     with guest(monkeypatch) as (made, module):
         running = module.plain.delay({1}, sleep_s=2.0)
-        wait_for(lambda: (made.folder / "plain").exists(), what="it runs")
+        wait_for((made.folder / "plain").exists, what="it runs")
         assert made.valkey.client.hlen("unacked") == 0
         assert running.get(timeout=60)
 

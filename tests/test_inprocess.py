@@ -433,6 +433,80 @@ def test_an_interrupt_passes_and_frees_the_place(place: Place) -> None:
     assert place.call(lambda: "next", lane="one", deadline_s=10) == "next"
 
 
+class Panic(BaseException):
+    """No Exception."""
+
+
+class Asked:
+    """What `ask_once` does, and has done; outside of it, so that all its calls are the same."""
+
+    kind: type[BaseException]
+    runs: list[str]
+    leads: threading.Event
+    may_end: threading.Event
+
+
+def ask_once(what: str) -> str:
+    """The first that asks raises, when it may."""
+    Asked.runs.append(what)
+    if len(Asked.runs) == 1:
+        Asked.leads.set()
+        Asked.may_end.wait(60)
+        raise Asked.kind
+    return what
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, MemoryError, Panic])
+def test_whatever_a_function_raises_frees_its_place_and_its_followers(place: Place, kind: type[BaseException]) -> None:
+    """Its caller gets it as it was raised, the next of those that wait for the same asks, and it has a row."""
+    Asked.kind, Asked.runs, Asked.leads, Asked.may_end = kind, [], threading.Event(), threading.Event()
+
+    def caller() -> str | BaseException:
+        try:
+            return str(place.call(ask_once, "same", lane="one", cache_enabled=True))
+        except BaseException as error:
+            return error
+
+    with ThreadPoolExecutor(4) as callers:
+        first = callers.submit(caller)
+        assert Asked.leads.wait(60)
+        others = [callers.submit(caller) for _ in range(3)]
+        wait_for(lambda: len(place.live.redis.keys("rlw:call:*")) == 4, what="they wait for its answer")
+        Asked.may_end.set()
+        assert type(first.result(120)) is kind
+        assert [other.result(120) for other in others] == ["same"] * 3
+    # A MemoryError is an Exception, and in process each follower of one that failed makes its own attempt.
+    assert len(Asked.runs) == (4 if kind is MemoryError else 2)
+    row = place.attempts(len(Asked.runs))[0]
+    assert (row.outcome, row.cause, row.number) == (Outcome.FAILED, kind.__name__, 1)
+    wait_for(lambda: place.live.redis.zcard("rlw:ledger") == 0, what="nothing is out")
+    assert place.live.redis.keys("rlw:claim:*") == []
+
+
+def test_a_task_that_is_cancelled_while_it_runs_frees_its_place(place: Place) -> None:
+    """As do a time-out around it, and a coroutine that is thrown away; each has its row."""
+
+    async def forever() -> None:
+        await asyncio.sleep(3600)
+
+    async def main() -> None:
+        task = asyncio.create_task(place.call(forever, lane="one"))
+        while place.live.redis.zcount("rlw:out:one", 1, 1) == 0:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await place.call(forever, lane="one", deadline_s=60)
+
+    asyncio.run(main())
+    assert place.call(lambda: "next", lane="one", deadline_s=60) == "next"
+    rows = place.attempts(2)
+    assert [row.cause for row in rows if row.outcome is Outcome.FAILED][:1] == ["CancelledError"]
+    wait_for(lambda: place.live.redis.zcard("rlw:ledger") == 0, what="nothing is out")
+
+
 @pytest.mark.parametrize(
     ("kwargs", "lane"),
     [

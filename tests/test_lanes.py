@@ -129,6 +129,17 @@ def test_new_set_points_hold_for_the_next_permit(cluster: Cluster, put: Put) -> 
     assert cluster.pump() == pytest.approx(0.5)
 
 
+def test_a_debt_is_time(cluster: Cluster, put: Put) -> None:
+    """What a lane owes at the old pace takes as long at the new one: a tenth of the pace is no ten times the wait."""
+    put("a", "b", lane_fields={"p1": 10.0, "d1": 1})
+    cluster.lanes.set_points("gpt", {"m1": -19})
+    assert cluster.level() == -20  # 2 s
+    cluster.lanes.set_points("gpt", {"p1": 1.0})
+    assert cluster.level() == -2
+    cluster.lanes.set_points("gpt", {"p1": 10.0})
+    assert cluster.level() == -20
+
+
 def test_an_anchor_sets_the_level_less_what_was_sent(cluster: Cluster, put: Put) -> None:
     """Anchor 10 with 3 units sent in all is a level of 7."""
     put("a", "b", lane_fields=OPEN)

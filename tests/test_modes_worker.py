@@ -67,12 +67,13 @@ def test_emergency_by_hand(made: Fleet, provider: Simulator, database_url: str, 
     services().lanes.set_points("chat", limit_fields(limits))
     assert command("halt", "--lane", "chat") == "chat: NORMAL -> HALT\n"
     results: list[Any] = [tasks.chat.delay(number) for number in range(100)]
-    assert command("emergency", "--for", "15m", "--reason", "the bill") == "chat: HALT -> EMERGENCY\n"
+    said = command("emergency", "--for", "15m", "--reason", "the bill")
+    assert said == "all lanes: 1 changed (1 HALT -> EMERGENCY)\n"
     wait_for(lambda: len(provider.arrivals()) >= 2, 120.0, "the first two after the pin")
     first, second = (arrival.t for arrival in provider.arrivals()[:2])
     assert second - first > 5.0
     assert mode("chat") is Mode.EMERGENCY
-    assert command("resume") == "chat: EMERGENCY -> NORMAL\n"
+    assert command("resume", "--verbose") == "chat: EMERGENCY -> NORMAL\n"
     wait_for(lambda: all(result.ready() for result in results), 120.0, "all are answered")
     assert [result.state for result in results] == ["SUCCESS"] * 100
     told = history(database_url, "chat", 3)

@@ -48,7 +48,7 @@ def packed(**changes: Any) -> bytes:
 
 @pytest.fixture
 def outbox(redis_client: redis.Redis) -> Outbox:
-    return Outbox(redis_client)
+    return Outbox(redis_client, claim_idle_ms=3_600_000)
 
 
 _texts = st.text(st.characters(), max_size=20)  # half surrogate pairs and NUL included
@@ -121,15 +121,15 @@ def test_both_redis_protocols(redis_server: str, outbox: Outbox, protocol: int) 
     outbox.append([attempt()])
     with redis.Redis(unix_socket_path=redis_server, protocol=protocol) as client:
         assert [row for _, row in Outbox(client).read(10, block_ms=10)] == [attempt()]
-        assert Outbox(client).read(10, block_ms=10) == []
+        assert Outbox(client, claim_idle_ms=3_600_000).read(10, block_ms=10) == []
 
 
 def test_entries_of_a_dead_reader_go_to_the_next(redis_client: redis.Redis) -> None:
     """What was read and never committed is read again once it is old enough, and not before."""
-    dead = Outbox(redis_client)
+    dead = Outbox(redis_client, claim_idle_ms=3_600_000)
     dead.append([attempt("a"), attempt("b")])
     read = dead.read(10)
-    assert Outbox(redis_client).read(10) == []
+    assert Outbox(redis_client, claim_idle_ms=3_600_000).read(10) == []
     assert Outbox(redis_client, claim_idle_ms=0).read(10) == read
 
 

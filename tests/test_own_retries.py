@@ -281,7 +281,7 @@ def test_a_retry_that_does_not_end_the_task(tasks: ModuleType, running: Fleet) -
     """`throw=False`: the lane hears of the refusal, and the gate holds for what was sent again."""
     result = sent(tasks.own, "no throw", "n-nothrow", 429, 1, "1")
     wait_for(lambda: tasks.own.AsyncResult(result.id).result == [1, 1], what="the second result holds")
-    assert rows_of(result, 2) == [("answered", "rate_limited", 429, 1.0), ANSWERED]
+    assert rows_of(result, 2) == [("retried", "rate_limited", 429, 1.0), ANSWERED]
     assert refused_in("n-nothrow") == 1
     first, second = (at for at, _ in running.stamps("n-nothrow"))
     assert second - first >= 1.0

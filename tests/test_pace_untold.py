@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
+from math import inf
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -230,3 +232,22 @@ def test_a_wait_that_looks_like_a_windows_and_is_none() -> None:
     late = [arrival for arrival in result.arrivals if arrival.t > 35]
     assert sum(arrival.good for arrival in late) >= 0.85 * 10 * 24
     assert sum(arrival.status == 429 for arrival in late) <= 0.05 * len(late)
+
+
+@pytest.mark.parametrize("travel_s", [0.003, 0.03, 0.06])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_messages_that_travel_are_no_slower_provider(travel_s: float, seed: int) -> None:
+    """Between release and provider lie tens of milliseconds on a busy machine: nobody takes them for a lower limit."""
+    case = CASES["sawtooth_no_headers"].seeded(seed)
+    lowest = inf
+    laboratory = Laboratory(case.provider, jobs_of(case), seed=seed, slots=64, travel_s=travel_s)
+
+    def looked(fields: Mapping[str, Any]) -> None:
+        nonlocal lowest
+        if laboratory.now - laboratory.start > 4:
+            lowest = min(lowest, float(fields.get("p1", inf)))
+        obey(fields)
+
+    obey, laboratory.obey = laboratory.obey, looked  # type: ignore[method-assign]
+    laboratory.run(case.horizon_s)
+    assert lowest > 0.6 * 300 / 60

@@ -48,7 +48,7 @@ class Stage(Cluster):
             def now(self) -> float:
                 return stage.now
 
-        self.outbox = Outbox(self.client)
+        self.outbox = Outbox(self.client, claim_idle_ms=3_600_000)
         self.control = ControlPlane(
             lanes=self.lanes, pins=OnOurClock(self.client), mode_log=self.outbox, rules=self.rules
         )
@@ -103,7 +103,9 @@ class Stage(Cluster):
 
     def told(self) -> list[ModeChange]:
         """Mode changes in the outbox, oldest first."""
-        return [change for _, change in self.outbox.read(1_000) if isinstance(change, ModeChange)]
+        found = self.outbox.read(1_000)
+        self.outbox.commit([entry_id for entry_id, _ in found])
+        return [change for _, change in found if isinstance(change, ModeChange)]
 
 
 @pytest.fixture

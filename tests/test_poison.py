@@ -57,17 +57,18 @@ def suspects(cluster: Cluster) -> dict[str, int]:
 
 @pytest.mark.server
 def test_suspects_take_turns_and_others_pass_them(cluster: Cluster) -> None:
-    """Of those that a dead worker ran one is out at a time; calls that nobody suspects go past them."""
+    """In one process the first suspects go one or two at a time; calls that nobody suspects go past them."""
     put(cluster, *"abcd")
     lose_all(cluster, 4)
-    assert len(cluster.ready()) == 1
+    out = cluster.ready()
+    assert 1 <= len(out) <= 2
     put(cluster, "new", "newer")
-    assert cluster.ready()[1:] == ["new", "newer"]
-    assert sum(suspects(cluster).values()) == 1
+    assert cluster.ready()[len(out) :] == ["new", "newer"]
+    assert sum(suspects(cluster).values()) == len(out)
     order = []
     for _ in range(6):
         order.append(cluster.run_one(worker="w2"))
-        assert sum(suspects(cluster).values()) <= 1
+        assert sum(suspects(cluster).values()) <= 2
         cluster.pump()
     assert sorted(order) == ["a", "b", "c", "d", "new", "newer"]
     assert suspects(cluster) == {}
@@ -76,21 +77,52 @@ def test_suspects_take_turns_and_others_pass_them(cluster: Cluster) -> None:
 
 @pytest.mark.server
 def test_many_suspects_take_larger_turns(cluster: Cluster) -> None:
-    """After the loss of 64 calls four are out at once, then fewer: 33 turns, and 56 for 200, in place of one each."""
+    """After the loss of 48 calls a process runs one, then 2, 4 … at most a third of them; of four, a twelfth each."""
     cluster.worker(slots=64)
-    put(cluster, *[f"c{n}" for n in range(64)])
-    for _ in range(64):
+    put(cluster, *[f"c{n}" for n in range(48)])
+    for _ in range(48):
         assert cluster.begin()[1].state == "go"
     cluster.kill()
-    cluster.worker("w2", slots=64)
-    cluster.live(LEASE_S + 5)
-    assert len(cluster.ready()) == 4
-    turns = 0
-    while suspects(cluster):
-        turns += 1
-        cluster.run_all()
-        cluster.pump()
-    assert turns <= 36
+    for name in ("w2", "w3", "w4", "w5"):
+        cluster.worker(name, slots=64)
+    seen = []
+    for _ in range(200):
+        cluster.live(0.25)
+        seen.append(cluster.lying())
+    assert seen == sorted(seen), "none was run"
+    assert next(n for n in seen if n) <= 4, "one for each process"
+    assert seen[-1] == 4 * 4, "a twelfth of 48 for each"
+
+
+@pytest.mark.server
+def test_a_process_takes_its_share_of_suspects_and_no_more(cluster: Cluster) -> None:
+    """What it fetches beyond that goes back, uncounted, and another process has it."""
+    put(cluster, *"abcdef")
+    lose_all(cluster, 6)
+    cluster.worker("w3", slots=8)
+    for _ in range(4):
+        cluster.live(0.5)
+    fetched = [cluster.begin(worker="w2") for _ in range(cluster.lying())]
+    states = [begun.state for _, begun in fetched]
+    assert states.count("go") == 1
+    assert states.count("closed") == len(states) - 1 > 0
+    for tag, begun in fetched:
+        if begun.state == "closed":
+            cluster.drop(tag)
+    cluster.live(1.0)
+    assert cluster.begin(worker="w3")[1].state == "go"
+
+
+@pytest.mark.server
+def test_where_another_is_alone_nothing_begins(cluster: Cluster) -> None:
+    """It goes back and has used no attempt."""
+    put(cluster, "a")
+    tag, _ = cluster.take()
+    assert cluster.lanes.begin(tag, LEASE_S, process="w", taken=True).state == "closed"
+    cluster.drop(tag)
+    cluster.live(1.0)
+    tag, begun = cluster.begin()
+    assert (begun.state, begun.number) == ("go", 1)
 
 
 @pytest.mark.server
@@ -168,8 +200,10 @@ def test_the_last_delivery_begins_alone(cluster: Cluster) -> None:
 
 
 def test_a_quarantined_call_is_alone() -> None:
-    """It waits for those that run, and those that come wait for it."""
+    """It waits for those that run, and those that come are told to go elsewhere."""
     quarantine, order = Quarantine(), []
+    told: list[bool] = []
+    quarantine.tell = lambda: told.append(quarantine.taken)
     begun, may_end, alone = threading.Event(), threading.Event(), threading.Event()
 
     def first() -> None:
@@ -183,30 +217,28 @@ def test_a_quarantined_call_is_alone() -> None:
             order.append("suspect")
             alone.set()
 
-    def later() -> None:
-        with quarantine.shared():
-            order.append("later")
-
     threads = [threading.Thread(target=first)]
     threads[0].start()
     assert begun.wait(10)
     threads.append(threading.Thread(target=suspect))
     threads[1].start()
     wait_for(lambda: quarantine.taken, what="the suspect wants it")
-    threads.append(threading.Thread(target=later))
-    threads[2].start()
+    with quarantine.shared() as may_run:
+        assert not may_run
     assert not alone.wait(0.05)
     may_end.set()
     for thread in threads:
         thread.join(10)
-    assert order == ["first ends", "suspect", "later"]
-    assert not quarantine.taken
+    assert order == ["first ends", "suspect"]
+    assert told == [True, False], "the slots of the process go, and come back"
+    with quarantine.shared() as may_run:
+        assert may_run
 
 
 def test_quarantine_does_not_wait_for_ever() -> None:
     """Beside one that never ends it runs in company."""
     quarantine = Quarantine(most_wait_s=0.05)
-    with quarantine.shared():
+    with quarantine.shared():  # which never ends
         thread = threading.Thread(target=lambda: quarantine.alone().__enter__())
         thread.start()
         thread.join(10)
@@ -257,7 +289,7 @@ def ended(results: list[AsyncResult]) -> Callable[[], bool]:
 @pytest.mark.worker
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_poison_is_given_up_and_its_company_is_not(broken: Fleet, pool: str) -> None:
-    """Given up after three deaths; each other call is answered, and runs at most once more than needed."""
+    """Given up after three deaths; each other call is answered, and lost twice at most."""
     tasks = broken.agent()
     unlimited("poison", "stamp")
     results = [tasks.stamp.delay(str(n), 0.5) for n in range(4)]
@@ -270,7 +302,7 @@ def test_poison_is_given_up_and_its_company_is_not(broken: Fleet, pool: str) -> 
     assert [result.state for result in results] == ["SUCCESS"] * 40
     runs = Counter(what for _, what in broken.stamps())
     assert len(runs) == 40
-    assert max(runs.values()) <= (2 if pool == "threads" else 1), runs
+    assert max(runs.values()) <= (3 if pool == "threads" else 1), runs
     wait_for(lambda: not broken.valkey.client.exists(SUSPECTS), what="nobody is suspected any more")
     row = wait_for_rows(poison.id)[-1]
     assert (row.number, row.outcome.value, row.cause) == (3, "failed", "WorkerLostRepeatedly")

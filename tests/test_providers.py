@@ -6,7 +6,9 @@ import json
 import os
 import pickle
 import threading
-from collections.abc import Iterator
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,11 +20,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ratelimit_worker.calls import Category, Response, Usage, sighting
-from ratelimit_worker.errors import AuthenticationFailed, BadInput, ConfigurationError, MalformedResponse
+from ratelimit_worker.config import Settings
+from ratelimit_worker.errors import (
+    AuthenticationFailed,
+    BadInput,
+    ConfigurationError,
+    InvalidRequest,
+    MalformedResponse,
+)
 from ratelimit_worker.policy.classification import classify_exception
 from ratelimit_worker.policy.completion import flaw_of
 from ratelimit_worker.policy.estimate import Size, cost
 from ratelimit_worker.providers import anthropic, http, openai
+from ratelimit_worker.providers.webhook import Webhook
 
 KEY = "sk-proj-CanaryKey0123456789"
 CHAT = {
@@ -184,11 +194,11 @@ def test_an_error_page_is_kept_as_text(server: Server) -> None:
     assert refused.value.response.body == "<html>bad gateway</html>"
 
 
-def test_an_answer_without_end_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More bytes than the bound are not kept."""
-    monkeypatch.setattr(http, "MAX_ANSWER_BYTES", 1_000)
+def test_an_answer_without_end_is_given_up(server: Server, most_mb: Callable[[float], None]) -> None:
+    """More bytes than the bound are not kept, and asking again would bring as many."""
+    most_mb(1 / 1024)
     server.reply = (200, {}, b'"' + b"x" * 100_000 + b'"')
-    with pytest.raises(MalformedResponse, match="larger than 1000 bytes"):
+    with pytest.raises(InvalidRequest, match=r"larger than 0\.000977 MB"):
         openai.request(here(server), "/chat/completions", {})
 
 
@@ -319,8 +329,9 @@ def test_a_path_is_below_its_base(base_url: str, path: str, url: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["https://evil.org/v1", "//evil.org/v1", "@evil.org", "/v1/../../admin", "/a b", "/a\r\nHost: evil", "", "/", "/é"],
-)
+    ["https://evil.org/v1", "//evil.org/v1", "@evil.org", "/v1/../../admin", "/a b", "/a\r\nHost: evil", "", "/", "/é",
+     "/v1/%2e%2e/admin", "/v1/a%2fb", "/v1/./x", "/v1//x", "/x/..", "/..", "/."],
+)  # fmt: skip
 def test_a_path_leads_to_no_other_host(path: str) -> None:
     """The key goes wherever the request goes."""
     with pytest.raises(BadInput):
@@ -453,3 +464,108 @@ def test_no_answer_breaks_who_looks_for_a_flaw(body: Any) -> None:
 def test_a_response_that_nobody_collects_is_fine(server: Server) -> None:
     """Outside an attempt, `saw` has no effect."""
     assert isinstance(http.post(f"{server.base_url}/x", {}, {}), Response)
+
+
+# ---- How much of an answer comes into memory ------------------------------------------------------------------------
+
+
+def packed(plain: bytes, *windows: int) -> bytes:
+    """`plain`, encoded once for each of the windows (zlib's `wbits`)."""
+    for window in windows:
+        packer = zlib.compressobj(9, wbits=window)
+        plain = packer.compress(plain) + packer.flush()
+    return plain
+
+
+GZIP, ZLIB, BARE = 31, 15, -15
+
+
+@pytest.fixture
+def most_mb() -> Iterator[Callable[[float], None]]:
+    yield http.bound_answers
+    http.bound_answers(Settings().max_answer_mb)
+
+
+@pytest.mark.parametrize(
+    ("named", "windows"),
+    [("gzip", [GZIP]), ("x-gzip", [GZIP]), ("deflate", [ZLIB]), ("deflate", [BARE]), ("gzip, gzip", [GZIP, GZIP])],
+)
+def test_an_encoded_answer_is_read(server: Server, named: str, windows: list[int]) -> None:
+    """Nobody asked for it, and it can be read all the same."""
+    server.reply = (200, {"Content-Encoding": named}, packed(json.dumps(CHAT).encode(), *windows))
+    assert openai.request(here(server), "/chat/completions", {}).body == CHAT
+
+
+def bomb(size: int) -> bytes:
+    """gzip in gzip that becomes `size` zeros; made in pieces."""
+    inner, outer = zlib.compressobj(9, wbits=GZIP), zlib.compressobj(9, wbits=GZIP)
+    zeros = bytes(1 << 20)
+    parts = [outer.compress(inner.compress(zeros)) for _ in range(size >> 20)]
+    return b"".join([*parts, outer.compress(inner.flush()), outer.flush()])
+
+
+@pytest.mark.parametrize("named", ["gzip, gzip", "gzip"])
+def test_a_decompression_bomb_is_given_up_at_the_bound(
+    server: Server, most_mb: Callable[[float], None], named: str
+) -> None:
+    """Final, in one line that names the fix; and no more than the bound was ever in memory."""
+    most_mb(2)
+    raw = bomb(512 << 20) if named == "gzip, gzip" else packed(bytes(64 << 20), GZIP)
+    assert len(raw) < 100_000
+    server.reply = (200, {"Content-Encoding": named}, raw)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match=r"^[^\n]*larger than 2 MB; .*MAISD_MAX_ANSWER_MB") as failed:
+            openai.request(here(server), "/chat/completions", {})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 << 20
+    failure = classify_exception(failed.value)
+    assert failure is not None
+    assert (failure.category, failure.sick) == (Category.INVALID_REQUEST, False)
+    server.reply = (200, {}, json.dumps(CHAT).encode())
+    assert openai.request(here(server), "/chat/completions", {}).body == CHAT, "the client is fit for the next call"
+
+
+def test_a_bomb_in_a_refusal_leaves_the_status_to_say_what_it_is_about(server: Server) -> None:
+    """A 429 is a 429, however much comes with it; a megabyte of it is kept."""
+    server.reply = (429, {"Content-Encoding": "gzip, gzip", "Retry-After": "7"}, bomb(64 << 20))
+    with pytest.raises(http.ProviderRefused) as refused:
+        openai.request(here(server), "/chat/completions", {})
+    assert len(refused.value.response.body) == 1 << 20
+    failure = classify_exception(refused.value)
+    assert failure is not None
+    assert (failure.category, failure.retry_after_s) == (Category.RATE_LIMITED, 7.0)
+
+
+def test_what_is_encoded_again_and_again_is_no_answer(server: Server) -> None:
+    """Each encoding costs as much as the answer may have; nobody honest uses three."""
+    server.reply = (200, {"Content-Encoding": ", ".join(["gzip"] * 3)}, packed(b"{}", GZIP, GZIP, GZIP))
+    with pytest.raises(InvalidRequest, match="encoded 3 times"):
+        openai.request(here(server), "/chat/completions", {})
+
+
+@pytest.mark.parametrize("raw", [b"no gzip at all", packed(b'{"a": "' + b"x" * 999 + b'"}', GZIP)[:-12]])
+def test_an_answer_that_is_not_encoded_as_it_says_is_malformed(server: Server, raw: bytes) -> None:
+    """Nonsense, or cut short."""
+    server.reply = (200, {"Content-Encoding": "gzip"}, raw)
+    with pytest.raises(httpx.DecodingError) as failed:
+        openai.request(here(server), "/chat/completions", {})
+    failure = classify_exception(failed.value)
+    assert failure is not None
+    assert failure.category is Category.MALFORMED_RESPONSE
+
+
+def test_a_web_hook_reads_no_body(server: Server) -> None:
+    """Of its answer only the status counts, so a bomb in it is never decoded."""
+    server.reply = (200, {"Content-Encoding": "gzip, gzip"}, bomb(256 << 20))
+    hook = Webhook(f"{server.base_url}/hook")
+    tracemalloc.start()
+    try:
+        hook.post(b"{}")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        hook.close()
+    assert peak < 4 << 20

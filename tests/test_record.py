@@ -14,27 +14,29 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, insert, text
+from sqlalchemy.exc import IntegrityError
 
 from ratelimit_worker.calls import Attempt, Outcome
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow.record import Recorder, pause_s, record_once
 from ratelimit_worker.stores import migrations
-from ratelimit_worker.stores.outbox import Outbox
-from ratelimit_worker.stores.tracker import Tracker, engine_for
+from ratelimit_worker.stores.outbox import CLAIM_IDLE_MS, Outbox
+from ratelimit_worker.stores.tables import AttemptRow
+from ratelimit_worker.stores.tracker import Tracker, _row, engine_for
 from tests.conftest import PostgresServer, wait_for
 
 pytestmark = pytest.mark.server
 
 
-def attempt(call_id: str, number: int = 1) -> Attempt:
-    """An ordinary answered attempt."""
+def attempt(call_id: str, number: int = 1, outcome: Outcome = Outcome.ANSWERED) -> Attempt:
+    """An ordinary attempt."""
     return Attempt(
         call_id=call_id,
         number=number,
         lane="lane",
         task="task",
-        outcome=Outcome.ANSWERED,
+        outcome=outcome,
         started_at=100.0,
         finished_at=101.5,
         waited_s=0.0,
@@ -78,9 +80,34 @@ def test_a_batch_moves_from_the_outbox_into_the_database(outbox: Outbox, tracker
 
 def test_the_same_outcome_twice_is_one_row(outbox: Outbox, tracker: Tracker, engine: Engine) -> None:
     """A redelivered call puts its outcome into the outbox again; the database has it once."""
-    outbox.append([*attempts(3), *attempts(3), attempt("c-0", number=2)])
+    outbox.append([*attempts(3), *attempts(3), attempt("c-0", number=2, outcome=Outcome.RETRIED)])
     assert record_once(outbox, tracker) == 7
     assert (rows(engine), outbox.backlog()) == (4, 0)
+
+
+def test_a_call_ends_once(outbox: Outbox, tracker: Tracker, engine: Engine) -> None:
+    """A Redis with an old state runs again what had its answer, as the next attempt: the first end stands."""
+    again = [attempt("c-0", number=2), attempt("c-1", number=2, outcome=Outcome.FAILED)]
+    outbox.append([*attempts(2), again[0]])
+    assert record_once(outbox, tracker) == 3
+    outbox.append([*again, attempt("c-1", number=3, outcome=Outcome.RETRIED)])
+    assert record_once(outbox, tracker) == 3
+    assert (rows(engine), outbox.backlog(), outbox.bad_count()) == (3, 0, 0)
+    assert [row.outcome for row in tracker.attempts_of("c-1")] == [Outcome.ANSWERED, Outcome.RETRIED]
+    with engine.begin() as connection, pytest.raises(IntegrityError):  # whoever else writes there
+        connection.execute(text("UPDATE attempts SET outcome = 'failed' WHERE call_id = 'c-1'"))
+
+
+def test_ends_that_are_there_twice_are_one_after_the_upgrade(tracker: Tracker, engine: Engine) -> None:
+    """What an older version has recorded stays: the later is an attempt that was repeated."""
+    migrations.upgrade(engine)
+    with engine.begin() as connection:
+        connection.execute(text("DROP INDEX uq_attempts_end"))
+        connection.execute(text("UPDATE ratelimit_worker_version SET version_num = '0003'"))
+        for number in (1, 2):
+            connection.execute(insert(AttemptRow), [_row(attempt("c-0", number=number))])
+    migrations.upgrade(engine)
+    assert [row.outcome for row in tracker.attempts_of("c-0")] == [Outcome.ANSWERED, Outcome.RETRIED]
 
 
 def test_one_poison_row_holds_up_nobody(
@@ -137,6 +164,52 @@ def test_a_recorder_killed_between_record_and_commit(
     while record_once(successor, Tracker(engine)):
         pass
     assert (rows(engine), outbox.backlog()) == (51, 0)
+
+
+KILLED_WHILE_RECORDING = """
+import sys, time, redis
+from ratelimit_worker.flow.record import record_once
+from ratelimit_worker.stores.outbox import Outbox
+
+class Slow:
+    def record(self, rows):
+        print("recording", flush=True)
+        time.sleep(1000)
+
+record_once(Outbox(redis.Redis(unix_socket_path=sys.argv[1])), Slow())
+"""
+
+
+def test_rows_of_a_killed_recorder_come_within_seconds(
+    redis_server: str, redis_client: redis.Redis, outbox: Outbox, engine: Engine
+) -> None:
+    """While it lives nobody takes them, however long its database takes; 3 s after its death its successor does."""
+    outbox.append(attempts(50))
+    slow = subprocess.Popen([sys.executable, "-c", KILLED_WHILE_RECORDING, redis_server], stdout=subprocess.PIPE)
+    try:
+        assert slow.stdout is not None
+        assert slow.stdout.readline() == b"recording\n"
+        idle_ms = [0]
+
+        def renewed() -> bool:
+            (held,) = redis_client.xpending_range("rlw:outbox", "recorder", "-", "+", 1)
+            idle_ms.append(held["time_since_delivered"])
+            return idle_ms[-1] < idle_ms[-2]
+
+        wait_for(renewed, what="it renews what it holds")
+        wait_for(renewed, what="it renews it again")
+    finally:
+        slow.kill()
+        slow.wait(timeout=120)
+    successor = Recorder(outbox, Tracker(engine), block_ms=100)
+
+    def taken_over() -> bool:
+        successor.step()
+        return outbox.backlog() == 0
+
+    wait_for(taken_over, what="its successor records them")
+    assert rows(engine) == 50
+    assert CLAIM_IDLE_MS == 3_000
 
 
 def test_two_recorders_at_once(redis_server: str, outbox: Outbox, database_url: str, engine: Engine) -> None:
@@ -228,21 +301,33 @@ def test_a_newer_database_keeps_the_outcomes_waiting(outbox: Outbox, tracker: Tr
     assert len(outbox.read(10)) == 3
 
 
-def test_an_outage_is_logged_once_a_minute(outbox: Outbox, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Hours of outage fill no log; the end of it is logged too."""
+def test_each_cause_of_an_outage_is_logged_once(
+    outbox: Outbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Hours of outage fill no log; what is wrong stands in the line, and the end of it is logged too."""
     engine = engine_for(f"sqlite:///{tmp_path}/place/t.db")
     (tmp_path / "place").rmdir()
-    now_s = [1_000.0]
-    recorder = Recorder(outbox, Tracker(engine), block_ms=0, clock=lambda: now_s[0])
+    recorder = Recorder(outbox, Tracker(engine), block_ms=0)
     outbox.append(attempts(1))
     caplog.set_level("INFO", logger="ratelimit_worker")
     for _ in range(10):
         recorder.step()
-        now_s[0] += 13.0
-    assert caplog.messages == ["recorder.away"] * 2
+    (tmp_path / "place").write_text("no folder")
+    for _ in range(10):
+        recorder.step()
+    first, second = caplog.messages
+    assert first.startswith("recorder.away cause=StoreUnavailable: database ")
+    assert second.startswith("recorder.away cause=StoreUnavailable: database ")
+    assert first != second
+    (tmp_path / "place").unlink()
     (tmp_path / "place").mkdir()
     recorder.step()
-    assert caplog.messages[-1] == "recorder.back"
+    assert caplog.messages[2:] == ["recorder.back"]
+    (tmp_path / "place").rename(tmp_path / "elsewhere")
+    (tmp_path / "place").write_text("no folder")
+    outbox.append(attempts(2))
+    recorder.step()
+    assert caplog.messages[-1].startswith("recorder.away cause=")  # another outage
 
 
 def test_an_absent_redis_is_outlived_too(tmp_path: Path) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
 import sys
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from ratelimit_worker.batchfile import End
+from ratelimit_worker.app import make_app
+from ratelimit_worker.batchfile import Ask, Bad, End, asks
 from ratelimit_worker.cli import main
 from ratelimit_worker.cli.run.journal import Journal, OutFailed
+from ratelimit_worker.cli.run.session import Options, Session, bounded_lines
+from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.simulate import Entry, Fault, Scenario, Simulator
 from tests import leftovers
@@ -245,12 +251,39 @@ def test_what_cannot_run_says_so(tmp_path: Path) -> None:
         ([source, "-o", out], {"MAISD_LANEZ": "{}", "MAISD_BASE_DELAY": "x"}, 78, "MAISD_LANEZ"),
         ([source, "-o", out, "--rpm", "0"], {}, 2, "--rpm"),
         ([source, "-o", source], {}, 2, "IN and OUT"),
+        ([source, "-o", out, "--allow-path", "/%2e%2e/admin"], {}, 2, "no plain path"),
         ([source], {}, 2, "-o"),
         ([str(tmp_path / "none.jsonl"), "-o", out], {}, 2, "none.jsonl"),
     ]:
         said = CliRunner().invoke(main, ["run", *arguments], env=environment)
         assert said.exit_code == code, said.output
         assert words in said.stderr
+
+
+def test_lines_that_cannot_be_sent_are_named_before_any_is(tmp_path: Path) -> None:
+    """Who reads that a file asks for the account's own affairs can stop before anything is paid for."""
+    source, said = tmp_path / "in.jsonl", list[str]()
+    lines = [ask("a"), {**ask("b"), "url": "/v1/%2e%2e/admin"}, {**ask("c"), "url": "/v1/organization/users"}]
+    source.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {**ask("d"), "url": "/proxy/chat"}]))
+    options = Options(context="c", allowed_paths=frozenset({"/proxy/chat"}))
+    with Journal(tmp_path / "out.jsonl") as journal:
+        cluster: Any = SimpleNamespace(app=make_app(redis_url="redis://127.0.0.1:1"), settings=read_settings({}))
+        session = Session(source, journal, cluster, options, lambda: said.append("begun"), said.append)
+    assert [line.partition("in.jsonl, ")[2].partition(" is")[0] for line in said] == ["line 2: url", "line 3: url"]
+    assert session.total == 4
+
+
+def test_a_line_without_end_is_never_whole_in_memory() -> None:
+    """It is named with its length; the lines after it are found where they are."""
+    good = json.dumps(ask("b")).encode() + b"\n"
+    file = io.BytesIO(b"x" * 5_000 + b"\n" + good + b"y" * 9_000)
+    first, second, third = asks(bounded_lines(file, 2_000), uuid.uuid4())
+    assert isinstance(first, Bad)
+    assert isinstance(third, Bad)
+    assert "5,001 bytes long" in first.why
+    assert "9,000 bytes long" in third.why
+    assert isinstance(second, Ask)
+    assert file.getvalue()[second.offset :].startswith(good)
 
 
 def test_a_file_that_is_not_out_is_left_as_it_is(tmp_path: Path) -> None:

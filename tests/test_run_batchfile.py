@@ -8,9 +8,11 @@ import uuid
 import pytest
 
 from ratelimit_worker.batchfile import (
+    ENDPOINTS,
     Ask,
     Bad,
     End,
+    allowed_path,
     answer_line,
     asks,
     bad_line,
@@ -21,11 +23,11 @@ from ratelimit_worker.batchfile import (
 )
 from ratelimit_worker.errors import (
     BadInput,
+    CallLost,
     ConnectionFailed,
     DeadlineExceeded,
     MalformedResponse,
     Overloaded,
-    PayloadLost,
     WorkerLostRepeatedly,
 )
 
@@ -82,6 +84,17 @@ def test_a_call_has_the_same_id_in_every_start_of_one_run() -> None:
         (line(url="//elsewhere.example/v1"), "a", "use a path"),
         (line(url="/v1/../../admin"), "a", "use a path"),
         (line(url=None), "a", "use a path"),
+        (line(url="/v1/%2e%2e/organization/users"), "a", "use a path"),
+        (line(url="/v1/chat%2Fcompletions"), "a", "use a path"),
+        (line(url="/v1//chat/completions"), "a", "use a path"),
+        (line(url="/v1/./chat/completions"), "a", "use a path"),
+        (line(url="/v1/chat/completions?x=1"), "a", "use a path"),
+        (line(url="/v1/chat/completions#x"), "a", "use a path"),
+        (line(url="/v1/chat/completions\n"), "a", "use a path"),
+        (line(url="/v1/organization/admin_api_keys"), "a", "use a path"),
+        (line(url="/v1/files"), "a", "use a path"),
+        (line(url="/v1/x/../messages"), "a", "use a path"),
+        (line(url="\ud800"), "a", "use a path"),
         (line(body=[1]), "a", "body is not a JSON object"),
     ],
 )
@@ -91,6 +104,32 @@ def test_a_bad_line_says_why(text: bytes, custom_id: str | None, why: str) -> No
     assert isinstance(bad, Bad)
     assert (bad.number, bad.custom_id) == (1, custom_id)
     assert why in bad.why
+
+
+@pytest.mark.parametrize("url", [f"{version}/{name}" for version in ("/v1", "/v1beta", "") for name in ENDPOINTS])
+def test_known_endpoints_are_asked(url: str) -> None:
+    """With the version or without."""
+    (read,) = asks([line(url=url)], RUN)
+    assert isinstance(read, Ask)
+
+
+def test_other_paths_are_asked_where_somebody_named_them() -> None:
+    """Letter by letter."""
+    path = allowed_path("/openai/deployments/d-1/chat/completions?api-version=2024-10-21")
+    good, other = asks([line("a", url=path), line("b", url=path + "1")], RUN, {path})
+    assert isinstance(good, Ask)
+    assert isinstance(other, Bad)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "/", "x", "//x", "/x//y", "/a/../b", "/..", "/.", "/a/.", "/%2e%2e", "http://x/y", "/a#b", "/a b", "/é",
+     "/" * 9, "/x?a=%2e", "/x\n", "/" + "x" * 500],
+)  # fmt: skip
+def test_what_is_no_plain_path_cannot_be_allowed(path: str) -> None:
+    """One line, with a path that can."""
+    with pytest.raises(BadInput, match=r"^[^\n]*use one such as /"):
+        allowed_path(path)
 
 
 def test_the_second_line_with_a_custom_id_is_bad() -> None:
@@ -151,7 +190,7 @@ def test_a_failure_with_a_status_is_a_response() -> None:
         (MalformedResponse("the answer is no JSON", 200, "req_1"), "malformed_response"),
         (DeadlineExceeded("id-1", "l", 2), "deadline_exceeded"),
         (WorkerLostRepeatedly("id-1", 3), "worker_lost"),
-        (PayloadLost("id-1"), "payload_lost"),
+        (CallLost("id-1"), "call_lost"),
         (BadInput("no"), "invalid_request"),
         (KeyError("body\nsecond line"), "key_error"),
     ],
@@ -178,3 +217,18 @@ def test_what_is_not_ours_is_never_cut() -> None:
 def test_an_end_without_status_is_a_failure() -> None:
     """As after a connection that was reset."""
     assert end_of(None) is End.FAILED
+
+
+@pytest.mark.parametrize(
+    ("text", "custom_id"),
+    [(line("\ud800"), None), (line("a", body={"model": "\ud800"}), "a"), (line("a", body={"x": [{"\udfff": 1}]}), "a")],
+)
+def test_half_a_character_is_no_text(text: bytes, custom_id: str | None) -> None:
+    """Redis, a provider and whoever reads OUT want UTF-8: such a line is told, and ends nothing."""
+    (bad,) = asks([text], RUN)
+    assert isinstance(bad, Bad)
+    assert (bad.custom_id, bad.why.endswith("use whole ones")) == (custom_id, True)
+    whole = line("a", body={"text": "\U0001f600"})  # two escapes, and one character
+    assert b"\\ud83d" in whole
+    (ask,) = asks([whole], RUN)
+    assert isinstance(ask, Ask)

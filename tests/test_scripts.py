@@ -43,7 +43,7 @@ def test_only_new_work_is_refused_on_a_full_server() -> None:
 @pytest.mark.parametrize("prefix", ["", "team:", 'with "quotes" \\ and \n', "ünï"])
 def test_any_key_prefix_is_safe(redis_client: redis.Redis, prefix: str) -> None:
     """kombu's global_keyprefix may be any text; all keys begin with it."""
-    Scripts(redis_client, prefix, time_us=1_700_000_000_000_000)("beat", ("w", 1, 1000, 1, "q", 1000, "*", 60))
+    Scripts(redis_client, prefix, time_us=1_700_000_000_000_000)("beat", ("w", 1, 1000, 1, "q", 1000, "*", 60, 0))
     found = redis_client.keys("*")
     assert found
     assert all(key.startswith(prefix.encode() + b"rlw:") for key in found)

@@ -13,7 +13,9 @@ from typing import Any
 import click
 
 import ratelimit_worker
+from ratelimit_worker.cli.terminal import say
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, StoreUnavailable
+from ratelimit_worker.plain_text import shown
 
 #: Command → what it does; its function has its name and stands in the module of its name, or in the one of `HOMES`:
 #: a module of this folder, or one with its whole name where the command belongs to the face that it opens.
@@ -54,7 +56,7 @@ class Sentence(click.ClickException):
     def show(self, file: Any = None) -> None:
         """Print it to stderr."""
         for line in self.message.splitlines():
-            click.echo(f"Error: {line}", file=file, err=file is None)
+            say(f"Error: {line}", file=file, err=file is None)
 
 
 class Unavailable(Sentence):
@@ -102,16 +104,20 @@ class Commands(click.Group):
             formatter.write_dl(sorted(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; what it raises of ours becomes a sentence."""
+        """Run the command; what it raises of ours becomes a sentence, and click's own sentences are made harmless."""
         try:
             return super().invoke(ctx)
         except RateLimitWorkerError as error:
             raise sentence(error) from error
+        except click.ClickException as error:
+            told = shown(error.format_message())
+            error.format_message = lambda: told  # type: ignore[method-assign]
+            raise
 
 
 def _version(ctx: click.Context, parameter: click.Parameter, asked: bool) -> None:
     if asked:  # click's own option cannot tell the version of a checkout that is not installed
-        click.echo(f"ratelimit-worker, version {ratelimit_worker.__version__}")
+        say(f"ratelimit-worker, version {ratelimit_worker.__version__}")
         ctx.exit()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ratelimit_worker.cli.duration import DURATION
+from ratelimit_worker.cli.terminal import say
 from ratelimit_worker.errors import BadInput
 
 
@@ -37,9 +38,9 @@ def analytics(output: Path | None, since: float | None) -> None:
     with open_sources() as opened:
         found = stats(opened.sources, since or opened.settings.figures_reach_s, time.time())
     for says in found.missing:
-        click.echo(f"Note: {says}", err=True)
+        say(f"Note: {says}", err=True)
     if output is None:
-        click.echo(to_json(found), nl=False)
+        say(to_json(found), nl=False)
         return
     write_report(found, output)
-    click.echo(f"{output}: {count(found.total.calls)} calls, {count(found.total.attempts)} attempts", err=True)
+    say(f"{output}: {count(found.total.calls)} calls, {count(found.total.attempts)} attempts", err=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from ratelimit_worker.cli.terminal import say
+
 
 @click.group()
 def cache() -> None:
@@ -33,15 +35,15 @@ def stats(form: str) -> None:
         "evicted": counters.get("cache_evicted", 0),
     }
     if form == "json":
-        click.echo(as_json(figures))
+        say(as_json(figures))
         return
-    click.echo(f"answers kept   {size.entries:,} of at most {settings.max_cache_entries:,}")
-    click.echo(f"size           {size.bytes / 1024 / 1024:,.1f} MB of at most {settings.cache_size_mb:,.1f} MB")
-    click.echo(
+    say(f"answers kept   {size.entries:,} of at most {settings.max_cache_entries:,}")
+    say(f"size           {size.bytes / 1024 / 1024:,.1f} MB of at most {settings.cache_size_mb:,.1f} MB")
+    say(
         f"calls answered {figures['hits']:,} from the cache, {figures['joined']:,} by one that was on its way, "
         f"{figures['stale']:,} past its time in an emergency"
     )
-    click.echo(f"evicted        {figures['evicted']:,}")
+    say(f"evicted        {figures['evicted']:,}")
 
 
 @cache.command()
@@ -56,4 +58,4 @@ def clear(context: str | None, tag: str | None, func: str | None) -> None:
 
     with open_sources() as opened, redis_errors():
         gone = answers.forget(opened.services.redis, context, tag, func)
-    click.echo(f"{gone:,} answers forgotten")
+    say(f"{gone:,} answers forgotten")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ratelimit_worker.cli.terminal import say
+
 if TYPE_CHECKING:
     from ratelimit_worker.calls import Failure
     from ratelimit_worker.policy.retry import Step
@@ -45,10 +47,10 @@ def classify(exception: str | None, status: int | None, headers: tuple[str, ...]
     if form == "json":
         from ratelimit_worker.reports.words import as_json
 
-        click.echo(as_json({name: figures[name] for name in _FIELDS}))
+        say(as_json({name: figures[name] for name in _FIELDS}))
         return
     for line in _lines(figures):
-        click.echo(line)
+        say(line)
 
 
 #: In the order of the JSON.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ratelimit_worker.cli.duration import DURATION
+from ratelimit_worker.cli.terminal import say
 
 
 @click.command()
@@ -21,4 +22,4 @@ def cleanup(older_than: float | None) -> None:
     settings = read_settings()
     older_than_s = settings.retention_days * 86_400.0 if older_than is None else older_than
     deleted = Services(settings).tracker.purge(older_than_s)
-    click.echo(f"{count(deleted)} rows older than {seconds(older_than_s)} deleted")
+    say(f"{count(deleted)} rows older than {seconds(older_than_s)} deleted")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from ratelimit_worker.cli.terminal import say
+
 
 @click.command()
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
@@ -32,7 +34,7 @@ def doctor(ctx: click.Context, form: str) -> None:
     settings = read_settings()  # all that is wrong at once, as a sentence each
     found = settings_in_force(settings, environment())
     if form == "table":
-        click.echo(settings_text(found) + "\n")
+        say(settings_text(found) + "\n")
     findings: list[Finding] = []
     try:
         with open_sources() as opened:
@@ -47,5 +49,5 @@ def doctor(ctx: click.Context, form: str) -> None:
         findings.append(Finding("settings", Level.WRONG, str(error), Code.CONFIGURATION))
     except StoreUnavailable as error:
         findings.append(Finding("database", Level.WRONG, str(error), Code.UNREACHABLE))
-    click.echo(as_json(report(found, findings)) if form == "json" else findings_text(findings))
+    say(as_json(report(found, findings)) if form == "json" else findings_text(findings))
     ctx.exit(exit_code(findings))

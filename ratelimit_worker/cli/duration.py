@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+MOST_S = 100 * 365 * 86_400.0
 _PART = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 
 
@@ -23,7 +24,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # not generic before
         text = str(value).strip().lower()
         parts = _PART.findall(text)
         seconds = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
-        if "".join(number + unit for number, unit in parts) != text or seconds <= 0:
+        if "".join(number + unit for number, unit in parts) != text or not 0 < seconds <= MOST_S:
             self.fail(f"{value!r}: write 90s, 15m, 24h or 7d", param, ctx)
         return seconds
 

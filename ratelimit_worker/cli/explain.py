@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from ratelimit_worker.cli.terminal import say
+
 
 @click.command()
 @click.argument("call_id")
@@ -32,11 +34,11 @@ def explain(ctx: click.Context, call_id: str, form: str) -> None:
             latency_s = mean_latency_s(opened.sources.queries.sums(time.time() - LATENCY_OVER_S, time.time()))
         except StoreUnavailable as error:
             attempts, latency_s = [], {}
-            click.echo(f"Note: its attempts are unknown: {error}", err=True)
+            say(f"Note: its attempts are unknown: {error}", err=True)
         found = look(opened.sources.live, attempts, call_id, latency_s=latency_s, rules=rules_of(opened.settings))
-    click.echo(as_json(msgspec.to_builtins(found)) if form == "json" else explanation_text(found))
+    say(as_json(msgspec.to_builtins(found)) if form == "json" else explanation_text(found))
     if found.where is Where.UNKNOWN:
-        click.echo(
+        say(
             "No such call waits, runs or has a recorded attempt. It may have been answered from the cache, revoked, or "
             "be past its retention.",
             err=True,

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import click
 
+from ratelimit_worker.cli.terminal import say
+
 
 @click.command()
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def lanes(form: str) -> None:
+@click.option("--lane", "names", multiple=True, metavar="L", help="Only this lane; repeat for several.")
+@click.option("-v", "--verbose", is_flag=True, help="All lanes. Default: of very many the 200 that matter most.")
+def lanes(form: str, names: tuple[str, ...], verbose: bool) -> None:
     """Print each lane's limits, as told by a person and as learned from the provider, and the pace that holds now."""
     from ratelimit_worker.cli.sources import open_sources
     from ratelimit_worker.reports.analytics import as_builtins
     from ratelimit_worker.reports.live import cluster_state
     from ratelimit_worker.reports.tables import lanes_table
     from ratelimit_worker.reports.words import as_json
+    from ratelimit_worker.stores.live import MOST_LANES
 
     with open_sources() as opened:
-        state = cluster_state(opened.sources.live.now(), None)
+        state = cluster_state(opened.sources.live.now(names or None, None if verbose else MOST_LANES), None)
     if form == "json":
-        click.echo(as_json(as_builtins(state)["lanes"]))
+        say(as_json(as_builtins(state)["lanes"]))
     elif state.lanes:
-        click.echo(lanes_table(state))
+        say(lanes_table(state))
     else:
-        click.echo("no lane is known yet: a lane is made by its first call, or by `limits set`", err=True)
+        say("no lane is known yet: a lane is made by its first call, or by `limits set`", err=True)

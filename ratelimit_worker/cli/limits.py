@@ -6,6 +6,9 @@ import time
 
 import click
 
+from ratelimit_worker.cli.amount import Amount
+from ratelimit_worker.cli.terminal import say
+
 
 @click.group()
 def limits() -> None:
@@ -14,13 +17,13 @@ def limits() -> None:
 
 @limits.command("set")
 @click.argument("lane")
-@click.option("--rpm", type=click.FloatRange(min=0), help="Requests a minute, never exceeded. 0: no such limit.")
-@click.option("--tpm", type=click.FloatRange(min=0), help="Tokens a minute, never exceeded. 0: no such limit.")
+@click.option("--rpm", type=Amount(min=0), help="Requests a minute, never exceeded. 0: no such limit.")
+@click.option("--tpm", type=Amount(min=0), help="Tokens a minute, never exceeded. 0: no such limit.")
 @click.option(
     "--concurrency", type=click.IntRange(min=0), help="Calls at once over the whole cluster. 0: no such limit."
 )
-@click.option("--rpd", type=click.FloatRange(min=0), help="Requests a UTC day, never exceeded. 0: no such quota.")
-@click.option("--tpd", type=click.FloatRange(min=0), help="Tokens a UTC day, never exceeded. 0: no such quota.")
+@click.option("--rpd", type=Amount(min=0), help="Requests a UTC day, never exceeded. 0: no such quota.")
+@click.option("--tpd", type=Amount(min=0), help="Tokens a UTC day, never exceeded. 0: no such quota.")
 @click.option(
     "--parent",
     "parents",
@@ -75,4 +78,4 @@ def set_(
             before, after = set_limits(opened.services.control, lane, change, configured, time.sleep, known)
     except BadInput as error:
         raise click.UsageError(str(error)) from error
-    click.echo(f"{lane}: {limits_line(before)} -> {limits_line(after)}")
+    say(f"{lane}: {limits_line(before)} -> {limits_line(after)}")

@@ -5,12 +5,17 @@ from __future__ import annotations
 import getpass
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
+
+from ratelimit_worker.cli.duration import MOST_S
+from ratelimit_worker.cli.terminal import say
+from ratelimit_worker.plain_text import one_line
 
 if TYPE_CHECKING:
     from ratelimit_worker.calls import ModeChange
@@ -25,7 +30,7 @@ def _seconds(_ctx: click.Context, _parameter: click.Parameter, text: str | None)
         return None
     parts = list(_DURATION.finditer(text))
     seconds = sum(float(part[1]) * _UNITS_S[part[2] or "s"] for part in parts)
-    if "".join(part[0] for part in parts) != text or seconds <= 0:
+    if "".join(part[0] for part in parts) != text or not 0 < seconds <= MOST_S:
         raise click.BadParameter(f"{text!r}: write 90s, 15m, 2h or 1d")
     return seconds
 
@@ -39,7 +44,8 @@ def _pinning(mode: str, does: str) -> click.Command:
         "--for", "for_s", callback=_seconds, metavar="TIME", help="Such as 90s, 15m, 2h. Default: until `auto`."
     )
     @click.option("--reason", default="", metavar="TEXT", help="For the history.")
-    def command(lane: str | None, for_s: float | None, reason: str) -> None:
+    @click.option("-v", "--verbose", is_flag=True, help="A line for each lane that changes, where all are pinned.")
+    def command(lane: str | None, for_s: float | None, reason: str, verbose: bool) -> None:
         from ratelimit_worker import wiring
         from ratelimit_worker.calls import Mode
         from ratelimit_worker.cli.cluster import talking_to_redis
@@ -49,8 +55,8 @@ def _pinning(mode: str, does: str) -> click.Command:
             changes = pin(
                 wiring.services().control, Mode(mode.upper()), lane=lane, for_s=for_s, reason=reason, who=_user()
             )
-        _show(changes)
-        click.echo(f"{_lanes(lane)} pinned to {mode.upper()}{_until(changes)}.", err=True)
+        _show(changes, lane is not None or verbose)
+        say(f"{_lanes(lane)} pinned to {mode.upper()}{_until(changes)}.", err=True)
 
     return command
 
@@ -64,7 +70,8 @@ halt = _pinning("halt", "nothing is sent; calls wait.")
 @click.command()
 @click.option("--lane", metavar="L", help="Only this lane. Default: all.")
 @click.option("--reason", default="", metavar="TEXT", help="For the history.")
-def auto(lane: str | None, reason: str) -> None:
+@click.option("-v", "--verbose", is_flag=True, help="A line for each lane that changes, where all are given back.")
+def auto(lane: str | None, reason: str, verbose: bool) -> None:
     """Give lanes that were pinned back to the law."""
     from ratelimit_worker import wiring
     from ratelimit_worker.cli.cluster import talking_to_redis
@@ -72,8 +79,8 @@ def auto(lane: str | None, reason: str) -> None:
 
     with talking_to_redis():
         changes = give_back(wiring.services().control, lane=lane, reason=reason, who=_user())
-    _show(changes)
-    click.echo(f"{_lanes(lane)} left to the law.", err=True)
+    _show(changes, lane is not None or verbose)
+    say(f"{_lanes(lane)} left to the law.", err=True)
 
 
 resume = auto
@@ -93,13 +100,19 @@ def history(lane: str | None, limit: int, form: str) -> None:
     from ratelimit_worker import wiring
 
     changes = wiring.services().tracker.mode_changes(lane=lane, limit=limit)
-    click.echo(_FORMS[form](changes))
+    say(_FORMS[form](changes))
 
 
-def _show(changes: Sequence[ModeChange]) -> None:
-    for change in changes:
+def _show(changes: Sequence[ModeChange], each: bool) -> None:
+    """The changes: a line each, or one that counts them."""
+    for change in changes if each else ():
         lane = "all lanes" if change.lane == "*" else change.lane
-        click.echo(f"{lane}: {change.from_mode.value} -> {change.to_mode.value}")
+        say(one_line(f"{lane}: {change.from_mode.value} -> {change.to_mode.value}"))
+    if not each:
+        kinds = Counter(f"{change.from_mode.value} -> {change.to_mode.value}" for change in changes)
+        lanes = sum(change.lane != "*" for change in changes)
+        told = ", ".join(f"{lanes:,} {kind}" for kind, lanes in sorted(kinds.items()))
+        say(f"all lanes: {lanes:,} changed{f' ({told})' if lanes else ''}")
 
 
 def _lanes(lane: str | None) -> str:
@@ -130,8 +143,9 @@ def _table(changes: Sequence[ModeChange]) -> str:
         )
         for change in changes
     ]
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows))
+    cells = [tuple(map(one_line, row)) for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -11,6 +11,9 @@ from typing import Any, Self
 
 import click
 
+from ratelimit_worker.cli.terminal import say
+from ratelimit_worker.plain_text import one_line
+
 _REFRESH_S = 0.25
 
 
@@ -37,16 +40,16 @@ class Progress:
         line = words()
         if self.live:
             columns = shutil.get_terminal_size().columns
-            click.echo(f"\r\x1b[K{line[: columns - 1]}", file=self._stream, nl=False)
+            click.echo(f"\r\x1b[K{one_line(line)[: columns - 1]}", file=self._stream, nl=False)
             self._shown = True
         else:
-            click.echo(line, file=self._stream)
+            say(line, file=self._stream)
         self._next_s = time.monotonic() + self._every_s
 
     def note(self, text: str) -> None:
         """A line that stays."""
         self.clear()
-        click.echo(text, file=self._stream)
+        say(text, file=self._stream)
 
     def clear(self) -> None:
         """Take the refreshed line away."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ratelimit_worker.cli.duration import DURATION
+from ratelimit_worker.cli.terminal import say
 
 if TYPE_CHECKING:
     from ratelimit_worker.reports.stats import Stats
@@ -66,10 +67,10 @@ def _show(found: Stats, form: str, by: str) -> None:
     from ratelimit_worker.reports.words import as_json
 
     if form == "table":
-        click.echo(stats_tables(found))
+        say(stats_tables(found))
     elif form == "json":
-        click.echo(as_json(as_builtins(found)))
+        say(as_json(as_builtins(found)))
     else:
-        click.echo(to_function_csv(found) if by == "function" else to_csv(found, found.slice_s), nl=False)
+        say(to_function_csv(found) if by == "function" else to_csv(found, found.slice_s), nl=False)
     for says in found.missing:
-        click.echo(f"Note: {says}", err=True)
+        say(f"Note: {says}", err=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from ratelimit_worker.cli.terminal import say
+
 _EXIT_SICK = 3
 _LADDER = ("normal", "reduced", "emergency", "halt")
 
@@ -15,8 +17,10 @@ _LADDER = ("normal", "reduced", "emergency", "halt")
     type=click.Choice(_LADDER[1:]),
     help=f"Exit with {_EXIT_SICK} when a lane is in this mode or a stricter one.",
 )
+@click.option("--lane", "lanes", multiple=True, metavar="L", help="Only this lane; repeat for several.")
+@click.option("-v", "--verbose", is_flag=True, help="All lanes. Default: of very many the 200 that matter most.")
 @click.pass_context
-def status(ctx: click.Context, form: str, fail_on: str | None) -> None:
+def status(ctx: click.Context, form: str, fail_on: str | None, lanes: tuple[str, ...], verbose: bool) -> None:
     """Print each lane's mode, rate, waiting and running calls, and who works for them.
 
     A ! after the mode: it is pinned by hand.
@@ -26,14 +30,19 @@ def status(ctx: click.Context, form: str, fail_on: str | None) -> None:
     from ratelimit_worker.reports.stats import status as look
     from ratelimit_worker.reports.tables import status_table
     from ratelimit_worker.reports.words import as_json
+    from ratelimit_worker.stores.live import MOST_LANES
 
     with open_sources() as opened:
-        state, missing = look(opened.sources)
-    click.echo(as_json(as_builtins(state)) if form == "json" else status_table(state))
+        state, missing = look(opened.sources, None if verbose else MOST_LANES, lanes or None)
+    say(as_json(as_builtins(state)) if form == "json" else status_table(state))
     for says in missing:
-        click.echo(f"Note: {says}", err=True)
+        say(f"Note: {says}", err=True)
     if fail_on is not None:
         sick = [lane for lane in state.lanes if _LADDER.index(lane.mode.value.lower()) >= _LADDER.index(fail_on)]
         for lane in sick:
-            click.echo(f"{lane.lane} is in {lane.mode_now}", err=True)
-        ctx.exit(_EXIT_SICK if sick else 0)
+            say(f"{lane.lane} is in {lane.mode_now}", err=True)
+        stricter = _LADDER[_LADDER.index(fail_on) :]
+        unseen = sum(state.modes.get(mode.upper(), 0) for mode in stricter) - len(sick)
+        if state.left_out and unseen > 0:
+            say(f"{unseen:,} lanes more are in such a mode", err=True)
+        ctx.exit(_EXIT_SICK if sick or (state.left_out and unseen > 0) else 0)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ratelimit_worker.cli.terminal import say
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError
 
 if TYPE_CHECKING:
@@ -52,13 +53,13 @@ def up(app_name: str, port: int, concurrency: int, state_dir: Path | None) -> No
         try:
             login = cluster.environ.get("FLOWER_BASIC_AUTH") or f"dev:{secrets.token_urlsafe(9)}"
             _start(cluster, app_name, port, concurrency, login)
-            click.echo(_shell_lines(cluster))
-            click.echo(_directions(cluster, port, login), err=True)
+            say(_shell_lines(cluster))
+            say(_directions(cluster, port, login), err=True)
             while True:
                 _check(cluster)
                 time.sleep(_POLL_S)
         except KeyboardInterrupt:
-            click.echo("\nstopping", err=True)
+            say("\nstopping", err=True)
             cluster.children.stop(_GRACE_S)
 
 
@@ -75,7 +76,7 @@ def _start(cluster: Cluster, app_name: str, port: int, concurrency: int, login: 
         {**cluster.environ, "FLOWER_BASIC_AUTH": login},
         logs / "up-flower.log",
     )
-    click.echo("Starting Redis, a worker and Flower …", err=True)
+    say("Starting Redis, a worker and Flower …", err=True)
     deadline = time.monotonic() + _START_S
     while not (_worker_is_there(cluster) and _answers(port)):
         _check(cluster)
@@ -93,7 +94,7 @@ def _check(cluster: Cluster) -> None:
 def _worker_is_there(cluster: Cluster) -> bool:
     from ratelimit_worker.stores.live import Live
 
-    return bool(Live(cluster.services.redis).now().workers)
+    return bool(Live(cluster.services.redis).now(only=()).workers)
 
 
 def _answers(port: int) -> bool:

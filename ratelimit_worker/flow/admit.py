@@ -7,6 +7,7 @@ what each says, blocking or awaiting (`inprocess.drive`).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextvars import ContextVar
@@ -16,13 +17,14 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from ratelimit_worker.calls import Arguments, Sighting, Timeouts, saw
-from ratelimit_worker.errors import CallFailed, DeadlineExceeded, PayloadLost, StoreUnavailable
+from ratelimit_worker.errors import CallFailed, CallLost, DeadlineExceeded, StoreUnavailable
 from ratelimit_worker.flow.execute import Answered, Executor, Facts, GaveUp, NotOurs, Result
 from ratelimit_worker.ports import AttemptLanes, Begun, Health
 
 QUEUE = "in-process"  #: what outcomes say of their queue: the real one is the process's own and tells nobody anything
 GRACE_S = 5.0  #: the lane itself says when a deadline has passed; after so long more it is taken for silent
 LOOK_AGAIN_S = 0.2  #: while Redis restarts
+ENTER_S = 1.75  #: a call that has no place yet waits no longer for that
 ALONE = b'{"passed": true}'  #: what is settled where nobody but the caller can have the outcome
 
 
@@ -82,6 +84,10 @@ class Desk(AttemptLanes, Protocol[T_contra]):
         """The caller waits no more; what is left of its call in Redis is cleared up later. No I/O."""
         ...
 
+    def afterwards(self, do: Callable[[], object]) -> None:
+        """Do this in the background, before what the next `leave` leaves. No I/O."""
+        ...
+
     @property
     def up(self) -> bool:
         """Whether Redis was there at the last look."""
@@ -129,7 +135,7 @@ class Ran:
     started: float  #: the executor's clock, seconds
     seen: Sighting
     value: Any = None
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 Step = Ask | Wait | Sleep | Run
@@ -196,7 +202,7 @@ class Admission(Generic[T]):
 
     def _wait_in_lane(self, turn: T) -> Generator[Step, Any, Ran | None]:
         """Through the lane under one reference → the last attempt, or None: the call has to be entered anew."""
-        kept = yield from self._patiently(self._enqueue, turn)
+        kept = yield from self._patiently(self._enqueue, turn, ENTER_S)
         if kept is not None:
             return Ran(started=0.0, seen=Sighting(), value=self.executor.answers.decode(kept)[1])
         self._after_s = 0.0
@@ -214,7 +220,12 @@ class Admission(Generic[T]):
             ran: Ran | None = None
             if begun.state == "go":
                 turn.running = True
-                ran = yield Run(turn, self.executor.timeouts(self.plan, self.task, begun))
+                started = self.executor.clock()
+                try:
+                    ran = yield Run(turn, self.executor.timeouts(self.plan, self.task, begun))
+                except BaseException as cut:
+                    self._cut_off(begun, Ran(started=started, seen=Sighting(), error=cut), news)
+                    raise
                 turn.running = False
             attempt = Concluded(self.desk, begun, ran, shared="fp" in self.plan)
             result = yield Ask(partial(attempt.result, self.executor, self._facts(news)))
@@ -224,7 +235,7 @@ class Admission(Generic[T]):
                 case Answered(value):
                     yield Ask(partial(self.desk.free, turn))
                     return ran or Ran(started=0.0, seen=Sighting(), value=value)
-                case GaveUp(PayloadLost()) if ran is None:  # Redis lost its memory, and the arguments are here
+                case GaveUp(CallLost()) if ran is None:  # Redis lost its memory, and the arguments are here
                     return None
                 case GaveUp(error):
                     yield Ask(partial(self.desk.free, turn))
@@ -237,6 +248,15 @@ class Admission(Generic[T]):
                 case _:
                     self.desk.dismiss(turn, news)
 
+    def _cut_off(self, begun: Begun, ran: Ran, tag: str) -> None:
+        """The attempt was cancelled, interrupted or thrown away: it has a row, and its caller does not wait for that.
+
+        It says nothing of the provider, whatever was being handled, nor to those that follow: the next of them asks.
+        """
+        executor = replace(self.executor, classify=lambda error: None)
+        attempt = Concluded(self.desk, begun, ran, shared=False)
+        self.desk.afterwards(partial(attempt.result, executor, self._facts(tag)))
+
     def _enqueue(self, turn: T) -> bytes | None:
         return self.desk.enqueue(
             turn, self.task, self.plan, after_s=self._after_s, tries=self._tries, number=self._number
@@ -245,17 +265,18 @@ class Admission(Generic[T]):
     def _begin(self, tag: str) -> Begun:
         return self.desk.begin(tag, self.executor.lease_s)
 
-    def _patiently(self, ask: Callable[[Any], Any], about: Any) -> Generator[Step, Any, Any]:
+    def _patiently(self, ask: Callable[[Any], Any], about: Any, most_s: float = math.inf) -> Generator[Step, Any, Any]:
         """Short I/O that waits for a Redis which restarts.
 
         Raises:
-            Away: it has been away for long.
+            Away: it has been away for long, or for `most_s`.
         """
+        began = self.clock()
         while True:
             try:
                 return (yield Ask(partial(ask, about)))
             except Away:
-                if not self.desk.patient():
+                if not self.desk.patient() or self.clock() - began >= most_s - LOOK_AGAIN_S:
                     raise
             yield Sleep(LOOK_AGAIN_S)
 
@@ -278,7 +299,7 @@ def run_unpaced(unpaced: Callable[[], float], at_least_s: float = 0.0, timeouts:
     return ran
 
 
-def with_note(ran: Ran, raised: Exception, final: BaseException) -> Ran:
+def with_note(ran: Ran, raised: BaseException, final: BaseException) -> Ran:
     """The attempt as its caller sees it: what the function raised, as it was, with the verdict as a note.
 
     Nothing here crosses a process, and code around an SDK catches the SDK's own exceptions.
@@ -312,7 +333,7 @@ class Concluded:
         told = replace(executor, lanes=self, clock=lambda: times.pop() if times else clock())
         return told.execute(facts, lambda _: _replay(ran), _nothing_to_restore)
 
-    def begin(self, tag: str, lease_s: float, alone: bool = False) -> Begun:
+    def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
         """What the lane said before the attempt."""
         return self._begun
 

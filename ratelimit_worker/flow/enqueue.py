@@ -10,14 +10,13 @@ from typing import Any
 import msgspec
 
 from ratelimit_worker.calls import SCHEMA_VERSION, Cost, LaneLimits, Priority
-from ratelimit_worker.config import MOST_TIMEOUT_S, Settings
+from ratelimit_worker.config import Settings
 from ratelimit_worker.errors import BadInput
-from ratelimit_worker.policy import estimate, pace
+from ratelimit_worker.policy import choices, estimate, pace
+from ratelimit_worker.policy.choices import MOST_DEADLINE_S, MOST_NAME, MOST_TIMEOUT_S, MOST_TTL_S
 from ratelimit_worker.policy.estimate import Learned, Size
 
 DEFAULT_LANE = "default"
-MOST_STALE_S = 365 * 86_400.0
-MOST_NAME = 200  #: characters of a lane, tenant, context or tag
 BASIC = "basic"  #: field of a lane's hash while MAISD_ENABLE_ADVANCED_RATE_LIMITING is off: a `Basic`
 
 
@@ -98,26 +97,24 @@ def plan(
     Raises:
         BadInput: a name, a priority, a deadline or a time that cannot be.
     """
-    lane = lane or kind.lane or _lane_from(kind, kwargs) or DEFAULT_LANE
-    within = deadline_s or kind.deadline_s or settings.deadline_s
-    if within <= 0:
-        raise BadInput(f"deadline_s={deadline_s!r}: use seconds above 0")
+    lane = choices.name("lane", _first(lane, kind.lane, _lane_from(kind, kwargs), DEFAULT_LANE))
+    within = choices.number("deadline_s", _first(deadline_s, kind.deadline_s, settings.deadline_s), MOST_DEADLINE_S)
     size: dict[str, Any] = {}
     if cost is None:
         cost, size = _cost(kind, args, kwargs, lane, learned, tokenizer)
-    tenant = kind.tenant if tenant is None else tenant
+    tenant = choices.name("tenant", _first(tenant, kind.tenant), empty=True)
     its_class = priority_of(kind.priority if priority is None else priority)
     stale_s = _stale_s(kind.stale_ttl_s if stale_ttl is None else stale_ttl)
     return {
         "v": SCHEMA_VERSION,
-        "lane": _name("lane", lane),
-        "tenant": _name("tenant", tenant),
+        "lane": lane,
+        "tenant": tenant,
         "weight": told(settings, lane).tenants.get(tenant, 1.0),
         "class": its_class.value,
-        "cost": cost.vector(),
+        "cost": choices.cost(cost).vector(),
         "deadline": now + within,
-        "context": _name("context", kind.context if context is None else context),
-        "tags": [_name("tag", tag) for tag in (kind.tags if tags is None else tags)],
+        "context": choices.name("context", _first(context, kind.context), empty=True),
+        "tags": choices.names("tags", _first(tags, kind.tags)),
         "pub": uuid.uuid4().hex,
         "max_waiting": settings.max_waiting,
         "max_bytes": int(settings.max_payload_mb * 1024 * 1024),
@@ -128,20 +125,65 @@ def plan(
     }
 
 
-def priority_of(value: str | int) -> Priority:
+def check(
+    *,
+    lane: Any = None,
+    tenant: Any = None,
+    context: Any = None,
+    tags: Any = None,
+    priority: Any = None,
+    deadline_s: Any = None,
+    cost: Any = None,
+    cache_ttl: Any = None,
+    stale_ttl: Any = None,
+    shed_below: Any = None,
+    timeout_s: Any = None,
+) -> None:
+    """Choices that are made before there is a call (a decorator's), or for one without a lane. None: nothing is said.
+
+    Raises:
+        BadInput: as `plan`.
+    """
+    if lane is not None:
+        choices.name("lane", lane)
+    for what, value in (("tenant", tenant), ("context", context)):
+        if value is not None:
+            choices.name(what, value, empty=True)
+    if tags is not None:
+        choices.names("tags", tags)
+    if priority is not None:
+        priority_of(priority)
+    if deadline_s is not None:
+        choices.number("deadline_s", deadline_s, MOST_DEADLINE_S)
+    if cost is not None and not callable(cost):
+        choices.cost(cost)
+    if cache_ttl is not None:
+        choices.number("cache_ttl", cache_ttl, MOST_TTL_S, zero=True)
+    if stale_ttl is not None:
+        _stale_s(stale_ttl)
+    _shedding(Priority.NORMAL, shed_below)
+    _timeout(timeout_s)
+
+
+def _first(*said: Any) -> Any:
+    """What the nearest says: an empty name or a zero is said, and None is not."""
+    return next((value for value in said if value is not None), None)
+
+
+def priority_of(value: Any) -> Priority:
     """A class from its name, or from a Celery priority on Redis (0 is the highest, 9 the lowest).
 
     Raises:
         BadInput: neither.
     """
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         if not 0 <= value <= 9:
             raise BadInput(f"priority={value}: use 0 (highest) to 9, or high, normal, low")
         return Priority.HIGH if value < 3 else Priority.NORMAL if value < 7 else Priority.LOW
     try:
         return Priority(value)
-    except ValueError as error:
-        raise BadInput(f"priority={value!r}: use high, normal, low, or 0 (highest) to 9") from error
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"priority={value!a:.60}: use high, normal, low, or 0 (highest) to 9") from error
 
 
 def lane_fields(settings: Settings, lane: str) -> dict[str, float | str]:
@@ -170,6 +212,9 @@ def basic_fields(settings: Settings, after: LaneLimits) -> dict[str, float | str
     limits = replace(after, rpm=rpm, unlimited=rpm is None and after.tpm is None, adaptive=False)
     before = msgspec.json.encode(Basic(replace(after, tenants={}), settings.rate_limit_delay)).decode()
     return {**limit_fields(limits), BASIC: before}
+
+
+CONFIGURED = "configured"  #: field of a lane of which a person has said something, so that it stays when it is idle
 
 
 def limit_fields(limits: LaneLimits) -> dict[str, float | str]:
@@ -207,9 +252,14 @@ def _cost(
 ) -> tuple[Cost, dict[str, Any]]:
     """What a call takes from the budget, and what settling learns from: `size`, [model, estimated input tokens; 0: they
     were counted, most output tokens; absent: it names none]; nothing where the task says what it costs."""
-    size = kind.cost(*args, **kwargs) if kind.cost is not None else estimate.size_of(args, kwargs)
+    size: Any = kind.cost(*args, **kwargs) if kind.cost is not None else estimate.size_of(args, kwargs)
     if isinstance(size, Cost):
         return size, {}
+    if not isinstance(size, Size):
+        choices.cost(size)
+    for what in ("input_tokens", "output_tokens", "choices"):
+        if getattr(size, what) is not None:
+            choices.number(f"cost: {what}", getattr(size, what), choices.MOST_UNITS, "a number", zero=True)
     model = size.model[:MOST_NAME] or lane
     known = learned(estimate.key(kind.task, model))
     counted = None
@@ -226,7 +276,8 @@ def _sharing(kind: Kind, settings: Settings, wanted: bool, stale_s: float) -> di
     """How a call shares answers: nothing where it does not; `ttl` seconds, 0: not kept; whether it joins; `stale` s."""
     join, ttl_s = settings.enable_request_deduplication, 0.0
     if settings.enable_intelligent_caching:
-        ttl_s = settings.cache_ttl_seconds if kind.cache_ttl_s is None else kind.cache_ttl_s
+        said_s = _first(kind.cache_ttl_s, settings.cache_ttl_seconds)
+        ttl_s = choices.number("cache_ttl", said_s, MOST_TTL_S, zero=True)
     elif join:  # a second call that comes just after the first's answer is a duplicate too
         ttl_s = settings.dedup_window_seconds
     if not settings.enable_intelligent_caching:
@@ -245,16 +296,11 @@ def _sharing(kind: Kind, settings: Settings, wanted: bool, stale_s: float) -> di
 def _timeout(seconds: float | None) -> dict[str, Any]:
     if seconds is None:
         return {}
-    # A bool is a number to Python, and to nobody else.
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= MOST_TIMEOUT_S:
-        raise BadInput(f"timeout_s={seconds!r}: use seconds above 0, to {MOST_TIMEOUT_S:.0f} (a day)")
-    return {"timeout": float(seconds)}
+    return {"timeout": choices.number("timeout_s", seconds, MOST_TIMEOUT_S)}
 
 
 def _stale_s(seconds: float) -> float:
-    if not 0 <= seconds <= MOST_STALE_S:
-        raise BadInput(f"stale_ttl={seconds!r}: use seconds from 0 to {MOST_STALE_S:.0f} (a year)")
-    return seconds
+    return choices.number("stale_ttl", seconds, MOST_TTL_S, zero=True)
 
 
 def _shedding(its_class: Priority, below: str | None) -> dict[str, Any]:
@@ -263,7 +309,7 @@ def _shedding(its_class: Priority, below: str | None) -> dict[str, Any]:
         return {}
     ladder = [one.value for one in Priority]
     if below not in ladder:
-        raise BadInput(f"shed_below={below!r}: use high, normal or low")
+        raise BadInput(f"shed_below={below!a:.60}: use high, normal or low")
     return {"sheds": "result"} if ladder.index(its_class) > ladder.index(below) else {}
 
 
@@ -296,11 +342,3 @@ def _lane_from(kind: Kind, kwargs: Mapping[str, Any]) -> str | None:
     if kind.provider and isinstance(model, str) and model:
         return f"{kind.provider}:{model}"
     return None
-
-
-def _name(what: str, value: Any) -> str:
-    if not isinstance(value, str) or len(value) > MOST_NAME or any(ord(letter) < 32 for letter in value):
-        raise BadInput(
-            f"{what}={str(value)[:60]!r}: use text of at most {MOST_NAME} characters without control characters"
-        )
-    return value

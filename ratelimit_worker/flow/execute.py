@@ -32,8 +32,8 @@ from ratelimit_worker.calls import (
 )
 from ratelimit_worker.errors import (
     CallFailedLater,
+    CallLost,
     DeadlineExceeded,
-    PayloadLost,
     RateLimitWorkerError,
     WorkerLostRepeatedly,
     call_failed,
@@ -74,6 +74,7 @@ class Facts:
     queue: str = ""
     worker: str = ""
     alone: bool = False  #: nothing else runs in this process
+    taken: bool = False  #: another call has this process for itself
     arguments: Arguments | None = None
 
     @property
@@ -105,6 +106,13 @@ class Again:
 @dataclass(frozen=True, slots=True)
 class GaveUp:
     """The call has failed for good."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The attempt ended because its process does: nothing is known of the call, which is delivered again."""
 
     error: BaseException
 
@@ -158,9 +166,10 @@ class _Trial:
     stays: float | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)
     suspect: bool = False  #: it failed again, and others were answered since
+    resent: bool = False  #: its task has sent it again, and goes on: this attempt is not its end
 
 
-Result = Answered | Again | GaveUp | NotOurs | MustBeAlone
+Result = Answered | Again | GaveUp | Interrupted | NotOurs | MustBeAlone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +186,8 @@ class Executor:
         means: What such a word makes of the call: RETRIED (it was sent again), SNOOZED (it goes back to its place), or
             FAILED (nobody runs it again).
         behind: The exceptions for which such a word may have been raised, the likeliest first.
+        given_up: Whether a call has been given up while its attempt ran; what comes of that is of no use any more.
+        interrupted: Whether what an attempt raised says that its process is being ended, and nothing of the call.
     """
 
     lanes: AttemptLanes
@@ -188,6 +199,8 @@ class Executor:
     pass_through: tuple[type[BaseException], ...] = ()
     means: Callable[[BaseException], Outcome] = lambda word: Outcome.RETRIED
     behind: Callable[[BaseException], Sequence[BaseException | None]] = lambda word: (word.__cause__,)
+    given_up: Callable[[str], bool] = lambda tag: False
+    interrupted: Callable[[BaseException], bool] = lambda error: False
     reconcile: Callable[[str], bool | None] = lambda lane: None
     timeout_told_s: Callable[[str], float | None] = lambda lane: None
     latencies: Callable[[str], Latencies | None] = lambda name: None
@@ -202,7 +215,7 @@ class Executor:
             run: Makes the request; given what the lane said.
             restore: Puts the canvas of a payload back where the framework looks for it, when nothing is run.
         """
-        begun = self.lanes.begin(facts.tag, self.lease_s, facts.alone)
+        begun = self.lanes.begin(facts.tag, self.lease_s, facts.alone, facts.worker, facts.taken)
         match begun.state:
             case "go":
                 return self._attempt(facts, begun, run)
@@ -220,7 +233,7 @@ class Executor:
             case "alone":
                 return MustBeAlone()
             case "gone":
-                return GaveUp(PayloadLost(facts.call_id))
+                return GaveUp(CallLost(facts.call_id))
             case _:
                 return NotOurs()
 
@@ -265,13 +278,14 @@ class Executor:
         with _running_now(self, trial), within(trial.timeouts), sighting() as trial.seen:
             try:
                 value = run(begun)
-            except self.pass_through as word:
-                if trial.stays is not None:
-                    return self._stayed(trial)
-                self._passed(trial, word)
-                raise
-            except Exception as error:
-                return self._failed(trial, error) if trial.stays is None else self._stayed(trial)
+            except BaseException as error:  # whatever a task raises, its attempt ends here, or its slot never would
+                if self.given_up(facts.tag):
+                    return NotOurs()
+                if self.interrupted(error):
+                    return Interrupted(error)
+                return self._raised(trial, error)
+        if self.given_up(facts.tag):
+            return NotOurs()
         if trial.stays is not None:  # the task went on, as if it had not retried
             return self._stayed(trial)
         trial.content = content_of(facts.arguments, value=value)
@@ -284,6 +298,23 @@ class Executor:
         self.tally.add(facts.lane, facts.task, trial.started, begun.now_s)
         self._settle(trial, None, Outcome.ANSWERED, self.answers.value(value), verdict)
         return Answered(value)
+
+    def _raised(self, trial: _Trial, error: BaseException) -> Result:
+        """What follows from what an attempt has raised; words of the framework go on to it."""
+        if trial.stays is not None:
+            return self._stayed(trial)
+        if isinstance(error, self.pass_through):
+            self._passed(trial, error)
+            raise error
+        return self._failed(trial, error)
+
+    def _hangs(self, trial: _Trial) -> None:
+        """The lane hears that a call has no answer yet, as of a time-out; the attempt goes on, and ends by itself."""
+        facts, begun, at = trial.facts, trial.begun, self._at(trial)
+        failure = Failure(category=Category.TIMEOUT, cause="no answer yet")
+        older = observe.older(begun.ticket, self.lanes.health(facts.lane, facts.task))
+        seen = observe.encode(at, begun.ticket, "sick", None, failure, facts.cost, older, self._witness(trial, "sick"))
+        self.lanes.settle(facts.tag, facts.lane, b"", outbox=b"", verdict=observe.word("sick", None), seen=seen)
 
     def _passed(self, trial: _Trial, word: BaseException) -> None:
         trial.content = content_of(trial.facts.arguments, error=word)
@@ -395,7 +426,7 @@ class Executor:
             tried=self._tried(trial) if judged.costs and not judged.free else b"",
         )
 
-    def _failed(self, trial: _Trial, error: Exception) -> Result:
+    def _failed(self, trial: _Trial, error: BaseException) -> Result:
         facts, begun = trial.facts, trial.begun
         trial.content = content_of(facts.arguments, error=error)
         if trial.caught is not None:  # the task's own rule has given up: so do we
@@ -495,11 +526,12 @@ class Executor:
         tried: bytes = b"",
     ) -> None:
         facts, response, at = trial.facts, trial.seen.response, self._at(trial)
+        row = self._row(trial, at, failure, Outcome.RETRIED if trial.resent else outcome, cause)
         self.lanes.settle(
             facts.tag,
             facts.lane,
             answer,
-            outbox=self.encode_outcome(self._row(trial, at, failure, outcome, cause)),
+            outbox=self.encode_outcome(row),
             verdict=observe.word(verdict, response, suspect=trial.suspect),
             seen=observe.encode(
                 at, trial.begun.ticket, verdict, response, failure, facts.cost, older, self._witness(trial, verdict)
@@ -562,13 +594,26 @@ class Executor:
 _running: ContextVar[tuple[Executor, _Trial] | None] = ContextVar("ratelimit_worker_attempt", default=None)
 
 
+#: All that run in this process, by tag.
+_out: dict[str, tuple[Executor, _Trial]] = {}
+
+
 @contextmanager
 def _running_now(executor: Executor, trial: _Trial) -> Iterator[None]:
     token = _running.set((executor, trial))
+    _out[trial.facts.tag] = (executor, trial)
     try:
         yield
     finally:
         _running.reset(token)
+        _out.pop(trial.facts.tag, None)
+
+
+def hangs(tag: str) -> None:
+    """An attempt of this process has had no answer for much longer than answers take: its lane hears of it."""
+    found = _out.get(tag)
+    if found is not None:
+        found[0]._hangs(found[1])
 
 
 def own_retry(call_id: str, errors: Sequence[BaseException | None], wish: Wish) -> Stays | Goes | None:
@@ -583,6 +628,13 @@ def own_retry(call_id: str, errors: Sequence[BaseException | None], wish: Wish) 
     if now is None or now[1].facts.call_id != call_id:
         return None
     return now[0]._own_retry(now[1], errors, wish)
+
+
+def resent(call_id: str) -> None:
+    """A task has sent its call again and goes on (`throw=False`): what comes of this attempt is not the call's end."""
+    now = _running.get()
+    if now is not None and now[1].facts.call_id == call_id:
+        now[1].resent = True
 
 
 def tries_used(call_id: str) -> int:

@@ -16,7 +16,7 @@ from ratelimit_worker.config import Settings, bounds_others, parents_of
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.flow.enqueue import (
     BASIC,
-    MOST_NAME,
+    CONFIGURED,
     Basic,
     basic_fields,
     bounds_field,
@@ -24,6 +24,7 @@ from ratelimit_worker.flow.enqueue import (
     limit_fields,
 )
 from ratelimit_worker.flow.tune import ControlPlane, decide, limits_of
+from ratelimit_worker.policy import choices
 from ratelimit_worker.ports import LaneView
 
 #: A tuner that looked at the lane just before may write what it then found; by now it has.
@@ -90,19 +91,20 @@ def set_limits(
     Raises:
         BadInput: no lane can have that name, or those parents.
     """
-    if not lane or len(lane) > MOST_NAME or any(ord(letter) < 32 for letter in lane):
-        raise BadInput(f"lane={lane[:60]!r}: use text of at most {MOST_NAME} characters without control characters")
+    for name in (lane, *(change.parents or ())):
+        choices.name("lane", name)
     lanes = control.lanes
     found = lanes.fields(lane)
     before = limits_told(found) if found else configured
     after = changed(before, change)
     if after == before and found:
+        lanes.set_points(lane, {CONFIGURED: 1})
         return before, after
     _take_parents(control, lane, after.parents, others or {}, pause)
     if found and _paced(after) == _paced(before):  # says nothing of the pace, so that goes on
-        lanes.set_points(lane, {"cap": after.concurrency or 0, "bounds": bounds_field(after)})
+        lanes.set_points(lane, {"cap": after.concurrency or 0, "bounds": bounds_field(after), CONFIGURED: 1})
         return before, after
-    fields = {"schema": SCHEMA_VERSION, "free": "", **limit_fields(after)}
+    fields = {CONFIGURED: 1, "schema": SCHEMA_VERSION, "free": "", **limit_fields(after)}
     _write(control, {lane: (found, fields)}, pause)
     return before, after
 
@@ -129,7 +131,8 @@ def _take_parents(
         parents_of(lane, parents)
     except ValueError as error:
         raise BadInput(str(error)) from error
-    children = [name for name in control.lanes.names() if lane in limits_told(control.lanes.fields(name)).parents]
+    seen = (one for some in control.lanes.survey(("bounds",)) for one in some)
+    children = [one.lane for one in seen if lane in limits_told(one.fields).parents]
     if children:
         raise BadInput(f"lane {lane!r} is a parent of {children[0]!r}, so it may have none; name {parents[0]!r} there")
     for parent in parents:
@@ -158,8 +161,7 @@ def at_start(control: ControlPlane, settings: Settings, pause: Callable[[float],
         pause: `time.sleep`.
     """
     changes: dict[str, tuple[Mapping[str, bytes], Mapping[str, float | str]]] = {}
-    for lane in control.lanes.names():
-        found = control.lanes.fields(lane)
+    for found, lane in ((one.fields, one.lane) for some in control.lanes.survey() for one in some):
         fields = {**_switched(found, settings), **_may_escalate(found, settings)}
         if fields:
             changes[lane] = (found, fields)

@@ -7,17 +7,17 @@ tuner does, since it looks at the pins. Waiting calls stay where they are; when 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 
 from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.config import Settings
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.flow import enqueue
-from ratelimit_worker.flow.tune import RESUMED, ControlPlane, began, decide, mode_of, tell
-from ratelimit_worker.policy import modes
+from ratelimit_worker.flow.tune import MANY_LANES, RESUMED, ControlPlane, began, decide, ended_everywhere, mode_of, tell
+from ratelimit_worker.policy import choices, modes
 from ratelimit_worker.policy.modes import ALL, Pin
-from ratelimit_worker.ports import LaneView
+from ratelimit_worker.ports import MOST_LANES, LaneView
 
 MOST_WORDS = 500  #: characters of a name or a reason
 FROM_SETTING = "MAISD_EMERGENCY_MODE"
@@ -48,12 +48,20 @@ def pin(
     """
     at, made = _checked(control, lane, for_s, reason, who, now)
     made = replace(made, mode=mode)
-    names = control.lanes.names() if made.everywhere else [str(lane)]
+    names = _first(control) if made.everywhere else [str(lane)]
     before = {name: control.lanes.fields(name) for name in names}
     control.pins.write({ALL if made.everywhere else str(lane): made})
-    return _told(
-        control, _apply(control, before, control.pins.read(), at) if before else [began(ALL, Mode.NORMAL, made, at)]
-    )
+    pins = control.pins.read()
+    changes = _told(control, _apply(control, before, pins, at))
+    if not made.everywhere:
+        return changes
+    many = control.lanes.count() > MANY_LANES
+    if many or not before:
+        _told(control, [began(ALL, Mode.NORMAL, made, at)])
+    others = _apply_to_idle(control, before, pins, at)
+    if not many:
+        _told(control, others)
+    return [*changes, *others] or [began(ALL, Mode.NORMAL, made, at)]
 
 
 def auto(
@@ -70,7 +78,7 @@ def auto(
         StoreUnavailable: the outbox takes no event; the lanes are given back all the same.
     """
     at, made = _checked(control, lane, None, reason, who, now)
-    names = control.lanes.names() if made.everywhere else [str(lane)]
+    names = _first(control) if made.everywhere else [str(lane)]
     before = {name: control.lanes.fields(name) for name in names}
     pins = control.pins.read()
     everywhere = pins.get(ALL)
@@ -84,15 +92,22 @@ def auto(
         control.pins.write({str(lane): replace(made, until=everywhere.until)})
         ended = {}
     control.pins.write(ended)
+    given_back = f"{at!r} {who}"
     for name, fields in before.items():
-        if mode_of(fields) is Mode.HALT and not fields.get("pin"):  # the law's own
-            given_back = f"{at!r} {who}"
+        if _halted(fields):
             control.lanes.set_points(name, {RESUMED: given_back})
             before[name] = {**fields, RESUMED: given_back.encode()}
     # A tuner that was quicker has dropped what has ended.
-    changes = _apply(control, before, {**ended, **control.pins.read()}, at)
+    pins = {**ended, **control.pins.read()}
+    changes = _told(control, _apply(control, before, pins, at))
+    if made.everywhere:
+        many, pinned = control.lanes.count() > MANY_LANES, ended.get(ALL)
+        if many and pinned is not None:
+            _told(control, [ended_everywhere(pinned, at)])
+        others = _apply_to_idle(control, before, pins, at, given_back)
+        changes += others if many else _told(control, others)
     control.pins.drop(ended)
-    return _told(control, changes)
+    return changes
 
 
 def at_start(control: ControlPlane, emergency: bool) -> list[ModeChange]:
@@ -117,7 +132,7 @@ def lane_fields(control: ControlPlane, settings: Settings, lane: str) -> Mapping
     for parent in enqueue.told(settings, lane).parents:  # no call of its own makes it
         if "schema" not in control.lanes.fields(parent):
             control.lanes.establish(parent, lane_fields(control, settings, parent))
-    fields, pins, now = enqueue.lane_fields(settings, lane), control.pins.read(), control.pins.now()
+    fields, pins, now = _new_lane(settings, lane), control.pins.read(), control.pins.now()
     if modes.governing(pins.get(lane), pins.get(ALL), now) is None or "schema" in control.lanes.fields(lane):
         return fields
     view = LaneView(lane=lane, fields={name: str(value).encode() for name, value in fields.items()}, seen=())
@@ -126,14 +141,20 @@ def lane_fields(control: ControlPlane, settings: Settings, lane: str) -> Mapping
     return {**fields, **decision.set_points}
 
 
+def _new_lane(settings: Settings, lane: str) -> Mapping[str, float | str]:
+    """What was configured of a lane; one of which nothing was must fit in with the others."""
+    fields = enqueue.lane_fields(settings, lane)
+    return {**fields, enqueue.CONFIGURED: 1} if lane in settings.lanes else {**fields, MOST_LANES: settings.max_lanes}
+
+
 def _checked(
     control: ControlPlane, lane: str | None, for_s: float | None, reason: str, who: str, now: float | None
 ) -> tuple[float, Pin]:
-    if lane is not None and not lane:
-        raise BadInput("lane='': name a lane, or none for all lanes")
-    if for_s is not None and not 0 < for_s < float("inf"):
-        raise BadInput(f"for_s={for_s!r}: use seconds above 0")
-    for name, words in (("reason", reason), ("who", who), ("lane", lane or "")):
+    if lane is not None:
+        choices.name("lane", lane)
+    if for_s is not None:
+        choices.number("for_s", for_s, choices.MOST_DEADLINE_S)
+    for name, words in (("reason", reason), ("who", who)):
         if len(words) > MOST_WORDS:
             raise BadInput(f"{name}={words[:60]!r}…: use at most {MOST_WORDS} characters")
     at = control.pins.now() if now is None else now
@@ -157,6 +178,45 @@ def _apply(
         view = LaneView(lane=lane, fields=control.lanes.fields(lane), seen=())
         if set_points := decide(view, now, control.rules, pins).set_points:
             control.lanes.set_points(lane, set_points)
+    return changes
+
+
+def _first(control: ControlPlane) -> list[str]:
+    """Lanes in which a pin of all must hold at once: of many those with calls; the others follow some at a time."""
+    few = control.lanes.count() <= MANY_LANES
+    return list(control.lanes.names() if few else control.lanes.working(MANY_LANES))
+
+
+def _halted(fields: Mapping[str, bytes]) -> bool:
+    """Whether the law has halted the lane, not a person."""
+    return mode_of(fields) is Mode.HALT and not fields.get("pin")
+
+
+def _apply_to_idle(
+    control: ControlPlane, done: Container[str], pins: Mapping[str, Pin], now: float, given_back: str = ""
+) -> list[ModeChange]:
+    """The same for all lanes but those that are done, a batch at a time, so that nobody waits for it → what changed.
+
+    What the tuner did first shows no change here. Lanes that come meanwhile begin with the pin.
+
+    Args:
+        given_back: When and who, for lanes that the law has halted; "": they stay so.
+    """
+    changes: list[ModeChange] = []
+    for some in control.lanes.survey():
+        writes: dict[str, Mapping[str, float | str]] = {}
+        for seen in some:
+            if seen.lane in done or not seen.fields:
+                continue
+            fields, resumed = seen.fields, {}
+            if given_back and _halted(fields):
+                resumed = {RESUMED: given_back}
+                fields = {**fields, RESUMED: given_back.encode()}
+            decision = decide(LaneView(lane=seen.lane, fields=fields, seen=()), now, control.rules, pins)
+            changes += decision.changes
+            if set_points := {**resumed, **decision.set_points}:
+                writes[seen.lane] = set_points
+        control.lanes.set_points_of(writes)
     return changes
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import random
 import threading
-import time
 from collections.abc import Callable, Sequence
 from functools import reduce
 
 from ratelimit_worker.calls import Attempt, Category, ModeChange, Outcome, Usage
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, RowRefused, StoreUnavailable
+from ratelimit_worker.outage import Outage
 from ratelimit_worker.policy import estimate, timeout
 from ratelimit_worker.policy.estimate import Learned, Sample
 from ratelimit_worker.ports import LatencyMemory, Outbox, Tracker, UsageMemory
@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 _PAUSE_BASE_S = 0.5
 _PAUSE_CAP_S = 30.0
-_SAY_EVERY_S = 60.0
 
 
 def record_once(
@@ -52,7 +51,8 @@ def record_once(
     if not entries:
         return 0
     try:
-        refused = _record(tracker, entries)
+        with outbox.holding([entry_id for entry_id, _ in entries]):
+            refused = _record(tracker, entries)
     except (StoreUnavailable, ConfigurationError):
         outbox.give_back([entry_id for entry_id, _ in entries])
         raise
@@ -134,7 +134,6 @@ class Recorder:
         linger_s: Pause after a batch that was not full, so that a busy system writes few large transactions rather
             than many of one row. Rows are this much late.
         jitter: Returns a float in [0, 1).
-        clock: Monotonic seconds.
     """
 
     def __init__(
@@ -148,13 +147,12 @@ class Recorder:
         block_ms: int = 1000,
         linger_s: float = 0.2,
         jitter: Callable[[], float] = random.random,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._outbox, self._tracker, self._usage, self._latencies = outbox, tracker, usage, latencies
         self._max_count, self._block_ms, self._linger_s = max_count, block_ms, linger_s
-        self._jitter, self._clock = jitter, clock
+        self._jitter = jitter
         self.failures = 0  #: Tries that failed in a row; 0 while all is well.
-        self._said_at_s = float("-inf")
+        self._outage = Outage()
 
     def run(self, stop: threading.Event) -> None:
         """Record until `stop` is set, then once more all that waits, unless something is away."""
@@ -177,17 +175,17 @@ class Recorder:
             return wait_s
         if self.failures:
             log.info("recorder.back", extra={"failures": self.failures})
-            self.failures, self._said_at_s = 0, float("-inf")
+            self.failures = 0
+            self._outage.over()
         return 0.0 if done >= self._max_count else self._linger_s
 
     def _record(self, block_ms: int) -> int:
         return record_once(self._outbox, self._tracker, self._max_count, block_ms, self._usage, self._latencies)
 
     def _say_away(self, error: RateLimitWorkerError, wait_s: float | None) -> None:
-        """Once a minute: an outage of hours must not fill the log."""
-        if (now_s := self._clock()) - self._said_at_s >= _SAY_EVERY_S:
-            self._said_at_s = now_s
-            log.warning("recorder.away", extra={"error": str(error), "failures": self.failures, "wait_s": wait_s})
+        """Each cause once: an outage of hours must not fill the log."""
+        if cause := self._outage.news(error):
+            log.warning("recorder.away cause=%s", cause, extra={"failures": self.failures, "wait_s": wait_s})
 
 
 def _record(tracker: Tracker, entries: Sequence[tuple[str, Attempt | ModeChange]]) -> dict[str, str]:

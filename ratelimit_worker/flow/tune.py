@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from hashlib import blake2s
+from itertools import islice
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -24,7 +25,7 @@ from ratelimit_worker.flow import observe
 from ratelimit_worker.policy import flight, modes, pace
 from ratelimit_worker.policy.modes import ALL, Answer, Hold, ModeState, Move, Pin, Rates, Thresholds
 from ratelimit_worker.policy.siblings import Siblings, Standing
-from ratelimit_worker.ports import Lanes, LaneView, ModeLog, Pins
+from ratelimit_worker.ports import Lanes, LaneSeen, LaneView, ModeLog, Pins
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,9 @@ TUNE_EVERY_S = 0.1  #: about ten times a second (control law); a refusal wakes t
 LEASE_S = 2.0
 BUSY_S = 5.0  #: a lane is looked at each turn for so long after the last answer
 VISIT_EVERY_S = 1.0  #: pinned lanes are looked at so often though nothing is seen of them
+MOST_LOOKED_AT = 100  #: lanes that a turn looks at though nothing was seen of them, so that it stays short
+WALK_EVERY_S = 60.0  #: while all lanes are pinned, all are looked at so often, some at a time
+MANY_LANES = 100  #: with more, a pin of all is told once, not of each lane in which nothing waits
 MOST_UNTOLD = 1_000  #: mode changes kept while the outbox takes none
 #: `gate` of a lane that is shut, µs since the epoch: a day that does not come, and that a double holds exactly.
 SHUT_US = 2**53
@@ -104,30 +108,45 @@ class ControlPlane:
     rules: Rules = field(default_factory=Rules)
 
 
+class _Everywhere(NamedTuple):
+    """What holds in all lanes: the pin of all ("": none), and whether it lives."""
+
+    pin: str
+    lives: bool
+
+
+_LOOKED_AT = ("schema", "mode", "pin")  #: fields that a walk over all lanes reads
+
+
 class Tuner:
     """The duty of one worker. Errors of Redis go on as they are; the next turn makes good what was left undone."""
 
     def __init__(self, control: ControlPlane) -> None:
         self.control = control
         self._visited_at = float("-inf")
-        self._pins: Mapping[str, Pin] = {}
-        self._known: frozenset[str] | None = None  #: None: this is its first turn
+        self._pins: Mapping[str, Pin] | None = None  #: None: this is its first turn
+        self._walk: Iterator[Sequence[LaneSeen]] | None = None  #: over all lanes, some a turn
+        self._walking: _Everywhere | None = None  #: what that walk brings to the lanes
+        self._walked: _Everywhere | None = None  #: what every lane has; None: this is its first turn
+        self._walked_at = float("-inf")
+        self._many = False  #: whether there are so many lanes that not each is told of
         self._busy: dict[str, float] = {}  #: lanes of which something was seen of late → when, seconds
-        self._ailing: set[str] = set()  #: lanes whose mode ends by time alone
+        self._ailing: dict[str, None] = {}  #: lanes whose mode ends by time alone; the next to look at first
         self._ailing_at, self._turned_at = float("-inf"), 0.0  #: when they were looked at, and the last turn was
         self._untold: deque[ModeChange] = deque(maxlen=MOST_UNTOLD)
         self._siblings = Siblings.none()
 
     def turn(self, owner: str) -> int | None:
         """Look at every lane of which something was seen → how many, or None: another holds the duty."""
-        taken = self.control.lanes.take(owner, LEASE_S, also={*self._busy, *self._ailing_due()})
+        busy = list(islice(self._busy, MOST_LOOKED_AT))
+        taken = self.control.lanes.take(owner, LEASE_S, also={*busy, *self._ailing_due()})
         if taken is None:
-            self._known, self._busy, self._ailing = None, {}, set()
+            self._pins, self._walk, self._walked, self._busy, self._ailing = None, None, None, {}, {}
             return None
         now, taken_views = taken
         self._turned_at = now
         views = [view for view in taken_views if view.seen or view.goods or _changes_with_time(view.fields)]
-        self._note_busy(views, now)
+        self._note_busy(views, busy, now)
         pins = self.control.pins.read()
         decisions = [
             (view, decide(view, now, self.control.rules, pins, self._siblings.shares(view.lane))) for view in views
@@ -136,6 +155,7 @@ class Tuner:
             self._write(view, decision)
         self._siblings = self._siblings.note([decision.standing for _, decision in decisions], now)
         self._visit(self._due(pins, now), pins, now)
+        self._walk_on(pins, now)
         while views and (newer := self.control.pins.read()) != pins:
             # Somebody pinned a mode while we wrote, and we may have overwritten it.
             pins = newer
@@ -144,11 +164,14 @@ class Tuner:
         self._tell()
         return len(views)
 
-    def _note_busy(self, views: Iterable[LaneView], now: float) -> None:
-        """Lanes in use are looked at each turn, where time alone changes them."""
+    def _note_busy(self, views: Iterable[LaneView], looked_at: Iterable[str], now: float) -> None:
+        """Lanes in use are looked at each turn, where time alone changes them; of very many, some each turn."""
         before, ailing = self._busy, self._ailing
-        self._busy = {}
+        self._busy = dict(before)
+        for lane in looked_at:
+            del self._busy[lane]
         for view in views:
+            self._busy.pop(view.lane, None)
             old = float("-inf") if view.lane in ailing else now  # a lane that is looked at for its mode alone is idle
             since = now if view.seen or view.goods else before.get(view.lane, old)
             if now - since <= BUSY_S and _changes_with_time(view.fields):
@@ -159,38 +182,66 @@ class Tuner:
         if abs(self._turned_at - self._ailing_at) < VISIT_EVERY_S:
             return ()
         self._ailing_at = self._turned_at
-        return self._ailing
+        some = list(islice(self._ailing, MOST_LOOKED_AT))
+        for lane in some:  # of very many, the others come next
+            self._ailing[lane] = self._ailing.pop(lane)
+        return some
 
     def _note_ailing(self, lane: str, mode: Mode, pinned: bool) -> None:
         if mode in modes.QUIET_S and not pinned:
-            self._ailing.add(lane)
+            self._ailing.setdefault(lane)
         else:
-            self._ailing.discard(lane)
+            self._ailing.pop(lane, None)
 
     def _due(self, pins: Mapping[str, Pin], now: float) -> Iterable[str]:
         """Lanes that must be looked at though nothing was seen of them: pins begin and end there."""
-        first = self._known is None
-        if first or ALL in pins:
-            names = frozenset(self.control.lanes.names())
-            newcomers = names - (self._known or frozenset())
-            self._known = names
-        else:
-            newcomers = frozenset()
         ended = any(not modes.lives(pin, now) for pin in pins.values())
-        if first or ended or pins != self._pins or now - self._visited_at >= VISIT_EVERY_S:
+        if ended or pins != self._pins or now - self._visited_at >= VISIT_EVERY_S:
             self._pins, self._visited_at = pins, now
-            return {*newcomers, *self._pinned(pins)}
-        return newcomers
+            return self._pinned(pins)
+        return ()
 
     def _pinned(self, pins: Mapping[str, Pin]) -> Iterable[str]:
-        return self.control.lanes.names() if ALL in pins else pins.keys()
+        """Lanes with a pin of their own; where all are pinned, those in which something waits or runs."""
+        own = [name for name in pins if name != ALL]
+        return {*own, *self.control.lanes.working()} if ALL in pins else own
 
-    def _visit(self, lanes: Iterable[str], pins: Mapping[str, Pin], now: float) -> None:
+    def _walk_on(self, pins: Mapping[str, Pin], now: float) -> None:
+        """Some lanes more of the walk that brings a pin of all lanes, or its end, to those that are idle.
+
+        It is made at a holder's first turn, too, and now and then while all are pinned: what others left undone.
+        """
+        pin = pins.get(ALL)
+        wanted = _Everywhere(pin.id, modes.lives(pin, now)) if pin is not None else _Everywhere("", False)
+        again = pin is not None and abs(now - self._walked_at) >= WALK_EVERY_S
+        if self._walk is None and wanted == self._walked and not again:
+            return
+        if self._walk is None or wanted != self._walking:
+            self._many = self.control.lanes.count() > MANY_LANES
+            self._walk, self._walking = self.control.lanes.survey(_LOOKED_AT, MOST_LOOKED_AT), wanted
+        walk, self._walk = self._walk, None  # an error on the way ends it, and the next turn begins anew
+        some = next(walk, None)
+        if some is None:
+            self._walked, self._walked_at = wanted, now
+            return
+        undone = []
+        for seen in some:
+            self._note_ailing(seen.lane, mode_of(seen.fields), bool(seen.fields.get("pin")))
+            governs = modes.governing(pins.get(seen.lane), pins.get(ALL), now)
+            if seen.fields and seen.fields.get("pin", b"").decode() != (governs.id if governs is not None else ""):
+                undone.append(seen.lane)
+        self._visit(undone, pins, now, idle=True)
+        self._walk = walk
+
+    def _visit(self, lanes: Iterable[str], pins: Mapping[str, Pin], now: float, *, idle: bool = False) -> None:
         for lane in lanes:
             view = LaneView(lane=lane, fields=self.control.lanes.fields(lane), seen=())
             self._note_ailing(lane, mode_of(view.fields), bool(view.fields.get("pin")))
             if view.fields.get("pin") or modes.governing(pins.get(lane), pins.get(ALL), now) is not None:
-                self._write(view, decide(view, now, self.control.rules, pins))
+                decision = decide(view, now, self.control.rules, pins)
+                if idle and self._many and view.lane not in pins:  # it was told of all lanes together
+                    decision = replace(decision, changes=())
+                self._write(view, decision)
 
     def _write(self, view: LaneView, decision: Decision) -> None:
         self._note_ailing(view.lane, decision.mode, decision.pinned)
@@ -205,8 +256,16 @@ class Tuner:
         everywhere = pins.get(ALL)
         idle = everywhere is None or not modes.lives(everywhere, now)
         done = {name: pin for name, pin in pins.items() if not modes.lives(pin, now) or (pin.mode is None and idle)}
+        if ALL in done and self._walked != _Everywhere(done[ALL].id, False):
+            del done[ALL]  # some lanes have not been given back yet
         if done:
+            self._tell_end(done.get(ALL), now)
             self.control.pins.drop(done)
+
+    def _tell_end(self, everywhere: Pin | None, now: float) -> None:
+        """That a pin of all lanes has ended by itself, where not each of them was told of."""
+        if everywhere is not None and self._many and not everywhere.ended_by:
+            self._untold.append(ended_everywhere(everywhere, now))
 
     def _tell(self) -> None:
         while self._untold:
@@ -575,6 +634,11 @@ def began(lane: str, before: Mode, pin: Pin, now: float) -> ModeChange:
         reason=pin.reason,
         until=pin.until,
     )
+
+
+def ended_everywhere(pin: Pin, now: float) -> ModeChange:
+    """The event of a pin of all lanes that holds no more, for all of them."""
+    return _ended(ALL, pin.mode or Mode.NORMAL, Mode.NORMAL, pin.id, {ALL: pin}, now)
 
 
 def _ended(lane: str, before: Mode, after: Mode, held: str, pins: Mapping[str, Pin], now: float) -> ModeChange:

@@ -32,6 +32,7 @@ from ratelimit_worker.flower.board import Board
 from ratelimit_worker.flower.loader import Loader
 from ratelimit_worker.flower.pages import HANDLERS
 from ratelimit_worker.flower.summaries import without_answers
+from ratelimit_worker.plain_text import shown
 from ratelimit_worker.worker.installed import installation_of
 from ratelimit_worker.worker.task import CallTask
 
@@ -148,7 +149,7 @@ def _listen(application: LanesFlower) -> None:
     if not options.unix_socket:
         scheme = "https" if "ssl_options" in settings else "http"
         page = application.reverse_url("rate-limit")
-        click.echo(f"Flower: {scheme}://{options.address}:{options.port}{page}", err=True)
+        click.echo(shown(f"Flower: {scheme}://{options.address}:{options.port}{page}"), err=True)
     if not (options.basic_auth or options.auth):
         click.echo("Note: no login is set, so the mode buttons are off; set FLOWER_BASIC_AUTH=user:password", err=True)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, overload
 
 from ratelimit_worker.inprocess.drive import is_async
-from ratelimit_worker.inprocess.limiter import get_advanced_rate_limiter
+from ratelimit_worker.inprocess.limiter import Options, get_advanced_rate_limiter
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,16 +40,19 @@ def optimize_api_call(
             timeout_s, classify.
     Raises:
         TypeError: a generator: it makes its request while it is read, which is after the call.
+        BadInput: an option that cannot be.
     """
     if func_name is not None and not isinstance(func_name, str):
         return optimize_api_call()(func_name)
+
+    how = {"context": context, "context_tags": context_tags, "cache_enabled": cache_enabled, **options}
+    Options(**how)  # what cannot be is said where it stands, not at the first call
 
     def decorate(function: Any) -> Any:
         if isinstance(function, (staticmethod, classmethod)):
             return type(function)(decorate(function.__func__))
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(f"{function.__qualname__} is a generator: decorate the function that opens the stream")
-        how = {"context": context, "context_tags": context_tags, "cache_enabled": cache_enabled, **options}
 
         def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return get_advanced_rate_limiter().make_rate_limited_call(function, func_name, args, kwargs, **how)

@@ -29,6 +29,7 @@ from ratelimit_worker.flow.admit import Away, News
 from ratelimit_worker.flow.tally import Tally
 from ratelimit_worker.ports import Begun, Health
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.decide import deciding
 from ratelimit_worker.stores.desks import LOOK_EVERY_S, PREFIX, Desks
 from ratelimit_worker.stores.lanes import AnsweredFromCache, Claim, Entry, Lanes
 from ratelimit_worker.stores.patient import passes
@@ -155,8 +156,11 @@ class Desk:
         turn.entered = True
         return None
 
-    def begin(self, tag: str, lease_s: float, alone: bool = True) -> Begun:
+    def begin(self, tag: str, lease_s: float, alone: bool = True, process: str = "", taken: bool = False) -> Begun:
         """May this released call run now? It dies with its caller, so it is never suspected of having killed it.
+
+        `process` and `taken` are a worker's: they say nothing here.
+
 
         Raises:
             Away, StoreUnavailable: as `enqueue`.
@@ -195,6 +199,11 @@ class Desk:
             self._later.append(lambda lanes: (lanes.revoke(ref), lanes.free(tags) if tags else 0))
             self._wake()
 
+    def afterwards(self, do: Callable[[], object]) -> None:
+        """Do this in the background, before what the next `leave` leaves."""
+        self._later.append(lambda lanes: do())
+        self._wake()
+
     def patient(self) -> bool:
         """Whether Redis has been away for so short a time that it is worth waiting for."""
         since = self._away_since
@@ -210,7 +219,7 @@ class Desk:
     def back(self, tag: str, lane: str, **how: Any) -> bool:
         """Return the call to its lane → False when it is not there under this tag, or Redis is away."""
         try:
-            return self._ask(lambda: self.lanes.back(tag, lane, **how))
+            return self._ask(lambda: self.lanes.back(tag, lane, **how), once=True)
         except StoreUnavailable:  # the caller enters it anew; what was learned is told later, by a tag that is over
             self._later.append(lambda lanes: lanes.settle(tag, lane, b"", **_learned(how)))
             return False
@@ -218,7 +227,7 @@ class Desk:
     def health(self, lane: str, task: str) -> Health:
         """How the lane takes its provider to be; well while nobody can say."""
         try:
-            return self._ask(lambda: self.lanes.health(lane, task))
+            return self._ask(lambda: self.lanes.health(lane, task), once=True)
         except StoreUnavailable:
             return Health()
 
@@ -290,16 +299,10 @@ class Desk:
         """
         waiting = [turn for turn in self._all() if turn.entered and not turn.tags]
         if waiting:
-            names = [keys.call(turn.ref) for turn in waiting]
-            client: Any = client_lanes.client
-            if client.exists(*names) != len(names):
-                with client.pipeline(transaction=False) as pipe:
-                    for name in names:
-                        pipe.exists(name)
-                    for turn, there in zip(waiting, pipe.execute(), strict=True):
-                        if not there and turn.entered and not turn.tags and not turn.over:
-                            turn.entered = False
-                            turn.hear(News.LOST)
+            for turn, there in zip(waiting, client_lanes.known([turn.ref for turn in waiting]), strict=True):
+                if not there and turn.entered and not turn.tags and not turn.over:
+                    turn.entered = False
+                    turn.hear(News.LOST)
         Desks(client_lanes.client).forget_absent(self.queue, self.lease_s)
         self._take_duties(client_lanes)
 
@@ -315,7 +318,8 @@ class Desk:
 
     def went(self, error: Exception) -> None:
         """Redis could not be used; once it has been so for long, everybody who waits is told."""
-        self.why = f"Redis said {type(error).__name__}"
+        if not isinstance(error, StoreUnavailable):
+            self.why = f"Redis said {type(error).__name__}"
         if self._away_since is None:
             self._away_since = self.clock()
         self.there.clear()
@@ -389,7 +393,7 @@ class Desk:
 
     def _now_or_later(self, tell: Callable[[Lanes], object]) -> None:
         try:
-            self._ask(lambda: tell(self.lanes))
+            self._ask(lambda: tell(self.lanes), once=True)
         except StoreUnavailable:  # the caller has its answer, whatever becomes of the rest
             self._later.append(tell)
             self._wake()
@@ -399,9 +403,22 @@ class Desk:
             if isinstance(thread, Beat):
                 thread.woken.set()
 
-    def _ask(self, ask: Callable[[], T]) -> T:
+    def _ask(self, ask: Callable[[], T], once: bool = False) -> T:
+        """Ask Redis, for so long as a caller may be kept.
+
+        Args:
+            once: A Redis that was found to be away is not asked until it is found to be back.
+        """
+        if once and self._away_since is not None and self._threads:
+            raise Away(self.why)
         try:
-            return ask()
+            with deciding():
+                return ask()
+        except StoreUnavailable as error:
+            self.why = str(error)
+            self.went(error)
+            self._wake()
+            raise Away(self.why) from error
         except (RedisError, OSError) as error:
             if not passes(error):
                 raise StoreUnavailable(f"Redis said: {str(error).splitlines()[0][:200]}") from error

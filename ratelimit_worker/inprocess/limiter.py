@@ -37,6 +37,7 @@ from ratelimit_worker.inprocess.lane import lane_of
 from ratelimit_worker.inprocess.sharing import Sharing
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.policy.timeout import timeouts
+from ratelimit_worker.stores.decide import deciding
 from ratelimit_worker.stores.desks import Desks
 from ratelimit_worker.wiring import Services, policy_of, services
 
@@ -75,6 +76,20 @@ class Options:
     shed_below: str | None = None
     timeout_s: float | None = None
     classify: Rule | None = None
+
+    def __post_init__(self) -> None:
+        enqueue.check(
+            lane=self.lane,
+            tenant=self.tenant,
+            context=self.context,
+            tags=self.context_tags,
+            priority=self.priority,
+            deadline_s=self.deadline_s,
+            cost=self.cost,
+            stale_ttl=self.stale_ttl,
+            shed_below=self.shed_below,
+            timeout_s=self.timeout_s,
+        )
 
 
 class AdvancedRateLimiter:
@@ -154,9 +169,14 @@ class AdvancedRateLimiter:
     ) -> Steps:
         live = self.services
         settings = live.settings
-        lane = how.lane or lane_of(func, kwargs) or enqueue.DEFAULT_LANE
+        lane = lane_of(func, kwargs) or enqueue.DEFAULT_LANE if how.lane is None else how.lane
         told_s = enqueue.timeout_of(how.timeout_s, settings, lane)
-        outside = timeouts(told_s=told_s, known=None, now_s=0.0, left_s=how.deadline_s or settings.deadline_s)
+        outside = timeouts(
+            told_s=told_s,
+            known=None,
+            now_s=0.0,
+            left_s=settings.deadline_s if how.deadline_s is None else how.deadline_s,
+        )
         if not settings.enable_advanced_rate_limiting:
             unpaced = partial(self._basic.reserve, settings.rate_limit_delay, "they are switched off")
             return run_unpaced(unpaced, timeouts=outside)
@@ -351,8 +371,9 @@ class _redis_errors:  # noqa: N801 - reads as a verb where it is used
 
 def _answers(live: Services) -> bool:
     try:
-        return bool(live.redis.ping())
-    except (RedisError, OSError, ConfigurationError):
+        with deciding():
+            return bool(live.redis.ping())
+    except (RedisError, OSError, StoreUnavailable, ConfigurationError):
         return False
 
 

@@ -102,6 +102,15 @@ def p99_s(known: Latencies | None) -> float | None:
     return float(_FIRST_S * 2.0 ** (found / _PER_OCTAVE))
 
 
+def slower_share(known: Latencies | None, out_s: float) -> float:
+    """Of the answers that are remembered, the share that took longer than `out_s`; 0 where there is none."""
+    total = sum(known.weights.values()) if known is not None else 0.0
+    if known is None or total <= 0:
+        return 0.0
+    slower = sum(weight for bucket, weight in known.weights.items() if _FIRST_S * 2.0 ** (bucket / _PER_OCTAVE) > out_s)
+    return slower / total
+
+
 def learned_s(known: Latencies | None, now_s: float, most_tokens: int | None = None) -> float:
     """What is allowed for an answer by what is known, seconds.
 

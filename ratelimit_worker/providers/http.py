@@ -26,14 +26,15 @@ import httpx
 import msgspec
 
 from ratelimit_worker.calls import Category, Response, Usage, saw, timeouts_left
+from ratelimit_worker.config import Settings
 from ratelimit_worker.errors import AuthenticationFailed, BadInput, ConfigurationError, MalformedResponse
 from ratelimit_worker.policy.completion import flaw_of
-
-#: An answer larger than this is given up as malformed; the largest honest ones (embeddings in bulk) have a few MB.
-MAX_ANSWER_BYTES = 64 * 1024 * 1024
+from ratelimit_worker.providers.answer_bytes import MB, read_answer
 
 #: An idle connection is dropped after this many seconds; the load balancers of providers wait for a minute or more.
 _KEEPALIVE_S = 30.0
+
+_MOST_KEY_BYTES = 64 * 1024  #: of a key's file; a device has no end
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -90,7 +91,8 @@ def post(
         usage: Reads the tokens out of a good answer's body.
     Raises:
         ProviderRefused: Status 300 or more, or an error in the body of a 2xx. A model that refuses is an answer.
-        MalformedResponse: A 2xx that is no JSON, or an answer of more than `MAX_ANSWER_BYTES`.
+        MalformedResponse: A 2xx that is no JSON.
+        InvalidRequest: A 2xx that is larger than `bound_answers` allows.
         BadInput: `body` cannot be written as JSON.
         httpx.TransportError, httpx.DecodingError, httpx.InvalidURL: No answer, or one that could not be read.
     """
@@ -111,10 +113,11 @@ def post(
     with _client() as client, _until(began + whole_s):
         answer = client.send(request, stream=True, follow_redirects=False)
         try:
-            raw = _read(answer)
+            raw = read_answer(answer, _most_answer_bytes)
         finally:
             answer.close()
     response, is_json = _response(answer, raw, monotonic() - began)
+    del raw  # what was read of it may be as large again
     good = 200 <= response.status < 300
     model = _model(response.body) or _model(body)
     saw(response, usage=usage(response.body) if usage and good and is_json else None, provider=provider, model=model)
@@ -169,7 +172,8 @@ def _key(environment: Mapping[str, str], name: str) -> str | None:
     if not key and file:
         source = f"{name}_FILE"
         try:
-            key = Path(file).read_text("utf-8").strip()
+            with Path(file).open("rb") as opened:
+                key = opened.read(_MOST_KEY_BYTES).decode("utf-8").strip()
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"{source}: {file} cannot be read ({type(error).__name__})") from None
         if not key:
@@ -194,7 +198,9 @@ def _is_loopback(host: str) -> bool:
 def _join(base_url: str, path: str) -> str:
     below = path.removeprefix("/")
     plain = all("!" <= letter <= "~" for letter in path) and not any(mark in path for mark in ("\\", "#", "@", "://"))
-    if not below or below.startswith("/") or not plain or ".." in below.partition("?")[0].split("/"):
+    segments = below.partition("?")[0].removesuffix("/").split("/")
+    # A percent sign may hide a dot or a slash from us and not from the server.
+    if not plain or "%" in "".join(segments) or any(segment in {"", ".", ".."} for segment in segments):
         raise BadInput("a request's url must be a plain path such as /v1/chat/completions")
     version = base_url.rpartition("/")[2]
     if version[:1] == "v" and version[1:2].isdigit():
@@ -212,17 +218,7 @@ def _model(body: Any) -> str | None:
     return model[:256] if isinstance(model, str) else None
 
 
-def _read(answer: httpx.Response) -> bytes:
-    parts, size = [], 0
-    for part in answer.iter_bytes():
-        parts.append(part)
-        size += len(part)
-        if size > MAX_ANSWER_BYTES:
-            raise MalformedResponse(f"the answer is larger than {MAX_ANSWER_BYTES} bytes", answer.status_code)
-    return b"".join(parts)
-
-
-def _response(answer: httpx.Response, raw: bytes, elapsed_s: float) -> tuple[Response, bool]:
+def _response(answer: httpx.Response, raw: bytearray, elapsed_s: float) -> tuple[Response, bool]:
     headers: dict[str, str] = {}
     for name, value in answer.headers.multi_items():  # names come in lower case
         if name != "set-cookie":  # of no use to anybody here, and not ours to store
@@ -233,6 +229,15 @@ def _response(answer: httpx.Response, raw: bytes, elapsed_s: float) -> tuple[Res
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         body, is_json = raw.decode("utf-8", "replace"), False
     return Response(status=answer.status_code, headers=headers, body=body, elapsed_s=elapsed_s), is_json
+
+
+_most_answer_bytes = round(Settings().max_answer_mb * MB)
+
+
+def bound_answers(megabytes: float) -> None:
+    """From now on a good answer of this process may have so many MB, decoded."""
+    global _most_answer_bytes
+    _most_answer_bytes = round(megabytes * MB)
 
 
 # One process has one stack of clients; a call takes the one on top and puts it back. One client that all threads share

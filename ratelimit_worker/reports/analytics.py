@@ -26,6 +26,7 @@ from ratelimit_worker.reports.stats import stats as figures
 from ratelimit_worker.reports.words import as_json
 
 KIND = "ratelimit-worker.analytics"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  #: how a cell begins that a spreadsheet may run
 
 #: Columns of the CSV; new ones come at the end.
 COLUMNS = (
@@ -130,8 +131,16 @@ def _csv(columns: Sequence[str], rows: Iterable[tuple[object, ...]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerows(tuple(_cell(value) for value in row) for row in rows)
     return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    """A text that a spreadsheet would run as a formula begins with ' there; numbers are none."""
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r", "\\r")  # `csv` does not quote it, and readers take it for the end of a row
+    return f"'{text}" if value.startswith(_FORMULA) else text
 
 
 FORMS: dict[str, Callable[[Stats], str]] = {".json": to_json, ".csv": to_csv, ".html": page}

@@ -27,6 +27,7 @@ _SHORT = {
     BarKind.RAMP: "ramp",
     BarKind.FLIGHT: "calls in flight",
     BarKind.CONCURRENCY: "concurrency",
+    BarKind.LENT: "its own calls on all slots",
     BarKind.TASK: "a worker that knows its task",
     BarKind.SLOTS: "slots",
     BarKind.PARENT: "parent",
@@ -130,6 +131,8 @@ def _sentence(bar: Bar, at_s: float) -> str:
             return f"flight: {count(bar.number)} calls are out, as many as the provider answers well"
         case BarKind.CONCURRENCY:
             return f"room: {count(bar.number)} calls of the lane are out, and its concurrency is reached"
+        case BarKind.LENT:
+            return f"room: {count(bar.number)} calls of the lane are out, and others have the slots that are free"
         case BarKind.TASK:
             return f"room: {unknown_task(bar.detail, bar.queue)}"
         case BarKind.SLOTS if bar.number == 0:

@@ -17,18 +17,20 @@ from urllib.parse import urlsplit
 from ratelimit_worker.calls import Mode, Outcome
 from ratelimit_worker.config import PREFIX, SECRET_NAMES, Settings
 from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.plain_text import one_line
 from ratelimit_worker.policy.timeout import Latencies, learned_s, p99_s
 from ratelimit_worker.ports import BarKind
 from ratelimit_worker.reports.bars import held_by
 from ratelimit_worker.reports.live import ClusterState, LaneState
 from ratelimit_worker.reports.stats import Sources, status
-from ratelimit_worker.reports.words import count, per_min, seconds, unknown_task
+from ratelimit_worker.reports.words import count, moment, overdue_call, per_min, seconds, unknown_task
 from ratelimit_worker.stores.live import Server
 from ratelimit_worker.stores.migrations import HEAD
 from ratelimit_worker.stores.queries import Sums
 
 OLDEST_SERVER = 7  #: major version; Valkey counts on from Redis 7.2
 SKEW_S = 1.0  #: difference of clocks that is worth a word; deadlines are made on this machine and kept on Redis
+NEARLY_FULL = 0.9  #: share of MAISD_MAX_LANES that is worth a word
 MANY_WAIT = 10_000  #: outcomes on their way to the database that are worth a word
 LATENCY_OVER_S = 900.0  #: the last 15 minutes say how long a call takes
 #: Bars of a lane in NORMAL that somebody may want to do something about.
@@ -186,8 +188,10 @@ def examine(
         yield from judge_server(server)
         yield judge_clock(server.at_s - ended_s, ended_s - began_s)
         state, _ = status(sources)
+        yield from judge_file(sources.queries.protected_file(), sources.live.database_lost())
         yield from judge_workers(state, latency)
         yield from judge_lanes(state)
+        yield from judge_number(sum(state.modes.values()), state.left_out, settings.max_lanes)
         yield from judge_counters(state.counters)
         yield from judge_outbox(outbox.backlog(), outbox.full(), outbox.bad_count())
         yield from judge_alerts(settings.alert_webhook_url, sources.live.alerts_waiting())
@@ -265,6 +269,34 @@ def judge_revision(revision: str | None) -> Finding:
     return Finding("database", Level.NOTE, f"at revision {revision}; the next use brings it to {HEAD}")
 
 
+def judge_number(lanes: int, left_out: int, most: int) -> Iterator[Finding]:
+    """How many lanes there are, where that says that a lane is something else than a provider's budget."""
+    bound = f"of at most {count(most)} (MAISD_MAX_LANES)" if most else "and no bound is set (MAISD_MAX_LANES)"
+    if most and lanes >= NEARLY_FULL * most:
+        says = f"there are {count(lanes)} {bound}: calls of new ones are refused then; is a lane named after a user?"
+        yield Finding(
+            "lanes", Level.WRONG if lanes >= most else Level.NOTE, says, Code.FAILED if lanes >= most else Code.FINE
+        )
+    if left_out:
+        yield Finding(
+            "lanes", Level.NOTE, f"{count(left_out)} of {count(lanes)} lanes, used less of late, were not looked at"
+        )
+
+
+def judge_file(read_only: str | None, lost: tuple[float, str] | None) -> Iterator[Finding]:
+    """A SQLite file that takes no rows, and one that was lost of late.
+
+    Args:
+        read_only: The file that may not be written.
+        lost: When, in seconds since the epoch, and how.
+    """
+    if read_only is not None:
+        says = f"{read_only} is read-only: outcomes wait in Redis; make it writable (chmod u+w)"
+        yield Finding("database", Level.WRONG, says, Code.FAILED)
+    if lost is not None:
+        yield Finding("database", Level.NOTE, f"{moment(lost[0])}: {lost[1]}; its rows are missing in all figures")
+
+
 def judge_workers(state: ClusterState, latency_s: Mapping[str, float]) -> Iterator[Finding]:
     """Whether somebody does the work, and whether they are enough.
 
@@ -281,6 +313,10 @@ def judge_workers(state: ClusterState, latency_s: Mapping[str, float]) -> Iterat
     for one in state.unknown:
         says = f"{unknown_task(one.task, one.queue)}, and {count(one.calls)} calls wait: start a worker that does"
         yield Finding("tasks", Level.WRONG, says, Code.FAILED)
+    for call in state.overdue:
+        says = f"{overdue_call(call, state.at_s)}. Give its client a time-out, see `ratelimit_worker.timeout_s`"
+        level, code = (Level.NOTE, Code.FINE) if call.replaced else (Level.WRONG, Code.FAILED)
+        yield Finding("slots", level, says, code)
     for lane in state.lanes:
         if state.workers and lane.waiting and not lane.workers:
             yield Finding(
@@ -320,6 +356,7 @@ def judge_counters(counters: Mapping[str, int]) -> Iterator[Finding]:
     wrong = {
         "malformed": "messages could not be calls and were set aside (LRANGE rlw:malformed 0 9)",
         "refused_full": "calls were refused since their lane was full",
+        "refused_lanes": "calls were refused since their lane was new and there were MAISD_MAX_LANES lanes",
         "shed": "calls were shed while their lane was in EMERGENCY or HALT",
         "unrecorded": "outcomes could not be put into the outbox",
         "leaks": "slots were found taken by nobody and freed",
@@ -437,7 +474,7 @@ def settings_text(found: Sequence[InForce]) -> str:
 def findings_text(findings: Sequence[Finding]) -> str:
     """A line a finding; what is wrong last, where it is seen."""
     order = sorted(findings, key=lambda finding: list(Level).index(finding.level))
-    return "\n".join(f"{finding.level:<5}  {finding.check}: {finding.says}" for finding in order)
+    return "\n".join(f"{finding.level:<5}  {finding.check}: {one_line(finding.says)}" for finding in order)
 
 
 def report(found: Sequence[InForce], findings: Sequence[Finding]) -> dict[str, object]:

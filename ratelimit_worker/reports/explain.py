@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from ratelimit_worker.calls import Attempt, Content, Mode, Outcome
 from ratelimit_worker.flow.tune import Rules
+from ratelimit_worker.plain_text import one_line
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.reports.bars import sentences
 from ratelimit_worker.reports.live import LaneState, cluster_state
@@ -31,6 +32,7 @@ class Where(StrEnum):
     ANSWERED = "answered"
     FAILED = "failed"  #: for good
     ENDED = "ended"  #: it is in no lane, and no final attempt is recorded: expired, revoked, or recorded in a moment
+    LOST = "lost"  #: Redis has forgotten it, and its caller was told
     UNKNOWN = "unknown"
 
 
@@ -63,6 +65,7 @@ class Explanation:
     where: Where
     standings: tuple[Standing, ...]  #: usually one; none when it has left the lanes
     attempts: tuple[Attempt, ...]  #: recorded so far, first to last
+    lost_at_s: float | None = None  #: when its caller was told that Redis has forgotten it; seconds since the epoch
 
 
 def explain(
@@ -101,15 +104,17 @@ def explain(
             slots=lane.slots,
         )
 
+    lost_at_s = live.lost_at_s(call_id)
     standings = []
     for call in calls:
         lane = states.get(call.record.lane)
         standings.append(standing(call, lane, now.at_s, parents, forecast(lane) if lane is not None else None))
     return Explanation(
         call_id=call_id,
-        where=standings[0].where if standings else ended(attempts),
+        where=standings[0].where if standings else Where.LOST if lost_at_s is not None else ended(attempts),
         standings=tuple(standings),
         attempts=tuple(attempts),
+        lost_at_s=lost_at_s,
     )
 
 
@@ -229,7 +234,7 @@ def explanation_text(found: Explanation) -> str:
     lines = [f"call {found.call_id}: {found.where}"]
     for one in found.standings:
         who = f", tenant {one.tenant}" if one.tenant else ""
-        lines.append(f"  lane {one.lane}, queue {one.queue}, priority {one.priority}{who}")
+        lines.append(one_line(f"  lane {one.lane}, queue {one.queue}, priority {one.priority}{who}"))
         lines.append(
             f"  accepted {seconds(one.age_s)} ago, deadline in {seconds(max(0.0, one.deadline_in_s))}; "
             f"{one.number} attempts begun, {one.tries} failed, {one.lost} lost with their worker"
@@ -242,12 +247,18 @@ def explanation_text(found: Explanation) -> str:
     for attempt in found.attempts:
         what = [str(attempt.outcome), *([str(attempt.category)] if attempt.category else [])]
         what += [f"HTTP {attempt.status}"] if attempt.status else []
-        what += [attempt.cause] if attempt.cause else []
+        what += [one_line(attempt.cause)] if attempt.cause else []
         lines.append(
             f"  attempt {attempt.number}  {moment(attempt.started_at)}  waited {seconds(attempt.waited_s)}, "
             f"took {seconds(attempt.latency_s)}: {', '.join(what)}"
         )
         lines += _content_lines(attempt.content) if attempt.content is not None else []
+    if found.lost_at_s is not None:
+        lines.append(f"  Redis has forgotten it; its caller was told at {moment(found.lost_at_s)}")
+    if found.where is Where.ENDED:
+        lines.append(
+            "  it is in no lane, and has no end on record: revoked, forgotten by Redis, or recorded in a moment"
+        )
     if not found.attempts:
         lines.append("  no attempt is recorded yet")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -20,6 +20,7 @@ from ratelimit_worker.reports.bars import held_by
 from ratelimit_worker.reports.mode import ModeNow, mode_now
 from ratelimit_worker.stores.desks import PREFIX
 from ratelimit_worker.stores.live import US, LaneNow, Now, UnknownTask, WorkerNow
+from ratelimit_worker.stores.overdue import OverdueCall
 from ratelimit_worker.stores.queries import Recent
 
 
@@ -129,6 +130,9 @@ class ClusterState:
     queues: tuple[QueueState, ...]
     counters: Mapping[str, int]
     unknown: tuple[UnknownTask, ...] = ()  #: tasks that calls wait for, and no living worker of their queue knows
+    overdue: tuple[OverdueCall, ...] = ()  #: calls that were given up, though their functions still run in a worker
+    left_out: int = 0  #: lanes that are known and not among `lanes`: of very many the most important are told
+    modes: Mapping[str, int] = field(default_factory=dict)  #: mode → lanes in it, all of them
 
 
 def cluster_state(now: Now, recent: Mapping[str, Recent] | None) -> ClusterState:
@@ -150,6 +154,9 @@ def cluster_state(now: Now, recent: Mapping[str, Recent] | None) -> ClusterState
         ),
         counters=now.counters,
         unknown=now.unknown,
+        overdue=now.overdue,
+        left_out=now.left_out,
+        modes=dict(now.modes),
     )
 
 

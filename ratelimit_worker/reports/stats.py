@@ -11,7 +11,8 @@ from ratelimit_worker.calls import ModeChange
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.reports.figures import Figures, Group, Point, Tally
 from ratelimit_worker.reports.live import ClusterState, cluster_state
-from ratelimit_worker.stores.live import Live
+from ratelimit_worker.reports.words import moment
+from ratelimit_worker.stores.live import MOST_LANES, Live
 from ratelimit_worker.stores.queries import SAMPLE, Drawn, Queries
 from ratelimit_worker.stores.tracker import Tracker
 
@@ -73,18 +74,23 @@ class Stats:
     missing: tuple[str, ...]  #: what could not be read, one sentence each
 
 
-def status(sources: Sources) -> tuple[ClusterState, tuple[str, ...]]:
-    """How all lanes stand, and what could not be read. Needs Redis; without the database the last minute is unknown.
+def status(
+    sources: Sources, most: int | None = MOST_LANES, only: Sequence[str] | None = None
+) -> tuple[ClusterState, tuple[str, ...]]:
+    """How the lanes stand, and what could not be read. Needs Redis; without the database the last minute is unknown.
 
+    Args:
+        most, only: As in `Live.now`.
     Raises:
         StoreUnavailable: Redis is away.
     """
-    now = sources.live.now()
+    now, lost = sources.live.now(only, most), sources.live.database_lost()
+    missing = [] if lost is None else [f"{moment(lost[0])}: {lost[1]}"]
     try:
         recent = sources.queries.recent(now.at_s - MINUTE_S, now.at_s + 1.0)
     except StoreUnavailable as error:
-        return cluster_state(now, None), (f"the last minute is unknown: {error}",)
-    return cluster_state(now, recent), ()
+        return cluster_state(now, None), (*missing, f"the last minute is unknown: {error}")
+    return cluster_state(now, recent), tuple(missing)
 
 
 def stats(sources: Sources, window_s: float, now_s: float) -> Stats:

@@ -6,11 +6,22 @@ import textwrap
 from collections.abc import Sequence
 
 from ratelimit_worker.calls import LaneLimits, Mode, ModeChange
+from ratelimit_worker.plain_text import one_line
 from ratelimit_worker.reports.figures import Group
 from ratelimit_worker.reports.live import ClusterState, LaneState
 from ratelimit_worker.reports.outcomes import snoozed_words
 from ratelimit_worker.reports.stats import Stats
-from ratelimit_worker.reports.words import clock, count, moment, per_min, percent, seconds, table, unknown_task
+from ratelimit_worker.reports.words import (
+    clock,
+    count,
+    moment,
+    overdue_call,
+    per_min,
+    percent,
+    seconds,
+    table,
+    unknown_task,
+)
 
 _MOST_ROWS = 20
 _BARS = "·▁▂▃▄▅▆▇█"
@@ -36,8 +47,16 @@ def status_table(state: ClusterState) -> str:
     ]
     heads = ("lane", "mode", "allowed", "used", "429s", "wait", "run", "oldest", "wrk/slots")
     notes = lane_notes(state)
-    said = "\n" + "\n".join(notes) if notes else ""
+    said = "\n" + "\n".join([*notes, *left_out(state)]) if notes or state.left_out else ""
     return f"{table(heads, rows)}{said}\n\nused and 429s: in the last minute. {workers_line(state)}"
+
+
+def left_out(state: ClusterState) -> list[str]:
+    """A line for the lanes that are not shown; none where there are no such."""
+    if not state.left_out:
+        return []
+    modes = ", ".join(f"{count(lanes)} {mode}" for mode, lanes in sorted(state.modes.items()))
+    return [f"… and {count(state.left_out)} lanes more, used less of late (all lanes: {modes}); --verbose shows them"]
 
 
 def lane_notes(state: ClusterState) -> list[str]:
@@ -52,11 +71,12 @@ def lane_notes(state: ClusterState) -> list[str]:
 
 
 def workers_line(state: ClusterState) -> str:
-    """How many workers there are, and which tasks none of them knows though calls wait."""
+    """How many workers there are, which tasks none of them knows though calls wait, and which calls never end."""
     queues = ", ".join(f"{queue.queue} {queue.slots}" for queue in state.queues)
     workers = "1 worker" if state.workers == 1 else f"{state.workers} workers"
     lines = [f"{workers}, {state.slots} slots{f' (by queue: {queues})' if queues else ''}"]
     lines += [f"{unknown_task(one.task, one.queue)}; {count(one.calls)} calls wait for one" for one in state.unknown]
+    lines += [overdue_call(call, state.at_s) for call in state.overdue]
     return "\n".join(lines)
 
 
@@ -83,7 +103,7 @@ def lanes_table(state: ClusterState) -> str:
     beside = [", ".join(_beside(lane.limits)) or "-" for lane in state.lanes]
     if not set(beside) <= {"-"}:
         heads, rows = (*heads, "beside"), [(*row, also) for row, also in zip(rows, beside, strict=True)]
-    return "\n".join((table(heads, rows), *lane_notes(state)))
+    return "\n".join((table(heads, rows), *lane_notes(state), *left_out(state)))
 
 
 def _at_once(lane: LaneState) -> str:
@@ -163,7 +183,8 @@ def stats_tables(stats: Stats) -> str:
 def mode_line(change: ModeChange) -> str:
     """One mode change as a sentence."""
     why = f"{change.cause}; {change.reason}" if change.reason else change.cause
-    return f"{clock(change.at)}  {change.lane}: {change.from_mode} -> {change.to_mode} by {change.who}: {why}"
+    said = f"{change.lane}: {change.from_mode} -> {change.to_mode} by {change.who}: {why}"
+    return f"{clock(change.at)}  {one_line(said)}"
 
 
 def _groups(what: str, groups: Sequence[Group]) -> str:

@@ -9,6 +9,9 @@ from typing import Any
 
 import msgspec
 
+from ratelimit_worker.plain_text import one_line
+from ratelimit_worker.stores.overdue import OverdueCall
+
 UNKNOWN = "-"
 _WIDTH = 80
 
@@ -78,6 +81,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int = _WID
 
     Letters are counted, not columns of a terminal: names in wide scripts may push a line.
     """
+    rows = [tuple(map(one_line, row)) for row in rows]
     widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
     others = sum(widths[1:]) + 2 * (len(heads) - 1)
     widths[0] = min(widths[0], max(8, width - others))
@@ -92,3 +96,10 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int = _WID
 def unknown_task(task: str, queue: str) -> str:
     """Why calls of a task wait for a worker."""
     return f"task {task}: no living worker of queue {queue} knows it"
+
+
+def overdue_call(call: OverdueCall, at_s: float) -> str:
+    """Which call holds a thread of a worker though its time is over, and what that costs."""
+    past = seconds(max(0.0, at_s - call.deadline_s))
+    costs = "another runs in its place" if call.replaced else "it takes the worker's only slot: restart that worker"
+    return f"call {call.call_id} (lane {call.lane}, task {call.task}) still runs {past} after its deadline; {costs}"

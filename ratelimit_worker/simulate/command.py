@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.private_files import make_file
 from ratelimit_worker.simulate.counters import Stats
 from ratelimit_worker.simulate.scenario import HeaderStyle, Limiter, Scenario, read_scenario
 
@@ -76,7 +77,7 @@ def simulate(
         raise _BadInput(str(error)) from error
     if log_path is not None:
         try:
-            log_path.open("ab").close()
+            make_file(log_path)
         except OSError as error:
             raise _BadInput(f"--log {log_path}: {error.strerror}; give a file that can be written") from error
     try:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Dialect, Engine, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.exc import (
     ArgumentError,
@@ -22,6 +22,8 @@ from sqlalchemy.exc import (
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, RowRefused, StoreUnavailable
+from ratelimit_worker.private_files import make_file, make_folder
+from ratelimit_worker.stores.sqlite_file import identity
 
 #: SQLSTATE classes that blame the row: data exception, integrity violation, program limit (a text too long to index).
 _ROW_AT_FAULT = ("22", "23", "54")
@@ -77,23 +79,33 @@ def _parse(url: str) -> URL:
 
 def _sqlite(url: URL, busy_timeout_s: float) -> Engine:
     try:
-        Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
+        make_folder(Path(url.database or "").parent)
     except OSError as error:
         raise StoreUnavailable(f"the folder of {_place(url)} cannot be created: {error.strerror}") from error
     engine = create_engine(url, connect_args={"timeout": busy_timeout_s}, hide_parameters=True)
+    path = Path(url.database or "")
+
+    def make_private(_dialect: Dialect, _entry: ConnectionPoolEntry | None, _args: Any, _options: Any) -> None:
+        # SQLite would make the file readable by everybody; what it makes beside it has the modes of the file.
+        try:
+            make_file(path)
+        except OSError as error:
+            raise StoreUnavailable(f"{_place(url)} cannot be opened: {error.strerror}") from error
 
     def prepare(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
         cursor = connection.cursor()
         _to_wal(cursor, busy_timeout_s)
         cursor.execute("PRAGMA synchronous=NORMAL")  # in WAL: a power cut may cost the last commits, never the file
         cursor.close()
-        entry.info["file"] = _file(url)
+        entry.info["file"] = identity(path)
 
     def still_there(_connection: DBAPIConnection, entry: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
-        # SQLite goes on writing to a file that was deleted or replaced, and nobody would ever see the rows.
-        if entry.info["file"] != _file(url):
+        # SQLite goes on reading and writing a file that was deleted or replaced, and nobody would ever see the rows.
+        if entry.info["file"] != identity(path):
             raise DisconnectionError("the database file was replaced")
 
+    if not (url.database or "").startswith("file:"):  # SQLite's own URLs may be read-only
+        event.listen(engine, "do_connect", make_private)
     event.listen(engine, "connect", prepare)
     event.listen(engine, "checkout", still_there)
     return engine
@@ -110,15 +122,6 @@ def _to_wal(cursor: DBAPICursor, patience_s: float) -> None:
             if "locked" not in str(error) or time.monotonic() >= until:
                 raise
         time.sleep(_LOCKED_PAUSE_S)
-
-
-def _file(url: URL) -> tuple[int, int] | None:
-    """Which file the path names now."""
-    try:
-        found = Path(url.database or "").stat()
-    except FileNotFoundError:
-        return None
-    return (found.st_dev, found.st_ino)
 
 
 def _postgresql(url: URL, connect_timeout_s: int) -> Engine:

@@ -4,9 +4,12 @@ One row a key. Capital letters in a name stand for any text (L a lane, P a paren
 "TTL:" before a bound: such a key has one at any time. The tests read this table, and look after each test that used a
 server whether every key is in it, of its type and with its TTL.
 
+The sweep drops lanes whose hash has ended, and after a day those of which nobody has said anything (sweep.lua). The REF
+`canvas-…` is an ordinary task's whose canvas holds calls; its payload goes with its message, or after 7 days.
+
 | key | type | holds | bound |
 |---|---|---|---|
-| `rlw:lanes` | ZSET lane → last use (µs) | every lane that is known | the sweep drops those whose hash has ended |
+| `rlw:lanes` | ZSET lane → last use (µs, to the hour) | every lane that is known | `MAISD_MAX_LANES` |
 | `rlw:lane:L` | HASH | set-points, levels, counters of lane L | TTL: 30 days after use, or its last call's deadline |
 | `rlw:queues:L` | SET | queues on which calls of L wait | queues; emptied with them |
 | `rlw:wait:N:L:Q` | ZSET ref → tag | calls of one lane that wait on one queue | `MAISD_MAX_WAITING` |
@@ -22,12 +25,15 @@ server whether every key is in it, of its type and with its TTL.
 | `rlw:oncrews` | SET of C:Q | crews with such a set | crews; the sweep drops the empty |
 | `rlw:onqueue:Q` `rlw:onqueues` | SET | the same by queue, of a version without crews | slots |
 | `rlw:ledger` | ZSET tag → lease end (µs) | the same, all lanes | slots |
-| `rlw:aside` | SET of tags | out, but on a worker that died or takes no more | slots; until the lease ends |
-| `rlw:suspects` | ZSET ref → waits, out (0, 1) | calls that ran when a worker died | TTL: 30 days; until they end |
+| `rlw:aside` | SET of tags | out, on no slot: its worker died, is full, or lent it | slots; until the lease ends |
+| `rlw:lent` | HASH worker → calls by lane and queue | that it runs beside its slots | TTL: 60 s; workers |
+| `rlw:overdue` | HASH worker → calls | given up, though their functions still run there | TTL: 60 s; workers |
+| `rlw:suspects` | ZSET ref → waits, out, alone (0 to 2) | what ran when a worker died | TTL: 30 days; until they end |
+| `rlw:suspects:at` | HASH ref → process | where they run; `!`: one has it for itself | TTL: 30 days; until they end |
 | `rlw:call:REF` | HASH | message and record of one call, claim, what failed it last | TTL: deadline + 1 day |
-| `rlw:payload:REF` | STRING | args, kwargs, canvas. No other holds prompts, but a captured outbox | TTL: the same |
+| `rlw:payload:REF` | STRING | args, kwargs, canvas. No other holds prompts, but a captured outbox | TTL: as its call |
 | `rlw:settled:REF` | STRING | answer, until the ack | TTL: deadline + 1 day; deleted by FREE |
-| `rlw:done:REF` | STRING | publication of a call that is gone | TTL: 60 s |
+| `rlw:done:REF` | STRING | publication of a call that is gone; `held`: a worker runs it | TTL: 1 hour |
 | `rlw:claim:FP` | STRING | leader (REF) of the calls with fingerprint FP | TTL: as the leader; deleted by settle |
 | `rlw:followers:FP` | ZSET ref → µs | calls that wait for the leader's answer | TTL: deadline + 1 day; 1,000 |
 | `rlw:degradable:L` | ZSET ref → 0, 1 | calls to answer or shed in an emergency | TTL: deadline + 1 day; calls |
@@ -58,7 +64,9 @@ server whether every key is in it, of its type and with its TTL.
 | `rlw:fared:N:L` | HASH | of half minute N: attempts of lane L that failed, answers, by function | TTL: 330 s; 2,000 |
 | `rlw:probed:L` | HASH task (or process) → number | last probe of each, while L's provider is away | TTL: 1 hour; 16 |
 | `rlw:pins` | HASH lane (`*`: all) → pin | modes by hand | lanes that are pinned; dropped when the pin ends |
+| `rlw:lost` | ZSET id → s | forgotten calls, when a caller was told | TTL: 1 day after the last; 10,000 |
 | `rlw:outbox` | STREAM | outcomes on their way to the tracking database | 5,000,000 |
+| `rlw:database:lost` | HASH | when a tracking database was lost, and how (`at`, `what`) | TTL: 1 day |
 | `rlw:outbox:bad` | LIST | outcomes that the database will never take, and why | 1,000 |
 | `rlw:outbox:bad:count` | STRING | how many there were | 1 |
 | `rlw:alerts` | STREAM | alerts on their way to the web hook | TTL: 1 day after the last; 1,000 |
@@ -77,8 +85,10 @@ from __future__ import annotations
 NAMESPACE = "rlw:"
 
 OUTBOX = NAMESPACE + "outbox"
+LOST = NAMESPACE + "lost"
 ALERTS = NAMESPACE + "alerts"
 ALERTED = NAMESPACE + "alerted"
+LOST = NAMESPACE + "database:lost"
 MALFORMED = NAMESPACE + "malformed"
 COUNTERS = NAMESPACE + "counters"
 LANES = NAMESPACE + "lanes"
@@ -87,6 +97,7 @@ USAGE = NAMESPACE + "usage"
 LATENCIES = NAMESPACE + "latencies"
 RETRIES = NAMESPACE + "retries"
 LEDGER = NAMESPACE + "ledger"
+OVERDUE = NAMESPACE + "overdue"
 WAKE = NAMESPACE + "wake"  #: pub/sub channel: the pump's plan changed
 CACHE = NAMESPACE + "cache:"
 CACHE_USED = CACHE + "used"
@@ -115,6 +126,11 @@ def waiting(name: str, queue: str) -> str:
 def due(name: str, queue: str) -> str:
     """Calls of a lane and queue that wait for a time."""
     return f"{NAMESPACE}due:{len(name.encode())}:{name}:{queue}"
+
+
+def hungry(queue: str) -> str:
+    """The row of a queue: lanes with a permit and no slot."""
+    return f"{NAMESPACE}hungry:{queue}"
 
 
 def turns(parent: str) -> str:

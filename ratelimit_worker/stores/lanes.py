@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Literal
@@ -13,15 +14,15 @@ import msgspec
 from redis import Redis
 
 from ratelimit_worker.calls import Cost, Failure, Mode, Priority
-from ratelimit_worker.errors import BadInput, LaneFull, LaneShedding
+from ratelimit_worker.errors import BadInput, LaneFull, LanesFull, LaneShedding
 from ratelimit_worker.policy.fault import Failing, Lately
 from ratelimit_worker.policy.retry import Record
-from ratelimit_worker.ports import Begun, Health, LaneView
+from ratelimit_worker.ports import MOST_LANES, Begun, Health, LaneSeen, LaneView
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.scripts import Scripts
 
 US = 1_000_000
-GIVE_UP_AFTER_LOST = 3  #: deliveries whose worker died before the call is given up
+MOST_LOST, LOST_TTL_S = 10_000, 86_400  #: calls that were told to be lost, for `explain`
 KEEP_ANSWER_S = 86_400  #: an answer waits so long for its ack; FREE deletes it earlier
 
 ONE = Cost()
@@ -97,7 +98,9 @@ class Entry:
     lane: str
     queue: str
     ref: str  #: wished; a message has a reference of its own where the wished one is taken
-    publication: str  #: the same for every attempt to publish one message, so that a second attempt does nothing
+    #: The same for every attempt to publish one message, so that a second attempt does nothing; with what it asks, as
+    #: enqueue.lua has it, also the same for who makes the call once more
+    publication: str
     message: bytes  #: whole message, with `"delivery_tag": "@"` before anything else
     body: bytes
     deadline_in_s: float
@@ -129,8 +132,9 @@ class Entry:
             raise BadInput(f"deadline_in_s={self.deadline_in_s}, due_in_s={self.due_in_s}: use finite numbers")
         fields: list[Any] = []
         if new_lane:
-            told = self.lane_fields() if callable(self.lane_fields) else self.lane_fields
-            for name, value in (told or {"adaptive": 1}).items():
+            told = dict(self.lane_fields() if callable(self.lane_fields) else self.lane_fields) or {"adaptive": 1}
+            fields.append(told.pop(MOST_LANES, 0))
+            for name, value in told.items():
                 fields += (name, value)
         return [
             self.lane,
@@ -208,8 +212,9 @@ class Lanes:
 
         Raises:
             LaneFull: the lane holds `max_waiting` calls; nothing was stored.
+            LanesFull: the lane is new, and there are as many as may be; nothing was stored.
             LaneShedding: the lane is in EMERGENCY or HALT, and the entry says "raise"; nothing was stored.
-            BadInput: a cost, a weight or a time that no bucket can hold.
+            BadInput: a cost, a weight or a time that no bucket can hold, or the id of another call.
             AnsweredFromCache: where the claim says that the caller takes it.
         """
         state, ref, *more = self.run("enqueue", entry.args(new_lane=entry.lane not in self._known))
@@ -217,21 +222,28 @@ class Lanes:
             state, ref, *more = self.run("enqueue", entry.args())
         if len(self._known) < MOST_KNOWN:
             self._known.add(entry.lane)
+        if state == -5:
+            self._known.discard(entry.lane)
+            raise LanesFull(entry.lane)
         if state == -1:
             raise LaneFull(entry.lane, entry.max_waiting)
         if state == -3:
             raise LaneShedding(entry.lane, more[0].decode())
+        if state == -4:
+            raise BadInput(f"task_id={entry.ref!r} is the id of a call with other arguments; use another, or none")
         if state == 3:
             raise AnsweredFromCache(more[0])
         return state == 1, ref.decode()
 
-    def begin(self, tag: str, lease_s: float, alone: bool = False) -> Begun:
+    def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
         """Ask whether a released call may run now; a closed gate sends it back to its place.
 
         Args:
             alone: Nothing else runs in this process. A call that has one loss left begins only then.
+            process: What dies with the call if that kills; "": the call is nobody's company there.
+            taken: Another call has the process for itself: this one goes back, for another process or for later.
         """
-        state, *rest = self.run("begin", (tag, int(lease_s * US), GIVE_UP_AFTER_LOST, int(alone)))
+        state, *rest = self.run("begin", (tag, int(lease_s * US), int(alone), process, int(taken)))
         word = state.decode()
         if word == "go":
             body, tries, number, deadline, accepted, now, ticket, failing = rest
@@ -346,20 +358,32 @@ class Lanes:
         life_s: float,
         queues: Sequence[str],
         lease_s: float,
-        held: Iterable[str],
+        held: Sequence[str],
         crew: Crew = EVERY_TASK,
+        lent: Collection[str] = (),
     ) -> int:
         """Say that a worker lives, with its slots, queues and tasks, and renew what it holds → slots of all workers.
 
         The names of the tasks travel only when Redis does not know what this crew knows.
+
+        Args:
+            lent: Those of the tags that it holds which take none of its slots from other lanes.
         """
         args = (worker, slots, int(life_s * 1000), len(queues), *queues, int(lease_s * US), crew.name, TASKS_TTL_S)
-        held = list(held)
-        total, told = self.run("beat", (*args, *held))
+        first = [tag for tag in held if tag in lent]
+        tags = (len(first), *first, *(tag for tag in held if tag not in lent))
+        total, told = self.run("beat", (*args, *tags))
         if not told:
             self._tell(crew)
-            total, _ = self.run("beat", (*args, *held))
+            total, _ = self.run("beat", (*args, *tags))
         return int(total)
+
+    def waiting_for_slots(self, queues: Sequence[str], most: int = 8) -> set[str]:
+        """Lanes with a permit that wait for a slot on one of these queues; at most so many of each."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for queue in queues:
+                pipe.zrange(self.prefix + keys.hungry(queue), 0, most - 1)
+            return {name.decode() for row in pipe.execute() for name in row}
 
     def _tell(self, crew: Crew) -> None:
         name = self.prefix + keys.tasks(crew.name)
@@ -383,13 +407,7 @@ class Lanes:
         Raises:
             ValueError: a number is NaN or infinite: a level would never recover from it.
         """
-        for name, value in fields.items():
-            if isinstance(value, float) and not isfinite(value):
-                raise ValueError(f"{name}={value} of lane {lane!r}: use a finite number")
-        flat: list[Any] = []
-        for name, value in fields.items():
-            flat += (name, value)
-        return int(self.run("setpoints", (lane, *flat)))
+        return int(self.run("setpoints", _set_points_args(lane, fields)))
 
     def establish(self, lane: str, fields: Mapping[str, float | str]) -> bool:
         """Make a lane without a call of its own, a parent of others, with these fields → False: it was there."""
@@ -397,6 +415,18 @@ class Lanes:
         for name, value in fields.items():
             flat += (name, value)
         return bool(self.run("establish", (lane, *flat)))
+
+    def known(self, call_ids: Sequence[str]) -> list[bool]:
+        """Whether each call waits, is out, or has ended within the hour; what has lost its place gets one again."""
+        return [bool(there) for there in self.run("known", call_ids)]
+
+    def lost(self, call_id: str) -> None:
+        """Redis has forgotten a call, and its caller is told so: `explain` can say it."""
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.zadd(self.prefix + keys.LOST, {call_id: time.time()})
+            pipe.zremrangebyrank(self.prefix + keys.LOST, 0, -MOST_LOST - 1)
+            pipe.expire(self.prefix + keys.LOST, LOST_TTL_S)
+            pipe.execute()
 
     def revoke(self, task_id: str) -> list[tuple[bytes, bytes]]:
         """Take a waiting call out for good → (message, body) of each that waited under that id."""
@@ -461,6 +491,37 @@ class Lanes:
         raw: Any = self.client.zrange(self.prefix + keys.LANES, 0, -1)
         return sorted(name.decode() for name in raw)
 
+    def survey(self, fields: Sequence[str] = (), most: int = 200) -> Iterator[list[LaneSeen]]:
+        """All lanes, some at a time, each batch one script; those that come or go meanwhile may be met or not.
+
+        Args:
+            fields: Of their hashes; none: all.
+            most: About so many at a time.
+        """
+        cursor = b"0"
+        while True:
+            cursor, *rows = self.run("survey", (cursor, most, *fields))
+            yield [_lane_seen(row, fields) for row in rows]
+            if cursor == b"0":
+                return
+
+    def working(self, most: int = 200) -> list[str]:
+        """Lanes of which calls wait or are out; some of them where there are very many."""
+        return [name.decode() for name in self.run("working", (most,))]
+
+    def set_points_of(self, changes: Mapping[str, Mapping[str, float | str]]) -> None:
+        """Write fields of several lanes in one round trip, a script each, as `set_points` does.
+
+        Raises:
+            ValueError: as `set_points`.
+        """
+        if changes:
+            self.run.each("setpoints", [_set_points_args(lane, fields) for lane, fields in changes.items()])
+
+    def count(self) -> int:
+        """How many lanes are known."""
+        return int(self.client.zcard(self.prefix + keys.LANES))
+
     def record(self, ref: str) -> list[Any] | None:
         """The record of one call, as the scripts keep it; None: not there."""
         packed: Any = self.client.hget(self.prefix + keys.call(ref), "i")
@@ -494,6 +555,24 @@ class Lanes:
         """Counters by name."""
         raw: Any = self.client.hgetall(self.prefix + keys.COUNTERS)
         return {name.decode(): int(value) for name, value in raw.items()}
+
+
+def _set_points_args(lane: str, fields: Mapping[str, float | str]) -> list[Any]:
+    flat: list[Any] = [lane]
+    for name, value in fields.items():
+        if isinstance(value, float) and not isfinite(value):
+            raise ValueError(f"{name}={value} of lane {lane!r}: use a finite number")
+        flat += (name, value)
+    return flat
+
+
+def _lane_seen(row: Sequence[Any], fields: Sequence[str]) -> LaneSeen:
+    name, used, waits, out, values = row
+    if fields:
+        found = {field: value for field, value in zip(fields, values, strict=True) if value is not None}
+    else:
+        found = {values[i].decode(): values[i + 1] for i in range(0, len(values), 2)}
+    return LaneSeen(lane=name.decode(), used_s=float(used) / US, working=bool(waits or out), fields=found)
 
 
 def _view(lane: str, flat: Sequence[bytes], seen: Sequence[bytes], out: int) -> LaneView:

@@ -6,12 +6,13 @@ What holds a call back says the script that decides it (lua/bar.lua).
 
 from __future__ import annotations
 
+import heapq
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from redis import Redis
@@ -22,7 +23,8 @@ from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.policy.modes import ALL, Pin, governing
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.lanes import as_array
+from ratelimit_worker.stores.lanes import Lanes, as_array
+from ratelimit_worker.stores.overdue import OverdueCall, Overdues
 from ratelimit_worker.stores.pins import Pins
 from ratelimit_worker.stores.scripts import Scripts
 
@@ -33,6 +35,10 @@ PARKED_STALE_S = 60.0  #: crew.STALE_US in lua/shared/crews.lua
 #: Waiting calls of a lane and queue that are looked at to find the oldest. Places follow classes and tenants, not age,
 #: so an older one may stand further back; with one class and tenant the first is the oldest.
 LOOKED_AT = 20
+#: Lanes of which a look tells, of very many.
+MOST_LANES = 200
+_SURVEYED = 200  #: lanes that the server looks at in one go, a millisecond or two
+_LADDER = ("NORMAL", "REDUCED", "EMERGENCY", "HALT")
 #: Messages of one task id that may be in lanes at once (REFS in lua/shared/record.lua).
 REFS = 9
 
@@ -114,6 +120,13 @@ class Now:
     counters: Mapping[str, int]
     pins: Mapping[str, Pin] = field(default_factory=dict)  #: modes by hand, by lane; those too that have ended
     unknown: tuple[UnknownTask, ...] = ()
+    overdue: tuple[OverdueCall, ...] = ()  #: given up, though their functions still run
+    modes: Mapping[str, int] = field(default_factory=dict)  #: of all lanes, also those that are left out of `lanes`
+
+    @property
+    def left_out(self) -> int:
+        """Lanes that are known and not among `lanes`."""
+        return max(0, sum(self.modes.values()) - len(self.lanes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,16 +202,19 @@ class Live:
         self._client, self._prefix, self._time_us = client, key_prefix, time_us
         self._run = Scripts(client, key_prefix, time_us)
 
-    def now(self, only: Sequence[str] | None = None) -> Now:
-        """Every lane (or only these), every worker, all counters.
+    def now(self, only: Sequence[str] | None = None, most: int | None = MOST_LANES) -> Now:
+        """The lanes (or only these), every worker, all counters.
 
+        Args:
+            most: Of very many lanes so many, those that matter most: in a stricter mode, with a pin of their own, with
+                calls, used last; None: all.
         Returns:
             Lanes by name, workers by name.
         """
         with redis_errors():
             at_s = self._clock_s()
             workers = self._workers(at_s)
-            names = sorted(self._names()) if only is None else list(only)
+            modes, names = self._choose(most) if only is None else ({}, list(only))
             counters: Any = self._client.hgetall(self._key(keys.COUNTERS))
             pins = Pins(self._client).read()
             return Now(
@@ -208,7 +224,24 @@ class Live:
                 counters={name.decode(): int(value) for name, value in counters.items()},
                 pins=pins,
                 unknown=tuple(self._unknown(workers, at_s)),
+                overdue=Overdues(self._client, self._key("")).read(at_s),
+                modes=modes,
             )
+
+    def _choose(self, most: int | None) -> tuple[dict[str, int], list[str]]:
+        """How many lanes there are in each mode, and those that are shown, by name."""
+        own = {name.decode() for name in cast("list[bytes]", self._client.hkeys(self._key(keys.PINS)))}
+        modes: dict[str, int] = {}
+        weighed: list[tuple[int, bool, bool, float, str]] = []
+        for some in Lanes(self._client, self._prefix, self._time_us).survey(("mode", "schema"), _SURVEYED):
+            for seen in some:
+                mode = seen.fields.get("mode", b"NORMAL").decode()
+                if seen.fields:
+                    modes[mode] = modes.get(mode, 0) + 1
+                strict = _LADDER.index(mode) if mode in _LADDER else 0
+                weighed.append((strict, seen.lane in own, seen.working, seen.used_s, seen.lane))
+        chosen = weighed if most is None else heapq.nlargest(most, weighed)
+        return modes, sorted(name for *_, name in chosen)
 
     def call(self, call_id: str) -> list[CallNow]:
         """The messages of a call that are in lanes or out, usually one; empty: it is not here (any more)."""
@@ -220,6 +253,12 @@ class Live:
                 if record is not None:
                     found.append(self._stand(record, at_s))
             return found
+
+    def lost_at_s(self, call_id: str) -> float | None:
+        """When a caller was told that Redis has forgotten this call, seconds since the epoch; None: none was."""
+        with redis_errors():
+            at: Any = self._client.zscore(self._key(keys.LOST), call_id)
+            return None if at is None else float(at)
 
     def bars(self, lane: str, ref: str = "") -> tuple[int | None, tuple[Bar, ...]] | None:
         """Calls that go before it (None: it does not wait for its turn), and all that holds it back.
@@ -236,6 +275,12 @@ class Live:
                 log.warning("bars.unknown", extra={"lane": lane, "error": str(error)})
                 return None
         return None if place < 0 else int(place), tuple(_bar(bar) for bar in bars)
+
+    def database_lost(self) -> tuple[float, str] | None:
+        """When a tracking database was lost in the last day, seconds since the epoch, and how; None: none was."""
+        with redis_errors():
+            found: Any = self._client.hgetall(self._key(keys.LOST))
+        return (float(found[b"at"]), found[b"what"].decode()) if found else None
 
     def alerts_waiting(self) -> int:
         """Alerts that the web hook has not taken yet."""
@@ -311,8 +356,10 @@ class Live:
             return any(pipe.execute())
 
     def _lanes(self, names: Sequence[str], at_s: float, pins: Mapping[str, Pin]) -> Iterator[LaneNow]:
-        if not names:
-            return
+        for start in range(0, len(names), MOST_LANES):
+            yield from self._some_lanes(names[start : start + MOST_LANES], at_s, pins)
+
+    def _some_lanes(self, names: Sequence[str], at_s: float, pins: Mapping[str, Pin]) -> Iterator[LaneNow]:
         with self._client.pipeline(transaction=False) as pipe:
             for lane in names:
                 pipe.hgetall(self._key(keys.lane(lane)))
@@ -415,10 +462,6 @@ class Live:
                     )
                 )
         return tuple(sorted(found, key=lambda worker: worker.name))
-
-    def _names(self) -> list[str]:
-        raw: Any = self._client.zrange(self._key(keys.LANES), 0, -1)
-        return [name.decode() for name in raw]
 
     def _clock_s(self) -> float:
         if self._time_us:

@@ -11,6 +11,7 @@ that a recorder that knows attempts only leaves it to one that knows more.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from ratelimit_worker.calls import SCHEMA_VERSION, Attempt, ModeChange
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
+from ratelimit_worker.outage import cause_of
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.alerts import put_change
 from ratelimit_worker.stores.storable import storable, storable_change
@@ -45,10 +47,11 @@ GROUP = "recorder"
 #: One name for all recorders: entries are claimed by their age and acknowledged by the group, so names of their own
 #: would only pile up in the group with every restart.
 CONSUMER = "recorder"
-#: Entries that are read but not committed for so long belong to a dead recorder. A batch takes well under a second;
-#: one that takes longer is recorded twice at worst, which the database's key makes once.
-CLAIM_IDLE_MS = 60_000
+#: Entries that are read but not committed for so long belong to a dead recorder: a living one renews what it holds,
+#: three times in that. What one that was frozen holds is recorded twice at worst, which the database's key makes once.
+CLAIM_IDLE_MS = 3_000
 _NEARLY = 0.9
+LOST_TTL_S = 86_400
 _NEWER_NOTE_EVERY_S = 60.0
 
 
@@ -188,6 +191,32 @@ class Outbox:
                 self._create_group()
                 entries = self._read_new(max_count, block_ms)
             return self._decoded(entries)
+
+    @contextmanager
+    def holding(self, entry_ids: Sequence[str]) -> Iterator[None]:
+        """Renew these entries until the block ends, so that no other reader takes them for a dead one's."""
+        over = threading.Event()
+        renewing = threading.Thread(target=self._renew, args=(list(entry_ids), over), name="rlw-outbox", daemon=True)
+        renewing.start()
+        try:
+            yield
+        finally:
+            over.set()
+            renewing.join()  # else it could take back what is given back next
+
+    def _renew(self, entry_ids: Sequence[str], over: threading.Event) -> None:
+        while not over.wait(self._claim_idle_ms / 3000):
+            try:
+                self._client.xclaim(self._key, GROUP, CONSUMER, 0, list(entry_ids), justid=True)
+            except RedisError as error:
+                log.info("outbox.not_renewed", extra={"cause": cause_of(error)})  # tried again; at worst recorded twice
+
+    def tell_lost(self, what: str) -> None:
+        """Note for a day that a tracking database was lost, for `doctor` and `status`."""
+        with _redis_errors(), self._client.pipeline(transaction=True) as pipe:
+            pipe.hset(keys.LOST, mapping={"at": time.time(), "what": what})
+            pipe.expire(keys.LOST, LOST_TTL_S)
+            pipe.execute()
 
     def commit(self, entry_ids: Sequence[str]) -> None:
         """Forget entries that are safe in the database."""

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 from redis import RedisError
 from redis.exceptions import (
-    AuthenticationError,
     BusyLoadingError,
     ConnectionError,
+    NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     ResponseError,
@@ -32,9 +32,31 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FIRST_PAUSE_S, MOST_PAUSE_S = 0.05, 1.0
-AWAY = (ConnectionError, TimeoutError, BusyLoadingError, OutOfMemoryError, ReadOnlyError, OSError)
+#: AuthenticationError is a ConnectionError: a password is rotated here and there, and not in the same instant.
+AWAY = (
+    ConnectionError,
+    TimeoutError,
+    BusyLoadingError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    NoPermissionError,
+    OSError,
+)
 #: First words of answers that pass with the state of the server.
-PASSING = ("MISCONF", "READONLY", "OOM", "LOADING", "BUSY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN")
+PASSING = (
+    "NOAUTH",
+    "WRONGPASS",
+    "NOPERM",
+    "MISCONF",
+    "READONLY",
+    "OOM",
+    "LOADING",
+    "BUSY",
+    "MASTERDOWN",
+    "NOREPLICAS",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+)
 
 
 class PatientLanes(Lanes):
@@ -46,8 +68,8 @@ class PatientLanes(Lanes):
 
     stopping: threading.Event = threading.Event()
 
-    def begin(self, tag: str, lease_s: float, alone: bool = False) -> Begun:
-        return self._patiently(lambda: super(PatientLanes, self).begin(tag, lease_s, alone))
+    def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
+        return self._patiently(lambda: super(PatientLanes, self).begin(tag, lease_s, alone, process, taken))
 
     def settle(self, tag: str, lane: str, answer: bytes, **learned: Any) -> bool:
         return self._patiently(lambda: super(PatientLanes, self).settle(tag, lane, answer, **learned))
@@ -64,21 +86,20 @@ class PatientLanes(Lanes):
             try:
                 return ask()
             except (RedisError, OSError) as error:
-                if not passes(error):  # a script that fails on what it found, a key of another type, a wrong password
+                if not passes(error):  # a script that fails on what it found, a key of another type
                     said = str(error).partition("\n")[0][:200]
                     raise StoreUnavailable(f"the call cannot go on, Redis said: {said}") from error
                 if self.stopping.is_set():
                     raise
                 if pause_s == FIRST_PAUSE_S:
-                    log.warning("redis.away", extra={"cause": type(error).__name__})
+                    why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+                    log.warning("redis.away %s", why, extra={"cause": type(error).__name__})
                 self.stopping.wait(pause_s)
                 pause_s = min(MOST_PAUSE_S, pause_s * 2)
 
 
 def passes(error: Exception) -> bool:
     """Whether the same command may succeed a little later."""
-    if isinstance(error, AuthenticationError):
-        return False
     if isinstance(error, ResponseError) and not isinstance(error, AWAY):
         return str(error).startswith(PASSING)
     return isinstance(error, AWAY)

@@ -35,6 +35,7 @@ from sqlalchemy.orm import aliased
 from ratelimit_worker.calls import Category, Outcome
 from ratelimit_worker.stores.database import ours
 from ratelimit_worker.stores.migrations import VERSION_TABLE, upgrade
+from ratelimit_worker.stores.sqlite_file import Identity, file_of, identity, is_protected
 from ratelimit_worker.stores.tables import AttemptRow
 
 #: Rows that a sample of a window has, about, at most; and those that its rare groups add, each group whole.
@@ -121,6 +122,8 @@ class Queries:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._prepared = False
+        self._path = file_of(engine)
+        self._seen: Identity | None = None
 
     def count(self, since_s: float, until_s: float) -> int:
         """Attempts in a window; reads the index alone."""
@@ -213,6 +216,11 @@ class Queries:
         with self._reading() as connection:
             return {lane: Recent(attempts, int(refused or 0)) for lane, attempts, refused in connection.execute(wanted)}
 
+    def protected_file(self) -> str | None:
+        """The SQLite file, where nobody may write it; None: somebody may, or the database is no file."""
+        path = file_of(self._engine)
+        return str(path) if path is not None and is_protected(path) else None
+
     def revision(self) -> str | None:
         """The schema's revision as it is; None: no tables yet. Changes nothing."""
         try:
@@ -232,9 +240,12 @@ class Queries:
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
+        if self._path is not None and identity(self._path) != self._seen:
+            self._prepared = False  # deleted or replaced: what is there now may have no tables yet
         if not self._prepared:
             upgrade(self._engine)
             self._prepared = True
+            self._seen = None if self._path is None else identity(self._path)
         try:
             with self._engine.connect() as connection:
                 yield connection

@@ -8,7 +8,7 @@ share took 45 µs of the 50 µs that a script without work needed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from ratelimit_worker.stores.exchange import exchange
 #: others make work safe that is already paid for, and free memory after.
 REFUSED_WHEN_FULL = frozenset({"enqueue"})
 #: Functions that only ask: the server holds them to writing nothing.
-READS = frozenset({"bar"})
+READS = frozenset({"bar", "survey", "working"})
 
 
 #: What the scripts share (lua/shared/), in the order in which one part builds on another: one chunk, whose local names
@@ -109,6 +109,21 @@ class Scripts:
                 raise
         self.load()
         return exchange(self.client, command)[0]
+
+    def each(self, name: str, calls: Sequence[Sequence[Any]]) -> list[Any]:
+        """Run one script with each of these arguments, in one round trip; other clients may come in between.
+
+        Raises:
+            redis.RedisError: as redis-py does.
+        """
+        commands = [("FCALL", f"{self._own}_{name}", 0, self.time_us, *args) for args in calls]
+        try:
+            return exchange(self.client, *commands)
+        except ResponseError as error:
+            if "Function not found" not in str(error):
+                raise
+        self.load()
+        return exchange(self.client, *commands)
 
     def load(self) -> None:
         """Load the library; twice is once.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Enum, Index, String
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Enum, Index, String, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -64,6 +64,10 @@ class Base(DeclarativeBase):
     }
 
 
+ENDS = frozenset({Outcome.ANSWERED, Outcome.FAILED})
+END = "outcome IN ('answered', 'failed')"
+
+
 class AttemptRow(Base):
     """One request to a provider, or one that was turned back before it: `calls.Attempt`, field for field.
 
@@ -75,6 +79,9 @@ class AttemptRow(Base):
     __table_args__ = (
         Index("ix_attempts_lane_finished_at", "lane", "finished_at"),
         Index("ix_attempts_finished_at", "finished_at"),  # all lanes at once, and the purge
+        # A call ends once. A replica that takes over with an old state runs again what had its answer, as the next
+        # attempt: the first end stands.
+        Index("uq_attempts_end", "call_id", unique=True, sqlite_where=text(END), postgresql_where=text(END)),
     )
 
     call_id: Mapped[str] = mapped_column(primary_key=True, comment="the Celery task id")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, select, tuple_
+from sqlalchemy import Connection, Engine, delete, select, text, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import InstrumentedAttribute
@@ -18,8 +19,11 @@ from ratelimit_worker.errors import RowRefused, StoreUnavailable
 from ratelimit_worker.policy.modes import ALL
 from ratelimit_worker.stores.database import engine_for, ours
 from ratelimit_worker.stores.migrations import upgrade
+from ratelimit_worker.stores.sqlite_file import SqliteFile, file_of, is_damaged, read_only
 from ratelimit_worker.stores.storable import call_key, lane_key, storable, storable_change
-from ratelimit_worker.stores.tables import AttemptRow, Base, ContentRow, ModeChangeRow
+from ratelimit_worker.stores.tables import END, ENDS, AttemptRow, Base, ContentRow, ModeChangeRow
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Tracker", "engine_for"]
 
@@ -34,12 +38,18 @@ class Tracker:
     """Attempts and mode changes behind an engine of `engine_for`. Threads may share one; a forked child needs its own.
 
     The tables are made, or brought up to date, before the first use and again after the database was away, so
-    neither a database that comes up late nor one that comes back empty needs a restart.
+    neither a database that comes up late nor one that comes back empty needs a restart. So they are where somebody has
+    deleted, replaced or truncated the SQLite file; rows that were being written then are refused, to be written again.
+
+    Args:
+        tell: Is told, in one sentence, when a file with rows was lost.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, tell: Callable[[str], None] = lambda _: None) -> None:
+        self._engine, self._tell = engine, tell
         self._prepared = False
+        path = file_of(engine)
+        self._file = None if path is None else SqliteFile(path)
 
     def open(self) -> None:
         """Bring the database to the newest schema, which is otherwise done with the first rows.
@@ -53,8 +63,8 @@ class Tracker:
     def record(self, rows: Sequence[Attempt | ModeChange]) -> int:
         """Insert the rows in one transaction and return how many were new, contents not counted.
 
-        Those whose key (call_id and number, or the change's id) is there already are left as they are. Values are bent
-        by `storable`.
+        Those whose key (call_id and number, or the change's id) is there already are left as they are, and so is the
+        end of a call that has one. Values are bent by `storable`.
 
         Raises:
             StoreUnavailable: The database is away, locked, full or read-only; nothing was kept.
@@ -74,8 +84,8 @@ class Tracker:
         for keyed in (attempts, contents):
             keyed.sort(key=lambda row: (row["call_id"], row["number"]))
         changes.sort(key=lambda row: str(row["id"]))
-        with self._transaction() as connection:
-            new = _insert_new(connection, AttemptRow, _KEY, attempts)
+        with self._transaction(writes=True) as connection:
+            new = _insert_new(connection, AttemptRow, _KEY, _first_ends(connection, attempts))
             _insert_new(connection, ContentRow, _CONTENT_KEY, contents)
             return new + _insert_new(connection, ModeChangeRow, (ModeChangeRow.id,), changes)
 
@@ -146,20 +156,89 @@ class Tracker:
                 return purged
 
     @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
+    def _transaction(self, writes: bool = False) -> Iterator[Connection]:
+        if self._file is not None:
+            self._look(self._file, writes)
         if not self._prepared:
-            upgrade(self._engine)
-            self._prepared = True
+            self._prepare()
         try:
             with self._engine.begin() as connection:
                 yield connection
         except SQLAlchemyError as error:
             known = ours(error, self._engine)
-            if isinstance(known, StoreUnavailable):
+            if self._file is not None and is_damaged(error):
+                self._begin_anew(self._file, "damaged")
+            elif isinstance(known, StoreUnavailable):
                 # Whatever comes back may be another file or server: connect anew, and look at its tables again.
-                self._prepared = False
-                self._engine.dispose()
+                self._close()
             raise known from error
+        if writes and self._file is not None and (why := self._file.change()):
+            raise StoreUnavailable(f"database {self._file.path} was {why} while rows were written; they are kept")
+
+    def _look(self, file: SqliteFile, writes: bool) -> None:
+        """Whether the file is still the one that was prepared, and may be written.
+
+        Raises:
+            StoreUnavailable: It is read-only.
+        """
+        try:
+            why, closed = file.change(), writes and read_only(file.path)
+        except OSError as error:
+            raise StoreUnavailable(f"database {file.path}: {error.strerror}") from error
+        if why:
+            self._begin_anew(file, why)
+        elif closed:  # an open handle would go on writing, and the next start could not
+            raise StoreUnavailable(f"database {file.path} is read-only: make it writable (chmod u+w)")
+
+    def _prepare(self) -> None:
+        try:
+            upgrade(self._engine)
+        except StoreUnavailable as error:
+            if self._file is not None and error.__cause__ is not None and is_damaged(error.__cause__):
+                self._begin_anew(self._file, "damaged")
+            raise
+        self._prepared = True
+        if self._file is not None:
+            self._file.remember()
+
+    def _begin_anew(self, file: SqliteFile, why: str) -> None:
+        """The rows of this file are gone, or lie elsewhere: go on with a new one, and say so."""
+        if not file.known:  # damaged when it was opened first: it may be anybody's
+            return
+        try:
+            done = file.clear_away(why)
+            self._close()
+            file.make()
+        except OSError as error:
+            self._close()
+            raise StoreUnavailable(
+                f"database {file.path} was {why} and cannot be made anew: {error.strerror}"
+            ) from error
+        file.forget()
+        said = f"database {file.path} was {why}: {done}; outcomes from now on are in the file that is there now"
+        log.error("database.lost what=%s", said)
+        self._tell(said)
+
+    def _close(self) -> None:
+        self._prepared = False
+        self._engine.dispose()
+        if self._file is not None:
+            self._file.closed()
+
+
+def _first_ends(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the ends of calls that have one, or an earlier one among these; rows are sorted by call and number."""
+    ids = {row["call_id"] for row in rows if row["outcome"] in ENDS}
+    known = select(AttemptRow.call_id).where(AttemptRow.call_id.in_(ids), text(END))
+    over = set(connection.scalars(known)) if ids else set()
+    first = []
+    for row in rows:
+        if row["outcome"] in ENDS:
+            if row["call_id"] in over:
+                continue
+            over.add(row["call_id"])
+        first.append(row)
+    return first
 
 
 def _insert_new(

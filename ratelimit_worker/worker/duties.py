@@ -13,11 +13,12 @@ from typing import Any
 
 from redis import Redis, RedisError
 
-from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.errors import RateLimitWorkerError, StoreUnavailable
 from ratelimit_worker.flow import alert
 from ratelimit_worker.flow.clean import LOOK_EVERY_S, clean_once
 from ratelimit_worker.flow.record import Recorder
 from ratelimit_worker.flow.tune import TUNE_EVERY_S, ControlPlane, Tuner, rules_of
+from ratelimit_worker.outage import Outage
 from ratelimit_worker.providers.webhook import NotTaken, Webhook
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.alerts import Alerts
@@ -47,6 +48,7 @@ class Duty(ABC, threading.Thread):
         self.owner = owner
         self.client: Redis = connect(url)
         self.stopping = threading.Event()
+        self.outage = Outage()
 
     @abstractmethod
     def turn(self) -> None:
@@ -54,20 +56,24 @@ class Duty(ABC, threading.Thread):
 
     def run(self) -> None:
         """Rounds until `stop`."""
-        failed = False
         while not self.stopping.is_set():
             try:
                 self.turn()
-                failed = False
-            except (RedisError, OSError) as error:
-                if not failed:
-                    log.warning("duty.waits", extra={"duty": self.name, "cause": f"{type(error).__name__}: {error}"})
-                failed = True
+                if self.outage.over():
+                    log.info("duty.back duty=%s", self.name)
+            except (RedisError, OSError, RateLimitWorkerError) as error:
+                self.say("duty.waits", error)
                 self.forget_connections()
                 self.stopping.wait(0.5)
-            except Exception:
-                log.exception("duty.failed", extra={"duty": self.name})
+            except Exception as error:
+                if cause := self.outage.news(error):
+                    log.exception("duty.failed duty=%s cause=%s", self.name, cause)
                 self.stopping.wait(0.5)
+
+    def say(self, event: str, error: BaseException) -> None:
+        """Log a cause that this outage has not had yet."""
+        if cause := self.outage.news(error):
+            log.warning("%s duty=%s cause=%s", event, self.name, cause)
 
     def forget_connections(self) -> None:
         """After a broken connection: start anew."""
@@ -176,12 +182,15 @@ class Clean(Duty):
     def __init__(self, services: Services, owner: str) -> None:
         super().__init__("clean", services.redis_url, owner)
         self.services, self.lease = services, Leases(self.client)
+        self.waits = Outage()  #: for a store, within its turns
 
     def turn(self) -> None:
         try:
             clean_once(self.lease, self.services.tracker, self.services.settings, self.owner, time())
+            self.waits.over()
         except StoreUnavailable as error:
-            log.info("clean.waits %s", error)
+            if cause := self.waits.news(error):
+                log.info("clean.waits cause=%s", cause)
         self.stopping.wait(LOOK_EVERY_S)
 
 
@@ -191,6 +200,7 @@ class Alert(Duty):
     def __init__(self, services: Services, owner: str) -> None:
         super().__init__("alert", services.redis_url, owner)
         self.lease = Leases(self.client)
+        self.waits = Outage()  #: for a store, within its turns
         self.webhook = Webhook(services.settings.alert_webhook_url)
         self.alerter = alert.Alerter(Alerts(self.client), self.webhook.post, NotTaken, lambda: services.queries)
 
@@ -198,8 +208,10 @@ class Alert(Duty):
         try:
             mine = self.lease.hold(alert.NAME, self.owner, alert.LEASE_S)
             pause_s = self.alerter.step() if mine else alert.IDLE_S
+            self.waits.over()
         except StoreUnavailable as error:
-            log.info("alert.waits %s", error)
+            if cause := self.waits.news(error):
+                log.info("alert.waits cause=%s", cause)
             pause_s = alert.PAUSE_CAP_S
         self.stopping.wait(pause_s)
 

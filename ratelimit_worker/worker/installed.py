@@ -22,6 +22,7 @@ from ratelimit_worker import wiring
 from ratelimit_worker.config import Settings, canonical_redis_url
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.policy.rules import Rule
+from ratelimit_worker.stores.credentials import credentials_of
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.wiring import Services
 
@@ -165,7 +166,7 @@ class Installation:
             return "memory://"  # nothing is sent; Celery wants to know how arguments are encoded
         if not self.url:
             raise ConfigurationError("no Redis: set MAISD_REDIS_URL or CELERY_BROKER_URL, or use `up`, `run` or `demo`")
-        return lanes_url(self.url)
+        return lanes_url(credentials_of(self.url)[0])
 
 
 _BY_KEY: weakref.WeakValueDictionary[str, Installation] = weakref.WeakValueDictionary()
@@ -204,6 +205,12 @@ def asked_of(connection: Connection) -> Asked | None:
     """What the app behind a broker connection answers; None: it has no lanes, or is gone."""
     found = _BY_KEY.get((connection.transport_options or {}).get(OPTION, ""))
     return found.asked if found is not None else None
+
+
+def server_of(connection: Connection) -> str:
+    """The Redis server that a broker connection leads to, as it was told: with whoever's password."""
+    found = _BY_KEY.get((connection.transport_options or {}).get(OPTION, ""))
+    return found.url if found is not None else wiring.services().redis_url
 
 
 def connection_class(installation: Installation) -> type[Connection]:

@@ -6,18 +6,26 @@ Garbage in a queue stops a stock worker for good, and the next one too; here it 
 from __future__ import annotations
 
 import base64
-import binascii
-import json
-from collections.abc import Container
+import bz2
+import lzma
+import zlib
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from kombu.utils.json import loads
+from celery.utils.saferepr import saferepr
+from kombu.utils.json import dumps, loads
 
-#: A body larger than this is not looked into (seconds of CPU for a bomb).
+from ratelimit_worker.worker import fields
+
+#: A body larger than this is not looked into, and none is unpacked to more (seconds of CPU, and memory, for a bomb).
 MOST_BODY_BYTES = 64 * 1024 * 1024
+MOST_LZMA_BYTES = 128 * 1024 * 1024  #: of memory, to unpack
 TYPED = b'"__type__"'  #: in JSON with which kombu carries a datetime or a UUID
+JSON = "application/json"
+PLAN_HEADER = "rlw"
+MAILBOX, REPLIES = ".pidbox", ".reply.celery.pidbox"  #: ends of the names of kombu's queues for broadcasts
 _read = msgspec.json.Decoder().decode
 
 
@@ -30,65 +38,219 @@ class Intake:
 
     queues: Container[str] = field(default_factory=frozenset)  #: queues of tasks
     tasks: Container[str] = field(default_factory=frozenset)  #: names of registered tasks
-    accepts: Container[str] = field(default_factory=lambda: frozenset({"application/json"}))
+    accepts: Container[str] = field(default_factory=lambda: frozenset({JSON}))
 
     def refusal(self, message: Any, queue: str) -> str | None:
         """Why this message cannot be taken; None: it can."""
         if not isinstance(message, dict):
             return "not a message"
-        properties, headers = message.get("properties"), message.get("headers")
-        if not isinstance(properties, dict) or not isinstance(properties.get("delivery_tag"), str):
-            return "no delivery tag"
-        delivery = properties.get("delivery_info")
-        if not isinstance(delivery, dict) or "exchange" not in delivery or "routing_key" not in delivery:
-            return "no delivery info"
-        if queue not in self.queues:
-            return None  # a reply or an event: kombu's own business
+        if queue not in self.queues:  # a reply or an event: the rest is kombu's own business
+            broadcast = queue.endswith(MAILBOX) and not queue.endswith(REPLIES)
+            return _envelope_refusal(message) or (_broadcast_refusal(message) if broadcast else None)
+        headers = message.get("headers")
         if not isinstance(headers, dict):
             return "no headers"
-        if headers.get("compression"):
-            return "compressed"
-        if message.get("content-type") not in self.accepts:
-            return f"content type {str(message.get('content-type'))[:40]!r} is not accepted"
-        if not isinstance(headers.get("id"), str) or not isinstance(headers.get("task"), str):
-            return "no task id or name"
         if self.lacks_task_of(message):
-            return f"task {headers['task'][:80]!r} is not registered"
-        return _body_refusal(message.get("body"), properties.get("body_encoding"), message.get("content-encoding"))
+            return _envelope_refusal(message) or f"task {headers['task'][:80]!r} is not registered"
+        return _envelope_refusal(message) or self._task_refusal(message, headers)
 
     def lacks_task_of(self, message: Any) -> bool:
         """Whether a message with headers names a task that is not registered here; another worker may know it."""
         headers = message.get("headers") if isinstance(message, dict) else None
         return isinstance(headers, dict) and isinstance(headers.get("task"), str) and headers["task"] not in self.tasks
 
+    def _task_refusal(self, message: Mapping[str, Any], headers: dict[str, Any]) -> str | None:
+        if headers.get("compression"):
+            return "compressed"
+        kind = message.get("content-type")
+        if kind not in self.accepts:
+            return f"content type {str(kind)[:40]!r} is not accepted"
+        if not headers.get("id") or not headers.get("task"):
+            return "no task id or name"
+        method = next((name for name in headers if name in fields.METHODS), None)
+        if method is not None:
+            return f"a header has the name of Celery's own {method[:40]!r}"
+        return (
+            fields.wrong(headers, fields.HEADERS)
+            or (fields.wrong_plan(headers[PLAN_HEADER]) if PLAN_HEADER in headers else None)
+            or _body_refusal(message)
+        )
+
 
 def read_json(raw: bytes) -> Any:
     """The value of a message, or of its body: as kombu reads it, in a tenth of the time.
 
     Raises:
-        ValueError, TypeError, RecursionError: it is none.
+        ValueError, RecursionError: it is none.
     """
     if TYPED not in raw:
         try:
             return _read(raw)
         except msgspec.DecodeError:
             pass  # kombu takes more than JSON: NaN, lone surrogates
-    return loads(raw.decode())
+    try:
+        return loads(raw.decode())
+    except Exception as error:  # a decimal or a UUID that is none raises what it likes
+        raise ValueError(f"not JSON: {type(error).__name__}") from error
 
 
-def _body_refusal(body: Any, encoding: Any, charset: Any) -> str | None:
+def prepared(message: Any) -> Any:
+    """A message of a queue of tasks as the checks know it: unpacked, of protocol 2. What cannot be so is left."""
+    if not isinstance(message, dict) or not isinstance(message.get("properties"), dict):
+        return message
+    headers, body = message.get("headers"), message.get("body")
+    if isinstance(headers, dict) and headers.get("compression"):
+        message = _unpacked(message, headers)
+    elif isinstance(body, str) and not message["properties"].get("body_encoding"):
+        message = _with_body(message, headers, body.encode("utf-8", "replace"))
+    # In base64 an object, which is protocol 1, begins with this letter; a list does not.
+    body = message.get("body")
+    if isinstance(body, str) and body.startswith("e"):
+        message = _as_protocol_2(message)
+    return message
+
+
+def _with_body(message: Mapping[str, Any], headers: Any, body: bytes) -> dict[str, Any]:
+    properties = {**message["properties"], "body_encoding": "base64"}
+    return {**message, "headers": headers, "body": base64.b64encode(body).decode(), "properties": properties}
+
+
+def _as_protocol_2(message: dict[str, Any]) -> dict[str, Any]:
+    """A message of Celery's protocol 1 (the task's fields stand in its body) as one of protocol 2; others as they are.
+
+    So there is one table of fields, and calls of old producers find their lanes.
+    """
+    headers = message.get("headers")
+    if headers is not None and not isinstance(headers, dict):
+        return message
+    try:
+        told = read_json(_bytes_of(message))
+    except (ValueError, TypeError, RecursionError):
+        return message
+    if not isinstance(told, dict):
+        return message
+    told = dict(told)
+    args, kwargs = told.pop("args", None), told.pop("kwargs", None)
+    canvas = {name: told.pop(name, None) for name in ("callbacks", "errbacks", "chain", "chord")}
+    if "taskset" in told:
+        told["group"] = told.pop("taskset")
+    args, kwargs = [] if args is None else args, {} if kwargs is None else kwargs
+    try:
+        body = dumps([args, kwargs, canvas]).encode()
+    except (ValueError, TypeError, RecursionError):
+        return message
+    shown = {"argsrepr": saferepr(args), "kwargsrepr": saferepr(kwargs)}
+    return _with_body(message, {**told, **(headers or {}), **shown}, body)
+
+
+def _unpacked(message: dict[str, Any], headers: Mapping[str, Any]) -> dict[str, Any]:
+    """A compressed message (`task_compression`) with its body unpacked; one that cannot be, as it is."""
+    method = headers["compression"]
+    unpack = _UNPACK.get(method) if isinstance(method, str) else None
+    if unpack is None:
+        return message
+    try:
+        body = unpack(_bytes_of(message))
+    except (ValueError, TypeError, OSError, EOFError, zlib.error, lzma.LZMAError, MemoryError):
+        return message
+    if body is None:
+        return message
+    return _with_body(message, {name: value for name, value in headers.items() if name != "compression"}, body)
+
+
+def _inflate(packed: bytes) -> bytes | None:
+    stream = zlib.decompressobj()
+    body = stream.decompress(packed, MOST_BODY_BYTES)
+    return body if stream.eof else None
+
+
+def _unpack_bz2(packed: bytes) -> bytes | None:
+    stream = bz2.BZ2Decompressor()
+    body = stream.decompress(packed, MOST_BODY_BYTES)
+    return body if stream.eof else None
+
+
+def _unpack_lzma(packed: bytes) -> bytes | None:
+    stream = lzma.LZMADecompressor(memlimit=MOST_LZMA_BYTES)
+    body = stream.decompress(packed, MOST_BODY_BYTES)
+    return body if stream.eof else None
+
+
+#: kombu's methods, by its names for them. What unpacks to more than `MOST_BODY_BYTES` stays packed, and is refused.
+_UNPACK: Mapping[str, Callable[[bytes], bytes | None]] = {
+    **dict.fromkeys(("application/x-gzip", "gzip", "zlib"), _inflate),
+    **dict.fromkeys(("application/x-bz2", "bzip2", "bzip"), _unpack_bz2),
+    **dict.fromkeys(("application/x-lzma", "lzma", "xz"), _unpack_lzma),
+}
+
+
+def _bytes_of(message: Mapping[str, Any]) -> bytes:
+    """The body's bytes.
+
+    Raises:
+        ValueError, TypeError: it has none.
+    """
+    body, properties = message.get("body"), message.get("properties")
+    if not isinstance(body, str) or not isinstance(properties, dict) or len(body) > MOST_BODY_BYTES:
+        raise ValueError("no body")
+    return base64.b64decode(body, validate=True) if properties.get("body_encoding") == "base64" else body.encode()
+
+
+def _envelope_refusal(message: dict[str, Any]) -> str | None:
+    """What is wrong with kombu's part of a message."""
+    if fields.deeper_than(fields.MOST_DEPTH, message):
+        return "nested too deep"
+    properties = message.get("properties")
+    if not isinstance(properties, dict) or not isinstance(properties.get("delivery_tag"), str):
+        return "no delivery tag"
+    delivery = properties.get("delivery_info")
+    if not isinstance(delivery, dict) or "exchange" not in delivery or "routing_key" not in delivery:
+        return "no delivery info"
+    return (
+        fields.wrong(message, fields.ENVELOPE)
+        or fields.wrong(properties, fields.PROPERTIES, "properties.")
+        or fields.wrong(delivery, fields.DELIVERY, "delivery_info.", ("exchange", "routing_key"))
+    )
+
+
+def _broadcast_refusal(message: Mapping[str, Any]) -> str | None:
+    headers = message.get("headers") or {}
+    if headers.get("compression"):
+        return "compressed"
+    try:
+        told = read_json(_bytes_of(message))
+    except (ValueError, TypeError, RecursionError):
+        return "body cannot be read"
+    if not isinstance(told, dict):
+        return "body is not an object"
+    return fields.wrong(told, fields.BROADCAST, "", ("method",)) or fields.wrong(headers, fields.BROADCAST)
+
+
+def _body_refusal(message: Mapping[str, Any]) -> str | None:
+    body, charset = message.get("body"), message.get("content-encoding")
     if not isinstance(body, str):
         return "no body"
     if len(body) > MOST_BODY_BYTES:
         return "body too large"
+    if (
+        message.get("content-type") != JSON
+    ):  # the app's own choice, of tasks that are no calls: nothing is built of it here
+        return "a call that is not JSON" if PLAN_HEADER in message["headers"] else None
     try:
-        text = base64.b64decode(body, validate=True) if encoding == "base64" else body.encode()
-        odd = TYPED in text or (charset or "utf-8") != "utf-8"  # nothing is built of a body here
-        parsed = json.loads(text.decode(charset or "utf-8")) if odd else read_json(text)
-    except (binascii.Error, UnicodeError, LookupError, ValueError, TypeError, RecursionError):
+        text = _bytes_of(message)
+        charset = "utf-8" if charset in (None, "", "binary") else charset
+        text.decode(charset)
+        parsed = read_json(text)
+    except (LookupError, ValueError, TypeError, RecursionError):
         return "body cannot be read"
     if not (isinstance(parsed, list) and len(parsed) == 3 and isinstance(parsed[0], list)):
         return "body is not args, kwargs, canvas"
     if not isinstance(parsed[1], dict) or not isinstance(parsed[2], (dict, type(None))):
         return "body is not args, kwargs, canvas"
-    return None
+    deep = text.count(b"[") + text.count(b"{") > fields.MOST_BODY_DEPTH
+    if deep and fields.deeper_than(fields.MOST_BODY_DEPTH, parsed):
+        return "body is nested too deep"
+    canvas = parsed[2] or {}
+    if any(name in fields.METHODS for name in canvas):
+        return "the canvas has a name of Celery's own"
+    return fields.wrong(canvas, fields.HEADERS, "canvas.")

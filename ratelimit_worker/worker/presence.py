@@ -23,12 +23,13 @@ from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import limit, pin
 from ratelimit_worker.stores.lanes import Crew, Lanes
 from ratelimit_worker.wiring import Services
-from ratelimit_worker.worker import own_rules
+from ratelimit_worker.worker import jobs, own_rules
 from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
 from ratelimit_worker.worker.installed import services_of
 from ratelimit_worker.worker.quarantine import QUARANTINE
 from ratelimit_worker.worker.task import CallTask, warm_up
 from ratelimit_worker.worker.transport import HEADER, HELD, INTAKE, Transport
+from ratelimit_worker.worker.watch import LOOK_EVERY_S, Watch
 
 log = logging.getLogger(__name__)
 
@@ -60,29 +61,48 @@ def _forked(**_: Any) -> None:
 class Presence(Duty):
     """Beats once a second and renews what lives."""
 
-    def __init__(self, url: str, consumer: Any, lease_s: float) -> None:
-        super().__init__("presence", url, f"{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    def __init__(self, live: Services, consumer: Any, lease_s: float) -> None:
+        super().__init__("presence", live.redis_url, f"{os.getpid()}-{uuid.uuid4().hex[:8]}")
         self.lanes = Lanes(self.client)
         self.consumer = consumer
+        self.watch = Watch(live, consumer, self.lanes, self.owner)
         self.lease_s = lease_s
         self.closing = False
         self.every_s = min(BEAT_S, lease_s / 5)
         self.prefork = "prefork" in type(consumer.pool).__module__
         self._unclaimed: dict[str, float] = {}
+        self._asked = threading.Event()
 
     def turn(self) -> None:
+        self._asked.clear()
         self.beat()
-        self.stopping.wait(self.every_s)
+        end = monotonic() + self.every_s
+        while (left := end - monotonic()) > 0 and not self._asked.wait(min(left, LOOK_EVERY_S)):
+            if late := self.watch.look(self.queues()):
+                self.beat(late=late)
+                self.watch.lend(late)
 
-    def beat(self, slots: int | None = None) -> None:
+    def ask(self) -> None:
+        """Beat now: what this worker has to offer is another."""
+        self._asked.set()
+
+    def stop(self) -> None:
+        super().stop()
+        self._asked.set()
+
+    def beat(self, slots: int | None = None, late: frozenset[str] | set[str] = frozenset()) -> None:
         """Say what this worker has and holds.
+
+        Args:
+            late: Tags that are lent beside those of which Redis knows.
 
         Raises:
             redis.RedisError: the broker is away; the next beat tells it.
         """
         mine = self.slots() if slots is None else slots
         HELD.crew = crew = self.crew()  # its ready lists are read from now on
-        self.lanes.beat(self.owner, mine, LIFE_S, self.queues(), self.lease_s, self.held(), crew)
+        self.lanes.beat(self.owner, mine, LIFE_S, self.queues(), self.lease_s, self.held(), crew, HELD.lent | late)
+        self.watch.tell()
 
     def crew(self) -> Crew:
         """The tasks for which this worker can take calls; a task may be registered at any time."""
@@ -96,7 +116,7 @@ class Presence(Duty):
             return 0
         if QUARANTINE.taken:  # else those that cannot begin here would keep their lanes full for all workers
             return 0
-        return int(c.pool.num_processes or c.controller.concurrency or 1)
+        return self.watch.slots()
 
     def queues(self) -> list[str]:
         """Queues that this worker consumes now."""
@@ -209,8 +229,10 @@ class LanesStep(bootsteps.StartStopStep):
         _check(c)
         live = services_of(c.app)
         lease_s = live.settings.visibility_timeout_seconds
-        self.presence = Presence(live.redis_url, c, lease_s)
+        self.presence = Presence(live, c, lease_s)
         HELD.running, HELD.stopping = self.presence.running, self.presence.stops
+        jobs.guard(c.pool)
+        QUARANTINE.tell = self.presence.ask
         owner = self.presence.owner
         self.duties = [
             Release(live.redis_url, owner, lease_s),

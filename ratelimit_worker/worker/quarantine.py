@@ -7,7 +7,7 @@ process then is that call, and takes nobody along.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 MOST_WAIT_S = 600.0  #: for those that run beside it to end: then it runs in company, rather than never
@@ -18,6 +18,9 @@ class Quarantine:
 
     def __init__(self, most_wait_s: float = MOST_WAIT_S) -> None:
         self.most_wait_s = most_wait_s
+        self.tell: Callable[[], object] = (
+            bool  #: whoever counts the slots of this process: there are none, or again all
+        )
         self._changed = threading.Condition()
         self._sharing = 0
         self._taken = False
@@ -28,14 +31,22 @@ class Quarantine:
         return self._taken
 
     @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Beside others; waits while one is alone, or wants to be."""
+    def shared(self) -> Iterator[bool]:
+        """Beside others → whether that may be: False while one is alone, or wants to be.
+
+        Nobody waits for that here: whoever waits beside a call that kills the process waits for a lease, too.
+        """
         with self._changed:
-            while self._taken:
-                self._changed.wait()
-            self._sharing += 1
+            if self._taken:
+                may_run = False
+            else:
+                self._sharing += 1
+                may_run = True
+        if not may_run:
+            yield False
+            return
         try:
-            yield
+            yield True
         finally:
             with self._changed:
                 self._sharing -= 1
@@ -48,13 +59,16 @@ class Quarantine:
             while self._taken:
                 self._changed.wait()
             self._taken = True
-            self._changed.wait_for(lambda: not self._sharing, self.most_wait_s)
         try:
+            self.tell()
+            with self._changed:
+                self._changed.wait_for(lambda: not self._sharing, self.most_wait_s)
             yield
         finally:
             with self._changed:
                 self._taken = False
                 self._changed.notify_all()
+            self.tell()
 
 
 #: Of this process. A forked child has a copy; it runs one call at a time.

@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from celery.app.task import Context
@@ -17,8 +18,10 @@ from celery.app.task import Context
 from ratelimit_worker.calls import Attempt, Outcome, Priority
 from ratelimit_worker.errors import BadInput, DeadlineExceeded, MessageRefused, RateLimitWorkerError
 from ratelimit_worker.flow.settle import Answers
+from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import Lanes
-from ratelimit_worker.worker.intake import read_json
+from ratelimit_worker.worker.fields import right_ones
+from ratelimit_worker.worker.intake import prepared, read_json
 from ratelimit_worker.worker.transport import HEADER, unpack_body
 
 log = logging.getLogger(__name__)
@@ -68,10 +71,34 @@ def refuse(
     return end
 
 
+def give_up(app: Any, encode_outcome: Callable[[Attempt], bytes], lanes: Lanes, tag: str, started_s: float) -> bool:
+    """End a call that runs on beyond its deadline: its row, its caller's error, its place → False: it has ended.
+
+    Args:
+        started_s: When its attempt began, seconds since the epoch.
+    """
+    released = lanes.out(tag)
+    if released is None or lanes.client.exists(lanes.prefix + keys.settled(tag.rpartition(".")[0])):
+        return False
+    record, stored, payload = released
+    headers = _headers(_read(stored))
+    said = headers.get("id")
+    call_id = said if isinstance(said, str) else _AGAIN.sub("", tag.rpartition(".")[0])
+    error = DeadlineExceeded(call_id, record[LANE], int(record[NUMBER]))
+    row = _row(lanes, record, call_id, str(headers.get("task") or ""), error, headers.get(HEADER))
+    waited_s = max(0.0, started_s - record[SINCE] / 1e6)
+    row = replace(row, number=int(record[NUMBER]), started_at=started_s, waited_s=waited_s)
+    # As of one whose deadline passed while it waited: those that follow it have deadlines of their own.
+    lanes.settle(tag, record[LANE], b"", outbox=encode_outcome(row), verdict="other", seen=b"", kind="error")
+    _fail(app, call_id, error, {**headers, **_canvas(payload)})
+    lanes.free([tag])
+    return True
+
+
 def _read(raw: bytes) -> Any:
     try:
-        return read_json(raw)
-    except (ValueError, TypeError, RecursionError):
+        return prepared(read_json(raw))
+    except (ValueError, RecursionError):
         return None
 
 
@@ -126,6 +153,6 @@ def _row(lanes: Lanes, record: list[Any], call_id: str, task: str, error: RateLi
 
 def _fail(app: Any, call_id: str, error: RateLimitWorkerError, request: Mapping[str, Any]) -> None:
     try:
-        app.backend.mark_as_failure(call_id, error, request=Context({**request, "id": call_id}))
+        app.backend.mark_as_failure(call_id, error, request=Context({**right_ones(request), "id": call_id}))
     except Exception as wrong:  # headers of any shape: what a stranger sent stops no worker
         log.warning("message.caller_not_told", extra={"call_id": call_id, "cause": type(wrong).__name__})

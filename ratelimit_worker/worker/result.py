@@ -8,7 +8,9 @@ from contextlib import suppress
 from typing import Any
 
 from celery.result import AsyncResult, EagerResult
+from redis import RedisError
 
+from ratelimit_worker.worker.backend import ResultConsumer
 from ratelimit_worker.worker.installed import services_of
 
 FIRST_POLL_S, MOST_POLL_S = 0.01, 0.5
@@ -22,10 +24,22 @@ class CallResult(AsyncResult):
 
     async def _wait(self) -> Any:
         pause_s = FIRST_POLL_S
-        while not await asyncio.to_thread(self.ready):
+        while not await asyncio.to_thread(self._look):
             await asyncio.sleep(pause_s)
             pause_s = min(MOST_POLL_S, pause_s * 1.5)
         return self.get(disable_sync_subtasks=False)
+
+    def _look(self) -> bool:
+        """Whether the answer is there; a Redis that is away is waited for."""
+        try:
+            if self.ready():
+                return True
+        except (RedisError, OSError):
+            return False
+        consumer = self.backend.result_consumer
+        if isinstance(consumer, ResultConsumer):
+            consumer.watch.turn((self,))
+        return False
 
     def revoke(self, *args: Any, **kwargs: Any) -> None:
         """As Celery's; a call that waits leaves its lane then and there, with or without a worker."""

@@ -22,6 +22,9 @@ DEFAULTS: dict[str, Any] = {
     "broker_pool_limit": 64,
     "redis_socket_keepalive": True,
     "redis_backend_health_check_interval": 10,
+    # Stock: 120 s for an answer, and for ever to connect.
+    "redis_socket_timeout": 5.0,
+    "redis_socket_connect_timeout": 2.0,
     "worker_soft_shutdown_timeout": 10.0,
     # A worker outlives its broker: restarts, OOM and READONLY answers (these are channel errors).
     "broker_connection_retry_on_startup": True,

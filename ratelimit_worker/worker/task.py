@@ -5,29 +5,44 @@ Only a translation into Celery's words; what is decided stands in `flow`.
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from typing import Any, ClassVar
 
+from billiard.common import terminate_handler_fired
+from billiard.exceptions import Terminated, WorkerLostError
 from celery import Celery, Task
 from celery.exceptions import Ignore, Reject, TaskPredicate
 from celery.exceptions import Retry as CeleryRetry
 from celery.result import denied_join_result
 from celery.utils import uuid
-from kombu.exceptions import EncodeError, OperationalError
+from kombu.exceptions import EncodeError, LimitExceeded, OperationalError
 from kombu.utils.json import dumps, loads
 from redis import RedisError
 
 from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Outcome, Priority
-from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable
+from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable, TaskAborted
 from ratelimit_worker.flow import enqueue, pin
-from ratelimit_worker.flow.execute import Again, Answered, Executor, Facts, GaveUp, MustBeAlone, own_retry, tries_used
+from ratelimit_worker.flow.execute import (
+    Again,
+    Answered,
+    Executor,
+    Facts,
+    GaveUp,
+    Interrupted,
+    MustBeAlone,
+    own_retry,
+    resent,
+    tries_used,
+)
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.own_retry import Goes, Stays, Wish
@@ -36,9 +51,12 @@ from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.providers import http
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.decide import DECIDE_S, current, deciding
 from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.stores.patient import PatientLanes
 from ratelimit_worker.wiring import Services, policy_of
+from ratelimit_worker.worker import jobs, lost
+from ratelimit_worker.worker.backend import first_line
 from ratelimit_worker.worker.installed import (
     Asked,
     Eagerly,
@@ -52,17 +70,21 @@ from ratelimit_worker.worker.intake import read_json
 from ratelimit_worker.worker.quarantine import QUARANTINE
 from ratelimit_worker.worker.refusal import refuse
 from ratelimit_worker.worker.result import CallResult, EagerCall
-from ratelimit_worker.worker.transport import HEADER, unpack_body
+from ratelimit_worker.worker.transport import HEADER, HELD, unpack_body
 
 ANSWERS = Answers(dumps=dumps, loads=loads)
 #: Options of `apply_async` that are the plan's.
 CHOICES = ("lane", "tenant", "context", "tags", "cost", "deadline_s", "cache", "stale_ttl", "shed_below", "timeout_s")
 #: Options by which Celery sends a call for a canvas that is under way: nobody is there to catch an error.
 CANVAS = frozenset({"parent_id", "group_id", "chord"})
+IN_HAND_S = 60.0  #: no bound of ours: Celery's time-outs and its one retry come first
 NO_MORE = "Can't retry"  #: how `Task.retry` begins when it gives up
 REPLACED = "Replaced by new task"  #: what `Task.replace` says in its Ignore
 WITHIN = "_ratelimit_worker_within"  #: marks a method that runs within the attempt, with the call's arguments
 BEGUN = "rlw_begun"  #: of a request: its attempt has begun
+#: Exceptions by which Celery's parent process knows that a child was lost or told to end; raised by a task, they would
+#: be taken for that. After a MemoryError it acknowledges nothing.
+FOR_CELERY = (MemoryError, WorkerLostError, Terminated)
 MOST_WARM_CLIENTS = 16  #: made before the first call, 4 ms each
 
 
@@ -150,6 +172,13 @@ class CallTask(Task):
             **options,
         )
 
+    def delay(self, *args: Any, **kwargs: Any) -> Any:
+        """As Celery's. `task_id=`, where the task's own function takes no such argument, is the call's id."""
+        named = {}
+        if "task_id" in kwargs and not _takes_task_id(self.run):
+            named["task_id"] = kwargs.pop("task_id")
+        return self.apply_async(args, kwargs, **named)
+
     def apply_async(
         self,
         args: Sequence[Any] | None = None,
@@ -166,8 +195,10 @@ class CallTask(Task):
         Raises:
             BadInput: arguments or options that cannot be; nothing was sent.
             LaneFull: the lane holds as many calls as it may.
+            LanesFull: the lane is new, and there are as many as may be.
             LaneShedding: the lane is in EMERGENCY or HALT, and calls of this class are shed then.
-            StoreUnavailable: Redis is away, full or read-only.
+            StoreUnavailable: Redis is away, full or read-only, and says so within 2 s; `accepted` tells whether the
+                call may run all the same.
         """
         if self.app.conf.task_always_eager:
             return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
@@ -196,16 +227,19 @@ class CallTask(Task):
         headers = {**(options.pop("headers", None) or {}), HEADER: plan}
         options.setdefault("argsrepr", f"<{plan['lane']}>")
         options.setdefault("kwargsrepr", "{}")
-        try:
-            return super().apply_async(
-                args, kwargs, task_id, producer, link, link_error, shadow, headers=headers, **options
-            )
-        except AnsweredFromCache as hit:
-            return self._answered(task_id, hit.answer, options)
-        except EncodeError as error:
-            raise BadInput(f"the arguments of {self.name} are not JSON: {_first_line(error)}") from error
-        except (OperationalError, RedisError) as error:
-            raise StoreUnavailable(f"the call was not accepted, Redis said: {_first_line(error)}") from error
+        # What a worker has in hand goes on after a pause of Redis; nobody would make it again.
+        in_hand = running is not None and (goes_on or not CANVAS.isdisjoint(options))
+        with accepting(self.app, task_id, producer, IN_HAND_S if in_hand else DECIDE_S) as given:
+            try:
+                result = super().apply_async(
+                    args, kwargs, task_id, given, link, link_error, shadow, headers=headers, **options
+                )
+                lost.made(task_id, self.name, plan)
+                return result
+            except AnsweredFromCache as hit:
+                return self._answered(task_id, hit.answer, options)
+            except EncodeError as error:
+                raise BadInput(f"the arguments of {self.name} are not JSON: {first_line(error)}") from error
 
     def _here(
         self, args: Any, kwargs: Any, task_id: str | None, link: Any, link_error: Any, options: dict[str, Any]
@@ -213,7 +247,7 @@ class CallTask(Task):
         try:
             args, kwargs = loads(dumps([args or (), kwargs or {}]))  # as a worker would get them
         except EncodeError as error:
-            raise BadInput(f"the arguments of {self.name} are not JSON: {_first_line(error)}") from error
+            raise BadInput(f"the arguments of {self.name} are not JSON: {first_line(error)}") from error
         with denied_join_result():
             return self.apply(args, kwargs, link, link_error, task_id, **options)
 
@@ -260,7 +294,9 @@ class CallTask(Task):
             if isinstance(verdict, Goes) and verdict.after_s is not None:
                 eta, countdown = None, verdict.after_s
         try:
-            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+            again = super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+            resent(request.id)  # else it has raised
+            return again
         except self.MaxRetriesExceededError as error:
             if error is exc or not str(error).startswith(NO_MORE):
                 raise
@@ -282,10 +318,7 @@ class CallTask(Task):
         result = self.AsyncResult(task_id)
         result.ignored = options.get("ignore_result", self.ignore_result)
         if not result.ignored:
-            try:
-                self.backend.mark_as_done(task_id, value)
-            except RedisError as error:
-                raise StoreUnavailable(f"the answer was not stored, Redis said: {_first_line(error)}") from error
+            self.backend.mark_as_done(task_id, value)
         parent = self.app.current_worker_task if options.get("add_to_parent", True) else None
         if parent:
             parent.add_trail(result)
@@ -340,8 +373,8 @@ class CallTask(Task):
             return inner(*request.args, **request.kwargs)
 
         attempt = executor(live, facts.lane, type(self).classify).execute
-        with QUARANTINE.shared():
-            result = attempt(facts, run, self._restore)
+        with QUARANTINE.shared() as may_run:
+            result = attempt(replace(facts, taken=not may_run), run, self._restore)
         if isinstance(result, MustBeAlone):
             with QUARANTINE.alone():
                 result = attempt(replace(facts, alone=True), run, self._restore)
@@ -351,6 +384,12 @@ class CallTask(Task):
             case Again(after_s, error):
                 raise CeleryRetry(str(error), exc=error, when=after_s)
             case GaveUp(error):
+                if isinstance(error, Exception) and not isinstance(error, FOR_CELERY):
+                    raise error
+                raise TaskAborted(request.id, type(error).__name__) from error
+            case Interrupted(error):
+                if isinstance(error, Exception):  # raised by a clean-up while the process ends
+                    raise SystemExit(1) from error
                 raise error
             case _:
                 raise Ignore
@@ -423,6 +462,50 @@ def base_for(app: Celery, base: type | None) -> type:
     return type(wanted.__name__, (CallTask, wanted), {"abstract": True, "__module__": wanted.__module__})
 
 
+@contextmanager
+def accepting(app: Any, call_id: str, producer: Any, most_s: float = DECIDE_S) -> Iterator[Any]:
+    """Send a call inside: what goes wrong with Redis is one error, in time → the producer to send it with.
+
+    Args:
+        most_s: Seconds after which it is an error, whatever Celery's time-outs are.
+    Raises:
+        StoreUnavailable: Redis is away, full or read-only.
+    """
+    with deciding(most_s) as decision:
+        taken = None
+        try:
+            if producer is None:  # else every thread that publishes waits for those before it
+                taken = app.producer_pool.acquire(block=True, timeout=decision.left_s())
+            yield taken or producer
+        except (OperationalError, LimitExceeded, RedisError, OSError, StoreUnavailable) as error:
+            said = error.said if isinstance(error, StoreUnavailable) else f"Redis said: {first_line(error)}"
+            raise StoreUnavailable(said, call_id, "maybe" if decision.sent else "no") from error
+        finally:
+            if taken is not None:
+                taken.release()
+
+
+def sends(app: Any) -> Callable[..., Any]:
+    """The app's `send_task`, with the errors of `.delay()` where it is a call that is sent by its name."""
+    send = app.send_task
+
+    @wraps(send)
+    def send_task(name: str, *args: Any, **options: Any) -> Any:
+        if current() is not None or not isinstance(app.tasks.get(name), CallTask):
+            return send(name, *args, **options)
+        options["task_id"] = call_id = options.get("task_id") or uuid()
+        with accepting(app, call_id, options.pop("producer", None)) as producer:
+            return send(name, *args, producer=producer, **options)
+
+    return send_task
+
+
+@cache
+def _takes_task_id(run: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(run).parameters
+    return "task_id" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+
+
 def chosen_delay_s(task: Task) -> float | None:
     """A task's `default_retry_delay`, seconds; None: it has Celery's own."""
     said_by = next(one for one in (task, *type(task).__mro__) if "default_retry_delay" in vars(one))
@@ -475,6 +558,11 @@ def _behind(word: BaseException) -> tuple[BaseException | None, ...]:
     return (*(one if isinstance(one, BaseException) else None for one in said), word.__cause__, context)
 
 
+def _interrupted(error: BaseException) -> bool:
+    """Whether this process, or the task's greenlet, is being ended: a child that got a signal, a worker that leaves."""
+    return terminate_handler_fired() or jobs.interrupted(error)
+
+
 def executor(live: Services, lane: str = enqueue.DEFAULT_LANE, rule: Rule | None = None) -> Executor:
     """The executor over the services of a process, for calls of a lane, of a task with this rule."""
     usual: Executor
@@ -500,6 +588,8 @@ def _executor(live: Services) -> tuple[Executor, Callable[[str], RetryPolicy]]:
         pass_through=(TaskPredicate, Ignore, Reject),
         means=_meaning,
         behind=_behind,
+        given_up=HELD.overdue.__contains__,
+        interrupted=_interrupted,
         classify=plugins.classifier(),
     )
     return made, policies
@@ -529,10 +619,6 @@ def answers_of(app: Celery, eagerly: Eagerly) -> Asked:
         lane_fields=lane_fields,
         eagerly=eagerly,
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def warm_up(live: Services, slots: int = 1) -> None:

@@ -21,30 +21,39 @@ from datetime import UTC, datetime
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic, time
-from typing import Any
+from typing import Any, cast
 
+from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as stock
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from redis import RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.fingerprint import digest
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.credentials import credentials_of
+from ratelimit_worker.stores.decide import bounded
 from ratelimit_worker.stores.lanes import Claim, Crew, Entry, Lanes
+from ratelimit_worker.stores.overdue import OverdueCall
 from ratelimit_worker.stores.patient import passes
-from ratelimit_worker.worker.installed import Asked, asked_of
-from ratelimit_worker.worker.intake import Intake, read_json
+from ratelimit_worker.worker.installed import Asked, asked_of, server_of
+from ratelimit_worker.worker.intake import PLAN_HEADER, Intake, prepared, read_json
 
 log = logging.getLogger(__name__)
 
-HEADER = "rlw"  #: the call's plan, as flow.enqueue wrote it
+HEADER = PLAN_HEADER  #: the call's plan, as flow.enqueue wrote it
 BODY_HEADER = "rlw_body"  #: where the body of an ordinary task lies whose canvas holds calls, and so prompts
 NEEDS = "this_message_needs_ratelimit_worker"
+_APART = re.compile(rb'"rlw_body": "(canvas-[0-9a-f]{32})"')
 SIGNATURE = re.compile(rb'"task": "([^"]+)"')
-CANVAS_TTL_S = 7 * 86_400
+CANVAS_TTL_S = 7 * 86_400  #: of a body that lies apart; it goes with its message, unless nobody ever takes that
+FULL_POLL_S = 0.1  #: between looks whether a slot is free, where no event says so
 COMPRESS_ABOVE = 1024  #: bytes; smaller bodies are not worth the time
 PLAIN, DEFLATED = b"j", b"z"  #: first byte of a payload
 
@@ -62,6 +71,9 @@ class Held:
         self.running: Callable[[], Iterable[str]] = tuple
         self.stopping: Callable[[], bool] = bool  #: whether the worker ends in good order
         self.crew = Crew("")  #: whose ready lists this worker reads, once it beats
+        #: Tags of calls that run beside the worker's slots, and take none of them from others.
+        self.lent: set[str] = set()
+        self.overdue: dict[str, OverdueCall] = {}  #: by tag: given up, though the function still runs
 
 
 HELD = Held()
@@ -110,6 +122,12 @@ class QoS(stock.QoS):
 
     channel: Channel
 
+    def can_consume(self) -> bool:
+        if not HELD.lent:
+            return bool(super().can_consume())
+        beside = sum(tag in self._delivered and tag not in self._dirty for tag in tuple(HELD.lent))
+        return not self.prefetch_count or len(self._delivered) - len(self._dirty) - beside < self.prefetch_count
+
     def append(self, message: Any, delivery_tag: str) -> None:
         if HEADER in (message.headers or {}):
             virtual.QoS.append(self, message, delivery_tag)  # the release script wrote the ledger
@@ -120,10 +138,13 @@ class QoS(stock.QoS):
         if self._of_a_call(delivery_tag):
             self._free(delivery_tag)
         else:
+            self._forget_body(delivery_tag)
             super().ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         if not self._of_a_call(delivery_tag):
+            if not requeue:
+                self._forget_body(delivery_tag)
             super().reject(delivery_tag, requeue)
         elif requeue:
             self.channel.lanes.restore([delivery_tag], lost=not HELD.stopping())  # a child died, unless we ended it
@@ -150,6 +171,32 @@ class QoS(stock.QoS):
                 self.channel.lanes.restore(back, lost=False)
         self._delivered.clear()
 
+    def let_go(self, tag: str) -> None:
+        """The message is no longer in hand here; a call's lease gives it back."""
+        self._done(tag)
+
+    def give_up(self, delivery_tag: str) -> None:
+        """Forget a message that was set aside after it had been delivered; what it had begun was ended with that."""
+        if self._of_a_call(delivery_tag):
+            self._done(delivery_tag)
+        else:
+            super().ack(delivery_tag)
+
+    def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
+        """As kombu's; an entry of its ledger that cannot be read is set aside, or it would end every worker in turn."""
+        try:
+            super().restore_by_tag(tag, client, leftmost)
+        except Exception as error:
+            if _is_the_brokers(error):
+                raise
+            redis = self.channel.lanes.client
+            kept: Any = redis.hget(self.unacked_key, tag)
+            self.channel.set_aside(kept or b"", f"in {self.unacked_key}: {type(error).__name__}", "")
+            with redis.pipeline() as pipe:
+                pipe.zrem(self.unacked_index_key, tag)
+                pipe.hdel(self.unacked_key, tag)
+                pipe.execute()
+
     def _of_a_call(self, tag: str) -> bool:
         message = self._delivered.get(tag)
         return tag in HELD.orphans if message is None else HEADER in (message.headers or {})
@@ -162,8 +209,17 @@ class QoS(stock.QoS):
                 self.channel.lanes.free([tag])
         self._done(tag)
 
+    def _forget_body(self, tag: str) -> None:
+        """A body that lies apart goes with its message: whoever took the message has read it."""
+        message = self._delivered.get(tag)
+        apart = (message.headers or {}).get(BODY_HEADER) if message is not None else None
+        if apart is not None:
+            with self._broker_may_be_away():
+                self.channel.lanes.client.delete(keys.payload(apart))
+
     def _done(self, tag: str) -> None:
         HELD.orphans.discard(tag)
+        HELD.lent.discard(tag)
         virtual.QoS.ack(self, tag)
 
     @contextmanager
@@ -198,6 +254,15 @@ class Channel(stock.Channel):
     _in_poll: Any
     _brpop_sent_at: Any
 
+    def _connparams(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        params: dict[str, Any] = super()._connparams(*args, **kwargs)
+        # The address is what `install` made of it: without its user. Whose password it is, the settings' URL says.
+        password = credentials_of(server_of(self.connection.client))[1]
+        if password is not None:
+            params = {name: value for name, value in params.items() if name not in {"username", "password"}}
+            params["credential_provider"] = password
+        return {**params, "connection_class": bounded(params["connection_class"])}
+
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
         # kombu builds a client per command; one per channel is as good and cheaper
@@ -229,6 +294,12 @@ class Channel(stock.Channel):
         return kept
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        if (
+            self.asked is not None
+            and isinstance(message.get("headers"), dict)
+            and message["headers"].get("compression")
+        ):
+            message = prepared(message)  # what it holds is to be known: calls, or prompts in a canvas
         if not _is_call(message):
             plan = _plan_of(message, self.asked)
             if plan is None:
@@ -295,14 +366,21 @@ class Channel(stock.Channel):
             self._queue_cycle.rotate(queue)
             try:
                 message = read_json(item)
-            except (ValueError, TypeError, RecursionError):
+            except (ValueError, RecursionError):
                 self.set_aside(item, "not JSON", queue)
             else:
-                self.connection._deliver(message, queue)
+                self.connection._deliver(message, queue, item)
             return True
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
+
+    def _receive_one(self, c: Any) -> bool | None:
+        try:
+            return bool(super()._receive_one(c))
+        except RecursionError:  # a broadcast that is nested without an end: kombu knows all other kinds
+            self.set_aside(b"", "a broadcast is nested too deep", "")
+            return None
 
     def set_aside(self, raw: bytes, why: str, queue: str) -> None:
         """Put a message where nobody trips over it again."""
@@ -328,7 +406,7 @@ class Channel(stock.Channel):
         try:
             asked.refuse(self.lanes, raw, why)
         except Exception as error:  # the same: it is left to its lease
-            if isinstance(error, (RedisError, OSError)) and passes(error):
+            if _is_the_brokers(error):
                 raise
             log.exception("message.not_ended", extra={"cause": type(error).__name__})
 
@@ -336,13 +414,21 @@ class Channel(stock.Channel):
         return int(super()._size(queue)) + self._calls(queue)
 
     def _purge(self, queue: str) -> int:
-        apart = self.lanes.client.llen(keys.ready(keys.ANY, queue))
-        self.lanes.client.delete(keys.ready(keys.ANY, queue))
-        return self.lanes.purge(queue) + int(super()._purge(queue)) + int(apart)
+        return self.lanes.purge(queue) + self._purge_ordinary(queue)
+
+    def _purge_ordinary(self, queue: str) -> int:
+        """Forget the ordinary tasks of a queue, and with them the bodies that lie apart → how many."""
+        gone = 0
+        for name in (keys.ready(keys.ANY, queue), *(self._q_for_pri(queue, step) for step in self.priority_steps)):
+            while some := cast("list[bytes] | None", self.lanes.client.lpop(name, 1000)):
+                if bodies := [keys.payload(ref.decode()) for raw in some for ref in _APART.findall(raw)]:
+                    self.lanes.client.delete(*bodies)
+                gone += len(some)
+        return gone
 
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
         self.lanes.purge(queue)
-        self.lanes.client.delete(keys.ready(keys.ANY, queue))
+        self._purge_ordinary(queue)
         super()._delete(queue, *args, **kwargs)
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
@@ -373,36 +459,78 @@ class Transport(stock.Transport):
         """No: each call is a decision of its own (LaneFull, bad input), which a pipeline cannot report."""
         return False
 
-    def _deliver(self, message: Any, queue: str) -> None:
+    def drain_events(self, connection: Any, timeout: Any = None, **kwargs: Any) -> Any:
+        """As kombu's. While all slots are taken nothing is read, and nothing wakes who waits here (a gevent worker)."""
+        if timeout is not None and not all(channel.qos.can_consume() for channel in self.channels):
+            timeout = min(timeout, FULL_POLL_S)
+        return super().drain_events(connection, timeout=timeout, **kwargs)
+
+    def _deliver(self, message: Any, queue: str, raw: bytes | None = None) -> None:
+        """Hand a message to whoever consumes its queue; whatever it holds, it ends nobody.
+
+        Args:
+            raw: As it was read; None: it came by another way (a broadcast), and is written as JSON again.
+        """
+        try:
+            self._take(message, queue, raw)
+        except Exception as error:
+            # Every field that Celery reads is checked before; this is for those that nobody thought of.
+            if _is_the_brokers(error):
+                raise
+            log.exception("message.broke_its_reader", extra={"queue": queue})
+            self._set_aside(message, queue, raw, type(error).__name__)
+            tag = _tag_of(message)
+            for channel in self.channels:
+                if channel is not None and tag in channel.qos._delivered:
+                    channel.qos.give_up(tag)
+
+    def _take(self, message: Any, queue: str, raw: bytes | None) -> None:
         channel = next(iter(self.channels))
+        if queue in INTAKE.queues:
+            message = prepared(message)
         why = INTAKE.refusal(message, queue)
         if why is not None:
-            if INTAKE.lacks_task_of(message) and channel.decline(message, queue):
+            if INTAKE.lacks_task_of(message) and _tag_of(message) and channel.decline(message, queue):
                 return
-            channel.set_aside(dumps(message).encode(), why, queue)
+            self._set_aside(message, queue, raw, why)
             return
         if queue in INTAKE.queues and "lane" not in message["properties"]:
             try:
                 if _pace(channel, queue, message):
                     return
-            except (RedisError, OSError) as error:
-                if passes(error):
-                    raise
-                channel.set_aside(dumps(message).encode(), type(error).__name__, queue)
-                return
             except BadInput as error:
-                channel.set_aside(dumps(message).encode(), str(error), queue)
-                return
-            except (
-                Exception
-            ) as error:  # the task's own `cost`, headers of any shape: what a stranger sent stops no worker
-                channel.set_aside(dumps(message).encode(), type(error).__name__, queue)
+                self._set_aside(message, queue, raw, str(error))
                 return
         apart = (message.get("headers") or {}).get(BODY_HEADER)
         if apart is not None and not channel.lanes.client.exists(keys.payload(apart)):
-            channel.set_aside(dumps(message).encode(), "its body is gone from Redis", queue)
+            if message["headers"].get("redelivered"):  # it was restored while the first delivery was still being run
+                log.info("message.done_before queue=%s task=%s", queue, str(message["headers"].get("task"))[:80])
+                return
+            self._set_aside(message, queue, raw, "its body is gone from Redis")
             return
         super()._deliver(message, queue)
+
+    def _set_aside(self, message: Any, queue: str, raw: bytes | None, why: str) -> None:
+        if raw is None:
+            try:
+                raw = dumps(message).encode()
+            except (ValueError, TypeError, RecursionError):
+                raw = b""
+        next(iter(self.channels)).set_aside(raw, why, queue)
+
+
+def _is_the_brokers(error: Exception) -> bool:
+    """Whether an error says nothing of the message that was handled: the broker, or a result backend, is not there."""
+    if isinstance(error, ResponseError):
+        return passes(error) or isinstance(error, NoPermissionError)
+    return isinstance(error, RedisConnectionError | RedisTimeoutError | OperationalError | OSError)
+
+
+def _tag_of(message: Any) -> str:
+    """The delivery tag of a message of any shape; "": it has none."""
+    properties = message.get("properties") if isinstance(message, dict) else None
+    tag = properties.get("delivery_tag") if isinstance(properties, dict) else None
+    return tag if isinstance(tag, str) else ""
 
 
 def _pace(channel: Channel, queue: str, message: Mapping[str, Any]) -> bool:
@@ -445,7 +573,9 @@ def entry(queue: str, message: Mapping[str, Any], asked: Asked | None = None) ->
     body = _checked(base64.b64decode(message["body"]), message, plan)
     now = time()
     due = _epoch(headers["eta"]) - now if headers.get("eta") else 0.0
-    claim = _claim(headers, plan, body, due)
+    args, kwargs, canvas = json.loads(body)
+    asks = digest(headers["task"], plan["lane"], [args, kwargs])
+    claim = _claim(headers, plan, asks, canvas, due)
     if claim is not None:
         headers[HEADER] = plan = {**plan, "fp": claim.fingerprint}
     expires = _epoch(headers["expires"]) if headers.get("expires") else plan["deadline"]
@@ -465,7 +595,7 @@ def entry(queue: str, message: Mapping[str, Any], asked: Asked | None = None) ->
             "headers": headers,
             "body": reference(headers["id"]),
             "content-type": message["content-type"],
-            "content-encoding": message["content-encoding"],
+            "content-encoding": message.get("content-encoding") or "utf-8",
         }
     )
     requests, _, input_tokens, output_tokens = plan["cost"]
@@ -473,7 +603,7 @@ def entry(queue: str, message: Mapping[str, Any], asked: Asked | None = None) ->
         lane=plan["lane"],
         queue=queue,
         ref=headers["id"],
-        publication=plan["pub"],
+        publication=_publication(headers, plan, asks),
         message=text.encode(),
         body=pack_body(body),
         deadline_in_s=max(0.001, min(expires, plan["deadline"]) - now),
@@ -491,7 +621,23 @@ def entry(queue: str, message: Mapping[str, Any], asked: Asked | None = None) ->
     )
 
 
-def _claim(headers: Mapping[str, Any], plan: Mapping[str, Any], body: bytes, due_in_s: float) -> Claim | None:
+def _publication(headers: Mapping[str, Any], plan: Mapping[str, Any], asks: str) -> str:
+    """What tells this message from others of its task id: of which publication it is, what it asks, and who sends it.
+
+    o: an agent makes a call. Made again under its id it is the same one; the id of another call is refused.
+    c: a worker goes on with a canvas, or a stock producer has pushed it: nobody is there to be refused.
+    a: the same call goes on (`self.retry`, `self.replace`).
+    """
+    if plan.get("again") or headers.get("replaced_task_nesting"):
+        how = "a"
+    else:
+        how = "c" if headers.get("parent_id") or plan.get("at_once") is False else "o"
+    return f"{plan['pub']}:{asks[:16]}:{how}"
+
+
+def _claim(
+    headers: Mapping[str, Any], plan: Mapping[str, Any], asks: str, canvas: Mapping[str, Any] | None, due_in_s: float
+) -> Claim | None:
     """What a call shares with those that are the same; None: nothing.
 
     A call for later shares nothing: it would be answered before its time, or keep those of now waiting for it.
@@ -501,8 +647,7 @@ def _claim(headers: Mapping[str, Any], plan: Mapping[str, Any], body: bytes, due
         return None
     at_once, fingerprint = False, plan.get("fp")
     if not again:
-        args, kwargs, canvas = json.loads(body)
-        fingerprint = digest(headers["task"], plan["lane"], [args, kwargs])
+        fingerprint = asks
         at_once = bool(plan.get("at_once")) and not headers.get("group") and not any((canvas or {}).values())
     if fingerprint is None:
         return None

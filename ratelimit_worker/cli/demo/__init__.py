@@ -7,6 +7,9 @@ from pathlib import Path
 
 import click
 
+from ratelimit_worker.cli.amount import Amount
+from ratelimit_worker.cli.terminal import say
+
 
 @click.command()
 @click.option(
@@ -19,7 +22,7 @@ import click
     help="Where the report goes. Default: MAISD_STATE_DIR.",
 )
 @click.option("--calls", type=click.IntRange(min=1), default=600, hidden=True)
-@click.option("--outage-s", type=click.FloatRange(min=0.5), default=10.0, hidden=True)
+@click.option("--outage-s", type=Amount(min=0.5), default=10.0, hidden=True)
 @click.pass_context
 def demo(ctx: click.Context, seed: int | None, state_dir: Path | None, calls: int, outage_s: float) -> None:
     """Make 600 calls to a simulated provider with a limit that nobody is told, a cut of it, and an outage.
@@ -32,5 +35,5 @@ def demo(ctx: click.Context, seed: int | None, state_dir: Path | None, calls: in
     chosen = Play(seed=random.randrange(10_000) if seed is None else seed, calls=calls, outage_s=outage_s)
     with Progress(every_s=2.0) as progress:
         story = play(chosen, state_dir, progress)
-    click.echo(story.summary())
+    say(story.summary())
     ctx.exit(0 if story.whole else 1)

@@ -20,6 +20,7 @@ from ratelimit_worker.cli.progress import Progress
 from ratelimit_worker.cli.results import Results
 from ratelimit_worker.config import environment, read_settings
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError
+from ratelimit_worker.private_files import make_folder, open_file
 from ratelimit_worker.simulate import Entry, Fault, HeaderStyle, Scenario, Simulator, Stats
 from ratelimit_worker.stores.live import Live
 
@@ -97,7 +98,8 @@ def play(what: Play, state_dir: Path | None, progress: Progress) -> Story:
             seconds=time.monotonic() - began_s,
             report_path=home / f"report-{time.strftime('%Y%m%d-%H%M%S')}-seed{what.seed}.txt",
         )
-    story.report_path.write_text(story.report(), "utf-8")
+    with open(story.report_path, "w", encoding="utf-8", opener=open_file) as file:
+        file.write(story.report())
     if story.whole:  # else it is kept for whoever looks into it, as after an error
         shutil.rmtree(folder, ignore_errors=True)
     return story
@@ -193,7 +195,7 @@ def _addresses(url: str) -> dict[str, str]:
 def _folder(home: Path) -> Path:
     """A folder for the state of one demo."""
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        make_folder(home)
         return Path(tempfile.mkdtemp(prefix="state-", dir=home))
     except OSError as error:
         raise ConfigurationError(f"{home}: {error.strerror}; choose another folder with --state-dir") from error

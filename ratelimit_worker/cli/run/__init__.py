@@ -6,7 +6,10 @@ from pathlib import Path
 
 import click
 
+from ratelimit_worker.batchfile import allowed_path
+from ratelimit_worker.cli.amount import Amount
 from ratelimit_worker.cli.progress import Progress
+from ratelimit_worker.cli.terminal import say
 from ratelimit_worker.errors import BadInput
 
 
@@ -23,11 +26,18 @@ from ratelimit_worker.errors import BadInput
 )
 @click.option("--base-url", metavar="URL", help="The provider's. Default: OPENAI_BASE_URL, ANTHROPIC_BASE_URL.")
 @click.option("--lane", metavar="L", help="One lane for all lines. Default: provider and model of each line.")
-@click.option("--rpm", type=click.FloatRange(min=0, min_open=True), help="Requests a minute, never exceeded.")
-@click.option("--tpm", type=click.FloatRange(min=0, min_open=True), help="Tokens a minute, never exceeded.")
+@click.option("--rpm", type=Amount(min=0, min_open=True), help="Requests a minute, never exceeded.")
+@click.option("--tpm", type=Amount(min=0, min_open=True), help="Tokens a minute, never exceeded.")
 @click.option("--concurrency", type=click.IntRange(min=1), help="Calls at once in each worker. Default: 64.")
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Workers of this run. Default: 1, with a broker the cluster's."
+)
+@click.option(
+    "--allow-path",
+    "allow_paths",
+    metavar="PATH",
+    multiple=True,
+    help="A url that lines may have beside the known endpoints, letter by letter; may be given again.",
 )
 @click.option(
     "--state-dir",
@@ -46,6 +56,7 @@ def run(
     tpm: float | None,
     concurrency: int | None,
     workers: int | None,
+    allow_paths: tuple[str, ...],
     state_dir: Path | None,
 ) -> None:
     """Send the lines of an OpenAI Batch file through their lanes, and write the answers as Batch output.
@@ -55,6 +66,10 @@ def run(
     """
     from ratelimit_worker.cli.run.conduct import Request, run_file
 
+    try:
+        allowed = frozenset(allowed_path(path) for path in allow_paths)
+    except BadInput as error:
+        raise click.BadParameter(str(error), param_hint="--allow-path") from error
     request = Request(
         source=source,
         target=target,
@@ -65,13 +80,14 @@ def run(
         concurrency=concurrency,
         workers=workers,
         state_dir=state_dir,
+        allowed_paths=allowed,
     )
     try:
         with Progress() as progress:
             summary = run_file(request, progress)
     except BadInput as error:
         raise click.UsageError(str(error)) from error
-    click.echo(str(summary), err=True)
+    say(str(summary), err=True)
     if summary.signal is not None:
-        click.echo("stopped; resume with the same command", err=True)
+        say("stopped; resume with the same command", err=True)
     ctx.exit(summary.exit_code)

@@ -42,6 +42,7 @@ class Request:
     concurrency: int | None = None
     workers: int | None = None  #: None: one without a configured broker, with one the cluster's own
     state_dir: Path | None = None
+    allowed_paths: frozenset[str] = frozenset()  #: that lines may ask for beside the known endpoints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +132,7 @@ def run_file(request: Request, progress: Progress) -> Summary:
             lane=request.lane,
             rpm=request.rpm,
             tpm=request.tpm,
+            allowed_paths=request.allowed_paths,
         )
 
         def begin() -> None:

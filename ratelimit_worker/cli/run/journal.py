@@ -18,6 +18,7 @@ from typing import Self
 
 from ratelimit_worker.batchfile import End, is_torn, out_id, read_out
 from ratelimit_worker.errors import BadInput, RateLimitWorkerError
+from ratelimit_worker.private_files import open_file
 
 
 class OutFailed(RateLimitWorkerError):
@@ -44,7 +45,7 @@ class Journal:
 
     def __enter__(self) -> Self:
         try:
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._fd = open_file(self.path, os.O_RDWR | os.O_APPEND)
             try:
                 self._lock()
                 self._read()
@@ -91,7 +92,7 @@ class Journal:
         """
         partial = self._sidecar.with_name(self._sidecar.name + ".tmp")
         try:
-            with partial.open("w", encoding="utf-8") as file:
+            with open(partial, "w", encoding="utf-8", opener=open_file) as file:
                 json.dump({"run": str(self.run)}, file)
                 file.flush()
                 os.fsync(file.fileno())

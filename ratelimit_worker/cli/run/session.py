@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 from ratelimit_worker import builtin
-from ratelimit_worker.batchfile import Ask, Bad, End, answer_line, asks, bad_line, error_line, failure_line
+from ratelimit_worker.batchfile import Ask, Bad, Cut, End, answer_line, asks, bad_line, error_line, failure_line
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.cli.cluster import Cluster, talking_to_redis
 from ratelimit_worker.cli.results import Results, Settled
@@ -28,6 +29,8 @@ ASK_AT_ONCE = 2_000  #: results in one question
 CHUNK = 100  #: lines that are read at once
 POLL_S = 0.1
 SEND_S = 0.1  #: longest time of sending before answers are looked after
+PAYLOADS_A_LINE = 4  #: what JSON spends on blanks and escapes
+MB = 1024 * 1024
 AWAY_S = 60.0  #: so long Redis may be away
 AUDIT_S = 15.0  #: how often calls are looked for that Redis has lost
 
@@ -41,6 +44,7 @@ class Options:
     lane: str | None = None  #: for all lines; None: provider and model of each
     rpm: float | None = None
     tpm: float | None = None
+    allowed_paths: frozenset[str] = frozenset()  #: beside the known endpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class Session:
         self.journal, self.cluster, self.options = journal, cluster, options
         self.source, self._begin, self._say = source, begin, say
         self.lanes: set[str] = set()  #: lanes that were used
-        self.total = _count_lines(source)  #: lines that are not blank
+        self.total = self._look_through()  #: lines that are not blank
         self.done = 0  #: of these, in OUT
         self._results = Results(cluster.app)
         self._out: dict[str, _Out] = {}
@@ -106,7 +110,7 @@ class Session:
             WorkersFailed: the workers do not stay.
         """
         with self.source.open("rb") as lines:
-            self._lines = asks(lines, self.journal.run)
+            self._lines = self._asks(lines)
             while not (self.finished or stopped()):
                 moved = self._turn()
                 for exited in self.cluster.check_workers():
@@ -148,6 +152,20 @@ class Session:
         self._away_since_s = None
         return moved
 
+    def _look_through(self) -> int:
+        """Count the lines, and name those that cannot be sent: a person may stop before anything is paid for."""
+        total = 0
+        with self.source.open("rb") as lines:
+            for line in self._asks(lines):
+                total += 1
+                if isinstance(line, Bad) and not self.journal.has(line.custom_id, line.call_id):
+                    self._say(f"{self.source}, line {line.number}: {line.why}")
+        return total
+
+    def _asks(self, lines: BinaryIO) -> Iterator[Ask | Bad]:
+        most = round(self.cluster.settings.max_payload_mb * PAYLOADS_A_LINE * MB)
+        return asks(bounded_lines(lines, most), self.journal.run, self.options.allowed_paths)
+
     # ---- Sending ----------------------------------------------------------------------------------------------------
 
     def _send(self) -> int:
@@ -180,8 +198,6 @@ class Session:
                     bad.append(line)
                 else:
                     self._pending.append(line)
-            for line in bad:
-                self._say(f"{self.source}, line {line.number}: {line.why}")
             self._keep([(line.custom_id, line.call_id, bad_line(line), End.FAILED) for line in bad])
             self._known.clear()
             self._check = self._check or self.journal.resumed
@@ -284,12 +300,20 @@ class Session:
     def _read_again(self, call_id: str, out: _Out) -> Ask:
         with self.source.open("rb") as lines:
             lines.seek(out.offset)
-            read = next(asks(lines, self.journal.run))
+            read = next(self._asks(lines))
         if not isinstance(read, Ask) or read.call_id != call_id:
             raise StoreUnavailable(f"Redis has lost calls, and {self.source} has changed; start again with another -o")
         return replace(read, offset=out.offset)
 
 
-def _count_lines(path: Path) -> int:
-    with path.open("rb") as lines:
-        return sum(1 for line in lines if line.strip())
+def bounded_lines(file: BinaryIO, most: int) -> Iterator[bytes]:
+    """The lines of a file; of one that is longer than `most` bytes only the beginning, as a `Cut`."""
+    while line := file.readline(most + 1):
+        if len(line) <= most or line.endswith(b"\n"):
+            yield line
+            continue
+        size, rest = len(line), line
+        while rest and not rest.endswith(b"\n"):
+            rest = file.readline(most)
+            size += len(rest)
+        yield Cut.of(line[:1000], size)

@@ -7,7 +7,7 @@
 --          'task' (no worker of its queue knows it; which: length of the queue's name:queue:task, as JSON has that) ·
 --          'retries' (the retry budget; number: ten thousandths of a call that it holds) · 'suspect' · 'newer' (a newer
 --          version's call) · 'gate' (which: refused, mode, shut) · 'pace' (which: the dimension) · 'quota' (which: requests or
---          tokens; number: of the day) · 'begins' | 'probes' | 'ramp' | 'flight' | 'concurrency' (number: as many are out) · 'slots' (which: the
+--          tokens; number: of the day) · 'begins' | 'probes' | 'ramp' | 'flight' | 'concurrency' | 'lent' (number: as many are out) · 'slots' (which: the
 --          queue; number: its slots, 0: nobody serves it) · 'parent' (which: its name; number: lanes that wait there; then,
 --          fifth, a bar of its own: one of gate, pace, quota, probes, ramp, flight, concurrency, turn)
 --          Of several the last to end counts. None: it goes when the lane is looked at, which is at once.
@@ -164,7 +164,7 @@ if judged and (not asked or place >= 0) and (asked or first) then
   if unknown then add('task', -1, unknown) end
 end
 if judged and judged[VERSION] > SCHEMA then add('newer', 0) end
-if judged and judged[LOST] > 0 and not suspect.may_go() then add('suspect', -1) end
+if judged and judged[LOST] > 0 and not suspect.may_go(judged) then add('suspect', -1) end
 if own <= 0 then
   local n = bound == 'begins' and redis.call('ZCOUNT', out_key(lane), 0, 0) or out
   add(bound == 'width' and law_of(L) or bound, -1, '', n)

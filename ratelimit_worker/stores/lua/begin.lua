@@ -1,8 +1,9 @@
 -- A worker is about to run a released call: may it, with what, and for which time? Twice the same is once. O(log out).
--- ARGV  now µs · tag · lease µs · deliveries lost at which to give up · 1: nothing else runs in its process
+-- ARGV  now µs · tag · lease µs · 1: nothing else runs in its process · the process ('': its calls die with it, so that it
+--       is nobody's company) · 1: another has the process for itself
 -- returns  {state, …}: 'go', body, tries, number, deadline µs, waited since µs, now µs, ticket packed, its sick answers in a
 --          row packed ('': none; see failing)
---          'settled', answer, body · 'closed' (it went back to its place) ·
+--          'settled', answer, body · 'closed' (it went back into its lane) ·
 --          'expired', body, number, waited since µs, now µs, what failed it last packed ('': nothing) ·
 --          'poison', lost, body, number, now µs · 'alone' (its last delivery: ask again when nothing else runs) · 'stale' (another's by now) · 'gone' (Redis has lost it)
 local tag = ARGV[2]
@@ -18,9 +19,20 @@ if answer then return {'settled', answer, body or ''} end
 if now >= r[DEADLINE] then
   return {'expired', body or '', r[NUMBER], int(r[SINCE]), int(now), redis.call('HGET', call_key(ref), 'w') or ''}
 end
-if r[LOST] >= tonumber(ARGV[4]) then return {'poison', r[LOST], body or '', r[NUMBER], int(now)} end
+if r[LOST] >= suspect.MOST_LOST then return {'poison', r[LOST], body or '', r[NUMBER], int(now)} end
+if r[PERMIT] ~= USED and (ARGV[6] == '1' or (ARGV[4] ~= '1' and suspect.elsewhere(ref, r, ARGV[5]))) then
+  local since = r[SINCE]
+  suspect.waits(ref)                                     -- which wakes nobody, or they would take turns without an end
+  go_back(ref, tag, r, now + suspect.PAUSE_US)           -- another process will have it, or this one later
+  r[SINCE] = since
+  keep(ref, r)
+  release(r[LANE], 1)
+  feed(1)
+  return {'closed'}
+end
+suspect.sits(ref, r, ARGV[5])
 -- The loss after which it is given up must be its own: beside others, it might be another's.
-if r[LOST] >= tonumber(ARGV[4]) - 1 and ARGV[5] ~= '1' then return {'alone'} end
+if suspect.last(r) and ARGV[4] ~= '1' then return {'alone'} end
 if not body then return {'gone'} end
 if r[PERMIT] ~= USED then
   -- the lane closed after the release: no attempt is used

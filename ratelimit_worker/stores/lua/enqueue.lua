@@ -3,8 +3,12 @@
 -- ARGV  now µs · lane · queue · ref wished · publication · class · tenant · weight · cost of 4 dimensions ·
 --       due in µs (0: now) · deadline in µs · most waiting (0: no bound) · tries so far · attempts so far · message · body ·
 --       claim, packed ('': none; ASKED in shared/claims.lua) · shed in an emergency (0: no, 1: yes, 2: yes, and refused at once) ·
---       fields and values of the lane's hash for the case that the lane is new … (none: the caller thinks it is not)
--- returns  {1 released | 0 waits | 2 was there already | -1 lane full | -2 the lane is new, say its fields, ref}, or
+--       for the case that the lane is new: most lanes (0: no bound) · fields and values of its hash … (none: the caller
+--       thinks it is not)
+-- The publication is pub:what it asks:how (o: a call is made, c: a canvas or a stock producer goes on, a: a call goes on, which
+-- knows its id to be taken); one without what it asks is compared as a whole.
+-- returns  {1 released | 0 waits | 2 was there already | -1 lane full | -2 the lane is new, say its fields |
+--          -4 the id is another call's | -5 the lane is new, and there are too many, ref}, or
 --          {3, ref, answer}: it is answered, {-3, ref, mode}: it is shed; nothing was stored; an error when the message has
 --          no place for a tag, or REFS messages of this task id are in lanes
 local lane, queue, ref, pub, class, tenant = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
@@ -13,19 +17,32 @@ local due, deadline, bound = now + tonumber(ARGV[13]), now + tonumber(ARGV[14]),
 if not string.find(ARGV[18], '"delivery_tag": "@"', 1, true) then
   return redis.error_reply('ERR the message has no place for a delivery tag')
 end
--- a task id may be sent again while it still runs (retry, replace): a message has a reference of its own
-local wished = ref
-for i = 1, REFS + 1 do
-  if i > REFS then return redis.error_reply('ERR too many messages of one task id') end
-  ref = i == 1 and wished or wished .. '~' .. (i - 1)
-  if redis.call('EXISTS', call_key(ref), key('done:') .. ref) == 0 then break end
-  local r = record(ref)
-  if (r and r[PUB] or redis.call('GET', key('done:') .. ref)) == pub then return {2, ref} end  -- our reply was lost
-  if not r then break end
+-- Who makes a call once more, since nobody told whether it was accepted, makes the same call: it is known by what it asks.
+local wished, second, other = ref, ref .. '~1', false
+local asks, how = string.match(pub, '^[^:]*:(%x+):(%a)$')
+if redis.call('EXISTS', call_key(ref), key('done:') .. ref, call_key(second), key('done:') .. second) > 0 then
+  for _, at in ipairs(how and how ~= 'a' and {wished, second} or {}) do
+    local there = memory.of(at)
+    local theirs = there and string.match(there, '^[^:]*:(%x+)')
+    if theirs == asks or (how == 'o' and there == memory.HELD) then return {2, at} end
+    other = other or (how == 'o' and theirs)
+  end
+  if other then return {-4, ref} end
+  -- a task id may be sent again while it still runs (retry, replace): a message has a reference of its own
+  for i = 1, REFS + 1 do
+    if i > REFS then return redis.error_reply('ERR too many messages of one task id') end
+    ref = i == 1 and wished or wished .. '~' .. (i - 1)
+    local there, r = memory.of(ref)
+    if there == pub then return {2, ref} end           -- our reply was lost
+    if not r then break end
+  end
 end
 local L = load(lane)
 if #ARGV < 22 and not L.schema then return {-2, ref} end
-if #ARGV >= 22 and make(lane, 22) then L = load(lane) end
+if #ARGV >= 22 and not L.schema then
+  if make(lane, 23, tonumber(ARGV[22])) == nil then return {-5, ref} end
+  L = load(lane)
+end
 local claim = ARGV[20] ~= '' and cmsgpack.unpack(ARGV[20])
 local fp, answer, leads, follows = claim and claim[ASKED.FP], nil, false, false
 local shed = ARGV[21] ~= '0' and DEGRADED[L.mode] and due <= now

@@ -4,7 +4,8 @@
 --       the same, but it only lowers the level
 -- returns  released at once
 local lane = ARGV[2]
-save(load(lane))                                       -- what was earned at the old pace stays earned
+local before = load(lane)
+save(before)                                           -- what was earned at the old pace stays earned
 local anchors = {}
 for i = 3, #ARGV - 1, 2 do
   local kind, d = string.match(ARGV[i], '^([am])(%d)$')
@@ -16,7 +17,12 @@ for i = 3, #ARGV - 1, 2 do
     redis.call('HSET', lane_key(lane), ARGV[i], ARGV[i + 1])
   end
 end
+-- nothing waits in it, nor for it: the new depth bounds the level when it is next read
+if next(anchors) == nil and redis.call('EXISTS', queues_key(lane), out_key(lane), turns_key(lane)) == 0 then return 0 end
 local L = load(lane)                                   -- a new depth bounds the level
+for d = 1, N do                                        -- a debt is time: at a tenth of the pace it would last ten times as long
+  if L.p[d] and L.p[d] > 0 and (before.p[d] or 0) > 0 and L.l[d] < 0 then L.l[d] = L.l[d] * L.p[d] / before.p[d] end
+end
 for d, anchor in pairs(anchors) do
   if L.p[d] then
     local refused = tonumber(redis.call('HGET', lane_key(lane), 'x' .. d) or '0')

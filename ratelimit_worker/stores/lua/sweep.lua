@@ -53,30 +53,43 @@ for _, at in ipairs(redis.call('SMEMBERS', key('oncrews'))) do
 end
 prune(ASIDE, redis.call('SMEMBERS', ASIDE), 'SREM')
 memo[ASIDE_N] = nil
-local suspects = redis.call('ZRANGE', SUSPECTS, 0, 199, 'REV', 'WITHSCORES')  -- those that are out first
-for i = 1, #suspects, 2 do
-  local ref = suspects[i]
-  local r = record(ref)
-  if not r then
-    redis.call('ZREM', SUSPECTS, ref)
-  elseif suspects[i + 1] == '1' and not redis.call('ZSCORE', LEDGER, ref .. '.' .. int(r[RELEASE])) then
-    redis.call('ZADD', SUSPECTS, 0, ref)
-    count('leaks')
-  end
-end
+suspect.audit()
 for lane in pairs(touched) do
   release(lane, 1)
   wake(lane)
 end
+-- A lane that was not used for a day goes, unless somebody has said something of it, by settings, `limits set` or a pin; it
+-- is halted; others share its budget; or what it has learned took IDLE.CALLS requests.
+local IDLE = {US = DAY_US, CALLS = 100}
+local function stays(lane)
+  local h = redis.call('HMGET', lane_key(lane), 'configured', 'rpm', 'tpm', 'cap', 'bounds', 'shared', 'unlimited', 'mode', 'c1')
+  for i = 1, 6 do
+    if h[i] and h[i] ~= '' and h[i] ~= '0' then return true end
+  end
+  return h[7] == '1' or h[8] == 'HALT' or (tonumber(h[9]) or 0) >= IDLE.CALLS
+    or redis.call('HEXISTS', key('pins'), lane) == 1 or redis.call('EXISTS', turns_key(lane)) == 1
+end
 -- audit: no lane that waits is forgotten; some lanes each time, all in turn
-local some = redis.call('ZRANGE', key('lanes'), cursor, cursor + LANES_AT_A_TIME - 1)
-redis.call('HSET', PUMP, 'audit', #some == LANES_AT_A_TIME and cursor + LANES_AT_A_TIME or 0)
-for _, lane in ipairs(some) do
+local some = redis.call('ZRANGE', key('lanes'), cursor, cursor + LANES_AT_A_TIME - 1, 'WITHSCORES')
+local gone = 0
+for i = 1, #some, 2 do
+  local lane = some[i]
   if redis.call('EXISTS', queues_key(lane)) == 1 then
     if not redis.call('ZSCORE', NEXT, lane) then release(lane, 1) end
-  elseif redis.call('EXISTS', lane_key(lane), out_key(lane)) == 0 then
-    redis.call('ZREM', key('lanes'), lane)             -- idle for so long that its hash has ended
+  elseif redis.call('EXISTS', out_key(lane)) == 0 then
+    local old = tonumber(some[i + 1]) < now - IDLE.US
+    if old and redis.call('EXISTS', lane_key(lane)) == 1 and not stays(lane) then
+      redis.call('DEL', lane_key(lane), key('seen:') .. lane, key('tenants:') .. lane, key('probed:') .. lane)
+      redis.call('SREM', key('seen'), lane)
+      redis.call('ZREM', NEXT, lane)
+    end
+    if old and redis.call('EXISTS', lane_key(lane)) == 0 then
+      redis.call('ZREM', key('lanes'), lane)
+      gone = gone + 1
+    end
   end
 end
+local whole = #some == 2 * LANES_AT_A_TIME
+redis.call('HSET', PUMP, 'audit', whole and cursor + LANES_AT_A_TIME - gone or 0)
 feed(TRIES)
 return n

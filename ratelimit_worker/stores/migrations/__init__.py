@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 #: The newest revision. Written down, so that a start at head costs one query and no import of Alembic.
-HEAD = "0003"
+HEAD = "0004"
 #: Not Alembic's default name: the database may be a team's own, with migrations of its own.
 VERSION_TABLE = "ratelimit_worker_version"
 

@@ -6,7 +6,7 @@ local function forget(ref, r)
   suspect.clear(ref, r)
   redis.call('DEL', call_key(ref), key('payload:') .. ref, key('settled:') .. ref)
   redis.call('ZREM', EXPIRY, ref)
-  -- a publisher that lost our reply may send the same once more
+  -- who lost our reply may send the same once more
   redis.call('SET', key('done:') .. ref, r[PUB], 'EX', TTL_S.PUBLISHED)
 end
 -- Back into the lane: to its own place, or to its time. `expiry` says when it is delivered without a permit: at its
@@ -53,7 +53,7 @@ local function restore(tag, lost)
     r[RESTORED] = 1
   end
   go_back(ref, tag, r, 0)
-  if r[LOST] > 0 then suspect.mark(ref, 0) end
+  if r[LOST] > 0 then suspect.mark(ref, r) end
   return r[LANE]
 end
 -- What lies ready and unread goes back: where nobody reads it any more, or all of it. O(out · ready).
@@ -71,6 +71,17 @@ local function recall(everywhere)
           note(r[LANE], now)
         end
       end
+    end
+  end
+end
+-- What lies ready of a lane some of whose calls are lent goes back: it stands before those for which they are. O(out · ready).
+function crew.withdraw(lane)
+  for _, tag in ipairs(redis.call('ZRANGEBYSCORE', out_key(lane), 0, 0)) do
+    local ref = split(tag)
+    local r = record(ref)
+    if r and r[VERSION] <= SCHEMA and unready(ref, r, tag) then
+      go_back(ref, tag, r, 0)
+      note(lane, now)
     end
   end
 end

@@ -92,8 +92,13 @@ local function save(L)
     redis.call('ZADD', key('lanes'), int(now), L.name)
   end
 end
--- A lane that is not there yet gets fields and values from ARGV[from] on -> whether it was not there.
-local function make(lane, from)
+-- A lane that is not there yet gets fields and values from ARGV[from] on -> whether it was not there; nil: there are `most`
+-- lanes already (0: no bound).
+local function make(lane, from, most)
+  if most > 0 and redis.call('ZCARD', key('lanes')) >= most and redis.call('EXISTS', lane_key(lane)) == 0 then
+    count('refused_lanes')
+    return nil
+  end
   if redis.call('HSETNX', lane_key(lane), 'schema', SCHEMA) == 0 then return false end
   for i = from, #ARGV - 1, 2 do                        -- what a person has set before stays
     if ARGV[i + 1] ~= '' then redis.call('HSETNX', lane_key(lane), ARGV[i], ARGV[i + 1]) end

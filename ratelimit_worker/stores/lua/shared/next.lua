@@ -19,7 +19,7 @@ local function give(ref, r, ttl_us, c, message, new)
   if not busy[r[LANE]] then redis.call('SADD', key('busy'), r[LANE]) end  -- what is out of is in these; the sweep drops
   local at = crew.at(c[1], r[QUEUE])
   if not oncrew[at] then redis.call('SADD', key('oncrews'), at) end  -- what is no longer
-  if r[LOST] > 0 then suspect.mark(ref, 1) end
+  if r[LOST] > 0 then suspect.mark(ref, r, true) end
   keep(ref, r, new and message)
   redis.call('LPUSH', crew.list_of(r), text_of(ref, r, tag, message))
 end

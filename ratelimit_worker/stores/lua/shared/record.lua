@@ -18,7 +18,7 @@ local function start(args)                             -- args[1]: the time, µs
 end
 
 local DAY_US, HOUR_US = 86400e6, 3600e6
-local TTL_S = {LANE = 2592000, TENANT = 3600, PUBLISHED = 60}  -- tables: Lua takes 200 local names
+local TTL_S = {LANE = 2592000, TENANT = 3600, PUBLISHED = 3600}  -- tables: Lua takes 200 local names
 local STEP_US = 1e6                                    -- a clock that goes back by more than this was set back
 local LOOK_S = 0.02                                    -- what a paced lane may earn while a message travels
 local AGES_S = {[0] = 0, 60, 300}                      -- high, normal, low: seconds of service after which a call is high
@@ -28,7 +28,7 @@ local BEHIND = RETRIES * BAND                          -- a double holds every t
 local BANDS = {high = 0, normal = BAND, low = 2 * BAND}
 local TAGS, WORTH = 1e4, {1, 1000, 1000, 1000}         -- tags of a call's worth of service; units that are worth a call
 local N = 4                                            -- dimensions: requests, tokens, input_tokens, output_tokens
-local SICK_ROW = 5                                     -- sick answers in a row: the provider is away
+local SICK_ROW = 5                                     -- sick answers in a row: the lane's tuner is asked at once
 local CROWDED_US = 50e3                                -- gate after a refusal for too many calls at once
 local HALT_US = 300e6                                  -- between probes of a lane without quota
 local REFS = 9                                         -- messages of one task id that may be in lanes at once
@@ -62,7 +62,7 @@ local function row_key(queue) return key('hungry:') .. queue end
 -- Workers of one queue that know the same tasks are a crew. Its name is a digest of the tasks, or ALL. It reads a ready list
 -- of its own, which no stock worker reads. Calls out of a queue that have no crew: a version without crews released them,
 -- into the list of the queue that stock workers read too.
-local crew = {ALL = '*', PLAIN = '-', SUMS = key('crews'), PARKED = key('parked'), CROWDED = key('crowded')}  -- one table: Lua takes 200 local names
+local crew = {ALL = '*', PLAIN = '-', SUMS = key('crews'), PARKED = key('parked'), CROWDED = key('crowded'), LENT = key('lent')}  -- one table: Lua takes 200 local names
 function crew.at(name, queue) return name .. ':' .. queue end
 -- PLAIN: an in-process caller of a version without crews. Its queue is its own, so the plain list of that is safe.
 function crew.ready_key(name, queue)
@@ -85,13 +85,34 @@ local PUMP, EXPIRY, ANSWERED, SUSPECTS = key('pump'), key('expiry'), key('answer
 local CACHE = {USED = key('cache:used'), ENDS = key('cache:ends'), SIZES = key('cache:sizes')}
 local function count(name, by) return redis.call('HINCRBY', key('counters'), name, by or 1) end
 
-local function record(ref)
-  local packed = redis.call('HGET', call_key(ref), 'i')
-  return packed and cmsgpack.unpack(packed)
+-- A record that cannot be read is none, or whoever looks at its lane would fail, again and again: nil.
+local record, record_and_message
+do
+  local RECORD = {'number', 'string', 'string', 'number', 'string', 'string', 'table', 'number', 'number', 'number', 'number',
+    'number', 'number', 'number', 'table', 'string', 'number', 'number', 'number', 'number'}
+  local function read_record(packed)
+    if not packed then return nil end
+    local ok, r = pcall(cmsgpack.unpack, packed)
+    ok = ok and type(r) == 'table'
+    if ok and type(r[VERSION]) == 'number' and r[VERSION] > SCHEMA then return r end
+    for i = 1, #RECORD do ok = ok and type(r[i]) == RECORD[i] end
+    for i = 1, N do ok = ok and type(r[COST][i]) == 'number' end
+    ok = ok and type(r[TICKET][2]) == 'number'
+    if ok then return r end
+    if not memo[LOOKS] then count('unreadable') end
+  end
+  function record(ref) return read_record(redis.call('HGET', call_key(ref), 'i')) end
+  function record_and_message(ref)
+    local h = redis.call('HMGET', call_key(ref), 'i', 'm')
+    return read_record(h[1]), h[2]
+  end
 end
-local function record_and_message(ref)
-  local h = redis.call('HMGET', call_key(ref), 'i', 'm')
-  return h[1] and cmsgpack.unpack(h[1]), h[2]
+-- Which publication a reference is, or was while that is remembered, and its record if it still has one. HELD: of a call that
+-- Redis has forgotten and a worker runs.
+local memory = {HELD = 'held'}
+function memory.of(ref)
+  local r = record(ref)
+  return r and r[PUB] or redis.call('GET', key('done:') .. ref), r
 end
 -- message: its text, with a place for the tag; given once, with a new record
 local function keep(ref, r, message)

@@ -47,10 +47,10 @@ local function release(lane, most, greedy, served)
       parked = parked + 1
       redis.call('ZREM', wait_key(lane, queue), ref)
       at = math.min(at or 1e18, crew.park(ref, r, task, known))
-    elseif r[LOST] > 0 and not suspect.may_go() then
+    elseif r[LOST] > 0 and not suspect.may_go(r) then
       redis.call('ZREM', wait_key(lane, queue), ref)
-      wait_until(now + suspect.AGAIN_US, ref, r)
-      at = math.min(at or 1e18, now + suspect.AGAIN_US)
+      wait_until(now + suspect.again_us(), ref, r)
+      at = math.min(at or 1e18, now + suspect.again_us())
     else
       local wait_us = admits_in(L, r[COST])
       if not wait_us then closed = true break end

@@ -20,7 +20,7 @@ local function shut(lane)                              -- nothing that has not b
 end
 -- A call that is out takes a slot, but for those set aside: their worker died or takes no more calls, so that they run
 -- (if they do) on slots that are not counted either. They keep their place in the ledger until their lease ends.
-local function set_aside(tag)
+local function set_aside(tag, dead)                    -- dead: its worker has not been heard of, so others may have its turn
   if not redis.call('ZSCORE', LEDGER, tag) then return end
   local ref = split(tag)
   local r = record(ref)
@@ -28,7 +28,7 @@ local function set_aside(tag)
     memo[ASIDE_N] = nil
     redis.call('SREM', crew.taken_key(r), tag)
     set_begun(tag, r)
-    if r[LOST] > 0 then suspect.back(ref) end
+    if dead and r[LOST] > 0 then suspect.back(ref) end
     note(r[LANE], now)                                 -- one that had not begun may have kept its lane full
   end
 end
@@ -39,12 +39,12 @@ local function take_back(tag)
     local r = record(ref)
     if r then
       redis.call('SADD', crew.taken_key(r), tag)
-      if r[LOST] > 0 then suspect.mark(ref, 1) end
+      if r[LOST] > 0 then suspect.mark(ref, r, true) end
     end
   end
 end
 -- Workers that live, counted once and kept until the first of them would expire: for a queue, the slots of all that have a
--- crew, those on this queue, its crews as {name, slots, free (see vacant)}, slots on it of workers of an older version, which
+-- crew, those on this queue, its crews as {name, slots, free (see vacant), workers}, slots on it of workers of an older version, which
 -- read other ready lists; and the slots of all such
 local function slots(queue)
   local known = memo[queue]
@@ -60,9 +60,9 @@ local function slots(queue)
   local dead = memo[LOOKS] and {} or redis.call('ZRANGEBYSCORE', key('workers'), '-inf', '(' .. int(now))
   for _, w in ipairs(dead) do                          -- what they hold counts as taken until somebody has cleared it away
     local held = redis.call('HGET', key('held'), w)
-    for _, tag in ipairs(held and cmsgpack.unpack(held) or {}) do set_aside(tag) end
+    for _, tag in ipairs(held and cmsgpack.unpack(held) or {}) do set_aside(tag, true) end
     redis.call('ZREM', key('workers'), w)
-    for _, of in ipairs({'slots', 'held', 'crew'}) do redis.call('HDEL', key(of), w) end
+    for _, of in ipairs({'slots', 'held', 'crew', 'lent'}) do redis.call('HDEL', key(of), w) end
   end
   local alive, total, old, by = {}, 0, 0, {}
   for _, w in ipairs(redis.call('ZRANGEBYSCORE', key('workers'), int(now), '+inf')) do alive[w] = true end
@@ -75,8 +75,8 @@ local function slots(queue)
       if name then
         local c
         for k = 3, #q do c = q[k][1] == name and q[k] or c end
-        if not c then c = {name, 0}; q[#q + 1] = c end
-        q[1], c[2] = q[1] + mine, c[2] + mine
+        if not c then c = {name, 0, false, 0}; q[#q + 1] = c end
+        q[1], c[2], c[4] = q[1] + mine, c[2] + mine, c[4] + 1
       else
         q[2] = q[2] + mine
       end
@@ -108,6 +108,12 @@ local function slots(queue)
   local here = by[queue] or {0, 0}
   memo[queue] = {total, here[1], {unpack(here, 3)}, here[2], old}
   return unpack(memo[queue])
+end
+function suspect.processes(queue)                      -- workers that take calls of a queue
+  local _, _, crews = slots(queue)
+  local n = 0
+  for _, c in ipairs(crews) do n = n + (c[4] or 1) end
+  return math.max(1, n)
 end
 local function aside()
   memo[ASIDE_N] = memo[ASIDE_N] or redis.call('SCARD', ASIDE)
@@ -144,8 +150,26 @@ local function ahead(L)
   end
   return math.floor((pace or 0) * LOOK_S)
 end
+-- Calls that are lent keep no slot from others: they hang, or their lane has them beyond its share, and their workers run
+-- as many more in their place (see beat.lua). For the lane itself they count: it never has more out than there are slots where
+-- it has such calls. -> by lane, that bound; by queue, how many there are
+function crew.lent()
+  if not memo.lent then
+    local bounds, on = {}, {}
+    for _, packed in ipairs(aside() > 0 and redis.call('HVALS', crew.LENT) or {}) do
+      for lane, queues in pairs(cmsgpack.unpack(packed)) do
+        for q, n in pairs(queues) do
+          bounds[lane], on[q] = math.max(bounds[lane] or 0, (select(2, slots(q)))), (on[q] or 0) + n
+        end
+      end
+    end
+    memo.lent = {bounds, on}
+  end
+  return unpack(memo.lent)
+end
 -- how many more the lane itself may have out; how many it has; what it waits for when it is full: that one of its calls
--- begins, or ends; and the narrowest bound: begins (released and not begun), width (of the law), or concurrency (a person's)
+-- begins, or ends; and the narrowest bound: begins (released and not begun), width (of the law), concurrency (a person's), or
+-- lent (it holds all slots)
 local function own_room(L)
   local k = out_key(L.name)
   local out, most, event, bound = redis.call('ZCARD', k), 1e9, 'ends', nil
@@ -157,6 +181,8 @@ local function own_room(L)
   end
   if L.width > 0 and L.width - out < most then most, bound = L.width - out, 'width' end
   if L.cap > 0 and L.cap - out < most then most, bound = L.cap - out, 'concurrency' end
+  local held = out > 0 and crew.lent()[L.name]
+  if held and held - out < most then most, bound, event = held - out, 'lent', 'ends' end
   return most, out, event, bound
 end
 -- how many more calls of this lane may go to this queue now; greedy: nobody else wants the slot
@@ -169,6 +195,7 @@ local function room(L, queue, out, greedy)
   if others > 0 and not greedy then                    -- bulkhead: an equal share of the slots while others want one
     free = math.min(free, math.ceil(here / (others + 1)) - out)
   end
+  if greedy then free = free - (select(2, crew.lent())[queue] or 0) end  -- what is lent is for those below their share
   if not L.unlimited or L.parents then return free + ahead(L) end
   -- a lane without pace keeps workers supplied, but not in the way of a lane with a pace
   if others > 0 or alive > out then return free end

@@ -1,0 +1,55 @@
+"""With which password does a connection to Redis begin? With the one that stands in a file then, where one is named.
+
+A URL is read once, when a process starts: after a rotation its password is wrong until it is started anew.
+A file is read for each new connection, so a process that waits for Redis goes on by itself once the file is changed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from redis.credentials import CredentialProvider
+from redis.exceptions import AuthenticationError
+
+from ratelimit_worker.config import REDIS_PASSWORD_FILE, environment
+
+MOST_BYTES = 4096  #: of the file; no password is longer, and a device has no end
+
+
+class PasswordFile(CredentialProvider):
+    """The password in a file, for a user or the server's default one."""
+
+    def __init__(self, path: Path, user: str = "") -> None:
+        self._path, self._user = path, user
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """As redis-py asks for them.
+
+        Raises:
+            AuthenticationError: the file cannot be read or is empty; one line that names it. Passes like a wrong
+                password: who waits for Redis looks again.
+        """
+        try:
+            with self._path.open("rb") as file:
+                password = file.read(MOST_BYTES).decode("utf-8").strip()
+        except (OSError, ValueError) as error:
+            said = f"{REDIS_PASSWORD_FILE}: {self._path} cannot be read ({type(error).__name__})"
+            raise AuthenticationError(said) from None
+        if not password:
+            raise AuthenticationError(f"{REDIS_PASSWORD_FILE}: {self._path} is empty")
+        return (self._user, password) if self._user else (password,)
+
+
+def credentials_of(url: str) -> tuple[str, PasswordFile | None]:
+    """(address, who gives its password): the URL as it is and None where MAISD_REDIS_PASSWORD_FILE names no file.
+
+    Otherwise the URL without its user, whom the other one knows: redis-py and kombu take a user from one place only.
+    """
+    path = environment().get(REDIS_PASSWORD_FILE, "").strip()
+    if not path:
+        return url, None
+    parts = urlsplit(url)
+    user, separator, address = parts.netloc.rpartition("@")
+    plain = urlunsplit(parts._replace(netloc=address)) if separator else url
+    return plain, PasswordFile(Path(path).expanduser(), unquote(user.partition(":")[0]))

@@ -1,0 +1,66 @@
+"""Which calls still hold a thread of a worker though their time is over? Each worker names its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+from redis import Redis
+
+from ratelimit_worker.stores import keys
+
+TTL_S = 60  #: of all, after the last worker named one
+STALE_S = 30.0  #: a worker that has said nothing for so long is gone; clocks may differ
+
+
+class OverdueCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that was given up while its function still runs."""
+
+    call_id: str
+    lane: str
+    task: str
+    deadline_s: float  #: seconds since the epoch
+    replaced: bool  #: whether its worker runs another in its place
+    told_s: float  #: when its worker last said so, seconds since the epoch
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(list[OverdueCall]).decode
+
+
+class Overdues:
+    """As Redis holds them."""
+
+    def __init__(self, client: Redis, prefix: str = "") -> None:
+        self._client, self._key = client, prefix + keys.OVERDUE
+
+    def tell(self, worker: str, calls: Sequence[OverdueCall]) -> None:
+        """All of a worker; none: it has none any more.
+
+        Raises:
+            redis.RedisError: it is away.
+        """
+        if not calls:
+            self._client.hdel(self._key, worker)
+            return
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.hset(self._key, worker, _encode(list(calls)))
+            pipe.expire(self._key, TTL_S)
+            pipe.execute()
+
+    def read(self, at_s: float) -> tuple[OverdueCall, ...]:
+        """Of all workers that have said so lately.
+
+        Args:
+            at_s: Now, seconds since the epoch.
+        Raises:
+            redis.RedisError: it is away.
+        """
+        raw: Any = self._client.hgetall(self._key)
+        found: list[OverdueCall] = []
+        for packed in raw.values():
+            with suppress(msgspec.MsgspecError):  # a newer version's
+                found += [call for call in _decode(packed) if at_s - call.told_s < STALE_S]
+        return tuple(sorted(found, key=lambda call: (call.deadline_s, call.call_id)))

@@ -1,0 +1,175 @@
+"""What becomes of a slot when something escapes from its job? It is heard, the job ends, and the slot is free.
+
+Celery's pools expect that whatever a task does ends in one call of `on_success` or `on_failure`. A threads pool keeps
+what escapes in a Future that nobody looks at; gevent prints it, solo raises it through the consumer. The message is
+then acknowledged by nobody: it counts as being in hand for ever, and a worker with as many such messages as slots is
+deaf.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from celery import states
+from celery.exceptions import WorkerShutdown, WorkerTerminate
+from celery.worker.request import Request
+from celery.worker.state import task_ready
+from kombu.exceptions import OperationalError
+from redis import RedisError
+
+from ratelimit_worker.errors import StoreUnavailable, TaskAborted
+from ratelimit_worker.worker.transport import HELD
+
+log = logging.getLogger(__name__)
+
+#: The store is away: what the call has come to may be safe already, so it is delivered again, and asks.
+_AWAY = (RedisError, OSError, OperationalError, StoreUnavailable)
+_GUARD = "ratelimit_worker_guards"
+
+
+@dataclass(frozen=True, slots=True)
+class Escaped:
+    """What a job raised instead of returning what came of its task."""
+
+    error: BaseException
+
+
+def guard(pool: Any) -> None:
+    """From now on each job of a Celery pool ends, whatever escapes from it. Twice is once."""
+    if getattr(pool, _GUARD, False):
+        return
+    stock = pool.on_apply
+    elsewhere = "prefork" in type(pool).__module__  # its jobs run in children, which say themselves what they raised
+
+    def on_apply(target: Any, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        request = getattr(options.get("callback"), "__self__", None)
+        if isinstance(request, Request):
+            for name in ("callback", "error_callback", "timeout_callback"):
+                if options.get(name) is not None:
+                    options[name] = _heard(request, options[name])
+            if not elsewhere:
+                target = _caught(target)
+                options["accept_callback"] = _told(request, options.get("accept_callback"))
+        return stock(target, args, kwargs, **options)
+
+    if hasattr(pool, "terminate_job") and not elsewhere:
+        kill = pool.terminate_job
+
+        def terminate_job(pid: int, *args: Any) -> None:
+            _killed.add(pid)
+            kill(pid, *args)
+
+        pool.terminate_job = terminate_job
+    pool.on_apply = on_apply
+    setattr(pool, _GUARD, True)
+
+
+def interrupted(error: BaseException) -> bool:
+    """Whether a job ends because its worker does, or Celery has killed its greenlet: its call has not failed."""
+    if isinstance(error, (WorkerShutdown, WorkerTerminate)):
+        return HELD.stopping()
+    return any(kind.__name__ == "GreenletExit" for kind in type(error).__mro__) and _greenlet() in _killed
+
+
+#: Greenlets that Celery has killed, by what its gevent pool takes for their process id.
+_killed: set[int] = set()
+
+
+def _greenlet() -> int:
+    gevent = sys.modules.get("gevent")
+    return 0 if gevent is None else id(gevent.getcurrent())
+
+
+def _caught(target: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return target(*args, **kwargs)
+        except (WorkerShutdown, WorkerTerminate) as error:
+            if HELD.stopping():
+                raise  # of a signal's handler, in the one thread of a solo pool
+            return Escaped(error)
+        except BaseException as error:
+            return Escaped(error)
+
+    return run
+
+
+def _heard(request: Any, callback: Callable[..., Any]) -> Callable[..., Any]:
+    def tell(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return told(*args, **kwargs)
+        finally:
+            _killed.discard(_greenlet())
+
+    def told(*args: Any, **kwargs: Any) -> Any:
+        if HELD.overdue.pop(_tag_of(request), None) is not None:
+            return None  # its caller was told long ago
+        if args and isinstance(args[0], Escaped):
+            return end(request, args[0].error)
+        try:
+            return callback(*args, **kwargs)
+        except (WorkerShutdown, WorkerTerminate) as error:
+            if HELD.stopping():
+                raise
+            return end(request, error)
+        except BaseException as error:
+            return end(request, error)
+
+    return tell
+
+
+def _tag_of(request: Any) -> str:
+    return str(request.message.delivery_tag)
+
+
+def _told(request: Any, accept: Callable[..., Any] | None) -> Callable[..., Any]:
+    """That a job has begun is told, where it can be: it runs all the same."""
+
+    def accepted(*args: Any, **kwargs: Any) -> None:
+        try:
+            if accept is not None:
+                accept(*args, **kwargs)
+        except Exception:
+            log.exception("slot.begin_untold", extra={"call_id": request.id, "task": request.name})
+
+    return accepted
+
+
+def end(request: Any, error: BaseException) -> None:
+    """The end of a request out of which something has escaped. Its slot is free afterwards, in any case."""
+    if interrupted(error):
+        log.info("slot.left call_id=%s", request.id, extra={"call_id": request.id})
+        return  # Celery cancelled it, or has told its caller already
+    fields = {"call_id": request.id, "task": request.name, "cause": type(error).__name__}
+    log.error("slot.escaped call_id=%(call_id)s task=%(task)s cause=%(cause)s", fields, extra=fields, exc_info=error)
+    try:
+        if isinstance(error, _AWAY):
+            _leave(request)
+        else:
+            _fail(request, error)
+    except _AWAY as away:
+        log.warning("slot.end_untold", extra={**fields, "cause": type(away).__name__})
+        _leave(request)
+    finally:
+        task_ready(request)
+
+
+def _fail(request: Any, error: BaseException) -> None:
+    backend = request.task.backend
+    state = backend.get_task_meta(request.id)["status"] if request.store_errors else states.PENDING
+    if state not in states.READY_STATES and state != states.RETRY:  # else only what came after that has failed
+        told = TaskAborted(request.id, type(error).__name__)
+        backend.mark_as_failure(request.id, told, request=request._context, store_result=request.store_errors)
+    request.acknowledge()
+
+
+def _leave(request: Any) -> None:
+    """To its lease: nobody renews it here any more, and it does not count as being in hand."""
+    channel = request.message.channel
+    if request.acknowledged or not hasattr(channel, "lanes"):
+        return
+    channel.qos.let_go(request.message.delivery_tag)

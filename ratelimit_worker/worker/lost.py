@@ -1,0 +1,183 @@
+"""Who tells a caller that Redis has forgotten its call? Any process that waits for it, while it waits.
+
+It looks every few seconds for the calls that it waits for, and stores `CallLost` as the result of one that is gone, so
+that all others who wait for it hear of it too. A worker that runs a call whose record is gone says so with each beat:
+that call is known, and its answer comes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from celery import states
+from celery.result import AsyncResult, ResultSet
+from redis import RedisError
+
+from ratelimit_worker.calls import Attempt, Outcome, Priority
+from ratelimit_worker.errors import CallLost, ConfigurationError, StoreUnavailable
+from ratelimit_worker.policy.forgotten import Seen, lost_with
+from ratelimit_worker.stores.decide import deciding
+from ratelimit_worker.worker.installed import services_of
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 3.0
+ASK_S = 1.0  #: a look may take so long
+MOST_AT_ONCE = 1000  #: calls in one script
+
+#: Of this process; with each call that it has made, what its row says.
+SEEN = Seen()
+_seen = threading.Lock()  #: around each use of it, and no longer
+_looking = threading.Lock()  #: one thread looks for all
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What is known of a call where it was made."""
+
+    task: str
+    lane: str
+    context: str
+    tags: tuple[str, ...]
+    tenant: str
+    priority: Priority
+    begun: int  #: attempts before it was made: it is a retry
+    at_s: float  #: seconds since the epoch
+
+
+def made(call_id: str, task: str, plan: Mapping[str, Any]) -> None:
+    """A call was accepted."""
+    # not the whole plan: thousands of these are kept
+    kept = Made(
+        task=task,
+        lane=plan["lane"],
+        context=str(plan.get("context") or ""),
+        tags=tuple(plan.get("tags") or ()),
+        tenant=str(plan.get("tenant") or ""),
+        priority=Priority(plan.get("class") or Priority.NORMAL),
+        begun=int(plan.get("number") or 0),
+        at_s=time.time(),
+    )
+    with _seen:
+        SEEN.there(call_id, kept)
+
+
+class Watch:
+    """The looks of one result backend."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._next = 0.0
+
+    def turn(self, also: Iterable[AsyncResult] = ()) -> None:
+        """Look, when it is time; whoever waits calls this again and again. Never raises for want of Redis."""
+        now = time.monotonic()
+        if not self._next:  # most calls are answered before anybody needs to look
+            self._next = now + LOOK_S
+        if now < self._next or not _looking.acquire(blocking=False):
+            return
+        try:
+            self._next = now + LOOK_S
+            with deciding(ASK_S):
+                self._look([*self._waited_for(), *also], now)
+        except (RedisError, OSError, StoreUnavailable, ConfigurationError) as error:
+            with _seen:
+                SEEN.blind()
+            log.info("watch.blind", extra={"cause": type(error).__name__})
+        finally:
+            _looking.release()
+
+    def _waited_for(self) -> list[AsyncResult]:
+        for _ in range(5):
+            try:
+                return [
+                    one for by_id in self._backend._pending_results for each in by_id.values() for one in each.values()
+                ]
+            except RuntimeError:  # another thread waits for one more
+                continue
+        return []
+
+    def _look(self, waited_for: Sequence[AsyncResult], now: float) -> None:
+        before = {one.id: [_ids(step) for step in one._parents()] for one in waited_for if not one._cache}
+        ids = list(dict.fromkeys([*before, *(one for steps in before.values() for step in steps for one in step)]))
+        lanes, known = services_of(self._backend.app).lanes, dict[str, bool]()
+        for start in range(0, len(ids), MOST_AT_ONCE):
+            some = ids[start : start + MOST_AT_ONCE]
+            known |= dict(zip(some, lanes.known(some), strict=True))
+        with _seen:
+            gone = SEEN.look(known, now)
+        if not gone:
+            return
+        answered = self._answered([one for one in ids if not known[one]])
+        with _seen:
+            SEEN.forget(answered)
+        for call_id, steps in before.items():
+            if known[call_id] or call_id in answered:
+                continue
+            lost = call_id if call_id in gone else lost_with(steps, gone, known, answered)
+            for one in dict.fromkeys((lost, call_id) if lost is not None else ()):
+                self._tell(one, CallLost(lost or one))
+
+    def _answered(self, call_ids: Sequence[str]) -> set[str]:
+        stored = self._backend.client.mget([self._backend.get_key_for_task(one) for one in call_ids])
+        return {one for one, meta in zip(call_ids, stored, strict=True) if meta is not None and self._is_final(meta)}
+
+    def _is_final(self, meta: bytes) -> bool:
+        return self._backend.decode_result(meta)["status"] in states.READY_STATES
+
+    def _tell(self, call_id: str, error: CallLost) -> None:
+        """Store the error as the call's result, unless it has one by now."""
+        backend, key = self._backend, self._backend.get_key_for_task(call_id)
+        meta = backend._get_result_meta(backend.prepare_exception(error), states.FAILURE, None, None)
+        told = backend.encode({**meta, "task_id": call_id})
+        with backend.client.pipeline() as pipe:
+            pipe.watch(key)
+            there = pipe.get(key)
+            if there is not None and self._is_final(there):
+                return
+            pipe.multi()
+            pipe.set(key, told, ex=backend.expires or None)
+            pipe.publish(key, told)
+            pipe.execute()
+        log.warning("call.lost", extra={"call_id": call_id})
+        services_of(self._backend.app).lanes.lost(call_id)
+        with _seen:
+            row = _row(call_id, SEEN.what(call_id))
+            SEEN.forget((call_id,))
+        if row is not None:
+            services_of(self._backend.app).outbox.append([row])
+        backend.result_consumer.on_state_change(backend.decode_result(told), None)
+
+
+def _ids(step: Any) -> list[str]:
+    """The calls of one step of a canvas."""
+    if isinstance(step, ResultSet):
+        return [one for child in step.results for one in _ids(child)]
+    return [step.id]
+
+
+def _row(call_id: str, known: object) -> Attempt | None:
+    """The end of a call that nobody has begun, as far as is known; where an attempt of it is recorded, that stands."""
+    if not isinstance(known, Made):
+        return None
+    now = time.time()
+    return Attempt(
+        call_id=call_id,
+        number=known.begun + 1,
+        lane=known.lane,
+        task=known.task,
+        outcome=Outcome.FAILED,
+        started_at=now,
+        finished_at=now,
+        waited_s=max(0.0, now - known.at_s),
+        context=known.context,
+        tags=known.tags,
+        tenant=known.tenant,
+        priority=known.priority,
+        cause=CallLost.__name__,
+    )

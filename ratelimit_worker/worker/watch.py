@@ -1,0 +1,182 @@
+"""Which calls hang in this worker, and what of it? Their slots go to other lanes, and their lane hears of it. What
+should have ended long ago is given up.
+
+Looks at the worker's own running calls a few times a second; asks Redis who waits while all its slots are taken.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from time import time
+from typing import Any
+
+from celery.worker import state
+from celery.worker.state import task_ready
+from msgspec.structs import replace
+
+from ratelimit_worker.flow.execute import hangs
+from ratelimit_worker.policy import hang, timeout
+from ratelimit_worker.stores.lanes import Lanes
+from ratelimit_worker.stores.overdue import OverdueCall, Overdues
+from ratelimit_worker.wiring import Services
+from ratelimit_worker.worker.refusal import give_up
+from ratelimit_worker.worker.spare import Spare
+from ratelimit_worker.worker.transport import HEADER, HELD
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A call that runs in this worker."""
+
+    request: Any
+    plan: Mapping[str, Any]
+
+    @property
+    def tag(self) -> str:
+        """Its release."""
+        return str(self.request.message.delivery_tag)
+
+    @property
+    def started_s(self) -> float:
+        """Seconds since the epoch."""
+        return float(self.request.time_start)
+
+    @property
+    def latency_key(self) -> str:
+        """Under which its latencies are learned."""
+        size = self.plan.get("size") or ()
+        return timeout.key(self.request.name, size[0] if size else None, str(self.plan["lane"]))
+
+
+class Watch:
+    """Of one worker."""
+
+    def __init__(self, live: Services, consumer: Any, lanes: Lanes, owner: str) -> None:
+        self.live, self.consumer, self.lanes, self.owner = live, consumer, lanes, owner
+        self.spare = Spare(consumer.pool)
+        self.overdues = Overdues(lanes.client, lanes.prefix)
+        self._told: set[str] = set()  #: tags of which the lane has heard
+        self._were: dict[str, set[str]] = {}  #: what ran at the last look, by lane
+        self._ended_s: dict[str, float] = {}  #: when a call of a lane was seen to end, seconds since the epoch
+        self._was_told = False  #: whether Redis names overdue calls of this worker
+
+    def slots(self) -> int:
+        """What the pool runs at once, without what it has grown by; 0: a call that never ends has its only thread."""
+        slots = int(self.spare.slots() or self.consumer.controller.concurrency or 1)
+        return slots if self.spare.replaces else max(0, slots - len(HELD.overdue))
+
+    def look(self, queues: Sequence[str]) -> set[str]:
+        """Look at all that runs → tags that are lent from now on: to be told Redis, and then `lend`.
+
+        Args:
+            queues: That this worker reads.
+        Raises:
+            redis.RedisError: the broker is away.
+        """
+        now_s, running = time(), list(self._running())
+        calls = self._calls(running, now_s)
+        here = {call.tag for call in calls}
+        HELD.lent &= here
+        self._told &= here
+        for tag in hang.sick(calls) - self._told:
+            self._told.add(tag)
+            hangs(tag)
+        for one in running:
+            if hang.is_overdue(now_s, float(one.plan["deadline"])):
+                self._give_up(one)
+        return self._late(calls, queues)
+
+    def _calls(self, running: Sequence[Running], now_s: float) -> list[hang.Out]:
+        lanes: dict[str, set[str]] = {}
+        for one in running:
+            lanes.setdefault(str(one.plan["lane"]), set()).add(one.tag)
+        for lane, tags in self._were.items():
+            if tags - lanes.get(lane, set()):
+                self._ended_s[lane] = now_s
+        self._were = lanes
+        self._ended_s = {lane: at for lane, at in self._ended_s.items() if lane in lanes}
+        return [
+            hang.Out(
+                tag=one.tag,
+                lane=(lane := str(one.plan["lane"])),
+                out_s=now_s - one.started_s,
+                quiet_s=now_s - max(one.started_s, self._ended_s.get(lane, 0.0)),
+                known=self.live.learned_latencies(one.latency_key),
+            )
+            for one in running
+        ]
+
+    def tell(self) -> None:
+        """Name in Redis what is overdue here, as long as it is; with each beat."""
+        if HELD.overdue or self._was_told:
+            now_s = time()
+            self.overdues.tell(self.owner, [replace(call, told_s=now_s) for call in tuple(HELD.overdue.values())])
+            self._was_told = bool(HELD.overdue)
+
+    def _running(self) -> Iterator[Running]:
+        for request in tuple(state.active_requests):
+            plan = request.request_dict.get(HEADER)
+            if isinstance(plan, Mapping) and request.time_start and not request.acknowledged:
+                yield Running(request, plan)
+
+    def _late(self, calls: Sequence[hang.Out], queues: Sequence[str]) -> set[str]:
+        """While all slots are taken and others wait, as many calls at most as there are slots."""
+        slots = self.slots()
+        if not self.spare.can_grow or slots < 2 or len(calls) - len(HELD.lent) < slots:
+            return set()  # one slot may be somebody's way to let one run at a time
+        waiting = self.lanes.waiting_for_slots(queues)
+        late = hang.beyond_share(calls, waiting, slots)
+        silent = hang.silent(calls)
+        late |= {call.tag for call in calls if call.tag in silent and any(lane != call.lane for lane in waiting)}
+        oldest = sorted((call for call in calls if call.tag in late - HELD.lent), key=lambda call: -call.out_s)
+        return {call.tag for call in oldest[: max(0, slots - len(HELD.lent))]}
+
+    def lend(self, late: set[str]) -> None:
+        """Redis knows that these are lent, so what is released now is for others: read on."""
+        self.spare.ensure(len(HELD.lent) + len(late) + len(HELD.overdue))
+        HELD.lent |= late
+        self._wake()
+
+    def _give_up(self, one: Running) -> None:
+        """Its caller hears that its deadline has passed; its slot is replaced, and it is named until it ends."""
+        request, tag = one.request, one.tag
+        call = OverdueCall(
+            call_id=request.id,
+            lane=str(one.plan["lane"]),
+            task=request.name,
+            deadline_s=float(one.plan["deadline"]),
+            replaced=self.spare.replaces,
+            told_s=time(),
+        )
+        HELD.overdue[tag] = call
+        if not give_up(self.consumer.app, self.live.encode_outcome, self.lanes, tag, one.started_s):
+            if HELD.overdue.pop(tag, None) is None:  # it has ended meanwhile, and left the rest to us
+                request.acknowledge()
+            return
+        fields = {"call_id": call.call_id, "lane": call.lane, "task": call.task}
+        log.error("slot.overdue call_id=%(call_id)s lane=%(lane)s task=%(task)s", fields, extra=fields)
+        self.spare.ensure(len(HELD.lent - {tag}) + len(HELD.overdue))
+        request.acknowledged = True
+        channel = request.message.channel
+        channel.qos.let_go(tag)
+        task_ready(request)
+        self._wake()
+        if self.spare.can_kill:
+            self.consumer.pool.terminate_job(request.worker_pid, signal.SIGKILL)
+
+    def _wake(self) -> None:
+        """The consumer's loop, which sleeps while all slots are taken, reads on."""
+        hub = getattr(self.consumer, "hub", None)
+        if hub is not None:
+            hub.call_soon(_nothing)
+
+
+def _nothing() -> None:
+    """What the loop is woken for."""
