@@ -9,7 +9,6 @@ from ratelimit_worker.policy.hang import (
     LEAST_OUT_S,
     LEAST_SICK_S,
     Out,
-    beyond_share,
     is_overdue,
     sick,
     sick_after_s,
@@ -57,28 +56,6 @@ def test_the_share_that_took_longer() -> None:
 def test_calls_hang_when_their_silence_is_no_chance(calls: list[Out], hang: int) -> None:
     """By what is known of how long their like takes, of each call and of all of a lane together."""
     assert len(silent(calls)) == hang
-
-
-@pytest.mark.parametrize(
-    ("calls", "waiting", "beyond"),
-    [
-        pytest.param(many("a", 8, 5.0), set(), {}, id="nobody waits"),
-        pytest.param(many("a", 8, 5.0), {"a"}, {}, id="only the lane itself waits"),
-        pytest.param(many("a", 8, 5.0), {"b"}, {"a": 4}, id="half of the slots are the other's"),
-        pytest.param(many("a", 8, 5.0), {"a", "b", "c", "d"}, {"a": 6}, id="a quarter"),
-        pytest.param(many("a", 8, 5.0), set("abcdefghijkl"), {"a": 7}, id="one is always its own"),
-        pytest.param([*many("a", 6, 5.0), *many("b", 2, 5.0)], {"b"}, {"a": 2}, id="the other has some"),
-        pytest.param([*many("a", 4, 5.0), *many("b", 4, 5.0)], {"a", "b"}, {}, id="each has its share"),
-        pytest.param(many("a", 8, LEAST_OUT_S / 2), {"b"}, {}, id="they have only begun"),
-    ],
-)
-def test_calls_beyond_their_lanes_share_are_lent_while_others_wait(
-    calls: list[Out], waiting: set[str], beyond: dict[str, int]
-) -> None:
-    """So that they need not wait; and once each lane has its share, nothing is lent any more."""
-    found = beyond_share(calls, waiting, 8)
-    lanes = {lane: len([tag for tag in found if tag.startswith(lane)]) for lane in "ab"}
-    assert {lane: n for lane, n in lanes.items() if n} == beyond
 
 
 def test_a_lane_is_sick_when_all_its_calls_are_long_overdue() -> None:

@@ -2,8 +2,6 @@
 
 silent   It has been out for longer than its task and model take, or so many of its lane's calls are out without any
          answer that this is no chance: their slots are no longer kept from other lanes.
-beyond   While others wait, a lane's calls beyond its fair share of the worker are run beside the slots, whether they
-         hang or not: nobody can tell that sooner than their latencies say, and the others need not wait for it.
 sick     It has been out for several times as long as usual: the lane hears of it now, not only when it times out.
 overdue  Its deadline has passed by more than a grace, so whoever was to keep its time-out does not: it is given up.
 
@@ -12,9 +10,8 @@ A wrong guess costs a thread for as long as a call takes, and the call itself go
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 
 from ratelimit_worker.policy.timeout import Latencies, p99_s, slower_share
 
@@ -56,24 +53,6 @@ def silent(calls: Sequence[Out]) -> set[str]:
             chance *= slower / then if then > 0 else 1.0  # one that hangs already says nothing more
         if chance <= CHANCE:
             found.update(call.tag for call in alike)
-    return found
-
-
-def beyond_share(calls: Sequence[Out], waiting: Collection[str], slots: int) -> set[str]:
-    """Tags of the calls that their lanes have out beyond an equal share of a worker's slots, the oldest first.
-
-    Args:
-        waiting: Lanes that wait for a slot; without any, nothing is beyond.
-    """
-    lanes: dict[str, list[Out]] = {}
-    for call in calls:
-        lanes.setdefault(call.lane, []).append(call)
-    found: set[str] = set()
-    for lane, alike in lanes.items():
-        if any(other != lane for other in waiting):
-            share = ceil(slots / len(lanes.keys() | set(waiting)))
-            oldest = sorted(alike, key=lambda call: -call.out_s)[: max(0, len(alike) - share)]
-            found.update(call.tag for call in oldest if call.out_s > LEAST_OUT_S)
     return found
 
 

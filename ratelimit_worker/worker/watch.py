@@ -132,9 +132,8 @@ class Watch:
         if not self.spare.can_grow or slots < 2 or len(calls) - len(HELD.lent) < slots:
             return set()  # one slot may be somebody's way to let one run at a time
         waiting = self.lanes.waiting_for_slots(queues)
-        late = hang.beyond_share(calls, waiting, slots)
         silent = hang.silent(calls)
-        late |= {call.tag for call in calls if call.tag in silent and any(lane != call.lane for lane in waiting)}
+        late = {call.tag for call in calls if call.tag in silent and any(lane != call.lane for lane in waiting)}
         oldest = sorted((call for call in calls if call.tag in late - HELD.lent), key=lambda call: -call.out_s)
         return {call.tag for call in oldest[: max(0, slots - len(HELD.lent))]}
 
