@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from ratelimit_worker.errors import BadInput, CallFailed, DeadlineExceeded, PayloadLost, WorkerLostRepeatedly
+from ratelimit_worker.policy.completion import streams
 
 _PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:%/-]+(\?[!-\"$-~]*)?")
 _MOST_MESSAGE = 300  #: characters of a message in OUT
@@ -132,6 +133,9 @@ def _refusal(line: Mapping[str, Any]) -> str | None:
         return f"url is {url!r:.60}; use a path such as /v1/chat/completions"
     if not isinstance(line.get("body"), dict):
         return "body is not a JSON object"
+    streamed = streams(url, line["body"])
+    if streamed is not None:
+        return f"{streamed} asks for a stream, which a Batch file cannot hold; leave it out"
     return None
 
 

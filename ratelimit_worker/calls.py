@@ -135,6 +135,7 @@ class Response:
     headers: Mapping[str, str]  #: names in lower case
     body: Any  #: parsed JSON; the text where it was no JSON
     elapsed_s: float = 0.0
+    path: str = ""  #: what was asked, such as "/v1/chat/completions"; "": not known
 
     @property
     def request_id(self) -> str | None:
