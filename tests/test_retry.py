@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -127,6 +128,17 @@ def test_sick_answers_use_no_tries_where_nobody_else_is_answered(category: Categ
 def test_without_retries_the_first_failure_is_the_last(category: Category, alone_s: float | None) -> None:
     """Refusals too, and nobody waits for a provider that answers nobody."""
     assert isinstance(step(category, alone_s=alone_s, policy=NO_RETRIES), GiveUp | Halt)
+
+
+def test_a_2xx_that_is_no_answer_costs_a_try_though_nobody_else_is_answered() -> None:
+    """Its provider is there, and each of them is paid for: three, and no more."""
+    empty = replace(failure(Category.MALFORMED_RESPONSE), status=200)
+
+    def follows(attempt: int) -> Step:
+        beside = Compared(alone_s=9.0, row=attempt, share=1.0)
+        return next_step(empty, attempt, RetryPolicy(), lambda: 0.5, beside=beside, now_s=0.0, deadline_s=math.inf)
+
+    assert [follows(attempt) for attempt in (1, 2, 3)] == [Retry(0.5), Retry(1.0), GiveUp(empty, Why.TRIES)]
 
 
 def test_a_conflict_is_not_sickness() -> None:

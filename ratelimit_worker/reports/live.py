@@ -63,6 +63,7 @@ class LaneState:
     used_per_min: int | None  #: attempts that ended in the last minute; None: the database is away
     refused_last_min: int | None  #: of these, 429s
     pinned_until_s: float | None = None  #: the pin ends by itself, seconds since the epoch; None: it does not
+    halted: str = ""  #: in HALT by the law, for what: "key" or "quota"
     ramping: bool = False  #: the pace is not known yet, and grows
     #: What holds its next call back; empty: nothing, or none waits; None: the server would not say
     bars: tuple[Bar, ...] | None = ()
@@ -76,6 +77,7 @@ class LaneState:
             pinned=self.pinned,
             until_s=self.pinned_until_s,
             away=self.away,
+            halted=self.halted,
             ramping=self.ramping,
         )
 
@@ -174,6 +176,7 @@ def _lane(lane: LaneNow, now: Now, recent: Mapping[str, Recent] | None) -> LaneS
         pinned=mode.pinned,
         away=mode.away,
         pinned_until_s=mode.until_s,
+        halted=mode.halted,
         ramping=mode.ramping,
         bars=lane.bars,
         row=lane.row,

@@ -148,6 +148,7 @@ class CallTask(Task):
             return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
         chosen = {name: options.pop(name, None) for name in CHOICES}
         priority, running = options.pop("priority", None), self.app.current_worker_task
+        number = options.pop("number", 0)  # attempts that were made before, under the same id
         mine = (
             running.request if running is not None else self.request
         )  # another task's, when it is replaced by this one
@@ -161,7 +162,7 @@ class CallTask(Task):
             plan |= {"deadline": before["deadline"], "number": mine.get("rlw_number")}
             plan |= {"again": True, "fp": before.get("fp"), "tries": tries_used(task_id or "")}
         else:
-            plan["at_once"] = True
+            plan |= {"at_once": True, **({"number": number} if number else {})}
             if "sheds" in plan and CANVAS.isdisjoint(options):
                 plan["sheds"] = "raise"
         task_id = task_id or uuid()

@@ -30,6 +30,13 @@ from ratelimit_worker.errors import BadInput
     "--workers", type=click.IntRange(min=1), help="Workers of this run. Default: 1, with a broker the cluster's."
 )
 @click.option(
+    "--on-auth",
+    type=click.Choice(["wait", "fail"]),
+    default="wait",
+    show_default=True,
+    help="A key that is not accepted, or a used-up quota: wait until it is mended, or end with exit code 1.",
+)
+@click.option(
     "--state-dir",
     metavar="D",
     type=click.Path(file_okay=False, path_type=Path),
@@ -46,6 +53,7 @@ def run(
     tpm: float | None,
     concurrency: int | None,
     workers: int | None,
+    on_auth: str,
     state_dir: Path | None,
 ) -> None:
     """Send the lines of an OpenAI Batch file through their lanes, and write the answers as Batch output.
@@ -64,6 +72,7 @@ def run(
         tpm=tpm,
         concurrency=concurrency,
         workers=workers,
+        on_auth=on_auth,
         state_dir=state_dir,
     )
     try:
@@ -72,6 +81,8 @@ def run(
     except BadInput as error:
         raise click.UsageError(str(error)) from error
     click.echo(str(summary), err=True)
+    if summary.ended_by:
+        click.echo(f"{summary.ended_by}; resume with the same command", err=True)
     if summary.signal is not None:
         click.echo("stopped; resume with the same command", err=True)
     ctx.exit(summary.exit_code)
