@@ -45,7 +45,10 @@ from ratelimit_worker.worker.transport import HEADER, unpack_body
 
 ANSWERS = Answers(dumps=dumps, loads=loads)
 #: Options of `apply_async` that are the plan's.
-CHOICES = ("lane", "tenant", "context", "tags", "cost", "deadline_s", "cache", "stale_ttl", "shed_below", "timeout_s")
+CHOICES = (
+    *("lane", "tenant", "context", "tags", "cost", "deadline_s", "timeout_s"),
+    *("cache", "cache_incomplete", "stale_ttl", "shed_below"),
+)
 #: Options by which Celery sends a call for a canvas that is under way: nobody is there to catch an error.
 CANVAS = frozenset({"parent_id", "group_id", "chord"})
 NO_MORE = "Can't retry"  #: how `Task.retry` begins when it gives up
@@ -64,9 +67,9 @@ class CallTask(Task):
     """Base class of every task that calls a provider.
 
     Class attributes, or options of `@llm_task`: `lane`, `provider` (with the argument `model` it names the lane),
-    `context`, `tags`, `tenant`, `call_priority`, `deadline_s`, `cost`, `cache`, `stale_ttl`, `shed_below`, `timeout_s`
-    (seconds of one attempt), `cache_ttl` (seconds), `classify`. The same names as options of `apply_async` but for the
-    last two, with `priority` for the class (high, normal, low, or Celery's 0 to 9).
+    `context`, `tags`, `tenant`, `call_priority`, `deadline_s`, `cost`, `cache`, `cache_incomplete`, `stale_ttl`,
+    `shed_below`, `timeout_s` (seconds of one attempt), `cache_ttl` (seconds), `classify`. The same names as options of
+    `apply_async` but for the last two, with `priority` for the class (high, normal, low, or Celery's 0 to 9).
 
     `classify` is a plain function of the exception that the task raised (a `staticmethod` in a class body): its
     `Category`, a whole `Failure`, or None, and our own rules hold.
@@ -89,6 +92,7 @@ class CallTask(Task):
     cost: ClassVar[Callable[..., Cost | Size] | None] = None
     cache: ClassVar[bool] = True
     cache_ttl: ClassVar[float | None] = None
+    cache_incomplete: ClassVar[bool] = False
     stale_ttl: ClassVar[float] = 0.0
     shed_below: ClassVar[str | None] = None
     timeout_s: ClassVar[float | None] = None
@@ -109,6 +113,7 @@ class CallTask(Task):
             cost=cost.__func__ if isinstance(cost, staticmethod) else cost,
             cache=self.cache,
             cache_ttl_s=self.cache_ttl,
+            cache_incomplete=self.cache_incomplete,
             stale_ttl_s=self.stale_ttl,
             shed_below=self.shed_below,
             timeout_s=self.timeout_s,
@@ -312,6 +317,7 @@ def _as_before(plan: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, 
         "context": plan["context"],
         "tags": plan["tags"],
         "cache": "ttl" in plan,
+        "cache_incomplete": "short" in plan,
         "stale_ttl": plan.get("stale", 0.0),
         "shed_below": "high" if "sheds" in plan else "low",  # its class is the same, so: yes, or no
         "timeout_s": plan.get("timeout"),

@@ -96,19 +96,19 @@ class Account:
         if not self.waits or not self._escalates.get(lane, True):
             return None
         owed, answered = self._owed.setdefault(call_id, _Owed(first_s=time.monotonic())), self._lanes[lane].answered
-        others = answered > owed.answered or self._is_last(call_id, lane) or self._is_lanes_own(lane, owed.first_s)
-        if not owed.failures or others:
+        own = answered > owed.answered or self._is_last(call_id, lane) or self._is_lanes_own(lane, owed.first_s)
+        if not owed.failures or own:
             owed.failures += 1
         elif self._halted.get(lane):
             owed.failures = 0
         owed.answered = answered
         if owed.failures < MOST_FAILURES:
-            return _FIRST_WAIT_S * 2 ** max(0, owed.failures - 1)
+            return _FIRST_WAIT_S * (1 << max(0, owed.failures - 1))
         del self._owed[call_id]
         return None
 
     def _is_last(self, call_id: str, lane: str) -> bool:
-        """Whether others were answered since it first failed, and no other line is owed: nobody is left to be answered."""
+        """Whether others were answered since it first failed, and no other line is owed."""
         return self._owed.keys() == {call_id} and self._lanes[lane].answered_s > self._owed[call_id].first_s
 
     def _is_lanes_own(self, lane: str, since_s: float) -> bool:
