@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import msgspec
 from ratelimit_worker.calls import SCHEMA_VERSION, Cost, LaneLimits, Priority
 from ratelimit_worker.config import MOST_TIMEOUT_S, Settings
 from ratelimit_worker.errors import BadInput
-from ratelimit_worker.policy import estimate, pace
+from ratelimit_worker.policy import day, estimate, pace
 from ratelimit_worker.policy.estimate import Learned, Size
 
 DEFAULT_LANE = "default"
@@ -197,8 +198,10 @@ def limit_fields(limits: LaneLimits) -> dict[str, float | str]:
 
 
 def bounds_field(limits: LaneLimits) -> str:
-    """What only some lanes have, in one field of the hash: JSON with parents, rpd and tpd, or nothing."""
-    bounds = {"parents": limits.parents, "rpd": limits.rpd, "tpd": limits.tpd}
+    """What only some lanes have, in one field of the hash: JSON with parents, a day's quotas and zone, or nothing."""
+    bounds: dict[str, Any] = {"parents": limits.parents, "rpd": limits.rpd, "tpd": limits.tpd}
+    if limits.day_zone:
+        bounds |= {"zone": limits.day_zone, "steps": day.steps(limits.day_zone, int(time.time() // day.DAY_S))}
     said = {name: value for name, value in bounds.items() if value}
     return msgspec.json.encode(said).decode() if said else ""
 

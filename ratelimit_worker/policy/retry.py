@@ -205,7 +205,7 @@ def next_step(
     Retry-After is a floor of every wait that we choose, and no wait outlives the deadline. A sick answer costs a try
     where the lane answered others meanwhile. Where it did not, nobody can tell the call from its provider: it waits, at
     no try, by a backoff of its own that grows with the time since its first failure (`fault.alone_bound_s`). But a 2xx
-    that was no answer always costs one: its provider is there, and is paid for each.
+    that was no answer always costs one, and a brown-out gives it no more: its provider is there, and is paid for each.
     A function that is at fault itself has fewer tries; the caller asks for that only while the lane's mode is NORMAL.
 
     Args:
@@ -230,7 +230,7 @@ def next_step(
         step = Snooze(max(asked_s, jitter() * alone_bound_s(beside.alone_s, cap_s)))
     elif rule is not None:
         tries: float = min(rule.tries, BAD_TRIES) if at_fault(record) else rule.tries
-        if failure.sick and policy.patient and not at_fault(record) and not (paid and beside.alone_s is not None):
+        if failure.sick and policy.patient and not at_fault(record) and not paid:
             tries = tries_allowed(rule.tries, attempt, beside)
         if attempt >= tries:
             return GiveUp(failure, Why.TRIES)

@@ -42,7 +42,7 @@ class LaneState:
     pinned: bool  #: by hand
     away: bool  #: the provider is, by the law: only probes go out
     limits: LaneLimits  #: what a person told
-    used_today: Mapping[str, float]  #: of the UTC day, where a quota is told: by "requests" and "tokens"
+    used_today: Mapping[str, float]  #: of its day, where a quota is told: by "requests" and "tokens"
     levels: Mapping[str, Level]  #: by dimension; a dimension that is not bound is missing
     at_once_learned: (
         int | None
@@ -92,7 +92,7 @@ class LaneState:
 
     @property
     def used_up(self) -> tuple[str, ...]:
-        """Quotas of the UTC day of which nothing is left, such as "500 requests a day"."""
+        """Quotas of its day of which nothing is left, such as "500 requests a day"."""
         quotas = (("requests", self.limits.rpd), ("tokens", self.limits.tpd))
         return tuple(
             f"{quota:,.0f} {what} a day"
