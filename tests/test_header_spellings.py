@@ -52,6 +52,11 @@ def reset_s(headers: dict[str, str], body: Any = None) -> float | None:
             | {"x-ratelimit-reset-requests": "2026-10-21T07:28:20Z"},
             30.0,
         ),
+        (
+            {"anthropic-ratelimit-requests-limit": "60", "anthropic-ratelimit-requests-remaining": "0"}
+            | {"anthropic-ratelimit-requests-reset": "2026-10-21T07:28:20Z"},
+            None,
+        ),
         # An instant that has just passed is now, not a delay of 57 years
         ({"x-ratelimit-reset": f"{NOW_S - 3:.0f}"}, 0.0),
         # A bucket that tells all is paced: full is later than needed

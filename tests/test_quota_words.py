@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ratelimit_worker.calls import Category, Response
-from ratelimit_worker.policy.classification import classify_response
+from ratelimit_worker.policy.classification import classify_exception, classify_response
 
 C = Category
 
@@ -566,6 +566,19 @@ def test_text_that_is_json_is_read_as_json(
     failure = classify_response(Response(status=status, headers={}, body=text), now_s=NOW_S)
     assert failure is not None
     assert failure.category is category, who
+
+
+@pytest.mark.parametrize("inner", [PER_DAY, PER_MINUTE])
+def test_litellms_exceptions_keep_the_providers_error_in_their_message(inner: dict[str, Any]) -> None:
+    """As a message alone, without a response: as JSON, and as Python prints bytes."""
+    expected = (C.QUOTA_EXHAUSTED, 30.0) if inner is PER_DAY else (C.RATE_LIMITED, 26.0)
+    kind = type("RateLimitError", (Exception,), {"__module__": "litellm.exceptions", "status_code": 429})
+    for text in (json.dumps(inner, indent=2), str(json.dumps(inner, indent=2).encode())):
+        failure = classify_exception(
+            kind(f"litellm.RateLimitError: litellm.RateLimitError: VertexAIException - {text}")
+        )
+        assert failure is not None
+        assert (failure.category, failure.retry_after_s) == expected
 
 
 @pytest.mark.parametrize("status", [400, 404, 422])

@@ -220,6 +220,8 @@ def testimony(error: BaseException, response: Any, *, providers: bool) -> tuple[
     if providers or status is not None:
         also = [attribute(error, name) for name in _WORD_ATTRIBUTES if name not in old_names]
         also += [_grpc_code(error), attribute(error, "message"), message_of(error)]
+        if body is None:  # litellm keeps the provider's error in its message alone
+            body = next((said for said in also[-2:] if isinstance(said, str) and "{" in said), None)
     evidence = Evidence.of(status, headers, body, also=tuple(also))
     accepted = providers and status is None and any(_is_success(value) for value in statuses)
     return headers, body, replace(evidence, accepted=accepted)

@@ -150,7 +150,7 @@ def _reset_s(headers: Mapping[str, str], body: Any, now_s: float | None) -> floa
     """When a budget in which nothing is left is there again; of several, the longest wait; None: none is told.
 
     Left to the pace is a budget whose limit and remaining units are told beside a duration: there a reset is when the
-    bucket is *full*, and the next unit is there much sooner. A point in time is the end of a window.
+    bucket is *full*, and the next unit is there much sooner. A point in time is the end of a window, but Anthropic's.
     """
     told = dict(headers)
     for fields in error_objects(body):  # OpenRouter repeats its headers in the body
@@ -158,11 +158,12 @@ def _reset_s(headers: Mapping[str, str], body: Any, now_s: float | None) -> floa
         if isinstance(inner, Mapping):
             told |= lower_case(inner)
     waits: list[float | None] = [one.reset_s for one in _policies(told, now_s) if one.remaining == 0]
-    for (_, _, window_s), values in _budgets(told).items():
+    for (whose, _, window_s), values in _budgets(told).items():
         reset, remaining = values.get("reset"), _strictest(values.get("remaining"))
         if reset is None or (remaining is not None and remaining > 0):
             continue
-        paced = _snapshot(values, window_s, now_s) is not None and not _is_instant(reset)
+        full = not _is_instant(reset) or "anthropic" in whose
+        paced = full and _snapshot(values, window_s, now_s) is not None
         waits += [] if paced else [_delay_s(reset, 1.0, now_s)]
     return max((wait for wait in waits if wait is not None), default=None)
 
