@@ -14,12 +14,12 @@ from typing import Any
 from ratelimit_worker.app import ensure_app, llm_task
 from ratelimit_worker.calls import Category, Response
 from ratelimit_worker.config import environment
-from ratelimit_worker.errors import AuthenticationFailed, BadInput, KeyUnusable
+from ratelimit_worker.errors import AuthenticationFailed, BadInput
 from ratelimit_worker.policy.classification import classify_response
 from ratelimit_worker.policy.completion import flaw_of, streams
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.providers import anthropic, openai
-from ratelimit_worker.providers.http import Endpoint, ProviderRefused, wait_for_key
+from ratelimit_worker.providers.http import Endpoint, KeyUnusable, ProviderRefused, wait_for_key
 
 ensure_app()
 

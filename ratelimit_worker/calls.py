@@ -314,7 +314,7 @@ class LaneLimits:
     tpm: float | None = None  #: tokens a minute (input + output), never exceeded
     rpd: float | None = None  #: requests a day, never exceeded
     tpd: float | None = None  #: tokens a day, never exceeded
-    day_zone: str = ""  #: where these days end at midnight: "America/Los_Angeles", "-08:00"; "": UTC
+    day_zone: str | None = None  #: where these days end at midnight: "America/Los_Angeles", "-08:00"; None: UTC
     concurrency: int | None = None  #: calls running at once over the whole cluster
     unlimited: bool = False  #: no pace at all
     adaptive: bool = True

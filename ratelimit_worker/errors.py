@@ -2,7 +2,6 @@
 
 RateLimitWorkerError
 ├── ConfigurationError     a setting is wrong; only fixing it helps
-│   └── KeyUnusable        the file of a provider's key holds none that can be sent; it may in a moment
 ├── StoreUnavailable       Redis or the database is away, full or read-only
 ├── BadInput               this call cannot be accepted as it is (not JSON, too large, ...)
 ├── LaneFull               the lane holds max_waiting calls
@@ -33,10 +32,6 @@ class RateLimitWorkerError(Exception):
 
 class ConfigurationError(RateLimitWorkerError):
     """A setting is wrong. `str()` is one line a setting, each naming the value and the fix."""
-
-
-class KeyUnusable(ConfigurationError):
-    """The file of a provider's key is missing, empty or unreadable, or what it holds cannot be a key."""
 
 
 class StoreUnavailable(RateLimitWorkerError):

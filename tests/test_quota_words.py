@@ -73,10 +73,11 @@ ROWS: list[tuple[str, int, Any, Category, float | None]] = [
     (
         "xai",
         400,
-        {"code": "Client specified an invalid argument", "error": "Incorrect API key"},
-        C.INVALID_REQUEST,
+        {"code": "Client specified an invalid argument", "error": "Incorrect API key provided: xa***34."},
+        C.AUTH,
         None,
     ),
+    ("xai", 400, {"code": "Client specified an invalid argument", "error": "Model not found"}, C.INVALID_REQUEST, None),
     # Azure's API Management: status and message in the body, durations as .NET writes them.
     (
         "apim",

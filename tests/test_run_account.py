@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -185,6 +187,34 @@ def test_a_quota_is_waited_for_and_said(provider: Provider, tmp_path: Path) -> N
     provider.script = lambda sent, key: (200, CHAT)
     again = run()
     assert again.returncode == 0, again.stderr
+    assert ends(run) == {End.ANSWERED: 20}
+
+
+@pytest.mark.server
+@pytest.mark.worker
+def test_a_person_lets_a_halted_run_go_on(provider: Provider, tmp_path: Path) -> None:
+    """By the very command that stderr names, as the run's own Redis has an address of its own."""
+    provider.script = lambda sent, key: (403, {"code": "x", "error": "Your team has used all available credits."})
+    run = Runner(tmp_path, provider.base_url)
+    run.write([ask(f"q-{number}") for number in range(20)])
+    running = run.start("--concurrency", "4")
+    stream = running.stderr
+    assert stream is not None
+    told = next(line for line in iter(stream.readline, "") if "quota is used up" in line)
+    provider.script = lambda sent, key: (200, CHAT)
+    address, *command = told.partition("`")[2].partition("`")[0].split()
+    name, _, url = address.partition("=")
+    done = subprocess.run(
+        [sys.executable, "-m", "ratelimit_worker", *command[1:]],
+        env={**run.environment, name: url, "MAISD_STATE_DIR": str(run.state)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rest = stream.read()
+    assert running.wait(timeout=120) == 0, rest
+    assert "no longer halted; going on" in rest
     assert ends(run) == {End.ANSWERED: 20}
 
 

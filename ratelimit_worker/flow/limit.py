@@ -52,7 +52,7 @@ def changed(before: LaneLimits, change: Change) -> LaneLimits:
     named = {name: value or None for name, value in numbers.items() if value is not None}
     after = replace(before, **named)  # type: ignore[arg-type]
     if change.day_zone is not None:
-        after = replace(after, day_zone=change.day_zone)
+        after = replace(after, day_zone=change.day_zone or None)
     if change.parents is not None:
         after = replace(after, parents=change.parents)
     if change.rpm or change.tpm:
@@ -71,7 +71,7 @@ def limits_told(fields: Mapping[str, bytes]) -> LaneLimits:
         limits_of(fields),
         rpd=bounds.get("rpd"),
         tpd=bounds.get("tpd"),
-        day_zone=bounds.get("zone", ""),
+        day_zone=bounds.get("zone"),
         parents=tuple(bounds.get("parents", ())),
     )
 
@@ -118,7 +118,7 @@ def set_limits(
 
 
 def _paced(limits: LaneLimits) -> LaneLimits:
-    return replace(limits, concurrency=None, rpd=None, tpd=None, day_zone="", parents=())
+    return replace(limits, concurrency=None, rpd=None, tpd=None, day_zone=None, parents=())
 
 
 def day_steps(fields: Mapping[str, bytes]) -> day.Steps:

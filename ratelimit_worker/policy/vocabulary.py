@@ -154,7 +154,9 @@ QUOTA_400 = re.compile(
     re.I,
 )
 #: A 400 that is the account's doing, by how its message begins.
-ACCOUNT_400 = re.compile(r"\W*this organization has been disabled", re.I)
+ACCOUNT_400 = re.compile(
+    r"\W*(?:this organization has been disabled|(?:incorrect|invalid) api key\b|api key not valid)", re.I
+)
 #: OpenAI's sentence for an account that has no credit.
 OWN_QUOTA = re.compile(r"exceeded your current quota", re.I)
 #: A limit of 0 is no rate: this key may not use this at all until somebody pays.

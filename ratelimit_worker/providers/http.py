@@ -26,7 +26,7 @@ import httpx
 import msgspec
 
 from ratelimit_worker.calls import Category, Response, Usage, saw, timeouts_left
-from ratelimit_worker.errors import AuthenticationFailed, BadInput, ConfigurationError, KeyUnusable, MalformedResponse
+from ratelimit_worker.errors import AuthenticationFailed, BadInput, ConfigurationError, MalformedResponse
 from ratelimit_worker.policy.completion import flaw_of, streams, without_comments
 
 #: An answer larger than this is given up as malformed; the largest honest ones (embeddings in bulk) have a few MB.
@@ -40,6 +40,10 @@ KEY_PATIENCE_S, _KEY_POLL_S = 2.0, 0.05
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
+
+
+class KeyUnusable(ConfigurationError):
+    """The file of a provider's key is missing, empty or unreadable, or holds what cannot be a key; it may in a moment."""
 
 
 class ProviderRefused(Exception):

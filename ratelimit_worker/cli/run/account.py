@@ -132,7 +132,7 @@ class Account:
         before, self._halted = self._halted, self._now()
         said = self._begun({lane: why for lane, why in self._halted.items() if before.get(lane) != why})
         over = sorted(before.keys() - self._halted.keys() - self._closed)
-        said += [f"{', '.join(over)}: the account is accepted again; going on"] if over else []
+        said += [f"{', '.join(over)}: no longer halted; going on"] if over else []
         changed = {provider for provider in self._files if self._has_changed(provider)}
         for lane in sorted(lane for lane in self._halted if self._lanes[lane].provider in changed):
             self._give_back(lane, "the file of the key has changed")
