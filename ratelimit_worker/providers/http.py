@@ -43,7 +43,7 @@ _decode = msgspec.json.Decoder().decode
 
 
 class KeyUnusable(ConfigurationError):
-    """The file of a provider's key is missing, empty or unreadable, or holds what cannot be a key; it may in a moment."""
+    """The file of a key is missing, empty or unreadable, or holds what cannot be one; it may in a moment."""
 
 
 class ProviderRefused(Exception):
