@@ -174,6 +174,7 @@ def llm_task(
     cost: Callable[..., Cost | Size] | None = None,
     cache: bool = True,
     cache_ttl: float | None = None,
+    cache_incomplete: bool = False,
     stale_ttl: float = 0.0,
     shed_below: str | None = None,
     timeout_s: float | None = None,
@@ -191,6 +192,8 @@ def llm_task(
             tokens (`policy.estimate.Size`), which the task's answers correct; None: the bytes of all its texts / 4.
         cache: Whether calls with the same arguments share one request and its answer.
         cache_ttl: Seconds for which an answer is kept; None: `MAISD_CACHE_TTL_SECONDS`; 0: not at all.
+        cache_incomplete: Whether an answer that was truncated (`length`, `max_tokens`), refused or filtered is kept.
+            Its caller gets it in any case, and so do those that wait for the same.
         stale_ttl: Seconds for which it is kept beyond that: while the lane is in EMERGENCY or HALT, a call that finds
             no fresh answer gets this one at once.
         shed_below: "high", "normal" or "low": while the lane is in EMERGENCY or HALT, calls of a class below this one
@@ -228,6 +231,7 @@ def llm_task(
             "cost": staticmethod(cost) if cost is not None else None,
             "cache": cache,
             "cache_ttl": cache_ttl,
+            "cache_incomplete": cache_incomplete,
             "stale_ttl": stale_ttl,
             "shed_below": shed_below,
             "timeout_s": timeout_s,

@@ -10,15 +10,17 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
+from ratelimit_worker.calls import Category
 from ratelimit_worker.errors import BadInput, CallFailed, CallLost, DeadlineExceeded, WorkerLostRepeatedly
+from ratelimit_worker.policy.completion import streams
 
 #: What a line may ask for, below the version: with the account's key, everything else may be the account's own affairs.
 ENDPOINTS = (
@@ -45,6 +47,9 @@ _BAD = uuid.UUID("4f6d3f5e-8f0b-4c57-9e0a-0d5a6f5f7d10")
 #: Statuses that say nothing against the line itself: another time, or with another account, it would have been
 #: answered. As an end they are a failure; every other 4xx is the provider's answer.
 _FAILED = frozenset({401, 402, 403, 408, 409, 425, 429})
+#: ... and of these, those that are the account's fault: as a status, and as what `failure_line` calls them.
+_ACCOUNTS = frozenset({401, 402, 403})
+_ACCOUNTS_CODES = frozenset({str(Category.AUTH), str(Category.QUOTA_EXHAUSTED)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +97,18 @@ class End(Enum):
 
 class _Answer(msgspec.Struct):
     status_code: int
+    body: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _OurError(msgspec.Struct):
+    """What `failure_line` writes in place of a provider's error; `code` where there was no HTTP answer."""
+
+    type: str | None = None
+    code: str | None = None
+
+
+class _OurBody(msgspec.Struct):
+    error: _OurError | None = None
 
 
 class OutLine(msgspec.Struct):
@@ -107,8 +124,30 @@ class OutLine(msgspec.Struct):
         """How this line ended."""
         return end_of(None if self.response is None else self.response.status_code)
 
+    @property
+    def accounts(self) -> bool:
+        """Whether it failed for the account's sake: with another key it would have been answered."""
+        if self.response is None:
+            said = _read_error(_decode_error, self.error)
+            return said is not None and said.code in _ACCOUNTS_CODES
+        if self.response.status_code in _ACCOUNTS or self.response.status_code < 300:
+            return self.response.status_code in _ACCOUNTS
+        body = _read_error(_decode_body, self.response.body)
+        return body is not None and body.error is not None and body.error.type in _ACCOUNTS_CODES
+
 
 _decode_out = msgspec.json.Decoder(OutLine).decode
+_decode_error = msgspec.json.Decoder(_OurError | None).decode
+_decode_body = msgspec.json.Decoder(_OurBody).decode
+
+_Read = TypeVar("_Read")
+
+
+def _read_error(decode: Callable[[msgspec.Raw], _Read], raw: msgspec.Raw) -> _Read | None:
+    try:
+        return decode(raw)
+    except msgspec.DecodeError:  # a provider's, of another shape
+        return None
 
 
 def allowed_path(path: str) -> str:
@@ -181,12 +220,15 @@ def _bad(number: int, text: bytes, why: str, custom_id: str | None = None) -> Ba
 
 
 def _refusal(line: Mapping[str, Any], allowed: Collection[str]) -> str | None:
-    method, url = line.get("method"), line.get("url")
+    method, url, body = line.get("method"), line.get("url"), line.get("body")
     if not isinstance(method, str) or method.upper() != "POST":
         return f"method is {method!r:.40}; use POST"
+    streamed = streams(url, body) if isinstance(url, str) and isinstance(body, dict) else None
+    if streamed is not None:
+        return f"{streamed} asks for a stream, which a Batch file cannot hold; leave it out"
     if not isinstance(url, str) or not (_KNOWN.fullmatch(url) or url in allowed):
         return f"url is {url!a:.60}; use a path such as /v1/chat/completions (others: run --allow-path)"
-    if not isinstance(line.get("body"), dict):
+    if not isinstance(body, dict):
         return "body is not a JSON object"
     return None
 

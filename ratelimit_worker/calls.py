@@ -135,6 +135,7 @@ class Response:
     headers: Mapping[str, str]  #: names in lower case
     body: Any  #: parsed JSON; the text where it was no JSON
     elapsed_s: float = 0.0
+    path: str = ""  #: what was asked, such as "/v1/chat/completions"; "": not known
 
     @property
     def request_id(self) -> str | None:
@@ -311,8 +312,9 @@ class LaneLimits:
 
     rpm: float | None = None  #: requests a minute, never exceeded
     tpm: float | None = None  #: tokens a minute (input + output), never exceeded
-    rpd: float | None = None  #: requests a UTC day, never exceeded
-    tpd: float | None = None  #: tokens a UTC day, never exceeded
+    rpd: float | None = None  #: requests a day, never exceeded
+    tpd: float | None = None  #: tokens a day, never exceeded
+    day_zone: str | None = None  #: where these days end at midnight: "America/Los_Angeles", "-08:00"; None: UTC
     concurrency: int | None = None  #: calls running at once over the whole cluster
     unlimited: bool = False  #: no pace at all
     adaptive: bool = True

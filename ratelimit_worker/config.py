@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.policy.choices import MOST_DEADLINE_S, MOST_TIMEOUT_S, MOST_TTL_S, flaw_of_name
+from ratelimit_worker.policy.day import zone_of
 
 PREFIX = "MAISD_"
 REDIS_PASSWORD_FILE = f"{PREFIX}REDIS_PASSWORD_FILE"
@@ -106,6 +107,11 @@ def _switch_or_auto(text: str) -> bool | None:
         raise ValueError("use true, false or auto") from error
 
 
+def _zone(text: str) -> str:
+    zone_of(text)
+    return text.strip()
+
+
 MOST_PARENTS = 4  #: of one lane: each is as much work for every call as the lane itself
 
 MOST_ANSWER_MB = 500.0  #: Redis takes no value above 512 MB, and an answer has to be kept there
@@ -115,6 +121,7 @@ _LANE_FIELDS: dict[str, Callable[[str], Any]] = {
     "tpm": _number(0, above=True),
     "rpd": _number(0, above=True),
     "tpd": _number(0, above=True),
+    "day_zone": _zone,
     "concurrency": _whole(1),
     "unlimited": _switch,
     "adaptive": _switch,

@@ -9,6 +9,7 @@ They are looked for when a call first fails, once a process: nobody whose calls 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points
@@ -42,4 +43,4 @@ def installed_rules() -> tuple[Rule, ...]:
 def classifier(own: Rule | None = None) -> Callable[[BaseException], Failure | None]:
     """What decides about the exceptions of a task: its own rule, then those installed, then ours."""
     before = () if own is None else (own,)
-    return lambda error: classify_exception(error, rules=(*before, *installed_rules()))
+    return lambda error: classify_exception(error, now_s=time.time(), rules=(*before, *installed_rules()))

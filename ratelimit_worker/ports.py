@@ -155,7 +155,7 @@ class BarKind(StrEnum):
     NEWER = "newer"  #: a newer version's worker has to release it
     GATE = "gate"  #: `detail`: refused (the provider said when), mode, or shut
     PACE = "pace"  #: the budget of a dimension, `detail`, is spent
-    QUOTA = "quota"  #: of the UTC day, `number`; `detail`: requests or tokens
+    QUOTA = "quota"  #: of the lane's day, `number`; `detail`: requests or tokens
     BEGINS = "begins"  #: `number` calls are released, and no worker has begun them
     PROBES = "probes"  #: of EMERGENCY or HALT: as many calls are out as may probe
     RAMP = "ramp"  #: the pace is not known yet, and as many are out as may be

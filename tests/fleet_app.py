@@ -173,6 +173,13 @@ def shared(what: Any, fail: str = "", name: str = "shared") -> Any:
     return [what, len(_read(name))]
 
 
+@llm_task(app=app, shared=False, lane="free")
+def finished(reason: str) -> dict[str, Any]:
+    """An answer that ended for this reason."""
+    _write("finished", repr(reason))
+    return {"choices": [{"finish_reason": reason, "message": {"content": "hal"}}]}
+
+
 @llm_task(app=app, shared=False, lane="free", bind=True, max_retries=3)
 def shared_flaky(self: Any, fail_times: int) -> int:
     """Shares its answer, and retries itself Celery's way first."""

@@ -166,6 +166,18 @@ def test_a_final_error_is_everybodys(cluster: Cluster, put: Put) -> None:
 
 
 @pytest.mark.server
+def test_an_answer_that_is_not_whole_is_not_kept(cluster: Cluster, put: Put) -> None:
+    """Those that wait for it now get it; the next call is made."""
+    put("a", "b")
+    tag, _ = cluster.begin()
+    cluster.settle(tag, b"cut sh", kind="short")
+    cluster.free(tag)
+    assert answers_of(cluster) == {"b": b"cut sh"}
+    put("c")
+    assert places(cluster.client) == {"out": ["c"]}
+
+
+@pytest.mark.server
 def test_an_outcome_that_nobody_else_can_have_sets_followers_free(cluster: Cluster, put: Put) -> None:
     """They go all at once, at the lane's pace, each to its own attempt, and share nothing any more."""
     cluster.worker("w2", queues=("two",))
@@ -537,6 +549,21 @@ def test_two_at_once_are_one_request(tasks: ModuleType, running: Fleet) -> None:
     assert runs(running, "twins") == 1
     assert tasks.shared.apply_async(("twins",), lane="twins", cache=False).get(timeout=WAIT_S) != first.get()
     assert runs(running, "twins") == 2
+
+
+@pytest.mark.worker
+def test_a_truncated_answer_is_its_callers_alone(tasks: ModuleType, running: Fleet) -> None:
+    """Asked again, it is made again; a whole one is not, nor where the task or the call wants it so."""
+    for reason, options, made in (
+        ("length", {}, 2),
+        ("content_filter", {}, 2),
+        ("stop", {}, 1),
+        ("max_tokens", {"cache_incomplete": True}, 1),
+    ):
+        for _ in range(2):
+            answer = tasks.finished.apply_async((reason,), **options).get(timeout=WAIT_S)
+            assert answer["choices"][0]["finish_reason"] == reason
+        assert runs(running, reason, "finished") == made, reason
 
 
 @pytest.mark.worker

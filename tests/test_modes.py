@@ -209,6 +209,17 @@ def test_a_key_that_nobody_accepts_halts() -> None:
     assert run("bbbb+bbbb+bbbb")[1] == []
 
 
+def test_a_key_is_asked_for_again_soon_and_then_every_five_minutes() -> None:
+    """It may be replaced any moment, and a 401 costs nothing; a used-up quota is not there again in seconds."""
+    state, _ = run("bbbbb")
+    gaps = [modes.hold(state, None, state.since + after, rates=RATES).gap_s for after in (0, 20, 50, 150, 151, 9_999)]
+    assert gaps == pytest.approx([5.0, 5.0, 10.0, 30.0, 300.0, 300.0])
+    state, moves = run("+", state, start=state.since + 20)
+    assert steps(moves) == ["HALT NORMAL"]
+    halted, _ = run("q", state, start=state.since + 40)
+    assert modes.hold(halted, None, halted.since, rates=RATES).gap_s == 300.0
+
+
 def test_a_person_lets_a_halted_lane_go_on() -> None:
     """What the law has halted; other modes are the law's to leave."""
     halted = run("q")[0]

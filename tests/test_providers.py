@@ -19,6 +19,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ratelimit_worker import builtin
 from ratelimit_worker.calls import Category, Response, Usage, sighting
 from ratelimit_worker.config import Settings
 from ratelimit_worker.errors import (
@@ -180,7 +181,6 @@ def test_a_model_that_refuses_has_answered(server: Server) -> None:
     for body in (
         {"choices": [{"message": {"content": None, "refusal": "No."}, "finish_reason": "stop"}]},
         {"content": [], "stop_reason": "refusal"},
-        {"error": None, "choices": []},
     ):
         server.reply = (200, {}, json.dumps(body).encode())
         assert openai.request(here(server), "/chat/completions", {}).body == body
@@ -220,8 +220,8 @@ def test_transport_errors_are_httpxs_own(server: Server, fault: str) -> None:
     failure = classify_exception(failed.value)
     assert failure is not None
     assert failure.sick
-    server.reply, server.drip = (200, {}, b"{}"), None
-    assert openai.request(here(server), "/chat/completions", {}).body == {}
+    server.reply, server.drip = (200, {}, json.dumps(CHAT).encode()), None
+    assert openai.request(here(server), "/chat/completions", {}).body == CHAT
 
 
 def test_a_body_that_is_no_json_is_refused_before_anything_is_sent(server: Server) -> None:
@@ -259,7 +259,99 @@ def test_a_forked_child_starts_connections_of_its_own(server: Server) -> None:
     assert server.peers == known
 
 
+def test_nothing_that_streams_is_sent(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would be paid for and read by nobody: refused when the call is made, and again before it would be sent."""
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", server.base_url)
+    streamed = {"model": "m", "stream": True}
+    for ask in (
+        lambda: openai.request(here(server), "/chat/completions", streamed),
+        lambda: anthropic.request(here(server), streamed),
+        lambda: builtin.chat_completion.delay(**streamed),
+        lambda: builtin.message.delay(**streamed),
+        lambda: builtin.chat_completion(**streamed),
+        lambda: builtin.batch_line.delay("/v1/chat/completions", streamed),
+    ):
+        with pytest.raises(BadInput, match="stream"):
+            ask()
+    assert server.asked == []
+
+
+def test_what_keeps_a_connection_open_is_no_part_of_the_answer(server: Server) -> None:
+    """Blank lines and comments before the JSON."""
+    server.reply = (200, {}, b"\n\n: keep-alive\n\n" + json.dumps(CHAT).encode())
+    assert openai.request(here(server), "/chat/completions", {}).body == CHAT
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "told"),
+    [
+        (200, CHAT, 200),
+        (400, {"error": {"message": "x"}}, 400),
+        (404, {"error": {"code": "model_not_found"}}, 404),
+        (422, {"detail": []}, 422),
+        (400, {"error": {"code": "content_filter"}}, 400),
+        (200, {"error": {"code": 404}}, 404),
+        (200, {"error": {"code": "422"}}, 422),
+        (200, {"error": {"type": "invalid_request_error"}}, 400),  # it tells no status
+        (401, {"error": {"code": "invalid_api_key"}}, Category.AUTH),
+        (403, {"error": {"message": "no"}}, Category.AUTH),
+        (402, {}, Category.QUOTA_EXHAUSTED),
+        (412, {"error": {"message": "the monthly spending limit is reached"}}, Category.QUOTA_EXHAUSTED),
+        (200, {"error": {"code": "401"}}, Category.AUTH),
+        (200, {"base_resp": {"status_code": 1008}}, Category.QUOTA_EXHAUSTED),
+        (200, {"error": {"code": 502}}, Category.SERVER_ERROR),
+        (200, {"choices": []}, Category.MALFORMED_RESPONSE),
+        (429, {}, Category.RATE_LIMITED),
+    ],
+)
+def test_a_batch_lines_answer_is_an_answer_or_a_word_about_the_line(
+    server: Server, monkeypatch: pytest.MonkeyPatch, status: int, body: Any, told: int | Category
+) -> None:
+    """With the status that it means; whatever says something of the account or the provider is raised."""
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+    server.reply = (status, {}, json.dumps(body).encode())
+    if isinstance(told, int):
+        answer = builtin.batch_line("/v1/chat/completions", {"model": "m"})
+        assert (answer["status_code"], answer["body"]) == (told, body)
+        return
+    with pytest.raises(http.ProviderRefused) as refused:
+        builtin.batch_line("/v1/chat/completions", {"model": "m"})
+    failure = classify_exception(refused.value)
+    assert failure is not None
+    assert failure.category is told
+
+
 # --- Endpoints ---
+
+
+def test_a_key_file_that_is_being_replaced_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty or missing for a moment; for longer, it is a key that is not accepted, and no fault of the call's."""
+    file = tmp_path / "key"
+    environment = {"OPENAI_API_KEY_FILE": str(file)}
+    looks: list[None] = []
+
+    def find() -> http.Endpoint:
+        looks.append(None)
+        if len(looks) == 2:
+            file.write_text("")
+        if len(looks) == 3:
+            file.write_text(KEY)
+        return openai.endpoint(environment)
+
+    assert http.wait_for_key(find).headers["authorization"] == f"Bearer {KEY}"
+    assert len(looks) == 3
+    file.write_text("")
+    with pytest.raises(http.KeyUnusable, match="is empty"):
+        http.wait_for_key(lambda: openai.endpoint(environment), 0.0)
+    monkeypatch.setenv("OPENAI_API_KEY_FILE", str(file))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(AuthenticationFailed, match="is empty") as failed:
+        builtin.chat_completion(model="m")
+    failure = classify_exception(failed.value)
+    assert failure is not None
+    assert failure.category is Category.AUTH
 
 
 def test_a_key_comes_from_the_environment_or_a_file(tmp_path: Path) -> None:

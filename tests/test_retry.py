@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -127,6 +128,19 @@ def test_sick_answers_use_no_tries_where_nobody_else_is_answered(category: Categ
 def test_without_retries_the_first_failure_is_the_last(category: Category, alone_s: float | None) -> None:
     """Refusals too, and nobody waits for a provider that answers nobody."""
     assert isinstance(step(category, alone_s=alone_s, policy=NO_RETRIES), GiveUp | Halt)
+
+
+def test_a_2xx_that_is_no_answer_costs_a_try_however_others_fare() -> None:
+    """Its provider is there, and each of them is paid for: three, and no more."""
+    empty = replace(failure(Category.MALFORMED_RESPONSE), status=200)
+
+    def follows(attempt: int, alone_s: float | None) -> Step:
+        beside = Compared(alone_s=alone_s, row=attempt, share=0.5)
+        return next_step(empty, attempt, RetryPolicy(), lambda: 0.5, beside=beside, now_s=0.0, deadline_s=math.inf)
+
+    for alone_s in (9.0, None):
+        steps = [follows(attempt, alone_s) for attempt in (1, 2, 3)]
+        assert steps == [Retry(0.5), Retry(1.0), GiveUp(empty, Why.TRIES)]
 
 
 def test_a_conflict_is_not_sickness() -> None:

@@ -96,6 +96,8 @@ def test_a_call_has_the_same_id_in_every_start_of_one_run() -> None:
         (line(url="/v1/x/../messages"), "a", "use a path"),
         (line(url="\ud800"), "a", "use a path"),
         (line(body=[1]), "a", "body is not a JSON object"),
+        (line(body={"stream": True}), "a", '"stream" asks for a stream'),
+        (line(url="/v1beta/models/m:streamGenerateContent"), "a", "its url asks for a stream"),
     ],
 )
 def test_a_bad_line_says_why(text: bytes, custom_id: str | None, why: str) -> None:

@@ -108,6 +108,15 @@ class Attempts:
         self._next_s = time.monotonic() + max(0.5, took_s / _COUNTING_SHARE)
         return self._last
 
+    def made(self, call_id: str) -> int:
+        """The number of a call's last attempt; 0: none is recorded, or the database is away."""
+        try:
+            with self._engine.connect() as connection:
+                last = select(func.max(AttemptRow.number)).where(AttemptRow.call_id == call_id)
+                return int(connection.execute(last).scalar() or 0)
+        except SQLAlchemyError:
+            return 0
+
     def close(self) -> None:
         """Let go of the database."""
         self._engine.dispose()

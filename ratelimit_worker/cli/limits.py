@@ -22,8 +22,11 @@ def limits() -> None:
 @click.option(
     "--concurrency", type=click.IntRange(min=0), help="Calls at once over the whole cluster. 0: no such limit."
 )
-@click.option("--rpd", type=Amount(min=0), help="Requests a UTC day, never exceeded. 0: no such quota.")
-@click.option("--tpd", type=Amount(min=0), help="Tokens a UTC day, never exceeded. 0: no such quota.")
+@click.option("--rpd", type=Amount(min=0), help="Requests a day, never exceeded. 0: no such quota.")
+@click.option("--tpd", type=Amount(min=0), help="Tokens a day, never exceeded. 0: no such quota.")
+@click.option(
+    "--day-zone", metavar="ZONE", help="Where the day ends at midnight, such as America/Los_Angeles. Default: UTC."
+)
 @click.option(
     "--parent",
     "parents",
@@ -41,6 +44,7 @@ def set_(
     concurrency: int | None,
     rpd: float | None,
     tpd: float | None,
+    day_zone: str | None,
     parents: tuple[str, ...],
     no_parents: bool,
     unlimited: bool | None,
@@ -65,6 +69,7 @@ def set_(
         concurrency=concurrency,
         rpd=rpd,
         tpd=tpd,
+        day_zone="" if day_zone == "UTC" else day_zone,
         unlimited=unlimited,
         adaptive=adaptive,
         parents=parents if parents or no_parents else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import msgspec
 from ratelimit_worker.calls import SCHEMA_VERSION, Cost, LaneLimits, Priority
 from ratelimit_worker.config import Settings
 from ratelimit_worker.errors import BadInput
-from ratelimit_worker.policy import choices, estimate, pace
+from ratelimit_worker.policy import choices, day, estimate, pace
 from ratelimit_worker.policy.choices import MOST_DEADLINE_S, MOST_NAME, MOST_TIMEOUT_S, MOST_TTL_S
 from ratelimit_worker.policy.estimate import Learned, Size
 
@@ -45,6 +46,7 @@ class Kind:
     cost: Callable[..., Cost | Size] | None = None
     cache: bool = True  #: its calls share answers with those that are the same
     cache_ttl_s: float | None = None  #: an answer is kept so long; None: as the settings say
+    cache_incomplete: bool = False  #: also one that was truncated, refused or filtered
     stale_ttl_s: float = 0.0  #: and so long beyond that, for a lane in EMERGENCY or HALT
     shed_below: str | None = None  #: calls of a class below this one fail while their lane is in EMERGENCY or HALT
     timeout_s: float | None = None  #: of one attempt; None: as lane and settings say, or by what is learned
@@ -75,6 +77,7 @@ def plan(
     tags: Sequence[str] | None = None,
     cost: Cost | None = None,
     cache: bool | None = None,
+    cache_incomplete: bool | None = None,
     stale_ttl: float | None = None,
     shed_below: str | None = None,
     timeout_s: float | None = None,
@@ -88,6 +91,7 @@ def plan(
         deadline_s: Seconds from now until the call must be answered.
         cost: What it takes from the budget; None: what its arguments and the answers of its like say.
         cache: False: the call is made, whatever was answered or is on its way; None: as its kind says.
+        cache_incomplete: Whether an answer that was truncated, refused or filtered is kept; None: as its kind says.
         stale_ttl: Seconds; None: as its kind says.
         shed_below: A class; None: as its kind says.
         timeout_s: Seconds that one attempt may take; None: as its kind says.
@@ -105,6 +109,9 @@ def plan(
     tenant = choices.name("tenant", _first(tenant, kind.tenant), empty=True)
     its_class = priority_of(kind.priority if priority is None else priority)
     stale_s = _stale_s(kind.stale_ttl_s if stale_ttl is None else stale_ttl)
+    sharing = _sharing(kind, settings, kind.cache if cache is None else cache, stale_s)
+    if sharing and (kind.cache_incomplete if cache_incomplete is None else cache_incomplete):
+        sharing["short"] = True
     return {
         "v": SCHEMA_VERSION,
         "lane": lane,
@@ -120,7 +127,7 @@ def plan(
         "max_bytes": int(settings.max_payload_mb * 1024 * 1024),
         **size,
         **_timeout(kind.timeout_s if timeout_s is None else timeout_s),
-        **_sharing(kind, settings, kind.cache if cache is None else cache, stale_s),
+        **sharing,
         **_shedding(its_class, kind.shed_below if shed_below is None else shed_below),
     }
 
@@ -236,8 +243,10 @@ def limit_fields(limits: LaneLimits) -> dict[str, float | str]:
 
 
 def bounds_field(limits: LaneLimits) -> str:
-    """What only some lanes have, in one field of the hash: JSON with parents, rpd and tpd, or nothing."""
-    bounds = {"parents": limits.parents, "rpd": limits.rpd, "tpd": limits.tpd}
+    """What only some lanes have, in one field of the hash: JSON with parents, a day's quotas and zone, or nothing."""
+    bounds: dict[str, Any] = {"parents": limits.parents, "rpd": limits.rpd, "tpd": limits.tpd}
+    if limits.day_zone:
+        bounds |= {"zone": limits.day_zone, "steps": day.steps(limits.day_zone, int(time.time() // day.DAY_S))}
     said = {name: value for name, value in bounds.items() if value}
     return msgspec.json.encode(said).decode() if said else ""
 

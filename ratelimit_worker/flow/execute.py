@@ -45,6 +45,7 @@ from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.flow.tally import Tally, tried
 from ratelimit_worker.policy import timeout
 from ratelimit_worker.policy.classification import classify_exception
+from ratelimit_worker.policy.completion import cut_short
 from ratelimit_worker.policy.estimate import usage_of
 from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, Witness, compared, digest
 from ratelimit_worker.policy.own_retry import Goes, Stays, Wish, whose
@@ -57,6 +58,7 @@ log = logging.getLogger("ratelimit_worker.attempt")
 
 #: What an attempt's answer is to those that wait for the same; all else is an error.
 KINDS = {Outcome.ANSWERED: "value", Outcome.RETRIED: "passed"}
+SHORT = "short"  #: an answer that is not whole: for those that wait for it now, and kept for nobody
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,7 +298,8 @@ class Executor:
         if trial.seen.usage is None:  # an SDK's answer, given back by the function
             trial.seen.usage = usage_of(value)
         self.tally.add(facts.lane, facts.task, trial.started, begun.now_s)
-        self._settle(trial, None, Outcome.ANSWERED, self.answers.value(value), verdict)
+        answer, kind = self.answers.value(value), SHORT if _is_short(facts.plan, trial.seen, value) else None
+        self._settle(trial, None, Outcome.ANSWERED, answer, verdict, kind=kind)
         return Answered(value)
 
     def _raised(self, trial: _Trial, error: BaseException) -> Result:
@@ -588,6 +591,13 @@ class Executor:
             asked_model=size[0] if (size := plan.get("size")) else None,
             estimated_tokens=size[1] if size else 0,
         )
+
+
+def _is_short(plan: Mapping[str, Any], seen: Sighting, value: Any) -> bool:
+    """Whether an answer that would be kept should not be: it was truncated, refused or filtered."""
+    if "ttl" not in plan or "short" in plan:
+        return False
+    return cut_short(value) or (seen.response is not None and cut_short(seen.response.body))
 
 
 #: The attempt that runs in this thread (or greenlet), with the executor that makes it.

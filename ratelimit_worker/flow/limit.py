@@ -24,7 +24,7 @@ from ratelimit_worker.flow.enqueue import (
     limit_fields,
 )
 from ratelimit_worker.flow.tune import ControlPlane, decide, limits_of
-from ratelimit_worker.policy import choices
+from ratelimit_worker.policy import choices, day
 from ratelimit_worker.ports import LaneView
 
 #: A tuner that looked at the lane just before may write what it then found; by now it has.
@@ -40,6 +40,7 @@ class Change:
     concurrency: int | None = None  #: 0: no limit any more
     rpd: float | None = None  #: 0: no quota any more
     tpd: float | None = None  #: 0: no quota any more
+    day_zone: str | None = None  #: "": UTC
     unlimited: bool | None = None
     adaptive: bool | None = None
     parents: tuple[str, ...] | None = None  #: all that it has from now on
@@ -50,6 +51,8 @@ def changed(before: LaneLimits, change: Change) -> LaneLimits:
     numbers = {name: getattr(change, name) for name in ("rpm", "tpm", "rpd", "tpd", "concurrency")}
     named = {name: value or None for name, value in numbers.items() if value is not None}
     after = replace(before, **named)  # type: ignore[arg-type]
+    if change.day_zone is not None:
+        after = replace(after, day_zone=change.day_zone or None)
     if change.parents is not None:
         after = replace(after, parents=change.parents)
     if change.rpm or change.tpm:
@@ -68,6 +71,7 @@ def limits_told(fields: Mapping[str, bytes]) -> LaneLimits:
         limits_of(fields),
         rpd=bounds.get("rpd"),
         tpd=bounds.get("tpd"),
+        day_zone=bounds.get("zone"),
         parents=tuple(bounds.get("parents", ())),
     )
 
@@ -89,10 +93,15 @@ def set_limits(
         pause: `time.sleep`.
         others: What MAISD_LANES says of lanes that may become its parents, and are not known yet.
     Raises:
-        BadInput: no lane can have that name, or those parents.
+        BadInput: no lane can have that name, or those parents; or there is no such zone.
     """
     for name in (lane, *(change.parents or ())):
         choices.name("lane", name)
+    if change.day_zone:
+        try:
+            day.zone_of(change.day_zone)
+        except ValueError as error:
+            raise BadInput(f"day_zone={change.day_zone!r}: {error}") from error
     lanes = control.lanes
     found = lanes.fields(lane)
     before = limits_told(found) if found else configured
@@ -110,7 +119,13 @@ def set_limits(
 
 
 def _paced(limits: LaneLimits) -> LaneLimits:
-    return replace(limits, concurrency=None, rpd=None, tpd=None, parents=())
+    return replace(limits, concurrency=None, rpd=None, tpd=None, day_zone=None, parents=())
+
+
+def day_steps(fields: Mapping[str, bytes]) -> day.Steps:
+    """The steps of the zone in which a lane's days end, from its hash."""
+    bounds: dict[str, Any] = msgspec.json.decode(fields["bounds"]) if fields.get("bounds") else {}
+    return tuple(bounds.get("steps", ()))
 
 
 def _take_parents(

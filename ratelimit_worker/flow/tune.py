@@ -14,7 +14,7 @@ from enum import Enum
 from hashlib import blake2s
 from itertools import islice
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -489,6 +489,13 @@ def mode_of(fields: Mapping[str, bytes]) -> Mode:
         return Mode(fields.get("mode", b"NORMAL").decode())
     except ValueError:
         return Mode.NORMAL  # a newer version's, which will set it anew
+
+
+def halted_by(fields: Mapping[str, bytes]) -> Literal["", "key", "quota"]:
+    """For what the law has halted a lane, from its hash: a key that nobody accepts, or a quota that is used up."""
+    if mode_of(fields) is not Mode.HALT or fields.get("pin") or not fields.get("health"):
+        return ""
+    return "key" if _health(LaneView(lane="", fields=fields, seen=())).barred else "quota"
 
 
 def _changes_with_time(fields: Mapping[str, bytes]) -> bool:

@@ -57,6 +57,7 @@ class Options:
     Args:
         lane: None: `<provider>:<model>` as far as the arguments tell, else "default".
         cache_enabled: Whether its answer is shared: one that is kept or on its way may stand for the call.
+        cache_incomplete: Whether an answer that was truncated, refused or filtered is kept, too.
         stale_ttl: Seconds for which an answer is kept beyond its time, for a lane in EMERGENCY or HALT.
         shed_below: A call of a class below this one raises `LaneShedding` while its lane is in EMERGENCY or HALT.
         timeout_s: Seconds that one attempt may take: built-in providers obey, and the function may ask
@@ -67,6 +68,7 @@ class Options:
     context: str = "general"
     context_tags: Sequence[str] = ()
     cache_enabled: bool = True
+    cache_incomplete: bool = False
     lane: str | None = None
     tenant: str = ""
     priority: str | int = "normal"
@@ -134,8 +136,8 @@ class AdvancedRateLimiter:
 
         Args:
             func_name: What statistics call it; the function's own name when None.
-            options: As `Options`: lane, context_tags, cache_enabled, tenant, priority, deadline_s, cost, stale_ttl,
-                shed_below, timeout_s, classify.
+            options: As `Options`: lane, context_tags, cache_enabled, cache_incomplete, tenant, priority, deadline_s,
+                cost, stale_ttl, shed_below, timeout_s, classify.
         Raises:
             Exception: what `func` raised last, as it was.
             DeadlineExceeded: the lane had no turn for it within its deadline.
@@ -200,6 +202,7 @@ class AdvancedRateLimiter:
             learned=live.learned_usage,
             tokenizer=live.tokenizer,
             cache=how.cache_enabled,
+            cache_incomplete=how.cache_incomplete,
             stale_ttl=how.stale_ttl,
             shed_below=how.shed_below,
             timeout_s=how.timeout_s,

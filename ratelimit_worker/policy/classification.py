@@ -44,25 +44,29 @@ from ratelimit_worker.policy.vocabulary import (
 
 _C = Category
 
+#: After these, budgets in which nothing is left are what was met.
+_REFUSED = frozenset({_C.RATE_LIMITED, _C.QUOTA_EXHAUSTED})
+
 _MOST_LINKS, _MOST_MEMBERS = 32, 64
 
 
 def classify_response(response: Response, *, now_s: float | None = None) -> Failure | None:
     """Say what kind of failure `response` is; None for a good answer (2xx with a completion, or not ours to judge).
 
-    A 2xx fails when it carries an error (Anthropic's `overloaded_error`, OpenRouter, an SSE error event), is HTML or
-    text that claims to be JSON, or holds nothing but a refusal: every choice withheld and no text (content_filtered).
-    An answer that was cut short by a filter but has text is an answer; its finish reason says the rest.
+    A 2xx fails when it carries an error (Anthropic's `overloaded_error`, OpenRouter, MiniMax's `base_resp`, an error
+    event of a stream), is empty, HTML or text that claims to be JSON, has nothing of what was asked for (no choice), or
+    holds nothing but a refusal: every choice withheld and no text (content_filtered). An answer that was cut short by a
+    filter but has text is an answer; its finish reason says the rest.
 
     Args:
         now_s: Our clock, seconds since the epoch, for a Retry-After that is a date; None: read it against `Date`.
     """
     headers = lower_case(response.headers)
     if 200 <= response.status < 300:
-        verdict = flaw_of(response.body, headers)
-        if verdict is None:
+        flaw = flaw_of(response.body, headers, response.path)
+        if flaw is None:
             return None
-        category, words = verdict
+        category, words = flaw.category, flaw.words
     else:
         evidence = Evidence.of(response.status, headers, response.body)
         category, words = evidence.category() or _C.SERVER_ERROR, evidence.words
@@ -70,7 +74,7 @@ def classify_response(response: Response, *, now_s: float | None = None) -> Fail
         category=category,
         cause=one_line("", response.status, words),
         status=response.status,
-        retry_after_s=retry_after_s(headers, response.body, now_s=now_s),
+        retry_after_s=retry_after_s(headers, response.body, now_s=now_s, refused=category in _REFUSED),
         request_id=request_id_of(headers),
     )
 
@@ -190,7 +194,7 @@ def _of_link(error: BaseException, now_s: float | None, *, outermost: bool) -> F
         return None if failure is None else replace(failure, cause=f"{class_name(error)}: {failure.cause}")
     names = [(root_of(kind), kind.__name__) for kind in type(error).__mro__ if root_of(kind) in PROVIDER_ROOTS]
     headers, body, evidence = testimony(error, response, providers=bool(names))
-    wait_s = retry_after_s(headers, body, now_s=now_s)
+    wait_s = retry_after_s(headers, body, now_s=now_s, refused=evidence.status == 429)
     if wait_s is None and names:  # pydantic-ai, of errors inside a stream
         wait_s = retry_after_s({}, {"retry_after": attribute(error, "retry_after")}, now_s=now_s)
     category = (

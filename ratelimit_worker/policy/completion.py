@@ -1,51 +1,245 @@
-"""Is a 2xx a completion? It may carry an error, be no JSON, or hold nothing but a refusal."""
+"""Is a 2xx the answer that was asked for? It may carry an error, be no JSON, have nothing in it, or only a refusal.
+
+`flaw_of` says why it is none. `cut_short` says of one that is whether it is whole: what was truncated, refused or
+filtered is an answer, and not one to keep for others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from ratelimit_worker.calls import Category
-from ratelimit_worker.policy.evidence import LONGEST_JSON, Evidence, is_status, parsed
-from ratelimit_worker.policy.headers import error_objects
+from ratelimit_worker.policy.evidence import LONGEST_JSON, Evidence, parsed, status_of
 
 _C = Category
 # Tuples, since what a stranger sends may be a list, which cannot be looked up in a set.
 _BEDROCK_REFUSALS = ("guardrail_intervened", "content_filtered")
-_GEMINI_REFUSALS = ("SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "RECITATION")
+_GEMINI_REFUSALS = ("SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "RECITATION", "IMAGE_SAFETY")
+#: Reasons with which an answer ends before it is whole, in lower case.
+_CUT = (
+    "length",
+    "max_tokens",
+    "model_length",
+    "model_context_window_exceeded",
+    "max_output_tokens",
+    "content_filter",
+    "content_filtered",
+    "guardrail_intervened",
+    "refusal",
+    "sensitive",
+    "pause_turn",
+    "error_limit",
+    "error_toxic",
+    *(reason.lower() for reason in _GEMINI_REFUSALS),
+)
+#: Reasons with which a provider says that it broke off by its own fault, in lower case (OpenRouter, Cohere; DeepSeek;
+#: Z.ai).
+_BROKE_OFF = {"error": _C.SERVER_ERROR, "insufficient_system_resource": _C.OVERLOADED, "network_error": _C.SERVER_ERROR}
+
+#: End of a path → where its answer stands: one of these members has to be there.
+_WANTED = {
+    "/chat/completions": ("choices",),
+    "/completions": ("choices",),
+    "/embeddings": ("data", "embeddings", "embedding"),
+    "/messages": ("content",),
+    "/responses": ("output", "output_text"),
+    "/moderations": ("results",),
+    "/images/generations": ("data",),
+    "/rerank": ("results", "data"),
+    ":generatecontent": ("candidates",),
+    "/converse": ("output",),
+}
+#: Of these an empty list is no answer: there is no completion and no vector that it could stand for.
+_NEVER_EMPTY = ("choices", "candidates", "data", "embeddings", "embedding")
+#: Members in which some API or other has its answer; what has none of them, and a complaint, is none.
+_ANSWERS = (
+    *("choices", "content", "output", "output_text", "outputs", "candidates", "data", "results", "result", "text"),
+    *("embedding", "embeddings", "completion", "generations", "predictions", "response", "audio", "images", "url"),
+)
+_COMPLAINTS = ("detail", "details", "msg", "message", "error_msg", "error_message", "errors", "error_code", "code")
+#: MiniMax's and its like's own numbers, in `base_resp` of a 200.
+_BASE_RESP = {
+    **dict.fromkeys((1002, 1039, 1041, 2045), _C.RATE_LIMITED),
+    **dict.fromkeys((1004, 2049), _C.AUTH),
+    **dict.fromkeys((1008, 2056), _C.QUOTA_EXHAUSTED),
+    **dict.fromkeys((1026, 1027), _C.CONTENT_FILTERED),
+    **dict.fromkeys((1042, 1043, 1044, 2013, 20132, 2037, 2038, 2039, 2042, 2048), _C.INVALID_REQUEST),
+    1001: _C.TIMEOUT,
+}
+#: What the sentence of an error inside a 200 means, where neither a status nor a machine word says it.
+_SENTENCES = (
+    (re.compile(r"rate.?limit|too many requests|throttl", re.I), _C.RATE_LIMITED),
+    (
+        re.compile(
+            r"unauthori[sz]ed|forbidden|not authenticated|(?:invalid|incorrect|missing) (?:api.?key|token|credential)",
+            re.I,
+        ),
+        _C.AUTH,
+    ),
+    (re.compile(r"overloaded|at capacity|temporarily unavailable|service unavailable", re.I), _C.OVERLOADED),
+)
+_MOST_SENTENCE = 200
 
 
-def flaw_of(body: Any, headers: Mapping[str, str]) -> tuple[Category, tuple[str, ...]] | None:
-    """Category and words of a 2xx that is no good answer."""
-    kind = headers.get("content-type", "").lower()
+class Flaw(NamedTuple):
+    """Why a 2xx is no answer."""
+
+    category: Category
+    words: tuple[str, ...]  #: machine words of the provider's, or one of ours
+    status: int | None = None  #: of the provider behind, where the body tells it
+
+
+def flaw_of(body: Any, headers: Mapping[str, str], path: str = "") -> Flaw | None:
+    """Why a 2xx is no good answer; None: it is one, or not ours to judge.
+
+    Args:
+        path: What was asked, such as "/v1/chat/completions": its answer has to hold what such answers hold. "": not
+            known, so only what could be no answer to anything is a flaw.
+    """
+    kind, wanted = headers.get("content-type", "").lower(), _wanted(path)
     if isinstance(body, bytes | str):
-        if "event-stream" in kind:
-            event = _error_event(body if isinstance(body, str) else body.decode("utf-8", "replace"))
-            return None if event is None else _of_error(event)
-        # Text that nobody called JSON is an answer in its own right (a transcript, a prompt's raw completion).
-        return (_C.MALFORMED_RESPONSE, ("not_json",)) if "json" in kind or "html" in kind else None
-    for part in body[-1:] if isinstance(body, list) else (body,):  # Gemini streams a list; its error comes last
-        if not isinstance(part, Mapping):
-            continue
-        if part.get("error") or part.get("type") == "error":
-            return _of_error(part)
-        broken = [choice for choice in _items(part.get("choices")) if choice.get("error")]
-        if broken:
-            return _of_error(broken[0])
-        if _withheld(part):
-            return _C.CONTENT_FILTERED, ("no_completion",)
+        return _of_text(body if isinstance(body, str) else body.decode("utf-8", "replace"), kind, wanted)
+    parts = body[-1:] if isinstance(body, list) else [body]  # Gemini streams a list; its error comes last
+    for part in parts:
+        if isinstance(part, Mapping):
+            return _of_object(part, wanted)
+    return Flaw(_C.MALFORMED_RESPONSE, ("no_completion",)) if wanted else None
+
+
+def cut_short(body: Any) -> bool:
+    """Whether an answer is not whole: truncated, refused or filtered, or without a word in it."""
+    if not isinstance(body, Mapping):
+        return False
+    if body.get("object") == "response" and body.get("status") not in (None, "completed"):
+        return True
+    if _withheld(body):
+        return True
+    for ended in (body, *_items(body.get("choices")), *_items(body.get("candidates"))):
+        for name in ("finish_reason", "stop_reason", "finishReason", "stopReason"):
+            reason = ended.get(name)
+            if isinstance(reason, str) and reason.lower() in _CUT:
+                return True
+    return any(_is_refusal(choice) for choice in _items(body.get("choices")))
+
+
+def streams(path: str, body: Any) -> str | None:
+    """What of a request asks for a stream, which nobody here reads to its end; None: nothing."""
+    last = path.partition("?")[0].rstrip("/").rpartition("/")[2][-80:]
+    if "stream" in re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "-", last).lower()):
+        return "its url"
+    if not isinstance(body, Mapping):
+        return None
+    if body.get("stream"):
+        return '"stream"'
+    return '"stream_format"' if body.get("stream_format") == "sse" else None
+
+
+def without_comments(raw: bytes | bytearray) -> bytes | bytearray:
+    """A body without the blank lines and `: comments` that keep a connection open until its JSON comes."""
+    rest = raw
+    while rest[:1] in (b"\n", b"\r", b" ", b"\t", b":"):
+        rest = rest.partition(b"\n")[2] if rest[:1] == b":" else rest.lstrip(b"\n\r \t")
+    return rest
+
+
+@lru_cache(maxsize=256)
+def _wanted(path: str) -> tuple[str, ...]:
+    end = path.partition("?")[0].rstrip("/").lower()
+    return next((members for suffix, members in _WANTED.items() if f"/{end}".endswith(suffix)), ())
+
+
+def _of_text(text: str, kind: str, wanted: tuple[str, ...]) -> Flaw | None:
+    if "event-stream" in kind:
+        event = _error_event(text)
+        return None if event is None else _of_error(event)
+    if not text.strip():
+        return Flaw(_C.MALFORMED_RESPONSE, ("empty",))
+    page = text.lstrip()[:15].lower().startswith(("<!doctype html", "<html"))
+    # Text that nobody called JSON is an answer in its own right (a transcript, a prompt's raw completion).
+    if wanted or page or "json" in kind or "html" in kind:
+        return Flaw(_C.MALFORMED_RESPONSE, ("not_json",))
     return None
 
 
-def _of_error(body: Mapping[Any, Any]) -> tuple[Category, tuple[str, ...]]:
-    evidence = Evidence.of(None, {}, body)
-    for fields in error_objects(body):  # OpenRouter puts the upstream's status into `code`
-        status = fields.get("code") or fields.get("status_code")
-        if is_status(status):
-            evidence = replace(evidence, status=status)
-            break
-    return evidence.category() or _C.SERVER_ERROR, evidence.words
+def _of_object(part: Mapping[Any, Any], wanted: tuple[str, ...]) -> Flaw | None:
+    if part.get("error") or "error" in (part.get("type"), part.get("object")):
+        return _of_error(part)
+    flaw = _of_base_resp(part.get("base_resp")) or _broke_off(part)
+    if flaw is not None:
+        return flaw
+    if _withheld(part):
+        return Flaw(_C.CONTENT_FILTERED, ("no_completion",))
+    if _has_an_answer(part, wanted):
+        return None
+    if any(part.get(name) for name in _COMPLAINTS) or status_of(part) is not None:
+        return _of_error(part, otherwise=_C.MALFORMED_RESPONSE)
+    return Flaw(_C.MALFORMED_RESPONSE, ("no_completion",)) if wanted or not part or _is_empty(part) else None
+
+
+def _has_an_answer(part: Mapping[Any, Any], wanted: tuple[str, ...]) -> bool:
+    if _is_empty(part):
+        return False
+    if wanted:
+        return any(part.get(name) is not None and (part[name] or name not in _NEVER_EMPTY) for name in wanted)
+    said = part.get("message")
+    return any(part.get(name) is not None for name in _ANSWERS) or isinstance(said, Mapping | list)
+
+
+def _is_empty(part: Mapping[Any, Any]) -> bool:
+    """Whether the place of its completions is there, and holds none."""
+    if "choices" in part:
+        choices = _items(part["choices"])
+        return not any(
+            isinstance(choice.get("message"), Mapping)
+            or isinstance(choice.get("delta"), Mapping)
+            or isinstance(choice.get("text"), str)
+            for choice in choices
+        )
+    return "candidates" in part and not part["candidates"] and not part.get("promptFeedback")
+
+
+def _of_base_resp(base: Any) -> Flaw | None:
+    code = base.get("status_code") if isinstance(base, Mapping) else None
+    number = int(code) if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) < 10 else code
+    if not isinstance(number, int) or isinstance(number, bool) or number == 0:
+        return None
+    said = base.get("status_msg")
+    category = _BASE_RESP.get(number) or _by_sentence([said]) or _C.SERVER_ERROR
+    return Flaw(category, (str(number),))
+
+
+def _broke_off(part: Mapping[Any, Any]) -> Flaw | None:
+    for choice in _items(part.get("choices")):
+        if choice.get("error"):
+            return _of_error(choice)
+    for ended in (part, *_items(part.get("choices"))):
+        reason = ended.get("finish_reason")
+        if isinstance(reason, str) and reason.lower() in _BROKE_OFF:
+            return Flaw(_BROKE_OFF[reason.lower()], (reason.lower(),))
+    if part.get("object") == "response" and part.get("status") == "failed":
+        return Flaw(_C.SERVER_ERROR, ("failed",))
+    return None
+
+
+def _of_error(body: Mapping[Any, Any], otherwise: Category = _C.SERVER_ERROR) -> Flaw:
+    evidence, status = Evidence.of(None, {}, body), status_of(body)
+    if status is not None:  # OpenRouter puts the upstream's status into `code`
+        evidence = replace(evidence, status=status)
+    category = evidence.category() or evidence.quota() or _by_sentence(evidence.messages) or otherwise
+    return Flaw(category, evidence.words, status)
+
+
+def _by_sentence(messages: Iterable[Any]) -> Category | None:
+    for said in messages:
+        if isinstance(said, str):
+            for pattern, category in _SENTENCES:
+                if pattern.search(said[:_MOST_SENTENCE]):
+                    return category
+    return None
 
 
 def _error_event(text: str) -> Mapping[Any, Any] | None:
@@ -63,16 +257,18 @@ def _error_event(text: str) -> Mapping[Any, Any] | None:
     return None
 
 
+def _is_refusal(choice: Mapping[Any, Any]) -> bool:
+    said = choice.get("message")
+    return isinstance(said, Mapping) and bool(said.get("refusal"))
+
+
 def _withheld(answer: Mapping[Any, Any]) -> bool:
     """Whether an answer holds a refusal and no completion at all."""
     choices = _items(answer.get("choices"))
     if choices:  # OpenAI
         messages = [choice.get("message") for choice in choices]
         return all(
-            (
-                choice.get("finish_reason") == "content_filter"
-                or (isinstance(said, Mapping) and bool(said.get("refusal")))
-            )
+            (choice.get("finish_reason") == "content_filter" or _is_refusal(choice))
             and not (isinstance(said, Mapping) and (said.get("content") or said.get("tool_calls")))
             and not choice.get("text")
             for choice, said in zip(choices, messages, strict=True)

@@ -13,10 +13,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ratelimit_worker.calls import Category
-from ratelimit_worker.policy.headers import error_objects, lower_case
+from ratelimit_worker.policy.headers import error_objects, lower_case, sentences, stated_limit
 from ratelimit_worker.policy.vocabulary import (
+    ACCOUNT_400,
     DECISIVE_WORDS,
+    ECHOING_STATUS,
     NEVER_FITS,
+    NO_LIMIT,
+    OFFER,
+    OWN_QUOTA,
     QUOTA_400,
     QUOTA_429,
     TELLING_WORDS,
@@ -38,35 +43,42 @@ class Evidence:
 
     status: int | None
     words: tuple[str, ...]  #: as they were written; at most 16
-    message: str  #: to be searched, never to be shown
-    per_day: bool  #: Gemini names the quota that was hit
-    never: bool  #: Gemini's quota of 0: this key may not use this model at all
+    messages: tuple[str, ...]  #: to be searched, never to be shown; at most 8
+    per_day: bool  #: the quota that was hit is one of a day or more
+    never: bool  #: a quota of 0: this key may not use this model at all
     accepted: bool = False  #: the answer behind an exception was a 2xx
 
     @classmethod
     def of(cls, status: int | None, headers: Mapping[str, str], body: Any, *, also: tuple[Any, ...] = ()) -> Evidence:
-        """Gather what an error body says; `also` are words (or a message, the only one with a space) from elsewhere."""
+        """Gather what an error body says; `also` are words (or a message, the only one with a space) from elsewhere.
+
+        A gateway may put the error of the provider behind it, as JSON, into a message of its own: what that says counts
+        as well. Of a bad request only where nothing but the names of errors stands before it: it may quote its input.
+        """
         body = parsed(body)
         words: list[str] = []
-        message, per_day, never = (body if isinstance(body, str) else ""), False, False
+        messages = [body] if isinstance(body, str) else []
+        per_day = never = False
         amazon = headers.get("x-amzn-errortype", "").partition(":")[0]
-        for fields in error_objects(body):
+        for fields in error_objects(body, quotes_input=status in ECHOING_STATUS):
             for name in ("type", "code", "status", "reason", "error_code", "error_type", "__type", "Code", "error"):
                 value = fields.get(name)
                 # AWS qualifies its types: com.amazon.coral.service#ThrottlingException
                 words += [value.rpartition("#")[2]] if isinstance(value, str) else []
-            said = fields.get("message") or fields.get("Message") or fields.get("error_description")
-            message = message or (said if isinstance(said, str) else "")
+            messages += sentences(fields)
+            for name in ("quotaId", "quota_id", "quotaMetric", "quota_metric", "limit_source"):
+                value = fields.get(name)
+                per_day = per_day or (isinstance(value, str) and _A_DAYS.search(value[:256]) is not None)
             quota = fields.get("quotaId") or fields.get("quota_id")
-            per_day = per_day or (isinstance(quota, str) and "PerDay" in quota[:256])
             never = never or (quota is not None and str(fields.get("quotaValue"))[:8] == "0")
         for extra in (amazon, *also):
             if isinstance(extra, str) and " " in extra:
-                message = message or extra
+                messages += [extra] if not messages else []
             elif isinstance(extra, str) and extra:
                 words.append(extra)
         short = tuple(dict.fromkeys(word for word in words if len(word) <= 64))[:16]
-        return cls(status, short, message[:_LONGEST_MESSAGE], per_day, never)
+        told = tuple(dict.fromkeys(message[:_LONGEST_MESSAGE] for message in messages))[:_MOST_MESSAGES]
+        return cls(status, short, told, per_day, never)
 
     def category(self) -> Category | None:
         """The verdict; None where there is neither a status nor a word that we know."""
@@ -80,17 +92,63 @@ class Evidence:
                 return self._refined(telling)
         return None if self.status is None else self._refined(of_status(self.status))
 
+    def quota(self) -> Category | None:
+        """QUOTA_EXHAUSTED where the messages begin by saying so, whatever the status; else None."""
+        return _C.QUOTA_EXHAUSTED if any(QUOTA_400.match(message) for message in self.messages) else None
+
     def _refined(self, category: Category) -> Category:
         """Tell quotas, and requests that will never fit, from mere rate limits and bad requests."""
         if category is _C.RATE_LIMITED:
-            fits = NEVER_FITS.match(self.message)
-            if fits is not None and int(fits[2]) > int(fits[1]):
-                return _C.INVALID_REQUEST  # OpenAI says 429 to a call larger than the minute's whole budget
-            if self.per_day or self.never or QUOTA_429.search(self.message):
+            if self.never or self._says(NO_LIMIT):
                 return _C.QUOTA_EXHAUSTED
-        elif category in {_C.INVALID_REQUEST, _C.AUTH} and QUOTA_400.match(self.message):
-            return _C.QUOTA_EXHAUSTED
+            for message in self.messages:
+                fits = NEVER_FITS.match(message)
+                if fits is not None and int(fits[2]) > int(fits[1]):
+                    return _C.INVALID_REQUEST  # OpenAI says 429 to a call larger than the minute's whole budget
+            if self.per_day or self._used_up() or self._own_quota() or self._long_windows_only():
+                return _C.QUOTA_EXHAUSTED
+            return category
+        if category is _C.AUTH or (category is _C.INVALID_REQUEST and self.status not in ECHOING_STATUS):
+            return _C.QUOTA_EXHAUSTED if self._used_up() else self.quota() or category
+        if category is _C.INVALID_REQUEST and any(ACCOUNT_400.match(message) for message in self.messages):
+            return _C.AUTH
+        if category in {_C.INVALID_REQUEST, _C.SERVER_ERROR, _C.OVERLOADED}:
+            return self.quota() or category
         return category
+
+    def _says(self, pattern: re.Pattern[str]) -> bool:
+        return any(pattern.search(message) for message in self.messages)
+
+    def _used_up(self) -> bool:
+        return any(QUOTA_429.search(OFFER.sub("", message)) for message in self.messages)
+
+    def _own_quota(self) -> bool:
+        """OpenAI's sentence for an account without credit, its code lost; Gemini says the same of a minute's quota."""
+        return self._says(OWN_QUOTA) and not self._says(_GOOGLES) and "resourceexhausted" not in map(bare, self.words)
+
+    def _long_windows_only(self) -> bool:
+        """Whether the limits that the messages state are of days and months."""
+        stated = [limit for message in self.messages for limit in stated_limit({"message": message}).values()]
+        return bool(stated) and all(limit.window_s >= _DAY_S for limit in stated)
+
+
+#: Names of quotas: GenerateRequestsPerDayPerProject, .../generate_requests_per_model_per_day, free_tier_daily.
+_A_DAYS = re.compile(r"Per(?:Day|Month)|per_(?:day|month)|daily|monthly")
+_GOOGLES = re.compile(r"google|gemini|vertex|generativelanguage|quota exceeded for metric|limit: [1-9]", re.I)
+_DAY_S, _MOST_MESSAGES = 86_400.0, 8
+_STATUS_NAMES = ("code", "status_code", "statusCode", "status", "http_code", "http_status", "httpStatus")
+
+
+def status_of(body: Any) -> int | None:
+    """The HTTP status that an error's body tells, as a number or as text; None: none."""
+    for fields in error_objects(body):
+        for name in _STATUS_NAMES:
+            value: Any = fields.get(name)
+            if isinstance(value, str) and len(value) == 3 and value.isascii() and value.isdigit():
+                value = int(value)
+            if is_status(value):
+                return int(value)
+    return None
 
 
 def is_status(value: Any) -> bool:
@@ -162,6 +220,8 @@ def testimony(error: BaseException, response: Any, *, providers: bool) -> tuple[
     if providers or status is not None:
         also = [attribute(error, name) for name in _WORD_ATTRIBUTES if name not in old_names]
         also += [_grpc_code(error), attribute(error, "message"), message_of(error)]
+        if body is None:  # litellm keeps the provider's error in its message alone
+            body = next((said for said in also[-2:] if isinstance(said, str) and "{" in said), None)
     evidence = Evidence.of(status, headers, body, also=tuple(also))
     accepted = providers and status is None and any(_is_success(value) for value in statuses)
     return headers, body, replace(evidence, accepted=accepted)

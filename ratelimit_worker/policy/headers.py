@@ -6,13 +6,17 @@ LiteLLM proxy. Everything here takes what strangers sent: a value that makes no 
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from ast import literal_eval
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 from ratelimit_worker.calls import Snapshot
@@ -33,6 +37,10 @@ _LONGEST_WINDOW_S = 3_600.0
 #: paced by it would be closed for good.
 LEAST_RATE = 1 / _LONGEST_WINDOW_S
 
+#: Numbers from here on are no delay but an instant: 2001, in seconds since the epoch.
+_LEAST_EPOCH_S = 1e9
+
+_LONGEST_LIST, _LIST_COMMA = 256, re.compile(r",(?! ?[0-9]{1,2} [A-Z][a-z]{2} [0-9]{4})")
 _MOST_HEADERS, _LONGEST_VALUE, _MOST_OBJECTS, _LONGEST_MESSAGE = 256, 1_024, 64, 2_000
 
 _NUMBER = re.compile(r"[0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18}")
@@ -47,6 +55,8 @@ _RETRY_HEADERS = (
     ("retry-after-ms", 1e-3),
     ("x-ms-retry-after-ms", 1e-3),
     ("retry-after", 1.0),
+    ("x-retry-after", 1.0),
+    ("x-ratelimit-retry-after", 1.0),
     ("llm_provider-retry-after-ms", 1e-3),
     ("llm_provider-x-ms-retry-after-ms", 1e-3),
     ("llm_provider-retry-after", 1.0),
@@ -59,24 +69,45 @@ _RETRY_FIELDS = (
     ("retryAfter", 1.0),
     ("retry_after_seconds", 1.0),
 )
+_AMOUNT = rf"(?:{_NUMBER.pattern})\s?(?:days?|hours?|hrs?|minutes?|mins?|seconds?|secs?|ms|d|h|m|s)(?![a-z])"
 _ASKED_TO_WAIT = re.compile(
-    rf"(?:try again|retry) (?:in|after) "
-    rf"((?:(?:{_NUMBER.pattern})\s?(?:days?|hours?|minutes?|seconds?|ms|h|m|s)\s?)+)\b",
+    r"(?:try(?:ing)? again|retry(?:ing)?|available(?: again)?|resets?|replenished|please wait)"
+    rf"(?: (?:in|after|for)(?: about| approximately)?)?:? ((?:{_AMOUNT}(?:,? (?:and )?)?)+)",
     re.I,
 )
-_NESTED = ("error", "Error", "errors", "detail", "details", "violations", "innererror", "inner_error")
+#: .NET's way to write a duration, [days.]hours:minutes:seconds: Azure API Management.
+_CLOCK_TO_WAIT = re.compile(r"\b(?:in|after) (?:([0-9]{1,4})\.)?([0-9]{1,2}):([0-9]{2}):([0-9]{2})\b", re.I)
+_DAY_TO_WAIT = re.compile(
+    r"(?:try again|retry|resets?|available|regain access|replenished)\b[^\n]{0,40}?\b(?:at|until|after|on) "
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:T| at | )([0-9]{2}:[0-9]{2}(?::[0-9]{2})?)",
+    re.I,
+)
+_NESTED = ("error", "Error", "errors", "detail", "details", "violations", "innererror", "inner_error", "metadata")
+#: Members whose text may be a sentence for people, or hold the error of the provider behind, as JSON.
+_SENTENCES_IN = (
+    *("message", "Message", "error_description", "error", "detail", "msg", "title", "status_msg", "raw", "body"),
+    *("error_msg", "error_message", "errorMessage", "upstreamBody"),
+)
+_MOST_EMBEDDED, _LONGEST_EMBEDDED, _LONGEST_PREFIX = 4, 20_000, 200
+#: What a gateway writes before the error that it passes on: names of errors, and nothing of the request.
+_WRAPPER = re.compile(r"""(?:[A-Za-z_.]{0,64}(?:Error|Exception)\b[\s:,-]*|Error code: [0-9]{3}[\s-]*)*[\s"'b]*""")
+_json = json.JSONDecoder(strict=False)
 
 
-def retry_after_s(headers: Mapping[str, str], body: Any = None, *, now_s: float | None) -> float | None:
+def retry_after_s(
+    headers: Mapping[str, str], body: Any = None, *, now_s: float | None, refused: bool = False
+) -> float | None:
     """How long the provider asks us to stay away, in seconds from now; None: it did not say, or nothing sensible.
 
     Understands seconds, milliseconds (`retry-after-ms`, `x-ms-retry-after-ms`), HTTP-date, RFC 3339, epoch seconds,
     durations ("1h2m3.5s", "120ms"), Gemini's `retryDelay` in the body, and last the body's own sentence ("Please try
-    again in 120ms", "Please retry after 45 seconds"): an SDK's exception may have no headers. At most `MAX_DELAY_S`.
+    again in 120ms", "Quota will be replenished in 5.03:23:11"): an SDK's exception may have no headers. Of a header
+    that is there twice, the longest. At most `MAX_DELAY_S`.
 
     Args:
         now_s: Our clock, seconds since the epoch. Where the answer's `Date` disagrees by more than two seconds, or
             `now_s` is None, points in time are read against `Date`; without either they are unknown.
+        refused: It is a 429 or its like, so the reset of a budget in which nothing is left is a wait, too.
     """
     known = lower_case(headers)
     now_s = _reference_s(known, now_s)
@@ -89,12 +120,52 @@ def retry_after_s(headers: Mapping[str, str], body: Any = None, *, now_s: float 
             delay_s = _delay_s(fields.get(name), unit_s, now_s)
             if delay_s is not None:
                 return delay_s
-    for fields in error_objects(body):
-        said = fields.get("message")
-        asked = _ASKED_TO_WAIT.search(said[:_LONGEST_MESSAGE]) if isinstance(said, str) else None
-        if asked is not None:
-            return _delay_s(asked[1].rstrip("."), 1.0, now_s)
-    return None
+    said = [body] if isinstance(body, str) else [one for fields in error_objects(body) for one in sentences(fields)]
+    for sentence in said:
+        delay_s = _asked_s(sentence[:_LONGEST_MESSAGE], now_s)
+        if delay_s is not None:
+            return delay_s
+    return _reset_s(known, body, now_s) if refused else None
+
+
+def sentences(fields: Mapping[Any, Any]) -> list[str]:
+    """What an error's object says for people to read, from whichever member it stands in."""
+    found = [(name, fields[name]) for name in _SENTENCES_IN if isinstance(fields.get(name), str)]
+    return [text for name, text in found if name != "error" or " " in text.strip()]  # a lone word there is a code
+
+
+def _asked_s(sentence: str, now_s: float | None) -> float | None:
+    asked = _ASKED_TO_WAIT.search(sentence)
+    if asked is not None:
+        return min(_sum_s(asked[1]), MAX_DELAY_S)
+    clock = _CLOCK_TO_WAIT.search(sentence)
+    if clock is not None:
+        days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())
+        return min(86_400.0 * days + 3_600.0 * hours + 60.0 * minutes + seconds, MAX_DELAY_S)
+    day = _DAY_TO_WAIT.search(sentence)
+    return None if day is None else _delay_s(f"{day[1]}T{day[2]}", 1.0, now_s)
+
+
+def _reset_s(headers: Mapping[str, str], body: Any, now_s: float | None) -> float | None:
+    """When a budget in which nothing is left is there again; of several, the longest wait; None: none is told.
+
+    Left to the pace is a budget whose limit and remaining units are told beside a duration: there a reset is when the
+    bucket is *full*, and the next unit is there much sooner. A point in time is the end of a window, but Anthropic's.
+    """
+    told = dict(headers)
+    for fields in error_objects(body):  # OpenRouter repeats its headers in the body
+        inner = fields.get("headers")
+        if isinstance(inner, Mapping):
+            told |= lower_case(inner)
+    waits: list[float | None] = [one.reset_s for one in _policies(told, now_s) if one.remaining == 0]
+    for (whose, _, window_s), values in _budgets(told).items():
+        reset, remaining = values.get("reset"), _strictest(values.get("remaining"))
+        if reset is None or (remaining is not None and remaining > 0):
+            continue
+        full = not _is_instant(reset) or "anthropic" in whose
+        paced = full and _snapshot(values, window_s, now_s) is not None
+        waits += [] if paced else [_delay_s(reset, 1.0, now_s)]
+    return max((wait for wait in waits if wait is not None), default=None)
 
 
 def snapshots(headers: Mapping[str, str], *, now_s: float | None) -> dict[str, Snapshot]:
@@ -109,24 +180,96 @@ def snapshots(headers: Mapping[str, str], *, now_s: float | None) -> dict[str, S
     Args:
         now_s: Our clock, seconds since the epoch, for resets that are points in time; as in `retry_after_s`.
     """
-    budgets: dict[tuple[str, str, float | None], dict[str, str]] = {}
     known = lower_case(headers)
-    for name, value in known.items():
-        field = _field(name)
-        if field is not None:
-            budgets.setdefault(field[:3], {})[field[3]] = value
-    if not budgets:
+    budgets = _budgets(known)
+    if not budgets and "ratelimit" not in known:
         return {}
     now_s = _reference_s(known, now_s)
+    seen = [(dimension, _snapshot(values, window_s, now_s)) for (_, dimension, window_s), values in budgets.items()]
+    seen += [(policy.dimension, policy.snapshot()) for policy in _policies(known, now_s)]
     found: dict[str, Snapshot] = {}
-    for (_, dimension, window_s), values in budgets.items():
-        snapshot = _snapshot(values, window_s, now_s)
+    for dimension, snapshot in seen:
         if snapshot is None:
             continue
         other = found.get(dimension)
         if other is None or snapshot.limit / snapshot.window_s < other.limit / other.window_s:
             found[dimension] = snapshot
     return _without_sums(found)
+
+
+_Budgets = dict[tuple[str, str, float | None], dict[str, str]]
+
+
+def _budgets(known: Mapping[str, str]) -> _Budgets:
+    """(whose, dimension, window that its name tells) → kind of value → value."""
+    budgets: _Budgets = {}
+    for name, value in known.items():
+        field = _field(name)
+        if field is not None:
+            budgets.setdefault(field[:3], {})[field[3]] = value
+    policy = known.get("ratelimit-policy", "")
+    if policy and '"' not in policy:  # the IETF's fields as they were before each budget had a name
+        for (_, _, window_s), values in budgets.items():
+            if window_s == UNTOLD and "limit" in values and ";" not in values["limit"]:
+                values["limit"] = f"{values['limit']}, {policy}"
+    return budgets
+
+
+@dataclass(frozen=True, slots=True)
+class _Policy:
+    """One budget of the IETF's RateLimit fields."""
+
+    dimension: str
+    remaining: float
+    reset_s: float | None
+    limit: float | None
+    window_s: float | None
+
+    def snapshot(self) -> Snapshot | None:
+        if not self.limit or not self.window_s or not _is_rate(self.limit, self.window_s):
+            return None
+        return Snapshot(limit=self.limit, window_s=self.window_s, remaining=self.remaining, reset_s=self.reset_s)
+
+
+_LIST_ITEM = re.compile(r'\s*("[^"]{0,128}"|[^,;"]{1,64})((?:;\s*[a-z]{1,8}=(?:"[^"]{0,64}"|[^,;"]{0,64}))*)\s*(?:,|$)')
+
+
+def _items(text: str) -> list[tuple[str, dict[str, str]]]:
+    """The members of a structured list: (item, parameters); quotes are taken off. Empty where it is none."""
+    found, at = [], 0
+    while at < len(text):
+        item = _LIST_ITEM.match(text, at)
+        if item is None or item.end() == at:
+            return []
+        pairs = (pair.strip().partition("=") for pair in item[2].split(";")[1:])
+        found.append((item[1].strip().strip('"'), {name: value.strip('"') for name, _, value in pairs}))
+        at = item.end()
+    return found
+
+
+def _policies(known: Mapping[str, str], now_s: float | None) -> list[_Policy]:
+    """`RateLimit: "name";r=9;t=30` with `RateLimit-Policy: "name";q=10;w=60`, and `limit=10, remaining=9, reset=30`."""
+    told = known.get("ratelimit")
+    if told is None:
+        return []
+    windows = dict(_items(known.get("ratelimit-policy", "")))
+    found = []
+    members = _items(told)
+    older = {name: value for name, _, value in (item.partition("=") for item, _ in members) if value}
+    if older:
+        limit = older.get("limit", "")
+        members = [(limit, {"r": older.get("remaining", ""), "t": older.get("reset", ""), "q": limit})]
+    for name, values in members:
+        policy = {**values, **windows.get(name, {})}
+        remaining, unit = _amount(policy.get("r")), policy.get("qu", "requests")
+        if remaining is None or unit in {"content-bytes", "concurrent-requests"}:
+            continue
+        dimension = _named_dimension(unit, prose=False) or "requests"
+        if dimension == "requests":
+            dimension = _named_dimension(name, prose=False) or ("tokens" if "token" in name.lower() else "requests")
+        reset_s = _delay_s(policy.get("t"), 1.0, now_s)
+        found.append(_Policy(dimension, remaining, reset_s, _amount(policy.get("q")), _amount(policy.get("w"))))
+    return found
 
 
 def told_dimensions(headers: Mapping[str, str]) -> frozenset[str]:
@@ -146,8 +289,7 @@ def about_concurrency(body: Any) -> bool:
     """Whether a 429's own words say that it is about calls at once, not about a rate: "too many concurrent requests",
     "concurrency limit", "simultaneous", "in flight", "parallel"."""
     for fields in error_objects(body):
-        for name in ("message", "type", "code", "reason"):
-            said = fields.get(name)
+        for said in (*sentences(fields), *(fields.get(name) for name in ("type", "code", "reason"))):
             if isinstance(said, str) and _CONCURRENCY.search(said[:_LONGEST_MESSAGE]):
                 return True
     return False
@@ -160,8 +302,12 @@ def refused_dimension(headers: Mapping[str, str], body: Any = None) -> str | Non
     """
     known = lower_case(headers)
     for fields in error_objects(body):
-        for name in ("type", "quotaMetric", "quota_metric", "quotaId", "quota_id", "message"):
-            dimension = _named_dimension(fields.get(name), prose=name == "message")
+        for name in ("type", "quotaMetric", "quota_metric", "quotaId", "quota_id"):
+            dimension = _named_dimension(fields.get(name), prose=False)
+            if dimension is not None:
+                return dimension
+        for said in sentences(fields):
+            dimension = _named_dimension(said, prose=True)
             if dimension is not None:
                 return dimension
     dimension = _named_dimension(known.get("rate_limit_type"), prose=False)
@@ -189,7 +335,7 @@ def stated_limit(body: Any) -> dict[str, StatedLimit]:
     """
     found: dict[str, StatedLimit] = {}
     for fields in error_objects(body):
-        for dimension, limit in (*_quota_violation(fields), *_limits_in(fields.get("message"))):
+        for dimension, limit in (*_quota_violation(fields), *_limits_in(sentences(fields))):
             other = found.get(dimension)
             if other is None or limit.window_s < other.window_s:
                 found[dimension] = limit
@@ -199,7 +345,8 @@ def stated_limit(body: Any) -> dict[str, StatedLimit]:
 def lower_case(headers: Any) -> dict[str, str]:
     """Headers of any client as a plain dict with names in lower case; what is no text is left out.
 
-    Takes mappings and iterables of pairs, of str or bytes. Bounded: 256 headers of 1,024 characters.
+    Takes mappings and iterables of pairs, of str or bytes; one that is there twice is a list, as in HTTP. Bounded: 256
+    headers of 1,024 characters.
     """
     known: dict[str, str] = {}
     try:
@@ -209,23 +356,58 @@ def lower_case(headers: Any) -> dict[str, str]:
                 break
             name_text, value_text = _text(name), _text(value)
             if name_text is not None and value_text is not None:
-                known[name_text.lower()] = value_text[:_LONGEST_VALUE].strip()
+                name_text, value_text = name_text.lower(), value_text[:_LONGEST_VALUE].strip()
+                before = known.get(name_text)
+                known[name_text] = value_text if before is None else f"{before}, {value_text}"[:_LONGEST_VALUE]
     except Exception:  # a stranger's object that is no mapping after all: what was read so far is what it said
         return known
     return known
 
 
-def error_objects(body: Any) -> Iterator[Mapping[Any, Any]]:
-    """Every JSON object of an error body that may say what went wrong, outermost first; at most 64."""
-    waiting, seen = [body], 0
+def error_objects(body: Any, *, quotes_input: bool = False) -> Iterator[Mapping[Any, Any]]:
+    """Every JSON object of an error body that may say what went wrong, outermost first; at most 64.
+
+    Also those that stand as JSON in a text, as gateways pass on the error of the provider behind them.
+
+    Args:
+        quotes_input: Its texts may quote the request; JSON in them counts only behind names of errors.
+    """
+    waiting, seen, embedded = [body], 0, 0
     while waiting and seen < _MOST_OBJECTS:
         found = waiting.pop(0)
         seen += 1
+        texts: list[Any] = []
         if isinstance(found, Mapping):
             yield found
             waiting += [found[name] for name in _NESTED if isinstance(found.get(name), Mapping | list)]
+            texts = [found.get(name) for name in _SENTENCES_IN]
         elif isinstance(found, list | tuple):
             waiting += [item for item in found[:_MOST_OBJECTS] if isinstance(item, Mapping)]
+        elif found is body:
+            texts = [found]
+        for text in texts:
+            if isinstance(text, str) and "{" in text and embedded < _MOST_EMBEDDED:
+                embedded += 1
+                inner = _embedded(text, quotes_input=quotes_input)
+                waiting += [inner] if isinstance(inner, Mapping | list) else []
+
+
+def _embedded(text: str, *, quotes_input: bool) -> Any:
+    """The JSON within a text; None where there is none, or it may be the request's."""
+    start = text.index("{")
+    if text[max(0, start - 1) : start] == "[":
+        start -= 1
+    if quotes_input and (start > _LONGEST_PREFIX or _WRAPPER.fullmatch(text[:start]) is None):
+        return None
+    piece = text[start : start + _LONGEST_EMBEDDED]
+    # Python's own way to print bytes, as LiteLLM does it: line ends stand as backslash and n.
+    for attempt in (piece, piece.replace("\\n", "\n").replace("\\'", "'")):
+        with suppress(ValueError, RecursionError):
+            return _json.raw_decode(attempt)[0]
+    if "\\" not in piece:  # ... and to print a dict
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            return literal_eval(piece[: piece.rindex("}") + 1][:_LONGEST_VALUE])
+    return None
 
 
 def _text(value: Any) -> str | None:
@@ -251,29 +433,42 @@ def _delay_s(value: Any, unit_s: float, now_s: float | None) -> float | None:
         given = [part for part in parts if part is not None]
         return min(math.fsum(given), MAX_DELAY_S) if given else None
     text = (_text(value) or "").strip()
-    if not text or len(text) > 64:
+    if not text or len(text) > _LONGEST_LIST:
         return None
-    delay_s = _plain_delay_s(text, unit_s, now_s)
-    if delay_s is None or not math.isfinite(delay_s) or delay_s < 0:
-        return None
-    return min(delay_s, MAX_DELAY_S)
+    # A header that is there twice is a list; a date has a comma of its own.
+    found = [_plain_delay_s(part.strip(), unit_s, now_s) for part in _LIST_COMMA.split(text)]
+    known = [part for part in found if part is not None and math.isfinite(part) and part >= 0]
+    return min(max(known), MAX_DELAY_S) if known else None
 
 
 def _plain_delay_s(text: str, unit_s: float, now_s: float | None) -> float | None:
     if _SIGNED.fullmatch(text):
         number_s = float(text) * unit_s
+        if number_s < _LEAST_EPOCH_S:
+            return number_s
         # Some send the instant itself, in seconds or milliseconds since the epoch: believed when it is within a day.
+        if now_s is None:
+            return None
         for instant_s in (number_s, number_s / 1_000):
-            if now_s is not None and instant_s > MAX_DELAY_S and 0 <= instant_s - now_s <= MAX_DELAY_S:
-                return instant_s - now_s
+            if abs(instant_s - now_s) <= MAX_DELAY_S:
+                return max(0.0, instant_s - now_s)
         return number_s
     if _DURATION.fullmatch(text):
-        return math.fsum(
-            float(number) * (_UNIT_S.get(unit.lower()) or _UNIT_S[unit[0].lower()])
-            for number, unit in _DURATION_PART.findall(text)
-        )
+        return _sum_s(text)
     instant = _instant_s(text)
     return None if instant is None or now_s is None else instant - now_s
+
+
+def _sum_s(text: str) -> float:
+    return math.fsum(
+        float(number) * (_UNIT_S.get(unit.lower()) or _UNIT_S[unit[0].lower()])
+        for number, unit in _DURATION_PART.findall(text)
+    )
+
+
+def _is_instant(text: str) -> bool:
+    """Whether a reset is a point in time, not a duration."""
+    return _instant_s(text) is not None or (bool(_SIGNED.fullmatch(text)) and float(text) >= _LEAST_EPOCH_S)
 
 
 def _instant_s(text: str) -> float | None:
@@ -287,8 +482,17 @@ def _instant_s(text: str) -> float | None:
         return None
 
 
+UNTOLD = -1.0  #: in place of a window: neither dimension nor window are named
 _KINDS = {"limit": "limit", "remaining": "remaining", "reset": "reset", "renewalperiod": "window"}
 _WINDOWS = {"second": 1.0, "minute": 60.0, "min": 60.0, "hour": 3_600.0, "day": 86_400.0, "month": 2_592_000.0}
+_WINDOWS |= {"1s": 1.0, "1m": 60.0, "60s": 60.0, "1h": 3_600.0, "1d": 86_400.0, "24h": 86_400.0}
+_WINDOWS |= {"secondly": 1.0, "minutely": 60.0, "hourly": 3_600.0, "daily": 86_400.0, "monthly": 2_592_000.0}
+#: Words that name dimension and window at once.
+_BOTH = {
+    f"{letter}p{window[0]}": (dimension, _WINDOWS[window])
+    for letter, dimension in (("r", "requests"), ("t", "tokens"))
+    for window in ("second", "minute", "hour", "day")
+}
 _WINDOWS_SAID = {**_WINDOWS, "sec": 1.0}
 _DIMENSION_WORDS = {
     **dict.fromkeys(("requests", "request", "req"), "requests"),
@@ -322,7 +526,7 @@ _SCOPE_WORDS = frozenset(
 @lru_cache(maxsize=1_024)
 def _field(name: str) -> tuple[str, str, float | None, str] | None:
     """(whose budget, dimension, window_s if named, kind of value) of a header's name; None: not about a rate limit."""
-    before, found, after = name.partition("ratelimit")
+    before, found, after = name.replace("rate-limit", "ratelimit").partition("ratelimit")
     if not found or len(name) > 128:
         return None
     scope, dimensions, windows, kinds = [], set(), [], []
@@ -333,36 +537,62 @@ def _field(name: str) -> tuple[str, str, float | None, str] | None:
             dimensions.add(_DIMENSION_WORDS[word])
         elif word in _WINDOWS:
             windows.append(_WINDOWS[word])
+        elif word in _BOTH:
+            dimensions.add(_BOTH[word][0])
+            windows.append(_BOTH[word][1])
         elif word in _SCOPE_WORDS:
             scope.append(word)
         else:
             return None  # images, audio, unified, ...: a budget that no dimension of ours stands for
     if len(dimensions) == 2:
         dimensions.discard("tokens")  # "input-tokens" is one dimension in two words
-    if not dimensions and windows:
-        dimensions.add("requests")  # Kong's `x-ratelimit-limit-minute`
+    if not dimensions:
+        dimensions.add("requests")  # Kong's `x-ratelimit-limit-minute`; the IETF's `ratelimit-limit: 10, 10;w=60`
+        windows = windows or [UNTOLD]
     if len(dimensions) != 1 or len(kinds) != 1 or len(windows) > 1:
         return None
     return "-".join(scope), dimensions.pop(), windows[0] if windows else None, kinds[0]
 
 
 def _snapshot(values: Mapping[str, str], named_window_s: float | None, now_s: float | None) -> Snapshot | None:
-    limit, remaining = _amount(values.get("limit")), _amount(values.get("remaining"))
+    limit, remaining = _strictest(values.get("limit")), _strictest(values.get("remaining"))
     if limit is None or remaining is None or limit <= 0:
         return None
     reset_s = _delay_s(values.get("reset"), 1.0, now_s)
-    window_s = named_window_s or _delay_s(values.get("window"), 1.0, None)
+    window_s = _window_of(values["limit"], limit) or named_window_s or _delay_s(values.get("window"), 1.0, None)
+    if window_s == UNTOLD:
+        return None  # of what, and in which time, nobody has said
     if not window_s:
         if reset_s is not None and reset_s > _MINUTE_RESET_S:
             return None
         window_s = 60.0
-    if window_s > _LONGEST_WINDOW_S or limit / window_s < LEAST_RATE:
+    if not _is_rate(limit, window_s):
         return None
     return Snapshot(limit=limit, window_s=window_s, remaining=remaining, reset_s=reset_s)
 
 
+def _is_rate(limit: float, window_s: float) -> bool:
+    return window_s <= _LONGEST_WINDOW_S and limit / window_s >= LEAST_RATE
+
+
 def _amount(text: str | None) -> float | None:
     return float(text) if text and _NUMBER.fullmatch(text) else None
+
+
+def _strictest(text: str | None) -> float | None:
+    """The least of the numbers of a header that is there twice; None where one makes no sense."""
+    if text is None or len(text) > _LONGEST_LIST:
+        return None
+    numbers = [_amount(part.partition(";")[0].strip()) for part in text.split(",")]
+    return None if None in numbers else min(number for number in numbers if number is not None)
+
+
+def _window_of(text: str, limit: float) -> float | None:
+    """The window that a limit names itself, seconds: `ratelimit-limit: 10, 10;w=1, 600;w=60`."""
+    for item, values in _items(text) if ";" in text else ():
+        if _amount(item) == limit and (window_s := _amount(values.get("w"))):
+            return window_s
+    return None
 
 
 def _without_sums(found: dict[str, Snapshot]) -> dict[str, Snapshot]:
@@ -416,10 +646,8 @@ _SENTENCES = (
 _QUOTA_WINDOW = re.compile(r"Per(?P<per>Second|Minute|Hour|Day|Month)")
 
 
-def _limits_in(message: Any) -> Iterator[tuple[str, StatedLimit]]:
-    if not isinstance(message, str):
-        return
-    for pattern in _SENTENCES:
+def _limits_in(messages: Iterable[str]) -> Iterator[tuple[str, StatedLimit]]:
+    for message, pattern in product(messages, _SENTENCES):
         for match in pattern.finditer(message[:_LONGEST_MESSAGE]):
             said = match.groupdict()
             window_s = _WINDOWS_SAID[said["per"].lower()] if said.get("per") else float(said["window_s"])

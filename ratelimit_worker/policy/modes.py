@@ -53,6 +53,9 @@ REDUCED_SHARE, PINNED_REDUCED_SHARE = 0.7, 0.5  #: of the pace
 TRIAL_S, TRIAL_FALL, TRIAL_BACK, TRIAL_LEAST = 4.0, 0.75, 0.1, 5
 UNTOLD_PER_S = 4.0  #: least pace that a lane without one is reduced from, calls/s
 HALT_GAP_S = 300.0  #: between probes while the law has halted a lane
+#: A key that is replaced is soon accepted, and asking costs nothing: probes begin close together and have this share of
+#: the time so far between them; beyond GAP_MOST_S it is HALT_GAP_S.
+KEY_GAP_SHARE, KEY_GAP_LEAST_S = 0.2, 5.0
 BARRED_ROW = 5  #: answers in a row, and no good one since, that say that the key is worth nothing
 MANY = 1_000_000  #: a width that bounds nothing but lets a gap hold
 
@@ -111,6 +114,7 @@ class ModeState:
     sick_at: float = 0.0  #: when the last of these came, seconds
     good_row: int = 0  #: good answers in a row to probes
     barred_row: int = 0  #: answers in a row that did not accept the key
+    barred: bool = False  #: in HALT: because of the key; else the quota is used up
     away_since: float | None = None  #: of the outage, seconds; None: the provider is there
     outages: tuple[float, ...] = ()  #: when the late ones began, seconds; at most six
     width: int = 0  #: probes at once; 0: no bound
@@ -198,7 +202,9 @@ def observe(state: ModeState, answer: Answer, thresholds: Thresholds) -> tuple[M
         state = replace(state, barred_row=row)
         if row < BARRED_ROW or state.mode is Mode.HALT:
             return state, None
-        return _to_halt(state, at, f"{row} answers in a row did not accept the key", {"barred_row": float(row)})
+        cause = f"{row} answers in a row did not accept the key"
+        after, move = _to_halt(state, at, cause, {"barred_row": float(row)})
+        return replace(after, barred=True), move
     if not (answer.sick or answer.good):
         return state, None
     if state.mode is Mode.HALT:
@@ -336,6 +342,7 @@ def _changed(state: ModeState, mode: Mode, at: float) -> ModeState:
         sick_row=0,
         good_row=0,
         barred_row=0,
+        barred=False,
         away_since=at if away else None,
         outages=(*(begun for begun in state.outages if at - begun < RELAPSE_S), at)[-6:] if away else state.outages,
         width=1 if away else 0,
@@ -573,12 +580,17 @@ def hold(
     if pin is not None:
         return _pinned(state, pin, now, rates, adaptive, paced)
     if state.mode is Mode.HALT:
-        return Hold(width=1, gap_s=HALT_GAP_S)
+        return Hold(width=1, gap_s=_halt_gap_s(state, now))
     if not adaptive and paced:
         return Hold(rpm=_fixed(state.mode, rates))
     if state.mode is Mode.REDUCED:
         return _reduced(state, state.share, paced)
     return _probes(state, now)
+
+
+def _halt_gap_s(state: ModeState, now: float) -> float:
+    gap_s = max(KEY_GAP_LEAST_S, KEY_GAP_SHARE * (now - state.since)) if state.barred else HALT_GAP_S
+    return gap_s if gap_s <= GAP_MOST_S else HALT_GAP_S
 
 
 def _probes(state: ModeState, now: float) -> Hold:

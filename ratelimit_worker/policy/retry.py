@@ -204,7 +204,8 @@ def next_step(
 
     Retry-After is a floor of every wait that we choose, and no wait outlives the deadline. A sick answer costs a try
     where the lane answered others meanwhile. Where it did not, nobody can tell the call from its provider: it waits, at
-    no try, by a backoff of its own that grows with the time since its first failure (`fault.alone_bound_s`).
+    no try, by a backoff of its own that grows with the time since its first failure (`fault.alone_bound_s`). But a 2xx
+    that was no answer always costs one, and a brown-out gives it no more: its provider is there, and is paid for each.
     A function that is at fault itself has fewer tries; the caller asks for that only while the lane's mode is NORMAL.
 
     Args:
@@ -223,12 +224,13 @@ def next_step(
     asked_s = max(0.0, failure.retry_after_s or 0.0)
     rule = policy.rules.get(failure.category)
     step: Retry | Snooze
-    if failure.sick and beside.alone_s is not None and policy.patient:
+    paid = failure.category is Category.MALFORMED_RESPONSE and failure.status is not None and failure.status < 300
+    if failure.sick and beside.alone_s is not None and policy.patient and not paid:
         cap_s = rule.backoff.cap_s if rule is not None else inf
         step = Snooze(max(asked_s, jitter() * alone_bound_s(beside.alone_s, cap_s)))
     elif rule is not None:
         tries: float = min(rule.tries, BAD_TRIES) if at_fault(record) else rule.tries
-        if failure.sick and policy.patient and not at_fault(record):
+        if failure.sick and policy.patient and not at_fault(record) and not paid:
             tries = tries_allowed(rule.tries, attempt, beside)
         if attempt >= tries:
             return GiveUp(failure, Why.TRIES)

@@ -126,19 +126,41 @@ STATUS: Mapping[int, Category] = {
 #: Statuses so general that a telling word wins over them.
 VAGUE_STATUS = frozenset({400, 403, 404, 422})
 
+#: Statuses of requests that are wrong in themselves: their messages may quote the request.
+ECHOING_STATUS = frozenset({400, 404, 413, 415, 422})
+
 # --- Messages: only where a provider gives no machine word for it. A 400's may echo input: only its very start. ---
 
-QUOTA_429 = re.compile(
+#: A day or more, or money: where one of these is said, waiting a minute does not help.
+_USED_UP = (
     r"insufficient[_ ](?:quota|credit|balance|fund)|credit balance|(?:out of|not enough|no remaining) credits?"
-    r"|per[ -]day\b|\((?:RPD|TPD)\)|\bdaily (?:limit|quota|request|token|usage)"
-    r"|spend(?:ing)? limit|billing (?:hard )?limit|monthly (?:limit|quota|spend|usage|budget)|usage limits?\b",
-    re.I,
+    r"|(?:used|spent) (?:up )?all (?:of )?(?:your |the )?(?:available |remaining )?(?:credits?|quota|balance)"
+    r"|(?:have|has) any (?:remaining )?credits?|credit limit exceeded|balance (?:is )?(?:not enough|insufficient)"
+    r"|per[ _-]?(?:day|month)(?![a-z])|\b(?:RPD|TPD)\b"
+    r"|\b(?:daily|monthly) (?:limit|quota|request|token|usage|budget|spend)"
+    r"|spend(?:ing)? limit|billing (?:hard )?limit|usage limits?\b"
+    r"|call volume quota|token quota|quota will be replenished|key limit exceeded"
+    r"|requires? billing|billing (?:account|to be enabled|is (?:not|disabled))|(?:past|unpaid|outstanding) invoices?"
 )
+#: Anywhere in a message that quotes no request.
+QUOTA_429 = re.compile(_USED_UP, re.I)
+#: What a provider offers to those who pay is not what was refused ("Add 10 credits to unlock 1000 requests per day").
+OFFER = re.compile(r"\b(?:add [0-9]+ credits?|upgrade|to unlock)\b[^.\n]*", re.I)
 QUOTA_400 = re.compile(
     r"\W*(?:your (?:account'?s? )?credit balance is too low|you have reached your specified (?:\w+ )?usage limits?"
-    r"|billing hard limit has been reached|your account is not active, please check your billing)",
+    r"|billing hard limit has been reached|your account is not active, please check your billing"
+    r"|insufficient (?:account )?(?:balance|credits?|funds|quota)|you have run out of credits|out of call volume quota"
+    r"|credit limit exceeded|account [\w-]{1,64} is suspended, possibly due to reaching the monthly spending limit)",
     re.I,
 )
+#: A 400 that is the account's doing, by how its message begins.
+ACCOUNT_400 = re.compile(
+    r"\W*(?:this organization has been disabled|(?:incorrect|invalid) api key\b|api key not valid)", re.I
+)
+#: OpenAI's sentence for an account that has no credit.
+OWN_QUOTA = re.compile(r"exceeded your current quota", re.I)
+#: A limit of 0 is no rate: this key may not use this at all until somebody pays.
+NO_LIMIT = re.compile(r"\blimit(?:ed)?(?: is| to)?[:=]? ?0(?![.,]?[0-9])", re.I)
 NEVER_FITS = re.compile(r"\W*request too large .{0,300}?limit:? ([0-9]{1,12}), requested:? ([0-9]{1,12})", re.I | re.S)
 
 # --- Class names, by the package that defines the class or one of its bases. ---
@@ -308,5 +330,7 @@ def bare(word: str) -> str:
 def familiar(word: str) -> bool:
     plain = bare(word)
     return (
-        plain in DECISIVE_WORDS or plain in TELLING_WORDS or plain in {"tokens", "requests", "notjson", "nocompletion"}
+        plain in DECISIVE_WORDS
+        or plain in TELLING_WORDS
+        or plain in {"tokens", "requests", "notjson", "nocompletion", "empty", "failed"}
     )

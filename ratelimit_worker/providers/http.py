@@ -18,7 +18,7 @@ from ipaddress import ip_address
 from math import inf
 from pathlib import Path
 from ssl import SSLContext
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import httpcore
@@ -28,20 +28,26 @@ import msgspec
 from ratelimit_worker.calls import Category, Response, Usage, saw, timeouts_left
 from ratelimit_worker.config import Settings
 from ratelimit_worker.errors import AuthenticationFailed, BadInput, ConfigurationError, MalformedResponse
-from ratelimit_worker.policy.completion import flaw_of
+from ratelimit_worker.policy.completion import flaw_of, streams, without_comments
 from ratelimit_worker.providers.answer_bytes import MB, read_answer
 
 #: An idle connection is dropped after this many seconds; the load balancers of providers wait for a minute or more.
 _KEEPALIVE_S = 30.0
 
 _MOST_KEY_BYTES = 64 * 1024  #: of a key's file; a device has no end
+#: A key file that is replaced, by whatever tool, is whole again within this many seconds.
+KEY_PATIENCE_S, _KEY_POLL_S = 2.0, 0.05
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
 
+class KeyUnusable(ConfigurationError):
+    """The file of a key is missing, empty or unreadable, or holds what cannot be one; it may in a moment."""
+
+
 class ProviderRefused(Exception):
-    """The provider answered with a status of 300 or more, or with an error inside a 2xx.
+    """The provider answered with a status of 300 or more, or with a 2xx that has an error in it, or no answer.
 
     Neither `str()` nor `repr()` shows its body.
     """
@@ -90,22 +96,27 @@ def post(
         provider: Who answers, for the record of the attempt.
         usage: Reads the tokens out of a good answer's body.
     Raises:
-        ProviderRefused: Status 300 or more, or an error in the body of a 2xx. A model that refuses is an answer.
+        ProviderRefused: Status 300 or more, or a 2xx that holds an error, or nothing of what was asked for. A model's
+            refusal is an answer.
         MalformedResponse: A 2xx that is no JSON.
         InvalidRequest: A 2xx that is larger than `bound_answers` allows.
-        BadInput: `body` cannot be written as JSON.
+        BadInput: `body` cannot be written as JSON, or asks for a stream: nobody here would read it, and it is paid for.
         httpx.TransportError, httpx.DecodingError, httpx.InvalidURL: No answer, or one that could not be read.
     """
     began, bound = monotonic(), timeouts_left()
     whole_s = bound.whole_s if timeout_s is None else timeout_s
     connect_s, first_byte_s = min(bound.connect_s, whole_s), min(bound.first_byte_s, whole_s)
+    to = _url(url)
+    streamed = streams(to.path, body)
+    if streamed is not None:
+        raise BadInput(f"{streamed} asks for a stream, and the whole answer is needed; leave it out")
     try:
         content = _encode(body)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise BadInput(f"the request's body cannot be written as JSON ({type(error).__name__})") from None
     request = httpx.Request(
         "POST",
-        _url(url),
+        to,
         headers={"accept": "application/json", "content-type": "application/json", **headers},
         content=content,
         extensions={"timeout": {"connect": connect_s, "read": first_byte_s, "write": whole_s, "pool": connect_s}},
@@ -116,7 +127,7 @@ def post(
             raw = read_answer(answer, _most_answer_bytes)
         finally:
             answer.close()
-    response, is_json = _response(answer, raw, monotonic() - began)
+    response, is_json = _response(answer, raw, to.path, monotonic() - began)
     del raw  # what was read of it may be as large again
     good = 200 <= response.status < 300
     model = _model(response.body) or _model(body)
@@ -125,8 +136,8 @@ def post(
         raise ProviderRefused(response)
     if not is_json:
         raise MalformedResponse("the answer is no JSON", response.status, response.request_id)
-    flaw = flaw_of(response.body, response.headers)  # Anthropic's overloaded_error may come with a 200
-    if flaw is not None and flaw[0] is not Category.CONTENT_FILTERED:
+    flaw = flaw_of(response.body, response.headers, response.path)  # Anthropic's overloaded_error may come with a 200
+    if flaw is not None and flaw.category is not Category.CONTENT_FILTERED:
         raise ProviderRefused(response)
     return response
 
@@ -148,7 +159,8 @@ def endpoint(
         headers: Makes the headers of every request from the key, None where there is none.
         base_url: Instead of `<prefix>_BASE_URL`.
     Raises:
-        ConfigurationError: The base URL is none, or the key file cannot be read, or the key cannot stand in a header.
+        KeyUnusable: The key file is missing or empty, cannot be read, or holds what no header can carry.
+        ConfigurationError: The base URL is none, or the key in the variable cannot stand in a header.
         AuthenticationFailed: There is no key.
     """
     origin = (base_url or environment.get(f"{prefix}_BASE_URL") or default_base_url).strip().rstrip("/")
@@ -165,6 +177,24 @@ def endpoint(
     return Endpoint(origin, dict(headers(key)))
 
 
+def wait_for_key(find: Callable[[], Endpoint], patience_s: float = KEY_PATIENCE_S) -> Endpoint:
+    """What `find` returns; a key file without a key is looked at again for a moment: it may be being replaced.
+
+    Args:
+        find: Such as `lambda: openai.endpoint(environment())`.
+    Raises:
+        KeyUnusable, ConfigurationError, AuthenticationFailed: As in `endpoint`.
+    """
+    until_s = monotonic() + patience_s
+    while True:
+        try:
+            return find()
+        except KeyUnusable:
+            if monotonic() >= until_s:
+                raise
+        sleep(_KEY_POLL_S)
+
+
 def _key(environment: Mapping[str, str], name: str) -> str | None:
     key = environment.get(name, "").strip()
     source = name
@@ -175,13 +205,14 @@ def _key(environment: Mapping[str, str], name: str) -> str | None:
             with Path(file).open("rb") as opened:
                 key = opened.read(_MOST_KEY_BYTES).decode("utf-8").strip()
         except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{source}: {file} cannot be read ({type(error).__name__})") from None
+            raise KeyUnusable(f"{source}: {file} cannot be read ({type(error).__name__})") from None
         if not key:
-            raise ConfigurationError(f"{source}: {file} is empty")
+            raise KeyUnusable(f"{source}: {file} is empty")
     if not key:
         return None
     if not all("!" <= letter <= "~" for letter in key):  # h11 would refuse the header, quoting the key
-        raise ConfigurationError(f"{source} holds characters that no HTTP header can carry")
+        kind = ConfigurationError if source == name else KeyUnusable
+        raise kind(f"{source} holds characters that no HTTP header can carry")
     return key
 
 
@@ -218,17 +249,17 @@ def _model(body: Any) -> str | None:
     return model[:256] if isinstance(model, str) else None
 
 
-def _response(answer: httpx.Response, raw: bytearray, elapsed_s: float) -> tuple[Response, bool]:
+def _response(answer: httpx.Response, raw: bytearray, path: str, elapsed_s: float) -> tuple[Response, bool]:
     headers: dict[str, str] = {}
     for name, value in answer.headers.multi_items():  # names come in lower case
         if name != "set-cookie":  # of no use to anybody here, and not ours to store
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
     body: Any
     try:
-        body, is_json = _decode(raw), True
+        body, is_json = _decode(without_comments(raw)), True
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         body, is_json = raw.decode("utf-8", "replace"), False
-    return Response(status=answer.status_code, headers=headers, body=body, elapsed_s=elapsed_s), is_json
+    return Response(status=answer.status_code, headers=headers, body=body, elapsed_s=elapsed_s, path=path), is_json
 
 
 _most_answer_bytes = round(Settings().max_answer_mb * MB)

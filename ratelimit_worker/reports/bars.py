@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ratelimit_worker.ports import Bar, BarKind
-from ratelimit_worker.reports.words import count, per_min, seconds, unknown_task
+from ratelimit_worker.reports.words import count, moment, per_min, seconds, unknown_task
 
 Paces = Mapping[str, float]  #: dimension → units a minute
 
@@ -120,7 +120,7 @@ def _sentence(bar: Bar, at_s: float) -> str:
         case BarKind.PACE:
             return "pace: the lane is closed (0/min)"
         case BarKind.QUOTA:
-            return f"quota: {count(bar.number)} {bar.detail} a day are used up until the next UTC day"
+            return f"quota: {count(bar.number)} {bar.detail} a day are used up until {_next_day(bar)}"
         case BarKind.BEGINS:
             return f"room: {count(bar.number)} calls are released, and no worker has begun them"
         case BarKind.PROBES:
@@ -157,6 +157,12 @@ def _of_parent(bar: Bar, at_s: float, paces: Paces) -> str:
             return "it is closed (0/min)"
         case _:
             return _sentence(bar, at_s).partition(": ")[2]
+
+
+def _next_day(bar: Bar) -> str:
+    if bar.until_s is None or round(bar.until_s) % 86_400 == 0:
+        return "the next UTC day"
+    return f"the next day of its zone, {moment(bar.until_s)[5:]}"
 
 
 def _opens(bar: Bar, at_s: float) -> str:

@@ -43,7 +43,7 @@ class LaneState:
     pinned: bool  #: by hand
     away: bool  #: the provider is, by the law: only probes go out
     limits: LaneLimits  #: what a person told
-    used_today: Mapping[str, float]  #: of the UTC day, where a quota is told: by "requests" and "tokens"
+    used_today: Mapping[str, float]  #: of its day, where a quota is told: by "requests" and "tokens"
     levels: Mapping[str, Level]  #: by dimension; a dimension that is not bound is missing
     at_once_learned: (
         int | None
@@ -64,6 +64,7 @@ class LaneState:
     used_per_min: int | None  #: attempts that ended in the last minute; None: the database is away
     refused_last_min: int | None  #: of these, 429s
     pinned_until_s: float | None = None  #: the pin ends by itself, seconds since the epoch; None: it does not
+    halted: str = ""  #: in HALT by the law, for what: "key" or "quota"
     ramping: bool = False  #: the pace is not known yet, and grows
     #: What holds its next call back; empty: nothing, or none waits; None: the server would not say
     bars: tuple[Bar, ...] | None = ()
@@ -77,6 +78,7 @@ class LaneState:
             pinned=self.pinned,
             until_s=self.pinned_until_s,
             away=self.away,
+            halted=self.halted,
             ramping=self.ramping,
         )
 
@@ -91,7 +93,7 @@ class LaneState:
 
     @property
     def used_up(self) -> tuple[str, ...]:
-        """Quotas of the UTC day of which nothing is left, such as "500 requests a day"."""
+        """Quotas of its day of which nothing is left, such as "500 requests a day"."""
         quotas = (("requests", self.limits.rpd), ("tokens", self.limits.tpd))
         return tuple(
             f"{quota:,.0f} {what} a day"
@@ -181,6 +183,7 @@ def _lane(lane: LaneNow, now: Now, recent: Mapping[str, Recent] | None) -> LaneS
         pinned=mode.pinned,
         away=mode.away,
         pinned_until_s=mode.until_s,
+        halted=mode.halted,
         ramping=mode.ramping,
         bars=lane.bars,
         row=lane.row,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ratelimit_worker.calls import Mode
-from ratelimit_worker.flow.tune import mode_of
+from ratelimit_worker.flow.tune import halted_by, mode_of
 from ratelimit_worker.policy.modes import MANY, Pin
 from ratelimit_worker.reports.words import moment
 
@@ -25,16 +25,19 @@ class ModeNow:
     pinned: bool = False  #: by hand
     until_s: float | None = None  #: the pin ends then, seconds since the epoch; None: it does not by itself
     away: bool = False  #: the law takes the provider to be away: only probes go out
+    halted: str = ""  #: in HALT by the law, for what: "key" or "quota"
     ramping: bool = False  #: the pace is not known yet, and grows until the first header or refusal
 
     @property
     def asides(self) -> tuple[str, ...]:
-        """What belongs to the mode, a few words each: "pinned by hand", "provider away", "ramping up"."""
+        """What belongs to the mode, a few words each: "pinned by hand", "provider away", "key not accepted"."""
         said = []
         if self.pinned:
             said.append("pinned by hand" + (f" until {moment(self.until_s)[5:]}" if self.until_s is not None else ""))
         if self.away:
             said.append("provider away")
+        elif self.halted:
+            said.append("key not accepted" if self.halted == "key" else "quota used up")
         elif self.ramping:
             said.append("ramping up")
         return tuple(said)
@@ -56,6 +59,7 @@ def mode_now(fields: Mapping[str, bytes], pin: Pin | None = None) -> ModeNow:
         pinned=pinned,
         until_s=pin.until if pin is not None and pinned else None,
         away=mode is Mode.EMERGENCY and not pinned and 0 < (probes or width) < MANY,
+        halted=halted_by(fields),
         ramping=ramp > 0 and width > 0 and mode in {Mode.NORMAL, Mode.REDUCED},
     )
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from math import floor, inf
 
 from ratelimit_worker.calls import DIMENSIONS, Mode
-from ratelimit_worker.flow.limit import limits_told
+from ratelimit_worker.flow.limit import day_steps, limits_told
 from ratelimit_worker.flow.tune import SHUT_US, Rules, decide
+from ratelimit_worker.policy import day
 from ratelimit_worker.policy.modes import ALL, MANY, Pin, governing
 from ratelimit_worker.ports import Bar, BarKind, LaneView
 from ratelimit_worker.reports.mode import mode_now
@@ -217,8 +218,8 @@ class Forecast:
         return fields
 
     def _quota_s(self, lane: LaneNow, budget: Budget, ahead: Ahead) -> float:
-        """When the quotas of the UTC day have room for it: now, or on a later day after those before it then."""
-        limits, when_s = limits_told(lane.fields), self.at_s
+        """When the quotas of the lane's day have room for it: now, or on a later day after those before it then."""
+        limits, when_s, zone = limits_told(lane.fields), self.at_s, day_steps(lane.fields)
         for i, (what, quota) in enumerate((("requests", limits.rpd), ("tokens", limits.tpd))):
             before = lane.used_today.get(what, 0.0) + ahead.calls * ahead.mean[i]
             wanted = before + min(ahead.own[i], quota or 0.0)
@@ -226,7 +227,7 @@ class Forecast:
                 days = int((wanted - 1e-9) // quota)
                 that_day = max(0.0, before - days * quota) / max(1e-9, ahead.mean[i])
                 after_s = that_day * budget.each_s(ahead.mean) if that_day else 0.0
-                when_s = max(when_s, (self.at_s // DAY_S + days) * DAY_S + after_s)
+                when_s = max(when_s, day.end_s(zone, day.number(zone, self.at_s) + days - 1) + after_s)
         return when_s
 
     def _budgeted_s(self, ahead: Ahead, left: float) -> float:

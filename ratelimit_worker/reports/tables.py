@@ -117,7 +117,8 @@ def _at_once(lane: LaneState) -> str:
 def _beside(limits: LaneLimits) -> list[str]:
     """Quotas of a day, and parents."""
     quotas = ((limits.rpd, "requests"), (limits.tpd, "tokens"))
-    told = [f"{value:,.0f} {what} a day" for value, what in quotas if value is not None]
+    where = f" ({limits.day_zone})" if limits.day_zone else ""
+    told = [f"{value:,.0f} {what} a day{where}" for value, what in quotas if value is not None]
     return [*told, *([f"parents {' + '.join(limits.parents)}"] if limits.parents else [])]
 
 

@@ -17,7 +17,7 @@ The sweep drops lanes whose hash has ended, and after a day those of which nobod
 | `rlw:tenants:L` | ZSET class:tenant → finish tag | fair queueing | TTL: 1 hour; tenants ahead of the lane's `v` |
 | `rlw:turns:P` | ZSET lane → start tag | the row of parent P: lanes that wait for it | lanes |
 | `rlw:shares:P` | ZSET lane → finish tag | fair queueing of P's lanes | TTL: 1 hour; lanes ahead of P's `turn` |
-| `rlw:day:N:L` | HASH | requests and tokens of lane L on UTC day N, where it has a quota | TTL: 2 days |
+| `rlw:day:N:L` | HASH | requests and tokens of lane L on day N of its zone, where it has a quota | TTL: 2 days |
 | `rlw:out:L` | ZSET tag → begun (0, 1) | released and not freed; of a parent's lanes too | slots |
 | `rlw:ready:C:Q` | LIST | calls released to crew C of queue Q: workers that know the same tasks | slots; or the sweep |
 | `rlw:ready:+:Q` | LIST | ordinary tasks of queue Q whose canvas holds calls: for any crew | as kombu's list of Q |
@@ -138,9 +138,13 @@ def turns(parent: str) -> str:
     return f"{NAMESPACE}turns:{parent}"
 
 
-def day(lane: str, at_s: float) -> str:
-    """What a lane with a quota has used of its UTC day."""
-    return f"{NAMESPACE}day:{int(at_s // 86_400)}:{lane}"
+def day(lane: str, at_s: float, offset_s: float = 0.0) -> str:
+    """What a lane with a quota has used of its day, at an instant.
+
+    Args:
+        offset_s: How far its zone is ahead of UTC then, seconds.
+    """
+    return f"{NAMESPACE}day:{int((at_s + offset_s) // 86_400)}:{lane}"
 
 
 #: What a crew is called that knows every task of its queue: a process that makes calls without one.

@@ -293,8 +293,8 @@ class Lanes:
         """Make the outcome of a call safe; the first answer wins → whether this was the first.
 
         Args:
-            kind: What the answer is: "value", which is kept; "error", which only followers get; "passed": it asks
-                again, or never will; "alone": nobody else can have it, each of its followers asks for itself.
+            kind: What the answer is: "value", which is kept; "short" and "error", which only followers get; "passed":
+                it asks again, or never will; "alone": nobody else can have it, each of its followers asks for itself.
             used: What the call has really taken (`observe.used`): the lane gets back what was reserved beyond that.
             tried: A failure that cost a try, for the record of its function (`tally.tried`).
         """

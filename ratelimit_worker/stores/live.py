@@ -20,6 +20,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from ratelimit_worker.calls import DIMENSIONS
 from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.policy import day
 from ratelimit_worker.policy.modes import ALL, Pin, governing
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.stores import keys
@@ -82,7 +83,7 @@ class LaneNow:
     running: int
     reserved_tokens: int  #: by those that are out, ready or running
     oldest_s: float | None  #: when the oldest of the waiting calls was accepted; seconds since the epoch
-    used_today: Mapping[str, float]  #: requests and tokens of the UTC day, where the lane has a quota
+    used_today: Mapping[str, float]  #: requests and tokens of its day, where the lane has a quota
     pin: Pin | None = None  #: by hand; None: the law governs
     #: What holds its next call back; empty: nothing, or none waits; None: the server would not say
     bars: tuple[Bar, ...] | None = ()
@@ -189,6 +190,15 @@ class _Head:
         if not self.first:
             return None
         return tuple(sum(record.cost[i] for record in self.first) / len(self.first) for i in range(len(DIMENSIONS)))
+
+
+class _Bounds(msgspec.Struct):
+    """As much of a lane's `bounds` as is needed here."""
+
+    steps: tuple[int, ...] = ()
+
+
+_decode_bounds = msgspec.json.Decoder(_Bounds).decode
 
 
 class Live:
@@ -370,7 +380,8 @@ class Live:
         out = {lane: raw[4 * i + 2] for i, lane in enumerate(names)}
         reserved = self._reserved(out)
         heads = self._heads({lane: _sorted(raw[4 * i + 1]) for i, lane in enumerate(names)})
-        used = self._used_today([lane for i, lane in enumerate(names) if b"bounds" in raw[4 * i]], at_s)
+        bounds = {lane: raw[4 * i][b"bounds"] for i, lane in enumerate(names) if raw[4 * i].get(b"bounds")}
+        used = self._used_today(bounds, at_s)
         for i, lane in enumerate(names):
             head, fields = heads[lane], {name.decode(): value for name, value in raw[4 * i].items()}
             pin = governing(pins.get(lane), pins.get(ALL), at_s)
@@ -399,10 +410,11 @@ class Live:
         records = self._records(sorted({ref for some in refs.values() for ref in some}))
         return {lane: sum(records[ref].tokens for ref in some if ref in records) for lane, some in refs.items()}
 
-    def _used_today(self, names: Sequence[str], at_s: float) -> dict[str, dict[str, float]]:
+    def _used_today(self, bounds: Mapping[str, bytes], at_s: float) -> dict[str, dict[str, float]]:
+        names = list(bounds)
         with self._client.pipeline(transaction=False) as pipe:
             for lane in names:
-                pipe.hgetall(self._key(keys.day(lane, at_s)))
+                pipe.hgetall(self._key(keys.day(lane, at_s, day.offset_s(_decode_bounds(bounds[lane]).steps, at_s))))
             raw = pipe.execute() if names else []
         return {
             lane: {name.decode(): float(value) for name, value in one.items()}

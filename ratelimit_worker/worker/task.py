@@ -74,7 +74,10 @@ from ratelimit_worker.worker.transport import HEADER, HELD, unpack_body
 
 ANSWERS = Answers(dumps=dumps, loads=loads)
 #: Options of `apply_async` that are the plan's.
-CHOICES = ("lane", "tenant", "context", "tags", "cost", "deadline_s", "cache", "stale_ttl", "shed_below", "timeout_s")
+CHOICES = (
+    *("lane", "tenant", "context", "tags", "cost", "deadline_s", "timeout_s"),
+    *("cache", "cache_incomplete", "stale_ttl", "shed_below"),
+)
 #: Options by which Celery sends a call for a canvas that is under way: nobody is there to catch an error.
 CANVAS = frozenset({"parent_id", "group_id", "chord"})
 IN_HAND_S = 60.0  #: no bound of ours: Celery's time-outs and its one retry come first
@@ -99,9 +102,9 @@ class CallTask(Task):
     """Base class of every task that calls a provider.
 
     Class attributes, or options of `@llm_task`: `lane`, `provider` (with the argument `model` it names the lane),
-    `context`, `tags`, `tenant`, `call_priority`, `deadline_s`, `cost`, `cache`, `stale_ttl`, `shed_below`, `timeout_s`
-    (seconds of one attempt), `cache_ttl` (seconds), `classify`. The same names as options of `apply_async` but for the
-    last two, with `priority` for the class (high, normal, low, or Celery's 0 to 9).
+    `context`, `tags`, `tenant`, `call_priority`, `deadline_s`, `cost`, `cache`, `cache_incomplete`, `stale_ttl`,
+    `shed_below`, `timeout_s` (seconds of one attempt), `cache_ttl` (seconds), `classify`. The same names as options of
+    `apply_async` but for the last two, with `priority` for the class (high, normal, low, or Celery's 0 to 9).
 
     `classify` is a plain function of the exception that the task raised (a `staticmethod` in a class body): its
     `Category`, a whole `Failure`, or None, and our own rules hold.
@@ -128,6 +131,7 @@ class CallTask(Task):
     cost: ClassVar[Callable[..., Cost | Size] | None] = None
     cache: ClassVar[bool] = True
     cache_ttl: ClassVar[float | None] = None
+    cache_incomplete: ClassVar[bool] = False
     stale_ttl: ClassVar[float] = 0.0
     shed_below: ClassVar[str | None] = None
     timeout_s: ClassVar[float | None] = None
@@ -156,6 +160,7 @@ class CallTask(Task):
             cost=cost.__func__ if isinstance(cost, staticmethod) else cost,
             cache=self.cache,
             cache_ttl_s=self.cache_ttl,
+            cache_incomplete=self.cache_incomplete,
             stale_ttl_s=self.stale_ttl,
             shed_below=self.shed_below,
             timeout_s=self.timeout_s,
@@ -207,6 +212,7 @@ class CallTask(Task):
         _check_way(self.app, options.get("connection"), producer)
         chosen = {name: options.pop(name, None) for name in CHOICES}
         priority, running = options.pop("priority", None), self.app.current_worker_task
+        number = options.pop("number", 0)  # attempts that were made before, under the same id
         mine = (
             running.request if running is not None else self.request
         )  # another task's, when it is replaced by this one
@@ -220,7 +226,7 @@ class CallTask(Task):
             plan |= {"deadline": before["deadline"], "number": mine.get("rlw_number")}
             plan |= {"again": True, "fp": before.get("fp"), "tries": tries_used(task_id or "")}
         else:
-            plan["at_once"] = True
+            plan |= {"at_once": True, **({"number": number} if number else {})}
             if "sheds" in plan and CANVAS.isdisjoint(options):
                 plan["sheds"] = "raise"
         task_id = task_id or uuid()
@@ -535,6 +541,7 @@ def _as_before(plan: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, 
         "context": plan["context"],
         "tags": plan["tags"],
         "cache": "ttl" in plan,
+        "cache_incomplete": "short" in plan,
         "stale_ttl": plan.get("stale", 0.0),
         "shed_below": "high" if "sheds" in plan else "low",  # its class is the same, so: yes, or no
         "timeout_s": plan.get("timeout"),

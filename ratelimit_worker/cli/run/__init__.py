@@ -33,6 +33,13 @@ from ratelimit_worker.errors import BadInput
     "--workers", type=click.IntRange(min=1), help="Workers of this run. Default: 1, with a broker the cluster's."
 )
 @click.option(
+    "--on-auth",
+    type=click.Choice(["wait", "fail"]),
+    default="wait",
+    show_default=True,
+    help="A key that is not accepted, or a used-up quota: wait until it is mended, or end with exit code 1.",
+)
+@click.option(
     "--allow-path",
     "allow_paths",
     metavar="PATH",
@@ -56,6 +63,7 @@ def run(
     tpm: float | None,
     concurrency: int | None,
     workers: int | None,
+    on_auth: str,
     allow_paths: tuple[str, ...],
     state_dir: Path | None,
 ) -> None:
@@ -79,6 +87,7 @@ def run(
         tpm=tpm,
         concurrency=concurrency,
         workers=workers,
+        on_auth=on_auth,
         state_dir=state_dir,
         allowed_paths=allowed,
     )
@@ -88,6 +97,8 @@ def run(
     except BadInput as error:
         raise click.UsageError(str(error)) from error
     say(str(summary), err=True)
+    if summary.ended_by:
+        say(f"{summary.ended_by}; resume with the same command", err=True)
     if summary.signal is not None:
         say("stopped; resume with the same command", err=True)
     ctx.exit(summary.exit_code)

@@ -43,6 +43,7 @@ class Request:
     workers: int | None = None  #: None: one without a configured broker, with one the cluster's own
     state_dir: Path | None = None
     allowed_paths: frozenset[str] = frozenset()  #: that lines may ask for beside the known endpoints
+    on_auth: str = "wait"  #: "fail": a key that is not accepted, or a used-up quota, ends the run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +59,14 @@ class Summary:
     attempts: AttemptFigures | None
     seconds: float
     signal: int | None = None  #: the signal by which it was stopped
+    ended_by: str = ""  #: what of its account ended it, in one line; "": nothing
 
     @property
     def exit_code(self) -> int:
-        """0: every line has an answer or a refusal; 1: some failed; 128 + the signal that stopped it."""
+        """0: every line has an answer or a refusal; 1: some failed, or the account did; 128 + its signal."""
         if self.signal is not None:
             return 128 + self.signal
-        return 1 if self.failed else 0
+        return 1 if self.failed or self.ended_by else 0
 
     def __str__(self) -> str:
         requests, refused = ("?", "?") if self.attempts is None else (self.attempts.requests, self.attempts.refused)
@@ -133,14 +135,18 @@ def run_file(request: Request, progress: Progress) -> Summary:
             rpm=request.rpm,
             tpm=request.tpm,
             allowed_paths=request.allowed_paths,
+            waits_for_account=request.on_auth == "wait",
         )
 
         def begin() -> None:
             journal.begin()
             cluster.start_workers(workers, request.concurrency or CONCURRENCY, name)
 
-        session = Session(request.source, journal, cluster, options, begin, progress.note)
-        view = _View(session, Attempts(cluster.settings.database_url, name, _redis_time_s(cluster)))
+        attempts = Attempts(cluster.settings.database_url, name, _redis_time_s(cluster))
+        session = Session(request.source, journal, cluster, options, begin, progress.note, attempts.made)
+        if journal.taken_up:
+            progress.note(f"{len(journal.taken_up):,} lines that failed for the account's sake are sent again")
+        view = _View(session, attempts)
         try:
             session.go(lambda: bool(stop), lambda: view.tick(progress))
             progress.clear()
@@ -162,6 +168,7 @@ def run_file(request: Request, progress: Progress) -> Summary:
                 attempts=_attempts(cluster, view),
                 seconds=time.monotonic() - began_s,
                 signal=None if session.finished else stop.signal,
+                ended_by="" if session.finished else session.account.ended_by,
             )
         finally:
             view.attempts.close()

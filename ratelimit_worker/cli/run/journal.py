@@ -42,6 +42,7 @@ class Journal:
         self.ends: Counter[End] = Counter()  #: lines of OUT by how they ended
         self.run = uuid.uuid4()
         self.resumed = False  #: an unfinished run goes on
+        self.taken_up: set[str] = set()  #: failed for the account's sake: OUT has them no more, and they are sent again
 
     def __enter__(self) -> Self:
         try:
@@ -49,6 +50,7 @@ class Journal:
             try:
                 self._lock()
                 self._read()
+                self._take_up()
                 self._read_sidecar()
             except BaseException:
                 self.close()
@@ -125,7 +127,12 @@ class Journal:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise OutFailed(f"{self.path} is being written by another run; wait for it, or end it") from error
+            raise self._in_use() from error
+        if not os.path.samestat(os.fstat(self._fd), os.stat(self.path)):
+            raise self._in_use()  # it has put another file in this one's place since we opened it
+
+    def _in_use(self) -> OutFailed:
+        return OutFailed(f"{self.path} is being written by another run; wait for it, or end it")
 
     def _read(self) -> None:
         whole = 0
@@ -143,7 +150,37 @@ class Journal:
                         read = read_out(line)
                     except ValueError as error:
                         raise self._foreign(number) from error
-                    self._add(read.custom_id, read.id, read.end)
+                    if read.accounts and read.custom_id is not None:
+                        self.taken_up.add(read.custom_id)
+                    else:
+                        self._add(read.custom_id, read.id, read.end)
+
+    def _take_up(self) -> None:
+        """Take out of OUT what failed for the account's sake: it is sent again, and each line is in OUT once.
+
+        Raises:
+            OSError: there is no room beside it; OUT is as it was.
+        """
+        if not self.taken_up:
+            return
+        path = Path(os.path.realpath(self.path))
+        partial = path.with_name(path.name + ".tmp")
+        mode = os.fstat(self._fd).st_mode & 0o777
+        fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, mode)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with os.fdopen(os.dup(self._fd), "rb") as old, os.fdopen(os.dup(fd), "wb") as new:
+                old.seek(0)
+                new.writelines(line for line in old if not line.strip() or not _is_taken_up(line))
+                new.flush()
+                os.fsync(fd)
+            partial.replace(path)
+        except BaseException:
+            os.close(fd)
+            partial.unlink(missing_ok=True)
+            raise
+        os.close(self._fd)
+        self._fd = fd
 
     def _foreign(self, number: int) -> BadInput:
         return BadInput(f"{self.path}, line {number}: not a line of Batch output; choose another file with -o")
@@ -158,3 +195,8 @@ class Journal:
             raise BadInput(
                 f"{self._sidecar} cannot be read; remove it, and calls that still wait are sent again"
             ) from error
+
+
+def _is_taken_up(line: bytes) -> bool:
+    read = read_out(line)
+    return read.accounts and read.custom_id is not None

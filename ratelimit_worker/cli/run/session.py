@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -18,10 +19,12 @@ from ratelimit_worker.batchfile import Ask, Bad, Cut, End, answer_line, asks, ba
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.cli.cluster import Cluster, talking_to_redis
 from ratelimit_worker.cli.results import Results, Settled
+from ratelimit_worker.cli.run.account import Account, is_accounts
 from ratelimit_worker.cli.run.journal import Journal
 from ratelimit_worker.errors import AuthenticationFailed, BadInput, ConfigurationError, LaneFull, StoreUnavailable
 from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.providers import anthropic, openai
+from ratelimit_worker.providers.http import wait_for_key
 from ratelimit_worker.stores import keys
 
 WINDOW = 10_000  #: calls that are out at once; what is out costs 0.3 kB here, its text is in Redis alone
@@ -45,6 +48,7 @@ class Options:
     rpm: float | None = None
     tpm: float | None = None
     allowed_paths: frozenset[str] = frozenset()  #: beside the known endpoints
+    waits_for_account: bool = True  #: False: a key that is not accepted, or a used-up quota, ends the run
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class _Out:
 
     custom_id: str
     offset: int
+    lane: str
 
 
 class Session:
@@ -60,6 +65,7 @@ class Session:
 
     Args:
         begin: Called once, before the first call is sent.
+        made: Attempts that were made at a call, by its id; asked of those that are sent again.
         say: Takes a line for stderr.
     """
 
@@ -71,14 +77,17 @@ class Session:
         options: Options,
         begin: Callable[[], None],
         say: Callable[[str], None],
+        made: Callable[[str], int] = lambda call_id: 0,
     ) -> None:
         self.journal, self.cluster, self.options = journal, cluster, options
-        self.source, self._begin, self._say = source, begin, say
+        self.source, self._begin, self._say, self._made = source, begin, say, made
         self.lanes: set[str] = set()  #: lanes that were used
         self.total = self._look_through()  #: lines that are not blank
         self.done = 0  #: of these, in OUT
         self._results = Results(cluster.app)
         self._out: dict[str, _Out] = {}
+        self.account = Account(cluster, waits=options.waits_for_account)
+        self._owed: list[tuple[float, str, _Out]] = []  #: heap of lines that are sent again: when, monotonic seconds
         self._pending: deque[Ask] = deque()
         self._lines: Iterator[Ask | Bad] | None = None
         self._read_all = False
@@ -93,7 +102,7 @@ class Session:
     @property
     def finished(self) -> bool:
         """Whether every line is in OUT."""
-        return self._read_all and not self._pending and not self._out
+        return self._read_all and not self._pending and not self._out and not self._owed
 
     @property
     def out(self) -> int:
@@ -101,7 +110,7 @@ class Session:
         return len(self._out)
 
     def go(self, stopped: Callable[[], bool], tick: Callable[[], None]) -> None:
-        """Send and collect until every line is in OUT, or `stopped()`.
+        """Send and collect until every line is in OUT, `stopped()`, or the account ends it (`Account.ended_by`).
 
         Raises:
             StoreUnavailable: Redis was away for longer than a minute.
@@ -111,7 +120,7 @@ class Session:
         """
         with self.source.open("rb") as lines:
             self._lines = self._asks(lines)
-            while not (self.finished or stopped()):
+            while not (self.finished or self.account.ended_by or stopped()):
                 moved = self._turn()
                 for exited in self.cluster.check_workers():
                     self._say(f"a worker ended and was started anew: {exited}")
@@ -139,6 +148,8 @@ class Session:
         try:
             moved = self._send() + self.collect()
             self._audit()
+            for told in self.account.look():
+                self._say(told)
         except StoreUnavailable as error:
             now_s = time.monotonic()
             if self._away_since_s is None:
@@ -170,7 +181,10 @@ class Session:
 
     def _send(self) -> int:
         until_s, sent = time.monotonic() + SEND_S, 0
-        while len(self._out) < WINDOW and time.monotonic() < until_s:
+        while self._owed and self._owed[0][0] <= time.monotonic():
+            _, call_id, out = heappop(self._owed)
+            self._pending.appendleft(self._read_again(call_id, out))
+        while len(self._out) + len(self._owed) < WINDOW and time.monotonic() < until_s:
             if not self._pending and not self._read():
                 break
             if self._check:
@@ -209,12 +223,14 @@ class Session:
         self._first_of_provider(ask.url)
         try:
             self._first_of_lane(lane)
+            self.account.uses(lane, "ANTHROPIC" if builtin.is_anthropic(ask.url) else "OPENAI")
             if ask.call_id not in self._known:
                 builtin.batch_line.apply_async(
                     kwargs={"url": ask.url, "body": ask.body},
                     task_id=ask.call_id,
                     lane=lane,
                     context=self.options.context,
+                    number=self._before(ask),
                     **({} if self.options.queue is None else {"queue": self.options.queue}),
                 )
         except LaneFull:
@@ -224,15 +240,20 @@ class Session:
             line = error_line(ask.call_id, ask.custom_id, "invalid_line", f"line {ask.number}: {error}")
             self._keep([(ask.custom_id, ask.call_id, line, End.FAILED)])
             return True
-        self._out[ask.call_id] = _Out(ask.custom_id, ask.offset)
+        self._out[ask.call_id] = _Out(ask.custom_id, ask.offset, lane)
         return True
+
+    def _before(self, ask: Ask) -> int:
+        """Attempts at a line that is sent again under the same id: each has a row of its own in the database."""
+        again = self.account.is_owed(ask.call_id) or ask.custom_id in self.journal.taken_up
+        return self._made(ask.call_id) if again else 0
 
     def _first_of_provider(self, url: str) -> None:
         """Better one sentence now than an error on every line. Only our own workers have our environment."""
         kind = builtin.is_anthropic(url)
         if self.options.queue is not None and kind not in self._providers:
             try:
-                (anthropic if kind else openai).endpoint(self.cluster.environ)
+                wait_for_key(lambda: (anthropic if kind else openai).endpoint(self.cluster.environ))
             except AuthenticationFailed as error:
                 raise ConfigurationError(error.cause) from error
             self._providers.add(kind)
@@ -250,6 +271,8 @@ class Session:
                 limits = replace(limits, rpm=self.options.rpm, tpm=self.options.tpm, unlimited=False)
             with talking_to_redis():
                 self.cluster.services.lanes.set_points(lane, limit_fields(limits))
+        if self.cluster.embedded:
+            self.account.begin_again(lane)
         self.lanes.add(lane)
 
     def _in_redis(self, call_ids: list[str]) -> set[str]:
@@ -266,7 +289,15 @@ class Session:
     def _write(self, settled: list[Settled]) -> None:
         lines: list[tuple[str | None, str, bytes, End]] = []
         for one in settled:
-            custom_id = self._out[one.call_id].custom_id
+            out = self._out[one.call_id]
+            custom_id = out.custom_id
+            if one.error is not None and is_accounts(one.error):
+                wait_s = self.account.again_in_s(one.call_id, out.lane, one.error)
+                if wait_s is not None:
+                    heappush(self._owed, (time.monotonic() + wait_s, one.call_id, out))
+                    continue
+            if one.error is None:
+                self.account.answered(one.call_id, out.lane)
             line, end = (
                 answer_line(one.call_id, custom_id, one.value)
                 if one.error is None
@@ -302,7 +333,7 @@ class Session:
             lines.seek(out.offset)
             read = next(self._asks(lines))
         if not isinstance(read, Ask) or read.call_id != call_id:
-            raise StoreUnavailable(f"Redis has lost calls, and {self.source} has changed; start again with another -o")
+            raise StoreUnavailable(f"{self.source} has changed while it is sent; start again with another -o")
         return replace(read, offset=out.offset)
 
 

@@ -7,6 +7,20 @@ local FIELDS = {'ts', 'gate', 'cap', 'unlimited', 'seq', 'v', 'width', 'gap', 's
 local BUCKETS = {}                                     -- by dimension: what is read of one that is bound
 for i = 1, N do BUCKETS[i] = {'l' .. i, 'd' .. i, 'g' .. i, 'o' .. i} end
 local DAY_FIELDS, DAY_TTL_S = {'requests', 'tokens'}, 172800
+-- Days of a zone, as policy/day.py writes it down: {from s, offset s, from s, offset s, ...}; nil: UTC.
+local DAY = {}
+function DAY.offset(zone, at)                          -- µs that its clock is ahead of UTC
+  local offset = 0
+  for i = 1, zone and #zone or 0, 2 do
+    if at >= zone[i] * 1e6 then offset = zone[i + 1] * 1e6 end
+  end
+  return offset
+end
+function DAY.number(zone, at) return math.floor((at + DAY.offset(zone, at)) / DAY_US) end
+function DAY.ends(zone, day)
+  local midnight = (day + 1) * DAY_US
+  return midnight - DAY.offset(zone, midnight - DAY.offset(zone, midnight))
+end
 local function bucket(lane)                            -- each field that is read or written costs as much as a look-up
   local h = redis.call('HMGET', lane_key(lane), unpack(FIELDS))
   local L = {name = lane, was = tonumber(h[1]), gate = tonumber(h[2]) or 0, cap = tonumber(h[3]) or 0,
@@ -32,11 +46,12 @@ local function bucket(lane)                            -- each field that is rea
       L.l[i] = math.min(L.d[i], (tonumber(b[1]) or L.d[i]) + pace * dt) + L.o[i]
     end
   end
-  if h[20] then                                        -- what only some lanes have: {parents, rpd, tpd}
+  if h[20] then                                        -- what only some lanes have: {parents, rpd, tpd, zone, steps}
     local bounds = cjson.decode(h[20])
     L.names = bounds.parents
     if bounds.rpd or bounds.tpd then                   -- of the day, in the order of DAY_FIELDS: quota, used
-      L.day, L.quota = math.floor(now / DAY_US), {bounds.rpd or false, bounds.tpd or false}
+      L.zone, L.quota = bounds.steps, {bounds.rpd or false, bounds.tpd or false}
+      L.day = DAY.number(L.zone, now)
       local used = redis.call('HMGET', day_key(lane, L.day), unpack(DAY_FIELDS))
       L.used = {tonumber(used[1]) or 0, tonumber(used[2]) or 0}
     end
@@ -130,7 +145,7 @@ local function admits_in(L, cost, say)
   for i = 1, L.quota and 2 or 0 do                      -- one larger than the quota goes when none of it is used
     local quota = L.quota[i]
     if quota and L.used[i] + math.min(cost[i], quota) > quota + 1e-9 then
-      local us = (L.day + 1) * DAY_US - now
+      local us = DAY.ends(L.zone, L.day) - now
       if say then say('quota', us, i) end
       wait = math.max(wait, us)
     end
@@ -139,7 +154,7 @@ local function admits_in(L, cost, say)
 end
 -- by: +1 spent, -1 given back; at: when it was spent, µs
 local function use_quota(L, cost, by, at)
-  if math.floor(at / DAY_US) ~= L.day then return end  -- yesterday's quota is nobody's any more
+  if DAY.number(L.zone, at) ~= L.day then return end  -- yesterday's quota is nobody's any more
   for i = 1, 2 do L.used[i] = math.max(0, L.used[i] + by * cost[i]) end
   L.counted = true
 end

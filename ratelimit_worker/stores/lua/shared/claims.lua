@@ -122,8 +122,8 @@ local function disband(fp, lane)
   end
   note(lane, now)
 end
--- A call has its outcome ('value'; 'error'; 'passed': it asks again, or never will; 'alone': nobody else can have it). Its
--- answer is kept; the followers of its claim get the outcome, or are let go. O(followers · log).
+-- A call has its outcome ('value'; 'short': one that is not whole; 'error'; 'passed': it asks again, or never will; 'alone':
+-- nobody else can have it). Only a value is kept; the followers of its claim get the outcome, or are let go. O(followers · log).
 local function share(ref, r, kind, answer)
   local packed = kind == 'value' and redis.call('HGET', call_key(ref), 'c')
   local claim = packed and cmsgpack.unpack(packed)

@@ -1,0 +1,215 @@
+"""What becomes of lines that the provider would not answer for the account's sake, and when does a run go on?
+
+A key that is not accepted and a quota that is used up are nobody's answer to a line. The law halts the lane; the lines
+are owed, and wait in it. Here stands how often a line is sent again, and what a person is told of it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+
+from ratelimit_worker.calls import Category, Mode
+from ratelimit_worker.cli.cluster import Cluster, talking_to_redis
+from ratelimit_worker.config import PREFIX
+from ratelimit_worker.errors import CallFailed
+from ratelimit_worker.flow import pin
+from ratelimit_worker.flow.tune import halted_by, mode_of
+from ratelimit_worker.stores import keys
+
+#: A line that is not accepted again and again, while others are, is not the account's fault: so many times.
+MOST_FAILURES = 4
+_FIRST_WAIT_S = 1.0  #: before such a line is sent again; doubled with each time that others were answered meanwhile
+_AT_ONCE_S = 10.0  #: answers so much older than a failure were given by the same account
+_LOOK_EVERY_S = 1.0  #: at the lanes, and at the files of keys
+_FAULTS = frozenset({Category.AUTH, Category.QUOTA_EXHAUSTED})
+_FIELDS = ("mode", "pin", "health", "escalates")
+
+
+def is_accounts(error: BaseException | None) -> bool:
+    """Whether a call failed for its account's sake: another time, or with another key, it would have been answered."""
+    return isinstance(error, CallFailed) and error.category in _FAULTS
+
+
+@dataclass(slots=True)
+class _Owed:
+    failures: int = 0
+    first_s: float = 0.0  #: when it first failed, monotonic
+    answered: int = 0  #: lines of its lane that were answered when it failed last
+
+
+@dataclass(slots=True)
+class _Lane:
+    provider: str = ""  #: "OPENAI" or "ANTHROPIC", whose key its calls have
+    answered: int = 0
+    answered_s: float = -inf  #: the last time, monotonic
+
+
+@dataclass(slots=True)
+class Account:
+    """One run's dealings with its accounts.
+
+    Args:
+        waits: False: a line that fails for the account's sake has failed, and a lane that it halts ends the run.
+    """
+
+    cluster: Cluster
+    waits: bool = True
+    ended_by: str = ""  #: why the run should end, in one line; "": it need not
+    _owed: dict[str, _Owed] = field(default_factory=dict)
+    _lanes: dict[str, _Lane] = field(default_factory=dict)
+    _halted: dict[str, str] = field(default_factory=dict)  #: lane → for what
+    _closed: set[str] = field(default_factory=set)  #: lanes in HALT, for whatever
+    _escalates: dict[str, bool] = field(default_factory=dict)
+    _causes: dict[str, str] = field(default_factory=dict)  #: lane → what its last such failure said
+    _files: dict[str, object] = field(default_factory=dict)
+    _look_at_s: float = 0.0
+
+    def uses(self, lane: str, provider: str) -> None:
+        """A lane of the run has calls to this provider ("OPENAI", "ANTHROPIC")."""
+        if lane not in self._lanes:
+            self._lanes[lane] = _Lane(provider)
+            self._files.setdefault(provider, self._signature(provider))
+
+    def answered(self, call_id: str, lane: str) -> None:
+        """A line was answered, or refused for what it asks: the account is good."""
+        self._owed.pop(call_id, None)
+        known = self._lanes[lane]
+        known.answered, known.answered_s = known.answered + 1, time.monotonic()
+
+    def is_owed(self, call_id: str) -> bool:
+        """Whether a line has failed for the account's sake, and is sent again."""
+        return call_id in self._owed
+
+    def again_in_s(self, call_id: str, lane: str, error: BaseException) -> float | None:
+        """After how many seconds a line that failed for the account's sake is sent again; None: it has failed.
+
+        Where the lane answers others meanwhile, or has answered nobody while other lanes take the same key, it is no
+        fault of the account's, after some tries. While the lane is halted a failure costs nothing. Where nobody halts
+        lanes nobody would ever stop it.
+        """
+        self._causes[lane] = _shown(error)
+        if not self.waits or not self._escalates.get(lane, True):
+            return None
+        owed, answered = self._owed.setdefault(call_id, _Owed(first_s=time.monotonic())), self._lanes[lane].answered
+        own = answered > owed.answered or self._is_last(call_id, lane) or self._is_lanes_own(lane, owed.first_s)
+        if not owed.failures or own:
+            owed.failures += 1
+        elif self._halted.get(lane):
+            owed.failures = 0
+        owed.answered = answered
+        if owed.failures < MOST_FAILURES:
+            return _FIRST_WAIT_S * (1 << max(0, owed.failures - 1))
+        del self._owed[call_id]
+        return None
+
+    def _is_last(self, call_id: str, lane: str) -> bool:
+        """Whether others were answered since it first failed, and no other line is owed."""
+        return self._owed.keys() == {call_id} and self._lanes[lane].answered_s > self._owed[call_id].first_s
+
+    def _is_lanes_own(self, lane: str, since_s: float) -> bool:
+        """Whether it is this lane (a model that the account may not use) that the provider bars, and not the key."""
+        own = self._lanes[lane]
+        return not own.answered and any(
+            other.answered_s >= since_s - _AT_ONCE_S and name not in self._halted
+            for name, other in self._lanes.items()
+            if other.provider == own.provider
+        )
+
+    def look(self) -> list[str]:
+        """What is to be said now, a line each: a lane was halted, or goes on. A key that has changed lets them go on.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        if time.monotonic() < self._look_at_s:
+            return []
+        self._look_at_s = time.monotonic() + _LOOK_EVERY_S
+        before, self._halted = self._halted, self._now()
+        said = self._begun({lane: why for lane, why in self._halted.items() if before.get(lane) != why})
+        over = sorted(before.keys() - self._halted.keys() - self._closed)
+        said += [f"{', '.join(over)}: no longer halted; going on"] if over else []
+        changed = {provider for provider in self._files if self._has_changed(provider)}
+        for lane in sorted(lane for lane in self._halted if self._lanes[lane].provider in changed):
+            self._give_back(lane, "the file of the key has changed")
+        return said
+
+    def begin_again(self, lane: str) -> None:
+        """Whoever starts a run again has done something about the account: what an earlier run met there is over.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        with talking_to_redis():
+            fields = self.cluster.services.lanes.fields(lane)
+        if halted_by(fields):
+            self._give_back(lane, "the run was started again")
+
+    def _give_back(self, lane: str, reason: str) -> None:
+        with talking_to_redis():
+            pin.auto(self.cluster.services.control, lane=lane, who="run", reason=reason)
+
+    def _now(self) -> dict[str, str]:
+        lanes = sorted(self._lanes)
+        with talking_to_redis(), self.cluster.services.redis.pipeline(transaction=False) as pipe:
+            for lane in lanes:
+                pipe.hmget(keys.lane(lane), _FIELDS)
+            found = pipe.execute()
+        fields = {
+            lane: {name: value for name, value in zip(_FIELDS, values, strict=True) if value is not None}
+            for lane, values in zip(lanes, found, strict=True)
+        }
+        self._escalates = {lane: one.get("escalates") != b"0" for lane, one in fields.items()}
+        self._closed = {lane for lane, one in fields.items() if mode_of(one) is Mode.HALT}
+        return {lane: why for lane, one in fields.items() if (why := halted_by(one))}
+
+    def _begun(self, halted: Mapping[str, str]) -> list[str]:
+        said = []
+        for why in sorted(set(halted.values())):
+            lanes = sorted(lane for lane, one in halted.items() if one == why)
+            cause = next((self._causes[lane] for lane in lanes if lane in self._causes), "")
+            what = "does not accept the key" if why == "key" else "says that the quota is used up"
+            fault = f"{', '.join(lanes)}: the provider {what}{f' ({cause})' if cause else ''}"
+            if self.waits:
+                said.append(f"{fault}; waiting for {self._ways_on(lanes)}")
+            elif not self.ended_by:
+                self.ended_by = fault
+        return said
+
+    def _ways_on(self, lanes: Sequence[str]) -> str:
+        files = {self._file(self._lanes[lane].provider) for lane in lanes} - {""}
+        address = f"{PREFIX}REDIS_URL"
+        where = f"{address}={self.cluster.environ[address]} " if self.cluster.embedded else ""
+        ways = [f"a change of {file}" for file in sorted(files)]
+        return ", ".join(
+            [*ways, f"`{where}ratelimit-worker auto`", "or a probe that is answered (the lane sends some)"]
+        )
+
+    def _file(self, provider: str) -> str:
+        """The file of a provider's key; "": there is none, or the key itself is in the environment."""
+        environ, name = self.cluster.environ, f"{provider}_API_KEY"
+        return "" if environ.get(name, "").strip() else environ.get(f"{name}_FILE", "").strip()
+
+    def _has_changed(self, provider: str) -> bool:
+        now = self._signature(provider)
+        changed = now is not None and now != self._files[provider]
+        self._files[provider] = now if now is not None else self._files[provider]
+        return changed
+
+    def _signature(self, provider: str) -> object:
+        """What tells one key file from the next; None: there is none, or nothing in it."""
+        file = self._file(provider)
+        try:
+            found = os.stat(Path(file)) if file else None
+        except OSError:  # it is being replaced: it has changed when it is there again
+            return None
+        return (found.st_mtime_ns, found.st_ino, found.st_size) if found is not None and found.st_size else None
+
+
+def _shown(error: BaseException) -> str:
+    status, cause = getattr(error, "status", None), getattr(error, "cause", "")
+    return f"HTTP {status}" if status else str(cause).partition("\n")[0][:200]
