@@ -103,7 +103,7 @@ def main() -> None:
         live = services()
         make(lanes, lambda lane: live.lanes.establish(lane, pin.lane_fields(live.control, live.settings, lane)))
         busy(made, tasks, "just after")
-        time.sleep(6)  # the tuner has looked at each once, and forgets them
+        time.sleep(20)  # the tuner has looked at each once, and forgets them
         busy(made, tasks, f"beside {lanes:,} idle lanes")
         command(made, "status")
         command(made, "doctor")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 from ratelimit_worker.calls import ModeChange
 from ratelimit_worker.flow.tune import ControlPlane, Tuner
 from ratelimit_worker.policy.modes import Pin
-from ratelimit_worker.ports import Lanes, LaneView
+from ratelimit_worker.ports import Lanes, LaneSeen, LaneView
 from tests.laboratory import Job, Laboratory
 
 
@@ -90,6 +90,12 @@ class _Planes:
 
     def names(self) -> list[str]:
         return sorted(self.together.labs)
+
+    def count(self) -> int:
+        return len(self.together.labs)
+
+    def survey(self, fields: Sequence[str] = (), most: int = 200) -> Iterator[list[LaneSeen]]:
+        yield [LaneSeen(lane=lane, used_s=0.0, working=True, fields=self.fields(lane)) for lane in self.names()]
 
     def fields(self, lane: str) -> Mapping[str, bytes]:
         view: LaneView = self.together.labs[lane].plane.view(())
