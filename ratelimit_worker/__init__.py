@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ratelimit_worker.config import Settings, read_settings
     from ratelimit_worker.errors import CallFailed, RateLimitWorkerError
     from ratelimit_worker.inprocess import get_advanced_rate_limiter, make_optimized_llm_call, optimize_api_call
+    from ratelimit_worker.providers.watch import unwatch, unwatch_all, watch, watch_all
 
 __all__ = [
     "CallFailed",
@@ -40,6 +41,10 @@ __all__ = [
     "optimize_api_call",
     "read_settings",
     "timeout_s",
+    "unwatch",
+    "unwatch_all",
+    "watch",
+    "watch_all",
 ]
 
 _HOMES = {
@@ -56,6 +61,10 @@ _HOMES = {
     "optimize_api_call": "inprocess",
     "read_settings": "config",
     "timeout_s": "calls",
+    "unwatch": "providers.watch",
+    "unwatch_all": "providers.watch",
+    "watch": "providers.watch",
+    "watch_all": "providers.watch",
 }
 
 

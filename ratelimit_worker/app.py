@@ -14,6 +14,7 @@ from ratelimit_worker.config import LANE_SCHEMES, Settings, canonical_redis_url,
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.rules import Rule
+from ratelimit_worker.providers.watch import watch_all
 from ratelimit_worker.worker import control
 from ratelimit_worker.worker.backend import BACKENDS
 from ratelimit_worker.worker.settings import BACKEND_OPTIONS, BROKER_OPTIONS, DEFAULTS, REQUIRED
@@ -26,17 +27,20 @@ R = TypeVar("R")
 _TO_LANES = {"redis": "lanes", "rediss": "laness", "unix": "lanes+socket", "redis+socket": "lanes+socket"}
 
 
-def install(app: Celery, settings: Settings | None = None) -> Celery:
+def install(app: Celery, settings: Settings | None = None, *, watch: bool = False) -> Celery:
     """Give a Celery app lanes: transport, settings that the promises rest on, presence and duties of its workers.
 
     Tasks made with `@llm_task` (or `base=CallTask`) become calls; every other task of the app goes on as it did.
 
     Args:
         settings: From the environment when None.
+        watch: Let lanes learn from every client that a task uses (`ratelimit_worker.watch_all`).
     Raises:
         ConfigurationError: the app's broker is not one Redis, or a setting is wrong.
     """
     settings = settings or read_settings()
+    if watch:
+        watch_all()
     url = _broker_of(app) or settings.redis_url
     if url:
         _connect(app, url)

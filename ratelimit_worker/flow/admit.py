@@ -15,7 +15,7 @@ from enum import Enum, auto
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
-from ratelimit_worker.calls import Arguments, Sighting, Timeouts, saw
+from ratelimit_worker.calls import Arguments, Sighting, Timeouts, saw_before
 from ratelimit_worker.errors import CallFailed, DeadlineExceeded, PayloadLost, StoreUnavailable
 from ratelimit_worker.flow.execute import Answered, Executor, Facts, GaveUp, NotOurs, Result
 from ratelimit_worker.ports import AttemptLanes, Begun, Health
@@ -120,6 +120,7 @@ class Run:
 
     turn: Any | None  #: None: outside any lane
     timeouts: Timeouts = field(default_factory=Timeouts)
+    lane: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +215,7 @@ class Admission(Generic[T]):
             ran: Ran | None = None
             if begun.state == "go":
                 turn.running = True
-                ran = yield Run(turn, self.executor.timeouts(self.plan, self.task, begun))
+                ran = yield Run(turn, self.executor.timeouts(self.plan, self.task, begun), self.plan["lane"])
                 turn.running = False
             attempt = Concluded(self.desk, begun, ran, shared="fp" in self.plan)
             result = yield Ask(partial(attempt.result, self.executor, self._facts(news)))
@@ -342,8 +343,7 @@ class Concluded:
 
 
 def _replay(ran: Ran) -> Any:
-    if ran.seen.response is not None:
-        saw(ran.seen.response, usage=ran.seen.usage, provider=ran.seen.provider, model=ran.seen.model)
+    saw_before(ran.seen)
     if ran.error is not None:
         raise ran.error
     return ran.value

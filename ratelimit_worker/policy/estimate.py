@@ -218,19 +218,34 @@ def stated_tokens(body: Mapping[Any, Any], *names: str) -> int | None:
 def usage_of(answer: Any) -> Usage | None:
     """The tokens that a provider counted, from an answer's body or an SDK's object of it; None: it tells none.
 
-    Reads `usage` (`usage_metadata`) in the spellings of OpenAI, Anthropic (cache writes count against the budget, cache
-    reads do not), Gemini and LangChain.
+    Reads `usage` (`usage_metadata`, `usageMetadata`) in the spellings of OpenAI, Anthropic (cache writes count against
+    the budget, cache reads do not), Gemini (thoughts are output, and so counted), Cohere, Bedrock and LangChain.
     """
-    fields = answer if isinstance(answer, Mapping) else _kept(answer)
-    counted = fields.get("usage") or fields.get("usage_metadata")
+    fields = _fields(answer)
+    counted = next((found for name in _USAGES if (found := fields.get(name))), None)
     if counted is None:
         return None
-    told = counted if isinstance(counted, Mapping) else _kept(counted)
-    input_tokens = stated_tokens(told, "prompt_tokens", "input_tokens", "prompt_token_count")
-    output_tokens = stated_tokens(told, "completion_tokens", "output_tokens", "candidates_token_count")
+    told = _fields(counted)
+    tokens = told.get("tokens")  # Cohere; "billed_units" beside it has no system prompt
+    if tokens is not None and not isinstance(tokens, int | float):
+        told = _fields(tokens)
+    input_tokens = stated_tokens(told, *_INPUTS)
+    output_tokens = stated_tokens(told, *_OUTPUTS)
     if input_tokens is not None:
-        input_tokens += stated_tokens(told, "cache_creation_input_tokens") or 0
+        input_tokens += stated_tokens(told, "cache_creation_input_tokens", "cacheWriteInputTokens") or 0
+    thoughts = stated_tokens(told, "thoughts_token_count", "thoughtsTokenCount")
+    if thoughts is not None:
+        output_tokens = (output_tokens or 0) + thoughts
     return None if input_tokens is None and output_tokens is None else Usage(input_tokens, output_tokens)
+
+
+_USAGES = ("usage", "usage_metadata", "usageMetadata")
+_INPUTS = ("prompt_tokens", "input_tokens", "prompt_token_count", "promptTokenCount", "inputTokens")
+_OUTPUTS = ("completion_tokens", "output_tokens", "candidates_token_count", "candidatesTokenCount", "outputTokens")
+
+
+def _fields(of: Any) -> Mapping[str, Any]:
+    return of if isinstance(of, Mapping) else _kept(of)
 
 
 def _attached(kind: Any) -> bool:
