@@ -83,7 +83,8 @@ class Seams:
                 return None
             return Reading(seen, parts.hostname or "", parts.path, body() if callable(body) else body)
         except Exception as error:
-            return _complain(error)
+            _complain(error)
+            return None
 
 
 def _complain(error: Exception) -> None:
@@ -280,7 +281,7 @@ def _requests_send(seams: Seams, send: Any) -> Any:
 
 def _requests_once(seams: Seams, send: Any) -> Any:
     def wrapper(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        retries = getattr(self, "max_retries", None)
+        retries: Any = getattr(self, "max_retries", None)
         if not getattr(retries, "total", None) or seams.retries():
             return send(self, request, *args, **kwargs)
         once = object.__new__(type(self))  # the same connections; the adapter itself is other threads' too

@@ -133,11 +133,12 @@ class _Finder(importlib.abc.MetaPathFinder):
             return None
         for finder in sys.meta_path:
             find = getattr(finder, "find_spec", None)
-            spec = find(fullname, path, target) if finder is not self and find is not None else None
-            if spec is not None:
+            found = find(fullname, path, target) if finder is not self and find is not None else None
+            if found is not None:
                 break
         else:
             return None
+        spec: importlib.machinery.ModuleSpec = found
         if spec.loader is not None and hasattr(spec.loader, "exec_module"):
             spec.loader = _Loader(spec.loader)
         return spec
