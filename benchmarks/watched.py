@@ -2,10 +2,10 @@
 
     python benchmarks/watched.py [--calls 600] [--rpm 1200] [--seeds 0 1 2] [--who plain watched built-in]
 
-Each run: a simulated provider with a limit that nobody is told and OpenAI's headers, and two workers of 16 threads in an
-environment of its own (.race/watched). *of the oracle*: the least time in which the calls can be answered, by the time
-from the first request to the last answer. *429s*: of all requests. *tokens*: what the tracking database has, of what
-the provider has counted.
+Each run: a simulated provider with a limit that nobody is told and OpenAI's headers, and two workers of 16 threads, in
+an environment of its own (.race/watched). *of the oracle*: the least time in which the calls can be answered, by the
+time from the first request to the last answer. *429s*: of all requests. *tokens*: what the tracking database has, of
+what the provider has counted.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 from ratelimit_worker import unwatch, unwatch_all, watch, watch_all

@@ -7,6 +7,7 @@ leave as httpx's own; `policy.classification` knows them.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -21,19 +22,31 @@ from ssl import SSLContext
 from time import monotonic
 from typing import Any
 
-import httpcore
-import httpx
+import httpcore2 as httpcore
+import httpx2 as httpx
 import msgspec
 
-from ratelimit_worker.calls import Category, Response, Usage, saw, timeouts_left
-from ratelimit_worker.errors import AuthenticationFailed, BadInput, ConfigurationError, MalformedResponse
+import ratelimit_worker
+from ratelimit_worker.calls import Category, Failure, Response, Usage, saw, timeouts_left
+from ratelimit_worker.errors import (
+    AuthenticationFailed,
+    BadInput,
+    CallFailed,
+    ConfigurationError,
+    MalformedResponse,
+    call_failed,
+)
 from ratelimit_worker.policy.completion import flaw_of
+from ratelimit_worker.providers import network
 
 #: An answer larger than this is given up as malformed; the largest honest ones (embeddings in bulk) have a few MB.
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
 #: An idle connection is dropped after this many seconds; the load balancers of providers wait for a minute or more.
 _KEEPALIVE_S = 30.0
+
+#: What a base URL does not end in: people paste the whole address of their first request.
+_ENDPOINT = re.compile(r"/(?:chat/completions|completions|responses|embeddings|messages|moderations)$")
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -89,7 +102,8 @@ def post(
         provider: Who answers, for the record of the attempt.
         usage: Reads the tokens out of a good answer's body.
     Raises:
-        ProviderRefused: Status 300 or more, or an error in the body of a 2xx. A model that refuses is an answer.
+        ProviderRefused: Status 400 or more, or an error in the body of a 2xx. A model that refuses is an answer.
+        InvalidRequest: A redirect, which is not followed: a key goes to its base URL's host alone.
         MalformedResponse: A 2xx that is no JSON, or an answer of more than `MAX_ANSWER_BYTES`.
         BadInput: `body` cannot be written as JSON.
         httpx.TransportError, httpx.DecodingError, httpx.InvalidURL: No answer, or one that could not be read.
@@ -101,14 +115,14 @@ def post(
         content = _encode(body)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise BadInput(f"the request's body cannot be written as JSON ({type(error).__name__})") from None
-    request = httpx.Request(
-        "POST",
-        _url(url),
-        headers={"accept": "application/json", "content-type": "application/json", **headers},
-        content=content,
-        extensions={"timeout": {"connect": connect_s, "read": first_byte_s, "write": whole_s, "pool": connect_s}},
-    )
     with _client() as client, _until(began + whole_s):
+        request = httpx.Request(
+            "POST",
+            _url(url),
+            headers={**client.defaults, "accept": "application/json", "content-type": "application/json", **headers},
+            content=content,
+            extensions={"timeout": {"connect": connect_s, "read": first_byte_s, "write": whole_s, "pool": connect_s}},
+        )
         answer = client.send(request, stream=True, follow_redirects=False)
         try:
             raw = _read(answer)
@@ -118,6 +132,8 @@ def post(
     good = 200 <= response.status < 300
     model = _model(response.body) or _model(body)
     saw(response, usage=usage(response.body) if usage and good and is_json else None, provider=provider, model=model)
+    if 300 <= response.status < 400:
+        raise _redirected(response)
     if not good:
         raise ProviderRefused(response)
     if not is_json:
@@ -156,6 +172,11 @@ def endpoint(
     plain = parsed.host and "%" not in parsed.host and not (parsed.userinfo or parsed.query or parsed.fragment)
     if parsed.scheme not in {"http", "https"} or not plain:
         raise ConfigurationError(f"{prefix}_BASE_URL is no plain http(s) URL; give http(s)://host/path")
+    ending = _ENDPOINT.search(parsed.path)
+    if ending is not None:
+        raise ConfigurationError(
+            f"{prefix}_BASE_URL ends in {ending[0]}, which each request adds by itself: leave that out"
+        )
     key = _key(environment, f"{prefix}_API_KEY")
     if key is None and not _is_loopback(parsed.host):
         raise AuthenticationFailed(f"no key for {parsed.host}: set {prefix}_API_KEY or {prefix}_API_KEY_FILE")
@@ -240,14 +261,14 @@ def _response(answer: httpx.Response, raw: bytes, elapsed_s: float) -> tuple[Res
 # 2.3 x the CPU (1,090 against 480 µs) and half as many went through. A client per thread does not fit greenlets, which
 # live for one task. The stack grows to the most calls that ever ran at once; those at its bottom let go of their
 # connections when they are next used. Both ends of the deque are atomic, so it needs no lock.
-_idle: deque[httpx.Client] = deque()
-_abandoned: list[deque[httpx.Client]] = []
+_idle: deque[_Client] = deque()
+_abandoned: list[deque[_Client]] = []
 _tls: SSLContext | None = None
 _tls_lock = threading.Lock()
 
 
 @contextmanager
-def _client() -> Iterator[httpx.Client]:
+def _client() -> Iterator[_Client]:
     stack = _idle  # after a fork the child has a stack of its own, and this call still returns to the one it took from
     try:
         client = stack.pop()
@@ -265,13 +286,38 @@ def warm_up(clients: int) -> None:
         _idle.append(_new_client())
 
 
+def _redirected(response: Response) -> CallFailed:
+    """Says where it goes, by scheme and host: a path or a query may hold what nobody else should see."""
+    try:
+        to = httpx.URL(response.headers.get("location", ""))
+    except httpx.InvalidURL:
+        to = httpx.URL("")
+    where = f"{to.scheme}://{to.netloc.decode('ascii', 'replace')}" if to.host else "another path"
+    cause = f"HTTP {response.status}: redirects to {where}, which is not followed; give the base URL that answers"
+    return call_failed(
+        Failure(
+            category=Category.INVALID_REQUEST, cause=cause, status=response.status, request_id=response.request_id
+        ),
+        1,
+    )
+
+
 class _Client(httpx.Client):
     """One that `providers.watch` leaves alone: `post` says what it saw."""
 
     tells_the_attempt = True
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        #: What each request says of its sender. Without a User-Agent some gateways refuse it (Cloudflare: 1010).
+        self.defaults = {
+            "user-agent": f"ratelimit-worker/{ratelimit_worker.__version__}",
+            "accept-encoding": self.headers.get("accept-encoding", "gzip, deflate"),
+        }
 
-def _new_client() -> httpx.Client:
+
+def _new_client() -> _Client:
+    network.check()
     # Proxies and certificates of the environment are honoured; that is read here, once a client, not once a call.
     client = _Client(
         verify=_tls_context(),

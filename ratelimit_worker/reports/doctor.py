@@ -19,6 +19,7 @@ from ratelimit_worker.config import PREFIX, SECRET_NAMES, Settings
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.policy.timeout import Latencies, learned_s, p99_s
 from ratelimit_worker.ports import BarKind
+from ratelimit_worker.providers import network
 from ratelimit_worker.reports.bars import held_by
 from ratelimit_worker.reports.live import ClusterState, LaneState
 from ratelimit_worker.reports.stats import Sources, status
@@ -195,7 +196,15 @@ def examine(
         yield from judge_own_rules(own_rules())
     except StoreUnavailable as error:
         yield Finding("Redis", Level.WRONG, str(error), Code.UNREACHABLE)
+    yield judge_network(network.problem())
     yield from judge_settings(settings)
+
+
+def judge_network(problem: str | None) -> Finding:
+    """Proxies and certificates of this process's environment."""
+    if problem is not None:
+        return Finding("network", Level.WRONG, problem, Code.CONFIGURATION)
+    return Finding("network", Level.OK, "proxies and certificates of the environment can be used")
 
 
 def judge_server(server: Server) -> Iterator[Finding]:

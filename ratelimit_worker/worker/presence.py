@@ -20,6 +20,7 @@ from redis import RedisError
 
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import limit, pin
+from ratelimit_worker.providers import network
 from ratelimit_worker.stores.lanes import Crew, Lanes
 from ratelimit_worker.wiring import Services, services
 from ratelimit_worker.worker import own_rules
@@ -204,6 +205,7 @@ class LanesStep(bootsteps.StartStopStep):
             self.presence.beat()
             return
         _check(c.app)
+        network.check()
         live = services()
         lease_s = live.settings.visibility_timeout_seconds
         self.presence = Presence(live.redis_url, c, lease_s)

@@ -20,7 +20,7 @@ from ratelimit_worker.cli.results import Results, Settled
 from ratelimit_worker.cli.run.journal import Journal
 from ratelimit_worker.errors import AuthenticationFailed, BadInput, ConfigurationError, LaneFull, StoreUnavailable
 from ratelimit_worker.flow.enqueue import limit_fields
-from ratelimit_worker.providers import anthropic, openai
+from ratelimit_worker.providers import anthropic, network, openai
 from ratelimit_worker.stores import keys
 
 WINDOW = 10_000  #: calls that are out at once; what is out costs 0.3 kB here, its text is in Redis alone
@@ -215,6 +215,7 @@ class Session:
         """Better one sentence now than an error on every line. Only our own workers have our environment."""
         kind = builtin.is_anthropic(url)
         if self.options.queue is not None and kind not in self._providers:
+            network.check(self.cluster.environ)
             try:
                 (anthropic if kind else openai).endpoint(self.cluster.environ)
             except AuthenticationFailed as error:
