@@ -368,6 +368,17 @@ class ModeChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SentWith:
+    """What requests carry beside what the API itself wants: for a gateway, a beta, an API version.
+
+    A header's value may be `env:NAME` or `file:PATH`, where a secret is; it is read anew for each request.
+    """
+
+    headers: Mapping[str, str] = field(default_factory=dict)  #: names in lower case; an empty value: not sent
+    query: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LaneLimits:
     """What a person told us about a lane. None: unknown, the lane finds out."""
 
@@ -385,3 +396,4 @@ class LaneLimits:
     shared: bool = False  #: itself a parent: only what was told of it binds, since it has no calls to learn from
     tenants: Mapping[str, float] = field(default_factory=dict)  #: weights; 1 where a tenant is not named
     timeout_s: float | None = None  #: of one attempt, seconds
+    sent_with: SentWith = SentWith()  #: headers and query of its calls' requests, beside the provider's own

@@ -111,7 +111,7 @@ def _failures() -> list[Any]:
         (("httpx2.ReadTimeout", "--body", "x"), "--header and --body belong to an answer"),
         (("no_such_sdk.RateLimitError",), "no_such_sdk is not installed here"),
         (("httpx2.NoSuchError",), "httpx2.NoSuchError is no exception"),
-        (("httpx.get",), "httpx.get is no exception"),
+        (("httpx2.get",), "httpx2.get is no exception"),
         (("int",), "int is no exception"),
         ((".",), "is no exception"),
         (("x..y",), "x is not installed"),

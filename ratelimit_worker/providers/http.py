@@ -21,13 +21,15 @@ from pathlib import Path
 from ssl import SSLContext
 from time import monotonic
 from typing import Any
+from urllib.parse import urlencode
 
 import httpcore2 as httpcore
 import httpx2 as httpx
 import msgspec
 
 import ratelimit_worker
-from ratelimit_worker.calls import Category, Failure, Response, Usage, saw, timeouts_left
+from ratelimit_worker.calls import Category, Failure, Response, Usage, saw, sighting_now, timeouts_left
+from ratelimit_worker.config import told_to_send
 from ratelimit_worker.errors import (
     AuthenticationFailed,
     BadInput,
@@ -47,6 +49,9 @@ _KEEPALIVE_S = 30.0
 
 #: What a base URL does not end in: people paste the whole address of their first request.
 _ENDPOINT = re.compile(r"/(?:chat/completions|completions|responses|embeddings|messages|moderations)$")
+
+#: Headers by which an account is known, beside what `<prefix>_API_KEY` fills.
+_AUTH_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "ocp-apim-subscription-key", "x-goog-api-key"})
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -75,6 +80,7 @@ class Endpoint:
 
     base_url: str  #: without a slash at its end
     headers: Mapping[str, str] = field(repr=False)  #: sent with each request; they hold the key
+    query: Mapping[str, str] = field(default_factory=dict, repr=False)  #: of each request
 
     def url(self, path: str) -> str:
         """The address of `path` below the base; a version that both name ("/v1") is said once.
@@ -82,7 +88,8 @@ class Endpoint:
         Raises:
             BadInput: `path` is no plain path, so the key could leave for another host.
         """
-        return _join(self.base_url, path)
+        url = _join(self.base_url, path)
+        return f"{url}{'&' if '?' in url else '?'}{urlencode(self.query)}" if self.query else url
 
 
 def post(
@@ -154,7 +161,8 @@ def endpoint(
 ) -> Endpoint:
     """The endpoint that `<prefix>_BASE_URL`, `<prefix>_API_KEY` or `<prefix>_API_KEY_FILE` describe.
 
-    The key itself wins over the file; an empty variable counts as unset. A base URL on loopback needs no key.
+    The key itself wins over the file; an empty variable counts as unset. A base URL on loopback needs no key, and one
+    for which MAISD_PROVIDERS or MAISD_LANES name a header with a secret needs none either.
 
     Args:
         environment: The process's environment, as `config` read it.
@@ -171,16 +179,21 @@ def endpoint(
         raise ConfigurationError(f"{prefix}_BASE_URL is no URL; give http(s)://host/path") from None
     plain = parsed.host and "%" not in parsed.host and not (parsed.userinfo or parsed.query or parsed.fragment)
     if parsed.scheme not in {"http", "https"} or not plain:
-        raise ConfigurationError(f"{prefix}_BASE_URL is no plain http(s) URL; give http(s)://host/path")
+        raise ConfigurationError(
+            f"{prefix}_BASE_URL is no plain http(s) URL; give http(s)://host/path, and a query in MAISD_PROVIDERS"
+        )
     ending = _ENDPOINT.search(parsed.path)
     if ending is not None:
         raise ConfigurationError(
             f"{prefix}_BASE_URL ends in {ending[0]}, which each request adds by itself: leave that out"
         )
     key = _key(environment, f"{prefix}_API_KEY")
-    if key is None and not _is_loopback(parsed.host):
+    seen = sighting_now()
+    told = told_to_send(environment, prefix.lower(), seen.lane if seen is not None else "")
+    if key is None and not _is_loopback(parsed.host) and not _AUTH_HEADERS & told.headers.keys():
         raise AuthenticationFailed(f"no key for {parsed.host}: set {prefix}_API_KEY or {prefix}_API_KEY_FILE")
-    return Endpoint(origin, dict(headers(key)))
+    sent = {**headers(key), **told.headers}
+    return Endpoint(origin, {name: value for name, value in sent.items() if value}, told.query)
 
 
 def _key(environment: Mapping[str, str], name: str) -> str | None:
@@ -295,9 +308,7 @@ def _redirected(response: Response) -> CallFailed:
     where = f"{to.scheme}://{to.netloc.decode('ascii', 'replace')}" if to.host else "another path"
     cause = f"HTTP {response.status}: redirects to {where}, which is not followed; give the base URL that answers"
     return call_failed(
-        Failure(
-            category=Category.INVALID_REQUEST, cause=cause, status=response.status, request_id=response.request_id
-        ),
+        Failure(category=Category.INVALID_REQUEST, cause=cause, status=response.status, request_id=response.request_id),
         1,
     )
 

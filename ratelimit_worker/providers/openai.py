@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ratelimit_worker.calls import Response, Usage
-from ratelimit_worker.policy.estimate import Size, embeds, stated_tokens, text_tokens
+from ratelimit_worker.policy.estimate import Size, embeds, most_output, stated_tokens, text_tokens
 from ratelimit_worker.providers import http
 
 PROVIDER = "openai"
@@ -16,7 +16,10 @@ CHAT_PATH = "/chat/completions"
 EMBEDDINGS_PATH = "/embeddings"
 RESPONSES_PATH = "/responses"
 
-_PROMPT = ("messages", "input", "prompt", "instructions", "tools", "functions")
+_PROMPT = (
+    *("messages", "input", "prompt", "instructions", "tools", "functions"),
+    *("inputs", "texts", "documents", "query"),  # Voyage, Cohere and rerankers, behind the same door
+)
 
 
 def endpoint(environment: Mapping[str, str], base_url: str | None = None) -> http.Endpoint:
@@ -57,12 +60,12 @@ def size(body: Any) -> Size:
     """
     if not isinstance(body, Mapping):
         return Size(output_tokens=0)
-    stated = stated_tokens(body, "max_completion_tokens", "max_output_tokens", "max_tokens")
+    stated = most_output(body, "max_completion_tokens", "max_output_tokens", "max_tokens")
     if stated is None and (embeds(body) or all(body.get(name) is None for name in _PROMPT)):
         stated = 0
     model = body.get("model")
     return Size(
-        input_tokens=text_tokens(*map(body.get, _PROMPT)),
+        input_tokens=text_tokens(*map(body.get, _PROMPT), model=model),
         output_tokens=stated,
         choices=max(1, stated_tokens(body, "n") or 1),
         model=model if isinstance(model, str) else "",

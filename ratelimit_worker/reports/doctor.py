@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import IntEnum, StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from ratelimit_worker.calls import Mode, Outcome
@@ -127,21 +127,18 @@ def shown(name: str, value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Mapping):
-        return (
-            json.dumps(
-                {
-                    lane: {k: v for k, v in asdict(limits).items() if v not in (None, {})}
-                    for lane, limits in value.items()
-                }
-            )
-            if value
-            else "-"
-        )
+        return json.dumps({of: _told(asdict(limits)) for of, limits in value.items()}) if value else "-"
     if isinstance(value, float):
         return f"{value:g}"
     if name.upper() in SECRET_NAMES and value:
         return masked(str(value))
     return str(value) or "-"
+
+
+def _told(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A lane's or a provider's table as it was written, without what says nothing."""
+    flat = {**table, **table.get("sent_with", {})}
+    return {name: value for name, value in flat.items() if name != "sent_with" and value not in (None, {})}
 
 
 def masked(url: str) -> str:

@@ -17,6 +17,7 @@ from ratelimit_worker.batchfile import Ask, Bad, End, answer_line, asks, bad_lin
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.cli.cluster import Cluster, talking_to_redis
 from ratelimit_worker.cli.results import Results, Settled
+from ratelimit_worker.cli.run.address import Addresses
 from ratelimit_worker.cli.run.journal import Journal
 from ratelimit_worker.errors import AuthenticationFailed, BadInput, ConfigurationError, LaneFull, StoreUnavailable
 from ratelimit_worker.flow.enqueue import limit_fields
@@ -49,6 +50,7 @@ class _Out:
 
     custom_id: str
     offset: int
+    url: str
 
 
 class Session:
@@ -85,6 +87,7 @@ class Session:
         self._away_since_s: float | None = None
         self._audit_at_s = time.monotonic() + AUDIT_S
         self._providers: set[bool] = set()
+        self._addresses = Addresses(cluster.environ)
 
     @property
     def finished(self) -> bool:
@@ -104,6 +107,7 @@ class Session:
             ConfigurationError: a provider's address or key is missing or wrong.
             OutFailed: OUT cannot be written.
             WorkersFailed: the workers do not stay.
+            WrongAddress: nothing answers where the base URL leads.
         """
         with self.source.open("rb") as lines:
             self._lines = asks(lines, self.journal.run)
@@ -130,6 +134,15 @@ class Session:
                 if call_id in self._out:
                     self._out[call_id] = self._out.pop(call_id)
         return len(settled)
+
+    def withdraw(self) -> None:
+        """Nothing that is out was answered, nor will be: it is sent anew when the run goes on.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        with talking_to_redis():
+            self._results.forget(list(self._out))
 
     def _turn(self) -> int:
         try:
@@ -208,7 +221,7 @@ class Session:
             line = error_line(ask.call_id, ask.custom_id, "invalid_line", f"line {ask.number}: {error}")
             self._keep([(ask.custom_id, ask.call_id, line, End.FAILED)])
             return True
-        self._out[ask.call_id] = _Out(ask.custom_id, ask.offset)
+        self._out[ask.call_id] = _Out(ask.custom_id, ask.offset, ask.url)
         return True
 
     def _first_of_provider(self, url: str) -> None:
@@ -250,6 +263,9 @@ class Session:
 
     def _write(self, settled: list[Settled]) -> None:
         lines: list[tuple[str | None, str, bytes, End]] = []
+        for one in settled if self.options.queue is not None else ():  # our own workers have our base URL
+            if one.error is None:
+                self._addresses.hear(self._out[one.call_id].url, one.value)
         for one in settled:
             custom_id = self._out[one.call_id].custom_id
             line, end = (
