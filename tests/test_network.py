@@ -63,12 +63,15 @@ def ask(url: str) -> Any:
         ({"SSL_CERT_FILE": __file__}, "no certificates that can be read"),
     ],
 )
-def test_what_the_environment_names(environ: dict[str, str], words: str | None) -> None:
+def test_what_the_environment_names(
+    environ: dict[str, str], words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each in one line with its name, and without who one is at the proxy; doctor says the same."""
     found = network.problem(environ)
     if words is None:
         assert found is None
         network.check(environ)
+        assert judge_network().code is Code.FINE
         return
     assert found is not None
     assert words in found
@@ -76,8 +79,9 @@ def test_what_the_environment_names(environ: dict[str, str], words: str | None) 
     assert "\n" not in found
     with pytest.raises(ConfigurationError):
         network.check(environ)
-    assert judge_network(found).code is Code.CONFIGURATION
-    assert judge_network(None).code is Code.FINE
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert (judge_network().code, judge_network().says) == (Code.CONFIGURATION, found)
 
 
 def test_a_socks_proxy_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,3 +274,12 @@ def test_the_web_hook_says_who_it_is(provider: Provider, tmp_path: Path) -> None
             hook.post(json.dumps({}).encode())
     finally:
         hook.close()
+
+
+def test_a_base_url_that_lacks_its_version(provider: Provider) -> None:
+    """A 404 without any version in the address asks whether one is missing; with one it is the provider's own word."""
+    provider.says(Reply(404, {"detail": "Not Found"}))
+    with pytest.raises(CallFailed, match=r"nothing answers /chat/completions below http://127.*does it lack /v1\?"):
+        openai.request(http.Endpoint(provider.url, {}), openai.CHAT_PATH, {})
+    with pytest.raises(http.ProviderRefused):
+        openai.request(http.Endpoint(f"{provider.url}/v1", {}), openai.CHAT_PATH, {})

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from ratelimit_worker.calls import Category, Failure
 from ratelimit_worker.cli.run.address import Addresses, WrongAddress
+from ratelimit_worker.errors import call_failed
 from ratelimit_worker.simulate import Scenario, Simulator
 from tests.test_run import Runner, ask
 
@@ -33,6 +35,10 @@ def test_a_path_that_is_not_there(body: Any) -> None:
         Addresses({"OPENAI_BASE_URL": "http://h"}).hear("/chat/completions", told)
     with pytest.raises(WrongAddress, match=r"/v1/messages below https://api.anthropic.com"):
         Addresses({}).hear("/v1/messages", told)
+    failure = Failure(category=Category.INVALID_REQUEST, cause="HTTP 404: does it lack /v1?", status=404)
+    with pytest.raises(WrongAddress, match="does it lack /v1"):
+        Addresses({}).hear("/chat/completions", None, call_failed(failure, 1))
+    Addresses({}).hear(CHAT, None, TimeoutError())
     known = Addresses({})
     known.hear(CHAT, {"status_code": 400, "body": {}})
     known.hear(CHAT, told)

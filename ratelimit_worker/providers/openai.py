@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ratelimit_worker.calls import Response, Usage
+from ratelimit_worker.calls import Category, Failure, Response, Usage
+from ratelimit_worker.errors import call_failed
 from ratelimit_worker.policy.estimate import Size, embeds, most_output, stated_tokens, text_tokens
 from ratelimit_worker.providers import http
 
@@ -15,6 +17,9 @@ BASE_URL = "https://api.openai.com/v1"
 CHAT_PATH = "/chat/completions"
 EMBEDDINGS_PATH = "/embeddings"
 RESPONSES_PATH = "/responses"
+
+#: A version in an address ("/v1/", "/v1beta/"), or what stands for one (Azure's deployments).
+_VERSION = re.compile(r"/v\d[^/]*/|/deployments/")
 
 _PROMPT = (
     *("messages", "input", "prompt", "instructions", "tools", "functions"),
@@ -48,8 +53,16 @@ def request(to: http.Endpoint, path: str, body: Any, timeout_s: float | None = N
 
     Raises:
         As `http.post`, and `BadInput` where `path` is no plain path.
+        InvalidRequest: 404, at an address without any version.
     """
-    return http.post(to.url(path), body, to.headers, timeout_s, provider=PROVIDER, usage=usage)
+    url = to.url(path)
+    try:
+        return http.post(url, body, to.headers, timeout_s, provider=PROVIDER, usage=usage)
+    except http.ProviderRefused as refused:
+        if refused.response.status == 404 and _VERSION.search(url) is None:
+            cause = f"HTTP 404: nothing answers {path} below {to.base_url}; does it lack /v1?"
+            raise call_failed(Failure(category=Category.INVALID_REQUEST, cause=cause, status=404), 1) from refused
+        raise
 
 
 def size(body: Any) -> Size:

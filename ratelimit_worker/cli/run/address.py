@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ratelimit_worker import builtin
-from ratelimit_worker.errors import BadInput
+from ratelimit_worker.errors import BadInput, CallFailed
 from ratelimit_worker.providers import anthropic, openai
 
 
@@ -26,15 +26,20 @@ class Addresses:
         self._environ = environ
         self._there: set[str] = set()  #: paths that have said something of a request
 
-    def hear(self, path: str, value: Any) -> None:
+    def hear(self, path: str, value: Any, error: BaseException | None = None) -> None:
         """Take note of a line's answer.
 
         Args:
             value: What the task `batch_line` returned.
+            error: What it raised.
         Raises:
             WrongAddress: it is a 404 that is about no model, and this path has said nothing else so far.
         """
         if path in self._there:
+            return
+        if error is not None:
+            if isinstance(error, CallFailed) and error.status == 404:
+                raise WrongAddress(error.cause)
             return
         if not isinstance(value, Mapping) or value.get("status_code") != 404 or _is_about_a_model(value.get("body")):
             self._there.add(path)

@@ -264,8 +264,7 @@ class Session:
     def _write(self, settled: list[Settled]) -> None:
         lines: list[tuple[str | None, str, bytes, End]] = []
         for one in settled if self.options.queue is not None else ():  # our own workers have our base URL
-            if one.error is None:
-                self._addresses.hear(self._out[one.call_id].url, one.value)
+            self._addresses.hear(self._out[one.call_id].url, one.value, one.error)
         for one in settled:
             custom_id = self._out[one.call_id].custom_id
             line, end = (
