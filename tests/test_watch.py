@@ -348,6 +348,18 @@ def test_in_process_too(
     assert "watch.failed" not in caplog.text
 
 
-def test_every_seam_has_a_module() -> None:
-    """What is hooked when it is imported is what has seams."""
-    assert {"httpx", "httpx2", "openai._base_client"} <= set(seams.MODULES)
+def test_a_library_of_another_version() -> None:
+    """What it has not cannot be wrapped; whoever imports it notices nothing."""
+    opened = seams.Seams(lambda client: False, lambda: True)
+
+    class APIClient:
+        request = None
+
+    for name in seams.MODULES:
+        odd = ModuleType(name)
+        for attribute in ("Client", "SyncAPIClient", "BaseSDK", "Session", "HTTPAdapter"):
+            setattr(odd, attribute, APIClient)
+        odd.AsyncClient = odd.AsyncAPIClient = None  # type: ignore[attr-defined]
+        opened.open(odd)
+    opened.close()
+    assert vars(APIClient)["request"] is None

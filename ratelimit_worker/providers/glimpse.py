@@ -94,11 +94,6 @@ class Reading:
         seen.glimpses.append(self._glimpse)
         seen.look()
 
-    def forget(self) -> None:
-        """It was no request of its own."""
-        self._seen.glimpses.remove(self._glimpse)
-        self._seen.look()
-
     def answered(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
         """Status and headers have come."""
         told: dict[str, str] = {}

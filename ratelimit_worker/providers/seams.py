@@ -29,6 +29,9 @@ Named = Callable[[Any], bool]
 #: An SDK that is watched sends through whatever client it makes (google-genai: one for each event loop).
 _through: ContextVar[bool] = ContextVar("ratelimit_worker_watched_sdk", default=False)
 
+#: A request that is on its way: httpx may send by aiohttp, and requests sends a redirected one by itself.
+_on_its_way: ContextVar[bool] = ContextVar("ratelimit_worker_watched_request", default=False)
+
 
 class Seams:
     """The methods that are wrapped, so that they can be given back.
@@ -43,10 +46,11 @@ class Seams:
         self._wrapped: dict[tuple[type, str], tuple[Any, Any]] = {}
 
     def open(self, module: ModuleType) -> None:
-        """Wrap what this module has; it may be asked again."""
-        for kind, name, wrap in _seams_of(module):
-            method = vars(kind).get(name)
-            if method is None or (kind, name) in self._wrapped:
+        """Wrap what this module has, of what its like have (versions differ); it may be asked again."""
+        for kind_name, name, wrap in _seams_of(module.__name__):
+            kind = getattr(module, kind_name, None)
+            method = vars(kind).get(name) if isinstance(kind, type) else None
+            if not isinstance(kind, type) or method is None or (kind, name) in self._wrapped:
                 continue
             wrapper = wraps(method)(wrap(self, method))
             setattr(kind, name, wrapper)
@@ -73,7 +77,7 @@ class Seams:
 
     def reading(self, client: Any, method: Any, url: Any, body: Any) -> Reading | None:
         """The beginning of one request; None: it is not to be seen."""
-        seen = self.attempt(client)
+        seen = None if _on_its_way.get() else self.attempt(client)
         if seen is None or getattr(client, "tells_the_attempt", False):  # our own, which says it by itself
             return None
         try:
@@ -100,27 +104,26 @@ def _noting() -> Iterator[None]:
         _complain(error)
 
 
-def _seams_of(module: ModuleType) -> Iterator[tuple[type, str, Callable[[Seams, Any], Any]]]:
-    """(class, method, its wrapper) for each seam that a module has."""
-    name = module.__name__
+def _seams_of(name: str) -> Iterator[tuple[str, str, Callable[[Seams, Any], Any]]]:
+    """(class, method, its wrapper) for each seam that the module of this name may have."""
     if name in {"httpx", "httpx2"}:
-        yield module.Client, "send", _httpx_send
-        yield module.AsyncClient, "send", _httpx_async_send
+        yield "Client", "send", _httpx_send
+        yield "AsyncClient", "send", _httpx_async_send
     elif name == "requests.sessions":
-        yield module.Session, "send", _requests_send
+        yield "Session", "send", _requests_send
     elif name == "requests.adapters":
-        yield module.HTTPAdapter, "send", _requests_once
+        yield "HTTPAdapter", "send", _requests_once
     elif name == "aiohttp.client":
-        yield module.ClientSession, "_request", _aiohttp_request
+        yield "ClientSession", "_request", _aiohttp_request
     elif name.endswith("._base_client"):  # openai, anthropic, groq
-        yield module.SyncAPIClient, "request", _stainless_request
-        yield module.AsyncAPIClient, "request", _stainless_async_request
+        yield "SyncAPIClient", "request", _stainless_request
+        yield "AsyncAPIClient", "request", _stainless_async_request
     elif name == "google.genai._api_client":
-        yield module.BaseApiClient, "_request", _google_request
-        yield module.BaseApiClient, "_async_request", _google_async_request
+        yield "BaseApiClient", "_request", _google_request
+        yield "BaseApiClient", "_async_request", _google_async_request
     elif name.endswith(".basesdk"):  # mistralai
-        yield module.BaseSDK, "do_request", _mistral_request
-        yield module.BaseSDK, "do_request_async", _mistral_async_request
+        yield "BaseSDK", "do_request", _mistral_request
+        yield "BaseSDK", "do_request_async", _mistral_async_request
 
 
 #: Every module with a seam.
@@ -149,11 +152,8 @@ def _httpx_send(seams: Seams, send: Any) -> Any:
         reading = _httpx_reading(seams, self, request)
         if reading is None:
             return send(self, request, *args, **kwargs)
-        try:
+        with _sending(reading):
             response = send(self, request, *args, **kwargs)
-        except Exception as error:
-            _raised(reading, error)
-            raise
         _httpx_answered(reading, response)
         return response
 
@@ -165,11 +165,8 @@ def _httpx_async_send(seams: Seams, send: Any) -> Any:
         reading = _httpx_reading(seams, self, request)
         if reading is None:
             return await send(self, request, *args, **kwargs)
-        try:
+        with _sending(reading):
             response = await send(self, request, *args, **kwargs)
-        except Exception as error:
-            _raised(reading, error)
-            raise
         _httpx_answered(reading, response)
         return response
 
@@ -239,6 +236,19 @@ async def _tapped_async(parts: Any, reading: Reading) -> AsyncIterator[Any]:
                 reading.end()
 
 
+@contextmanager
+def _sending(reading: Reading) -> Iterator[None]:
+    """The request is on its way; what it raises goes on as it is."""
+    token = _on_its_way.set(True)
+    try:
+        yield
+    except Exception as error:
+        _raised(reading, error)
+        raise
+    finally:
+        _on_its_way.reset(token)
+
+
 def _raised(reading: Reading, error: Exception) -> None:
     """A client that raises for a status by itself has had an answer all the same."""
     with _noting():
@@ -258,16 +268,9 @@ def _requests_send(seams: Seams, send: Any) -> Any:
         reading = seams.reading(self, getattr(request, "method", ""), url, body)
         if reading is None:
             return send(self, request, **kwargs)
-        try:
-            with _sdk(seams, self):
-                response = send(self, request, **kwargs)
-        except Exception as error:
-            _raised(reading, error)
-            raise
+        with _sdk(seams, self), _sending(reading):
+            response = send(self, request, **kwargs)
         with _noting():
-            if response.history:  # it came by `send` itself, and was seen there
-                reading.forget()
-                return response
             reading.answered(response.status_code, response.headers.items())
             content = vars(response).get("_content")
             if isinstance(content, bytes):
@@ -300,11 +303,8 @@ def _aiohttp_request(seams: Seams, request: Any) -> Any:
         reading = seams.reading(self, method, _aiohttp_url(self, url), body)
         if reading is None:
             return await request(self, method, url, *args, **kwargs)
-        try:
+        with _sending(reading):
             response = await request(self, method, url, *args, **kwargs)
-        except Exception as error:
-            _raised(reading, error)
-            raise
         with _noting():
             reading.answered(response.status, response.headers.items())
             response.content = _Reader(response.content, reading)

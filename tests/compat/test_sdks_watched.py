@@ -572,3 +572,37 @@ def test_tokens_equal_the_providers_own() -> None:
     assert len(log) == 20
     assert seen_in == sum(arrival.input_tokens for arrival in log)
     assert seen_out == sum(arrival.output_tokens for arrival in log)
+
+
+def test_a_redirected_request_is_one(provider: Provider) -> None:
+    """Clients that follow redirects send anew through the same seam; the tokens are those of the answer."""
+    for kind in (httpx.Client, httpx2.Client):
+        provider.says(Reply(307, b"", {"location": f"{provider.url}{PATH}"}), ANSWER)
+        with sighting() as seen, watch(kind(follow_redirects=True)) as client:
+            assert client.post(f"{provider.url}{PATH}", json=BODY).json() == CHAT
+        assert (len(seen.glimpses), seen.usage) == (1, Usage(9, 12))
+    provider.says(Reply(307, b"", {"location": f"{provider.url}{PATH}"}), ANSWER)
+    watch_all()
+    with sighting() as seen:
+        assert requests.post(f"{provider.url}{PATH}", json=BODY).json() == CHAT
+    assert (len(seen.glimpses), seen.usage) == (1, Usage(9, 12))
+
+
+def test_one_client_behind_another_is_one_request(provider: Provider) -> None:
+    """httpx over a transport that sends by aiohttp (LiteLLM's, and openai's for those who ask for it)."""
+    provider.says(ANSWER)
+    watch_all()
+
+    class ByAiohttp(httpx2.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            async with aiohttp.ClientSession() as session:
+                answer = await session.post(str(request.url), data=await request.aread())
+                return httpx2.Response(answer.status, headers=dict(answer.headers), content=await answer.read())
+
+    async def ask() -> Any:
+        async with httpx2.AsyncClient(transport=ByAiohttp()) as client:
+            return (await client.post(f"{provider.url}{PATH}", json=BODY)).json()
+
+    with sighting() as seen:
+        assert asyncio.run(ask()) == CHAT
+    assert (len(seen.glimpses), seen.usage) == (1, Usage(9, 12))
