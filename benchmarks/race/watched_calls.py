@@ -16,13 +16,11 @@ from ratelimit_worker import install, llm_task
 app = Celery("watched", include=["ratelimit_worker.builtin"])
 install(app, watch=os.environ.get("RACE_WATCH") == "yes")
 MODEL = "gpt-4o"
-_client: list[OpenAI] = []
+client = OpenAI()
 
 
 @llm_task(app=app, lane=f"openai:{MODEL}", cache=False)
 def complete(custom_id: str, body: dict[str, Any]) -> str:
     """One completion, as a team would write it: the SDK as it comes, and the text alone goes back."""
-    if not _client:
-        _client.append(OpenAI())
-    answer = _client[0].chat.completions.create(**body, metadata={"custom_id": custom_id})
+    answer = client.chat.completions.create(**body, metadata={"custom_id": custom_id})
     return answer.choices[0].message.content or ""
