@@ -46,7 +46,7 @@ fuzz: $(STAMP)  ## Run the property tests with fresh seeds, for MINUTES=20; or a
 test-compat: $(patsubst tests/compat/requirements-%.txt,$(COMPAT)/%/.installed,$(wildcard tests/compat/requirements-*.txt))  ## What real SDKs raise, in environments of their own
 	@set -e; for stamp in $^; do set=`basename $$(dirname $$stamp)`; \
 		$(COMPAT)/$$set/bin/python -m pytest -q --confcutdir=tests/compat -p no:cacheprovider --disable-warnings \
-			tests/compat/test_$$set.py $(ARGS); \
+			tests/compat/test_$$set*.py $(ARGS); \
 	done
 
 $(COMPAT)/%/.installed: tests/compat/requirements-%.txt | $(STAMP)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ratelimit_worker.config import Settings, read_settings
     from ratelimit_worker.errors import CallFailed, RateLimitWorkerError
     from ratelimit_worker.inprocess import get_advanced_rate_limiter, make_optimized_llm_call, optimize_api_call
+    from ratelimit_worker.providers.watch import unwatch, unwatch_all, watch, watch_all
     from ratelimit_worker.worker.task import CallTask
 
 __all__ = [
@@ -42,6 +43,10 @@ __all__ = [
     "optimize_api_call",
     "read_settings",
     "timeout_s",
+    "unwatch",
+    "unwatch_all",
+    "watch",
+    "watch_all",
 ]
 
 _HOMES = {
@@ -59,6 +64,10 @@ _HOMES = {
     "optimize_api_call": "inprocess",
     "read_settings": "config",
     "timeout_s": "calls",
+    "unwatch": "providers.watch",
+    "unwatch_all": "providers.watch",
+    "watch": "providers.watch",
+    "watch_all": "providers.watch",
 }
 
 

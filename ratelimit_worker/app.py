@@ -19,6 +19,7 @@ from ratelimit_worker.flow import enqueue
 from ratelimit_worker.inprocess.limiter import AdvancedRateLimiter
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.rules import Rule
+from ratelimit_worker.providers.watch import watch_all
 from ratelimit_worker.stores.credentials import credentials_of
 from ratelimit_worker.worker import control, log_lines
 from ratelimit_worker.worker.backend import BACKENDS
@@ -40,16 +41,19 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def install(app: Celery, settings: Settings | None = None) -> Celery:
+def install(app: Celery, settings: Settings | None = None, *, watch: bool = False) -> Celery:
     """Give a Celery app lanes: transport, settings that the promises rest on, presence and duties of its workers.
 
     Tasks made with `@llm_task` (or `base=CallTask`) become calls; every other task of the app goes on as it did.
 
     Args:
         settings: From the environment when None.
+        watch: Let lanes learn from every client that a task uses (`ratelimit_worker.watch_all`).
     Raises:
         ConfigurationError: the app's broker is not one Redis, or a setting is wrong.
     """
+    if watch:
+        watch_all()
     return _install(app, settings or read_settings())
 
 

@@ -293,7 +293,7 @@ def bad_line(bad: Bad) -> bytes:
 
 def end_of(status: int | None) -> End:
     """How a line ended, by its HTTP status; None: it has none."""
-    if status is None or status >= 500 or status in _FAILED:
+    if status is None or status >= 500 or 300 <= status < 400 or status in _FAILED:
         return End.FAILED
     return End.ANSWERED if status < 300 else End.REFUSED
 

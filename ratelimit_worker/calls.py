@@ -144,30 +144,84 @@ class Response:
 
 
 @dataclass(slots=True)
+class Glimpse:
+    """One request that a watched client made during an attempt, as far as it is known yet."""
+
+    response: Response | None = None  #: None: no answer came (so far)
+    usage: Usage | None = None  #: of a stream: what its events told last
+    provider: str | None = None
+    asked: str | None = None  #: the model that the request named
+    model: str | None = None  #: the one that answered
+
+
+@dataclass(slots=True)
 class Sighting:
     """What was seen of the provider during one attempt; providers fill it, `flow.settle` reads it.
 
-    A user's own function that calls an SDK fills nothing here: then the exception alone is classified.
+    A user's own function fills it where its client is watched (`providers.watch`); where it is not, the exception alone
+    is classified.
     """
 
     response: Response | None = None
     usage: Usage | None = None
     provider: str | None = None
     model: str | None = None
+    lane: str = ""  #: of the attempt; "": outside any
+    sent_again: bool = True  #: whoever made the attempt repeats it where that helps, so a client need not
+    watched: bool = False  #: `response` is a watched client's, which need not have raised for it
+    glimpses: list[Glimpse] = field(default_factory=list)
+
+    def look(self) -> None:
+        """Take what the glimpses tell by now.
+
+        The tokens are those of all requests. The response is that of the last one; where some asked for the lane's own
+        model ("provider:model"), of the last of these, so that a lane does not take the limits of the embeddings that
+        its task makes on the way.
+        """
+        if not self.glimpses:
+            return
+        known = [one for one in self.glimpses if _is_of(self.lane, one.asked) or _is_of(self.lane, one.model)]
+        last = (known or self.glimpses)[-1]
+        self.watched = True
+        self.response, self.provider, self.model = last.response, last.provider, last.model
+        self.usage = _together([one.usage for one in self.glimpses if one.usage is not None])
+
+
+def _is_of(lane: str, model: str | None) -> bool:
+    """Whether a model is the one that a lane is named after; providers answer with a dated name of what was asked."""
+    own = lane.partition(":")[2]
+    return bool(own and model) and (model == own or str(model).startswith(f"{own}-"))
+
+
+def _together(counted: Sequence[Usage]) -> Usage | None:
+    if not counted:
+        return None
+    inputs = [one.input_tokens for one in counted if one.input_tokens is not None]
+    outputs = [one.output_tokens for one in counted if one.output_tokens is not None]
+    return Usage(sum(inputs) if inputs else None, sum(outputs) if outputs else None)
 
 
 _sighting: ContextVar[Sighting | None] = ContextVar("ratelimit_worker_sighting", default=None)
 
 
 @contextmanager
-def sighting() -> Iterator[Sighting]:
-    """Collect what providers see inside the block (one attempt; nests)."""
-    seen = Sighting()
+def sighting(lane: str = "", *, sent_again: bool = True) -> Iterator[Sighting]:
+    """Collect what providers see inside the block (one attempt; nests). The arguments are fields of `Sighting`."""
+    seen = Sighting(lane=lane, sent_again=sent_again)
     token = _sighting.set(seen)
     try:
         yield seen
     finally:
         _sighting.reset(token)
+
+
+def sighting_now() -> Sighting | None:
+    """What the attempt that is running here has seen so far; None outside one.
+
+    "Here" is the context: a thread that the attempt started has it where the context was copied (`asyncio.to_thread`,
+    `contextvars.copy_context().run`).
+    """
+    return _sighting.get()
 
 
 def saw(
@@ -178,6 +232,14 @@ def saw(
     if seen is not None:
         seen.response, seen.usage = response, usage
         seen.provider, seen.model = provider or seen.provider, model or seen.model
+
+
+def saw_before(seen: Sighting) -> None:
+    """Note for the attempt that is running what was seen of it elsewhere; no effect outside one."""
+    now = _sighting.get()
+    if now is not None:
+        now.response, now.usage, now.provider, now.model = seen.response, seen.usage, seen.provider, seen.model
+        now.watched = seen.watched
 
 
 #: Longest wait for a connection, and for a whole answer of which nothing is known, seconds: large models think for
@@ -307,6 +369,17 @@ class ModeChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SentWith:
+    """What requests carry beside what the API itself wants: for a gateway, a beta, an API version.
+
+    A header's value may be `env:NAME` or `file:PATH`, where a secret is; it is read anew for each request.
+    """
+
+    headers: Mapping[str, str] = field(default_factory=dict)  #: names in lower case; an empty value: not sent
+    query: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LaneLimits:
     """What a person told us about a lane. None: unknown, the lane finds out."""
 
@@ -325,3 +398,4 @@ class LaneLimits:
     shared: bool = False  #: itself a parent: only what was told of it binds, since it has no calls to learn from
     tenants: Mapping[str, float] = field(default_factory=dict)  #: weights; 1 where a tenant is not named
     timeout_s: float | None = None  #: of one attempt, seconds
+    sent_with: SentWith = SentWith()  #: headers and query of its calls' requests, beside the provider's own

@@ -9,14 +9,16 @@ import difflib
 import json
 import math
 import os
+import re
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
-from ratelimit_worker.calls import LaneLimits
+from ratelimit_worker.calls import LaneLimits, SentWith
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.policy.choices import MOST_DEADLINE_S, MOST_TIMEOUT_S, MOST_TTL_S, flaw_of_name
 from ratelimit_worker.policy.day import zone_of
@@ -25,7 +27,7 @@ PREFIX = "MAISD_"
 REDIS_PASSWORD_FILE = f"{PREFIX}REDIS_PASSWORD_FILE"
 
 #: Names of settings that carry secrets or credentials in URLs; never printed whole.
-SECRET_NAMES = frozenset({"REDIS_URL", "DATABASE_URL", "ALERT_WEBHOOK_URL"})
+SECRET_NAMES = frozenset({"REDIS_URL", "DATABASE_URL", "ALERT_WEBHOOK_URL", "PROVIDERS"})
 
 T = TypeVar("T")
 
@@ -130,16 +132,69 @@ _LANE_FIELDS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def _lanes(text: str) -> Mapping[str, LaneLimits]:
-    """Lane limits from JSON, or from a TOML file named by its path."""
+def _tables(text: str) -> Mapping[str, Any]:
+    """JSON, or a TOML file named by its path."""
     text = text.strip()
     if text.startswith("{"):
-        raw = json.loads(text)
-    else:
-        try:
-            raw = tomllib.loads(Path(text).expanduser().read_text("utf-8"))
-        except OSError as error:
-            raise ValueError(f"use JSON or the path of a TOML file ({error.strerror or error})") from error
+        raw: Mapping[str, Any] = json.loads(text)
+        return raw
+    try:
+        return tomllib.loads(Path(text).expanduser().read_text("utf-8"))
+    except OSError as error:
+        raise ValueError(f"use JSON or the path of a TOML file ({error.strerror or error})") from error
+
+
+#: Providers whose requests are made here.
+PROVIDERS = ("openai", "anthropic")
+
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+#: Headers that belong to the request itself.
+_OWN_HEADERS = frozenset(
+    {"host", "content-length", "content-type", "transfer-encoding", "connection", "accept-encoding"}
+)
+#: What a header is called that holds a secret.
+_SECRET_HEADER = re.compile(r"auth|key|token|secret|password|cookie", re.I)
+_REFERENCES = ("env:", "file:")
+
+
+def _providers(text: str) -> Mapping[str, SentWith]:
+    """What requests to a provider carry, from JSON or a TOML file."""
+    found = {}
+    for name, table in _tables(text).items():
+        if name not in PROVIDERS:
+            raise ValueError(f"unknown provider {name!r}; known: {', '.join(PROVIDERS)}")
+        if not isinstance(table, Mapping) or set(table) - {"headers", "query"}:
+            raise ValueError(f"provider {name!r}: use a table with headers and query")
+        found[str(name)] = sent_with(f"provider {name!r}", table)
+    return found
+
+
+def sent_with(where: str, table: Mapping[str, Any]) -> SentWith:
+    """Check `headers` and `query` as a person wrote them.
+
+    Raises:
+        ValueError: names the place and the fix; no value is repeated.
+    """
+    headers, query = table.get("headers", {}), table.get("query", {})
+    for name, values in (("headers", headers), ("query", query)):
+        if not isinstance(values, Mapping) or not all(isinstance(value, str) for value in values.values()):
+            raise ValueError(f"{where}: {name} is a table of texts")
+    for name, value in headers.items():
+        if not _HEADER.fullmatch(name) or name.lower() in _OWN_HEADERS:
+            raise ValueError(f"{where}: {name[:60]!r} cannot be given as a header")
+        if not value.isascii() or not value.isprintable():
+            raise ValueError(f"{where}: header {name!r} holds what no HTTP header can carry")
+        if value and _SECRET_HEADER.search(name) and not value.startswith(_REFERENCES):
+            raise ValueError(f"{where}: header {name!r} looks like a secret; give it as env:NAME or file:PATH")
+    for name, value in query.items():
+        if value.startswith(_REFERENCES):
+            raise ValueError(f"{where}: query {name!r}: logs show addresses; give a secret as a header")
+    return SentWith(headers={name.lower(): value for name, value in headers.items()}, query=dict(query))
+
+
+def _lanes(text: str) -> Mapping[str, LaneLimits]:
+    """Lane limits from JSON, or from a TOML file named by its path."""
+    raw = _tables(text)
     lanes = {str(name): lane_limits(str(name), values) for name, values in raw.items()}
     learning = {str(name) for name, values in raw.items() if values.get("adaptive") is True}
     return _with_parents(lanes, learning)
@@ -214,6 +269,8 @@ def lane_limits(lane: str, values: Any) -> LaneLimits:
             parsed["tenants"] = {str(tenant): _number(0, above=True)(str(weight)) for tenant, weight in value.items()}
         elif name == "parents":
             parsed["parents"] = parents_of(lane, value)
+        elif name in ("headers", "query"):
+            parsed["sent_with"] = sent_with(f"lane {lane!r}", values)
         elif name in _LANE_FIELDS:
             try:
                 parsed[name] = _LANE_FIELDS[name](str(value))
@@ -221,7 +278,8 @@ def lane_limits(lane: str, values: Any) -> LaneLimits:
                 raise ValueError(f"lane {lane!r}: {name}={value!r}: {error}") from error
         else:
             raise ValueError(
-                f"lane {lane!r}: unknown limit {name!r}; known: {', '.join([*_LANE_FIELDS, 'parents', 'tenants'])}"
+                f"lane {lane!r}: unknown limit {name!r}; known: "
+                f"{', '.join([*_LANE_FIELDS, 'parents', 'tenants', 'headers', 'query'])}"
             )
     return LaneLimits(**parsed)
 
@@ -279,6 +337,7 @@ class Settings:
     redis_password_file: str = _setting("", str)
     database_url: str = _setting("", _url("sqlite", "postgres", "postgresql"))
     lanes: Mapping[str, LaneLimits] = _setting({}, _lanes)
+    providers: Mapping[str, SentWith] = _setting({}, _providers)
     alert_webhook_url: str = _setting("", _webhook)
     capture_content: bool = _setting(False, _switch)
     state_dir: str = _setting("", str)
@@ -330,7 +389,8 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         try:
             values[key] = parse(text)
         except (ValueError, TypeError) as error:
-            shown = "…" if name.removeprefix(PREFIX) in SECRET_NAMES else text[:80]
+            secret = name.removeprefix(PREFIX) in SECRET_NAMES or "headers" in text
+            shown = "…" if secret else text[:80]
             problems.append(f"{name}={shown!r}: {error}")
     for name in sorted(env):
         if name.startswith(PREFIX) and name not in known:
@@ -359,6 +419,46 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
 def environment() -> Mapping[str, str]:
     """The environment as it is, for providers' keys and addresses: read anew, so that a rotated key is taken up."""
     return os.environ
+
+
+def told_to_send(environ: Mapping[str, str], provider: str, lane: str) -> SentWith:
+    """What requests of a lane to a provider carry, as MAISD_PROVIDERS and MAISD_LANES say it; the lane's word wins.
+
+    Raises:
+        ConfigurationError: One of them is wrong, or a secret that it names is not there.
+    """
+    try:
+        of_provider = _read_once(_providers, environ.get(f"{PREFIX}PROVIDERS", "")).get(provider, SentWith())
+        of_lane = _read_once(_lanes, environ.get(f"{PREFIX}LANES", "")).get(lane, LaneLimits()).sent_with
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+    headers = {**of_provider.headers, **of_lane.headers}
+    return SentWith(
+        headers={name: _resolved(environ, name, value) for name, value in headers.items()},
+        query={**of_provider.query, **of_lane.query},
+    )
+
+
+@lru_cache(maxsize=16)
+def _read_once(parse: Callable[[str], Mapping[str, T]], text: str) -> Mapping[str, T]:
+    """As all settings a process keeps what it read first; only what they refer to is read anew."""
+    return parse(text) if text else {}
+
+
+def _resolved(environ: Mapping[str, str], name: str, value: str) -> str:
+    kind, separator, of = value.partition(":")
+    if not separator or f"{kind}:" not in _REFERENCES:
+        return value
+    try:
+        found = environ.get(of, "") if kind == "env" else Path(of).expanduser().read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"header {name!r}: {value} cannot be read ({type(error).__name__})") from None
+    secret = found.strip()
+    if not secret:
+        raise ConfigurationError(f"header {name!r}: {value} is empty or not there")
+    if not secret.isascii() or not secret.isprintable():
+        raise ConfigurationError(f"header {name!r}: {value} holds characters that no HTTP header can carry")
+    return secret
 
 
 def _delay(env: Mapping[str, str], problems: list[str]) -> float:

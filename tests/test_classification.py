@@ -12,7 +12,7 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any, NoReturn
 
-import httpx
+import httpx2 as httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

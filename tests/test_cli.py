@@ -14,7 +14,7 @@ from ratelimit_worker.cli import COMMANDS, main, sentence
 from ratelimit_worker.errors import ConfigurationError, LaneFull, StoreUnavailable
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("celery", "redis", "sqlalchemy", "kombu", "httpx", "alembic")
+HEAVY = ("celery", "redis", "sqlalchemy", "kombu", "httpx2", "alembic")
 
 
 def clean_environment(**more: str) -> dict[str, str]:
@@ -26,7 +26,7 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--version"], []])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    """`--help` needs neither celery, redis, sqlalchemy, kombu nor httpx."""
+    """`--help` needs neither celery, redis, sqlalchemy, kombu nor httpx2."""
     code = (
         "import sys; from ratelimit_worker.cli import main; main(sys.argv[1:], standalone_mode=False); "
         f"print('imported:', sorted(set(sys.modules) & set({HEAVY!r})))"

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-import httpx
+import httpx2 as httpx
 import pytest
 from celery.result import AsyncResult
 from hypothesis import given, settings

@@ -9,7 +9,7 @@ from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 import redis
 from celery.result import AsyncResult

@@ -30,7 +30,7 @@ def rows(pattern: str) -> dict[str, list[str]]:
 def test_every_setting_stands_there_with_its_default() -> None:
     """No name is missing, none is there that is not in the code, and each default is the code's."""
     defaults = {f"MAISD_{f.name.upper()}": shown(f.name, f.default) for f in fields(Settings) if "parse" in f.metadata}
-    defaults["MAISD_LANES"] = "-"
+    defaults["MAISD_LANES"] = defaults["MAISD_PROVIDERS"] = "-"
     defaults["RATE_LIMIT_DELAY"] = "1"
     assert set(defaults) == {*setting_names(), "RATE_LIMIT_DELAY"}
     documented = rows("[A-Z_]+")
@@ -48,7 +48,9 @@ def test_every_field_of_a_lane_stands_there_with_its_default() -> None:
 
 def test_the_examples_say_the_same(tmp_path: Path) -> None:
     """The TOML file and the JSON are taken as they stand."""
-    toml, json = (re.findall(rf"```{form}\n(.*?)```", DOC, re.DOTALL)[0] for form in ("toml", "json"))
+    (toml,) = re.findall(r"```toml\n(.*?)```", DOC, re.DOTALL)
+    providers, json = re.findall(r"```json\n(.*?)```", DOC, re.DOTALL)
+    assert read_settings({"MAISD_PROVIDERS": providers}).providers["openai"].query == {"api-version": "2024-10-21"}
     (tmp_path / "lanes.toml").write_text(toml)
     from_file = read_settings({"MAISD_LANES": str(tmp_path / "lanes.toml")}).lanes
     assert from_file == read_settings({"MAISD_LANES": json}).lanes

@@ -25,6 +25,7 @@ def doctor(ctx: click.Context, form: str) -> None:
         examine,
         exit_code,
         findings_text,
+        judge_network,
         report,
         settings_in_force,
         settings_text,
@@ -35,7 +36,7 @@ def doctor(ctx: click.Context, form: str) -> None:
     found = settings_in_force(settings, environment())
     if form == "table":
         say(settings_text(found) + "\n")
-    findings: list[Finding] = []
+    findings: list[Finding] = [judge_network()]
     try:
         with open_sources() as opened:
             findings += examine(

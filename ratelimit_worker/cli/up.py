@@ -98,7 +98,7 @@ def _worker_is_there(cluster: Cluster) -> bool:
 
 
 def _answers(port: int) -> bool:
-    import httpx
+    import httpx2 as httpx
 
     try:
         with httpx.Client(trust_env=False) as client:  # a proxy of the environment is not for loopback

@@ -16,7 +16,7 @@ from enum import Enum, auto
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
-from ratelimit_worker.calls import Arguments, Sighting, Timeouts, saw
+from ratelimit_worker.calls import Arguments, Sighting, Timeouts, saw_before
 from ratelimit_worker.errors import CallFailed, CallLost, DeadlineExceeded, StoreUnavailable
 from ratelimit_worker.flow.execute import Answered, Executor, Facts, GaveUp, NotOurs, Result
 from ratelimit_worker.ports import AttemptLanes, Begun, Health
@@ -126,6 +126,7 @@ class Run:
 
     turn: Any | None  #: None: outside any lane
     timeouts: Timeouts = field(default_factory=Timeouts)
+    lane: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +223,7 @@ class Admission(Generic[T]):
                 turn.running = True
                 started = self.executor.clock()
                 try:
-                    ran = yield Run(turn, self.executor.timeouts(self.plan, self.task, begun))
+                    ran = yield Run(turn, self.executor.timeouts(self.plan, self.task, begun), self.plan["lane"])
                 except BaseException as cut:
                     self._cut_off(begun, Ran(started=started, seen=Sighting(), error=cut), news)
                     raise
@@ -363,8 +364,7 @@ class Concluded:
 
 
 def _replay(ran: Ran) -> Any:
-    if ran.seen.response is not None:
-        saw(ran.seen.response, usage=ran.seen.usage, provider=ran.seen.provider, model=ran.seen.model)
+    saw_before(ran.seen)
     if ran.error is not None:
         raise ran.error
     return ran.value

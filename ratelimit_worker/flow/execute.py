@@ -25,6 +25,7 @@ from ratelimit_worker.calls import (
     Mode,
     Outcome,
     Priority,
+    Response,
     Sighting,
     Timeouts,
     sighting,
@@ -127,6 +128,20 @@ class NotOurs:
 @dataclass(frozen=True, slots=True)
 class MustBeAlone:
     """The call may kill its worker: it is to be executed when nothing else runs in this process (`Facts.alone`)."""
+
+
+class Swallowed(Exception):
+    """A provider's failure for which nothing was raised. Neither `str()` nor `repr()` shows its body."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response)
+        self.response = response
+
+    def __str__(self) -> str:
+        return f"HTTP {self.response.status}"
+
+    def __repr__(self) -> str:
+        return f"Swallowed(HTTP {self.response.status})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +292,7 @@ class Executor:
 
     def _attempt(self, facts: Facts, begun: Begun, run: Callable[[Begun], Any]) -> Result:
         trial = _Trial(facts, begun, self.clock(), timeouts=self.timeouts(facts.plan, facts.task, begun))
-        with _running_now(self, trial), within(trial.timeouts), sighting() as trial.seen:
+        with _running_now(self, trial), within(trial.timeouts), sighting(facts.lane) as trial.seen:
             try:
                 value = run(begun)
             except BaseException as error:  # whatever a task raises, its attempt ends here, or its slot never would
@@ -293,6 +308,10 @@ class Executor:
         trial.content = content_of(facts.arguments, value=value)
         if trial.caught is not None:  # an answer of the task's own, to a request that failed
             self._heard(trial, trial.caught, Outcome.ANSWERED, self.answers.value(value))
+            return Answered(value)
+        swallowed = self._swallowed(trial)
+        if swallowed is not None:
+            self._heard(trial, swallowed, Outcome.ANSWERED, self.answers.value(value))
             return Answered(value)
         verdict: observe.Verdict = "plain" if trial.seen.response is None else "good"
         if trial.seen.usage is None:  # an SDK's answer, given back by the function
@@ -388,6 +407,13 @@ class Executor:
             if judged is not None and judged.failure.category is not Category.PROGRAMMING:
                 return judged
         return None
+
+    def _swallowed(self, trial: _Trial) -> _Judged | None:
+        """The provider's last word was a failure, which the function has kept to itself (HTTP clients do not raise)."""
+        response = trial.seen.response
+        if not trial.seen.watched or response is None or response.status < 400:
+            return None
+        return self._judge(trial, Swallowed(response))
 
     def _own_retry(self, trial: _Trial, errors: Sequence[BaseException | None], wish: Wish) -> Stays | Goes | None:
         judged = self._judged_first(trial, errors)

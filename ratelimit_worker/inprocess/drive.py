@@ -68,8 +68,8 @@ class InThread:
                     return News.LATE
             case Sleep(for_s):
                 return self._sleep(for_s) if for_s > 0 else None
-            case Run(turn, timeouts):
-                with _inside(turn), within(timeouts), sighting() as seen:
+            case Run(turn, timeouts, lane):
+                with _inside(turn), within(timeouts), sighting(lane, sent_again=turn is not None) as seen:
                     started = time.monotonic()
                     try:
                         return Ran(started=started, seen=seen, value=attempt())
@@ -128,8 +128,8 @@ class InLoop:
                     return News.LATE
             case Sleep(for_s):
                 return await self._sleep(for_s) if for_s > 0 else None
-            case Run(turn, timeouts):
-                with _inside(turn), within(timeouts), sighting() as seen:
+            case Run(turn, timeouts, lane):
+                with _inside(turn), within(timeouts), sighting(lane, sent_again=turn is not None) as seen:
                     started = time.monotonic()
                     try:
                         return Ran(started=started, seen=seen, value=await attempt())

@@ -26,6 +26,7 @@ from ratelimit_worker.policy.evidence import (
     class_name,
     one_line,
     place_of,
+    proxy_status,
     request_id_of,
     root_of,
     testimony,
@@ -40,12 +41,15 @@ from ratelimit_worker.policy.vocabulary import (
     PROGRAMMING,
     PROVIDER_ROOTS,
     TELLING_NAMES,
+    of_status,
 )
 
 _C = Category
 
 #: After these, budgets in which nothing is left are what was met.
 _REFUSED = frozenset({_C.RATE_LIMITED, _C.QUOTA_EXHAUSTED})
+#: With these a proxy keeps its door shut: without a password, or to this host.
+PROXYS_OWN = (403, 407)
 
 _MOST_LINKS, _MOST_MEMBERS = 32, 64
 
@@ -168,6 +172,8 @@ def _sharpened(found: Failure, deeper: Failure, *, guess: bool) -> Failure:
     """A wrapper's verdict with what the error behind it adds, or corrects where the wrapper guessed."""
     special = deeper.category in {_C.QUOTA_EXHAUSTED, _C.CONTENT_FILTERED}
     vague = found.category in {_C.RATE_LIMITED, _C.INVALID_REQUEST, _C.SERVER_ERROR, _C.AUTH}
+    if found.category is _C.CONNECTION and found.status is None and deeper.status in PROXYS_OWN:
+        guess = True  # an SDK's "connection error", and a proxy that let nobody through
     return Failure(
         category=deeper.category if guess or (special and vague) else found.category,
         cause=f"{found.cause} from {deeper.cause}"[:300] if deeper.cause not in found.cause else found.cause,
@@ -193,6 +199,10 @@ def _of_link(error: BaseException, now_s: float | None, *, outermost: bool) -> F
         failure = classify_response(response, now_s=now_s)
         return None if failure is None else replace(failure, cause=f"{class_name(error)}: {failure.cause}")
     names = [(root_of(kind), kind.__name__) for kind in type(error).__mro__ if root_of(kind) in PROVIDER_ROOTS]
+    proxys = proxy_status(error) if any("Proxy" in name for _, name in names) else None
+    if proxys is not None:  # a proxy's word about its own door, of which the provider has heard nothing
+        cause = f"{class_name(error)}: HTTP {proxys} from the proxy"
+        return Failure(category=of_status(proxys), cause=cause, status=proxys)
     headers, body, evidence = testimony(error, response, providers=bool(names))
     wait_s = retry_after_s(headers, body, now_s=now_s, refused=evidence.status == 429)
     if wait_s is None and names:  # pydantic-ai, of errors inside a stream

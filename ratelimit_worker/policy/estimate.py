@@ -11,17 +11,15 @@ Pure. Arguments and answers are strangers' values: what makes no sense counts as
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ratelimit_worker.calls import Cost, Usage
+from ratelimit_worker.policy import attachments
 
 #: Output tokens of a call that names no maximum, while nothing is learned.
 DEFAULT_OUTPUT_TOKENS = 256
-
-#: An image, a sound or a file in a prompt: about what a picture of 1024 x 1024 costs; its base64 says nothing.
-ATTACHMENT_TOKENS = 1_000
 
 #: What was learned counts from so many answers on: fewer are no mean.
 LEAST_ANSWERS = 5
@@ -37,9 +35,6 @@ _MOST_PARTS = 100_000  #: of the arguments that are looked at
 #: Weight of the newest answer once there were many: a mean over about the last hundred. Lognormal lengths with
 #: sigma 0.8 leave it a standard error of 7 %.
 _WEIGHT = 0.01
-
-#: A tuple: the schema of a tool may say `"type": ["string", "null"]`, and a list cannot be looked up in a set.
-_ATTACHMENTS = ("image_url", "input_image", "image", "input_audio", "file", "input_file", "document")
 
 #: How SDKs and frameworks spell the most tokens that may come back; the first that is there holds.
 OUTPUT_LIMITS = (
@@ -143,15 +138,19 @@ def size_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Size:
     The maximum may stand among the keyword arguments, or one level below, in an argument that is a mapping (a request
     body, a `generation_config`).
     """
-    size, _, pieces = _measure((*args, *kwargs.values()) if kwargs else args)
-    input_tokens = min(MOST_TOKENS, pieces * ATTACHMENT_TOKENS - (-size // _BYTES_PER_TOKEN))
+    rule = attachments.rule_of(kwargs.get("model")) if kwargs else ""
+    size, _, attached = _measure((*args, *kwargs.values()) if kwargs else args, rule)
+    input_tokens = min(MOST_TOKENS, attached - (-size // _BYTES_PER_TOKEN))
     output_tokens = stated_tokens(kwargs, *OUTPUT_LIMITS) if kwargs else None
+    thinks = _thinks(kwargs) if kwargs else 0
     if output_tokens is None:
-        for value in (*args, *kwargs.values()):
+        for value in (*args, *(part for name, part in kwargs.items() if name not in _THINKING)):
             if isinstance(value, dict):
+                thinks = max(thinks, _thinks(value))
                 output_tokens = stated_tokens(value, *OUTPUT_LIMITS)
                 if output_tokens is not None:
                     break
+    output_tokens = _with_thoughts(output_tokens, thinks)
     if not kwargs:
         return Size(input_tokens=input_tokens, output_tokens=output_tokens)
     if output_tokens is None and embeds(kwargs):
@@ -166,23 +165,26 @@ def size_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Size:
 
 
 def embeds(body: Mapping[str, Any]) -> bool:
-    """Whether a request asks for embeddings, which have no output: a lone `input` of texts.
+    """Whether a request asks for embeddings, which have no output: a lone `input` of texts, `inputs`, `texts` or
+    `documents`.
 
     A response may look the same; what it used is known when it is answered.
     """
-    said = body.get("input")
-    if said is None or "max_output_tokens" in body:
+    if "max_output_tokens" in body:
         return False
     if any(body.get(name) is not None for name in ("messages", "prompt", "instructions", "tools")):
         return False
+    said = body.get("input")
+    if said is None:  # Voyage, Cohere, rerankers
+        return any(body.get(name) is not None for name in ("inputs", "texts", "documents"))
     return not (isinstance(said, list) and any(isinstance(item, Mapping) for item in said))
 
 
-def text_tokens(*prompt: Any) -> int:
-    """Tokens in parts of a prompt, by their text: UTF-8 bytes / 4, rounded up; attachments by the piece, token ids one
-    each."""
-    size, numbers, pieces = _measure(prompt)
-    return min(MOST_TOKENS, pieces * ATTACHMENT_TOKENS + numbers - (-size // _BYTES_PER_TOKEN))
+def text_tokens(*prompt: Any, model: Any = None) -> int:
+    """Tokens in parts of a prompt, by their text: UTF-8 bytes / 4, rounded up; attachments by the piece (pictures by
+    their pixels, where the model's rule is known), token ids one each."""
+    size, numbers, attached = _measure(prompt, attachments.rule_of(model))
+    return min(MOST_TOKENS, attached + numbers - (-size // _BYTES_PER_TOKEN))
 
 
 def texts_of(values: Iterable[Any], most_characters: int) -> list[str] | None:
@@ -192,9 +194,11 @@ def texts_of(values: Iterable[Any], most_characters: int) -> list[str] | None:
         part = waiting.pop()
         if isinstance(part, str):
             left -= len(part)
+            if attachments.holds_data(part):
+                return None
             texts.append(part)
         elif isinstance(part, dict):
-            if _attached(part.get("type")):
+            if attachments.is_piece(part):
                 return None
             waiting += part.values()
         elif isinstance(part, list | tuple):
@@ -215,47 +219,89 @@ def stated_tokens(body: Mapping[Any, Any], *names: str) -> int | None:
     return None
 
 
+def most_output(body: Mapping[Any, Any], *names: str) -> int | None:
+    """The most output of one choice that a request allows: the first of the named limits, and never less than it gives
+    the model to think; None: it names neither."""
+    return _with_thoughts(stated_tokens(body, *names), _thinks(body))
+
+
+def _with_thoughts(stated: int | None, thinks: int) -> int | None:
+    if not thinks:
+        return stated
+    return min(MOST_TOKENS, thinks + DEFAULT_OUTPUT_TOKENS) if stated is None else max(stated, thinks)
+
+
+def _thinks(body: Mapping[Any, Any]) -> int:
+    return max((tokens for part in _thinking(body) if (tokens := stated_tokens(part, *_BUDGETS))), default=0)
+
+
+#: Where requests say how much a model may think: Anthropic, OpenRouter, Gemini in its two spellings.
+_THINKING = ("thinking", "reasoning", "thinking_config", "thinkingConfig")
+_BUDGETS = ("budget_tokens", "max_tokens", "thinking_budget", "thinkingBudget")
+
+
+def _thinking(body: Mapping[Any, Any]) -> Iterator[Mapping[Any, Any]]:
+    for of in (body, body.get("generationConfig"), body.get("generation_config"), body.get("config")):
+        if isinstance(of, Mapping):
+            yield from (part for name in _THINKING if isinstance(part := of.get(name), Mapping))
+
+
 def usage_of(answer: Any) -> Usage | None:
     """The tokens that a provider counted, from an answer's body or an SDK's object of it; None: it tells none.
 
-    Reads `usage` (`usage_metadata`) in the spellings of OpenAI, Anthropic (cache writes count against the budget, cache
-    reads do not), Gemini and LangChain.
+    Reads `usage` (`usage_metadata`, `usageMetadata`) in the spellings of OpenAI, Anthropic (cache writes count against
+    the budget, cache reads do not), Gemini (thoughts are output, and so counted), Cohere, Bedrock and LangChain.
     """
-    fields = answer if isinstance(answer, Mapping) else _kept(answer)
-    counted = fields.get("usage") or fields.get("usage_metadata")
+    fields = _fields(answer)
+    counted = next((found for name in _USAGES if (found := fields.get(name))), None)
     if counted is None:
         return None
-    told = counted if isinstance(counted, Mapping) else _kept(counted)
-    input_tokens = stated_tokens(told, "prompt_tokens", "input_tokens", "prompt_token_count")
-    output_tokens = stated_tokens(told, "completion_tokens", "output_tokens", "candidates_token_count")
+    told = _fields(counted)
+    tokens = told.get("tokens")  # Cohere; "billed_units" beside it has no system prompt
+    if tokens is not None and not isinstance(tokens, int | float):
+        told = _fields(tokens)
+    input_tokens = stated_tokens(told, *_INPUTS)
+    output_tokens = stated_tokens(told, *_OUTPUTS)
     if input_tokens is not None:
-        input_tokens += stated_tokens(told, "cache_creation_input_tokens") or 0
+        input_tokens += stated_tokens(told, "cache_creation_input_tokens", "cacheWriteInputTokens") or 0
+    thoughts = stated_tokens(told, "thoughts_token_count", "thoughtsTokenCount")
+    if thoughts is not None:
+        output_tokens = (output_tokens or 0) + thoughts
     return None if input_tokens is None and output_tokens is None else Usage(input_tokens, output_tokens)
 
 
-def _attached(kind: Any) -> bool:
-    return isinstance(kind, str) and kind in _ATTACHMENTS
+_USAGES = ("usage", "usage_metadata", "usageMetadata")
+_INPUTS = ("prompt_tokens", "input_tokens", "prompt_token_count", "promptTokenCount", "inputTokens")
+_OUTPUTS = ("completion_tokens", "output_tokens", "candidates_token_count", "candidatesTokenCount", "outputTokens")
 
 
-def _measure(values: Iterable[Any]) -> tuple[int, int, int]:
-    """(bytes of all texts, numbers, attachments) in values of any depth."""
-    size = numbers = pieces = 0
+def _fields(of: Any) -> Mapping[str, Any]:
+    return of if isinstance(of, Mapping) else _kept(of)
+
+
+def _measure(values: Iterable[Any], rule: str) -> tuple[int, int, int]:
+    """(bytes of all texts, numbers, tokens of attachments) in values of any depth."""
+    size = numbers = attached = 0
     parts, waiting = 0, list(values)
     while waiting and parts < _MOST_PARTS:
         part = waiting.pop()
         parts += 1
         if isinstance(part, str):
-            size += len(part) if part.isascii() else len(part.encode("utf-8", "surrogatepass"))
-        elif isinstance(part, dict):
-            if _attached(part.get("type")):
-                pieces += 1
+            if len(part) < attachments.LEAST_ENCODED:
+                size += len(part) if part.isascii() else len(part.encode("utf-8", "surrogatepass"))
             else:
-                waiting += part.values()
+                text, tokens = attachments.measured(part, rule)
+                size += text
+                attached += tokens
+        elif isinstance(part, dict):
+            inside, tokens = attachments.opened(part, rule)
+            waiting += inside
+            attached += tokens
         elif isinstance(part, list | tuple):
             waiting += part
         elif isinstance(part, int | float) and not isinstance(part, bool):
             numbers += 1
-    return size, numbers, pieces
+    return size, numbers, attached
 
 
 def _kept(of: Any) -> Mapping[str, Any]:

@@ -277,7 +277,8 @@ def one_line(name: str, status: int | None, words: tuple[str, ...]) -> str:
     A provider may put anything into `code`, the key included; what we have never heard of is not repeated.
     """
     shown = [word for word in words if _SHOWABLE.fullmatch(word) and familiar(word)]
-    parts = [f"HTTP {status}" if status is not None else "", "/".join(shown[:3])]
+    sent = "" if status is None else f"HTTP {status}"
+    parts = [f"{sent} from the proxy" if status == 407 else sent, "/".join(shown[:3])]
     said = " ".join(part for part in parts if part)
     return f"{name}: {said}" if name and said else name or said
 
@@ -312,6 +313,18 @@ def attribute(thing: Any, name: str) -> Any:
         return getattr(thing, name, None)
     except Exception:  # httpx raises from `.text` of a body that was not read; others may do worse
         return None
+
+
+_PROXYS = re.compile(r"(?:^|Tunnel connection failed: )(403|407)\b")
+
+
+def proxy_status(error: BaseException) -> int | None:
+    """The status with which a proxy refused to connect; clients tell it in their message alone, but for aiohttp."""
+    status = attribute(error, "status")
+    if isinstance(status, int) and status in {403, 407}:
+        return status
+    found = _PROXYS.search(message_of(error) or "")
+    return int(found[1]) if found else None
 
 
 def message_of(error: BaseException) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator
 
-import httpx
+import httpx2 as httpx
 
 from ratelimit_worker.errors import InvalidRequest
 

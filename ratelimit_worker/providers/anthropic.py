@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ratelimit_worker.calls import Response, Usage
-from ratelimit_worker.policy.estimate import Size, stated_tokens, text_tokens
+from ratelimit_worker.policy.estimate import Size, most_output, stated_tokens, text_tokens
 from ratelimit_worker.providers import http
 
 PROVIDER = "anthropic"
@@ -51,8 +51,8 @@ def size(body: Any) -> Size:
         return Size(output_tokens=0)
     model = body.get("model")
     return Size(
-        input_tokens=text_tokens(*map(body.get, ("messages", "system", "tools"))),
-        output_tokens=stated_tokens(body, "max_tokens"),
+        input_tokens=text_tokens(*map(body.get, ("messages", "system", "tools")), model=model or "claude"),
+        output_tokens=most_output(body, "max_tokens"),
         model=model if isinstance(model, str) else "",
     )
 

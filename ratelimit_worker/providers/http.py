@@ -7,6 +7,7 @@ leave as httpx's own; `policy.classification` knows them.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -20,15 +21,25 @@ from pathlib import Path
 from ssl import SSLContext
 from time import monotonic, sleep
 from typing import Any
+from urllib.parse import urlencode
 
-import httpcore
-import httpx
+import httpcore2 as httpcore
+import httpx2 as httpx
 import msgspec
 
-from ratelimit_worker.calls import Category, Response, Usage, saw, timeouts_left
-from ratelimit_worker.config import Settings
-from ratelimit_worker.errors import AuthenticationFailed, BadInput, ConfigurationError, MalformedResponse
+import ratelimit_worker
+from ratelimit_worker.calls import Category, Failure, Response, Usage, saw, sighting_now, timeouts_left
+from ratelimit_worker.config import Settings, told_to_send
+from ratelimit_worker.errors import (
+    AuthenticationFailed,
+    BadInput,
+    CallFailed,
+    ConfigurationError,
+    MalformedResponse,
+    call_failed,
+)
 from ratelimit_worker.policy.completion import flaw_of, streams, without_comments
+from ratelimit_worker.providers import network
 from ratelimit_worker.providers.answer_bytes import MB, read_answer
 
 #: An idle connection is dropped after this many seconds; the load balancers of providers wait for a minute or more.
@@ -37,6 +48,11 @@ _KEEPALIVE_S = 30.0
 _MOST_KEY_BYTES = 64 * 1024  #: of a key's file; a device has no end
 #: A key file that is replaced, by whatever tool, is whole again within this many seconds.
 KEY_PATIENCE_S, _KEY_POLL_S = 2.0, 0.05
+#: What a base URL does not end in: people paste the whole address of their first request.
+_ENDPOINT = re.compile(r"/(?:chat/completions|completions|responses|embeddings|messages|moderations)$")
+
+#: Headers by which an account is known, beside what `<prefix>_API_KEY` fills.
+_AUTH_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "ocp-apim-subscription-key", "x-goog-api-key"})
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -69,6 +85,7 @@ class Endpoint:
 
     base_url: str  #: without a slash at its end
     headers: Mapping[str, str] = field(repr=False)  #: sent with each request; they hold the key
+    query: Mapping[str, str] = field(default_factory=dict, repr=False)  #: of each request
 
     def url(self, path: str) -> str:
         """The address of `path` below the base; a version that both name ("/v1") is said once.
@@ -76,7 +93,8 @@ class Endpoint:
         Raises:
             BadInput: `path` is no plain path, so the key could leave for another host.
         """
-        return _join(self.base_url, path)
+        url = _join(self.base_url, path)
+        return f"{url}{'&' if '?' in url else '?'}{urlencode(self.query)}" if self.query else url
 
 
 def post(
@@ -96,10 +114,11 @@ def post(
         provider: Who answers, for the record of the attempt.
         usage: Reads the tokens out of a good answer's body.
     Raises:
-        ProviderRefused: Status 300 or more, or a 2xx that holds an error, or nothing of what was asked for. A model's
+        ProviderRefused: Status 400 or more, or a 2xx that holds an error, or nothing of what was asked for. A model's
             refusal is an answer.
+        InvalidRequest: A redirect, which is not followed: a key goes to its base URL's host alone; or a 2xx that is
+            larger than `bound_answers` allows.
         MalformedResponse: A 2xx that is no JSON.
-        InvalidRequest: A 2xx that is larger than `bound_answers` allows.
         BadInput: `body` cannot be written as JSON, or asks for a stream: nobody here would read it, and it is paid for.
         httpx.TransportError, httpx.DecodingError, httpx.InvalidURL: No answer, or one that could not be read.
     """
@@ -114,14 +133,14 @@ def post(
         content = _encode(body)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise BadInput(f"the request's body cannot be written as JSON ({type(error).__name__})") from None
-    request = httpx.Request(
-        "POST",
-        to,
-        headers={"accept": "application/json", "content-type": "application/json", **headers},
-        content=content,
-        extensions={"timeout": {"connect": connect_s, "read": first_byte_s, "write": whole_s, "pool": connect_s}},
-    )
     with _client() as client, _until(began + whole_s):
+        request = httpx.Request(
+            "POST",
+            to,
+            headers={**client.defaults, "accept": "application/json", "content-type": "application/json", **headers},
+            content=content,
+            extensions={"timeout": {"connect": connect_s, "read": first_byte_s, "write": whole_s, "pool": connect_s}},
+        )
         answer = client.send(request, stream=True, follow_redirects=False)
         try:
             raw = read_answer(answer, _most_answer_bytes)
@@ -132,6 +151,8 @@ def post(
     good = 200 <= response.status < 300
     model = _model(response.body) or _model(body)
     saw(response, usage=usage(response.body) if usage and good and is_json else None, provider=provider, model=model)
+    if 300 <= response.status < 400:
+        raise _redirected(response)
     if not good:
         raise ProviderRefused(response)
     if not is_json:
@@ -152,7 +173,8 @@ def endpoint(
 ) -> Endpoint:
     """The endpoint that `<prefix>_BASE_URL`, `<prefix>_API_KEY` or `<prefix>_API_KEY_FILE` describe.
 
-    The key itself wins over the file; an empty variable counts as unset. A base URL on loopback needs no key.
+    The key itself wins over the file; an empty variable counts as unset. A base URL on loopback needs no key, and one
+    for which MAISD_PROVIDERS or MAISD_LANES name a header with a secret needs none either.
 
     Args:
         environment: The process's environment, as `config` read it.
@@ -170,11 +192,21 @@ def endpoint(
         raise ConfigurationError(f"{prefix}_BASE_URL is no URL; give http(s)://host/path") from None
     plain = parsed.host and "%" not in parsed.host and not (parsed.userinfo or parsed.query or parsed.fragment)
     if parsed.scheme not in {"http", "https"} or not plain:
-        raise ConfigurationError(f"{prefix}_BASE_URL is no plain http(s) URL; give http(s)://host/path")
+        raise ConfigurationError(
+            f"{prefix}_BASE_URL is no plain http(s) URL; give http(s)://host/path, and a query in MAISD_PROVIDERS"
+        )
+    ending = _ENDPOINT.search(parsed.path)
+    if ending is not None:
+        raise ConfigurationError(
+            f"{prefix}_BASE_URL ends in {ending[0]}, which each request adds by itself: leave that out"
+        )
     key = _key(environment, f"{prefix}_API_KEY")
-    if key is None and not _is_loopback(parsed.host):
+    seen = sighting_now()
+    told = told_to_send(environment, prefix.lower(), seen.lane if seen is not None else "")
+    if key is None and not _is_loopback(parsed.host) and not _AUTH_HEADERS & told.headers.keys():
         raise AuthenticationFailed(f"no key for {parsed.host}: set {prefix}_API_KEY or {prefix}_API_KEY_FILE")
-    return Endpoint(origin, dict(headers(key)))
+    sent = {**headers(key), **told.headers}
+    return Endpoint(origin, {name: value for name, value in sent.items() if value}, told.query)
 
 
 def wait_for_key(find: Callable[[], Endpoint], patience_s: float = KEY_PATIENCE_S) -> Endpoint:
@@ -276,14 +308,14 @@ def bound_answers(megabytes: float) -> None:
 # 2.3 x the CPU (1,090 against 480 µs) and half as many went through. A client per thread does not fit greenlets, which
 # live for one task. The stack grows to the most calls that ever ran at once; those at its bottom let go of their
 # connections when they are next used. Both ends of the deque are atomic, so it needs no lock.
-_idle: deque[httpx.Client] = deque()
-_abandoned: list[deque[httpx.Client]] = []
+_idle: deque[_Client] = deque()
+_abandoned: list[deque[_Client]] = []
 _tls: SSLContext | None = None
 _tls_lock = threading.Lock()
 
 
 @contextmanager
-def _client() -> Iterator[httpx.Client]:
+def _client() -> Iterator[_Client]:
     stack = _idle  # after a fork the child has a stack of its own, and this call still returns to the one it took from
     try:
         client = stack.pop()
@@ -301,9 +333,38 @@ def warm_up(clients: int) -> None:
         _idle.append(_new_client())
 
 
-def _new_client() -> httpx.Client:
+def _redirected(response: Response) -> CallFailed:
+    """Says where it goes, by scheme and host: a path or a query may hold what nobody else should see."""
+    try:
+        to = httpx.URL(response.headers.get("location", ""))
+    except httpx.InvalidURL:
+        to = httpx.URL("")
+    where = f"{to.scheme}://{to.netloc.decode('ascii', 'replace')}" if to.host else "another path"
+    cause = f"HTTP {response.status}: redirects to {where}, which is not followed; give the base URL that answers"
+    return call_failed(
+        Failure(category=Category.INVALID_REQUEST, cause=cause, status=response.status, request_id=response.request_id),
+        1,
+    )
+
+
+class _Client(httpx.Client):
+    """One that `providers.watch` leaves alone: `post` says what it saw."""
+
+    tells_the_attempt = True
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        #: What each request says of its sender. Without a User-Agent some gateways refuse it (Cloudflare: 1010).
+        self.defaults = {
+            "user-agent": f"ratelimit-worker/{ratelimit_worker.__version__}",
+            "accept-encoding": self.headers.get("accept-encoding", "gzip, deflate"),
+        }
+
+
+def _new_client() -> _Client:
+    network.check()
     # Proxies and certificates of the environment are honoured; that is read here, once a client, not once a call.
-    client = httpx.Client(
+    client = _Client(
         verify=_tls_context(),
         http2=False,
         follow_redirects=False,

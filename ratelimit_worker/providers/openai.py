@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ratelimit_worker.calls import Response, Usage
-from ratelimit_worker.policy.estimate import Size, embeds, stated_tokens, text_tokens
+from ratelimit_worker.calls import Category, Failure, Response, Usage
+from ratelimit_worker.errors import call_failed
+from ratelimit_worker.policy.estimate import Size, embeds, most_output, stated_tokens, text_tokens
 from ratelimit_worker.providers import http
 
 PROVIDER = "openai"
@@ -16,7 +18,13 @@ CHAT_PATH = "/chat/completions"
 EMBEDDINGS_PATH = "/embeddings"
 RESPONSES_PATH = "/responses"
 
-_PROMPT = ("messages", "input", "prompt", "instructions", "tools", "functions")
+#: A version in an address ("/v1/", "/v1beta/"), or what stands for one (Azure's deployments).
+_VERSION = re.compile(r"/v\d[^/]*/|/deployments/")
+
+_PROMPT = (
+    *("messages", "input", "prompt", "instructions", "tools", "functions"),
+    *("inputs", "texts", "documents", "query"),  # Voyage, Cohere and rerankers, behind the same door
+)
 
 
 def endpoint(environment: Mapping[str, str], base_url: str | None = None) -> http.Endpoint:
@@ -45,8 +53,16 @@ def request(to: http.Endpoint, path: str, body: Any, timeout_s: float | None = N
 
     Raises:
         As `http.post`, and `BadInput` where `path` is no plain path.
+        InvalidRequest: 404, at an address without any version.
     """
-    return http.post(to.url(path), body, to.headers, timeout_s, provider=PROVIDER, usage=usage)
+    url = to.url(path)
+    try:
+        return http.post(url, body, to.headers, timeout_s, provider=PROVIDER, usage=usage)
+    except http.ProviderRefused as refused:
+        if refused.response.status == 404 and _VERSION.search(url) is None:
+            cause = f"HTTP 404: nothing answers {path} below {to.base_url}; does it lack /v1?"
+            raise call_failed(Failure(category=Category.INVALID_REQUEST, cause=cause, status=404), 1) from refused
+        raise
 
 
 def size(body: Any) -> Size:
@@ -57,12 +73,12 @@ def size(body: Any) -> Size:
     """
     if not isinstance(body, Mapping):
         return Size(output_tokens=0)
-    stated = stated_tokens(body, "max_completion_tokens", "max_output_tokens", "max_tokens")
+    stated = most_output(body, "max_completion_tokens", "max_output_tokens", "max_tokens")
     if stated is None and (embeds(body) or all(body.get(name) is None for name in _PROMPT)):
         stated = 0
     model = body.get("model")
     return Size(
-        input_tokens=text_tokens(*map(body.get, _PROMPT)),
+        input_tokens=text_tokens(*map(body.get, _PROMPT), model=model),
         output_tokens=stated,
         choices=max(1, stated_tokens(body, "n") or 1),
         model=model if isinstance(model, str) else "",

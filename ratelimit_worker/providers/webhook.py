@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 
-import httpx
+import httpx2 as httpx
+
+import ratelimit_worker
+from ratelimit_worker.providers import network
 
 #: Longest wait for a connection, and longest silence, seconds.
 TIMEOUT_S = 5.0
@@ -26,13 +29,22 @@ class NotTaken(Exception):
 
 
 class Webhook:
-    """The web hook at `url`. Proxies and certificates of the environment are honoured."""
+    """The web hook at `url`. Proxies and certificates of the environment are honoured.
+
+    Raises:
+        ConfigurationError: These cannot be used.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = httpx.URL(url)
-        self._client = httpx.Client(timeout=TIMEOUT_S, follow_redirects=False)
+        network.check()
+        self._client = httpx.Client(
+            timeout=TIMEOUT_S,
+            follow_redirects=False,
+            headers={"user-agent": f"ratelimit-worker/{ratelimit_worker.__version__}"},
+        )
         # httpx logs the whole address of each request at INFO
-        logging.getLogger("httpx").addFilter(self._is_another)
+        logging.getLogger("httpx2").addFilter(self._is_another)
 
     def post(self, body: bytes) -> None:
         """Send one body of JSON; of the answer only its status is read.
@@ -54,7 +66,7 @@ class Webhook:
 
     def close(self) -> None:
         """Let go of connections."""
-        logging.getLogger("httpx").removeFilter(self._is_another)
+        logging.getLogger("httpx2").removeFilter(self._is_another)
         self._client.close()
 
     def _is_another(self, record: logging.LogRecord) -> bool:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import IntEnum, StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from ratelimit_worker.calls import Mode, Outcome
@@ -20,6 +20,7 @@ from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.plain_text import one_line
 from ratelimit_worker.policy.timeout import Latencies, learned_s, p99_s
 from ratelimit_worker.ports import BarKind
+from ratelimit_worker.providers import network
 from ratelimit_worker.reports.bars import held_by
 from ratelimit_worker.reports.live import ClusterState, LaneState
 from ratelimit_worker.reports.stats import Sources, status
@@ -128,21 +129,18 @@ def shown(name: str, value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Mapping):
-        return (
-            json.dumps(
-                {
-                    lane: {k: v for k, v in asdict(limits).items() if v not in (None, {})}
-                    for lane, limits in value.items()
-                }
-            )
-            if value
-            else "-"
-        )
+        return json.dumps({of: _told(asdict(limits)) for of, limits in value.items()}) if value else "-"
     if isinstance(value, float):
         return f"{value:g}"
     if name.upper() in SECRET_NAMES and value:
         return masked(str(value))
     return str(value) or "-"
+
+
+def _told(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A lane's or a provider's table as it was written, without what says nothing."""
+    flat = {**table, **table.get("sent_with", {})}
+    return {name: value for name, value in flat.items() if name != "sent_with" and value not in (None, {})}
 
 
 def masked(url: str) -> str:
@@ -200,6 +198,14 @@ def examine(
     except StoreUnavailable as error:
         yield Finding("Redis", Level.WRONG, str(error), Code.UNREACHABLE)
     yield from judge_settings(settings)
+
+
+def judge_network() -> Finding:
+    """Proxies and certificates of this process's environment; nothing else need be reachable to tell."""
+    problem = network.problem()
+    if problem is not None:
+        return Finding("network", Level.WRONG, problem, Code.CONFIGURATION)
+    return Finding("network", Level.OK, "proxies and certificates of the environment can be used")
 
 
 def judge_server(server: Server) -> Iterator[Finding]:

@@ -21,6 +21,7 @@ from redis import RedisError
 
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import limit, pin
+from ratelimit_worker.providers import network
 from ratelimit_worker.stores.lanes import Crew, Lanes
 from ratelimit_worker.wiring import Services
 from ratelimit_worker.worker import jobs, own_rules
@@ -227,6 +228,7 @@ class LanesStep(bootsteps.StartStopStep):
             self.presence.beat()
             return
         _check(c)
+        network.check()
         live = services_of(c.app)
         lease_s = live.settings.visibility_timeout_seconds
         self.presence = Presence(live, c, lease_s)

@@ -18,6 +18,7 @@ from ratelimit_worker.batchfile import End
 from ratelimit_worker.cli.cluster import Cluster, open_cluster, talking_to_redis
 from ratelimit_worker.cli.figures import AttemptFigures, Attempts, LaneFigures, lane_figures
 from ratelimit_worker.cli.progress import Progress, clock
+from ratelimit_worker.cli.run.address import WrongAddress
 from ratelimit_worker.cli.run.journal import Journal
 from ratelimit_worker.cli.run.session import Options, Session
 from ratelimit_worker.errors import BadInput, RateLimitWorkerError, StoreUnavailable
@@ -170,6 +171,11 @@ def run_file(request: Request, progress: Progress) -> Summary:
                 signal=None if session.finished else stop.signal,
                 ended_by="" if session.finished else session.account.ended_by,
             )
+        except WrongAddress:
+            _end_workers(cluster)  # in order: what was refused is settled and acknowledged, and can be forgotten
+            _clean_up(cluster, options)
+            session.withdraw()
+            raise
         finally:
             view.attempts.close()
 

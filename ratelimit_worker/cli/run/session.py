@@ -20,10 +20,11 @@ from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.cli.cluster import Cluster, talking_to_redis
 from ratelimit_worker.cli.results import Results, Settled
 from ratelimit_worker.cli.run.account import Account, is_accounts
+from ratelimit_worker.cli.run.address import Addresses
 from ratelimit_worker.cli.run.journal import Journal
 from ratelimit_worker.errors import AuthenticationFailed, BadInput, ConfigurationError, LaneFull, StoreUnavailable
 from ratelimit_worker.flow.enqueue import limit_fields
-from ratelimit_worker.providers import anthropic, openai
+from ratelimit_worker.providers import anthropic, network, openai
 from ratelimit_worker.providers.http import wait_for_key
 from ratelimit_worker.stores import keys
 
@@ -58,6 +59,7 @@ class _Out:
     custom_id: str
     offset: int
     lane: str
+    url: str
 
 
 class Session:
@@ -98,6 +100,7 @@ class Session:
         self._away_since_s: float | None = None
         self._audit_at_s = time.monotonic() + AUDIT_S
         self._providers: set[bool] = set()
+        self._addresses = Addresses(cluster.environ)
 
     @property
     def finished(self) -> bool:
@@ -117,6 +120,7 @@ class Session:
             ConfigurationError: a provider's address or key is missing or wrong.
             OutFailed: OUT cannot be written.
             WorkersFailed: the workers do not stay.
+            WrongAddress: nothing answers where the base URL leads.
         """
         with self.source.open("rb") as lines:
             self._lines = self._asks(lines)
@@ -143,6 +147,15 @@ class Session:
                 if call_id in self._out:
                     self._out[call_id] = self._out.pop(call_id)
         return len(settled)
+
+    def withdraw(self) -> None:
+        """Nothing that is out was answered, nor will be: it is sent anew when the run goes on.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        with talking_to_redis():
+            self._results.forget(list(self._out))
 
     def _turn(self) -> int:
         try:
@@ -240,7 +253,7 @@ class Session:
             line = error_line(ask.call_id, ask.custom_id, "invalid_line", f"line {ask.number}: {error}")
             self._keep([(ask.custom_id, ask.call_id, line, End.FAILED)])
             return True
-        self._out[ask.call_id] = _Out(ask.custom_id, ask.offset, lane)
+        self._out[ask.call_id] = _Out(ask.custom_id, ask.offset, lane, ask.url)
         return True
 
     def _before(self, ask: Ask) -> int:
@@ -252,6 +265,7 @@ class Session:
         """Better one sentence now than an error on every line. Only our own workers have our environment."""
         kind = builtin.is_anthropic(url)
         if self.options.queue is not None and kind not in self._providers:
+            network.check(self.cluster.environ)
             try:
                 wait_for_key(lambda: (anthropic if kind else openai).endpoint(self.cluster.environ))
             except AuthenticationFailed as error:
@@ -288,6 +302,8 @@ class Session:
 
     def _write(self, settled: list[Settled]) -> None:
         lines: list[tuple[str | None, str, bytes, End]] = []
+        for one in settled if self.options.queue is not None else ():  # our own workers have our base URL
+            self._addresses.hear(self._out[one.call_id].url, one.value, one.error)
         for one in settled:
             out = self._out[one.call_id]
             custom_id = out.custom_id

@@ -1,0 +1,26 @@
+"""Own functions that ask by the openai SDK, and the built-in task beside them. Imported by workers and by their agent.
+
+RACE_WATCH in the environment: whether the app watches.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from celery import Celery
+from openai import OpenAI
+
+from ratelimit_worker import install, llm_task
+
+app = Celery("watched", include=["ratelimit_worker.builtin"])
+install(app, watch=os.environ.get("RACE_WATCH") == "yes")
+MODEL = "gpt-4o"
+client = OpenAI()
+
+
+@llm_task(app=app, lane=f"openai:{MODEL}", cache=False)
+def complete(custom_id: str, body: dict[str, Any]) -> str:
+    """One completion, as a team would write it: the SDK as it comes, and the text alone goes back."""
+    answer = client.chat.completions.create(**body, metadata={"custom_id": custom_id})
+    return answer.choices[0].message.content or ""

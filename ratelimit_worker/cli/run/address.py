@@ -1,0 +1,60 @@
+"""Does the base URL lead to the API? The first 404 of a path that never answered says no, before the file is burned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from ratelimit_worker import builtin
+from ratelimit_worker.errors import BadInput, CallFailed
+from ratelimit_worker.providers import anthropic, openai
+
+
+class WrongAddress(BadInput):
+    """Nothing answers where the base URL leads. Raised in place of one failure a line."""
+
+
+class Addresses:
+    """What is known of the paths of a file.
+
+    Args:
+        environ: Of the workers, with their base URLs.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._there: set[str] = set()  #: paths that have said something of a request
+
+    def hear(self, path: str, value: Any, error: BaseException | None = None) -> None:
+        """Take note of a line's answer.
+
+        Args:
+            value: What the task `batch_line` returned.
+            error: What it raised.
+        Raises:
+            WrongAddress: it is a 404 that is about no model, and this path has said nothing else so far.
+        """
+        if path in self._there:
+            return
+        if error is not None:
+            if isinstance(error, CallFailed) and error.status == 404:
+                raise WrongAddress(error.cause)
+            return
+        if not isinstance(value, Mapping) or value.get("status_code") != 404 or _is_about_a_model(value.get("body")):
+            self._there.add(path)
+            return
+        provider = anthropic if builtin.is_anthropic(path) else openai
+        base = self._environ.get(f"{provider.PROVIDER.upper()}_BASE_URL") or provider.BASE_URL
+        last = urlsplit(base.rstrip("/")).path.rpartition("/")[2]
+        versioned = last[:1] == "v" and last[1:2].isdigit()
+        hint = "is that the API's base URL?" if versioned or "/v1/" in path else "does it lack /v1?"
+        raise WrongAddress(f"HTTP 404: nothing answers {path} below {base}; {hint}")
+
+
+def _is_about_a_model(body: Any) -> bool:
+    """Whether a 404 is the API's own word: it knows the path, and not the model."""
+    error = body.get("error", body) if isinstance(body, Mapping) else None
+    if not isinstance(error, Mapping):
+        return isinstance(error, str) and "model" in error.lower()
+    return any("model" in str(error.get(name)).lower() for name in ("code", "message", "param"))

@@ -1,0 +1,194 @@
+"""What does one answer tell of the provider, while the caller alone reads it? Its status, headers and tokens.
+
+Nothing here reads from a connection: it is handed what the caller has read, and keeps no more than it must. All of it
+is a stranger's; what makes no sense counts as nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from ratelimit_worker.calls import Glimpse, Response, Sighting, Usage
+from ratelimit_worker.policy.estimate import usage_of
+
+#: Bytes of a streamed JSON answer, or of a line of an event stream, that are kept; a longer one tells no tokens.
+MOST_KEPT = 8 * 1024 * 1024
+#: Bytes of an error's body: what says which limit was met stands at its beginning.
+MOST_ERROR = 64 * 1024
+
+#: Requests of which an answer tells how a provider is, by the end of their path. A client that nobody named is heeded
+#: for these alone: a page that a task fetches on the way may have rate limits too.
+_ENDPOINT = re.compile(
+    r"(?:/(?:chat|fim|agents)/completions|/completions|/responses|/embeddings|/moderations|/rerank|/ocr"
+    r"|/v\d[^/]*/(?:messages|chat|embed|conversations)|/images/(?:generations|edits|variations)"
+    r"|/audio/(?:speech|transcriptions|translations)|/model/[^/]+/(?:converse|invoke)[a-z-]*"
+    r"|:(?:stream)?(?:[gG]enerateContent|[rR]awPredict)|:(?:batch)?[eE]mbedContents?|:predict|/api/(?:chat|generate|embed))/?$"
+)
+_PATH_MODEL = re.compile(r"/(?:models?|deployments)/([^/:]+)")
+_PROVIDERS = {
+    "api.openai.com": "openai",
+    "api.anthropic.com": "anthropic",
+    "generativelanguage.googleapis.com": "google",
+    "api.mistral.ai": "mistral",
+    "api.groq.com": "groq",
+    "api.cohere.com": "cohere",
+}
+
+
+class _Told(msgspec.Struct):
+    """What is read of an answer, or of one of its events; the rest is passed over without being kept."""
+
+    model: Any = None
+    modelVersion: Any = None  # noqa: N815 - Gemini's spelling
+    usage: Any = None
+    usageMetadata: Any = None  # noqa: N815
+    usage_metadata: Any = None
+    message: Any = None  #: Anthropic's first event
+    response: Any = None  #: the events of OpenAI's Responses
+
+
+class _Asked(msgspec.Struct):
+    model: Any = None
+
+
+_told = msgspec.json.Decoder(_Told | list[_Told] | None).decode
+_told_briefly = msgspec.json.Decoder(_Told).decode
+_asked = msgspec.json.Decoder(_Asked).decode
+
+
+def is_endpoint(path: str) -> bool:
+    """Whether a path is one at which providers answer prompts."""
+    return _ENDPOINT.search(path) is not None
+
+
+def model_asked(path: str, body: Any) -> str | None:
+    """The model that a request names, in its path or its JSON body."""
+    in_path = _PATH_MODEL.search(path)
+    if in_path is not None:
+        return in_path[1][:256]
+    if isinstance(body, Mapping):
+        return _name(body.get("model"))
+    if not isinstance(body, bytes | bytearray | str):
+        return None
+    try:
+        return _name(_asked(body).model)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+
+
+class Reading:
+    """One request of an attempt, and what its answer tells as it comes in."""
+
+    def __init__(self, seen: Sighting, host: str, path: str, body: Any) -> None:
+        self._seen = seen
+        asked = model_asked(path, body)
+        self._glimpse = Glimpse(asked=asked, model=asked, provider=_provider(host, path))
+        self._kept: list[bytes] = []
+        self._size = 0
+        self._events = False
+        seen.glimpses.append(self._glimpse)
+        seen.look()
+
+    def answered(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
+        """Status and headers have come."""
+        told: dict[str, str] = {}
+        for written, value in headers:
+            name = written.lower()
+            if name != "set-cookie":  # of no use to anybody here, and not ours to keep
+                told[name] = f"{told[name]}, {value}" if name in told else value
+        self._events = "event-stream" in told.get("content-type", "") and status < 300
+        self._glimpse.response = Response(status=status, headers=told, body=None)
+        self._seen.look()
+
+    def part(self, data: bytes | str) -> None:
+        """The caller has read this much more of the body."""
+        raw = data.encode("utf-8", "replace") if isinstance(data, str) else data
+        if self._events and b"\n" in raw:
+            *lines, raw = b"".join((*self._kept, raw)).split(b"\n")
+            self._kept, self._size = [], 0
+            for line in lines:
+                self._event(line)
+        self._size += len(raw)
+        if self._size <= MOST_KEPT:
+            self._kept.append(raw)
+        else:
+            self._kept = []
+
+    def end(self) -> None:
+        """The caller has read the body to its end, or will read no more of it."""
+        kept, size = b"".join(self._kept), self._size
+        self._kept, self._size = [], 0
+        if self._events:
+            self._event(kept)
+        elif size <= MOST_KEPT:
+            self.whole(kept)
+
+    def whole(self, body: bytes) -> None:
+        """This is the whole body."""
+        response = self._glimpse.response
+        if response is None or not body:
+            return
+        if self._events:  # read to its end before anybody looked
+            for line in body.split(b"\n"):
+                self._event(line)
+            return
+        if response.status >= 300:
+            self._glimpse.response = Response(status=response.status, headers=response.headers, body=_error_of(body))
+            self._seen.look()
+            return
+        try:
+            told = _told(body)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            return  # a sound, a page, half an answer: it tells nothing
+        for one in told if isinstance(told, list) else (told,):  # Gemini streams a list
+            if one is not None:
+                self._take(one)
+        self._seen.look()
+
+    def _event(self, line: bytes) -> None:
+        if not line.startswith(b"data:") or b"sage" not in line:  # "usage", "usageMetadata"
+            return
+        try:
+            self._take(_told_briefly(line[5:].strip()))
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            return
+        self._seen.look()
+
+    def _take(self, told: _Told) -> None:
+        nested = next((part for part in (told.message, told.response) if isinstance(part, Mapping)), {})
+        model = _name(told.model) or _name(told.modelVersion) or _name(nested.get("model"))
+        self._glimpse.model = model or self._glimpse.model
+        counted = told.usage or told.usageMetadata or told.usage_metadata or nested.get("usage")
+        usage = usage_of({"usage": counted}) if counted else None
+        if usage is not None:  # Anthropic tells the input at the beginning, and the output at the end
+            before = self._glimpse.usage or Usage()
+            self._glimpse.usage = Usage(
+                before.input_tokens if usage.input_tokens is None else usage.input_tokens,
+                before.output_tokens if usage.output_tokens is None else usage.output_tokens,
+            )
+
+
+def _error_of(body: bytes) -> Any:
+    text = body[:MOST_ERROR].decode("utf-8", "replace")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _name(value: Any) -> str | None:
+    return value[:256] if isinstance(value, str) and value else None
+
+
+def _provider(host: str, path: str) -> str | None:
+    known = _PROVIDERS.get(host)
+    if known is None and path.endswith("/messages"):
+        return "anthropic"
+    if known is None and "enerateContent" in path:
+        return "google"
+    return known
