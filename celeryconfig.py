@@ -1,7 +1,7 @@
 """The deployment's Celery settings: yours to change, but for those that the product's promises rest on.
 
-Those stand in ratelimit_worker/worker/settings.py, each with its reason, and `install` applies them; a worker refuses
-to start where one that it needs was changed. The broker comes from MAISD_REDIS_URL or CELERY_BROKER_URL.
+Those stand in ratelimit_worker/worker/settings.py, each with its reason, and hold whatever is said here; the others
+there are for what is not said. The broker comes from MAISD_REDIS_URL or CELERY_BROKER_URL.
 """
 
 #: Modules whose tasks the workers of this deployment know.

@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -50,6 +51,9 @@ def test_a_team_s_own_app(monkeypatch: pytest.MonkeyPatch) -> None:
             assert (made.folder / name).read_text() == "['gamma']\n", name
         assert module.plain.delay({1, 2}).get(timeout=60) == [{1, 2}, "{1, 2"]
         assert int(made.valkey.client.hget(keys.lane("guest"), "ok") or 0) >= 0
+        limit = partial(module.app.control.rate_limit, reply=True, timeout=60, limit=1)
+        assert "its lane paces them" in str(limit(module.ask.name, "1/m"))
+        assert "set successfully" in str(limit(module.plain.name, "100/s"))
         log = made.workers[0].log()
         assert "worker_prefetch_multiplier=4" in log
         assert "message.set_aside" not in log

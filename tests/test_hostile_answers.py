@@ -107,7 +107,7 @@ def test_any_answer_is_read(seed: int) -> None:
     for n in range(20):
         status, headers, raw = hostile.answer(random.Random(seed + n))
         answer = httpx.Response(status, headers=[(a.encode(), b.encode()) for a, b in headers.items()], content=raw)
-        response, _ = http._response(answer, raw, 0.1)
+        response, _ = http._response(answer, raw, "/v1/chat/completions", 0.1)
         understood(response)
 
 

@@ -252,7 +252,7 @@ def test_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def take(request: httpx.Request) -> httpx.Response:
         sent.append(request)
-        return httpx.Response(200, json=GOOD)
+        return httpx.Response(200, content=iter([json.dumps(GOOD).encode()]))
 
     with http._Client(transport=httpx.MockTransport(take)) as client:
         http._idle.append(client)

@@ -400,7 +400,8 @@ def test_what_waiting_does_not_mend_is_one_error_of_ours(lane: Retrying) -> None
     """A record that no script can read: the worker's attempt says so in one line, and does not wait for ever."""
     (ref,) = lane.put("c", 1)
     tag, _ = lane.cluster.take()
-    lane.client.hset(keys.call(ref), "i", b"\xc1")
+    lane.client.delete(keys.call(ref))
+    lane.client.set(keys.call(ref), "no hash")
     lanes = PatientLanes(lane.client, time_us=lane.cluster.now_us)
     with pytest.raises(StoreUnavailable, match="the call cannot go on, Redis said: ") as caught:
         lanes.begin(tag, 30.0)

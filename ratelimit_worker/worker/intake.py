@@ -217,6 +217,8 @@ def _broadcast_refusal(message: Mapping[str, Any]) -> str | None:
     headers = message.get("headers") or {}
     if headers.get("compression"):
         return "compressed"
+    if message.get("content-type") != JSON:  # kombu reads it, if the app accepts it
+        return None
     try:
         told = read_json(_bytes_of(message))
     except (ValueError, TypeError, RecursionError):
@@ -232,9 +234,7 @@ def _body_refusal(message: Mapping[str, Any]) -> str | None:
         return "no body"
     if len(body) > MOST_BODY_BYTES:
         return "body too large"
-    if (
-        message.get("content-type") != JSON
-    ):  # the app's own choice, of tasks that are no calls: nothing is built of it here
+    if message.get("content-type") != JSON:  # the app's own choice, for tasks that are no calls
         return "a call that is not JSON" if PLAN_HEADER in message["headers"] else None
     try:
         text = _bytes_of(message)

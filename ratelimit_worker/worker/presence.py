@@ -315,6 +315,10 @@ def _check(consumer: Any) -> None:
         raise ConfigurationError(
             f"--prefetch-multiplier {consumer.controller.prefetch_multiplier}: lanes count slots; leave it out"
         )
-    early = [name for name, task in consumer.app.tasks.items() if isinstance(task, CallTask) and not task.acks_late]
+    calls = {name: task for name, task in consumer.app.tasks.items() if isinstance(task, CallTask)}
+    early = [name for name, task in calls.items() if not task.acks_late]
     if early:
         raise ConfigurationError(f"tasks with acks_late=False cannot make calls: {', '.join(sorted(early))}")
+    limited = [name for name, task in calls.items() if task.rate_limit]
+    if limited:  # by task_annotations; Celery would keep their calls in the worker, and their lane waits for those
+        raise ConfigurationError(f"tasks with a rate_limit cannot make calls, give their lane an rpm: {limited[0]}")

@@ -17,8 +17,6 @@ for i = 3, #ARGV - 1, 2 do
     redis.call('HSET', lane_key(lane), ARGV[i], ARGV[i + 1])
   end
 end
--- nothing waits in it, nor for it: the new depth bounds the level when it is next read
-if next(anchors) == nil and redis.call('EXISTS', queues_key(lane), out_key(lane), turns_key(lane)) == 0 then return 0 end
 local L = load(lane)                                   -- a new depth bounds the level
 for d = 1, N do                                        -- a debt is time: at a tenth of the pace it would last ten times as long
   if L.p[d] and L.p[d] > 0 and (before.p[d] or 0) > 0 and L.l[d] < 0 then L.l[d] = L.l[d] * L.p[d] / before.p[d] end
@@ -30,5 +28,8 @@ for d, anchor in pairs(anchors) do
   end
 end
 save(L)
+if next(anchors) == nil and redis.call('EXISTS', queues_key(lane), out_key(lane), turns_key(lane)) == 0 then
+  return 0                                             -- nothing waits in it, nor for it
+end
 wake(lane)
 return release(lane, 1000)
