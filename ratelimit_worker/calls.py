@@ -339,7 +339,8 @@ class Attempt:
     cause: str | None = None  #: one line without prompt or key
     worker: str = ""
     content: Content | None = None
-    # What the recorder learns from; not in the database.
+    # What the recorder goes by; not in the database.
+    anew: bool = False  #: the call had ended before, and was made anew under its id: that end was an attempt
     asked_model: str | None = None  #: under which its tokens are learned; None: they were not estimated
     estimated_tokens: int = 0  #: input, before any correction; 0: they were counted, or there was no text
 

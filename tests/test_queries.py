@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import random
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
@@ -59,7 +60,7 @@ def attempt(
 class NoRedis:
     """A Redis that is away."""
 
-    def now(self) -> None:
+    def now(self, *_: Any) -> None:
         raise StoreUnavailable("Redis: away")
 
 

@@ -98,6 +98,18 @@ def test_a_call_ends_once(outbox: Outbox, tracker: Tracker, engine: Engine) -> N
         connection.execute(text("UPDATE attempts SET outcome = 'failed' WHERE call_id = 'c-1'"))
 
 
+def test_a_call_that_is_made_anew_ends_anew(outbox: Outbox, tracker: Tracker, engine: Engine) -> None:
+    """`run` sends a line again whose account had failed it: what it had ended with was an attempt."""
+    outbox.append([attempt("c-0", outcome=Outcome.FAILED)])
+    assert record_once(outbox, tracker) == 1
+    anew = [attempt("c-0", number=2, outcome=Outcome.FAILED, anew=True), attempt("c-0", number=3, anew=True)]
+    for rows_now in (anew[:1], anew, anew):
+        outbox.append(rows_now)
+        record_once(outbox, tracker)
+    ended = [(row.number, row.outcome) for row in tracker.attempts_of("c-0")]
+    assert ended == [(1, Outcome.RETRIED), (2, Outcome.RETRIED), (3, Outcome.ANSWERED)]
+
+
 def test_ends_that_are_there_twice_are_one_after_the_upgrade(tracker: Tracker, engine: Engine) -> None:
     """What an older version has recorded stays: the later is an attempt that was repeated."""
     migrations.upgrade(engine)

@@ -267,7 +267,9 @@ def test_lines_that_cannot_be_sent_are_named_before_any_is(tmp_path: Path) -> No
     source.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {**ask("d"), "url": "/proxy/chat"}]))
     options = Options(context="c", allowed_paths=frozenset({"/proxy/chat"}))
     with Journal(tmp_path / "out.jsonl") as journal:
-        cluster: Any = SimpleNamespace(app=make_app(redis_url="redis://127.0.0.1:1"), settings=read_settings({}))
+        cluster: Any = SimpleNamespace(
+            app=make_app(redis_url="redis://127.0.0.1:1"), settings=read_settings({}), environ={}
+        )
         session = Session(source, journal, cluster, options, lambda: said.append("begun"), said.append)
     assert [line.partition("in.jsonl, ")[2].partition(" is")[0] for line in said] == ["line 2: url", "line 3: url"]
     assert session.total == 4

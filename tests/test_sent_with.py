@@ -34,7 +34,9 @@ def sent() -> Iterator[list[httpx.Request]]:
     def take(request: httpx.Request) -> httpx.Response:
         requests.append(request)
         choice = {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
-        return httpx.Response(200, json={"choices": [choice]})
+        return httpx.Response(
+            200, content=iter([json.dumps({"choices": [choice], "content": [{"type": "text", "text": "hi"}]}).encode()])
+        )
 
     before, http._idle = http._idle, type(http._idle)()
     with http._Client(transport=httpx.MockTransport(take)) as client:

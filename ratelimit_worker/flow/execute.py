@@ -616,6 +616,7 @@ class Executor:
             content=trial.content,
             asked_model=size[0] if (size := plan.get("size")) else None,
             estimated_tokens=size[1] if size else 0,
+            anew=bool(plan.get("anew")),
         )
 
 

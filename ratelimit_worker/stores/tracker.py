@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, select, text, tuple_
+from sqlalchemy import Connection, Engine, delete, select, text, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import InstrumentedAttribute
 
-from ratelimit_worker.calls import Attempt, Content, ModeChange
+from ratelimit_worker.calls import Attempt, Content, ModeChange, Outcome
 from ratelimit_worker.errors import RowRefused, StoreUnavailable
 from ratelimit_worker.policy.modes import ALL
 from ratelimit_worker.stores.database import engine_for, ours
@@ -85,6 +85,7 @@ class Tracker:
             keyed.sort(key=lambda row: (row["call_id"], row["number"]))
         changes.sort(key=lambda row: str(row["id"]))
         with self._transaction(writes=True) as connection:
+            _reopen(connection, attempts, {(one.call_id, one.number) for one in clean if one.anew})
             new = _insert_new(connection, AttemptRow, _KEY, _first_ends(connection, attempts))
             _insert_new(connection, ContentRow, _CONTENT_KEY, contents)
             return new + _insert_new(connection, ModeChangeRow, (ModeChangeRow.id,), changes)
@@ -224,6 +225,20 @@ class Tracker:
         self._engine.dispose()
         if self._file is not None:
             self._file.closed()
+
+
+def _reopen(connection: Connection, rows: Sequence[dict[str, Any]], anew: Collection[tuple[str, int]]) -> None:
+    """What calls had ended with before they were made anew is an attempt that was repeated.
+
+    Args:
+        anew: Call and number of attempts at calls that were made anew.
+    """
+    for call_id, number in anew:
+        before = (AttemptRow.call_id == call_id) & (AttemptRow.number < number) & AttemptRow.outcome.in_(ENDS)
+        connection.execute(update(AttemptRow).where(before).values(outcome=Outcome.RETRIED))
+        for row in rows:
+            if row["call_id"] == call_id and row["number"] < number and row["outcome"] in ENDS:
+                row["outcome"] = Outcome.RETRIED
 
 
 def _first_ends(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

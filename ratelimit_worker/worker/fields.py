@@ -238,6 +238,8 @@ PLAN_MORE: Mapping[str, Row] = {
     "tries": COUNT,
     "again": TRUTH,
     "at_once": TRUTH,
+    "anew": TRUTH,
+    "short": TRUTH,
     "fp": TEXT,
 }
 #: Body and headers of a broadcast to the workers' mailbox: kombu's pidbox, which connects anew after an error.

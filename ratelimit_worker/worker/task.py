@@ -212,7 +212,9 @@ class CallTask(Task):
         _check_way(self.app, options.get("connection"), producer)
         chosen = {name: options.pop(name, None) for name in CHOICES}
         priority, running = options.pop("priority", None), self.app.current_worker_task
-        number = options.pop("number", 0)  # attempts that were made before, under the same id
+        number = options.pop(
+            "number", None
+        )  # of attempts before, where a call that has ended is made anew under its id
         mine = (
             running.request if running is not None else self.request
         )  # another task's, when it is replaced by this one
@@ -226,7 +228,7 @@ class CallTask(Task):
             plan |= {"deadline": before["deadline"], "number": mine.get("rlw_number")}
             plan |= {"again": True, "fp": before.get("fp"), "tries": tries_used(task_id or "")}
         else:
-            plan |= {"at_once": True, **({"number": number} if number else {})}
+            plan |= {"at_once": True, **({"number": number, "anew": True} if number is not None else {})}
             if "sheds" in plan and CANVAS.isdisjoint(options):
                 plan["sheds"] = "raise"
         task_id = task_id or uuid()

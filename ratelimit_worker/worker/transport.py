@@ -626,9 +626,9 @@ def _publication(headers: Mapping[str, Any], plan: Mapping[str, Any], asks: str)
 
     o: an agent makes a call. Made again under its id it is the same one; the id of another call is refused.
     c: a worker goes on with a canvas, or a stock producer has pushed it: nobody is there to be refused.
-    a: the same call goes on (`self.retry`, `self.replace`).
+    a: the same call goes on (`self.retry`, `self.replace`), or is made anew though it has ended (`run`).
     """
-    if plan.get("again") or headers.get("replaced_task_nesting"):
+    if plan.get("again") or plan.get("anew") or headers.get("replaced_task_nesting"):
         how = "a"
     else:
         how = "c" if headers.get("parent_id") or plan.get("at_once") is False else "o"

@@ -256,10 +256,10 @@ class Session:
         self._out[ask.call_id] = _Out(ask.custom_id, ask.offset, lane, ask.url)
         return True
 
-    def _before(self, ask: Ask) -> int:
-        """Attempts at a line that is sent again under the same id: each has a row of its own in the database."""
+    def _before(self, ask: Ask) -> int | None:
+        """Attempts at a line that is made anew under its id, each of which has a row; None: it was not made before."""
         again = self.account.is_owed(ask.call_id) or ask.custom_id in self.journal.taken_up
-        return self._made(ask.call_id) if again else 0
+        return self._made(ask.call_id) if again else None
 
     def _first_of_provider(self, url: str) -> None:
         """Better one sentence now than an error on every line. Only our own workers have our environment."""
