@@ -29,7 +29,7 @@ from tests.conftest import PostgresServer, wait_for
 pytestmark = pytest.mark.server
 
 
-def attempt(call_id: str, number: int = 1, outcome: Outcome = Outcome.ANSWERED) -> Attempt:
+def attempt(call_id: str, number: int = 1, outcome: Outcome = Outcome.ANSWERED, anew: bool = False) -> Attempt:
     """An ordinary attempt."""
     return Attempt(
         call_id=call_id,
@@ -40,6 +40,7 @@ def attempt(call_id: str, number: int = 1, outcome: Outcome = Outcome.ANSWERED) 
         started_at=100.0,
         finished_at=101.5,
         waited_s=0.0,
+        anew=anew,
     )
 
 
