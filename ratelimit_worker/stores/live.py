@@ -289,7 +289,7 @@ class Live:
     def database_lost(self) -> tuple[float, str] | None:
         """When a tracking database was lost in the last day, seconds since the epoch, and how; None: none was."""
         with redis_errors():
-            found: Any = self._client.hgetall(self._key(keys.LOST))
+            found: Any = self._client.hgetall(self._key(keys.DATABASE_LOST))
         return (float(found[b"at"]), found[b"what"].decode()) if found else None
 
     def alerts_waiting(self) -> int:

@@ -214,8 +214,8 @@ class Outbox:
     def tell_lost(self, what: str) -> None:
         """Note for a day that a tracking database was lost, for `doctor` and `status`."""
         with _redis_errors(), self._client.pipeline(transaction=True) as pipe:
-            pipe.hset(keys.LOST, mapping={"at": time.time(), "what": what})
-            pipe.expire(keys.LOST, LOST_TTL_S)
+            pipe.hset(keys.DATABASE_LOST, mapping={"at": time.time(), "what": what})
+            pipe.expire(keys.DATABASE_LOST, LOST_TTL_S)
             pipe.execute()
 
     def commit(self, entry_ids: Sequence[str]) -> None:
