@@ -24,6 +24,7 @@ from ratelimit_worker.errors import CallLost
 from ratelimit_worker.policy import forgotten
 from ratelimit_worker.policy.forgotten import SURE_S, Seen, lost_with
 from ratelimit_worker.reports.explain import Where, explain, explanation_text
+from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import Claim
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.tracker import Tracker, engine_for
@@ -201,6 +202,22 @@ def test_who_waits_hears_of_it(made: Fleet, forget: Callable[[Fleet], None]) -> 
     assert [(row.outcome, row.cause) for row in tracker.attempts_of(one.id)] == [(Outcome.FAILED, "CallLost")]
     assert tasks.echo.apply_async((1,), task_id=one.id).id == one.id  # it may be made again, under its id too
     assert worker.process.poll() is None
+
+
+@pytest.mark.worker
+def test_with_one_the_others_of_a_process_are_told(made: Fleet) -> None:
+    """Who asks for them one after the other does not wait anew for each; what had its answer is not told."""
+    tasks = made.agent()
+    results = [tasks.echo.delay(number) for number in range(4)]
+    made.worker("first")
+    assert results[3].get(timeout=120) == 3
+    made.workers.pop().kill()
+    waiting = [tasks.echo.delay(number) for number in range(4)]
+    forget_by_flush(made)
+    with pytest.raises(CallLost):
+        waiting[0].get(timeout=120)
+    assert [one.state for one in waiting] == ["FAILURE"] * 4
+    assert made.valkey.client.zscore(keys.LOST, results[3].id) is None
 
 
 @pytest.mark.worker

@@ -48,6 +48,10 @@ class Seen:
                 gone.add(call_id)
         return gone
 
+    def besides(self, known: Mapping[str, bool]) -> list[str]:
+        """Calls that were there and are not among some that were just looked for."""
+        return [call_id for call_id in self._seen if call_id not in known]
+
     def blind(self) -> None:
         """Redis could not be asked: what was away may be there again."""
         self._since.clear()

@@ -19,7 +19,7 @@ from redis import Connection, RedisError
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.stores.decide import bounded, current, deciding
 from ratelimit_worker.stores.exchange import exchange
-from ratelimit_worker.worker.lost import Watch
+from ratelimit_worker.worker.lost import Watch, ended
 from ratelimit_worker.worker.transport import HEADER
 
 #: `override_backends`: what Celery takes in place of its own for these result backends.
@@ -63,6 +63,11 @@ class ResultConsumer(stock.ResultConsumer):
                 yield
         finally:
             self._pubsub_lock.release()
+
+    def on_state_change(self, meta: Any, message: Any) -> Any:
+        if meta.get("status") in states.READY_STATES:
+            ended(meta["task_id"])
+        return super().on_state_change(meta, message)
 
     def _consume_from(self, task_id: str) -> None:
         try:

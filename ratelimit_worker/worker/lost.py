@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 LOOK_S = 3.0
 ASK_S = 1.0  #: a look may take so long
 MOST_AT_ONCE = 1000  #: calls in one script
+REMEMBERED_S = 3_000.0  #: since a call was made: for an hour after its end Redis knows it
 
 #: Of this process; with each call that it has made, what its row says.
 SEEN = Seen()
@@ -65,6 +66,12 @@ def made(call_id: str, task: str, plan: Mapping[str, Any]) -> None:
     )
     with _seen:
         SEEN.there(call_id, kept)
+
+
+def ended(call_id: str) -> None:
+    """A call's answer has come: nobody needs to look for it."""
+    with _seen:
+        SEEN.forget((call_id,))
 
 
 class Watch:
@@ -105,15 +112,16 @@ class Watch:
     def _look(self, waited_for: Sequence[AsyncResult], now: float) -> None:
         before = {one.id: [_ids(step) for step in one._parents()] for one in waited_for if not one._cache}
         ids = list(dict.fromkeys([*before, *(one for steps in before.values() for step in steps for one in step)]))
-        lanes, known = services_of(self._backend.app).lanes, dict[str, bool]()
-        for start in range(0, len(ids), MOST_AT_ONCE):
-            some = ids[start : start + MOST_AT_ONCE]
-            known |= dict(zip(some, lanes.known(some), strict=True))
+        known = self._known(ids)
+        if not all(known.values()):  # where one is lost others may be: who asks for them one by one need not wait anew
+            with _seen:
+                rest = SEEN.besides(known)
+            known |= self._known(rest)
         with _seen:
             gone = SEEN.look(known, now)
         if not gone:
             return
-        answered = self._answered([one for one in ids if not known[one]])
+        answered = self._answered([one for one, there in known.items() if not there])
         with _seen:
             SEEN.forget(answered)
         for call_id, steps in before.items():
@@ -122,6 +130,18 @@ class Watch:
             lost = call_id if call_id in gone else lost_with(steps, gone, known, answered)
             for one in dict.fromkeys((lost, call_id) if lost is not None else ()):
                 self._tell(one, CallLost(lost or one))
+        for call_id in gone - answered - before.keys():
+            with _seen:
+                theirs = SEEN.what(call_id)
+            if isinstance(theirs, Made) and time.time() - theirs.at_s < REMEMBERED_S:  # else Redis need not know it
+                self._tell(call_id, CallLost(call_id))
+
+    def _known(self, ids: Sequence[str]) -> dict[str, bool]:
+        lanes, known = services_of(self._backend.app).lanes, dict[str, bool]()
+        for start in range(0, len(ids), MOST_AT_ONCE):
+            some = ids[start : start + MOST_AT_ONCE]
+            known |= dict(zip(some, lanes.known(some), strict=True))
+        return known
 
     def _answered(self, call_ids: Sequence[str]) -> set[str]:
         stored = self._backend.client.mget([self._backend.get_key_for_task(one) for one in call_ids])
@@ -132,6 +152,8 @@ class Watch:
 
     def _tell(self, call_id: str, error: CallLost) -> None:
         """Store the error as the call's result, unless it has one by now."""
+        with _seen:
+            kept = SEEN.what(call_id)  # whoever hears the error forgets the call
         backend, key = self._backend, self._backend.get_key_for_task(call_id)
         meta = backend._get_result_meta(backend.prepare_exception(error), states.FAILURE, None, None)
         told = backend.encode({**meta, "task_id": call_id})
@@ -146,9 +168,8 @@ class Watch:
             pipe.execute()
         log.warning("call.lost", extra={"call_id": call_id})
         services_of(self._backend.app).lanes.lost(call_id)
-        with _seen:
-            row = _row(call_id, SEEN.what(call_id))
-            SEEN.forget((call_id,))
+        ended(call_id)
+        row = _row(call_id, kept)
         if row is not None:
             services_of(self._backend.app).outbox.append([row])
         backend.result_consumer.on_state_change(backend.decode_result(told), None)

@@ -12,6 +12,7 @@ from redis import RedisError
 
 from ratelimit_worker.worker.backend import ResultConsumer
 from ratelimit_worker.worker.installed import services_of
+from ratelimit_worker.worker.lost import ended
 
 FIRST_POLL_S, MOST_POLL_S = 0.01, 0.5
 
@@ -33,6 +34,7 @@ class CallResult(AsyncResult):
         """Whether the answer is there; a Redis that is away is waited for."""
         try:
             if self.ready():
+                ended(self.id)
                 return True
         except (RedisError, OSError):
             return False
