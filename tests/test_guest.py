@@ -6,7 +6,9 @@ In this process, without a server: what concerns workers is in test_guest_worker
 from __future__ import annotations
 
 import asyncio
+import gc
 import types
+import weakref
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -216,6 +218,17 @@ def test_an_eager_call_can_be_awaited(broker: str | None) -> None:
     assert task.delay(3).get() == 6
     with pytest.raises(BadInput, match="priority"):
         task.apply_async((1,), priority="urgent")
+
+
+def test_an_app_and_its_lanes_end_together() -> None:
+    """With all that it holds open: a process may make many (tests do)."""
+    app = install(celery(broker=HERE), read_settings())
+    gone = weakref.ref(app)
+    assert transport_of(app)
+    app.close()
+    del app
+    gc.collect()
+    assert gone() is None
 
 
 def test_an_app_without_lanes_is_told_apart() -> None:

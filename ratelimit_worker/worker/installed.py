@@ -170,17 +170,18 @@ class Installation:
 
 
 _BY_KEY: weakref.WeakValueDictionary[str, Installation] = weakref.WeakValueDictionary()
-_OF_APP: weakref.WeakKeyDictionary[Celery, Installation] = weakref.WeakKeyDictionary()
+_ATTRIBUTE = "_ratelimit_worker"
 
 
 def keep(installation: Installation) -> None:
-    """Remember what was made of an app, for as long as the app lives."""
-    _OF_APP[installation.app] = installation
+    """Remember what was made of an app: on the app, so that both end together, and their connections with them."""
+    setattr(installation.app, _ATTRIBUTE, installation)
 
 
 def installation_of(app: Celery) -> Installation | None:
     """What `install` made of an app; None: it has no lanes."""
-    return _OF_APP.get(getattr(app, "_get_current_object", lambda: app)())
+    found: Installation | None = getattr(app, _ATTRIBUTE, None)
+    return found
 
 
 def services_of(app: Celery) -> Services:
