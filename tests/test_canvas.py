@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -232,7 +233,15 @@ def test_a_body_that_lies_apart_goes_with_its_canvas(tasks: ModuleType, running:
 def test_a_purge_takes_the_bodies_along(tasks: ModuleType, running: Fleet) -> None:
     """`purge` forgets them with their messages; without one they have a bound."""
     tasks.app.control.cancel_consumer("fleet", reply=True, limit=1, timeout=WAIT_S)
+
+    def stays() -> bool:
+        tasks.add.apply_async((0, 1), link=tasks.echo.s("a prompt"))
+        time.sleep(0.5)
+        return bool(_bodies_apart(running))
+
     try:
+        wait_for(stays, what="the worker, which was waiting for a message, reads no more")
+        tasks.app.control.purge()
         for n in range(3):
             tasks.add.apply_async((n, 1), link=tasks.echo.s("a prompt"))
         assert len(_bodies_apart(running)) == 3
