@@ -185,6 +185,11 @@ def parked(queue: str, task: str) -> str:
     return f"{PARKED}:{len(queue.encode())}:{queue}:{task}"
 
 
+def done(ref: str) -> str:
+    """Which publication a call was that is gone."""
+    return f"{NAMESPACE}done:{ref}"
+
+
 def call(ref: str) -> str:
     """Message and record of one call."""
     return f"{NAMESPACE}call:{ref}"

@@ -29,6 +29,10 @@ LOCKED_S = 1.0  #: so long one thread's look for Redis may hold up the others
 T = TypeVar("T")
 
 
+#: Of a request whose task sent itself again and went on (`retry(throw=False)`): what it returns is nobody's answer.
+GOES_ON = "rlw_goes_on"
+
+
 class ResultConsumer(stock.ResultConsumer):
     """Celery's own, which outlives an outage of Redis, and looks for calls that Redis has forgotten."""
 
@@ -141,6 +145,8 @@ class Backend(stock.RedisBackend):
         # a call SETTLE lets one answer through, which each of its deliveries returns.
         if state != states.SUCCESS or request is None or request.get(HEADER) is None:
             return super()._store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
+        if request.get(GOES_ON):
+            return result  # the next attempt has the call's answer, and may have stored it by now
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = task_id
         try:

@@ -56,7 +56,7 @@ from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.stores.patient import PatientLanes
 from ratelimit_worker.wiring import Services, policy_of
 from ratelimit_worker.worker import jobs, lost
-from ratelimit_worker.worker.backend import first_line
+from ratelimit_worker.worker.backend import GOES_ON, first_line
 from ratelimit_worker.worker.installed import (
     Asked,
     Eagerly,
@@ -304,6 +304,7 @@ class CallTask(Task):
         try:
             again = super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
             resent(request.id)  # else it has raised
+            setattr(request, GOES_ON, True)
             return again
         except self.MaxRetriesExceededError as error:
             if error is exc or not str(error).startswith(NO_MORE):

@@ -96,6 +96,7 @@ class Session:
         self._begun = False
         self._check = journal.resumed  #: whether Redis may know lines that are about to be sent
         self._known: set[str] = set()  #: of the pending ones, those that Redis knows
+        self._over: set[str] = set()  #: ... and those that have ended there, and left no answer: they are made anew
         self._missing: set[str] = set()
         self._away_since_s: float | None = None
         self._audit_at_s = time.monotonic() + AUDIT_S
@@ -227,6 +228,7 @@ class Session:
                     self._pending.append(line)
             self._keep([(line.custom_id, line.call_id, bad_line(line), End.FAILED) for line in bad])
             self._known.clear()
+            self._over.clear()
             self._check = self._check or self.journal.resumed
         return True
 
@@ -258,7 +260,8 @@ class Session:
 
     def _before(self, ask: Ask) -> int | None:
         """Attempts at a line that is made anew under its id, each of which has a row; None: it was not made before."""
-        again = self.account.is_owed(ask.call_id) or ask.custom_id in self.journal.taken_up
+        owed = self.account.is_owed(ask.call_id) or ask.custom_id in self.journal.taken_up
+        again = owed or ask.call_id in self._over
         return self._made(ask.call_id) if again else None
 
     def _first_of_provider(self, url: str) -> None:
@@ -294,9 +297,14 @@ class Session:
         with talking_to_redis(), self.cluster.services.redis.pipeline(transaction=False) as pipe:
             for call_id in call_ids:
                 pipe.exists(keys.call(call_id))
-            found = {call_id for call_id, there in zip(call_ids, pipe.execute(), strict=True) if there}
+                pipe.exists(keys.done(call_id))
+            replies = pipe.execute()
+        found = {call_id for call_id, there in zip(call_ids, replies[::2], strict=True) if there}
+        over = {call_id for call_id, ended in zip(call_ids, replies[1::2], strict=True) if ended}
         # Asked second: a call that is acknowledged in between has its result by then.
-        return found | {settled.call_id for settled in self._results.settled(call_ids)}
+        found |= {settled.call_id for settled in self._results.settled(call_ids)}
+        self._over = over - found
+        return found
 
     # ---- Collecting -------------------------------------------------------------------------------------------------
 
