@@ -58,6 +58,13 @@ def install(app: Celery, settings: Settings | None = None, *, watch: bool = Fals
 
 
 def _install(app: Celery, settings: Settings, redis_url: str = "") -> Celery:
+    before = installation_of(app)
+    if before is not None:  # asked again, perhaps with other settings
+        before.settings = settings
+        before.reconfigured()
+        wiring.use(settings, redis_url or None)
+        _put_in_force(before)
+        return app
     installation = Installation(app, settings, redis_url)
     installation.asked = answers_of(app, _eagerly(installation))
     keep(installation)

@@ -50,6 +50,15 @@ def test_a_call_is_forgotten_when_it_was_there_and_stays_away() -> None:
     assert seen.look({"made": False, "to come": False}, 42.0 + 2 * SURE_S) == {"made", "to come"}
 
 
+def test_others_are_looked_for_where_one_that_was_there_is_away() -> None:
+    """Not for the later calls of a chain, which are yet to be made: somebody waits for those all the time."""
+    seen = Seen()
+    for call_id in ("a", "b", "c"):
+        seen.there(call_id)
+    assert seen.others({"a": True, "later": False}) == []
+    assert seen.others({"a": False, "later": False}) == ["b", "c"]
+
+
 def test_what_was_seen_is_bounded() -> None:
     """The oldest is no longer remembered, and so never taken for forgotten."""
     seen = Seen(most=2)

@@ -231,5 +231,15 @@ def test_an_app_and_its_lanes_end_together() -> None:
     assert gone() is None
 
 
+def test_install_again_is_install_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The app is the same, with the settings of the last time."""
+    app = install(celery(broker=HERE), read_settings())
+    first, send, connection = installation_of(app), app.send_task, app.amqp.Connection
+    monkeypatch.setenv("MAISD_MAX_WAITING", "7")
+    assert install(app, read_settings()) is app
+    assert (installation_of(app), app.send_task, app.amqp.Connection) == (first, send, connection)
+    assert services_of(app).settings.max_waiting == 7
+
+
 def test_an_app_without_lanes_is_told_apart() -> None:
     assert installation_of(celery()) is None

@@ -48,8 +48,13 @@ class Seen:
                 gone.add(call_id)
         return gone
 
-    def besides(self, known: Mapping[str, bool]) -> list[str]:
-        """Calls that were there and are not among some that were just looked for."""
+    def others(self, known: Mapping[str, bool]) -> list[str]:
+        """The other calls that were there, where one of those that were just looked for is away; else none.
+
+        The later calls of a chain are not there either, but never were: they say nothing.
+        """
+        if not any(call_id in self._seen for call_id, there in known.items() if not there):
+            return []
         return [call_id for call_id in self._seen if call_id not in known]
 
     def blind(self) -> None:

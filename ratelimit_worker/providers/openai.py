@@ -16,7 +16,6 @@ BASE_URL = "https://api.openai.com/v1"
 
 CHAT_PATH = "/chat/completions"
 EMBEDDINGS_PATH = "/embeddings"
-RESPONSES_PATH = "/responses"
 
 #: A version in an address ("/v1/", "/v1beta/"), or what stands for one (Azure's deployments).
 _VERSION = re.compile(r"/v\d[^/]*/|/deployments/")

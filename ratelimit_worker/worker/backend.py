@@ -19,7 +19,7 @@ from redis import Connection, RedisError
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.stores.decide import bounded, current, deciding
 from ratelimit_worker.stores.exchange import exchange
-from ratelimit_worker.worker.lost import Watch, ended
+from ratelimit_worker.worker.lost import Search, ended
 from ratelimit_worker.worker.transport import HEADER
 
 #: `override_backends`: what Celery takes in place of its own for these result backends.
@@ -38,7 +38,7 @@ class ResultConsumer(stock.ResultConsumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.watch = Watch(self.backend)
+        self.search = Search(self.backend)
 
     @contextmanager
     def reconnect_on_error(self) -> Iterator[None]:
@@ -95,7 +95,7 @@ class ResultConsumer(stock.ResultConsumer):
             super().drain_events(timeout)
         except (StoreUnavailable, *self._connection_errors):
             time.sleep(min(1.0, timeout or 1.0))
-        self.watch.turn()
+        self.search.turn()
 
 
 class Backend(stock.RedisBackend):

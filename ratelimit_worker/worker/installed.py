@@ -204,14 +204,18 @@ def in_memory(app: Celery) -> bool:
 
 def asked_of(connection: Connection) -> Asked | None:
     """What the app behind a broker connection answers; None: it has no lanes, or is gone."""
-    found = _BY_KEY.get((connection.transport_options or {}).get(OPTION, ""))
+    found = _behind(connection)
     return found.asked if found is not None else None
 
 
 def server_of(connection: Connection) -> str:
     """The Redis server that a broker connection leads to, as it was told: with whoever's password."""
-    found = _BY_KEY.get((connection.transport_options or {}).get(OPTION, ""))
+    found = _behind(connection)
     return found.url if found is not None else wiring.services().redis_url
+
+
+def _behind(connection: Connection) -> Installation | None:
+    return _BY_KEY.get((connection.transport_options or {}).get(OPTION, ""))
 
 
 def connection_class(installation: Installation) -> type[Connection]:

@@ -74,7 +74,7 @@ def ended(call_id: str) -> None:
         SEEN.forget((call_id,))
 
 
-class Watch:
+class Search:
     """The looks of one result backend."""
 
     def __init__(self, backend: Any) -> None:
@@ -95,7 +95,7 @@ class Watch:
         except (RedisError, OSError, StoreUnavailable, ConfigurationError) as error:
             with _seen:
                 SEEN.blind()
-            log.info("watch.blind", extra={"cause": type(error).__name__})
+            log.info("lost.blind", extra={"cause": type(error).__name__})
         finally:
             _looking.release()
 
@@ -113,10 +113,9 @@ class Watch:
         before = {one.id: [_ids(step) for step in one._parents()] for one in waited_for if not one._cache}
         ids = list(dict.fromkeys([*before, *(one for steps in before.values() for step in steps for one in step)]))
         known = self._known(ids)
-        if not all(known.values()):  # where one is lost others may be: who asks for them one by one need not wait anew
-            with _seen:
-                rest = SEEN.besides(known)
-            known |= self._known(rest)
+        with _seen:  # where one is lost others may be: who asks for them one by one need not wait anew
+            others = SEEN.others(known)
+        known |= self._known(others)
         with _seen:
             gone = SEEN.look(known, now)
         if not gone:

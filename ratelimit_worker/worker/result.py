@@ -40,7 +40,7 @@ class CallResult(AsyncResult):
             return False
         consumer = self.backend.result_consumer
         if isinstance(consumer, ResultConsumer):
-            consumer.watch.turn((self,))
+            consumer.search.turn((self,))
         return False
 
     def revoke(self, *args: Any, **kwargs: Any) -> None:
