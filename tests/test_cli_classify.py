@@ -146,11 +146,12 @@ def test_rules_of_packages_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told("ValueError")["category"] == "conflict"
 
 
-def test_it_needs_neither_celery_nor_redis() -> None:
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_it_needs_neither_celery_nor_redis(form: str) -> None:
     """The whole command, not its help alone."""
     code = (
         "import sys; from ratelimit_worker.cli import main; "
-        "main(['classify', '--status', '429'], standalone_mode=False); "
+        f"main(['classify', '--status', '429', '--format', '{form}'], standalone_mode=False); "
         "print(sorted(set(sys.modules) & {'celery', 'redis', 'sqlalchemy', 'kombu', 'httpx'}))"
     )
     done = subprocess.run(

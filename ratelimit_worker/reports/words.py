@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ratelimit_worker.plain_text import one_line
-from ratelimit_worker.stores.overdue import OverdueCall
+
+if TYPE_CHECKING:  # `classify` writes words where no Redis client is installed
+    from ratelimit_worker.stores.overdue import OverdueCall
 
 UNKNOWN = "-"
 _WIDTH = 80

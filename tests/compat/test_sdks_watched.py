@@ -158,7 +158,8 @@ def _google(url: str) -> Any:
 
 
 def _mistral(url: str) -> Any:
-    retry = RetryConfig("backoff", BackoffStrategy(10, 20, 1.5, 60_000), True)
+    # Its waits do not grow: this SDK raises an exponent to the number of the retry, and overflows after some 1,750.
+    retry = RetryConfig("backoff", BackoffStrategy(10, 20, 1.0, 5_000), True)
     return Mistral(server_url=url, api_key=KEY, timeout_ms=10_000, retry_config=retry)
 
 
