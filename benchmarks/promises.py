@@ -137,6 +137,35 @@ def killed() -> None:
         say("killed with calls running", **counted(provider, results), lost=lost)
 
 
+def full_worker_killed() -> None:
+    """SIGKILL of a full worker: 64 calls of 4 s, 64 idle slots beside; promised are 1.5 x visibility + 3 x call."""
+    calls, call_s = 64, 4.0
+    for visibility_s in (3, 12):
+        for processes in (1, 4):
+            with stage(MAISD_VISIBILITY_TIMEOUT_SECONDS=str(visibility_s)) as (made, _):
+                start_workers(made, processes, calls // processes)
+                tasks = made.agent()
+                control = tasks.app.control
+                control.cancel_consumer("fleet", reply=True, limit=processes, timeout=30.0)
+                limit("stamp", None)
+                full = made.worker("full", "-P", "threads", "-c", str(calls))
+                results = [tasks.stamp.delay(str(n), call_s) for n in range(calls)]
+                wait_for(lambda made=made: len(made.stamps()) == calls, 60, "the worker is full")
+                full.kill()
+                began = time.monotonic()
+                control.add_consumer("fleet", reply=True, limit=processes, timeout=30.0)
+                took_in = time.monotonic() - began
+                lost = all_answered(results)
+                say(
+                    f"full worker killed, visibility {visibility_s} s, {processes} beside",
+                    all_after=f"{time.monotonic() - began:.1f} s",
+                    promised=f"{1.5 * visibility_s + 3 * call_s:.1f} s",
+                    consume_after=f"{took_in:.1f} s",
+                    runs=len(made.stamps()),
+                    lost=lost,
+                )
+
+
 def two_queues() -> None:
     """One lane at 50/s over two queues with a worker each; a third queue without a worker holds up nobody."""
     with stage() as (made, provider):
@@ -409,7 +438,7 @@ def cpu_s(pid: int) -> float:
 SCENARIOS: dict[str, Callable[[], None]] = {
     function.__name__: function
     for function in (
-        four_workers, small_pool, killed, two_queues, beside_a_blocked_lane, slow_and_free, countdown, redis_restart,
+        four_workers, small_pool, killed, full_worker_killed, two_queues, beside_a_blocked_lane, slow_and_free, countdown, redis_restart,
         redis_full, flip, one_budget, tuner_killed, outages, retries, many_lanes,
     )
 }  # fmt: skip
