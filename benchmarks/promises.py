@@ -438,7 +438,8 @@ def cpu_s(pid: int) -> float:
 SCENARIOS: dict[str, Callable[[], None]] = {
     function.__name__: function
     for function in (
-        four_workers, small_pool, killed, full_worker_killed, two_queues, beside_a_blocked_lane, slow_and_free, countdown, redis_restart,
+        four_workers, small_pool, killed, full_worker_killed, two_queues, beside_a_blocked_lane,
+        slow_and_free, countdown, redis_restart,
         redis_full, flip, one_budget, tuner_killed, outages, retries, many_lanes,
     )
 }  # fmt: skip

@@ -19,10 +19,10 @@ from typing import Any
 
 import msgspec
 
-from ratelimit_worker.calls import Category, Failure, LaneLimits, Response
+from ratelimit_worker.calls import Category, Failure, LaneLimits, Mode, Response
 from ratelimit_worker.flow import observe
 from ratelimit_worker.flow.enqueue import limit_fields
-from ratelimit_worker.flow.tune import TUNE_EVERY_S, Rules, decide
+from ratelimit_worker.flow.tune import BUSY_S, TUNE_EVERY_S, VISIT_EVERY_S, Rules, decide, mode_of
 from ratelimit_worker.policy.classification import classify_response
 from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, Failing, Lately, Witness, compared, digest
 from ratelimit_worker.policy.retry import GiveUp, Halt, Retry, RetryPolicy, Snooze, next_step
@@ -287,6 +287,7 @@ class Laboratory:
         self.count = 0
         self.result = Result()
         self.woken = False
+        self.heard = self.visited = 0.0  #: when something was last heard of the lane, and when the tuner looked at it
         self.planned = inf
 
     # --- time ------------------------------------------------------------------------------------------------------
@@ -497,7 +498,16 @@ class Laboratory:
 
     def tune(self) -> None:
         self.woken = False
-        decision = decide(self.look(), self.now, self.rules, {})
+        view = self.look()
+        if view.seen or view.goods:
+            self.heard = self.now
+        every_s = (
+            0.0 if self.now - self.heard <= BUSY_S else inf if mode_of(view.fields) is Mode.NORMAL else VISIT_EVERY_S
+        )
+        if self.now - self.visited < every_s:
+            return  # nothing was heard of it for so long: the tuner looks at other lanes
+        self.visited = self.now
+        decision = decide(view, self.now, self.rules, {})
         for change in decision.changes:
             self.result.moves.append((self.now - self.start, f"{change.from_mode} {change.to_mode} {change.cause}"))
         self.obey({**decision.set_points, **decision.memory})

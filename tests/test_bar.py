@@ -148,6 +148,18 @@ def no_slot(cluster: Cluster) -> None:
             cluster.begin()
 
 
+def in_a_row_for_slots(cluster: Cluster) -> None:
+    """Its parent became so fast that a call may be ahead of a slot; it is woken by the slot all the same."""
+    cluster.lanes.beat("w", 1, LIFE_S, ["q"], LEASE_S, [])
+    cluster.lanes.set_points("other", CALM)
+    put(cluster, "x", lane="other")
+    cluster.begin()
+    cluster.lanes.set_points("org", {**OPEN, "p1": 2})
+    cluster.lanes.set_points(LANE, {**OPEN, "bounds": json.dumps({"parents": ["org"]})})
+    put(cluster, "a")
+    cluster.lanes.set_points("org", {"p1": 200})
+
+
 def a_parent_is_full(cluster: Cluster) -> None:
     cluster.lanes.set_points("org", {**OPEN, "cap": 1})
     cluster.lanes.set_points(LANE, {**OPEN, "bounds": json.dumps({"parents": ["org"]})})
@@ -189,6 +201,7 @@ def nothing_waits(cluster: Cluster) -> None:
         (used_up, [("quota", "requests", 1)], 86_400.0 - T0_US / US % 86_400.0),
         (nobody, [("slots", "none", 0)], None),
         (no_slot, [("slots", "q", 2)], None),
+        (in_a_row_for_slots, [("slots", "q", 1)], None),
         (a_parent_is_full, [("parent", "org", 1, "concurrency")], None),
         (a_parent_is_spent, [("parent", "org", 1, "pace")], 1.0),
         (later, [("due", "", 0)], 9.0),

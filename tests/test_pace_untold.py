@@ -209,16 +209,40 @@ def test_headers_after_a_silence_say_nothing_of_the_refill() -> None:
 # ── windows ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("name", ["sliding_no_headers", "sliding_minute_no_headers"])
-def test_a_window_is_spent_when_it_opens(name: str) -> None:
-    """Told by a refusal alone; each later opening is used in its first third."""
+@pytest.mark.parametrize("travel_s", [0.0, 0.003, 0.03])
+@pytest.mark.parametrize("name", ["sliding_no_headers", "sliding_minute_no_headers", "sliding", "sliding_minute"])
+def test_a_window_is_spent_when_it_opens(name: str, travel_s: float) -> None:
+    """Told by refusals alone, or with headers too; each later opening is used in its first half. In between the tuner
+    hears nothing of the lane, and does not look at it; messages travel."""
     case = CASES[name].seeded(0)
-    result = Laboratory(case.provider, jobs_of(case)).run(case.horizon_s)
+    result = Laboratory(case.provider, jobs_of(case), travel_s=travel_s).run(case.horizon_s)
     good = [arrival.t for arrival in result.arrivals if arrival.good]
     budget, every_s = case.provider.rpm * case.provider.window_s / 60, case.provider.window_s  # type: ignore[operator]
     for opening in range(1, int(case.horizon_s // every_s)):
         in_first_third = sum(opening * every_s <= at < opening * every_s + every_s / 2 for at in good)
         assert in_first_third >= 0.85 * budget
+
+
+def test_what_is_spent_of_a_day_long_window_has_a_pace() -> None:
+    """Its ramp stands still at some time: two to the power of its seconds is no number."""
+    state = initial(FREE)
+    known = Dimension(pace=1.0, refill=0.1, window=pace.Window(units=8_640.0, every_s=86_400.0))
+    state = replace(state, ramping=False, dimensions={"requests": known})
+    for at in range(0, 86_000, 1_000):
+        state = step(state, 1_000.0 + at, (10.0 + at / 100, 0.0, 0.0, 0.0), FREE)
+    assert 0 < state.dimensions["requests"].pace < inf
+
+
+@pytest.mark.parametrize("rate", [3.0, 30.0])
+def test_a_lane_far_below_what_it_knew_asks_with_calls(rate: float) -> None:
+    """A probe is over when some calls have gone, not after a moment in which none could."""
+    lane = Untold(rate)
+    lane.know(rate)
+    lane.run(5.0)
+    known = replace(lane.state.dimensions["requests"], pace=0.25, refill=0.25, depth=1.0, allowed=0.0)
+    lane.state, fell_at = replace(lane.state, dimensions={"requests": known}), lane.now
+    lane.run(20.0)
+    assert max(now_pace for at, now_pace in lane.paces if at > fell_at) >= 0.8 * rate
 
 
 def test_a_wait_that_looks_like_a_windows_and_is_none() -> None:

@@ -14,7 +14,7 @@ stores/lua spend at the set-points that come out of `set_points`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, sqrt
 
@@ -25,6 +25,7 @@ from ratelimit_worker.policy.siblings import Counted
 
 START_PER_S = 4.0  #: requests/s of a lane of which nothing is known
 DOUBLING_S = 0.7
+DOUBLING_MOST_S = 1.0  #: of a window's ramp: slots or calls that did not suffice made it look slower
 START_WIDTH = 8  #: calls out at once before the first answer; one more for each answer
 FRESH_S = 15.0  #: a header older than this no longer governs
 GUARD_S = 0.12  #: seconds of refill kept in hand while headers are fresh
@@ -50,6 +51,7 @@ CAREFUL, PROBE = 0.985, 1.25  #: of the estimate: pace between probes, pace of t
 HOLD_LEAST_S, HOLD_TIMES = 1.5, 2.5
 HOLD_S, HOLD_CALLS, HOLD_MOST_S = 12.0, 30.0, 120.0  #: at most so long, or longer where that would be few calls
 TRIAL_S, TRIAL_CALLS = 0.7, 1.0  #: a probe that nobody refuses goes twice as fast after so many seconds and calls
+PROBE_CALLS = 2.0  #: one that goes as fast as the limit has been sends so many calls more than the estimate at least
 HOLD_BELOW_S = 5.0  #: most of it where the limit is known to have been higher of late
 #: A probe ends in a refusal, so each costs one of those that the lane allows itself: so many for each call, and more
 #: where the limit is known to have been higher of late.
@@ -83,6 +85,9 @@ _REMEMBERED = 256  #: refusals
 _DOUBLINGS = 40
 _NONE = (0.0, 0.0, 0.0, 0.0)
 _SAMPLE_S = 1.5  #: samples of what was sent are kept so long
+UNSEEN_S = 4.0  #: a lane at which nobody looked for so long may have had nothing to send
+
+Sample = tuple[float, tuple[float, float, float, float]]  #: time, seconds, and units sent in all by then, by dimension
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +139,7 @@ class Window:
     late_s: float = 0.0  #: its ramp is so much behind the start's
     otherwise: float = 0.0  #: units/s that are believed if it is none
     early: int = 0  #: refusals since it opened that came before the budget was spent
+    doubling_s: float = DOUBLING_S  #: its ramp's, as it was spent when it was found
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +149,7 @@ class Spell:
     at: float  #: seconds, Redis clock
     sent: tuple[float, float, float, float]
     turned_back: tuple[float, float, float, float]
+    unseen_s: float = 0.0  #: nobody looked for so long before, so it may have begun so much earlier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +212,7 @@ class PaceState:
     answers: int = 0  #: good ones while ramping
     refused: tuple[tuple[int, tuple[float, float, float, float]], ...] = ()  #: (seq, cost) of late, by seq
     turned_back: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  #: units of all refused calls
-    samples: tuple[tuple[float, tuple[float, float, float, float]], ...] = ()  #: (time, units sent in all) of late
+    samples: tuple[Sample, ...] = ()  #: of late
     used_from: tuple[float, float] = (-1e9, 0.0)  #: (time, requests sent) from which use of the pace is measured
     pause: Pause | None = None
     spell: Spell | None = None
@@ -498,12 +505,14 @@ def _window(state: PaceState, name: str, known: Dimension, seen: Observation, li
     spell, wait_s, index = state.spell, seen.retry_after_s or 0.0, DIMENSIONS.index(name)
     if spell is None:
         return None
-    mark = _mark(name, seen)
-    ran_s = mark.at - spell.at
+    mark, before = _mark(name, seen), known.window
+    began = spell.at - (0.0 if before else spell.unseen_s)
+    ran_s = mark.at - began
     units = mark.sent - spell.sent[index] - (state.turned_back[index] - spell.turned_back[index])
     calls = units / _unit(name, mark)
-    every_s = seen.at + wait_s - spell.at
-    before = known.window
+    every_s = seen.at + wait_s - began
+    if before is not None and ran_s < 0:
+        return known  # it was on its way when its window was spent
     spent = wait_s >= max(WINDOW_LEAST_S, ran_s)
     if before is not None and calls < 1 and spent:  # the wait was too short, so it says nothing of a window
         otherwise = min(before.otherwise, ceiling(name, limits))
@@ -520,11 +529,15 @@ def _window(state: PaceState, name: str, known: Dimension, seen: Observation, li
         return None
     refill = min(units / every_s, ceiling(name, limits))
     otherwise = before.otherwise if before else known.refill or 0.8 * min(known.pace, units / max(ran_s, 1.0))
-    return replace(
+    doubling_s = before.doubling_s if before else _doubling_s(calls, ran_s)
+    known = replace(
         _remember(known, refill, seen.at, True),
-        window=Window(units, every_s, before.late_s if before else 0.0, max(refill, otherwise)),
+        window=Window(units, every_s, before.late_s if before else 0.0, max(refill, otherwise), 0, doubling_s),
         refill=refill,
-        pace=min(START_PER_S * _unit(name, mark), CAREFUL * refill),  # it opens as it did at first
+    )
+    return replace(
+        known,
+        pace=_opening(known, _unit(name, mark)),
         depth=_unit(name, mark),
         guard=0.0,
         held_from=seen.at,
@@ -553,7 +566,7 @@ def _from_empty(
         costs = dict(state.refused)
         units = max(0.0, units + costs.get(mark.seq, _NONE)[index] - costs.get(empty.seq, _NONE)[index])
     expected = refill * since / unit
-    doubt = (0.75 if exact else 1.5) + 0.5 * sqrt(expected) + refill * unsure_s / unit
+    doubt = (0.75 if exact else 1.5) + 0.5 * sqrt(expected) + 2 * refill * unsure_s / unit
     telling = abs(units / unit - expected) > doubt
     if telling and (since >= EMPTY_S or units < refill * since):
         return units / since, mark
@@ -631,8 +644,7 @@ def step(
     """
     state = _count_use(state, now, sent, gate)
     samples = (*(sample for sample in state.samples if sample[0] > now - _SAMPLE_S), (now, sent))
-    quiet = samples[0][0] <= now - _SAMPLE_S + 0.2 and samples[0][1] == sent
-    spell = Spell(now, sent, state.turned_back) if quiet else state.spell
+    spell = _spell(state, samples, gate)
     if spell is None:  # a lane that is new has sent its first calls just now
         spell = Spell(now, sent if sent[0] > START_WIDTH else (0.0, 0.0, 0.0, 0.0), state.turned_back)
     state = replace(state, samples=samples, spell=spell, stepped_at=now)
@@ -643,7 +655,8 @@ def step(
         pause = state.pause
         if pause is not None and pause.opened_at is None:
             pause = replace(pause, gate=gate, sent=sent)
-        return replace(state, used_from=(now, sent[0]), narrow_from=narrow_from, pause=pause)
+        state = replace(state, used_from=(now, sent[0]), narrow_from=narrow_from, pause=pause)
+        return state if spell.at < gate else _before_it_opens(state, limits)
     if state.ramping:
         return _double(state, now, sent[0], limits)
     state = _open(state, now)
@@ -655,6 +668,20 @@ def step(
     if changed or now - state.used_from[0] >= USED_S:
         state = replace(state, used_from=(now, sent[0]))
     return replace(state, dimensions=dimensions)
+
+
+def _spell(state: PaceState, samples: Sequence[Sample], gate: float) -> Spell | None:
+    """When the lane began to go: after the last time in which nothing was sent, when the gate opens. A time in which
+    nobody looked is one of those if only its first few calls have gone since: the tuner leaves out lanes of which it
+    hears nothing, and looks again at the first answer."""
+    now, sent = samples[-1]
+    if samples[0][0] <= now - _SAMPLE_S + 0.2 and samples[0][1] == sent:
+        return Spell(max(now, gate), sent, state.turned_back)
+    before_at, before = state.samples[-1] if state.samples else samples[0]
+    if now - before_at > UNSEEN_S and sent[0] - before[0] <= START_WIDTH:
+        at = gate if before_at < gate <= now else now
+        return Spell(at, before, state.turned_back, at - before_at)
+    return state.spell
 
 
 def _count_use(state: PaceState, now: float, sent: tuple[float, float, float, float], gate: float) -> PaceState:
@@ -763,7 +790,7 @@ def _probe(state: PaceState, name: str, known: Dimension, now: float, used: bool
             known = replace(known, held_from=now)
     elif known.probing_from is None:
         pace, known = _trial(known, 0), replace(known, probing_from=now)
-    elif used and (known.high - refill) * (now - known.probing_from) < CREDIT_MOST_S * refill:
+    elif used and _asks_on(known, now, _mean(state, name)):
         pace = _trial(known, _doublings(known, now, _mean(state, name)))
     else:
         # Slots or calls do not suffice for more, or it goes as fast as it once did: what was not refused is the rate.
@@ -773,6 +800,13 @@ def _probe(state: PaceState, name: str, known: Dimension, now: float, used: bool
         known = replace(known, refill=refill, empty=empty, probing_from=None, held_from=now, failed=1)
         pace = CAREFUL * refill
     return _paced(name, known, pace, limits)
+
+
+def _asks_on(known: Dimension, now: float, unit: float) -> bool:
+    """Whether a probe has yet to send what a pause may have saved, and its first calls."""
+    refill, since_s = known.refill or 0.0, now - (known.probing_from or now)
+    above = (known.high - refill) if known.high <= HIGH_TIMES * refill else (HIGH_TIMES - 1) * refill
+    return above * since_s < max(CREDIT_MOST_S * refill, PROBE_CALLS * unit)
 
 
 def _trial(known: Dimension, doublings: int) -> float:
@@ -812,10 +846,46 @@ def _through_window(
             known, window=None, refill=min(window.otherwise, ceiling(name, limits)), empty=None, held_from=now
         )
     spent = state.samples[-1][1][index] - spell.sent[index] - (state.turned_back[index] - spell.turned_back[index])
-    ramp = START_PER_S * _mean(state, name) * 2.0 ** int(max(0.0, now - spell.at - window.late_s) / DOUBLING_S)
+    doublings = min(_DOUBLINGS, int(max(0.0, now - spell.at - window.late_s) / window.doubling_s))
+    ramp = START_PER_S * _mean(state, name) * 2.0**doublings
     mean = CAREFUL * (known.refill or 0.0)
     left = max(mean, (window.units - spent) / WINDOW_TAPER_S)
     return _paced(name, known, mean if spent >= WINDOW_SPENT * window.units else min(ramp, left), limits)
+
+
+def _doubling_s(calls: float, ran_s: float) -> float:
+    """How often the pace doubled at the start, seconds, if so many calls went in so much time. A sliding window gives
+    its budget back in the order in which it was spent: who doubles faster the next time is refused."""
+
+    def gone(doubling_s: float) -> float:
+        doublings = min(_DOUBLINGS, int(ran_s / doubling_s))
+        last_s = ran_s - doublings * doubling_s
+        return START_PER_S * (doubling_s * (2.0**doublings - 1) + last_s * 2.0**doublings)
+
+    fast_s, slow_s = DOUBLING_S, DOUBLING_MOST_S
+    for _ in range(20):
+        middle_s = (fast_s + slow_s) / 2
+        fast_s, slow_s = (middle_s, slow_s) if gone(middle_s) > calls else (fast_s, middle_s)
+    return slow_s
+
+
+def _before_it_opens(state: PaceState, limits: LaneLimits) -> PaceState:
+    """A window that is spent opens as it did at first: slowly, whatever the pace was when it had been spent. With
+    headers it goes at what these tell, whatever flowed in before: into a sliding window nothing does while it is spent.
+    """
+    dimensions = dict(state.dimensions)
+    for name, known in state.dimensions.items():
+        if known.window is not None:
+            dimensions[name] = _paced(name, known, _opening(known, _mean(state, name)), limits)
+        elif known.limit is not None and known.flow is not None:
+            told = max(LEAST_RATE, known.limit / known.window_s)
+            pace = min(told * known.share, ceiling(name, limits))
+            dimensions[name] = replace(known, pace=pace, refill=told * known.share, flow=told, measured=None)
+    return replace(state, dimensions=dimensions)
+
+
+def _opening(known: Dimension, unit: float) -> float:
+    return min(START_PER_S * unit, CAREFUL * (known.refill or inf))
 
 
 def _here(state: PaceState, name: str, now: float) -> Mark:

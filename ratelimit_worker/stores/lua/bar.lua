@@ -172,4 +172,9 @@ end
 local cost = r and r[COST] or {1, 0, 0, 0}             -- nothing waits: a call that came now
 admits(L, cost, add)
 if L.parents then parents(L, cost) end
+-- A lane that stands in the row for a queue's slots is woken by the next that is free. What it may send ahead of that can have
+-- grown since, with its parent's pace.
+if #bars == 0 and first and place <= 0 and redis.call('ZSCORE', row_key(r[QUEUE]), lane) and vacant(r[QUEUE]) <= 0 then
+  add('slots', -1, r[QUEUE], (select(2, slots(r[QUEUE]))))
+end
 return {place, unpack(bars)}
