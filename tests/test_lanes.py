@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.errors import BadInput, LaneFull
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import US
+from ratelimit_worker.worker.transport import HEADER, HELD, QoS
 from tests.cluster import CALM, LEASE_S, OPEN, T0_US, Cluster, entry, message
 
 
@@ -970,6 +972,26 @@ def test_a_newer_workers_calls_are_left_alone(cluster: Cluster, put: Put) -> Non
     assert cluster.ready() == []
     put("free", lane="free", lane_fields=OPEN)
     assert cluster.ready() == ["free"]
+
+
+def test_a_worker_that_reconnects_gives_back_what_it_has_not_begun_and_nothing_else(cluster: Cluster, put: Put) -> None:
+    """A thread may begin a call while the channel that brought it closes: whoever asks Redis first is right."""
+    put("runs", "lies", lane_fields=OPEN)
+    runs, begun = cluster.begin()
+    lies, _ = cluster.take()
+    assert begun.state == "go"
+    qos = QoS(SimpleNamespace(lanes=cluster.lanes))
+    qos._on_collect.cancel()  # kombu's, for the end of a process
+    for tag in (runs, lies):
+        qos.append(SimpleNamespace(headers={HEADER: {}}), tag)
+    try:
+        qos.restore_unacked()
+        assert HELD.orphans == {runs, lies}  # renewed while their requests live
+    finally:
+        HELD.orphans.clear()
+    assert cluster.ready() == ["lies"]
+    assert cluster.lanes.begin(lies, LEASE_S, False, process="w").state == "stale"
+    assert cluster.settle(runs) is not None
 
 
 def test_a_giant_ready_list_is_not_searched_through(cluster: Cluster, put: Put) -> None:

@@ -22,6 +22,7 @@ from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.scripts import Scripts
 
 US = 1_000_000
+_LIVES = 2  #: as restore.lua reads it
 MOST_LOST, LOST_TTL_S = 10_000, 86_400  #: calls that were told to be lost, for `explain`
 KEEP_ANSWER_S = 86_400  #: an answer waits so long for its ack; FREE deletes it earlier
 
@@ -335,12 +336,16 @@ class Lanes:
         return int(self.run("aside", tags))
 
     def restore(self, tags: Sequence[str], lost: bool = True) -> int:
-        """Return released calls to their own places.
+        """Return released calls to their own places → how many.
 
         Args:
             lost: Their worker died; it counts for those that had begun. False: it ends in good order.
         """
         return int(self.run("restore", (int(lost), *tags)))
+
+    def restore_unbegun(self, tags: Sequence[str]) -> int:
+        """The same by a worker that lives: of these only the calls that it has not begun → how many."""
+        return int(self.run("restore", (_LIVES, *tags)))
 
     def pump(self, owner: str, lease_ms: int) -> tuple[int, float]:
         """Release what is due → (released, or -1 when another holds the duty; seconds to sleep)."""

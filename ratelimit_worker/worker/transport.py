@@ -168,7 +168,11 @@ class QoS(stock.QoS):
                 back.append(tag)
         if back:
             with self._broker_may_be_away():
-                self.channel.lanes.restore(back, lost=False)
+                if HELD.stopping():
+                    self.channel.lanes.restore(back, lost=False)
+                else:  # a thread may begin one of them at this moment, and the script knows who was first
+                    HELD.orphans.update(back)
+                    self.channel.lanes.restore_unbegun(back)
         self._delivered.clear()
 
     def let_go(self, tag: str) -> None:

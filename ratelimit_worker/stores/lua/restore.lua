@@ -1,9 +1,12 @@
 -- Return released calls to their own places in their lanes: a worker stops, lost a child, or never started them. O(log waiting) each.
--- ARGV  now µs · 1: a worker was lost with what had begun; 0: it lives, or ends in good order · tag …
+-- ARGV  now µs · 1: a worker was lost with what had begun; 0: it ends in good order; 2: it lives, and what has begun runs on
+--       there, whatever it knew of that when it asked · tag …
 -- returns  how many went back
 local n = 0
 for i = 3, #ARGV do
-  local lane = redis.call('ZSCORE', LEDGER, ARGV[i]) and restore(ARGV[i], ARGV[2] == '1')
+  local out = redis.call('ZSCORE', LEDGER, ARGV[i])
+  local r = out and ARGV[2] == '2' and record((split(ARGV[i])))
+  local lane = out and not (r and r[PERMIT] == USED) and restore(ARGV[i], ARGV[2] == '1')
   if lane then
     n = n + 1
     release(lane, 1)
