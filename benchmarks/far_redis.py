@@ -66,7 +66,7 @@ class Way:
 
 @contextmanager
 def far(made: Fleet, late_s: float) -> Iterator[None]:
-    """All that workers say to Redis goes that way; this process is near it, or its own `.delay()` would be the bound."""
+    """All that workers say to Redis goes that way. This process is near: else `.delay()` would be the bound."""
     way = Way(made.valkey.port, late_s)
     url = f"redis://127.0.0.1:{way.port}/0"
     made.env["MAISD_REDIS_URL"] = url
