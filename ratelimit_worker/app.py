@@ -80,8 +80,9 @@ def _install(app: Celery, settings: Settings, redis_url: str = "") -> Celery:
     control.register()
     log_lines.register()
 
-    from ratelimit_worker.worker.presence import LanesStep
+    from ratelimit_worker.worker.presence import FitStep, LanesStep
 
+    app.steps["worker"].add(FitStep)
     app.steps["consumer"].add(LanesStep)
     return app
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -27,6 +28,8 @@ def make() -> Celery:
     made.conf.update(task_default_queue="fleet", worker_redirect_stdouts=False)
     if prefix := os.environ.get("FLEET_PREFIX"):
         made.conf.broker_transport_options = {"global_keyprefix": prefix}
+    if told := json.loads(os.environ.get("FLEET_TLS") or "null"):
+        made.conf.broker_use_ssl = told
     return install(made, read_settings())
 
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import msgspec
 from redis import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from ratelimit_worker.calls import DIMENSIONS
 from ratelimit_worker.errors import StoreUnavailable
@@ -24,6 +24,7 @@ from ratelimit_worker.policy import day
 from ratelimit_worker.policy.modes import ALL, Pin, governing
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.fitness import product, said
 from ratelimit_worker.stores.lanes import Lanes, as_array
 from ratelimit_worker.stores.overdue import OverdueCall, Overdues
 from ratelimit_worker.stores.pins import Pins
@@ -156,6 +157,7 @@ class Server:
     used_memory: int  #: bytes
     maxmemory: int  #: bytes; 0: no bound
     at_s: float  #: its clock, seconds since the epoch
+    silent: bool = False  #: it tells this user nothing of its settings
 
 
 @contextmanager
@@ -300,7 +302,10 @@ class Live:
     def server(self) -> Server:
         """The server itself."""
         with redis_errors():
-            info: Any = self._client.info()
+            try:
+                info: Any = self._client.info()
+            except NoPermissionError:
+                return self._greeted()
             return Server(
                 product="Valkey" if "valkey_version" in info else "Redis",
                 version=str(info.get("valkey_version") or info.get("redis_version") or "0"),
@@ -310,6 +315,23 @@ class Live:
                 maxmemory=int(info.get("maxmemory", 0)),
                 at_s=self._clock_s(),
             )
+
+    def _greeted(self) -> Server:
+        """What a user is told who may not ask for more."""
+        pool = self._client.connection_pool
+        connection: Any = pool.get_connection()
+        told = said(getattr(connection, "handshake_metadata", None) or {})
+        pool.release(connection)
+        return Server(
+            product=product(told["server"]),
+            version=told["version"] or "of unknown version",
+            maxmemory_policy=None,
+            appendonly=None,
+            used_memory=0,
+            maxmemory=0,
+            at_s=self._clock_s(),
+            silent=True,
+        )
 
     def _policy(self, info: Mapping[str, Any]) -> str | None:
         told = info.get("maxmemory_policy")

@@ -17,6 +17,7 @@ from redis.exceptions import ResponseError
 
 from ratelimit_worker.calls import SCHEMA_VERSION
 from ratelimit_worker.stores.exchange import exchange
+from ratelimit_worker.stores.fitness import TOO_OLD, Unfit
 from ratelimit_worker.stores.namespace import namespace_of
 
 #: Functions that may not grow memory on a full server: what takes in new work is refused whole by the server. All
@@ -106,6 +107,8 @@ class Scripts:
         try:
             return exchange(self.client, command)[0]
         except ResponseError as error:
+            if "unknown command" in str(error):  # a server that was not greeted (protocol=2), so nobody has looked
+                raise Unfit(f"this server knows no functions: {TOO_OLD}") from None
             if "Function not found" not in str(error):
                 raise
         self.load()

@@ -26,6 +26,7 @@ from ratelimit_worker.config import canonical_redis_url
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.stores.credentials import credentials_of
 from ratelimit_worker.stores.decide import bounded
+from ratelimit_worker.stores.fitness import fit
 from ratelimit_worker.stores.namespace import Namespaced
 
 SENTINEL_PORT = 26_379
@@ -160,7 +161,7 @@ class RedisServer:
             params |= _tls(more)
         else:
             kind = SentinelManagedConnection if self.by_sentinels else Connection
-        return {**params, "connection_class": bounded(kind)}
+        return {**params, "connection_class": fit(bounded(kind))}
 
     @property
     def database(self) -> str:
