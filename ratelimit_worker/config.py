@@ -81,14 +81,14 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return parse
 
 
-def _url(*schemes: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        scheme, separator, _ = text.partition("://")
-        if not separator or scheme.split("+")[0] not in schemes:
-            raise ValueError(f"use a URL that starts with {' or '.join(f'{scheme}://' for scheme in schemes)}")
-        return text
-
-    return parse
+def _database(text: str) -> str:
+    scheme, separator, _ = text.partition("://")
+    kind, _, driver = scheme.partition("+")
+    if not separator or kind not in {"sqlite", "postgres", "postgresql"}:
+        raise ValueError("use a URL that starts with sqlite:// or postgresql://")
+    if driver not in {"", "psycopg", "pysqlite"}:
+        raise ValueError(f"the driver {driver!r} cannot be used here: leave it out, {kind}://…")
+    return text
 
 
 def _redis_address(text: str) -> str:
@@ -357,7 +357,7 @@ class Settings:
     redis_url: str = _setting("", _redis_address)
     namespace: str = _setting("", _namespace)
     redis_password_file: str = _setting("", str)
-    database_url: str = _setting("", _url("sqlite", "postgres", "postgresql"))
+    database_url: str = _setting("", _database)
     lanes: Mapping[str, LaneLimits] = _setting({}, _lanes)
     providers: Mapping[str, SentWith] = _setting({}, _providers)
     alert_webhook_url: str = _setting("", _webhook)
@@ -428,7 +428,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         try:
             values["database_url"] = known[PREFIX + "DATABASE_URL"](env["DATABASE_URL"])
         except ValueError as error:
-            problems.append(f"DATABASE_URL: {error}")
+            problems.append(f"DATABASE_URL: {error}; or set MAISD_DATABASE_URL, which comes before it")
     values["state_dir"] = values.get("state_dir") or str(default_state_dir(env))
     if not values.get("database_url"):
         values["database_url"] = f"sqlite:///{Path(values['state_dir']) / 'tracking.sqlite3'}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Enum, Index, String, text
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Enum, Index, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from ratelimit_worker.calls import Category, Mode, Outcome, Priority
+from ratelimit_worker.stores.encoding import FittingText
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -60,7 +61,7 @@ class Base(DeclarativeBase):
         Priority: _by_value(Priority),
         list[str]: JSON().with_variant(JSONB(), "postgresql"),
         dict[str, float]: JSON().with_variant(JSONB(), "postgresql"),
-        str: String(),  # no length: storable() bounds texts, and PostgreSQL gains nothing from one
+        str: FittingText(),  # no length: storable() bounds texts, and PostgreSQL gains nothing from one
     }
 
 
