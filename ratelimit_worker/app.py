@@ -22,6 +22,7 @@ from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.providers.watch import watch_all
 from ratelimit_worker.worker import control, log_lines
 from ratelimit_worker.worker.backend import BACKENDS, backend_url
+from ratelimit_worker.worker.first_look import one_line_to_celery
 from ratelimit_worker.worker.installed import (
     Eagerly,
     Installation,
@@ -51,7 +52,8 @@ def install(app: Celery, settings: Settings | None = None, *, watch: bool = Fals
     """
     if watch:
         watch_all()
-    return _install(app, settings or read_settings())
+    with one_line_to_celery():
+        return _install(app, settings or read_settings())
 
 
 def _install(app: Celery, settings: Settings, redis_url: str = "") -> Celery:
@@ -80,9 +82,8 @@ def _install(app: Celery, settings: Settings, redis_url: str = "") -> Celery:
     control.register()
     log_lines.register()
 
-    from ratelimit_worker.worker.presence import FitStep, LanesStep
+    from ratelimit_worker.worker.presence import LanesStep
 
-    app.steps["worker"].add(FitStep)
     app.steps["consumer"].add(LanesStep)
     return app
 
@@ -298,7 +299,8 @@ def ensure_app() -> None:
 @cache
 def product_app() -> Celery:
     """The product's own app, one a process; `celery -A ratelimit_worker.app` finds it as `app`."""
-    return make_app()
+    with one_line_to_celery():
+        return make_app()
 
 
 def __getattr__(name: str) -> Any:

@@ -23,8 +23,8 @@ LANE = "größe:日本 🎉"
 
 def attempt(number: int) -> Attempt:
     return Attempt(
-        call_id=f"c{number}", number=1, lane=LANE, task="shop.ask", outcome=Outcome.ANSWERED, started_at=1_700_000_000.0,
-        finished_at=1_700_000_001.0, tags=("é", "日"), cause="Ω…",
+        call_id=f"c{number}", number=1, lane=LANE, task="shop.ask", outcome=Outcome.ANSWERED,
+        started_at=1_700_000_000.0, finished_at=1_700_000_001.0, waited_s=0.0, tags=("é", "日"), cause="Ω…",
         content=Content(asked="日本", answer="“naïve”", traceback=None),
     )  # fmt: skip
 
@@ -40,9 +40,7 @@ def attempt(number: int) -> Attempt:
         ("WIN1251", "gr\\xf6\\xdfe:\\u65e5\\u672c \\U0001f389", ("\\xe9", "\\u65e5")),
     ],
 )
-def test_an_outcome_arrives(
-    postgres_server: PostgresServer, encoding: str, lane: str, tags: tuple[str, ...]
-) -> None:
+def test_an_outcome_arrives(postgres_server: PostgresServer, encoding: str, lane: str, tags: tuple[str, ...]) -> None:
     engine = engine_for(postgres_server.new_database(encoding))
     tracker = Tracker(engine)
     change = ModeChange(

@@ -23,7 +23,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, RowRefused, StoreUnavailable
 from ratelimit_worker.private_files import make_file, make_folder
-from ratelimit_worker.stores.encoding import json_for, tell
+from ratelimit_worker.stores.encoding import json_text, tell
 from ratelimit_worker.stores.sqlite_file import identity
 
 #: SQLSTATE classes that blame the row: data exception, integrity violation, program limit (a text too long to index).
@@ -141,12 +141,12 @@ def _postgresql(url: URL, connect_timeout_s: int) -> Engine:
         "application_name": "ratelimit-worker",
     }
     try:
-        engine: Engine = create_engine(
+        engine = create_engine(
             url,
             # Whatever the server keeps its texts in: else those of SQL_ASCII come as bytes.
             connect_args={name: value for name, value in wanted.items() if name not in url.query}
             | {"client_encoding": "utf8"},
-            json_serializer=lambda value: json_for(engine.dialect, value),
+            json_serializer=json_text,
             pool_pre_ping=True,
             hide_parameters=True,
         )

@@ -10,8 +10,9 @@ import codecs
 import json
 from typing import Any
 
-from sqlalchemy import Dialect, String
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy import JSON, Dialect, String
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 _ATTRIBUTE = "ratelimit_worker_codec"
 
@@ -36,7 +37,7 @@ def fitting(text: str, codec: str | None) -> str:
 
 def tell(dialect: Dialect, server_encoding: str) -> None:
     """The encoding of the server behind an engine, once it is connected."""
-    setattr(dialect, _ATTRIBUTE, (server_encoding, codec_of(server_encoding)))
+    setattr(dialect, _ATTRIBUTE, codec_of(server_encoding))
 
 
 class FittingText(TypeDecorator[str]):
@@ -47,18 +48,36 @@ class FittingText(TypeDecorator[str]):
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         """To the database."""
-        return None if value is None else fitting(value, getattr(dialect, _ATTRIBUTE, ("", None))[1])
+        return None if value is None else fitting(value, _codec(dialect))
 
 
-def json_for(dialect: Dialect, value: Any) -> str:
-    """JSON, as far as the server has letters for it: where it is not in UTF-8 it takes no escapes either."""
-    encoding, codec = getattr(dialect, _ATTRIBUTE, ("UTF8", None))
-    if encoding.upper() in {"UTF8", "UNICODE"}:
-        return json.dumps(value)
-    return json.dumps(_fitting_all(value, codec), ensure_ascii=False)
+class FittingJson(TypeDecorator[Any]):
+    """The same of all texts in a value that is kept as JSON (binary where the database has it)."""
+
+    impl = JSON
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Which type a database has for it."""
+        return dialect.type_descriptor(JSONB() if dialect.name == "postgresql" else JSON())
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        """To the database."""
+        codec = _codec(dialect)
+        return value if codec is None else _fitting_all(value, codec)
 
 
-def _fitting_all(value: Any, codec: str | None) -> Any:
+def json_text(value: Any) -> str:
+    """JSON without escapes: a server that is not in UTF-8 takes none."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _codec(dialect: Dialect) -> str | None:
+    found: str | None = getattr(dialect, _ATTRIBUTE, None)
+    return found
+
+
+def _fitting_all(value: Any, codec: str) -> Any:
     if isinstance(value, str):
         return fitting(value, codec)
     if isinstance(value, dict):

@@ -21,7 +21,6 @@ from redis import RedisError
 
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import limit, pin
-from ratelimit_worker.outage import cause_of
 from ratelimit_worker.providers import network
 from ratelimit_worker.stores.lanes import Crew, Lanes
 from ratelimit_worker.stores.server import RedisServer
@@ -37,7 +36,6 @@ from ratelimit_worker.worker.watch import LOOK_EVERY_S, Watch
 log = logging.getLogger(__name__)
 
 BEAT_S, LIFE_S = 1.0, 3.5
-EX_CONFIG = 78  #: exit code of a worker whose settings, or server, cannot be
 SETTLING_S = 3.0  #: a request that started so recently may not have reached task_prerun yet
 MOST_ACKS = 100  #: in one script
 UNCLAIMED_S = 5.0  #: a message that is no request's is renewed so long: it may be on its way to one
@@ -211,19 +209,6 @@ class Acknowledge(Duty):
         self.join(2.0)
         if not HELD.acks.empty():
             self.turn()
-
-
-class FitStep(bootsteps.Step):
-    """Before anything else of a worker: a server or a setting that it can never work with ends it, with one line."""
-
-    def __init__(self, worker: Any, **kwargs: Any) -> None:
-        try:
-            services_of(worker.app).redis.ping()
-        except ConfigurationError as error:
-            log.critical("%s", error)
-            raise SystemExit(EX_CONFIG) from None
-        except (RedisError, OSError, StoreUnavailable) as error:  # it waits for it, as Celery does
-            log.info("redis.away %s", cause_of(error))
 
 
 class LanesStep(bootsteps.StartStopStep):
