@@ -15,7 +15,6 @@ from sqlalchemy.exc import (
     DBAPIError,
     DisconnectionError,
     IntegrityError,
-    NoSuchModuleError,
     SQLAlchemyError,
     StatementError,
 )
@@ -150,8 +149,6 @@ def _postgresql(url: URL, connect_timeout_s: int) -> Engine:
             pool_pre_ping=True,
             hide_parameters=True,
         )
-    except NoSuchModuleError as error:
-        raise ConfigurationError(f"no driver for {url.drivername!r}; write postgresql://") from error
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"PostgreSQL needs {error.name}: pip install 'ratelimit-worker[postgres]'") from error
 

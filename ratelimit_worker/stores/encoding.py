@@ -23,7 +23,7 @@ def codec_of(server_encoding: str) -> str | None:
     if name in {"UTF8", "UNICODE", "SQL_ASCII", ""}:
         return None
     try:
-        return codecs.lookup(name.replace("WIN", "CP")).name
+        return codecs.lookup(name.replace("WIN", "CP").replace("KOI8", "KOI8-")).name
     except LookupError:
         return "ascii"
 
