@@ -116,6 +116,8 @@ def _put_in_force(installation: Installation) -> None:
     if server.namespace:
         conf.broker_transport_options["global_keyprefix"] = server.namespace
         conf.result_backend_transport_options.setdefault("global_keyprefix", server.namespace)
+    if server.by_sentinels:  # others who look at the broker (Flower) ask there
+        conf.broker_transport_options["master_name"] = server.master_name
     if not conf.result_backend:
         conf.result_backend = backend_url(server)
     if wiring.services().server != server:

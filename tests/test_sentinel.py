@@ -10,9 +10,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from celery import Celery
 
+from ratelimit_worker import install
+from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.stores.server import RedisServer
+from ratelimit_worker.worker.installed import services_of
 from tests import leftovers
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet
@@ -79,6 +83,25 @@ def test_a_sentinel_that_is_gone_is_passed_over(scene: tuple[Fleet, Watched]) ->
     with gone.client() as client:
         assert client.ping()
         assert client.connection_pool.get_master_address() == ("127.0.0.1", made.valkey.port)
+
+
+def test_where_an_app_says_it_does_not_matter() -> None:
+    """The name of the master in the address, or in the transport's options: what others read has it too."""
+    for url, options in (
+        ("sentinel://:pw@127.0.0.1:1;sentinel://127.0.0.1:2/3?master_name=m", {}),
+        ("sentinel://:pw@127.0.0.1:1;127.0.0.1:2/3", {"master_name": "m"}),
+    ):
+        app = Celery("shop", broker=url, set_as_current=False)
+        app.conf.broker_transport_options = options
+        install(app, read_settings({}))
+        server = services_of(app).server
+        assert server.place == ("127.0.0.1:1", "127.0.0.1:2", "m", "3", "")
+        assert app.conf.broker_transport_options["master_name"] == "m"
+        params = server.parameters()
+        assert (params["db"], params["password"]) == (3, "pw")
+        assert app.connection_for_write().as_uri() == "lanes://127.0.0.1:1/3"
+        pool: Any = app.backend._get_pool(**app.backend.connparams)
+        assert (pool.service_name, pool.connection_kwargs["db"], pool.connection_kwargs["password"]) == ("m", 3, "pw")
 
 
 def test_a_name_that_no_sentinel_knows_is_said(scene: tuple[Fleet, Watched]) -> None:

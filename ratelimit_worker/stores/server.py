@@ -111,7 +111,7 @@ class RedisServer:
             return ConnectionPool(**params)
         options = {name: value for name, value in params.items() if name not in {"host", "port"}}
         return SentinelConnectionPool(  # type: ignore[no-untyped-call]
-            self._master_name(), self._sentinel(), **options
+            self.master_name, self._sentinel(), **options
         )
 
     def parameters(self, **told: Any) -> dict[str, Any]:
@@ -132,9 +132,9 @@ class RedisServer:
         if (database := self.database) and parts.scheme != "unix":
             plain.pop("db", None)
         scheme = "redis" if parts.scheme == "sentinel" else parts.scheme
-        bare = parts._replace(scheme=scheme, query=urlencode(plain), path=parts.path if scheme == "unix" else "")
+        bare = f"{scheme}://{parts.netloc}{parts.path if scheme == 'unix' else ''}?{urlencode(plain)}"
         try:
-            found = parse_url(bare.geturl())  # type: ignore[no-untyped-call]
+            found = parse_url(bare)  # type: ignore[no-untyped-call]
         except ValueError as error:
             raise ConfigurationError(f"Redis URL {self.shown}: {error}") from None
         secure = parts.scheme == "rediss" or bool(self.options.get("ssl"))
@@ -191,8 +191,9 @@ class RedisServer:
     @property
     def shown(self) -> str:
         """Where it is, for people: no secrets."""
-        if self.url.startswith("unix://"):
-            return urlsplit(self.url).path
+        canonical = canonical_redis_url(self.url)
+        if canonical.startswith("unix://"):
+            return urlsplit(canonical).path
         return ", ".join(f"{host}:{port}" for host, port in self._hosts(checked=False))
 
     def _addresses(self) -> list[str]:
@@ -234,7 +235,13 @@ class RedisServer:
             host = unquote(parts.hostname or "localhost").lower()
             yield "127.0.0.1" if host in {"localhost", "::1"} else host, port
 
-    def _master_name(self) -> str:
+    @property
+    def master_name(self) -> str:
+        """As the sentinels call it.
+
+        Raises:
+            ConfigurationError: nobody says it.
+        """
         name = self._query().get("master_name") or self.master
         if not name:
             raise ConfigurationError(
