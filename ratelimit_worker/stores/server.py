@@ -194,7 +194,9 @@ class RedisServer:
         canonical = canonical_redis_url(self.url)
         if canonical.startswith("unix://"):
             return urlsplit(canonical).path
-        return ", ".join(f"{host}:{port}" for host, port in self._hosts(checked=False))
+        return ", ".join(
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self._hosts(checked=False)
+        )
 
     def _addresses(self) -> list[str]:
         """One each server, or sentinel.
