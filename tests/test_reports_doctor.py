@@ -179,6 +179,10 @@ def test_configuration_tells_most() -> None:
         ("redis://host/0?password=hunter2&db=1", "redis://host/0?password=***&db=1"),
         ("redis://me:hunt@er2@host/0", "redis://me:***@host/0"),
         ("postgresql://me:hunter2@host/db?sslpassword=hunter2", "postgresql://me:***@host/db?sslpassword=***"),
+        (
+            "sentinel://:hunter2@a;sentinel://me:hunter2@b:1;:hunter2@c/0?master_name=m&sentinel_password=hunter2",
+            "sentinel://:***@a;sentinel://me:***@b:1;sentinel://:***@c/0?master_name=m&sentinel_password=***",
+        ),
         ("sqlite:////var/lib/tracking.db", "sqlite:////var/lib/tracking.db"),
         ("unix:///run/redis.sock?password=hunter2", "unix:///run/redis.sock?password=***"),
         ("https://hooks.example.com/services/hunter2", "https://hooks.example.com/***"),

@@ -144,6 +144,8 @@ def _told(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def masked(url: str) -> str:
     """A URL without passwords: those of a user, those of a query, and a web hook's whole path, which is one."""
+    if ";" in url and url.startswith("sentinel"):
+        return ";".join(masked(one if "://" in one else f"sentinel://{one.strip()}") for one in url.split(";"))
     scheme, _, rest = url.partition("://")
     if scheme in {"http", "https"}:
         host = urlsplit(url).hostname or ""

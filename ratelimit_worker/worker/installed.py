@@ -159,10 +159,11 @@ class Installation:
             raise ConfigurationError("several brokers: lanes need one Redis or Valkey server, or sentinel://")
         for one in urls:
             lanes_url(one)
-        if len(urls) == 2 and not same_server(*urls):
+        master = str((conf.broker_transport_options or {}).get("master_name") or "")
+        if len(urls) == 2 and not same_server(*urls, master=master):
             raise ConfigurationError("broker_read_url and broker_write_url differ: lanes need one Redis server")
         told = self.settings.redis_url
-        if urls and told and not same_server(urls[0], told):
+        if urls and told and not same_server(urls[0], told, master=master):
             raise ConfigurationError(
                 f"the app {self.app.main or ''!r} has its broker at {shown(urls[0])}, MAISD_REDIS_URL names "
                 f"{shown(told)}: commands would look at another server than its calls; unset one of the two"
@@ -307,9 +308,13 @@ def lanes_url(url: str) -> str:
     return f"{TO_LANES[scheme]}://{server.shown.partition(',')[0]}/{server.database}"
 
 
-def same_server(one: str, other: str) -> bool:
-    """Whether two URLs name the same database of the same server, as far as their text says."""
-    return RedisServer(one).place == RedisServer(other).place
+def same_server(one: str, other: str, *, master: str = "") -> bool:
+    """Whether two URLs name the same database of the same server, as far as their text says.
+
+    Args:
+        master: How sentinels call it, where a URL does not say it.
+    """
+    return RedisServer(one, master=master).place == RedisServer(other, master=master).place
 
 
 def shown(url: str) -> str:
