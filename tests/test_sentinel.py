@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from celery import Celery
 
 from ratelimit_worker import install
 from ratelimit_worker.config import read_settings
-from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
+from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.stores.server import RedisServer
 from ratelimit_worker.worker.installed import services_of
 from tests import leftovers
 from tests.conftest import wait_for
-from tests.fleet import Fleet, fleet
+from tests.fleet import Fleet, fleet, repeated
 from tests.sentinels import Watched, watched
 
 pytestmark = pytest.mark.worker
@@ -35,16 +33,6 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Fleet, Watched]]:
         yield made, sentinels
         for worker in made.workers:
             worker.stop()
-
-
-def repeated(send: Any, *args: Any) -> Any:
-    """A call that is sent until somebody takes it, under one id: made twice it is one call."""
-    call_id = str(uuid4())
-    while True:
-        try:
-            return send(args=args, task_id=call_id)
-        except StoreUnavailable:
-            time.sleep(0.1)
 
 
 def test_a_fail_over_amid_400_calls_loses_none(scene: tuple[Fleet, Watched]) -> None:

@@ -14,7 +14,7 @@ import redis
 
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.stores.server import RedisServer
-from tests.fleet import Fleet, fleet
+from tests.fleet import Fleet, fleet, repeated
 from tests.tls import certificates, secured
 
 pytestmark = pytest.mark.worker
@@ -56,7 +56,8 @@ def test_workers_and_callers_speak_tls(made: Fleet, folder: Path, monkeypatch: p
             for name, value in env.items():
                 here.setitem(os.environ, name, value)
             tasks = made.agent()
-            answers[spelling] = [tasks.echo.delay("paced").get(timeout=60), tasks.add.delay(1, 2).get(timeout=60)]
+            results = [repeated(tasks.echo.apply_async, "paced"), repeated(tasks.add.apply_async, 1, 2)]
+            answers[spelling] = [result.get(timeout=120) for result in results]
             worker.stop()
             tasks.app.close()
     assert answers == {spelling: ["paced", 3] for spelling in SPELLINGS}

@@ -70,7 +70,8 @@ def secured(to: int, folder: Path, *, clients_too: bool = False) -> Iterator[int
 
     async def each(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         behind, before = await asyncio.open_connection("127.0.0.1", to)
-        await asyncio.gather(pump(reader, before), pump(behind, writer))
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(pump(reader, before), pump(behind, writer))
 
     async def serve(done: asyncio.Event) -> None:
         server = await asyncio.start_server(each, "127.0.0.1", 0, ssl=context)
@@ -78,6 +79,8 @@ def secured(to: int, folder: Path, *, clients_too: bool = False) -> Iterator[int
         listens.set()
         await done.wait()
         server.close()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
 
     done = asyncio.Event()
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve(done)), daemon=True)

@@ -207,9 +207,11 @@ class Installation:
         return lanes_url(self.url)
 
     def leads_elsewhere(self, url: str | None) -> bool:
-        """Whether a URL with which a connection is opened is another than the app's broker."""
+        """Whether a URL with which a connection is opened is that of another server than the app's broker."""
         conf = self.app.conf
-        return bool(url) and url not in (conf.broker_read_url, conf.broker_write_url)
+        if not url or url in (conf.broker_read_url, conf.broker_write_url):
+            return False
+        return canonical_redis_url(url).partition("://")[0] in TO_LANES  # else kombu's own spelling of ours
 
 
 _BY_KEY: weakref.WeakValueDictionary[str, Installation] = weakref.WeakValueDictionary()
