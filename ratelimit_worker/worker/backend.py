@@ -110,7 +110,8 @@ class Backend(stock.RedisBackend):
     def __init__(self, *args: Any, url: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)  # without the address, of which Celery takes some spellings only
         self.url = url
-        self._server = _where_results_are(self.app, url or "")
+        whole = f"redis+{url}" if url and url.startswith("socket://") else url  # Celery has taken the rest for the kind
+        self._server = _where_results_are(self.app, whole or "")
         told: dict[str, Any] = self.connparams  # type: ignore[has-type]
         self.connparams = self._server.parameters(**told)
 
