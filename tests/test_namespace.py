@@ -19,7 +19,6 @@ from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet
 from tests.test_acl import denied, users
 
-
 HELD = ("~one:*", "&one:*", "&one:/0.celery.pidbox")  #: as docs/redis.md has them
 
 
