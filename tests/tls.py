@@ -79,8 +79,10 @@ def secured(to: int, folder: Path, *, clients_too: bool = False) -> Iterator[int
         listens.set()
         await done.wait()
         server.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
             task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     done = asyncio.Event()
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve(done)), daemon=True)
