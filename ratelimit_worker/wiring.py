@@ -9,9 +9,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from redis import Redis
-from redis.backoff import NoBackoff
-from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
-from redis.retry import Retry
 
 from ratelimit_worker.config import Settings, canonical_redis_url, read_settings
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
@@ -22,12 +19,11 @@ from ratelimit_worker.policy.retry import NO_RETRIES, RetryPolicy, by_backoff
 from ratelimit_worker.providers import http
 from ratelimit_worker.providers.tokenizer import Tokenizer
 from ratelimit_worker.stores import outbox as outbox_store
-from ratelimit_worker.stores.credentials import credentials_of
-from ratelimit_worker.stores.decide import bounded
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.own_rules import OwnRules
 from ratelimit_worker.stores.pins import Pins
+from ratelimit_worker.stores.server import RedisServer
 from ratelimit_worker.stores.usage import LatencyMemory, LearnedLatencies, LearnedUsage, UsageMemory
 
 if TYPE_CHECKING:
@@ -40,11 +36,15 @@ CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 2.0, 5.0
 
 
 class Services:
-    """The live objects of one process, each built on first use."""
+    """The live objects of one process, each built on first use.
 
-    def __init__(self, settings: Settings, redis_url: str | None = None) -> None:
+    Args:
+        server: Where Redis is; the settings' when None.
+    """
+
+    def __init__(self, settings: Settings, server: RedisServer | str | None = None) -> None:
         self.settings = settings
-        self.redis_url = canonical_redis_url(redis_url or settings.redis_url)
+        self.server = server if isinstance(server, RedisServer) else server_of(settings, server or "")
         self._lock = threading.RLock()
         self._made: dict[str, Any] = {}
 
@@ -59,13 +59,18 @@ class Services:
         return found
 
     @property
+    def redis_url(self) -> str:
+        """Where Redis is, as redis-py spells it; "": no server is configured."""
+        return canonical_redis_url(self.server.url)
+
+    @property
     def redis(self) -> Redis:
         """A client of the one Redis server.
 
         Raises:
             ConfigurationError: no server is configured.
         """
-        client: Redis = self.once("redis", lambda: connect(self.redis_url))
+        client: Redis = self.once("redis", lambda: connect(self.server))
         return client
 
     @property
@@ -172,27 +177,23 @@ def policy_of(settings: Settings) -> Callable[[str], RetryPolicy]:
     return lambda lane: adaptive if enqueue.told(settings, lane).adaptive else fixed
 
 
-def connect(url: str, *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> Redis:
+def server_of(settings: Settings, url: str = "") -> RedisServer:
+    """The Redis server of these settings, or the one at another address in their namespace."""
+    return RedisServer(url or settings.redis_url, namespace=settings.namespace)
+
+
+def connect(server: RedisServer, *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> Redis:
     """A client with timeouts, so that a frozen server is an error and not a hang.
 
     Raises:
-        ConfigurationError: the address is empty.
+        ConfigurationError: the address is empty, or wrong.
     """
-    if not url:
-        raise ConfigurationError("no Redis: set MAISD_REDIS_URL or CELERY_BROKER_URL, or use `up`, `run` or `demo`")
-    options: dict[str, Any] = {
-        "socket_timeout": answer_timeout_s,
-        "health_check_interval": 10,
-        "retry": Retry(NoBackoff(), 0),  # the caller decides: a script sent twice is not the same as once
-    }
-    if not url.startswith("unix://"):
-        options |= {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_keepalive": True}
-    kinds = {"unix": UnixDomainSocketConnection, "rediss": SSLConnection}
-    kind = kinds.get(url.partition("://")[0], Connection)
-    address, password = credentials_of(url)
-    if password is not None:
-        options["credential_provider"] = password
-    return Redis.from_url(address, connection_class=bounded(kind), **options)
+    return server.client(
+        socket_timeout=answer_timeout_s,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        socket_keepalive=True,
+        health_check_interval=10,
+    )
 
 
 _services: tuple[int, Services] | None = None
@@ -208,16 +209,16 @@ def services() -> Services:
             current = _services
             if current is None or current[0] != os.getpid():
                 settings = current[1].settings if current else read_settings()
-                url = current[1].redis_url if current else None
-                current = _services = (os.getpid(), Services(settings, url))
+                server = current[1].server if current else None
+                current = _services = (os.getpid(), Services(settings, server))
                 http.bound_answers(settings.max_answer_mb)
     return current[1]
 
 
-def use(settings: Settings, redis_url: str | None = None) -> Services:
+def use(settings: Settings, server: RedisServer | str | None = None) -> Services:
     """Make these the services of this process (an app that has its own broker, a test)."""
     global _services
     with _lock:
-        _services = (os.getpid(), Services(settings, redis_url))
+        _services = (os.getpid(), Services(settings, server))
         http.bound_answers(settings.max_answer_mb)
         return _services[1]

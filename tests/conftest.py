@@ -128,11 +128,12 @@ class PostgresServer:
             self._process.wait(timeout=120)
             self._process = None
 
-    def new_database(self) -> str:
+    def new_database(self, encoding: str = "UTF8") -> str:
         """Create an empty database and return its URL."""
         name = f"test_{next(_numbers)}"
         with psycopg.connect(self.url(), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}".encode())
+            kept = f"ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0" if encoding != "UTF8" else ""
+            connection.execute(f"CREATE DATABASE {name} {kept}".encode())
         return self.url(name)
 
     def _answers(self) -> bool:

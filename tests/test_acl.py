@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -86,6 +88,22 @@ def test_the_users_of_the_page_can_do_no_more(guarded: Fleet, name: str, command
         assert client.ping()
         with pytest.raises(NoPermissionError):
             client.execute_command(*command.split())
+
+
+@pytest.mark.parametrize("more", [["-info"], ["+info"]], ids=["without INFO", "as on the page"])
+def test_doctor_finds_nothing_wrong_with_such_a_user(guarded: Fleet, more: list[str]) -> None:
+    """Without INFO it says what it could not look at, and that is all."""
+    guarded.valkey.client.execute_command("ACL", "SETUSER", "worker", *more)
+    guarded.valkey.client.config_set("maxmemory-policy", "noeviction")
+    ran = subprocess.run(
+        [sys.executable, "-m", "ratelimit_worker", "doctor"],
+        env={**os.environ, **guarded.env, "MAISD_REDIS_URL": as_user(guarded, "worker")},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "\nwrong" not in ran.stdout
+    assert re.search(r"^ok +Redis: Valkey \d+\.\d+\.\d+ answers$", ran.stdout, re.MULTILINE)
+    assert ("note   Redis: this user may not ask INFO" in ran.stdout) == (more == ["-info"])
 
 
 def test_the_page_has_a_user_for_each_role() -> None:

@@ -305,7 +305,7 @@ def bundled() -> Path:
 def test_no_server_at_all_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names what would help."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigurationError, match=r"no Redis server: set MAISD_REDIS_URL, or .* on PATH") as missing:
+    with pytest.raises(ConfigurationError, match=r"no Redis server: .* on PATH, or .*\[embedded\]'\)$") as missing:
         find_server()
     assert "\n" not in str(missing.value)
 

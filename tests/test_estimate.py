@@ -31,6 +31,7 @@ from ratelimit_worker.simulate import HeaderStyle, Scenario, Simulator
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.outbox import Outbox
+from ratelimit_worker.stores.server import RedisServer
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 from ratelimit_worker.stores.usage import MOST_KEPT, TTL_S, LearnedUsage, UsageMemory
 from ratelimit_worker.wiring import Services, connect
@@ -632,7 +633,7 @@ def test_a_task_learns_what_it_uses() -> None:
         assert first["cost"][1:] == (257, 1, DEFAULT_OUTPUT_TOKENS)
         for n in range(8):
             agent.chat.delay(str(n)).get(timeout=120)
-        client = connect(made.valkey.url)
+        client = connect(RedisServer(made.valkey.url))
         memory, name = UsageMemory(client), estimate.key(agent.chat.name, "chat")
         wait_for(lambda: memory.read([name]).get(name, Learned()).answers == 8, what="the recorder has learned")
         learned = memory.read([name])[name]

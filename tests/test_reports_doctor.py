@@ -103,7 +103,7 @@ def worst(findings: list[Finding]) -> tuple[Level, int]:
     ("server", "expected"),
     [
         (SERVER, (Level.OK, 0)),
-        (replace(SERVER, product="Redis", version="6.2.14"), (Level.WRONG, 78)),
+        (replace(SERVER, maxmemory_policy=None, appendonly=None, silent=True), (Level.NOTE, 0)),
         (replace(SERVER, maxmemory_policy="allkeys-lru"), (Level.WRONG, 78)),
         (replace(SERVER, maxmemory_policy=None), (Level.NOTE, 0)),
         (replace(SERVER, appendonly=False), (Level.NOTE, 0)),
@@ -179,6 +179,10 @@ def test_configuration_tells_most() -> None:
         ("redis://host/0?password=hunter2&db=1", "redis://host/0?password=***&db=1"),
         ("redis://me:hunt@er2@host/0", "redis://me:***@host/0"),
         ("postgresql://me:hunter2@host/db?sslpassword=hunter2", "postgresql://me:***@host/db?sslpassword=***"),
+        (
+            "sentinel://:hunter2@a;sentinel://me:hunter2@b:1;:hunter2@c/0?master_name=m&sentinel_password=hunter2",
+            "sentinel://:***@a;sentinel://me:***@b:1;sentinel://:***@c/0?master_name=m&sentinel_password=***",
+        ),
         ("sqlite:////var/lib/tracking.db", "sqlite:////var/lib/tracking.db"),
         ("unix:///run/redis.sock?password=hunter2", "unix:///run/redis.sock?password=***"),
         ("https://hooks.example.com/services/hunter2", "https://hooks.example.com/***"),

@@ -8,15 +8,21 @@ from importlib.resources import files
 import pytest
 import redis
 
+from ratelimit_worker.stores.namespace import Namespaced
 from ratelimit_worker.stores.scripts import REFUSED_WHEN_FULL, SHARED, Scripts, library, script_names
 
 LUA = files("ratelimit_worker.stores").joinpath("lua")
 NAMES = script_names()
 
 
+def within(client: redis.Redis, namespace: str) -> redis.Redis:
+    """The same server, for one of its deployments."""
+    return Namespaced(connection_pool=client.connection_pool, namespace=namespace)
+
+
 def test_the_library_is_taken_by_the_server(redis_client: redis.Redis) -> None:
     """One function a script, under names that begin with the library's; loading it twice changes nothing."""
-    run = Scripts(redis_client, "a:prefix")
+    run = Scripts(within(redis_client, "a:prefix"))
     run.load()
     run.load()
     own, _ = library("a:prefix")
@@ -43,7 +49,9 @@ def test_only_new_work_is_refused_on_a_full_server() -> None:
 @pytest.mark.parametrize("prefix", ["", "team:", 'with "quotes" \\ and \n', "ünï"])
 def test_any_key_prefix_is_safe(redis_client: redis.Redis, prefix: str) -> None:
     """kombu's global_keyprefix may be any text; all keys begin with it."""
-    Scripts(redis_client, prefix, time_us=1_700_000_000_000_000)("beat", ("w", 1, 1000, 1, "q", 1000, "*", 60, 0))
+    Scripts(within(redis_client, prefix), time_us=1_700_000_000_000_000)(
+        "beat", ("w", 1, 1000, 1, "q", 1000, "*", 60, 0)
+    )
     found = redis_client.keys("*")
     assert found
     assert all(key.startswith(prefix.encode() + b"rlw:") for key in found)

@@ -303,7 +303,7 @@ def test_an_unreachable_database_names_no_credentials() -> None:
         ("sqlite://", "SQLite in memory"),
         ("s3cret", "cannot be read"),
         ("postgresql://alice:s3cret@host:port/db", "cannot be read"),
-        ("postgresql+nodriver://alice:s3cret@host/db", "no driver"),
+        ("postgresql+nodriver://alice:s3cret@host/db", "driver 'nodriver': leave it out"),
     ],
 )
 def test_urls_that_cannot_be_used(url: str, says: str) -> None:

@@ -59,6 +59,8 @@ class LanesFlower(Flower):
     def broker_uri_with_password(self) -> str:
         """The server as stock Celery would name it: Flower does not know our scheme, and asks Redis by itself."""
         url = wiring.services().redis_url
+        if url.startswith("sentinel://"):  # it asks one of them
+            return url.partition(";")[0].partition("?")[0]
         return f"redis+socket://{url.removeprefix('unix://')}" if url.startswith("unix://") else url
 
     @cached_property

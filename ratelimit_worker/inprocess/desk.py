@@ -366,11 +366,10 @@ class Desk:
                 duty.stop()
             self._duties = []
         elif not self._duties and self._threads:
-            url = self.live.redis_url
             pin.at_start(self.live.control, self.live.settings.emergency_mode)
             limit.at_start(self.live.control, self.live.settings, time.sleep)
             self._duties = [
-                Release(url, self.queue, self.lease_s),
+                Release(self.live.server, self.queue, self.lease_s),
                 Tune(self.live, self.queue),
                 Record(self.live, self.queue),
                 Clean(self.live, self.queue),
@@ -433,7 +432,7 @@ class Beat(Duty):
     """Beats once a second; looks for Redis while it is away."""
 
     def __init__(self, desk: Desk) -> None:
-        super().__init__("desk-beat", desk.live.redis_url, desk.queue)
+        super().__init__("desk-beat", desk.live.server, desk.queue)
         self.desk, self.lanes = desk, Lanes(self.client)
         self.woken = threading.Event()
         self.every_s = min(BEAT_S, desk.lease_s / 5)
@@ -465,7 +464,7 @@ class Deliveries(Duty):
     """Reads the ready lists of the desk's queue."""
 
     def __init__(self, desk: Desk) -> None:
-        super().__init__("desk-deliveries", desk.live.redis_url, desk.queue)
+        super().__init__("desk-deliveries", desk.live.server, desk.queue)
         self.desk, self.lanes = desk, Lanes(self.client)
 
     def turn(self) -> None:

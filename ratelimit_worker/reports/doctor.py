@@ -29,7 +29,6 @@ from ratelimit_worker.stores.live import Server
 from ratelimit_worker.stores.migrations import HEAD
 from ratelimit_worker.stores.queries import Sums
 
-OLDEST_SERVER = 7  #: major version; Valkey counts on from Redis 7.2
 SKEW_S = 1.0  #: difference of clocks that is worth a word; deadlines are made on this machine and kept on Redis
 NEARLY_FULL = 0.9  #: share of MAISD_MAX_LANES that is worth a word
 MANY_WAIT = 10_000  #: outcomes on their way to the database that are worth a word
@@ -145,6 +144,8 @@ def _told(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def masked(url: str) -> str:
     """A URL without passwords: those of a user, those of a query, and a web hook's whole path, which is one."""
+    if ";" in url and url.startswith("sentinel"):
+        return ";".join(masked(one if "://" in one else f"sentinel://{one.strip()}") for one in url.split(";"))
     scheme, _, rest = url.partition("://")
     if scheme in {"http", "https"}:
         host = urlsplit(url).hostname or ""
@@ -210,12 +211,14 @@ def judge_network() -> Finding:
 
 def judge_server(server: Server) -> Iterator[Finding]:
     """The Redis server and its settings."""
-    what = f"{server.product} {server.version}"
-    major = int(server.version.partition(".")[0] or 0)
-    if major < OLDEST_SERVER:
-        yield Finding("Redis", Level.WRONG, f"{what} is too old: use Redis 7, Valkey 7.2 or newer", Code.CONFIGURATION)
-    else:
-        yield Finding("Redis", Level.OK, f"{what} answers")
+    yield Finding("Redis", Level.OK, f"{server.product} {server.version} answers")
+    if server.silent:
+        yield Finding(
+            "Redis",
+            Level.NOTE,
+            "this user may not ask INFO, so eviction, persistence and memory were not looked at: allow it with +info",
+        )
+        return
     policy = server.maxmemory_policy
     if policy is None:
         yield Finding("eviction", Level.NOTE, "the server does not tell maxmemory-policy; it must be noeviction")

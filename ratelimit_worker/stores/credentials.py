@@ -7,7 +7,7 @@ A file is read for each new connection, so a process that waits for Redis goes o
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 from redis.credentials import CredentialProvider
 from redis.exceptions import AuthenticationError
@@ -49,7 +49,7 @@ def credentials_of(url: str) -> tuple[str, PasswordFile | None]:
     path = environment().get(REDIS_PASSWORD_FILE, "").strip()
     if not path:
         return url, None
-    parts = urlsplit(url)
-    user, separator, address = parts.netloc.rpartition("@")
-    plain = urlunsplit(parts._replace(netloc=address)) if separator else url
+    user, separator, _ = urlsplit(url).netloc.rpartition("@")
+    scheme, between, rest = url.partition("://")  # urlunsplit would write unix:/path
+    plain = f"{scheme}{between}{rest[len(user) + 1 :]}" if separator else url
     return plain, PasswordFile(Path(path).expanduser(), unquote(user.partition(":")[0]))

@@ -15,7 +15,6 @@ from sqlalchemy.exc import (
     DBAPIError,
     DisconnectionError,
     IntegrityError,
-    NoSuchModuleError,
     SQLAlchemyError,
     StatementError,
 )
@@ -23,6 +22,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, RowRefused, StoreUnavailable
 from ratelimit_worker.private_files import make_file, make_folder
+from ratelimit_worker.stores.encoding import json_text, tell
 from ratelimit_worker.stores.sqlite_file import identity
 
 #: SQLSTATE classes that blame the row: data exception, integrity violation, program limit (a text too long to index).
@@ -71,6 +71,11 @@ def _parse(url: str) -> URL:
     if parsed.get_backend_name() not in {"sqlite", "postgresql"}:
         raise ConfigurationError(
             f"the tracking database can be SQLite or PostgreSQL, not {parsed.get_backend_name()!r}"
+        )
+    driver = parsed.drivername.partition("+")[2]
+    if driver not in {"", "psycopg", "pysqlite"}:  # others fail at their first use, some with no word of why
+        raise ConfigurationError(
+            f"the database URL names the driver {driver!r}: leave it out, {parsed.get_backend_name()}://…"
         )
     if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
         raise ConfigurationError("SQLite in memory is seen by one process only; give a file: sqlite:////path/to.db")
@@ -135,16 +140,23 @@ def _postgresql(url: URL, connect_timeout_s: int) -> Engine:
         "application_name": "ratelimit-worker",
     }
     try:
-        return create_engine(
+        engine = create_engine(
             url,
-            connect_args={name: value for name, value in wanted.items() if name not in url.query},
+            # Whatever the server keeps its texts in: else those of SQL_ASCII come as bytes.
+            connect_args={name: value for name, value in wanted.items() if name not in url.query}
+            | {"client_encoding": "utf8"},
+            json_serializer=json_text,
             pool_pre_ping=True,
             hide_parameters=True,
         )
-    except NoSuchModuleError as error:
-        raise ConfigurationError(f"no driver for {url.drivername!r}; write postgresql://") from error
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"PostgreSQL needs {error.name}: pip install 'ratelimit-worker[postgres]'") from error
+
+    def learn(connection: Any, _entry: ConnectionPoolEntry) -> None:
+        tell(engine.dialect, connection.info.parameter_status("server_encoding") or "")
+
+    event.listen(engine, "connect", learn)
+    return engine
 
 
 def _place(url: URL) -> str:

@@ -202,10 +202,9 @@ class Lanes:
     tell a broken connection from a refusal; `wiring` and the faces translate them.
     """
 
-    def __init__(self, client: Redis, key_prefix: str = "", time_us: int = 0) -> None:
+    def __init__(self, client: Redis, time_us: int = 0) -> None:
         self.client = client
-        self.run = Scripts(client, key_prefix, time_us)
-        self.prefix = key_prefix
+        self.run = Scripts(client, time_us)
         self._known: set[str] = set()  #: lanes that were there when they were last used
 
     def enqueue(self, entry: Entry) -> tuple[bool, str]:
@@ -387,11 +386,11 @@ class Lanes:
         """Lanes with a permit that wait for a slot on one of these queues; at most so many of each."""
         with self.client.pipeline(transaction=False) as pipe:
             for queue in queues:
-                pipe.zrange(self.prefix + keys.hungry(queue), 0, most - 1)
+                pipe.zrange(keys.hungry(queue), 0, most - 1)
             return {name.decode() for row in pipe.execute() for name in row}
 
     def _tell(self, crew: Crew) -> None:
-        name = self.prefix + keys.tasks(crew.name)
+        name = keys.tasks(crew.name)
         with self.client.pipeline(transaction=True) as pipe:
             pipe.sadd(name, "", *map(as_escaped, sorted(crew.tasks)))  # "" is no task: a set is never empty
             pipe.expire(name, TASKS_TTL_S)
@@ -428,9 +427,9 @@ class Lanes:
     def lost(self, call_id: str) -> None:
         """Redis has forgotten a call, and its caller is told so: `explain` can say it."""
         with self.client.pipeline(transaction=True) as pipe:
-            pipe.zadd(self.prefix + keys.LOST, {call_id: time.time()})
-            pipe.zremrangebyrank(self.prefix + keys.LOST, 0, -MOST_LOST - 1)
-            pipe.expire(self.prefix + keys.LOST, LOST_TTL_S)
+            pipe.zadd(keys.LOST, {call_id: time.time()})
+            pipe.zremrangebyrank(keys.LOST, 0, -MOST_LOST - 1)
+            pipe.expire(keys.LOST, LOST_TTL_S)
             pipe.execute()
 
     def revoke(self, task_id: str) -> list[tuple[bytes, bytes]]:
@@ -448,7 +447,7 @@ class Lanes:
 
     def has_crew(self, queue: str) -> bool:
         """Whether a worker that reads ready lists serves a queue; exact to a beat."""
-        packed: Any = self.client.hget(self.prefix + keys.CREWS, f"q:{queue}")
+        packed: Any = self.client.hget(keys.CREWS, f"q:{queue}")
         return packed is not None and msgspec.msgpack.decode(packed)[0] > 0
 
     def purge(self, queue: str) -> int:
@@ -475,7 +474,7 @@ class Lanes:
 
     def fields(self, lane: str) -> dict[str, bytes]:
         """The lane's hash as it is: set-points, levels, counters."""
-        raw: Any = self.client.hgetall(self.prefix + keys.lane(lane))
+        raw: Any = self.client.hgetall(keys.lane(lane))
         return {name.decode(): value for name, value in raw.items()}
 
     def health(self, lane: str, task: str = "") -> Health:
@@ -493,7 +492,7 @@ class Lanes:
 
     def names(self) -> list[str]:
         """Every known lane."""
-        raw: Any = self.client.zrange(self.prefix + keys.LANES, 0, -1)
+        raw: Any = self.client.zrange(keys.LANES, 0, -1)
         return sorted(name.decode() for name in raw)
 
     def survey(self, fields: Sequence[str] = (), most: int = 200) -> Iterator[list[LaneSeen]]:
@@ -525,20 +524,20 @@ class Lanes:
 
     def count(self) -> int:
         """How many lanes are known."""
-        return int(self.client.zcard(self.prefix + keys.LANES))
+        return int(self.client.zcard(keys.LANES))
 
     def record(self, ref: str) -> list[Any] | None:
         """The record of one call, as the scripts keep it; None: not there."""
-        packed: Any = self.client.hget(self.prefix + keys.call(ref), "i")
+        packed: Any = self.client.hget(keys.call(ref), "i")
         return None if packed is None else as_array(msgspec.msgpack.decode(packed, strict=False))
 
     def out(self, tag: str) -> tuple[list[Any], bytes, bytes] | None:
         """Record, message and payload of a call that is released under this tag; None: none is."""
         ref = tag.rpartition(".")[0]
         with self.client.pipeline(transaction=True) as pipe:
-            pipe.zscore(self.prefix + keys.LEDGER, tag)
-            pipe.hmget(self.prefix + keys.call(ref), ("i", "m"))
-            pipe.get(self.prefix + keys.payload(ref))
+            pipe.zscore(keys.LEDGER, tag)
+            pipe.hmget(keys.call(ref), ("i", "m"))
+            pipe.get(keys.payload(ref))
             score, (packed, message), payload = pipe.execute()
         if score is None or packed is None:
             return None
@@ -548,17 +547,17 @@ class Lanes:
         """Keep a message that cannot be a call, with a counter, so that nobody trips over it again."""
         with self.client.pipeline(transaction=False) as pipe:
             pipe.lpush(
-                self.prefix + keys.MALFORMED,
+                keys.MALFORMED,
                 msgspec.json.encode({"why": why, "raw": raw[:65536].decode("utf-8", "replace")}),
             )
-            pipe.ltrim(self.prefix + keys.MALFORMED, 0, 999)
-            pipe.expire(self.prefix + keys.MALFORMED, 7 * 86_400)
-            pipe.hincrby(self.prefix + keys.COUNTERS, "malformed", 1)
+            pipe.ltrim(keys.MALFORMED, 0, 999)
+            pipe.expire(keys.MALFORMED, 7 * 86_400)
+            pipe.hincrby(keys.COUNTERS, "malformed", 1)
             pipe.execute()
 
     def counters(self) -> dict[str, int]:
         """Counters by name."""
-        raw: Any = self.client.hgetall(self.prefix + keys.COUNTERS)
+        raw: Any = self.client.hgetall(keys.COUNTERS)
         return {name.decode(): int(value) for name, value in raw.items()}
 
 

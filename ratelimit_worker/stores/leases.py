@@ -13,13 +13,13 @@ from ratelimit_worker.stores.live import redis_errors
 class Leases:
     """Leases of one Redis server, at `rlw:duty:NAME`. All methods raise `StoreUnavailable` where it is away."""
 
-    def __init__(self, client: Redis, key_prefix: str = "") -> None:
-        self._client, self._prefix = client, key_prefix
+    def __init__(self, client: Redis) -> None:
+        self._client = client
 
     def take(self, name: str, owner: str, for_s: float) -> bool:
         """Hold the lease for so long, unless somebody holds it already (this owner too) → whether it is ours now."""
         with redis_errors():
-            taken: Any = self._client.set(self._prefix + keys.duty(name), owner, nx=True, px=max(1, int(for_s * 1000)))
+            taken: Any = self._client.set(keys.duty(name), owner, nx=True, px=max(1, int(for_s * 1000)))
             return bool(taken)
 
     def hold(self, name: str, owner: str, for_s: float) -> bool:
@@ -31,7 +31,7 @@ class Leases:
         self._if_mine(name, owner, 0.0)
 
     def _if_mine(self, name: str, owner: str, for_s: float) -> bool:
-        key = self._prefix + keys.duty(name)
+        key = keys.duty(name)
         with redis_errors(), self._client.pipeline(transaction=True) as pipe:
             try:
                 pipe.watch(key)  # type: ignore[no-untyped-call]
@@ -46,4 +46,4 @@ class Leases:
     def keep(self, name: str, owner: str, for_s: float) -> None:
         """Hold the lease for so long from now on, whoever held it last."""
         with redis_errors():
-            self._client.set(self._prefix + keys.duty(name), owner, px=max(1, int(for_s * 1000)))
+            self._client.set(keys.duty(name), owner, px=max(1, int(for_s * 1000)))

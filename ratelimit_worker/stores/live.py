@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import msgspec
 from redis import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from ratelimit_worker.calls import DIMENSIONS
 from ratelimit_worker.errors import StoreUnavailable
@@ -24,6 +24,7 @@ from ratelimit_worker.policy import day
 from ratelimit_worker.policy.modes import ALL, Pin, governing
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.fitness import product, said
 from ratelimit_worker.stores.lanes import Lanes, as_array
 from ratelimit_worker.stores.overdue import OverdueCall, Overdues
 from ratelimit_worker.stores.pins import Pins
@@ -156,6 +157,7 @@ class Server:
     used_memory: int  #: bytes
     maxmemory: int  #: bytes; 0: no bound
     at_s: float  #: its clock, seconds since the epoch
+    silent: bool = False  #: it tells this user nothing of its settings
 
 
 @contextmanager
@@ -208,9 +210,9 @@ class Live:
         time_us: What is taken for now, µs since the epoch; 0: the server's clock. Tests set it.
     """
 
-    def __init__(self, client: Redis, key_prefix: str = "", time_us: int = 0) -> None:
-        self._client, self._prefix, self._time_us = client, key_prefix, time_us
-        self._run = Scripts(client, key_prefix, time_us)
+    def __init__(self, client: Redis, time_us: int = 0) -> None:
+        self._client, self._time_us = client, time_us
+        self._run = Scripts(client, time_us)
 
     def now(self, only: Sequence[str] | None = None, most: int | None = MOST_LANES) -> Now:
         """The lanes (or only these), every worker, all counters.
@@ -225,7 +227,7 @@ class Live:
             at_s = self._clock_s()
             workers = self._workers(at_s)
             modes, names = self._choose(most) if only is None else ({}, list(only))
-            counters: Any = self._client.hgetall(self._key(keys.COUNTERS))
+            counters: Any = self._client.hgetall(keys.COUNTERS)
             pins = Pins(self._client).read()
             return Now(
                 at_s=at_s,
@@ -234,16 +236,16 @@ class Live:
                 counters={name.decode(): int(value) for name, value in counters.items()},
                 pins=pins,
                 unknown=tuple(self._unknown(workers, at_s)),
-                overdue=Overdues(self._client, self._key("")).read(at_s),
+                overdue=Overdues(self._client).read(at_s),
                 modes=modes,
             )
 
     def _choose(self, most: int | None) -> tuple[dict[str, int], list[str]]:
         """How many lanes there are in each mode, and those that are shown, by name."""
-        own = {name.decode() for name in cast("list[bytes]", self._client.hkeys(self._key(keys.PINS)))}
+        own = {name.decode() for name in cast("list[bytes]", self._client.hkeys(keys.PINS))}
         modes: dict[str, int] = {}
         weighed: list[tuple[int, bool, bool, float, str]] = []
-        for some in Lanes(self._client, self._prefix, self._time_us).survey(("mode", "schema"), _SURVEYED):
+        for some in Lanes(self._client, self._time_us).survey(("mode", "schema"), _SURVEYED):
             for seen in some:
                 mode = seen.fields.get("mode", b"NORMAL").decode()
                 if seen.fields:
@@ -267,7 +269,7 @@ class Live:
     def lost_at_s(self, call_id: str) -> float | None:
         """When a caller was told that Redis has forgotten this call, seconds since the epoch; None: none was."""
         with redis_errors():
-            at: Any = self._client.zscore(self._key(keys.LOST), call_id)
+            at: Any = self._client.zscore(keys.LOST, call_id)
             return None if at is None else float(at)
 
     def bars(self, lane: str, ref: str = "") -> tuple[int | None, tuple[Bar, ...]] | None:
@@ -289,18 +291,21 @@ class Live:
     def database_lost(self) -> tuple[float, str] | None:
         """When a tracking database was lost in the last day, seconds since the epoch, and how; None: none was."""
         with redis_errors():
-            found: Any = self._client.hgetall(self._key(keys.DATABASE_LOST))
+            found: Any = self._client.hgetall(keys.DATABASE_LOST)
         return (float(found[b"at"]), found[b"what"].decode()) if found else None
 
     def alerts_waiting(self) -> int:
         """Alerts that the web hook has not taken yet."""
         with redis_errors():
-            return int(self._client.xlen(self._key(keys.ALERTS)))
+            return int(self._client.xlen(keys.ALERTS))
 
     def server(self) -> Server:
         """The server itself."""
         with redis_errors():
-            info: Any = self._client.info()
+            try:
+                info: Any = self._client.info()
+            except NoPermissionError:
+                return self._greeted()
             return Server(
                 product="Valkey" if "valkey_version" in info else "Redis",
                 version=str(info.get("valkey_version") or info.get("redis_version") or "0"),
@@ -311,20 +316,37 @@ class Live:
                 at_s=self._clock_s(),
             )
 
+    def _greeted(self) -> Server:
+        """What a user is told who may not ask for more."""
+        pool = self._client.connection_pool
+        connection: Any = pool.get_connection()
+        told = said(getattr(connection, "handshake_metadata", None) or {})
+        pool.release(connection)
+        return Server(
+            product=product(told["server"]),
+            version=told["version"] or "of unknown version",
+            maxmemory_policy=None,
+            appendonly=None,
+            used_memory=0,
+            maxmemory=0,
+            at_s=self._clock_s(),
+            silent=True,
+        )
+
     def _policy(self, info: Mapping[str, Any]) -> str | None:
         told = info.get("maxmemory_policy")
         return None if told is None else str(told)
 
     def _stand(self, record: Record, at_s: float) -> CallNow:
-        wait_key = self._key(keys.waiting(record.lane, record.queue))
+        wait_key = keys.waiting(record.lane, record.queue)
         with self._client.pipeline(transaction=True) as pipe:
             pipe.zscore(wait_key, record.ref)
-            pipe.zscore(self._key(keys.due(record.lane, record.queue)), record.ref)
-            pipe.zscore(self._key(keys.LEDGER), record.tag)
-            pipe.zscore(self._key(f"{keys.NAMESPACE}out:{record.lane}"), record.tag)
-            pipe.exists(self._key(keys.settled(record.ref)))
-            pipe.zscore(self._key(keys.followers(record.claim)), record.ref)
-            pipe.get(self._key(keys.claim(record.claim)))
+            pipe.zscore(keys.due(record.lane, record.queue), record.ref)
+            pipe.zscore(keys.LEDGER, record.tag)
+            pipe.zscore(f"{keys.NAMESPACE}out:{record.lane}", record.tag)
+            pipe.exists(keys.settled(record.ref))
+            pipe.zscore(keys.followers(record.claim), record.ref)
+            pipe.get(keys.claim(record.claim))
             score, due, lease_end, begun, settled, follows, leader = pipe.execute()
         waits = score is not None or due is not None or follows is not None
         found = self.bars(record.lane, record.ref) if waits else (None, ())
@@ -345,11 +367,11 @@ class Live:
         )
 
     def _unknown(self, workers: Sequence[WorkerNow], at_s: float) -> Iterator[UnknownTask]:
-        rows: Any = self._client.smembers(self._key(keys.PARKED))
+        rows: Any = self._client.smembers(keys.PARKED)
         for row in sorted(rows):
             queue, task = _queue_and_task(row)
             since: Any = f"{(at_s - PARKED_STALE_S) * US:.0f}"
-            calls: Any = self._client.zcount(self._key(keys.parked(queue, task)), since, "+inf")
+            calls: Any = self._client.zcount(keys.parked(queue, task), since, "+inf")
             if calls and self._knows(workers, queue, task) is False:
                 yield UnknownTask(queue=queue, task=_unescaped(task), calls=int(calls))
 
@@ -362,7 +384,7 @@ class Live:
             return True
         with self._client.pipeline(transaction=False) as pipe:
             for crew in crews:
-                pipe.sismember(self._key(keys.tasks(str(crew))), task)
+                pipe.sismember(keys.tasks(str(crew)), task)
             return any(pipe.execute())
 
     def _lanes(self, names: Sequence[str], at_s: float, pins: Mapping[str, Pin]) -> Iterator[LaneNow]:
@@ -372,10 +394,10 @@ class Live:
     def _some_lanes(self, names: Sequence[str], at_s: float, pins: Mapping[str, Pin]) -> Iterator[LaneNow]:
         with self._client.pipeline(transaction=False) as pipe:
             for lane in names:
-                pipe.hgetall(self._key(keys.lane(lane)))
-                pipe.smembers(self._key(f"{keys.NAMESPACE}queues:{lane}"))
-                pipe.zrange(self._key(f"{keys.NAMESPACE}out:{lane}"), 0, -1, withscores=True)
-                pipe.zcard(self._key(keys.turns(lane)))
+                pipe.hgetall(keys.lane(lane))
+                pipe.smembers(f"{keys.NAMESPACE}queues:{lane}")
+                pipe.zrange(f"{keys.NAMESPACE}out:{lane}", 0, -1, withscores=True)
+                pipe.zcard(keys.turns(lane))
             raw = pipe.execute()
         out = {lane: raw[4 * i + 2] for i, lane in enumerate(names)}
         reserved = self._reserved(out)
@@ -414,7 +436,7 @@ class Live:
         names = list(bounds)
         with self._client.pipeline(transaction=False) as pipe:
             for lane in names:
-                pipe.hgetall(self._key(keys.day(lane, at_s, day.offset_s(_decode_bounds(bounds[lane]).steps, at_s))))
+                pipe.hgetall(keys.day(lane, at_s, day.offset_s(_decode_bounds(bounds[lane]).steps, at_s)))
             raw = pipe.execute() if names else []
         return {
             lane: {name.decode(): float(value) for name, value in one.items()}
@@ -428,9 +450,9 @@ class Live:
             return found
         with self._client.pipeline(transaction=False) as pipe:
             for lane, queue in pairs:
-                pipe.zcard(self._key(keys.waiting(lane, queue)))
-                pipe.zcard(self._key(keys.due(lane, queue)))
-                pipe.zrange(self._key(keys.waiting(lane, queue)), 0, LOOKED_AT - 1)
+                pipe.zcard(keys.waiting(lane, queue))
+                pipe.zcard(keys.due(lane, queue))
+                pipe.zrange(keys.waiting(lane, queue), 0, LOOKED_AT - 1)
             raw = pipe.execute()
         refs = {pair: [ref.decode() for ref in raw[3 * i + 2]] for i, pair in enumerate(pairs)}
         records = self._records([ref for some in refs.values() for ref in some])
@@ -444,7 +466,7 @@ class Live:
     def _records(self, refs: Sequence[str]) -> dict[str, Record]:
         with self._client.pipeline(transaction=False) as pipe:
             for ref in refs:
-                pipe.hget(self._key(keys.call(ref)), "i")
+                pipe.hget(keys.call(ref), "i")
             raw = pipe.execute() if refs else []
         return {ref: _record(ref, packed) for ref, packed in zip(refs, raw, strict=True) if packed is not None}
 
@@ -452,12 +474,12 @@ class Live:
         return self._records([ref]).get(ref)
 
     def _workers(self, at_s: float) -> tuple[WorkerNow, ...]:
-        names: Any = self._client.zrangebyscore(self._key(f"{keys.NAMESPACE}workers"), int(at_s * US), "+inf")
+        names: Any = self._client.zrangebyscore(f"{keys.NAMESPACE}workers", int(at_s * US), "+inf")
         if not names:
             return ()
-        slots: Any = self._client.hmget(self._key(f"{keys.NAMESPACE}slots"), names)
-        held: Any = self._client.hmget(self._key(f"{keys.NAMESPACE}held"), names)
-        crews: Any = self._client.hmget(self._key(keys.CREW), names)
+        slots: Any = self._client.hmget(f"{keys.NAMESPACE}slots", names)
+        held: Any = self._client.hmget(f"{keys.NAMESPACE}held", names)
+        crews: Any = self._client.hmget(keys.CREW, names)
         found = []
         for name, packed, tags, known in zip(names, slots, held, crews, strict=True):
             if known is not None or packed is not None:
@@ -480,9 +502,6 @@ class Live:
             return self._time_us / US
         seconds, micros = self._client.time()
         return float(seconds) + float(micros) / US
-
-    def _key(self, name: str) -> str:
-        return self._prefix + name
 
 
 def _queue_and_task(row: bytes) -> tuple[str, str]:

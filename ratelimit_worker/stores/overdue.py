@@ -33,8 +33,8 @@ _decode = msgspec.json.Decoder(list[OverdueCall]).decode
 class Overdues:
     """As Redis holds them."""
 
-    def __init__(self, client: Redis, prefix: str = "") -> None:
-        self._client, self._key = client, prefix + keys.OVERDUE
+    def __init__(self, client: Redis) -> None:
+        self._client, self._key = client, keys.OVERDUE
 
     def tell(self, worker: str, calls: Sequence[OverdueCall]) -> None:
         """All of a worker; none: it has none any more.

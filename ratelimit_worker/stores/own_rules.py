@@ -17,8 +17,8 @@ MOST_KEPT = 1_000
 class OwnRules:
     """The hash `rlw:retries`. All methods raise `StoreUnavailable` where Redis is away, full or read-only."""
 
-    def __init__(self, client: Redis, key_prefix: str = "") -> None:
-        self._client, self._key = client, key_prefix + keys.RETRIES
+    def __init__(self, client: Redis) -> None:
+        self._client, self._key = client, keys.RETRIES
 
     def tell(self, known: Iterable[str], rules: Mapping[str, str]) -> None:
         """Say how tasks retry.

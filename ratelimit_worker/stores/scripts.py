@@ -17,6 +17,8 @@ from redis.exceptions import ResponseError
 
 from ratelimit_worker.calls import SCHEMA_VERSION
 from ratelimit_worker.stores.exchange import exchange
+from ratelimit_worker.stores.fitness import TOO_OLD, Unfit
+from ratelimit_worker.stores.namespace import namespace_of
 
 #: Functions that may not grow memory on a full server: what takes in new work is refused whole by the server. All
 #: others make work safe that is already paid for, and free memory after.
@@ -82,15 +84,15 @@ class Scripts:
     """The scripts of one client; the library is loaded where the server does not know it (yet, or any more).
 
     Args:
-        client: Where they run.
-        key_prefix: kombu's `global_keyprefix`.
+        client: Where they run; its namespace is theirs.
         time_us: µs since the epoch that scripts take for now; 0: the server's clock. Tests set it.
     """
 
     _libraries: ClassVar[dict[str, tuple[str, str]]] = {}
 
-    def __init__(self, client: Redis, key_prefix: str = "", time_us: int = 0) -> None:
+    def __init__(self, client: Redis, time_us: int = 0) -> None:
         self.client, self.time_us = client, time_us
+        key_prefix = namespace_of(client)
         if key_prefix not in self._libraries:
             self._libraries[key_prefix] = library(key_prefix)
         self._own, self._text = self._libraries[key_prefix]
@@ -105,6 +107,8 @@ class Scripts:
         try:
             return exchange(self.client, command)[0]
         except ResponseError as error:
+            if "unknown command" in str(error):  # a server that was not greeted (protocol=2), so nobody has looked
+                raise Unfit(f"this server knows no functions: {TOO_OLD}") from None
             if "Function not found" not in str(error):
                 raise
         self.load()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Enum, Index, String, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import BigInteger, DateTime, Dialect, Enum, Index, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from ratelimit_worker.calls import Category, Mode, Outcome, Priority
+from ratelimit_worker.stores.encoding import FittingJson, FittingText
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -58,9 +58,9 @@ class Base(DeclarativeBase):
         Mode: _by_value(Mode),
         Outcome: _by_value(Outcome),
         Priority: _by_value(Priority),
-        list[str]: JSON().with_variant(JSONB(), "postgresql"),
-        dict[str, float]: JSON().with_variant(JSONB(), "postgresql"),
-        str: String(),  # no length: storable() bounds texts, and PostgreSQL gains nothing from one
+        list[str]: FittingJson(),
+        dict[str, float]: FittingJson(),
+        str: FittingText(),  # no length: storable() bounds texts, and PostgreSQL gains nothing from one
     }
 
 

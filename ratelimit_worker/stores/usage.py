@@ -101,15 +101,15 @@ class _Memory(Generic[T]):
 class UsageMemory(_Memory[Learned]):
     """The hash `rlw:usage`: tokens."""
 
-    def __init__(self, client: Redis, key_prefix: str = "") -> None:
-        super().__init__(client, key_prefix + keys.USAGE, Learned)
+    def __init__(self, client: Redis) -> None:
+        super().__init__(client, keys.USAGE, Learned)
 
 
 class LatencyMemory(_Memory[Latencies]):
     """The hash `rlw:latencies`: how long answers took."""
 
-    def __init__(self, client: Redis, key_prefix: str = "") -> None:
-        super().__init__(client, key_prefix + keys.LATENCIES, Latencies)
+    def __init__(self, client: Redis) -> None:
+        super().__init__(client, keys.LATENCIES, Latencies)
 
 
 class _Copy(Generic[T]):

@@ -9,21 +9,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from celery import states
 from celery.backends import redis as stock
 from celery.exceptions import BackendStoreError
-from redis import Connection, RedisError
+from redis import RedisError
 
+from ratelimit_worker.config import canonical_redis_url
 from ratelimit_worker.errors import StoreUnavailable
-from ratelimit_worker.stores.decide import bounded, current, deciding
+from ratelimit_worker.stores.decide import current, deciding
 from ratelimit_worker.stores.exchange import exchange
+from ratelimit_worker.stores.server import RedisServer
+from ratelimit_worker.worker.installed import installation_of, over_tls
 from ratelimit_worker.worker.lost import Search, ended
 from ratelimit_worker.worker.transport import HEADER
 
 #: `override_backends`: what Celery takes in place of its own for these result backends.
-BACKENDS = dict.fromkeys(("redis", "rediss", "redis+socket"), f"{__name__}:Backend")
+BACKENDS = dict.fromkeys(("redis", "rediss", "redis+socket", "sentinel"), f"{__name__}:Backend")
 LOCKED_S = 1.0  #: so long one thread's look for Redis may hold up the others
 
 T = TypeVar("T")
@@ -103,10 +107,20 @@ class Backend(stock.RedisBackend):
 
     ResultConsumer = ResultConsumer
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        kind = self.connparams.get("connection_class", Connection)
-        self.connparams["connection_class"] = bounded(kind)
+    def __init__(self, *args: Any, url: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # without the address, of which Celery takes some spellings only
+        self.url = url
+        whole = f"redis+{url}" if url and url.startswith("socket://") else url  # Celery has taken the rest for the kind
+        self._server = _where_results_are(self.app, whole or "")
+        told: dict[str, Any] = self.connparams  # type: ignore[has-type]
+        self.connparams = self._server.parameters(**told)
+
+    def _get_pool(self, **params: Any) -> Any:
+        return self._server.pool(params)
+
+    def as_uri(self, include_password: bool = False) -> str:
+        """Where results are; without `include_password` fit to be shown."""
+        return str(self.url) if include_password else f"{str(self.url).partition('://')[0]}://{self._server.shown}"
 
     def iter_native(self, result: Any, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
         told = set()
@@ -161,6 +175,35 @@ class Backend(stock.RedisBackend):
     def _set(self, key: Any, value: Any, expires: int | None = None) -> None:
         lifetime = self.expires if expires is None else expires
         exchange(self.client, ("SET", key, value, *(("EX", lifetime) if lifetime else ())), ("PUBLISH", key, value))
+
+
+def backend_url(server: RedisServer) -> str:
+    """The result backend on a Redis server, as Celery spells it."""
+    canonical = canonical_redis_url(server.url)
+    scheme, _, rest = canonical.partition("://")
+    return f"redis+socket://{rest}" if scheme == "unix" else canonical
+
+
+def _where_results_are(app: Any, url: str) -> RedisServer:
+    """The server of a result backend, with what the app's configuration says of connections to it.
+
+    Where that is the broker's server, what is told of the broker holds, unless something is told of results.
+    """
+    conf = app.conf
+    told = dict(conf.result_backend_transport_options or {})
+    own = over_tls(conf.redis_backend_use_ssl)
+    if provider := conf.get("redis_backend_credential_provider"):
+        own["credential_provider"] = provider
+    for name in ("username", "password"):
+        if value := conf.get(f"redis_{name}"):
+            own.setdefault(name, value)
+    installation = installation_of(app)
+    broker = installation.server if installation is not None else RedisServer()
+    found = RedisServer(url, master=str(told.get("master_name") or broker.master))
+    shared = dict(broker.options) if broker and found.place == replace(broker, namespace="").place else {}
+    return replace(
+        found, options={**shared, **own}, sentinel_options=told.get("sentinel_kwargs") or broker.sentinel_options
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -27,6 +27,7 @@ from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.leases import Leases
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.pins import Pins
+from ratelimit_worker.stores.server import RedisServer
 from ratelimit_worker.wiring import Services, connect
 
 log = logging.getLogger(__name__)
@@ -40,13 +41,13 @@ class Duty(ABC, threading.Thread):
     """A loop that outlives broker restarts.
 
     Args:
-        url: The Redis server; each duty has a client of its own, since it blocks on it.
+        server: The Redis server; each duty has a client of its own, since it blocks on it.
     """
 
-    def __init__(self, name: str, url: str, owner: str) -> None:
+    def __init__(self, name: str, server: RedisServer, owner: str) -> None:
         super().__init__(name=f"rlw-{name}", daemon=True)
         self.owner = owner
-        self.client: Redis = connect(url)
+        self.client: Redis = connect(server)
         self.stopping = threading.Event()
         self.outage = Outage()
 
@@ -89,8 +90,8 @@ class Listening(Duty):
 
     channel: str
 
-    def __init__(self, name: str, url: str, owner: str) -> None:
-        super().__init__(name, url, owner)
+    def __init__(self, name: str, server: RedisServer, owner: str) -> None:
+        super().__init__(name, server, owner)
         self._pubsub: Any = None
 
     def listen(self, wait_s: float) -> bool:
@@ -119,8 +120,8 @@ class Release(Listening):
 
     channel = keys.WAKE
 
-    def __init__(self, url: str, owner: str, lease_s: float) -> None:
-        super().__init__("release", url, owner)
+    def __init__(self, server: RedisServer, owner: str, lease_s: float) -> None:
+        super().__init__("release", server, owner)
         self.lanes = Lanes(self.client)
         self.desks = Desks(self.client)
         self.lease_s = lease_s
@@ -146,7 +147,7 @@ class Tune(Listening):
     channel = keys.TUNE
 
     def __init__(self, services: Services, owner: str) -> None:
-        super().__init__("tune", services.redis_url, owner)
+        super().__init__("tune", services.server, owner)
         self.tuner = Tuner(
             ControlPlane(
                 lanes=Lanes(self.client),
@@ -168,7 +169,7 @@ class Record(Duty):
     """The recorder of outcomes; a consumer group shares the work, so it needs no lease."""
 
     def __init__(self, services: Services, owner: str) -> None:
-        super().__init__("record", services.redis_url, owner)
+        super().__init__("record", services.server, owner)
         self.services = services
 
     def turn(self) -> None:
@@ -180,7 +181,7 @@ class Clean(Duty):
     """Old outcomes go: one worker looks every few minutes, one cleans in each interval."""
 
     def __init__(self, services: Services, owner: str) -> None:
-        super().__init__("clean", services.redis_url, owner)
+        super().__init__("clean", services.server, owner)
         self.services, self.lease = services, Leases(self.client)
         self.waits = Outage()  #: for a store, within its turns
 
@@ -198,7 +199,7 @@ class Alert(Duty):
     """Tells the web hook what happened: one worker at a time, so that it hears things once and in order."""
 
     def __init__(self, services: Services, owner: str) -> None:
-        super().__init__("alert", services.redis_url, owner)
+        super().__init__("alert", services.server, owner)
         self.lease = Leases(self.client)
         self.waits = Outage()  #: for a store, within its turns
         self.webhook = Webhook(services.settings.alert_webhook_url)

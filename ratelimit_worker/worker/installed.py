@@ -12,23 +12,25 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from celery import Celery
 from kombu.connection import Connection
 from kombu.utils.imports import symbol_by_name
 
 from ratelimit_worker import wiring
-from ratelimit_worker.config import Settings, canonical_redis_url
+from ratelimit_worker.config import Settings, canonical_redis_url, namespace_prefix
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.policy.rules import Rule
-from ratelimit_worker.stores.credentials import credentials_of
 from ratelimit_worker.stores.lanes import Lanes
+from ratelimit_worker.stores.server import RedisServer
 from ratelimit_worker.wiring import Services
 
 #: Redis URL schemes and what they are called where calls wait in lanes.
-TO_LANES = {"redis": "lanes", "rediss": "laness", "unix": "lanes+socket", "redis+socket": "lanes+socket"}
+TO_LANES = {
+    "redis": "lanes", "rediss": "laness", "unix": "lanes+socket", "redis+socket": "lanes+socket", "sentinel": "lanes"
+}  # fmt: skip
 OPTION = "lanes_of"  #: transport option: which installation a connection belongs to
+ELSEWHERE = "lanes_at"  #: transport option: the address of a connection that does not lead to its broker
 
 
 class Eagerly(Protocol):
@@ -78,7 +80,7 @@ class Installation:
         self.settings = settings
         self.asked: Asked | None = None
         self._given = redis_url
-        self._url = ""
+        self._server: RedisServer | None = None
         self._own: tuple[int, Services] | None = None
         self._shared: Services | None = None
         self._lock = threading.RLock()
@@ -94,7 +96,7 @@ class Installation:
 
     def reconfigured(self) -> None:
         """The app was configured anew: what was decided before is decided again."""
-        self._url, self._own, self._shared = "", None, None
+        self._server, self._own, self._shared = None, None, None
 
     @property
     def url(self) -> str:
@@ -103,9 +105,44 @@ class Installation:
         Raises:
             ConfigurationError: The app's broker is not one Redis server, or two places name different ones.
         """
-        if not self._url:
-            self._url = canonical_redis_url(self._given or self._configured() or self.settings.redis_url)
-        return self._url
+        return canonical_redis_url(self.server.url)
+
+    @property
+    def server(self) -> RedisServer:
+        """The Redis server, with all that the app's configuration says of connections to it.
+
+        Raises:
+            ConfigurationError: as `url`; or the address is wrong, or two places name different namespaces.
+        """
+        found = self._server
+        if not found:
+            url = self._given or self._configured() or self.settings.redis_url
+            found = self._server = self._told(url)
+            if found:
+                found.parameters()  # what is wrong with it is said now
+        return found
+
+    def _told(self, url: str) -> RedisServer:
+        conf = self.app.conf
+        told = dict(conf.broker_transport_options or {})
+        options = {name: told[name] for name in ("credential_provider", "min_other_sentinels") if told.get(name)}
+        return RedisServer(
+            url,
+            namespace=self._namespace(told.get("global_keyprefix") or ""),
+            options={**over_tls(conf.broker_use_ssl), **options},
+            master=str(told.get("master_name") or ""),
+            sentinel_options=dict(told.get("sentinel_kwargs") or {}),
+        )
+
+    def _namespace(self, prefix: str) -> str:
+        """What all keys begin with: kombu's `global_keyprefix`, and MAISD_NAMESPACE for whoever has no app."""
+        told = self.settings.namespace
+        if prefix and told and namespace_prefix(prefix) != told:
+            raise ConfigurationError(
+                f"global_keyprefix={prefix!r} and MAISD_NAMESPACE={told!r} differ: commands would look at other keys "
+                "than the app's; unset one of the two"
+            )
+        return prefix or told
 
     @property
     def in_memory(self) -> bool:
@@ -118,14 +155,15 @@ class Installation:
         if self.in_memory:
             return ""
         urls = [one for one in (conf.broker_read_url, conf.broker_write_url) if one]
-        if any(not isinstance(one, str) for one in urls) or any(";" in one for one in urls):
-            raise ConfigurationError("several brokers: lanes need one Redis or Valkey server")
+        if any(not isinstance(one, str) for one in urls):
+            raise ConfigurationError("several brokers: lanes need one Redis or Valkey server, or sentinel://")
         for one in urls:
             lanes_url(one)
-        if len(urls) == 2 and not same_server(*urls):
+        master = str((conf.broker_transport_options or {}).get("master_name") or "")
+        if len(urls) == 2 and not same_server(*urls, master=master):
             raise ConfigurationError("broker_read_url and broker_write_url differ: lanes need one Redis server")
         told = self.settings.redis_url
-        if urls and told and not same_server(urls[0], told):
+        if urls and told and not same_server(urls[0], told, master=master):
             raise ConfigurationError(
                 f"the app {self.app.main or ''!r} has its broker at {shown(urls[0])}, MAISD_REDIS_URL names "
                 f"{shown(told)}: commands would look at another server than its calls; unset one of the two"
@@ -145,14 +183,14 @@ class Installation:
         if current is self._shared:
             return current
         if not current.redis_url and self.url:
-            current = wiring.use(self.settings, self.url)
-        if not self.url or same_server(current.redis_url, self.url):
+            current = wiring.use(self.settings, self.server)
+        if not self.url or current.server == self.server:
             self._shared = current
             return current
         with self._lock:
             found = self._own
             if found is None or found[0] != os.getpid():
-                found = self._own = (os.getpid(), Services(self.settings, self.url))
+                found = self._own = (os.getpid(), Services(self.settings, self.server))
             return found[1]
 
     def lanes_url_of(self, url: str | None) -> str | None:
@@ -166,7 +204,14 @@ class Installation:
             return "memory://"  # nothing is sent; Celery wants to know how arguments are encoded
         if not self.url:
             raise ConfigurationError("no Redis: set MAISD_REDIS_URL or CELERY_BROKER_URL, or use `up`, `run` or `demo`")
-        return lanes_url(credentials_of(self.url)[0])
+        return lanes_url(self.url)
+
+    def leads_elsewhere(self, url: str | None) -> bool:
+        """Whether a URL with which a connection is opened is that of another server than the app's broker."""
+        conf = self.app.conf
+        if not url or url in (conf.broker_read_url, conf.broker_write_url):
+            return False
+        return canonical_redis_url(url).partition("://")[0] in TO_LANES  # else kombu's own spelling of ours
 
 
 _BY_KEY: weakref.WeakValueDictionary[str, Installation] = weakref.WeakValueDictionary()
@@ -208,10 +253,12 @@ def asked_of(connection: Connection) -> Asked | None:
     return found.asked if found is not None else None
 
 
-def server_of(connection: Connection) -> str:
-    """The Redis server that a broker connection leads to, as it was told: with whoever's password."""
+def server_of(connection: Connection) -> RedisServer:
+    """The Redis server that a broker connection leads to, with all that was told of it."""
+    if elsewhere := (connection.transport_options or {}).get(ELSEWHERE):
+        return RedisServer(elsewhere)
     found = _behind(connection)
-    return found.url if found is not None else wiring.services().redis_url
+    return found.server if found is not None else wiring.services().server
 
 
 def _behind(connection: Connection) -> Installation | None:
@@ -223,11 +270,13 @@ def connection_class(installation: Installation) -> type[Connection]:
 
     class LanesConnection(Connection):
         def __init__(self, hostname: Any = None, *args: Any, **kwargs: Any) -> None:
+            options = {**(kwargs.get("transport_options") or {}), OPTION: installation.key}
             if isinstance(hostname, str | None) and (hostname is None or "://" in hostname):
+                if installation.leads_elsewhere(hostname):
+                    options[ELSEWHERE] = hostname
                 hostname = installation.lanes_url_of(hostname)
                 kwargs["transport"] = None  # the URL says it
-            options = kwargs.get("transport_options") or {}
-            kwargs["transport_options"] = {**options, OPTION: installation.key}
+            kwargs["transport_options"] = options
             super().__init__(hostname, *args, **kwargs)
 
     return LanesConnection
@@ -243,42 +292,45 @@ def give_lanes(app: Celery, installation: Installation) -> None:
 
 
 def lanes_url(url: str) -> str:
-    """A Redis URL of any spelling, with lanes.
+    """The transport with lanes, at a Redis address of any spelling; what opens the door there is asked for apart.
 
     Raises:
         ConfigurationError: not a Redis URL.
     """
-    scheme, separator, rest = canonical_redis_url(url).partition("://")
+    first = url.partition(";")[0]
+    scheme, separator, _ = canonical_redis_url(first).partition("://")
     if not separator or scheme not in TO_LANES:
-        told = url.partition("://")[0] if "://" in url else url[:40]
-        raise ConfigurationError(f"broker {told!r}: lanes need one Redis or Valkey server; use redis:// or rediss://")
-    return f"{TO_LANES[scheme]}://{rest}"
+        told = first.partition("://")[0] if separator else "without a scheme"
+        raise ConfigurationError(
+            f"broker {told!r}: lanes need one Redis or Valkey server; use redis://, rediss:// or sentinel://"
+        )
+    server = RedisServer(url)
+    if scheme == "unix":
+        return f"{TO_LANES[scheme]}://{server.shown}"
+    return f"{TO_LANES[scheme]}://{server.shown.partition(',')[0]}/{server.database}"
 
 
-def backend_url(url: str) -> str:
-    """The result backend on a Redis server, as Celery spells it."""
-    canonical = canonical_redis_url(url)
-    scheme, _, rest = canonical.partition("://")
-    return f"redis+socket://{rest}" if scheme == "unix" else canonical
+def same_server(one: str, other: str, *, master: str = "") -> bool:
+    """Whether two URLs name the same database of the same server, as far as their text says.
 
-
-def same_server(one: str, other: str) -> bool:
-    """Whether two URLs name the same database of the same server, as far as their text says."""
-    return _place(one) == _place(other)
+    Args:
+        master: How sentinels call it, where a URL does not say it.
+    """
+    return RedisServer(one, master=master).place == RedisServer(other, master=master).place
 
 
 def shown(url: str) -> str:
     """Where a URL leads, without its secrets."""
-    host, port, database = _place(url)
-    return f"{host}:{port}/{database}" if port else f"{host} ({database})"
+    server = RedisServer(url)
+    return (
+        f"{server.shown} ({server.database})"
+        if url.startswith(("unix", "redis+s"))
+        else f"{server.shown}/{server.database}"
+    )
 
 
-def _place(url: str) -> tuple[str, int, str]:
-    canonical = canonical_redis_url(url)
-    parts = urlsplit(canonical)
-    query = dict(item.partition("=")[::2] for item in parts.query.split("&") if item)
-    if parts.scheme == "unix":
-        return parts.path, 0, query.get("virtual_host", query.get("db", "0")).strip("/") or "0"
-    host = (parts.hostname or "localhost").lower()
-    database = query.get("db") or parts.path.strip("/") or "0"
-    return "127.0.0.1" if host in {"localhost", "::1"} else host, parts.port or 6379, database
+def over_tls(told: Any) -> dict[str, Any]:
+    """Celery's `broker_use_ssl`, or `redis_backend_use_ssl`, as options of a server."""
+    if not told:
+        return {}
+    return {"ssl": True, **(told if isinstance(told, Mapping) else {})}

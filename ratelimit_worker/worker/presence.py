@@ -23,6 +23,7 @@ from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import limit, pin
 from ratelimit_worker.providers import network
 from ratelimit_worker.stores.lanes import Crew, Lanes
+from ratelimit_worker.stores.server import RedisServer
 from ratelimit_worker.wiring import Services
 from ratelimit_worker.worker import jobs, own_rules
 from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
@@ -63,7 +64,7 @@ class Presence(Duty):
     """Beats once a second and renews what lives."""
 
     def __init__(self, live: Services, consumer: Any, lease_s: float) -> None:
-        super().__init__("presence", live.redis_url, f"{os.getpid()}-{uuid.uuid4().hex[:8]}")
+        super().__init__("presence", live.server, f"{os.getpid()}-{uuid.uuid4().hex[:8]}")
         self.lanes = Lanes(self.client)
         self.consumer = consumer
         self.watch = Watch(live, consumer, self.lanes, self.owner)
@@ -183,8 +184,8 @@ class Presence(Duty):
 class Acknowledge(Duty):
     """Sends acks: FREE of every call that Celery has done with."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__("acknowledge", url, "")
+    def __init__(self, server: RedisServer) -> None:
+        super().__init__("acknowledge", server, "")
         self.lanes = Lanes(self.client)
 
     def turn(self) -> None:
@@ -237,11 +238,11 @@ class LanesStep(bootsteps.StartStopStep):
         QUARANTINE.tell = self.presence.ask
         owner = self.presence.owner
         self.duties = [
-            Release(live.redis_url, owner, lease_s),
+            Release(live.server, owner, lease_s),
             Tune(live, owner),
             Record(live, owner),
             Clean(live, owner),
-            Acknowledge(live.redis_url),
+            Acknowledge(live.server),
         ]
         if live.settings.alert_webhook_url:
             self.duties.append(Alert(live, owner))

@@ -78,7 +78,7 @@ def give_up(app: Any, encode_outcome: Callable[[Attempt], bytes], lanes: Lanes, 
         started_s: When its attempt began, seconds since the epoch.
     """
     released = lanes.out(tag)
-    if released is None or lanes.client.exists(lanes.prefix + keys.settled(tag.rpartition(".")[0])):
+    if released is None or lanes.client.exists(keys.settled(tag.rpartition(".")[0])):
         return False
     record, stored, payload = released
     headers = _headers(_read(stored))

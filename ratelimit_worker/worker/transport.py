@@ -37,9 +37,8 @@ from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.fingerprint import digest
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.credentials import credentials_of
-from ratelimit_worker.stores.decide import bounded
 from ratelimit_worker.stores.lanes import Claim, Crew, Entry, Lanes
+from ratelimit_worker.stores.namespace import Namespaced
 from ratelimit_worker.stores.overdue import OverdueCall
 from ratelimit_worker.stores.patient import passes
 from ratelimit_worker.worker.installed import Asked, asked_of, server_of
@@ -258,14 +257,29 @@ class Channel(stock.Channel):
     _in_poll: Any
     _brpop_sent_at: Any
 
-    def _connparams(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        params: dict[str, Any] = super()._connparams(*args, **kwargs)
-        # The address is what `install` made of it: without its user. Whose password it is, the settings' URL says.
-        password = credentials_of(server_of(self.connection.client))[1]
-        if password is not None:
-            params = {name: value for name, value in params.items() if name not in {"username", "password"}}
-            params["credential_provider"] = password
-        return {**params, "connection_class": bounded(params["connection_class"])}
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        told = super()._connparams()
+        params = server_of(self.connection.client).parameters(**told)
+        if asynchronous:
+            params["connection_class"] = self._watched(params["connection_class"])
+        return params
+
+    def _watched(self, kind: type) -> type:
+        """A kind of connection that tells the poller when it closes, as kombu's."""
+        channel = self
+
+        class Watched(kind):
+            def disconnect(self, *args: Any, **kwargs: Any) -> None:
+                super().disconnect(*args, **kwargs)
+                if channel._registered:
+                    channel._on_connection_disconnect(self)
+
+        return Watched
+
+    def _get_pool(self, asynchronous: bool = False) -> Any:
+        params = self._connparams(asynchronous)
+        self.keyprefix_fanout = self.keyprefix_fanout.format(db=params["db"])
+        return server_of(self.connection.client).pool(params)
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
@@ -294,7 +308,10 @@ class Channel(stock.Channel):
             return kept
         if kept is None or kept[0] is not pool:
             client = self._create_client()
-            kept = self._kept = (pool, client, Lanes(client, self.global_keyprefix))
+            # kombu's own clients put the prefix before the keys of those commands that kombu uses
+            prefix = self.global_keyprefix
+            ours = Namespaced(connection_pool=pool, namespace=prefix) if prefix else client
+            kept = self._kept = (pool, client, Lanes(ours))
         return kept
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:

@@ -61,7 +61,7 @@ class Watch:
     def __init__(self, live: Services, consumer: Any, lanes: Lanes, owner: str) -> None:
         self.live, self.consumer, self.lanes, self.owner = live, consumer, lanes, owner
         self.spare = Spare(consumer.pool)
-        self.overdues = Overdues(lanes.client, lanes.prefix)
+        self.overdues = Overdues(lanes.client)
         self._told: set[str] = set()  #: tags of which the lane has heard
         self._were: dict[str, set[str]] = {}  #: what ran at the last look, by lane
         self._ended_s: dict[str, float] = {}  #: when a call of a lane was seen to end, seconds since the epoch

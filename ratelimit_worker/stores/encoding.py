@@ -1,0 +1,87 @@
+"""Which texts can a database of another encoding than UTF-8 keep? What it has no letter for is written as its escape.
+
+PostgreSQL's own answer is to refuse the whole row, and an outcome must arrive. A server in SQL_ASCII keeps bytes as
+they come, so it gets UTF-8; all connections speak UTF-8.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from typing import Any
+
+from sqlalchemy import JSON, Dialect, String
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+_ATTRIBUTE = "ratelimit_worker_codec"
+
+
+def codec_of(server_encoding: str) -> str | None:
+    """Python's name for an encoding of PostgreSQL's; None: it takes every letter."""
+    name = server_encoding.upper()
+    if name in {"UTF8", "UNICODE", "SQL_ASCII", ""}:
+        return None
+    try:
+        return codecs.lookup(name.replace("WIN", "CP").replace("KOI8", "KOI8-")).name
+    except LookupError:
+        return "ascii"
+
+
+def fitting(text: str, codec: str | None) -> str:
+    """The text as it can be kept: `\\u65e5` for a letter that there is none for."""
+    if codec is None or text.isascii():
+        return text
+    return text.encode(codec, "backslashreplace").decode(codec)
+
+
+def tell(dialect: Dialect, server_encoding: str) -> None:
+    """The encoding of the server behind an engine, once it is connected."""
+    setattr(dialect, _ATTRIBUTE, codec_of(server_encoding))
+
+
+class FittingText(TypeDecorator[str]):
+    """A text, as far as the server has letters for it; the same in conditions as in rows."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """To the database."""
+        return None if value is None else fitting(value, _codec(dialect))
+
+
+class FittingJson(TypeDecorator[Any]):
+    """The same of all texts in a value that is kept as JSON (binary where the database has it)."""
+
+    impl = JSON
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Which type a database has for it."""
+        return dialect.type_descriptor(JSONB() if dialect.name == "postgresql" else JSON())
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        """To the database."""
+        codec = _codec(dialect)
+        return value if codec is None else _fitting_all(value, codec)
+
+
+def json_text(value: Any) -> str:
+    """JSON without escapes: a server that is not in UTF-8 takes none."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _codec(dialect: Dialect) -> str | None:
+    found: str | None = getattr(dialect, _ATTRIBUTE, None)
+    return found
+
+
+def _fitting_all(value: Any, codec: str) -> Any:
+    if isinstance(value, str):
+        return fitting(value, codec)
+    if isinstance(value, dict):
+        return {fitting(name, codec): _fitting_all(one, codec) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_fitting_all(one, codec) for one in value]
+    return value
