@@ -19,6 +19,7 @@ from redis import Connection, RedisError
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.stores.decide import bounded, current, deciding
 from ratelimit_worker.stores.exchange import exchange
+from ratelimit_worker.stores.patient import PATIENCE
 from ratelimit_worker.worker.lost import Search, ended
 from ratelimit_worker.worker.transport import HEADER
 
@@ -107,6 +108,10 @@ class Backend(stock.RedisBackend):
         super().__init__(*args, **kwargs)
         kind = self.connparams.get("connection_class", Connection)
         self.connparams["connection_class"] = bounded(kind)
+
+    def exception_safe_to_retry(self, exc: Exception) -> bool:
+        """As Celery's, until the worker's time to end is over: the answer is safe, and its call is delivered again."""
+        return bool(super().exception_safe_to_retry(exc)) and not PATIENCE.is_over()
 
     def iter_native(self, result: Any, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
         told = set()
