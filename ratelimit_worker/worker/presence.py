@@ -34,6 +34,7 @@ from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, 
 from ratelimit_worker.worker.grace import Grace, begin
 from ratelimit_worker.worker.installed import services_of
 from ratelimit_worker.worker.quarantine import QUARANTINE
+from ratelimit_worker.worker.spare import give_size, kind_of
 from ratelimit_worker.worker.task import CallTask, warm_up
 from ratelimit_worker.worker.transport import HEADER, HELD, INTAKE, Transport
 from ratelimit_worker.worker.watch import LOOK_EVERY_S, Watch
@@ -80,7 +81,7 @@ class Presence(Duty):
         self.lease_s = lease_s
         self.closing = False
         self.every_s = min(BEAT_S, lease_s / 5)
-        self.prefork = "prefork" in type(consumer.pool).__module__
+        self.prefork = kind_of(consumer.pool) == "prefork"
         self._unclaimed: dict[str, float] = {}
         self._asked = threading.Event()
         self._counts = False  #: whether Redis may know of this worker
@@ -288,6 +289,7 @@ class LanesStep(bootsteps.StartStopStep):
         duties: list[Duty] = []
         HELD.running, HELD.stopping = presence.running, presence.stops
         jobs.guard(c.pool)
+        give_size(c.pool)
         QUARANTINE.tell = presence.ask
         try:
             duties += [
