@@ -157,7 +157,7 @@ def test_sigterm_ends_a_worker_that_has_no_redis(scene: Fleet, when: str) -> Non
         wait_for(lambda: one.log().count("worker.starts_again") > 1, LATE_S, one.log)
     else:
         one = worker(scene, WEATHER_GRACE_S="1")
-        one.wait_ready()
+        one.wait_ready(LATE_S)
         if when == "gone":
             scene.valkey.stop()
             wait_for(lambda: "Trying again" in one.log(), LATE_S, one.log)
@@ -177,7 +177,7 @@ def test_a_call_that_ends_without_redis_does_not_keep_its_worker(scene: Fleet, p
     """It waits a grace for Redis, then it is left to its lease, and another worker answers it."""
     tasks = agent()
     one = worker(scene, "first", pool, WEATHER_GRACE_S="1")
-    one.wait_ready()
+    one.wait_ready(LATE_S)
     result = tasks.stamp.delay("call", 3.0)
     wait_for(scene.stamps, LATE_S, one.log)
     scene.valkey.stop()
@@ -193,7 +193,7 @@ def test_a_call_that_ends_while_redis_restarts_is_kept(scene: Fleet) -> None:
     """SIGTERM in an outage that is shorter than the grace: the answer is paid for, and is stored."""
     tasks = agent()
     one = worker(scene, WEATHER_GRACE_S="3600")
-    one.wait_ready()
+    one.wait_ready(LATE_S)
     result = tasks.stamp.delay("call", 1.0)
     wait_for(scene.stamps, LATE_S, one.log)
     scene.valkey.stop()
@@ -203,6 +203,27 @@ def test_a_call_that_ends_while_redis_restarts_is_kept(scene: Fleet) -> None:
     assert result.get(timeout=LATE_S) == "call"
     assert ended(one) == 0
     assert len(scene.stamps()) == 1
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_call_that_was_left_has_not_failed(scene: Fleet, pool: str) -> None:
+    """Redis is back before its worker has ended, which another call holds up: it runs again, and is answered."""
+    tasks = agent()
+    one = worker(scene, "first", pool, WEATHER_GRACE_S="1")
+    one.wait_ready(LATE_S)
+    held, left = tasks.meet.delay(2, "held"), tasks.stamp.delay("call", 3.0)
+    wait_for(lambda: scene.stamps() and (scene.folder / "held").exists(), LATE_S, one.log)
+    scene.valkey.stop()
+    one.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: "call.left" in one.log(), LATE_S, one.log)
+    scene.valkey.start()
+    worker(scene, "second")
+    assert left.get(timeout=LATE_S) == "call", scene.logs()
+    with (scene.folder / "held").open("a") as file:
+        file.write("the other\n")
+    held.get(timeout=LATE_S)
+    ended(one)
 
 
 def test_patience_ends_a_grace_after_the_order_and_after_each_outage(monkeypatch: pytest.MonkeyPatch) -> None:

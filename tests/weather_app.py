@@ -18,9 +18,9 @@ from ratelimit_worker.flow import limit, pin
 from ratelimit_worker.providers import network
 from ratelimit_worker.stores.tracker import Tracker
 from ratelimit_worker.worker import presence
-from tests.fleet_app import app, echo, stamp
+from tests.fleet_app import app, echo, meet, stamp
 
-__all__ = ["app", "echo", "stamp"]
+__all__ = ["app", "echo", "meet", "stamp"]
 
 #: Where a start can fail: what is called there.
 STEPS: dict[str, tuple[Any, str]] = {

@@ -6,6 +6,7 @@ result waits on while Redis is away, and hears of calls that it has forgotten (`
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,15 +14,18 @@ from typing import Any, TypeVar
 
 from celery import states
 from celery.backends import redis as stock
-from celery.exceptions import BackendStoreError
+from celery.exceptions import BackendStoreError, Reject
 from redis import Connection, RedisError
 
 from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.outage import cause_of
 from ratelimit_worker.stores.decide import bounded, current, deciding
 from ratelimit_worker.stores.exchange import exchange
 from ratelimit_worker.stores.patient import PATIENCE
 from ratelimit_worker.worker.lost import Search, ended
 from ratelimit_worker.worker.transport import HEADER
+
+log = logging.getLogger(__name__)
 
 #: `override_backends`: what Celery takes in place of its own for these result backends.
 BACKENDS = dict.fromkeys(("redis", "rediss", "redis+socket"), f"{__name__}:Backend")
@@ -113,6 +117,14 @@ class Backend(stock.RedisBackend):
         """As Celery's, until the worker's time to end is over: the answer is safe, and its call is delivered again."""
         return bool(super().exception_safe_to_retry(exc)) and not PATIENCE.is_over()
 
+    def store_result(self, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().store_result(task_id, result, state, *args, **kwargs)
+        except (RedisError, OSError, BackendStoreError) as error:
+            if kwargs.get("request") is None or not PATIENCE.is_over():
+                raise
+            raise left_by(error) from error
+
     def iter_native(self, result: Any, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
         told = set()
         for call_id, meta in super().iter_native(result, *args, **kwargs):
@@ -166,6 +178,12 @@ class Backend(stock.RedisBackend):
     def _set(self, key: Any, value: Any, expires: int | None = None) -> None:
         lifetime = self.expires if expires is None else expires
         exchange(self.client, ("SET", key, value, *(("EX", lifetime) if lifetime else ())), ("PUBLISH", key, value))
+
+
+def left_by(error: BaseException) -> Reject:
+    """What a worker raises that ends without Redis: the message goes back, where Redis is there again, or waits."""
+    log.warning("call.left cause=%s", cause_of(error))
+    return Reject(f"the worker ends, and Redis is away: {cause_of(error)}", requeue=True)
 
 
 def first_line(error: BaseException) -> str:

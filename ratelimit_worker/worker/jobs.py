@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import states
-from celery.exceptions import WorkerShutdown, WorkerTerminate
+from celery.exceptions import Reject, WorkerShutdown, WorkerTerminate
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 from kombu.exceptions import OperationalError
@@ -28,7 +28,7 @@ from ratelimit_worker.worker.transport import HELD
 log = logging.getLogger(__name__)
 
 #: The store is away: what the call has come to may be safe already, so it is delivered again, and asks.
-_AWAY = (RedisError, OSError, OperationalError, StoreUnavailable)
+_AWAY = (RedisError, OSError, OperationalError, StoreUnavailable, Reject)
 _GUARD = "ratelimit_worker_guards"
 
 

@@ -67,7 +67,10 @@ def _ended(task_id: str = "", **_: Any) -> None:
 
 @signals.worker_process_init.connect(weak=False)
 def _forked(**_: Any) -> None:
-    warm_up(services_of(current_app))
+    try:
+        warm_up(services_of(current_app))
+    except (RedisError, OSError, StoreUnavailable, ConfigurationError) as error:
+        log.info("child.cold cause=%s", cause_of(error))  # its first call connects; of a setting its parent ends
 
 
 class Presence(Duty):
