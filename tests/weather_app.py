@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -76,6 +78,7 @@ def _waits(step: str) -> None:
 
 
 if os.environ.get("WEATHER_WORKER"):
+    faulthandler.register(signal.SIGUSR2, all_threads=True)  # where it hangs, for a test that fails
     app.conf.worker_soft_shutdown_timeout = float(os.environ.get("WEATHER_GRACE_S", "10"))
     for fault in os.environ.get("WEATHER_FAILS", "").split():
         where, what, how_often = fault.split(":")
