@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
+from celery.result import AsyncResult
 
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.stores import patient
@@ -183,6 +184,13 @@ def test_sigterm_ends_a_worker_that_has_no_redis(scene: Fleet, when: str) -> Non
             scene.valkey.signal(signal.SIGCONT)
 
 
+def begin(scene: Fleet, tasks: ModuleType, name: str, one: Worker) -> AsyncResult:
+    """A call that runs until it is told to end."""
+    result: AsyncResult = tasks.until.delay(name)
+    wait_for((scene.folder / f"{name}-runs").exists, LATE_S, where(one))
+    return result
+
+
 @pytest.mark.worker
 @pytest.mark.parametrize("pool", ["threads", "prefork", "gevent", "solo"])
 def test_a_call_that_ends_without_redis_does_not_keep_its_worker(scene: Fleet, pool: str) -> None:
@@ -190,10 +198,10 @@ def test_a_call_that_ends_without_redis_does_not_keep_its_worker(scene: Fleet, p
     tasks = agent()
     one = worker(scene, "first", pool, WEATHER_GRACE_S="1")
     one.wait_ready(LATE_S)
-    result = tasks.stamp.delay("call", 3.0)
-    wait_for(scene.stamps, LATE_S, where(one))
+    result = begin(scene, tasks, "call", one)
     scene.valkey.stop()
     one.process.send_signal(signal.SIGTERM)
+    (scene.folder / "call").touch()
     assert ended(one) in (0, 69)
     scene.valkey.start()
     worker(scene, "second")
@@ -206,15 +214,15 @@ def test_a_call_that_ends_while_redis_restarts_is_kept(scene: Fleet) -> None:
     tasks = agent()
     one = worker(scene, WEATHER_GRACE_S="3600")
     one.wait_ready(LATE_S)
-    result = tasks.stamp.delay("call", 1.0)
-    wait_for(scene.stamps, LATE_S, where(one))
+    result = begin(scene, tasks, "call", one)
     scene.valkey.stop()
     one.process.send_signal(signal.SIGTERM)
+    (scene.folder / "call").touch()
     wait_for(lambda: "redis.away" in one.log(), LATE_S, where(one))
     scene.valkey.start()
     assert result.get(timeout=LATE_S) == "call"
     assert ended(one) == 0
-    assert len(scene.stamps()) == 1
+    assert (scene.folder / "call-runs").read_text() == "x"
 
 
 @pytest.mark.worker
@@ -222,20 +230,19 @@ def test_a_call_that_ends_while_redis_restarts_is_kept(scene: Fleet) -> None:
 def test_a_call_that_was_left_has_not_failed(scene: Fleet, pool: str) -> None:
     """Redis is back before its worker has ended, which another call holds up: it runs again, and is answered."""
     tasks = agent()
-    one = worker(scene, "first", pool, WEATHER_GRACE_S="1")
+    one = worker(scene, "first", pool, WEATHER_GRACE_S="1", WEATHER_MORE_S="3600")
     one.wait_ready(LATE_S)
-    held, left = tasks.meet.delay(2, "held"), tasks.stamp.delay("call", 3.0)
-    wait_for(lambda: scene.stamps() and (scene.folder / "held").exists(), LATE_S, where(one))
+    held, left = begin(scene, tasks, "held", one), begin(scene, tasks, "left", one)
     scene.valkey.stop()
     one.process.send_signal(signal.SIGTERM)
+    (scene.folder / "left").touch()
     wait_for(lambda: "call.left" in one.log(), LATE_S, where(one))
     scene.valkey.start()
     worker(scene, "second")
-    assert left.get(timeout=LATE_S) == "call", scene.logs()
-    with (scene.folder / "held").open("a") as file:
-        file.write("the other\n")
-    held.get(timeout=LATE_S)
-    ended(one)
+    (scene.folder / "held").touch()
+    assert left.get(timeout=LATE_S) == "left", scene.logs()
+    assert held.get(timeout=LATE_S) == "held", scene.logs()
+    assert ended(one) == 0
 
 
 def test_patience_ends_a_grace_after_the_order_and_after_each_outage(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,14 +15,27 @@ from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from ratelimit_worker.app import llm_task
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import limit, pin
 from ratelimit_worker.providers import network
 from ratelimit_worker.stores.tracker import Tracker
-from ratelimit_worker.worker import presence
-from tests.fleet_app import app, echo, meet, stamp
+from ratelimit_worker.worker import grace, presence
+from tests.fleet_app import app, echo
 
-__all__ = ["app", "echo", "meet", "stamp"]
+__all__ = ["app", "echo", "until"]
+
+
+@llm_task(app=app, shared=False, cache=False, lane="free")
+def until(name: str) -> str:
+    """Says that it runs, and ends when it is told to."""
+    folder = Path(os.environ["FLEET_FOLDER"])
+    with (folder / f"{name}-runs").open("a") as file:
+        file.write("x")
+    while not (folder / name).exists():
+        time.sleep(0.02)
+    return name
+
 
 #: Where a start can fail: what is called there.
 STEPS: dict[str, tuple[Any, str]] = {
@@ -80,6 +93,7 @@ def _waits(step: str) -> None:
 if os.environ.get("WEATHER_WORKER"):
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # where it hangs, for a test that fails
     app.conf.worker_soft_shutdown_timeout = float(os.environ.get("WEATHER_GRACE_S", "10"))
+    grace.MORE_S = float(os.environ.get("WEATHER_MORE_S", grace.MORE_S))
     for fault in os.environ.get("WEATHER_FAILS", "").split():
         where, what, how_often = fault.split(":")
         _fails(where, ERRORS[what], int(how_often))

@@ -320,7 +320,8 @@ class LanesStep(bootsteps.StartStopStep):
         HELD.has_messenger = True
 
     def _ends(self) -> bool:
-        return self.closing or any(flag not in (None, False) for flag in (state.should_stop, state.should_terminate))
+        flags = (state.should_stop, state.should_terminate)  # exit codes, and 0 is one
+        return self.closing or any(flag is not None and flag is not False for flag in flags)
 
     def stop(self, c: Any) -> None:
         # a reconnect calls stop too, with the blueprint still running
