@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 from celery.result import AsyncResult
@@ -61,20 +62,26 @@ def ended(one: Worker) -> int:
     return int(one.process.returncode)
 
 
-def takes_calls(tasks: ModuleType, one: Worker) -> bool:
-    """Whether a call is answered."""
-    made = []
+def sent(task: Any, what: str) -> AsyncResult:
+    """A call, made until it is accepted: this machine may be busy, and the broker not yet there."""
+    made: list[AsyncResult] = []
 
     def is_accepted() -> bool:
         try:
-            made.append(tasks.echo.delay("through"))
-        except StoreUnavailable:  # on a busy machine
+            made.append(task.delay(what))
+        except StoreUnavailable:
             return False
         return True
 
-    wait_for(is_accepted, LATE_S, where(one))
-    wait_for(made[0].ready, LATE_S, where(one))
-    return bool(made[0].get() == "through")
+    wait_for(is_accepted, LATE_S, "the call is accepted")
+    return made[0]
+
+
+def takes_calls(tasks: ModuleType, one: Worker) -> bool:
+    """Whether a call is answered."""
+    result = sent(tasks.echo, "through")
+    wait_for(result.ready, LATE_S, where(one))
+    return bool(result.get() == "through")
 
 
 def refusals(one: Worker) -> list[str]:
@@ -186,7 +193,7 @@ def test_sigterm_ends_a_worker_that_has_no_redis(scene: Fleet, when: str) -> Non
 
 def begin(scene: Fleet, tasks: ModuleType, name: str, one: Worker) -> AsyncResult:
     """A call that runs until it is told to end."""
-    result: AsyncResult = tasks.until.delay(name)
+    result = sent(tasks.until, name)
     wait_for((scene.folder / f"{name}-runs").exists, LATE_S, where(one))
     return result
 
