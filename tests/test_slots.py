@@ -32,7 +32,7 @@ from tests.conftest import wait_for
 from tests.fleet import Fleet, Worker, fleet
 from tests.slots_app import RAISED
 
-POOLS = {"threads": 2, "prefork": 2, "gevent": 2, "solo": 1}
+POOLS = {"threads": 2, "prefork": 2, "gevent": 2, "eventlet": 2, "solo": 1}
 LATE_S = 120.0  #: for whatever may be late on a busy machine
 
 
@@ -166,7 +166,7 @@ def test_a_leader_that_is_cut_off_leaves_its_followers_to_another(scene: Fleet) 
 
 
 @pytest.mark.worker
-@pytest.mark.parametrize("pool", ["threads", "gevent"])
+@pytest.mark.parametrize("pool", ["threads", "gevent", "eventlet"])
 def test_hung_calls_on_all_slots_keep_no_other_lane_waiting(scene: Fleet, pool: str) -> None:
     """Eight hung calls on eight slots: another lane has eight slots all the same, and theirs no more than it has."""
     tasks = agent()

@@ -8,8 +8,10 @@ find their work done.
 from __future__ import annotations
 
 import logging
-import threading
+import mmap
+import struct
 from collections.abc import Callable
+from time import monotonic, sleep
 from typing import Any, TypeVar
 
 from redis import RedisError
@@ -59,14 +61,39 @@ PASSING = (
 )
 
 
+class Patience:
+    """How long a process waits for Redis: for ever, until its worker is told to end; then so many seconds more.
+
+    A worker's forked children see what it was told: the page is shared, and the clock is the machine's.
+    """
+
+    def __init__(self) -> None:
+        self._told = mmap.mmap(-1, _TOLD.size)
+
+    def ends_in(self, grace_s: float) -> None:
+        """The worker was told to end. Said again, it holds from then on."""
+        _TOLD.pack_into(self._told, 0, monotonic(), grace_s)
+
+    def holds(self) -> None:
+        """Wait for ever (again)."""
+        _TOLD.pack_into(self._told, 0, 0.0, 0.0)
+
+    def is_over(self, since: float = 0.0) -> bool:
+        """Whether who waits since then (of the monotonic clock) has waited its grace, counted from the order to end."""
+        told, grace_s = _TOLD.unpack_from(self._told, 0)
+        return bool(told) and monotonic() - max(told, since) >= grace_s
+
+
+_TOLD = struct.Struct("dd")  #: when, of the monotonic clock; and how long from then
+PATIENCE = Patience()  #: of this process and the children that it forks
+
+
 class PatientLanes(Lanes):
     """Lanes for a worker's attempts: waits for Redis instead of failing the call.
 
-    `stopping` ends the wait, and the error goes on: the call is left to its lease. What waiting does not mend is
+    When `PATIENCE` is over the error goes on: the call is left to its lease. What waiting does not mend is
     `StoreUnavailable`, which the call's result can hold.
     """
-
-    stopping: threading.Event = threading.Event()
 
     def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
         return self._patiently(lambda: super(PatientLanes, self).begin(tag, lease_s, alone, process, taken))
@@ -81,7 +108,7 @@ class PatientLanes(Lanes):
         return self._patiently(lambda: super(PatientLanes, self).health(lane, task))
 
     def _patiently(self, ask: Callable[[], T]) -> T:
-        pause_s = FIRST_PAUSE_S
+        pause_s, since = FIRST_PAUSE_S, monotonic()
         while True:
             try:
                 return ask()
@@ -89,12 +116,12 @@ class PatientLanes(Lanes):
                 if not passes(error):  # a script that fails on what it found, a key of another type
                     said = str(error).partition("\n")[0][:200]
                     raise StoreUnavailable(f"the call cannot go on, Redis said: {said}") from error
-                if self.stopping.is_set():
+                if PATIENCE.is_over(since):
                     raise
                 if pause_s == FIRST_PAUSE_S:
                     why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
                     log.warning("redis.away %s", why, extra={"cause": type(error).__name__})
-                self.stopping.wait(pause_s)
+                sleep(pause_s)
                 pause_s = min(MOST_PAUSE_S, pause_s * 2)
 
 

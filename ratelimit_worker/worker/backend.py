@@ -6,6 +6,7 @@ result waits on while Redis is away, and hears of calls that it has forgotten (`
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,17 +15,21 @@ from typing import Any, TypeVar
 
 from celery import states
 from celery.backends import redis as stock
-from celery.exceptions import BackendStoreError
+from celery.exceptions import BackendStoreError, Reject
 from redis import RedisError
 
 from ratelimit_worker.config import canonical_redis_url
 from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.outage import cause_of
 from ratelimit_worker.stores.decide import current, deciding
 from ratelimit_worker.stores.exchange import exchange
+from ratelimit_worker.stores.patient import PATIENCE
 from ratelimit_worker.stores.server import RedisServer
 from ratelimit_worker.worker.installed import installation_of, over_tls
 from ratelimit_worker.worker.lost import Search, ended
 from ratelimit_worker.worker.transport import HEADER
+
+log = logging.getLogger(__name__)
 
 #: `override_backends`: what Celery takes in place of its own for these result backends.
 BACKENDS = dict.fromkeys(("redis", "rediss", "redis+socket", "sentinel"), f"{__name__}:Backend")
@@ -122,6 +127,18 @@ class Backend(stock.RedisBackend):
         """Where results are; without `include_password` fit to be shown."""
         return str(self.url) if include_password else f"{str(self.url).partition('://')[0]}://{self._server.shown}"
 
+    def exception_safe_to_retry(self, exc: Exception) -> bool:
+        """As Celery's, until the worker's time to end is over: the answer is safe, and its call is delivered again."""
+        return bool(super().exception_safe_to_retry(exc)) and not PATIENCE.is_over()
+
+    def store_result(self, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().store_result(task_id, result, state, *args, **kwargs)
+        except (RedisError, OSError, BackendStoreError) as error:
+            if kwargs.get("request") is None or not PATIENCE.is_over():
+                raise
+            raise left_by(error) from error
+
     def iter_native(self, result: Any, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
         told = set()
         for call_id, meta in super().iter_native(result, *args, **kwargs):
@@ -204,6 +221,12 @@ def _where_results_are(app: Any, url: str) -> RedisServer:
     return replace(
         found, options={**shared, **own}, sentinel_options=told.get("sentinel_kwargs") or broker.sentinel_options
     )
+
+
+def left_by(error: BaseException) -> Reject:
+    """What a worker raises that ends without Redis: the message goes back, where Redis is there again, or waits."""
+    log.warning("call.left cause=%s", cause_of(error))
+    return Reject(f"the worker ends, and Redis is away: {cause_of(error)}", requeue=True)
 
 
 def first_line(error: BaseException) -> str:

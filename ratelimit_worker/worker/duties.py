@@ -64,7 +64,8 @@ class Duty(ABC, threading.Thread):
                     log.info("duty.back duty=%s", self.name)
             except (RedisError, OSError, RateLimitWorkerError) as error:
                 self.say("duty.waits", error)
-                self.forget_connections()
+                with contextlib.suppress(RedisError, OSError):  # they are broken, and this thread has to go on
+                    self.forget_connections()
                 self.stopping.wait(0.5)
             except Exception as error:
                 if cause := self.outage.news(error):

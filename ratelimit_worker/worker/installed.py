@@ -279,6 +279,13 @@ def connection_class(installation: Installation) -> type[Connection]:
             kwargs["transport_options"] = options
             super().__init__(hostname, *args, **kwargs)
 
+        def ensure(
+            self, obj: Any, fun: Any, errback: Any = None, max_retries: Any = None, *args: Any, **more: Any
+        ) -> Any:
+            # None is for ever, and Celery's heartbeat says so: its worker's only loop would wait for Redis in it, hear
+            # of no broken connection, and not end when told to. An event that is not sent is kept, and sent later.
+            return super().ensure(obj, fun, errback, 1 if max_retries is None else max_retries, *args, **more)
+
     return LanesConnection
 
 

@@ -1,9 +1,9 @@
 """What becomes of a slot when something escapes from its job? It is heard, the job ends, and the slot is free.
 
 Celery's pools expect that whatever a task does ends in one call of `on_success` or `on_failure`. A threads pool keeps
-what escapes in a Future that nobody looks at; gevent prints it, solo raises it through the consumer. The message is
-then acknowledged by nobody: it counts as being in hand for ever, and a worker with as many such messages as slots is
-deaf.
+what escapes in a Future that nobody looks at; gevent and eventlet print it, solo raises it through the consumer. The
+message is then acknowledged by nobody: it counts as being in hand for ever, and a worker with as many such messages as
+slots is deaf.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import states
-from celery.exceptions import WorkerShutdown, WorkerTerminate
+from celery.exceptions import Reject, WorkerShutdown, WorkerTerminate
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from ratelimit_worker.errors import StoreUnavailable, TaskAborted
+from ratelimit_worker.worker.spare import GREEN, kind_of
 from ratelimit_worker.worker.transport import HELD
 
 log = logging.getLogger(__name__)
 
 #: The store is away: what the call has come to may be safe already, so it is delivered again, and asks.
-_AWAY = (RedisError, OSError, OperationalError, StoreUnavailable)
+_AWAY = (RedisError, OSError, OperationalError, StoreUnavailable, Reject)
 _GUARD = "ratelimit_worker_guards"
 
 
@@ -43,7 +44,7 @@ def guard(pool: Any) -> None:
     if getattr(pool, _GUARD, False):
         return
     stock = pool.on_apply
-    elsewhere = "prefork" in type(pool).__module__  # its jobs run in children, which say themselves what they raised
+    elsewhere = kind_of(pool) == "prefork"  # its jobs run in children, which say themselves what they raised
 
     def on_apply(target: Any, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         request = getattr(options.get("callback"), "__self__", None)
@@ -56,12 +57,12 @@ def guard(pool: Any) -> None:
                 options["accept_callback"] = _told(request, options.get("accept_callback"))
         return stock(target, args, kwargs, **options)
 
-    if hasattr(pool, "terminate_job") and not elsewhere:
+    if kind_of(pool) in GREEN:
         kill = pool.terminate_job
 
         def terminate_job(pid: int, *args: Any) -> None:
             _killed.add(pid)
-            kill(pid, *args)
+            pool.spawn_n(kill, pid, *args)  # eventlet's waits for the end, and a task may catch what it is killed with
 
         pool.terminate_job = terminate_job
     pool.on_apply = on_apply
@@ -75,13 +76,13 @@ def interrupted(error: BaseException) -> bool:
     return any(kind.__name__ == "GreenletExit" for kind in type(error).__mro__) and _greenlet() in _killed
 
 
-#: Greenlets that Celery has killed, by what its gevent pool takes for their process id.
+#: Greenlets that Celery has killed, by what its pool takes for their process id.
 _killed: set[int] = set()
 
 
 def _greenlet() -> int:
-    gevent = sys.modules.get("gevent")
-    return 0 if gevent is None else id(gevent.getcurrent())
+    greenlet = sys.modules.get("greenlet")
+    return 0 if greenlet is None else id(greenlet.getcurrent())
 
 
 def _caught(target: Callable[..., Any]) -> Callable[..., Any]:

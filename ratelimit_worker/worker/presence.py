@@ -11,24 +11,31 @@ import uuid
 from collections.abc import Iterable
 from queue import Empty
 from time import monotonic, sleep, time
-from typing import Any
+from typing import Any, NoReturn
 
 from celery import bootsteps, current_app, signals
+from celery.exceptions import WorkerShutdown
+from celery.platforms import EX_FAILURE
 from celery.worker import state
 from celery.worker.consumer.tasks import Tasks
 from kombu.serialization import prepare_accept_content
 from redis import RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import limit, pin
+from ratelimit_worker.outage import cause_of
 from ratelimit_worker.providers import network
 from ratelimit_worker.stores.lanes import Crew, Lanes
+from ratelimit_worker.stores.patient import passes
 from ratelimit_worker.stores.server import RedisServer
 from ratelimit_worker.wiring import Services
 from ratelimit_worker.worker import jobs, own_rules
 from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
+from ratelimit_worker.worker.grace import Grace, begin
 from ratelimit_worker.worker.installed import services_of
 from ratelimit_worker.worker.quarantine import QUARANTINE
+from ratelimit_worker.worker.spare import give_size, kind_of
 from ratelimit_worker.worker.task import CallTask, warm_up
 from ratelimit_worker.worker.transport import HEADER, HELD, INTAKE, Transport
 from ratelimit_worker.worker.watch import LOOK_EVERY_S, Watch
@@ -38,6 +45,10 @@ log = logging.getLogger(__name__)
 BEAT_S, LIFE_S = 1.0, 3.5
 SETTLING_S = 3.0  #: a request that started so recently may not have reached task_prerun yet
 MOST_ACKS = 100  #: in one script
+MOST_STARTS = 3  #: in a row that fail for a cause that is not Redis
+FIRST_PAUSE_S, MOST_PAUSE_S = 0.25, 2.0  #: between starts
+ENDS_WITHIN_S = 5.0  #: threads of duties, once they were told to
+EX_CONFIG = 78
 UNCLAIMED_S = 5.0  #: a message that is no request's is renewed so long: it may be on its way to one
 
 #: Task ids between task_prerun and task_postrun in this process. A threads pool never finishes a request whose result
@@ -57,7 +68,10 @@ def _ended(task_id: str = "", **_: Any) -> None:
 
 @signals.worker_process_init.connect(weak=False)
 def _forked(**_: Any) -> None:
-    warm_up(services_of(current_app))
+    try:
+        warm_up(services_of(current_app))
+    except (RedisError, OSError, StoreUnavailable, ConfigurationError) as error:
+        log.info("child.cold cause=%s", cause_of(error))  # its first call connects; of a setting its parent ends
 
 
 class Presence(Duty):
@@ -71,9 +85,10 @@ class Presence(Duty):
         self.lease_s = lease_s
         self.closing = False
         self.every_s = min(BEAT_S, lease_s / 5)
-        self.prefork = "prefork" in type(consumer.pool).__module__
+        self.prefork = kind_of(consumer.pool) == "prefork"
         self._unclaimed: dict[str, float] = {}
         self._asked = threading.Event()
+        self._counts = False  #: whether Redis may know of this worker
 
     def turn(self) -> None:
         self._asked.clear()
@@ -103,6 +118,7 @@ class Presence(Duty):
         """
         mine = self.slots() if slots is None else slots
         HELD.crew = crew = self.crew()  # its ready lists are read from now on
+        self._counts = True
         self.lanes.beat(self.owner, mine, LIFE_S, self.queues(), self.lease_s, self.held(), crew, HELD.lent | late)
         self.watch.tell()
 
@@ -175,6 +191,8 @@ class Presence(Duty):
     def leave(self) -> None:
         """The worker is gone: its slots no longer count."""
         self.stop()
+        if not self._counts:
+            return
         try:
             self.beat(0)
         except (RedisError, OSError) as error:
@@ -206,7 +224,8 @@ class Acknowledge(Duty):
         """Send what is left, then end; later acks go the direct way."""
         HELD.has_messenger = False
         super().stop()
-        self.join(2.0)
+        if self.is_alive():
+            self.join(ENDS_WITHIN_S)
         if not HELD.acks.empty():
             self.turn()
 
@@ -218,8 +237,11 @@ class LanesStep(bootsteps.StartStopStep):
 
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         super().__init__(consumer, **kwargs)
-        self.presence: Presence | None = None
+        self.presence: Presence | None = None  #: once all has been started that a worker needs
         self.duties: list[Duty] = []
+        self.grace: Grace | None = None
+        self.outages = self.faults = 0  #: starts that Redis, or something else, has not let come to their end
+        self.closing = False
 
     def start(self, c: Any) -> None:
         INTAKE.queues = frozenset(queue.name for queue in c.task_consumer.queues)
@@ -228,43 +250,90 @@ class LanesStep(bootsteps.StartStopStep):
         if self.presence is not None:  # reconnected: slots count again
             self.presence.beat()
             return
+        while True:
+            try:
+                self._open(c)
+            except Exception as error:
+                self._again(error)
+            else:
+                return
+
+    def _again(self, error: Exception) -> None:
+        """After a start in vain: returns when it is to be tried again over this connection.
+
+        Raises:
+            redis.RedisError, OSError: Redis is away: Celery connects again, and then starts its steps again.
+            SystemExit: trying again does not mend it, or the worker was told to end.
+        """
+        if isinstance(error, ConfigurationError):
+            _end(str(error), EX_CONFIG)
+        if _is_away(error):
+            self.outages += 1
+            if self.outages > 1:  # the first is tried again at once
+                _pause(self.outages)
+            if isinstance(error, (RedisError, OSError)):
+                raise error
+            raise RedisConnectionError(cause_of(error)) from error
+        self.faults += 1
+        if self.faults >= MOST_STARTS:
+            _end(f"{cause_of(error)} ({self.faults} times)", EX_FAILURE)
+        log.warning("worker.starts_again cause=%s", cause_of(error))
+        _pause(self.faults)
+
+    def _open(self, c: Any) -> None:
+        """All that a worker needs: either the whole of it is there afterwards, or nothing."""
         _check(c)
         network.check()
         live = services_of(c.app)
+        if self.grace is None:
+            self.grace = begin(live.server, self._ends, c.app.conf, lambda: _last_words(c.controller))
         lease_s = live.settings.visibility_timeout_seconds
-        self.presence = Presence(live, c, lease_s)
-        HELD.running, HELD.stopping = self.presence.running, self.presence.stops
+        presence = Presence(live, c, lease_s)
+        owner = presence.owner
+        duties: list[Duty] = []
+        HELD.running, HELD.stopping = presence.running, presence.stops
         jobs.guard(c.pool)
-        QUARANTINE.tell = self.presence.ask
-        owner = self.presence.owner
-        self.duties = [
-            Release(live.server, owner, lease_s),
-            Tune(live, owner),
-            Record(live, owner),
-            Clean(live, owner),
-            Acknowledge(live.server),
-        ]
-        if live.settings.alert_webhook_url:
-            self.duties.append(Alert(live, owner))
-        if not self.presence.prefork:  # each child of a prefork pool does it for itself
-            warm_up(live, self.presence.slots())
-        _open_history(live)
-        _tell_own_rules(live, c.app)
-        pin.at_start(live.control, live.settings.emergency_mode)  # before the first slot counts
-        limit.at_start(live.control, live.settings, sleep)
-        self.presence.beat()  # before the first message: recall what dead workers left ready
-        for thread in (self.presence, *self.duties):
-            thread.start()
+        give_size(c.pool)
+        QUARANTINE.tell = presence.ask
+        try:
+            duties += [
+                Release(live.server, owner, lease_s),
+                Tune(live, owner),
+                Record(live, owner),
+                Clean(live, owner),
+                Acknowledge(live.server),
+            ]
+            if live.settings.alert_webhook_url:
+                duties.append(Alert(live, owner))
+            if not presence.prefork:  # each child of a prefork pool does it for itself
+                warm_up(live, presence.slots())
+            _open_history(live)
+            _tell_own_rules(live, c.app)
+            pin.at_start(live.control, live.settings.emergency_mode)  # before the first slot counts
+            limit.at_start(live.control, live.settings, sleep)
+            presence.beat()  # before the first message: recall what dead workers left ready
+            for thread in (presence, *duties):
+                thread.start()
+        except BaseException:
+            _leave(presence, duties)
+            raise
+        self.presence, self.duties = presence, duties
         HELD.has_messenger = True
+
+    def _ends(self) -> bool:
+        flags = (state.should_stop, state.should_terminate)  # exit codes, and 0 is one
+        return self.closing or any(flag is not None and flag is not False for flag in flags)
 
     def stop(self, c: Any) -> None:
         # a reconnect calls stop too, with the blueprint still running
-        if c.blueprint.state in (bootsteps.CLOSE, bootsteps.TERMINATE) and self.presence is not None:
-            self.presence.closing = True  # no more slots; what the pool still runs stays renewed
-            try:
-                self.presence.beat()
-            except (RedisError, OSError) as error:
-                log.info("presence.stop", extra={"cause": type(error).__name__})
+        if c.blueprint.state in (bootsteps.CLOSE, bootsteps.TERMINATE):
+            self.closing = True
+            if self.presence is not None:
+                self.presence.closing = True  # no more slots; what the pool still runs stays renewed
+                try:
+                    self.presence.beat()
+                except (RedisError, OSError) as error:
+                    log.info("presence.stop", extra={"cause": type(error).__name__})
 
     def shutdown(self, c: Any) -> None:
         self._leave()
@@ -273,16 +342,58 @@ class LanesStep(bootsteps.StartStopStep):
         self._leave()
 
     def _leave(self) -> None:
-        for duty in self.duties:
-            try:
-                duty.stop()
-            except (RedisError, OSError) as error:
-                log.info("duty.stop %s %s", duty.name, type(error).__name__)
+        self.closing = True
         if self.presence is not None:
-            self.presence.leave()
-        for duty in self.duties:
-            if duty.is_alive() and duty is not threading.current_thread():
-                duty.join(2.0)
+            _leave(self.presence, self.duties)
+
+
+def _leave(presence: Presence, duties: list[Duty]) -> None:
+    """The threads end, those that have begun; the worker's slots no longer count."""
+    for duty in duties:
+        try:
+            duty.stop()
+        except (RedisError, OSError) as error:
+            log.info("duty.stop %s %s", duty.name, type(error).__name__)
+    presence.leave()
+    end = monotonic() + ENDS_WITHIN_S
+    for thread in (presence, *duties):
+        if thread.is_alive() and thread is not threading.current_thread():
+            thread.join(max(0.0, end - monotonic()))
+
+
+def _pause(failed: int) -> None:
+    """Between starts.
+
+    Raises:
+        SystemExit: the worker was told to end.
+    """
+    end = monotonic() + min(MOST_PAUSE_S, FIRST_PAUSE_S * 2**failed)
+    while monotonic() < end:
+        state.maybe_shutdown()
+        sleep(LOOK_EVERY_S)
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether Redis is, for a while: starting again is worth it for as long as it takes."""
+    if isinstance(error, (StoreUnavailable, ConnectionError, TimeoutError)):
+        return True
+    return isinstance(error, RedisError) and passes(error)
+
+
+def _end(why: str, code: int) -> NoReturn:
+    """This worker ends, and says why: a line for each thing that is wrong."""
+    for line in why.splitlines():
+        log.critical("this worker cannot start: %s", line)
+    raise WorkerShutdown(code)
+
+
+def _last_words(controller: Any) -> None:
+    """What Celery would have done at the end of the process; its pool's children end with it."""
+    beat = getattr(controller, "beat", None)
+    if beat is not None and hasattr(beat, "terminate"):
+        beat.terminate()
+    if getattr(controller, "pidlock", None) is not None:
+        controller.pidlock.release()
 
 
 def _open_history(live: Services) -> None:

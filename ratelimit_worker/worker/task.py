@@ -53,10 +53,10 @@ from ratelimit_worker.providers import http
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.decide import DECIDE_S, current, deciding
 from ratelimit_worker.stores.lanes import AnsweredFromCache
-from ratelimit_worker.stores.patient import PatientLanes
+from ratelimit_worker.stores.patient import PATIENCE, PatientLanes
 from ratelimit_worker.wiring import Services, policy_of
 from ratelimit_worker.worker import jobs, lost
-from ratelimit_worker.worker.backend import GOES_ON, first_line
+from ratelimit_worker.worker.backend import GOES_ON, first_line, left_by
 from ratelimit_worker.worker.installed import (
     Asked,
     Eagerly,
@@ -382,11 +382,16 @@ class CallTask(Task):
             return inner(*request.args, **request.kwargs)
 
         attempt = executor(live, facts.lane, type(self).classify).execute
-        with QUARANTINE.shared() as may_run:
-            result = attempt(replace(facts, taken=not may_run), run, self._restore)
-        if isinstance(result, MustBeAlone):
-            with QUARANTINE.alone():
-                result = attempt(replace(facts, alone=True), run, self._restore)
+        try:
+            with QUARANTINE.shared() as may_run:
+                result = attempt(replace(facts, taken=not may_run), run, self._restore)
+            if isinstance(result, MustBeAlone):
+                with QUARANTINE.alone():
+                    result = attempt(replace(facts, alone=True), run, self._restore)
+        except (RedisError, OSError) as away:
+            if not PATIENCE.is_over():
+                raise
+            raise left_by(away) from away
         match result:
             case Answered(value):
                 return value

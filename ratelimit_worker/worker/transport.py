@@ -12,6 +12,7 @@ import base64
 import json
 import logging
 import re
+import socket
 import ssl
 import uuid
 import zlib
@@ -26,7 +27,9 @@ from typing import Any, cast
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as stock
+from kombu.utils.compat import detect_environment
 from kombu.utils.encoding import bytes_to_str
+from kombu.utils.eventio import READ
 from kombu.utils.json import dumps, loads
 from redis import RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -52,7 +55,6 @@ NEEDS = "this_message_needs_ratelimit_worker"
 _APART = re.compile(rb'"rlw_body": "(canvas-[0-9a-f]{32})"')
 SIGNATURE = re.compile(rb'"task": "([^"]+)"')
 CANVAS_TTL_S = 7 * 86_400  #: of a body that lies apart; it goes with its message, unless nobody ever takes that
-FULL_POLL_S = 0.1  #: between looks whether a slot is free, where no event says so
 COMPRESS_ABOVE = 1024  #: bytes; smaller bodies are not worth the time
 PLAIN, DEFLATED = b"j", b"z"  #: first byte of a payload
 
@@ -139,12 +141,14 @@ class QoS(stock.QoS):
         else:
             self._forget_body(delivery_tag)
             super().ack(delivery_tag)
+            self.channel.wake()
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         if not self._of_a_call(delivery_tag):
             if not requeue:
                 self._forget_body(delivery_tag)
             super().reject(delivery_tag, requeue)
+            self.channel.wake()
         elif requeue:
             self.channel.lanes.restore([delivery_tag], lost=not HELD.stopping())  # a child died, unless we ended it
             self._done(delivery_tag)
@@ -224,6 +228,7 @@ class QoS(stock.QoS):
         HELD.orphans.discard(tag)
         HELD.lent.discard(tag)
         virtual.QoS.ack(self, tag)
+        self.channel.wake()
 
     @contextmanager
     def _broker_may_be_away(self) -> Iterator[None]:
@@ -285,6 +290,11 @@ class Channel(stock.Channel):
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
         # kombu builds a client per command; one per channel is as good and cheaper
         yield client or self._keep()[1]
+
+    def wake(self) -> None:
+        """A slot is free."""
+        if self.connection is not None:  # else the channel is closed, and nobody waits here
+            self.connection.wake()
 
     @property
     def lanes(self) -> Lanes:
@@ -470,6 +480,52 @@ class Channel(stock.Channel):
             (pipe.lpush if leftmost else pipe.rpush)(keys.ready(keys.ANY, queue), dumps(payload))
 
 
+class WakefulPoller(stock.MultiChannelPoller):
+    """One for pools of greenlets, whose worker has no loop of its own.
+
+    While all slots are taken nothing is read, and nothing wakes who waits for messages; so a free slot does.
+    """
+
+    _ear: socket.socket | None = None
+    _mouth: socket.socket | None = None
+    _woken = False
+
+    def get(self, callback: Any, timeout: float | None = None) -> Any:
+        """As kombu's; `wake` ends the wait."""
+        if self._ear is None:  # only who consumes needs one
+            self._ear, self._mouth = socket.socketpair()
+            for end in (self._ear, self._mouth):
+                end.setblocking(False)
+            self.poller.register(self._ear, READ)
+        return super().get(callback, timeout)
+
+    def wake(self) -> None:
+        """Let `get` look again, now or when it is next called. Twice is once."""
+        if self._mouth is not None and not self._woken:
+            self._woken = True
+            self._mouth.send(b".")
+
+    @property
+    def fds(self) -> dict[int, Any]:
+        """What it waits for; never nothing, or kombu would sleep instead."""
+        return super().fds if self._ear is None else {**super().fds, self._ear.fileno(): None}
+
+    def handle_event(self, fileno: int, event: int) -> Any:
+        if self._ear is None or fileno != self._ear.fileno():
+            return super().handle_event(fileno, event)
+        self._woken = False
+        self._ear.recv(1)
+        return None
+
+    def close(self) -> None:
+        super().close()
+        if self._ear is not None and self._mouth is not None:
+            self.poller.unregister(self._ear)
+            self._ear.close()
+            self._mouth.close()
+            self._ear = self._mouth = None
+
+
 class Transport(stock.Transport):
     """kombu's Redis transport, with lanes."""
 
@@ -480,11 +536,17 @@ class Transport(stock.Transport):
         """No: each call is a decision of its own (LaneFull, bad input), which a pipeline cannot report."""
         return False
 
-    def drain_events(self, connection: Any, timeout: Any = None, **kwargs: Any) -> Any:
-        """As kombu's. While all slots are taken nothing is read, and nothing wakes who waits here (a gevent worker)."""
-        if timeout is not None and not all(channel.qos.can_consume() for channel in self.channels):
-            timeout = min(timeout, FULL_POLL_S)
-        return super().drain_events(connection, timeout=timeout, **kwargs)
+    cycle: Any
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        if detect_environment() != "default":
+            self.cycle = WakefulPoller()
+
+    def wake(self) -> None:
+        """A slot is free: who waits for messages looks whether it may read on."""
+        if isinstance(self.cycle, WakefulPoller):
+            self.cycle.wake()
 
     def _deliver(self, message: Any, queue: str, raw: bytes | None = None) -> None:
         """Hand a message to whoever consumes its queue; whatever it holds, it ends nobody.

@@ -69,7 +69,7 @@ class Watch:
 
     def slots(self) -> int:
         """What the pool runs at once, without what it has grown by; 0: a call that never ends has its only thread."""
-        slots = int(self.spare.slots() or self.consumer.controller.concurrency or 1)
+        slots = self.spare.slots(getattr(self.consumer.controller, "autoscaler", None))
         return slots if self.spare.replaces else max(0, slots - len(HELD.overdue))
 
     def look(self, queues: Sequence[str]) -> set[str]:
@@ -175,6 +175,8 @@ class Watch:
         hub = getattr(self.consumer, "hub", None)
         if hub is not None:
             hub.call_soon(_nothing)
+        elif self.consumer.task_consumer is not None:
+            self.consumer.task_consumer.channel.wake()
 
 
 def _nothing() -> None:
