@@ -24,6 +24,11 @@ from ratelimit_worker.policy.choices import MOST_DEADLINE_S, MOST_TIMEOUT_S, MOS
 from ratelimit_worker.policy.day import zone_of
 
 PREFIX = "MAISD_"
+#: What is said where a Redis is needed and none is named.
+NO_REDIS = (
+    "no Redis: set MAISD_REDIS_URL or CELERY_BROKER_URL, name your app to commands (-A MODULE), "
+    "or use `up`, `run` or `demo`"
+)
 REDIS_PASSWORD_FILE = f"{PREFIX}REDIS_PASSWORD_FILE"
 
 #: Names of settings that carry secrets or credentials in URLs; never printed whole.

@@ -13,7 +13,7 @@ from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.retry import Retry
 
-from ratelimit_worker.config import Settings, canonical_redis_url, read_settings
+from ratelimit_worker.config import NO_REDIS, Settings, canonical_redis_url, read_settings
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import enqueue
 from ratelimit_worker.flow.tune import ControlPlane, rules_of
@@ -179,7 +179,7 @@ def connect(url: str, *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> Redis:
         ConfigurationError: the address is empty.
     """
     if not url:
-        raise ConfigurationError("no Redis: set MAISD_REDIS_URL or CELERY_BROKER_URL, or use `up`, `run` or `demo`")
+        raise ConfigurationError(NO_REDIS)
     options: dict[str, Any] = {
         "socket_timeout": answer_timeout_s,
         "health_check_interval": 10,

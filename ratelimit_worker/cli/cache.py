@@ -19,7 +19,7 @@ def stats(form: str) -> None:
     from ratelimit_worker.cli.sources import open_sources
     from ratelimit_worker.reports.words import as_json
     from ratelimit_worker.stores import answers
-    from ratelimit_worker.stores.live import redis_errors
+    from ratelimit_worker.stores.reach import redis_errors
 
     with open_sources() as opened, redis_errors():
         settings, counters = opened.settings, opened.services.lanes.counters()
@@ -54,7 +54,7 @@ def clear(context: str | None, tag: str | None, func: str | None) -> None:
     """Forget kept answers; without an option, all."""
     from ratelimit_worker.cli.sources import open_sources
     from ratelimit_worker.stores import answers
-    from ratelimit_worker.stores.live import redis_errors
+    from ratelimit_worker.stores.reach import redis_errors
 
     with open_sources() as opened, redis_errors():
         gone = answers.forget(opened.services.redis, context, tag, func)

@@ -59,7 +59,7 @@ def set_(
     from ratelimit_worker.errors import BadInput
     from ratelimit_worker.flow.limit import Change, set_limits
     from ratelimit_worker.reports.tables import limits_line
-    from ratelimit_worker.stores.live import redis_errors
+    from ratelimit_worker.stores.reach import redis_errors
 
     if parents and no_parents:
         raise click.UsageError("--parent or --no-parents, not both")

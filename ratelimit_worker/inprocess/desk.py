@@ -33,6 +33,7 @@ from ratelimit_worker.stores.decide import deciding
 from ratelimit_worker.stores.desks import LOOK_EVERY_S, PREFIX, Desks
 from ratelimit_worker.stores.lanes import AnsweredFromCache, Claim, Entry, Lanes
 from ratelimit_worker.stores.patient import passes
+from ratelimit_worker.stores.reach import first_line
 from ratelimit_worker.wiring import Services
 from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
 
@@ -421,7 +422,7 @@ class Desk:
             raise Away(self.why) from error
         except (RedisError, OSError) as error:
             if not passes(error):
-                raise StoreUnavailable(f"Redis said: {str(error).splitlines()[0][:200]}") from error
+                raise StoreUnavailable(f"Redis said: {first_line(error)}") from error
             self.why = f"Redis said {type(error).__name__}"
             if not isinstance(error, ResponseError):  # it is there, and takes nothing in
                 self.went(error)

@@ -25,20 +25,23 @@ from redis import RedisError
 
 from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Mode, ModeChange
-from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable
+from ratelimit_worker.config import NO_REDIS
+from ratelimit_worker.errors import BadInput, ConfigurationError, DeadlineExceeded, StoreUnavailable
 from ratelimit_worker.flow import enqueue, pin
-from ratelimit_worker.flow.admit import Admission, Steps, inside, run_unpaced
+from ratelimit_worker.flow.admit import LOOK_AGAIN_S, Admission, Sleep, Steps, inside, run_unpaced
 from ratelimit_worker.flow.execute import Executor
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.inprocess.basic import BasicPace
 from ratelimit_worker.inprocess.desk import Desk, Turn
 from ratelimit_worker.inprocess.drive import InLoop, InThread, Mail, is_async
 from ratelimit_worker.inprocess.lane import lane_of
+from ratelimit_worker.inprocess.own_modes import OwnModes, apart_s
 from ratelimit_worker.inprocess.sharing import Sharing
 from ratelimit_worker.policy.rules import Rule
-from ratelimit_worker.policy.timeout import timeouts
+from ratelimit_worker.policy.timeout import Timeouts, timeouts
 from ratelimit_worker.stores.decide import deciding
 from ratelimit_worker.stores.desks import Desks
+from ratelimit_worker.stores.reach import reach, redis_errors
 from ratelimit_worker.wiring import Services, policy_of, services
 
 log = logging.getLogger(__name__)
@@ -114,6 +117,7 @@ class AdvancedRateLimiter:
         self._live = live
         self._clock, self._sleep, self._sleep_async, self._jitter = clock, sleep, sleep_async, jitter
         self._basic = BasicPace(clock)
+        self._own_modes = OwnModes()
         self._sharing = Sharing()
         self._desk: Desk | None = None
         self._probed: tuple[float, bool] = (float("-inf"), False)
@@ -180,13 +184,10 @@ class AdvancedRateLimiter:
             left_s=settings.deadline_s if how.deadline_s is None else how.deadline_s,
         )
         if not settings.enable_advanced_rate_limiting:
-            unpaced = partial(self._basic.reserve, settings.rate_limit_delay, "they are switched off")
-            return run_unpaced(unpaced, timeouts=outside)
-        try:
-            desk = self._desk_of(live)
-        except ConfigurationError as error:  # no server is named: there are no lanes
-            unpaced = partial(self._basic.reserve, settings.rate_limit_delay, str(error))
-            return run_unpaced(unpaced, timeouts=outside)
+            return self._without_lanes(live, lane, how, outside, "they are switched off")
+        if not live.redis_url:
+            return self._without_lanes(live, lane, how, outside, NO_REDIS)
+        desk = self._desk_of(live)
         plan = enqueue.plan(
             enqueue.Kind(task=name, lane=lane),
             args,
@@ -243,6 +244,18 @@ class AdvancedRateLimiter:
             arguments=(lambda: (args, kwargs)) if settings.capture_content else None,
         ).steps()
 
+    def _without_lanes(self, live: Services, lane: str, how: Options, timeouts: Timeouts, why: str) -> Steps:
+        """One attempt at the basic pace, or as the mode that this process has set for itself lets it."""
+        settings = live.settings
+        deadline_s = settings.deadline_s if how.deadline_s is None else how.deadline_s
+        until, mode = self._clock() + deadline_s, Mode.NORMAL
+        while not live.redis_url and (mode := self._own_modes.of(lane, settings)) is Mode.HALT:
+            if (left_s := until - self._clock()) <= 0:
+                raise DeadlineExceeded(uuid.uuid4().hex, lane)
+            yield Sleep(min(LOOK_AGAIN_S, left_s))
+        unpaced = partial(self._basic.reserve, apart_s(mode, settings), why)
+        return (yield from run_unpaced(unpaced, timeouts=timeouts))
+
     # ── the cluster ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def is_enabled(self) -> bool:
@@ -265,6 +278,8 @@ class AdvancedRateLimiter:
     ) -> list[ModeChange]:
         """Pin a mode for the whole cluster: normal, reduced, emergency or halt; "auto" (or "resume") gives it back.
 
+        Where no Redis is named it holds for the calls of this process: a pace in REDUCED and EMERGENCY, a wait in HALT.
+
         Args:
             lane: None: all lanes.
             for_s: Seconds until the pin ends by itself; None: it stays until "auto".
@@ -277,11 +292,14 @@ class AdvancedRateLimiter:
         word = mode.strip().upper()
         if word not in (*Mode, "AUTO", "RESUME"):
             raise BadInput(f"mode={mode!r}: use {', '.join(known.lower() for known in Mode)} or auto")
-        with _redis_errors():
-            control = self.services.control
-            if word in ("AUTO", "RESUME"):
-                return pin.auto(control, lane=lane, reason=reason, who=_who())
-            return pin.pin(control, Mode(word), lane=lane, for_s=for_s, reason=reason, who=_who())
+        live, mode_ = self.services, None if word in ("AUTO", "RESUME") else Mode(word)
+        if not live.redis_url:
+            return self._own_modes.pin(live.settings, mode_, lane=lane, for_s=for_s, reason=reason, who=_who())
+        reach(live.redis)
+        with redis_errors():
+            if mode_ is None:
+                return pin.auto(live.control, lane=lane, reason=reason, who=_who())
+            return pin.pin(live.control, mode_, lane=lane, for_s=for_s, reason=reason, who=_who())
 
     def get_comprehensive_stats(self) -> dict[str, Any]:
         """Volume, errors, cache, retries, latency and modes: `{"15m": …, "1h": …, "24h": …}`, each as `stats` has it.
@@ -306,15 +324,19 @@ class AdvancedRateLimiter:
         return analytics.export(sources(self.services), path)
 
     def invalidate_cache(self, context: str | None = None) -> int:
-        """Forget kept answers (of one context; None: all) → how many.
+        """Forget kept answers (of one context; None: all) → how many. Where no Redis is named none are kept.
 
         Raises:
-            StoreUnavailable: Redis is away.
+            StoreUnavailable: Redis is away, and what it keeps could be answered from again.
         """
         from ratelimit_worker.stores.answers import forget
 
-        with _redis_errors():
-            return forget(self.services.redis, context)
+        live = self.services
+        if not live.redis_url:
+            return 0
+        reach(live.redis)
+        with redis_errors():
+            return forget(live.redis, context)
 
     def cleanup(self) -> dict[str, int]:
         """Delete what is past its time → how many: outcomes older than `MAISD_RETENTION_DAYS`, calls of dead processes.
@@ -324,11 +346,15 @@ class AdvancedRateLimiter:
         """
         live = self.services
         done = {"outcomes": live.tracker.purge(live.settings.retention_days * DAY_S), "abandoned_calls": 0}
+        if not live.redis_url:
+            return done
         try:
-            desks, lease_s = Desks(live.redis), live.settings.visibility_timeout_seconds
-            done["abandoned_calls"] = desks.forget_absent(f"cleanup-{os.getpid()}", lease_s)
-        except (RedisError, OSError, ConfigurationError) as error:
-            log.info("cleanup.without_redis", extra={"cause": type(error).__name__})
+            reach(live.redis)
+            with redis_errors():
+                desks, lease_s = Desks(live.redis), live.settings.visibility_timeout_seconds
+                done["abandoned_calls"] = desks.forget_absent(f"cleanup-{os.getpid()}", lease_s)
+        except StoreUnavailable as error:
+            log.warning("cleanup.without_redis %s", error, extra={"cause": str(error)})
         return done
 
     def close(self) -> None:
@@ -359,17 +385,6 @@ class AdvancedRateLimiter:
         if old is not None:
             old.close()  # another server; of a parent process it is none of ours, and stays
         return desk
-
-
-class _redis_errors:  # noqa: N801 - reads as a verb where it is used
-    """Errors of Redis become ours."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (RedisError, OSError)):
-            raise StoreUnavailable(f"Redis said: {str(error).splitlines()[0][:200]}") from error
 
 
 def _answers(live: Services) -> bool:

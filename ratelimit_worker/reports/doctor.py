@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from ratelimit_worker.calls import Mode, Outcome
 from ratelimit_worker.config import PREFIX, SECRET_NAMES, Settings
-from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.plain_text import one_line
 from ratelimit_worker.policy.timeout import Latencies, learned_s, p99_s
 from ratelimit_worker.ports import BarKind
@@ -181,22 +181,25 @@ def examine(
         yield Finding("database", Level.WRONG, str(error), Code.UNREACHABLE)
     try:
         began_s = time.time()
-        server = sources.live.server()
+        live = sources.server
+        server = live.server()
         ended_s = time.time()
         yield from judge_server(server)
         yield judge_clock(server.at_s - ended_s, ended_s - began_s)
         state, _ = status(sources)
-        yield from judge_file(sources.queries.protected_file(), sources.live.database_lost())
+        yield from judge_file(sources.queries.protected_file(), live.database_lost())
         yield from judge_workers(state, latency)
         yield from judge_lanes(state)
         yield from judge_number(sum(state.modes.values()), state.left_out, settings.max_lanes)
         yield from judge_counters(state.counters)
         yield from judge_outbox(outbox.backlog(), outbox.full(), outbox.bad_count())
-        yield from judge_alerts(settings.alert_webhook_url, sources.live.alerts_waiting())
+        yield from judge_alerts(settings.alert_webhook_url, live.alerts_waiting())
         yield judge_timeouts(settings, latencies(), now_s=server.at_s)
         yield from judge_own_rules(own_rules())
     except StoreUnavailable as error:
         yield Finding("Redis", Level.WRONG, str(error), Code.UNREACHABLE)
+    except ConfigurationError as error:
+        yield Finding("Redis", Level.WRONG, str(error), Code.CONFIGURATION)
     yield from judge_settings(settings)
 
 

@@ -10,7 +10,6 @@ import heapq
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -27,6 +26,7 @@ from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import Lanes, as_array
 from ratelimit_worker.stores.overdue import OverdueCall, Overdues
 from ratelimit_worker.stores.pins import Pins
+from ratelimit_worker.stores.reach import redis_errors
 from ratelimit_worker.stores.scripts import Scripts
 
 log = logging.getLogger(__name__)
@@ -156,20 +156,6 @@ class Server:
     used_memory: int  #: bytes
     maxmemory: int  #: bytes; 0: no bound
     at_s: float  #: its clock, seconds since the epoch
-
-
-@contextmanager
-def redis_errors() -> Iterator[None]:
-    """redis-py's errors as ours.
-
-    Raises:
-        StoreUnavailable: Redis is away, full or read-only.
-    """
-    try:
-        yield
-    except (RedisError, OSError) as error:
-        words = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise StoreUnavailable(f"Redis: {words}") from error
 
 
 @dataclass(frozen=True, slots=True)

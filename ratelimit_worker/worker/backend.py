@@ -19,6 +19,7 @@ from redis import Connection, RedisError
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.stores.decide import bounded, current, deciding
 from ratelimit_worker.stores.exchange import exchange
+from ratelimit_worker.stores.reach import first_line
 from ratelimit_worker.worker.lost import Search, ended
 from ratelimit_worker.worker.transport import HEADER
 
@@ -161,8 +162,3 @@ class Backend(stock.RedisBackend):
     def _set(self, key: Any, value: Any, expires: int | None = None) -> None:
         lifetime = self.expires if expires is None else expires
         exchange(self.client, ("SET", key, value, *(("EX", lifetime) if lifetime else ())), ("PUBLISH", key, value))
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, short enough for one line."""
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

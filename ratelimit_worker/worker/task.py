@@ -56,7 +56,7 @@ from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.stores.patient import PatientLanes
 from ratelimit_worker.wiring import Services, policy_of
 from ratelimit_worker.worker import jobs, lost
-from ratelimit_worker.worker.backend import GOES_ON, first_line
+from ratelimit_worker.worker.backend import GOES_ON
 from ratelimit_worker.worker.installed import (
     Asked,
     Eagerly,
