@@ -1,4 +1,4 @@
-"""Everything that a program or an operator may ask, where no Redis is named, where it is away, and where it is frozen."""
+"""What a program or an operator may ask, where no Redis is named, where it is away, and where it is frozen."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
 
 
 def each_decides(limiter: AdvancedRateLimiter, waits: Waits, said: str) -> None:
-    """What needs a Redis that is named says so in a line; the rest goes without; each waits for it once, and not long."""
+    """What needs a Redis that is named says so in a line; the rest goes without; each waits for it once."""
     for name, ask in asks(limiter).items():
         waits.decisions = 0
         if name in NEEDS_REDIS:
@@ -267,5 +267,3 @@ def test_a_wordless_refusal_reaches_who_calls(tmp_path: Path) -> None:
 
     with pytest.raises(StoreUnavailable, match="ResponseError"):
         desk._ask(refused)
-
-

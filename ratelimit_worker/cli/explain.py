@@ -35,7 +35,7 @@ def explain(ctx: click.Context, call_id: str, form: str) -> None:
         except StoreUnavailable as error:
             attempts, latency_s = [], {}
             say(f"Note: its attempts are unknown: {error}", err=True)
-        found = look(opened.sources.live, attempts, call_id, latency_s=latency_s, rules=rules_of(opened.settings))
+        found = look(opened.sources.server, attempts, call_id, latency_s=latency_s, rules=rules_of(opened.settings))
     say(as_json(msgspec.to_builtins(found)) if form == "json" else explanation_text(found))
     if found.where is Where.UNKNOWN:
         say(

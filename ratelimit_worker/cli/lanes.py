@@ -21,7 +21,7 @@ def lanes(form: str, names: tuple[str, ...], verbose: bool) -> None:
     from ratelimit_worker.stores.live import MOST_LANES
 
     with open_sources() as opened:
-        state = cluster_state(opened.sources.live.now(names or None, None if verbose else MOST_LANES), None)
+        state = cluster_state(opened.sources.server.now(names or None, None if verbose else MOST_LANES), None)
     if form == "json":
         say(as_json(as_builtins(state)["lanes"]))
     elif state.lanes:

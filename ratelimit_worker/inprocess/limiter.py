@@ -24,7 +24,7 @@ from typing import Any
 from redis import RedisError
 
 from ratelimit_worker import plugins
-from ratelimit_worker.calls import Cost, Mode, ModeChange
+from ratelimit_worker.calls import Cost, Mode, ModeChange, Timeouts
 from ratelimit_worker.config import NO_REDIS
 from ratelimit_worker.errors import BadInput, ConfigurationError, DeadlineExceeded, StoreUnavailable
 from ratelimit_worker.flow import enqueue, pin
@@ -36,9 +36,9 @@ from ratelimit_worker.inprocess.desk import Desk, Turn
 from ratelimit_worker.inprocess.drive import InLoop, InThread, Mail, is_async
 from ratelimit_worker.inprocess.lane import lane_of
 from ratelimit_worker.inprocess.own_modes import OwnModes, apart_s
-from ratelimit_worker.inprocess.sharing import Sharing
+from ratelimit_worker.inprocess.sharing import CacheKey, Sharing
 from ratelimit_worker.policy.rules import Rule
-from ratelimit_worker.policy.timeout import Timeouts, timeouts
+from ratelimit_worker.policy.timeout import timeouts
 from ratelimit_worker.stores.decide import deciding
 from ratelimit_worker.stores.desks import Desks
 from ratelimit_worker.stores.reach import reach, redis_errors
@@ -66,6 +66,8 @@ class Options:
         timeout_s: Seconds that one attempt may take: built-in providers obey, and the function may ask
             `ratelimit_worker.timeout_s()`; None: as lane and settings say, or by what is learned.
         classify: Told what the function raised, as for a task: its `Category`, a `Failure`, or None for our own rules.
+        cache_key: Calls with the same one share, whatever function, `self` and arguments are: plain data, or a function
+            of the call's arguments (`self` first) that returns it; None from it: this call shares nothing.
     """
 
     context: str = "general"
@@ -81,6 +83,7 @@ class Options:
     shed_below: str | None = None
     timeout_s: float | None = None
     classify: Rule | None = None
+    cache_key: CacheKey = None
 
     def __post_init__(self) -> None:
         enqueue.check(
@@ -141,7 +144,7 @@ class AdvancedRateLimiter:
         Args:
             func_name: What statistics call it; the function's own name when None.
             options: As `Options`: lane, context_tags, cache_enabled, cache_incomplete, tenant, priority, deadline_s,
-                cost, stale_ttl, shed_below, timeout_s, classify.
+                cost, stale_ttl, shed_below, timeout_s, classify, cache_key.
         Raises:
             Exception: what `func` raised last, as it was.
             DeadlineExceeded: the lane had no turn for it within its deadline.
@@ -149,7 +152,7 @@ class AdvancedRateLimiter:
             ConfigurationError: a setting is wrong.
         """
         how = Options(context=context, **options)
-        name = func_name or getattr(func, "__qualname__", None) or type(func).__qualname__
+        name = _name_of(func, func_name)
         given = dict(kwargs or {})
         if is_async(func):
             return self._call_async(func, name, args, given, how)
@@ -175,7 +178,7 @@ class AdvancedRateLimiter:
     ) -> Steps:
         live = self.services
         settings = live.settings
-        lane = lane_of(func, kwargs) or enqueue.DEFAULT_LANE if how.lane is None else how.lane
+        lane = _lane_of(func, kwargs, how)
         told_s = enqueue.timeout_of(how.timeout_s, settings, lane)
         outside = timeouts(
             told_s=told_s,
@@ -210,7 +213,7 @@ class AdvancedRateLimiter:
         )
         fingerprint = None
         if "ttl" in plan:
-            fingerprint = self._sharing.fingerprint(func, name, lane, how.context, args, kwargs)
+            fingerprint = self._sharing.fingerprint(func, name, lane, how.context, args, kwargs, how.cache_key)
             if any(outer.fingerprint == fingerprint for outer in inside.get()):
                 fingerprint = None  # it would wait for itself
         if fingerprint is not None:
@@ -243,6 +246,43 @@ class AdvancedRateLimiter:
             unpaced=lambda: self._basic.reserve(settings.rate_limit_delay, desk.why or "Redis is away"),
             arguments=(lambda: (args, kwargs)) if settings.capture_content else None,
         ).steps()
+
+    def explain_key(
+        self,
+        func: Callable[..., Any],
+        func_name: str | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        context: str = "general",
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Which calls share an answer with this one, and by what that is decided; the call is not made.
+
+        Args:
+            func: Also one under `@optimize_api_call`, or a method that is: then with the options that it has there.
+            options: As of `make_rate_limited_call`.
+        Returns:
+            `shares`; `why` not; `key`, the same for calls that share; `counts`, for each part that does (`argument 0`,
+            `self.model`) a few digits by which two calls can be compared, and nothing of its value; `left_out`, what of
+            `self` does not count, and what it is.
+        Raises:
+            BadInput: an option or a `cache_key` that cannot be.
+        """
+        called = getattr(func, "__func__", func)
+        if (decorated := getattr(called, "optimized", None)) is not None:
+            if called is not func:
+                args = (func.__self__, *args)  # type: ignore[attr-defined]
+            func, func_name, options = decorated.function, decorated.name, {**decorated.options, **options}
+            context = options.pop("context")
+        how, name, given = Options(context=context, **options), _name_of(func, func_name), dict(kwargs or {})
+        settings = self.services.settings
+        found = self._sharing.explain(func, name, _lane_of(func, given, how), context, args, given, how.cache_key)
+        off = {
+            "cache_enabled is false": not how.cache_enabled,
+            "MAISD_ENABLE_ADVANCED_RATE_LIMITING is false": not settings.enable_advanced_rate_limiting,
+            "no Redis is named": not self.services.redis_url,
+        }
+        return {**found, **next(({"shares": False, "why": why} for why, holds in off.items() if holds), {})}
 
     def _without_lanes(self, live: Services, lane: str, how: Options, timeouts: Timeouts, why: str) -> Steps:
         """One attempt at the basic pace, or as the mode that this process has set for itself lets it."""
@@ -385,6 +425,14 @@ class AdvancedRateLimiter:
         if old is not None:
             old.close()  # another server; of a parent process it is none of ours, and stays
         return desk
+
+
+def _name_of(func: Callable[..., Any], told: str | None) -> str:
+    return told or getattr(func, "__qualname__", None) or type(func).__qualname__
+
+
+def _lane_of(func: Callable[..., Any], kwargs: Mapping[str, Any], how: Options) -> str:
+    return lane_of(func, kwargs) or enqueue.DEFAULT_LANE if how.lane is None else how.lane
 
 
 def _answers(live: Services) -> bool:

@@ -15,10 +15,9 @@ from typing import Any, cast
 
 import msgspec
 from redis import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from ratelimit_worker.calls import DIMENSIONS
-from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.policy import day
 from ratelimit_worker.policy.modes import ALL, Pin, governing
 from ratelimit_worker.ports import Bar, BarKind
