@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from ratelimit_worker.calls import LaneLimits, SentWith
@@ -348,7 +348,7 @@ class Settings:
     state_dir: str = _setting("", str)
 
     rate_limit_delay: float = 1.0  #: RATE_LIMIT_DELAY, without the prefix: seconds before a call in basic mode
-    sources: Mapping[str, Literal["environment", "default"]] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)  #: where each was found: "environment", "default", …
 
     @property
     def deadline_s(self) -> float:
@@ -383,7 +383,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     known = setting_names()
     problems: list[str] = []
     values: dict[str, Any] = {}
-    sources: dict[str, Literal["environment", "default"]] = {}
+    sources: dict[str, str] = {}
     for name, parse in known.items():
         key = name.removeprefix(PREFIX).lower()
         text = env.get(name)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import click
 
+from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.terminal import say
 
 
 @click.command()
+@of_app
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.pass_context
 def doctor(ctx: click.Context, form: str) -> None:
@@ -15,7 +17,7 @@ def doctor(ctx: click.Context, form: str) -> None:
 
     Exit code 0: nothing is wrong. 1: something is. 69: Redis or the database cannot be reached. 78: a setting is wrong.
     """
-    from ratelimit_worker.cli.sources import open_sources
+    from ratelimit_worker.cli import sources
     from ratelimit_worker.config import environment, read_settings
     from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
     from ratelimit_worker.reports.doctor import (
@@ -32,13 +34,17 @@ def doctor(ctx: click.Context, form: str) -> None:
     )
     from ratelimit_worker.reports.words import as_json
 
-    settings = read_settings()  # all that is wrong at once, as a sentence each
+    settings, wrong = read_settings(), None  # all that is wrong at once, as a sentence each
+    try:
+        settings = sources.settings_in_force()
+    except ConfigurationError as error:  # of the app that was named
+        wrong = Finding("app", Level.WRONG, str(error), Code.CONFIGURATION)
     found = settings_in_force(settings, environment())
     if form == "table":
         say(settings_text(found) + "\n")
-    findings: list[Finding] = [judge_network()]
+    findings: list[Finding] = [judge_network(), *([wrong] if wrong else [])]
     try:
-        with open_sources() as opened:
+        with sources.open_sources(settings) as opened:
             findings += examine(
                 settings,
                 opened.sources,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import click
 
+from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.terminal import say
 
 
 @click.command()
+@of_app
 @click.argument("call_id")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.pass_context

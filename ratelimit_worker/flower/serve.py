@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 from celery import Celery
-from celery.app.utils import find_app as find_celery_app
 from flower.app import Flower, rewrite_handler
 from flower.command import (
     apply_env_options,
@@ -26,14 +25,15 @@ from kombu.utils.url import maybe_sanitize_url
 from tornado.options import options
 
 from ratelimit_worker import wiring
-from ratelimit_worker.app import product_app
-from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError
+from ratelimit_worker.app import make_app, product_app
+from ratelimit_worker.config import environment
+from ratelimit_worker.deployment import APP, REDIS_URL, installation_named, settings_of
+from ratelimit_worker.errors import RateLimitWorkerError
 from ratelimit_worker.flower.board import Board
 from ratelimit_worker.flower.loader import Loader
 from ratelimit_worker.flower.pages import HANDLERS
 from ratelimit_worker.flower.summaries import without_answers
 from ratelimit_worker.plain_text import shown
-from ratelimit_worker.worker.installed import installation_of
 from ratelimit_worker.worker.task import CallTask
 
 log = logging.getLogger(__name__)
@@ -73,22 +73,18 @@ class LanesFlower(Flower):
 
 
 def find_app(name: str | None) -> Celery:
-    """The deployment's app, as `celery -A` finds it; ours when None.
+    """The deployment's app, as `celery -A` finds it; None: that of CELERY_APP, else ours.
 
     Raises:
         ConfigurationError: there is none of that name, it has no lanes, or a setting is wrong.
     """
-    if name is None:
-        return product_app()
-    try:
-        app = find_celery_app(name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"-A {name}: {error}") from error
-    installation = installation_of(app)
-    if installation is None:
-        raise ConfigurationError(f"-A {name}: an app without lanes; ratelimit_worker.install(app) gives it some")
-    installation.services()  # says at once what is wrong with its broker
-    return app
+    named, said = (name, f"-A {name}") if name else (environment().get(APP, ""), APP)
+    if named:
+        installation = installation_named(named, said)
+        wiring.use(installation.settings, installation.url or None)  # its module may have installed others after it
+        return installation.app
+    settings = settings_of()
+    return product_app() if settings.sources.get(REDIS_URL) in ("environment", "default") else make_app(settings)
 
 
 def serve(

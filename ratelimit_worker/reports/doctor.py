@@ -113,8 +113,8 @@ def settings_in_force(settings: Settings, environ: Mapping[str, str]) -> list[In
 
 
 def _source(variable: str, settings: Settings, environ: Mapping[str, str]) -> str:
-    if settings.sources.get(variable) == "environment":
-        return "environment"
+    if (told := settings.sources.get(variable, "default")) != "default":
+        return told
     if variable == f"{PREFIX}REDIS_URL" and settings.redis_url:
         return "CELERY_BROKER_URL"
     if variable == f"{PREFIX}DATABASE_URL" and environ.get("DATABASE_URL"):

@@ -75,6 +75,6 @@ def reach_once(client: Redis) -> Callable[[], None]:
 
 def _where(client: Redis) -> str:
     options = client.connection_pool.connection_kwargs
-    if "path" in options:
-        return str(options["path"])
-    return f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+    if "host" in options:
+        return f"{options['host']}:{options.get('port', 6379)}"
+    return str(options.get("path", "its address"))
