@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -22,6 +22,7 @@ from ratelimit_worker.embedded import running_url
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError
 from ratelimit_worker.outage import cause_of
 from ratelimit_worker.private_files import make_folder, open_file
+from ratelimit_worker.wiring import Services
 from ratelimit_worker.worker.installed import Installation, installation_of
 
 log = logging.getLogger(__name__)
@@ -31,10 +32,16 @@ REDIS_URL = "MAISD_REDIS_URL"
 LAST_RUN = "last-run.json"  #: in the state folder
 
 
-def settings_of(app_name: str | None = None) -> Settings:
-    """The settings in force, with the Redis of the deployment; empty where nothing tells of one.
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What a command works on."""
 
-    `sources` says where it was found.
+    settings: Settings  #: `redis_url` as it was found, and `sources` says where
+    services: Services
+
+
+def deployment_of(app_name: str | None = None) -> Deployment:
+    """The deployment that is meant; without a Redis where nothing tells of one.
 
     Args:
         app_name: As `celery -A` takes it; None: nobody has named one.
@@ -43,18 +50,17 @@ def settings_of(app_name: str | None = None) -> Settings:
     """
     settings = read_settings()
     if app_name is None and settings.redis_url:
-        return settings
+        return Deployment(settings, Services(settings))
     name, said = (app_name, f"-A {app_name}") if app_name else (environment().get(APP, ""), APP)
     if name:
         installation = installation_named(name, said)
-        if installation.url:
-            return _with(installation.settings, installation.url, said)
-        return installation.settings
+        live = installation.services()  # with all that the app says of its connections
+        return Deployment(_with(installation.settings, live.redis_url, said), live)
     if (url := running_url(settings.state_path)) is not None:
-        return _with(settings, url, "runs on the state folder")
-    if (url := last_run(settings.state_path)) is not None:
-        return _with(settings, url, "the last worker's")
-    return settings
+        settings = _with(settings, url, "runs on the state folder")
+    elif (url := last_run(settings.state_path)) is not None:
+        settings = _with(settings, url, "the last worker's")
+    return Deployment(settings, Services(settings))
 
 
 def installation_named(name: str, said: str) -> Installation:
@@ -70,12 +76,17 @@ def installation_named(name: str, said: str) -> Installation:
     except RateLimitWorkerError:
         raise
     except Exception as error:  # the user's module may raise what it likes
-        raise ConfigurationError(f"{said}: {name}: {cause_of(error)}") from error
+        raise ConfigurationError(f"{_once(said, name)}: {cause_of(error)}") from error
     installation = installation_of(app) if isinstance(app, Celery) else None
     if installation is None:
-        raise ConfigurationError(f"{said}: {name}: an app without lanes; ratelimit_worker.install(app) gives it some")
+        lacks = "an app without lanes; ratelimit_worker.install(app) gives it some"
+        raise ConfigurationError(f"{_once(said, name)}: {lacks}")
     installation.services()  # says at once what is wrong with its broker
     return installation
+
+
+def _once(said: str, name: str) -> str:
+    return said if name in said else f"{said}={name}"
 
 
 def remember(settings: Settings, redis_url: str) -> None:
@@ -106,14 +117,18 @@ def last_run(state_dir: Path) -> str | None:
 
 
 def without_password(url: str) -> str:
-    """The URL with its user alone; its query may hold secrets too, and only the database is kept of it."""
+    """A Redis URL (of sentinels several, between semicolons) with its user alone."""
+    return ";".join(map(_without_password, url.split(";")))
+
+
+def _without_password(url: str) -> str:
     parts = urlsplit(url)
     user, separator, place = parts.netloc.rpartition("@")
     name = user.partition(":")[0]
     netloc = f"{name}@{place}" if separator and name else place
-    query = "&".join(item for item in parts.query.split("&") if item.partition("=")[0] in ("db", "virtual_host"))
+    query = "&".join(item for item in parts.query.split("&") if "password" not in item.partition("=")[0].lower())
     return urlunsplit(parts._replace(netloc=netloc, query=query))
 
 
 def _with(settings: Settings, url: str, said: str) -> Settings:
-    return replace(settings, redis_url=url, sources={**settings.sources, REDIS_URL: said})
+    return replace(settings, redis_url=url, sources={**settings.sources, REDIS_URL: said}) if url else settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,19 +15,25 @@ from typing import Any
 
 import pytest
 import redis
+from click.testing import CliRunner, Result
 
+from ratelimit_worker import deployment, wiring
 from ratelimit_worker.calls import Mode
+from ratelimit_worker.cli import main
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import BadInput, DeadlineExceeded, StoreUnavailable
+from ratelimit_worker.flower import serve
 from ratelimit_worker.inprocess import AdvancedRateLimiter
 from ratelimit_worker.inprocess.desk import Desk
 from ratelimit_worker.stores import decide
 from ratelimit_worker.stores.reach import first_line, redis_errors
 from ratelimit_worker.wiring import Services
+from tests.conftest import wait_for
 from tests.fleet import ROOT, Fleet, fleet
 from tests.test_cli import clean_environment
 from tests.test_inprocess import Clock
 
+LINE = '{"custom_id": "q", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}\n'
 NOWHERE = "redis://127.0.0.1:1/0"
 PATHS = f"{ROOT}:{ROOT / 'ratelimit_worker' / 'drop_in'}"
 
@@ -236,6 +243,177 @@ def test_a_short_reach_drops_no_window(tmp_path: Path) -> None:
     assert list(figures) == ["15m", "1h", "24h"]
     assert [len(window["missing"]) for window in figures.values()] == [1, 1, 2]
     assert "12.0 h" in figures["24h"]["missing"][1]
+
+
+# ── commands ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+CALLS = [
+    ["status"],
+    ["status", "--fail-on", "halt"],
+    ["lanes"],
+    ["stats"],
+    ["stats", "--format", "json"],
+    ["analytics"],
+    ["mode", "history"],
+    ["emergency"],
+    ["halt", "--lane", "free"],
+    ["auto"],
+    ["limits", "set", "free", "--rpm", "60"],
+    ["explain", "nobody"],
+    ["cache", "stats"],
+    ["cache", "clear"],
+    ["doctor"],
+    ["cleanup"],
+    ["run", "in.jsonl", "-o", "out.jsonl"],
+]
+FROM_THE_DATABASE = ("stats", "analytics", "mode", "cleanup")  #: these tell what they can
+
+
+def told(arguments: list[str], code: int, says: str, url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
+    """The command ends so, with one line that says why, and no traceback."""
+    for name in [name for name in os.environ if name.startswith(("MAISD_", "CELERY_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MAISD_STATE_DIR", str(folder))
+    if url:
+        monkeypatch.setenv("MAISD_REDIS_URL", url)
+    monkeypatch.chdir(folder)
+    (folder / "in.jsonl").write_text(LINE)
+    done = CliRunner().invoke(main, arguments)
+    assert done.exception is None or isinstance(done.exception, SystemExit), (arguments, done.exception)
+    assert done.exit_code == code, (arguments, done.output)
+    said = done.stdout if arguments[0] == "doctor" else done.stderr
+    lines = [line for line in said.splitlines() if says in line]
+    assert len(lines) == (1 if says else len(lines)), (arguments, done.output)
+    return done
+
+
+@pytest.mark.parametrize("arguments", [call for call in CALLS if call[0] != "run"], ids=" ".join)
+def test_commands_where_no_redis_is_named(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the database tells is told, with what is missing; the rest names what to set."""
+    from_database = arguments[0] in FROM_THE_DATABASE
+    says = "" if arguments[0] == "cleanup" else "no Redis"
+    done = told(arguments, 0 if from_database else 78, says, "", tmp_path, monkeypatch)
+    if arguments[0] == "doctor":
+        assert "database: reachable" in done.stdout
+    if arguments == ["stats", "--format", "json"]:
+        assert json.loads(done.stdout)["now"] is None
+
+
+@pytest.mark.parametrize("arguments", CALLS, ids=" ".join)
+def test_commands_where_redis_is_away(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens there."""
+    code = 0 if arguments[0] in ("analytics", "mode", "cleanup") else 69
+    says = "" if arguments[0] == "cleanup" else "127.0.0.1:1"
+    told(arguments, code, says, NOWHERE, tmp_path, monkeypatch)
+
+
+@pytest.mark.server
+def test_commands_where_redis_is_frozen(
+    frozen: Fleet, waits: Waits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each asks it once whether it lives, for a second."""
+    url = frozen.valkey.url
+    for arguments in CALLS:
+        waits.decisions = 0
+        code = 0 if arguments[0] in ("analytics", "mode", "cleanup") else 69
+        says = "" if arguments[0] == "cleanup" else "did not answer within 1 s: is it frozen"
+        told(arguments, code, says, url, tmp_path, monkeypatch)
+        assert (waits.decisions, waits.without_end) == (0 if arguments[0] == "cleanup" else 1, 0), arguments
+
+
+APP = """
+import os
+from celery import Celery
+from ratelimit_worker import install, llm_task
+app = Celery("shop", broker=os.environ["SHOP_BROKER"], backend=os.environ["SHOP_BROKER"])
+install(app)
+other = Celery("other", broker="redis://127.0.0.1:1/5", set_as_current=False)
+install(other)
+plain = Celery("plain", broker=os.environ["SHOP_BROKER"])
+
+@llm_task(app=app, lane="free", cache=False)
+def ask(number):
+    return number
+"""
+
+
+def command(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """The command as a process of its own, where nothing but this is set."""
+    return subprocess.run(
+        [sys.executable, "-m", "ratelimit_worker", *arguments],
+        cwd=folder,
+        env=clean_environment(MAISD_STATE_DIR=str(folder / "state"), **env),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+
+
+@pytest.mark.server
+@pytest.mark.worker
+def test_commands_find_the_broker_of_an_app(tmp_path: Path) -> None:
+    """By `-A MODULE`, CELERY_APP, or the state folder of the last worker; no setting names it a second time."""
+    with fleet() as made:
+        url = made.valkey.url
+        (tmp_path / "shop.py").write_text(APP)
+        env = {"SHOP_BROKER": url}
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "shop:app", "worker", "-P", "threads", "-c", "2"],
+            cwd=tmp_path,
+            env=clean_environment(MAISD_STATE_DIR=str(tmp_path / "state"), **env),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            wait_for(lambda: worker.poll() is None and made.valkey.client.exists("rlw:workers"), what="it works")
+            alive = command(tmp_path, "status", "-A", "shop", "--format", "json", **env)
+            assert json.loads(alive.stdout)["workers"] == 1, alive.stderr
+            before = command(tmp_path, "-A", "shop:app", "limits", "set", "free", "--rpm", "60", **env)
+            assert before.returncode == 0, before.stderr
+            by_variable = command(tmp_path, "status", **env, CELERY_APP="shop:app")
+            assert "free" in by_variable.stdout
+            of_last_worker = command(tmp_path, "doctor")
+            assert "the last worker's" in of_last_worker.stdout
+            assert "1 alive with 2 slots" in of_last_worker.stdout
+            assert "free" in command(tmp_path, "lanes").stdout
+        finally:
+            worker.terminate()
+            worker.wait(timeout=120)
+        refused = command(tmp_path, "status", "-A", "shop:plain", **env)
+        assert (refused.returncode, refused.stderr.count("\n")) == (78, 1)
+        assert "-A shop:plain: an app without lanes" in refused.stderr
+        other = command(tmp_path, "status", "-A", "shop:other", **env)
+        assert (other.returncode, "127.0.0.1:1" in other.stderr) == (69, True)
+        torn = command(tmp_path, "doctor", "-A", "torn", **env)
+        assert torn.returncode == 78
+        assert "wrong  app: -A torn: ModuleNotFoundError" in torn.stdout
+
+
+def test_flower_is_of_the_app_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of `-A`, of CELERY_APP, or of the last worker's broker; its page asks that app's server."""
+    (tmp_path / "flower_shop.py").write_text(APP)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in os.environ if name.startswith(("MAISD_", "CELERY_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MAISD_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv("SHOP_BROKER", "redis://me:secret@127.0.0.1:1/4")
+    assert serve.find_app("flower_shop:app").main == "shop"
+    assert wiring.services().redis_url.endswith("@127.0.0.1:1/4")
+    monkeypatch.setenv("CELERY_APP", "flower_shop:other")
+    assert serve.find_app(None).main == "other"
+    assert wiring.services().redis_url == "redis://127.0.0.1:1/5"
+    monkeypatch.delenv("CELERY_APP")
+    deployment.remember(read_settings(), "redis://me:secret@127.0.0.1:1/7?password=other&db=7")
+    assert "secret" not in (tmp_path / deployment.LAST_RUN).read_text()
+    assert (tmp_path / deployment.LAST_RUN).stat().st_mode & 0o077 == 0
+    assert serve.find_app(None).main == "ratelimit_worker"
+    assert wiring.services().redis_url == "redis://me@127.0.0.1:1/7?db=7"
+    gone = "unix:///nowhere/at/all"
+    deployment.remember(read_settings(), gone)
+    assert deployment.last_run(tmp_path) is None, "a server of a command's own that has ended"
 
 
 # ── what Redis says ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -15,7 +15,7 @@ def _keep(ctx: click.Context, _parameter: click.Parameter, name: str | None) -> 
     if name is not None:
         ctx.meta[_KEPT] = name  # one for a command and those above it
         if ctx.parent is None:
-            ctx.default_map = {**(ctx.default_map or {}), **dict.fromkeys(_OWN, {"app_name": name})}
+            ctx.default_map = {**(ctx.default_map or {}), **{one: {"app_name": name} for one in _OWN}}
 
 
 def of_app(command: Callable[..., Any]) -> Callable[..., Any]:

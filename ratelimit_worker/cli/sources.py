@@ -34,32 +34,24 @@ class Opened:
         self.sources.server  # noqa: B018 - looks
 
 
-def settings_in_force() -> Settings:
-    """The settings, with the Redis of the deployment that is meant.
-
-    Raises:
-        ConfigurationError: a setting is wrong, or the app that is named is none with lanes.
-    """
-    settings = read_settings()
-    if settings.redis_url and app_name() is None:
-        return settings  # nothing is to be looked for, and Celery need not be imported
-    from ratelimit_worker.deployment import settings_of
-
-    return settings_of(app_name())
-
-
 @contextmanager
-def open_sources(settings: Settings | None = None) -> Iterator[Opened]:
+def open_sources(*, named: bool = True) -> Iterator[Opened]:
     """Everything is connected to when it is first asked; what needs Redis asks first whether it answers.
 
     Args:
-        settings: `settings_in_force()` when None.
+        named: Whether the deployment that is meant is looked for; False: what the settings say, and no more.
     Raises:
-        ConfigurationError: a setting is wrong.
+        ConfigurationError: a setting is wrong, or the app that is named is none with lanes.
         StoreUnavailable: the folder of the database cannot be made.
     """
-    settings = settings or settings_in_force()
-    services = Services(settings)
+    settings = read_settings()
+    if not named or (settings.redis_url and app_name() is None):
+        services = Services(settings)  # nothing is to be looked for, and Celery need not be imported
+    else:
+        from ratelimit_worker.deployment import deployment_of
+
+        found = deployment_of(app_name())
+        settings, services = found.settings, found.services
     redis = services.redis if services.redis_url else None
     engine = engine_for(settings.database_url)
     sources = Sources.of(

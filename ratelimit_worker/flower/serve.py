@@ -27,7 +27,7 @@ from tornado.options import options
 from ratelimit_worker import wiring
 from ratelimit_worker.app import make_app, product_app
 from ratelimit_worker.config import environment
-from ratelimit_worker.deployment import APP, REDIS_URL, installation_named, settings_of
+from ratelimit_worker.deployment import APP, REDIS_URL, deployment_of, installation_named
 from ratelimit_worker.errors import RateLimitWorkerError
 from ratelimit_worker.flower.board import Board
 from ratelimit_worker.flower.loader import Loader
@@ -83,7 +83,7 @@ def find_app(name: str | None) -> Celery:
         installation = installation_named(named, said)
         wiring.use(installation.settings, installation.url or None)  # its module may have installed others after it
         return installation.app
-    settings = settings_of()
+    settings = deployment_of().settings
     return product_app() if settings.sources.get(REDIS_URL) in ("environment", "default") else make_app(settings)
 
 

@@ -162,13 +162,14 @@ def masked(url: str) -> str:
 def examine(
     settings: Settings,
     sources: Sources,
-    outbox: Box,
+    outbox: Box | None,
     latencies: Callable[[], Mapping[str, Latencies]],
     own_rules: Callable[[], Mapping[str, str]],
 ) -> Iterator[Finding]:
     """All checks, each as soon as it is known.
 
     Args:
+        outbox: None: no Redis is named.
         latencies: How long answers took, by task and model.
         own_rules: How tasks retry by themselves, in words, by task.
     """
@@ -192,7 +193,8 @@ def examine(
         yield from judge_lanes(state)
         yield from judge_number(sum(state.modes.values()), state.left_out, settings.max_lanes)
         yield from judge_counters(state.counters)
-        yield from judge_outbox(outbox.backlog(), outbox.full(), outbox.bad_count())
+        if outbox is not None:
+            yield from judge_outbox(outbox.backlog(), outbox.full(), outbox.bad_count())
         yield from judge_alerts(settings.alert_webhook_url, live.alerts_waiting())
         yield judge_timeouts(settings, latencies(), now_s=server.at_s)
         yield from judge_own_rules(own_rules())
