@@ -12,7 +12,7 @@ import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from celery import Celery
 from celery.app.utils import find_app as find_celery_app
@@ -127,7 +127,7 @@ def _without_password(url: str) -> str:
     name = user.partition(":")[0]
     netloc = f"{name}@{place}" if separator and name else place
     query = "&".join(item for item in parts.query.split("&") if "password" not in item.partition("=")[0].lower())
-    return urlunsplit(parts._replace(netloc=netloc, query=query))
+    return f"{parts.scheme}://{netloc}{parts.path}{'?' * bool(query)}{query}"  # `urlunsplit` drops the // of unix:///
 
 
 def _with(settings: Settings, url: str, said: str) -> Settings:

@@ -36,7 +36,7 @@ from ratelimit_worker.inprocess.desk import Desk, Turn
 from ratelimit_worker.inprocess.drive import InLoop, InThread, Mail, is_async
 from ratelimit_worker.inprocess.lane import lane_of
 from ratelimit_worker.inprocess.own_modes import OwnModes, apart_s
-from ratelimit_worker.inprocess.sharing import CacheKey, Sharing
+from ratelimit_worker.inprocess.sharing import CacheKey, Sharing, check_key
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.policy.timeout import timeouts
 from ratelimit_worker.stores.decide import deciding
@@ -98,6 +98,7 @@ class Options:
             shed_below=self.shed_below,
             timeout_s=self.timeout_s,
         )
+        check_key(self.cache_key)
 
 
 class AdvancedRateLimiter:
@@ -281,6 +282,10 @@ class AdvancedRateLimiter:
             "cache_enabled is false": not how.cache_enabled,
             "MAISD_ENABLE_ADVANCED_RATE_LIMITING is false": not settings.enable_advanced_rate_limiting,
             "no Redis is named": not self.services.redis_url,
+            "the settings keep no answer, and let nobody wait for another's": not (
+                settings.enable_request_deduplication
+                or (settings.enable_intelligent_caching and settings.cache_ttl_seconds > 0)
+            ),
         }
         return {**found, **next(({"shares": False, "why": why} for why, holds in off.items() if holds), {})}
 

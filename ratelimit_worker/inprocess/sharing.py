@@ -63,11 +63,15 @@ class Sharing:
         Raises:
             BadInput: `cache_key` is no plain data.
         """
+        left_out: dict[str, str] = {}
         try:
-            return _digest(name, lane, context, self.parts(func, name, args, kwargs, cache_key, {}))
+            parts = self.parts(func, name, args, kwargs, cache_key, left_out)
         except Unshareable as why:
-            self._say(name, str(why))
-        return None
+            self._say(name, f"share no answers: {why}")
+            return None
+        for path, what in left_out.items():
+            self._say(name, f"share answers whatever {path} holds: {what}; cache_key= says otherwise")
+        return _digest(name, lane, context, parts)
 
     def parts(
         self,
@@ -95,7 +99,9 @@ class Sharing:
             json.dumps(parts)
         except RecursionError as error:
             raise Unshareable("its arguments are nested too deeply") from error
-        except (TypeError, ValueError) as error:  # a number of ten thousand digits
+        except Unshareable:
+            raise
+        except Exception as error:  # a number of ten thousand digits; an object that answers nobody outside a request
             raise Unshareable(type(error).__name__) from error
         return parts
 
@@ -136,7 +142,8 @@ class Sharing:
             except (TypeError, ValueError, RecursionError) as error:
                 if len(self._apart) < MOST_NAMES:
                     self._apart.add(name)
-                self._say(name, str(error) if isinstance(error, TypeError) else "an answer is no JSON")
+                why = str(error) if isinstance(error, TypeError) else "an answer is no JSON"
+                self._say(name, f"share no answers: {why}")
                 raise
             return text
 
@@ -145,11 +152,21 @@ class Sharing:
     def _say(self, name: str, why: str) -> None:
         if (name, why) not in self._said and len(self._said) < MOST_NAMES:
             self._said.add((name, why))
-            log.info("calls of %s share no answers: %s", name, why, extra={"func": name, "why": why})
+            log.info("calls of %s %s", name, why, extra={"func": name, "why": why})
 
 
 def _digest(name: str, lane: str, context: str, parts: Mapping[str, Any]) -> str:
     return digest(name, lane, ["in process", context, parts])
+
+
+def check_key(cache_key: CacheKey) -> None:
+    """Whether a key that is no function can be one.
+
+    Raises:
+        BadInput: it is no plain data.
+    """
+    if cache_key is not None and not callable(cache_key):
+        _given_key(cache_key, (), {})
 
 
 def _given_key(cache_key: CacheKey, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -199,7 +199,7 @@ def examine(
         yield judge_timeouts(settings, latencies(), now_s=server.at_s)
         yield from judge_own_rules(own_rules())
     except StoreUnavailable as error:
-        yield Finding("Redis", Level.WRONG, str(error), Code.UNREACHABLE)
+        yield Finding("Redis", Level.WRONG, str(error).removeprefix("Redis: "), Code.UNREACHABLE)
     except ConfigurationError as error:
         yield Finding("Redis", Level.WRONG, str(error), Code.CONFIGURATION)
     yield from judge_settings(settings)
