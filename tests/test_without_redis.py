@@ -297,6 +297,8 @@ def test_commands_where_no_redis_is_named(
     done = told(arguments, 0 if from_database else 78, says, "", tmp_path, monkeypatch)
     if arguments[0] == "doctor":
         assert "database: reachable" in done.stdout
+    if arguments == ["stats"]:
+        assert "cache     - hits, - joined, - stale" in done.stdout
     if arguments == ["stats", "--format", "json"]:
         assert json.loads(done.stdout)["now"] is None
 

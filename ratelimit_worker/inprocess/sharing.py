@@ -63,6 +63,8 @@ class Sharing:
         Raises:
             BadInput: `cache_key` is no plain data.
         """
+        if name in self._apart:  # which was said then
+            return None
         left_out: dict[str, str] = {}
         try:
             parts = self.parts(func, name, args, kwargs, cache_key, left_out)

@@ -12,7 +12,7 @@ from ratelimit_worker.config import NO_REDIS
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.reports.figures import Figures, Group, Point, Tally
 from ratelimit_worker.reports.live import ClusterState, cluster_state
-from ratelimit_worker.reports.words import moment
+from ratelimit_worker.reports.words import count, moment
 from ratelimit_worker.stores.live import MOST_LANES, Live
 from ratelimit_worker.stores.queries import SAMPLE, Drawn, Queries
 from ratelimit_worker.stores.tracker import Tracker
@@ -96,6 +96,10 @@ class Stats:
     now: ClusterState | None  #: None: Redis is away
     missing: tuple[str, ...]  #: what could not be read, one sentence each
 
+    def counted(self, number: int) -> str:
+        """A number that Redis counts, for people; `-` where it could not be asked."""
+        return "-" if self.now is None else count(number)
+
 
 def status(
     sources: Sources, most: int | None = MOST_LANES, only: Sequence[str] | None = None
@@ -150,7 +154,7 @@ def stats(sources: Sources, window_s: float, now_s: float) -> Stats:
         state, unknown = status(sources)
         missing += unknown
     except (StoreUnavailable, ConfigurationError) as error:
-        missing.append(f"how the lanes stand, and what the cache did, is unknown: {error}")
+        missing.append(f"how the lanes stand is unknown: {error}")
     counters = state.counters if state is not None else {}
     return Stats(
         schema=SCHEMA,
