@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
-from ratelimit_worker import deployment, wiring
+from ratelimit_worker import deployment
 from ratelimit_worker.calls import Mode
 from ratelimit_worker.cli import main
 from ratelimit_worker.config import read_settings
@@ -129,7 +130,8 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
     connect, exchange, deciding = decide._Bounded._connect, decide._Bounded._in_time, decide.deciding
 
     def count() -> None:
-        seen.without_end += decide.current() is None
+        if threading.current_thread() is threading.main_thread():  # who calls; others may wait as long as they like
+            seen.without_end += decide.current() is None
 
     def connecting(self: Any) -> Any:
         count()
@@ -189,6 +191,22 @@ def frozen() -> Iterator[Fleet]:
         made.valkey.signal(signal.SIGSTOP)
         try:
             yield made
+        finally:
+            made.valkey.signal(signal.SIGCONT)
+
+
+@pytest.mark.server
+def test_a_part_in_the_cluster_ends_though_redis_is_frozen(waits: Waits, tmp_path: Path) -> None:
+    """`close()`, and with it the end of the process, asks once whether there is anybody to tell."""
+    with fleet() as made:
+        limiter, _ = limiter_on(made.valkey.url, tmp_path)
+        assert limiter.make_rate_limited_call(len, "count", ("four",), cache_enabled=False) == 4
+        made.valkey.signal(signal.SIGSTOP)
+        try:
+            waits.decisions = waits.without_end = 0
+            limiter.close()
+            assert waits.without_end == 0
+            assert waits.decisions <= 1, "none where its threads have noticed before"
         finally:
             made.valkey.signal(signal.SIGCONT)
 
@@ -402,17 +420,19 @@ def test_flower_is_of_the_app_that_is_named(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.delenv(name)
     monkeypatch.setenv("MAISD_STATE_DIR", str(tmp_path))
     monkeypatch.setenv("SHOP_BROKER", "redis://me:secret@127.0.0.1:1/4")
-    assert serve.find_app("flower_shop:app").main == "shop"
-    assert wiring.services().redis_url.endswith("@127.0.0.1:1/4")
+
+    def found(name: str | None) -> tuple[str, str]:
+        app = serve.find_app(name)
+        return app.main, serve.services_of(app).redis_url
+
+    assert found("flower_shop:app") == ("shop", "redis://me:secret@127.0.0.1:1/4")
     monkeypatch.setenv("CELERY_APP", "flower_shop:other")
-    assert serve.find_app(None).main == "other"
-    assert wiring.services().redis_url == "redis://127.0.0.1:1/5"
+    assert found(None) == ("other", "redis://127.0.0.1:1/5")
     monkeypatch.delenv("CELERY_APP")
     deployment.remember(read_settings(), "redis://me:secret@127.0.0.1:1/7?password=other&db=7")
     assert "secret" not in (tmp_path / deployment.LAST_RUN).read_text()
     assert (tmp_path / deployment.LAST_RUN).stat().st_mode & 0o077 == 0
-    assert serve.find_app(None).main == "ratelimit_worker"
-    assert wiring.services().redis_url == "redis://me@127.0.0.1:1/7?db=7"
+    assert found(None) == ("ratelimit_worker", "redis://me@127.0.0.1:1/7?db=7")
     gone = "unix:///nowhere/at/all"
     deployment.remember(read_settings(), gone)
     assert json.loads((tmp_path / deployment.LAST_RUN).read_text()) == {"redis_url": gone}

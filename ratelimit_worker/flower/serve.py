@@ -24,7 +24,6 @@ from flower.urls import settings
 from kombu.utils.url import maybe_sanitize_url
 from tornado.options import options
 
-from ratelimit_worker import wiring
 from ratelimit_worker.app import make_app, product_app
 from ratelimit_worker.config import environment
 from ratelimit_worker.deployment import APP, REDIS_URL, deployment_of, installation_named
@@ -34,6 +33,8 @@ from ratelimit_worker.flower.loader import Loader
 from ratelimit_worker.flower.pages import HANDLERS
 from ratelimit_worker.flower.summaries import without_answers
 from ratelimit_worker.plain_text import shown
+from ratelimit_worker.wiring import Services
+from ratelimit_worker.worker.installed import installation_of
 from ratelimit_worker.worker.task import CallTask
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class LanesFlower(Flower):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.board = Board(wiring.services())
+        self.board = Board(services_of(self.capp))
         prefix = self.options.url_prefix
         # Beside Flower's own, and before the handler that answers 404 to everything else.
         self.add_handlers(r".*", [rewrite_handler(made, prefix) for made in HANDLERS] if prefix else list(HANDLERS))
@@ -58,7 +59,7 @@ class LanesFlower(Flower):
     @cached_property
     def broker_uri_with_password(self) -> str:
         """The server as stock Celery would name it: Flower does not know our scheme, and asks Redis by itself."""
-        url = wiring.services().redis_url
+        url = services_of(self.capp).redis_url
         return f"redis+socket://{url.removeprefix('unix://')}" if url.startswith("unix://") else url
 
     @cached_property
@@ -72,6 +73,13 @@ class LanesFlower(Flower):
         self.board.close()
 
 
+def services_of(app: Celery) -> Services:
+    """The live objects of an app, which need not be those of its process: its module may have installed others."""
+    installation = installation_of(app)
+    assert installation is not None, "find_app gives none without lanes"
+    return installation.services()
+
+
 def find_app(name: str | None) -> Celery:
     """The deployment's app, as `celery -A` finds it; None: that of CELERY_APP, else ours.
 
@@ -80,9 +88,7 @@ def find_app(name: str | None) -> Celery:
     """
     named, said = (name, f"-A {name}") if name else (environment().get(APP, ""), APP)
     if named:
-        installation = installation_named(named, said)
-        wiring.use(installation.settings, installation.url or None)  # its module may have installed others after it
-        return installation.app
+        return installation_named(named, said).app
     settings = deployment_of().settings
     return product_app() if settings.sources.get(REDIS_URL) in ("environment", "default") else make_app(settings)
 
@@ -101,7 +107,7 @@ def serve(
         click.UsageError: an option that Flower does not know.
     """
     _read_options(address, port, logins, more)
-    wiring.services().redis  # noqa: B018 - says at once that there is none, instead of on every page
+    services_of(app).redis  # noqa: B018 - says at once that there is none, instead of on every page
     app.set_default()  # Flower asks the current app for results and time zone
     options.format_task = without_answers(lambda name: _makes_calls(app, name), options.format_task)
     settings["template_loader"] = Loader(Path(settings["template_path"]))

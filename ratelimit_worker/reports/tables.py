@@ -155,7 +155,8 @@ def stats_tables(stats: Stats) -> str:
                 f"tokens    {count(total.input_tokens)} in, {count(total.output_tokens)} out",
                 f"cache     {stats.counted(stats.cache_hits)} hits, {stats.counted(stats.joined)} joined, "
                 f"{stats.counted(stats.cache_stale)} stale (since Redis counts)",
-                f"shed      {stats.counted(stats.shed)} calls while their lane was in EMERGENCY or HALT (since Redis counts)",
+                f"shed      {stats.counted(stats.shed)} calls while their lane was in EMERGENCY or HALT "
+                "(since Redis counts)",
             )
         ),
     ]
