@@ -14,6 +14,7 @@ from celery.local import Proxy
 from ratelimit_worker import wiring
 from ratelimit_worker.calls import Cost
 from ratelimit_worker.config import Settings, read_settings
+from ratelimit_worker.deployment import remember
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.flow import enqueue
 from ratelimit_worker.inprocess.limiter import AdvancedRateLimiter
@@ -165,6 +166,8 @@ def _worker_starts(instance: Any = None, **kwargs: Any) -> None:
     if installation is not None:
         installation.reconfigured()
         _put_in_force(installation)
+        if installation.url:
+            remember(installation.settings, installation.url)
 
 
 def llm_task(

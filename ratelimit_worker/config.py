@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from ratelimit_worker.calls import LaneLimits, SentWith
@@ -24,6 +24,11 @@ from ratelimit_worker.policy.choices import MOST_DEADLINE_S, MOST_TIMEOUT_S, MOS
 from ratelimit_worker.policy.day import zone_of
 
 PREFIX = "MAISD_"
+#: What is said where a Redis is needed and none is named.
+NO_REDIS = (
+    "no Redis: set MAISD_REDIS_URL or CELERY_BROKER_URL, name your app to commands (-A MODULE), "
+    "or use `up`, `run` or `demo`"
+)
 REDIS_PASSWORD_FILE = f"{PREFIX}REDIS_PASSWORD_FILE"
 
 #: Names of settings that carry secrets or credentials in URLs; never printed whole.
@@ -365,7 +370,7 @@ class Settings:
     state_dir: str = _setting("", str)
 
     rate_limit_delay: float = 1.0  #: RATE_LIMIT_DELAY, without the prefix: seconds before a call in basic mode
-    sources: Mapping[str, Literal["environment", "default"]] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)  #: where each was found: "environment", "default", …
 
     @property
     def deadline_s(self) -> float:
@@ -400,7 +405,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     known = setting_names()
     problems: list[str] = []
     values: dict[str, Any] = {}
-    sources: dict[str, Literal["environment", "default"]] = {}
+    sources: dict[str, str] = {}
     for name, parse in known.items():
         key = name.removeprefix(PREFIX).lower()
         text = env.get(name)

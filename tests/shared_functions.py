@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,56 @@ class Model:
     def invoke(self, what: str) -> list[Any]:
         """One request."""
         return [self.name, what, _say(what)]
+
+
+class ChattyClient:
+    """As an SDK's: it counts, and builds what it needs when it is first used."""
+
+    def __init__(self, key: str = "k", pool: Pool | None = None) -> None:
+        self.key, self.pool, self.sent = key, pool, 0
+
+    def post(self, what: str) -> int:
+        """One request."""
+        self.pool = self.pool or Pool()
+        self.sent += 1
+        return _say(what)
+
+
+class Agent:
+    """As a team's: one client from the start, one that is made when it is first needed."""
+
+    def __init__(self, temperature: float = 0.1, key: str = "k") -> None:
+        self.temperature, self.client = temperature, ChattyClient(key)
+        self._other: ChattyClient | None = None
+
+    @optimize_api_call(func_name="agent", context="agents", lane="free")
+    def ask(self, what: str) -> list[Any]:
+        """Counts its runs."""
+        self._other = self._other or ChattyClient("later")
+        return [what, self.client.post(what)]
+
+    @optimize_api_call(func_name="agent by key", lane="free", cache_key=lambda self, what: what)
+    def ask_by_key(self, what: str) -> list[Any]:
+        """The same, by its question alone."""
+        return [what, self.client.post(what)]
+
+
+@dataclass
+class Settings:
+    """A record with a method."""
+
+    temperature: float
+
+    def hot(self) -> bool:
+        """A method of a record."""
+        return self.temperature > 0.5
+
+
+class Options:
+    """A record by another name."""
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
 
 
 class Analyst:

@@ -16,16 +16,21 @@ from datetime import UTC, datetime
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
+import httpx2 as httpx
 import pytest
 from click.testing import CliRunner
 
 from ratelimit_worker.calls import Priority
 from ratelimit_worker.cli import main
-from ratelimit_worker.errors import DeadlineExceeded, InvalidRequest
+from ratelimit_worker.config import read_settings
+from ratelimit_worker.errors import BadInput, DeadlineExceeded, InvalidRequest
 from ratelimit_worker.inprocess import AdvancedRateLimiter
-from ratelimit_worker.inprocess.sharing import Unshareable, identity
+from ratelimit_worker.inprocess.owner import Unshareable
+from ratelimit_worker.inprocess.sharing import identity
 from ratelimit_worker.stores import answers, keys
+from ratelimit_worker.wiring import Services
 from tests import shared_functions as shared
 from tests.conftest import wait_for
 from tests.fleet import fleet
@@ -226,20 +231,66 @@ def test_functions_of_one_name_are_told_apart(place: SharingPlace) -> None:
     assert place.call(lambda: sum(held), name="held") == 3, "a list that it closes over may change: nothing is shared"
 
 
-def test_methods_are_known_by_the_state_of_their_object(place: SharingPlace) -> None:
-    """Equal settings share, others do not; a client in them is known while it lives, and never elsewhere."""
-    pool = shared.Pool()
-    small, large = (shared.Analyst(shared.Model(name, pool)) for name in ("small", "large"))
+def test_methods_are_known_by_the_data_of_their_object(place: SharingPlace) -> None:
+    """Equal settings share, whichever client they hold; others do not."""
+    small, large = (shared.Analyst(shared.Model(name, shared.Pool())) for name in ("small", "large"))
     assert small.analyze("brd") == ["small", "short", 1]
     assert large.analyze("brd") == ["large", "short", 2]
     assert small.analyze("brd") == ["small", "short", 1]
-    assert shared.Analyst(shared.Model("small", pool)).analyze("brd") == ["small", "short", 1]
-    assert shared.Analyst(shared.Model("small", shared.Pool())).analyze("brd")[2] == 3, "another client"
+    assert shared.Analyst(shared.Model("small", shared.Pool())).analyze("brd") == ["small", "short", 1]
     small.style = "long"
-    assert small.analyze("brd") == ["small", "long", 4]
-    model = shared.Model("small", pool)
-    assert place.call(model.invoke, "llm") == place.call(shared.Model("small", pool).invoke, "llm")
-    assert place.call(shared.Model("large", pool).invoke, "llm")[0] == "large"
+    assert small.analyze("brd") == ["small", "long", 3]
+    one, other, third = (shared.Model(name, shared.Pool()) for name in ("small", "small", "large"))
+    assert place.call(one.invoke, "llm") == place.call(other.invoke, "llm")
+    assert place.call(third.invoke, "llm")[0] == "large"
+
+
+def test_a_client_is_paid_for_once(place: SharingPlace) -> None:
+    """70 questions of 20 objects, each with clients that build pools and count as they are used: 70 requests."""
+    agents = [shared.Agent() for _ in range(20)]
+    for turn in range(3):
+        for number in range(70):
+            assert agents[(number + turn) % 20].ask(f"client {number}") == [f"client {number}", 1]
+    assert sum(len(said(f"client {number}")) for number in range(70)) == 70
+    assert shared.Agent(temperature=0.9).ask("client 0") == ["client 0", 2]
+
+
+def test_an_answer_by_a_key_of_ones_own(place: SharingPlace) -> None:
+    """`cache_key`: what it says counts, and nothing else of function, object and arguments."""
+    by_name = {"cache_key": lambda what, **_: what, "name": "by key"}
+    asked = partial(place.limiter.make_rate_limited_call, shared.ask, "by key", lane="free")
+    assert asked(("key",), {"session": object()}, cache_key=by_name["cache_key"]) == ["key", 1]
+    assert asked(("key",), {"session": object()}, cache_key=by_name["cache_key"]) == ["key", 1]
+    assert asked(("key too",), cache_key="of both") == ["key too", 1]
+    assert asked(("key three",), cache_key="of both") == ["key too", 1]
+    assert [asked(("none",), cache_key=lambda *_: None)[1] for _ in range(2)] == [1, 2], "it shares nothing"
+    with pytest.raises(BadInput, match="cache_key=set"):
+        asked(("set",), cache_key=lambda *_: {1})
+    with pytest.raises(ZeroDivisionError):
+        asked(("own error",), cache_key=lambda *_: 1 // 0)
+    agents = [shared.Agent(), shared.Agent(temperature=0.9)]
+    assert [agent.ask_by_key("decorated") for agent in agents] == [["decorated", 1]] * 2
+
+
+def test_how_it_was_decided_can_be_asked(place: SharingPlace) -> None:
+    """`explain_key`: what counts, what does not, and why a call shares nothing; no value is shown."""
+    explain = place.limiter.explain_key
+    one, other = shared.Agent(key="sk-secret"), shared.Agent(temperature=0.9, key="sk-secret")
+    first, second = explain(one.ask, args=("q",)), explain(shared.Agent.ask, None, (other, "q"))
+    assert first["shares"] is second["shares"] is True
+    assert first["key"] != second["key"]
+    differ = {part for part, mark in first["counts"].items() if second["counts"][part] != mark}
+    assert differ == {"self.temperature"}
+    assert {"name", "lane", "context", "function", "self", "argument 0"} < set(first["counts"])
+    assert first["left_out"]["self.client"].startswith("a ChattyClient, but for its class and what it was told: key")
+    assert "sk-secret" not in str(first)
+    one.ask("q")
+    assert explain(one.ask, args=("q",))["key"] == first["key"], "it has been used since"
+    assert explain(one.ask, args=(object(),))["why"] == "an argument is no JSON (object)"
+    assert explain(shared.ask, args=("q",), cache_enabled=False)["why"] == "cache_enabled is false"
+    assert set(explain(one.ask_by_key, args=("q",))["counts"]) == {"name", "lane", "context", "cache_key"}
+    alone = AdvancedRateLimiter(Services(read_settings({})))
+    assert alone.explain_key(shared.ask, args=("q",))["why"] == "no Redis is named"
 
 
 class Messages(list[str]):
@@ -260,14 +311,20 @@ class Messages(list[str]):
         (datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)),
         (Priority.HIGH, Priority.LOW),
         (re.compile("a"), re.compile("b")),
-        (threading.Lock(), threading.Lock()),
         (type("Local", (), {}), type("Local", (), {})),
+        (shared.Settings(0.1), shared.Settings(0.9)),
+        (shared.Options(0.1), shared.Options(0.9)),
+        (shared.ChattyClient("one"), shared.ChattyClient("other")),
+        (httpx.URL("http://one/v1"), httpx.URL("http://other/v1")),
+        (shared.ChattyClient("one"), shared.Pool()),
+        ([shared.ChattyClient("one")], [shared.ChattyClient("other")]),
+        (partial(max, 1), partial(max, 2)),
         (max, min),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_what_self_holds_is_told_apart(one: Any, other: Any) -> None:
-    """Containers of any class by what is in them; what shows nothing by which object it is."""
+    """Containers of any class by what is in them; records by their fields, clients by what they were told."""
 
     def known(held: Any) -> Any:
         return identity(shared.Model("m", held).invoke, ("x",), {})
@@ -276,10 +333,38 @@ def test_what_self_holds_is_told_apart(one: Any, other: Any) -> None:
     assert known(one) != known(other)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (threading.Lock(), threading.Lock()),
+        (shared.Pool(), shared.Pool()),
+        (MagicMock(), MagicMock()),
+        (object(), object()),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_self_holds_and_is_no_data_does_not_count(one: Any, other: Any) -> None:
+    """Of two objects of one class that were told nothing, each stands for the other."""
+    assert identity(shared.Model("m", one).invoke, ("x",), {}) == identity(shared.Model("m", other).invoke, ("x",), {})
+
+
+def test_what_is_made_on_first_use_does_not_count() -> None:
+    """Also where None, or nothing, stood for it before, and though it was told something."""
+    owner = shared.Model("m", None)
+    before = identity(owner.invoke, ("x",), {})
+    owner.pool = shared.ChattyClient("told")  # type: ignore[assignment]
+    owner.later = shared.Pool()  # type: ignore[attr-defined]
+    left_out: dict[str, str] = {}
+    assert identity(owner.invoke, ("x",), {}, left_out) == before
+    assert sorted(left_out) == ["self.later", "self.pool"]
+    handed_in = identity(shared.Model("m", shared.ChattyClient("told")).invoke, ("x",), {})  # type: ignore[arg-type]
+    assert handed_in != before
+
+
 @pytest.mark.parametrize("held", [array("d", [1.0]), iter([1]), (n for n in "a"), memoryview(b"a")])
 def test_what_cannot_be_looked_into_is_not_shared(held: Any) -> None:
     """It may change between two calls, and nobody would see."""
-    with pytest.raises(Unshareable, match="self holds"):
+    with pytest.raises(Unshareable, match=r"self\.pool holds"):
         identity(shared.Model("m", held).invoke, ("x",), {})
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 import ratelimit_worker
+from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.terminal import say
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, StoreUnavailable
 from ratelimit_worker.plain_text import shown
@@ -122,6 +123,7 @@ def _version(ctx: click.Context, parameter: click.Parameter, asked: bool) -> Non
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@of_app
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit."
 )

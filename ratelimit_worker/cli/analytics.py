@@ -8,11 +8,13 @@ from pathlib import Path
 import click
 
 from ratelimit_worker.cli.duration import DURATION
+from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.terminal import say
 from ratelimit_worker.errors import BadInput
 
 
 @click.command()
+@of_app
 @click.option(
     "-o",
     "--output",

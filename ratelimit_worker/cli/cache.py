@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.terminal import say
 
 
@@ -13,15 +14,17 @@ def cache() -> None:
 
 
 @cache.command()
+@of_app
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def stats(form: str) -> None:
     """Print how many answers are kept, what they take, and how often one was used."""
     from ratelimit_worker.cli.sources import open_sources
     from ratelimit_worker.reports.words import as_json
     from ratelimit_worker.stores import answers
-    from ratelimit_worker.stores.live import redis_errors
+    from ratelimit_worker.stores.reach import redis_errors
 
     with open_sources() as opened, redis_errors():
+        opened.reach()
         settings, counters = opened.settings, opened.services.lanes.counters()
         size = answers.size(opened.services.redis)
     figures = {
@@ -47,6 +50,7 @@ def stats(form: str) -> None:
 
 
 @cache.command()
+@of_app
 @click.option("--context", help="Only answers of this context.")
 @click.option("--tag", help="Only answers with this tag.")
 @click.option("--func", help="Only answers of this task, by its name or the last part of it.")
@@ -54,8 +58,9 @@ def clear(context: str | None, tag: str | None, func: str | None) -> None:
     """Forget kept answers; without an option, all."""
     from ratelimit_worker.cli.sources import open_sources
     from ratelimit_worker.stores import answers
-    from ratelimit_worker.stores.live import redis_errors
+    from ratelimit_worker.stores.reach import redis_errors
 
     with open_sources() as opened, redis_errors():
+        opened.reach()
         gone = answers.forget(opened.services.redis, context, tag, func)
     say(f"{gone:,} answers forgotten")

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
-from redis import RedisError
 
 from ratelimit_worker import wiring
 from ratelimit_worker.app import make_app
 from ratelimit_worker.config import PREFIX, Settings, environment, read_settings
 from ratelimit_worker.embedded import Children, EmbeddedRedis, Exited
-from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, StoreUnavailable
+from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.reach import reach, redis_errors
 
 _STOP_S = 15.0  #: for calls that run when the workers are told to stop
 _MOST_RESTARTS = 3
@@ -132,40 +132,24 @@ def open_cluster(
         import_module("ratelimit_worker.builtin")  # now, or it would make an app of its own the default
         cluster = Cluster(app=app, settings=settings, environ=environ, embedded=embedded, children=children)
         opened.callback(app.close)
-        _check_redis(cluster)
+        reach(cluster.services.redis)
         if embedded:
             _take_back(cluster)
         yield cluster
-
-
-def _check_redis(cluster: Cluster) -> None:
-    with talking_to_redis():
-        cluster.services.redis.ping()
 
 
 def _take_back(cluster: Cluster) -> None:
     """Calls that were out when the last owner of this state folder was killed: its workers are gone for certain, so
     nobody has to wait until their leases end."""
     lanes = cluster.services.lanes
-    with talking_to_redis():
+    with redis_errors():
         tags: Any = lanes.client.zrange(keys.LEDGER, 0, -1)
         for first in range(0, len(tags), 100):
             lanes.restore([tag.decode() for tag in tags[first : first + 100]])
 
 
-@contextmanager
-def talking_to_redis() -> Iterator[None]:
-    """redis-py's errors as ours.
-
-    Raises:
-        StoreUnavailable: Redis is away, full or read-only.
-    """
-    try:
-        yield
-    except (RedisError, OSError) as error:
-        raise StoreUnavailable(
-            f"Redis: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from error
+#: As the parts of `run` say it.
+talking_to_redis = redis_errors
 
 
 def _python_path(environ: Mapping[str, str]) -> str:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
 import click
 
+from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.terminal import say
+
+if TYPE_CHECKING:
+    from ratelimit_worker.cli.sources import Opened
+    from ratelimit_worker.policy.timeout import Latencies
+    from ratelimit_worker.reports.doctor import Finding
 
 
 @click.command()
+@of_app
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.pass_context
 def doctor(ctx: click.Context, form: str) -> None:
@@ -22,7 +33,6 @@ def doctor(ctx: click.Context, form: str) -> None:
         Code,
         Finding,
         Level,
-        examine,
         exit_code,
         findings_text,
         judge_network,
@@ -33,22 +43,38 @@ def doctor(ctx: click.Context, form: str) -> None:
     from ratelimit_worker.reports.words import as_json
 
     settings = read_settings()  # all that is wrong at once, as a sentence each
-    found = settings_in_force(settings, environment())
-    if form == "table":
-        say(settings_text(found) + "\n")
     findings: list[Finding] = [judge_network()]
-    try:
-        with open_sources() as opened:
-            findings += examine(
-                settings,
-                opened.sources,
-                opened.services.outbox,
-                latencies=opened.services.latencies.everything,
-                own_rules=opened.services.own_rules.read,
-            )
-    except ConfigurationError as error:
-        findings.append(Finding("settings", Level.WRONG, str(error), Code.CONFIGURATION))
-    except StoreUnavailable as error:
-        findings.append(Finding("database", Level.WRONG, str(error), Code.UNREACHABLE))
+    with ExitStack() as open_:
+        opened: Opened | None = None
+        for named in (True, False):  # an app that cannot be had: the rest is looked at all the same
+            try:
+                opened = open_.enter_context(open_sources(named=named))
+                break
+            except ConfigurationError as error:
+                finding = Finding("app" if named else "settings", Level.WRONG, str(error), Code.CONFIGURATION)
+                findings += [] if any(one.says == finding.says for one in findings) else [finding]
+            except StoreUnavailable as error:
+                findings.append(Finding("database", Level.WRONG, str(error), Code.UNREACHABLE))
+                break
+        found = settings_in_force(settings if opened is None else opened.settings, environment())
+        if form == "table":
+            say(settings_text(found) + "\n")
+        if opened is not None:
+            findings += _examined(opened)
     say(as_json(report(found, findings)) if form == "json" else findings_text(findings))
     ctx.exit(exit_code(findings))
+
+
+def _examined(opened: Opened) -> Iterator[Finding]:
+    from ratelimit_worker.reports.doctor import examine
+
+    services = opened.services
+
+    def latencies() -> Mapping[str, Latencies]:  # asked once Redis has answered
+        return services.latencies.everything()
+
+    def own_rules() -> Mapping[str, str]:
+        return services.own_rules.read()
+
+    outbox = services.outbox if opened.sources.live is not None else None
+    return examine(opened.settings, opened.sources, outbox, latencies=latencies, own_rules=own_rules)

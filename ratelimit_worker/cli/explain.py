@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import click
 
+from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.terminal import say
 
 
 @click.command()
+@of_app
 @click.argument("call_id")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.pass_context
@@ -35,7 +37,7 @@ def explain(ctx: click.Context, call_id: str, form: str) -> None:
         except StoreUnavailable as error:
             attempts, latency_s = [], {}
             say(f"Note: its attempts are unknown: {error}", err=True)
-        found = look(opened.sources.live, attempts, call_id, latency_s=latency_s, rules=rules_of(opened.settings))
+        found = look(opened.sources.server, attempts, call_id, latency_s=latency_s, rules=rules_of(opened.settings))
     say(as_json(msgspec.to_builtins(found)) if form == "json" else explanation_text(found))
     if found.where is Where.UNKNOWN:
         say(

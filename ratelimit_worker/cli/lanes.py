@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import click
 
+from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.terminal import say
 
 
 @click.command()
+@of_app
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.option("--lane", "names", multiple=True, metavar="L", help="Only this lane; repeat for several.")
 @click.option("-v", "--verbose", is_flag=True, help="All lanes. Default: of very many the 200 that matter most.")
@@ -21,7 +23,7 @@ def lanes(form: str, names: tuple[str, ...], verbose: bool) -> None:
     from ratelimit_worker.stores.live import MOST_LANES
 
     with open_sources() as opened:
-        state = cluster_state(opened.sources.live.now(names or None, None if verbose else MOST_LANES), None)
+        state = cluster_state(opened.sources.server.now(names or None, None if verbose else MOST_LANES), None)
     if form == "json":
         say(as_json(as_builtins(state)["lanes"]))
     elif state.lanes:

@@ -7,6 +7,7 @@ import time
 import click
 
 from ratelimit_worker.cli.amount import Amount
+from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.terminal import say
 
 
@@ -16,6 +17,7 @@ def limits() -> None:
 
 
 @limits.command("set")
+@of_app
 @click.argument("lane")
 @click.option("--rpm", type=Amount(min=0), help="Requests a minute, never exceeded. 0: no such limit.")
 @click.option("--tpm", type=Amount(min=0), help="Tokens a minute, never exceeded. 0: no such limit.")
@@ -59,7 +61,7 @@ def set_(
     from ratelimit_worker.errors import BadInput
     from ratelimit_worker.flow.limit import Change, set_limits
     from ratelimit_worker.reports.tables import limits_line
-    from ratelimit_worker.stores.live import redis_errors
+    from ratelimit_worker.stores.reach import redis_errors
 
     if parents and no_parents:
         raise click.UsageError("--parent or --no-parents, not both")
@@ -78,6 +80,7 @@ def set_(
         raise click.UsageError("name at least one limit, such as --rpm 60")
     try:
         with open_sources() as opened, redis_errors():
+            opened.reach()
             known = opened.settings.lanes
             configured = known.get(lane) or LaneLimits()
             before, after = set_limits(opened.services.control, lane, change, configured, time.sleep, known)

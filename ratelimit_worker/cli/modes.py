@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ratelimit_worker.cli.duration import MOST_S
+from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.terminal import say
 from ratelimit_worker.plain_text import one_line
 
@@ -39,6 +40,7 @@ def _pinning(mode: str, does: str) -> click.Command:
     @click.command(
         name=mode, help=f"Pin the mode {mode.upper()}: {does} It wins over the law until `auto`, or for --for."
     )
+    @of_app
     @click.option("--lane", metavar="L", help="Only this lane. Default: all, also those that come later.")
     @click.option(
         "--for", "for_s", callback=_seconds, metavar="TIME", help="Such as 90s, 15m, 2h. Default: until `auto`."
@@ -46,15 +48,15 @@ def _pinning(mode: str, does: str) -> click.Command:
     @click.option("--reason", default="", metavar="TEXT", help="For the history.")
     @click.option("-v", "--verbose", is_flag=True, help="A line for each lane that changes, where all are pinned.")
     def command(lane: str | None, for_s: float | None, reason: str, verbose: bool) -> None:
-        from ratelimit_worker import wiring
         from ratelimit_worker.calls import Mode
-        from ratelimit_worker.cli.cluster import talking_to_redis
+        from ratelimit_worker.cli.sources import open_sources
         from ratelimit_worker.flow.pin import pin
+        from ratelimit_worker.stores.reach import redis_errors
 
-        with talking_to_redis():
-            changes = pin(
-                wiring.services().control, Mode(mode.upper()), lane=lane, for_s=for_s, reason=reason, who=_user()
-            )
+        with open_sources() as opened, redis_errors():
+            opened.reach()
+            control = opened.services.control
+            changes = pin(control, Mode(mode.upper()), lane=lane, for_s=for_s, reason=reason, who=_user())
         _show(changes, lane is not None or verbose)
         say(f"{_lanes(lane)} pinned to {mode.upper()}{_until(changes)}.", err=True)
 
@@ -68,17 +70,19 @@ halt = _pinning("halt", "nothing is sent; calls wait.")
 
 
 @click.command()
+@of_app
 @click.option("--lane", metavar="L", help="Only this lane. Default: all.")
 @click.option("--reason", default="", metavar="TEXT", help="For the history.")
 @click.option("-v", "--verbose", is_flag=True, help="A line for each lane that changes, where all are given back.")
 def auto(lane: str | None, reason: str, verbose: bool) -> None:
     """Give lanes that were pinned back to the law."""
-    from ratelimit_worker import wiring
-    from ratelimit_worker.cli.cluster import talking_to_redis
+    from ratelimit_worker.cli.sources import open_sources
     from ratelimit_worker.flow.pin import auto as give_back
+    from ratelimit_worker.stores.reach import redis_errors
 
-    with talking_to_redis():
-        changes = give_back(wiring.services().control, lane=lane, reason=reason, who=_user())
+    with open_sources() as opened, redis_errors():
+        opened.reach()
+        changes = give_back(opened.services.control, lane=lane, reason=reason, who=_user())
     _show(changes, lane is not None or verbose)
     say(f"{_lanes(lane)} left to the law.", err=True)
 
@@ -92,15 +96,28 @@ def mode() -> None:
 
 
 @mode.command()
+@of_app
 @click.option("--lane", metavar="L", help="Only this lane. Default: all.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many changes.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def history(lane: str | None, limit: int, form: str) -> None:
-    """Print the newest mode changes, newest first, with who or what caused them."""
-    from ratelimit_worker import wiring
+    """Print the newest mode changes, newest first, with who or what caused them.
 
-    changes = wiring.services().tracker.mode_changes(lane=lane, limit=limit)
-    say(_FORMS[form](changes))
+    They come from the tracking database; those that are still on their way to it, in Redis, are told of on stderr.
+    """
+    from ratelimit_worker.cli.sources import open_sources
+    from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
+    from ratelimit_worker.reports.words import count
+
+    with open_sources() as opened:
+        changes = opened.services.tracker.mode_changes(lane=lane, limit=limit)
+        say(_FORMS[form](changes))
+        try:
+            opened.reach()
+            if waiting := opened.services.outbox.backlog():
+                say(f"Note: {count(waiting)} outcomes and changes are on their way to the database", err=True)
+        except (StoreUnavailable, ConfigurationError) as error:
+            say(f"Note: what is not in the database yet is unknown: {error}", err=True)
 
 
 def _show(changes: Sequence[ModeChange], each: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ratelimit_worker.cli.duration import DURATION
+from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ _UNREACHABLE = 69
 
 
 @click.command()
+@of_app
 @click.option(
     "--window",
     type=DURATION,
@@ -57,7 +59,7 @@ def stats(ctx: click.Context, window: float, watch: bool, form: str, by: str) ->
             time.sleep(_EVERY_S)
             found = figures(opened.sources, window, time.time())
     _show(found, form, by)
-    if found.now is None:
+    if found.now is None and opened.sources.live is not None:  # where none is named, the database is all there is
         ctx.exit(_UNREACHABLE)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.terminal import say
 
 _EXIT_SICK = 3
@@ -11,6 +12,7 @@ _LADDER = ("normal", "reduced", "emergency", "halt")
 
 
 @click.command()
+@of_app
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.option(
     "--fail-on",

@@ -9,8 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from redis import RedisError
-
 from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.flow.pin import auto, pin
@@ -19,6 +17,7 @@ from ratelimit_worker.reports.stats import Sources, status
 from ratelimit_worker.stores.database import engine_for
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.queries import Queries
+from ratelimit_worker.stores.reach import reach, redis_errors
 from ratelimit_worker.wiring import Services
 
 T = TypeVar("T")
@@ -54,7 +53,9 @@ class Board:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._engine = engine_for(services.settings.database_url)
-        self._sources = Sources(queries=Queries(self._engine), live=Live(services.redis))
+        self._sources = Sources(
+            queries=Queries(self._engine), live=Live(services.redis), reach=lambda: reach(services.redis)
+        )
         self._threads = ThreadPoolExecutor(2, "rate-limit-page")
         self._one_at_a_time = asyncio.Lock()
         self._seen: tuple[float, Sight] | None = None
@@ -114,9 +115,8 @@ class Board:
 
     def _give(self, order: Order) -> list[ModeChange]:
         control = self._services.control
-        try:
+        reach(self._services.redis)
+        with redis_errors():
             if order.mode is None:
                 return auto(control, lane=order.lane, reason=order.reason, who=order.who)
             return pin(control, order.mode, lane=order.lane, for_s=order.for_s, reason=order.reason, who=order.who)
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(f"Redis: {str(error) or type(error).__name__}".splitlines()[0]) from error

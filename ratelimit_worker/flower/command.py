@@ -10,7 +10,13 @@ from ratelimit_worker.errors import ConfigurationError
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("-A", "--app", "app_name", metavar="MODULE", help="The deployment's app, such as tasks. Default: ours.")
+@click.option(
+    "-A",
+    "--app",
+    "app_name",
+    metavar="MODULE",
+    help="The deployment's app, such as tasks. Default: CELERY_APP, else ours.",
+)
 @click.option("--address", help="Listen here. Default: FLOWER_ADDRESS, else 127.0.0.1.")
 @click.option("--port", type=click.IntRange(min=1, max=65_535), help="Default: FLOWER_PORT, else 5555.")
 @click.option(

@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 from celery import Celery
-from celery.app.utils import find_app as find_celery_app
 from flower.app import Flower, rewrite_handler
 from flower.command import (
     apply_env_options,
@@ -25,14 +24,16 @@ from flower.urls import settings
 from kombu.utils.url import maybe_sanitize_url
 from tornado.options import options
 
-from ratelimit_worker import wiring
-from ratelimit_worker.app import product_app
-from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError
+from ratelimit_worker.app import make_app, product_app
+from ratelimit_worker.config import environment
+from ratelimit_worker.deployment import APP, REDIS_URL, deployment_of, installation_named
+from ratelimit_worker.errors import RateLimitWorkerError
 from ratelimit_worker.flower.board import Board
 from ratelimit_worker.flower.loader import Loader
 from ratelimit_worker.flower.pages import HANDLERS
 from ratelimit_worker.flower.summaries import without_answers
 from ratelimit_worker.plain_text import shown
+from ratelimit_worker.wiring import Services
 from ratelimit_worker.worker.installed import installation_of
 from ratelimit_worker.worker.task import CallTask
 
@@ -50,7 +51,7 @@ class LanesFlower(Flower):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.board = Board(wiring.services())
+        self.board = Board(services_of(self.capp))
         prefix = self.options.url_prefix
         # Beside Flower's own, and before the handler that answers 404 to everything else.
         self.add_handlers(r".*", [rewrite_handler(made, prefix) for made in HANDLERS] if prefix else list(HANDLERS))
@@ -58,7 +59,7 @@ class LanesFlower(Flower):
     @cached_property
     def broker_uri_with_password(self) -> str:
         """The server as stock Celery would name it: Flower does not know our scheme, and asks Redis by itself."""
-        url = wiring.services().redis_url
+        url = services_of(self.capp).redis_url
         if url.startswith("sentinel://"):  # it asks one of them
             return url.partition(";")[0].partition("?")[0]
         return f"redis+socket://{url.removeprefix('unix://')}" if url.startswith("unix://") else url
@@ -74,23 +75,24 @@ class LanesFlower(Flower):
         self.board.close()
 
 
+def services_of(app: Celery) -> Services:
+    """The live objects of an app, which need not be those of its process: its module may have installed others."""
+    installation = installation_of(app)
+    assert installation is not None, "find_app gives none without lanes"
+    return installation.services()
+
+
 def find_app(name: str | None) -> Celery:
-    """The deployment's app, as `celery -A` finds it; ours when None.
+    """The deployment's app, as `celery -A` finds it; None: that of CELERY_APP, else ours.
 
     Raises:
         ConfigurationError: there is none of that name, it has no lanes, or a setting is wrong.
     """
-    if name is None:
-        return product_app()
-    try:
-        app = find_celery_app(name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"-A {name}: {error}") from error
-    installation = installation_of(app)
-    if installation is None:
-        raise ConfigurationError(f"-A {name}: an app without lanes; ratelimit_worker.install(app) gives it some")
-    installation.services()  # says at once what is wrong with its broker
-    return app
+    named, said = (name, f"-A {name}") if name else (environment().get(APP, ""), APP)
+    if named:
+        return installation_named(named, said).app
+    settings = deployment_of().settings
+    return product_app() if settings.sources.get(REDIS_URL) in ("environment", "default") else make_app(settings)
 
 
 def serve(
@@ -107,7 +109,7 @@ def serve(
         click.UsageError: an option that Flower does not know.
     """
     _read_options(address, port, logins, more)
-    wiring.services().redis  # noqa: B018 - says at once that there is none, instead of on every page
+    services_of(app).redis  # noqa: B018 - says at once that there is none, instead of on every page
     app.set_default()  # Flower asks the current app for results and time zone
     options.format_task = without_answers(lambda name: _makes_calls(app, name), options.format_task)
     settings["template_loader"] = Loader(Path(settings["template_path"]))

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
 from ratelimit_worker.inprocess.drive import is_async
 from ratelimit_worker.inprocess.limiter import Options, get_advanced_rate_limiter
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Optimized:
+    """What stands under the decorator, for `explain_key`."""
+
+    function: Callable[..., Any]
+    name: str | None
+    options: Mapping[str, Any]
 
 
 @overload
@@ -37,7 +47,7 @@ def optimize_api_call(
     Args:
         func_name: What statistics call it; the function's own name when None.
         options: As of `make_rate_limited_call`: lane, tenant, priority, deadline_s, cost, stale_ttl, shed_below,
-            timeout_s, classify.
+            timeout_s, classify, cache_key.
     Raises:
         TypeError: a generator: it makes its request while it is read, which is after the call.
         BadInput: an option that cannot be.
@@ -54,6 +64,10 @@ def optimize_api_call(
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(f"{function.__qualname__} is a generator: decorate the function that opens the stream")
 
+        def marked(made: Any) -> Any:
+            made.optimized = Optimized(function, func_name, how)
+            return made
+
         def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return get_advanced_rate_limiter().make_rate_limited_call(function, func_name, args, kwargs, **how)
 
@@ -63,12 +77,12 @@ def optimize_api_call(
             async def wrapped_async(*args: Any, **kwargs: Any) -> Any:
                 return await call(args, kwargs)
 
-            return wrapped_async
+            return marked(wrapped_async)
 
         @functools.wraps(function)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             return call(args, kwargs)
 
-        return wrapped
+        return marked(wrapped)
 
     return decorate

@@ -33,6 +33,7 @@ from ratelimit_worker.stores.decide import deciding
 from ratelimit_worker.stores.desks import LOOK_EVERY_S, PREFIX, Desks
 from ratelimit_worker.stores.lanes import AnsweredFromCache, Claim, Entry, Lanes
 from ratelimit_worker.stores.patient import passes
+from ratelimit_worker.stores.reach import first_line, reach
 from ratelimit_worker.wiring import Services
 from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
 
@@ -49,6 +50,7 @@ PROBE_S = 2.0  #: between looks at a Redis that is not waited for
 SPARE_SLOTS = 64
 MOST_LATER = 10_000  #: things to tell Redis when it is back
 LEAVE_S = 10.0  #: how long the end of the process may wait for the recorder
+GONE_S = 0.1  #: the same where Redis does not answer, so that nothing can be recorded
 
 MESSAGE = b'{"delivery_tag": "@"}'  #: the release script puts the tag into it; there is nothing else to say
 _tag_of = msgspec.json.Decoder(dict[str, str]).decode
@@ -269,17 +271,20 @@ class Desk:
             for thread in threads:
                 thread.stop()
             self._wake()
-            if self.up:
+            there = self.up
+            if there:
                 self.there.clear()
                 try:
+                    reach(self.lanes.client)
                     self._tell(self.lanes)
                     self.lanes.beat(self.queue, 0, LIFE_S, [self.queue], self.lease_s, [])
                     Desks(self.live.redis).gone(self.queue)
-                except (RedisError, OSError) as error:
+                except (RedisError, OSError, StoreUnavailable) as error:
+                    there = False
                     log.info("desk.close", extra={"cause": type(error).__name__})  # it expires with its life
             for thread in threads:
                 if thread.is_alive() and thread is not threading.current_thread():
-                    thread.join(LEAVE_S)
+                    thread.join(LEAVE_S if there else GONE_S)
         self.tell_all(News.AWAY)
 
     def beat(self, client_lanes: Lanes) -> None:
@@ -420,7 +425,7 @@ class Desk:
             raise Away(self.why) from error
         except (RedisError, OSError) as error:
             if not passes(error):
-                raise StoreUnavailable(f"Redis said: {str(error).splitlines()[0][:200]}") from error
+                raise StoreUnavailable(f"Redis said: {first_line(error)}") from error
             self.why = f"Redis said {type(error).__name__}"
             if not isinstance(error, ResponseError):  # it is there, and takes nothing in
                 self.went(error)

@@ -24,21 +24,24 @@ from typing import Any
 from redis import RedisError
 
 from ratelimit_worker import plugins
-from ratelimit_worker.calls import Cost, Mode, ModeChange
-from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable
+from ratelimit_worker.calls import Cost, Mode, ModeChange, Timeouts
+from ratelimit_worker.config import NO_REDIS
+from ratelimit_worker.errors import BadInput, ConfigurationError, DeadlineExceeded, StoreUnavailable
 from ratelimit_worker.flow import enqueue, pin
-from ratelimit_worker.flow.admit import Admission, Steps, inside, run_unpaced
+from ratelimit_worker.flow.admit import LOOK_AGAIN_S, Admission, Sleep, Steps, inside, run_unpaced
 from ratelimit_worker.flow.execute import Executor
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.inprocess.basic import BasicPace
 from ratelimit_worker.inprocess.desk import Desk, Turn
 from ratelimit_worker.inprocess.drive import InLoop, InThread, Mail, is_async
 from ratelimit_worker.inprocess.lane import lane_of
-from ratelimit_worker.inprocess.sharing import Sharing
+from ratelimit_worker.inprocess.own_modes import OwnModes, apart_s
+from ratelimit_worker.inprocess.sharing import CacheKey, Sharing, check_key
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.policy.timeout import timeouts
 from ratelimit_worker.stores.decide import deciding
 from ratelimit_worker.stores.desks import Desks
+from ratelimit_worker.stores.reach import reach, redis_errors
 from ratelimit_worker.wiring import Services, policy_of, services
 
 log = logging.getLogger(__name__)
@@ -63,6 +66,8 @@ class Options:
         timeout_s: Seconds that one attempt may take: built-in providers obey, and the function may ask
             `ratelimit_worker.timeout_s()`; None: as lane and settings say, or by what is learned.
         classify: Told what the function raised, as for a task: its `Category`, a `Failure`, or None for our own rules.
+        cache_key: Calls with the same one share, whatever function, `self` and arguments are: plain data, or a function
+            of the call's arguments (`self` first) that returns it; None from it: this call shares nothing.
     """
 
     context: str = "general"
@@ -78,6 +83,7 @@ class Options:
     shed_below: str | None = None
     timeout_s: float | None = None
     classify: Rule | None = None
+    cache_key: CacheKey = None
 
     def __post_init__(self) -> None:
         enqueue.check(
@@ -92,6 +98,7 @@ class Options:
             shed_below=self.shed_below,
             timeout_s=self.timeout_s,
         )
+        check_key(self.cache_key)
 
 
 class AdvancedRateLimiter:
@@ -114,6 +121,7 @@ class AdvancedRateLimiter:
         self._live = live
         self._clock, self._sleep, self._sleep_async, self._jitter = clock, sleep, sleep_async, jitter
         self._basic = BasicPace(clock)
+        self._own_modes = OwnModes()
         self._sharing = Sharing()
         self._desk: Desk | None = None
         self._probed: tuple[float, bool] = (float("-inf"), False)
@@ -137,7 +145,7 @@ class AdvancedRateLimiter:
         Args:
             func_name: What statistics call it; the function's own name when None.
             options: As `Options`: lane, context_tags, cache_enabled, cache_incomplete, tenant, priority, deadline_s,
-                cost, stale_ttl, shed_below, timeout_s, classify.
+                cost, stale_ttl, shed_below, timeout_s, classify, cache_key.
         Raises:
             Exception: what `func` raised last, as it was.
             DeadlineExceeded: the lane had no turn for it within its deadline.
@@ -145,7 +153,7 @@ class AdvancedRateLimiter:
             ConfigurationError: a setting is wrong.
         """
         how = Options(context=context, **options)
-        name = func_name or getattr(func, "__qualname__", None) or type(func).__qualname__
+        name = _name_of(func, func_name)
         given = dict(kwargs or {})
         if is_async(func):
             return self._call_async(func, name, args, given, how)
@@ -171,7 +179,7 @@ class AdvancedRateLimiter:
     ) -> Steps:
         live = self.services
         settings = live.settings
-        lane = lane_of(func, kwargs) or enqueue.DEFAULT_LANE if how.lane is None else how.lane
+        lane = _lane_of(func, kwargs, how)
         told_s = enqueue.timeout_of(how.timeout_s, settings, lane)
         outside = timeouts(
             told_s=told_s,
@@ -180,13 +188,10 @@ class AdvancedRateLimiter:
             left_s=settings.deadline_s if how.deadline_s is None else how.deadline_s,
         )
         if not settings.enable_advanced_rate_limiting:
-            unpaced = partial(self._basic.reserve, settings.rate_limit_delay, "they are switched off")
-            return run_unpaced(unpaced, timeouts=outside)
-        try:
-            desk = self._desk_of(live)
-        except ConfigurationError as error:  # no server is named: there are no lanes
-            unpaced = partial(self._basic.reserve, settings.rate_limit_delay, str(error))
-            return run_unpaced(unpaced, timeouts=outside)
+            return self._without_lanes(live, lane, how, outside, "they are switched off")
+        if not live.redis_url:
+            return self._without_lanes(live, lane, how, outside, NO_REDIS)
+        desk = self._desk_of(live)
         plan = enqueue.plan(
             enqueue.Kind(task=name, lane=lane),
             args,
@@ -209,7 +214,7 @@ class AdvancedRateLimiter:
         )
         fingerprint = None
         if "ttl" in plan:
-            fingerprint = self._sharing.fingerprint(func, name, lane, how.context, args, kwargs)
+            fingerprint = self._sharing.fingerprint(func, name, lane, how.context, args, kwargs, how.cache_key)
             if any(outer.fingerprint == fingerprint for outer in inside.get()):
                 fingerprint = None  # it would wait for itself
         if fingerprint is not None:
@@ -243,6 +248,59 @@ class AdvancedRateLimiter:
             arguments=(lambda: (args, kwargs)) if settings.capture_content else None,
         ).steps()
 
+    def explain_key(
+        self,
+        func: Callable[..., Any],
+        func_name: str | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        context: str = "general",
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Which calls share an answer with this one, and by what that is decided; the call is not made.
+
+        Args:
+            func: Also one under `@optimize_api_call`, or a method that is: then with the options that it has there.
+            options: As of `make_rate_limited_call`.
+        Returns:
+            `shares`; `why` not; `key`, the same for calls that share; `counts`, for each part that does (`argument 0`,
+            `self.model`) a few digits by which two calls can be compared, and nothing of its value; `left_out`, what of
+            `self` does not count, and what it is.
+        Raises:
+            BadInput: an option or a `cache_key` that cannot be.
+        """
+        called = getattr(func, "__func__", func)
+        if (decorated := getattr(called, "optimized", None)) is not None:
+            if called is not func:
+                args = (func.__self__, *args)  # type: ignore[attr-defined]
+            func, func_name, options = decorated.function, decorated.name, {**decorated.options, **options}
+            context = options.pop("context")
+        how, name, given = Options(context=context, **options), _name_of(func, func_name), dict(kwargs or {})
+        settings = self.services.settings
+        found = self._sharing.explain(func, name, _lane_of(func, given, how), context, args, given, how.cache_key)
+        off = {
+            "cache_enabled is false": not how.cache_enabled,
+            "MAISD_ENABLE_ADVANCED_RATE_LIMITING is false": not settings.enable_advanced_rate_limiting,
+            "no Redis is named": not self.services.redis_url,
+            "the settings keep no answer, and let nobody wait for another's": not (
+                settings.enable_request_deduplication
+                or (settings.enable_intelligent_caching and settings.cache_ttl_seconds > 0)
+            ),
+        }
+        return {**found, **next(({"shares": False, "why": why} for why, holds in off.items() if holds), {})}
+
+    def _without_lanes(self, live: Services, lane: str, how: Options, timeouts: Timeouts, why: str) -> Steps:
+        """One attempt at the basic pace, or as the mode that this process has set for itself lets it."""
+        settings = live.settings
+        deadline_s = settings.deadline_s if how.deadline_s is None else how.deadline_s
+        until, mode = self._clock() + deadline_s, Mode.NORMAL
+        while not live.redis_url and (mode := self._own_modes.of(lane, settings)) is Mode.HALT:
+            if (left_s := until - self._clock()) <= 0:
+                raise DeadlineExceeded(uuid.uuid4().hex, lane)
+            yield Sleep(min(LOOK_AGAIN_S, left_s))
+        unpaced = partial(self._basic.reserve, apart_s(mode, settings), why)
+        return (yield from run_unpaced(unpaced, timeouts=timeouts))
+
     # ── the cluster ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def is_enabled(self) -> bool:
@@ -265,6 +323,8 @@ class AdvancedRateLimiter:
     ) -> list[ModeChange]:
         """Pin a mode for the whole cluster: normal, reduced, emergency or halt; "auto" (or "resume") gives it back.
 
+        Where no Redis is named it holds for the calls of this process: a pace in REDUCED and EMERGENCY, a wait in HALT.
+
         Args:
             lane: None: all lanes.
             for_s: Seconds until the pin ends by itself; None: it stays until "auto".
@@ -277,11 +337,14 @@ class AdvancedRateLimiter:
         word = mode.strip().upper()
         if word not in (*Mode, "AUTO", "RESUME"):
             raise BadInput(f"mode={mode!r}: use {', '.join(known.lower() for known in Mode)} or auto")
-        with _redis_errors():
-            control = self.services.control
-            if word in ("AUTO", "RESUME"):
-                return pin.auto(control, lane=lane, reason=reason, who=_who())
-            return pin.pin(control, Mode(word), lane=lane, for_s=for_s, reason=reason, who=_who())
+        live, mode_ = self.services, None if word in ("AUTO", "RESUME") else Mode(word)
+        if not live.redis_url:
+            return self._own_modes.pin(live.settings, mode_, lane=lane, for_s=for_s, reason=reason, who=_who())
+        reach(live.redis)
+        with redis_errors():
+            if mode_ is None:
+                return pin.auto(live.control, lane=lane, reason=reason, who=_who())
+            return pin.pin(live.control, mode_, lane=lane, for_s=for_s, reason=reason, who=_who())
 
     def get_comprehensive_stats(self) -> dict[str, Any]:
         """Volume, errors, cache, retries, latency and modes: `{"15m": …, "1h": …, "24h": …}`, each as `stats` has it.
@@ -306,15 +369,19 @@ class AdvancedRateLimiter:
         return analytics.export(sources(self.services), path)
 
     def invalidate_cache(self, context: str | None = None) -> int:
-        """Forget kept answers (of one context; None: all) → how many.
+        """Forget kept answers (of one context; None: all) → how many. Where no Redis is named none are kept.
 
         Raises:
-            StoreUnavailable: Redis is away.
+            StoreUnavailable: Redis is away, and what it keeps could be answered from again.
         """
         from ratelimit_worker.stores.answers import forget
 
-        with _redis_errors():
-            return forget(self.services.redis, context)
+        live = self.services
+        if not live.redis_url:
+            return 0
+        reach(live.redis)
+        with redis_errors():
+            return forget(live.redis, context)
 
     def cleanup(self) -> dict[str, int]:
         """Delete what is past its time → how many: outcomes older than `MAISD_RETENTION_DAYS`, calls of dead processes.
@@ -324,11 +391,15 @@ class AdvancedRateLimiter:
         """
         live = self.services
         done = {"outcomes": live.tracker.purge(live.settings.retention_days * DAY_S), "abandoned_calls": 0}
+        if not live.redis_url:
+            return done
         try:
-            desks, lease_s = Desks(live.redis), live.settings.visibility_timeout_seconds
-            done["abandoned_calls"] = desks.forget_absent(f"cleanup-{os.getpid()}", lease_s)
-        except (RedisError, OSError, ConfigurationError) as error:
-            log.info("cleanup.without_redis", extra={"cause": type(error).__name__})
+            reach(live.redis)
+            with redis_errors():
+                desks, lease_s = Desks(live.redis), live.settings.visibility_timeout_seconds
+                done["abandoned_calls"] = desks.forget_absent(f"cleanup-{os.getpid()}", lease_s)
+        except StoreUnavailable as error:
+            log.warning("cleanup.without_redis %s", error, extra={"cause": str(error)})
         return done
 
     def close(self) -> None:
@@ -361,15 +432,12 @@ class AdvancedRateLimiter:
         return desk
 
 
-class _redis_errors:  # noqa: N801 - reads as a verb where it is used
-    """Errors of Redis become ours."""
+def _name_of(func: Callable[..., Any], told: str | None) -> str:
+    return told or getattr(func, "__qualname__", None) or type(func).__qualname__
 
-    def __enter__(self) -> None:
-        return None
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (RedisError, OSError)):
-            raise StoreUnavailable(f"Redis said: {str(error).splitlines()[0][:200]}") from error
+def _lane_of(func: Callable[..., Any], kwargs: Mapping[str, Any], how: Options) -> str:
+    return lane_of(func, kwargs) or enqueue.DEFAULT_LANE if how.lane is None else how.lane
 
 
 def _answers(live: Services) -> bool:

@@ -1,15 +1,15 @@
 """When are two in-process calls the same, and which answers can stand for another? Only plain values travel unchanged.
 
-A call is known by its name for statistics, its lane, its context, the function itself and its arguments. A wrong answer
-is worse than one request more, so whatever cannot be told apart for certain is not shared:
+A call is known by its name for statistics, its lane, its context, the function itself and its arguments; or, where who
+calls knows better, by a `cache_key` in place of the last two. A wrong answer is worse than one request more, so
+arguments that cannot be told apart for certain are not shared:
 
 | what | counts by |
 |---|---|
 | arguments | value: text, numbers, booleans, None, and lists, tuples and dicts of them; anything else is not shared |
 | a function of a module or class | its name |
 | one made inside another function, or in the script that runs | its code, and the plain values that it closes over |
-| `self` (of a bound method, or a first parameter of that name) | class and plain attributes, two objects deep |
-| what lies deeper in `self` (clients, pools), and locks | which object it is: shared within this process only |
+| `self` (of a bound method, or a first parameter of that name) | class and plain data: owner.py |
 """
 
 from __future__ import annotations
@@ -18,43 +18,25 @@ import hashlib
 import inspect
 import json
 import logging
-import os
-import re
-import struct
 import sys
-import threading
 import uuid
-import weakref
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from datetime import date, timedelta
-from decimal import Decimal
-from enum import Enum
 from functools import partial
-from pathlib import PurePath
-from types import BuiltinFunctionType, CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+from ratelimit_worker.errors import BadInput
 from ratelimit_worker.fingerprint import digest
 from ratelimit_worker.flow.settle import Answers
+from ratelimit_worker.inprocess.owner import SCALARS, Owner, PerObject, Unshareable
 
 log = logging.getLogger(__name__)
 
 MOST_WRAPPERS = 50
-MOST_STATE = 2_000  #: values in `self`; to look at more would cost more than it is worth
-DEEP = 2  #: objects below `self` whose attributes are looked at
+MARK = 8  #: digits that tell one value of a part from another
 MOST_NAMES = 10_000  #: functions that are remembered
 
-_SCALARS = (str, int, float, bool, type(None))
-#: Whose `repr` says all.
-_VALUES = (bytes, date, timedelta, Decimal, uuid.UUID, PurePath, Enum, complex, range, re.Pattern)
-#: Whose objects hold others, somewhere.
-_CONTENTS = ("__len__", "__iter__", "__getitem__", "__next__")
-_POINTER_BYTES = struct.calcsize("P")
-
-
-class Unshareable(Exception):
-    """This call cannot be told apart from others, `str()` says why. Nobody but this module sees it."""
+CacheKey = Callable[..., Any] | str | int | float | bool | list[Any] | tuple[Any, ...] | dict[str, Any] | None
 
 
 class Sharing:
@@ -72,19 +54,83 @@ class Sharing:
         context: str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
+        cache_key: CacheKey = None,
     ) -> str | None:
-        """What calls with the same answer have in common; None: this one is its caller's alone."""
-        if name in self._apart:
+        """What calls with the same answer have in common; None: this one is its caller's alone.
+
+        Args:
+            cache_key: As `key_parts`.
+        Raises:
+            BadInput: `cache_key` is no plain data.
+        """
+        if name in self._apart:  # which was said then
             return None
+        left_out: dict[str, str] = {}
         try:
-            return digest(name, lane, ["in process", context, *identity(func, args, kwargs)])
+            parts = self.parts(func, name, args, kwargs, cache_key, left_out)
         except Unshareable as why:
-            self._say(name, str(why))
-        except RecursionError:
-            self._say(name, "its arguments are nested too deeply")
-        except (TypeError, ValueError) as error:  # a number of ten thousand digits
-            self._say(name, type(error).__name__)
-        return None
+            self._say(name, f"share no answers: {why}")
+            return None
+        for path, what in left_out.items():
+            self._say(name, f"share answers whatever {path} holds: {what}; cache_key= says otherwise")
+        return _digest(name, lane, context, parts)
+
+    def parts(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        cache_key: CacheKey,
+        left_out: dict[str, str],
+    ) -> dict[str, Any]:
+        """What of a call counts, by what it is called.
+
+        Args:
+            left_out: Is told what of `self` does not count, and why.
+        Raises:
+            Unshareable: the call cannot be told apart from others, or the function's answers are no JSON.
+            BadInput: `cache_key` is no plain data.
+        """
+        if name in self._apart:
+            raise Unshareable("an answer of this function was no JSON")
+        if cache_key is not None:
+            return {"cache_key": _given_key(cache_key, args, kwargs)}
+        try:
+            parts = identity(func, args, kwargs, left_out)
+            json.dumps(parts)
+        except RecursionError as error:
+            raise Unshareable("its arguments are nested too deeply") from error
+        except Unshareable:
+            raise
+        except Exception as error:  # a number of ten thousand digits; an object that answers nobody outside a request
+            raise Unshareable(type(error).__name__) from error
+        return parts
+
+    def explain(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        lane: str,
+        context: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        cache_key: CacheKey = None,
+    ) -> dict[str, Any]:
+        """How `fingerprint` decides, as plain values; of what the call holds only a few digits of hashes."""
+        left_out: dict[str, str] = {}
+        told: dict[str, Any] = {"shares": False, "why": "", "key": None, "counts": {}, "left_out": left_out}
+        try:
+            parts = self.parts(func, name, args, kwargs, cache_key, left_out)
+        except Unshareable as why:
+            return {**told, "why": str(why)}
+        counts = {"name": name, "lane": lane, "context": context, **parts}
+        return {
+            **told,
+            "shares": True,
+            "key": _digest(name, lane, context, parts),
+            "counts": {part: digest(part, "", [value])[:MARK] for part, value in counts.items()},
+        }
 
     def answers(self, name: str, most_bytes: int) -> Answers:
         """How this function's answers are kept; from the first that cannot be, none of its calls is shared."""
@@ -98,7 +144,8 @@ class Sharing:
             except (TypeError, ValueError, RecursionError) as error:
                 if len(self._apart) < MOST_NAMES:
                     self._apart.add(name)
-                self._say(name, str(error) if isinstance(error, TypeError) else "an answer is no JSON")
+                why = str(error) if isinstance(error, TypeError) else "an answer is no JSON"
+                self._say(name, f"share no answers: {why}")
                 raise
             return text
 
@@ -107,12 +154,52 @@ class Sharing:
     def _say(self, name: str, why: str) -> None:
         if (name, why) not in self._said and len(self._said) < MOST_NAMES:
             self._said.add((name, why))
-            log.info("calls of %s share no answers: %s", name, why, extra={"func": name, "why": why})
+            log.info("calls of %s %s", name, why, extra={"func": name, "why": why})
 
 
-def identity(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-    """[function, self, positional, keyword arguments] as plain values.
+def _digest(name: str, lane: str, context: str, parts: Mapping[str, Any]) -> str:
+    return digest(name, lane, ["in process", context, parts])
 
+
+def check_key(cache_key: CacheKey) -> None:
+    """Whether a key that is no function can be one.
+
+    Raises:
+        BadInput: it is no plain data.
+    """
+    if cache_key is not None and not callable(cache_key):
+        _given_key(cache_key, (), {})
+
+
+def _given_key(cache_key: CacheKey, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What who calls says that counts, of this call.
+
+    Raises:
+        Unshareable: it says None.
+        BadInput: it is no plain data.
+    """
+    key = cache_key(*args, **kwargs) if callable(cache_key) else cache_key
+    if key is None:
+        raise Unshareable("cache_key says None")
+    try:
+        json.dumps(plain := _plain(key))
+    except (Unshareable, TypeError, ValueError, RecursionError) as error:
+        raise BadInput(
+            f"cache_key={type(key).__name__}: use text, numbers, and lists, tuples and dicts of them"
+        ) from error
+    return plain
+
+
+def identity(
+    func: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    left_out: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Function, self, positional and keyword arguments as plain values, by what they are called.
+
+    Args:
+        left_out: Is told what of `self` does not count, and why.
     Raises:
         Unshareable: they hold something that has no value of its own.
     """
@@ -123,16 +210,23 @@ def identity(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str,
             args, kwargs = (*func.args, *args), {**func.keywords, **kwargs}
             func = func.func
         elif isinstance(func, MethodType):
-            owner, func = [_state(func.__self__)], func.__func__
+            owner, func = [func.__self__], func.__func__
         elif not isinstance(func, (FunctionType, BuiltinFunctionType, type)) and not hasattr(func, "__wrapped__"):
-            owner, func = [_state(func)], type(func).__call__
+            owner, func = [func], type(func).__call__
         else:
             break
     if isinstance(func, BuiltinFunctionType) and not isinstance(func.__self__, ModuleType | type(None)):
-        owner = [_state(func.__self__)]
+        owner = [func.__self__]
     elif not owner and args and _takes_self(func):
-        owner, args = [_state(args[0])], args[1:]
-    return [_function(func), owner, [_plain(value) for value in args], _plain(dict(kwargs))]
+        owner, args = [args[0]], args[1:]
+    parts: dict[str, Any] = {"function": _function(func)}
+    for one in owner:
+        found = Owner(one, _function, _named)
+        parts |= found.counts
+        if left_out is not None:
+            left_out |= found.left_out
+    parts |= {f"argument {number}": _plain(value) for number, value in enumerate(args)}
+    return parts | {f"keyword {name}": _plain(value) for name, value in kwargs.items()}
 
 
 def _takes_self(func: Any) -> bool:
@@ -143,7 +237,7 @@ def _takes_self(func: Any) -> bool:
 def _plain(value: Any) -> Any:
     """As JSON in which a list, a tuple and a dict cannot be taken for each other."""
     kind = type(value)
-    if kind in _SCALARS:
+    if kind in SCALARS:
         return value
     if kind is list or kind is tuple:
         return [kind.__name__, *(_plain(item) for item in value)]
@@ -169,7 +263,7 @@ def _check_plain(value: Any) -> None:
             if type(name) is not str:
                 raise TypeError("an answer has keys that are no text")
             _check_plain(item)
-    elif kind not in _SCALARS:
+    elif kind not in SCALARS:
         raise TypeError(f"an answer is no JSON ({kind.__name__})")
 
 
@@ -235,126 +329,19 @@ def _enclosed_value(value: Any) -> Any:
         return ["function", *_function(value)]
     if isinstance(value, (type, ModuleType)):
         return _named(value)
-    if type(value) in _SCALARS:
+    if type(value) in SCALARS:
         return value
     if type(value) is tuple:
         return ["tuple", *(_enclosed_value(item) for item in value)]
     raise Unshareable(f"the function closes over a {type(value).__name__}")
 
 
-def _named(value: Any) -> list[str]:
+def _named(value: Any) -> list[str | None]:
     """A class or module by its name; a class that is nowhere to be imported from stands for itself."""
     module, name = getattr(value, "__module__", ""), getattr(value, "__qualname__", value.__name__)
     if isinstance(value, type) and (module == "__main__" or not _is_at(value, module, name)):
-        return ["this", module, name, _TOKENS.of(value)]
+        return ["this", module, name, _TOKENS.of(value, lambda: uuid.uuid4().hex)]
     return ["name", module, name]
 
 
-# ── self ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _state(owner: Any) -> Any:
-    return _State().of(owner, DEEP)
-
-
-class _State:
-    """Looks at one object, and at so many values at most."""
-
-    def __init__(self) -> None:
-        self._left = MOST_STATE
-
-    def of(self, value: Any, deep: int) -> Any:
-        self._left -= 1
-        if self._left < 0:
-            raise Unshareable("self holds too much to look at")
-        kind = type(value)
-        if kind in _SCALARS:
-            return value
-        if isinstance(value, (type, ModuleType)):
-            return _named(value)
-        if isinstance(value, _VALUES):
-            return ["value", *_named(kind), repr(value)]
-        if isinstance(value, (FunctionType, BuiltinFunctionType)):
-            return ["function", *_function(value)]
-        if isinstance(value, (list, tuple, deque)):
-            held: list[Any] = [self.of(item, deep) for item in value]
-        elif isinstance(value, (set, frozenset)):
-            held = sorted(json.dumps(self.of(item, deep)) for item in value)
-        elif isinstance(value, dict):
-            held = [[self.of(name, deep), self.of(item, deep)] for name, item in value.items()]
-        elif isinstance(value, _SCALARS):  # a subclass
-            held = [repr(value)]
-        elif deep < 0 or (_holds_more(kind) and not any(hasattr(kind, name) for name in _CONTENTS)):
-            return ["this", *_named(kind), _TOKENS.of(value)]  # too deep; or a lock, a socket: nothing to look at
-        elif _holds_more(kind):
-            raise Unshareable(f"self holds a {kind.__name__}")
-        else:
-            held = []
-        attributes = {**(getattr(value, "__dict__", None) or {}), **_slots(value)}
-        more = [[name, self.of(item, deep - 1)] for name, item in attributes.items()]
-        return ["object", *_named(kind), held, more]
-
-
-def _members(kind: type) -> list[str]:
-    return [
-        name
-        for base in kind.__mro__
-        for name, made in vars(base).items()
-        if isinstance(made, MemberDescriptorType) and name not in ("__dict__", "__weakref__")
-    ]
-
-
-def _slots(value: Any) -> dict[str, Any]:
-    """What it keeps in `__slots__`, as far as it is set."""
-    return {name: getattr(value, name) for name in _members(type(value)) if hasattr(value, name)}
-
-
-def _holds_more(kind: type) -> bool:
-    """Whether its objects have room for more than their attributes: an array, a lock, whatever is written in C."""
-    pointers = len(_members(kind)) + (kind.__weakrefoffset__ > 0) + (kind.__dictoffset__ > 0)
-    return kind.__itemsize__ != 0 or kind.__basicsize__ != object.__basicsize__ + pointers * _POINTER_BYTES
-
-
-class _Tokens:
-    """Names of objects, each as long as it lives; no other object of any process has the same."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[weakref.ref[Any], str]] = {}
-        self._lock = threading.RLock()  # an object may be collected while the lock is held
-        self._pid = 0
-
-    def of(self, value: Any) -> str:
-        """The object's name.
-
-        Raises:
-            Unshareable: nobody could tell when it is gone.
-        """
-        with self._lock:
-            if self._pid != os.getpid():  # a copy in a forked child is another object
-                self._known, self._pid = {}, os.getpid()
-            known = self._known.get(id(value))
-            if known is not None and known[0]() is value:
-                return known[1]
-            try:
-                here = weakref.ref(value, partial(self._gone, id(value)))
-            except TypeError as error:
-                raise Unshareable(f"self holds a {type(value).__name__}") from error
-            name = uuid.uuid4().hex
-            self._known[id(value)] = (here, name)
-            return name
-
-    def _gone(self, number: int, here: weakref.ref[Any]) -> None:
-        with self._lock:
-            known = self._known.get(number)
-            if known is not None and known[0] is here:
-                del self._known[number]
-
-
-_TOKENS = _Tokens()
-
-
-def _after_fork() -> None:
-    _TOKENS._lock = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+_TOKENS: PerObject[str] = PerObject()  #: names that no other object of any process has

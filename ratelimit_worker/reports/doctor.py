@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from ratelimit_worker.calls import Mode, Outcome
 from ratelimit_worker.config import PREFIX, SECRET_NAMES, Settings
-from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.plain_text import one_line
 from ratelimit_worker.policy.timeout import Latencies, learned_s, p99_s
 from ratelimit_worker.ports import BarKind
@@ -112,8 +112,8 @@ def settings_in_force(settings: Settings, environ: Mapping[str, str]) -> list[In
 
 
 def _source(variable: str, settings: Settings, environ: Mapping[str, str]) -> str:
-    if settings.sources.get(variable) == "environment":
-        return "environment"
+    if (told := settings.sources.get(variable, "default")) != "default":
+        return told
     if variable == f"{PREFIX}REDIS_URL" and settings.redis_url:
         return "CELERY_BROKER_URL"
     if variable == f"{PREFIX}DATABASE_URL" and environ.get("DATABASE_URL"):
@@ -163,13 +163,14 @@ def masked(url: str) -> str:
 def examine(
     settings: Settings,
     sources: Sources,
-    outbox: Box,
+    outbox: Box | None,
     latencies: Callable[[], Mapping[str, Latencies]],
     own_rules: Callable[[], Mapping[str, str]],
 ) -> Iterator[Finding]:
     """All checks, each as soon as it is known.
 
     Args:
+        outbox: None: no Redis is named.
         latencies: How long answers took, by task and model.
         own_rules: How tasks retry by themselves, in words, by task.
     """
@@ -182,22 +183,26 @@ def examine(
         yield Finding("database", Level.WRONG, str(error), Code.UNREACHABLE)
     try:
         began_s = time.time()
-        server = sources.live.server()
+        live = sources.server
+        server = live.server()
         ended_s = time.time()
         yield from judge_server(server)
         yield judge_clock(server.at_s - ended_s, ended_s - began_s)
         state, _ = status(sources)
-        yield from judge_file(sources.queries.protected_file(), sources.live.database_lost())
+        yield from judge_file(sources.queries.protected_file(), live.database_lost())
         yield from judge_workers(state, latency)
         yield from judge_lanes(state)
         yield from judge_number(sum(state.modes.values()), state.left_out, settings.max_lanes)
         yield from judge_counters(state.counters)
-        yield from judge_outbox(outbox.backlog(), outbox.full(), outbox.bad_count())
-        yield from judge_alerts(settings.alert_webhook_url, sources.live.alerts_waiting())
+        if outbox is not None:
+            yield from judge_outbox(outbox.backlog(), outbox.full(), outbox.bad_count())
+        yield from judge_alerts(settings.alert_webhook_url, live.alerts_waiting())
         yield judge_timeouts(settings, latencies(), now_s=server.at_s)
         yield from judge_own_rules(own_rules())
     except StoreUnavailable as error:
-        yield Finding("Redis", Level.WRONG, str(error), Code.UNREACHABLE)
+        yield Finding("Redis", Level.WRONG, str(error).removeprefix("Redis: "), Code.UNREACHABLE)
+    except ConfigurationError as error:
+        yield Finding("Redis", Level.WRONG, str(error), Code.CONFIGURATION)
     yield from judge_settings(settings)
 
 

@@ -149,10 +149,10 @@ def _totals(stats: Stats) -> list[tuple[str, str]]:
         ("waited p95", seconds(total.waited.p95_s)),
         ("tokens in", count(total.input_tokens)),
         ("tokens out", count(total.output_tokens)),
-        ("cache hits", count(stats.cache_hits)),
-        ("joined", count(stats.joined)),
-        ("stale answers", count(stats.cache_stale)),
-        ("shed", count(stats.shed)),
+        ("cache hits", stats.counted(stats.cache_hits)),
+        ("joined", stats.counted(stats.joined)),
+        ("stale answers", stats.counted(stats.cache_stale)),
+        ("shed", stats.counted(stats.shed)),
     ]
 
 

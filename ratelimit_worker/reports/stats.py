@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ratelimit_worker.calls import ModeChange
-from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.config import NO_REDIS
+from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.reports.figures import Figures, Group, Point, Tally
 from ratelimit_worker.reports.live import ClusterState, cluster_state
-from ratelimit_worker.reports.words import moment
+from ratelimit_worker.reports.words import count, moment
 from ratelimit_worker.stores.live import MOST_LANES, Live
 from ratelimit_worker.stores.queries import SAMPLE, Drawn, Queries
 from ratelimit_worker.stores.tracker import Tracker
@@ -33,22 +34,44 @@ class Sources:
     """Where figures come from.
 
     Args:
+        live: None: no Redis is named.
         modes: (from, before; seconds since the epoch) → mode changes in between, oldest first.
+        reach: Returns when Redis answers; `StoreUnavailable`: it does not.
     """
 
     queries: Queries
-    live: Live
+    live: Live | None
     modes: Callable[[float, float], Sequence[ModeChange]] = lambda since_s, until_s: ()
+    reach: Callable[[], None] = lambda: None
+
+    @property
+    def server(self) -> Live:
+        """The lanes on a Redis that answers.
+
+        Raises:
+            ConfigurationError: none is named.
+            StoreUnavailable: it is away or frozen.
+        """
+        if self.live is None:
+            raise ConfigurationError(NO_REDIS)
+        self.reach()
+        return self.live
 
     @classmethod
-    def of(cls, queries: Queries, live: Live, tracker: Callable[[], Tracker]) -> Sources:
+    def of(
+        cls,
+        queries: Queries,
+        live: Live | None,
+        tracker: Callable[[], Tracker],
+        reach: Callable[[], None] = lambda: None,
+    ) -> Sources:
         """With the newest mode changes of the tracking database, which is opened when they are asked for."""
 
         def modes(since_s: float, until_s: float) -> Sequence[ModeChange]:
             newest = tracker().mode_changes(since=since_s, limit=MOST_MODE_CHANGES)
             return [change for change in reversed(newest) if change.at < until_s]
 
-        return cls(queries=queries, live=live, modes=modes)
+        return cls(queries=queries, live=live, modes=modes, reach=reach)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +96,10 @@ class Stats:
     now: ClusterState | None  #: None: Redis is away
     missing: tuple[str, ...]  #: what could not be read, one sentence each
 
+    def counted(self, number: int) -> str:
+        """A number that Redis counts, for people; `-` where it could not be asked."""
+        return "-" if self.now is None else count(number)
+
 
 def status(
     sources: Sources, most: int | None = MOST_LANES, only: Sequence[str] | None = None
@@ -83,8 +110,10 @@ def status(
         most, only: As in `Live.now`.
     Raises:
         StoreUnavailable: Redis is away.
+        ConfigurationError: No Redis is named.
     """
-    now, lost = sources.live.now(only, most), sources.live.database_lost()
+    live = sources.server
+    now, lost = live.now(only, most), live.database_lost()
     missing = [] if lost is None else [f"{moment(lost[0])}: {lost[1]}"]
     try:
         recent = sources.queries.recent(now.at_s - MINUTE_S, now.at_s + 1.0)
@@ -96,7 +125,7 @@ def status(
 def stats(sources: Sources, window_s: float, now_s: float) -> Stats:
     """The figures of the last `window_s` seconds.
 
-    Where Redis is away the figures of the database are still told; `missing` says so.
+    Where Redis is away, or none is named, the figures of the database are still told; `missing` says so.
 
     Args:
         window_s: Above 0.
@@ -124,7 +153,7 @@ def stats(sources: Sources, window_s: float, now_s: float) -> Stats:
     try:
         state, unknown = status(sources)
         missing += unknown
-    except StoreUnavailable as error:
+    except (StoreUnavailable, ConfigurationError) as error:
         missing.append(f"how the lanes stand is unknown: {error}")
     counters = state.counters if state is not None else {}
     return Stats(

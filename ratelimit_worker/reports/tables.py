@@ -153,9 +153,10 @@ def stats_tables(stats: Stats) -> str:
                 f"latency   p50 {seconds(total.latency.p50_s)}, p95 {seconds(total.latency.p95_s)}, {total.trend}",
                 f"waited    p50 {seconds(total.waited.p50_s)}, p95 {seconds(total.waited.p95_s)}",
                 f"tokens    {count(total.input_tokens)} in, {count(total.output_tokens)} out",
-                f"cache     {count(stats.cache_hits)} hits, {count(stats.joined)} joined, "
-                f"{count(stats.cache_stale)} stale (since Redis counts)",
-                f"shed      {count(stats.shed)} calls while their lane was in EMERGENCY or HALT (since Redis counts)",
+                f"cache     {stats.counted(stats.cache_hits)} hits, {stats.counted(stats.joined)} joined, "
+                f"{stats.counted(stats.cache_stale)} stale (since Redis counts)",
+                f"shed      {stats.counted(stats.shed)} calls while their lane was in EMERGENCY or HALT "
+                "(since Redis counts)",
             )
         ),
     ]

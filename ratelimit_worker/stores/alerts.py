@@ -16,7 +16,7 @@ from ratelimit_worker.calls import ModeChange
 from ratelimit_worker.policy import alerts
 from ratelimit_worker.policy.alerts import KEEP_S, Alert, Waiting
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.live import redis_errors
+from ratelimit_worker.stores.reach import redis_errors
 
 MOST = 1_000  #: alerts that wait; beyond, the oldest go
 _ID, _BODY = b"i", b"b"

@@ -7,7 +7,7 @@ from typing import Any
 from redis import Redis, WatchError
 
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.live import redis_errors
+from ratelimit_worker.stores.reach import redis_errors
 
 
 class Leases:

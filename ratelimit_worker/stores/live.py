@@ -10,16 +10,14 @@ import heapq
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import msgspec
 from redis import Redis
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from ratelimit_worker.calls import DIMENSIONS
-from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.policy import day
 from ratelimit_worker.policy.modes import ALL, Pin, governing
 from ratelimit_worker.ports import Bar, BarKind
@@ -28,6 +26,7 @@ from ratelimit_worker.stores.fitness import product, said
 from ratelimit_worker.stores.lanes import Lanes, as_array
 from ratelimit_worker.stores.overdue import OverdueCall, Overdues
 from ratelimit_worker.stores.pins import Pins
+from ratelimit_worker.stores.reach import redis_errors
 from ratelimit_worker.stores.scripts import Scripts
 
 log = logging.getLogger(__name__)
@@ -158,20 +157,6 @@ class Server:
     maxmemory: int  #: bytes; 0: no bound
     at_s: float  #: its clock, seconds since the epoch
     silent: bool = False  #: it tells this user nothing of its settings
-
-
-@contextmanager
-def redis_errors() -> Iterator[None]:
-    """redis-py's errors as ours.
-
-    Raises:
-        StoreUnavailable: Redis is away, full or read-only.
-    """
-    try:
-        yield
-    except (RedisError, OSError) as error:
-        words = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise StoreUnavailable(f"Redis: {words}") from error
 
 
 @dataclass(frozen=True, slots=True)

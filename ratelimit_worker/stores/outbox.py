@@ -27,6 +27,7 @@ from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.outage import cause_of
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.alerts import put_change
+from ratelimit_worker.stores.reach import first_line
 from ratelimit_worker.stores.storable import storable, storable_change
 
 log = logging.getLogger(__name__)
@@ -335,4 +336,4 @@ def _redis_errors() -> Iterator[None]:
     try:
         yield
     except RedisError as error:
-        raise StoreUnavailable(f"outbox: {error}") from error
+        raise StoreUnavailable(f"outbox: {first_line(error)}") from error

@@ -8,7 +8,7 @@ from typing import Any
 from redis import Redis
 
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.live import redis_errors
+from ratelimit_worker.stores.reach import redis_errors
 
 TTL_S = 30 * 86_400  #: after the last worker's start
 MOST_KEPT = 1_000

@@ -22,7 +22,7 @@ from redis.connection import Connection, SSLConnection, UnixDomainSocketConnecti
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection, SentinelManagedSSLConnection
 
-from ratelimit_worker.config import canonical_redis_url
+from ratelimit_worker.config import NO_REDIS, canonical_redis_url
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.stores.credentials import credentials_of
 from ratelimit_worker.stores.decide import bounded
@@ -92,7 +92,7 @@ class RedisServer:
             ConfigurationError: the address is empty, or wrong.
         """
         if not self.url:
-            raise ConfigurationError("no Redis: set MAISD_REDIS_URL or CELERY_BROKER_URL, or use `up`, `run` or `demo`")
+            raise ConfigurationError(NO_REDIS)
         params = self.parameters(**told)
         # The caller decides whether to try again: a script sent twice is not the same as once.
         params["retry"] = Retry(NoBackoff(), 0)

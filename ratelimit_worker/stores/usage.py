@@ -18,7 +18,7 @@ from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.policy.estimate import Learned
 from ratelimit_worker.policy.timeout import Latencies
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.live import redis_errors
+from ratelimit_worker.stores.reach import redis_errors
 
 log = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from ratelimit_worker.outage import cause_of
 from ratelimit_worker.stores.decide import current, deciding
 from ratelimit_worker.stores.exchange import exchange
 from ratelimit_worker.stores.patient import PATIENCE
+from ratelimit_worker.stores.reach import first_line
 from ratelimit_worker.stores.server import RedisServer
 from ratelimit_worker.worker.installed import installation_of, over_tls
 from ratelimit_worker.worker.lost import Search, ended
@@ -227,8 +228,3 @@ def left_by(error: BaseException) -> Reject:
     """What a worker raises that ends without Redis: the message goes back, where Redis is there again, or waits."""
     log.warning("call.left cause=%s", cause_of(error))
     return Reject(f"the worker ends, and Redis is away: {cause_of(error)}", requeue=True)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, short enough for one line."""
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -18,7 +18,7 @@ from kombu.connection import Connection
 from kombu.utils.imports import symbol_by_name
 
 from ratelimit_worker import wiring
-from ratelimit_worker.config import Settings, canonical_redis_url, namespace_prefix
+from ratelimit_worker.config import NO_REDIS, Settings, canonical_redis_url, namespace_prefix
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.stores.lanes import Lanes
@@ -203,7 +203,7 @@ class Installation:
         if not self.url and conf.task_always_eager:
             return "memory://"  # nothing is sent; Celery wants to know how arguments are encoded
         if not self.url:
-            raise ConfigurationError("no Redis: set MAISD_REDIS_URL or CELERY_BROKER_URL, or use `up`, `run` or `demo`")
+            raise ConfigurationError(NO_REDIS)
         return lanes_url(self.url)
 
     def leads_elsewhere(self, url: str | None) -> bool:

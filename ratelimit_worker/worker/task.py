@@ -54,9 +54,10 @@ from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.decide import DECIDE_S, current, deciding
 from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.stores.patient import PATIENCE, PatientLanes
+from ratelimit_worker.stores.reach import first_line
 from ratelimit_worker.wiring import Services, policy_of
 from ratelimit_worker.worker import jobs, lost
-from ratelimit_worker.worker.backend import GOES_ON, first_line, left_by
+from ratelimit_worker.worker.backend import GOES_ON, left_by
 from ratelimit_worker.worker.installed import (
     Asked,
     Eagerly,

@@ -1,0 +1,134 @@
+"""Which deployment does a command look at, where no setting names its Redis? That of an app, or of what ran here last.
+
+1. the app that is named (`-A MODULE`), then MAISD_REDIS_URL or CELERY_BROKER_URL
+2. the app of CELERY_APP
+3. the server that `run`, `demo` or `up` has running on the state folder
+4. the broker of the last worker that kept its state there
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from celery import Celery
+from celery.app.utils import find_app as find_celery_app
+
+from ratelimit_worker.config import Settings, environment, read_settings
+from ratelimit_worker.embedded import running_url
+from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError
+from ratelimit_worker.outage import cause_of
+from ratelimit_worker.private_files import make_folder, open_file
+from ratelimit_worker.wiring import Services
+from ratelimit_worker.worker.installed import Installation, installation_of
+
+log = logging.getLogger(__name__)
+
+APP = "CELERY_APP"
+REDIS_URL = "MAISD_REDIS_URL"
+LAST_RUN = "last-run.json"  #: in the state folder
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What a command works on."""
+
+    settings: Settings  #: `redis_url` as it was found, and `sources` says where
+    services: Services
+
+
+def deployment_of(app_name: str | None = None) -> Deployment:
+    """The deployment that is meant; without a Redis where nothing tells of one.
+
+    Args:
+        app_name: As `celery -A` takes it; None: nobody has named one.
+    Raises:
+        ConfigurationError: a setting is wrong, or the app is none, or has no lanes.
+    """
+    settings = read_settings()
+    if app_name is None and settings.redis_url:
+        return Deployment(settings, Services(settings))
+    name, said = (app_name, f"-A {app_name}") if app_name else (environment().get(APP, ""), APP)
+    if name:
+        installation = installation_named(name, said)
+        live = installation.services()  # with all that the app says of its connections
+        return Deployment(_with(installation.settings, live.redis_url, said), live)
+    if (url := running_url(settings.state_path)) is not None:
+        settings = _with(settings, url, "runs on the state folder")
+    elif (url := last_run(settings.state_path)) is not None:
+        settings = _with(settings, url, "the last worker's")
+    return Deployment(settings, Services(settings))
+
+
+def installation_named(name: str, said: str) -> Installation:
+    """What `install` made of the app that `celery -A` finds by this name.
+
+    Args:
+        said: How it was named, for what is raised.
+    Raises:
+        ConfigurationError: there is none, it cannot be imported, it has no lanes, or its broker is not one Redis.
+    """
+    try:
+        app = find_celery_app(name)
+    except RateLimitWorkerError:
+        raise
+    except Exception as error:  # the user's module may raise what it likes
+        raise ConfigurationError(f"{_once(said, name)}: {cause_of(error)}") from error
+    installation = installation_of(app) if isinstance(app, Celery) else None
+    if installation is None:
+        lacks = "an app without lanes; ratelimit_worker.install(app) gives it some"
+        raise ConfigurationError(f"{_once(said, name)}: {lacks}")
+    installation.services()  # says at once what is wrong with its broker
+    return installation
+
+
+def _once(said: str, name: str) -> str:
+    return said if name in said else f"{said}={name}"
+
+
+def remember(settings: Settings, redis_url: str) -> None:
+    """Note the broker of a worker in its state folder, without its password, for commands that are told of none."""
+    path = settings.state_path / LAST_RUN
+    text = json.dumps({"redis_url": without_password(redis_url)})
+    try:
+        if path.is_file() and path.read_text("utf-8") == text:
+            return
+        make_folder(path.parent)
+        with open(path, "w", encoding="utf-8", opener=open_file) as file:
+            file.write(text)
+    except (OSError, ValueError) as error:  # a container's file system may be read-only
+        log.info("last_run.unsaid %s", cause_of(error), extra={"cause": cause_of(error)})
+
+
+def last_run(state_dir: Path) -> str | None:
+    """The broker of the last worker that kept its state in this folder; None: it is not known, or surely gone."""
+    try:
+        url = json.loads((state_dir / LAST_RUN).read_text("utf-8"))["redis_url"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(url, str) or not url:
+        return None
+    if url.startswith("unix://") and not Path(urlsplit(url).path).exists():
+        return None  # a server of `run`'s own that has ended
+    return url
+
+
+def without_password(url: str) -> str:
+    """A Redis URL (of sentinels several, between semicolons) with its user alone."""
+    return ";".join(map(_without_password, url.split(";")))
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    user, separator, place = parts.netloc.rpartition("@")
+    name = user.partition(":")[0]
+    netloc = f"{name}@{place}" if separator and name else place
+    query = "&".join(item for item in parts.query.split("&") if "password" not in item.partition("=")[0].lower())
+    return f"{parts.scheme}://{netloc}{parts.path}{'?' * bool(query)}{query}"  # `urlunsplit` drops the // of unix:///
+
+
+def _with(settings: Settings, url: str, said: str) -> Settings:
+    return replace(settings, redis_url=url, sources={**settings.sources, REDIS_URL: said}) if url else settings
