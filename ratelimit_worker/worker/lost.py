@@ -8,9 +8,11 @@ that call is known, and its answer comes.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +36,7 @@ REMEMBERED_S = 3_000.0  #: since a call was made: for an hour after its end Redi
 #: Of this process; with each call that it has made, what its row says.
 SEEN = Seen()
 _seen = threading.Lock()  #: around each use of it, and no longer
-_looking = threading.Lock()  #: one thread looks for all
+_looking = threading.Lock()  #: around each look: they share what was seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,39 +77,54 @@ def ended(call_id: str) -> None:
 
 
 class Search:
-    """The looks of one result backend."""
+    """The looks of one result backend, by a thread of its own while somebody waits.
 
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
-        self._next = 0.0
+    Args:
+        backend: Where results are stored.
+        waited_for: The results that somebody waits for now.
+    """
 
-    def turn(self, also: Iterable[AsyncResult] = ()) -> None:
-        """Look, when it is time; whoever waits calls this again and again. Never raises for want of Redis."""
-        now = time.monotonic()
-        if not self._next:  # most calls are answered before anybody needs to look
-            self._next = now + LOOK_S
-        if now < self._next or not _looking.acquire(blocking=False):
+    def __init__(self, backend: Any, waited_for: Callable[[], Sequence[AsyncResult]]) -> None:
+        self._backend, self._waited_for = backend, waited_for
+        self.begin_anew()
+        _SEARCHES.add(self)
+
+    def begin_anew(self) -> None:
+        """In a forked child, which has no thread of it yet."""
+        self._start = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def keep_looking(self) -> None:
+        """Somebody begins to wait."""
+        if self._thread is not None:
             return
+        with self._start:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._keep_looking, name="ratelimit-worker-lost", daemon=True)
+                self._thread.start()
+
+    def _keep_looking(self) -> None:
+        waits = True
+        while waits:
+            time.sleep(LOOK_S)  # most calls are answered before anybody needs to look
+            with self._start:
+                waits = bool(self._waited_for())
+                if not waits:
+                    self._thread = None
+            if waits:
+                self.look()
+
+    def look(self) -> None:
+        """Look once. Never raises: who waits goes on waiting."""
         try:
-            self._next = now + LOOK_S
-            with deciding(ASK_S):
-                self._look([*self._waited_for(), *also], now)
+            with _looking, deciding(ASK_S):
+                self._look(self._waited_for(), time.monotonic())
         except (RedisError, OSError, StoreUnavailable, ConfigurationError) as error:
             with _seen:
                 SEEN.blind()
             log.info("lost.blind", extra={"cause": type(error).__name__})
-        finally:
-            _looking.release()
-
-    def _waited_for(self) -> list[AsyncResult]:
-        for _ in range(5):
-            try:
-                return [
-                    one for by_id in self._backend._pending_results for each in by_id.values() for one in each.values()
-                ]
-            except RuntimeError:  # another thread waits for one more
-                continue
-        return []
+        except Exception:  # of what somebody stored, or a callback: the next look is another
+            log.exception("lost.failed")
 
     def _look(self, waited_for: Sequence[AsyncResult], now: float) -> None:
         before = {one.id: [_ids(step) for step in one._parents()] for one in waited_for if not one._cache}
@@ -201,3 +218,16 @@ def _row(call_id: str, known: object) -> Attempt | None:
         priority=known.priority,
         cause=CallLost.__name__,
     )
+
+
+_SEARCHES: weakref.WeakSet[Search] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    global _seen, _looking
+    _seen, _looking = threading.Lock(), threading.Lock()  # whoever held them is not here
+    for search in _SEARCHES:
+        search.begin_anew()
+
+
+os.register_at_fork(after_in_child=_after_fork)

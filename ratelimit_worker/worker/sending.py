@@ -1,0 +1,81 @@
+"""How does an event loop send a call? A few threads of the process do it, for Celery's own sending blocks.
+
+They are not the loop's: those may all be busy with somebody's long work. Where Redis says nothing each send takes its
+2 s; who had to wait behind such ones is told so at once, so that a thousand sends end as soon as one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+from kombu.exceptions import OperationalError
+from redis import RedisError
+
+from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.stores.decide import DECIDE_S
+
+T = TypeVar("T")
+
+THREADS = 4
+AWAY = (RedisError, OperationalError, OSError)  #: what Celery raises where Redis is away
+
+
+class Sending:
+    """The threads of one process."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ratelimit-worker-send")
+        self._failed_at: float | None = None  #: when Redis was found to be away, and not back since
+
+    async def in_thread(self, send: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call `send(*args, **kwargs)` in one of them, in the context of whoever awaits.
+
+        Raises:
+            StoreUnavailable: Nothing was sent: since this was asked for, Redis was found to be away, and no time is
+                left to try again.
+        """
+        asked_at, context = self._clock(), contextvars.copy_context()
+        call = partial(context.run, self._send, asked_at, partial(send, *args, **kwargs))
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+
+    def _send(self, asked_at: float, send: Callable[[], T]) -> T:
+        failed_at = self._failed_at
+        if failed_at is not None and failed_at > asked_at and self._clock() - asked_at >= DECIDE_S:
+            raise StoreUnavailable("Redis did not answer in time")
+        try:
+            done = send()
+        except StoreUnavailable:
+            self._failed_at = self._clock()
+            raise
+        self._failed_at = None
+        return done
+
+
+_sending: Sending | None = None
+_lock = threading.Lock()
+
+
+async def in_thread(send: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """`Sending.in_thread` of this process."""
+    global _sending
+    with _lock:
+        if _sending is None:
+            _sending = Sending()
+    return await _sending.in_thread(send, *args, **kwargs)
+
+
+def _after_fork() -> None:
+    global _sending, _lock
+    _sending, _lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
