@@ -225,7 +225,7 @@ def test_with_one_the_others_of_a_process_are_told(made: Fleet) -> None:
     forget_by_flush(made)
     with pytest.raises(CallLost):
         waiting[0].get(timeout=120)
-    assert [one.state for one in waiting] == ["FAILURE"] * 4
+    wait_for(lambda: [one.state for one in waiting] == ["FAILURE"] * 4, what="the others are told too")
     assert made.valkey.client.zscore(keys.LOST, results[3].id) is None
 
 
