@@ -45,7 +45,7 @@ def answers_in_threads(results: list[Any], threads: int = THREADS) -> tuple[list
             except Exception as error:
                 heard.append(error)
 
-    made = [threading.Thread(target=wait, args=(results[n::threads],)) for n in range(threads)]
+    made = [threading.Thread(target=wait, args=(results[n::threads],), daemon=True) for n in range(threads)]
     for thread in made:
         thread.start()
     return made, heard
@@ -62,7 +62,7 @@ def answers_in_a_loop(results: list[Any]) -> tuple[threading.Thread, list[Any]]:
     async def all_of_them() -> list[Any]:
         return await asyncio.gather(*(wait(one) for one in results), return_exceptions=True)
 
-    loop = threading.Thread(target=lambda: heard.extend(asyncio.run(all_of_them())))
+    loop = threading.Thread(target=lambda: heard.extend(asyncio.run(all_of_them())), daemon=True)
     loop.start()
     return loop, heard
 
@@ -110,20 +110,20 @@ def test_a_thousand_wait_over_one_connection_and_two_threads(made: Fleet) -> Non
     tasks = made.agent()
     results = [tasks.app.AsyncResult(f"r-{n}") for n in range(1000)]
     before = threading.active_count()
-    loop, awaited = answers_in_a_loop(results[:900])
-    threads, heard = answers_in_threads(results[900:990], threads=3)
+    loop, awaited = answers_in_a_loop(results[:980])
+    threads, heard = answers_in_threads(results[980:990], threads=10)
     said: list[Any] = []
     for one in results[990:]:
         one.then(lambda done: said.append(done.result))
     wait_for(lambda: channels(made) == 1000, what="all are listened for")
     assert listening(made) == 1
-    assert threading.active_count() <= before + 1 + 3 + 2  # the loop's, those that wait, and the two of the process
+    assert threading.active_count() <= before + 1 + 10 + 2  # the loop's, those that wait, and the two of the process
     for n, one in enumerate(results):
         store(tasks, one, n)
     for thread in (loop, *threads):
         thread.join(WAIT_S)
-    assert awaited == list(range(900))
-    assert sorted(heard) == list(range(900, 990))
+    assert awaited == list(range(980))
+    assert sorted(heard) == list(range(980, 990))
     wait_for(lambda: sorted(said) == list(range(990, 1000)), what="callbacks are told")
     wait_for(lambda: channels(made) == 0, what="nobody listens any more")
 
