@@ -21,7 +21,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.conftest import wait_for  # noqa: E402
 from tests.fleet import Valkey  # noqa: E402
 
 APP = """
@@ -52,12 +51,14 @@ async def awaited():
     sent = await asyncio.gather(*(stamp.adelay(n) for n in range(calls)))
     waiting = [asyncio.ensure_future(heard(one)) for one in sent]
     await asyncio.sleep(1)
+    print("waits", flush=True)
     most_threads = threading.active_count()
     return await asyncio.gather(*waiting)
 
 def got():
     global most_threads
     sent = [stamp.delay(n) for n in range(calls)]
+    print("waits", flush=True)
     def wait(result):
         answer = result.get()
         return time.time() - answer
@@ -88,17 +89,18 @@ def measure(way: str, calls: int, rate: int, threads: int) -> dict:
         "MAISD_LANES": json.dumps({"bench": {"rpm": rate * 60, "adaptive": False}}),
         "PYTHONPATH": f"{folder}:{ROOT}",
     }
+    caller = subprocess.Popen(
+        [sys.executable, "-c", CALLER, way, str(calls), str(threads)],
+        env=env, cwd=folder, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert caller.stdout is not None and caller.stdout.readline() == "waits\n"
+    # Only now: what is answered while others are still sent would be heard late for want of anybody who waits.
     log = (folder / "worker.log").open("ab")
     command = ["-A", "bench_awaited", "worker", "-P", "threads", "-c", "16", "--without-gossip", "--without-mingle"]
     worker = subprocess.Popen(
         [sys.executable, "-m", "celery", *command, "-l", "INFO"], env=env, cwd=folder, stdout=log, stderr=log
     )
     try:
-        wait_for(lambda: " ready." in (folder / "worker.log").read_text(), 120, "the worker is ready")
-        caller = subprocess.Popen(
-            [sys.executable, "-c", CALLER, way, str(calls), str(threads)],
-            env=env, cwd=folder, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
         out, _ = caller.communicate()
         if caller.returncode:
             raise SystemExit((folder / "worker.log").read_text()[-3000:])

@@ -26,7 +26,7 @@ from ratelimit_worker.outage import cause_of
 from ratelimit_worker.stores.decide import bounded, deciding
 from ratelimit_worker.stores.exchange import exchange
 from ratelimit_worker.worker.listener import MOST_LOOKED_UP, Listener, text
-from ratelimit_worker.worker.lost import Search, ended
+from ratelimit_worker.worker.lost import Search
 from ratelimit_worker.worker.transport import HEADER
 from ratelimit_worker.worker.waiter import Waiter, results_before, results_of
 
@@ -153,7 +153,7 @@ class ResultConsumer(BaseResultConsumer):
         """As Celery's, but nothing is kept of results that nobody waits for: who comes later looks first."""
         call_id = meta["task_id"]
         if meta["status"] in states.READY_STATES:
-            ended(call_id)
+            self.search.ended(call_id)
             for result in _waiting_on(self._pending_results, call_id):
                 try:
                     result._maybe_set_cache(dict(meta))

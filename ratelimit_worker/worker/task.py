@@ -289,7 +289,7 @@ class CallTask(Task):
                 result = super().apply_async(
                     args, kwargs, task_id, given, link, link_error, shadow, headers=headers, **options
                 )
-                lost.made(task_id, self.name, plan)
+                lost.made(self.app, task_id, self.name, plan)
                 return result
             except AnsweredFromCache as hit:
                 return self._answered(task_id, hit.answer, options)
