@@ -93,7 +93,8 @@ def measure(way: str, calls: int, rate: int, threads: int) -> dict:
         [sys.executable, "-c", CALLER, way, str(calls), str(threads)],
         env=env, cwd=folder, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert caller.stdout is not None and caller.stdout.readline() == "waits\n"
+    assert caller.stdout is not None
+    assert caller.stdout.readline() == "waits\n"
     # Only now: what is answered while others are still sent would be heard late for want of anybody who waits.
     log = (folder / "worker.log").open("ab")
     command = ["-A", "bench_awaited", "worker", "-P", "threads", "-c", "16", "--without-gossip", "--without-mingle"]
