@@ -1,6 +1,6 @@
 """How soon does who waits hear an answer? 10,000 results awaited in one process, beside `.get()` in threads.
 
-    python benchmarks/awaited.py [--calls 10000] [--rate 200] [--threads 16]
+    python benchmarks/awaited.py [--calls 10000] [--rate 200] [--threads 16] [--ways get,await]
 
 A worker answers at a fixed rate, so that nothing but the way to whoever waits is measured; each answer is the time at
 which its function returned (settle and the storing of the result come after, and are counted in). Both ways run one
@@ -67,6 +67,7 @@ def got():
         most_threads = threading.active_count()
     return late
 
+stamp.delay(-1)  # the first opens the connections
 began = time.monotonic()
 late = asyncio.run(awaited()) if way == "await" else got()
 print(json.dumps({
@@ -125,12 +126,13 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=10_000)
     parser.add_argument("--rate", type=int, default=200, help="calls a second that the worker answers")
     parser.add_argument("--threads", type=int, default=16, help="that wait with .get()")
+    parser.add_argument("--ways", default="get,await", help="those to measure")
     chosen = parser.parse_args()
     load = os.getloadavg()[0]
     print(f"{chosen.calls} calls at {chosen.rate}/s, load average {load:.1f} at the start\n")
     print("| way | p50 ms | p95 ms | p99 ms | most ms | threads | RSS MB | s |")
     print("|---|---|---|---|---|---|---|---|")
-    for way in ("get", "await"):
+    for way in chosen.ways.split(","):
         found = measure(way, chosen.calls, chosen.rate, chosen.threads)
         times = [percentile(found["late"], share) * 1000 for share in (0.5, 0.95, 0.99, 1.0)]
         figures = " | ".join(f"{one:.1f}" for one in times)

@@ -317,8 +317,14 @@ def test_sends_that_waited_behind_a_dead_redis_end_with_it() -> None:
         return await asyncio.gather(*(sending.in_thread(send) for _ in range(100)), return_exceptions=True)
 
     assert {type(one) for one in asyncio.run(hundred(frozen))} == {StoreUnavailable}
-    assert len(tried) <= 2 * THREADS_THAT_SEND
+    assert THREADS_THAT_SEND <= len(tried) <= 3 * THREADS_THAT_SEND
     assert asyncio.run(hundred(lambda: "sent")) == ["sent"] * 100  # Redis is back: the next are tried
+    once = iter([frozen])
+
+    def first_is_late() -> Any:
+        return next(once, str)()
+
+    assert asyncio.run(hundred(first_is_late)).count("") == 99  # a busy machine's one failure is no outage
 
 
 # ── with a worker ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -34,29 +34,29 @@ class Sending:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ratelimit-worker-send")
-        self._failed_at: float | None = None  #: when Redis was found to be away, and not back since
+        self._failures, self._failed_at = 0, 0.0  #: in a row, and when the last was
 
     async def in_thread(self, send: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call `send(*args, **kwargs)` in one of them, in the context of whoever awaits.
 
         Raises:
-            StoreUnavailable: Nothing was sent: since this was asked for, Redis was found to be away, and no time is
-                left to try again.
+            StoreUnavailable: Also where nothing was tried: since this was asked for, each thread has found Redis away,
+                and no time is left to try once more.
         """
         asked_at, context = self._clock(), contextvars.copy_context()
         call = partial(context.run, self._send, asked_at, partial(send, *args, **kwargs))
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
     def _send(self, asked_at: float, send: Callable[[], T]) -> T:
-        failed_at = self._failed_at
-        if failed_at is not None and failed_at > asked_at and self._clock() - asked_at >= DECIDE_S:
+        late = self._clock() - asked_at >= DECIDE_S
+        if late and self._failures >= THREADS and self._failed_at > asked_at:  # one alone may be a busy machine's
             raise StoreUnavailable("Redis did not answer in time")
         try:
             done = send()
         except StoreUnavailable:
-            self._failed_at = self._clock()
+            self._failures, self._failed_at = self._failures + 1, self._clock()
             raise
-        self._failed_at = None
+        self._failures = 0
         return done
 
 
