@@ -282,6 +282,17 @@ def test_who_is_cancelled_while_it_is_sent_leaves_nothing_behind(made: Fleet) ->
         asyncio.run(tasks.echo.aapply_async((1,), cancel="perhaps"))
 
 
+def test_what_is_sent_in_one_go_is_accepted(made: Fleet) -> None:
+    """Each in its turn: the time that a send has begins with it."""
+    tasks = made.agent()
+
+    async def endpoint() -> list[Any]:
+        return await asyncio.gather(*(tasks.echo.adelay(n) for n in range(500)))
+
+    assert len({one.id for one in asyncio.run(endpoint())}) == 500
+    assert waiting_calls(made) == 500
+
+
 @pytest.mark.parametrize("way", ["result", "by id", "control", "group"])
 def test_whoever_revokes_empties_the_lane(made: Fleet, way: str) -> None:
     """However the result was found, and with no worker there."""

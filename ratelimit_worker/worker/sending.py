@@ -11,6 +11,7 @@ import contextvars
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -35,6 +36,8 @@ class Sending:
         self._clock = clock
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ratelimit-worker-send")
         self._failures, self._failed_at = 0, 0.0  #: in a row, and when the last was
+        self._rooms: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]
+        self._rooms = weakref.WeakKeyDictionary()
 
     async def in_thread(self, send: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call `send(*args, **kwargs)` in one of them, in the context of whoever awaits.
@@ -45,7 +48,11 @@ class Sending:
         """
         asked_at, context = self._clock(), contextvars.copy_context()
         call = partial(context.run, self._send, asked_at, partial(send, *args, **kwargs))
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+        loop = asyncio.get_running_loop()
+        # Thousands may be asked for in one go: while the loop takes them in a thread hardly runs, and it has 2 s.
+        await asyncio.sleep(0)
+        async with self._rooms.setdefault(loop, asyncio.Semaphore(THREADS)):
+            return await loop.run_in_executor(self._pool, call)
 
     def _send(self, asked_at: float, send: Callable[[], T]) -> T:
         late = self._clock() - asked_at >= DECIDE_S
