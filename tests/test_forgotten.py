@@ -169,6 +169,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
     monkeypatch.setattr(lost, "LOOK_S", 0.1)
     monkeypatch.setattr(forgotten, "SURE_S", 1.5)
     monkeypatch.setattr(lost, "UNAWAITED_LOOK_S", 0.1)
+    monkeypatch.setattr(lost, "MOST_AT_ONCE", 2)  # so that they are looked for in turns
     with fleet() as one:
         yield one
 

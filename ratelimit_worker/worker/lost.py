@@ -69,6 +69,7 @@ class Search:
         self._backend, self._waited_for = backend, waited_for
         self._seen = Seen()  #: of this process and this server; with each call that was made here, what its row says
         self._looked_at = 0.0
+        self._turn = 0  #: of those that are waited for, where the next look begins
         self.begin_anew()
         _SEARCHES.add(self)
 
@@ -154,7 +155,10 @@ class Search:
     def _look(self, waited_for: Sequence[AsyncResult], now: float) -> None:
         before = {one.id: [_ids(step) for step in one._parents()] for one in waited_for if not one._cache}
         ids = list(dict.fromkeys([*before, *(one for steps in before.values() for step in steps for one in step)]))
-        known = self._known(ids or [one for one in (self._one_made(),) if one is not None])
+        some = self._in_turn(ids) or [one for one in (self._one_made(),) if one is not None]
+        known = self._known(some)
+        if not all(known.values()):  # what one has lost others may have: all are looked for
+            known |= self._known([one for one in ids if one not in known])
         with self._lock:  # where one is lost others may be: who asks for them one by one need not wait anew
             others = self._seen.others(known)
         known |= self._known(others)
@@ -166,7 +170,7 @@ class Search:
         with self._lock:
             self._seen.forget(answered)
         for call_id, steps in before.items():
-            if known[call_id] or call_id in answered:
+            if known.get(call_id, True) or call_id in answered:
                 continue
             lost = call_id if call_id in gone else lost_with(steps, gone, known, answered)
             for one in dict.fromkeys((lost, call_id) if lost is not None else ()):
@@ -176,6 +180,17 @@ class Search:
                 theirs = self._seen.what(call_id)
             if isinstance(theirs, Made) and time.time() - theirs.at_s < REMEMBERED_S:  # else Redis need not know it
                 self._tell(call_id, CallLost(call_id))
+
+    def _in_turn(self, ids: list[str]) -> list[str]:
+        """As many as one script takes: thousands each time would hold up Redis, and this process."""
+        if len(ids) <= MOST_AT_ONCE:
+            return ids
+        self._turn = self._turn % len(ids)
+        some = (ids[self._turn :] + ids[: self._turn])[:MOST_AT_ONCE]
+        self._turn += MOST_AT_ONCE
+        with self._lock:
+            away = self._seen.away()
+        return some if away is None or away in some else [*some, away]
 
     def _known(self, ids: Sequence[str]) -> dict[str, bool]:
         lanes, known = services_of(self._backend.app).lanes, dict[str, bool]()
