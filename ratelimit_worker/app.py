@@ -31,6 +31,7 @@ from ratelimit_worker.worker.installed import (
     installation_of,
     keep,
 )
+from ratelimit_worker.worker.result import give_results
 from ratelimit_worker.worker.settings import BACKEND_OPTIONS, BROKER_OPTIONS, DEFAULTS, OWN_APP, REQUIRED
 from ratelimit_worker.worker.task import answers_of, base_for, sends
 
@@ -69,6 +70,8 @@ def _install(app: Celery, settings: Settings, redis_url: str = "") -> Celery:
     installation.asked = answers_of(app, _eagerly(installation))
     keep(installation)
     give_lanes(app, installation)
+    give_results(app)
+    control.give_control(app)
     app.send_task = sends(app)
     wiring.use(settings, redis_url or None)
 

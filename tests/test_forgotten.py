@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 import redis
-from celery import chain, chord, group
+from celery import Celery, chain, chord, group
 from celery.result import AsyncResult
 
+from ratelimit_worker.app import install, llm_task
 from ratelimit_worker.calls import Outcome
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import CallLost
@@ -67,6 +68,22 @@ def test_what_was_seen_is_bounded() -> None:
     assert [seen.what(name) for name in ("a", "b", "c")] == [None, "B", "C"]
     seen.look({"a": False}, 0.0)
     assert seen.look({"a": False}, 100.0) == set()
+
+
+def test_one_that_was_made_is_looked_for_while_nobody_waits() -> None:
+    """The last of them, and not one that others made; then the one that was away, until it is there or given up."""
+    seen = Seen()
+    assert (seen.made_last(), seen.away()) == (None, None)
+    seen.there("mine", "what")
+    seen.there("theirs")
+    assert (seen.made_last(), seen.away()) == ("mine", None)
+    seen.look({"mine": False}, 10.0)
+    assert seen.away() == "mine"
+    seen.look({"mine": True}, 13.0)
+    assert seen.away() is None
+    seen.look({"mine": False}, 16.0)
+    seen.forget(["mine"])
+    assert (seen.made_last(), seen.away()) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +168,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
     """A broker; callers look every tenth of a second."""
     monkeypatch.setattr(lost, "LOOK_S", 0.1)
     monkeypatch.setattr(forgotten, "SURE_S", 1.5)
-    monkeypatch.setattr(lost, "SEEN", Seen())
+    monkeypatch.setattr(lost, "UNAWAITED_LOOK_S", 0.1)
+    monkeypatch.setattr(lost, "MOST_AT_ONCE", 2)  # so that they are looked for in turns
     with fleet() as one:
         yield one
 
@@ -225,7 +243,7 @@ def test_with_one_the_others_of_a_process_are_told(made: Fleet) -> None:
     forget_by_flush(made)
     with pytest.raises(CallLost):
         waiting[0].get(timeout=120)
-    assert [one.state for one in waiting] == ["FAILURE"] * 4
+    wait_for(lambda: [one.state for one in waiting] == ["FAILURE"] * 4, what="the others are told too")
     assert made.valkey.client.zscore(keys.LOST, results[3].id) is None
 
 
@@ -281,6 +299,41 @@ def test_another_process_that_waits_hears_of_it(made: Fleet) -> None:
     made.valkey.client.flushall()
     assert other.stdout.readline() == f"CallLost {call.id}\n"
     assert other.wait(timeout=60) == 0
+
+
+@pytest.mark.worker
+def test_who_begins_to_wait_after_the_loss_hears_of_it(made: Fleet) -> None:
+    """Nobody waited then; the process that made the calls has noticed, and said so for whoever asks by their ids."""
+    tasks = made.agent()
+    calls = [tasks.echo.delay(n).id for n in range(3)]
+    forget_by_flush(made)
+    for call_id in calls:
+        other = subprocess.run(
+            [sys.executable, "-c", OTHER, call_id], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+        )
+        assert other.stdout == f"waits\nCallLost {call_id}\n"
+
+
+def _same(value: str) -> str:
+    return value
+
+
+@pytest.mark.worker
+def test_each_of_two_servers_is_asked_for_its_own_calls(
+    made: Fleet, replica: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two apps in a process: what one server has forgotten says nothing of the other's calls."""
+    tasks = made.agent()
+    mine = tasks.echo.delay(1)
+    monkeypatch.delenv("MAISD_REDIS_URL")  # it names the one server, and the other app has its own
+    other = install(Celery("other", broker=replica.url, backend=replica.url), read_settings(), watch=False)
+    theirs = llm_task(app=other, name="other", lane="free", shared=False, cache=False)(_same).delay("x")
+    forget_by_flush(made)
+    with pytest.raises(CallLost):
+        mine.get(timeout=120)
+    assert replica.client.zcard(keys.LOST) == 0
+    assert made.valkey.client.zscore(keys.LOST, theirs.id) is None
+    assert theirs.state == "PENDING"
 
 
 @pytest.mark.worker

@@ -38,6 +38,14 @@ class Seen:
         """What is kept of a call; None: nothing."""
         return self._seen.get(call_id)
 
+    def made_last(self) -> str | None:
+        """The last call of which something is kept; None: there is none."""
+        return next((call_id for call_id, what in reversed(self._seen.items()) if what is not None), None)
+
+    def away(self) -> str | None:
+        """One that was away at the last look; None: none was."""
+        return next(iter(self._since), None)
+
     def look(self, known: Mapping[str, bool], now_s: float) -> set[str]:
         """Take in what Redis knows now → the calls that it has forgotten, unless somebody has their answer."""
         gone: set[str] = set()

@@ -1,12 +1,14 @@
 """How is the result of a call stored, and waited for? As Celery's Redis backend does it, but for three things.
 
 It takes one round trip where Celery's takes two; what asks Redis is bounded by `stores.decide`; and who waits for a
-result waits on while Redis is away, and hears of calls that it has forgotten (`worker.lost`).
+result is told by one thread of the process (`worker.listener`), which goes on when Redis is back, and hears of calls
+that Redis has forgotten (`worker.lost`).
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,26 +17,32 @@ from typing import Any, TypeVar
 
 from celery import states
 from celery.backends import redis as stock
-from celery.exceptions import BackendStoreError, Reject
+from celery.backends.asynchronous import BaseResultConsumer, Drainer, _waiting_on
+from celery.exceptions import BackendStoreError, Reject, TimeoutError
+from celery.result import AsyncResult
 from redis import RedisError
 
 from ratelimit_worker.config import canonical_redis_url
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.outage import cause_of
-from ratelimit_worker.stores.decide import current, deciding
+from ratelimit_worker.stores.decide import deciding
 from ratelimit_worker.stores.exchange import exchange
 from ratelimit_worker.stores.patient import PATIENCE
 from ratelimit_worker.stores.reach import first_line
 from ratelimit_worker.stores.server import RedisServer
 from ratelimit_worker.worker.installed import installation_of, over_tls
-from ratelimit_worker.worker.lost import Search, ended
+from ratelimit_worker.worker.listener import MOST_LOOKED_UP, Listener, text
+from ratelimit_worker.worker.lost import Search
 from ratelimit_worker.worker.transport import HEADER
+from ratelimit_worker.worker.waiter import Waiter, results_before, results_of
 
 log = logging.getLogger(__name__)
 
 #: `override_backends`: what Celery takes in place of its own for these result backends.
 BACKENDS = dict.fromkeys(("redis", "rediss", "redis+socket", "sentinel"), f"{__name__}:Backend")
-LOCKED_S = 1.0  #: so long one thread's look for Redis may hold up the others
+INTERVAL_S = 1.0  #: between two calls of `on_interval`, as in Celery
+LOOK_FIRST_S = 1.0  #: who has less time looks whether the answer is there, before it is listened for
+LEAST_S = 0.5  #: such a look may take so long, though there be no time at all
 
 T = TypeVar("T")
 
@@ -43,69 +51,151 @@ T = TypeVar("T")
 GOES_ON = "rlw_goes_on"
 
 
-class ResultConsumer(stock.ResultConsumer):
-    """Celery's own, which outlives an outage of Redis, and looks for calls that Redis has forgotten."""
+class ResultConsumer(BaseResultConsumer):
+    """Tells whoever waits in this process what its listener hears; looks for calls that Redis has forgotten."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.search = Search(self.backend)
+        self.drainer = Drainer(self)  # nobody drains: there is a thread, or a greenlet, that listens
+        self.search = Search(self.backend, self._waited_for)
+        self.listener = Listener(lambda: self.backend.client, self._is_wanted, self._heard)
+        self._prefix = text(self.backend.get_key_for_task("-"))[:-1]
+        self._forget_waiters()
+
+    def _forget_waiters(self) -> None:
+        self._lock = threading.Lock()  #: around changes; a destructor may read
+        self._waiters: dict[str, tuple[Waiter, ...]] = {}
+
+    def on_after_fork(self) -> None:
+        """Who waited in the parent process waits there."""
+        self._forget_waiters()
+
+    def key_of(self, call_id: str) -> str:
+        """The key under which a result is stored, and told."""
+        return f"{self._prefix}{call_id}"
 
     @contextmanager
-    def reconnect_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except TimeoutError:  # nothing came: it polls
-            raise
-        except self._connection_errors:
-            try:
-                with deciding(LOCKED_S):
-                    self._reconnect_pubsub()
-            except self._connection_errors as error:
-                raise StoreUnavailable(f"Redis said: {first_line(error)}") from error
+    def waiting(
+        self, result: Any, wake: Callable[[], object], *, parents: bool = True, messages: bool = False
+    ) -> Iterator[Waiter]:
+        """Be told, inside, of a result or a set of them.
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        decision = current()
-        if decision is None:
-            with super()._locked():
-                yield
-            return
-        if not self._pubsub_lock.acquire(timeout=decision.left_s()):  # another thread asks a Redis that says nothing
-            raise decision.over()
+        Args:
+            wake: Called in another thread whenever something has come.
+            parents: Be told of those before it in its canvas too, whose failure ends the wait.
+            messages: Keep what is heard, whatever its state (`Waiter.messages`).
+        """
+        waiter = Waiter(results_of(result), results_before(result) if parents else (), wake, messages)
+        keys = [self.key_of(one) for one in waiter.by_id]
+        with self._lock:
+            for key in keys:
+                self._waiters[key] = (*self._waiters.get(key, ()), waiter)
         try:
-            with super()._locked():
-                yield
+            if keys:
+                self.search.keep_looking()
+                self.listener.begin(keys)
+            yield waiter
         finally:
-            self._pubsub_lock.release()
+            with self._lock:
+                for key in keys:
+                    rest = tuple(one for one in self._waiters.get(key, ()) if one is not waiter)
+                    if rest:
+                        self._waiters[key] = rest
+                    else:
+                        self._waiters.pop(key, None)
+            self.listener.end(keys)
 
-    def on_state_change(self, meta: Any, message: Any) -> Any:
-        if meta.get("status") in states.READY_STATES:
-            ended(meta["task_id"])
-        return super().on_state_change(meta, message)
+    # ── Celery's words ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _consume_from(self, task_id: str) -> None:
+    def start(self, initial_task_id: str, **kwargs: Any) -> None:
+        """As Celery's."""
+        self.consume_from(initial_task_id)
+
+    def consume_from(self, task_id: str) -> None:
+        """As Celery's: somebody waits with `then`, or in a set."""
+        self.search.keep_looking()
+        self.listener.begin((self.key_of(task_id),))
+
+    def cancel_for(self, task_id: str) -> None:
+        """As Celery's; never blocks, for destructors call it."""
+        self.listener.end((self.key_of(task_id),))
+
+    def _wait_for_pending(
+        self, result: Any, timeout: float | None = None, on_interval: Any = None, on_message: Any = None, **kwargs: Any
+    ) -> Iterator[None]:
+        until = None if timeout is None else time.monotonic() + timeout
+        woken = threading.Event()
+        with self.waiting(result, woken.set, messages=on_message is not None) as waiter:
+            if timeout is not None and timeout < LOOK_FIRST_S:  # it may be there, and there is no time to listen first
+                self._look_now(waiter, timeout)
+            while not waiter.is_over():
+                left = INTERVAL_S if until is None else min(INTERVAL_S, until - time.monotonic())
+                if left <= 0:
+                    raise TimeoutError("The operation timed out.")
+                if self.listener.is_mine:  # a callback that waits for another result
+                    self.listener.turn(left)
+                elif not woken.wait(left):
+                    waiter.look()
+                woken.clear()
+                while waiter.messages:
+                    on_message(waiter.messages.popleft())
+                yield
+                if on_interval is not None:
+                    on_interval()
+
+    def _look_now(self, waiter: Waiter, most_s: float) -> None:
+        keys = [self.key_of(one) for one in waiter.by_id]
         try:
-            super()._consume_from(task_id)
-        except (StoreUnavailable, TimeoutError, *self._connection_errors):
-            if current() is not None:  # else somebody waits for it, and it is subscribed to when Redis is back
-                self.subscribed_to.discard(self._get_key_for_task(task_id))
-                raise
+            with deciding(max(most_s, LEAST_S)):
+                for start in range(0, len(keys), MOST_LOOKED_UP):
+                    some = keys[start : start + MOST_LOOKED_UP]
+                    for key, data in zip(some, self.backend.client.mget(some), strict=True):
+                        if data is not None:
+                            self._heard(key, data)
+        except (RedisError, OSError, StoreUnavailable) as error:  # the listener goes on looking
+            log.info("results.away cause=%s", cause_of(error), extra={"cause": cause_of(error)})
 
-    def on_wait_for_pending(self, result: Any, **kwargs: Any) -> None:
-        try:
-            super().on_wait_for_pending(result, **kwargs)
-        except self._connection_errors:
-            self._pubsub = None  # asked again when it reconnects
+    def on_state_change(self, meta: Any, message: Any = None) -> None:
+        """As Celery's, but nothing is kept of results that nobody waits for: who comes later looks first."""
+        call_id = meta["task_id"]
+        if meta["status"] in states.READY_STATES:
+            self.search.ended(call_id)
+            for result in _waiting_on(self._pending_results, call_id):
+                try:
+                    result._maybe_set_cache(dict(meta))
+                except Exception:  # a callback's
+                    log.exception("results.callback_failed")
+                bucket = self.buckets.pop(result, None)
+                if bucket is not None:
+                    bucket.append(result)
+        for waiter in self._waiters.get(self.key_of(call_id), ()):
+            waiter.hear(meta)
 
-    def drain_events(self, timeout: float | None = None) -> None:
+    # ── the listener's ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _is_wanted(self, key: str) -> bool:
+        return key in self._waiters or bool(_waiting_on(self._pending_results, key.removeprefix(self._prefix)))
+
+    def _heard(self, key: str, data: bytes) -> None:
         try:
-            if self._pubsub is None and self.subscribed_to:  # Redis went away
-                with deciding(LOCKED_S):
-                    self._reconnect_pubsub()
-            super().drain_events(timeout)
-        except (StoreUnavailable, *self._connection_errors):
-            time.sleep(min(1.0, timeout or 1.0))
-        self.search.turn()
+            meta = self.backend.decode_result(data)
+        except Exception as error:  # of a kind that the app does not accept, say
+            for waiter in self._waiters.get(key, ()):
+                waiter.fail(error)
+            raise
+        self.on_state_change(meta)
+
+    def _waited_for(self) -> list[AsyncResult]:
+        with self._lock:
+            waiters = {id(one): one for some in self._waiters.values() for one in some}
+        mine = [one for waiter in waiters.values() for some in waiter.by_id.values() for one in some]
+        while True:
+            try:
+                return mine + [
+                    one for by_id in self._pending_results for each in list(by_id.values()) for one in each.values()
+                ]
+            except RuntimeError:  # another thread waits for one more
+                continue
 
 
 class Backend(stock.RedisBackend):
@@ -120,6 +210,10 @@ class Backend(stock.RedisBackend):
         self._server = _where_results_are(self.app, whole or "")
         told: dict[str, Any] = self.connparams  # type: ignore[has-type]
         self.connparams = self._server.parameters(**told)
+        self.thread_safe = True  # else each thread had a backend, a connection and a listener of its own
+
+    def on_task_call(self, producer: Any, task_id: str) -> None:
+        """Nothing: Celery subscribes with each call, waited for or not. Who begins to wait looks first here."""
 
     def _get_pool(self, **params: Any) -> Any:
         return self._server.pool(params)
@@ -145,7 +239,7 @@ class Backend(stock.RedisBackend):
         for call_id, meta in super().iter_native(result, *args, **kwargs):
             told.add(call_id)
             yield call_id, meta
-        for one in result.results:  # another thread has heard of it, and Celery tells only its own
+        for one in result.results:  # of two that wait for the same, Celery tells one
             if one.id not in told and getattr(one, "_cache", None):
                 yield one.id, one._cache
 

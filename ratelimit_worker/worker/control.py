@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery import Celery
 from celery.utils.functional import maybe_list
 from celery.worker import control
+from kombu.utils.imports import symbol_by_name
 
-from ratelimit_worker.worker.installed import services_of
+from ratelimit_worker.stores.decide import deciding
+from ratelimit_worker.worker.installed import in_memory, services_of
 from ratelimit_worker.worker.task import CallTask
 
 _stock_revoke = control.Panel.data["revoke"]
@@ -32,3 +35,28 @@ def register() -> None:
     """Put our commands in the place of Celery's."""
     control.Panel.data["revoke"] = revoke
     control.Panel.data["rate_limit"] = rate_limit
+
+
+def give_control(app: Celery) -> None:
+    """Let whatever revokes calls from an app's process empty their lanes too, with or without a worker."""
+
+    class Control(symbol_by_name(app.control_cls)):  # type: ignore[misc]
+        def revoke(self, task_id: Any, destination: Any = None, **kwargs: Any) -> Any:
+            taken = _take_out(self.app, task_id) if destination is None else []
+            answer = super().revoke(task_id, destination, **kwargs)
+            for one in taken:
+                self.app.backend.mark_as_revoked(one, "revoked", store_result=True)
+            return answer
+
+    if "control" in vars(app):
+        app.control = Control(app)
+    app.control_cls = Control
+
+
+def _take_out(app: Celery, task_id: Any) -> list[str]:
+    """Take what waits under these ids out of its lanes → the ids of what did."""
+    live = services_of(app)
+    if in_memory(app) or not live.redis_url:
+        return []
+    with deciding():
+        return [one for one in maybe_list(task_id) or [] if live.lanes.revoke(one)]

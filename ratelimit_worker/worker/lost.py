@@ -1,20 +1,23 @@
-"""Who tells a caller that Redis has forgotten its call? Any process that waits for it, while it waits.
+"""Who tells a caller that Redis has forgotten its call? Any process that waits for it, and the one that made it.
 
 It looks every few seconds for the calls that it waits for, and stores `CallLost` as the result of one that is gone, so
-that all others who wait for it hear of it too. A worker that runs a call whose record is gone says so with each beat:
-that call is known, and its answer comes.
+that all others who wait for it hear of it too, also those that begin to wait later. While it waits for none it looks
+for one of those that it made: where that is gone, all may be. A worker that runs a call whose record is gone says so
+with each beat: that call is known, and its answer comes.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from celery import states
+from celery import Celery, states
 from celery.result import AsyncResult, ResultSet
 from redis import RedisError
 
@@ -27,14 +30,10 @@ from ratelimit_worker.worker.installed import services_of
 log = logging.getLogger(__name__)
 
 LOOK_S = 3.0
+UNAWAITED_LOOK_S = 10.0  #: while nobody waits
 ASK_S = 1.0  #: a look may take so long
 MOST_AT_ONCE = 1000  #: calls in one script
 REMEMBERED_S = 3_000.0  #: since a call was made: for an hour after its end Redis knows it
-
-#: Of this process; with each call that it has made, what its row says.
-SEEN = Seen()
-_seen = threading.Lock()  #: around each use of it, and no longer
-_looking = threading.Lock()  #: one thread looks for all
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,89 +50,147 @@ class Made:
     at_s: float  #: seconds since the epoch
 
 
-def made(call_id: str, task: str, plan: Mapping[str, Any]) -> None:
-    """A call was accepted."""
-    # not the whole plan: thousands of these are kept
-    kept = Made(
-        task=task,
-        lane=plan["lane"],
-        context=str(plan.get("context") or ""),
-        tags=tuple(plan.get("tags") or ()),
-        tenant=str(plan.get("tenant") or ""),
-        priority=Priority(plan.get("class") or Priority.NORMAL),
-        begun=int(plan.get("number") or 0),
-        at_s=time.time(),
-    )
-    with _seen:
-        SEEN.there(call_id, kept)
-
-
-def ended(call_id: str) -> None:
-    """A call's answer has come: nobody needs to look for it."""
-    with _seen:
-        SEEN.forget((call_id,))
+def made(app: Celery, call_id: str, task: str, plan: Mapping[str, Any]) -> None:
+    """A call was accepted. Where its results are not in Redis nobody is told of its loss."""
+    search = getattr(getattr(app.backend, "result_consumer", None), "search", None)
+    if isinstance(search, Search):
+        search.made(call_id, task, plan)
 
 
 class Search:
-    """The looks of one result backend."""
+    """The looks of one result backend, by a thread of its own while somebody waits.
 
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
-        self._next = 0.0
+    Args:
+        backend: Where results are stored.
+        waited_for: The results that somebody waits for now.
+    """
 
-    def turn(self, also: Iterable[AsyncResult] = ()) -> None:
-        """Look, when it is time; whoever waits calls this again and again. Never raises for want of Redis."""
-        now = time.monotonic()
-        if not self._next:  # most calls are answered before anybody needs to look
-            self._next = now + LOOK_S
-        if now < self._next or not _looking.acquire(blocking=False):
+    def __init__(self, backend: Any, waited_for: Callable[[], Sequence[AsyncResult]]) -> None:
+        self._backend, self._waited_for = backend, waited_for
+        self._seen = Seen()  #: of this process and this server; with each call that was made here, what its row says
+        self._looked_at = 0.0
+        self._turn = 0  #: of those that are waited for, where the next look begins
+        self.begin_anew()
+        _SEARCHES.add(self)
+
+    def begin_anew(self) -> None:
+        """In a forked child, which has no thread of it yet, and not the one that held a lock."""
+        self._start = threading.Lock()
+        self._lock = threading.Lock()  #: around each use of what was seen, and no longer
+        self._thread: threading.Thread | None = None
+
+    def made(self, call_id: str, task: str, plan: Mapping[str, Any]) -> None:
+        """A call was accepted."""
+        # not the whole plan: thousands of these are kept
+        kept = Made(
+            task=task,
+            lane=plan["lane"],
+            context=str(plan.get("context") or ""),
+            tags=tuple(plan.get("tags") or ()),
+            tenant=str(plan.get("tenant") or ""),
+            priority=Priority(plan.get("class") or Priority.NORMAL),
+            begun=int(plan.get("number") or 0),
+            at_s=time.time(),
+        )
+        with self._lock:
+            self._seen.there(call_id, kept)
+        self.keep_looking()
+
+    def ended(self, call_id: str) -> None:
+        """A call's answer has come: nobody needs to look for it."""
+        with self._lock:
+            self._seen.forget((call_id,))
+
+    def keep_looking(self) -> None:
+        """There is something to look for."""
+        if self._thread is not None:
             return
-        try:
-            self._next = now + LOOK_S
-            with deciding(ASK_S):
-                self._look([*self._waited_for(), *also], now)
-        except (RedisError, OSError, StoreUnavailable, ConfigurationError) as error:
-            with _seen:
-                SEEN.blind()
-            log.info("lost.blind", extra={"cause": type(error).__name__})
-        finally:
-            _looking.release()
+        with self._start:
+            if self._thread is None:
+                thread = threading.Thread(
+                    target=_keep_looking, args=(weakref.ref(self),), name="ratelimit-worker-lost", daemon=True
+                )
+                self._thread = thread
+                thread.start()
 
-    def _waited_for(self) -> list[AsyncResult]:
-        for _ in range(5):
-            try:
-                return [
-                    one for by_id in self._backend._pending_results for each in by_id.values() for one in each.values()
-                ]
-            except RuntimeError:  # another thread waits for one more
-                continue
-        return []
+    def turn(self) -> bool:
+        """Look, if it is time → whether there may be something to look for later."""
+        now = time.monotonic()
+        if self._waited_for() or (self._one_made() is not None and now - self._looked_at >= UNAWAITED_LOOK_S):
+            self._looked_at = now
+            self.look()
+        elif self._one_made() is None:
+            self._thread = None
+            if not self._waited_for() and self._one_made() is None:
+                return False
+            return self._goes_on()  # somebody came in between, and took this thread for one that does
+        return True
+
+    def _goes_on(self) -> bool:
+        with self._start:
+            if self._thread is not None:
+                return False
+            self._thread = threading.current_thread()
+        return True
+
+    def _one_made(self) -> str | None:
+        """One of the calls that were made here, and may be known to Redis: one that was away, or the last."""
+        with self._lock:
+            call_id = self._seen.away() or self._seen.made_last()
+            theirs = None if call_id is None else self._seen.what(call_id)
+        return call_id if isinstance(theirs, Made) and time.time() - theirs.at_s < REMEMBERED_S else None
+
+    def look(self) -> None:
+        """Look once. Never raises: who waits goes on waiting."""
+        try:
+            with deciding(ASK_S):
+                self._look(self._waited_for(), time.monotonic())
+        except (RedisError, OSError, StoreUnavailable, ConfigurationError) as error:
+            with self._lock:
+                self._seen.blind()
+            log.info("lost.blind", extra={"cause": type(error).__name__})
+        except Exception:  # of what somebody stored, or a callback: the next look is another
+            log.exception("lost.failed")
 
     def _look(self, waited_for: Sequence[AsyncResult], now: float) -> None:
         before = {one.id: [_ids(step) for step in one._parents()] for one in waited_for if not one._cache}
         ids = list(dict.fromkeys([*before, *(one for steps in before.values() for step in steps for one in step)]))
-        known = self._known(ids)
-        with _seen:  # where one is lost others may be: who asks for them one by one need not wait anew
-            others = SEEN.others(known)
+        some = self._in_turn(ids) or [one for one in (self._one_made(),) if one is not None]
+        known = self._known(some)
+        if not all(known.values()):  # what one has lost others may have: all are looked for
+            known |= self._known([one for one in ids if one not in known])
+        with self._lock:  # where one is lost others may be: who asks for them one by one need not wait anew
+            others = self._seen.others(known)
         known |= self._known(others)
-        with _seen:
-            gone = SEEN.look(known, now)
+        with self._lock:
+            gone = self._seen.look(known, now)
         if not gone:
             return
         answered = self._answered([one for one, there in known.items() if not there])
-        with _seen:
-            SEEN.forget(answered)
+        with self._lock:
+            self._seen.forget(answered)
         for call_id, steps in before.items():
-            if known[call_id] or call_id in answered:
+            if known.get(call_id, True) or call_id in answered:
                 continue
             lost = call_id if call_id in gone else lost_with(steps, gone, known, answered)
             for one in dict.fromkeys((lost, call_id) if lost is not None else ()):
                 self._tell(one, CallLost(lost or one))
         for call_id in gone - answered - before.keys():
-            with _seen:
-                theirs = SEEN.what(call_id)
+            with self._lock:
+                theirs = self._seen.what(call_id)
             if isinstance(theirs, Made) and time.time() - theirs.at_s < REMEMBERED_S:  # else Redis need not know it
                 self._tell(call_id, CallLost(call_id))
+
+    def _in_turn(self, ids: list[str]) -> list[str]:
+        """As many as one script takes: thousands each time would hold up Redis, and this process."""
+        if len(ids) <= MOST_AT_ONCE:
+            return ids
+        self._turn = self._turn % len(ids)
+        some = (ids[self._turn :] + ids[: self._turn])[:MOST_AT_ONCE]
+        self._turn += MOST_AT_ONCE
+        with self._lock:
+            away = self._seen.away()
+        return some if away is None or away in some else [*some, away]
 
     def _known(self, ids: Sequence[str]) -> dict[str, bool]:
         lanes, known = services_of(self._backend.app).lanes, dict[str, bool]()
@@ -151,8 +208,8 @@ class Search:
 
     def _tell(self, call_id: str, error: CallLost) -> None:
         """Store the error as the call's result, unless it has one by now."""
-        with _seen:
-            kept = SEEN.what(call_id)  # whoever hears the error forgets the call
+        with self._lock:
+            kept = self._seen.what(call_id)  # whoever hears the error forgets the call
         backend, key = self._backend, self._backend.get_key_for_task(call_id)
         meta = backend._get_result_meta(backend.prepare_exception(error), states.FAILURE, None, None)
         told = backend.encode({**meta, "task_id": call_id})
@@ -167,7 +224,7 @@ class Search:
             pipe.execute()
         log.warning("call.lost", extra={"call_id": call_id})
         services_of(self._backend.app).lanes.lost(call_id)
-        ended(call_id)
+        self.ended(call_id)
         row = _row(call_id, kept)
         if row is not None:
             services_of(self._backend.app).outbox.append([row])
@@ -201,3 +258,23 @@ def _row(call_id: str, known: object) -> Attempt | None:
         priority=known.priority,
         cause=CallLost.__name__,
     )
+
+
+def _keep_looking(found: weakref.ref[Search]) -> None:
+    goes_on = True
+    while goes_on:
+        time.sleep(LOOK_S)  # most calls are answered before anybody needs to look
+        search = found()
+        goes_on = search is not None and search.turn()
+        del search  # an app that nobody has any more ends, and this with it
+
+
+_SEARCHES: weakref.WeakSet[Search] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for search in _SEARCHES:
+        search.begin_anew()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,59 +1,157 @@
-"""What does `.delay()` return? An AsyncResult that can also be awaited, and whose revoke empties the lane."""
+"""What does `.delay()` return? An AsyncResult that can also be awaited: one connection of the process hears for all.
+
+Every result of an app with lanes is of these classes, however it was found. One that somebody makes of Celery's own
+class can be awaited too.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
-from contextlib import suppress
+import logging
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from celery.result import AsyncResult, EagerResult
-from redis import RedisError
+from celery import Celery
+from celery.exceptions import TimeoutError
+from celery.result import AsyncResult, EagerResult, GroupResult, ResultSet
 
+from ratelimit_worker.errors import RateLimitWorkerError
+from ratelimit_worker.outage import cause_of
+from ratelimit_worker.worker import sending
 from ratelimit_worker.worker.backend import ResultConsumer
-from ratelimit_worker.worker.installed import services_of
-from ratelimit_worker.worker.lost import ended
+from ratelimit_worker.worker.waiter import raise_for_failed, results_before
+
+log = logging.getLogger(__name__)
 
 FIRST_POLL_S, MOST_POLL_S = 0.01, 0.5
 
 
-class CallResult(AsyncResult):
-    """Celery's AsyncResult, for a call."""
+async def answer_of(result: Any, timeout: float | None = None, propagate: bool = True) -> Any:
+    """What a result's `.get()` would return or raise, without a thread that waits.
+
+    Args:
+        timeout: Seconds; None: until it comes.
+        propagate: Raise what the task, or one before it in its canvas, has failed with; else return it.
+    Raises:
+        celery.exceptions.TimeoutError: It did not come in time.
+    """
+    if isinstance(result, ResultSet):
+        each = [asyncio.ensure_future(answer_of(one, None, propagate)) for one in result.results]
+        try:
+            async with _in_time(timeout):
+                return await asyncio.gather(*each)
+        finally:
+            for one in each:  # those that nobody waits for any more, where one has failed
+                one.cancel()
+    if isinstance(result, EagerResult):
+        return result.get(propagate=propagate, disable_sync_subtasks=False)
+    if result.ignored:
+        return None
+    if not result._cache:
+        async with _in_time(timeout):
+            await _settled(result, propagate)
+    return result.maybe_throw(propagate=propagate)
+
+
+@asynccontextmanager
+async def _in_time(timeout: float | None) -> AsyncIterator[None]:
+    limit = asyncio.timeout(timeout)
+    try:
+        async with limit:
+            yield
+    except asyncio.TimeoutError as error:  # noqa: UP041 - not the task's own, nor Celery's
+        if not limit.expired():
+            raise
+        raise TimeoutError("The operation timed out.") from error
+
+
+async def _settled(result: AsyncResult, propagate: bool) -> None:
+    consumer = getattr(result.backend, "result_consumer", None)
+    if not isinstance(consumer, ResultConsumer):
+        await _polled(result)
+        return
+    before = list(results_before(result)) if propagate else []
+    loop, woken = asyncio.get_running_loop(), asyncio.Event()
+
+    def wake() -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody awaits there any more
+            loop.call_soon_threadsafe(woken.set)
+
+    with consumer.waiting(result, wake, parents=propagate) as waiter:
+        while not waiter.is_over():
+            raise_for_failed(before)
+            await woken.wait()
+            woken.clear()
+
+
+async def _polled(result: AsyncResult) -> None:
+    """For a result backend that is not Redis, and tells nobody."""
+    pause_s = FIRST_POLL_S
+    while not await asyncio.to_thread(result.ready):
+        await asyncio.sleep(pause_s)
+        pause_s = min(MOST_POLL_S, pause_s * 1.5)
+
+
+async def revoke_unawaited(result: AsyncResult) -> None:
+    """Revoke a call that nobody awaits any more; where Redis is away the log says so, and the call stays."""
+    try:
+        await sending.in_thread(result.revoke)
+    except (RateLimitWorkerError, *sending.AWAY) as error:  # whoever was cancelled ends by that, and not by this
+        log.warning("revoke.away cause=%s", cause_of(error), extra={"call_id": result.id, "cause": cause_of(error)})
+
+
+class _Awaitable:
+    """What can be awaited, beside what Celery has."""
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._wait().__await__()
 
-    async def _wait(self) -> Any:
-        pause_s = FIRST_POLL_S
-        while not await asyncio.to_thread(self._look):
-            await asyncio.sleep(pause_s)
-            pause_s = min(MOST_POLL_S, pause_s * 1.5)
-        return self.get(disable_sync_subtasks=False)
+    async def aget(self, timeout: float | None = None, propagate: bool = True) -> Any:
+        """`.get()` for an event loop; `await result` is the same without a time-out.
 
-    def _look(self) -> bool:
-        """Whether the answer is there; a Redis that is away is waited for."""
+        Args:
+            timeout: Seconds; None: until it comes.
+            propagate: Raise what the task, or one before it in its canvas, has failed with; else return it.
+        Raises:
+            celery.exceptions.TimeoutError: It did not come in time.
+        """
+        return await self._wait(timeout, propagate)
+
+    async def _wait(self, timeout: float | None = None, propagate: bool = True) -> Any:
+        return await answer_of(self, timeout, propagate)
+
+
+class CallResult(_Awaitable, AsyncResult):
+    """Celery's AsyncResult, of an app with lanes."""
+
+    #: Whether to revoke the call where somebody who awaits it is cancelled (`adelay(..., cancel="revoke")`).
+    revoked_with_await = False
+
+    async def _wait(self, timeout: float | None = None, propagate: bool = True) -> Any:
         try:
-            if self.ready():
-                ended(self.id)
-                return True
-        except (RedisError, OSError):
-            return False
-        consumer = self.backend.result_consumer
-        if isinstance(consumer, ResultConsumer):
-            consumer.search.turn((self,))
-        return False
+            return await answer_of(self, timeout, propagate)
+        except asyncio.CancelledError:
+            if self.revoked_with_await and not self._cache:
+                await revoke_unawaited(self)
+            raise
 
-    def revoke(self, *args: Any, **kwargs: Any) -> None:
-        """As Celery's; a call that waits leaves its lane then and there, with or without a worker."""
-        taken = bool(services_of(self.app).lanes.revoke(self.id))
-        super().revoke(*args, **kwargs)
-        if taken:
-            self.backend.mark_as_revoked(self.id, "revoked", store_result=True)
+    def _maybe_reraise_parent_error(self) -> None:
+        # Celery's own asks Redis for each step, each second; who waits for a result is told of them here
+        raise_for_failed(results_before(self))
 
     def __del__(self) -> None:
         # Celery's own prints a page of traceback for each result that outlives its connection, or the interpreter.
         with suppress(Exception):
             super().__del__()
+
+
+class CallSet(_Awaitable, ResultSet):
+    """Celery's ResultSet; awaited, it gives the list of answers."""
+
+
+class CallGroup(_Awaitable, GroupResult):
+    """Celery's GroupResult; awaited, it gives the list of answers."""
 
 
 class EagerCall(EagerResult):
@@ -64,8 +162,22 @@ class EagerCall(EagerResult):
         """The same result, as one of a call."""
         return cls(*found.__reduce_args__())
 
-    def __await__(self) -> Generator[Any, None, Any]:
-        return self._got().__await__()
+    async def aget(self, timeout: float | None = None, propagate: bool = True) -> Any:
+        """As a call's that was sent; it is there."""
+        return await answer_of(self, timeout, propagate)
 
-    async def _got(self) -> Any:
-        return self.get(disable_sync_subtasks=False)
+
+def give_results(app: Celery) -> None:
+    """Let every result of an app be one that can be awaited."""
+    for name, kind in (("AsyncResult", CallResult), ("ResultSet", CallSet), ("GroupResult", CallGroup)):
+        setattr(app, name, app.subclass_with_self(kind, name=name, reverse=name))
+
+
+def _awaited(self: Any) -> Generator[Any, None, Any]:
+    return answer_of(self).__await__()
+
+
+# `AsyncResult(id, app=app)`, as status endpoints write it: of an app without lanes too, for who writes it names no app
+for _kind in (AsyncResult, ResultSet):
+    if not hasattr(_kind, "__await__"):
+        _kind.__await__ = _awaited

@@ -5,6 +5,7 @@ Only a translation into Celery's words; what is decided stands in `flow`.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import sys
@@ -56,7 +57,7 @@ from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.stores.patient import PATIENCE, PatientLanes
 from ratelimit_worker.stores.reach import first_line
 from ratelimit_worker.wiring import Services, policy_of
-from ratelimit_worker.worker import jobs, lost
+from ratelimit_worker.worker import jobs, lost, sending
 from ratelimit_worker.worker.backend import GOES_ON, left_by
 from ratelimit_worker.worker.installed import (
     Asked,
@@ -70,7 +71,7 @@ from ratelimit_worker.worker.installed import (
 from ratelimit_worker.worker.intake import read_json
 from ratelimit_worker.worker.quarantine import QUARANTINE
 from ratelimit_worker.worker.refusal import refuse
-from ratelimit_worker.worker.result import CallResult, EagerCall
+from ratelimit_worker.worker.result import CallResult, EagerCall, revoke_unawaited
 from ratelimit_worker.worker.transport import HEADER, HELD, unpack_body
 
 ANSWERS = Answers(dumps=dumps, loads=loads)
@@ -79,6 +80,7 @@ CHOICES = (
     *("lane", "tenant", "context", "tags", "cost", "deadline_s", "timeout_s"),
     *("cache", "cache_incomplete", "stale_ttl", "shed_below"),
 )
+CANCEL = ("leave", "revoke")  #: what may become of a call that nobody awaits any more
 #: Options by which Celery sends a call for a canvas that is under way: nobody is there to catch an error.
 CANVAS = frozenset({"parent_id", "group_id", "chord"})
 IN_HAND_S = 60.0  #: no bound of ours: Celery's time-outs and its one retry come first
@@ -185,6 +187,51 @@ class CallTask(Task):
             named["task_id"] = kwargs.pop("task_id")
         return self.apply_async(args, kwargs, **named)
 
+    async def adelay(self, *args: Any, **kwargs: Any) -> Any:
+        """`.delay()` for an event loop, which goes on meanwhile → the result, which can be awaited.
+
+        `cancel=`, where the task's own function has no such argument, is that of `aapply_async`.
+        """
+        named = {}
+        if "cancel" in kwargs and "cancel" not in inspect.signature(self.run).parameters:
+            named["cancel"] = kwargs.pop("cancel")
+        if "task_id" in kwargs and not _takes_task_id(self.run):
+            named["task_id"] = kwargs.pop("task_id")
+        return await self.aapply_async(args, kwargs, **named)
+
+    async def aapply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        cancel: str = "leave",
+        **options: Any,
+    ) -> Any:
+        """`apply_async` for an event loop, with the same options → the result, which can be awaited.
+
+        Args:
+            cancel: What becomes of the call where whoever awaits it, or awaits that it is sent, is cancelled: "leave"
+                it, or "revoke" it.
+        Raises:
+            BadInput, LaneFull, LanesFull, LaneShedding, StoreUnavailable: as `apply_async`.
+        """
+        if cancel not in CANCEL:
+            raise BadInput(f"cancel={cancel!r}: one of {', '.join(CANCEL)}")
+        send = sending.in_thread(self.apply_async, args, kwargs, **options)
+        if cancel == "leave":
+            return await send
+        sent = asyncio.ensure_future(send)
+        try:
+            result = await asyncio.shield(sent)
+        except asyncio.CancelledError:
+            result = await sent  # it may be in its lane by now
+            if isinstance(result, CallResult):
+                await revoke_unawaited(result)
+            raise
+        if isinstance(result, CallResult):
+            result.revoked_with_await = True
+        return result
+
     def apply_async(
         self,
         args: Sequence[Any] | None = None,
@@ -243,7 +290,7 @@ class CallTask(Task):
                 result = super().apply_async(
                     args, kwargs, task_id, given, link, link_error, shadow, headers=headers, **options
                 )
-                lost.made(task_id, self.name, plan)
+                lost.made(self.app, task_id, self.name, plan)
                 return result
             except AnsweredFromCache as hit:
                 return self._answered(task_id, hit.answer, options)

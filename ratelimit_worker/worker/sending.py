@@ -1,0 +1,88 @@
+"""How does an event loop send a call? A few threads of the process do it, for Celery's own sending blocks.
+
+They are not the loop's: those may all be busy with somebody's long work. Where Redis says nothing each send takes its
+2 s; who had to wait behind such ones is told so at once, so that a thousand sends end as soon as one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+from kombu.exceptions import OperationalError
+from redis import RedisError
+
+from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.stores.decide import DECIDE_S
+
+T = TypeVar("T")
+
+THREADS = 4
+AWAY = (RedisError, OperationalError, OSError)  #: what Celery raises where Redis is away
+
+
+class Sending:
+    """The threads of one process."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ratelimit-worker-send")
+        self._failures, self._failed_at = 0, 0.0  #: in a row, and when the last was
+        self._rooms: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]
+        self._rooms = weakref.WeakKeyDictionary()
+
+    async def in_thread(self, send: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call `send(*args, **kwargs)` in one of them, in the context of whoever awaits.
+
+        Raises:
+            StoreUnavailable: Also where nothing was tried: since this was asked for, each thread has found Redis away,
+                and no time is left to try once more.
+        """
+        asked_at, context = self._clock(), contextvars.copy_context()
+        call = partial(context.run, self._send, asked_at, partial(send, *args, **kwargs))
+        loop = asyncio.get_running_loop()
+        # Thousands may be asked for in one go: while the loop takes them in a thread hardly runs, and it has 2 s.
+        await asyncio.sleep(0)
+        async with self._rooms.setdefault(loop, asyncio.Semaphore(THREADS)):
+            return await loop.run_in_executor(self._pool, call)
+
+    def _send(self, asked_at: float, send: Callable[[], T]) -> T:
+        late = self._clock() - asked_at >= DECIDE_S
+        if late and self._failures >= THREADS and self._failed_at > asked_at:  # one alone may be a busy machine's
+            raise StoreUnavailable("Redis did not answer in time")
+        try:
+            done = send()
+        except StoreUnavailable:
+            self._failures, self._failed_at = self._failures + 1, self._clock()
+            raise
+        self._failures = 0
+        return done
+
+
+_sending: Sending | None = None
+_lock = threading.Lock()
+
+
+async def in_thread(send: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """`Sending.in_thread` of this process."""
+    global _sending
+    with _lock:
+        if _sending is None:
+            _sending = Sending()
+    return await _sending.in_thread(send, *args, **kwargs)
+
+
+def _after_fork() -> None:
+    global _sending, _lock
+    _sending, _lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
