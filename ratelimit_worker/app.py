@@ -32,6 +32,7 @@ from ratelimit_worker.worker.installed import (
     keep,
     same_server,
 )
+from ratelimit_worker.worker.mapped import spread
 from ratelimit_worker.worker.settings import BACKEND_OPTIONS, BROKER_OPTIONS, DEFAULTS, OWN_APP, REQUIRED
 from ratelimit_worker.worker.task import answers_of, base_for, sends
 
@@ -76,6 +77,10 @@ def _install(app: Celery, settings: Settings, redis_url: str = "") -> Celery:
         installation.reconfigured()
         _put_in_force(installation)
 
+    if app.finalized:
+        spread(app)
+    else:
+        app.on_after_finalize.connect(lambda **_: spread(installation.app), weak=False)
     # Celery configures an app when it is first asked for a setting, and anew when it is told to.
     app.on_after_configure.connect(configured, weak=False)
     if app.configured or app._config_source is None:  # else its configuration is not there yet
@@ -104,6 +109,11 @@ def _put_in_force(installation: Installation) -> None:
         if not conf.value_set_for(name):
             conf[name] = value
     accepted = list(conf.accept_content or ())
+    if {"auth", "application/data"}.intersection(accepted):
+        raise ConfigurationError(
+            "accept_content names signed messages (auth), and calls are sent as plain JSON: a worker that takes both "
+            "would not need a signature; give calls an app of their own"
+        )
     if not {"json", "application/json"}.intersection(accepted):
         conf.accept_content = [*accepted, "json"]
     if (conf.broker_transport_options or {}).get("global_keyprefix"):
