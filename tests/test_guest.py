@@ -190,6 +190,22 @@ def test_what_is_no_class_of_tasks_is_refused() -> None:
         llm_task(app=install(celery(broker="memory://"), read_settings()), base=dict, shared=False)(count)
 
 
+def asks(self: Any, prompt: str, model: str = "small") -> str:
+    """A task's function that names a model."""
+    return f"{model}: {prompt}"
+
+
+def test_the_argument_model_names_the_lane_wherever_it_stands() -> None:
+    app = install(celery(broker=HERE), read_settings())
+    task = llm_task(app=app, provider="acme", name="models", bind=True, shared=False)(asks)
+    lanes = [
+        task.plan(args, kwargs)["lane"]
+        for args, kwargs in ((("hi",), {"model": "large"}), (("hi", "large"), {}), (("hi",), {}))
+    ]
+    assert lanes == ["acme:large", "acme:large", "default"]
+    assert task.plan(("hi", "large"), {}, lane="mine")["lane"] == "mine"
+
+
 def test_a_class_that_reads_messages_itself_is_refused() -> None:
     """As celery-batches does: its function would get a reference in place of arguments."""
 

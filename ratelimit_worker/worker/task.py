@@ -184,6 +184,11 @@ class CallTask(Task):
             timeout_s=self.timeout_s,
         )
         live = services_of(self.app)
+        if self.provider and options.get("lane") is None and self.lane is None and "model" not in kwargs:
+            where = _place_of_model(self.run)
+            model = args[where] if where is not None and where < len(args) else None
+            if isinstance(model, str) and model:
+                options["lane"] = f"{self.provider}:{model}"
         return enqueue.plan(
             kind,
             args,
@@ -564,6 +569,17 @@ def sends(app: Any) -> Callable[..., Any]:
             return send(name, *args, producer=producer, **options)
 
     return send_task
+
+
+@cache
+def _place_of_model(run: Callable[..., Any]) -> int | None:
+    """Where a task's function takes its argument `model` among those without a name; None: nowhere."""
+    positional = [
+        one.name
+        for one in inspect.signature(run).parameters.values()
+        if one.kind in {one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD}
+    ]
+    return positional.index("model") if "model" in positional else None
 
 
 @cache
