@@ -31,6 +31,7 @@ from ratelimit_worker.worker.installed import (
     installation_of,
     keep,
 )
+from ratelimit_worker.worker.mapped import spread
 from ratelimit_worker.worker.result import give_results
 from ratelimit_worker.worker.settings import BACKEND_OPTIONS, BROKER_OPTIONS, DEFAULTS, OWN_APP, REQUIRED
 from ratelimit_worker.worker.task import answers_of, base_for, sends
@@ -79,6 +80,10 @@ def _install(app: Celery, settings: Settings, redis_url: str = "") -> Celery:
         installation.reconfigured()
         _put_in_force(installation)
 
+    if app.finalized:
+        spread(app)
+    else:
+        app.on_after_finalize.connect(lambda **_: spread(installation.app), weak=False)
     # Celery configures an app when it is first asked for a setting, and anew when it is told to.
     app.on_after_configure.connect(configured, weak=False)
     if app.configured or app._config_source is None:  # else its configuration is not there yet
@@ -107,6 +112,11 @@ def _put_in_force(installation: Installation) -> None:
         if not conf.value_set_for(name):
             conf[name] = value
     accepted = list(conf.accept_content or ())
+    if {"auth", "application/data"}.intersection(accepted):
+        raise ConfigurationError(
+            "accept_content names signed messages (auth), and calls are sent as plain JSON: a worker that takes both "
+            "would not need a signature; give calls an app of their own"
+        )
     if not {"json", "application/json"}.intersection(accepted):
         conf.accept_content = [*accepted, "json"]
     conf.broker_transport_options = {**BROKER_OPTIONS, **(conf.broker_transport_options or {})}

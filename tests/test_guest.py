@@ -15,12 +15,14 @@ from typing import Any, ClassVar
 
 import pytest
 from celery import Celery, Task
+from celery.result import AsyncResult
 
 from ratelimit_worker import wiring
 from ratelimit_worker.app import install, llm_task
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import BadInput, ConfigurationError
 from ratelimit_worker.worker.installed import asked_of, installation_of, same_server, services_of
+from ratelimit_worker.worker.result import CallResult
 from ratelimit_worker.worker.task import CallTask
 
 HERE, THERE = "redis://127.0.0.1:1/0", "redis://127.0.0.1:1/1"
@@ -186,6 +188,63 @@ def test_the_class_of_the_app_is_kept() -> None:
 def test_what_is_no_class_of_tasks_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="base="):
         llm_task(app=install(celery(broker="memory://"), read_settings()), base=dict, shared=False)(count)
+
+
+def asks(self: Any, prompt: str, model: str = "small") -> str:
+    """A task's function that names a model."""
+    return f"{model}: {prompt}"
+
+
+def test_the_argument_model_names_the_lane_wherever_it_stands() -> None:
+    app = install(celery(broker=HERE), read_settings())
+    task = llm_task(app=app, provider="acme", name="models", bind=True, shared=False)(asks)
+    lanes = [
+        task.plan(args, kwargs)["lane"]
+        for args, kwargs in ((("hi",), {"model": "large"}), (("hi", "large"), {}), (("hi",), {}))
+    ]
+    assert lanes == ["acme:large", "acme:large", "default"]
+    assert task.plan(("hi", "large"), {}, lane="mine")["lane"] == "mine"
+
+
+def test_a_class_that_reads_messages_itself_is_refused() -> None:
+    """As celery-batches does: its function would get a reference in place of arguments."""
+
+    class Batches(Task):
+        def Strategy(self, task: Any, app: Celery, consumer: Any) -> Any:  # noqa: N802 - Celery's name
+            raise NotImplementedError
+
+    with pytest.raises(ConfigurationError, match="Batches has a Strategy of its own"):
+        llm_task(app=install(celery(broker=HERE), read_settings()), base=Batches, shared=False)(count)
+
+
+def test_an_app_that_signs_its_messages_is_refused() -> None:
+    app = celery(broker=HERE)
+    app.conf.update(task_serializer="auth", accept_content=["auth"])
+    with pytest.raises(ConfigurationError, match="signed messages"):
+        install(app, read_settings())
+
+
+class Kept(Task):
+    """A class with results of its own."""
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult:  # noqa: N802 - Celery's name
+        """Celery's hook."""
+        return Marked(task_id, backend=self.backend, app=self.app)
+
+
+class Marked(AsyncResult):
+    """A result that knows more."""
+
+    def mark(self) -> str:
+        """What it knows."""
+        return f"marked {self.id}"
+
+
+def test_results_of_ones_own_are_results_of_calls() -> None:
+    app = install(celery(broker=HERE), read_settings())
+    found = llm_task(app=app, base=Kept, name="kept", shared=False)(count).AsyncResult("x")
+    assert isinstance(found, CallResult)
+    assert (found.mark(), found.id, type(found).__name__) == ("marked x", "x", "Marked")
 
 
 def test_a_rate_limit_of_celerys_is_refused() -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
+import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +20,7 @@ from celery import Celery
 
 from ratelimit_worker.stores import keys
 from tests.conftest import wait_for
-from tests.fleet import Fleet, Worker, fleet
+from tests.fleet import ROOT, Fleet, Worker, fleet
 
 pytestmark = [pytest.mark.server, pytest.mark.worker]
 
@@ -59,6 +64,22 @@ def test_a_team_s_own_app(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "message.set_aside" not in log
 
 
+def test_a_pickled_canvas_holds_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in JSON: the body of an ordinary task whose links are calls lies apart, and goes with its message."""
+    with guest(monkeypatch) as (made, module):
+        sent = module.plain.si({1}) | module.ask.si("canary prompt")
+        assert sent.delay().get(timeout=60) == ["canary prompt", "canar"]
+        sent.apply_async(queue="nobody")
+        (raw,) = made.valkey.client.lrange("nobody", 0, -1)
+        message = json.loads(raw)
+        assert message["content-type"] == "application/x-python-serialize"
+        assert b"canary" not in raw
+        assert b"canary" not in base64.b64decode(message["body"])
+        with module.app.connection_for_write() as connection:
+            connection.default_channel.queue_purge("nobody")
+        assert list(made.valkey.client.scan_iter("rlw:payload:canvas-*")) == []
+
+
 def test_ordinary_tasks_are_acknowledged_as_their_app_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Early: what runs longer than the visibility timeout runs once."""
     with guest(monkeypatch) as (made, module):
@@ -73,3 +94,72 @@ def test_a_call_by_name_from_a_stock_producer(monkeypatch: pytest.MonkeyPatch) -
         stock = Celery("stock", broker=made.valkey.url, backend=made.valkey.url, set_as_current=False)
         sent: Any = stock.send_task(module.ask.name, ("delta: hi",), queue="guest", serializer="json")
         assert module.app.AsyncResult(sent.id).get(timeout=60) == ["delta: hi", "delta"]
+
+
+#: A test as Celery's documentation has it, of a team that has installed lanes.
+FIXTURES = """
+import os
+import pytest
+from celery import chord, group
+from ratelimit_worker import install, llm_task
+
+@pytest.fixture(scope="session")
+def celery_config():
+    return {"broker_url": os.environ["BROKER"], "result_backend": os.environ["BACKEND"]}
+
+@pytest.fixture
+def tasks(celery_app):
+    install(celery_app)
+
+    @llm_task(app=celery_app, name="fixtures.ask", lane="free", shared=False, cache=False)
+    def ask(n):
+        return 2 * n
+
+    @celery_app.task(name="fixtures.plain", shared=False)
+    def plain(n):
+        return n + 1
+
+    @llm_task(app=celery_app, name="fixtures.total", lane="free", shared=False, cache=False)
+    def total(numbers):
+        return 2 * sum(numbers)
+
+    return ask, plain, total
+
+def test_both(tasks, celery_worker):
+    ask, plain, total = tasks
+    assert ask.delay(4).get(timeout=60) == 8
+    assert plain.delay(4).get(timeout=60) == 5
+    assert (plain.s(1) | ask.s() | plain.s() | ask.s()).delay().get(timeout=60) == 10
+    assert group(ask.s(n) for n in range(3)).delay().get(timeout=60) == [0, 2, 4]
+    assert chord([ask.s(1), plain.s(1)], total.s()).delay().get(timeout=60) == 8
+"""
+
+
+@pytest.mark.parametrize("broker", ["memory", "redis"])
+def test_celery_s_own_fixtures(broker: str, tmp_path: Path) -> None:
+    """`celery_app` and `celery_worker`: a worker in a thread of the test's own process."""
+    with fleet() as made:
+        env = {name: value for name, value in os.environ.items() if name != "MAISD_REDIS_URL"}
+        redis = made.valkey.url
+        env |= (
+            {"BROKER": "memory://", "BACKEND": "cache+memory://"}
+            if broker == "memory"
+            else {"BROKER": redis, "BACKEND": redis}
+        )
+        (tmp_path / "test_fixtures.py").write_text(FIXTURES)
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "celery.contrib.pytest",
+            "-p",
+            "no:cacheprovider",
+            tmp_path,
+        ]
+        done = subprocess.run(
+            command, cwd=tmp_path, env={**env, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "1 passed" in done.stdout

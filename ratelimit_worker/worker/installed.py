@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,6 +56,8 @@ class Asked:
         plan: (task name, args, kwargs) of a call that was published without a plan (`send_task`, a stock producer) →
             its header; None: a task that makes no calls.
         is_call: Whether a task of that name makes calls.
+        calls: Names of the tasks that make calls.
+        is_broadcast: Whether an exchange of that name is, by the app's queues, one that sends to everybody.
         refuse: Ends what a message has begun that no worker takes: (lanes, message, why; None: its deadline is over).
         lane_fields: Fields of a lane that is new: lane → set-points.
         eagerly: How a call is made in process (`task_always_eager`).
@@ -63,6 +65,8 @@ class Asked:
 
     plan: Callable[[str, list[Any], dict[str, Any]], Mapping[str, Any] | None]
     is_call: Callable[[str], bool]
+    calls: Callable[[], Iterable[str]]
+    is_broadcast: Callable[[str], bool]
     refuse: Callable[[Lanes, bytes, str | None], None]
     lane_fields: Callable[[str], Mapping[str, float | str]]
     eagerly: Eagerly

@@ -33,7 +33,7 @@ from ratelimit_worker.wiring import Services
 from ratelimit_worker.worker import jobs, own_rules
 from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
 from ratelimit_worker.worker.grace import Grace, begin
-from ratelimit_worker.worker.installed import services_of
+from ratelimit_worker.worker.installed import in_memory, services_of
 from ratelimit_worker.worker.quarantine import QUARANTINE
 from ratelimit_worker.worker.spare import give_size, kind_of
 from ratelimit_worker.worker.task import CallTask, warm_up
@@ -68,6 +68,8 @@ def _ended(task_id: str = "", **_: Any) -> None:
 
 @signals.worker_process_init.connect(weak=False)
 def _forked(**_: Any) -> None:
+    if in_memory(current_app):
+        return
     try:
         warm_up(services_of(current_app))
     except (RedisError, OSError, StoreUnavailable, ConfigurationError) as error:
@@ -230,10 +232,31 @@ class Acknowledge(Duty):
             self.turn()
 
 
+class Consumed:
+    """Names of the queues that a worker consumes, now or before: they change at run time (`control.add_consumer`)."""
+
+    def __init__(self, consumer: Any) -> None:
+        self._consumer = consumer
+        self._seen: set[str] = set()
+
+    def __contains__(self, name: object) -> bool:
+        if name in self._seen:  # what was on its way when a queue was given up is still a task's
+            return True
+        consumes = self._consumer.task_consumer
+        if consumes is None or not consumes.consuming_from(name):
+            return False
+        self._seen.add(str(name))
+        return True
+
+
 class LanesStep(bootsteps.StartStopStep):
     """Presence and duties of a worker; made once with the consumer, it outlives broker reconnects."""
 
     requires = (Tasks,)
+
+    def include_if(self, c: Any) -> bool:
+        """Not where messages stay in this process (`memory://`, in tests): calls are made where they are sent."""
+        return not in_memory(c.app)
 
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         super().__init__(consumer, **kwargs)
@@ -244,7 +267,7 @@ class LanesStep(bootsteps.StartStopStep):
         self.closing = False
 
     def start(self, c: Any) -> None:
-        INTAKE.queues = frozenset(queue.name for queue in c.task_consumer.queues)
+        INTAKE.queues = Consumed(c)
         INTAKE.tasks = c.app.tasks
         INTAKE.accepts = frozenset(prepare_accept_content(c.app.conf.accept_content))
         if self.presence is not None:  # reconnected: slots count again

@@ -22,9 +22,10 @@ from billiard.exceptions import Terminated, WorkerLostError
 from celery import Celery, Task
 from celery.exceptions import Ignore, Reject, TaskPredicate
 from celery.exceptions import Retry as CeleryRetry
-from celery.result import denied_join_result
+from celery.result import AsyncResult, denied_join_result
 from celery.utils import uuid
 from kombu.exceptions import EncodeError, LimitExceeded, OperationalError
+from kombu.utils.imports import symbol_by_name
 from kombu.utils.json import dumps, loads
 from redis import RedisError
 
@@ -83,6 +84,9 @@ CHOICES = (
 CANCEL = ("leave", "revoke")  #: what may become of a call that nobody awaits any more
 #: Options by which Celery sends a call for a canvas that is under way: nobody is there to catch an error.
 CANVAS = frozenset({"parent_id", "group_id", "chord"})
+#: Options of a call that belongs to a canvas, and how the request of one that is made in process has them.
+CANVAS_HERE = {name: name for name in ("chain", "chord", "group_index", "root_id", "parent_id")} | {"group_id": "group"}
+CANVAS_HEADER = "rlw_canvas"
 IN_HAND_S = 60.0  #: no bound of ours: Celery's time-outs and its one retry come first
 NO_MORE = "Can't retry"  #: how `Task.retry` begins when it gives up
 REPLACED = "Replaced by new task"  #: what `Task.replace` says in its Ignore
@@ -114,7 +118,8 @@ class CallTask(Task):
     """
 
     abstract = True
-    Request = "ratelimit_worker.worker.request:CallRequest"
+    Request: ClassVar[Any] = "ratelimit_worker.worker.request:CallRequest"
+    _own_request: ClassVar[Any] = None  #: of a class behind or before this one
     acks_late = True
     reject_on_worker_lost = True
     acks_on_failure_or_timeout = acks_on_failure = acks_on_timeout = True
@@ -141,8 +146,21 @@ class CallTask(Task):
     classify: ClassVar[Rule | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """What a class of somebody's own does around a task happens within the attempt, with the call's arguments."""
+        """What a class of somebody's own does around a task happens within the attempt, with the call's arguments.
+
+        Raises:
+            ConfigurationError: it takes messages in a way of its own (`Strategy`, as batches do).
+        """
         super().__init_subclass__(**kwargs)
+        if cls.Strategy is not Task.Strategy:
+            raise ConfigurationError(
+                f"{cls.__name__} has a Strategy of its own: it reads messages past the lane, and would see a reference "
+                "in place of arguments; leave it to ordinary tasks"
+            )
+        own = next((vars(one)["Request"] for one in cls.__mro__ if _has_own(one, "Request")), None)
+        if own is not None:
+            cls._own_request = own
+            cls.Request = property(_request_class)
         if not hasattr(cls.__call__, WITHIN):
             cls.__call__ = _within_attempt(cls.__call__)  # type: ignore[method-assign]
         if cls.before_start is not Task.before_start and not hasattr(cls.before_start, WITHIN):
@@ -169,6 +187,11 @@ class CallTask(Task):
             timeout_s=self.timeout_s,
         )
         live = services_of(self.app)
+        if self.provider and options.get("lane") is None and self.lane is None and "model" not in kwargs:
+            where = _place_of_model(self.run)
+            model = args[where] if where is not None and where < len(args) else None
+            if isinstance(model, str) and model:
+                options["lane"] = f"{self.provider}:{model}"
         return enqueue.plan(
             kind,
             args,
@@ -304,8 +327,11 @@ class CallTask(Task):
             args, kwargs = loads(dumps([args or (), kwargs or {}]))  # as a worker would get them
         except EncodeError as error:
             raise BadInput(f"the arguments of {self.name} are not JSON: {first_line(error)}") from error
+        canvas = {name: options.pop(option) for option, name in CANVAS_HERE.items() if option in options}
+        headers = {**(options.pop("headers", None) or {}), CANVAS_HEADER: canvas}
+        self.store_eager_result = True  # whoever waits for the end of a canvas looks there
         with denied_join_result():
-            return self.apply(args, kwargs, link, link_error, task_id, **options)
+            return self.apply(args, kwargs, link, link_error, task_id, headers=headers, **options)
 
     def apply(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> EagerCall:
         """As Celery's: here and now, in this process; through the call's lane, if its Redis is there.
@@ -383,7 +409,13 @@ class CallTask(Task):
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> CallResult:  # noqa: N802 - Celery's name
         """The result of one call, by its id."""
-        return CallResult(task_id, backend=self.backend, task_name=self.name, app=self.app, **kwargs)
+        behind = super().AsyncResult
+        if behind.__func__ is Task.AsyncResult:
+            return CallResult(task_id, backend=self.backend, task_name=self.name, app=self.app, **kwargs)
+        found: CallResult = behind(task_id, **kwargs)
+        found.__class__ = _result_class(type(found))
+        found.task_name = self.name
+        return found
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._attempt(super().__call__ if self._is_wrapped() else self.run, args, kwargs)
@@ -458,7 +490,10 @@ class CallTask(Task):
 
     def _eagerly(self, inner: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         request, asked = self.request, asked_of_app(self.app)
-        plan = (request.headers or {}).get(HEADER)
+        headers = request.headers or {}
+        plan = headers.get(HEADER)
+        for name, value in headers.pop(CANVAS_HEADER, {}).items():
+            setattr(request, name, value)  # Celery's own `apply` knows of none
         setattr(request, BEGUN, True)
         if asked is None or plan is None:
             return inner(*args, **kwargs)
@@ -485,6 +520,32 @@ class CallTask(Task):
         request.kwargs.update(kwargs)
         for name, value in (canvas or {}).items():
             setattr(request, name, value)
+
+
+def _has_own(one: type, name: str) -> bool:
+    """Whether a class that is neither ours nor Celery's says something of that name (what we made of it apart)."""
+    return one not in {CallTask, Task} and name in vars(one) and not isinstance(vars(one)[name], property)
+
+
+def _request_class(task: CallTask) -> type:
+    """The class of a task's requests, which a worker asks for: somebody's own, with what it needs to know of a call."""
+    from ratelimit_worker.worker.request import CallRequest  # agents do without Celery's worker
+
+    return _mixed(symbol_by_name(task._own_request), CallRequest)
+
+
+def _result_class(own: type) -> type:
+    """The class of a call's results, where the task has a class of its own for them (such as Celery's abortable)."""
+    return CallResult if own is AsyncResult else _mixed(CallResult, own)
+
+
+@cache
+def _mixed(first: type, second: type) -> type:
+    """Both in one, the first before the second; one of them, where it is the other as well."""
+    for one, other in ((first, second), (second, first)):
+        if issubclass(one, other):
+            return one
+    return type(second.__name__, (first, second), {"__module__": second.__module__})
 
 
 def _within_attempt(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -555,11 +616,23 @@ def sends(app: Any) -> Callable[..., Any]:
     def send_task(name: str, *args: Any, **options: Any) -> Any:
         if current() is not None or not isinstance(app.tasks.get(name), CallTask):
             return send(name, *args, **options)
+        _check_way(app, options.get("connection"), options.get("producer"))
         options["task_id"] = call_id = options.get("task_id") or uuid()
         with accepting(app, call_id, options.pop("producer", None)) as producer:
             return send(name, *args, producer=producer, **options)
 
     return send_task
+
+
+@cache
+def _place_of_model(run: Callable[..., Any]) -> int | None:
+    """Where a task's function takes its argument `model` among those without a name; None: nowhere."""
+    positional = [
+        one.name
+        for one in inspect.signature(run).parameters.values()
+        if one.kind in {one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD}
+    ]
+    return positional.index("model") if "model" in positional else None
 
 
 @cache
@@ -678,6 +751,10 @@ def answers_of(app: Celery, eagerly: Eagerly) -> Asked:
     return Asked(
         plan=plan_by_name(app),
         is_call=lambda name: isinstance(app.tasks.get(name), CallTask),
+        calls=lambda: [name for name, task in tuple(app.tasks.items()) if isinstance(task, CallTask)],
+        is_broadcast=lambda name: any(
+            queue.exchange.name == name and queue.exchange.type == "fanout" for queue in tuple(app.amqp.queues.values())
+        ),
         refuse=refuse(app, ANSWERS, lambda attempt: services_of(app).encode_outcome(attempt)),
         lane_fields=lane_fields,
         eagerly=eagerly,

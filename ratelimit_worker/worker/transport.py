@@ -45,7 +45,7 @@ from ratelimit_worker.stores.namespace import Namespaced
 from ratelimit_worker.stores.overdue import OverdueCall
 from ratelimit_worker.stores.patient import passes
 from ratelimit_worker.worker.installed import Asked, asked_of, server_of
-from ratelimit_worker.worker.intake import PLAN_HEADER, Intake, prepared, read_json
+from ratelimit_worker.worker.intake import JSON, PLAN_HEADER, Intake, prepared, read_json
 
 log = logging.getLogger(__name__)
 
@@ -259,6 +259,7 @@ class Channel(stock.Channel):
     Message = Message
     _kept: tuple[Any, Any, Lanes] | None = None
     _calls_first = True  #: whether the ready lists are asked before the stock ones
+    _routed = False  #: whether a queue was found for what is being published
     _in_poll: Any
     _brpop_sent_at: Any
 
@@ -324,23 +325,52 @@ class Channel(stock.Channel):
             kept = self._kept = (pool, client, Lanes(ours))
         return kept
 
+    def basic_publish(self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any) -> Any:
+        """As kombu's; a call for which no queue is bound is refused. Stock drops such a message without a word.
+
+        Raises:
+            BadInput: a call's exchange and routing key lead nowhere, or to everybody.
+        """
+        asked = self.asked
+        if exchange and asked is not None and asked.is_broadcast(exchange):
+            self._refuse_broadcast(message, exchange)
+        self._routed = False
+        answer = super().basic_publish(message, exchange, routing_key, **kwargs)
+        if not self._routed and self._makes_call(message):
+            raise BadInput(
+                f"no queue is bound to the exchange {exchange!r} with the routing key {routing_key!r}: "
+                "the call would be lost; name its queue"
+            )
+        return answer
+
+    def _put_fanout(self, exchange: str, message: dict[str, Any], routing_key: str, **kwargs: Any) -> None:
+        self._routed = True
+        self._refuse_broadcast(message, exchange)
+        super()._put_fanout(exchange, message, routing_key, **kwargs)
+
+    def _refuse_broadcast(self, message: dict[str, Any], exchange: str) -> None:
+        if self._makes_call(message):
+            raise BadInput(f"the exchange {exchange!r} is a broadcast, and a call is made once: name a queue")
+
+    def _makes_call(self, message: dict[str, Any]) -> bool:
+        return _is_call(message) or _plan_of(prepared(message), self.asked) is not None
+
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        if (
-            self.asked is not None
-            and isinstance(message.get("headers"), dict)
-            and message["headers"].get("compression")
-        ):
-            message = prepared(message)  # what it holds is to be known: calls, or prompts in a canvas
-        if not _is_call(message):
-            plan = _plan_of(message, self.asked)
-            if plan is None:
-                plain = self._without_prompts(message)
-                if plain is not message and self.lanes.has_crew(queue):
-                    self.lanes.client.lpush(keys.ready(keys.ANY, queue), dumps(plain))
-                else:
-                    super()._put(queue, plain, **kwargs)
-                return
-            message = {**message, "headers": {**message["headers"], HEADER: plan}}
+        self._routed = True
+        seen, headers = message, message.get("headers")
+        if self.asked is not None and isinstance(headers, dict) and headers.get("compression"):
+            seen = prepared(message)  # what it holds is to be known: calls, or prompts in a canvas
+        plan = None if _is_call(seen) else _plan_of(seen, self.asked)
+        if plan is None and not _is_call(seen):
+            apart = self._without_prompts(seen)
+            if apart is seen:
+                super()._put(queue, message, **kwargs)  # as it came, compressed or not
+            elif self.lanes.has_crew(queue):
+                self.lanes.client.lpush(keys.ready(keys.ANY, queue), dumps(apart))
+            else:
+                super()._put(queue, apart, **kwargs)
+            return
+        message = seen if plan is None else {**seen, "headers": {**seen["headers"], HEADER: plan}}
         self.lanes.enqueue(entry(queue, message, self.asked))
 
     def _without_prompts(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -350,7 +380,11 @@ class Channel(stock.Channel):
         if asked is None or not isinstance(headers, dict) or "task" not in headers:
             return message
         body = base64.b64decode(message["body"]) if message["properties"].get("body_encoding") == "base64" else b""
-        if not any(asked.is_call(name.decode()) for name in set(SIGNATURE.findall(body))):
+        if message.get("content-type") == JSON:
+            holds_calls = any(asked.is_call(name.decode()) for name in set(SIGNATURE.findall(body)))
+        else:  # pickle, YAML, msgpack: each writes a text as its bytes
+            holds_calls = any(name.encode() in body for name in asked.calls())
+        if not holds_calls:
             return message
         ref = f"canvas-{uuid.uuid4().hex}"
         self.lanes.client.set(keys.payload(ref), pack_body(body), ex=CANVAS_TTL_S)
