@@ -147,6 +147,13 @@ class _Counted(msgspec.Struct):
     output_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
 
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Of input, of output."""
+        asked = self.prompt_tokens if self.prompt_tokens is not None else self.input_tokens
+        said = self.completion_tokens if self.completion_tokens is not None else self.output_tokens
+        return (asked or 0) + (self.cache_creation_input_tokens or 0), said or 0
+
 
 class _Told(msgspec.Struct):
     usage: _Counted | None = None
@@ -194,9 +201,7 @@ class OutLine(msgspec.Struct):
         if told is None:
             told_so = any(mark in bytes(self.response.body) for mark in (b"usageMetadata", b"usage_metadata"))
             return tokens_of(msgspec.json.decode(self.response.body)) if told_so else (0, 0)
-        asked = told.prompt_tokens if told.prompt_tokens is not None else told.input_tokens
-        said = told.completion_tokens if told.completion_tokens is not None else told.output_tokens
-        return (asked or 0) + (told.cache_creation_input_tokens or 0), said or 0
+        return told.tokens
 
     @property
     def end(self) -> End:
@@ -215,6 +220,20 @@ class OutLine(msgspec.Struct):
         return body is not None and body.error is not None and body.error.type in _ACCOUNTS_CODES
 
 
+class _PlainAnswer(msgspec.Struct):
+    status_code: int
+    body: _Told
+
+
+class _PlainLine(msgspec.Struct):
+    """A line of OUT with an answer of the most common shape."""
+
+    id: str
+    custom_id: str
+    response: _PlainAnswer
+
+
+_decode_plain = msgspec.json.Decoder(_PlainLine).decode
 _decode_out = msgspec.json.Decoder(OutLine).decode
 _decode_error = msgspec.json.Decoder(_OurError | None).decode
 _decode_body = msgspec.json.Decoder(_OurBody).decode
@@ -322,7 +341,7 @@ class LineReader:
                 self._fine_urls[line.url] = fine
         if not fine or line.method.upper() != "POST" or "stream" in line.body or "stream_format" in line.body:
             return None
-        if _MAYBE_HALF.search(text) or not (text.isascii() or _is_utf8(text)):
+        if (b"\\u" in text and _MAYBE_HALF.search(text)) or not (text.isascii() or _is_utf8(text)):
             return None
         return str(line.custom_id) or None
 
@@ -526,6 +545,18 @@ def read_out(text: bytes) -> OutLine:
         ValueError: it is none.
     """
     return _decode_out(text)
+
+
+def plain_answer(text: bytes) -> tuple[str, int, int] | None:
+    """custom_id and tokens of a line of OUT with an answer, at a glance; None: `read_out` has to look at it."""
+    try:
+        line = _decode_plain(text)
+    except msgspec.DecodeError:
+        return None
+    usage = line.response.body.usage
+    if usage is None or not 200 <= line.response.status_code < 300:
+        return None
+    return line.custom_id, *usage.tokens
 
 
 def is_torn(text: bytes) -> bool:

@@ -11,7 +11,6 @@ from collections.abc import Hashable
 
 _LEAST = 1 << 10
 _FULL = 0.7  #: beyond this share of its places a table grows
-_FREE = 0  #: a place that nobody has; a hash of 0 counts as 1
 
 
 class Ids:
@@ -21,6 +20,7 @@ class Ids:
         typecode: Of the numbers, as of `array.array`.
     """
 
+    # A place whose mark is 0 is nobody's; a hash of 0 counts as 1.
     def __init__(self, typecode: str = "Q") -> None:
         self._typecode = typecode
         self._many = 0
@@ -46,11 +46,16 @@ class Ids:
             OverflowError: the number does not fit.
         """
         mark = hash(key) or 1
-        place = self._place(mark)
-        if self._marks[place] == mark:
-            return self._numbers[place]
+        marks = self._marks
+        place = mark % len(marks)
+        while found := marks[place]:  # as in _place: this is where the time goes
+            if found == mark:
+                return self._numbers[place]
+            place += 1
+            if place == len(marks):
+                place = 0
         self._numbers[place] = number
-        self._marks[place] = mark
+        marks[place] = mark
         self._many += 1
         if self._many > _FULL * len(self._marks):
             self._grow()
@@ -59,7 +64,7 @@ class Ids:
     def _place(self, mark: int) -> int:
         marks = self._marks
         place = mark % len(marks)
-        while marks[place] not in (mark, _FREE):
+        while (found := marks[place]) and found != mark:
             place += 1
             if place == len(marks):
                 place = 0
@@ -73,6 +78,6 @@ class Ids:
         marks, numbers = self._marks, self._numbers
         self._make(len(marks) * 2)
         for mark, number in zip(marks, numbers, strict=True):
-            if mark != _FREE:
+            if mark:
                 place = self._place(mark)
                 self._marks[place], self._numbers[place] = mark, number

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ratelimit_worker.batchfile import ANSWER, End, Kind, OutLine, is_torn, out_id, read_out, without_mark
+from ratelimit_worker.batchfile import ANSWER, End, Kind, OutLine, is_torn, out_id, plain_answer, read_out, without_mark
 from ratelimit_worker.cli.run.ids import Ids
 from ratelimit_worker.errors import BadInput, RateLimitWorkerError
 from ratelimit_worker.private_files import open_file
@@ -58,7 +58,7 @@ class Journal:
         self._kinds: list[Kind] = [ANSWER]
         self._kind_numbers: dict[Kind, int] = {ANSWER: 0}
         self.repeated = 0  #: lines of OUT whose custom_id has one already
-        self.tokens = [0, 0]  #: of input, of output: counted for what was in OUT when it was opened
+        self.tokens = (0, 0)  #: of input, of output: counted for what was in OUT when it was opened
         self.run = uuid.uuid4()
         self.resumed = False  #: an unfinished run goes on
         self.starts = 0  #: of this run, before this one
@@ -214,12 +214,21 @@ class Journal:
 
     def _read(self) -> None:
         whole, add = 0, self._ids.add
+        input_tokens = output_tokens = 0
         with os.fdopen(os.dup(self._fd), "rb") as file:
             file.seek(0)
             if file.read(len(_BOM) + 1).removeprefix(_BOM)[:1] not in (b"{", b"", b"\n", b"\r", b" "):
                 raise self._foreign(1)  # it may be anything, and have no lines at all
             file.seek(0)
             for number, line in enumerate(file, 1):
+                plain = plain_answer(line)
+                if plain is not None and line.endswith(b"\n"):
+                    if add(plain[0], whole << _KINDS) is None:  # its kind is ANSWER, the first of all
+                        input_tokens, output_tokens = input_tokens + plain[1], output_tokens + plain[2]
+                    else:
+                        self.repeated += 1
+                    whole += len(line)
+                    continue
                 try:
                     read = _read_line(line)
                 except ValueError as error:
@@ -238,13 +247,13 @@ class Journal:
                         is None
                     ):
                         asked, said = read.tokens
-                        self.tokens[0] += asked
-                        self.tokens[1] += said
+                        input_tokens, output_tokens = input_tokens + asked, output_tokens + said
                     else:
                         self.repeated += 1
                 whole += len(line)
                 if not line.endswith(b"\n"):  # an editor may have taken it away
                     self._append(b"\n")
+        self.tokens = (input_tokens, output_tokens)
         self.taken_up = {custom_id for custom_id in self.taken_up if custom_id not in self._ids}
 
     def _kind_number(self, kind: Kind) -> int:
@@ -263,7 +272,7 @@ class Journal:
         """
         if self.taken_up:
             self._rewrite(lambda line: not _is_taken_up(line))
-            self._ids, self.tokens, self.repeated = Ids(), [0, 0], 0
+            self._ids, self.repeated = Ids(), 0
             taken_up = self.taken_up
             self.taken_up = set()
             self._read()  # its lines stand elsewhere now

@@ -6,10 +6,11 @@ A line that is in order is looked at without its body; what the survey keeps of 
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ratelimit_worker.batchfile import Bad, LineReader, array_of_lines, numbered
+from ratelimit_worker.batchfile import Bad, Kind, LineReader, array_of_lines, numbered
 from ratelimit_worker.cli.run.ids import Ids
 from ratelimit_worker.cli.run.intake import Intake, Stopped
 from ratelimit_worker.cli.run.journal import Journal
@@ -48,7 +49,8 @@ class Survey:
 
     def note(self, number: int, state: int) -> None:
         """Take note of a line; those that are left out are blank."""
-        self._states.extend(bytes(number - 1 - len(self._states)))
+        if number > len(self._states) + 1:
+            self._states.extend(bytes(number - 1 - len(self._states)))
         self._states.append(state)
 
 
@@ -56,7 +58,7 @@ class _Seen:
     """The custom_ids so far."""
 
     def __init__(self) -> None:
-        self.ids = Ids()  #: each with the number of its line
+        self.ids = Ids("I")  #: each with the number of its line
         self.used: int | None = None  #: what `first` said of this line
 
     def next(self) -> None:
@@ -90,6 +92,7 @@ def look_through(
     survey, seen = Survey(), _Seen()
     named, unnamed, objects = list[str](), 0, 0
     opening, last = b"", (0, False)
+    before = Counter[Kind]()
     for number, offset, text in numbered(intake.lines(most_bytes)):
         if number % _LOOK_EVERY == 0 and stopped():
             raise Stopped
@@ -98,16 +101,16 @@ def look_through(
         survey.total, opening = survey.total + 1, opening or text
         custom_id, call_id, bad = reader.custom_id(text), "", None
         seen.next()
-        if custom_id is None or custom_id in seen.ids:
+        if custom_id is None or seen.ids.add(custom_id, number) is not None:
             read = reader.read(text, number, offset, seen.first)
             custom_id, call_id, bad = read.custom_id, read.call_id, read if isinstance(read, Bad) else None
-        if custom_id is not None:
-            seen.ids.add(custom_id, number)
+            if custom_id is not None:
+                seen.ids.add(custom_id, number)
         objects += bad is None or bad.is_object
         last = offset, bad is not None and not bad.is_object
         kind = journal.kind(custom_id, call_id)
         if kind is not None:
-            survey.before.count(kind)
+            before[kind] += 1
             survey.note(number, DONE)
             if answered is not None and bad is None:
                 answered(number, offset, text)
@@ -127,6 +130,9 @@ def look_through(
         named = named[:-1] if not unnamed else named
     if not objects:
         raise _array(intake) if array_of_lines(opening, alone=survey.total == 1) else _nothing(intake, opening)
+    for kind, many in before.items():
+        survey.before.count(kind, many)
+    survey.before.took(*journal.tokens)
     for words in named:
         say(words)
     if unnamed:

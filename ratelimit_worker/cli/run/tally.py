@@ -21,12 +21,12 @@ class Tally:
     input_tokens: int = 0
     output_tokens: int = 0
 
-    def count(self, kind: Kind) -> None:
-        """One more line."""
-        self.lines += 1
-        self.ends[kind.end] += 1
+    def count(self, kind: Kind, many: int = 1) -> None:
+        """So many more lines."""
+        self.lines += many
+        self.ends[kind.end] += many
         if kind.way:
-            self.ways[kind.end][kind.way] += 1
+            self.ways[kind.end][kind.way] += many
 
     def took(self, input_tokens: int, output_tokens: int) -> None:
         """What an answer took."""
