@@ -118,4 +118,7 @@ def test_a_run_in_which_all_are_refused_alike_has_failed(provider: Simulator, tm
     run.write([*lines, ask("good")])
     done = run(timeout_s=600)
     assert done.returncode == 0, done.stderr
-    assert summary(run)["done"]["refused_by"] == {"HTTP 400 invalid_request_error": 12} or summary(run)["done"]["refused"] == 12
+    assert (
+        summary(run)["done"]["refused_by"] == {"HTTP 400 invalid_request_error": 12}
+        or summary(run)["done"]["refused"] == 12
+    )

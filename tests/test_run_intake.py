@@ -43,7 +43,8 @@ def answered(custom_id: str, text: str = "x") -> str:
     """One line of OUT."""
     body = {"choices": [text], "usage": {"prompt_tokens": 5, "completion_tokens": 2}}
     response = {"status_code": 200, "request_id": None, "body": body}
-    return json.dumps({"id": f"batch_req_{custom_id}", "custom_id": custom_id, "response": response, "error": None}) + "\n"
+    told = {"id": f"batch_req_{custom_id}", "custom_id": custom_id, "response": response, "error": None}
+    return json.dumps(told) + "\n"
 
 
 def survey(intake: Intake, journal: Journal, said: list[str] | None = None) -> Survey:
@@ -293,6 +294,7 @@ def test_ways_in_which_lines_end(tmp_path: Path) -> None:
     """A resume counts what an earlier start has written, by way."""
     out = tmp_path / "out.jsonl"
     refusal = '{"status_code": 404, "body": {"error": {"code": "model_not_found"}}}'
+    begin = '{"id": "batch_req_1", "custom_id": '
     for custom_id, response, error in [
         ("a", refusal, "null"),
         ("b", '{"status_code": 422, "body": "no"}', "null"),
@@ -302,7 +304,7 @@ def test_ways_in_which_lines_end(tmp_path: Path) -> None:
         ("f", '{"status_code": 400, "body": {"error": {"code": 7}}}', "null"),
     ]:
         with out.open("a") as file:
-            file.write(f'{{"id": "batch_req_1", "custom_id": "{custom_id}", "response": {response}, "error": {error}}}\n')
+            file.write(f'{begin}"{custom_id}", "response": {response}, "error": {error}}}\n')
     out.write_text(out.read_text() + answered("g"))
     with Journal(out) as journal:
         kinds = [journal.kind(name, "") for name in "abcdefgh"]
@@ -372,3 +374,7 @@ def test_ids_are_known_by_their_numbers() -> None:
     assert ("id-1",) not in ids
     assert ids.add(0, 3) is None  # its hash is 0
     assert ids.get(0) == 3
+    ids.put("id-7", 8)
+    assert ids.get("id-7") == 8
+    with pytest.raises(KeyError):
+        ids.put("id-20000", 1)

@@ -61,6 +61,18 @@ class Ids:
             self._grow()
         return None
 
+    def put(self, key: Hashable, number: int) -> None:
+        """Give an id another number.
+
+        Raises:
+            KeyError: it is not known.
+        """
+        mark = hash(key) or 1
+        place = self._place(mark)
+        if self._marks[place] != mark:
+            raise KeyError(key)
+        self._numbers[place] = number
+
     def _place(self, mark: int) -> int:
         marks = self._marks
         place = mark % len(marks)

@@ -107,9 +107,9 @@ class Journal:
         assert number is not None
         with os.fdopen(os.dup(self._fd), "rb") as file:
             file.seek(number >> _KINDS)
-            line = file.readline()
+            line = without_mark(file.readline())
         try:
-            if read_out(without_mark(line)).name == custom_id:
+            if read_out(line).name == custom_id:
                 return line
         except ValueError:
             pass  # nor is it another line

@@ -311,8 +311,12 @@ class Session:
         if not isinstance(first, Ask) or same_ask(first) != same_ask(ask):
             return False  # two texts with one hash
         if self.journal.has(first.custom_id, first.call_id):
-            line = line_for(self.journal.line(first.custom_id), ask.call_id, ask.custom_id)
-            self._keep([(ask.custom_id, ask.call_id, line, read_out(line).end)])
+            kept = self.journal.line(first.custom_id)
+            end = read_out(kept).end
+            if end is End.FAILED:  # another time it may be answered
+                self._same.put(same_ask(ask), ask.offset)
+                return False
+            self._keep([(ask.custom_id, ask.call_id, line_for(kept, ask.call_id, ask.custom_id), end)])
             self.cached += 1
         else:
             self._twins.setdefault(first.call_id, array("Q")).extend((ask.offset, ask.number))
@@ -422,10 +426,9 @@ class Session:
         self._results.forget([one.call_id for one in settled])
 
     def _keep(self, lines: list[tuple[str | None, str, bytes, End]]) -> None:
-        for custom_id, call_id, line, _ in lines:
+        for _, call_id, line, _ in lines:
             # First: a crash in between leaves the answer in Redis, where the line that asked finds it again.
             self._answer_twins(call_id, line)
-            del custom_id
         self.journal.write(lines)
         for _, _, line, end in lines:
             self.tally.count(ANSWER if end is End.ANSWERED else read_out(line).kind)
