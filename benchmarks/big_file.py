@@ -32,7 +32,7 @@ def line(number: int, rnd: random.Random) -> dict[str, Any]:
     body = {
         "model": "gpt-4o-mini",
         "max_tokens": 20,
-        "messages": [{"role": "user", "content": " ".join(rnd.choices(WORDS, k=140))}],
+        "messages": [{"role": "user", "content": " ".join(rnd.choices(WORDS, k=100))}],
         "metadata": {"custom_id": f"q-{number:07}"},
     }
     return {"custom_id": f"q-{number:07}", "method": "POST", "url": "/v1/chat/completions", "body": body}

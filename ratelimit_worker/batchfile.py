@@ -412,14 +412,18 @@ def asks(
         yield found
 
 
-def numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, int, bytes]]:
-    """Of each line that is not blank its number, from 1, its offset in bytes, and its text without blanks around it."""
-    offset = 0
-    for number, raw in enumerate(lines, 1):
+def numbered(lines: Iterable[bytes], number: int = 1, offset: int = 0) -> Iterator[tuple[int, int, bytes]]:
+    """Of each line that is not blank its number, its offset in bytes, and its text without blanks around it.
+
+    Args:
+        number: Of the first line, from 1.
+        offset: Of the first line.
+    """
+    for at, raw in enumerate(lines, number):
         start, offset = offset, offset + (raw.size if isinstance(raw, Cut) else len(raw))
-        text = raw if isinstance(raw, Cut) else (without_mark(raw) if number == 1 else raw).strip()
+        text = raw if isinstance(raw, Cut) else (without_mark(raw) if at == 1 else raw).strip()
         if text:
-            yield number, start, text
+            yield at, start, text
 
 
 def without_mark(text: bytes) -> bytes:

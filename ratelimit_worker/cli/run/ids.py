@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Hashable
 
 _LEAST = 1 << 10
+_LEAST_LINE = 100  #: bytes of a line that are reckoned with
 _FULL = 0.7  #: beyond this share of its places a table grows
 
 
@@ -58,8 +59,19 @@ class Ids:
         marks[place] = mark
         self._many += 1
         if self._many > _FULL * len(self._marks):
-            self._grow()
+            self._grow(2 * len(self._marks))
         return None
+
+    def reserve_for(self, size: int, a_line: float) -> None:
+        """Make room at once for the ids of a file: growing step by step costs as much as adding.
+
+        Args:
+            size: Of the file, bytes.
+            a_line: Of it, as far as is known.
+        """
+        places = int(size / max(a_line, _LEAST_LINE) / _FULL * 1.1)
+        if places > len(self._marks):
+            self._grow(places)
 
     def put(self, key: Hashable, number: int) -> None:
         """Give an id another number.
@@ -86,9 +98,9 @@ class Ids:
         self._marks = array("q", bytes(8 * places))
         self._numbers = array(self._typecode, bytes(array(self._typecode).itemsize * places))
 
-    def _grow(self) -> None:
+    def _grow(self, places: int) -> None:
         marks, numbers = self._marks, self._numbers
-        self._make(len(marks) * 2)
+        self._make(places)
         for mark, number in zip(marks, numbers, strict=True):
             if mark:
                 place = self._place(mark)

@@ -30,6 +30,8 @@ _KINDS = 16  #: bits of a number in the table that say how a line ended; the oth
 _MOST_KINDS = (1 << _KINDS) - 1
 _OTHER = Kind(End.FAILED, "other")
 
+_SAMPLE = 1_000  #: lines by which the number of all is estimated
+
 _Line = tuple[str | None, str, bytes, End]
 
 
@@ -221,6 +223,8 @@ class Journal:
                 raise self._foreign(1)  # it may be anything, and have no lines at all
             file.seek(0)
             for number, line in enumerate(file, 1):
+                if number == _SAMPLE:
+                    self._ids.reserve_for(os.fstat(self._fd).st_size, whole / number)
                 plain = plain_answer(line)
                 if plain is not None and line.endswith(b"\n"):
                     if add(plain[0], whole << _KINDS) is None:  # its kind is ANSWER, the first of all

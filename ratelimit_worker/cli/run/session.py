@@ -245,7 +245,10 @@ class Session:
     def _to_send(self) -> Iterator[Ask | Bad]:
         """The lines that are not in OUT."""
         survey, repeats = self._survey, iter(self._survey.repeats)
-        for number, offset, text in numbered(self.intake.lines(self._most_bytes)):
+        if survey.first is None:
+            return
+        start, begins = survey.first
+        for number, offset, text in numbered(self.intake.lines(self._most_bytes, begins), start, begins):
             state = survey.state(number)
             if state == DONE:
                 continue

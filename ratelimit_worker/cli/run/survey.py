@@ -28,6 +28,7 @@ class Survey:
 
     total: int = 0  #: that are not blank
     before: Tally = field(default_factory=Tally)  #: that are in OUT
+    first: tuple[int, int] | None = None  #: number and offset of the first that is not in OUT
     repeats: array[int] = field(default_factory=lambda: array("Q"))  #: for each REPEATED the line that has its id
     _states: bytearray = field(default_factory=bytearray)
 
@@ -94,8 +95,10 @@ def look_through(
     opening, last = b"", (0, False)
     before = Counter[Kind]()
     for number, offset, text in numbered(intake.lines(most_bytes)):
-        if number % _LOOK_EVERY == 0 and stopped():
-            raise Stopped
+        if number % _LOOK_EVERY == 0:
+            if stopped():
+                raise Stopped
+            seen.ids.reserve_for(intake.size, offset / number)
         if not survey.total and array_of_lines(text, alone=False):
             raise _array(intake)
         survey.total, opening = survey.total + 1, opening or text
@@ -116,7 +119,9 @@ def look_through(
                 answered(number, offset, text)
         elif bad is None:
             survey.note(number, SEND)
+            survey.first = survey.first or (number, offset)
         else:
+            survey.first = survey.first or (number, offset)
             survey.note(number, BAD if seen.used is None else REPEATED)
             if seen.used is not None:
                 survey.repeats.append(seen.used)
