@@ -6,6 +6,10 @@ import gzip
 import json
 import os
 import random
+import resource
+import shlex
+import subprocess
+import sys
 import threading
 import uuid
 from array import array
@@ -25,6 +29,7 @@ from ratelimit_worker.cli.run.survey import BAD, DONE, MOST_NAMED, REPEATED, SEN
 from ratelimit_worker.cli.run.tally import Tally
 from ratelimit_worker.errors import BadInput
 from tests import hostile
+from tests.test_cli import clean_environment
 
 RUN = uuid.UUID("6ba7b810-9dad-11d1-80b4-00c04fd430c8")
 MOST = 1 << 20
@@ -290,6 +295,61 @@ def test_what_fills_the_disk_is_cut_off(tmp_path: Path) -> None:
         pass
 
 
+def test_a_disk_that_is_full_costs_nothing_that_was_answered(tmp_path: Path) -> None:
+    """Half a line is cut off, OUT is as it was, and the next write goes on."""
+    out = tmp_path / "out.jsonl"
+    out.write_text(answered("a"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Journal(out) as journal:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (out.stat().st_size + 50, hard))
+        try:
+            with pytest.raises(OutFailed, match="make room, then resume"):
+                journal.write([("b", "2", answered("b").encode(), End.ANSWERED)])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert out.read_text() == answered("a")
+        assert not journal.has("b", "2")
+        journal.write([("b", "2", answered("b").encode(), End.ANSWERED)])
+    assert out.read_text() == answered("a") + answered("b")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("run in.jsonl -o in.jsonl", "is IN and OUT"),
+        ("run in.jsonl -o link.jsonl", "is IN and OUT"),
+        ("run - -o in.jsonl < in.jsonl", "is IN and OUT"),
+        ("run in.jsonl -o - >> in.jsonl", "is IN and OUT"),
+        ("run other.jsonl.summary.json -o other.jsonl", "is IN and OUT.summary.json"),
+        ("run - -o out.jsonl <&-", "stdin is closed"),
+        ("run in.jsonl -o - >&-", "stdout is closed"),
+        ("run - -o out.jsonl < /dev/null", "holds no line"),
+        ("run . -o out.jsonl", "is a directory"),
+        ("run in.jsonl -o .", "is a directory"),
+        ("run in.jsonl -o none/out.jsonl", "No such file"),
+    ],
+)
+def test_what_cannot_be_read_or_written_is_one_line(tmp_path: Path, command: str, words: str) -> None:
+    """Exit code 2, and IN is as it was."""
+    (tmp_path / "in.jsonl").write_text(LINES)
+    (tmp_path / "link.jsonl").symlink_to("in.jsonl")
+    (tmp_path / "other.jsonl.summary.json").write_text(LINES)
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.quote(sys.executable)} -m ratelimit_worker {command}"],
+        cwd=tmp_path,
+        env=clean_environment(MAISD_STATE_DIR=str(tmp_path / "state")),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("Error:")]) == 1
+    assert (tmp_path / "in.jsonl").read_text() == LINES
+
+
 def test_ways_in_which_lines_end(tmp_path: Path) -> None:
     """A resume counts what an earlier start has written, by way."""
     out = tmp_path / "out.jsonl"
@@ -374,6 +434,7 @@ def test_ids_are_known_by_their_numbers() -> None:
     assert ("id-1",) not in ids
     assert ids.add(0, 3) is None  # its hash is 0
     assert ids.get(0) == 3
+    assert len(ids._marks) * (ids._marks.itemsize + ids._numbers.itemsize) < 36 * len(ids)
     ids.put("id-7", 8)
     assert ids.get("id-7") == 8
     with pytest.raises(KeyError):

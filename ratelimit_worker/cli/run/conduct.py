@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from stat import S_ISREG
 from types import FrameType
 from typing import Any
 
@@ -22,7 +23,7 @@ from ratelimit_worker.cli.figures import AttemptFigures, Attempts, LaneFigures, 
 from ratelimit_worker.cli.progress import Progress, clock
 from ratelimit_worker.cli.run.address import WrongAddress
 from ratelimit_worker.cli.run.intake import STDIN, Intake, Stopped, open_intake
-from ratelimit_worker.cli.run.journal import Journal, OutFailed, open_out
+from ratelimit_worker.cli.run.journal import STDOUT, Journal, OutFailed, open_out
 from ratelimit_worker.cli.run.session import Options, Session
 from ratelimit_worker.cli.run.tally import Tally
 from ratelimit_worker.config import PREFIX, environment, read_settings
@@ -172,8 +173,9 @@ def run_file(request: Request, progress: Progress) -> Summary:
     extra = (
         {} if request.base_url is None else dict.fromkeys(("OPENAI_BASE_URL", "ANTHROPIC_BASE_URL"), request.base_url)
     )
-    with Stop.by_signals() as stop, open_out(request.target, progress.note) as journal:
-        _check_target(request, journal)
+    out = open_out(request.target, progress.note)
+    _check_target(request, out)
+    with Stop.by_signals() as stop, out as journal:
         try:
             with (
                 open_intake(request.source, _copies(request), lambda: bool(stop)) as intake,
@@ -345,15 +347,23 @@ def _copies(request: Request) -> Path:
 
 
 def _check_target(request: Request, journal: Journal) -> None:
-    if request.source == STDIN or not journal.keeps:
-        return
-    for path, what in ((journal.path, "OUT"), (journal.sidecar, "OUT.run"), (journal.summary, "OUT.summary.json")):
-        try:
-            same = path.exists() and request.source.samefile(path)
-        except OSError as error:
-            raise BadInput(f"{request.source}: {error.strerror}; give a Batch file that can be read") from error
-        if same:
+    """Nothing is written to where it is read from."""
+    targets = [(request.target, "OUT")]
+    if journal.keeps:
+        targets += [(journal.sidecar, "OUT.run"), (journal.summary, "OUT.summary.json")]
+    source = _stat(request.source, STDIN, 0)
+    for path, what in targets:
+        target = _stat(path, STDOUT, 1)
+        if source is not None and target is not None and os.path.samestat(source, target) and S_ISREG(source.st_mode):
             raise BadInput(f"{request.source} is IN and {what}; give another file with -o")
+
+
+def _stat(path: Path, standard: Path, fd: int) -> os.stat_result | None:
+    """Of a file, or of the standard stream that it stands for; None: there is none, which opening it says better."""
+    try:
+        return os.fstat(fd) if path == standard else path.stat()
+    except OSError:
+        return None
 
 
 def _check_workers(request: Request, workers: int) -> None:

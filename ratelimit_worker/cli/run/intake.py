@@ -168,6 +168,8 @@ def open_intake(source: Path, folder: Path, stopped: Callable[[], bool] = lambda
     """
     name = "stdin" if source == STDIN else str(source)
     with ExitStack() as opened:
+        if source == STDIN and sys.stdin is None:
+            raise BadInput("stdin is closed; give a Batch file that can be read")
         with _reading(name):
             fd = os.dup(0) if source == STDIN else os.open(source, os.O_RDONLY | os.O_NONBLOCK)
             opened.callback(os.close, fd)

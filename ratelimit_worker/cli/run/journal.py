@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import stat
+import sys
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -338,6 +339,8 @@ class Stream(Journal):
         return False
 
     def __enter__(self) -> Self:
+        if self.path == STDOUT and sys.stdout is None:
+            raise BadInput("stdout is closed; choose another file with -o")
         try:
             if self.path == STDOUT:
                 self._fd = os.dup(1)
