@@ -452,6 +452,8 @@ def _bad(number: int, text: bytes, why: str, custom_id: str | None = None, *, is
 
 def _refusal(line: Mapping[str, Any], allowed: Collection[str]) -> str | None:
     method, url, body = line.get("method"), line.get("url"), line.get("body")
+    if method is None and "params" in line:
+        return 'it has "params", as in a Message Batch; give method POST, url /v1/messages, and the params as body'
     if not isinstance(method, str) or method.upper() != "POST":
         return f"method is {method!r:.40}; use POST"
     streamed = streams(url, body) if isinstance(url, str) and isinstance(body, dict) else None

@@ -82,6 +82,7 @@ def test_a_call_has_the_same_id_in_every_start_of_one_run() -> None:
         (line(""), None, "no custom_id"),
         (line(method="GET"), "a", "use POST"),
         (line(method=None), "a", "use POST"),
+        (b'{"custom_id": "a", "params": {"model": "m"}}', "a", "as in a Message Batch"),
         (line(url="https://elsewhere.example/v1"), "a", "use a path"),
         (line(url="//elsewhere.example/v1"), "a", "use a path"),
         (line(url="/v1/../../admin"), "a", "use a path"),
