@@ -16,12 +16,14 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ratelimit_worker.batchfile import ANSWER, Bad, End, Kind, LineReader, strange
 from ratelimit_worker.cli.run import intake as intake_module
 from ratelimit_worker.cli.run.address import Addresses
+from ratelimit_worker.cli.run.conduct import Summary
 from ratelimit_worker.cli.run.ids import Ids
 from ratelimit_worker.cli.run.intake import Intake, Stopped, open_intake, zstd
 from ratelimit_worker.cli.run.journal import Journal, OutFailed, Stream, open_out
@@ -388,6 +390,32 @@ def test_ways_in_which_lines_end(tmp_path: Path) -> None:
     assert tally.all_refused_as == "HTTP 422"
     tally.count(ANSWER)
     assert tally.all_refused_as == ""
+
+
+@pytest.mark.parametrize(
+    ("kinds", "fields", "code"),
+    [
+        ([ANSWER, ANSWER], {}, 0),
+        ([ANSWER, Kind(End.REFUSED, "HTTP 400")], {}, 0),
+        ([Kind(End.REFUSED, "HTTP 404"), Kind(End.REFUSED, "HTTP 400")], {}, 0),
+        ([Kind(End.REFUSED, "HTTP 400"), Kind(End.REFUSED, "HTTP 400")], {}, 1),
+        ([ANSWER, Kind(End.FAILED, "timeout")], {}, 1),
+        ([ANSWER], {}, 1),
+        ([ANSWER, ANSWER], {"ended_by": "IN was changed"}, 1),
+        ([ANSWER], {"signal": 2}, 130),
+        ([ANSWER], {"signal": 15}, 143),
+    ],
+)
+def test_exit_codes(kinds: list[Kind], fields: dict[str, Any], code: int) -> None:
+    """0 only if every line, of two, has an answer or a refusal of its own."""
+    tally = Tally()
+    for kind in kinds:
+        tally.count(kind)
+    summary = Summary(source="in", target="out", total=2, tally=tally, seconds=1.0, **fields)
+    assert summary.exit_code == code
+    assert summary.as_json()["exit_code"] == code
+    assert "2 lines" in str(summary)
+    json.dumps(summary.as_json())
 
 
 def test_a_whole_url_has_to_begin_with_the_base_url() -> None:

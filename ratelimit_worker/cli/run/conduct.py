@@ -79,7 +79,8 @@ class Summary:
         before its end; 128 + its signal."""
         if self.signal is not None:
             return 128 + self.signal
-        return 1 if self.tally.ends[End.FAILED] or self.ended_by or self.tally.all_refused_as else 0
+        whole = self.tally.lines == self.total and not self.ended_by
+        return 0 if whole and not self.tally.ends[End.FAILED] and not self.tally.all_refused_as else 1
 
     @property
     def refused_alike(self) -> str:
@@ -258,7 +259,7 @@ def _run(
             cached=session.cached,
             seconds=time.monotonic() - began_s,
             signal=None if session.finished else stop.signal,
-            ended_by=_changed(intake) if session.finished else session.account.ended_by,
+            ended_by=_changed(intake, session) if session.finished else session.account.ended_by,
             keeps=journal.keeps,
         )
     finally:
@@ -270,8 +271,9 @@ def _run(
     return summary
 
 
-def _changed(intake: Intake) -> str:
-    if not intake.changed:
+def _changed(intake: Intake, session: Session) -> str:
+    """Whether IN is another file now than it was when its lines were counted."""
+    if not intake.changed and session.done == session.total:
         return ""
     return f"{intake.name} was changed while it was sent; the same command sends what is new in it"
 
