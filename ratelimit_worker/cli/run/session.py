@@ -124,6 +124,7 @@ class Session:
         self._out_bytes = 0
         self.account = Account(cluster, waits=options.waits_for_account)
         self._owed: list[tuple[float, str, _Out]] = []  #: heap of lines that are sent again: when, monotonic seconds
+        self._asking: set[str] = set()  #: calls that ask for others too, until they are written (`Options.once`)
         self._twins: dict[str, array[int]] = {}  #: call id → offsets and numbers of the lines that wait for its answer
         self._pending: deque[Ask] = deque()
         self._lines: Iterator[Ask | Bad] | None = None
@@ -307,23 +308,24 @@ class Session:
         """Whether a line has the answer of one before it that asks the same, or waits for that."""
         if not self.options.once:
             return False
-        offset = self._same.add(same_ask(ask), ask.offset)
-        if offset is None or offset == ask.offset:
-            return False
-        first = self._at(offset)
-        if not isinstance(first, Ask) or same_ask(first) != same_ask(ask):
-            return False  # two texts with one hash
-        if self.journal.has(first.custom_id, first.call_id):
-            kept = self.journal.line(first.custom_id)
-            end = read_out(kept).end
-            if end is End.FAILED:  # another time it may be answered
-                self._same.put(same_ask(ask), ask.offset)
-                return False
-            self._keep([(ask.custom_id, ask.call_id, line_for(kept, ask.call_id, ask.custom_id), end)])
-            self.cached += 1
-        else:
-            self._twins.setdefault(first.call_id, array("Q")).extend((ask.offset, ask.number))
-        return True
+        wanted = same_ask(ask)
+        offset = self._same.add(wanted, ask.offset)
+        first = ask if offset is None else self._at(offset)
+        if isinstance(first, Ask) and offset is not None and same_ask(first) == wanted:  # else two texts with one hash
+            if first.call_id in self._asking:
+                self._twins.setdefault(first.call_id, array("Q")).extend((ask.offset, ask.number))
+                return True
+            if self.journal.has(first.custom_id, first.call_id):
+                kept = self.journal.line(first.custom_id)
+                end = read_out(kept).end
+                if end is not End.FAILED:  # else it may be answered, another time
+                    self._keep([(ask.custom_id, ask.call_id, line_for(kept, ask.call_id, ask.custom_id), end)])
+                    self.tally.took(*read_out(kept).tokens)
+                    self.cached += 1
+                    return True
+            self._same.put(wanted, ask.offset)
+        self._asking.add(ask.call_id)
+        return False
 
     def _enqueue(self, ask: Ask) -> bool:
         """Send a call, unless Redis knows it; False: its lane is full."""
@@ -432,6 +434,7 @@ class Session:
         for _, call_id, line, _ in lines:
             # First: a crash in between leaves the answer in Redis, where the line that asked finds it again.
             self._answer_twins(call_id, line)
+            self._asking.discard(call_id)
         self.journal.write(lines)
         for _, _, line, end in lines:
             self.tally.count(ANSWER if end is End.ANSWERED else read_out(line).kind)
@@ -446,7 +449,9 @@ class Session:
             texts = [(ask.custom_id, ask.call_id, line_for(line, ask.call_id, ask.custom_id)) for ask in asks]
             self.journal.write([(*text, read_out(text[2]).end) for text in texts])
             for _, _, text in texts:
-                self.tally.count(read_out(text).kind)
+                read = read_out(text)
+                self.tally.count(read.kind)
+                self.tally.took(*read.tokens)
             self.joined += len(texts)
 
     def _audit(self) -> None:
