@@ -60,7 +60,7 @@ class Runner:
         texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
         self.source.write_text("".join(f"{text}\n" for text in texts), "utf-8")
 
-    def __call__(self, *more: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *more: str, timeout_s: float = 300.0) -> subprocess.CompletedProcess[str]:
         """Run it to its end."""
         return subprocess.run(
             [*self.command, *more], env=self.environment, capture_output=True, text=True, check=False, timeout=timeout_s
