@@ -21,24 +21,8 @@ import msgspec
 from ratelimit_worker.calls import Category
 from ratelimit_worker.errors import BadInput, CallFailed, CallLost, DeadlineExceeded, WorkerLostRepeatedly
 from ratelimit_worker.policy.completion import streams
+from ratelimit_worker.policy.endpoints import flaw_of_path, is_known
 
-#: What a line may ask for, below the version: with the account's key, everything else may be the account's own affairs.
-ENDPOINTS = (
-    "chat/completions",
-    "completions",
-    "embeddings",
-    "images/edits",
-    "images/generations",
-    "messages",
-    "messages/count_tokens",
-    "moderations",
-    "rerank",
-    "responses",
-)
-_KNOWN = re.compile(rf"(?:/v\d{{1,2}}[a-z0-9]{{0,8}})?/(?:{'|'.join(ENDPOINTS)})/?")
-#: A path of plain segments, with a query or without; nothing that a server could read as another path.
-_PLAIN = re.compile(r"(?:/(?!\.{1,2}(?:/|\?|$))[A-Za-z0-9._~:@-]+)+/?(?:\?[A-Za-z0-9._~:=&,+-]*)?")
-_MOST_PATH = 500  #: characters
 _HALF = "holds half a character (a lone surrogate); use whole ones"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MOST_MESSAGE = 300  #: characters of a message in OUT
@@ -156,10 +140,8 @@ def allowed_path(path: str) -> str:
     Raises:
         BadInput: it is no plain path.
     """
-    if len(path) > _MOST_PATH or not _PLAIN.fullmatch(path):
-        raise BadInput(
-            f"{path[:60]!r} is no plain path; use one such as /openai/deployments/d/chat/completions?api-version=1"
-        )
+    if (flaw := flaw_of_path(path)) is not None:
+        raise BadInput(f"{path[:60]!r} is {flaw}")
     return path
 
 
@@ -226,7 +208,7 @@ def _refusal(line: Mapping[str, Any], allowed: Collection[str]) -> str | None:
     streamed = streams(url, body) if isinstance(url, str) and isinstance(body, dict) else None
     if streamed is not None:
         return f"{streamed} asks for a stream, which a Batch file cannot hold; leave it out"
-    if not isinstance(url, str) or not (_KNOWN.fullmatch(url) or url in allowed):
+    if not isinstance(url, str) or not (is_known(url) or url in allowed):
         return f"url is {url!a:.60}; use a path such as /v1/chat/completions (others: run --allow-path)"
     if not isinstance(body, dict):
         return "body is not a JSON object"

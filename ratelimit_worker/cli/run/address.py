@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from ratelimit_worker import builtin
 from ratelimit_worker.errors import BadInput, CallFailed
-from ratelimit_worker.providers import anthropic, openai
+from ratelimit_worker.providers.apis import api_of
 
 
 class WrongAddress(BadInput):
@@ -44,8 +43,8 @@ class Addresses:
         if not isinstance(value, Mapping) or value.get("status_code") != 404 or _is_about_a_model(value.get("body")):
             self._there.add(path)
             return
-        provider = anthropic if builtin.is_anthropic(path) else openai
-        base = self._environ.get(f"{provider.PROVIDER.upper()}_BASE_URL") or provider.BASE_URL
+        account = api_of(path).ACCOUNT
+        base = self._environ.get(account.address) or account.base_url
         last = urlsplit(base.rstrip("/")).path.rpartition("/")[2]
         versioned = last[:1] == "v" and last[1:2].isdigit()
         hint = "is that the API's base URL?" if versioned or "/v1/" in path else "does it lack /v1?"

@@ -23,6 +23,7 @@ from ratelimit_worker.cli.run.journal import Journal
 from ratelimit_worker.cli.run.session import Options, Session
 from ratelimit_worker.errors import BadInput, RateLimitWorkerError, StoreUnavailable
 from ratelimit_worker.flow.record import record_once
+from ratelimit_worker.providers.apis import APIS
 from ratelimit_worker.stores.live import Live
 
 CONCURRENCY = 64
@@ -118,9 +119,7 @@ def run_file(request: Request, progress: Progress) -> Summary:
     """
     began_s = time.monotonic()
     _check_source(request)
-    extra = (
-        {} if request.base_url is None else dict.fromkeys(("OPENAI_BASE_URL", "ANTHROPIC_BASE_URL"), request.base_url)
-    )
+    extra = {} if request.base_url is None else {api.ACCOUNT.address: request.base_url for api in APIS.values()}
     with (
         Stop.by_signals() as stop,
         Journal(request.target) as journal,
