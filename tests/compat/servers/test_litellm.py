@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from ratelimit_worker.calls import Category as C
-from ratelimit_worker.calls import Usage, sighting
+from ratelimit_worker.calls import Category, Usage, sighting
 from ratelimit_worker.policy.classification import classify_exception
-from ratelimit_worker.providers import anthropic, apis, google, openai
+from ratelimit_worker.providers import apis, openai
 from tests.compat.servers.started import MASTER_KEY, litellm_proxy
 from tests.compat.servers.upstream import Upstream, upstream
 from tests.test_run import Runner
+
+C = Category
 
 PATIENCE_S = 300.0  #: the first request of each kind imports half the proxy
 
@@ -98,7 +99,12 @@ def test_the_proxys_own_words(proxy: str) -> None:
 @pytest.mark.parametrize(
     ("name", "path", "body", "usage"),
     [
-        ("openai", "/v1/chat/completions", {"model": "gpt", "messages": [{"role": "user", "content": "x"}]}, Usage(3, 2)),
+        (
+            "openai",
+            "/v1/chat/completions",
+            {"model": "gpt", "messages": [{"role": "user", "content": "x"}]},
+            Usage(3, 2),
+        ),
         ("openai", "/v1/embeddings", {"model": "vectors", "input": ["x"]}, Usage(4, None)),
         (
             "anthropic",
@@ -137,9 +143,12 @@ def test_a_file_through_the_proxy(proxy: str, behind: Upstream, tmp_path: Path) 
             body = {"contents": [{"role": "user", "parts": [{"text": text}]}]}
         return {"custom_id": name, "method": "POST", "url": url, "body": body}
 
-    run = Runner(tmp_path, proxy, MAISD_TIMEOUT_SECONDS="300", **dict.fromkeys(
-        ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"), MASTER_KEY
-    ))
+    run = Runner(
+        tmp_path,
+        proxy,
+        MAISD_TIMEOUT_SECONDS="300",
+        **dict.fromkeys(("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"), MASTER_KEY),
+    )
     run.write(
         [
             line("chat", "/v1/chat/completions", "gpt", "good"),
@@ -153,10 +162,11 @@ def test_a_file_through_the_proxy(proxy: str, behind: Upstream, tmp_path: Path) 
     done = run(timeout_s=900.0)
     out = {one["custom_id"]: one for one in run.answers()}
     statuses = {name: (one["response"] or {}).get("status_code") for name, one in out.items()}
-    assert statuses == {"chat": 200, "message": 200, "gemini": 200, "again": 200, "bad": 400, "stream": None}, done.stderr
+    assert statuses == {"chat": 200, "message": 200, "gemini": 200, "again": 200, "bad": 400, "stream": None}, (
+        done.stderr
+    )
     assert out["stream"]["error"]["code"] == "invalid_line"
     assert out["message"]["response"]["body"]["content"][0]["text"] == "hi"
     assert out["gemini"]["response"]["body"]["candidates"][0]["content"]["parts"][0]["text"] == "hi"
     assert (behind.said["sick,1"], behind.said["broken,1"], behind.said["bad"] >= 1) == (4, 2, True)
     assert MASTER_KEY not in done.stderr + json.dumps(out)
-    assert (anthropic.PROVIDER, google.PROVIDER) == ("anthropic", "google")

@@ -90,7 +90,9 @@ ANTHROPIC: dict[str, Reply] = {
     ),
     "sick": _anthropic(529, "overloaded_error", "Overloaded"),
     "quota": _anthropic(
-        400, "invalid_request_error", "Your credit balance is too low to access the Anthropic API. Please go to Billing."
+        400,
+        "invalid_request_error",
+        "Your credit balance is too low to access the Anthropic API. Please go to Billing.",
     ),
 }
 GEMINI: dict[str, Reply] = {
@@ -132,7 +134,11 @@ class Upstream(ThreadingHTTPServer):
             over = bool(most) and self.said[mark] > int(most)
         if path.endswith("/embeddings"):
             found = [{"object": "embedding", "index": 0, "embedding": [0.5]}]
-            return 200, {}, {"object": "list", "data": found, "model": "e", "usage": {"prompt_tokens": 4, "total_tokens": 4}}
+            return (
+                200,
+                {},
+                {"object": "list", "data": found, "model": "e", "usage": {"prompt_tokens": 4, "total_tokens": 4}},
+            )
         return said.get("good" if over else word, said["good"])
 
 
