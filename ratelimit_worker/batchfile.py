@@ -21,25 +21,9 @@ import msgspec
 from ratelimit_worker.calls import Category
 from ratelimit_worker.errors import BadInput, CallFailed, CallLost, DeadlineExceeded, WorkerLostRepeatedly
 from ratelimit_worker.policy.completion import streams
+from ratelimit_worker.policy.endpoints import flaw_of_path, is_known
 from ratelimit_worker.policy.estimate import usage_of
 
-#: What a line may ask for, below the version: with the account's key, everything else may be the account's own affairs.
-ENDPOINTS = (
-    "chat/completions",
-    "completions",
-    "embeddings",
-    "images/edits",
-    "images/generations",
-    "messages",
-    "messages/count_tokens",
-    "moderations",
-    "rerank",
-    "responses",
-)
-_KNOWN = re.compile(rf"(?:/v\d{{1,2}}[a-z0-9]{{0,8}})?/(?:{'|'.join(ENDPOINTS)})/?")
-#: A path of plain segments, with a query or without; nothing that a server could read as another path.
-_PLAIN = re.compile(r"(?:/(?!\.{1,2}(?:/|\?|$))[A-Za-z0-9._~:@-]+)+/?(?:\?[A-Za-z0-9._~:=&,+-]*)?")
-_MOST_PATH = 500  #: characters
 _HALF = "holds half a character (a lone surrogate); use whole ones"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAYBE_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  #: an escape that may be half a character
@@ -255,10 +239,8 @@ def allowed_path(path: str) -> str:
     Raises:
         BadInput: it is no plain path.
     """
-    if len(path) > _MOST_PATH or not _PLAIN.fullmatch(path):
-        raise BadInput(
-            f"{path[:60]!r} is no plain path; use one such as /openai/deployments/d/chat/completions?api-version=1"
-        )
+    if (flaw := flaw_of_path(path)) is not None:
+        raise BadInput(f"{path[:60]!r} is {flaw}")
     return path
 
 
@@ -459,7 +441,7 @@ def _refusal(line: Mapping[str, Any], allowed: Collection[str]) -> str | None:
     streamed = streams(url, body) if isinstance(url, str) and isinstance(body, dict) else None
     if streamed is not None:
         return f"{streamed} asks for a stream, which a Batch file cannot hold; leave it out"
-    if not isinstance(url, str) or not (_KNOWN.fullmatch(url) or url in allowed):
+    if not isinstance(url, str) or not (is_known(url) or url in allowed):
         whole = isinstance(url, str) and "://" in url
         where = "a whole URL has to begin with the base URL; " if whole else ""
         return f"url is {url!a:.60}; {where}use a path such as /v1/chat/completions (others: run --allow-path)"

@@ -8,7 +8,6 @@ import uuid
 import pytest
 
 from ratelimit_worker.batchfile import (
-    ENDPOINTS,
     Ask,
     Bad,
     End,
@@ -30,6 +29,7 @@ from ratelimit_worker.errors import (
     Overloaded,
     WorkerLostRepeatedly,
 )
+from ratelimit_worker.policy.endpoints import KNOWN
 
 RUN = uuid.UUID("6ba7b810-9dad-11d1-80b4-00c04fd430c8")
 
@@ -111,7 +111,7 @@ def test_a_bad_line_says_why(text: bytes, custom_id: str | None, why: str) -> No
     assert why in bad.why
 
 
-@pytest.mark.parametrize("url", [f"{version}/{name}" for version in ("/v1", "/v1beta", "") for name in ENDPOINTS])
+@pytest.mark.parametrize("url", [f"{version}/{name}" for version in ("/v1", "/v1beta", "") for name in KNOWN])
 def test_known_endpoints_are_asked(url: str) -> None:
     """With the version or without."""
     (read,) = asks([line(url=url)], RUN)

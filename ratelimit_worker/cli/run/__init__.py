@@ -26,7 +26,11 @@ from ratelimit_worker.errors import BadInput
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
     help="Answers, one line each; what is in it already is not sent again. -: stdout, which cannot be resumed.",
 )
-@click.option("--base-url", metavar="URL", help="The provider's. Default: OPENAI_BASE_URL, ANTHROPIC_BASE_URL.")
+@click.option(
+    "--base-url",
+    metavar="URL",
+    help="The provider's. Default: OPENAI_BASE_URL, ANTHROPIC_BASE_URL, GOOGLE_GEMINI_BASE_URL.",
+)
 @click.option("--lane", metavar="L", help="One lane for all lines. Default: provider and model of each line.")
 @click.option("--rpm", type=Amount(min=0, min_open=True), help="Requests a minute, never exceeded.")
 @click.option("--tpm", type=Amount(min=0, min_open=True), help="Tokens a minute, never exceeded.")

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from ratelimit_worker import builtin
 from ratelimit_worker.errors import BadInput, CallFailed
-from ratelimit_worker.providers import anthropic, openai
+from ratelimit_worker.providers import http
+from ratelimit_worker.providers.apis import api_of
 
 
 class WrongAddress(BadInput):
@@ -58,20 +58,20 @@ class Addresses:
 
         A file that was written for the provider's own address may be sent to another one, as with any SDK.
         """
-        provider = _provider(url)
-        for base in (self._base(url), provider.BASE_URL):
+        for base in (self._base(url), _account(url).base_url):
             path = _rest(url, base)
             if path is not None:
                 return path
         return None
 
     def _base(self, path: str) -> str:
-        provider = _provider(path)
-        return self._environ.get(f"{provider.PROVIDER.upper()}_BASE_URL") or provider.BASE_URL
+        account = _account(path)
+        return self._environ.get(account.address) or account.base_url
 
 
-def _provider(path: str) -> Any:
-    return anthropic if builtin.is_anthropic(path) else openai
+def _account(url: str) -> http.Account:
+    """Whose it is, of a path or a whole URL."""
+    return api_of(urlsplit(url).path if "://" in url else url).ACCOUNT
 
 
 def _rest(url: str, base: str) -> str | None:

@@ -29,6 +29,7 @@ from ratelimit_worker.cli.run.tally import Tally
 from ratelimit_worker.config import PREFIX, environment, read_settings
 from ratelimit_worker.errors import BadInput, RateLimitWorkerError, StoreUnavailable
 from ratelimit_worker.flow.record import record_once
+from ratelimit_worker.providers.apis import APIS
 from ratelimit_worker.stores.live import Live
 
 CONCURRENCY = 64
@@ -171,9 +172,7 @@ def run_file(request: Request, progress: Progress) -> Summary:
     began_s = time.monotonic()
     if request.source == STDIN and os.isatty(0):
         progress.note("reading lines from this terminal; Ctrl-D ends them")
-    extra = (
-        {} if request.base_url is None else dict.fromkeys(("OPENAI_BASE_URL", "ANTHROPIC_BASE_URL"), request.base_url)
-    )
+    extra = {} if request.base_url is None else {api.ACCOUNT.address: request.base_url for api in APIS.values()}
     out = open_out(request.target, progress.note)
     _check_target(request, out)
     with Stop.by_signals() as stop, out as journal:

@@ -43,7 +43,8 @@ from ratelimit_worker.cli.run.survey import BAD, DONE, Survey, look_through
 from ratelimit_worker.cli.run.tally import Tally
 from ratelimit_worker.errors import AuthenticationFailed, BadInput, ConfigurationError, LaneFull, StoreUnavailable
 from ratelimit_worker.flow.enqueue import limit_fields
-from ratelimit_worker.providers import anthropic, network, openai
+from ratelimit_worker.providers import network
+from ratelimit_worker.providers.apis import api_of
 from ratelimit_worker.providers.http import wait_for_key
 from ratelimit_worker.stores import keys
 
@@ -136,7 +137,7 @@ class Session:
         self._missing: set[str] = set()
         self._away_since_s: float | None = None
         self._audit_at_s = time.monotonic() + AUDIT_S
-        self._providers: set[bool] = set()
+        self._providers: set[str] = set()
 
     @property
     def done(self) -> int:
@@ -333,7 +334,7 @@ class Session:
         self._first_of_provider(ask.url)
         try:
             self._first_of_lane(lane)
-            self.account.uses(lane, "ANTHROPIC" if builtin.is_anthropic(ask.url) else "OPENAI")
+            self.account.uses(lane, api_of(ask.url).PROVIDER)
             if ask.call_id not in self._known:
                 builtin.batch_line.apply_async(
                     kwargs={"url": ask.url, "body": ask.body},
@@ -362,14 +363,14 @@ class Session:
 
     def _first_of_provider(self, url: str) -> None:
         """Better one sentence now than an error on every line. Only our own workers have our environment."""
-        kind = builtin.is_anthropic(url)
-        if self.options.queue is not None and kind not in self._providers:
+        api = api_of(url)
+        if self.options.queue is not None and api.PROVIDER not in self._providers:
             network.check(self.cluster.environ)
             try:
-                wait_for_key(lambda: (anthropic if kind else openai).endpoint(self.cluster.environ))
+                wait_for_key(lambda: api.endpoint(self.cluster.environ))
             except AuthenticationFailed as error:
                 raise ConfigurationError(error.cause) from error
-            self._providers.add(kind)
+            self._providers.add(api.PROVIDER)
         if not self._begun:
             self._begin()
             self._begun = True
