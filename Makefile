@@ -42,14 +42,29 @@ fuzz: $(STAMP)  ## Run the property tests with fresh seeds, for MINUTES=20; or a
 	@$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 # Each set of SDKs that resolves together has an environment of its own, and the tests of its name. They use this
-# folder's product as it is, uninstalled; the conftest of the other tests needs servers that are not there.
-test-compat: $(patsubst tests/compat/requirements-%.txt,$(COMPAT)/%/.installed,$(wildcard tests/compat/requirements-*.txt))  ## What real SDKs raise, in environments of their own
-	@set -e; for stamp in $^; do set=`basename $$(dirname $$stamp)`; \
+# folder's product as it is, uninstalled; the conftest of the other tests needs servers that are not there. Servers of
+# others are processes from environments of theirs, for tests that run in this one.
+SDKS := $(patsubst tests/compat/requirements-%.txt,$(COMPAT)/%/.installed,$(wildcard tests/compat/requirements-*.txt))
+SERVERS := $(patsubst tests/compat/servers/requirements-%.txt,$(COMPAT)/%/.installed,$(wildcard tests/compat/servers/requirements-*.txt))
+AIMOCK := $(COMPAT)/aimock/.installed
+
+test-compat: $(SDKS) $(SERVERS) $(AIMOCK)  ## What real SDKs raise and real gateways send, in environments of their own
+	@set -e; for stamp in $(SDKS); do set=`basename $$(dirname $$stamp)`; \
 		$(COMPAT)/$$set/bin/python -m pytest -q --confcutdir=tests/compat -p no:cacheprovider --disable-warnings \
 			tests/compat/test_$$set*.py $(ARGS); \
 	done
+	@$(BIN)/python -m pytest -q tests/compat/servers $(ARGS)
 
-$(COMPAT)/%/.installed: tests/compat/requirements-%.txt | $(STAMP)
+# Nothing of a package's own is run to install it.
+$(AIMOCK): tests/compat/servers/package.json tests/compat/servers/package-lock.json
+	@set -e; rm -rf $(COMPAT)/aimock; mkdir -p $(COMPAT)/aimock; \
+	if npm --version >/dev/null 2>&1; then \
+		echo "Installing $<"; cp $^ $(COMPAT)/aimock; \
+		npm ci --prefix $(COMPAT)/aimock --ignore-scripts --no-audit --no-fund --loglevel=error; \
+		touch $@; \
+	else echo "npm is not there: what aimock sends is not tested" >&2; fi
+
+define environment
 	@set -e; rm -rf $(COMPAT)/$*; echo "Installing $<"; \
 	if uv --version >/dev/null 2>&1; then \
 		uv venv --quiet --python $(BIN)/python $(COMPAT)/$*; \
@@ -59,6 +74,13 @@ $(COMPAT)/%/.installed: tests/compat/requirements-%.txt | $(STAMP)
 		$(COMPAT)/$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<; \
 	fi; \
 	touch $@
+endef
+
+$(COMPAT)/%/.installed: tests/compat/requirements-%.txt | $(STAMP)
+	$(environment)
+
+$(COMPAT)/%/.installed: tests/compat/servers/requirements-%.txt | $(STAMP)
+	$(environment)
 
 lint: $(STAMP)  ## Style, types, and which floor may import which
 	$(BIN)/ruff check .
@@ -72,10 +94,10 @@ lock:  ## Write requirements.lock from pyproject.toml (needs uv; ARGS=--upgrade 
 	echo editables | uv pip compile --quiet --universal --python-version 3.11 --all-extras --group dev \
 		--custom-compile-command "make lock" --no-emit-index-url --no-emit-find-links \
 		pyproject.toml - -o requirements.lock $(ARGS)
-	for set in tests/compat/*.in; do \
+	for set in tests/compat/*.in tests/compat/servers/*.in; do \
 		uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command "make lock" \
 			--no-emit-index-url --no-emit-find-links --no-annotate \
-			$$set -o tests/compat/requirements-`basename $$set .in`.txt $(ARGS); \
+			$$set -o `dirname $$set`/requirements-`basename $$set .in`.txt $(ARGS); \
 	done
 
 wheel: $(STAMP)  ## Build the wheel into dist/

@@ -14,34 +14,21 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from ratelimit_worker.calls import Category
 from ratelimit_worker.errors import BadInput, CallFailed, CallLost, DeadlineExceeded, WorkerLostRepeatedly
 from ratelimit_worker.policy.completion import streams
+from ratelimit_worker.policy.endpoints import flaw_of_path, is_known
+from ratelimit_worker.policy.estimate import usage_of
 
-#: What a line may ask for, below the version: with the account's key, everything else may be the account's own affairs.
-ENDPOINTS = (
-    "chat/completions",
-    "completions",
-    "embeddings",
-    "images/edits",
-    "images/generations",
-    "messages",
-    "messages/count_tokens",
-    "moderations",
-    "rerank",
-    "responses",
-)
-_KNOWN = re.compile(rf"(?:/v\d{{1,2}}[a-z0-9]{{0,8}})?/(?:{'|'.join(ENDPOINTS)})/?")
-#: A path of plain segments, with a query or without; nothing that a server could read as another path.
-_PLAIN = re.compile(r"(?:/(?!\.{1,2}(?:/|\?|$))[A-Za-z0-9._~:@-]+)+/?(?:\?[A-Za-z0-9._~:=&,+-]*)?")
-_MOST_PATH = 500  #: characters
 _HALF = "holds half a character (a lone surrogate); use whole ones"
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_MAYBE_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  #: an escape that may be half a character
 _MOST_MESSAGE = 300  #: characters of a message in OUT
+_MOST_WAY = 60  #: characters of a provider's code in a summary
 _OUT_ID = "batch_req_"
 _BAD = uuid.UUID("4f6d3f5e-8f0b-4c57-9e0a-0d5a6f5f7d10")
 #: Statuses that say nothing against the line itself: another time, or with another account, it would have been
@@ -60,8 +47,9 @@ class Ask:
     offset: int  #: of the line in the file, bytes
     call_id: str  #: the same for the same line of the same run, so that a second start finds it again
     custom_id: str
-    url: str
+    url: str  #: its path
     body: Mapping[str, Any]
+    size: int  #: of the line, bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +60,7 @@ class Bad:
     call_id: str
     custom_id: str | None  #: None where there is none, or another line has it
     why: str
+    is_object: bool = True  #: False: it is no line of a Batch file at all
 
 
 class Cut(bytes):
@@ -95,6 +84,28 @@ class End(Enum):
     FAILED = "failed"
 
 
+class Kind(NamedTuple):
+    """How a line ended, and in which way: what a summary counts."""
+
+    end: End
+    way: str = ""  #: of a failure its category, of a refusal its status and code; "" for answers
+
+
+ANSWER = Kind(End.ANSWERED)
+
+
+class _Line(msgspec.Struct):
+    """A line of IN that is in order, as far as it can be seen without its body."""
+
+    custom_id: str | int
+    method: str
+    url: str
+    body: dict[str, msgspec.Raw]
+
+
+_decode_line = msgspec.json.Decoder(_Line).decode
+
+
 class _Answer(msgspec.Struct):
     status_code: int
     body: msgspec.Raw = msgspec.Raw(b"null")
@@ -104,20 +115,77 @@ class _OurError(msgspec.Struct):
     """What `failure_line` writes in place of a provider's error; `code` where there was no HTTP answer."""
 
     type: str | None = None
-    code: str | None = None
+    code: str | int | None = None
 
 
 class _OurBody(msgspec.Struct):
     error: _OurError | None = None
 
 
+class _Counted(msgspec.Struct):
+    """What OpenAI and Anthropic say of an answer's tokens, in their most common spelling."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Of input, of output."""
+        asked = self.prompt_tokens if self.prompt_tokens is not None else self.input_tokens
+        said = self.completion_tokens if self.completion_tokens is not None else self.output_tokens
+        return (asked or 0) + (self.cache_creation_input_tokens or 0), said or 0
+
+
+class _Told(msgspec.Struct):
+    usage: _Counted | None = None
+
+
 class OutLine(msgspec.Struct):
     """As much of a line of OUT as a resume has to know; bodies are skipped, not parsed."""
 
     id: str
-    custom_id: str | None
+    custom_id: str | int | None
     response: _Answer | None
     error: msgspec.Raw = msgspec.Raw(b"null")
+
+    @property
+    def name(self) -> str | None:
+        """Its custom_id, as text."""
+        return str(self.custom_id) if isinstance(self.custom_id, int) else self.custom_id
+
+    @property
+    def kind(self) -> Kind:
+        """How this line ended, and in which way."""
+        end = self.end
+        if end is End.ANSWERED:
+            return ANSWER
+        if self.response is None:
+            said = _read_error(_decode_error, self.error)
+            return Kind(end, str(said.code)[:_MOST_WAY] if said is not None and said.code else "unknown")
+        body = _read_error(_decode_body, self.response.body)
+        error = body.error if body is not None else None
+        status = f"HTTP {self.response.status_code}"
+        if end is End.FAILED:
+            return Kind(end, error.type[:_MOST_WAY] if error is not None and error.type else status)
+        code = (error.code or error.type) if error is not None else None
+        return Kind(end, f"{status} {str(code)[:_MOST_WAY]}" if code else status)
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Tokens of input and of output that the provider counted for its answer."""
+        if self.response is None or self.end is not End.ANSWERED:
+            return 0, 0
+        try:
+            told = _decode_told(self.response.body).usage
+        except msgspec.DecodeError:  # of another shape
+            return tokens_of(msgspec.json.decode(self.response.body))
+        if told is None:
+            told_so = any(mark in bytes(self.response.body) for mark in (b"usageMetadata", b"usage_metadata"))
+            return tokens_of(msgspec.json.decode(self.response.body)) if told_so else (0, 0)
+        return told.tokens
 
     @property
     def end(self) -> End:
@@ -136,9 +204,24 @@ class OutLine(msgspec.Struct):
         return body is not None and body.error is not None and body.error.type in _ACCOUNTS_CODES
 
 
+class _PlainAnswer(msgspec.Struct):
+    status_code: int
+    body: _Told
+
+
+class _PlainLine(msgspec.Struct):
+    """A line of OUT with an answer of the most common shape."""
+
+    id: str
+    custom_id: str
+    response: _PlainAnswer
+
+
+_decode_plain = msgspec.json.Decoder(_PlainLine).decode
 _decode_out = msgspec.json.Decoder(OutLine).decode
 _decode_error = msgspec.json.Decoder(_OurError | None).decode
 _decode_body = msgspec.json.Decoder(_OurBody).decode
+_decode_told = msgspec.json.Decoder(_Told).decode
 
 _Read = TypeVar("_Read")
 
@@ -156,78 +239,212 @@ def allowed_path(path: str) -> str:
     Raises:
         BadInput: it is no plain path.
     """
-    if len(path) > _MOST_PATH or not _PLAIN.fullmatch(path):
-        raise BadInput(
-            f"{path[:60]!r} is no plain path; use one such as /openai/deployments/d/chat/completions?api-version=1"
-        )
+    if (flaw := flaw_of_path(path)) is not None:
+        raise BadInput(f"{path[:60]!r} is {flaw}")
     return path
 
 
-def asks(lines: Iterable[bytes], run: uuid.UUID, allowed: Collection[str] = ()) -> Iterator[Ask | Bad]:
-    """The lines of a Batch file, in order; blank ones are left out.
+def strange(head: bytes) -> str | None:
+    """What a file is instead of lines of UTF-8, and how it becomes that; None: nothing speaks against it.
+
+    Args:
+        head: Its first bytes, some hundred.
+    """
+    for mark, what in _MARKS:
+        if head.startswith(mark):
+            return what
+    text = head[:64]
+    if text.count(b"\0") * 3 >= len(text) > 1 and head[:1] + head[1:2] != b"\0\0":
+        return _UTF16
+    return None
+
+
+_UTF16 = "UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 IN > NEW"
+_MARKS = (
+    (b"\xff\xfe\0\0", "UTF-32; convert it first: iconv -f UTF-32 -t UTF-8 IN > NEW"),
+    (b"\0\0\xfe\xff", "UTF-32; convert it first: iconv -f UTF-32 -t UTF-8 IN > NEW"),
+    (b"\xff\xfe", _UTF16),
+    (b"\xfe\xff", _UTF16),
+    (b"PK\x03\x04", "a zip archive (or a spreadsheet); unpack it first, and give lines of JSON"),
+    (b"BZh", "packed with bzip2; unpack it first: bzip2 -dc IN | ratelimit-worker run - …"),
+    (b"\xfd7zXZ\0", "packed with xz; unpack it first: xz -dc IN | ratelimit-worker run - …"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it first"),
+    (b"PAR1", "a Parquet file; write it as lines of JSON first"),
+    (b"SQLite format 3\0", "an SQLite database; write it as lines of JSON first"),
+    (b"%PDF-", "a PDF; give lines of JSON"),
+)
+
+
+def array_of_lines(first: bytes, *, alone: bool) -> bool:
+    """Whether a file is one JSON array instead of a line for each request.
+
+    Args:
+        first: Its first line that is not blank.
+        alone: Whether it has no other.
+    """
+    if first[:1] != b"[":
+        return False
+    try:
+        msgspec.json.decode(first)
+    except (msgspec.DecodeError, RecursionError):
+        return not first.endswith(b"]") or alone
+    return alone
+
+
+class LineReader:
+    """Reads the lines of one run.
+
+    Args:
+        run: Whose lines they are; call ids follow from it.
+        allowed: Paths that lines may ask for beside the known endpoints (`allowed_path`), letter by letter.
+        path_of: The path of a whole URL below the base URL; None: it leads elsewhere.
+    """
+
+    def __init__(
+        self, run: uuid.UUID, allowed: Collection[str] = (), path_of: Callable[[str], str | None] = lambda url: None
+    ) -> None:
+        self._run, self._allowed, self._path_of = run, allowed, path_of
+        self._fine_urls: dict[str, bool] = {}
+
+    def custom_id(self, text: bytes) -> str | None:
+        """The custom_id of a line that can be sent, at a glance; None: `read` has to look at it.
+
+        Args:
+            text: Without blanks around it.
+        """
+        try:
+            line = _decode_line(text)
+        except (msgspec.DecodeError, RecursionError):
+            return None
+        fine = self._fine_urls.get(line.url)
+        if fine is None:
+            fine = _refusal({"method": "POST", "url": line.url, "body": {}}, self._allowed) is None
+            if len(self._fine_urls) < 1000:
+                self._fine_urls[line.url] = fine
+        if not fine or line.method.upper() != "POST" or "stream" in line.body or "stream_format" in line.body:
+            return None
+        if (b"\\u" in text and _MAYBE_HALF.search(text)) or not (text.isascii() or _is_utf8(text)):
+            return None
+        return str(line.custom_id) or None
+
+    def read(self, text: bytes, number: int, offset: int, first: Callable[[str], int | None]) -> Ask | Bad:
+        """A line of IN.
+
+        Args:
+            text: Without blanks around it; of one that is too long a `Cut`.
+            number: From 1.
+            offset: Of the line in the file, bytes.
+            first: Takes a custom_id; returns the number of the line before this one that has it, if any has.
+        """
+        bad = partial(_bad, number, text)
+        if isinstance(text, Cut):
+            return bad(f"{text.size:,} bytes long; a line may have four times MAISD_MAX_PAYLOAD_MB")
+        try:
+            line = json.loads(text, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            return bad(f"not JSON: {first_line(str(error)) or 'nested too deeply'}", is_object=False)
+        if not isinstance(line, dict):
+            return bad("not a JSON object", is_object=False)
+        custom_id = line.get("custom_id")
+        if isinstance(custom_id, int) and not isinstance(custom_id, bool):
+            custom_id = str(custom_id)
+        if custom_id is not None and not isinstance(custom_id, str):
+            return bad(f"custom_id is {custom_id!a:.60}; give each line a text or a whole number of its own")
+        if not custom_id:
+            return bad("no custom_id; give each line a text of its own")
+        if _SURROGATE.search(custom_id):  # no UTF-8, so nobody who reads OUT could find it
+            return bad(f"custom_id {_HALF}")
+        used = first(custom_id)
+        if used is not None:
+            return bad(f"custom_id {custom_id[:60]!r} is that of line {used} already")
+        url = line.get("url")
+        path = self._path_of(url) if isinstance(url, str) and "://" in url else None
+        asked = line if path is None else {**line, "url": path}
+        why = _refusal(asked, self._allowed)
+        why = why or (f"the line {_HALF}" if _MAYBE_HALF.search(text) and not _is_text(line) else None)
+        if why is not None:
+            return bad(why, custom_id)
+        return Ask(
+            number=number,
+            offset=offset,
+            call_id=_call_id(self._run, custom_id, text),
+            custom_id=custom_id,
+            url=asked["url"],
+            body=line["body"],
+            size=len(text),
+        )
+
+
+def asks(
+    lines: Iterable[bytes],
+    run: uuid.UUID,
+    allowed: Collection[str] = (),
+    path_of: Callable[[str], str | None] = lambda url: None,
+) -> Iterator[Ask | Bad]:
+    """The lines of a Batch file, in order; blank ones are left out. Arguments as of `LineReader`.
 
     Args:
         lines: With their ends, from the first line on; one that is too long as a `Cut`.
-        run: Whose lines they are; call ids follow from it.
-        allowed: Paths that lines may ask for beside the known endpoints (`allowed_path`), letter by letter.
     """
-    offset, seen = 0, dict[str, int]()
-    for number, raw in enumerate(lines, 1):
+    reader, seen = LineReader(run, allowed, path_of), dict[str, int]()
+    for number, offset, text in numbered(lines):
+        found = reader.read(text, number, offset, seen.get)
+        if found.custom_id is not None:
+            seen[found.custom_id] = number
+        yield found
+
+
+def numbered(lines: Iterable[bytes], number: int = 1, offset: int = 0) -> Iterator[tuple[int, int, bytes]]:
+    """Of each line that is not blank its number, its offset in bytes, and its text without blanks around it.
+
+    Args:
+        number: Of the first line, from 1.
+        offset: Of the first line.
+    """
+    for at, raw in enumerate(lines, number):
         start, offset = offset, offset + (raw.size if isinstance(raw, Cut) else len(raw))
-        if isinstance(raw, Cut):
-            yield _bad(number, raw, f"{raw.size:,} bytes long; a line may have four times MAISD_MAX_PAYLOAD_MB")
-            continue
-        text = raw.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else raw.strip()
+        text = raw if isinstance(raw, Cut) else (without_mark(raw) if at == 1 else raw).strip()
         if text:
-            yield _read(text, number, start, run, seen, allowed)
+            yield at, start, text
 
 
-def _read(
-    text: bytes, number: int, offset: int, run: uuid.UUID, seen: dict[str, int], allowed: Collection[str]
-) -> Ask | Bad:
-    bad = partial(_bad, number, text)
+def without_mark(text: bytes) -> bytes:
+    """A text without the byte order mark that editors on Windows put before it."""
+    return text.removeprefix(b"\xef\xbb\xbf")
 
+
+def same_ask(ask: Ask) -> str:
+    """What a line asks for, whoever asks: of two lines with the same text one answer serves both."""
+    return f"{ask.url}\n{json.dumps(ask.body, sort_keys=True)}"
+
+
+def _is_utf8(text: bytes) -> bool:
     try:
-        line = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        return bad(f"not JSON: {first_line(str(error)) or 'nested too deeply'}")
-    if not isinstance(line, dict):
-        return bad("not a JSON object")
-    custom_id = line.get("custom_id")
-    if not isinstance(custom_id, str) or not custom_id:
-        return bad("no custom_id; give each line a text of its own")
-    if _SURROGATE.search(custom_id):  # no UTF-8, so nobody who reads OUT could find it
-        return bad(f"custom_id {_HALF}")
-    if custom_id in seen:
-        return bad(f"custom_id {custom_id[:60]!r} is that of line {seen[custom_id]} already")
-    seen[custom_id] = number
-    why = _refusal(line, allowed) or (f"the line {_HALF}" if b"\\ud" in text.lower() and not _is_text(line) else None)
-    if why is not None:
-        return bad(why, custom_id)
-    return Ask(
-        number=number,
-        offset=offset,
-        call_id=_call_id(run, custom_id, text),
-        custom_id=custom_id,
-        url=line["url"],
-        body=line["body"],
-    )
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
-def _bad(number: int, text: bytes, why: str, custom_id: str | None = None) -> Bad:
+def _bad(number: int, text: bytes, why: str, custom_id: str | None = None, *, is_object: bool = True) -> Bad:
     # The id of no run: it is all by which a later start knows that a line without custom_id was reported.
-    return Bad(number=number, call_id=_call_id(_BAD, f"line {number}", text), custom_id=custom_id, why=why)
+    call_id = _call_id(_BAD, f"line {number}", text)
+    return Bad(number=number, call_id=call_id, custom_id=custom_id, why=why, is_object=is_object)
 
 
 def _refusal(line: Mapping[str, Any], allowed: Collection[str]) -> str | None:
     method, url, body = line.get("method"), line.get("url"), line.get("body")
+    if method is None and "params" in line:
+        return 'it has "params", as in a Message Batch; give method POST, url /v1/messages, and the params as body'
     if not isinstance(method, str) or method.upper() != "POST":
         return f"method is {method!r:.40}; use POST"
     streamed = streams(url, body) if isinstance(url, str) and isinstance(body, dict) else None
     if streamed is not None:
         return f"{streamed} asks for a stream, which a Batch file cannot hold; leave it out"
-    if not isinstance(url, str) or not (_KNOWN.fullmatch(url) or url in allowed):
-        return f"url is {url!a:.60}; use a path such as /v1/chat/completions (others: run --allow-path)"
+    if not isinstance(url, str) or not (is_known(url) or url in allowed):
+        whole = isinstance(url, str) and "://" in url
+        where = "a whole URL has to begin with the base URL; " if whole else ""
+        return f"url is {url!a:.60}; {where}use a path such as /v1/chat/completions (others: run --allow-path)"
     if not isinstance(body, dict):
         return "body is not a JSON object"
     return None
@@ -281,6 +498,17 @@ def failure_line(call_id: str, custom_id: str, error: BaseException) -> tuple[by
     return error_line(call_id, custom_id, _code(error), str(error) or type(error).__name__), End.FAILED
 
 
+def line_for(line: bytes, call_id: str, custom_id: str) -> bytes:
+    """The same line of OUT for another line of IN, which asked the same."""
+    return json.dumps({**json.loads(line), "id": out_id(call_id), "custom_id": custom_id}).encode("ascii") + b"\n"
+
+
+def tokens_of(body: Any) -> tuple[int, int]:
+    """Tokens of input and of output that a provider counted for an answer; 0 where it told none."""
+    usage = usage_of(body)
+    return (0, 0) if usage is None else (usage.input_tokens or 0, usage.output_tokens or 0)
+
+
 def error_line(call_id: str, custom_id: str | None, code: str, message: str) -> bytes:
     """The line for what never reached the provider, or got no HTTP answer from it."""
     return _line(call_id, custom_id, response=None, error={"code": code, "message": first_line(message)})
@@ -305,6 +533,18 @@ def read_out(text: bytes) -> OutLine:
         ValueError: it is none.
     """
     return _decode_out(text)
+
+
+def plain_answer(text: bytes) -> tuple[str, int, int] | None:
+    """custom_id and tokens of a line of OUT with an answer, at a glance; None: `read_out` has to look at it."""
+    try:
+        line = _decode_plain(text)
+    except msgspec.DecodeError:
+        return None
+    usage = line.response.body.usage
+    if usage is None or not 200 <= line.response.status_code < 300:
+        return None
+    return line.custom_id, *usage.tokens
 
 
 def is_torn(text: bytes) -> bool:

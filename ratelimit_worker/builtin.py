@@ -1,25 +1,30 @@
-"""Which calls come with the product? Chat, embeddings and messages over HTTP, and one line of a Batch file.
+"""Which calls come with the product? Those of the known APIs over HTTP, and one line of a Batch file.
 
 `chat_completion.delay(model="gpt-4o", messages=[...], max_tokens=200)`: the arguments are the provider's own request
-body. Where requests go and as whom says the environment alone (`OPENAI_BASE_URL`, `OPENAI_API_KEY`, …): an address or a
-key never comes out of a call's arguments.
+body. `request.delay(provider="google", path="/v1beta/models/gemini-2.5-flash:generateContent", body={...})` is the same
+for every other operation that is known. Where requests go and as whom says the environment alone (`OPENAI_BASE_URL`,
+`OPENAI_API_KEY`, …): an address or a key never comes out of a call's arguments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from ratelimit_worker.app import ensure_app, llm_task
 from ratelimit_worker.calls import Category, Response
-from ratelimit_worker.config import environment
+from ratelimit_worker.config import environment, told_paths
 from ratelimit_worker.errors import AuthenticationFailed, BadInput
 from ratelimit_worker.policy.classification import classify_response
 from ratelimit_worker.policy.completion import flaw_of, streams
+from ratelimit_worker.policy.endpoints import KNOWN, is_known, lane_of, operation_of
 from ratelimit_worker.policy.estimate import Size
-from ratelimit_worker.providers import anthropic, openai
+from ratelimit_worker.providers import anthropic, apis, openai
+from ratelimit_worker.providers.apis import Api, api_named, api_of
+from ratelimit_worker.providers.forms import form, leaves_as_form
 from ratelimit_worker.providers.http import Endpoint, KeyUnusable, ProviderRefused, wait_for_key
+from ratelimit_worker.worker.task import CallTask
 
 ensure_app()
 
@@ -40,9 +45,15 @@ def _anthropic_size(*args: Any, **body: Any) -> Size:
     return anthropic.size(body)
 
 
+def _request_size(provider: str = "", path: str = "", body: Any = None, *_: Any, **__: Any) -> Size:
+    _check_request(provider, path, body)
+    return apis.size(body, path)
+
+
 def _line_size(url: str = "", body: Any = None, **_: Any) -> Size:
     _check_whole(url, body)
-    return anthropic.size(body) if is_anthropic(url) else openai.size(body)
+    _check_files(url, body)
+    return apis.size(body, url)
 
 
 def _check_whole(url: str, body: Any) -> None:
@@ -51,16 +62,54 @@ def _check_whole(url: str, body: Any) -> None:
         raise BadInput(f"{streamed} asks for a stream, and the whole answer is needed; leave it out")
 
 
-def _endpoint(provider: Any) -> Endpoint:
+def _check_files(path: str, body: Any) -> None:
+    if leaves_as_form(operation_of(path), body):
+        form(body)
+
+
+def _check_request(provider: Any, path: Any, body: Any) -> Api:
+    """Refuse what may not be asked for; whoever makes a call may be told of it by a stranger.
+
+    Raises:
+        BadInput: one line.
+    """
+    api = api_named(provider)
+    if not isinstance(path, str) or not (is_known(path) or path in told_paths(environment(), api.PROVIDER)):
+        known = ", ".join(KNOWN)
+        raise BadInput(
+            f"path={path!a:.80}: none of the known endpoints ({known}), each with its version or without; "
+            "name others in MAISD_PROVIDERS, `paths`"
+        )
+    if not isinstance(body, Mapping):
+        raise BadInput(f"body is a {type(body).__name__}; use the request's JSON object")
+    _check_whole(path, body)
+    _check_files(path, body)
+    return api
+
+
+def _endpoint(api: Api) -> Endpoint:
     """Where requests of a provider go, as `environment` says it now.
 
     Raises:
         AuthenticationFailed: there is no key, or its file holds none for longer than a moment: no fault of the call's.
     """
     try:
-        return wait_for_key(lambda: provider.endpoint(environment()))
+        return wait_for_key(lambda: api.endpoint(environment()))
     except KeyUnusable as error:
         raise AuthenticationFailed(str(error)) from error
+
+
+class _ByPath(CallTask):
+    """Calls whose lane follows from their path, where nobody names one."""
+
+    abstract = True
+    lane_by: ClassVar[Callable[..., str]]
+
+    def plan(self, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+        """As `CallTask.plan`."""
+        if options.get("lane") is None:
+            options["lane"] = type(self).lane_by(*args, **kwargs)
+        return super().plan(args, kwargs, **options)
 
 
 @llm_task(name="ratelimit_worker.chat_completion", provider=openai.PROVIDER, cost=_openai_size)
@@ -93,8 +142,38 @@ def message(**body: Any) -> Any:
     return anthropic.request(_endpoint(anthropic), body).body
 
 
+# What is no request gets no further than its size, which is asked for next.
+def _lane_of_request(provider: Any = "", path: Any = "", body: Any = None, *_: Any, **__: Any) -> str:
+    return lane_of(provider, path, body) if isinstance(provider, str) and isinstance(path, str) else "default"
+
+
+@llm_task(name="ratelimit_worker.request", base=_ByPath, lane_by=staticmethod(_lane_of_request), cost=_request_size)
+def request(provider: str, path: str, body: Any) -> Any:
+    """One request for whatever a known API does (`policy.endpoints.KNOWN`); returns the answer's body.
+
+    The lane is "provider:model", the model being that of the body or the path. A file in `body` is
+    `{"data": base64, "filename": "a.mp3"}`; a sound comes back as `{"content_type": …, "data": base64}`.
+
+    Args:
+        provider: Whose key and address: "openai" (and what speaks like it), "anthropic" or "google".
+        path: Such as "/v1/responses", with its version or without. Others than the known ones are allowed by
+            `MAISD_PROVIDERS` alone.
+    Raises:
+        BadInput: the request may not be made, or asks for a stream.
+        CallFailed: as `chat_completion`.
+    """
+    api = _check_request(provider, path, body)
+    return apis.request(api, _endpoint(api), path, body).body
+
+
 # Whoever sends a Batch file wants each of its lines asked, the same question twice too.
-@llm_task(name="ratelimit_worker.batch_line", cost=_line_size, cache=False)
+@llm_task(
+    name="ratelimit_worker.batch_line",
+    base=_ByPath,
+    lane_by=staticmethod(lambda url="", body=None, **_: lane_of_line(url, body)),
+    cost=_line_size,
+    cache=False,
+)
 def batch_line(url: str, body: Any) -> dict[str, Any]:
     """One line of a Batch file → {"status_code", "request_id", "body"}, also where the provider refuses that line.
 
@@ -104,11 +183,9 @@ def batch_line(url: str, body: Any) -> dict[str, Any]:
         CallFailed: the provider gave no answer, after all retries, or does not answer this account, whatever it asks
             (`AuthenticationFailed`, `QuotaExhausted`).
     """
+    api = api_of(url)
     try:
-        if is_anthropic(url):
-            answer = anthropic.request(_endpoint(anthropic), body, url)
-        else:
-            answer = openai.request(_endpoint(openai), url, body)
+        answer = apis.request(api, _endpoint(api), url, body)
     except ProviderRefused as refused:
         answer = _refusal(refused.response)
     return {"status_code": answer.status, "request_id": answer.request_id, "body": answer.body}
@@ -130,13 +207,6 @@ def _refusal(response: Response) -> Response:
     return replace(response, status=_UNTOLD_STATUS) if response.status < 300 else response
 
 
-def is_anthropic(url: str) -> bool:
-    """Whether a path is Anthropic's."""
-    return url.rstrip("/").endswith(anthropic.MESSAGES_PATH)
-
-
 def lane_of_line(url: str, body: Any) -> str:
     """The lane of a Batch line: provider and model, as for the other built-in tasks."""
-    model = body.get("model") if isinstance(body, Mapping) else None
-    provider = anthropic.PROVIDER if is_anthropic(url) else openai.PROVIDER
-    return f"{provider}:{model}" if isinstance(model, str) and model else "default"
+    return lane_of(api_of(url).PROVIDER, url, body)

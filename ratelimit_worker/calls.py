@@ -378,6 +378,7 @@ class SentWith:
 
     headers: Mapping[str, str] = field(default_factory=dict)  #: names in lower case; an empty value: not sent
     query: Mapping[str, str] = field(default_factory=dict)
+    paths: tuple[str, ...] = ()  #: of a provider: what may be asked for beside the known endpoints, letter by letter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from ratelimit_worker.calls import LaneLimits, SentWith
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.policy.choices import MOST_DEADLINE_S, MOST_TIMEOUT_S, MOST_TTL_S, flaw_of_name
 from ratelimit_worker.policy.day import zone_of
+from ratelimit_worker.policy.endpoints import ANTHROPIC, GOOGLE, OPENAI, flaw_of_path
 
 PREFIX = "MAISD_"
 #: What is said where a Redis is needed and none is named.
@@ -171,7 +172,7 @@ def _tables(text: str) -> Mapping[str, Any]:
 
 
 #: Providers whose requests are made here.
-PROVIDERS = ("openai", "anthropic")
+PROVIDERS = (OPENAI, ANTHROPIC, GOOGLE)
 
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 #: Headers that belong to the request itself.
@@ -189,10 +190,20 @@ def _providers(text: str) -> Mapping[str, SentWith]:
     for name, table in _tables(text).items():
         if name not in PROVIDERS:
             raise ValueError(f"unknown provider {name!r}; known: {', '.join(PROVIDERS)}")
-        if not isinstance(table, Mapping) or set(table) - {"headers", "query"}:
-            raise ValueError(f"provider {name!r}: use a table with headers and query")
-        found[str(name)] = sent_with(f"provider {name!r}", table)
+        if not isinstance(table, Mapping) or set(table) - {"headers", "query", "paths"}:
+            raise ValueError(f"provider {name!r}: use a table with headers, query and paths")
+        found[str(name)] = replace(sent_with(f"provider {name!r}", table), paths=_paths(str(name), table))
     return found
+
+
+def _paths(provider: str, table: Mapping[str, Any]) -> tuple[str, ...]:
+    paths = table.get("paths", [])
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise ValueError(f"provider {provider!r}: paths is a list of texts")
+    for path in paths:
+        if (flaw := flaw_of_path(path)) is not None:
+            raise ValueError(f"provider {provider!r}: paths: {path[:60]!r}: {flaw}")
+    return tuple(paths)
 
 
 def sent_with(where: str, table: Mapping[str, Any]) -> SentWith:
@@ -446,6 +457,19 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
 def environment() -> Mapping[str, str]:
     """The environment as it is, for providers' keys and addresses: read anew, so that a rotated key is taken up."""
     return os.environ
+
+
+def told_paths(environ: Mapping[str, str], provider: str) -> tuple[str, ...]:
+    """Paths of a provider that may be asked for beside the known endpoints, as MAISD_PROVIDERS says it.
+
+    Raises:
+        ConfigurationError: It is wrong.
+    """
+    try:
+        told: SentWith = _read_once(_providers, environ.get(f"{PREFIX}PROVIDERS", "")).get(provider, SentWith())
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+    return told.paths
 
 
 def told_to_send(environ: Mapping[str, str], provider: str, lane: str) -> SentWith:

@@ -19,7 +19,7 @@ HEAVY = ("celery", "redis", "sqlalchemy", "kombu", "httpx2", "alembic")
 
 def clean_environment(**more: str) -> dict[str, str]:
     """The environment without what a deployment would set, so that a command brings its own cluster."""
-    ours = ("MAISD_", "CELERY_", "OPENAI_", "ANTHROPIC_", "DATABASE_URL", "RATE_LIMIT_DELAY")
+    ours = ("MAISD_", "CELERY_", "OPENAI_", "ANTHROPIC_", "GOOGLE_", "GEMINI_", "DATABASE_URL", "RATE_LIMIT_DELAY")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return {**kept, "PYTHONPATH": str(ROOT), **more}
 

@@ -18,10 +18,11 @@ import pytest
 from click.testing import CliRunner
 
 from ratelimit_worker.app import make_app
-from ratelimit_worker.batchfile import Ask, Bad, End, asks
+from ratelimit_worker.batchfile import ANSWER, Ask, Bad, End, asks
 from ratelimit_worker.cli import main
+from ratelimit_worker.cli.run.intake import bounded_lines, open_intake
 from ratelimit_worker.cli.run.journal import Journal, OutFailed
-from ratelimit_worker.cli.run.session import Options, Session, bounded_lines
+from ratelimit_worker.cli.run.session import Options, Session
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.simulate import Entry, Fault, Scenario, Simulator
@@ -59,7 +60,7 @@ class Runner:
         texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
         self.source.write_text("".join(f"{text}\n" for text in texts), "utf-8")
 
-    def __call__(self, *more: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *more: str, timeout_s: float = 300.0) -> subprocess.CompletedProcess[str]:
         """Run it to its end."""
         return subprocess.run(
             [*self.command, *more], env=self.environment, capture_output=True, text=True, check=False, timeout=timeout_s
@@ -266,11 +267,11 @@ def test_lines_that_cannot_be_sent_are_named_before_any_is(tmp_path: Path) -> No
     lines = [ask("a"), {**ask("b"), "url": "/v1/%2e%2e/admin"}, {**ask("c"), "url": "/v1/organization/users"}]
     source.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {**ask("d"), "url": "/proxy/chat"}]))
     options = Options(context="c", allowed_paths=frozenset({"/proxy/chat"}))
-    with Journal(tmp_path / "out.jsonl") as journal:
+    with Journal(tmp_path / "out.jsonl") as journal, open_intake(source, tmp_path) as intake:
         cluster: Any = SimpleNamespace(
             app=make_app(redis_url="redis://127.0.0.1:1"), settings=read_settings({}), environ={}
         )
-        session = Session(source, journal, cluster, options, lambda: said.append("begun"), said.append)
+        session = Session(intake, journal, cluster, options, lambda: said.append("begun"), said.append)
     assert [line.partition("in.jsonl, ")[2].partition(" is")[0] for line in said] == ["line 2: url", "line 3: url"]
     assert session.total == 4
 
@@ -303,7 +304,7 @@ def test_a_file_that_is_not_out_is_left_as_it_is(tmp_path: Path) -> None:
     with Journal(out) as journal:
         assert out.read_text() == whole
         assert journal.has("a", "1")
-        assert journal.ends == {End.ANSWERED: 1}
+        assert journal.kind("a", "1") == ANSWER
         with pytest.raises(OutFailed, match="another run"), Journal(out):
             pass
         journal.write([("a", "1", b"never\n", End.FAILED), (None, "2", b"once\n", End.FAILED)])

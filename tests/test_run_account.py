@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from ratelimit_worker.batchfile import End, read_out
+from ratelimit_worker.batchfile import ANSWER, End, read_out
 from ratelimit_worker.cli.run.journal import Journal, OutFailed
 from ratelimit_worker.stores.database import engine_for
 from ratelimit_worker.stores.tables import AttemptRow
@@ -321,7 +321,7 @@ def test_out_is_put_in_place_of_itself_without_them(tmp_path: Path) -> None:
         assert real.stat().st_mode & 0o777 == 0o640
         assert journal.taken_up == {"b", "c"}
         assert (journal.has("a", "1"), journal.has("b", "2")) == (True, False)
-        assert journal.ends == {End.ANSWERED: 1}
+        assert journal.kind("a", "1") == ANSWER
         with pytest.raises(OutFailed, match="another run"), Journal(out):
             pass
         journal.write([("b", "2", b"again\n", End.ANSWERED)])

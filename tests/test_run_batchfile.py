@@ -8,7 +8,6 @@ import uuid
 import pytest
 
 from ratelimit_worker.batchfile import (
-    ENDPOINTS,
     Ask,
     Bad,
     End,
@@ -30,6 +29,7 @@ from ratelimit_worker.errors import (
     Overloaded,
     WorkerLostRepeatedly,
 )
+from ratelimit_worker.policy.endpoints import KNOWN
 
 RUN = uuid.UUID("6ba7b810-9dad-11d1-80b4-00c04fd430c8")
 
@@ -76,10 +76,13 @@ def test_a_call_has_the_same_id_in_every_start_of_one_run() -> None:
         (b'{"x": NaN}\n', None, "NaN is not JSON"),
         (b"[" * 100_000 + b"\n", None, "not JSON"),
         (line(None), None, "no custom_id"),
-        (line(7), None, "no custom_id"),
+        (line(7.5), None, "custom_id is 7.5"),
+        (line(True), None, "custom_id is True"),
+        (line([7]), None, "custom_id is [7]"),
         (line(""), None, "no custom_id"),
         (line(method="GET"), "a", "use POST"),
         (line(method=None), "a", "use POST"),
+        (b'{"custom_id": "a", "params": {"model": "m"}}', "a", "as in a Message Batch"),
         (line(url="https://elsewhere.example/v1"), "a", "use a path"),
         (line(url="//elsewhere.example/v1"), "a", "use a path"),
         (line(url="/v1/../../admin"), "a", "use a path"),
@@ -108,7 +111,7 @@ def test_a_bad_line_says_why(text: bytes, custom_id: str | None, why: str) -> No
     assert why in bad.why
 
 
-@pytest.mark.parametrize("url", [f"{version}/{name}" for version in ("/v1", "/v1beta", "") for name in ENDPOINTS])
+@pytest.mark.parametrize("url", [f"{version}/{name}" for version in ("/v1", "/v1beta", "") for name in KNOWN])
 def test_known_endpoints_are_asked(url: str) -> None:
     """With the version or without."""
     (read,) = asks([line(url=url)], RUN)

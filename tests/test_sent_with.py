@@ -125,8 +125,8 @@ def test_without_a_header_that_says_who_a_key_is_needed() -> None:
     ("setting", "words"),
     [
         ({"openrouter": {}}, "unknown provider 'openrouter'"),
-        ({"openai": []}, "use a table with headers and query"),
-        ({"openai": {"header": {}}}, "use a table with headers and query"),
+        ({"openai": []}, "use a table with headers, query and paths"),
+        ({"openai": {"header": {}}}, "use a table with headers, query and paths"),
         ({"openai": {"headers": {"x": 7}}}, "headers is a table of texts"),
         ({"openai": {"headers": {"api-key": SECRET}}}, "looks like a secret; give it as env:NAME or file:PATH"),
         ({"openai": {"headers": {"X-Auth-Token": SECRET}}}, "looks like a secret"),
@@ -134,6 +134,8 @@ def test_without_a_header_that_says_who_a_key_is_needed() -> None:
         ({"openai": {"headers": {"a b": "x"}}}, "'a b' cannot be given as a header"),
         ({"openai": {"headers": {"x": "a\r\nauthorization: y"}}}, "holds what no HTTP header can carry"),
         ({"openai": {"query": {"key": "env:X"}}}, "logs show addresses; give a secret as a header"),
+        ({"openai": {"paths": "/x"}}, "paths is a list of texts"),
+        ({"openai": {"paths": ["/a/../b"]}}, "'/a/../b': no plain path"),
         ("{", "MAISD_PROVIDERS"),
         ("/nope.toml", "use JSON or the path of a TOML file"),
     ],
@@ -144,7 +146,7 @@ def test_what_cannot_be(setting: Any, words: str) -> None:
     for name, of in (("MAISD_PROVIDERS", text), ("MAISD_LANES", text.replace('"openai"', '"openai:gpt-4o"'))):
         if name == "MAISD_LANES" and not any(word in words for word in ("secret", "header", "query", "texts")):
             continue
-        if name == "MAISD_LANES" and "use a table" in words:
+        if name == "MAISD_LANES" and ("use a table" in words or "paths" in words):
             continue
         with pytest.raises(ConfigurationError) as raised:
             read_settings({name: of})

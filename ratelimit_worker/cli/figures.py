@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from ratelimit_worker.reports.live import LaneState, cluster_state
@@ -70,6 +70,7 @@ class AttemptFigures:
 
     requests: int = 0  #: attempts made
     refused: int = 0  #: of these, 429s
+    retries: int = 0  #: of these, not the first of their call
 
 
 class Attempts:
@@ -92,18 +93,18 @@ class Attempts:
             return self._last
         began_s = time.monotonic()
         wanted = (
-            select(func.count(), refusals())
+            select(func.count(), refusals(), func.sum(case((AttemptRow.number > 1, 1), else_=0)))
             # finished_at has an index, and no attempt finishes before it starts
             .where(AttemptRow.finished_at >= self._since, AttemptRow.started_at >= self._since)
             .where(AttemptRow.context == self._context)
         )
         try:
             with self._engine.connect() as connection:
-                requests, refused = connection.execute(wanted).one()
+                requests, refused, retries = connection.execute(wanted).one()
         except SQLAlchemyError:
             self._last = None  # no tables yet, or away: the run goes on, and its figures say "?"
         else:
-            self._last = AttemptFigures(requests=int(requests), refused=int(refused or 0))
+            self._last = AttemptFigures(int(requests), int(refused or 0), int(retries or 0))
         took_s = time.monotonic() - began_s
         self._next_s = time.monotonic() + max(0.5, took_s / _COUNTING_SHARE)
         return self._last

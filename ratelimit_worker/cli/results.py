@@ -14,6 +14,9 @@ from celery.states import READY_STATES
 from ratelimit_worker.cli.cluster import talking_to_redis
 from ratelimit_worker.errors import ConfigurationError
 
+_FEWEST, _MOST = 32, 2_000  #: calls in one question
+_MOST_BYTES = 8 * 1024 * 1024  #: answers of one question
+
 
 class _State(msgspec.Struct):
     status: str
@@ -47,6 +50,10 @@ class Results:
             )
         # A subscription a call, which nobody would read, costs a round trip each and fills the server's buffers.
         self._backend.on_task_call = _no_subscription
+        self._largest = 0  #: bytes of an answer, the largest so far
+        #: For how many calls to ask in one question: few until it is known how large answers are, and never so many
+        #: that they could fill the memory.
+        self.at_once = _FEWEST
 
     def settled(self, call_ids: Sequence[str]) -> list[Settled]:
         """Those of the calls that are over.
@@ -58,7 +65,22 @@ class Results:
             return []
         with talking_to_redis():
             found: list[bytes | None] = self._backend.mget([self._key(call_id) for call_id in call_ids])
+        if any(found):
+            self._largest = max(self._largest, *(len(raw) for raw in found if raw))
+            self.at_once = max(1, min(2 * self.at_once, _MOST, _MOST_BYTES // self._largest))
         return [self._read(call_id, raw) for call_id, raw in zip(call_ids, found, strict=True) if raw and _over(raw)]
+
+    def over(self, call_ids: Sequence[str]) -> set[str]:
+        """Those of the calls that are over, without their answers.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        found, left = set[str](), list(call_ids)
+        while left:
+            asked, left = left[: self.at_once], left[self.at_once :]
+            found |= {settled.call_id for settled in self.settled(asked)}
+        return found
 
     def forget(self, call_ids: Sequence[str]) -> None:
         """These answers are safe elsewhere.

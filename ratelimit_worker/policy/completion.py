@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ratelimit_worker.calls import Category
+from ratelimit_worker.policy.endpoints import operation_of, wanted_of
 from ratelimit_worker.policy.evidence import LONGEST_JSON, Evidence, parsed, status_of
 
 _C = Category
@@ -40,19 +40,6 @@ _CUT = (
 #: Z.ai).
 _BROKE_OFF = {"error": _C.SERVER_ERROR, "insufficient_system_resource": _C.OVERLOADED, "network_error": _C.SERVER_ERROR}
 
-#: End of a path → where its answer stands: one of these members has to be there.
-_WANTED = {
-    "/chat/completions": ("choices",),
-    "/completions": ("choices",),
-    "/embeddings": ("data", "embeddings", "embedding"),
-    "/messages": ("content",),
-    "/responses": ("output", "output_text"),
-    "/moderations": ("results",),
-    "/images/generations": ("data",),
-    "/rerank": ("results", "data"),
-    ":generatecontent": ("candidates",),
-    "/converse": ("output",),
-}
 #: Of these an empty list is no answer: there is no completion and no vector that it could stand for.
 _NEVER_EMPTY = ("choices", "candidates", "data", "embeddings", "embedding")
 #: Members in which some API or other has its answer; what has none of them, and a complaint, is none.
@@ -100,9 +87,12 @@ def flaw_of(body: Any, headers: Mapping[str, str], path: str = "") -> Flaw | Non
         path: What was asked, such as "/v1/chat/completions": its answer has to hold what such answers hold. "": not
             known, so only what could be no answer to anything is a flaw.
     """
-    kind, wanted = headers.get("content-type", "").lower(), _wanted(path)
+    kind, wanted = headers.get("content-type", "").lower(), wanted_of(path)
     if isinstance(body, bytes | str):
-        return _of_text(body if isinstance(body, str) else body.decode("utf-8", "replace"), kind, wanted)
+        text = body if isinstance(body, str) else body.decode("utf-8", "replace")
+        operation = operation_of(path)
+        texts = operation is not None and operation.gives == "text"
+        return _of_text(text, kind, () if texts else wanted, may_be_blank=texts)
     parts = body[-1:] if isinstance(body, list) else [body]  # Gemini streams a list; its error comes last
     for part in parts:
         if isinstance(part, Mapping):
@@ -128,7 +118,10 @@ def cut_short(body: Any) -> bool:
 
 def streams(path: str, body: Any) -> str | None:
     """What of a request asks for a stream, which nobody here reads to its end; None: nothing."""
-    last = path.partition("?")[0].rstrip("/").rpartition("/")[2][-80:]
+    before, _, query = path.partition("?")
+    last = before.rstrip("/").rpartition("/")[2][-80:]
+    if "alt=sse" in query.lower().split("&"):  # Google's
+        return "its url"
     if "stream" in re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "-", last).lower()):
         return "its url"
     if not isinstance(body, Mapping):
@@ -146,17 +139,11 @@ def without_comments(raw: bytes | bytearray) -> bytes | bytearray:
     return rest
 
 
-@lru_cache(maxsize=256)
-def _wanted(path: str) -> tuple[str, ...]:
-    end = path.partition("?")[0].rstrip("/").lower()
-    return next((members for suffix, members in _WANTED.items() if f"/{end}".endswith(suffix)), ())
-
-
-def _of_text(text: str, kind: str, wanted: tuple[str, ...]) -> Flaw | None:
+def _of_text(text: str, kind: str, wanted: tuple[str, ...], *, may_be_blank: bool) -> Flaw | None:
     if "event-stream" in kind:
         event = _error_event(text)
         return None if event is None else _of_error(event)
-    if not text.strip():
+    if not text.strip() and not (text and may_be_blank):  # the words in a silence are a blank line
         return Flaw(_C.MALFORMED_RESPONSE, ("empty",))
     page = text.lstrip()[:15].lower().startswith(("<!doctype html", "<html"))
     # Text that nobody called JSON is an answer in its own right (a transcript, a prompt's raw completion).

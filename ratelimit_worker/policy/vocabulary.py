@@ -54,7 +54,11 @@ DECISIVE_WORDS: Mapping[str, Category] = {
         _C.OVERLOADED,
     ),
     **dict.fromkeys(
-        _split("invalidapikey apikeyinvalid accountdeactivated organizationonhold expiredtokenexception"), _C.AUTH
+        _split(
+            "invalidapikey apikeyinvalid accountdeactivated organizationonhold expiredtokenexception "
+            "nodbconnection"  # a LiteLLM proxy without a database, of every key but its master key
+        ),
+        _C.AUTH,
     ),
     "modeltimeoutexception": _C.TIMEOUT,
 }

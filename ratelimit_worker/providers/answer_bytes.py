@@ -51,10 +51,16 @@ def read_answer(answer: httpx.Response, most_bytes: int) -> bytearray:
     except _TooLarge:
         if good:
             whole.clear()
-            why = f"the answer is larger than {most / MB:.3g} MB; ask for less, or raise MAISD_MAX_ANSWER_MB"
-            raise InvalidRequest(why, answer.status_code) from None
+            raise too_large(most, answer.status_code) from None
         del whole[most:]
     return whole
+
+
+def too_large(most_bytes: int, status: int) -> InvalidRequest:
+    """The error for an answer of more bytes than may be kept."""
+    return InvalidRequest(
+        f"the answer is larger than {most_bytes / MB:.3g} MB; ask for less, or raise MAISD_MAX_ANSWER_MB", status
+    )
 
 
 class _TooLarge(Exception):

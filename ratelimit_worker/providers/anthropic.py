@@ -6,11 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from ratelimit_worker.calls import Response, Usage
+from ratelimit_worker.policy.endpoints import ANTHROPIC, model_of, operation_of
 from ratelimit_worker.policy.estimate import Size, most_output, stated_tokens, text_tokens
 from ratelimit_worker.providers import http
 
-PROVIDER = "anthropic"
-BASE_URL = "https://api.anthropic.com"
+PROVIDER = ANTHROPIC
+ACCOUNT = http.Account(
+    provider=PROVIDER,
+    keys=("ANTHROPIC_API_KEY",),
+    address="ANTHROPIC_BASE_URL",
+    base_url="https://api.anthropic.com",
+    version="v1",
+)
 VERSION = "2023-06-01"
 
 MESSAGES_PATH = "/v1/messages"
@@ -30,30 +37,30 @@ def endpoint(environment: Mapping[str, str], base_url: str | None = None) -> htt
         version = {"anthropic-version": VERSION}
         return version if key is None else {"x-api-key": key, **version}
 
-    return http.endpoint(environment, prefix="ANTHROPIC", default_base_url=BASE_URL, headers=headers, base_url=base_url)
+    return http.endpoint(environment, ACCOUNT, headers, base_url)
 
 
 def request(to: http.Endpoint, body: Any, path: str = MESSAGES_PATH, timeout_s: float | None = None) -> Response:
     """Send one request.
 
     Raises:
-        As `http.post`, and `BadInput` where `path` is no plain path.
+        As `http.send`.
     """
-    return http.post(to.url(path), body, to.headers, timeout_s, provider=PROVIDER, usage=usage)
+    return http.send(to, path, body, timeout_s, provider=PROVIDER, usage=usage)
 
 
-def size(body: Any) -> Size:
+def size(body: Any, path: str = MESSAGES_PATH) -> Size:
     """What a body says of its tokens: bytes / 4 of messages, system and tools, and `max_tokens`.
 
     The API demands `max_tokens`, and refuses a body without it. Never raises.
     """
     if not isinstance(body, Mapping):
         return Size(output_tokens=0)
-    model = body.get("model")
+    operation, model = operation_of(path), model_of(path, body)
     return Size(
         input_tokens=text_tokens(*map(body.get, ("messages", "system", "tools")), model=model or "claude"),
-        output_tokens=most_output(body, "max_tokens"),
-        model=model if isinstance(model, str) else "",
+        output_tokens=0 if operation is not None and not operation.writes else most_output(body, "max_tokens"),
+        model=model,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from binascii import b2a_base64
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -39,8 +40,10 @@ from ratelimit_worker.errors import (
     call_failed,
 )
 from ratelimit_worker.policy.completion import flaw_of, streams, without_comments
+from ratelimit_worker.policy.endpoints import Operation, ending_operation, model_of, operation_of
 from ratelimit_worker.providers import network
-from ratelimit_worker.providers.answer_bytes import MB, read_answer
+from ratelimit_worker.providers.answer_bytes import MB, read_answer, too_large
+from ratelimit_worker.providers.forms import form, leaves_as_form
 
 #: An idle connection is dropped after this many seconds; the load balancers of providers wait for a minute or more.
 _KEEPALIVE_S = 30.0
@@ -48,10 +51,11 @@ _KEEPALIVE_S = 30.0
 _MOST_KEY_BYTES = 64 * 1024  #: of a key's file; a device has no end
 #: A key file that is replaced, by whatever tool, is whole again within this many seconds.
 KEY_PATIENCE_S, _KEY_POLL_S = 2.0, 0.05
-#: What a base URL does not end in: people paste the whole address of their first request.
-_ENDPOINT = re.compile(r"/(?:chat/completions|completions|responses|embeddings|messages|moderations)$")
+_VERSION = re.compile(r"v\d.*")
+#: A version in an address ("/v1/", "/v1beta/"), or what stands for one (Azure's deployments).
+_VERSIONED = re.compile(r"/v\d[^/]*/|/deployments/")
 
-#: Headers by which an account is known, beside what `<prefix>_API_KEY` fills.
+#: Headers by which an account is known, beside what its key fills.
 _AUTH_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "ocp-apim-subscription-key", "x-goog-api-key"})
 
 _encode = msgspec.json.Encoder().encode
@@ -86,6 +90,7 @@ class Endpoint:
     base_url: str  #: without a slash at its end
     headers: Mapping[str, str] = field(repr=False)  #: sent with each request; they hold the key
     query: Mapping[str, str] = field(default_factory=dict, repr=False)  #: of each request
+    version: str = ""  #: below which paths stand where neither they nor the base URL name one
 
     def url(self, path: str) -> str:
         """The address of `path` below the base; a version that both name ("/v1") is said once.
@@ -93,8 +98,33 @@ class Endpoint:
         Raises:
             BadInput: `path` is no plain path, so the key could leave for another host.
         """
-        url = _join(self.base_url, path)
+        url = _join(self.base_url, path, self.version)
         return f"{url}{'&' if '?' in url else '?'}{urlencode(self.query)}" if self.query else url
+
+
+def send(
+    to: Endpoint,
+    path: str,
+    body: Any,
+    timeout_s: float | None = None,
+    *,
+    provider: str | None = None,
+    usage: Callable[[Any], Usage | None] | None = None,
+) -> Response:
+    """Send one request; `path` is as in a Batch line ("/v1/chat/completions") or below the base ("/embeddings").
+
+    Raises:
+        As `post`, and `BadInput` where `path` is no plain path.
+        InvalidRequest: 404, at an address without any version.
+    """
+    url = to.url(path)
+    try:
+        return post(url, body, to.headers, timeout_s, provider=provider, usage=usage)
+    except ProviderRefused as refused:
+        if refused.response.status == 404 and _VERSIONED.search(url) is None:
+            cause = f"HTTP 404: nothing answers {path} below {to.base_url}; does it lack /v1?"
+            raise call_failed(Failure(category=Category.INVALID_REQUEST, cause=cause, status=404), 1) from refused
+        raise
 
 
 def post(
@@ -106,7 +136,10 @@ def post(
     provider: str | None = None,
     usage: Callable[[Any], Usage | None] | None = None,
 ) -> Response:
-    """Send `body` as JSON and read the answer to its end; note it as seen (`calls.saw`), whatever its status.
+    """Send `body` and read the answer to its end; note it as seen (`calls.saw`), whatever its status.
+
+    The body is JSON, or a form where the operation takes files (`providers.forms`). So is the answer JSON, but where
+    the operation gives something else: text, or a sound, which is `{"content_type", "data"}` with base64.
 
     Args:
         timeout_s: Longest time for the whole answer, however it comes, seconds; None: what is left of the attempt's
@@ -118,8 +151,9 @@ def post(
             refusal is an answer.
         InvalidRequest: A redirect, which is not followed: a key goes to its base URL's host alone; or a 2xx that is
             larger than `bound_answers` allows.
-        MalformedResponse: A 2xx that is no JSON.
-        BadInput: `body` cannot be written as JSON, or asks for a stream: nobody here would read it, and it is paid for.
+        MalformedResponse: A 2xx that is no JSON, where its operation gives nothing else.
+        BadInput: `body` cannot be written as JSON (or as a form), or asks for a stream: nobody here would read it, and
+            it is paid for.
         httpx.TransportError, httpx.DecodingError, httpx.InvalidURL: No answer, or one that could not be read.
     """
     began, bound = monotonic(), timeouts_left()
@@ -129,33 +163,32 @@ def post(
     streamed = streams(to.path, body)
     if streamed is not None:
         raise BadInput(f"{streamed} asks for a stream, and the whole answer is needed; leave it out")
-    try:
-        content = _encode(body)
-    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
-        raise BadInput(f"the request's body cannot be written as JSON ({type(error).__name__})") from None
+    operation = operation_of(to.path)
+    written = _written(operation, body)
+    accept = "application/json" if operation is None or operation.gives == "json" else "*/*"
     with _client() as client, _until(began + whole_s):
         request = httpx.Request(
             "POST",
             to,
-            headers={**client.defaults, "accept": "application/json", "content-type": "application/json", **headers},
-            content=content,
+            headers={**client.defaults, "accept": accept, **written.pop("headers", {}), **headers},
             extensions={"timeout": {"connect": connect_s, "read": first_byte_s, "write": whole_s, "pool": connect_s}},
+            **written,
         )
         answer = client.send(request, stream=True, follow_redirects=False)
         try:
             raw = read_answer(answer, _most_answer_bytes)
         finally:
             answer.close()
-    response, is_json = _response(answer, raw, to.path, monotonic() - began)
-    del raw  # what was read of it may be as large again
+    response, is_json = _response(answer, raw, to.path, operation, monotonic() - began)
+    del raw, written  # what was read of it may be as large again
     good = 200 <= response.status < 300
-    model = _model(response.body) or _model(body)
+    model = _model(response.body) or model_of(to.path, body)[:256] or None
     saw(response, usage=usage(response.body) if usage and good and is_json else None, provider=provider, model=model)
     if 300 <= response.status < 400:
         raise _redirected(response)
     if not good:
         raise ProviderRefused(response)
-    if not is_json:
+    if not is_json and (operation is None or operation.gives != "text"):
         raise MalformedResponse("the answer is no JSON", response.status, response.request_id)
     flaw = flaw_of(response.body, response.headers, response.path)  # Anthropic's overloaded_error may come with a 200
     if flaw is not None and flaw.category is not Category.CONTENT_FILTERED:
@@ -163,15 +196,33 @@ def post(
     return response
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """Under which names the environment says who we are to a provider, as its SDK reads them."""
+
+    provider: str
+    keys: tuple[str, ...]  #: of its key; the first that is set holds. `<key>_FILE` names a file with it
+    address: str  #: of its base URL
+    base_url: str  #: where nobody says another
+    version: str = ""  #: `Endpoint.version`
+
+    def key_file(self, environment: Mapping[str, str]) -> str:
+        """The file of the key; "": there is none, or the key itself is in the environment."""
+        for name in self.keys:
+            if environment.get(name, "").strip():
+                return ""
+            if file := environment.get(f"{name}_FILE", "").strip():
+                return file
+        return ""
+
+
 def endpoint(
     environment: Mapping[str, str],
-    *,
-    prefix: str,
-    default_base_url: str,
+    account: Account,
     headers: Callable[[str | None], Mapping[str, str]],
     base_url: str | None = None,
 ) -> Endpoint:
-    """The endpoint that `<prefix>_BASE_URL`, `<prefix>_API_KEY` or `<prefix>_API_KEY_FILE` describe.
+    """The endpoint that the environment describes.
 
     The key itself wins over the file; an empty variable counts as unset. A base URL on loopback needs no key, and one
     for which MAISD_PROVIDERS or MAISD_LANES name a header with a secret needs none either.
@@ -179,34 +230,35 @@ def endpoint(
     Args:
         environment: The process's environment, as `config` read it.
         headers: Makes the headers of every request from the key, None where there is none.
-        base_url: Instead of `<prefix>_BASE_URL`.
+        base_url: Instead of `account.address`.
     Raises:
         KeyUnusable: The key file is missing or empty, cannot be read, or holds what no header can carry.
         ConfigurationError: The base URL is none, or the key in the variable cannot stand in a header.
         AuthenticationFailed: There is no key.
     """
-    origin = (base_url or environment.get(f"{prefix}_BASE_URL") or default_base_url).strip().rstrip("/")
+    origin = (base_url or environment.get(account.address) or account.base_url).strip().rstrip("/")
     try:
         parsed = _url(origin)
     except httpx.InvalidURL:
-        raise ConfigurationError(f"{prefix}_BASE_URL is no URL; give http(s)://host/path") from None
+        raise ConfigurationError(f"{account.address} is no URL; give http(s)://host/path") from None
     plain = parsed.host and "%" not in parsed.host and not (parsed.userinfo or parsed.query or parsed.fragment)
     if parsed.scheme not in {"http", "https"} or not plain:
         raise ConfigurationError(
-            f"{prefix}_BASE_URL is no plain http(s) URL; give http(s)://host/path, and a query in MAISD_PROVIDERS"
+            f"{account.address} is no plain http(s) URL; give http(s)://host/path, and a query in MAISD_PROVIDERS"
         )
-    ending = _ENDPOINT.search(parsed.path)
-    if ending is not None:
+    ending = ending_operation(parsed.path)
+    if ending:
         raise ConfigurationError(
-            f"{prefix}_BASE_URL ends in {ending[0]}, which each request adds by itself: leave that out"
+            f"{account.address} ends in {ending}, which each request adds by itself: leave that out"
         )
-    key = _key(environment, f"{prefix}_API_KEY")
+    key = _key(environment, account)
     seen = sighting_now()
-    told = told_to_send(environment, prefix.lower(), seen.lane if seen is not None else "")
+    told = told_to_send(environment, account.provider, seen.lane if seen is not None else "")
     if key is None and not _is_loopback(parsed.host) and not _AUTH_HEADERS & told.headers.keys():
-        raise AuthenticationFailed(f"no key for {parsed.host}: set {prefix}_API_KEY or {prefix}_API_KEY_FILE")
+        name = account.keys[0]
+        raise AuthenticationFailed(f"no key for {parsed.host}: set {name} or {name}_FILE")
     sent = {**headers(key), **told.headers}
-    return Endpoint(origin, {name: value for name, value in sent.items() if value}, told.query)
+    return Endpoint(origin, {name: value for name, value in sent.items() if value}, told.query, account.version)
 
 
 def wait_for_key(find: Callable[[], Endpoint], patience_s: float = KEY_PATIENCE_S) -> Endpoint:
@@ -227,12 +279,10 @@ def wait_for_key(find: Callable[[], Endpoint], patience_s: float = KEY_PATIENCE_
         sleep(_KEY_POLL_S)
 
 
-def _key(environment: Mapping[str, str], name: str) -> str | None:
-    key = environment.get(name, "").strip()
-    source = name
-    file = environment.get(f"{name}_FILE", "").strip()
-    if not key and file:
-        source = f"{name}_FILE"
+def _key(environment: Mapping[str, str], account: Account) -> str | None:
+    file = account.key_file(environment)
+    if file:
+        source = next(f"{name}_FILE" for name in account.keys if environment.get(f"{name}_FILE", "").strip() == file)
         try:
             with Path(file).open("rb") as opened:
                 key = opened.read(_MOST_KEY_BYTES).decode("utf-8").strip()
@@ -240,10 +290,13 @@ def _key(environment: Mapping[str, str], name: str) -> str | None:
             raise KeyUnusable(f"{source}: {file} cannot be read ({type(error).__name__})") from None
         if not key:
             raise KeyUnusable(f"{source}: {file} is empty")
+    else:
+        source = next((name for name in account.keys if environment.get(name, "").strip()), "")
+        key = environment.get(source, "").strip()
     if not key:
         return None
     if not all("!" <= letter <= "~" for letter in key):  # h11 would refuse the header, quoting the key
-        kind = ConfigurationError if source == name else KeyUnusable
+        kind = KeyUnusable if file else ConfigurationError
         raise kind(f"{source} holds characters that no HTTP header can carry")
     return key
 
@@ -258,16 +311,18 @@ def _is_loopback(host: str) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _join(base_url: str, path: str) -> str:
+def _join(base_url: str, path: str, version: str = "") -> str:
     below = path.removeprefix("/")
     plain = all("!" <= letter <= "~" for letter in path) and not any(mark in path for mark in ("\\", "#", "@", "://"))
     segments = below.partition("?")[0].removesuffix("/").split("/")
     # A percent sign may hide a dot or a slash from us and not from the server.
     if not plain or "%" in "".join(segments) or any(segment in {"", ".", ".."} for segment in segments):
         raise BadInput("a request's url must be a plain path such as /v1/chat/completions")
-    version = base_url.rpartition("/")[2]
-    if version[:1] == "v" and version[1:2].isdigit():
-        below = below.removeprefix(f"{version}/")
+    last = base_url.rpartition("/")[2]
+    if _VERSION.fullmatch(last):
+        below = below.removeprefix(f"{last}/")
+    elif version and not _VERSION.fullmatch(segments[0]):
+        below = f"{version}/{below}"
     return f"{base_url}/{below}"
 
 
@@ -276,22 +331,58 @@ def _url(url: str) -> httpx.URL:
     return httpx.URL(url)  # parsing costs more than all else in building a request
 
 
-def _model(body: Any) -> str | None:
-    model = body.get("model") if isinstance(body, Mapping) else None
-    return model[:256] if isinstance(model, str) else None
+def _model(answer: Any) -> str | None:
+    """The model that answered, by its name in an answer (Google's: `modelVersion`)."""
+    told = (answer.get("model"), answer.get("modelVersion")) if isinstance(answer, Mapping) else ()
+    return next((name[:256] for name in told if isinstance(name, str) and name), None)
 
 
-def _response(answer: httpx.Response, raw: bytearray, path: str, elapsed_s: float) -> tuple[Response, bool]:
+def _written(operation: Operation | None, body: Any) -> dict[str, Any]:
+    """A body as httpx takes it.
+
+    Raises:
+        BadInput: it cannot be written.
+    """
+    if leaves_as_form(operation, body):
+        return {"files": form(body)}
+    try:
+        return {"content": _encode(body), "headers": {"content-type": "application/json"}}
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        raise BadInput(f"the request's body cannot be written as JSON ({type(error).__name__})") from None
+
+
+def _response(
+    answer: httpx.Response, raw: bytearray, path: str, operation: Operation | None, elapsed_s: float
+) -> tuple[Response, bool]:
+    """What came, and whether it is JSON (a sound is, by then)."""
     headers: dict[str, str] = {}
     for name, value in answer.headers.multi_items():  # names come in lower case
         if name != "set-cookie":  # of no use to anybody here, and not ours to store
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    kind, good = headers.get("content-type", "").lower(), 200 <= answer.status_code < 300
+    gives = operation.gives if operation is not None and good else "json"
     body: Any
-    try:
-        body, is_json = _decode(without_comments(raw)), True
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    if gives == "sound" and raw and "json" not in kind and not kind.startswith("text/"):
+        body, is_json = _sound(raw, kind), True
+    elif gives == "text" and kind.startswith("text/"):  # "42" may be what was said
         body, is_json = raw.decode("utf-8", "replace"), False
+    else:
+        try:
+            body, is_json = _decode(without_comments(raw)), True
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            body, is_json = raw.decode("utf-8", "replace"), False
     return Response(status=answer.status_code, headers=headers, body=body, elapsed_s=elapsed_s, path=path), is_json
+
+
+def _sound(raw: bytearray, kind: str) -> dict[str, str]:
+    """A sound as an answer can be kept: base64, a third larger, so the bound is looked at once more.
+
+    Raises:
+        InvalidRequest: it is larger than `bound_answers` allows.
+    """
+    if len(raw) * 4 // 3 > _most_answer_bytes:
+        raise too_large(_most_answer_bytes, 200)
+    return {"content_type": kind or "application/octet-stream", "data": b2a_base64(raw, newline=False).decode("ascii")}
 
 
 _most_answer_bytes = round(Settings().max_answer_mb * MB)

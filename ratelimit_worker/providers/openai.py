@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ratelimit_worker.calls import Category, Failure, Response, Usage
-from ratelimit_worker.errors import call_failed
+from ratelimit_worker.calls import Response, Usage
+from ratelimit_worker.policy.endpoints import OPENAI, model_of, operation_of
 from ratelimit_worker.policy.estimate import Size, embeds, most_output, stated_tokens, text_tokens
 from ratelimit_worker.providers import http
 
-PROVIDER = "openai"
-BASE_URL = "https://api.openai.com/v1"
+PROVIDER = OPENAI
+ACCOUNT = http.Account(
+    provider=PROVIDER, keys=("OPENAI_API_KEY",), address="OPENAI_BASE_URL", base_url="https://api.openai.com/v1"
+)
 
 CHAT_PATH = "/chat/completions"
 EMBEDDINGS_PATH = "/embeddings"
 
-#: A version in an address ("/v1/", "/v1beta/"), or what stands for one (Azure's deployments).
-_VERSION = re.compile(r"/v\d[^/]*/|/deployments/")
-
 _PROMPT = (
     *("messages", "input", "prompt", "instructions", "tools", "functions"),
     *("inputs", "texts", "documents", "query"),  # Voyage, Cohere and rerankers, behind the same door
+    *("file", "image", "images", "mask"),
 )
 
 
@@ -44,43 +43,38 @@ def endpoint(environment: Mapping[str, str], base_url: str | None = None) -> htt
         known = {name: value for name, value in named.items() if value}
         return known if key is None else {"authorization": f"Bearer {key}", **known}
 
-    return http.endpoint(environment, prefix="OPENAI", default_base_url=BASE_URL, headers=headers, base_url=base_url)
+    return http.endpoint(environment, ACCOUNT, headers, base_url)
 
 
 def request(to: http.Endpoint, path: str, body: Any, timeout_s: float | None = None) -> Response:
     """Send one request; `path` is as in a Batch line ("/v1/chat/completions") or below the base ("/embeddings").
 
     Raises:
-        As `http.post`, and `BadInput` where `path` is no plain path.
-        InvalidRequest: 404, at an address without any version.
+        As `http.send`.
     """
-    url = to.url(path)
-    try:
-        return http.post(url, body, to.headers, timeout_s, provider=PROVIDER, usage=usage)
-    except http.ProviderRefused as refused:
-        if refused.response.status == 404 and _VERSION.search(url) is None:
-            cause = f"HTTP 404: nothing answers {path} below {to.base_url}; does it lack /v1?"
-            raise call_failed(Failure(category=Category.INVALID_REQUEST, cause=cause, status=404), 1) from refused
-        raise
+    return http.send(to, path, body, timeout_s, provider=PROVIDER, usage=usage)
 
 
-def size(body: Any) -> Size:
+def size(body: Any, path: str = "") -> Size:
     """What a body says of its tokens: the prompt's bytes / 4, and the most output that may come, for each of `n`.
 
-    The maximum is `max_completion_tokens`, `max_output_tokens` or `max_tokens`; 0 for embeddings. Never raises; what
-    has no known shape has no tokens.
+    The maximum is `max_completion_tokens`, `max_output_tokens` or `max_tokens`; 0 for embeddings and what else writes
+    nothing, by the path or, without one, by its looks. Never raises; what has no known shape has no tokens.
     """
     if not isinstance(body, Mapping):
         return Size(output_tokens=0)
+    operation, model = operation_of(path), model_of(path, body)
     stated = most_output(body, "max_completion_tokens", "max_output_tokens", "max_tokens")
-    if stated is None and (embeds(body) or all(body.get(name) is None for name in _PROMPT)):
+    if operation is not None and not operation.writes:
         stated = 0
-    model = body.get("model")
+    elif stated is None:
+        asks_nothing = all(body.get(name) is None for name in _PROMPT)
+        stated = 0 if asks_nothing or (operation is None and embeds(body)) else None
     return Size(
         input_tokens=text_tokens(*map(body.get, _PROMPT), model=model),
         output_tokens=stated,
         choices=max(1, stated_tokens(body, "n") or 1),
-        model=model if isinstance(model, str) else "",
+        model=model,
     )
 
 

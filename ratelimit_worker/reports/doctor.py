@@ -139,6 +139,8 @@ def shown(name: str, value: object) -> str:
 def _told(table: Mapping[str, Any]) -> dict[str, Any]:
     """A lane's or a provider's table as it was written, without what says nothing."""
     flat = {**table, **table.get("sent_with", {})}
+    if not flat.get("paths"):
+        flat.pop("paths", None)
     return {name: value for name, value in flat.items() if name != "sent_with" and value not in (None, {})}
 
 

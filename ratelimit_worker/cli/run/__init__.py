@@ -14,17 +14,23 @@ from ratelimit_worker.errors import BadInput
 
 
 @click.command()
-@click.argument("source", metavar="IN.jsonl", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument(
+    "source", metavar="IN.jsonl", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
+)
 @click.option(
     "-o",
     "--output",
     "target",
     metavar="OUT.jsonl",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Answers, one line each; what is in it already is not sent again.",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    help="Answers, one line each; what is in it already is not sent again. -: stdout, which cannot be resumed.",
 )
-@click.option("--base-url", metavar="URL", help="The provider's. Default: OPENAI_BASE_URL, ANTHROPIC_BASE_URL.")
+@click.option(
+    "--base-url",
+    metavar="URL",
+    help="The provider's. Default: OPENAI_BASE_URL, ANTHROPIC_BASE_URL, GOOGLE_GEMINI_BASE_URL.",
+)
 @click.option("--lane", metavar="L", help="One lane for all lines. Default: provider and model of each line.")
 @click.option("--rpm", type=Amount(min=0, min_open=True), help="Requests a minute, never exceeded.")
 @click.option("--tpm", type=Amount(min=0, min_open=True), help="Tokens a minute, never exceeded.")
@@ -46,6 +52,7 @@ from ratelimit_worker.errors import BadInput
     multiple=True,
     help="A url that lines may have beside the known endpoints, letter by letter; may be given again.",
 )
+@click.option("--dedup", "once", is_flag=True, help="Ask once what identical lines ask; each gets the answer.")
 @click.option(
     "--state-dir",
     metavar="D",
@@ -65,12 +72,14 @@ def run(
     workers: int | None,
     on_auth: str,
     allow_paths: tuple[str, ...],
+    once: bool,
     state_dir: Path | None,
 ) -> None:
     """Send the lines of an OpenAI Batch file through their lanes, and write the answers as Batch output.
 
-    The same command resumes after Ctrl-C or a crash, and pays for nothing twice. Without MAISD_REDIS_URL or
-    CELERY_BROKER_URL it brings its own Redis and workers and ends them. Exit code 1: some lines failed.
+    IN may be - for stdin, a pipe, or packed with gzip or zstd. The same command resumes after Ctrl-C or a crash, and
+    pays for nothing twice. Without MAISD_REDIS_URL or CELERY_BROKER_URL it brings its own Redis and workers and ends
+    them. Exit code 1: some lines failed, or all were refused in the same way.
     """
     from ratelimit_worker.cli.run.conduct import Request, run_file
 
@@ -88,6 +97,7 @@ def run(
         concurrency=concurrency,
         workers=workers,
         on_auth=on_auth,
+        once=once,
         state_dir=state_dir,
         allowed_paths=allowed,
     )
@@ -97,8 +107,11 @@ def run(
     except BadInput as error:
         raise click.UsageError(str(error)) from error
     say(str(summary), err=True)
+    on = "resume with the same command" if summary.keeps else "what is not done is lost; -o FILE can be resumed"
+    if summary.refused_alike:
+        say(summary.refused_alike, err=True)
     if summary.ended_by:
-        say(f"{summary.ended_by}; resume with the same command", err=True)
+        say(summary.ended_by if summary.tally.lines == summary.total else f"{summary.ended_by}; {on}", err=True)
     if summary.signal is not None:
-        say("stopped; resume with the same command", err=True)
+        say(f"stopped; {on}", err=True)
     ctx.exit(summary.exit_code)

@@ -19,6 +19,7 @@ from ratelimit_worker.config import PREFIX
 from ratelimit_worker.errors import CallFailed
 from ratelimit_worker.flow import pin
 from ratelimit_worker.flow.tune import halted_by, mode_of
+from ratelimit_worker.providers.apis import APIS
 from ratelimit_worker.stores import keys
 
 #: A line that is not accepted again and again, while others are, is not the account's fault: so many times.
@@ -44,7 +45,7 @@ class _Owed:
 
 @dataclass(slots=True)
 class _Lane:
-    provider: str = ""  #: "OPENAI" or "ANTHROPIC", whose key its calls have
+    provider: str = ""  #: whose key its calls have
     answered: int = 0
     answered_s: float = -inf  #: the last time, monotonic
 
@@ -70,7 +71,7 @@ class Account:
     _look_at_s: float = 0.0
 
     def uses(self, lane: str, provider: str) -> None:
-        """A lane of the run has calls to this provider ("OPENAI", "ANTHROPIC")."""
+        """A lane of the run has calls to this provider ("openai", "anthropic", …)."""
         if lane not in self._lanes:
             self._lanes[lane] = _Lane(provider)
             self._files.setdefault(provider, self._signature(provider))
@@ -191,8 +192,7 @@ class Account:
 
     def _file(self, provider: str) -> str:
         """The file of a provider's key; "": there is none, or the key itself is in the environment."""
-        environ, name = self.cluster.environ, f"{provider}_API_KEY"
-        return "" if environ.get(name, "").strip() else environ.get(f"{name}_FILE", "").strip()
+        return APIS[provider].ACCOUNT.key_file(self.cluster.environ)
 
     def _has_changed(self, provider: str) -> bool:
         now = self._signature(provider)

@@ -1,14 +1,17 @@
-"""Does the base URL lead to the API? The first 404 of a path that never answered says no, before the file is burned."""
+"""Does the base URL lead to the API? The first 404 of a path that never answered says no, before the file is burned.
+
+A line's url may be a whole one, where it begins with that base URL.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from ratelimit_worker import builtin
 from ratelimit_worker.errors import BadInput, CallFailed
-from ratelimit_worker.providers import anthropic, openai
+from ratelimit_worker.providers import http
+from ratelimit_worker.providers.apis import api_of
 
 
 class WrongAddress(BadInput):
@@ -44,12 +47,52 @@ class Addresses:
         if not isinstance(value, Mapping) or value.get("status_code") != 404 or _is_about_a_model(value.get("body")):
             self._there.add(path)
             return
-        provider = anthropic if builtin.is_anthropic(path) else openai
-        base = self._environ.get(f"{provider.PROVIDER.upper()}_BASE_URL") or provider.BASE_URL
+        base = self._base(path)
         last = urlsplit(base.rstrip("/")).path.rpartition("/")[2]
         versioned = last[:1] == "v" and last[1:2].isdigit()
         hint = "is that the API's base URL?" if versioned or "/v1/" in path else "does it lack /v1?"
         raise WrongAddress(f"HTTP 404: nothing answers {path} below {base}; {hint}")
+
+    def below(self, url: str) -> str | None:
+        """The path of a whole URL below the base URL that it would be sent to; None: it leads elsewhere.
+
+        A file that was written for the provider's own address may be sent to another one, as with any SDK.
+        """
+        for base in (self._base(url), _account(url).base_url):
+            path = _rest(url, base)
+            if path is not None:
+                return path
+        return None
+
+    def _base(self, path: str) -> str:
+        account = _account(path)
+        return self._environ.get(account.address) or account.base_url
+
+
+def _account(url: str) -> http.Account:
+    """Whose it is, of a path or a whole URL."""
+    return api_of(urlsplit(url).path if "://" in url else url).ACCOUNT
+
+
+def _rest(url: str, base: str) -> str | None:
+    """What of a URL comes after a base URL; None: it does not begin with it."""
+    try:
+        whole, root = urlsplit(url), urlsplit(base)
+        same = _origin(whole) == _origin(root)
+    except ValueError:  # a port that is none
+        return None
+    below, path = root.path.rstrip("/"), whole.path
+    if not same or whole.fragment or "@" in whole.netloc:
+        return None
+    if below and path.startswith(f"{below}/"):
+        path = path[len(below) :]
+    elif below.count("/") > 1:  # beside a gateway's own path
+        return None
+    return f"{path}?{whole.query}" if whole.query else path
+
+
+def _origin(url: SplitResult) -> tuple[str, str | None, int | None]:
+    return url.scheme, url.hostname, url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 
 def _is_about_a_model(body: Any) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from stat import S_ISREG
 from types import FrameType
 from typing import Any
 
@@ -19,10 +22,14 @@ from ratelimit_worker.cli.cluster import Cluster, open_cluster, talking_to_redis
 from ratelimit_worker.cli.figures import AttemptFigures, Attempts, LaneFigures, lane_figures
 from ratelimit_worker.cli.progress import Progress, clock
 from ratelimit_worker.cli.run.address import WrongAddress
-from ratelimit_worker.cli.run.journal import Journal
+from ratelimit_worker.cli.run.intake import STDIN, Intake, Stopped, open_intake
+from ratelimit_worker.cli.run.journal import STDOUT, Journal, OutFailed, open_out
 from ratelimit_worker.cli.run.session import Options, Session
+from ratelimit_worker.cli.run.tally import Tally
+from ratelimit_worker.config import PREFIX, environment, read_settings
 from ratelimit_worker.errors import BadInput, RateLimitWorkerError, StoreUnavailable
 from ratelimit_worker.flow.record import record_once
+from ratelimit_worker.providers.apis import APIS
 from ratelimit_worker.stores.live import Live
 
 CONCURRENCY = 64
@@ -45,37 +52,83 @@ class Request:
     state_dir: Path | None = None
     allowed_paths: frozenset[str] = frozenset()  #: that lines may ask for beside the known endpoints
     on_auth: str = "wait"  #: "fail": a key that is not accepted, or a used-up quota, ends the run
+    once: bool = False  #: lines that ask the same are asked once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """How it ended."""
 
-    target: Path
-    total: int
-    done: int
-    answered: int
-    refused: int
-    failed: int
-    attempts: AttemptFigures | None
+    source: str
+    target: str
+    total: int = 0
+    tally: Tally = field(default_factory=Tally)  #: all lines of IN that are in OUT
+    before: Tally = field(default_factory=Tally)  #: ... that were there when this start began
+    starts: int = 0  #: of the same run, before this one
+    begun: datetime | None = None  #: the first start of the run
+    attempts: AttemptFigures | None = None  #: of this start; None: the database is away
+    joined: int = 0  #: lines that had the answer of an identical one, which was on its way (`--dedup`)
+    cached: int = 0  #: ... which was in OUT
     seconds: float
     signal: int | None = None  #: the signal by which it was stopped
-    ended_by: str = ""  #: what of its account ended it, in one line; "": nothing
+    ended_by: str = ""  #: what ended it before all lines were done, or speaks against its end, in one line
+    keeps: bool = True  #: whether OUT can be resumed
 
     @property
     def exit_code(self) -> int:
-        """0: every line has an answer or a refusal; 1: some failed, or the account did; 128 + its signal."""
+        """0: every line has an answer or a refusal; 1: some failed, all were refused alike, or something ended it
+        before its end; 128 + its signal."""
         if self.signal is not None:
             return 128 + self.signal
-        return 1 if self.failed or self.ended_by else 0
+        whole = self.tally.lines == self.total and not self.ended_by
+        return 0 if whole and not self.tally.ends[End.FAILED] and not self.tally.all_refused_as else 1
+
+    @property
+    def refused_alike(self) -> str:
+        """One line, where every line was refused in the same way; "" otherwise."""
+        way = self.tally.all_refused_as
+        return f"all {self.tally.lines:,} lines were refused in the same way: {way}" if way else ""
 
     def __str__(self) -> str:
-        requests, refused = ("?", "?") if self.attempts is None else (self.attempts.requests, self.attempts.refused)
-        return (
-            f"{self.done:,} of {self.total:,} lines: {self.answered:,} answered, {self.refused:,} refused, "
-            f"{self.failed:,} failed; {requests} provider requests, {refused} of them 429, in {self.seconds:.1f} s "
-            f"→ {self.target}"
-        )
+        made = self.attempts
+        requests, refused, retries = ("?", "?", "?") if made is None else (made.requests, made.refused, made.retries)
+        tally = self.tally
+        parts = [
+            f"{tally.lines:,} of {self.total:,} lines: {tally}",
+            f"{requests} provider requests, {refused} of them 429, {retries} retries, in {self.seconds:.1f} s",
+            *tally.ways_in_words,
+            f"{tally.input_tokens:,} tokens in, {tally.output_tokens:,} out",
+        ]
+        if self.joined or self.cached:
+            parts.append(f"identical lines: {self.joined:,} joined, {self.cached:,} cached")
+        if self.before.lines:
+            parts.append(f"{self.before.lines:,} lines were done before this start: {self.before}")
+        return f"{'; '.join(parts)} → {self.target}"
+
+    def as_json(self) -> dict[str, Any]:
+        """For a machine: `OUT.summary.json`."""
+        made = self.attempts
+        return {
+            "in": self.source,
+            "out": self.target,
+            "lines": self.total,
+            "done": self.tally.as_json(),
+            "this_start": {
+                "lines": self.tally.lines - self.before.lines,
+                "requests": made.requests if made else None,
+                "rate_limited": made.refused if made else None,
+                "retries": made.retries if made else None,
+                "joined": self.joined,
+                "cached": self.cached,
+                "seconds": round(self.seconds, 3),
+            },
+            "before": {**self.before.as_json(), "starts": self.starts},
+            "begun": self.begun.isoformat() if self.begun else None,
+            "ended": datetime.now(UTC).isoformat(),
+            "ended_by": self.ended_by or self.refused_alike or None,
+            "signal": self.signal,
+            "exit_code": self.exit_code,
+        }
 
 
 @dataclass(slots=True)
@@ -117,36 +170,64 @@ def run_file(request: Request, progress: Progress) -> Summary:
         RateLimitWorkerError: OUT cannot be written, or the workers do not stay.
     """
     began_s = time.monotonic()
-    _check_source(request)
-    extra = (
-        {} if request.base_url is None else dict.fromkeys(("OPENAI_BASE_URL", "ANTHROPIC_BASE_URL"), request.base_url)
+    if request.source == STDIN and os.isatty(0):
+        progress.note("reading lines from this terminal; Ctrl-D ends them")
+    extra = {} if request.base_url is None else {api.ACCOUNT.address: request.base_url for api in APIS.values()}
+    out = open_out(request.target, progress.note)
+    _check_target(request, out)
+    with Stop.by_signals() as stop, out as journal:
+        try:
+            with (
+                open_intake(request.source, _copies(request), lambda: bool(stop)) as intake,
+                open_cluster(request.state_dir, extra=extra) as cluster,
+            ):
+                return _run(request, progress, stop, journal, intake, cluster, began_s)
+        except Stopped:
+            return Summary(
+                source=str(request.source),
+                target=journal.name,
+                seconds=time.monotonic() - began_s,
+                signal=stop.signal,
+                keeps=journal.keeps,
+            )
+
+
+def _run(
+    request: Request,
+    progress: Progress,
+    stop: Stop,
+    journal: Journal,
+    intake: Intake,
+    cluster: Cluster,
+    began_s: float,
+) -> Summary:
+    workers = request.workers if request.workers is not None else int(cluster.embedded)
+    _check_workers(request, workers)
+    name = f"run-{journal.run.hex[:12]}"
+    options = Options(
+        context=name,
+        queue=name if workers else None,  # ours take no other's calls: they have this run's address and keys
+        lane=request.lane,
+        rpm=request.rpm,
+        tpm=request.tpm,
+        allowed_paths=request.allowed_paths,
+        waits_for_account=request.on_auth == "wait",
+        once=request.once,
     )
-    with (
-        Stop.by_signals() as stop,
-        Journal(request.target) as journal,
-        open_cluster(request.state_dir, extra=extra) as cluster,
-    ):
-        workers = request.workers if request.workers is not None else int(cluster.embedded)
-        _check_workers(request, workers)
-        name = f"run-{journal.run.hex[:12]}"
-        options = Options(
-            context=name,
-            queue=name if workers else None,  # ours take no other's calls: they have this run's address and keys
-            lane=request.lane,
-            rpm=request.rpm,
-            tpm=request.tpm,
-            allowed_paths=request.allowed_paths,
-            waits_for_account=request.on_auth == "wait",
-        )
 
-        def begin() -> None:
-            journal.begin()
-            cluster.start_workers(workers, request.concurrency or CONCURRENCY, name)
+    def begin() -> None:
+        journal.begin()
+        cluster.start_workers(workers, request.concurrency or CONCURRENCY, name)
 
-        attempts = Attempts(cluster.settings.database_url, name, _redis_time_s(cluster))
-        session = Session(request.source, journal, cluster, options, begin, progress.note, attempts.made)
+    attempts = Attempts(cluster.settings.database_url, name, _redis_time_s(cluster))
+    try:
+        session = Session(intake, journal, cluster, options, begin, progress.note, attempts.made, lambda: bool(stop))
         if journal.taken_up:
             progress.note(f"{len(journal.taken_up):,} lines that failed for the account's sake are sent again")
+        if journal.repeated:
+            progress.note(
+                f"{journal.name} has {journal.repeated:,} lines more than custom_ids; the first of each counts"
+            )
         view = _View(session, attempts)
         try:
             session.go(lambda: bool(stop), lambda: view.tick(progress))
@@ -154,30 +235,53 @@ def run_file(request: Request, progress: Progress) -> Summary:
             if not session.finished:
                 progress.note("stopping: calls that run are let finish (again to end at once)")
             _end_workers(cluster)
-            while session.collect():
-                pass
-            if session.finished:
-                _clean_up(cluster, options)
-                journal.finish()
-            return Summary(
-                target=request.target,
-                total=session.total,
-                done=session.done,
-                answered=journal.ends[End.ANSWERED],
-                refused=journal.ends[End.REFUSED],
-                failed=journal.ends[End.FAILED],
-                attempts=_attempts(cluster, view),
-                seconds=time.monotonic() - began_s,
-                signal=None if session.finished else stop.signal,
-                ended_by="" if session.finished else session.account.ended_by,
-            )
-        except WrongAddress:
-            _end_workers(cluster)  # in order: what was refused is settled and acknowledged, and can be forgotten
-            _clean_up(cluster, options)
-            session.withdraw()
+            session.collect_all()
+        except (WrongAddress, OutFailed) as error:
+            if isinstance(error, WrongAddress) or not journal.keeps:
+                _leave(cluster, options, session)
             raise
-        finally:
-            view.attempts.close()
+        if session.finished:
+            _clean_up(cluster, options)
+            journal.finish()
+        elif not journal.keeps:
+            _leave(cluster, options, session)
+        summary = Summary(
+            source=intake.name,
+            target=journal.name,
+            total=session.total,
+            tally=session.tally,
+            before=session.before,
+            starts=journal.starts,
+            begun=journal.begun,
+            attempts=_attempts(cluster, view),
+            joined=session.joined,
+            cached=session.cached,
+            seconds=time.monotonic() - began_s,
+            signal=None if session.finished else stop.signal,
+            ended_by=_changed(intake, session) if session.finished else session.account.ended_by,
+            keeps=journal.keeps,
+        )
+    finally:
+        attempts.close()
+    try:
+        journal.put_summary(summary.as_json())
+    except OutFailed as error:
+        progress.note(str(error))  # the answers are safe, and that is what counts
+    return summary
+
+
+def _changed(intake: Intake, session: Session) -> str:
+    """Whether IN is another file now than it was when its lines were counted."""
+    if not intake.changed and session.done == session.total:
+        return ""
+    return f"{intake.name} was changed while it was sent; the same command sends what is new in it"
+
+
+def _leave(cluster: Cluster, options: Options, session: Session) -> None:
+    """Nobody will come back for what is out."""
+    _end_workers(cluster)  # in order: what was refused is settled and acknowledged, and can be forgotten
+    _clean_up(cluster, options)
+    session.withdraw()
 
 
 class _View:
@@ -237,14 +341,30 @@ class _View:
         return (last - first) / (last_s - first_s) * 60 if last_s > first_s else 0.0
 
 
-def _check_source(request: Request) -> None:
+def _copies(request: Request) -> Path:
+    """Where a copy of what can be read only once may lie."""
+    told = {} if request.state_dir is None else {f"{PREFIX}STATE_DIR": str(request.state_dir.expanduser().absolute())}
+    return read_settings({**environment(), **told}).state_path / "copies"
+
+
+def _check_target(request: Request, journal: Journal) -> None:
+    """Nothing is written to where it is read from."""
+    targets = [(request.target, "OUT")]
+    if journal.keeps:
+        targets += [(journal.sidecar, "OUT.run"), (journal.summary, "OUT.summary.json")]
+    source = _stat(request.source, STDIN, 0)
+    for path, what in targets:
+        target = _stat(path, STDOUT, 1)
+        if source is not None and target is not None and os.path.samestat(source, target) and S_ISREG(source.st_mode):
+            raise BadInput(f"{request.source} is IN and {what}; give another file with -o")
+
+
+def _stat(path: Path, standard: Path, fd: int) -> os.stat_result | None:
+    """Of a file, or of the standard stream that it stands for; None: there is none, which opening it says better."""
     try:
-        with request.source.open("rb"):
-            same = request.target.exists() and request.source.samefile(request.target)
-    except OSError as error:
-        raise BadInput(f"{request.source}: {error.strerror}; give a Batch file that can be read") from error
-    if same:
-        raise BadInput(f"{request.source} is IN and OUT; give another file with -o")
+        return os.fstat(fd) if path == standard else path.stat()
+    except OSError:
+        return None
 
 
 def _check_workers(request: Request, workers: int) -> None:

@@ -1,0 +1,147 @@
+"""Which operation of which API is a path? Those that are known, and what each wants to be sent and gives back. Pure.
+
+A path is as in a Batch line: below a base URL, with its version or without.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+OPENAI, ANTHROPIC, GOOGLE = "openai", "anthropic", "google"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One thing that an API does."""
+
+    name: str  #: its path below the version; of Google's, what stands behind the model
+    provider: str  #: whose API has it; others may have copied it
+    wanted: tuple[str, ...]  #: where its answer stands: one of these members has to be there
+    form: Literal["never", "files", "always"] = "never"  #: when its body leaves as a form and not as JSON
+    gives: Literal["json", "text", "sound"] = "json"  #: text: JSON or text, as the body asks
+    writes: bool = True  #: whether its answer takes output tokens
+    apart: bool = False  #: counts against a limit of its own, not the model's
+
+
+_MANY = (
+    Operation(name="chat/completions", provider=OPENAI, wanted=("choices",)),
+    Operation(name="completions", provider=OPENAI, wanted=("choices",)),
+    Operation(name="responses", provider=OPENAI, wanted=("output", "output_text")),
+    Operation(name="embeddings", provider=OPENAI, wanted=("data", "embeddings", "embedding"), writes=False),
+    Operation(name="moderations", provider=OPENAI, wanted=("results",), writes=False),
+    Operation(name="rerank", provider=OPENAI, wanted=("results", "data"), writes=False),
+    Operation(name="images/generations", provider=OPENAI, wanted=("data",)),
+    Operation(name="images/edits", provider=OPENAI, wanted=("data",), form="files"),
+    Operation(name="images/variations", provider=OPENAI, wanted=("data",), form="always"),
+    Operation(name="audio/speech", provider=OPENAI, wanted=("data",), gives="sound", writes=False),
+    Operation(name="audio/transcriptions", provider=OPENAI, wanted=("text",), form="always", gives="text"),
+    Operation(name="audio/translations", provider=OPENAI, wanted=("text",), form="always", gives="text"),
+    Operation(name="messages", provider=ANTHROPIC, wanted=("content",)),
+    Operation(name="messages/count_tokens", provider=ANTHROPIC, wanted=("input_tokens",), writes=False, apart=True),
+)
+_GOOGLES = (
+    Operation(name="generateContent", provider=GOOGLE, wanted=("candidates",)),
+    Operation(name="embedContent", provider=GOOGLE, wanted=("embedding", "embeddings"), writes=False),
+    Operation(name="batchEmbedContents", provider=GOOGLE, wanted=("embeddings",), writes=False),
+    Operation(name="countTokens", provider=GOOGLE, wanted=("totalTokens",), writes=False, apart=True),
+    Operation(name="predict", provider=GOOGLE, wanted=("predictions",), writes=False),
+)
+#: What a person may be told of them.
+KNOWN = tuple(sorted([one.name for one in _MANY] + [f"models/MODEL:{one.name}" for one in _GOOGLES]))
+
+_BY_NAME = {one.name: one for one in _MANY}
+_BY_METHOD = {one.name.lower(): one for one in _GOOGLES}
+_VERSION = r"(?:/v\d{1,2}[a-z0-9]{0,8})?"
+_PLAIN = re.compile(rf"{_VERSION}/(?:{'|'.join(_BY_NAME)})/?")
+_METHODS = "|".join(one.name for one in _GOOGLES)
+_OF_A_MODEL = re.compile(rf"{_VERSION}/(?:models|tunedModels)/(?!\.{{1,2}}:)[A-Za-z0-9._-]{{1,128}}:(?:{_METHODS})")
+_MODEL = re.compile(r"/(?:models?|tunedModels|deployments)/([^/:?]{1,256})")
+#: Beside those of `Operation.wanted`: Bedrock's, which an SDK sends.
+_WANTED_ELSEWHERE = {"/converse": ("output",)}
+
+
+#: A path of plain segments, with a query or without; nothing that a server could read as another path.
+_PLAIN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\?|$))[A-Za-z0-9._~:@-]+)+/?(?:\?[A-Za-z0-9._~:=&,+-]*)?")
+_MOST_PATH = 500  #: characters
+
+
+def flaw_of_path(path: str) -> str | None:
+    """What is wrong with a path that a person allows beside the known ones, and how it should be; None: nothing."""
+    if len(path) > _MOST_PATH or not _PLAIN_PATH.fullmatch(path):
+        return "no plain path; use one such as /openai/deployments/d/chat/completions?api-version=1"
+    return None
+
+
+def is_known(path: str) -> bool:
+    """Whether anybody may ask for a path: one of the known operations, with its version or without, and nothing else.
+
+    With an account's key every other path may be the account's own affairs.
+    """
+    return _PLAIN.fullmatch(path) is not None or _OF_A_MODEL.fullmatch(path) is not None
+
+
+@lru_cache(maxsize=1024)
+def operation_of(path: str) -> Operation | None:
+    """The operation at the end of a path, whatever stands before it (a gateway, a deployment); None: none we know."""
+    end = path.partition("?")[0].rstrip("/").lower()
+    before, colon, method = end.rpartition(":")
+    if colon and "/" in before and "/" not in method:
+        return _BY_METHOD.get(method)
+    words = end.rsplit("/", 2)
+    if len(words) > 1:
+        return _BY_NAME.get("/".join(words[-2:])) or _BY_NAME.get(words[-1])
+    return _BY_NAME.get(end)
+
+
+def ending_operation(base_path: str) -> str:
+    """What the path of a base URL ends in and should not: people paste the whole address of their first request."""
+    end = base_path.rstrip("/")
+    for operation in _MANY:
+        if end.endswith(f"/{operation.name}"):
+            return f"/{operation.name}"
+    found = _OF_A_MODEL.search(end)
+    return found[0] if found is not None and found.end() == len(end) else ""
+
+
+@lru_cache(maxsize=1024)
+def provider_of(path: str) -> str:
+    """Whose key and address a request for a path takes, where nobody says: OpenAI's, for what speaks like it."""
+    operation = operation_of(path)
+    if operation is None:
+        return OPENAI
+    if operation.provider == ANTHROPIC:  # "/v1/threads/1/messages" is none of theirs
+        end = path.partition("?")[0].rstrip("/")
+        return ANTHROPIC if is_known(end) or end.endswith(f"/v1/{operation.name}") else OPENAI
+    return operation.provider
+
+
+def wanted_of(path: str) -> tuple[str, ...]:
+    """Members of which an answer to a request for this path has one; (): not known."""
+    operation = operation_of(path)
+    if operation is not None:
+        return operation.wanted
+    end = path.partition("?")[0].rstrip("/").lower()
+    return next((members for suffix, members in _WANTED_ELSEWHERE.items() if f"/{end}".endswith(suffix)), ())
+
+
+def model_of(path: str, body: Any) -> str:
+    """The model that a request names, in its body or its path; "": it names none."""
+    model = body.get("model") if isinstance(body, Mapping) else None
+    if isinstance(model, str) and model:
+        return model
+    found = _MODEL.search(path.partition("?")[0])
+    return found[1] if found else ""
+
+
+def lane_of(provider: str, path: str, body: Any) -> str:
+    """The lane of a request, where nobody names one: its provider and model; what it does, where it names no model."""
+    model, operation = model_of(path, body), operation_of(path)
+    if operation is None:
+        return f"{provider}:{model}" if model else "default"
+    if not model:
+        return f"{provider}:{operation.name}"
+    return f"{provider}:{model}:{operation.name}" if operation.apart else f"{provider}:{model}"
