@@ -167,6 +167,13 @@ ROWS: list[tuple[str, int, Any, Category, float | None]] = [
     ("gemini", 429, [PER_DAY], C.QUOTA_EXHAUSTED, 30.0),
     ("gemini", 429, NEVER, C.QUOTA_EXHAUSTED, 10.673410956),
     ("gemini by litellm", 429, litellm(PER_DAY), C.QUOTA_EXHAUSTED, 30.0),
+    (
+        "litellm without a database, of a key that it does not know",
+        400,
+        {"error": {"message": "No connected db.", "type": "no_db_connection", "param": None, "code": "400"}},
+        C.AUTH,
+        None,
+    ),
     ("gemini by litellm", 429, litellm(PER_MINUTE), C.RATE_LIMITED, 26.0),
     ("gemini by litellm", 429, litellm(str(json.dumps(PER_DAY, indent=2).encode())), C.QUOTA_EXHAUSTED, 30.0),
     ("gemini by litellm", 429, litellm(str(PER_DAY)), C.QUOTA_EXHAUSTED, 30.0),

@@ -20,7 +20,7 @@ from celery.backends import redis as stock
 from celery.backends.asynchronous import BaseResultConsumer, Drainer, _waiting_on
 from celery.exceptions import BackendStoreError, Reject, TimeoutError
 from celery.result import AsyncResult
-from redis import RedisError
+from redis import RedisError, WatchError
 
 from ratelimit_worker.config import canonical_redis_url
 from ratelimit_worker.errors import StoreUnavailable
@@ -269,7 +269,10 @@ class Backend(stock.RedisBackend):
     ) -> Any:
         # Celery reads what is stored first, lest a task that was lost and ran again overwrites its earlier success. Of
         # a call SETTLE lets one answer through, which each of its deliveries returns.
-        if state != states.SUCCESS or request is None or request.get(HEADER) is None:
+        call = request is not None and request.get(HEADER) is not None
+        if call and state not in states.READY_STATES:
+            return self._store_unless_over(task_id, result, state, traceback, request)
+        if not call or state != states.SUCCESS:
             return super()._store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
         if request.get(GOES_ON):
             return result  # the next attempt has the call's answer, and may have stored it by now
@@ -282,6 +285,29 @@ class Backend(stock.RedisBackend):
             self._set_with_state(self.get_key_for_task(task_id), stored, state)
         except BackendStoreError as error:
             raise BackendStoreError(str(error), state=state, task_id=task_id) from error
+        return result
+
+    def _store_unless_over(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> Any:
+        """That an attempt is not the last, unless the call has ended meanwhile.
+
+        The lane may send it again before the thread of the attempt comes to say so: written over the call's end, its
+        caller would wait for ever.
+        """
+        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+        meta["task_id"] = task_id
+        key, encoded = self.get_key_for_task(task_id), self.encode(meta)
+        with self.client.pipeline() as pipe:
+            pipe.watch(key)
+            stored = pipe.get(key)
+            if stored and self.decode(stored)["status"] in states.READY_STATES:
+                return result
+            pipe.multi()
+            pipe.set(key, encoded, ex=self.expires or None)
+            pipe.publish(key, encoded)
+            try:
+                pipe.execute()
+            except WatchError:  # a later attempt has said something by now
+                log.debug("result.outrun call_id=%s state=%s", task_id, state)
         return result
 
     def _set(self, key: Any, value: Any, expires: int | None = None) -> None:
