@@ -39,6 +39,7 @@ PATH = "/v1/chat/completions"
 SICK_ROW = 5
 LOOK_S = 0.02
 HALT_S = 300.0
+ENDLESS = frozenset({Ending.HANG, Ending.DRIP})  #: until the client's time is over
 MOST_RETRIES = 10.0
 Units = tuple[float, float, float, float]
 _pack, _unpack = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(list[float]).decode
@@ -402,7 +403,7 @@ class Laboratory:
         self.provider.begin(self.now)
         verdict = self.provider.decide(request, self.now, self.now)
         self.result.arrivals.append(verdict.arrival)
-        leaves = 60.0 if verdict.ending is Ending.HANG else verdict.arrival.latency_s
+        leaves = 60.0 if verdict.ending in ENDLESS else verdict.arrival.latency_s
         self.after(leaves, partial(self.leaves, verdict))
         self.after(leaves + self.travel(), partial(self.answered, job, ticket, seq, process, verdict))
         self.release()
@@ -529,7 +530,7 @@ class Laboratory:
 def read(verdict: Verdict) -> tuple[Response | None, Failure | None]:
     """The answer as a client would have read it."""
     if verdict.ending is not Ending.ANSWER:
-        broken = Category.TIMEOUT if verdict.ending is Ending.HANG else Category.CONNECTION
+        broken = Category.TIMEOUT if verdict.ending in ENDLESS else Category.CONNECTION
         if verdict.ending is Ending.TRUNCATE:
             broken = Category.MALFORMED_RESPONSE
         return None, Failure(category=broken, cause="the connection ended")

@@ -1177,6 +1177,22 @@ def test_a_hang_lasts_until_the_client_leaves(calm: Simulator) -> None:
     assert calm.arrivals()[-1] not in calm.log().delivered()
 
 
+def test_a_drip_lasts_until_the_client_leaves(calm: Simulator) -> None:
+    """Its head and first byte come at once, others after them, and never the last."""
+    calm.control(fault="drip")
+    before, connection = calm.stats(), connect(calm)
+    connection.request("POST", CHAT, body_of())
+    response = connection.getresponse()
+    assert response.status == 200
+    assert [response.read(1) for _ in range(3)] == [b"{", b" ", b" "]
+    connection.close()
+    response.close()
+    until(lambda: calm.stats().in_flight == before.in_flight)
+    incident = calm.log().incidents[-1]
+    assert (incident.what, incident.n) == ("gone", calm.arrivals()[-1].n)
+    assert not calm.arrivals()[-1].good
+
+
 def test_only_bodies_that_match_are_hit(calm: Simulator) -> None:
     """`match` picks requests by their text."""
     calm.control(match="poison", status=400)

@@ -26,6 +26,7 @@ from ratelimit_worker.simulate.timeline import Planned, Timeline
 
 _ENDPOINTS: dict[str, Endpoint] = {endpoint.value: endpoint for endpoint in Endpoint}
 _NO_KEY, _FOR_ALL = "none", ""
+_ENDLESS = 1_000_000  # bytes that an answer promises which comes a byte at a time
 _CROWDED_RETRY_S = 1.0  # Retry-After of a request too many in hand: when one will end nobody knows
 
 
@@ -36,6 +37,7 @@ class Ending(Enum):
     TRUNCATE = auto()  #: send what there is, which is less than promised, and close
     RESET = auto()
     HANG = auto()
+    DRIP = auto()  #: send what there is, and then a blank at a time for as long as the client stays
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +264,10 @@ class _Decision:
             return self._answered(self.endpoint, self.asked, factor, fault)
         if fault is Fault.HANG:
             return self._verdict(None, b"", factor=factor, fault=fault, admitted=admitted, ending=Ending.HANG)
+        if fault is Fault.DRIP:
+            return self._verdict(
+                200, b"{", factor=factor, fault=fault, admitted=admitted, ending=Ending.DRIP, promised=_ENDLESS
+            )
         if fault is Fault.RESET or (fault is Fault.OUTAGE and entry.how is not Outage.STATUS_503):
             return self._verdict(None, b"", factor=factor, fault=fault, admitted=admitted, ending=Ending.RESET)
         status, content_type, body = answers.fault_answer(fault, self.anthropic, self.request_id)

@@ -72,6 +72,7 @@ class Fault(StrEnum):
     MALFORMED = "malformed"  #: 200 with JSON that ends in the middle
     TRUNCATED = "truncated"  #: 200 whose content-length promises more than comes
     HANG = "hang"  #: no answer; the connection stays open
+    DRIP = "drip"  #: 200 whose body comes a byte at a time, and has no end
     SLOW = "slow"  #: latency times `factor`; other faults may hit the same request
 
     @property

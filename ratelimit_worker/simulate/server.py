@@ -30,6 +30,7 @@ from ratelimit_worker.simulate.timeline import Planned, shuts_the_door
 _NO_LINGER = struct.pack("ii", 1, 0)  # closing sends RST instead of FIN
 _CLOSE = "connection: close\r\n"
 _BACKLOG = 4096
+_DRIP_S = 0.2  # between two bytes of an answer that comes a byte at a time
 
 
 async def serve(scenario: Scenario, host: str = "127.0.0.1", port: int = 0, log: Path | None = None) -> Server:
@@ -196,8 +197,15 @@ class Server:
             connection.wait(verdict.arrival.n, None)
             connection.abort("reset")
             return
+        if verdict.ending is Ending.DRIP:
+            self._drip(connection, verdict.arrival.n, verdict.answer)
+            return
         self._counters.ended(answered=True)
         connection.send(verdict.answer, keep_alive and verdict.ending is Ending.ANSWER)
+
+    def _drip(self, connection: Connection, number: int, part: bytes = b" ") -> None:
+        connection.write(part)
+        connection.wait(number, self._loop.call_later(_DRIP_S, self._drip, connection, number))
 
     def _left(self, number: int) -> None:
         """A request is in hand no more, in whichever way it ended."""
@@ -312,6 +320,11 @@ class Connection(asyncio.Protocol):
     def wait(self, number: int, timer: asyncio.TimerHandle | None) -> None:
         """Request `number` is under way."""
         self._number, self._timer = number, timer
+
+    def write(self, part: bytes) -> None:
+        """A part of an answer; the request is under way still."""
+        if self._transport is not None:
+            self._transport.write(part)
 
     def send(self, answer: bytes, keep_alive: bool) -> None:
         """Answer the request, and go on to the next or close."""

@@ -201,11 +201,10 @@ def _small_redis(stage: Stage) -> None:
 
 
 def _fill(stage: Stage) -> None:
-    with (Path(os.environ["CHAOS_DISK"]) / "filler").open("wb") as file:
+    with (Path(os.environ["CHAOS_DISK"]) / "filler").open("wb", buffering=0) as file:  # no rest that `close` writes
         try:
             while True:
                 file.write(bytes(65536))
-                file.flush()
         except OSError:
             return
 
@@ -547,8 +546,10 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         name="provider-drips",
         promise="no longer than the time-out of a call, however it comes",
-        inject=nothing,
-        skip="the simulated provider cannot drip; `tests/test_timeouts.py` does it with a socket of its own",
+        inject=_provider(fault="drip", share=0.1, for_s=6.0),
+        hold_s=6.0,
+        env={"MAISD_TIMEOUT_SECONDS": "2"},
+        calls=100,
     ),
     Fault(
         name="provider-answers-garbage",
