@@ -68,10 +68,11 @@ def refused(make: Any) -> StoreUnavailable:
 def hurried(by: float = 10.0) -> Iterator[list[float]]:
     """Decisions have a tenth of their time → what each was given."""
     given: list[float] = []
-    was = Decision.__init__
+    was, here = Decision.__init__, threading.current_thread()
 
     def quick(self: Decision, most_s: float, clock: Any = time.monotonic) -> None:
-        given.append(most_s)
+        if threading.current_thread() is here:  # whoever listens for answers decides for itself
+            given.append(most_s)
         was(self, most_s / by, clock)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -275,5 +275,5 @@ def test_every_count_of_429s_is_the_same(engine: Engine, database_url: str) -> N
 
 
 def test_a_run_shows_no_figure_that_it_does_not_count() -> None:
-    """Lines of a file are asked each for itself: there is nothing that could be cached."""
-    assert {"requests", "refused"} == set(AttemptFigures.__dataclass_fields__)
+    """While it goes on; what was joined or cached stands in its summary."""
+    assert {"requests", "refused", "retries"} == set(AttemptFigures.__dataclass_fields__)

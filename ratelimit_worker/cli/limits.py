@@ -59,7 +59,7 @@ def set_(
     from ratelimit_worker.calls import LaneLimits
     from ratelimit_worker.cli.sources import open_sources
     from ratelimit_worker.errors import BadInput
-    from ratelimit_worker.flow.limit import Change, set_limits
+    from ratelimit_worker.flow.limit import Change, check, set_limits
     from ratelimit_worker.reports.tables import limits_line
     from ratelimit_worker.stores.reach import redis_errors
 
@@ -79,6 +79,7 @@ def set_(
     if change == Change():
         raise click.UsageError("name at least one limit, such as --rpm 60")
     try:
+        check(lane, change)
         with open_sources() as opened, redis_errors():
             opened.reach()
             known = opened.settings.lanes

@@ -76,6 +76,21 @@ def limits_told(fields: Mapping[str, bytes]) -> LaneLimits:
     )
 
 
+def check(lane: str, change: Change) -> None:
+    """See that a change can be, before anybody is asked.
+
+    Raises:
+        BadInput: no lane can have that name, or those parents; or there is no such zone.
+    """
+    for name in (lane, *(change.parents or ())):
+        choices.name("lane", name)
+    if change.day_zone:
+        try:
+            day.zone_of(change.day_zone)
+        except ValueError as error:
+            raise BadInput(f"day_zone={change.day_zone!r}: {error}") from error
+
+
 def set_limits(
     control: ControlPlane,
     lane: str,
@@ -95,13 +110,7 @@ def set_limits(
     Raises:
         BadInput: no lane can have that name, or those parents; or there is no such zone.
     """
-    for name in (lane, *(change.parents or ())):
-        choices.name("lane", name)
-    if change.day_zone:
-        try:
-            day.zone_of(change.day_zone)
-        except ValueError as error:
-            raise BadInput(f"day_zone={change.day_zone!r}: {error}") from error
+    check(lane, change)
     lanes = control.lanes
     found = lanes.fields(lane)
     before = limits_told(found) if found else configured
