@@ -11,6 +11,7 @@ from redis import ConnectionError as RedisAway
 
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.outage import MOST_CAUSES, Outage, cause_of, without_passwords
+from ratelimit_worker.stores.server import RedisServer
 from ratelimit_worker.worker.duties import Duty
 from ratelimit_worker.worker.log_lines import protect
 
@@ -54,7 +55,7 @@ class Scripted(Duty):
     """A duty whose turns raise what the test says, and end it after the last."""
 
     def __init__(self, turns: list[BaseException | None]) -> None:
-        super().__init__("scripted", "redis://127.0.0.1:1/0", "me")
+        super().__init__("scripted", RedisServer("redis://127.0.0.1:1/0"), "me")
         self.turns = turns
         self.stopping.wait = lambda _timeout=None: self.stopping.is_set()  # type: ignore[method-assign]
 
