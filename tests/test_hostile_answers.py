@@ -25,6 +25,7 @@ from kombu.exceptions import DecodeError
 from ratelimit_worker.calls import Failure, LaneLimits, Response
 from ratelimit_worker.errors import RateLimitWorkerError
 from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.policy import endpoints
 from ratelimit_worker.policy import headers as read
 from ratelimit_worker.policy.classification import classify_exception, classify_response
 from ratelimit_worker.providers import anthropic, http, openai
@@ -107,7 +108,8 @@ def test_any_answer_is_read(seed: int) -> None:
     for n in range(20):
         status, headers, raw = hostile.answer(random.Random(seed + n))
         answer = httpx.Response(status, headers=[(a.encode(), b.encode()) for a, b in headers.items()], content=raw)
-        response, _ = http._response(answer, raw, "/v1/chat/completions", 0.1)
+        operation = endpoints.operation_of(openai.CHAT_PATH)
+        response, _ = http._response(answer, bytearray(raw), f"/v1{openai.CHAT_PATH}", operation, 0.1)
         understood(response)
 
 

@@ -122,6 +122,8 @@ def test_a_pool_that_grows_and_shrinks_while_it_runs(scene: Fleet, pool: str) ->
         said = tasks.app.control.broadcast(command, arguments={"n": 3}, reply=True, timeout=LATE_S, limit=1)
         assert ["ok" in reply for answer in said for reply in answer.values()] == [True], said
 
+    # A pool of greenlets listens for commands a moment after it is ready.
+    wait_for(lambda: tasks.app.control.ping(timeout=1.0, limit=1), LATE_S, "it hears commands")
     told("pool_grow")
     slots_are(4)
     meet(tasks, 4, "grown")
