@@ -9,15 +9,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from celery import chain, chord, group
+from celery import Celery, chain, chord, group
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult
 
 from ratelimit_worker.errors import BadInput, StoreUnavailable
+from ratelimit_worker.worker.result import CallResult
 from ratelimit_worker.worker.sending import THREADS as THREADS_THAT_SEND
 from ratelimit_worker.worker.sending import Sending
 from tests.conftest import wait_for
@@ -373,3 +375,19 @@ def test_whatever_can_be_got_can_be_awaited(made: Fleet) -> None:
             await group(tasks.echo.s(1), tasks.broken.s("x")).delay()
 
     asyncio.run(asyncio.wait_for(ask(), WAIT_S))
+
+
+def test_a_step_that_failed_is_heard_of_with_any_result_backend(tmp_path: Path) -> None:
+    """Where results are in a database nobody tells of them, and the last of a chain never comes."""
+    app = Celery("sql", backend=f"db+sqlite:///{tmp_path}/results.sqlite", set_as_current=False)
+    first = CallResult("first", backend=app.backend, app=app)
+    last = CallResult("last", backend=app.backend, app=app, parent=first)
+    app.backend.store_result("first", ValueError("refused"), "FAILURE")
+    with pytest.raises(ValueError, match="refused"):
+        last.get(timeout=30)
+
+    async def awaited() -> Any:
+        return await last.aget(timeout=30)
+
+    with pytest.raises(ValueError, match="refused"):
+        asyncio.run(awaited())

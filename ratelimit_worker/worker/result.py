@@ -69,7 +69,7 @@ async def _in_time(timeout: float | None) -> AsyncIterator[None]:
 async def _settled(result: AsyncResult, propagate: bool) -> None:
     consumer = getattr(result.backend, "result_consumer", None)
     if not isinstance(consumer, ResultConsumer):
-        await _polled(result)
+        await _polled(result, propagate)
         return
     before = list(results_before(result)) if propagate else []
     loop, woken = asyncio.get_running_loop(), asyncio.Event()
@@ -85,10 +85,16 @@ async def _settled(result: AsyncResult, propagate: bool) -> None:
             woken.clear()
 
 
-async def _polled(result: AsyncResult) -> None:
+async def _polled(result: AsyncResult, propagate: bool) -> None:
     """For a result backend that is not Redis, and tells nobody."""
+
+    def is_over() -> bool:
+        if propagate:
+            AsyncResult._maybe_reraise_parent_error(result)
+        return bool(result.ready())
+
     pause_s = FIRST_POLL_S
-    while not await asyncio.to_thread(result.ready):
+    while not await asyncio.to_thread(is_over):
         await asyncio.sleep(pause_s)
         pause_s = min(MOST_POLL_S, pause_s * 1.5)
 
@@ -137,8 +143,11 @@ class CallResult(_Awaitable, AsyncResult):
             raise
 
     def _maybe_reraise_parent_error(self) -> None:
-        # Celery's own asks Redis for each step, each second; who waits for a result is told of them here
-        raise_for_failed(results_before(self))
+        # Celery's own asks Redis for each step, each second; who waits for a result there is told of them here
+        if isinstance(getattr(self.backend, "result_consumer", None), ResultConsumer):
+            raise_for_failed(results_before(self))
+        else:
+            super()._maybe_reraise_parent_error()
 
     def __del__(self) -> None:
         # Celery's own prints a page of traceback for each result that outlives its connection, or the interpreter.
