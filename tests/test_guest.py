@@ -11,11 +11,14 @@ import types
 import weakref
 from collections.abc import Iterator
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 from celery import Celery, Task
+from celery.events.event import get_exchange
 from celery.result import AsyncResult
+from kombu import Connection, Exchange
 
 from ratelimit_worker import wiring
 from ratelimit_worker.app import install, llm_task
@@ -222,6 +225,24 @@ def test_an_app_that_signs_its_messages_is_refused() -> None:
     app.conf.update(task_serializer="auth", accept_content=["auth"])
     with pytest.raises(ConfigurationError, match="signed messages"):
         install(app, read_settings())
+
+
+def test_a_worker_s_events_do_not_wait_for_ever_and_what_an_app_publishes_does_as_it_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Celery's heartbeat asks for retries without end, in the loop that has to hear of an outage."""
+    app = celery(broker=HERE)
+    install(app, read_settings())
+    asked: list[Any] = []
+    monkeypatch.setattr(Connection, "ensure", lambda *given, **_: asked.append(given[4]))
+    with app.connection_for_write() as connection:
+        exchange = get_exchange(connection, name=app.conf.event_exchange)
+        events = SimpleNamespace(exchange=exchange)
+        connection.ensure(events, print)
+        connection.ensure(events, print, max_retries=5)
+        connection.ensure(SimpleNamespace(exchange=Exchange("tasks")), print)
+        connection.ensure(connection, print, max_retries=None)
+    assert asked == [1, 5, None, None]
 
 
 class Kept(Task):

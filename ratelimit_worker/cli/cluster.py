@@ -148,10 +148,6 @@ def _take_back(cluster: Cluster) -> None:
             lanes.restore([tag.decode() for tag in tags[first : first + 100]])
 
 
-#: As the parts of `run` say it.
-talking_to_redis = redis_errors
-
-
 def _python_path(environ: Mapping[str, str]) -> str:
     """Workers find this package as this process did, also where it is a checkout that is not installed."""
     root = str(Path(__file__).resolve().parents[2])

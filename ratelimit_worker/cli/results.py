@@ -11,8 +11,8 @@ from celery import Celery
 from celery.backends.redis import RedisBackend
 from celery.states import READY_STATES
 
-from ratelimit_worker.cli.cluster import talking_to_redis
 from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.stores.reach import redis_errors
 
 _FEWEST, _MOST = 32, 2_000  #: calls in one question
 _MOST_BYTES = 8 * 1024 * 1024  #: answers of one question
@@ -63,7 +63,7 @@ class Results:
         """
         if not call_ids:
             return []
-        with talking_to_redis():
+        with redis_errors():
             found: list[bytes | None] = self._backend.mget([self._key(call_id) for call_id in call_ids])
         if any(found):
             self._largest = max(self._largest, *(len(raw) for raw in found if raw))
@@ -89,7 +89,7 @@ class Results:
             StoreUnavailable: Redis is away.
         """
         if call_ids:
-            with talking_to_redis():
+            with redis_errors():
                 self._backend.client.delete(*(self._key(call_id) for call_id in call_ids))
 
     def _key(self, call_id: str) -> Any:

@@ -288,7 +288,10 @@ def connection_class(installation: Installation) -> type[Connection]:
         ) -> Any:
             # None is for ever, and Celery's heartbeat says so: its worker's only loop would wait for Redis in it, hear
             # of no broken connection, and not end when told to. An event that is not sent is kept, and sent later.
-            return super().ensure(obj, fun, errback, 1 if max_retries is None else max_retries, *args, **more)
+            exchange = getattr(getattr(obj, "exchange", None), "name", None)
+            if max_retries is None and exchange == installation.app.conf.event_exchange:
+                max_retries = 1
+            return super().ensure(obj, fun, errback, max_retries, *args, **more)
 
     return LanesConnection
 

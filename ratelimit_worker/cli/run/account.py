@@ -14,13 +14,14 @@ from math import inf
 from pathlib import Path
 
 from ratelimit_worker.calls import Category, Mode
-from ratelimit_worker.cli.cluster import Cluster, talking_to_redis
+from ratelimit_worker.cli.cluster import Cluster
 from ratelimit_worker.config import PREFIX
 from ratelimit_worker.errors import CallFailed
 from ratelimit_worker.flow import pin
 from ratelimit_worker.flow.tune import halted_by, mode_of
 from ratelimit_worker.providers.apis import APIS
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.reach import redis_errors
 
 #: A line that is not accepted again and again, while others are, is not the account's fault: so many times.
 MOST_FAILURES = 4
@@ -145,18 +146,18 @@ class Account:
         Raises:
             StoreUnavailable: Redis is away.
         """
-        with talking_to_redis():
+        with redis_errors():
             fields = self.cluster.services.lanes.fields(lane)
         if halted_by(fields):
             self._give_back(lane, "the run was started again")
 
     def _give_back(self, lane: str, reason: str) -> None:
-        with talking_to_redis():
+        with redis_errors():
             pin.auto(self.cluster.services.control, lane=lane, who="run", reason=reason)
 
     def _now(self) -> dict[str, str]:
         lanes = sorted(self._lanes)
-        with talking_to_redis(), self.cluster.services.redis.pipeline(transaction=False) as pipe:
+        with redis_errors(), self.cluster.services.redis.pipeline(transaction=False) as pipe:
             for lane in lanes:
                 pipe.hmget(keys.lane(lane), _FIELDS)
             found = pipe.execute()

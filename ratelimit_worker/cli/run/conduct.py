@@ -18,7 +18,7 @@ from typing import Any
 from redis import RedisError
 
 from ratelimit_worker.batchfile import End
-from ratelimit_worker.cli.cluster import Cluster, open_cluster, talking_to_redis
+from ratelimit_worker.cli.cluster import Cluster, open_cluster
 from ratelimit_worker.cli.figures import AttemptFigures, Attempts, LaneFigures, lane_figures
 from ratelimit_worker.cli.progress import Progress, clock
 from ratelimit_worker.cli.run.address import WrongAddress
@@ -31,6 +31,7 @@ from ratelimit_worker.errors import BadInput, RateLimitWorkerError, StoreUnavail
 from ratelimit_worker.flow.record import record_once
 from ratelimit_worker.providers.apis import APIS
 from ratelimit_worker.stores.live import Live
+from ratelimit_worker.stores.reach import redis_errors
 
 CONCURRENCY = 64
 _RATE_OVER_S = 10.0  #: the rate that is shown is that of the last so many seconds
@@ -328,7 +329,7 @@ class _View:
         try:
             self._lanes = lane_figures(Live(session.cluster.services.redis), session.lanes)
             queue = session.options.queue
-            with talking_to_redis():
+            with redis_errors():
                 # On a queue of our own what waits there is ours; on the cluster's, what runs cannot be told apart.
                 running = session.out - min(session.out, lanes.size(queue)) if queue else 0
         except StoreUnavailable:
@@ -374,7 +375,7 @@ def _check_workers(request: Request, workers: int) -> None:
 
 
 def _redis_time_s(cluster: Cluster) -> float:
-    with talking_to_redis():
+    with redis_errors():
         moment: Any = cluster.services.redis.time()
     return float(moment[0]) + float(moment[1]) / 1e6
 
@@ -400,6 +401,6 @@ def _clean_up(cluster: Cluster, options: Options) -> None:
     """The queue of a run that is over leaves nothing behind."""
     if options.queue is None:
         return
-    with talking_to_redis(), cluster.app.connection_for_write() as connection:
+    with redis_errors(), cluster.app.connection_for_write() as connection:
         connection.default_channel.queue_delete(options.queue)
     cluster.remove_logs()

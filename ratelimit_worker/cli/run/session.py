@@ -32,7 +32,7 @@ from ratelimit_worker.batchfile import (
     tokens_of,
 )
 from ratelimit_worker.calls import LaneLimits
-from ratelimit_worker.cli.cluster import Cluster, talking_to_redis
+from ratelimit_worker.cli.cluster import Cluster
 from ratelimit_worker.cli.results import Results, Settled
 from ratelimit_worker.cli.run.account import Account, is_accounts
 from ratelimit_worker.cli.run.address import Addresses
@@ -47,6 +47,7 @@ from ratelimit_worker.providers import network
 from ratelimit_worker.providers.apis import api_of
 from ratelimit_worker.providers.http import wait_for_key
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.reach import redis_errors
 
 WINDOW = 10_000  #: calls that are out at once; what is out costs 0.3 kB here, its text is in Redis alone
 WINDOW_BYTES = 256 * 1024 * 1024  #: ... and so much text of theirs
@@ -208,7 +209,7 @@ class Session:
         Raises:
             StoreUnavailable: Redis is away.
         """
-        with talking_to_redis():
+        with redis_errors():
             self._results.forget(list(self._out))
 
     def _turn(self) -> int:
@@ -383,7 +384,7 @@ class Session:
             limits = self.cluster.settings.lanes.get(lane) or LaneLimits()
             if told:
                 limits = replace(limits, rpm=self.options.rpm, tpm=self.options.tpm, unlimited=False)
-            with talking_to_redis():
+            with redis_errors():
                 self.cluster.services.lanes.set_points(lane, limit_fields(limits))
         if self.cluster.embedded:
             self.account.begin_again(lane)
@@ -391,7 +392,7 @@ class Session:
 
     def _in_redis(self, call_ids: list[str]) -> set[str]:
         """Those of the calls that wait, run or are answered: nothing is sent for them."""
-        with talking_to_redis(), self.cluster.services.redis.pipeline(transaction=False) as pipe:
+        with redis_errors(), self.cluster.services.redis.pipeline(transaction=False) as pipe:
             for call_id in call_ids:
                 pipe.exists(keys.call(call_id))
                 pipe.exists(keys.done(call_id))
