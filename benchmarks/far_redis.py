@@ -56,7 +56,10 @@ class Way:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", self._to)
-        await asyncio.gather(self._forward(reader, back), self._forward(there, writer), return_exceptions=True)
+        try:
+            await asyncio.gather(self._forward(reader, back), self._forward(there, writer), return_exceptions=True)
+        except asyncio.CancelledError:
+            return  # the way is closed, and asyncio's streams print what a connection ends with
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
