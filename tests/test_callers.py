@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +20,7 @@ from celery import Celery, chain, chord, group
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult
 
+from ratelimit_worker.app import install, llm_task
 from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.worker.result import CallResult
 from ratelimit_worker.worker.sending import THREADS as THREADS_THAT_SEND
@@ -391,3 +394,27 @@ def test_a_step_that_failed_is_heard_of_with_any_result_backend(tmp_path: Path) 
 
     with pytest.raises(ValueError, match="refused"):
         asyncio.run(awaited())
+
+
+def test_an_app_takes_its_connections_with_it(made: Fleet) -> None:
+    """Sockets, and what polls them: kombu keeps those of every app for ever (those of stock apps are one another's)."""
+
+    def same(text: str) -> str:
+        return text
+
+    def one_more(number: int) -> weakref.ref[Celery]:
+        app = Celery(f"one of many {number}", broker=made.valkey.url, backend=made.valkey.url, set_as_current=False)
+        install(app)
+        llm_task(app=app, name="tests.one_of_many")(same).delay("x").forget()
+        return weakref.ref(app)
+
+    def open_files() -> int:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    for number in range(2):
+        one_more(number)
+    before = open_files()
+    apps = [one_more(number) for number in range(2, 8)]
+    wait_for(lambda: open_files() <= before, what="as many are open as before")
+    assert [found() for found in apps] == [None] * 6

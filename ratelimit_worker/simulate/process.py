@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import http.client
 import os
-import select
+import selectors
 import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -162,8 +161,9 @@ class Simulator:
                 start_new_session=True,
             )
         assert self._process.stdout is not None
-        readable, _, _ = select.select([self._process.stdout], [], [], _START_S)
-        line = self._process.stdout.readline().strip() if readable else ""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            line = self._process.stdout.readline().strip() if selector.select(_START_S) else ""
         if not line:
             raise SimulatorFailed(f"the simulator did not start: {self._last_words() or 'it says nothing'}")
         self.url = line.removesuffix("/v1")
@@ -186,9 +186,8 @@ class Simulator:
 
     def _last_words(self) -> str:
         if self._process is not None:
-            deadline_s = time.monotonic() + 1.0  # what ends is given the time to say why
-            while self._process.poll() is None and time.monotonic() < deadline_s:
-                select.select([], [], [], 0.01)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(1.0)  # what ends is given the time to say why
         return "" if self._words is None else " ".join(self._words.read_text("utf-8", "replace").split())
 
 

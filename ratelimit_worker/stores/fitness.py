@@ -1,8 +1,7 @@
 """Can this server hold lanes? Each connection of ours asks it, of what the server says of itself when it is greeted.
 
 So the answer is the same wherever a server is met first: at a worker's start, by a caller, by `doctor`. It costs
-nothing:
-redis-py greets each server (HELLO) anyway.
+nothing: redis-py greets each server (HELLO) anyway.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from celery import Celery
+from kombu import pools
 from kombu.connection import Connection
 from kombu.utils.imports import symbol_by_name
 
@@ -225,6 +226,7 @@ _ATTRIBUTE = "_ratelimit_worker"
 def keep(installation: Installation) -> None:
     """Remember what was made of an app: on the app, so that both end together, and their connections with them."""
     setattr(installation.app, _ATTRIBUTE, installation)
+    weakref.finalize(installation.app, _close_connections, installation.key).atexit = False
 
 
 def installation_of(app: Celery) -> Installation | None:
@@ -271,10 +273,15 @@ def _behind(connection: Connection) -> Installation | None:
 
 def connection_class(installation: Installation) -> type[Connection]:
     """The class of an app's broker connections: those to its broker have lanes, whenever and wherever it was named."""
+    # By its key: kombu keeps the connections of every app for ever, and would keep the app with them.
+    key = installation.key
 
     class LanesConnection(Connection):
         def __init__(self, hostname: Any = None, *args: Any, **kwargs: Any) -> None:
-            options = {**(kwargs.get("transport_options") or {}), OPTION: installation.key}
+            options = {**(kwargs.get("transport_options") or {}), OPTION: key}
+            installation = _BY_KEY.get(key)
+            if installation is None:
+                raise ConfigurationError("the app of this connection is gone; make a connection of an app that is kept")
             if isinstance(hostname, str | None) and (hostname is None or "://" in hostname):
                 if installation.leads_elsewhere(hostname):
                     options[ELSEWHERE] = hostname
@@ -288,12 +295,22 @@ def connection_class(installation: Installation) -> type[Connection]:
         ) -> Any:
             # None is for ever, and Celery's heartbeat says so: its worker's only loop would wait for Redis in it, hear
             # of no broken connection, and not end when told to. An event that is not sent is kept, and sent later.
-            exchange = getattr(getattr(obj, "exchange", None), "name", None)
-            if max_retries is None and exchange == installation.app.conf.event_exchange:
+            exchange, installation = getattr(getattr(obj, "exchange", None), "name", None), _BY_KEY.get(key)
+            if max_retries is None and installation and exchange == installation.app.conf.event_exchange:
                 max_retries = 1
             return super().ensure(obj, fun, errback, max_retries, *args, **more)
 
     return LanesConnection
+
+
+def _close_connections(key: str) -> None:
+    """An app is gone: what kombu keeps of its connections goes too. They are no other app's, unlike stock ones."""
+    for group in (pools.producers, pools.connections):
+        for name, pool in tuple(group.items()):
+            connection = getattr(pool, "connections", pool).connection
+            if (connection.transport_options or {}).get(OPTION) == key:
+                group.pop(name, None)
+                pool.force_close_all()
 
 
 def give_lanes(app: Celery, installation: Installation) -> None:

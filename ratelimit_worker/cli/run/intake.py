@@ -121,6 +121,8 @@ class _Stream(io.RawIOBase):
 
     def __init__(self, fd: int, stopped: Callable[[], bool]) -> None:
         self._fd, self._stopped = fd, stopped
+        self._poll = select.poll()  # it takes a file as well as a pipe, and any number of a descriptor
+        self._poll.register(fd, select.POLLIN)
         self._held = b""
         self.taken = 0  #: bytes so far
 
@@ -143,7 +145,7 @@ class _Stream(io.RawIOBase):
 
     def _more(self, most: int) -> bytes:
         while True:
-            ready = select.select([self._fd], [], [], _LOOK_S)[0]
+            ready = self._poll.poll(_LOOK_S * 1000)
             if self._stopped():
                 raise Stopped
             if not ready:
