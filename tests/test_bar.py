@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ratelimit_worker.calls import Cost, Priority
-from ratelimit_worker.flow.tune import SHUT_US
+from ratelimit_worker.contracts.lane import SHUT_US
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.stores.lanes import Claim
 from ratelimit_worker.stores.live import US, Live

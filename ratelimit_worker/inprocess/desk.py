@@ -372,7 +372,7 @@ class Desk:
             self._duties = []
         elif not self._duties and self._threads:
             pin.at_start(self.live.control, self.live.settings.emergency_mode)
-            limit.at_start(self.live.control, self.live.settings, time.sleep)
+            limit.at_start(self.live.control, self.live.settings)
             self._duties = [
                 Release(self.live.server, self.queue, self.lease_s),
                 Tune(self.live, self.queue),

@@ -31,6 +31,7 @@ from redis import RedisError
 
 from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Outcome, Priority
+from ratelimit_worker.contracts.lane import Fields
 from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable, TaskAborted
 from ratelimit_worker.flow import enqueue, pin
 from ratelimit_worker.flow.execute import (
@@ -744,7 +745,7 @@ def plan_by_name(app: Any) -> Callable[[str, list[Any], dict[str, Any]], Mapping
 def answers_of(app: Celery, eagerly: Eagerly) -> Asked:
     """What an app answers: which tasks make calls, what is configured of lanes, how a call is made in process."""
 
-    def lane_fields(lane: str) -> Mapping[str, float | str]:
+    def lane_fields(lane: str) -> Fields:
         live = services_of(app)
         return pin.lane_fields(live.control, live.settings, lane)
 
