@@ -319,7 +319,7 @@ def test_watching_goes_on_until_it_is_stopped(ran: Ran, monkeypatch: pytest.Monk
         if len(naps) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("ratelimit_worker.cli.stats.time.sleep", nap)
+    monkeypatch.setattr("ratelimit_worker.cli.stats._pause", nap)
     done = CliRunner().invoke(main, ["stats", "--watch"])
     assert done.stdout.count("attempts over time") == 3
 
