@@ -9,6 +9,7 @@ from typing import Any
 
 import redis
 
+from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import EVERY_TASK, US, Crew, Entry, Lanes
@@ -32,6 +33,29 @@ def entry(ref: str, lane: str = "gpt", queue: str = "q", **more: Any) -> Entry:
     """A call that anybody could have made."""
     more = {"message": message(ref), "body": b"jbody of " + ref.encode(), "deadline_in_s": 3600.0, **more}
     return Entry(lane=lane, queue=queue, ref=ref, publication=f"pub-{ref}", **more)
+
+
+class Said(Lesson, frozen=True, kw_only=True):
+    """A lesson of which the test writes the parts that the scripts get, whatever an attempt would make of them."""
+
+    told: str  #: as of `word`
+    gate: float = 0.0
+    seen: bytes = b""  #: as of `observation`
+
+    @property
+    def gate_s(self) -> float:
+        return self.gate
+
+    def word(self) -> str:
+        return self.told
+
+    def observation(self) -> bytes:
+        return self.seen
+
+
+def said(word: str, gate_s: float = 0.0, seen: bytes = b"", **more: Any) -> Said:
+    """A lesson that says this to the scripts, and nothing to the tuner but `seen`."""
+    return Said(told=word, gate=gate_s, seen=seen, **more)
 
 
 @dataclass
@@ -113,18 +137,16 @@ class Cluster:
         lane: str = "gpt",
         verdict: str = "good",
         gate_s: float = 0,
-        kind: str = "value",
+        kind: AnswerKind = "value",
         seen: bytes = b"",
     ) -> bool:
-        return self.lanes.settle(tag, lane, answer, outbox=b"row", verdict=verdict, seen=seen, gate_s=gate_s, kind=kind)
+        return self.lanes.settle(tag, lane, answer, said(verdict, gate_s, seen), kind=kind, outbox=b"row")
 
     def back(
         self, tag: str, after_s: float = 0, tries: int = 0, lane: str = "gpt", verdict: str = "other", gate_s: float = 0
     ) -> bool:
         self.drop(tag)
-        return self.lanes.back(
-            tag, lane, after_s=after_s, tries=tries, outbox=b"row", verdict=verdict, seen=b"", gate_s=gate_s
-        )
+        return self.lanes.back(tag, lane, said(verdict, gate_s), after_s=after_s, tries=tries, outbox=b"row")
 
     def free(self, tag: str) -> int:
         self.drop(tag)

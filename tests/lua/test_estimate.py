@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from benchmarks import tokens
 from ratelimit_worker.calls import Attempt, Cost, Outcome, Response, Usage
 from ratelimit_worker.config import Settings, read_settings
+from ratelimit_worker.contracts.lesson import Lesson
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import observe
 from ratelimit_worker.flow.enqueue import Kind, plan
@@ -38,7 +39,7 @@ from ratelimit_worker.wiring import Services, connect
 from tests.conftest import wait_for
 from tests.faces.test_cli import clean_environment
 from tests.fleet import fleet
-from tests.lua.cluster import Cluster, entry
+from tests.lua.cluster import Cluster, entry, said
 
 KNOWN = Learned(answers=9, factor=1.5, factor_of=9, output_tokens=80.4, output_of=9)
 
@@ -402,7 +403,7 @@ def test_what_settling_makes_good(
     response: Response | None, usage: Usage | None, reconcile: bool | None, expected: list[int] | None
 ) -> None:
     """What the provider counted, but where headers tell what is left; nothing where a person says so."""
-    packed = observe.used(response, usage, reconcile)
+    packed = Lesson(reading=observe.read(response, "good", 0.0), usage=usage, reconcile=reconcile).used()
     assert (msgspec.msgpack.decode(packed) if packed else None) == expected
 
 
@@ -423,13 +424,13 @@ class Tokens(Cluster):
         return tag
 
     def finish(self, tag: str, used: int | None, told: bool | None = None, answer: bytes = b"a") -> None:
-        packed = b"" if used is None else observe.used(None, Usage(100, used - 100), told)
-        self.lanes.settle(tag, "gpt", answer, outbox=b"", verdict="plain", seen=b"", used=packed)
+        usage = None if used is None else Usage(100, used - 100)
+        self.lanes.settle(tag, "gpt", answer, said("plain", usage=usage, reconcile=told))
 
     def refuse(self, tag: str, dimension: str | None = "tokens") -> None:
         response = Response(status=429, headers={}, body={"error": {"type": dimension or "x"}})
-        word = observe.word("refused", response)
-        self.lanes.back(tag, "gpt", after_s=0, tries=0, outbox=b"", verdict=word, seen=b"", gate_s=0.01)
+        word = Lesson(verdict="refused", reading=observe.read(response, "refused", 0.0)).word()
+        self.lanes.back(tag, "gpt", said(word, 0.01), after_s=0, tries=0)
 
     def level(self) -> float:
         """What may go now, given back beyond the depth included; written now."""

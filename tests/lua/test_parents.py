@@ -17,7 +17,6 @@ from ratelimit_worker.calls import Cost, LaneLimits, Mode, Usage
 from ratelimit_worker.cli import main
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import BadInput, ConfigurationError
-from ratelimit_worker.flow import observe
 from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.flow.limit import Change, limits_told, set_limits
 from ratelimit_worker.flow.pin import auto, lane_fields, pin
@@ -35,7 +34,7 @@ from tests.cluster.test_chaos import settle_all
 from tests.conftest import wait_for
 from tests.contention import Scene
 from tests.fleet import fleet
-from tests.lua.cluster import T0_US, Cluster, entry
+from tests.lua.cluster import T0_US, Cluster, entry, said
 from tests.lua.test_claims import claim
 
 pytestmark = pytest.mark.server
@@ -461,8 +460,7 @@ def test_tokens_that_an_answer_did_not_use_go_back_to_parents_and_quotas(cluster
     put(cluster, "gpt", "a", tokens=1000)
     assert put(cluster, "other", "b", tokens=700) == [False]
     tag, _ = cluster.begin()
-    packed = observe.used(None, Usage(used, 0), None)
-    cluster.lanes.settle(tag, "gpt", b"a", outbox=b"", verdict="plain", seen=b"", used=packed)
+    cluster.lanes.settle(tag, "gpt", b"a", said("plain", usage=Usage(used, 0)))
     today = [cluster.client.hget(keys.day(lane, cluster.now_us / US), "tokens") for lane in ("gpt", "org")]
     assert today == [b"%d" % used, b"%d" % used]
     assert (sent(cluster, "gpt", 2), sent(cluster, "org", 2)) == (used, used)

@@ -18,7 +18,7 @@ from ratelimit_worker.calls import Attempt, Category, Mode, Outcome, Priority, R
 from ratelimit_worker.errors import CallFailed, StoreUnavailable
 from ratelimit_worker.flow.execute import Again, Executor, Facts, GaveUp, Result
 from ratelimit_worker.flow.settle import Answers
-from ratelimit_worker.flow.tally import Tally, tried
+from ratelimit_worker.flow.tally import Tally
 from ratelimit_worker.flow.tune import mode_of
 from ratelimit_worker.policy.retry import Record
 from ratelimit_worker.ports import Begun
@@ -30,7 +30,7 @@ from ratelimit_worker.stores.patient import PatientLanes
 from ratelimit_worker.wiring import services
 from tests.conftest import wait_for
 from tests.fleet import fleet
-from tests.lua.cluster import LEASE_S, Cluster, entry
+from tests.lua.cluster import LEASE_S, Cluster, entry, said
 from tests.properties import share
 
 BAND = 1.4e15  #: as in lua/shared/record.lua
@@ -344,11 +344,11 @@ def test_the_record_of_a_function_is_the_clusters(lane: Retrying) -> None:
         cluster.pump()
         tag, _ = cluster.begin()
         assert tag.startswith(ref)
-        how: dict[str, Any] = {"outbox": b"", "verdict": "sick", "seen": b"", "tried": tried(task, answered)}
+        lesson = said("sick", failed_task=task, answered=answered)
         if settled:
-            cluster.lanes.settle(tag, "gpt", b"error", kind="error", **how)
+            cluster.lanes.settle(tag, "gpt", b"error", lesson, kind="error")
         else:
-            cluster.lanes.back(tag, "gpt", after_s=1000.0, tries=1, **how)
+            cluster.lanes.back(tag, "gpt", lesson, after_s=1000.0, tries=1)
         cluster.free(tag)
 
     attempt("bad", {"good": 5}, settled=False)
@@ -373,7 +373,7 @@ def test_a_record_is_bounded(lane: Retrying) -> None:
     lane.cluster.pump()
     tag, _ = lane.cluster.begin()
     names = {f"t{i}": 1 for i in range(3000)}
-    lane.cluster.lanes.settle(tag, "gpt", b"e", outbox=b"", verdict="sick", seen=b"", tried=tried("bad", names))
+    lane.cluster.lanes.settle(tag, "gpt", b"e", said("sick", failed_task="bad", answered=names))
     (key,) = lane.client.keys("rlw:fared:*")
     assert lane.client.hlen(key) <= 2002
     assert lane.cluster.lanes.health("gpt", "bad").record == Record(1, 0, 0, 3000)
