@@ -16,13 +16,15 @@ from typing import Any
 from celery.app.task import Context
 
 from ratelimit_worker.calls import Attempt, Outcome, Priority
+from ratelimit_worker.contracts.lesson import Lesson
+from ratelimit_worker.contracts.plan import HEADER, described
 from ratelimit_worker.errors import BadInput, DeadlineExceeded, MessageRefused, RateLimitWorkerError
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.worker.fields import right_ones
 from ratelimit_worker.worker.intake import prepared, read_json
-from ratelimit_worker.worker.transport import HEADER, unpack_body
+from ratelimit_worker.worker.transport import unpack_body
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ def refuse(
         # Settled, told, freed: who dies in between leaves it to the lease, and the next one does the rest. Those that
         # follow a call whose deadline has passed have deadlines of their own.
         answer = b"" if why is None else answers.error(error)
-        lanes.settle(tag, record[LANE], answer, outbox=encode_outcome(row), verdict="other", seen=b"", kind="error")
+        lanes.settle(tag, record[LANE], answer, Lesson(), kind="error", outbox=encode_outcome(row))
         _fail(app, call_id, error, {**headers, **_canvas(payload)})
         lanes.free([tag])
 
@@ -89,7 +91,7 @@ def give_up(app: Any, encode_outcome: Callable[[Attempt], bytes], lanes: Lanes, 
     waited_s = max(0.0, started_s - record[SINCE] / 1e6)
     row = replace(row, number=int(record[NUMBER]), started_at=started_s, waited_s=waited_s)
     # As of one whose deadline passed while it waited: those that follow it have deadlines of their own.
-    lanes.settle(tag, record[LANE], b"", outbox=encode_outcome(row), verdict="other", seen=b"", kind="error")
+    lanes.settle(tag, record[LANE], b"", Lesson(), kind="error", outbox=encode_outcome(row))
     _fail(app, call_id, error, {**headers, **_canvas(payload)})
     lanes.free([tag])
     return True
@@ -128,11 +130,11 @@ def _canvas(payload: bytes) -> dict[str, Any]:
     return dict(canvas) if isinstance(canvas, Mapping) else {}
 
 
-def _row(lanes: Lanes, record: list[Any], call_id: str, task: str, error: RateLimitWorkerError, plan: Any) -> Attempt:
+def _row(lanes: Lanes, record: list[Any], call_id: str, task: str, error: RateLimitWorkerError, header: Any) -> Attempt:
     """One row more of the call, though nothing was sent."""
     seconds, micros = lanes.client.time()
     now_s = float(seconds) + micros / 1e6
-    told: Mapping[str, Any] = plan if isinstance(plan, Mapping) else {}
+    context, tags = described(header)
     return Attempt(
         call_id=call_id,
         number=int(record[NUMBER]) + 1,
@@ -143,8 +145,8 @@ def _row(lanes: Lanes, record: list[Any], call_id: str, task: str, error: RateLi
         finished_at=now_s,
         waited_s=max(0.0, now_s - record[SINCE] / 1e6),
         queue=record[QUEUE],
-        context=str(told.get("context") or ""),
-        tags=tuple(told.get("tags") or ()),
+        context=context,
+        tags=tags,
         tenant=record[TENANT],
         priority=Priority(record[CLASS]),
         cause=f"{type(error).__name__}: {error.why}" if isinstance(error, MessageRefused) else type(error).__name__,
