@@ -30,6 +30,7 @@ from ratelimit_worker.config import PREFIX, environment, read_settings
 from ratelimit_worker.errors import BadInput, RateLimitWorkerError, StoreUnavailable
 from ratelimit_worker.flow.record import record_once
 from ratelimit_worker.providers.apis import APIS
+from ratelimit_worker.stores.clock import redis_now_s
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.reach import redis_errors
 
@@ -376,8 +377,7 @@ def _check_workers(request: Request, workers: int) -> None:
 
 def _redis_time_s(cluster: Cluster) -> float:
     with redis_errors():
-        moment: Any = cluster.services.redis.time()
-    return float(moment[0]) + float(moment[1]) / 1e6
+        return redis_now_s(cluster.services.redis)
 
 
 def _end_workers(cluster: Cluster) -> None:
