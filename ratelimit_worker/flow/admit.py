@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from ratelimit_worker.calls import Arguments, Sighting, Timeouts, saw_before
+from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.errors import CallFailed, CallLost, DeadlineExceeded, StoreUnavailable
 from ratelimit_worker.flow.execute import Answered, Executor, Facts, GaveUp, NotOurs, Result
 from ratelimit_worker.ports import AttemptLanes, Begun, Health
@@ -338,7 +339,9 @@ class Concluded:
         """What the lane said before the attempt."""
         return self._begun
 
-    def settle(self, tag: str, lane: str, answer: bytes, *, kind: str = "value", **learned: Any) -> bool:
+    def settle(
+        self, tag: str, lane: str, answer: bytes, lesson: Lesson, *, kind: AnswerKind = "value", outbox: bytes = b""
+    ) -> bool:
         """As the lanes do. Those that follow are let go, each to its own attempt, when they cannot have the outcome.
 
         That is so where the answer is no JSON, and where the function raised an exception of its own or its SDK's: who
@@ -351,12 +354,12 @@ class Concluded:
             and (not answer or (raised is not None and type(raised).__module__ != CallFailed.__module__))
         ):
             answer, kind = ALONE, "alone"
-        return self._desk.settle(tag, lane, answer, kind=kind, **learned)
+        return self._desk.settle(tag, lane, answer, lesson, kind=kind, outbox=outbox)
 
-    def back(self, tag: str, lane: str, *, after_s: float, tries: int, **learned: Any) -> bool:
+    def back(self, tag: str, lane: str, lesson: Lesson, *, after_s: float, tries: int, outbox: bytes = b"") -> bool:
         """As the lanes do, remembering it."""
         self.went_back, self.after_s, self.tries = True, after_s, tries
-        return self._desk.back(tag, lane, after_s=after_s, tries=tries, **learned)
+        return self._desk.back(tag, lane, lesson, after_s=after_s, tries=tries, outbox=outbox)
 
     def health(self, lane: str, task: str) -> Health:
         """As the lane knows it."""

@@ -28,9 +28,11 @@ from ratelimit_worker.calls import (
     Response,
     Sighting,
     Timeouts,
+    Usage,
     sighting,
     within,
 )
+from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Verdict, Witness
 from ratelimit_worker.errors import (
     CallFailedLater,
     CallLost,
@@ -43,12 +45,12 @@ from ratelimit_worker.errors import (
 from ratelimit_worker.flow import observe
 from ratelimit_worker.flow.content import content_of
 from ratelimit_worker.flow.settle import Answers
-from ratelimit_worker.flow.tally import Tally, tried
+from ratelimit_worker.flow.tally import Tally
 from ratelimit_worker.policy import timeout
 from ratelimit_worker.policy.classification import classify_exception
 from ratelimit_worker.policy.completion import cut_short
 from ratelimit_worker.policy.estimate import usage_of
-from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, Witness, compared, digest
+from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, compared, digest
 from ratelimit_worker.policy.own_retry import Goes, Stays, Wish, whose
 from ratelimit_worker.policy.retry import NO_RECORD, GiveUp, Halt, Retry, RetryPolicy, Snooze, Step, Why, next_step
 from ratelimit_worker.policy.timeout import Latencies
@@ -58,8 +60,8 @@ log = logging.getLogger("ratelimit_worker.attempt")
 
 
 #: What an attempt's answer is to those that wait for the same; all else is an error.
-KINDS = {Outcome.ANSWERED: "value", Outcome.RETRIED: "passed"}
-SHORT = "short"  #: an answer that is not whole: for those that wait for it now, and kept for nobody
+KINDS: Mapping[Outcome, AnswerKind] = {Outcome.ANSWERED: "value", Outcome.RETRIED: "passed"}
+SHORT: AnswerKind = "short"  #: an answer that is not whole: for those that wait for it now, and kept for nobody
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,7 +275,7 @@ class Executor:
             facts, replace(begun, number=begun.number + 1), self.clock(), content=content_of(facts.arguments)
         )
         row = self._row(trial, begun.now_s, None, Outcome.FAILED, DeadlineExceeded.__name__)
-        self.lanes.settle(facts.tag, facts.lane, b"", outbox=self.encode_outcome(row), verdict="other", seen=b"")
+        self.lanes.settle(facts.tag, facts.lane, b"", Lesson(), outbox=self.encode_outcome(row))
         return GaveUp(deadline_exceeded(facts.call_id, facts.lane, begun.number, begun.failed))
 
     def timeouts(self, plan: Mapping[str, Any], task: str, begun: Begun) -> Timeouts:
@@ -313,7 +315,7 @@ class Executor:
         if swallowed is not None:
             self._heard(trial, swallowed, Outcome.ANSWERED, self.answers.value(value))
             return Answered(value)
-        verdict: observe.Verdict = "plain" if trial.seen.response is None else "good"
+        verdict: Verdict = "plain" if trial.seen.response is None else "good"
         if trial.seen.usage is None:  # an SDK's answer, given back by the function
             trial.seen.usage = usage_of(value)
         self.tally.add(facts.lane, facts.task, trial.started, begun.now_s)
@@ -332,11 +334,10 @@ class Executor:
 
     def _hangs(self, trial: _Trial) -> None:
         """The lane hears that a call has no answer yet, as of a time-out; the attempt goes on, and ends by itself."""
-        facts, begun, at = trial.facts, trial.begun, self._at(trial)
+        facts = trial.facts
         failure = Failure(category=Category.TIMEOUT, cause="no answer yet")
-        older = observe.older(begun.ticket, self.lanes.health(facts.lane, facts.task))
-        seen = observe.encode(at, begun.ticket, "sick", None, failure, facts.cost, older, self._witness(trial, "sick"))
-        self.lanes.settle(facts.tag, facts.lane, b"", outbox=b"", verdict=observe.word("sick", None), seen=seen)
+        older = observe.older(trial.begun.ticket, self.lanes.health(facts.lane, facts.task))
+        self.lanes.settle(facts.tag, facts.lane, b"", self._lesson(trial, self._at(trial), "sick", failure, older))
 
     def _passed(self, trial: _Trial, word: BaseException) -> None:
         trial.content = content_of(trial.facts.arguments, error=word)
@@ -349,20 +350,16 @@ class Executor:
             else:
                 self._heard(trial, judged, outcome, self.answers.passed(), cause=cause, kind="passed")
             return
-        failure, response, at = judged.failure if judged else None, trial.seen.response, self._at(trial)
+        failure, at = judged.failure if judged else None, self._at(trial)
         verdict = self._verdict(trial, failure) if failure else "other"
         older = judged.older if judged else 0
-        facts, witness = trial.facts, self._witness(trial, verdict)
         self.lanes.back(
-            facts.tag,
-            facts.lane,
+            trial.facts.tag,
+            trial.facts.lane,
+            self._lesson(trial, at, verdict, failure, older),
             after_s=0.0,
             tries=0,
             outbox=self.encode_outcome(self._row(trial, at, failure, outcome, cause)),
-            verdict=observe.word(verdict, response),
-            seen=observe.encode(at, trial.begun.ticket, verdict, response, failure, facts.cost, older, witness),
-            gate_s=(failure.retry_after_s or 0.0) if failure else 0.0,
-            failed=failure,
         )
 
     def _judge(self, trial: _Trial, error: BaseException) -> _Judged | None:
@@ -440,7 +437,7 @@ class Executor:
         answer: bytes,
         *,
         cause: str | None = None,
-        kind: str | None = None,
+        kind: AnswerKind | None = None,
     ) -> None:
         """The lane hears of a failure that the task itself has dealt with."""
         self._settle(
@@ -452,7 +449,7 @@ class Executor:
             cause=cause,
             older=judged.older,
             kind=kind,
-            tried=self._tried(trial) if judged.costs and not judged.free else b"",
+            tried=judged.costs and not judged.free,
         )
 
     def _failed(self, trial: _Trial, error: BaseException) -> Result:
@@ -471,7 +468,7 @@ class Executor:
         tries = begun.tries + 1
         match step:
             case Retry(after_s):
-                return self._again(trial, failure, after_s, 1, older, self._tried(trial))
+                return self._again(trial, failure, after_s, 1, older, tried=True)
             case Snooze(after_s):
                 # The lane's gate keeps a refused call waiting; at its own place it is the first to go after it. What
                 # met a sick provider waits by a backoff of its own, and then behind those that were not tried.
@@ -488,17 +485,17 @@ class Executor:
                     self.answers.error(final),
                     self._verdict(trial, failure),
                     older=older,
-                    tried=self._tried(trial) if judged.costs and step == GiveUp(failure, Why.TRIES) else b"",
+                    tried=judged.costs and step == GiveUp(failure, Why.TRIES),
                 )
                 return GaveUp(final)
 
-    def _verdict(self, trial: _Trial, failure: Failure) -> observe.Verdict:
+    def _verdict(self, trial: _Trial, failure: Failure) -> Verdict:
         """A call that had less time than its provider needs says nothing of the provider."""
         if failure.category is Category.TIMEOUT and trial.timeouts.by_deadline:
             return "other"
         return observe.verdict_of(failure)
 
-    def _witness(self, trial: _Trial, verdict: observe.Verdict) -> Witness | None:
+    def _witness(self, trial: _Trial, verdict: Verdict) -> Witness | None:
         if verdict not in {"good", "plain", "sick", "refused"}:
             return None
         facts, sick = trial.facts, verdict == "sick"
@@ -516,28 +513,46 @@ class Executor:
         """Now, on Redis' clock: seconds since the epoch."""
         return trial.begun.now_s + self.clock() - trial.started
 
-    def _tried(self, trial: _Trial) -> bytes:
-        return tried(trial.facts.task, self.tally.take(trial.facts.lane, trial.started))
+    def _lesson(
+        self,
+        trial: _Trial,
+        at: float,
+        verdict: Verdict,
+        failure: Failure | None,
+        older: int = 0,
+        usage: Usage | None = None,
+        tried: bool = False,
+    ) -> Lesson:
+        facts = trial.facts
+        requests, tokens, input_tokens, output_tokens = facts.cost
+        return Lesson(
+            verdict=verdict,
+            at_s=at,
+            ticket=trial.begun.ticket,
+            failure=failure,
+            reading=observe.read(trial.seen.response, verdict, at),
+            cost=(requests, tokens, input_tokens, output_tokens),
+            older=older,
+            witness=self._witness(trial, verdict),
+            usage=usage,
+            reconcile=self.reconcile(facts.lane) if usage is not None else None,
+            failed_task=facts.task if tried else "",
+            answered=self.tally.take(facts.lane, trial.started) if tried else {},
+        )
 
     def _again(
-        self, trial: _Trial, failure: Failure, after_s: float, tries: int, older: int = 0, tried: bytes = b""
+        self, trial: _Trial, failure: Failure, after_s: float, tries: int, older: int = 0, tried: bool = False
     ) -> Result:
-        facts, begun, response = trial.facts, trial.begun, trial.seen.response
+        facts, begun = trial.facts, trial.begun
         verdict, at = self._verdict(trial, failure), self._at(trial)
         outcome = Outcome.RETRIED if tries else Outcome.SNOOZED
         ours = self.lanes.back(
             facts.tag,
             facts.lane,
+            self._lesson(trial, at, verdict, failure, older, tried=tried),
             after_s=after_s,
             tries=tries,
             outbox=self.encode_outcome(self._row(trial, at, failure, outcome, failure.cause)),
-            verdict=observe.word(verdict, response, suspect=trial.suspect),
-            seen=observe.encode(
-                at, begun.ticket, verdict, response, failure, facts.cost, older, self._witness(trial, verdict)
-            ),
-            gate_s=failure.retry_after_s or 0.0,
-            tried=tried,
-            failed=failure,
         )
         return Again(after_s, call_failed(failure, begun.tries + tries)) if ours else NotOurs()
 
@@ -547,32 +562,31 @@ class Executor:
         failure: Failure | None,
         outcome: Outcome,
         answer: bytes,
-        verdict: observe.Verdict,
+        verdict: Verdict,
         *,
         cause: str | None = None,
         older: int = 0,
-        kind: str | None = None,
-        tried: bytes = b"",
+        kind: AnswerKind | None = None,
+        tried: bool = False,
     ) -> None:
-        facts, response, at = trial.facts, trial.seen.response, self._at(trial)
+        facts, at = trial.facts, self._at(trial)
         row = self._row(trial, at, failure, Outcome.RETRIED if trial.resent else outcome, cause)
         self.lanes.settle(
             facts.tag,
             facts.lane,
             answer,
-            outbox=self.encode_outcome(row),
-            verdict=observe.word(verdict, response, suspect=trial.suspect),
-            seen=observe.encode(
-                at, trial.begun.ticket, verdict, response, failure, facts.cost, older, self._witness(trial, verdict)
+            self._lesson(
+                trial,
+                at,
+                verdict,
+                failure,
+                older,
+                trial.seen.usage if outcome is Outcome.ANSWERED else None,
+                tried,
             ),
-            gate_s=(failure.retry_after_s or 0.0) if failure is not None else 0.0,
             kind=kind or KINDS.get(outcome, "error"),
-            used=self._used(facts, trial.seen) if outcome is Outcome.ANSWERED else b"",
-            tried=tried,
+            outbox=self.encode_outcome(row),
         )
-
-    def _used(self, facts: Facts, seen: Sighting) -> bytes:
-        return observe.used(seen.response, seen.usage, self.reconcile(facts.lane))
 
     def _row(self, trial: _Trial, at: float, failure: Failure | None, outcome: Outcome, cause: str | None) -> Attempt:
         facts, begun, seen = trial.facts, trial.begun, trial.seen

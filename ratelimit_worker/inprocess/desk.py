@@ -22,6 +22,7 @@ from redis import RedisError
 from redis.exceptions import ResponseError
 
 from ratelimit_worker.calls import Cost, Priority
+from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.flow import pin
 from ratelimit_worker.flow.admit import Away, News
@@ -178,17 +179,28 @@ class Desk:
 
     # ── for the executor: what has happened is told Redis now or later, and never costs the caller its answer ─────────
 
-    def settle(self, tag: str, lane: str, answer: bytes, **learned: Any) -> bool:
+    def settle(
+        self,
+        tag: str,
+        lane: str,
+        answer: bytes,
+        lesson: Lesson,
+        *,
+        kind: AnswerKind = "value",
+        outbox: bytes = b"",
+    ) -> bool:
         """Make the outcome safe, now or when Redis is back."""
-        self._now_or_later(lambda lanes: lanes.settle(tag, lane, answer, **learned))
+        self._now_or_later(lambda lanes: lanes.settle(tag, lane, answer, lesson, kind=kind, outbox=outbox))
         return True
 
-    def back(self, tag: str, lane: str, **how: Any) -> bool:
+    def back(self, tag: str, lane: str, lesson: Lesson, *, after_s: float, tries: int, outbox: bytes = b"") -> bool:
         """Return the call to its lane → False when it is not there under this tag, or Redis is away."""
         try:
-            return self._ask(lambda: self.lanes.back(tag, lane, **how), once=True)
+            return self._ask(
+                lambda: self.lanes.back(tag, lane, lesson, after_s=after_s, tries=tries, outbox=outbox), once=True
+            )
         except StoreUnavailable:  # the caller enters it anew; what was learned is told later, by a tag that is over
-            self._later.append(lambda lanes: lanes.settle(tag, lane, b"", **_learned(how)))
+            self._later.append(lambda lanes: lanes.settle(tag, lane, b"", lesson, outbox=outbox))
             return False
 
     def health(self, lane: str, task: str) -> Health:
@@ -340,10 +352,6 @@ class Desk:
                 self._presence.went(error)
                 self._wake()
             raise Away(self.why) from error
-
-
-def _learned(how: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: how[name] for name in ("outbox", "verdict", "seen", "gate_s", "tried") if name in how}
 
 
 def _claim(task: str, plan: Mapping[str, Any], *, again: bool) -> Claim | None:

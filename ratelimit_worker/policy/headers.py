@@ -272,13 +272,6 @@ def _policies(known: Mapping[str, str], now_s: float | None) -> list[_Policy]:
     return found
 
 
-def told_dimensions(headers: Mapping[str, str]) -> frozenset[str]:
-    """Dimensions of which the headers tell what remains; cheap where there are none."""
-    if not any(field[3] == "remaining" for field in map(_field, headers) if field is not None):
-        return frozenset()
-    return frozenset(snapshots(headers, now_s=None))
-
-
 _CONCURRENCY = re.compile(
     r"concurren(?:t|cy|tly)|simultaneous|in[ _-]?flight|\bparallel\b|at the same time|too many (?:open )?connections",
     re.I,

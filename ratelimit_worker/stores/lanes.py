@@ -14,6 +14,7 @@ import msgspec
 from redis import Redis
 
 from ratelimit_worker.calls import Cost, Failure, Mode, Priority
+from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.errors import BadInput, LaneFull, LanesFull, LaneShedding
 from ratelimit_worker.policy.fault import Failing, Lately
 from ratelimit_worker.policy.retry import Record
@@ -281,49 +282,65 @@ class Lanes:
         tag: str,
         lane: str,
         answer: bytes,
+        lesson: Lesson,
         *,
-        outbox: bytes,
-        verdict: str,
-        seen: bytes,
-        gate_s: float = 0.0,
-        kind: str = "value",
-        used: bytes = b"",
-        tried: bytes = b"",
+        kind: AnswerKind = "value",
+        outbox: bytes = b"",
     ) -> bool:
         """Make the outcome of a call safe; the first answer wins → whether this was the first.
 
         Args:
-            kind: What the answer is: "value", which is kept; "short" and "error", which only followers get; "passed":
-                it asks again, or never will; "alone": nobody else can have it, each of its followers asks for itself.
-            used: What the call has really taken (`observe.used`): the lane gets back what was reserved beyond that.
-            tried: A failure that cost a try, for the record of its function (`tally.tried`).
+            answer: Empty: there is none to keep.
+            kind: What the answer is to the calls that wait for it.
+            outbox: The attempt, as the outbox holds it; empty: it has no row.
         """
-        args = (tag, answer, outbox, verdict, seen, int(gate_s * US), lane, KEEP_ANSWER_S * 1000, kind, used, tried)
+        args = (
+            tag,
+            answer,
+            outbox,
+            lesson.word(),
+            lesson.observation(),
+            int(lesson.gate_s * US),
+            lane,
+            KEEP_ANSWER_S * 1000,
+            kind,
+            lesson.used(),
+            lesson.tried(),
+        )
         return bool(self.run("settle", args))
 
     def back(
         self,
         tag: str,
         lane: str,
+        lesson: Lesson,
         *,
         after_s: float,
         tries: int,
-        outbox: bytes,
-        verdict: str,
-        seen: bytes,
-        gate_s: float = 0.0,
-        tried: bytes = b"",
-        failed: Failure | None = None,
+        outbox: bytes = b"",
     ) -> bool:
         """Return a released call to its lane, due in `after_s` (0: to its own place) → False when it was not ours.
 
         Args:
-            failed: What sends it back; `begin` tells it, should the deadline pass before the next attempt. A sick one
+            lesson: Its failure is what `begin` tells, should the deadline pass before the next attempt. A sick one
                 joins the call's row of such, which all else ends.
+            tries: That the attempt has cost.
+            outbox: As of `settle`.
         """
-        why = b"" if failed is None else msgspec.msgpack.encode(failed)
-        sick = int(failed is not None and failed.sick)
-        args = (tag, int(after_s * US), tries, outbox, verdict, seen, int(gate_s * US), lane, tried, why, sick)
+        failure = lesson.failure
+        args = (
+            tag,
+            int(after_s * US),
+            tries,
+            outbox,
+            lesson.word(),
+            lesson.observation(),
+            int(lesson.gate_s * US),
+            lane,
+            lesson.tried(),
+            b"" if failure is None else msgspec.msgpack.encode(failure),
+            int(failure is not None and failure.sick),
+        )
         return bool(self.run("back", args))
 
     def free(self, tags: Sequence[str]) -> int:

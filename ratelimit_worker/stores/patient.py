@@ -25,6 +25,7 @@ from redis.exceptions import (
     TimeoutError,
 )
 
+from ratelimit_worker.contracts.lesson import Lesson
 from ratelimit_worker.ports import Begun, Health
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.reach import first_line, unavailable
@@ -98,11 +99,11 @@ class PatientLanes(Lanes):
     def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
         return self._patiently(lambda: super(PatientLanes, self).begin(tag, lease_s, alone, process, taken))
 
-    def settle(self, tag: str, lane: str, answer: bytes, **learned: Any) -> bool:
-        return self._patiently(lambda: super(PatientLanes, self).settle(tag, lane, answer, **learned))
+    def settle(self, tag: str, lane: str, answer: bytes, lesson: Lesson, **how: Any) -> bool:
+        return self._patiently(lambda: super(PatientLanes, self).settle(tag, lane, answer, lesson, **how))
 
-    def back(self, tag: str, lane: str, **how: Any) -> bool:
-        return self._patiently(lambda: super(PatientLanes, self).back(tag, lane, **how))
+    def back(self, tag: str, lane: str, lesson: Lesson, **how: Any) -> bool:
+        return self._patiently(lambda: super(PatientLanes, self).back(tag, lane, lesson, **how))
 
     def health(self, lane: str, task: str = "") -> Health:
         return self._patiently(lambda: super(PatientLanes, self).health(lane, task))

@@ -16,6 +16,7 @@ from typing import Any
 from celery.app.task import Context
 
 from ratelimit_worker.calls import Attempt, Outcome, Priority
+from ratelimit_worker.contracts.lesson import Lesson
 from ratelimit_worker.errors import BadInput, DeadlineExceeded, MessageRefused, RateLimitWorkerError
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.stores import keys
@@ -65,7 +66,7 @@ def refuse(
         # Settled, told, freed: who dies in between leaves it to the lease, and the next one does the rest. Those that
         # follow a call whose deadline has passed have deadlines of their own.
         answer = b"" if why is None else answers.error(error)
-        lanes.settle(tag, record[LANE], answer, outbox=encode_outcome(row), verdict="other", seen=b"", kind="error")
+        lanes.settle(tag, record[LANE], answer, Lesson(), kind="error", outbox=encode_outcome(row))
         _fail(app, call_id, error, {**headers, **_canvas(payload)})
         lanes.free([tag])
 
@@ -90,7 +91,7 @@ def give_up(app: Any, encode_outcome: Callable[[Attempt], bytes], lanes: Lanes, 
     waited_s = max(0.0, started_s - record[SINCE] / 1e6)
     row = replace(row, number=int(record[NUMBER]), started_at=started_s, waited_s=waited_s)
     # As of one whose deadline passed while it waited: those that follow it have deadlines of their own.
-    lanes.settle(tag, record[LANE], b"", outbox=encode_outcome(row), verdict="other", seen=b"", kind="error")
+    lanes.settle(tag, record[LANE], b"", Lesson(), kind="error", outbox=encode_outcome(row))
     _fail(app, call_id, error, {**headers, **_canvas(payload)})
     lanes.free([tag])
     return True
