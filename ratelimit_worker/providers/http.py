@@ -184,16 +184,21 @@ def post(
     good = 200 <= response.status < 300
     model = _model(response.body) or model_of(to.path, body)[:256] or None
     saw(response, usage=usage(response.body) if usage and good and is_json else None, provider=provider, model=model)
+    _check(response, is_json, operation)
+    return response
+
+
+def _check(response: Response, is_json: bool, operation: Operation | None) -> None:
+    """Return where this is what was asked for; else raise as `post` says."""
     if 300 <= response.status < 400:
         raise _redirected(response)
-    if not good:
+    if not 200 <= response.status < 300:
         raise ProviderRefused(response)
     if not is_json and (operation is None or operation.gives != "text"):
         raise MalformedResponse("the answer is no JSON", response.status, response.request_id)
     flaw = flaw_of(response.body, response.headers, response.path)  # Anthropic's overloaded_error may come with a 200
     if flaw is not None and flaw.category is not Category.CONTENT_FILTERED:
         raise ProviderRefused(response)
-    return response
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from ratelimit_worker.contracts.plan import HEADER, described
 from ratelimit_worker.errors import BadInput, DeadlineExceeded, MessageRefused, RateLimitWorkerError
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.clock import redis_now_s
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.worker.fields import right_ones
 from ratelimit_worker.worker.intake import prepared, read_json
@@ -132,8 +133,7 @@ def _canvas(payload: bytes) -> dict[str, Any]:
 
 def _row(lanes: Lanes, record: list[Any], call_id: str, task: str, error: RateLimitWorkerError, header: Any) -> Attempt:
     """One row more of the call, though nothing was sent."""
-    seconds, micros = lanes.client.time()
-    now_s = float(seconds) + micros / 1e6
+    now_s = redis_now_s(lanes.client)
     context, tags = described(header)
     return Attempt(
         call_id=call_id,

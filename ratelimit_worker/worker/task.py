@@ -58,7 +58,7 @@ from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.decide import DECIDE_S, current, deciding
 from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.stores.patient import PATIENCE, PatientLanes
-from ratelimit_worker.stores.reach import first_line
+from ratelimit_worker.stores.reach import first_line, unavailable
 from ratelimit_worker.wiring import Services, policy_of
 from ratelimit_worker.worker import jobs, lost, sending
 from ratelimit_worker.worker.backend import GOES_ON, left_by
@@ -613,8 +613,7 @@ def accepting(app: Any, call_id: str, producer: Any, most_s: float = DECIDE_S) -
                 taken = app.producer_pool.acquire(block=True, timeout=decision.left_s())
             yield taken or producer
         except (OperationalError, LimitExceeded, RedisError, OSError, StoreUnavailable) as error:
-            said = error.said if isinstance(error, StoreUnavailable) else f"Redis said: {first_line(error)}"
-            raise StoreUnavailable(said, call_id, "maybe" if decision.sent else "no") from error
+            raise unavailable(error, "Redis said", call_id, "maybe" if decision.sent else "no") from error
         finally:
             if taken is not None:
                 taken.release()
