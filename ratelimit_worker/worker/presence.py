@@ -35,6 +35,7 @@ from ratelimit_worker.worker import jobs, own_rules
 from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
 from ratelimit_worker.worker.grace import Grace, begin
 from ratelimit_worker.worker.installed import in_memory, services_of
+from ratelimit_worker.worker.prerun import before_others
 from ratelimit_worker.worker.quarantine import QUARANTINE
 from ratelimit_worker.worker.spare import give_size, kind_of
 from ratelimit_worker.worker.task import CallTask, warm_up
@@ -270,6 +271,7 @@ class LanesStep(bootsteps.StartStopStep):
 
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         super().__init__(consumer, **kwargs)
+        before_others()  # the app's modules are imported, and no child is forked yet
         self.presence: Presence | None = None  #: once all has been started that a worker needs
         self.duties: list[Duty] = []
         self.grace: Grace | None = None
