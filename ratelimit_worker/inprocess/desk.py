@@ -22,6 +22,7 @@ import msgspec
 from redis import RedisError
 from redis.exceptions import ResponseError
 
+from ratelimit_worker.contracts.call import Claim, Entry
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import StoreUnavailable
@@ -32,7 +33,7 @@ from ratelimit_worker.ports import Begun, Health
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.decide import deciding
 from ratelimit_worker.stores.desks import LOOK_EVERY_S, PREFIX, Desks
-from ratelimit_worker.stores.lanes import AnsweredFromCache, Claim, Entry, Lanes
+from ratelimit_worker.stores.lanes import AnsweredFromCache, Lanes
 from ratelimit_worker.stores.patient import passes
 from ratelimit_worker.stores.reach import first_line, reach
 from ratelimit_worker.wiring import Services
@@ -118,7 +119,7 @@ class Desk:
         self._most_turns = max(self._most_turns, len(self._turns))
         return turn
 
-    def enqueue(self, turn: Turn, task: str, plan: Plan, *, after_s: float, tries: int, number: int) -> bytes | None:
+    def enqueue(self, turn: Turn, task: str, plan: Plan, after_s: float) -> bytes | None:
         """Put the call into its lane → an answer that is kept, instead of that.
 
         Raises:
@@ -127,24 +128,15 @@ class Desk:
             StoreUnavailable: Redis refuses for a reason that will not pass.
         """
         self.open()
-        entry = Entry(
-            lane=plan.lane,
+        entry = Entry.of(
+            plan,
+            MESSAGE,
+            b"",  # the arguments stay with the caller
             queue=self.queue,
             ref=turn.ref,
-            publication=plan.publication,
-            message=MESSAGE,
-            body=b"",  # the arguments stay with the caller
-            deadline_in_s=max(0.001, plan.deadline_s - time.time()),
+            left_s=plan.deadline_s - time.time(),
             due_in_s=after_s,
-            priority=plan.priority,
-            tenant=plan.tenant,
-            weight=plan.weight,
-            cost=plan.cost,
-            tries=tries,
-            number=number,
-            max_waiting=plan.max_waiting,
-            claim=_claim(task, plan, again=after_s > 0),
-            sheds="raise" if plan.shedding is not None else "",
+            claim=Claim.of(plan, task, at_once=True),
             lane_fields=lambda: pin.lane_fields(self.live.control, self.live.settings, plan.lane),
         )
         turn.tried = True
@@ -491,13 +483,3 @@ class Deliveries(Duty):
         tag = _tag_of(popped[1])["delivery_tag"]
         if not self.desk.deliver(tag):  # its caller left: the place is free
             self.lanes.free([tag])
-
-
-def _claim(task: str, plan: Plan, *, again: bool) -> Claim | None:
-    """What a call shares with those that are the same; None: nothing.
-
-    A call that goes on after a failure, `again`, asks nobody any more; its answer is kept all the same.
-    """
-    if plan.sharing is None or plan.fingerprint is None:
-        return None
-    return Claim.of(plan, plan.sharing, plan.fingerprint, task, at_once=True, again=again)
