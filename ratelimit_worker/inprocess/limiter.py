@@ -26,6 +26,7 @@ from redis import RedisError
 from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Mode, ModeChange, Timeouts
 from ratelimit_worker.config import NO_REDIS
+from ratelimit_worker.contracts.plan import Sender, Shedding
 from ratelimit_worker.errors import BadInput, ConfigurationError, DeadlineExceeded, StoreUnavailable
 from ratelimit_worker.flow import enqueue, pin
 from ratelimit_worker.flow.admit import LOOK_AGAIN_S, Admission, Sleep, Steps, inside, run_unpaced
@@ -219,8 +220,8 @@ class AdvancedRateLimiter:
             fingerprint = self._sharing.fingerprint(func, name, lane, how.context, args, kwargs, how.cache_key)
             if any(outer.fingerprint == fingerprint for outer in inside.get()):
                 fingerprint = None  # it would wait for itself
-        if fingerprint is not None:
-            plan = structs.replace(plan, fingerprint=fingerprint)
+        shedding = Shedding.RAISE if plan.shedding is not None else None
+        plan = structs.replace(plan, sender=Sender.CALLER, shedding=shedding, fingerprint=fingerprint)
 
         def take_part(ref: str) -> Turn:
             hear: Callable[[Mail], None] = driver.mailbox()

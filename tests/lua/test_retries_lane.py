@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from benchmarks.retries import TRIALS, run
 from ratelimit_worker.calls import Attempt, Category, Mode, Outcome, Priority, Response
+from ratelimit_worker.contracts.call import Claim
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import CallFailed, StoreUnavailable
 from ratelimit_worker.flow.execute import Again, Executor, Facts, GaveUp, Result
@@ -25,7 +26,6 @@ from ratelimit_worker.policy.retry import Record
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.providers.http import ProviderRefused
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.lanes import Claim
 from ratelimit_worker.stores.outbox import Outbox, encode
 from ratelimit_worker.stores.patient import PatientLanes
 from ratelimit_worker.wiring import services
