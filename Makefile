@@ -13,7 +13,7 @@ REPEAT ?= 3
 SPREAD ?= -n 3 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo flower test chaos audit fuzz test-compat lint lock wheel clean distclean
+.PHONY: help install demo flower test test-fast chaos audit fuzz test-compat lint lock wheel clean distclean
 
 help:  ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -29,6 +29,10 @@ flower: $(STAMP)  ## Flower on the broker of MAISD_REDIS_URL, with the page "Rat
 
 test: $(STAMP)  ## Run the tests; property tests try fixed examples
 	@$(BIN)/python -m pytest -q $(SPREAD) $(ARGS)
+
+# What needs no worker process, for every save.
+test-fast: $(STAMP)  ## Tests of modules and of scripts alone, in less than a minute
+	@$(BIN)/python -m pytest -q -n 2 -m "not worker" tests/unit tests/lua $(ARGS)
 
 # The table goes into docs/promises.md only when all faults were staged; ONLY="redis-full worker-killed" prints its own.
 chaos: $(STAMP)  ## Stage every fault REPEAT=3 times, judge by the provider's log, and write docs/promises.md; ONLY=name

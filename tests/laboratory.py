@@ -2,8 +2,8 @@
 
 Nothing sleeps, so 60 s of a lane take less than a second. What is real here: `flow.tune.decide` with pace and modes,
 the observations as the lane's list holds them, classification, the retry decision, and every byte that the provider
-answers. What is a model: the bucket, gate and width of `stores/lua` (`Plane`; tests/test_laboratory.py holds it against
-the scripts), a pool of slots, and the time that messages take.
+answers. What is a model: the bucket, gate and width of `stores/lua` (`Plane`; tests/unit/simulate/test_laboratory.py
+holds it against the scripts), a pool of slots, and the time that messages take.
 """
 
 from __future__ import annotations

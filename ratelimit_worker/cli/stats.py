@@ -56,11 +56,15 @@ def stats(ctx: click.Context, window: float, watch: bool, form: str, by: str) ->
         while watch:
             click.clear()  # on a terminal only
             _show(found, form, by)
-            time.sleep(_EVERY_S)
+            _pause(_EVERY_S)
             found = figures(opened.sources, window, time.time())
     _show(found, form, by)
     if found.now is None and opened.sources.live is not None:  # where none is named, the database is all there is
         ctx.exit(_UNREACHABLE)
+
+
+def _pause(seconds: float) -> None:
+    time.sleep(seconds)
 
 
 def _show(found: Stats, form: str, by: str) -> None:

@@ -23,8 +23,8 @@ from ratelimit_worker.simulate import Scenario
 from ratelimit_worker.stores.outbox import GROUP
 from tests.chaos.stage import Stage, pids_of_group, small_disk
 from tests.chaos.verdict import FINAL, Allowed
+from tests.cluster.test_chaos import GARBAGE
 from tests.conftest import wait_for
-from tests.test_chaos import GARBAGE
 
 Act = Callable[[Stage], object]
 

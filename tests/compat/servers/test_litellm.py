@@ -14,7 +14,7 @@ from ratelimit_worker.policy.classification import classify_exception
 from ratelimit_worker.providers import apis, openai
 from tests.compat.servers.started import MASTER_KEY, litellm_proxy
 from tests.compat.servers.upstream import Upstream, upstream
-from tests.test_run import Runner
+from tests.faces.test_run import Runner
 
 C = Category
 

@@ -1,0 +1,231 @@
+"""The page "Rate limit" in a real browser: it loads, Emergency is clicked, `status` says so. Pictures are kept."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx2 as httpx
+import pytest
+
+from ratelimit_worker import wiring
+from ratelimit_worker.calls import Mode
+from ratelimit_worker.flow.pin import auto, pin
+from ratelimit_worker.reports.stats import Sources, status
+from ratelimit_worker.stores.database import engine_for
+from ratelimit_worker.stores.live import Live
+from ratelimit_worker.stores.queries import Queries
+from tests.conftest import wait_for
+from tests.faces.test_flower import LOGIN, flower
+from tests.fleet import Fleet, fleet, free_port
+
+pytestmark = [pytest.mark.browser, pytest.mark.worker]
+
+_ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # W3C WebDriver's name for a reference
+_FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
+    "--window-size=1280,800",
+)
+
+
+class Browser:
+    """Headless Chromium over WebDriver's HTTP."""
+
+    def __init__(self, driver_url: str, folder: Path) -> None:
+        self._client = httpx.Client(base_url=driver_url, timeout=120.0, trust_env=False)
+        arguments = [*_FLAGS, f"--user-data-dir={folder}"]
+        answer = self._ask(
+            "POST", "/session", capabilities={"alwaysMatch": {"goog:chromeOptions": {"args": arguments}}}
+        )
+        self._session = f"/session/{answer['sessionId']}"
+
+    def open(self, url: str) -> None:
+        """Go there."""
+        self._ask("POST", f"{self._session}/url", url=url)
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        """What a script returns."""
+        return self._ask("POST", f"{self._session}/execute/sync", script=script, args=list(arguments))
+
+    def click(self, selector: str) -> None:
+        """Click as a mouse does: the element must be in sight."""
+        self._ask("POST", f"{self._element(selector)}/click")
+
+    def write(self, selector: str, text: str) -> None:
+        """Type."""
+        self._ask("POST", f"{self._element(selector)}/value", text=text)
+
+    def text(self, selector: str) -> str:
+        """What can be read there; nothing where it is not there (yet). In one step, since the page renews its parts."""
+        found: str = self.run("return document.querySelector(arguments[0])?.innerText.trim() ?? ''", selector)
+        return found
+
+    def resize(self, width: int, height: int) -> None:
+        """The size of what is seen, also below what a window may have at least."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        command = {"cmd": "Emulation.setDeviceMetricsOverride", "params": metrics}
+        self._ask("POST", f"{self._session}/goog/cdp/execute", **command)
+
+    def picture(self, path: Path) -> None:
+        """What is seen, as PNG; also in the folder that RLW_SCREENSHOTS names."""
+        path.write_bytes(base64.b64decode(self._ask("GET", f"{self._session}/screenshot")))
+        if folder := os.environ.get("RLW_SCREENSHOTS"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder)
+
+    def close(self) -> None:
+        """End it."""
+        self._ask("DELETE", self._session)
+        self._client.close()
+
+    def _element(self, selector: str) -> str:
+        found = self._ask("POST", f"{self._session}/element", using="css selector", value=selector)
+        return f"{self._session}/element/{found[_ELEMENT]}"
+
+    def _ask(self, method: str, path: str, **body: Any) -> Any:
+        answer = self._client.request(method, path, json=None if method != "POST" else body)
+        assert answer.is_success, answer.text
+        return answer.json()["value"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium. Without it: skipped on a laptop, a failure where CI is set."""
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        why = "Chromium is not installed (apt-get install chromium chromium-driver): its tests cannot run"
+        if os.environ.get("CI"):
+            pytest.fail(why)
+        pytest.skip(why)
+    folder, port = Path(tempfile.mkdtemp(prefix="rlw-chromium-")), free_port()
+    with (folder / "driver.log").open("wb") as log:
+        driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=log, stderr=subprocess.STDOUT)
+    url = f"http://127.0.0.1:{port}"
+
+    def ready() -> bool:
+        try:
+            return bool(httpx.get(f"{url}/status", trust_env=False).json()["value"]["ready"])
+        except httpx.TransportError:
+            return False
+
+    try:
+        wait_for(ready, timeout_s=120.0, what="chromedriver is ready")
+        opened = Browser(url, folder / "profile")
+        try:
+            yield opened
+        finally:
+            opened.close()
+    finally:
+        driver.terminate()
+        driver.wait(timeout=120)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Fleet]:
+    """A broker of its own: these tests begin without a lane."""
+    with fleet() as made:
+        yield made
+
+
+@pytest.fixture
+def page(cluster: Fleet) -> Iterator[str]:
+    """The address of the page, with the login in it."""
+    with flower(cluster.env, cluster.folder / "flower.log", "--basic-auth", ":".join(LOGIN)) as address:
+        user, password = (quote(part, safe="") for part in LOGIN)
+        yield f"{address.replace('://', f'://{user}:{password}@')}/rate-limit"
+
+
+def modes(cluster: Fleet) -> dict[str, str]:
+    """Lane → mode, as `status` says."""
+    services = wiring.services()
+    engine = engine_for(services.settings.database_url)
+    state, _ = status(Sources(queries=Queries(engine), live=Live(services.redis)))
+    engine.dispose()
+    return {lane.lane: lane.mode.value for lane in state.lanes}
+
+
+def fits(browser: Browser) -> bool:
+    """Whether nothing reaches out of the page's width."""
+    return bool(browser.run("return document.documentElement.scrollWidth <= window.innerWidth"))
+
+
+def test_emergency_is_clicked_and_status_says_so(cluster: Fleet, page: str, browser: Browser, tmp_path: Path) -> None:
+    """From no lane, over Emergency for all and Auto for one, to changes made elsewhere: seen without a reload."""
+    browser.resize(1280, 800)
+    browser.open(page)
+    assert browser.text("#rlw-empty").startswith("No lane yet")
+    assert browser.text("a.nav-link.active") == "Rate limit"
+    browser.run("window.sameDocument = true")
+    browser.picture(tmp_path / "rate-limit-empty.png")
+
+    cluster.worker("w", "-P", "threads", "-c", "4", "-E")
+    agent = cluster.agent()
+    control = wiring.services().control
+    for task, argument in ((agent.echo, 1), (agent.stamp, "a"), (agent.hush, "p")):
+        task.delay(argument).get(timeout=120)
+    wait_for(
+        lambda: browser.run("return document.querySelectorAll('#rlw-lanes [data-lane]').length") == 3,
+        what="the lanes come by themselves",
+    )
+    assert browser.run("return Array.from(document.getElementById('rlw-lane').options, o => o.value)") == [
+        *("", "free", "hush", "stamp")
+    ]
+
+    browser.write("[name=reason]", "provider <sick> & slow")
+    browser.click("button[value=EMERGENCY]")
+    wait_for(lambda: browser.text("#rlw-said") == "All lanes are pinned to EMERGENCY until Auto.", what="it is said")
+    assert browser.run("return window.sameDocument") is None  # a plain form
+    assert modes(cluster) == {"free": "EMERGENCY", "hush": "EMERGENCY", "stamp": "EMERGENCY"}
+    assert browser.text("[data-lane=free] .rlw-mode") == "EMERGENCY"
+    assert browser.text("[data-lane=free] .rlw-chip") == "pinned by hand"
+    assert browser.text("#rlw-strictest") == "EMERGENCY"
+
+    browser.run("window.sameDocument = true")
+    browser.run("document.getElementById('rlw-lane').value = 'hush'")
+    for number in range(12):
+        agent.stamp.delay(str(number))
+    wait_for(
+        lambda: "“provider <sick> & slow”" in browser.text("#rlw-live"), timeout_s=120.0, what="the history tells why"
+    )
+    assert browser.run("return document.getElementById('rlw-lane').value") == "hush"  # what is chosen stays
+    pin(control, Mode.REDUCED, lane="free", for_s=900.0, reason="nightly batch", who="ann")
+    auto(control, lane="hush", reason="recovered", who="law-abiding")
+    wait_for(lambda: browser.text("[data-lane=free] .rlw-mode") == "REDUCED", what="a change made elsewhere is seen")
+    wait_for(lambda: "nightly batch" in browser.text("#rlw-history"), timeout_s=120.0, what="and told")
+    assert browser.run("return window.sameDocument") is True
+    assert browser.text("#rlw-refreshed") == "Live"
+    assert browser.text("#rlw-workers") == "1 / 4"
+    assert fits(browser)
+    browser.picture(tmp_path / "rate-limit.png")
+
+    browser.resize(390, 844)
+    wait_for(lambda: fits(browser), what="it fits a phone")
+    browser.picture(tmp_path / "rate-limit-phone.png")
+    browser.run("window.scrollTo({top: document.body.scrollHeight / 3, behavior: 'instant'})")
+    browser.picture(tmp_path / "rate-limit-phone-lanes.png")
+    browser.resize(1280, 800)
+    browser.run("document.documentElement.dataset.bsTheme = 'dark'; window.scrollTo({top: 0, behavior: 'instant'})")
+    browser.picture(tmp_path / "rate-limit-dark.png")
+
+    browser.run("document.getElementById('rlw-lane').value = ''")
+    browser.click("button[value=AUTO]")
+    normal = {"free": "NORMAL", "hush": "NORMAL", "stamp": "NORMAL"}
+    wait_for(lambda: modes(cluster) == normal, what="the lanes are the law's again")
+    assert browser.run("return document.querySelectorAll('.rlw-problem').length") == 0
+
+
+def test_redis_away_is_said_without_a_reload(cluster: Fleet, page: str, browser: Browser) -> None:
+    """And it comes back by itself."""
+    browser.open(page)
+    cluster.valkey.stop()
+    wait_for(lambda: "How the lanes stand is unknown" in browser.text("#rlw-live"), timeout_s=120.0, what="it says so")
+    cluster.valkey.start()
+    wait_for(lambda: "No lane yet" in browser.text("#rlw-live"), timeout_s=120.0, what="it is back")
