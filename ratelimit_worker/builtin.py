@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from ratelimit_worker.app import ensure_app, llm_task
 from ratelimit_worker.calls import Category, Response
 from ratelimit_worker.config import environment, told_paths
+from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import AuthenticationFailed, BadInput
 from ratelimit_worker.policy.classification import classify_response
 from ratelimit_worker.policy.completion import flaw_of, streams
@@ -105,7 +106,7 @@ class _ByPath(CallTask):
     abstract = True
     lane_by: ClassVar[Callable[..., str]]
 
-    def plan(self, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    def plan(self, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> Plan:
         """As `CallTask.plan`."""
         if options.get("lane") is None:
             options["lane"] = type(self).lane_by(*args, **kwargs)

@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -22,8 +22,8 @@ import msgspec
 from redis import RedisError
 from redis.exceptions import ResponseError
 
-from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
+from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.flow import limit, pin
 from ratelimit_worker.flow.admit import Away, News
@@ -118,9 +118,7 @@ class Desk:
         self._most_turns = max(self._most_turns, len(self._turns))
         return turn
 
-    def enqueue(
-        self, turn: Turn, task: str, plan: Mapping[str, Any], *, after_s: float, tries: int, number: int
-    ) -> bytes | None:
+    def enqueue(self, turn: Turn, task: str, plan: Plan, *, after_s: float, tries: int, number: int) -> bytes | None:
         """Put the call into its lane → an answer that is kept, instead of that.
 
         Raises:
@@ -129,26 +127,25 @@ class Desk:
             StoreUnavailable: Redis refuses for a reason that will not pass.
         """
         self.open()
-        requests, _, input_tokens, output_tokens = plan["cost"]
         entry = Entry(
-            lane=plan["lane"],
+            lane=plan.lane,
             queue=self.queue,
             ref=turn.ref,
-            publication=plan["pub"],
+            publication=plan.publication,
             message=MESSAGE,
             body=b"",  # the arguments stay with the caller
-            deadline_in_s=max(0.001, plan["deadline"] - time.time()),
+            deadline_in_s=max(0.001, plan.deadline_s - time.time()),
             due_in_s=after_s,
-            priority=Priority(plan["class"]),
-            tenant=plan["tenant"],
-            weight=plan["weight"],
-            cost=Cost(requests=requests, input_tokens=int(input_tokens), output_tokens=int(output_tokens)),
+            priority=plan.priority,
+            tenant=plan.tenant,
+            weight=plan.weight,
+            cost=plan.cost,
             tries=tries,
             number=number,
-            max_waiting=plan["max_waiting"],
+            max_waiting=plan.max_waiting,
             claim=_claim(task, plan, again=after_s > 0),
-            sheds="raise" if "sheds" in plan else "",
-            lane_fields=lambda: pin.lane_fields(self.live.control, self.live.settings, plan["lane"]),
+            sheds="raise" if plan.shedding is not None else "",
+            lane_fields=lambda: pin.lane_fields(self.live.control, self.live.settings, plan.lane),
         )
         turn.tried = True
         try:
@@ -496,11 +493,11 @@ class Deliveries(Duty):
             self.lanes.free([tag])
 
 
-def _claim(task: str, plan: Mapping[str, Any], *, again: bool) -> Claim | None:
+def _claim(task: str, plan: Plan, *, again: bool) -> Claim | None:
     """What a call shares with those that are the same; None: nothing.
 
     A call that goes on after a failure, `again`, asks nobody any more; its answer is kept all the same.
     """
-    if "fp" not in plan:
+    if plan.sharing is None or plan.fingerprint is None:
         return None
-    return Claim.of(plan, plan["fp"], task, at_once=True, again=again)
+    return Claim.of(plan, plan.sharing, plan.fingerprint, task, at_once=True, again=again)

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
 from redis import RedisError
 
 from ratelimit_worker import plugins
@@ -213,12 +214,12 @@ class AdvancedRateLimiter:
             timeout_s=how.timeout_s,
         )
         fingerprint = None
-        if "ttl" in plan:
+        if plan.sharing is not None:
             fingerprint = self._sharing.fingerprint(func, name, lane, how.context, args, kwargs, how.cache_key)
             if any(outer.fingerprint == fingerprint for outer in inside.get()):
                 fingerprint = None  # it would wait for itself
         if fingerprint is not None:
-            plan["fp"] = fingerprint
+            plan = structs.replace(plan, fingerprint=fingerprint)
 
         def take_part(ref: str) -> Turn:
             hear: Callable[[Mail], None] = driver.mailbox()
@@ -233,10 +234,10 @@ class AdvancedRateLimiter:
             take_part=take_part,
             executor=Executor(
                 lanes=desk,
-                answers=UNKEPT if fingerprint is None else self._sharing.answers(name, plan["max_bytes"]),
+                answers=UNKEPT if fingerprint is None else self._sharing.answers(name, plan.max_body_bytes),
                 encode_outcome=live.encode_outcome,
                 lease_s=desk.lease_s,
-                policy=policy_of(settings)(plan["lane"]),
+                policy=policy_of(settings)(plan.lane),
                 reconcile=lambda lane: enqueue.told(settings, lane).reconcile,
                 timeout_told_s=lambda lane: enqueue.timeout_told_s(settings, lane),
                 latencies=live.learned_latencies,

@@ -23,6 +23,7 @@ from celery.result import AsyncResult
 from redis import RedisError, WatchError
 
 from ratelimit_worker.config import canonical_redis_url
+from ratelimit_worker.contracts.plan import HEADER
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.outage import cause_of
 from ratelimit_worker.stores.decide import deciding
@@ -33,7 +34,6 @@ from ratelimit_worker.stores.server import RedisServer
 from ratelimit_worker.worker.installed import installation_of, over_tls
 from ratelimit_worker.worker.listener import MOST_LOOKED_UP, Listener, text
 from ratelimit_worker.worker.lost import Search
-from ratelimit_worker.worker.transport import HEADER
 from ratelimit_worker.worker.waiter import Waiter, results_before, results_of
 
 log = logging.getLogger(__name__)

@@ -22,6 +22,7 @@ from kombu.serialization import prepare_accept_content
 from redis import RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from ratelimit_worker.contracts.plan import HEADER
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import limit, pin
 from ratelimit_worker.outage import cause_of
@@ -37,7 +38,7 @@ from ratelimit_worker.worker.installed import in_memory, services_of
 from ratelimit_worker.worker.quarantine import QUARANTINE
 from ratelimit_worker.worker.spare import give_size, kind_of
 from ratelimit_worker.worker.task import CallTask, warm_up
-from ratelimit_worker.worker.transport import HEADER, HELD, INTAKE, Transport
+from ratelimit_worker.worker.transport import HELD, INTAKE, Transport
 from ratelimit_worker.worker.watch import LOOK_EVERY_S, Watch
 
 log = logging.getLogger(__name__)

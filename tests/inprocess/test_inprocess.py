@@ -22,6 +22,7 @@ import pytest
 from ratelimit_worker import get_advanced_rate_limiter, make_optimized_llm_call, optimize_api_call, wiring
 from ratelimit_worker.calls import Attempt, Category, LaneLimits, Outcome
 from ratelimit_worker.config import Settings, read_settings
+from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import BadInput, DeadlineExceeded, LaneFull, ServerError
 from ratelimit_worker.flow.admit import News
 from ratelimit_worker.flow.enqueue import limit_fields
@@ -665,8 +666,8 @@ def test_a_second_release_between_the_answer_and_the_end_of_the_call_is_freed(pl
     assert desk is not None
     heard: list[str | News] = []
     turn = desk.wait("late", heard.append)
-    plan = {"lane": "free", "cost": [1, 0, 0, 0], "pub": "p", "deadline": time.time() + 60, "class": "normal"}
-    desk.enqueue(turn, "late", {**plan, "tenant": "", "weight": 1.0, "max_waiting": 0}, after_s=0.0, tries=0, number=0)
+    plan = Plan(lane="free", publication="p", deadline_s=time.time() + 60)
+    desk.enqueue(turn, "late", plan, after_s=0.0, tries=0, number=0)
     wait_for(lambda: heard, what="it is released")
     turn.tags, turn.tried = [], False  # as `free` leaves it when the answer came before the second release
     assert desk.deliver(str(heard[0]))
