@@ -21,6 +21,7 @@ from ratelimit_worker.contracts.plan import HEADER, described
 from ratelimit_worker.errors import BadInput, DeadlineExceeded, MessageRefused, RateLimitWorkerError
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.clock import redis_now_s
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.worker.fields import right_ones
 from ratelimit_worker.worker.intake import prepared, read_json
@@ -53,10 +54,11 @@ def refuse(
             call_id = headers.get("id")
             # A message too many of an id that waits or runs: that one is the one that is answered.
             if isinstance(call_id, str) and isinstance(headers.get("task"), str) and lanes.record(call_id) is None:
-                _fail(app, call_id, MessageRefused(call_id, why or ""), headers)
+                _fail(app, call_id, MessageRefused(call_id, why or ""), request_of(raw, b""))
             return
         record, stored, payload = released
-        headers = _headers(_read(stored)) or _headers(message)
+        known = stored if _headers(_read(stored)) else raw
+        headers = _headers(_read(known))
         said = headers.get("id")
         call_id = said if isinstance(said, str) else _AGAIN.sub("", tag.rpartition(".")[0])
         error: RateLimitWorkerError = DeadlineExceeded(call_id, record[LANE], int(record[NUMBER]))
@@ -67,7 +69,7 @@ def refuse(
         # follow a call whose deadline has passed have deadlines of their own.
         answer = b"" if why is None else answers.error(error)
         lanes.settle(tag, record[LANE], answer, Lesson(), kind="error", outbox=encode_outcome(row))
-        _fail(app, call_id, error, {**headers, **_canvas(payload)})
+        _fail(app, call_id, error, request_of(known, payload))
         lanes.free([tag])
 
     return end
@@ -92,9 +94,21 @@ def give_up(app: Any, encode_outcome: Callable[[Attempt], bytes], lanes: Lanes, 
     row = replace(row, number=int(record[NUMBER]), started_at=started_s, waited_s=waited_s)
     # As of one whose deadline passed while it waited: those that follow it have deadlines of their own.
     lanes.settle(tag, record[LANE], b"", Lesson(), kind="error", outbox=encode_outcome(row))
-    _fail(app, call_id, error, {**headers, **_canvas(payload)})
+    _fail(app, call_id, error, request_of(stored, payload))
     lanes.free([tag])
     return True
+
+
+def request_of(raw: bytes, payload: bytes) -> dict[str, Any]:
+    """What a worker would know of a call by its message and what lies apart: its canvas, and where its result is sent.
+
+    Result backends ask for it: one that sends results (`rpc://`) has no other way to the caller.
+    """
+    message = _read(raw)
+    properties = message.get("properties") if isinstance(message, dict) else None
+    sent = properties if isinstance(properties, dict) else {}
+    back = {name: sent[name] for name in ("reply_to", "correlation_id") if isinstance(sent.get(name), str)}
+    return {**_headers(message), **back, **_canvas(payload)}
 
 
 def _read(raw: bytes) -> Any:
@@ -132,8 +146,7 @@ def _canvas(payload: bytes) -> dict[str, Any]:
 
 def _row(lanes: Lanes, record: list[Any], call_id: str, task: str, error: RateLimitWorkerError, header: Any) -> Attempt:
     """One row more of the call, though nothing was sent."""
-    seconds, micros = lanes.client.time()
-    now_s = float(seconds) + micros / 1e6
+    now_s = redis_now_s(lanes.client)
     context, tags = described(header)
     return Attempt(
         call_id=call_id,
@@ -153,8 +166,13 @@ def _row(lanes: Lanes, record: list[Any], call_id: str, task: str, error: RateLi
     )
 
 
+def context_of(call_id: str, request: Mapping[str, Any]) -> Context:
+    """A request as result backends take it; what in it cannot be is left out."""
+    return Context({**right_ones(request), "id": call_id})
+
+
 def _fail(app: Any, call_id: str, error: RateLimitWorkerError, request: Mapping[str, Any]) -> None:
     try:
-        app.backend.mark_as_failure(call_id, error, request=Context({**right_ones(request), "id": call_id}))
+        app.backend.mark_as_failure(call_id, error, request=context_of(call_id, request))
     except Exception as wrong:  # headers of any shape: what a stranger sent stops no worker
         log.warning("message.caller_not_told", extra={"call_id": call_id, "cause": type(wrong).__name__})

@@ -610,7 +610,8 @@ class Transport(stock.Transport):
                 return
             self._set_aside(message, queue, raw, why)
             return
-        if queue in INTAKE.queues and "lane" not in message["properties"]:
+        # A lane alone is what a producer without this package asks for: `send_task(…, lane=…)`.
+        if queue in INTAKE.queues and not (_is_call(message) and "lane" in message["properties"]):
             try:
                 if _pace(channel, queue, message):
                     return
@@ -779,7 +780,7 @@ def _plan_of(message: Mapping[str, Any], asked: Asked | None) -> Plan | None:
     if not asked.is_call(headers["task"]):
         return None
     args, kwargs, _ = loads(base64.b64decode(message["body"]).decode())
-    return asked.plan(headers["task"], args, kwargs)
+    return asked.plan(headers["task"], args, kwargs, message["properties"])
 
 
 def _checked(body: bytes, message: Mapping[str, Any], plan: Plan) -> bytes:

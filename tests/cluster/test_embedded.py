@@ -19,7 +19,7 @@ import pytest
 import redis
 
 from ratelimit_worker import embedded, embedded_watch
-from ratelimit_worker.embedded import Children, EmbeddedRedis, Watcher, find_server, running_url
+from ratelimit_worker.embedded import Children, EmbeddedRedis, Watcher, binary, find_server, running_url
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 
 pytestmark = pytest.mark.server
@@ -203,7 +203,7 @@ def test_an_owner_killed_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(embedded.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(embedded.__file__).parents[2])},
         cwd=tmp_path,
     )
     assert done.returncode == -signal.SIGKILL
@@ -276,7 +276,7 @@ def test_a_stale_socket_is_cleaned(tmp_path: Path) -> None:
 @pytest.fixture
 def no_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which the bundled server is not installed."""
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(binary.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("no_bundle")
@@ -322,7 +322,7 @@ def test_a_lost_executable_bit_comes_back(bundled: Path, tmp_path: Path, monkeyp
     copy.write_bytes(bundled.read_bytes())
     copy.chmod(0o644)
     spec = type("Spec", (), {"submodule_search_locations": [str(tmp_path)]})
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: spec)  # type: ignore[attr-defined]
+    monkeypatch.setattr(binary.importlib.util, "find_spec", lambda name: spec)  # type: ignore[attr-defined]
     assert find_server() == copy
 
 

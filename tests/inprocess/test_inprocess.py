@@ -617,7 +617,7 @@ def test_a_call_that_redis_forgot_is_entered_anew(place: Place) -> None:
 
 def test_a_long_outage_is_not_waited_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis stays away: who waited goes ahead at the basic pace; its entry is taken out once Redis is back."""
-    monkeypatch.setattr("ratelimit_worker.inprocess.desk.PATIENCE_S", 0.3)
+    monkeypatch.setattr("ratelimit_worker.inprocess.presence.PATIENCE_S", 0.3)
     clock = Clock()
     place.limiter = AdvancedRateLimiter(place.live, clock=clock, sleep=clock.sleep)
     place.close_lane("shut")
