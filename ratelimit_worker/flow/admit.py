@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
@@ -18,6 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ratelimit_worker.calls import Arguments, Sighting, Timeouts, saw_before
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
+from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import CallFailed, CallLost, DeadlineExceeded, StoreUnavailable
 from ratelimit_worker.flow.execute import Answered, Executor, Facts, GaveUp, NotOurs, Result
 from ratelimit_worker.ports import AttemptLanes, Begun, Health
@@ -60,7 +61,7 @@ class Desk(AttemptLanes, Protocol[T_contra]):
     """
 
     def enqueue(
-        self, turn: T_contra, task: str, plan: Mapping[str, Any], *, after_s: float, tries: int, number: int
+        self, turn: T_contra, task: str, plan: Plan, *, after_s: float, tries: int, number: int
     ) -> bytes | None:
         """Put the call into its lane, once however often it is asked → an answer that is kept, instead of that.
 
@@ -162,7 +163,7 @@ class Admission(Generic[T]):
 
     call_id: str
     task: str
-    plan: Mapping[str, Any]
+    plan: Plan
     worker: str
     desk: Desk[T]
     take_part: Callable[[str], T]
@@ -194,7 +195,7 @@ class Admission(Generic[T]):
             if ran is not None:
                 return ran
         now_s = self.clock()
-        outside = Begun(state="go", now_s=now_s, deadline_s=self.plan["deadline"], tries=self._tries)
+        outside = Begun(state="go", now_s=now_s, deadline_s=self.plan.deadline_s, tries=self._tries)
         timeouts = self.executor.timeouts(self.plan, self.task, outside)
         return (yield from run_unpaced(self.unpaced, self._after_s, timeouts))
 
@@ -209,7 +210,7 @@ class Admission(Generic[T]):
             return Ran(started=0.0, seen=Sighting(), value=self.executor.answers.decode(kept)[1])
         self._after_s = 0.0
         while True:
-            news = yield Wait(turn, max(0.0, self.plan["deadline"] - self.clock()) + GRACE_S)
+            news = yield Wait(turn, max(0.0, self.plan.deadline_s - self.clock()) + GRACE_S)
             if news is News.LOST:
                 return None
             if news is News.AWAY:
@@ -217,19 +218,19 @@ class Admission(Generic[T]):
                     continue
                 raise Away("Redis is away")
             if news is News.LATE:
-                raise DeadlineExceeded(self.call_id, self.plan["lane"], self._number)
+                raise DeadlineExceeded(self.call_id, self.plan.lane, self._number)
             begun = yield from self._patiently(self._begin, news)
             ran: Ran | None = None
             if begun.state == "go":
                 turn.running = True
                 started = self.executor.clock()
                 try:
-                    ran = yield Run(turn, self.executor.timeouts(self.plan, self.task, begun), self.plan["lane"])
+                    ran = yield Run(turn, self.executor.timeouts(self.plan, self.task, begun), self.plan.lane)
                 except BaseException as cut:
                     self._cut_off(begun, Ran(started=started, seen=Sighting(), error=cut), news)
                     raise
                 turn.running = False
-            attempt = Concluded(self.desk, begun, ran, shared="fp" in self.plan)
+            attempt = Concluded(self.desk, begun, ran, shared=self.plan.fingerprint is not None)
             result = yield Ask(partial(attempt.result, self.executor, self._facts(news)))
             self._number = max(self._number, begun.number)
             self._tries += attempt.tries

@@ -20,11 +20,9 @@ from ratelimit_worker.calls import (
     Attempt,
     Category,
     Content,
-    Cost,
     Failure,
     Mode,
     Outcome,
-    Priority,
     Response,
     Sighting,
     Timeouts,
@@ -33,6 +31,7 @@ from ratelimit_worker.calls import (
     within,
 )
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Verdict, Witness
+from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import (
     CallFailedLater,
     CallLost,
@@ -75,7 +74,7 @@ class Facts:
     call_id: str
     tag: str
     task: str
-    plan: Mapping[str, Any]
+    plan: Plan
     queue: str = ""
     worker: str = ""
     alone: bool = False  #: nothing else runs in this process
@@ -85,12 +84,12 @@ class Facts:
     @property
     def lane(self) -> str:
         """The lane that the call was released from."""
-        return str(self.plan["lane"])
+        return self.plan.lane
 
     @property
     def cost(self) -> Sequence[float]:
         """What the call took from the lane's budget, by dimension."""
-        return tuple(self.plan.get("cost") or Cost().vector())
+        return self.plan.cost.vector()
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,18 +277,15 @@ class Executor:
         self.lanes.settle(facts.tag, facts.lane, b"", Lesson(), outbox=self.encode_outcome(row))
         return GaveUp(deadline_exceeded(facts.call_id, facts.lane, begun.number, begun.failed))
 
-    def timeouts(self, plan: Mapping[str, Any], task: str, begun: Begun) -> Timeouts:
+    def timeouts(self, plan: Plan, task: str, begun: Begun) -> Timeouts:
         """How long an attempt at a call that has just begun may take."""
-        lane = str(plan["lane"])
-        told_s = plan.get("timeout")
-        size: Sequence[Any] = plan.get("size") or ()
         return timeout.timeouts(
-            told_s=self.timeout_told_s(lane) if told_s is None else told_s,
-            known=self.latencies(timeout.key(task, size[0] if size else None, lane)),
+            told_s=self.timeout_told_s(plan.lane) if plan.timeout_s is None else plan.timeout_s,
+            known=self.latencies(timeout.key(task, plan.model, plan.lane)),
             now_s=begun.now_s,
             left_s=begun.deadline_s - begun.now_s,
             tries=begun.tries,
-            most_tokens=size[2] if len(size) > 2 else None,
+            most_tokens=plan.estimated.most_output_tokens if plan.estimated is not None else None,
         )
 
     def _attempt(self, facts: Facts, begun: Begun, run: Callable[[Begun], Any]) -> Result:
@@ -613,10 +609,10 @@ class Executor:
             finished_at=at,
             waited_s=max(0.0, begun.now_s - begun.waiting_since_s),
             queue=facts.queue,
-            context=str(plan.get("context") or ""),
-            tags=tuple(plan.get("tags") or ()),
-            tenant=str(plan.get("tenant") or ""),
-            priority=Priority(plan.get("class") or Priority.NORMAL),
+            context=plan.context,
+            tags=plan.tags,
+            tenant=plan.tenant,
+            priority=plan.priority,
             provider=seen.provider,
             model=seen.model,
             category=failure.category if failure else None,
@@ -628,15 +624,15 @@ class Executor:
             cause=cause or (failure.cause if failure else None),
             worker=facts.worker,
             content=trial.content,
-            asked_model=size[0] if (size := plan.get("size")) else None,
-            estimated_tokens=size[1] if size else 0,
-            anew=bool(plan.get("anew")),
+            asked_model=plan.model,
+            estimated_tokens=plan.estimated.input_tokens if plan.estimated is not None else 0,
+            anew=plan.continuation is not None and plan.continuation.ended,
         )
 
 
-def _is_short(plan: Mapping[str, Any], seen: Sighting, value: Any) -> bool:
+def _is_short(plan: Plan, seen: Sighting, value: Any) -> bool:
     """Whether an answer that would be kept should not be: it was truncated, refused or filtered."""
-    if "ttl" not in plan or "short" in plan:
+    if plan.sharing is None or plan.sharing.keeps_incomplete:
         return False
     return cut_short(value) or (seen.response is not None and cut_short(seen.response.body))
 

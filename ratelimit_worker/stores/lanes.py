@@ -15,6 +15,7 @@ from redis import Redis
 
 from ratelimit_worker.calls import Cost, Failure, Mode, Priority
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
+from ratelimit_worker.contracts.plan import Plan, Sharing
 from ratelimit_worker.errors import BadInput, LaneFull, LanesFull, LaneShedding
 from ratelimit_worker.policy.fault import Failing, Lately
 from ratelimit_worker.policy.retry import Record
@@ -58,20 +59,20 @@ class Claim:
     stale_ttl_s: float = 0.0  #: so long beyond `ttl_s`, for a lane in EMERGENCY or HALT
 
     @classmethod
-    def of(cls, plan: Mapping[str, Any], fingerprint: str, func: str, *, at_once: bool, again: bool) -> Claim:
+    def of(cls, plan: Plan, sharing: Sharing, fingerprint: str, func: str, *, at_once: bool, again: bool) -> Claim:
         """As the call's plan wants it."""
         return cls(
             fingerprint=fingerprint,
-            ttl_s=plan["ttl"],
-            join=plan["join"],
+            ttl_s=sharing.ttl_s,
+            join=sharing.join,
             at_once=at_once,
             again=again,
-            max_entries=plan["cache_entries"],
-            max_bytes=plan["cache_bytes"],
-            context=plan["context"],
-            tags=plan["tags"],
+            max_entries=sharing.max_entries,
+            max_bytes=sharing.max_bytes,
+            context=plan.context,
+            tags=plan.tags,
             func=func,
-            stale_ttl_s=plan.get("stale", 0.0),
+            stale_ttl_s=sharing.stale_ttl_s,
         )
 
     def packed(self) -> bytes:

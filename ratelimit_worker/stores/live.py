@@ -22,6 +22,7 @@ from ratelimit_worker.policy import day
 from ratelimit_worker.policy.modes import ALL, Pin, governing
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.clock import redis_now_s
 from ratelimit_worker.stores.fitness import product, said
 from ratelimit_worker.stores.lanes import Lanes, as_array
 from ratelimit_worker.stores.overdue import OverdueCall, Overdues
@@ -483,10 +484,7 @@ class Live:
         return tuple(sorted(found, key=lambda worker: worker.name))
 
     def _clock_s(self) -> float:
-        if self._time_us:
-            return self._time_us / US
-        seconds, micros = self._client.time()
-        return float(seconds) + float(micros) / US
+        return self._time_us / US if self._time_us else redis_now_s(self._client)
 
 
 def _queue_and_task(row: bytes) -> tuple[str, str]:

@@ -17,13 +17,15 @@ from celery.app.task import Context
 
 from ratelimit_worker.calls import Attempt, Outcome, Priority
 from ratelimit_worker.contracts.lesson import Lesson
+from ratelimit_worker.contracts.plan import HEADER, described
 from ratelimit_worker.errors import BadInput, DeadlineExceeded, MessageRefused, RateLimitWorkerError
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.clock import redis_now_s
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.worker.fields import right_ones
 from ratelimit_worker.worker.intake import prepared, read_json
-from ratelimit_worker.worker.transport import HEADER, unpack_body
+from ratelimit_worker.worker.transport import unpack_body
 
 log = logging.getLogger(__name__)
 
@@ -142,11 +144,10 @@ def _canvas(payload: bytes) -> dict[str, Any]:
     return dict(canvas) if isinstance(canvas, Mapping) else {}
 
 
-def _row(lanes: Lanes, record: list[Any], call_id: str, task: str, error: RateLimitWorkerError, plan: Any) -> Attempt:
+def _row(lanes: Lanes, record: list[Any], call_id: str, task: str, error: RateLimitWorkerError, header: Any) -> Attempt:
     """One row more of the call, though nothing was sent."""
-    seconds, micros = lanes.client.time()
-    now_s = float(seconds) + micros / 1e6
-    told: Mapping[str, Any] = plan if isinstance(plan, Mapping) else {}
+    now_s = redis_now_s(lanes.client)
+    context, tags = described(header)
     return Attempt(
         call_id=call_id,
         number=int(record[NUMBER]) + 1,
@@ -157,8 +158,8 @@ def _row(lanes: Lanes, record: list[Any], call_id: str, task: str, error: RateLi
         finished_at=now_s,
         waited_s=max(0.0, now_s - record[SINCE] / 1e6),
         queue=record[QUEUE],
-        context=str(told.get("context") or ""),
-        tags=tuple(told.get("tags") or ()),
+        context=context,
+        tags=tags,
         tenant=record[TENANT],
         priority=Priority(record[CLASS]),
         cause=f"{type(error).__name__}: {error.why}" if isinstance(error, MessageRefused) else type(error).__name__,

@@ -28,10 +28,12 @@ from celery.utils import uuid
 from kombu.exceptions import EncodeError, LimitExceeded, OperationalError
 from kombu.utils.imports import symbol_by_name
 from kombu.utils.json import dumps, loads
+from msgspec import structs
 from redis import RedisError
 
 from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Outcome, Priority
+from ratelimit_worker.contracts.plan import HEADER, Continuation, Plan, Sender, Shedding
 from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable, TaskAborted
 from ratelimit_worker.flow import enqueue, pin
 from ratelimit_worker.flow.execute import (
@@ -57,7 +59,7 @@ from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.decide import DECIDE_S, current, deciding
 from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.stores.patient import PATIENCE, PatientLanes
-from ratelimit_worker.stores.reach import first_line
+from ratelimit_worker.stores.reach import first_line, unavailable
 from ratelimit_worker.wiring import Services, policy_of
 from ratelimit_worker.worker import jobs, lost, sending
 from ratelimit_worker.worker.backend import GOES_ON, left_by
@@ -74,7 +76,7 @@ from ratelimit_worker.worker.intake import read_json
 from ratelimit_worker.worker.quarantine import QUARANTINE
 from ratelimit_worker.worker.refusal import refuse
 from ratelimit_worker.worker.result import CallResult, EagerCall, revoke_unawaited
-from ratelimit_worker.worker.transport import HEADER, HELD, unpack_body
+from ratelimit_worker.worker.transport import HELD, unpack_body
 
 ANSWERS = Answers(dumps=dumps, loads=loads)
 #: Options of `apply_async` that are the plan's.
@@ -167,8 +169,8 @@ class CallTask(Task):
         if cls.before_start is not Task.before_start and not hasattr(cls.before_start, WITHIN):
             cls.before_start = _with_arguments(cls.before_start)
 
-    def plan(self, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-        """The header that a call with these arguments gets."""
+    def plan(self, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> Plan:
+        """The plan that a call with these arguments gets."""
         cost = type(self).cost
         kind = enqueue.Kind(
             task=self.name,
@@ -291,21 +293,31 @@ class CallTask(Task):
             running.request if running is not None else self.request
         )  # another task's, when it is replaced by this one
         goes_on = task_id is not None and mine.id == task_id and mine.get("rlw_number") is not None
-        before = mine.get(HEADER) if goes_on else None
+        header = mine.get(HEADER) if goes_on else None
+        before = Plan.decode(header) if header is not None else None
         if before is not None and mine.task == self.name and "retries" in options:
-            chosen, priority = _as_before(before, chosen), before["class"]
+            chosen, priority = _as_before(before, chosen), before.priority
         plan = self.plan(args or (), kwargs or {}, priority=priority, **chosen)
         if before is not None:
             # self.retry or replace: the same call goes on, so its deadline and the count of its attempts do too
-            plan |= {"deadline": before["deadline"], "number": mine.get("rlw_number")}
-            plan |= {"again": True, "fp": before.get("fp"), "tries": tries_used(task_id or "")}
+            attempts, tries = mine.get("rlw_number"), tries_used(task_id or "")
+            plan = structs.replace(
+                plan,
+                deadline_s=before.deadline_s,
+                continuation=Continuation(attempts=attempts, tries=tries, goes_on=True),
+                fingerprint=before.fingerprint,
+            )
         else:
-            plan |= {"at_once": True, **({"number": number, "anew": True} if number is not None else {})}
-            if "sheds" in plan and CANVAS.isdisjoint(options):
-                plan["sheds"] = "raise"
+            raises = plan.shedding is not None and CANVAS.isdisjoint(options)
+            plan = structs.replace(
+                plan,
+                sender=Sender.CALLER,
+                continuation=Continuation(attempts=number, ended=True) if number is not None else None,
+                shedding=Shedding.RAISE if raises else plan.shedding,
+            )
         task_id = task_id or uuid()
-        headers = {**(options.pop("headers", None) or {}), HEADER: plan}
-        options.setdefault("argsrepr", f"<{plan['lane']}>")
+        headers = {**(options.pop("headers", None) or {}), HEADER: plan.encode()}
+        options.setdefault("argsrepr", f"<{plan.lane}>")
         options.setdefault("kwargsrepr", "{}")
         # What a worker has in hand goes on after a pause of Redis; nobody would make it again.
         in_hand = running is not None and (goes_on or not CANVAS.isdisjoint(options))
@@ -341,7 +353,7 @@ class CallTask(Task):
         """
         chosen = {name: options.pop(name, None) for name in CHOICES}
         plan = self.plan(args or (), kwargs or {}, priority=options.pop("priority", None), **chosen)
-        headers = {**(options.pop("headers", None) or {}), HEADER: plan}
+        headers = {**(options.pop("headers", None) or {}), HEADER: plan.encode()}
         return EagerCall.of(super().apply(args, kwargs, *more, headers=headers, **options))
 
     def retry(
@@ -446,9 +458,9 @@ class CallTask(Task):
             return inner(*args, **kwargs)
         if request.is_eager:
             return self._eagerly(inner, args, kwargs)
-        plan = request.get(HEADER)
+        header = request.get(HEADER)
         tag = (request.get("properties") or {}).get("delivery_tag")
-        if plan is None or tag is None:
+        if header is None or tag is None:
             raise ConfigurationError(
                 f"{self.name} makes calls, and this worker's app {self.app.main or ''!r} has no lanes: "
                 "call ratelimit_worker.install(app) on it"
@@ -458,7 +470,7 @@ class CallTask(Task):
             call_id=request.id,
             tag=tag,
             task=self.name,
-            plan=plan,
+            plan=Plan.decode(header),
             queue=(request.delivery_info or {}).get("routing_key") or "",
             worker=f"{request.hostname}/{os.getpid()}",
             arguments=(lambda: (request.args, request.kwargs)) if live.settings.capture_content else None,
@@ -507,13 +519,13 @@ class CallTask(Task):
     def _eagerly(self, inner: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         request, asked = self.request, asked_of_app(self.app)
         headers = request.headers or {}
-        plan = headers.get(HEADER)
+        header = headers.get(HEADER)
         for name, value in headers.pop(CANVAS_HEADER, {}).items():
             setattr(request, name, value)  # Celery's own `apply` knows of none
         setattr(request, BEGUN, True)
-        if asked is None or plan is None:
+        if asked is None or header is None:
             return inner(*args, **kwargs)
-        return asked.eagerly(plan, self.name, inner, args, kwargs, type(self).classify)
+        return asked.eagerly(Plan.decode(header), self.name, inner, args, kwargs, type(self).classify)
 
     def show_arguments(self) -> None:
         """Put the arguments back before the attempt has begun, for a hook or a signal's handler of the app's."""
@@ -623,8 +635,7 @@ def accepting(app: Any, call_id: str, producer: Any, most_s: float = DECIDE_S) -
                 taken = app.producer_pool.acquire(block=True, timeout=decision.left_s())
             yield taken or producer
         except (OperationalError, LimitExceeded, RedisError, OSError, StoreUnavailable) as error:
-            said = error.said if isinstance(error, StoreUnavailable) else f"Redis said: {first_line(error)}"
-            raise StoreUnavailable(said, call_id, "maybe" if decision.sent else "no") from error
+            raise unavailable(error, "Redis said", call_id, "maybe" if decision.sent else "no") from error
         finally:
             if taken is not None:
                 taken.release()
@@ -690,18 +701,19 @@ def _check_way(app: Celery, connection: Any, producer: Any) -> None:
             raise ConfigurationError(f"{name}=: it leads past the lanes; leave it out, or take one of app.pool")
 
 
-def _as_before(plan: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+def _as_before(plan: Plan, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The choices for a call that is retried: Celery repeats none of them, and makes its priority 0, the highest."""
+    sharing = plan.sharing
     repeated = {
-        "lane": plan["lane"],
-        "tenant": plan["tenant"],
-        "context": plan["context"],
-        "tags": plan["tags"],
-        "cache": "ttl" in plan,
-        "cache_incomplete": "short" in plan,
-        "stale_ttl": plan.get("stale", 0.0),
-        "shed_below": "high" if "sheds" in plan else "low",  # its class is the same, so: yes, or no
-        "timeout_s": plan.get("timeout"),
+        "lane": plan.lane,
+        "tenant": plan.tenant,
+        "context": plan.context,
+        "tags": plan.tags,
+        "cache": sharing is not None,
+        "cache_incomplete": sharing is not None and sharing.keeps_incomplete,
+        "stale_ttl": sharing.stale_ttl_s if sharing is not None else 0.0,
+        "shed_below": "high" if plan.shedding is not None else "low",  # its class is the same, so: yes, or no
+        "timeout_s": plan.timeout_s,
     }
     return {name: repeated.get(name) if value is None else value for name, value in chosen.items()}
 
@@ -759,10 +771,10 @@ def _executor(live: Services) -> tuple[Executor, Callable[[str], RetryPolicy]]:
     return made, policies
 
 
-def plan_by_name(app: Any) -> Callable[[str, list[Any], dict[str, Any], Mapping[str, Any]], Mapping[str, Any] | None]:
+def plan_by_name(app: Any) -> Callable[[str, list[Any], dict[str, Any], Mapping[str, Any]], Plan | None]:
     """Plans of calls that were sent by name (`send_task`, a stock producer), for the transport."""
 
-    def find(name: str, args: list[Any], kwargs: dict[str, Any], sent: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    def find(name: str, args: list[Any], kwargs: dict[str, Any], sent: Mapping[str, Any]) -> Plan | None:
         task = app.tasks.get(name)
         chosen = {one: sent[one] for one in CHOICES if one in sent}
         return task.plan(args, kwargs, **chosen) if isinstance(task, CallTask) else None

@@ -500,8 +500,8 @@ def test_switches_and_options_say_what_is_shared(
     settings: dict[str, Any], kind: dict[str, Any], wanted: bool | None, found: tuple[float, bool] | None
 ) -> None:
     """(seconds kept, joined), or nothing."""
-    header = plan(Kind(**kind), (), {}, Settings(**settings), now=0.0, cache=wanted)
-    assert (None if "ttl" not in header else (header["ttl"], header["join"])) == found
+    sharing = plan(Kind(**kind), (), {}, Settings(**settings), now=0.0, cache=wanted).sharing
+    assert (None if sharing is None else (sharing.ttl_s, sharing.join)) == found
 
 
 # ── with a worker ────────────────────────────────────────────────────────────────────────────────────────────────

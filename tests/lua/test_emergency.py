@@ -20,6 +20,7 @@ from ratelimit_worker import optimize_api_call
 from ratelimit_worker.app import llm_task
 from ratelimit_worker.calls import LaneLimits, Mode, Priority
 from ratelimit_worker.config import Settings
+from ratelimit_worker.contracts.plan import Shedding
 from ratelimit_worker.errors import BadInput, LaneShedding
 from ratelimit_worker.flow.enqueue import Kind, limit_fields, plan
 from ratelimit_worker.flow.settle import Answers
@@ -426,7 +427,7 @@ def test_which_classes_are_shed(priority: Priority, below: Priority | None) -> N
     told = below.value if below is not None else None
     of_kind = plan(Kind(priority=priority, shed_below=told), (), {}, Settings(), now=0.0)
     of_call = plan(Kind(shed_below="high"), (), {}, Settings(), now=0.0, priority=priority, shed_below=told or "low")
-    assert [made.get("sheds", "") for made in (of_kind, of_call)] == ["result" if expected else ""] * 2
+    assert [made.shedding for made in (of_kind, of_call)] == [Shedding.RESULT if expected else None] * 2
 
 
 @pytest.mark.parametrize(
@@ -446,7 +447,7 @@ def test_how_long_an_answer_is_kept_beyond_its_time(
 ) -> None:
     """As the call says, else its task."""
     made = plan(Kind(**kind), (), {}, Settings(**settings), now=0.0, stale_ttl=option)
-    assert made.get("stale") == kept
+    assert (made.sharing.stale_ttl_s if made.sharing is not None else 0.0) == (kept or 0.0)
 
 
 @pytest.mark.parametrize(

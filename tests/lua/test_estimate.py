@@ -21,6 +21,7 @@ from benchmarks import tokens
 from ratelimit_worker.calls import Attempt, Cost, Outcome, Response, Usage
 from ratelimit_worker.config import Settings, read_settings
 from ratelimit_worker.contracts.lesson import Lesson
+from ratelimit_worker.contracts.plan import Estimated, Plan
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import observe
 from ratelimit_worker.flow.enqueue import Kind, plan
@@ -153,7 +154,7 @@ def test_whatever_was_seen_the_cost_is_bounded(
         (SimpleNamespace(usage=SimpleNamespace(prompt_tokens=3, completion_tokens=4)), Usage(3, 4)),
         (SimpleNamespace(usage_metadata={"input_tokens": 1, "output_tokens": 2}), Usage(1, 2)),
         (SimpleNamespace(usage_metadata=SimpleNamespace(prompt_token_count=1, candidates_token_count=2)), Usage(1, 2)),
-        ({"usage": {"prompt_tokens": "3"}}, None),
+        ({"usage": {"prompt_tokens": "3"}}, Usage(3, None)),
         ({"usage": "much"}, None),
         ({}, None),
         ("text", None),
@@ -169,26 +170,26 @@ def test_what_an_answer_has_used(answer: Any, usage: Usage | None) -> None:
 # ── the plan ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def planned(kind: Kind, *args: Any, learned: Mapping[str, Learned] | None = None, **kwargs: Any) -> dict[str, Any]:
+def planned(kind: Kind, *args: Any, learned: Mapping[str, Learned] | None = None, **kwargs: Any) -> Plan:
     return plan(kind, args, kwargs, Settings(), now=0.0, learned=(learned or {}).get)
 
 
 def test_the_plan_of_a_call_reserves_what_is_estimated() -> None:
     """By its arguments; by what was learned of its task and model; by its task's own word, which nothing corrects."""
     fresh = planned(Kind(task="t", lane="l"), "x" * 400)
-    assert (fresh["cost"], fresh["size"]) == ((1.0, 356.0, 100.0, 256.0), ["l", 100])
+    assert (fresh.cost.vector(), fresh.estimated) == ((1.0, 356.0, 100.0, 256.0), Estimated("l", 100))
     known = planned(Kind(task="t", lane="l"), "x" * 400, learned={"t\nl": KNOWN})
-    assert (known["cost"], known["size"]) == ((1.0, 230.0, 150.0, 80.0), ["l", 100])
+    assert (known.cost.vector(), known.estimated) == ((1.0, 230.0, 150.0, 80.0), Estimated("l", 100))
     of_model = planned(Kind(task="t", lane="l"), prompt="x" * 400, model="", learned={"t\nm": KNOWN})
-    assert of_model["cost"][1] == 356.0
+    assert of_model.cost.tokens == 356
     of_model = planned(Kind(task="t", lane="l"), prompt="x" * 399, model="m", learned={"t\nm": KNOWN})
-    assert (of_model["cost"][1], of_model["size"]) == (230.0, ["m", 100])
+    assert (of_model.cost.tokens, of_model.estimated) == (230, Estimated("m", 100))
     own = planned(Kind(task="t", lane="l", cost=lambda *_: Cost(input_tokens=5)), "x", learned={"t\nl": KNOWN})
-    assert (own["cost"], "size" in own) == ((1.0, 5.0, 5.0, 0.0), False)
+    assert (own.cost.vector(), own.estimated) == ((1.0, 5.0, 5.0, 0.0), None)
     sized = planned(Kind(task="t", cost=lambda *_: Size(input_tokens=10, model="m")), learned={"t\nm": KNOWN})
-    assert sized["cost"] == (1.0, 95.0, 15.0, 80.0)
+    assert sized.cost.vector() == (1.0, 95.0, 15.0, 80.0)
     counted = planned(Kind(task="t", lane="l", cost=lambda *_: Size(input_tokens=10, counted=True)))
-    assert counted["size"] == ["l", 0], "what was counted teaches no factor"
+    assert counted.estimated == Estimated("l", 0), "what was counted teaches no factor"
 
 
 def test_a_tokenizer_counts_while_nothing_is_learned() -> None:
@@ -199,14 +200,14 @@ def test_a_tokenizer_counts_while_nothing_is_learned() -> None:
         asked.append(model)
         return sum(len(value.split()) for value in values if isinstance(value, str))
 
-    def made(learned: Mapping[str, Learned]) -> dict[str, Any]:
+    def made(learned: Mapping[str, Learned]) -> Plan:
         kwargs = {"model": "m", "prompt": "one two three four"}
         return plan(Kind(task="t"), (), kwargs, Settings(), now=0.0, learned=learned.get, tokenizer=count)
 
-    assert (made({})["cost"][2], made({})["size"]) == (5, ["m", 5])
-    assert made({"t\nm": replace(KNOWN, factor_of=4)})["cost"][2] == 5
+    assert (made({}).cost.input_tokens, made({}).estimated) == (5, Estimated("m", 5))
+    assert made({"t\nm": replace(KNOWN, factor_of=4)}).cost.input_tokens == 5
     before = len(asked)
-    assert made({"t\nm": KNOWN})["cost"][2] == 8
+    assert made({"t\nm": KNOWN}).cost.input_tokens == 8
     assert len(asked) == before
 
 
@@ -631,7 +632,7 @@ def test_a_task_learns_what_it_uses() -> None:
         made.worker("works")
         agent = made.agent()
         first = agent.chat.plan(["0"], {})
-        assert first["cost"][1:] == (257, 1, DEFAULT_OUTPUT_TOKENS)
+        assert first.cost.vector()[1:] == (257, 1, DEFAULT_OUTPUT_TOKENS)
         for n in range(8):
             agent.chat.delay(str(n)).get(timeout=120)
         client = connect(RedisServer(made.valkey.url))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from benchmarks.retries import TRIALS, run
 from ratelimit_worker.calls import Attempt, Category, Mode, Outcome, Priority, Response
+from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import CallFailed, StoreUnavailable
 from ratelimit_worker.flow.execute import Again, Executor, Facts, GaveUp, Result
 from ratelimit_worker.flow.settle import Answers
@@ -259,7 +260,7 @@ def test_an_expired_call_tells_what_failed_it_last(redis_client: redis.Redis, cl
 
     def deliver() -> Result:
         tag, _ = cluster.take()
-        facts = Facts(call_id="c", tag=tag, task="t", plan={"lane": "gpt"})
+        facts = Facts(call_id="c", tag=tag, task="t", plan=Plan(lane="gpt", publication="p", deadline_s=0.0))
         result = executor.execute(facts, refused, lambda _: None)
         cluster.free(tag)
         return result
