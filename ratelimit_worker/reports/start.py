@@ -15,13 +15,14 @@ from math import floor, inf
 from msgspec import structs
 
 from ratelimit_worker.calls import DIMENSIONS, Mode
+from ratelimit_worker.contracts.call import US
 from ratelimit_worker.contracts.lane import MANY, SHUT_US, LaneState
 from ratelimit_worker.flow.tune import Rules, decide
 from ratelimit_worker.policy import day
 from ratelimit_worker.policy.modes import ALL, Pin, governing
 from ratelimit_worker.ports import Bar, BarKind, LaneView
 from ratelimit_worker.reports.mode import mode_now
-from ratelimit_worker.stores.live import US, CallNow, LaneNow
+from ratelimit_worker.stores.live import CallNow, LaneNow
 
 DAY_S = 86_400.0
 Cost = Sequence[float]  #: in the order of `DIMENSIONS`
