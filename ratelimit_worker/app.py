@@ -14,6 +14,7 @@ from celery.local import Proxy
 from ratelimit_worker import wiring
 from ratelimit_worker.calls import Cost
 from ratelimit_worker.config import Settings, read_settings
+from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.deployment import remember
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.flow import enqueue
@@ -140,7 +141,7 @@ def _put_in_force(installation: Installation) -> None:
 
 def _eagerly(installation: Installation) -> Eagerly:
     def make(
-        plan: Mapping[str, Any],
+        plan: Plan,
         name: str,
         function: Callable[..., Any],
         args: Sequence[Any],
@@ -151,21 +152,20 @@ def _eagerly(installation: Installation) -> Eagerly:
         limiter: AdvancedRateLimiter = live.once("eager", lambda: AdvancedRateLimiter(live))
         if not live.redis_url or not limiter.is_enabled():
             return function(*args, **kwargs)
-        requests, _, input_tokens, output_tokens = plan["cost"]
         return limiter.make_rate_limited_call(
             function,
             name,
             args,
             kwargs,
-            plan["context"],
-            context_tags=plan["tags"],
+            plan.context,
+            context_tags=plan.tags,
             cache_enabled=False,  # a test wants its own function run
-            lane=plan["lane"],
-            tenant=plan["tenant"],
-            priority=plan["class"],
-            deadline_s=max(0.001, plan["deadline"] - time.time()),
-            cost=Cost(requests=requests, input_tokens=int(input_tokens), output_tokens=int(output_tokens)),
-            timeout_s=plan.get("timeout"),
+            lane=plan.lane,
+            tenant=plan.tenant,
+            priority=plan.priority,
+            deadline_s=max(0.001, plan.deadline_s - time.time()),
+            cost=plan.cost,
+            timeout_s=plan.timeout_s,
             classify=rule,
         )
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from ratelimit_worker.calls import Attempt, Failure, Mode, ModeChange
+from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.policy.estimate import Learned
 from ratelimit_worker.policy.fault import UNKNOWN, Failing, Lately
 from ratelimit_worker.policy.modes import Pin
@@ -193,44 +194,31 @@ class AttemptLanes(Protocol):
         tag: str,
         lane: str,
         answer: bytes,
+        lesson: Lesson,
         *,
-        outbox: bytes,
-        verdict: str,
-        seen: bytes,
-        gate_s: float = 0.0,
-        kind: str = "value",
-        used: bytes = b"",
-        tried: bytes = b"",
+        kind: AnswerKind = "value",
+        outbox: bytes = b"",
     ) -> bool:
-        """Make the outcome safe; the first answer wins. `kind`: "value", "error", "passed" or "alone"; `used`: as
-        `observe.used` packs it; `tried`: as `tally.tried` does."""
+        """Make the outcome safe; the first answer wins. `outbox`: the attempt, as the outbox holds it."""
         ...
 
     def back(
         self,
         tag: str,
         lane: str,
+        lesson: Lesson,
         *,
         after_s: float,
         tries: int,
-        outbox: bytes,
-        verdict: str,
-        seen: bytes,
-        gate_s: float = 0.0,
-        tried: bytes = b"",
-        failed: Failure | None = None,
+        outbox: bytes = b"",
     ) -> bool:
-        """Return a released call to its lane. `tried`: as `tally.tried` packs it; `failed`: kept until it expires, and
-        a sick one joins its row (`Begun.failing`), which all else ends."""
+        """Return a released call to its lane. The lesson's failure is kept until the call expires, and a sick one joins
+        its row (`Begun.failing`), which all else ends."""
         ...
 
     def health(self, lane: str, task: str) -> Health:
         """How the lane takes its provider to be, now, and how this function fared in it."""
         ...
-
-
-#: Among the fields of a new lane: it is not made if there are so many lanes; 0 or absent: no bound.
-MOST_LANES = "most_lanes"
 
 
 class Lanes(AttemptLanes, Protocol):

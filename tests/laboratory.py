@@ -20,11 +20,12 @@ from typing import Any
 import msgspec
 
 from ratelimit_worker.calls import Category, Failure, LaneLimits, Mode, Response
+from ratelimit_worker.contracts.lesson import Lesson, Witness
 from ratelimit_worker.flow import observe
 from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.flow.tune import BUSY_S, TUNE_EVERY_S, VISIT_EVERY_S, Rules, decide, mode_of
 from ratelimit_worker.policy.classification import classify_response
-from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, Failing, Lately, Witness, compared, digest
+from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, Failing, Lately, compared, digest
 from ratelimit_worker.policy.retry import GiveUp, Halt, Retry, RetryPolicy, Snooze, next_step
 from ratelimit_worker.ports import LaneView
 from ratelimit_worker.simulate.arrivals import Arrival
@@ -419,7 +420,7 @@ class Laboratory:
         self, job: Job, ticket: bytes, seq: int, process: str, response: Response | None, failure: Failure | None
     ) -> None:
         sent_s = observe.sent_s(ticket)
-        kind: observe.Verdict = observe.verdict_of(failure)
+        kind = observe.verdict_of(failure)
         older = 0
         if kind in {"sick", "refused"}:
             older = max(0, len(self.out) - 1 - (self.plane.seq - seq))
@@ -438,12 +439,22 @@ class Laboratory:
             task_sent=self.answers_of.get((process, job.task), 0.0),
             process_sent=self.answers_of.get((process, ""), 0.0),
         )
-        seen = observe.encode(self.now, ticket, kind, response, failure, job.cost, older, witness)
+        lesson = Lesson(
+            verdict=kind,
+            at_s=self.now,
+            ticket=ticket,
+            failure=failure,
+            reading=observe.read(response, kind, self.now),
+            cost=job.cost,
+            older=older,
+            witness=witness,
+        )
+        seen = lesson.observation()
         if kind == "good":
             self.plane.good_sent = sent_s
             self.answers_of[process, job.task] = self.answers_of[process, ""] = sent_s
-        gate_us = (failure.retry_after_s or 0.0) * US if failure is not None else 0.0
-        word = observe.word(kind, response)
+        gate_us = lesson.gate_s * US
+        word = lesson.word()
         step: Any = None
         if failure is not None:
             step = next_step(

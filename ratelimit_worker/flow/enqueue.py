@@ -1,4 +1,4 @@
-"""What is decided when a call is made: its lane, class, tenant, cost and deadline. The plan travels in its message."""
+"""What is decided when a call is made? Its lane, class, tenant, cost and deadline: its `Plan`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
-from ratelimit_worker.calls import SCHEMA_VERSION, Cost, LaneLimits, Priority
+from ratelimit_worker.calls import Cost, LaneLimits, Priority
 from ratelimit_worker.config import Settings
+from ratelimit_worker.contracts.plan import Estimated, Plan, Sharing, Shedding
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.policy import choices, day, estimate, pace
 from ratelimit_worker.policy.choices import MOST_DEADLINE_S, MOST_NAME, MOST_TIMEOUT_S, MOST_TTL_S
@@ -83,8 +84,8 @@ def plan(
     timeout_s: float | None = None,
     learned: Callable[[str], Learned | None] = nothing_learned,
     tokenizer: Callable[[Iterable[Any], str], int | None] = nothing_counted,
-) -> dict[str, Any]:
-    """The header of one call.
+) -> Plan:
+    """The plan of one call.
 
     Args:
         now: Seconds since the epoch.
@@ -103,33 +104,30 @@ def plan(
     """
     lane = choices.name("lane", _first(lane, kind.lane, _lane_from(kind, kwargs), DEFAULT_LANE))
     within = choices.number("deadline_s", _first(deadline_s, kind.deadline_s, settings.deadline_s), MOST_DEADLINE_S)
-    size: dict[str, Any] = {}
+    estimated: Estimated | None = None
     if cost is None:
-        cost, size = _cost(kind, args, kwargs, lane, learned, tokenizer)
+        cost, estimated = _cost(kind, args, kwargs, lane, learned, tokenizer)
     tenant = choices.name("tenant", _first(tenant, kind.tenant), empty=True)
     its_class = priority_of(kind.priority if priority is None else priority)
     stale_s = _stale_s(kind.stale_ttl_s if stale_ttl is None else stale_ttl)
-    sharing = _sharing(kind, settings, kind.cache if cache is None else cache, stale_s)
-    if sharing and (kind.cache_incomplete if cache_incomplete is None else cache_incomplete):
-        sharing["short"] = True
-    return {
-        "v": SCHEMA_VERSION,
-        "lane": lane,
-        "tenant": tenant,
-        "weight": told(settings, lane).tenants.get(tenant, 1.0),
-        "class": its_class.value,
-        "cost": choices.cost(cost).vector(),
-        "deadline": now + within,
-        "context": choices.name("context", _first(context, kind.context), empty=True),
-        "tags": choices.names("tags", _first(tags, kind.tags)),
-        "pub": uuid.uuid4().hex,
-        "max_waiting": settings.max_waiting,
-        "max_bytes": int(settings.max_payload_mb * 1024 * 1024),
-        **size,
-        **_timeout(kind.timeout_s if timeout_s is None else timeout_s),
-        **sharing,
-        **_shedding(its_class, kind.shed_below if shed_below is None else shed_below),
-    }
+    incomplete = kind.cache_incomplete if cache_incomplete is None else cache_incomplete
+    return Plan(
+        lane=lane,
+        tenant=tenant,
+        weight=told(settings, lane).tenants.get(tenant, 1.0),
+        priority=its_class,
+        cost=choices.cost(cost),
+        deadline_s=now + within,
+        context=choices.name("context", _first(context, kind.context), empty=True),
+        tags=tuple(choices.names("tags", _first(tags, kind.tags))),
+        publication=uuid.uuid4().hex,
+        max_waiting=settings.max_waiting,
+        max_body_bytes=int(settings.max_payload_mb * 1024 * 1024),
+        estimated=estimated,
+        timeout_s=_timeout_s(kind.timeout_s if timeout_s is None else timeout_s),
+        sharing=_sharing(kind, settings, kind.cache if cache is None else cache, stale_s, incomplete),
+        shedding=_shedding(its_class, kind.shed_below if shed_below is None else shed_below),
+    )
 
 
 def check(
@@ -169,7 +167,7 @@ def check(
     if stale_ttl is not None:
         _stale_s(stale_ttl)
     _shedding(Priority.NORMAL, shed_below)
-    _timeout(timeout_s)
+    _timeout_s(timeout_s)
 
 
 def _first(*said: Any) -> Any:
@@ -258,12 +256,11 @@ def _cost(
     lane: str,
     learned: Callable[[str], Learned | None],
     tokenizer: Callable[[Iterable[Any], str], int | None],
-) -> tuple[Cost, dict[str, Any]]:
-    """What a call takes from the budget, and what settling learns from: `size`, [model, estimated input tokens; 0: they
-    were counted, most output tokens; absent: it names none]; nothing where the task says what it costs."""
+) -> tuple[Cost, Estimated | None]:
+    """What a call takes from the budget, and what settling learns from; None where the task says what it costs."""
     size: Any = kind.cost(*args, **kwargs) if kind.cost is not None else estimate.size_of(args, kwargs)
     if isinstance(size, Cost):
-        return size, {}
+        return size, None
     if not isinstance(size, Size):
         choices.cost(size)
     for what in ("input_tokens", "output_tokens", "choices"):
@@ -275,14 +272,12 @@ def _cost(
     if known is None or known.factor_of < estimate.LEAST_ANSWERS:
         counted = tokenizer((*args, *kwargs.values()), size.model)
     reserved = size if counted is None else size._replace(input_tokens=counted, counted=True)
-    told = [model, 0 if size.counted else size.input_tokens]
-    if size.output_tokens is not None:
-        told.append(size.output_tokens)
-    return estimate.cost(reserved, known), {"size": told}
+    estimated = Estimated(model, 0 if size.counted else size.input_tokens, size.output_tokens)
+    return estimate.cost(reserved, known), estimated
 
 
-def _sharing(kind: Kind, settings: Settings, wanted: bool, stale_s: float) -> dict[str, Any]:
-    """How a call shares answers: nothing where it does not; `ttl` seconds, 0: not kept; whether it joins; `stale` s."""
+def _sharing(kind: Kind, settings: Settings, wanted: bool, stale_s: float, incomplete: bool) -> Sharing | None:
+    """How a call shares answers; None where it does not."""
     join, ttl_s = settings.enable_request_deduplication, 0.0
     if settings.enable_intelligent_caching:
         said_s = _first(kind.cache_ttl_s, settings.cache_ttl_seconds)
@@ -292,34 +287,33 @@ def _sharing(kind: Kind, settings: Settings, wanted: bool, stale_s: float) -> di
     if not settings.enable_intelligent_caching:
         stale_s = 0.0
     if not wanted or not (join or ttl_s > 0 or stale_s > 0):
-        return {}
-    return {
-        "ttl": ttl_s,
-        **({"stale": stale_s} if stale_s > 0 else {}),
-        "join": join,
-        "cache_entries": settings.max_cache_entries,
-        "cache_bytes": int(settings.cache_size_mb * 1024 * 1024),
-    }
+        return None
+    return Sharing(
+        ttl_s=ttl_s,
+        stale_ttl_s=stale_s,
+        join=join,
+        max_entries=settings.max_cache_entries,
+        max_bytes=int(settings.cache_size_mb * 1024 * 1024),
+        keeps_incomplete=incomplete,
+    )
 
 
-def _timeout(seconds: float | None) -> dict[str, Any]:
-    if seconds is None:
-        return {}
-    return {"timeout": choices.number("timeout_s", seconds, MOST_TIMEOUT_S)}
+def _timeout_s(seconds: float | None) -> float | None:
+    return None if seconds is None else choices.number("timeout_s", seconds, MOST_TIMEOUT_S)
 
 
 def _stale_s(seconds: float) -> float:
     return choices.number("stale_ttl", seconds, MOST_TTL_S, zero=True)
 
 
-def _shedding(its_class: Priority, below: str | None) -> dict[str, Any]:
-    """Nothing where this class is never shed; else `sheds`: "result", or "raise" where who sends it so wants."""
+def _shedding(its_class: Priority, below: str | None) -> Shedding | None:
+    """None where this class is never shed; else whoever waits for its result hears of it, or its sender if so told."""
     if below is None:
-        return {}
+        return None
     ladder = [one.value for one in Priority]
     if below not in ladder:
         raise BadInput(f"shed_below={below!a:.60}: use high, normal or low")
-    return {"sheds": "result"} if ladder.index(its_class) > ladder.index(below) else {}
+    return Shedding.RESULT if ladder.index(its_class) > ladder.index(below) else None
 
 
 def timeout_told_s(settings: Settings, lane: str) -> float | None:
@@ -334,7 +328,7 @@ def timeout_of(seconds: float | None, settings: Settings, lane: str) -> float | 
     Raises:
         BadInput: the call says what cannot be.
     """
-    own: float | None = _timeout(seconds).get("timeout")
+    own = _timeout_s(seconds)
     return timeout_told_s(settings, lane) if own is None else own
 
 

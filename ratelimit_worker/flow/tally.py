@@ -9,13 +9,9 @@ from __future__ import annotations
 from collections import defaultdict
 from threading import Lock
 
-import msgspec
-
 from ratelimit_worker.policy.retry import RECORD_S
 
 MOST_NAMES = 10_000  #: lanes, and functions in lanes, of which the last answer is remembered
-
-_encode = msgspec.msgpack.Encoder().encode
 
 
 class Tally:
@@ -63,8 +59,3 @@ class Tally:
         if age_s >= RECORD_S / 2:
             self._older = self._fresh if age_s < RECORD_S else {}
             self._fresh, self._since_s = {}, at_s
-
-
-def tried(task: str, answered: dict[str, int]) -> bytes:
-    """A failure of a function that cost a try, and answers of its lane beside it, as the scripts read them."""
-    return _encode([task, answered])

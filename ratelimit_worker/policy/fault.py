@@ -145,18 +145,6 @@ def tries_allowed(tries: int, attempt: int, beside: Compared) -> float:
 # ── evidence against the provider ──────────────────────────────────────────────────────────────────────────────────
 
 
-class Witness(NamedTuple):
-    """Who had an answer. Digests of names, for names stay in their processes."""
-
-    call: int
-    task: int
-    process: int
-    again: bool = False  #: the call's attempt before was sick too
-    suspect: bool = False  #: ... and others were answered since: it is no witness
-    task_sent: float = 0.0  #: when the last request left that this process was answered for this task; 0: none yet
-    process_sent: float = 0.0  #: ... for any task
-
-
 class Party(NamedTuple):
     """A task, or a process, in one lane. Times are seconds, Redis clock."""
 

@@ -20,8 +20,8 @@ from math import sqrt
 from typing import NamedTuple
 
 from ratelimit_worker.calls import Mode
+from ratelimit_worker.contracts.lesson import Witness
 from ratelimit_worker.policy import fault
-from ratelimit_worker.policy.fault import Witness
 from ratelimit_worker.policy.trend import Slice, Trend, latency_trend
 
 WINDOW_MIN, HOUR_MIN = 15, 60  #: minutes that the written rule looks back, the current one included

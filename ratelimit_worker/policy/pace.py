@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from math import inf, sqrt
 
 from ratelimit_worker.calls import DIMENSIONS, LaneLimits, Snapshot
-from ratelimit_worker.policy.fault import Witness
+from ratelimit_worker.contracts.lesson import Ticket, Witness
 from ratelimit_worker.policy.headers import LEAST_RATE
 from ratelimit_worker.policy.siblings import Counted
 
@@ -88,15 +88,6 @@ _SAMPLE_S = 1.5  #: samples of what was sent are kept so long
 UNSEEN_S = 4.0  #: a lane at which nobody looked for so long may have had nothing to send
 
 Sample = tuple[float, tuple[float, float, float, float]]  #: time, seconds, and units sent in all by then, by dimension
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ticket:
-    """What a call took along when it was released: its place in the order of sending."""
-
-    seq: int
-    sent_at: float  #: seconds, Redis clock
-    sent: tuple[float, float, float, float]  #: units sent in all, this call and refused ones included, by dimension
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,9 +25,10 @@ from redis.exceptions import (
     TimeoutError,
 )
 
-from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.contracts.lesson import Lesson
 from ratelimit_worker.ports import Begun, Health
 from ratelimit_worker.stores.lanes import Lanes
+from ratelimit_worker.stores.reach import first_line, unavailable
 
 log = logging.getLogger(__name__)
 
@@ -98,11 +99,11 @@ class PatientLanes(Lanes):
     def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
         return self._patiently(lambda: super(PatientLanes, self).begin(tag, lease_s, alone, process, taken))
 
-    def settle(self, tag: str, lane: str, answer: bytes, **learned: Any) -> bool:
-        return self._patiently(lambda: super(PatientLanes, self).settle(tag, lane, answer, **learned))
+    def settle(self, tag: str, lane: str, answer: bytes, lesson: Lesson, **how: Any) -> bool:
+        return self._patiently(lambda: super(PatientLanes, self).settle(tag, lane, answer, lesson, **how))
 
-    def back(self, tag: str, lane: str, **how: Any) -> bool:
-        return self._patiently(lambda: super(PatientLanes, self).back(tag, lane, **how))
+    def back(self, tag: str, lane: str, lesson: Lesson, **how: Any) -> bool:
+        return self._patiently(lambda: super(PatientLanes, self).back(tag, lane, lesson, **how))
 
     def health(self, lane: str, task: str = "") -> Health:
         return self._patiently(lambda: super(PatientLanes, self).health(lane, task))
@@ -114,12 +115,11 @@ class PatientLanes(Lanes):
                 return ask()
             except (RedisError, OSError) as error:
                 if not passes(error):  # a script that fails on what it found, a key of another type
-                    said = str(error).partition("\n")[0][:200]
-                    raise StoreUnavailable(f"the call cannot go on, Redis said: {said}") from error
+                    raise unavailable(error, "the call cannot go on, Redis said") from error
                 if PATIENCE.is_over(since):
                     raise
                 if pause_s == FIRST_PAUSE_S:
-                    why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+                    why = f"{type(error).__name__}: {first_line(error)}"
                     log.warning("redis.away %s", why, extra={"cause": type(error).__name__})
                 sleep(pause_s)
                 pause_s = min(MOST_PAUSE_S, pause_s * 2)

@@ -20,6 +20,7 @@ from kombu.utils.imports import symbol_by_name
 
 from ratelimit_worker import wiring
 from ratelimit_worker.config import NO_REDIS, Settings, canonical_redis_url, namespace_prefix
+from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.stores.lanes import Lanes
@@ -39,7 +40,7 @@ class Eagerly(Protocol):
 
     def __call__(
         self,
-        plan: Mapping[str, Any],
+        plan: Plan,
         name: str,
         function: Callable[..., Any],
         args: Sequence[Any],
@@ -54,8 +55,9 @@ class Asked:
     """What is asked of an app by its transport and its tasks.
 
     Args:
-        plan: (task name, args, kwargs) of a call that was published without a plan (`send_task`, a stock producer) →
-            its header; None: a task that makes no calls.
+        plan: (task name, args, kwargs, properties of its message) of a call that was published without a plan
+            (`send_task`, a stock producer) → its header; None: a task that makes no calls. An option of
+            `apply_async` that Celery does not know is a property there: its lane, say.
         is_call: Whether a task of that name makes calls.
         calls: Names of the tasks that make calls.
         is_broadcast: Whether an exchange of that name is, by the app's queues, one that sends to everybody.
@@ -64,7 +66,7 @@ class Asked:
         eagerly: How a call is made in process (`task_always_eager`).
     """
 
-    plan: Callable[[str, list[Any], dict[str, Any]], Mapping[str, Any] | None]
+    plan: Callable[[str, list[Any], dict[str, Any], Mapping[str, Any]], Plan | None]
     is_call: Callable[[str], bool]
     calls: Callable[[], Iterable[str]]
     is_broadcast: Callable[[str], bool]

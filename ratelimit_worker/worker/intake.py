@@ -17,6 +17,7 @@ import msgspec
 from celery.utils.saferepr import saferepr
 from kombu.utils.json import dumps, loads
 
+from ratelimit_worker.contracts.plan import HEADER
 from ratelimit_worker.worker import fields
 
 #: A body larger than this is not looked into, and none is unpacked to more (seconds of CPU, and memory, for a bomb).
@@ -24,7 +25,6 @@ MOST_BODY_BYTES = 64 * 1024 * 1024
 MOST_LZMA_BYTES = 128 * 1024 * 1024  #: of memory, to unpack
 TYPED = b'"__type__"'  #: in JSON with which kombu carries a datetime or a UUID
 JSON = "application/json"
-PLAN_HEADER = "rlw"
 MAILBOX, REPLIES = ".pidbox", ".reply.celery.pidbox"  #: ends of the names of kombu's queues for broadcasts
 _read = msgspec.json.Decoder().decode
 
@@ -72,7 +72,7 @@ class Intake:
             return f"a header has the name of Celery's own {method[:40]!r}"
         return (
             fields.wrong(headers, fields.HEADERS)
-            or (fields.wrong_plan(headers[PLAN_HEADER]) if PLAN_HEADER in headers else None)
+            or (fields.wrong_plan(headers[HEADER]) if HEADER in headers else None)
             or _body_refusal(message)
         )
 
@@ -235,7 +235,7 @@ def _body_refusal(message: Mapping[str, Any]) -> str | None:
     if len(body) > MOST_BODY_BYTES:
         return "body too large"
     if message.get("content-type") != JSON:  # the app's own choice, for tasks that are no calls
-        return "a call that is not JSON" if PLAN_HEADER in message["headers"] else None
+        return "a call that is not JSON" if HEADER in message["headers"] else None
     try:
         text = _bytes_of(message)
         charset = "utf-8" if charset in (None, "", "binary") else charset

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from celery.result import AsyncResult, ResultSet
 from redis import RedisError
 
 from ratelimit_worker.calls import Attempt, Outcome, Priority
+from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import CallLost, ConfigurationError, StoreUnavailable
 from ratelimit_worker.policy.forgotten import Seen, lost_with
 from ratelimit_worker.stores.decide import deciding
@@ -50,7 +51,7 @@ class Made:
     at_s: float  #: seconds since the epoch
 
 
-def made(app: Celery, call_id: str, task: str, plan: Mapping[str, Any]) -> None:
+def made(app: Celery, call_id: str, task: str, plan: Plan) -> None:
     """A call was accepted. Where its results are not in Redis nobody is told of its loss."""
     search = getattr(getattr(app.backend, "result_consumer", None), "search", None)
     if isinstance(search, Search):
@@ -79,17 +80,17 @@ class Search:
         self._lock = threading.Lock()  #: around each use of what was seen, and no longer
         self._thread: threading.Thread | None = None
 
-    def made(self, call_id: str, task: str, plan: Mapping[str, Any]) -> None:
+    def made(self, call_id: str, task: str, plan: Plan) -> None:
         """A call was accepted."""
         # not the whole plan: thousands of these are kept
         kept = Made(
             task=task,
-            lane=plan["lane"],
-            context=str(plan.get("context") or ""),
-            tags=tuple(plan.get("tags") or ()),
-            tenant=str(plan.get("tenant") or ""),
-            priority=Priority(plan.get("class") or Priority.NORMAL),
-            begun=int(plan.get("number") or 0),
+            lane=plan.lane,
+            context=plan.context,
+            tags=plan.tags,
+            tenant=plan.tenant,
+            priority=plan.priority,
+            begun=plan.continuation.attempts if plan.continuation is not None else 0,
             at_s=time.time(),
         )
         with self._lock:

@@ -13,6 +13,7 @@ from kombu.utils.json import loads
 from kombu.utils.objects import cached_property
 from redis import RedisError
 
+from ratelimit_worker.contracts.plan import HEADER, Plan
 from ratelimit_worker.stores import keys
 from ratelimit_worker.worker.installed import services_of
 from ratelimit_worker.worker.transport import unpack_body
@@ -32,3 +33,13 @@ class CallRequest(Request):
         if payload is None:
             return (self._args, self._kwargs, {})
         return loads(unpack_body(payload).decode())
+
+
+def plan_of(request: Request) -> Plan | None:
+    """The plan of a request that this worker has in hand, decoded once; None: it is no call."""
+    known: dict[str, Any] = vars(request)
+    if "rlw_plan" not in known:
+        header = request.request_dict.get(HEADER)
+        known["rlw_plan"] = Plan.decode(header) if header is not None else None
+    found: Plan | None = known["rlw_plan"]
+    return found

@@ -31,25 +31,26 @@ from kombu.utils.compat import detect_environment
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.eventio import READ
 from kombu.utils.json import dumps, loads
+from msgspec import structs
 from redis import RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ratelimit_worker.calls import Cost, Priority
+from ratelimit_worker.contracts.call import Claim, Entry
+from ratelimit_worker.contracts.plan import HEADER, Plan, Sender, Shedding
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.fingerprint import digest
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.lanes import Claim, Crew, Entry, Lanes
+from ratelimit_worker.stores.lanes import Crew, Lanes
 from ratelimit_worker.stores.namespace import Namespaced
 from ratelimit_worker.stores.overdue import OverdueCall
 from ratelimit_worker.stores.patient import passes
 from ratelimit_worker.worker.installed import Asked, asked_of, server_of
-from ratelimit_worker.worker.intake import JSON, PLAN_HEADER, Intake, prepared, read_json
+from ratelimit_worker.worker.intake import JSON, Intake, prepared, read_json
 
 log = logging.getLogger(__name__)
 
-HEADER = PLAN_HEADER  #: the call's plan, as flow.enqueue wrote it
 BODY_HEADER = "rlw_body"  #: where the body of an ordinary task lies whose canvas holds calls, and so prompts
 NEEDS = "this_message_needs_ratelimit_worker"
 _APART = re.compile(rb'"rlw_body": "(canvas-[0-9a-f]{32})"')
@@ -360,8 +361,8 @@ class Channel(stock.Channel):
         seen, headers = message, message.get("headers")
         if self.asked is not None and isinstance(headers, dict) and headers.get("compression"):
             seen = prepared(message)  # what it holds is to be known: calls, or prompts in a canvas
-        plan = None if _is_call(seen) else _plan_of(seen, self.asked)
-        if plan is None and not _is_call(seen):
+        plan = _plan_of(seen, self.asked)
+        if plan is None:
             apart = self._without_prompts(seen)
             if apart is seen:
                 super()._put(queue, message, **kwargs)  # as it came, compressed or not
@@ -370,8 +371,7 @@ class Channel(stock.Channel):
             else:
                 super()._put(queue, apart, **kwargs)
             return
-        message = seen if plan is None else {**seen, "headers": {**seen["headers"], HEADER: plan}}
-        self.lanes.enqueue(entry(queue, message, self.asked))
+        self.lanes.enqueue(entry(queue, seen, plan, self.asked))
 
     def _without_prompts(self, message: dict[str, Any]) -> dict[str, Any]:
         """An ordinary task's message; its body goes apart when links, chord or arguments in it hold calls."""
@@ -611,7 +611,8 @@ class Transport(stock.Transport):
                 return
             self._set_aside(message, queue, raw, why)
             return
-        if queue in INTAKE.queues and "lane" not in message["properties"]:
+        # A lane alone is what a producer without this package asks for: `send_task(…, lane=…)`.
+        if queue in INTAKE.queues and not (_is_call(message) and "lane" in message["properties"]):
             try:
                 if _pace(channel, queue, message):
                     return
@@ -656,13 +657,12 @@ def _pace(channel: Channel, queue: str, message: Mapping[str, Any]) -> bool:
     Nobody is there to be told of a full lane or of an answer that is known: it is let in, and answered in its turn.
     """
     asked = channel.asked
-    plan = message["headers"].get(HEADER) or _plan_of(message, asked)
+    plan = _plan_of(message, asked)
     if plan is None:
         return False
-    told = {**plan, "at_once": False, "max_waiting": 0}
-    if "sheds" in told:
-        told["sheds"] = "result"
-    channel.lanes.enqueue(entry(queue, {**message, "headers": {**message["headers"], HEADER: told}}, asked))
+    shedding = Shedding.RESULT if plan.shedding is not None else None
+    told = structs.replace(plan, sender=Sender.NOBODY, max_waiting=0, shedding=shedding)
+    channel.lanes.enqueue(entry(queue, message, told, asked))
     return True
 
 
@@ -679,28 +679,32 @@ TRANSPORT_ALIASES["lanes"] = f"{__name__}:Transport"
 TRANSPORT_ALIASES["laness"] = f"{__name__}:SecureTransport"
 
 
-def entry(queue: str, message: Mapping[str, Any], asked: Asked | None = None) -> Entry:
+def entry(queue: str, message: Mapping[str, Any], plan: Plan, asked: Asked | None = None) -> Entry:
     """A published message as an entry of its lane: body apart, times relative, nothing of the arguments in it.
 
     Raises:
         BadInput: the arguments are no JSON that every reader takes, or too large.
     """
     headers = dict(message["headers"])  # kombu hands the same dict to every attempt to publish: never change it
-    plan = headers[HEADER]
     body = _checked(base64.b64decode(message["body"]), message, plan)
     now = time()
     due = _epoch(headers["eta"]) - now if headers.get("eta") else 0.0
     args, kwargs, canvas = json.loads(body)
-    asks = digest(headers["task"], plan["lane"], [args, kwargs])
-    claim = _claim(headers, plan, asks, canvas, due)
-    if claim is not None:
-        headers[HEADER] = plan = {**plan, "fp": claim.fingerprint}
-    expires = _epoch(headers["expires"]) if headers.get("expires") else plan["deadline"]
+    asks = digest(headers["task"], plan.lane, [args, kwargs])
+    claim = None
+    # A call for later shares nothing: it would be answered before its time, or keep those of now waiting for it.
+    if plan.sharing is not None and (due <= 0 or plan.goes_on):
+        if not plan.goes_on:
+            plan = structs.replace(plan, fingerprint=asks)
+        alone = not headers.get("group") and not any((canvas or {}).values())
+        claim = Claim.of(plan, headers["task"], at_once=plan.sender is Sender.CALLER and alone)
+    headers[HEADER] = plan.encode()
+    expires = _epoch(headers["expires"]) if headers.get("expires") else plan.deadline_s
     headers["eta"] = None  # the call waits in its lane, the worker must not wait again
     headers["argsrepr"], headers["kwargsrepr"] = _summary(plan, len(body)), "{}"
     properties = {
         **message["properties"],
-        "lane": plan["lane"],
+        "lane": plan.lane,
         "delivery_info": {"redelivered": False, **message["properties"]["delivery_info"]},
         "priority": 0,
     }
@@ -715,77 +719,53 @@ def entry(queue: str, message: Mapping[str, Any], asked: Asked | None = None) ->
             "content-encoding": message.get("content-encoding") or "utf-8",
         }
     )
-    requests, _, input_tokens, output_tokens = plan["cost"]
-    return Entry(
-        lane=plan["lane"],
+    return Entry.of(
+        plan,
+        text.encode(),
+        pack_body(body),
         queue=queue,
         ref=headers["id"],
+        left_s=min(expires, plan.deadline_s) - now,
+        due_in_s=due,
         publication=_publication(headers, plan, asks),
-        message=text.encode(),
-        body=pack_body(body),
-        deadline_in_s=max(0.001, min(expires, plan["deadline"]) - now),
-        due_in_s=max(0.0, due),
-        priority=Priority(plan["class"]),
-        tenant=plan["tenant"],
-        weight=plan["weight"],
-        cost=Cost(requests=requests, input_tokens=int(input_tokens), output_tokens=int(output_tokens)),
-        tries=plan.get("tries", 0),
-        number=plan.get("number", 0),
-        max_waiting=plan["max_waiting"],
         claim=claim,
-        sheds=plan.get("sheds", ""),
-        lane_fields=partial(asked.lane_fields, plan["lane"]) if asked is not None else {},
+        lane_fields=partial(asked.lane_fields, plan.lane) if asked is not None else None,
     )
 
 
-def _publication(headers: Mapping[str, Any], plan: Mapping[str, Any], asks: str) -> str:
+def _publication(headers: Mapping[str, Any], plan: Plan, asks: str) -> str:
     """What tells this message from others of its task id: of which publication it is, what it asks, and who sends it.
 
     o: an agent makes a call. Made again under its id it is the same one; the id of another call is refused.
     c: a worker goes on with a canvas, or a stock producer has pushed it: nobody is there to be refused.
     a: the same call goes on (`self.retry`, `self.replace`), or is made anew though it has ended (`run`).
     """
-    if plan.get("again") or plan.get("anew") or headers.get("replaced_task_nesting"):
+    if plan.goes_on or plan.is_anew or headers.get("replaced_task_nesting"):
         how = "a"
     else:
-        how = "c" if headers.get("parent_id") or plan.get("at_once") is False else "o"
-    return f"{plan['pub']}:{asks[:16]}:{how}"
+        how = "c" if headers.get("parent_id") or plan.sender is Sender.NOBODY else "o"
+    return f"{plan.publication}:{asks[:16]}:{how}"
 
 
-def _claim(
-    headers: Mapping[str, Any], plan: Mapping[str, Any], asks: str, canvas: Mapping[str, Any] | None, due_in_s: float
-) -> Claim | None:
-    """What a call shares with those that are the same; None: nothing.
-
-    A call for later shares nothing: it would be answered before its time, or keep those of now waiting for it.
-    """
-    again = bool(plan.get("again"))
-    if "ttl" not in plan or (due_in_s > 0 and not again):
-        return None
-    at_once, fingerprint = False, plan.get("fp")
-    if not again:
-        fingerprint = asks
-        at_once = bool(plan.get("at_once")) and not headers.get("group") and not any((canvas or {}).values())
-    if fingerprint is None:
-        return None
-    return Claim.of(plan, fingerprint, headers["task"], at_once=at_once, again=again)
-
-
-def _plan_of(message: Mapping[str, Any], asked: Asked | None) -> Mapping[str, Any] | None:
+def _plan_of(message: Mapping[str, Any], asked: Asked | None) -> Plan | None:
+    """The plan of a call: that of its header, or one made now for a call that was sent by its name; None: no call."""
     headers = message.get("headers")
+    if _is_call(message):
+        return Plan.decode(message["headers"][HEADER])
     if asked is None or not isinstance(headers, dict) or not isinstance(headers.get("task"), str):
         return None
     if not asked.is_call(headers["task"]):
         return None
     args, kwargs, _ = loads(base64.b64decode(message["body"]).decode())
-    return asked.plan(headers["task"], args, kwargs)
+    return asked.plan(headers["task"], args, kwargs, message["properties"])
 
 
-def _checked(body: bytes, message: Mapping[str, Any], plan: Mapping[str, Any]) -> bytes:
+def _checked(body: bytes, message: Mapping[str, Any], plan: Plan) -> bytes:
     if message.get("content-type") != "application/json" or message["headers"].get("compression"):
         raise BadInput("calls are sent as plain JSON; leave serializer and compression at their defaults")
-    if len(body) > plan["max_bytes"]:
-        raise BadInput(f"the arguments take {len(body):,} bytes; at most {plan['max_bytes']:,} (MAISD_MAX_PAYLOAD_MB)")
+    if len(body) > plan.max_body_bytes:
+        most = f"{plan.max_body_bytes:,}"
+        raise BadInput(f"the arguments take {len(body):,} bytes; at most {most} (MAISD_MAX_PAYLOAD_MB)")
     if (b"NaN" in body or b"Infinity" in body) and _has_constant(body):
         raise BadInput("the arguments hold NaN or Infinity, which JSON does not know; send null or a string")
     if b"\\ud" in body:
@@ -807,6 +787,6 @@ def _epoch(text: str) -> float:
     return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
-def _summary(plan: Mapping[str, Any], size: int) -> str:
-    words = [plan["lane"], plan.get("context") or "", f"{size:,} bytes"]
+def _summary(plan: Plan, size: int) -> str:
+    words = [plan.lane, plan.context, f"{size:,} bytes"]
     return f"<{', '.join(word for word in words if word)}>"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import time
 from typing import Any
@@ -17,14 +17,16 @@ from celery.worker import state
 from celery.worker.state import task_ready
 from msgspec.structs import replace
 
+from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.flow.execute import hangs
 from ratelimit_worker.policy import hang, timeout
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.overdue import OverdueCall, Overdues
 from ratelimit_worker.wiring import Services
 from ratelimit_worker.worker.refusal import give_up
+from ratelimit_worker.worker.request import plan_of
 from ratelimit_worker.worker.spare import Spare
-from ratelimit_worker.worker.transport import HEADER, HELD
+from ratelimit_worker.worker.transport import HELD
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ class Running:
     """A call that runs in this worker."""
 
     request: Any
-    plan: Mapping[str, Any]
+    plan: Plan
 
     @property
     def tag(self) -> str:
@@ -51,8 +53,7 @@ class Running:
     @property
     def latency_key(self) -> str:
         """Under which its latencies are learned."""
-        size = self.plan.get("size") or ()
-        return timeout.key(self.request.name, size[0] if size else None, str(self.plan["lane"]))
+        return timeout.key(self.request.name, self.plan.model, self.plan.lane)
 
 
 class Watch:
@@ -89,14 +90,14 @@ class Watch:
             self._told.add(tag)
             hangs(tag)
         for one in running:
-            if hang.is_overdue(now_s, float(one.plan["deadline"])):
+            if hang.is_overdue(now_s, one.plan.deadline_s):
                 self._give_up(one)
         return self._late(calls, queues)
 
     def _calls(self, running: Sequence[Running], now_s: float) -> list[hang.Out]:
         lanes: dict[str, set[str]] = {}
         for one in running:
-            lanes.setdefault(str(one.plan["lane"]), set()).add(one.tag)
+            lanes.setdefault(one.plan.lane, set()).add(one.tag)
         for lane, tags in self._were.items():
             if tags - lanes.get(lane, set()):
                 self._ended_s[lane] = now_s
@@ -105,7 +106,7 @@ class Watch:
         return [
             hang.Out(
                 tag=one.tag,
-                lane=(lane := str(one.plan["lane"])),
+                lane=(lane := one.plan.lane),
                 out_s=now_s - one.started_s,
                 quiet_s=now_s - max(one.started_s, self._ended_s.get(lane, 0.0)),
                 known=self.live.learned_latencies(one.latency_key),
@@ -122,8 +123,8 @@ class Watch:
 
     def _running(self) -> Iterator[Running]:
         for request in tuple(state.active_requests):
-            plan = request.request_dict.get(HEADER)
-            if isinstance(plan, Mapping) and request.time_start and not request.acknowledged:
+            plan = plan_of(request)
+            if plan is not None and request.time_start and not request.acknowledged:
                 yield Running(request, plan)
 
     def _late(self, calls: Sequence[hang.Out], queues: Sequence[str]) -> set[str]:
@@ -148,9 +149,9 @@ class Watch:
         request, tag = one.request, one.tag
         call = OverdueCall(
             call_id=request.id,
-            lane=str(one.plan["lane"]),
+            lane=one.plan.lane,
             task=request.name,
-            deadline_s=float(one.plan["deadline"]),
+            deadline_s=one.plan.deadline_s,
             replaced=self.spare.replaces,
             told_s=time(),
         )

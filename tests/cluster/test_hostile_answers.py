@@ -87,7 +87,6 @@ def understood(response: Response) -> None:
     for snapshot in read.snapshots(response.headers, now_s=1.8e9).values():
         for value in (snapshot.limit, snapshot.remaining):
             assert value is None or (math.isfinite(value) and value >= 0), snapshot
-    read.told_dimensions(response.headers)
     read.refused_dimension(response.headers, response.body)
     read.stated_limit(response.body)
     read.about_concurrency(response.body)

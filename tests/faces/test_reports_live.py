@@ -10,6 +10,7 @@ import redis
 
 from ratelimit_worker.calls import Attempt, Category, LaneLimits, Mode, Outcome
 from ratelimit_worker.config import read_settings
+from ratelimit_worker.contracts.call import Entry
 from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.flow.clean import NAME, clean_once
 from ratelimit_worker.flow.enqueue import limit_fields
@@ -21,7 +22,7 @@ from ratelimit_worker.reports.explain import Explanation, Where, explain, explan
 from ratelimit_worker.reports.live import ClusterState, LaneState, cluster_state
 from ratelimit_worker.reports.tables import lanes_table, status_table
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.lanes import Entry, Lanes
+from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.leases import Leases
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.outbox import Outbox
@@ -29,6 +30,7 @@ from ratelimit_worker.stores.pins import Pins
 from ratelimit_worker.stores.queries import Recent
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 from tests.conftest import wait_for
+from tests.lua.cluster import said
 
 pytestmark = pytest.mark.server
 
@@ -111,7 +113,7 @@ def test_where_a_call_is_from_its_beginning_to_its_end(lanes: Lanes, redis_clien
     lanes.beat("w1", 2, 600.0, ["q"], 30.0, [tag])
     running = find(redis_client, "one")
     assert (running.where, running.standings[0].worker, running.standings[0].number) == (Where.RUNNING, "w1", 1)
-    lanes.settle(tag, "gpt", b"answer", outbox=b"", verdict="good", seen=b"")
+    lanes.settle(tag, "gpt", b"answer", said("good"))
     assert find(redis_client, "one").where is Where.SETTLED
     lanes.free([tag])
     assert find(redis_client, "one").where is Where.UNKNOWN
@@ -148,7 +150,7 @@ def test_a_call_in_backoff_waits_for_its_time(lanes: Lanes, redis_client: redis.
     lanes.enqueue(entry("one"))
     tag = Live(redis_client).call("one")[0].record.tag
     lanes.begin(tag, 30.0)
-    lanes.back(tag, "gpt", after_s=30.0, tries=1, outbox=b"", verdict="other", seen=b"")
+    lanes.back(tag, "gpt", said("other"), after_s=30.0, tries=1)
     found = find(redis_client, "one").standings[0]
     assert (found.where, found.tries, found.number) == (Where.DUE_LATER, 1, 1)
     assert found.waits_for[0].startswith("time: due in ")

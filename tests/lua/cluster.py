@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import redis
 
+from ratelimit_worker.contracts.call import US, Entry
+from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
+from ratelimit_worker.contracts.plan import Shedding
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.lanes import EVERY_TASK, US, Crew, Entry, Lanes
+from ratelimit_worker.stores.lanes import EVERY_TASK, Crew, Lanes
 
 T0_US = 1_700_000_000 * US
 LEASE_S = 30.0
@@ -29,9 +33,35 @@ def message(ref: str, headers: str = "{}") -> bytes:
 
 
 def entry(ref: str, lane: str = "gpt", queue: str = "q", **more: Any) -> Entry:
-    """A call that anybody could have made."""
+    """A call that anybody could have made. `sheds`: who hears that it is shed; "": it is not."""
+    sheds = more.pop("sheds", "")
     more = {"message": message(ref), "body": b"jbody of " + ref.encode(), "deadline_in_s": 3600.0, **more}
-    return Entry(lane=lane, queue=queue, ref=ref, publication=f"pub-{ref}", **more)
+    return Entry(
+        lane=lane, queue=queue, ref=ref, publication=f"pub-{ref}", shedding=Shedding(sheds) if sheds else None, **more
+    )
+
+
+class Said(Lesson, frozen=True, kw_only=True):
+    """A lesson of which the test writes the parts that the scripts get, whatever an attempt would make of them."""
+
+    told: str  #: as of `word`
+    gate: float = 0.0
+    seen: bytes = b""  #: as of `observation`
+
+    @property
+    def gate_s(self) -> float:
+        return self.gate
+
+    def word(self) -> str:
+        return self.told
+
+    def observation(self) -> bytes:
+        return self.seen
+
+
+def said(word: str, gate_s: float = 0.0, seen: bytes = b"", **more: Any) -> Said:
+    """A lesson that says this to the scripts, and nothing to the tuner but `seen`."""
+    return Said(told=word, gate=gate_s, seen=seen, **more)
 
 
 @dataclass
@@ -46,6 +76,12 @@ class Cluster:
 
     def __post_init__(self) -> None:
         self.lanes = Lanes(self.client, time_us=self.now_us)
+
+    def packed(self, ref: str) -> list[Any]:
+        """The record of a call, as the scripts keep it: its fields in the order of `Place`."""
+        raw: Any = self.client.hget(keys.call(ref), "i")
+        assert raw is not None, "it has no record"
+        return list(msgspec.msgpack.decode(raw))
 
     def advance(self, seconds: float) -> None:
         """Time passes; nobody does anything."""
@@ -113,18 +149,16 @@ class Cluster:
         lane: str = "gpt",
         verdict: str = "good",
         gate_s: float = 0,
-        kind: str = "value",
+        kind: AnswerKind = "value",
         seen: bytes = b"",
     ) -> bool:
-        return self.lanes.settle(tag, lane, answer, outbox=b"row", verdict=verdict, seen=seen, gate_s=gate_s, kind=kind)
+        return self.lanes.settle(tag, lane, answer, said(verdict, gate_s, seen), kind=kind, outbox=b"row")
 
     def back(
         self, tag: str, after_s: float = 0, tries: int = 0, lane: str = "gpt", verdict: str = "other", gate_s: float = 0
     ) -> bool:
         self.drop(tag)
-        return self.lanes.back(
-            tag, lane, after_s=after_s, tries=tries, outbox=b"row", verdict=verdict, seen=b"", gate_s=gate_s
-        )
+        return self.lanes.back(tag, lane, said(verdict, gate_s), after_s=after_s, tries=tries, outbox=b"row")
 
     def free(self, tag: str) -> int:
         self.drop(tag)

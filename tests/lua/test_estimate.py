@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from benchmarks import tokens
 from ratelimit_worker.calls import Attempt, Cost, Outcome, Response, Usage
 from ratelimit_worker.config import Settings, read_settings
+from ratelimit_worker.contracts.lesson import Lesson
+from ratelimit_worker.contracts.plan import Estimated, Plan
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow import observe
 from ratelimit_worker.flow.enqueue import Kind, plan
@@ -38,7 +40,7 @@ from ratelimit_worker.wiring import Services, connect
 from tests.conftest import wait_for
 from tests.faces.test_cli import clean_environment
 from tests.fleet import fleet
-from tests.lua.cluster import Cluster, entry
+from tests.lua.cluster import Cluster, entry, said
 
 KNOWN = Learned(answers=9, factor=1.5, factor_of=9, output_tokens=80.4, output_of=9)
 
@@ -152,7 +154,7 @@ def test_whatever_was_seen_the_cost_is_bounded(
         (SimpleNamespace(usage=SimpleNamespace(prompt_tokens=3, completion_tokens=4)), Usage(3, 4)),
         (SimpleNamespace(usage_metadata={"input_tokens": 1, "output_tokens": 2}), Usage(1, 2)),
         (SimpleNamespace(usage_metadata=SimpleNamespace(prompt_token_count=1, candidates_token_count=2)), Usage(1, 2)),
-        ({"usage": {"prompt_tokens": "3"}}, None),
+        ({"usage": {"prompt_tokens": "3"}}, Usage(3, None)),
         ({"usage": "much"}, None),
         ({}, None),
         ("text", None),
@@ -168,26 +170,26 @@ def test_what_an_answer_has_used(answer: Any, usage: Usage | None) -> None:
 # ── the plan ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def planned(kind: Kind, *args: Any, learned: Mapping[str, Learned] | None = None, **kwargs: Any) -> dict[str, Any]:
+def planned(kind: Kind, *args: Any, learned: Mapping[str, Learned] | None = None, **kwargs: Any) -> Plan:
     return plan(kind, args, kwargs, Settings(), now=0.0, learned=(learned or {}).get)
 
 
 def test_the_plan_of_a_call_reserves_what_is_estimated() -> None:
     """By its arguments; by what was learned of its task and model; by its task's own word, which nothing corrects."""
     fresh = planned(Kind(task="t", lane="l"), "x" * 400)
-    assert (fresh["cost"], fresh["size"]) == ((1.0, 356.0, 100.0, 256.0), ["l", 100])
+    assert (fresh.cost.vector(), fresh.estimated) == ((1.0, 356.0, 100.0, 256.0), Estimated("l", 100))
     known = planned(Kind(task="t", lane="l"), "x" * 400, learned={"t\nl": KNOWN})
-    assert (known["cost"], known["size"]) == ((1.0, 230.0, 150.0, 80.0), ["l", 100])
+    assert (known.cost.vector(), known.estimated) == ((1.0, 230.0, 150.0, 80.0), Estimated("l", 100))
     of_model = planned(Kind(task="t", lane="l"), prompt="x" * 400, model="", learned={"t\nm": KNOWN})
-    assert of_model["cost"][1] == 356.0
+    assert of_model.cost.tokens == 356
     of_model = planned(Kind(task="t", lane="l"), prompt="x" * 399, model="m", learned={"t\nm": KNOWN})
-    assert (of_model["cost"][1], of_model["size"]) == (230.0, ["m", 100])
+    assert (of_model.cost.tokens, of_model.estimated) == (230, Estimated("m", 100))
     own = planned(Kind(task="t", lane="l", cost=lambda *_: Cost(input_tokens=5)), "x", learned={"t\nl": KNOWN})
-    assert (own["cost"], "size" in own) == ((1.0, 5.0, 5.0, 0.0), False)
+    assert (own.cost.vector(), own.estimated) == ((1.0, 5.0, 5.0, 0.0), None)
     sized = planned(Kind(task="t", cost=lambda *_: Size(input_tokens=10, model="m")), learned={"t\nm": KNOWN})
-    assert sized["cost"] == (1.0, 95.0, 15.0, 80.0)
+    assert sized.cost.vector() == (1.0, 95.0, 15.0, 80.0)
     counted = planned(Kind(task="t", lane="l", cost=lambda *_: Size(input_tokens=10, counted=True)))
-    assert counted["size"] == ["l", 0], "what was counted teaches no factor"
+    assert counted.estimated == Estimated("l", 0), "what was counted teaches no factor"
 
 
 def test_a_tokenizer_counts_while_nothing_is_learned() -> None:
@@ -198,14 +200,14 @@ def test_a_tokenizer_counts_while_nothing_is_learned() -> None:
         asked.append(model)
         return sum(len(value.split()) for value in values if isinstance(value, str))
 
-    def made(learned: Mapping[str, Learned]) -> dict[str, Any]:
+    def made(learned: Mapping[str, Learned]) -> Plan:
         kwargs = {"model": "m", "prompt": "one two three four"}
         return plan(Kind(task="t"), (), kwargs, Settings(), now=0.0, learned=learned.get, tokenizer=count)
 
-    assert (made({})["cost"][2], made({})["size"]) == (5, ["m", 5])
-    assert made({"t\nm": replace(KNOWN, factor_of=4)})["cost"][2] == 5
+    assert (made({}).cost.input_tokens, made({}).estimated) == (5, Estimated("m", 5))
+    assert made({"t\nm": replace(KNOWN, factor_of=4)}).cost.input_tokens == 5
     before = len(asked)
-    assert made({"t\nm": KNOWN})["cost"][2] == 8
+    assert made({"t\nm": KNOWN}).cost.input_tokens == 8
     assert len(asked) == before
 
 
@@ -402,7 +404,7 @@ def test_what_settling_makes_good(
     response: Response | None, usage: Usage | None, reconcile: bool | None, expected: list[int] | None
 ) -> None:
     """What the provider counted, but where headers tell what is left; nothing where a person says so."""
-    packed = observe.used(response, usage, reconcile)
+    packed = Lesson(reading=observe.read(response, "good", 0.0), usage=usage, reconcile=reconcile).used()
     assert (msgspec.msgpack.decode(packed) if packed else None) == expected
 
 
@@ -423,13 +425,13 @@ class Tokens(Cluster):
         return tag
 
     def finish(self, tag: str, used: int | None, told: bool | None = None, answer: bytes = b"a") -> None:
-        packed = b"" if used is None else observe.used(None, Usage(100, used - 100), told)
-        self.lanes.settle(tag, "gpt", answer, outbox=b"", verdict="plain", seen=b"", used=packed)
+        usage = None if used is None else Usage(100, used - 100)
+        self.lanes.settle(tag, "gpt", answer, said("plain", usage=usage, reconcile=told))
 
     def refuse(self, tag: str, dimension: str | None = "tokens") -> None:
         response = Response(status=429, headers={}, body={"error": {"type": dimension or "x"}})
-        word = observe.word("refused", response)
-        self.lanes.back(tag, "gpt", after_s=0, tries=0, outbox=b"", verdict=word, seen=b"", gate_s=0.01)
+        word = Lesson(verdict="refused", reading=observe.read(response, "refused", 0.0)).word()
+        self.lanes.back(tag, "gpt", said(word, 0.01), after_s=0, tries=0)
 
     def level(self) -> float:
         """What may go now, given back beyond the depth included; written now."""
@@ -630,7 +632,7 @@ def test_a_task_learns_what_it_uses() -> None:
         made.worker("works")
         agent = made.agent()
         first = agent.chat.plan(["0"], {})
-        assert first["cost"][1:] == (257, 1, DEFAULT_OUTPUT_TOKENS)
+        assert first.cost.vector()[1:] == (257, 1, DEFAULT_OUTPUT_TOKENS)
         for n in range(8):
             agent.chat.delay(str(n)).get(timeout=120)
         client = connect(RedisServer(made.valkey.url))

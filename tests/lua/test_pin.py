@@ -12,10 +12,11 @@ import pytest
 import redis
 from sqlalchemy import Engine
 
-from ratelimit_worker.calls import Category, Failure, LaneLimits, Mode, ModeChange, Response
+from ratelimit_worker.calls import Category, Failure, LaneLimits, Mode, ModeChange
 from ratelimit_worker.config import read_settings
+from ratelimit_worker.contracts.call import Place
+from ratelimit_worker.contracts.lesson import Lesson, Verdict
 from ratelimit_worker.errors import BadInput, StoreUnavailable
-from ratelimit_worker.flow import observe
 from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.flow.pin import FROM_SETTING, at_start, auto, lane_fields, pin
 from ratelimit_worker.flow.record import record_once
@@ -67,7 +68,7 @@ class Stage(Cluster):
     def tune(self) -> None:
         assert self.tuner.turn("tuner") is not None
 
-    def sent(self, seconds: float, step: float = 0.5, verdict: observe.Verdict = "good") -> int:
+    def sent(self, seconds: float, step: float = 0.5, verdict: Verdict = "good") -> int:
         """Time passes, workers work, the tuner tunes → calls that began."""
         began = 0
         for _ in range(round(seconds / step)):
@@ -78,7 +79,7 @@ class Stage(Cluster):
             self.tune()
         return began
 
-    def work(self, verdict: observe.Verdict = "good", most: int = 1_000) -> int:
+    def work(self, verdict: Verdict = "good", most: int = 1_000) -> int:
         """Workers run what is ready now, each call at once → calls that began."""
         began = 0
         for _ in range(min(most, self.lying())):
@@ -87,15 +88,15 @@ class Stage(Cluster):
                 self.drop(tag)
                 continue
             began += 1
-            lane = str(self.lanes.record(tag.rpartition(".")[0])[1])  # type: ignore[index]
+            lane = self.packed(tag.rpartition(".")[0])[Place.LANE - 1]
             failure = None if verdict == "good" else FAILURE
-            seen = observe.encode(self.now, begun.ticket, verdict, Response(status=200, headers={}, body={}), failure)
+            lesson = Lesson(verdict=verdict, at_s=self.now, ticket=begun.ticket, failure=failure)
             self.drop(tag)
             if verdict == "good":
-                self.lanes.settle(tag, lane, b"a", outbox=b"", verdict=verdict, seen=seen)
+                self.lanes.settle(tag, lane, b"a", lesson)
                 self.lanes.free([tag])
             else:
-                self.lanes.back(tag, lane, after_s=0, tries=0, outbox=b"", verdict=verdict, seen=seen)
+                self.lanes.back(tag, lane, lesson, after_s=0, tries=0)
         return began
 
     def mode(self, lane: str = "gpt") -> Mode:

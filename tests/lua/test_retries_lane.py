@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from itertools import count
 from math import inf
@@ -15,22 +16,24 @@ from hypothesis import strategies as st
 
 from benchmarks.retries import TRIALS, run
 from ratelimit_worker.calls import Attempt, Category, Mode, Outcome, Priority, Response
+from ratelimit_worker.contracts.call import Claim
+from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import CallFailed, StoreUnavailable
-from ratelimit_worker.flow.execute import Again, Executor, Facts, GaveUp, Result
+from ratelimit_worker.flow.conclude import Again, Facts, GaveUp, Rules
+from ratelimit_worker.flow.execute import Executor, Result
 from ratelimit_worker.flow.settle import Answers
-from ratelimit_worker.flow.tally import Tally, tried
+from ratelimit_worker.flow.tally import Tally
 from ratelimit_worker.flow.tune import mode_of
 from ratelimit_worker.policy.retry import Record
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.providers.http import ProviderRefused
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.lanes import Claim
 from ratelimit_worker.stores.outbox import Outbox, encode
 from ratelimit_worker.stores.patient import PatientLanes
 from ratelimit_worker.wiring import services
 from tests.conftest import wait_for
 from tests.fleet import fleet
-from tests.lua.cluster import LEASE_S, Cluster, entry
+from tests.lua.cluster import LEASE_S, Cluster, entry, said
 from tests.properties import share
 
 BAND = 1.4e15  #: as in lua/shared/record.lua
@@ -251,7 +254,8 @@ def test_a_held_retry_gets_its_error_at_its_deadline(lane: Retrying) -> None:
 def test_an_expired_call_tells_what_failed_it_last(redis_client: redis.Redis, cluster: Cluster) -> None:
     """Its error has category, status, request id and cause of its last attempt, and it ends with a row of its own."""
     answers, box = Answers(dumps=json.dumps, loads=json.loads), Outbox(redis_client)
-    executor = Executor(lanes=cluster.lanes, answers=answers, encode_outcome=encode, lease_s=LEASE_S, clock=lambda: 0.0)
+    rules = Rules(answers=answers, jitter=random.random)
+    executor = Executor(lanes=cluster.lanes, rules=rules, encode_outcome=encode, lease_s=LEASE_S, clock=lambda: 0.0)
     refusal = Response(status=503, headers={"x-request-id": "req-1"}, body={})
 
     def refused(_: Begun) -> None:
@@ -259,7 +263,7 @@ def test_an_expired_call_tells_what_failed_it_last(redis_client: redis.Redis, cl
 
     def deliver() -> Result:
         tag, _ = cluster.take()
-        facts = Facts(call_id="c", tag=tag, task="t", plan={"lane": "gpt"})
+        facts = Facts(call_id="c", tag=tag, task="t", plan=Plan(lane="gpt", publication="p", deadline_s=0.0))
         result = executor.execute(facts, refused, lambda _: None)
         cluster.free(tag)
         return result
@@ -344,11 +348,11 @@ def test_the_record_of_a_function_is_the_clusters(lane: Retrying) -> None:
         cluster.pump()
         tag, _ = cluster.begin()
         assert tag.startswith(ref)
-        how: dict[str, Any] = {"outbox": b"", "verdict": "sick", "seen": b"", "tried": tried(task, answered)}
+        lesson = said("sick", failed_task=task, answered=answered)
         if settled:
-            cluster.lanes.settle(tag, "gpt", b"error", kind="error", **how)
+            cluster.lanes.settle(tag, "gpt", b"error", lesson, kind="error")
         else:
-            cluster.lanes.back(tag, "gpt", after_s=1000.0, tries=1, **how)
+            cluster.lanes.back(tag, "gpt", lesson, after_s=1000.0, tries=1)
         cluster.free(tag)
 
     attempt("bad", {"good": 5}, settled=False)
@@ -373,7 +377,7 @@ def test_a_record_is_bounded(lane: Retrying) -> None:
     lane.cluster.pump()
     tag, _ = lane.cluster.begin()
     names = {f"t{i}": 1 for i in range(3000)}
-    lane.cluster.lanes.settle(tag, "gpt", b"e", outbox=b"", verdict="sick", seen=b"", tried=tried("bad", names))
+    lane.cluster.lanes.settle(tag, "gpt", b"e", said("sick", failed_task="bad", answered=names))
     (key,) = lane.client.keys("rlw:fared:*")
     assert lane.client.hlen(key) <= 2002
     assert lane.cluster.lanes.health("gpt", "bad").record == Record(1, 0, 0, 3000)

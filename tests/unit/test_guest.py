@@ -202,11 +202,11 @@ def test_the_argument_model_names_the_lane_wherever_it_stands() -> None:
     app = install(celery(broker=HERE), read_settings())
     task = llm_task(app=app, provider="acme", name="models", bind=True, shared=False)(asks)
     lanes = [
-        task.plan(args, kwargs)["lane"]
+        task.plan(args, kwargs).lane
         for args, kwargs in ((("hi",), {"model": "large"}), (("hi", "large"), {}), (("hi",), {}))
     ]
     assert lanes == ["acme:large", "acme:large", "default"]
-    assert task.plan(("hi", "large"), {}, lane="mine")["lane"] == "mine"
+    assert task.plan(("hi", "large"), {}, lane="mine").lane == "mine"
 
 
 def test_a_class_that_reads_messages_itself_is_refused() -> None:

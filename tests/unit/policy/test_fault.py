@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from benchmarks.law import ALONE_S, AWAY, BLAMED, away, blame
 from ratelimit_worker.calls import Category, Failure, Mode
+from ratelimit_worker.contracts.lesson import Witness
 from ratelimit_worker.flow import observe
 from ratelimit_worker.policy import fault, modes
-from ratelimit_worker.policy.fault import Compared, Failing, Lately, Row, Witness
+from ratelimit_worker.policy.fault import Compared, Failing, Lately, Row
 from ratelimit_worker.policy.modes import Answer, ModeState, Thresholds
-from tests.lua.cluster import OPEN, Cluster, entry, message
+from tests.lua.cluster import OPEN, Cluster, entry, message, said
 
 SICK = Failure(category=Category.SERVER_ERROR, cause="HTTP 500", status=500)
 
@@ -234,9 +235,7 @@ def cluster(redis_client: redis.Redis) -> Cluster:
 def fail(cluster: Cluster, tag: str, after_s: float, failed: Failure | None = SICK, tries: int = 0) -> None:
     """The call goes back, as after a sick answer."""
     verdict = "sick" if failed is not None and failed.sick else "refused"
-    assert cluster.lanes.back(
-        tag, "gpt", after_s=after_s, tries=tries, outbox=b"", verdict=verdict, seen=b"", failed=failed
-    )
+    assert cluster.lanes.back(tag, "gpt", said(verdict, failure=failed), after_s=after_s, tries=tries)
 
 
 def test_a_call_remembers_since_when_it_fails(cluster: Cluster) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ratelimit_worker.calls import Response, Snapshot
+from ratelimit_worker.contracts.lesson import Lesson, Ticket
 from ratelimit_worker.flow import observe as observations
 from ratelimit_worker.policy import flight
 from ratelimit_worker.policy.flight import FlightState, answered, observe, step, width
 from ratelimit_worker.policy.headers import about_concurrency
-from ratelimit_worker.policy.pace import Observation, Ticket
+from ratelimit_worker.policy.pace import Observation
 
 NOTHING = (0.0, 0.0, 0.0, 0.0)
 
@@ -241,7 +243,9 @@ def test_words_that_are_about_calls_at_once(message: str, about: bool) -> None:
     body = {"error": {"message": message, "type": "x", "code": None}}
     assert about_concurrency(body) is about
     response = Response(status=429, headers={}, body=body)
-    ticket = observations.msgspec.msgpack.encode([7, 1_000_000, 7.0, 0.0, 0.0, 0.0])
-    seen = observations.decode(observations.encode(2.0, ticket, "refused", response, None, older=3))
+    ticket = msgspec.msgpack.encode([7, 1_000_000, 7.0, 0.0, 0.0, 0.0])
+    reading = observations.read(response, "refused", 2.0)
+    lesson = Lesson(verdict="refused", at_s=2.0, ticket=ticket, reading=reading, older=3)
+    seen = observations.decode(lesson.observation())
     assert (seen.crowded, seen.older) == (about, 3)
-    assert (observations.word("refused", response) == "refused.0") is about
+    assert (lesson.word() == "refused.0") is about

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratelimit_worker.calls import DIMENSIONS, LaneLimits, Snapshot
+from ratelimit_worker.contracts.lesson import Ticket
 from ratelimit_worker.policy import pace
-from ratelimit_worker.policy.pace import Observation, PaceState, Ticket, initial, observe, set_points, step
+from ratelimit_worker.policy.pace import Observation, PaceState, initial, observe, set_points, step
 
 FREE = LaneLimits()
 ZERO = (0.0, 0.0, 0.0, 0.0)

@@ -13,8 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ratelimit_worker.calls import LaneLimits, Snapshot
+from ratelimit_worker.contracts.lesson import Ticket
 from ratelimit_worker.policy import pace
-from ratelimit_worker.policy.pace import Dimension, Observation, PaceState, Ticket, initial, observe, set_points, step
+from ratelimit_worker.policy.pace import Dimension, Observation, PaceState, initial, observe, set_points, step
 from ratelimit_worker.simulate import Entry, Fault, Scenario
 from ratelimit_worker.simulate.scenario import HeaderStyle
 from ratelimit_worker.simulate.scenarios import CASES

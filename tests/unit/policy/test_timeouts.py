@@ -180,9 +180,9 @@ def test_call_then_task_then_lane_then_all() -> None:
     settings = read_settings({"MAISD_TIMEOUT_SECONDS": "40", "MAISD_LANES": '{"a": {"timeout_s": 30}, "b": {}}'})
     assert [timeout_told_s(settings, lane) for lane in ("a", "b", "c")] == [30.0, 40.0, 40.0]
     assert timeout_told_s(read_settings({}), "a") is None
-    assert plan(Kind(timeout_s=20), (), {}, settings, now=NOW_S)["timeout"] == 20.0
-    assert plan(Kind(timeout_s=20), (), {}, settings, now=NOW_S, timeout_s=10)["timeout"] == 10.0
-    assert "timeout" not in plan(Kind(), (), {}, settings, now=NOW_S)
+    assert plan(Kind(timeout_s=20), (), {}, settings, now=NOW_S).timeout_s == 20.0
+    assert plan(Kind(timeout_s=20), (), {}, settings, now=NOW_S, timeout_s=10).timeout_s == 10.0
+    assert plan(Kind(), (), {}, settings, now=NOW_S).timeout_s is None
 
 
 # ── at a server ──────────────────────────────────────────────────────────────────────────────────────────────────────
