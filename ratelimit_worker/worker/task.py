@@ -199,10 +199,10 @@ class CallTask(Task):
             args,
             kwargs,
             live.settings,
+            enqueue.Said(**options),
             now=time.time(),
             learned=live.learned_usage if live.redis_url else enqueue.nothing_learned,
             tokenizer=live.tokenizer,
-            **options,
         )
 
     def delay(self, *args: Any, **kwargs: Any) -> Any:
@@ -298,14 +298,7 @@ class CallTask(Task):
             chosen, priority = _as_before(before, chosen), before.priority
         plan = self.plan(args or (), kwargs or {}, priority=priority, **chosen)
         if before is not None:
-            # self.retry or replace: the same call goes on, so its deadline and the count of its attempts do too
-            attempts, tries = mine.get("rlw_number"), tries_used(task_id or "")
-            plan = structs.replace(
-                plan,
-                deadline_s=before.deadline_s,
-                continuation=Continuation(attempts=attempts, tries=tries, goes_on=True),
-                fingerprint=before.fingerprint,
-            )
+            plan = _going_on(plan, before, mine.get("rlw_number"), tries_used(task_id or ""))
         else:
             raises = plan.shedding is not None and CANVAS.isdisjoint(options)
             plan = structs.replace(
@@ -671,6 +664,16 @@ def _check_way(app: Celery, connection: Any, producer: Any) -> None:
     for name, given in (("connection", connection), ("producer", getattr(producer, "__connection__", None))):
         if given is not None and asked_of(given) is None:
             raise ConfigurationError(f"{name}=: it leads past the lanes; leave it out, or take one of app.pool")
+
+
+def _going_on(plan: Plan, before: Plan, attempts: int, tries: int) -> Plan:
+    """After self.retry or replace: the same call goes on, so its deadline and the count of its attempts do too."""
+    return structs.replace(
+        plan,
+        deadline_s=before.deadline_s,
+        continuation=Continuation(attempts=attempts, tries=tries, goes_on=True),
+        fingerprint=before.fingerprint,
+    )
 
 
 def _as_before(plan: Plan, chosen: Mapping[str, Any]) -> dict[str, Any]:
