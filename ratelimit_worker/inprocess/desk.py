@@ -21,6 +21,7 @@ from typing import TypeVar
 from redis import RedisError
 from redis.exceptions import ResponseError
 
+from ratelimit_worker.contracts.call import Claim, Entry
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import StoreUnavailable
@@ -33,7 +34,7 @@ from ratelimit_worker.inprocess.presence import Beat, Presence
 from ratelimit_worker.ports import Begun, Health
 from ratelimit_worker.stores.decide import deciding
 from ratelimit_worker.stores.desks import PREFIX, Desks
-from ratelimit_worker.stores.lanes import AnsweredFromCache, Claim, Entry, Lanes
+from ratelimit_worker.stores.lanes import AnsweredFromCache, Lanes
 from ratelimit_worker.stores.patient import passes
 from ratelimit_worker.stores.reach import reach, unavailable
 from ratelimit_worker.wiring import Services
@@ -92,7 +93,7 @@ class Desk:
         """Take part."""
         return self.mailbox.wait(ref, hear, fingerprint)
 
-    def enqueue(self, turn: Turn, task: str, plan: Plan, *, after_s: float, tries: int, number: int) -> bytes | None:
+    def enqueue(self, turn: Turn, task: str, plan: Plan, after_s: float) -> bytes | None:
         """Put the call into its lane → an answer that is kept, instead of that.
 
         Raises:
@@ -101,24 +102,15 @@ class Desk:
             StoreUnavailable: Redis refuses for a reason that will not pass.
         """
         self.open()
-        entry = Entry(
-            lane=plan.lane,
+        entry = Entry.of(
+            plan,
+            MESSAGE,
+            b"",  # the arguments stay with the caller
             queue=self.queue,
             ref=turn.ref,
-            publication=plan.publication,
-            message=MESSAGE,
-            body=b"",  # the arguments stay with the caller
-            deadline_in_s=max(0.001, plan.deadline_s - time.time()),
+            left_s=plan.deadline_s - time.time(),
             due_in_s=after_s,
-            priority=plan.priority,
-            tenant=plan.tenant,
-            weight=plan.weight,
-            cost=plan.cost,
-            tries=tries,
-            number=number,
-            max_waiting=plan.max_waiting,
-            claim=_claim(task, plan, again=after_s > 0),
-            sheds="raise" if plan.shedding is not None else "",
+            claim=Claim.of(plan, task, at_once=True),
             lane_fields=lambda: pin.lane_fields(self.live.control, self.live.settings, plan.lane),
         )
         turn.tried = True
@@ -345,13 +337,3 @@ class Desk:
                 self._presence.went(error)
                 self._wake()
             raise Away(self.why) from error
-
-
-def _claim(task: str, plan: Plan, *, again: bool) -> Claim | None:
-    """What a call shares with those that are the same; None: nothing.
-
-    A call that goes on after a failure, `again`, asks nobody any more; its answer is kept all the same.
-    """
-    if plan.sharing is None or plan.fingerprint is None:
-        return None
-    return Claim.of(plan, plan.sharing, plan.fingerprint, task, at_once=True, again=again)

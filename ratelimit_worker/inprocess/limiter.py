@@ -26,9 +26,11 @@ from redis import RedisError
 from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Mode, ModeChange
 from ratelimit_worker.config import NO_REDIS
+from ratelimit_worker.contracts.plan import Sender, Shedding
 from ratelimit_worker.errors import BadInput, ConfigurationError, DeadlineExceeded, StoreUnavailable
 from ratelimit_worker.flow import enqueue, pin
 from ratelimit_worker.flow.admit import LOOK_AGAIN_S, Admission, Sleep, Steps, inside, run_unpaced
+from ratelimit_worker.flow.conclude import Rules
 from ratelimit_worker.flow.execute import Executor
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.inprocess.basic import BasicPace
@@ -209,8 +211,8 @@ class AdvancedRateLimiter:
             fingerprint = self._sharing.fingerprint(func, name, lane, how.context, args, kwargs, how.cache_key)
             if any(outer.fingerprint == fingerprint for outer in inside.get()):
                 fingerprint = None  # it would wait for itself
-        if fingerprint is not None:
-            plan = structs.replace(plan, fingerprint=fingerprint)
+        shedding = Shedding.RAISE if plan.shedding is not None else None
+        plan = structs.replace(plan, sender=Sender.CALLER, shedding=shedding, fingerprint=fingerprint)
 
         def take_part(ref: str) -> Turn:
             hear: Callable[[Mail], None] = driver.mailbox()
@@ -237,16 +239,18 @@ class AdvancedRateLimiter:
         live, settings = desk.live, desk.live.settings
         return Executor(
             lanes=desk,
-            answers=answers,
+            rules=Rules(
+                answers=answers,
+                jitter=self._jitter,
+                policy=policy_of(settings)(lane),
+                classify=plugins.classifier(how.classify),
+                reconcile=lambda lane: enqueue.told(settings, lane).reconcile,
+            ),
             encode_outcome=live.encode_outcome,
             lease_s=desk.lease_s,
-            policy=policy_of(settings)(lane),
-            reconcile=lambda lane: enqueue.told(settings, lane).reconcile,
+            tally=desk.tally,
             timeout_told_s=lambda lane: enqueue.timeout_told_s(settings, lane),
             latencies=live.learned_latencies,
-            tally=desk.tally,
-            jitter=self._jitter,
-            classify=plugins.classifier(how.classify),
         )
 
     def explain_key(

@@ -667,7 +667,7 @@ def test_a_second_release_between_the_answer_and_the_end_of_the_call_is_freed(pl
     heard: list[str | News] = []
     turn = desk.wait("late", heard.append)
     plan = Plan(lane="free", publication="p", deadline_s=time.time() + 60)
-    desk.enqueue(turn, "late", plan, after_s=0.0, tries=0, number=0)
+    desk.enqueue(turn, "late", plan, after_s=0.0)
     wait_for(lambda: heard, what="it is released")
     turn.tags, turn.tried = [], False  # as `free` leaves it when the answer came before the second release
     assert desk.mailbox.deliver(str(heard[0]))
