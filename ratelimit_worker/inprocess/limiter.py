@@ -30,6 +30,7 @@ from ratelimit_worker.contracts.plan import Sender, Shedding
 from ratelimit_worker.errors import BadInput, ConfigurationError, DeadlineExceeded, StoreUnavailable
 from ratelimit_worker.flow import enqueue, pin
 from ratelimit_worker.flow.admit import LOOK_AGAIN_S, Admission, Sleep, Steps, inside, run_unpaced
+from ratelimit_worker.flow.conclude import Rules
 from ratelimit_worker.flow.execute import Executor
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.inprocess.basic import BasicPace
@@ -236,16 +237,18 @@ class AdvancedRateLimiter:
             take_part=take_part,
             executor=Executor(
                 lanes=desk,
-                answers=UNKEPT if fingerprint is None else self._sharing.answers(name, plan.max_body_bytes),
+                rules=Rules(
+                    answers=UNKEPT if fingerprint is None else self._sharing.answers(name, plan.max_body_bytes),
+                    jitter=self._jitter,
+                    policy=policy_of(settings)(plan.lane),
+                    classify=plugins.classifier(how.classify),
+                    reconcile=lambda lane: enqueue.told(settings, lane).reconcile,
+                ),
                 encode_outcome=live.encode_outcome,
                 lease_s=desk.lease_s,
-                policy=policy_of(settings)(plan.lane),
-                reconcile=lambda lane: enqueue.told(settings, lane).reconcile,
+                tally=desk.tally,
                 timeout_told_s=lambda lane: enqueue.timeout_told_s(settings, lane),
                 latencies=live.learned_latencies,
-                tally=desk.tally,
-                jitter=self._jitter,
-                classify=plugins.classifier(how.classify),
             ),
             unpaced=lambda: self._basic.reserve(settings.rate_limit_delay, desk.why or "Redis is away"),
             arguments=(lambda: (args, kwargs)) if settings.capture_content else None,

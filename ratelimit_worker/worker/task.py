@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,12 +37,9 @@ from ratelimit_worker.calls import Cost, Outcome, Priority
 from ratelimit_worker.contracts.plan import HEADER, Continuation, Plan, Sender, Shedding
 from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable, TaskAborted
 from ratelimit_worker.flow import enqueue, pin
+from ratelimit_worker.flow.conclude import Again, Answered, Facts, GaveUp, PassedOn, Rules
 from ratelimit_worker.flow.execute import (
-    Again,
-    Answered,
     Executor,
-    Facts,
-    GaveUp,
     Interrupted,
     MustBeAlone,
     own_retry,
@@ -508,6 +506,8 @@ class CallTask(Task):
                 if isinstance(error, Exception) and not isinstance(error, FOR_CELERY):
                     raise error
                 raise TaskAborted(request.id, type(error).__name__) from error
+            case PassedOn(word):
+                raise word
             case Interrupted(error):
                 if isinstance(error, Exception):  # raised by a clean-up while the process ends
                     raise SystemExit(1) from error
@@ -744,28 +744,33 @@ def executor(live: Services, lane: str = enqueue.DEFAULT_LANE, rule: Rule | None
     policies: Callable[[str], RetryPolicy]
     usual, policies = live.once("executor", lambda: _executor(live))
     policy = policies(lane)
-    if policy is usual.policy and rule is None:
+    rules = usual.rules
+    if policy is rules.policy and rule is None:
         return usual
-    return replace(usual, policy=policy, classify=plugins.classifier(rule) if rule else usual.classify)
+    classify = plugins.classifier(rule) if rule else rules.classify
+    return replace(usual, rules=replace(rules, policy=policy, classify=classify))
 
 
 def _executor(live: Services) -> tuple[Executor, Callable[[str], RetryPolicy]]:
     policies = policy_of(live.settings)
     made = Executor(
         lanes=PatientLanes(live.redis),
-        answers=ANSWERS,
+        rules=Rules(
+            answers=ANSWERS,
+            jitter=random.random,
+            policy=policies(enqueue.DEFAULT_LANE),
+            classify=plugins.classifier(),
+            reconcile=lambda lane: enqueue.told(live.settings, lane).reconcile,
+            pass_through=(TaskPredicate, Ignore, Reject),
+            means=_meaning,
+            behind=_behind,
+        ),
         encode_outcome=live.encode_outcome,
         lease_s=live.settings.visibility_timeout_seconds,
-        policy=policies(enqueue.DEFAULT_LANE),
-        reconcile=lambda lane: enqueue.told(live.settings, lane).reconcile,
-        timeout_told_s=lambda lane: enqueue.timeout_told_s(live.settings, lane),
-        latencies=live.learned_latencies,
-        pass_through=(TaskPredicate, Ignore, Reject),
-        means=_meaning,
-        behind=_behind,
         given_up=HELD.overdue.__contains__,
         interrupted=_interrupted,
-        classify=plugins.classifier(),
+        timeout_told_s=lambda lane: enqueue.timeout_told_s(live.settings, lane),
+        latencies=live.learned_latencies,
     )
     return made, policies
 
