@@ -310,7 +310,7 @@ class Live:
             pipe.zscore(wait_key, record.ref)
             pipe.zscore(keys.due(record.lane, record.queue), record.ref)
             pipe.zscore(keys.LEDGER, record.tag)
-            pipe.zscore(f"{keys.NAMESPACE}out:{record.lane}", record.tag)
+            pipe.zscore(keys.out(record.lane), record.tag)
             pipe.exists(keys.settled(record.ref))
             pipe.zscore(keys.followers(record.claim), record.ref)
             pipe.get(keys.claim(record.claim))
@@ -362,8 +362,8 @@ class Live:
         with self._client.pipeline(transaction=False) as pipe:
             for lane in names:
                 pipe.hgetall(keys.lane(lane))
-                pipe.smembers(f"{keys.NAMESPACE}queues:{lane}")
-                pipe.zrange(f"{keys.NAMESPACE}out:{lane}", 0, -1, withscores=True)
+                pipe.smembers(keys.queues(lane))
+                pipe.zrange(keys.out(lane), 0, -1, withscores=True)
                 pipe.zcard(keys.turns(lane))
             raw = pipe.execute()
         out = {lane: raw[4 * i + 2] for i, lane in enumerate(names)}
@@ -442,11 +442,11 @@ class Live:
         return self._records([ref]).get(ref)
 
     def _workers(self, at_s: float) -> tuple[WorkerNow, ...]:
-        names: Any = self._client.zrangebyscore(f"{keys.NAMESPACE}workers", int(at_s * US), "+inf")
+        names: Any = self._client.zrangebyscore(keys.WORKERS, int(at_s * US), "+inf")
         if not names:
             return ()
-        slots: Any = self._client.hmget(f"{keys.NAMESPACE}slots", names)
-        held: Any = self._client.hmget(f"{keys.NAMESPACE}held", names)
+        slots: Any = self._client.hmget(keys.SLOTS, names)
+        held: Any = self._client.hmget(keys.HELD, names)
         crews: Any = self._client.hmget(keys.CREW, names)
         found = []
         for name, packed, tags, known in zip(names, slots, held, crews, strict=True):
