@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ratelimit_worker.calls import Attempt, Failure, Mode, ModeChange
 from ratelimit_worker.contracts.lane import Fields, LaneState
@@ -146,6 +146,13 @@ class LaneView:
     took_s: float = 0.0  #: all of `goods` together, from permit to answer
 
 
+class Taken(NamedTuple):
+    """What a look of the tuner found."""
+
+    now_s: float  #: Redis clock, since the epoch
+    lanes: list[LaneView]
+
+
 class BarKind(StrEnum):
     """What may hold a call back (stores/lua/bar.lua)."""
 
@@ -225,9 +232,7 @@ class AttemptLanes(Protocol):
 class Lanes(AttemptLanes, Protocol):
     """The lanes, as the tuner sees them too."""
 
-    def take(
-        self, owner: str, lease_s: float, most: int = 50, also: Iterable[str] = ()
-    ) -> tuple[float, list[LaneView]] | None:
+    def take(self, owner: str, lease_s: float, most: int = 50, also: Iterable[str] = ()) -> Taken | None:
         """What was seen since the last take, and the lanes of `also`; None when another tunes."""
         ...
 

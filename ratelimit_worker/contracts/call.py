@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -279,6 +279,20 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             )
         except (msgspec.DecodeError, AttributeError, LookupError, TypeError, ValueError, OverflowError):
             return None
+
+
+class Placed(NamedTuple):
+    """Where a call went that was put into its lane."""
+
+    released: bool  #: at once; else it waits, or its answer is there
+    ref: str  #: under which it stands there
+
+
+class TakenOut(NamedTuple):
+    """A call that waited and was taken out of its lane for good."""
+
+    message: bytes
+    payload: bytes  #: args, kwargs, canvas, as they are stored
 
 
 class Released(msgspec.Struct, frozen=True, kw_only=True):

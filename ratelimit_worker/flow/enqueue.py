@@ -43,6 +43,24 @@ class Kind:
     timeout_s: float | None = None  #: of one attempt; None: as lane and settings say, or by what is learned
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What one call says of itself. None: as its kind says."""
+
+    lane: str | None = None
+    tenant: str | None = None
+    priority: str | int | None = None
+    deadline_s: float | None = None  #: from now until it must be answered
+    context: str | None = None
+    tags: Sequence[str] | None = None
+    cost: Cost | None = None  #: what it takes from the budget; None: what its arguments and the answers of its like say
+    cache: bool | None = None  #: False: it is made, whatever was answered or is on its way
+    cache_incomplete: bool | None = None  #: whether an answer that was truncated, refused or filtered is kept
+    stale_ttl: float | None = None  #: seconds
+    shed_below: str | None = None  #: a class
+    timeout_s: float | None = None  #: of one attempt
+
+
 def nothing_learned(_: str) -> Learned | None:
     """Nobody knows anything of any task."""
     return None
@@ -58,20 +76,9 @@ def plan(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     settings: Settings,
+    said: Said = Said(),
     *,
     now: float,
-    lane: str | None = None,
-    tenant: str | None = None,
-    priority: str | int | None = None,
-    deadline_s: float | None = None,
-    context: str | None = None,
-    tags: Sequence[str] | None = None,
-    cost: Cost | None = None,
-    cache: bool | None = None,
-    cache_incomplete: bool | None = None,
-    stale_ttl: float | None = None,
-    shed_below: str | None = None,
-    timeout_s: float | None = None,
     learned: Callable[[str], Learned | None] = nothing_learned,
     tokenizer: Callable[[Iterable[Any], str], int | None] = nothing_counted,
 ) -> Plan:
@@ -79,28 +86,23 @@ def plan(
 
     Args:
         now: Seconds since the epoch.
-        deadline_s: Seconds from now until the call must be answered.
-        cost: What it takes from the budget; None: what its arguments and the answers of its like say.
-        cache: False: the call is made, whatever was answered or is on its way; None: as its kind says.
-        cache_incomplete: Whether an answer that was truncated, refused or filtered is kept; None: as its kind says.
-        stale_ttl: Seconds; None: as its kind says.
-        shed_below: A class; None: as its kind says.
-        timeout_s: Seconds that one attempt may take; None: as its kind says.
         learned: By `estimate.key`, what the answers of a task and model have taught; asked once, and never waited for.
         tokenizer: Tokens of all texts in some values, for a model; None where it cannot say. Asked while nothing is
             learned.
     Raises:
         BadInput: a name, a priority, a deadline or a time that cannot be.
     """
-    lane = choices.name("lane", _first(lane, kind.lane, _lane_from(kind, kwargs), DEFAULT_LANE))
-    within = choices.number("deadline_s", _first(deadline_s, kind.deadline_s, settings.deadline_s), MOST_DEADLINE_S)
-    estimated: Estimated | None = None
+    lane = choices.name("lane", _first(said.lane, kind.lane, _lane_from(kind, kwargs), DEFAULT_LANE))
+    within = choices.number(
+        "deadline_s", _first(said.deadline_s, kind.deadline_s, settings.deadline_s), MOST_DEADLINE_S
+    )
+    cost, estimated = said.cost, None
     if cost is None:
         cost, estimated = _cost(kind, args, kwargs, lane, learned, tokenizer)
-    tenant = choices.name("tenant", _first(tenant, kind.tenant), empty=True)
-    its_class = priority_of(kind.priority if priority is None else priority)
-    stale_s = _stale_s(kind.stale_ttl_s if stale_ttl is None else stale_ttl)
-    incomplete = kind.cache_incomplete if cache_incomplete is None else cache_incomplete
+    tenant = choices.name("tenant", _first(said.tenant, kind.tenant), empty=True)
+    its_class = priority_of(_first(said.priority, kind.priority))
+    stale_s = _stale_s(_first(said.stale_ttl, kind.stale_ttl_s))
+    incomplete = _first(said.cache_incomplete, kind.cache_incomplete)
     return Plan(
         lane=lane,
         tenant=tenant,
@@ -108,56 +110,46 @@ def plan(
         priority=its_class,
         cost=choices.cost(cost),
         deadline_s=now + within,
-        context=choices.name("context", _first(context, kind.context), empty=True),
-        tags=tuple(choices.names("tags", _first(tags, kind.tags))),
+        context=choices.name("context", _first(said.context, kind.context), empty=True),
+        tags=tuple(choices.names("tags", _first(said.tags, kind.tags))),
         publication=uuid.uuid4().hex,
         max_waiting=settings.max_waiting,
         max_body_bytes=int(settings.max_payload_mb * 1024 * 1024),
         estimated=estimated,
-        timeout_s=_timeout_s(kind.timeout_s if timeout_s is None else timeout_s),
-        sharing=_sharing(kind, settings, kind.cache if cache is None else cache, stale_s, incomplete),
-        shedding=_shedding(its_class, kind.shed_below if shed_below is None else shed_below),
+        timeout_s=_timeout_s(_first(said.timeout_s, kind.timeout_s)),
+        sharing=_sharing(kind, settings, _first(said.cache, kind.cache), stale_s, incomplete),
+        shedding=_shedding(its_class, _first(said.shed_below, kind.shed_below)),
     )
 
 
-def check(
-    *,
-    lane: Any = None,
-    tenant: Any = None,
-    context: Any = None,
-    tags: Any = None,
-    priority: Any = None,
-    deadline_s: Any = None,
-    cost: Any = None,
-    cache_ttl: Any = None,
-    stale_ttl: Any = None,
-    shed_below: Any = None,
-    timeout_s: Any = None,
-) -> None:
+def check(said: Said, cache_ttl: float | None = None) -> None:
     """Choices that are made before there is a call (a decorator's), or for one without a lane. None: nothing is said.
+
+    Args:
+        cache_ttl: Seconds; only a kind of calls says it.
 
     Raises:
         BadInput: as `plan`.
     """
-    if lane is not None:
-        choices.name("lane", lane)
-    for what, value in (("tenant", tenant), ("context", context)):
+    if said.lane is not None:
+        choices.name("lane", said.lane)
+    for what, value in (("tenant", said.tenant), ("context", said.context)):
         if value is not None:
             choices.name(what, value, empty=True)
-    if tags is not None:
-        choices.names("tags", tags)
-    if priority is not None:
-        priority_of(priority)
-    if deadline_s is not None:
-        choices.number("deadline_s", deadline_s, MOST_DEADLINE_S)
-    if cost is not None and not callable(cost):
-        choices.cost(cost)
+    if said.tags is not None:
+        choices.names("tags", said.tags)
+    if said.priority is not None:
+        priority_of(said.priority)
+    if said.deadline_s is not None:
+        choices.number("deadline_s", said.deadline_s, MOST_DEADLINE_S)
+    if said.cost is not None and not callable(said.cost):
+        choices.cost(said.cost)
     if cache_ttl is not None:
         choices.number("cache_ttl", cache_ttl, MOST_TTL_S, zero=True)
-    if stale_ttl is not None:
-        _stale_s(stale_ttl)
-    _shedding(Priority.NORMAL, shed_below)
-    _timeout_s(timeout_s)
+    if said.stale_ttl is not None:
+        _stale_s(said.stale_ttl)
+    _shedding(Priority.NORMAL, said.shed_below)
+    _timeout_s(said.timeout_s)
 
 
 def _first(*said: Any) -> Any:

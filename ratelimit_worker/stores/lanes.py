@@ -8,19 +8,19 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from redis import Redis
 
 from ratelimit_worker.calls import Failure, Mode
-from ratelimit_worker.contracts.call import US, Entry, Record, Released
+from ratelimit_worker.contracts.call import US, Entry, Placed, Record, Released, TakenOut
 from ratelimit_worker.contracts.lane import Fields, LaneState
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.errors import BadInput, LaneFull, LanesFull, LaneShedding
 from ratelimit_worker.policy import retry
 from ratelimit_worker.policy.fault import Failing, Lately
-from ratelimit_worker.ports import Begun, Health, LaneSeen, LaneView
+from ratelimit_worker.ports import Begun, Health, LaneSeen, LaneView, Taken
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.scripts import Scripts
 
@@ -69,6 +69,13 @@ def as_escaped(task: str) -> str:
 MOST_KNOWN = 10_000  #: lanes that one process remembers
 
 
+class Pumped(NamedTuple):
+    """What a turn of the pump did."""
+
+    released: int  #: -1: another holds the duty
+    sleep_s: float  #: until there is something to do
+
+
 class Lanes:
     """All lanes of one Redis server.
 
@@ -81,8 +88,8 @@ class Lanes:
         self.run = Scripts(client, time_us)
         self._known: set[str] = set()  #: lanes that were there when they were last used
 
-    def enqueue(self, entry: Entry) -> tuple[bool, str]:
-        """Put a call into its lane → (released at once, reference).
+    def enqueue(self, entry: Entry) -> Placed:
+        """Put a call into its lane.
 
         Raises:
             LaneFull: the lane holds `max_waiting` calls; nothing was stored.
@@ -107,7 +114,7 @@ class Lanes:
             raise BadInput(f"task_id={entry.ref!r} is the id of a call with other arguments; use another, or none")
         if state == 3:
             raise AnsweredFromCache(more[0])
-        return state == 1, ref.decode()
+        return Placed(state == 1, ref.decode())
 
     def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
         """Ask whether a released call may run now; a closed gate sends it back to its place.
@@ -236,10 +243,10 @@ class Lanes:
         """The same by a worker that lives: of these only the calls that it has not begun → how many."""
         return int(self.run("restore", (_LIVES, *tags)))
 
-    def pump(self, owner: str, lease_ms: int) -> tuple[int, float]:
-        """Release what is due → (released, or -1 when another holds the duty; seconds to sleep)."""
+    def pump(self, owner: str, lease_ms: int) -> Pumped:
+        """Release what is due."""
         moved, sleep_us = self.run("pump", (owner, lease_ms))
-        return int(moved), int(sleep_us) / US
+        return Pumped(int(moved), int(sleep_us) / US)
 
     def sweep(self, lease_s: float, most: int = 100) -> int:
         """Return calls that nobody renewed to their lanes."""
@@ -335,10 +342,10 @@ class Lanes:
             pipe.expire(keys.LOST, LOST_TTL_S)
             pipe.execute()
 
-    def revoke(self, task_id: str) -> list[tuple[bytes, bytes]]:
-        """Take a waiting call out for good → (message, body) of each that waited under that id."""
+    def revoke(self, task_id: str) -> list[TakenOut]:
+        """Take a waiting call out for good → each message that waited under that id."""
         flat = self.run("revoke", (task_id,))
-        return list(zip(flat[::2], flat[1::2], strict=True))
+        return list(map(TakenOut, flat[::2], flat[1::2]))
 
     def size(self, queue: str) -> int:
         """Calls that wait on a queue, over all lanes (not those that are released)."""
@@ -361,10 +368,8 @@ class Lanes:
             gone += int(some)
         return gone
 
-    def take(
-        self, owner: str, lease_s: float, most: int = 50, also: Iterable[str] = ()
-    ) -> tuple[float, list[LaneView]] | None:
-        """What was seen since the last take → (Redis time in seconds, lanes), or None: another tunes.
+    def take(self, owner: str, lease_s: float, most: int = 50, also: Iterable[str] = ()) -> Taken | None:
+        """What was seen since the last take; None: another tunes.
 
         Args:
             also: Lanes that are wanted though nothing may have been seen of them.
@@ -373,7 +378,8 @@ class Lanes:
         if got is None:
             return None
         now, *views = got
-        return int(now) / US, [_view(name.decode(), flat, seen, int(out)) for name, flat, seen, out in views]
+        found = [_view(name.decode(), flat, seen, int(out)) for name, flat, seen, out in views]
+        return Taken(int(now) / US, found)
 
     def fields(self, lane: str) -> dict[str, bytes]:
         """The lane's hash, by the stored names of `contracts.lane.FIELDS`."""

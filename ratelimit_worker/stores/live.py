@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from redis import Redis
@@ -44,6 +44,13 @@ _SURVEYED = 200  #: lanes that the server looks at in one go, a millisecond or t
 _LADDER = tuple(Mode)
 #: Messages of one task id that may be in lanes at once (REFS in lua/shared/record.lua).
 REFS = 9
+
+
+class DatabaseLost(NamedTuple):
+    """A tracking database is gone, and another was begun."""
+
+    at_s: float  #: seconds since the epoch
+    what: str  #: happened to it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,11 +246,11 @@ class Live:
                 return None
         return None if place < 0 else int(place), tuple(_bar(bar) for bar in bars)
 
-    def database_lost(self) -> tuple[float, str] | None:
-        """When a tracking database was lost in the last day, seconds since the epoch, and how; None: none was."""
+    def database_lost(self) -> DatabaseLost | None:
+        """Whether a tracking database was lost in the last day; None: none was."""
         with redis_errors():
             found: Any = self._client.hgetall(keys.DATABASE_LOST)
-        return (float(found[b"at"]), found[b"what"].decode()) if found else None
+        return DatabaseLost(float(found[b"at"]), found[b"what"].decode()) if found else None
 
     def alerts_waiting(self) -> int:
         """Alerts that the web hook has not taken yet."""

@@ -670,7 +670,7 @@ def test_a_second_release_between_the_answer_and_the_end_of_the_call_is_freed(pl
     desk.enqueue(turn, "late", plan, after_s=0.0)
     wait_for(lambda: heard, what="it is released")
     turn.tags, turn.tried = [], False  # as `free` leaves it when the answer came before the second release
-    assert desk.deliver(str(heard[0]))
+    assert desk.mailbox.deliver(str(heard[0]))
     desk.leave(turn)
     desk.beat(desk.lanes)  # tells Redis what is left; without that the ledger keeps it until its lease ends
     assert place.live.redis.zcard("rlw:ledger") == 0
