@@ -1,7 +1,7 @@
 """How do the scripts take a call in, and how do they keep it? Its entry, its claim, and its record.
 
-Each has its encoding here: what `enqueue` gets (stores/lua/enqueue.lua), what it reads of a claim (ASKED in
-stores/lua/shared/claims.lua), and the packed array that every script keeps of a call (stores/lua/shared/record.lua).
+Each has its encoding here: what `enqueue` gets (stores/lua/enqueue.lua), what it reads of a claim (`Asked`), and the
+packed array that every script keeps of a call (`Place`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from ratelimit_worker.errors import BadInput
 
 US = 1_000_000  #: microseconds of a second; the scripts' times are in µs
 LEAST_LEFT_S = 0.001  #: of a deadline: one that has passed is told by the lane
+REFS = 9  #: messages of one task id that may be in lanes at once
+PARKED_STALE_S = 60.0  #: a task that nobody has asked for by then is gone from those that wait for a worker
 _SHEDS = {None: 0, Shedding.RESULT: 1, Shedding.RAISE: 2}  #: as enqueue.lua reads it
 
 
@@ -64,7 +66,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def packed(self) -> bytes:
-        """As the scripts read it (ASKED in lua/shared/claims.lua)."""
+        """As the scripts read it (`Asked`)."""
         return msgspec.msgpack.encode(
             [
                 self.fingerprint,
@@ -192,7 +194,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Place(IntEnum):
-    """Where each field of a record stands, from 1 as Lua counts; shared/record.lua has the same names.
+    """Where each field of a record stands, from 1 as Lua counts.
 
     Newer versions only append: a record may end before the last of them, or go on behind it.
     """
@@ -221,6 +223,22 @@ class Place(IntEnum):
     DEGRADES = 22
     PARENTS = 23
     CREW = 24
+
+
+class Asked(IntEnum):
+    """Where each part of a packed claim stands, from 1 as Lua counts."""
+
+    FP = 1
+    TTL_MS = 2
+    JOIN = 3
+    AT_ONCE = 4
+    AGAIN = 5
+    ENTRIES = 6
+    BYTES = 7
+    CONTEXT = 8
+    TAGS = 9
+    FUNC = 10
+    STALE_MS = 11
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):

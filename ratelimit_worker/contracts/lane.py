@@ -1,8 +1,9 @@
 """What does Redis know of a lane? One hash, `rlw:lane:L`: what each field means, and the one codec of all of it.
 
 `FIELDS` is the table: the name under which a field is stored, what it means, its unit, and who writes and reads it. A
-field whose name ends in `#` stands four times, numbered from 1 in the order of `DIMENSIONS`. Scripts read and write the
-hash by the stored names; everybody else reads a `LaneState`, decoded once, and writes what the functions here encode.
+field whose name ends in `#` stands four times, numbered from 1 in the order of `DIMENSIONS`. Scripts have the stored
+names from contract.lua, which `contracts.lua` writes; everybody else reads a `LaneState`, decoded once, and writes what
+the functions here encode.
 
 An older and a newer version use the same hash while a deploy lasts: stored names stay, and what is not there has the
 meaning of its default.
@@ -23,6 +24,10 @@ Units = tuple[float, float, float, float]  #: in the order of `DIMENSIONS`
 NOTHING: Units = (0.0, 0.0, 0.0, 0.0)
 #: Bound on calls out at once that bounds nothing, where a gap between two calls is to hold: that needs a bound.
 MANY = 1_000_000
+SICK_ROW = 5  #: sick answers in a row that mean REDUCED, and wake the tuner
+HALT_GAP_S = 300.0  #: between probes while the law has halted a lane
+ANSWERED_EVERY_S = 0.1  #: a lane notes when it was answered no more often
+RETRY_SHARE, RETRIES_PER_S = 0.1, 10 / 60  #: of the permits that go to retries while others wait; and beside these
 #: Gate of a lane that is shut, µs since the epoch: a day that does not come, and that a double holds exactly.
 SHUT_US = 2**53
 #: Field `law` of a lane without pace whose `unlimited` a mode has set aside, in place of what the law remembers.
@@ -33,6 +38,7 @@ class Field(NamedTuple):
     """One field of the hash."""
 
     stored: str  #: its name in Redis; `#` at its end: one a dimension
+    key: str  #: how scripts call it: `FIELD.GATE`, and `FIELD.PACE[1]` to `[4]`
     name: str  #: where it is in a `LaneState`, or in words what scripts alone use
     unit: str
     written_by: str
@@ -41,64 +47,154 @@ class Field(NamedTuple):
 
 FIELDS = (
     # what a person set
-    Field("schema", "schema", "version; absent: the lane is not there", "whoever makes the lane", "scripts, all"),
-    Field("rpm", "told.limits.rpm", "requests/min", "a person", "tuner, sweep, faces"),
-    Field("tpm", "told.limits.tpm", "tokens/min", "a person", "tuner, sweep, faces"),
-    Field("cap", "told.limits.concurrency", "calls; 0: no bound", "a person", "scripts, sweep, faces"),
-    Field("adaptive", "told.limits.adaptive", "1, 0", "a person", "scripts, tuner, faces"),
-    Field("shared", "told.limits.shared", "1: a parent of other lanes", "a person", "sweep, tuner, faces"),
+    Field(
+        "schema", "SCHEMA", "schema", "version; absent: the lane is not there", "whoever makes the lane", "scripts, all"
+    ),
+    Field("rpm", "RPM", "told.limits.rpm", "requests/min", "a person", "tuner, sweep, faces"),
+    Field("tpm", "TPM", "told.limits.tpm", "tokens/min", "a person", "tuner, sweep, faces"),
+    Field("cap", "CONCURRENCY", "told.limits.concurrency", "calls; 0: no bound", "a person", "scripts, sweep, faces"),
+    Field("adaptive", "ADAPTIVE", "told.limits.adaptive", "1, 0", "a person", "scripts, tuner, faces"),
+    Field("shared", "SHARED", "told.limits.shared", "1: a parent of other lanes", "a person", "sweep, tuner, faces"),
     Field(
         "bounds",
+        "BOUNDS",
         "told.limits, told.day_steps",
         "JSON: parents, rpd, tpd, zone, steps",
         "a person",
         "scripts, sweep, faces",
     ),
-    Field("basic", "told.basic", "JSON: Basic", "the switch of advanced rate limiting", "the same"),
-    Field("configured", "told.configured", "1: a person has said something of the lane", "a person", "sweep"),
-    Field("rev", "revision", "how often a person has set the lane's limits", "a person", "whoever writes set-points"),
+    Field("basic", "BASIC", "told.basic", "JSON: Basic", "the switch of advanced rate limiting", "the same"),
+    Field(
+        "configured", "CONFIGURED", "told.configured", "1: a person has said something of the lane", "a person", "sweep"
+    ),
+    Field(
+        "rev",
+        "REVISION",
+        "revision",
+        "how often a person has set the lane's limits",
+        "a person",
+        "whoever writes set-points",
+    ),
     # what scripts obey
-    Field("p#", "points.paces[].pace", "units/s; absent: not bound; 0: closed", "tuner, a person", "scripts, faces"),
-    Field("d#", "points.paces[].depth", "units that may leave back to back", "tuner, a person", "scripts, faces"),
-    Field("g#", "points.paces[].guard", "units kept in hand", "tuner, a person", "scripts, faces"),
-    Field("unlimited", "points.unpaced", "1: `p` does not bind", "a person; tuner, for a mode", "scripts, sweep, all"),
-    Field("told", "points.headers_govern", "1: nothing is earned behind a gate", "tuner", "scripts, faces"),
-    Field("mode", "points.mode", "a Mode", "tuner, a person", "scripts, all"),
-    Field("pin", "points.pin", "id of the mode by hand; empty: the law governs", "tuner, a person", "scripts, faces"),
-    Field("escalates", "points.escalates", "0: the law may not change the mode", "tuner, a person", "scripts, run"),
-    Field("width", "points.at_once", "calls out at once: the narrowest of the next three", "tuner", "scripts, faces"),
-    Field("probes", "points.probes", "calls out at once, of a mode; 0: no bound", "tuner", "scripts, faces"),
-    Field("ramp", "points.ramp", "the same while the pace is not known", "tuner", "scripts, faces"),
-    Field("flight", "points.flight", "the same, as answers have taught", "tuner", "scripts, faces"),
-    Field("gap", "points.gap_us", "µs between two calls, where `width` bounds", "tuner", "scripts, faces"),
-    Field("sick_share", "points.sick_share", "share of late calls whose first try was sick", "tuner", "health"),
-    Field("gate", "points.gate_us", "µs since the epoch: nothing leaves before", "scripts, tuner", "scripts, all"),
+    Field(
+        "p#",
+        "PACE",
+        "points.paces[].pace",
+        "units/s; absent: not bound; 0: closed",
+        "tuner, a person",
+        "scripts, faces",
+    ),
+    Field(
+        "d#", "DEPTH", "points.paces[].depth", "units that may leave back to back", "tuner, a person", "scripts, faces"
+    ),
+    Field("g#", "GUARD", "points.paces[].guard", "units kept in hand", "tuner, a person", "scripts, faces"),
+    Field(
+        "unlimited",
+        "UNPACED",
+        "points.unpaced",
+        "1: `p` does not bind",
+        "a person; tuner, for a mode",
+        "scripts, sweep, all",
+    ),
+    Field(
+        "told",
+        "HEADERS_GOVERN",
+        "points.headers_govern",
+        "1: nothing is earned behind a gate",
+        "tuner",
+        "scripts, faces",
+    ),
+    Field("mode", "MODE", "points.mode", "a Mode", "tuner, a person", "scripts, all"),
+    Field(
+        "pin",
+        "PIN",
+        "points.pin",
+        "id of the mode by hand; empty: the law governs",
+        "tuner, a person",
+        "scripts, faces",
+    ),
+    Field(
+        "escalates",
+        "ESCALATES",
+        "points.escalates",
+        "0: the law may not change the mode",
+        "tuner, a person",
+        "scripts, run",
+    ),
+    Field(
+        "width",
+        "AT_ONCE",
+        "points.at_once",
+        "calls out at once: the narrowest of the next three",
+        "tuner",
+        "scripts, faces",
+    ),
+    Field("probes", "PROBES", "points.probes", "calls out at once, of a mode; 0: no bound", "tuner", "scripts, faces"),
+    Field("ramp", "RAMP", "points.ramp", "the same while the pace is not known", "tuner", "scripts, faces"),
+    Field("flight", "FLIGHT", "points.flight", "the same, as answers have taught", "tuner", "scripts, faces"),
+    Field("gap", "GAP", "points.gap_us", "µs between two calls, where `width` bounds", "tuner", "scripts, faces"),
+    Field(
+        "sick_share",
+        "SICK_SHARE",
+        "points.sick_share",
+        "share of late calls whose first try was sick",
+        "tuner",
+        "health",
+    ),
+    Field(
+        "gate", "GATE", "points.gate_us", "µs since the epoch: nothing leaves before", "scripts, tuner", "scripts, all"
+    ),
     # levels and counters
-    Field("ts", "levels.at_us", "µs since the epoch: as of when the levels are", "scripts", "scripts, faces"),
-    Field("l#", "levels.level[]", "units in the bucket", "scripts, tuner", "scripts, faces"),
-    Field("o#", "levels.beyond[]", "units given back that did not fit into the bucket", "scripts", "scripts, faces"),
-    Field("c#", "levels.sent", "units sent in all, refused ones too", "scripts", "scripts, tuner, sweep, faces"),
-    Field("x#", "levels.turned_back", "units refused in all", "scripts", "scripts, tuner"),
-    Field("seq", "levels.seq", "calls sent in all", "scripts", "scripts, health, limits"),
-    Field("sick", "levels.sick_row", "sick answers in a row", "scripts", "scripts, faces"),
-    Field("goods", "levels.goods", "plain good answers since the tuner last asked", "scripts", "tuner"),
-    Field("took", "levels.took_us", "µs of all of these together", "scripts", "tuner"),
-    Field("v", "start tag of the last release (fair queueing)", "tag", "scripts", "scripts"),
-    Field("turn", "start tag of a parent's last turn", "tag", "scripts", "scripts"),
-    Field("refusals", "refusals in a row without a Retry-After", "refusals", "scripts", "scripts"),
-    Field("good_at", "when the lane was last answered", "µs since the epoch", "scripts", "scripts"),
-    Field("good_sent", "when that request had left", "µs since the epoch", "scripts", "scripts"),
-    Field("witness", "which call had a sick answer since", "µs of its acceptance; -1: several", "scripts", "scripts"),
-    Field("gave", "when reserved tokens were last given back", "µs since the epoch", "scripts", "scripts"),
-    Field("doubt", "until when none are given back", "µs since the epoch", "scripts", "scripts"),
-    Field("doubted", "how long that is", "µs", "scripts", "scripts"),
-    Field("rb", "budget of retries", "calls, as of the next two", "scripts", "scripts"),
-    Field("rs", "calls sent in all by then", "calls", "scripts", "scripts"),
-    Field("rt", "when that was", "µs since the epoch", "scripts", "scripts"),
+    Field("ts", "AT", "levels.at_us", "µs since the epoch: as of when the levels are", "scripts", "scripts, faces"),
+    Field("l#", "LEVEL", "levels.level[]", "units in the bucket", "scripts, tuner", "scripts, faces"),
+    Field(
+        "o#",
+        "BEYOND",
+        "levels.beyond[]",
+        "units given back that did not fit into the bucket",
+        "scripts",
+        "scripts, faces",
+    ),
+    Field(
+        "c#", "SENT", "levels.sent", "units sent in all, refused ones too", "scripts", "scripts, tuner, sweep, faces"
+    ),
+    Field("x#", "TURNED_BACK", "levels.turned_back", "units refused in all", "scripts", "scripts, tuner"),
+    Field("seq", "SEQ", "levels.seq", "calls sent in all", "scripts", "scripts, health, limits"),
+    Field("sick", "SICK_ROW", "levels.sick_row", "sick answers in a row", "scripts", "scripts, faces"),
+    Field("goods", "GOODS", "levels.goods", "plain good answers since the tuner last asked", "scripts", "tuner"),
+    Field("took", "TOOK", "levels.took_us", "µs of all of these together", "scripts", "tuner"),
+    Field("v", "START", "start tag of the last release (fair queueing)", "tag", "scripts", "scripts"),
+    Field("turn", "TURN", "start tag of a parent's last turn", "tag", "scripts", "scripts"),
+    Field("refusals", "REFUSALS", "refusals in a row without a Retry-After", "refusals", "scripts", "scripts"),
+    Field("good_at", "ANSWERED_AT", "when the lane was last answered", "µs since the epoch", "scripts", "scripts"),
+    Field("good_sent", "ANSWERED_SENT", "when that request had left", "µs since the epoch", "scripts", "scripts"),
+    Field(
+        "witness",
+        "WITNESS",
+        "which call had a sick answer since",
+        "µs of its acceptance; -1: several",
+        "scripts",
+        "scripts",
+    ),
+    Field(
+        "gave", "GAVE_BACK_AT", "when reserved tokens were last given back", "µs since the epoch", "scripts", "scripts"
+    ),
+    Field("doubt", "DOUBT_UNTIL", "until when none are given back", "µs since the epoch", "scripts", "scripts"),
+    Field("doubted", "DOUBT_LASTS", "how long that is", "µs", "scripts", "scripts"),
+    Field("rb", "RETRIES_LEFT", "budget of retries", "calls, as of the next two", "scripts", "scripts"),
+    Field("rs", "RETRIES_SEQ", "calls sent in all by then", "calls", "scripts", "scripts"),
+    Field("rt", "RETRIES_AT", "when that was", "µs since the epoch", "scripts", "scripts"),
     # what the law remembers
-    Field("law", "memory.law, points.set_aside", "packed, or `unlimited`: a mode has set that aside", "tuner", "tuner"),
-    Field("health", "memory.health", "packed ModeState", "tuner", "tuner, faces, run"),
-    Field("resumed", "memory.given_back", "seconds since the epoch, and who", "a person", "tuner"),
+    Field(
+        "law",
+        "LAW",
+        "memory.law, points.set_aside",
+        "packed, or `unlimited`: a mode has set that aside",
+        "tuner",
+        "tuner",
+    ),
+    Field("health", "HEALTH", "memory.health", "packed ModeState", "tuner", "tuner, faces, run"),
+    Field("resumed", "GIVEN_BACK", "memory.given_back", "seconds since the epoch, and who", "a person", "tuner"),
 )
 #: Not a field: an argument of enqueue.lua that stands among those of a new lane, the most lanes that there may be.
 MOST_LANES = "most_lanes"

@@ -14,6 +14,8 @@ from math import ceil, inf, log
 from typing import NamedTuple
 from zlib import crc32
 
+from ratelimit_worker.contracts.lane import ANSWERED_EVERY_S
+
 #: A task or process is doubted only while another was answered within so many seconds: in an outage nobody is.
 LATE_S = 5.0
 #: Failures in a row, none answered between, from which a task or process that was answered before is doubted.
@@ -22,8 +24,6 @@ PARTIES_MOST = 32  #: tasks, and processes, that are remembered of a lane
 CALLS_MOST = 32  #: calls of a row that are counted one by one
 #: An answer so long before a call's first attempt still says that the provider was there, seconds.
 SLACK_S = 5.0
-#: The lane notes good answers no closer together than this, seconds (GOOD_US in stores/lua/shared/waiting.lua).
-GOOD_EVERY_S = 0.1
 #: A call is given up for its tries when chance alone would fail it so often, at most, were it as good as the others.
 CHANCE = 1e-6
 #: Failures while others were answered that are enough for a call that has failed long before, when nobody was.
@@ -106,7 +106,7 @@ def others_answered(good_at: float, sent_at: float, failing: Failing | None) -> 
         failing: The call's failures before it.
     """
     since = failing.sent_at if failing is not None else sent_at - SLACK_S
-    return good_at + GOOD_EVERY_S >= since
+    return good_at + ANSWERED_EVERY_S >= since
 
 
 def _stands_alone(failing: Failing | None, lately: Lately) -> bool:

@@ -20,7 +20,7 @@ from math import sqrt
 from typing import NamedTuple
 
 from ratelimit_worker.calls import Mode
-from ratelimit_worker.contracts.lane import MANY
+from ratelimit_worker.contracts.lane import HALT_GAP_S, MANY, SICK_ROW
 from ratelimit_worker.contracts.lesson import Witness
 from ratelimit_worker.policy import fault
 from ratelimit_worker.policy.trend import Slice, Trend, latency_trend
@@ -29,7 +29,6 @@ WINDOW_MIN, HOUR_MIN = 15, 60  #: minutes that the written rule looks back, the 
 HOURLY_SICK = 20  #: more of them in an hour mean REDUCED at low volume
 RATE_LEAST = 5  #: answers without which the written rule's rate says nothing
 LOW_VOLUME = 50  #: answers in 15 minutes, at the rate of the last one, from which a count of sick ones says nothing
-SICK_ROW = 5  #: sick answers in a row that mean REDUCED (the same number stands in stores/lua/shared/record.lua)
 EMERGENCY_ROW = 10  #: sick answers in a row that mean EMERGENCY
 #: A lane of which no sick answer came for so long steps down, seconds: from REDUCED; from EMERGENCY, which is probed as
 #: long as anything waits, once nothing is out.
@@ -53,7 +52,6 @@ REDUCED_SHARE, PINNED_REDUCED_SHARE = 0.7, 0.5  #: of the pace
 #: was; where it has not, the errors are not of our making, and this share of the pace is given back.
 TRIAL_S, TRIAL_FALL, TRIAL_BACK, TRIAL_LEAST = 4.0, 0.75, 0.1, 5
 UNTOLD_PER_S = 4.0  #: least pace that a lane without one is reduced from, calls/s
-HALT_GAP_S = 300.0  #: between probes while the law has halted a lane
 #: A key that is replaced is soon accepted, and asking costs nothing: probes begin close together and have this share of
 #: the time so far between them; beyond GAP_MOST_S it is HALT_GAP_S.
 KEY_GAP_SHARE, KEY_GAP_LEAST_S = 0.2, 5.0

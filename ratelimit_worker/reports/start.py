@@ -16,7 +16,7 @@ from msgspec import structs
 
 from ratelimit_worker.calls import DIMENSIONS, Mode
 from ratelimit_worker.contracts.call import US
-from ratelimit_worker.contracts.lane import MANY, SHUT_US, LaneState
+from ratelimit_worker.contracts.lane import MANY, RETRIES_PER_S, RETRY_SHARE, SHUT_US, LaneState
 from ratelimit_worker.flow.tune import Rules, decide
 from ratelimit_worker.policy import day
 from ratelimit_worker.policy.modes import ALL, Pin, governing
@@ -27,7 +27,6 @@ from ratelimit_worker.stores.live import CallNow, LaneNow
 DAY_S = 86_400.0
 Cost = Sequence[float]  #: in the order of `DIMENSIONS`
 _MOST_PINS = 3  #: that end one after the other before the call goes
-_RETRY_SHARE, _RETRIES_PER_S = 0.1, 10 / 60  #: as in lua/shared/retry_budget.lua
 _NEVER = frozenset(
     {BarKind.NEWER, BarKind.SUSPECT, BarKind.CLAIM, BarKind.PROBES, BarKind.RAMP, BarKind.TASK}
 )  #: known to nobody who only looks
@@ -231,7 +230,7 @@ class Forecast:
         """When the retry budget lets it go before the others."""
         pace = Budget.of(self.lane.state, self.at_s)
         requests = pace.buckets[0].pace if 0 in pace.buckets else 0.0
-        return self.at_s + max(0.0, 1.0 - left) / (_RETRY_SHARE * requests + _RETRIES_PER_S)
+        return self.at_s + max(0.0, 1.0 - left) / (RETRY_SHARE * requests + RETRIES_PER_S)
 
     def _room_s(self, bars: Sequence[Bar], place: int) -> float | None:
         """When as many have ended as must before it: so many at once, each for the latency of late."""

@@ -18,7 +18,7 @@ from redis import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
 from ratelimit_worker.calls import DIMENSIONS, Mode
-from ratelimit_worker.contracts.call import US, Record
+from ratelimit_worker.contracts.call import PARKED_STALE_S, REFS, US, Record
 from ratelimit_worker.contracts.lane import SHOWN_FIELDS, LaneState, Told
 from ratelimit_worker.policy import day
 from ratelimit_worker.policy.modes import ALL, Pin, governing
@@ -34,7 +34,6 @@ from ratelimit_worker.stores.scripts import Scripts
 
 log = logging.getLogger(__name__)
 
-PARKED_STALE_S = 60.0  #: crew.STALE_US in lua/shared/crews.lua
 #: Waiting calls of a lane and queue that are looked at to find the oldest. Places follow classes and tenants, not age,
 #: so an older one may stand further back; with one class and tenant the first is the oldest.
 LOOKED_AT = 20
@@ -42,8 +41,6 @@ LOOKED_AT = 20
 MOST_LANES = 200
 _SURVEYED = 200  #: lanes that the server looks at in one go, a millisecond or two
 _LADDER = tuple(Mode)
-#: Messages of one task id that may be in lanes at once (REFS in lua/shared/record.lua).
-REFS = 9
 
 
 class DatabaseLost(NamedTuple):

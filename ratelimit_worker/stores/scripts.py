@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from ratelimit_worker.calls import SCHEMA_VERSION
 from ratelimit_worker.stores.exchange import exchange
 from ratelimit_worker.stores.fitness import TOO_OLD, Unfit
 from ratelimit_worker.stores.namespace import namespace_of
@@ -27,6 +26,8 @@ REFUSED_WHEN_FULL = frozenset({"enqueue"})
 READS = frozenset({"bar", "survey", "working"})
 
 
+#: What scripts and Python both know: `contracts.lua` writes it.
+CONTRACT = "contract.lua"
 #: What the scripts share (lua/shared/), in the order in which one part builds on another: one chunk, whose local names
 #: each part and each script sees.
 SHARED = (
@@ -61,7 +62,7 @@ def script_names() -> list[str]:
     return sorted(
         path.name.removesuffix(".lua")
         for path in files(__package__).joinpath("lua").iterdir()
-        if path.name.endswith(".lua")
+        if path.name.endswith(".lua") and path.name != CONTRACT
     )
 
 
@@ -70,7 +71,7 @@ def library(key_prefix: str = "") -> tuple[str, str]:
     lua = files(__package__).joinpath("lua")
     prefix = "".join(f"\\{byte:03d}" for byte in key_prefix.encode())  # decimal escapes: any prefix is safe in Lua
     shared = [lua.joinpath("shared", f"{name}.lua").read_text("utf-8") for name in SHARED]
-    parts = [f'local K, SCHEMA = "{prefix}", {SCHEMA_VERSION}', *shared]
+    parts = [f'local K = "{prefix}"', lua.joinpath(CONTRACT).read_text("utf-8"), *shared]
     scripts = {name: lua.joinpath(f"{name}.lua").read_text("utf-8") for name in script_names()}
     all_of_it = "\n".join([*parts, *scripts, *scripts.values()])
     own = f"rlw_{hashlib.sha256(all_of_it.encode()).hexdigest()[:12]}"

@@ -85,7 +85,7 @@ def test_every_bar_is_drawn_with_its_question_and_its_place() -> None:
     asked = texts["shared/bars.lua"] + texts["shared/room.lua"] + texts["shared/bucket.lua"]
     rows = table("Bar")
     drawn = {kind for row in rows for kind in words(row[0])}
-    kinds = set(re.findall(r"kind = '(\w+)'", asked)) | set(re.findall(r"bound(?:, event)? = .*?'([a-z]+)'", asked))
+    kinds = set(re.findall(r"kind = '(\w+)'", asked)) | set(re.findall(r"bound(?:, event)? = .*?'([a-z_]+)'", asked))
     # "nothing" waits; a call without a record ("gone") leaves its lane; "ends" is what a full lane waits for
     assert drawn == kinds - {"nothing", "gone", "ends"}
     put = {write.key for found in writes().values() for write in found if write.puts}

@@ -11,31 +11,30 @@
 --          queue; number: its slots, 0: nobody serves it) · 'parent' (which: its name; number: lanes that wait there; then,
 --          fifth, a bar of its own: one of gate, pace, quota, probes, ramp, flight, concurrency, turn)
 --          Of several the last to end counts. None: it goes when the lane is looked at, which is at once.
-local DIMENSIONS, SHUT = {'requests', 'tokens', 'input_tokens', 'output_tokens'}, 2 ^ 53  -- SHUT_US of flow/tune.py
 local lane, ref = ARGV[2], ARGV[3] ~= '' and ARGV[3]
 local told = {}
 local function add(kind, until_us, which, number, parents)
   told[#told + 1] = {kind, int(until_us), which or '', int(number or 0), parents}
 end
--- which bound of the law `width` is: the narrowest of them
+-- which bound of the law `at_once` is: the narrowest of them
 local function law_of(L)
-  local h = redis.call('HMGET', lane_key(L.name), 'probes', 'flight', 'ramp')
+  local h = redis.call('HMGET', lane_key(L.name), FIELD.PROBES, FIELD.FLIGHT, FIELD.RAMP)
   for i, kind in ipairs({'probes', 'flight', 'ramp'}) do
-    if tonumber(h[i] or '0') == L.width then return kind end
+    if tonumber(h[i] or '0') == L.at_once then return kind end
   end
-  return DEGRADED[L.mode] and 'probes' or 'ramp'       -- an older worker's lane has `width` alone
+  return DEGRADED[L.mode] and 'probes' or 'ramp'       -- an older worker's lane has `at_once` alone
 end
 -- whose gate it is: a mode's lies at most its gap ahead (see spend), or begins a pinned EMERGENCY, which has no gap at first
 local function gate_of(L)
-  if L.gate >= SHUT then return 'shut' end
-  if L.width > 0 and L.gap > 0 and L.gate - now <= 1.2 * L.gap then return 'mode' end
-  local pinned = DEGRADED[L.mode] and L.gap == 0 and (redis.call('HGET', lane_key(L.name), 'pin') or '') ~= ''
+  if L.gate >= KNOWN.SHUT_US then return 'shut' end
+  if L.at_once > 0 and L.gap > 0 and L.gate - now <= 1.2 * L.gap then return 'mode' end
+  local pinned = DEGRADED[L.mode] and L.gap == 0 and (redis.call('HGET', lane_key(L.name), FIELD.PIN) or '') ~= ''
   return pinned and 'mode' or 'refused'
 end
 local function add_slots(queue) add('slots', -1, queue, (select(2, slots(queue)))) end
 local function add_budget(L, held, to)                 -- gate, pace or quota; to: takes kind, until, which, number
   if held.kind == 'gate' then
-    to('gate', L.gate >= SHUT and 0 or now + held.wait_us, gate_of(L))
+    to('gate', L.gate >= KNOWN.SHUT_US and 0 or now + held.wait_us, gate_of(L))
   elseif held.kind == 'pace' then
     to('pace', held.wait_us and now + held.wait_us or 0, DIMENSIONS[held.which])
   else
@@ -50,7 +49,7 @@ local function add_parents(L, held)
     end
     if held.waits[i] ~= 0 then
       local bound = turns.crowded(P)
-      if bound then to(bound == 'width' and law_of(P) or bound, -1, '', redis.call('ZCARD', out_key(P.name))) end
+      if bound then to(bound == 'at_once' and law_of(P) or bound, -1, '', redis.call('ZCARD', out_key(P.name))) end
       bars.budget(P, held.cost, function(one) add_budget(P, one, to) end)
       if held.waits[i] == 'turn' then to('turn', -1, '', standing) end
     end
@@ -67,7 +66,7 @@ local function tell(S, call, held)
   local L, kind = S.L, held.kind
   if kind == S.own.bound then
     local n = kind == 'begins' and redis.call('ZCOUNT', out_key(lane), 0, 0) or S.own.out
-    add(kind == 'width' and law_of(L) or kind, -1, '', n)
+    add(kind == 'at_once' and law_of(L) or kind, -1, '', n)
   elseif kind == 'slots' then
     for _, q in ipairs(call.full or {call.queue}) do add_slots(q) end
   elseif kind == 'task' then

@@ -38,7 +38,7 @@ local function reference()
   end
   if other then return nil, {-4, wished} end
   -- a task id may be sent again while it still runs (retry, replace): a message has a reference of its own
-  for i = 1, REFS do
+  for i = 1, KNOWN.REFS do
     local ref = i == 1 and wished or wished .. '~' .. (i - 1)
     local there, r = memory.of(ref)
     if there == pub then return nil, {2, ref} end      -- our reply was lost

@@ -5,7 +5,8 @@
 --          share of its calls of late whose first attempt was sick,
 --          failed, answered: attempts of the function · failed, answered: of the lane's other functions}
 local lane, name = ARGV[2], ARGV[3]
-local h = redis.call('HMGET', lane_key(lane), 'good_at', 'mode', 'escalates', 'seq', 'sick_share', 'good_sent', 'witness')
+local h = redis.call('HMGET', lane_key(lane), FIELD.ANSWERED_AT, FIELD.MODE, FIELD.ESCALATES, FIELD.SEQ,
+  FIELD.SICK_SHARE, FIELD.ANSWERED_SENT, FIELD.WITNESS)
 local sums = {0, 0, 0, 0}
 local slot = math.floor(now / fared.SLOT_US)
 for i = 0, fared.SLOTS - 1 do

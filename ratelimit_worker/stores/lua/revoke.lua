@@ -2,7 +2,7 @@
 -- ARGV  now µs · task id
 -- returns  {message, body} of each that was taken …
 local taken = {}
-for i = 0, REFS - 1 do
+for i = 0, KNOWN.REFS - 1 do
   local ref = i == 0 and ARGV[2] or ARGV[2] .. '~' .. i
   local r = record(ref)
   if r and r[VERSION] <= SCHEMA and unwait(ref, r) > 0 then

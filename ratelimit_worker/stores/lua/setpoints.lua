@@ -5,8 +5,8 @@
 --       m1..m4: the same, but it only lowers the level
 -- returns  released at once | -1 the lane has another revision by now: nothing was written
 local lane = ARGV[2]
-if ARGV[3] ~= '' and (redis.call('HGET', lane_key(lane), 'rev') or '0') ~= ARGV[3] then return -1 end
-if ARGV[4] == '1' then redis.call('HINCRBY', lane_key(lane), 'rev', 1) end
+if ARGV[3] ~= '' and (redis.call('HGET', lane_key(lane), FIELD.REVISION) or '0') ~= ARGV[3] then return -1 end
+if ARGV[4] == '1' then redis.call('HINCRBY', lane_key(lane), FIELD.REVISION, 1) end
 local before = load(lane)
 save(before)                                           -- what was earned at the old pace stays earned
 local anchors = {}
@@ -26,7 +26,7 @@ for d = 1, N do                                        -- a debt is time: at a t
 end
 for d, anchor in pairs(anchors) do
   if L.p[d] then
-    local refused = tonumber(redis.call('HGET', lane_key(lane), 'x' .. d) or '0')
+    local refused = tonumber(redis.call('HGET', lane_key(lane), FIELD.TURNED_BACK[d]) or '0')
     L.l[d] = math.min(anchor[2] and L.l[d] or L.d[d], anchor[1] - L.c[d] + refused)
   end
 end

@@ -70,7 +70,8 @@ end
 -- is halted; others share its budget; or what it has learned took IDLE.CALLS requests.
 local IDLE = {US = DAY_US, CALLS = 100}
 local function stays(lane)
-  local h = redis.call('HMGET', lane_key(lane), 'configured', 'rpm', 'tpm', 'cap', 'bounds', 'shared', 'unlimited', 'mode', 'c1')
+  local h = redis.call('HMGET', lane_key(lane), FIELD.CONFIGURED, FIELD.RPM, FIELD.TPM, FIELD.CONCURRENCY,
+    FIELD.BOUNDS, FIELD.SHARED, FIELD.UNPACED, FIELD.MODE, FIELD.SENT[1])
   for i = 1, 6 do
     if h[i] and h[i] ~= '' and h[i] ~= '0' then return true end
   end

@@ -17,6 +17,6 @@ for _, lane in ipairs(lanes) do
   all[#all + 1] = {lane, redis.call('HGETALL', lane_key(lane)), redis.call('LRANGE', k, 0, -1),
     redis.call('ZCARD', out_key(lane))}
   redis.call('DEL', k)
-  redis.call('HDEL', lane_key(lane), 'goods', 'took')
+  redis.call('HDEL', lane_key(lane), FIELD.GOODS, FIELD.TOOK)
 end
 return all

@@ -1,11 +1,13 @@
 -- Budgets of a lane and its parents: what they hold, what a call takes from them and gets back.
 
--- p1..p4 pace (units/s; absent: that dimension is not bound; 0: closed), l level, d depth, g guard, c sent in all (refused
--- ones too), x of these refused, o what was given back beyond the depth (see reconcile), part of the level in L
-local FIELDS = {'ts', 'gate', 'cap', 'unlimited', 'seq', 'v', 'width', 'gap', 'schema',
-  'c1', 'c2', 'c3', 'c4', 'p1', 'p2', 'p3', 'p4', 'told', 'mode', 'bounds'}
+-- By dimension, in L: p pace (units/s; absent: that dimension is not bound; 0: closed), l level, with what was given back
+-- beyond the depth (o, see reconcile), d depth, g guard, c sent in all (refused ones too)
+local FIELDS = {FIELD.AT, FIELD.GATE, FIELD.CONCURRENCY, FIELD.UNPACED, FIELD.SEQ, FIELD.START, FIELD.AT_ONCE, FIELD.GAP,
+  FIELD.SCHEMA}
+for i = 1, N do FIELDS[9 + i], FIELDS[13 + i] = FIELD.SENT[i], FIELD.PACE[i] end
+FIELDS[18], FIELDS[19], FIELDS[20] = FIELD.HEADERS_GOVERN, FIELD.MODE, FIELD.BOUNDS
 local BUCKETS = {}                                     -- by dimension: what is read of one that is bound
-for i = 1, N do BUCKETS[i] = {'l' .. i, 'd' .. i, 'g' .. i, 'o' .. i} end
+for i = 1, N do BUCKETS[i] = {FIELD.LEVEL[i], FIELD.DEPTH[i], FIELD.GUARD[i], FIELD.BEYOND[i]} end
 local DAY_FIELDS, DAY_TTL_S = {'requests', 'tokens'}, 172800
 -- Days of a zone, as policy/day.py writes it down: {from s, offset s, from s, offset s, ...}; nil: UTC.
 local DAY = {}
@@ -24,16 +26,16 @@ end
 local function bucket(lane)                            -- each field that is read or written costs as much as a look-up
   local h = redis.call('HMGET', lane_key(lane), unpack(FIELDS))
   local L = {name = lane, was = tonumber(h[1]), gate = tonumber(h[2]) or 0, cap = tonumber(h[3]) or 0,
-    unlimited = h[4] == '1', seq = tonumber(h[5]) or 0, v = (tonumber(h[6]) or 0) % BAND, width = tonumber(h[7]) or 0,
-    gap = tonumber(h[8]) or 0, schema = h[9], told = h[18] == '1', mode = h[19], p = {}, l = {}, d = {}, g = {}, o = {},
-    c = {}, kept = {}}
+    unlimited = h[4] == '1', seq = tonumber(h[5]) or 0, v = (tonumber(h[6]) or 0) % BAND, at_once = tonumber(h[7]) or 0,
+    gap = tonumber(h[8]) or 0, schema = h[9], headers_govern = tonumber(h[18]) == 1, mode = h[19],
+    p = {}, l = {}, d = {}, g = {}, o = {}, c = {}, kept = {}}
   L.kept.gate, L.kept.v = L.gate, L.v
   if L.was and L.was > now + STEP_US then              -- the clock was set back: earn from now on, not in an hour
     L.was = now
-    if not asking then redis.call('HSET', lane_key(lane), 'ts', int(now)) end
+    if not asking then redis.call('HSET', lane_key(lane), FIELD.AT, int(now)) end
   end
   local from = L.was or now
-  if L.told then from = math.max(from, L.gate) end
+  if L.headers_govern then from = math.max(from, L.gate) end
   local dt = math.max(0, now - from) / 1e6
   for i = 1, N do
     L.c[i] = tonumber(h[9 + i]) or 0
@@ -67,7 +69,7 @@ local function load(lane, names)
     L.parents, L.names = {}, names
     for i, name in ipairs(names) do
       local P = bucket(name)
-      P.turn = tonumber(redis.call('HGET', lane_key(name), 'turn') or '0')  -- start of the last turn: fair, as v is
+      P.turn = tonumber(redis.call('HGET', lane_key(name), FIELD.TURN) or '0')  -- start of the last turn: fair, as v is
       P.kept.turn, L.parents[i] = P.turn, P
     end
   else
@@ -77,20 +79,20 @@ local function load(lane, names)
 end
 -- writes what scripts change (levels, counters, gate), never the set-points
 local function save(L)
-  local args = {'ts', int(math.max(now, L.was or 0)), 'seq', int(L.seq)}
+  local args = {FIELD.AT, int(math.max(now, L.was or 0)), FIELD.SEQ, int(L.seq)}
   local n = #args
   local function put(name, value) args[n + 1], args[n + 2], n = name, value, n + 2 end
-  if L.v ~= L.kept.v or not L.was then put('v', int(L.v)) end
-  if L.gate ~= L.kept.gate or not L.was then put('gate', int(L.gate)) end
+  if L.v ~= L.kept.v or not L.was then put(FIELD.START, int(L.v)) end
+  if L.gate ~= L.kept.gate or not L.was then put(FIELD.GATE, int(L.gate)) end
   for i = 1, N do
     if L.p[i] then
       local over = math.max(0, L.l[i] - L.d[i])
-      put('l' .. i, real(L.l[i] - over))
-      if over ~= L.o[i] then put('o' .. i, real(over)) end
+      put(FIELD.LEVEL[i], real(L.l[i] - over))
+      if over ~= L.o[i] then put(FIELD.BEYOND[i], real(over)) end
     end
-    if L.c[i] ~= L.kept[i] then put('c' .. i, real(L.c[i])) end
+    if L.c[i] ~= L.kept[i] then put(FIELD.SENT[i], real(L.c[i])) end
   end
-  if L.turn and L.turn ~= L.kept.turn then put('turn', int(L.turn)) end
+  if L.turn and L.turn ~= L.kept.turn then put(FIELD.TURN, int(L.turn)) end
   redis.call('HSET', lane_key(L.name), unpack(args))
   if L.counted then
     local k = day_key(L.name, L.day)
@@ -114,7 +116,7 @@ local function make(lane, from, most)
     count('refused_lanes')
     return nil
   end
-  if redis.call('HSETNX', lane_key(lane), 'schema', SCHEMA) == 0 then return false end
+  if redis.call('HSETNX', lane_key(lane), FIELD.SCHEMA, SCHEMA) == 0 then return false end
   for i = from, #ARGV - 1, 2 do                        -- what a person has set before stays
     if ARGV[i + 1] ~= '' then redis.call('HSETNX', lane_key(lane), ARGV[i], ARGV[i + 1]) end
   end
@@ -126,7 +128,7 @@ end
 -- the order of DAY_FIELDS
 local function admits_in(L, cost, say)
   local wait, kind, closed = math.max(0, L.gate - now), 'gate', false
-  local idle = L.told and wait or 0                     -- what headers tell is not earned behind the gate, see bucket
+  local idle = L.headers_govern and wait or 0           -- what headers tell is not earned behind the gate, see bucket
   if say and wait > 0 then say({kind = 'gate', wait_us = wait}) end
   for i = 1, N do
     local pace = L.p[i]
@@ -171,7 +173,7 @@ local function spend(L, cost)
     if L.p[i] then L.l[i] = L.l[i] - cost[i] end
     L.c[i] = L.c[i] + cost[i]
   end
-  if L.width > 0 and L.gap > 0 then                    -- ± 20 %, by the golden section of the number: lanes fall out of step
+  if L.at_once > 0 and L.gap > 0 then                  -- ± 20 %, by the golden section of the number: lanes fall out of step
     L.gate = math.max(L.gate, now + math.floor(L.gap * (0.8 + 0.4 * ((L.seq * 0.6180339887) % 1))))
   end
 end

@@ -70,8 +70,6 @@ end
 -- An answer is kept, past its time too where it may then be given in an emergency; what has ended goes, then what was used
 -- longest ago, until it fits. O(gone · log entries).
 -- A claim, as Claim.packed writes it. STALE_MS: absent in claims of an older version.
-local ASKED = {FP = 1, TTL_MS = 2, JOIN = 3, AT_ONCE = 4, AGAIN = 5, ENTRIES = 6, BYTES = 7, CONTEXT = 8, TAGS = 9, FUNC = 10,
-  STALE_MS = 11}
 local function kept_ms(claim) return claim[ASKED.TTL_MS] + (claim[ASKED.STALE_MS] or 0) end
 local ENTRY_BYTES = 500                                -- what an entry takes beside its answer, about
 local function cache(claim, answer)

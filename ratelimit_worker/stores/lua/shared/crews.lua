@@ -6,7 +6,6 @@ crew.PARKED_AT_ONCE = 100                              -- in one step of a lane
 -- A parked call asks again after: one that nobody knows; one that an older version may know; one whose crews were full. Where a
 -- thousand wait for a time in its lane and queue, after as long for each thousand.
 crew.UNKNOWN_US, crew.OLDER_US, crew.FULL_US, crew.MANY = 30e6, 1e6, 1e6, 1000
-crew.STALE_US = 60e6                                   -- one that has not asked by then is gone
 crew.WAKE_US = 0.25e6                                  -- between looks at all that is parked
 crew.LOST_US = 1e6                                     -- a call that was read has begun by then, or its reader sets it aside
 crew.ROW = '\nparked'                                  -- stands in `hungry` while calls are parked: no queue has this name
@@ -59,7 +58,7 @@ function crew.wake(rows)
     local long, rest = string.match(row, '^(%d+):(.*)$')
     local queue, task = string.sub(rest, 1, tonumber(long)), string.sub(rest, tonumber(long) + 2)
     local k = crew.parked_key(queue, task)
-    redis.call('ZREMRANGEBYSCORE', k, '-inf', int(now - crew.STALE_US))
+    redis.call('ZREMRANGEBYSCORE', k, '-inf', int(now - KNOWN.STALE_US))
     local _, here = vacant(queue)
     local c = here > 0 and crew.pick(queue, task, 1e9)
     local free = c and c[3] or 0

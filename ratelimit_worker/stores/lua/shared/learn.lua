@@ -5,42 +5,42 @@ local heed = {}
 -- returns  true when that is all: of a lane that is well, the tuner need only know how many plain answers it had
 function heed.good(lane, r, plain)
   local k = lane_key(lane)
-  local h = redis.call('HMGET', k, 'sick', 'refusals', 'mode', 'probes', 'good_at', 'schema')
+  local h = redis.call('HMGET', k, FIELD.SICK_ROW, FIELD.REFUSALS, FIELD.MODE, FIELD.PROBES, FIELD.ANSWERED_AT, FIELD.SCHEMA)
   if not h[6] then return true end                     -- the lane has ended meanwhile, and must not come back as a stump
   local row = (h[1] or '0') ~= '0'
-  if row or math.abs(now - (tonumber(h[5] or '0') or 0)) >= failing.GOOD_US then
-    redis.call('HSET', k, 'good_at', int(now), 'good_sent', int(r and r[TICKET][2] or 0))
+  if row or math.abs(now - (tonumber(h[5] or '0') or 0)) >= KNOWN.ANSWERED_EVERY_US then
+    redis.call('HSET', k, FIELD.ANSWERED_AT, int(now), FIELD.ANSWERED_SENT, int(r and r[TICKET][2] or 0))
   end
-  if row or (h[2] or '0') ~= '0' then redis.call('HSET', k, 'sick', 0, 'refusals', 0, 'witness', '') end
+  if row or (h[2] or '0') ~= '0' then redis.call('HSET', k, FIELD.SICK_ROW, 0, FIELD.REFUSALS, 0, FIELD.WITNESS, '') end
   if not plain or row or (h[3] or 'NORMAL') ~= 'NORMAL' or (h[4] or '0') ~= '0' then return false end
-  if redis.call('HINCRBY', k, 'goods', 1) == 1 then redis.call('SADD', key('seen'), lane) end
-  if r and r[TICKET] then redis.call('HINCRBY', k, 'took', int(math.max(0, now - r[TICKET][2]))) end
+  if redis.call('HINCRBY', k, FIELD.GOODS, 1) == 1 then redis.call('SADD', key('seen'), lane) end
+  if r and r[TICKET] then redis.call('HINCRBY', k, FIELD.TOOK, int(math.max(0, now - r[TICKET][2]))) end
   return true
 end
 -- A sick answer, one more in the lane's row. counts: its call is a witness -> true when the lane has ended meanwhile
 function heed.sick(lane, r, counts)
   local k = lane_key(lane)
-  local h = redis.call('HMGET', k, 'sick', 'witness', 'schema')
+  local h = redis.call('HMGET', k, FIELD.SICK_ROW, FIELD.WITNESS, FIELD.SCHEMA)
   if not h[3] then return true end
   local row = (tonumber(h[1] or '0') or 0) + 1
   local by = h[2] or ''
   if r and counts then
     by = (by == '' or by == int(r[ACCEPTED])) and int(r[ACCEPTED]) or failing.SEVERAL
   end
-  redis.call('HSET', k, 'sick', int(row), 'witness', by)
-  if row >= SICK_ROW then redis.call('PUBLISH', key('tune'), lane) end
+  redis.call('HSET', k, FIELD.SICK_ROW, int(row), FIELD.WITNESS, by)
+  if row >= KNOWN.SICK_ROW then redis.call('PUBLISH', key('tune'), lane) end
 end
 -- What a refusal leaves of the levels. The refusal is the lane's own: its parents and the day get back what the call took.
 function heed.lower(L, r, dimension, gate_us)
   local k, cost = lane_key(L.name), r and r[COST] or NOTHING
   if r then refund_beside(L, cost, r[TICKET][2]) end
   for i = 1, N do
-    if cost[i] > 0 then redis.call('HINCRBYFLOAT', k, 'x' .. i, cost[i]) end
+    if cost[i] > 0 then redis.call('HINCRBYFLOAT', k, FIELD.TURNED_BACK[i], cost[i]) end
     if L.p[i] then
       L.l[i] = math.max(L.l[i], math.min(L.d[i], L.l[i] + cost[i]))
       -- After the gate: with headers, this call alone, and then what they say; without, what the pause has earned, and
       -- at least this call where its wait was told.
-      local least = L.told and math.min(cost[i], L.d[i] - L.g[i]) + L.g[i]
+      local least = L.headers_govern and math.min(cost[i], L.d[i] - L.g[i]) + L.g[i]
         or gate_us > 0 and math.max(0, math.min(cost[i], L.d[i]) - L.p[i] * gate_us / 1e6) or 0
       if not dimension or dimension == i then L.l[i] = math.min(L.l[i], least) end
     end
@@ -51,11 +51,11 @@ function heed.refused(lane, r, dimension, gate_us)
   heed.lower(L, r, dimension, gate_us)
   -- Too many at once: a place is free as soon as a call ends, and the tuner, which is woken, knows how many there are. A
   -- lane whose pace a person has set learns no such bound, and keeps away for as long as it is told.
-  if dimension == 0 and not L.unlimited and redis.call('HGET', k, 'adaptive') ~= '0' then
+  if dimension == 0 and not L.unlimited and redis.call('HGET', k, FIELD.ADAPTIVE) ~= '0' then
     gate_us = CROWDED_US * (0.5 + (now % 1000) / 2000)
   elseif gate_us <= 0 then                             -- no Retry-After: 0.05·2^k s for the k-th in a row, at most 15 s
-    local row = tonumber(redis.call('HGET', k, 'refusals') or '0') or 0
-    if L.gate <= now then row = row + 1; redis.call('HSET', k, 'refusals', int(row)) end
+    local row = tonumber(redis.call('HGET', k, FIELD.REFUSALS) or '0') or 0
+    if L.gate <= now then row = row + 1; redis.call('HSET', k, FIELD.REFUSALS, int(row)) end
     gate_us = math.min(15e6, 50000 * 2 ^ math.max(0, row - 1)) * (0.5 + (now % 1000) / 2000)
   end
   L.gate = math.max(L.gate, now + math.min(gate_us, DAY_US))
@@ -63,9 +63,9 @@ function heed.refused(lane, r, dimension, gate_us)
   redis.call('PUBLISH', key('tune'), lane)
 end
 function heed.quota(lane)                              -- what is released and has not begun goes back
-  if redis.call('HGET', lane_key(lane), 'escalates') == '0' then return end
+  if redis.call('HGET', lane_key(lane), FIELD.ESCALATES) == '0' then return end
   local L = bucket(lane)
-  L.gate = math.max(L.gate, now + HALT_US)
+  L.gate = math.max(L.gate, now + KNOWN.HALT_US)
   save(L)
   redis.call('PUBLISH', key('tune'), lane)
 end

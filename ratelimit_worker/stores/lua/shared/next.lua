@@ -14,7 +14,7 @@ local function head_of(L, queue, retries)
   if not e[1] then return nil end
   if not L.speed then                                  -- without a pace: about a call a second and slot
     L.speed = speed(L) or TAGS * math.max(1, (slots(queue)))
-    if L.width > 0 and L.gap > 0 then L.speed = math.min(L.speed, TAGS * 1e6 / L.gap) end
+    if L.at_once > 0 and L.gap > 0 then L.speed = math.min(L.speed, TAGS * 1e6 / L.gap) end
   end
   L.lowest = L.lowest or {}                            -- by queue: the last band that waits; a release only takes calls away
   local lowest = L.lowest[queue]

@@ -11,9 +11,9 @@ function turns.first(P, lane)                          -- whether nobody in the 
   return not e[1] or e[1] == lane or turns.start(P, lane) < tonumber(e[2])
 end
 function turns.crowded(P)                              -- as many are out as may be -> by which bound, as own_room says it
-  if P.cap == 0 and P.width == 0 then return false end
+  if P.cap == 0 and P.at_once == 0 then return false end
   local out = redis.call('ZCARD', out_key(P.name))
-  return (P.cap > 0 and out >= P.cap and 'concurrency') or (P.width > 0 and out >= P.width and 'width')
+  return (P.cap > 0 and out >= P.cap and 'concurrency') or (P.at_once > 0 and out >= P.at_once and 'at_once')
 end
 function turns.take(L, cost)
   for _, P in ipairs(L.parents) do

@@ -1,8 +1,8 @@
 -- Which call is the probe, while a lane's provider is taken to be away? All calls of one task, or of one process, may fail
 -- for their own sake, and a thousand of them may stand before all others: so probes go to tasks and processes in turn.
-local probes = {MANY = 1e6, LOOKS = 32, KEPT = 16}      -- MANY: a width that bounds nothing
+local probes = {LOOKS = 32, KEPT = 16}
 function probes.on(L)                                  -- only probes go out
-  return L.width > 0 and L.width < probes.MANY and (L.gap > 0 or L.mode == 'EMERGENCY')
+  return L.at_once > 0 and L.at_once < KNOWN.MANY and (L.gap > 0 or L.mode == 'EMERGENCY')
 end
 function probes.key(lane) return key('probed:') .. lane end
 -- Whose a call is: its task's; its process's, which waits on a queue of its own, where that makes its calls itself.

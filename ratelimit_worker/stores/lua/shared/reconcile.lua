@@ -7,11 +7,11 @@
 local function doubt(lane, verdict, cost)
   local DOUBT_US, MOST_DOUBT_US, SLACK_S = 60e6, 3600e6, 2
   if (tonumber(string.match(verdict, '^refused%.(%d)$')) or 1) <= 1 then return end
-  local h = redis.call('HMGET', lane_key(lane), 'gave', 'doubt', 'doubted')
+  local h = redis.call('HMGET', lane_key(lane), FIELD.GAVE_BACK_AT, FIELD.DOUBT_UNTIL, FIELD.DOUBT_LASTS)
   local gave, till, long = tonumber(h[1] or '0'), tonumber(h[2] or '0'), tonumber(h[3] or '0')
   if now - gave > DOUBT_US or now < till then return end  -- it gave nothing back, or this is no news
   long = now - till > MOST_DOUBT_US and DOUBT_US or math.min(MOST_DOUBT_US, math.max(DOUBT_US, 2 * long))
-  redis.call('HSET', lane_key(lane), 'gave', 0, 'doubt', int(now + long), 'doubted', int(long))
+  redis.call('HSET', lane_key(lane), FIELD.GAVE_BACK_AT, 0, FIELD.DOUBT_UNTIL, int(now + long), FIELD.DOUBT_LASTS, int(long))
   local L = bucket(lane)
   for i = 2, N do
     if L.p[i] then L.l[i] = L.l[i] - math.max(SLACK_S * L.p[i], 2 * cost[i]) end
@@ -38,7 +38,7 @@ end
 -- used: as observe.used packs it
 -- returns  whether the lane waits for its pace, and got something back
 local function reconcile(ref, r, used)
-  if used[1] ~= 1 and now < tonumber(redis.call('HGET', lane_key(r[LANE]), 'doubt') or '0') then return false end
+  if used[1] ~= 1 and now < tonumber(redis.call('HGET', lane_key(r[LANE]), FIELD.DOUBT_UNTIL) or '0') then return false end
   local L, cost, backs, changed, got = load(r[LANE], r[PARENTS] or {}), {r[COST][1]}, {0}, false, nil
   for i = 2, N do
     backs[i] = used[i] >= 0 and r[COST][i] - used[i] or 0
@@ -53,7 +53,7 @@ local function reconcile(ref, r, used)
   r[COST] = cost
   keep(ref, r)
   save(L)
-  if got then redis.call('HSET', lane_key(r[LANE]), 'gave', int(now)) end
+  if got then redis.call('HSET', lane_key(r[LANE]), FIELD.GAVE_BACK_AT, int(now)) end
   local at = got and redis.call('ZSCORE', NEXT, r[LANE])
   return at and tonumber(at) > now
 end

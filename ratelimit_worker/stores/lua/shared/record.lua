@@ -1,6 +1,6 @@
 -- What all scripts begin with: the time, names of keys, the fields of a call's record. This text and those after it run
--- once, when the library is loaded; each script runs as a function after `start`. K (the key prefix) and SCHEMA stand
--- above, set by scripts.py.
+-- once, when the library is loaded; each script runs as a function after `start`. K (the key prefix), set by
+-- scripts.py, and contract.lua stand above.
 
 local now, ARGV                                        -- of the script that runs; µs
 local asking                                           -- whether it only asks, so that nothing may be written
@@ -26,26 +26,18 @@ local RETRIES = 3                                      -- bands of retries, in t
 local BEHIND = RETRIES * BAND                          -- a double holds every tag of the six exactly
 local BANDS = {high = 0, normal = BAND, low = 2 * BAND}
 local TAGS, WORTH = 1e4, {1, 1000, 1000, 1000}         -- tags of a call's worth of service; units that are worth a call
-local N = 4                                            -- dimensions: requests, tokens, input_tokens, output_tokens
-local SICK_ROW = 5                                     -- sick answers in a row: the lane's tuner is asked at once
 local CROWDED_US = 50e3                                -- gate after a refusal for too many calls at once
-local HALT_US = 300e6                                  -- between probes of a lane without quota
-local REFS = 9                                         -- messages of one task id that may be in lanes at once
 local TRIES = 8                                        -- lanes that are asked for one free slot
 local SUPPLY = 8                                       -- calls that may lie ready for the next free slots
 local SURPLUS = 8                                      -- calls without a permit that may lie ready beyond the slots
 local FOLLOWERS = 1000                                 -- of one claim: settle gives each its answer in one step
 local DEGRADED = {EMERGENCY = true, HALT = true}       -- modes in which calls are answered without their provider, if they may
 local DEGRADED_AT_ONCE = 100                           -- waiting calls that are so answered in one step
--- A call's record, packed in field i of its hash. Newer versions only append; what they change otherwise is a new SCHEMA.
-local VERSION, LANE, QUEUE, SCORE, CLASS, TENANT, COST, ACCEPTED, DEADLINE, RELEASE, ATTEMPTS, LOST, PERMIT, RESTORED,
-  TICKET, PUB, SINCE, NUMBER, WEIGHT, BORN, CLAIM = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
-  20, 21                                               -- CLAIM: its fingerprint; absent or false: it shares nothing
-local DEGRADES, PARENTS, CREW = 22, 23, 24             -- what it may get in place of its turn: a sum of these; absent or false:
-local STALE, SHED = 1, 2                               -- nothing: an answer that is past its time; an error
-                                                       -- PARENTS: that it was charged to; absent or false: none, or it is
-                                                       -- not out. CREW: to which it was released; absent: to none, it is
-                                                       -- not out, or an older version released it
+-- A call's record, packed in field i of its hash: contract.lua has its places. Newer versions only append; what they change
+-- otherwise is a new SCHEMA. CLAIM: its fingerprint; absent or false: it shares nothing. DEGRADES: what it may get in place of
+-- its turn: a sum of the next two; absent or false: nothing. PARENTS: that it was charged to; absent or false: none, or it is
+-- not out. CREW: to which it was released; absent: to none, it is not out, or an older version released it.
+local STALE, SHED = 1, 2                               -- an answer that is past its time; an error
 local NOTHING = {0, 0, 0, 0}                           -- a cost
 local NONE, TAKEN, USED = 0, 1, 2                      -- PERMIT: none, taken from the bucket, used by a start
 

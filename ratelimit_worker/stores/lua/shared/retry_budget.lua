@@ -1,18 +1,17 @@
 -- A retry whose backoff is over waits behind all that wait otherwise, so that permits which nobody else wants are its own.
 -- While others wait it goes before them as long as the lane's budget has room: a tenth of the permits and ten a minute,
 -- and never more than ten at once. Nor while nobody was answered since a sick answer, or probes alone go out: calls that
--- were not tried tell more of the provider. rb: the budget when the lane had given rs
--- permits, at rt.
-local budget = {SHARE = 0.1, PER_US = 10 / 60e6, MOST = 10}
+-- were not tried tell more of the provider. The lane keeps the budget as it was when it had given so many permits, and when.
+local budget = {MOST = 10}
 function budget.left(L)
-  local h = redis.call('HMGET', lane_key(L.name), 'rb', 'rs', 'rt', 'sick')
+  local h = redis.call('HMGET', lane_key(L.name), FIELD.RETRIES_LEFT, FIELD.RETRIES_SEQ, FIELD.RETRIES_AT, FIELD.SICK_ROW)
   if (tonumber(h[4] or '0') or 0) > 0 then return 0 end
   if not h[1] then return budget.MOST end
   local permits, us = math.max(0, L.seq - tonumber(h[2])), math.max(0, now - tonumber(h[3]))
-  return math.min(budget.MOST, tonumber(h[1]) + budget.SHARE * permits + budget.PER_US * us)
+  return math.min(budget.MOST, tonumber(h[1]) + KNOWN.RETRY_SHARE * permits + KNOWN.RETRIES_PER_US * us)
 end
 function budget.pay(L, left)
-  redis.call('HSET', lane_key(L.name), 'rb', real(left - 1), 'rs', int(L.seq), 'rt', int(now))
+  redis.call('HSET', lane_key(L.name), FIELD.RETRIES_LEFT, real(left - 1), FIELD.RETRIES_SEQ, int(L.seq), FIELD.RETRIES_AT, int(now))
 end
 -- The first retry on the queues that have room, when the budget lets it go before the others that wait: it, its queue,
 -- and the budget. Nothing is looked up for a lane in which no retries wait.

@@ -1,7 +1,7 @@
 -- Room: nothing is released that no worker can start. Slots of live workers, less what is out.
 
 local function shut(lane)                              -- nothing that has not begun may begin
-  local h = redis.call('HMGET', lane_key(lane), 'gate', 'width', 'gap', 'unlimited', 'p1', 'p2', 'p3', 'p4')
+  local h = redis.call('HMGET', lane_key(lane), FIELD.GATE, FIELD.AT_ONCE, FIELD.GAP, FIELD.UNPACED, unpack(FIELD.PACE))
   local width = tonumber(h[2] or '0') or 0
   local closed = width > 0 and redis.call('ZCOUNT', out_key(lane), 1, 1) >= width
   if width == 0 or (tonumber(h[3] or '0') or 0) == 0 then  -- else a probe's own release has set the gate
@@ -55,7 +55,7 @@ local function own_room(L)
     bound = 'begins'
     if most <= 0 then event = 'begins' end
   end
-  if L.width > 0 and L.width - out < most then most, bound = L.width - out, 'width' end
+  if L.at_once > 0 and L.at_once - out < most then most, bound = L.at_once - out, 'at_once' end
   if L.cap > 0 and L.cap - out < most then most, bound = L.cap - out, 'concurrency' end
   local held = out > 0 and crew.lent()[L.name]
   if held and held - out < most then most, bound, event = held - out, 'lent', 'ends' end

@@ -51,7 +51,7 @@ end
 -- How others fared meanwhile is told by their lane: `good_at` and `good_sent`, when it was answered and when that request
 -- had left (no more exact than GOOD_US, but for the first after a sick one), and `witness`: which call had a sick answer since (by the µs at which it was
 -- accepted), SEVERAL, or '': none that counts.
-local failing = {GOOD_US = 100000, SUSPECT = 1, SEVERAL = '-1'}
+local failing = {SUSPECT = 1, SEVERAL = '-1'}
 function failing.of(ref, r)                            -- nil: none
   return r[NUMBER] > 0 and redis.call('HGET', call_key(ref), 'f') or nil
 end
