@@ -647,7 +647,7 @@ def sends(app: Any) -> Callable[..., Any]:
         if chosen:
             told = inspect.signature(send).bind(name, *args, **options).arguments
             plan = task.plan(told.get("args") or (), told.get("kwargs") or {}, **chosen)
-            options["headers"] = {**(options.get("headers") or {}), HEADER: plan}
+            options["headers"] = {**(options.get("headers") or {}), HEADER: plan.encode()}
         options["task_id"] = call_id = options.get("task_id") or uuid()
         with accepting(app, call_id, options.pop("producer", None)) as producer:
             return send(name, *args, producer=producer, **options)
