@@ -86,7 +86,7 @@ which scripts read too.
 |---|---|
 | `rlw:lane:L` | `schema`: version |
 | `rlw:lane:L` | `rpm`, `tpm`, `cap`, `adaptive`, `unlimited`, `shared`, `bounds`: what a person set |
-| `rlw:lane:L` | `basic`, `configured`: the same |
+| `rlw:lane:L` | `basic`, `configured`: the same; `rev`: how often a person has set its limits |
 | `rlw:lane:L` | `p#`, `d#`, `g#`: pace, depth, guard; `gate`: µs; `told`: headers govern |
 | `rlw:lane:L` | `mode`, `pin`, `escalates`, `width`, `probes`, `ramp`, `flight`, `gap`, `sick_share`: set-points |
 | `rlw:lane:L` | `ts`, `l#`, `o#`, `c#`, `x#`, `seq`: levels and what was sent; `v`, `turn`: fair queueing |

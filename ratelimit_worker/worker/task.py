@@ -34,6 +34,7 @@ from redis import RedisError
 
 from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Outcome, Priority
+from ratelimit_worker.contracts.lane import Fields
 from ratelimit_worker.contracts.plan import HEADER, Continuation, Plan, Sender, Shedding
 from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable, TaskAborted
 from ratelimit_worker.flow import enqueue, pin
@@ -792,7 +793,7 @@ def plan_by_name(app: Any) -> Callable[[str, list[Any], dict[str, Any], Mapping[
 def answers_of(app: Celery, eagerly: Eagerly) -> Asked:
     """What an app answers: which tasks make calls, what is configured of lanes, how a call is made in process."""
 
-    def lane_fields(lane: str) -> Mapping[str, float | str]:
+    def lane_fields(lane: str) -> Fields:
         live = services_of(app)
         return pin.lane_fields(live.control, live.settings, lane)
 
