@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -92,6 +92,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def model(self) -> str | None:
         """The model under which its tokens and latencies are learned; None: its task says what it costs."""
         return self.estimated.model if self.estimated is not None else None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its task sends it again (`self.retry`, `self.replace`)."""
+        return self.continuation is not None and self.continuation.goes_on
+
+    @property
+    def is_anew(self) -> bool:
+        """Whether it had ended, and is made anew under its id."""
+        return self.continuation is not None and self.continuation.ended
 
     def encode(self) -> dict[str, Any]:
         """The header: plain values that JSON takes."""
@@ -196,12 +206,18 @@ NAMES = frozenset(
 )
 
 
-def described(header: Any) -> tuple[str, tuple[str, ...]]:
-    """Context and tags of a header of any shape, for the row of a call whose message is refused; nothing where it is
-    not text."""
+class Described(NamedTuple):
+    """What is said of a call in the history, by whoever made it."""
+
+    context: str
+    tags: tuple[str, ...]
+
+
+def described(header: Any) -> Described:
+    """What a header of any shape says of its call, whose message is refused; nothing where that is no text."""
     found = header if isinstance(header, Mapping) else {}
     context, tags = found.get("context"), found.get("tags")
-    return (
+    return Described(
         context if isinstance(context, str) else "",
         tuple(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list | tuple) else (),
     )

@@ -19,7 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from msgspec import structs
 
 from ratelimit_worker.calls import Arguments, Timeouts
-from ratelimit_worker.contracts.plan import Plan
+from ratelimit_worker.contracts.plan import Continuation, Plan
 from ratelimit_worker.errors import CallFailed, CallLost, DeadlineExceeded, StoreUnavailable
 from ratelimit_worker.flow.conclude import Answered, Back, Conclusion, Facts, GaveUp, Ran, Settle, cut_off
 from ratelimit_worker.flow.execute import Executor, NotOurs, Result
@@ -62,11 +62,11 @@ class Desk(AttemptLanes, Protocol[T_contra]):
     well.
     """
 
-    def enqueue(
-        self, turn: T_contra, task: str, plan: Plan, *, after_s: float, tries: int, number: int
-    ) -> bytes | None:
+    def enqueue(self, turn: T_contra, task: str, plan: Plan, after_s: float) -> bytes | None:
         """Put the call into its lane, once however often it is asked → an answer that is kept, instead of that.
 
+        Args:
+            after_s: From now, until its next attempt may be made.
         Raises:
             Away, LaneFull, LaneShedding, BadInput
         """
@@ -265,9 +265,8 @@ class Admission(Generic[T]):
         self.desk.afterwards(lambda: executor.finish(facts, cut_off(facts, begun, ran, executor.rules)))
 
     def _enqueue(self, turn: T) -> bytes | None:
-        return self.desk.enqueue(
-            turn, self.task, self.plan, after_s=self._after_s, tries=self._tries, number=self._number
-        )
+        before = Continuation(attempts=self._number, tries=self._tries, goes_on=self._after_s > 0)
+        return self.desk.enqueue(turn, self.task, structs.replace(self.plan, continuation=before), self._after_s)
 
     def _begin(self, tag: str) -> Begun:
         return self.desk.begin(tag, self.executor.lease_s)

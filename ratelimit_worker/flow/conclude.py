@@ -589,5 +589,5 @@ class _Case(Struct, frozen=True):
             content=self._content(),
             asked_model=plan.model,
             estimated_tokens=plan.estimated.input_tokens if plan.estimated is not None else 0,
-            anew=plan.continuation is not None and plan.continuation.ended,
+            anew=plan.is_anew,
         )

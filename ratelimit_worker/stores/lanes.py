@@ -5,33 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from redis import Redis
 
-from ratelimit_worker.calls import Cost, Failure, Mode, Priority
+from ratelimit_worker.calls import Failure, Mode
+from ratelimit_worker.contracts.call import US, Entry, Placed, Record, Released, TakenOut
+from ratelimit_worker.contracts.lane import Fields, LaneState
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
-from ratelimit_worker.contracts.plan import Plan, Sharing
 from ratelimit_worker.errors import BadInput, LaneFull, LanesFull, LaneShedding
+from ratelimit_worker.policy import retry
 from ratelimit_worker.policy.fault import Failing, Lately
-from ratelimit_worker.policy.retry import Record
-from ratelimit_worker.ports import MOST_LANES, Begun, Health, LaneSeen, LaneView
+from ratelimit_worker.ports import Begun, Health, LaneSeen, LaneView, Taken
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.scripts import Scripts
 
-US = 1_000_000
 _LIVES = 2  #: as restore.lua reads it
 MOST_LOST, LOST_TTL_S = 10_000, 86_400  #: calls that were told to be lost, for `explain`
 KEEP_ANSWER_S = 86_400  #: an answer waits so long for its ack; FREE deletes it earlier
 
-ONE = Cost()
 _failure = msgspec.msgpack.Decoder(Failure)
 _DECLINED: tuple[Literal["none", "back", "over"], ...] = ("none", "back", "over")  #: as decline.lua answers
-_SHEDS = {"": 0, "result": 1, "raise": 2}  #: as enqueue.lua reads it
 
 
 class AnsweredFromCache(Exception):
@@ -40,125 +38,6 @@ class AnsweredFromCache(Exception):
     def __init__(self, answer: bytes) -> None:
         super().__init__(answer)
         self.answer = answer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """How a call shares answers with those that are the same."""
-
-    fingerprint: str
-    ttl_s: float  #: its answer is kept so long, and a kept one is good for it; 0: neither
-    join: bool  #: it follows one that is on its way, and others follow it
-    at_once: bool = False  #: the caller takes an answer in place of the call: `AnsweredFromCache`
-    again: bool = False  #: a retry of the same call, which keeps what it has claimed
-    max_entries: int = 1000
-    max_bytes: int = 100 * 1024 * 1024
-    context: str = ""
-    tags: Sequence[str] = ()
-    func: str = ""
-    stale_ttl_s: float = 0.0  #: so long beyond `ttl_s`, for a lane in EMERGENCY or HALT
-
-    @classmethod
-    def of(cls, plan: Plan, sharing: Sharing, fingerprint: str, func: str, *, at_once: bool, again: bool) -> Claim:
-        """As the call's plan wants it."""
-        return cls(
-            fingerprint=fingerprint,
-            ttl_s=sharing.ttl_s,
-            join=sharing.join,
-            at_once=at_once,
-            again=again,
-            max_entries=sharing.max_entries,
-            max_bytes=sharing.max_bytes,
-            context=plan.context,
-            tags=plan.tags,
-            func=func,
-            stale_ttl_s=sharing.stale_ttl_s,
-        )
-
-    def packed(self) -> bytes:
-        """As the scripts read it (ASKED in lua/shared/claims.lua)."""
-        return msgspec.msgpack.encode(
-            [
-                self.fingerprint,
-                int(self.ttl_s * 1000),
-                int(self.join),
-                int(self.at_once),
-                int(self.again),
-                self.max_entries,
-                self.max_bytes,
-                self.context,
-                msgspec.json.encode(list(self.tags)).decode(),
-                self.func,
-                int(self.stale_ttl_s * 1000),
-            ]
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A call on its way into a lane."""
-
-    lane: str
-    queue: str
-    ref: str  #: wished; a message has a reference of its own where the wished one is taken
-    #: The same for every attempt to publish one message, so that a second attempt does nothing; with what it asks, as
-    #: enqueue.lua has it, also the same for who makes the call once more
-    publication: str
-    message: bytes  #: whole message, with `"delivery_tag": "@"` before anything else
-    body: bytes
-    deadline_in_s: float
-    due_in_s: float = 0.0
-    priority: Priority = Priority.NORMAL
-    tenant: str = ""
-    weight: float = 1.0
-    cost: Cost = ONE
-    tries: int = 0
-    number: int = 0
-    max_waiting: int = 0
-    claim: Claim | None = None
-    #: In EMERGENCY and HALT: "" it waits, "result" it fails with `LaneShedding`, "raise" so does who sends it
-    sheds: Literal["", "result", "raise"] = ""
-    #: The lane's set-points where it is new, or what makes them: most calls go to a lane that is there.
-    lane_fields: Mapping[str, float | str] | Callable[[], Mapping[str, float | str]] = field(default_factory=dict)
-
-    def args(self, new_lane: bool = True) -> list[Any]:
-        """The arguments of enqueue.lua after the time; what a new lane needs is as much again as the rest.
-
-        Raises:
-            BadInput: a cost, a weight or a time that no bucket can hold.
-        """
-        if not all(isfinite(units) and units >= 0 for units in self.cost.vector()):
-            raise BadInput(f"cost={self.cost.vector()}: use finite numbers, 0 or more")
-        if not (isfinite(self.weight) and self.weight > 0):
-            raise BadInput(f"weight={self.weight} of tenant {self.tenant!r}: use a finite number above 0")
-        if not (isfinite(self.deadline_in_s) and isfinite(self.due_in_s)):
-            raise BadInput(f"deadline_in_s={self.deadline_in_s}, due_in_s={self.due_in_s}: use finite numbers")
-        fields: list[Any] = []
-        if new_lane:
-            told = dict(self.lane_fields() if callable(self.lane_fields) else self.lane_fields) or {"adaptive": 1}
-            fields.append(told.pop(MOST_LANES, 0))
-            for name, value in told.items():
-                fields += (name, value)
-        return [
-            self.lane,
-            self.queue,
-            self.ref,
-            self.publication,
-            self.priority.value,
-            self.tenant,
-            self.weight,
-            *self.cost.vector(),
-            max(0, int(self.due_in_s * US)),
-            int(self.deadline_in_s * US),
-            self.max_waiting,
-            self.tries,
-            self.number,
-            self.message,
-            self.body,
-            self.claim.packed() if self.claim is not None else b"",
-            _SHEDS[self.sheds],
-            *fields,
-        ]
 
 
 TASKS_TTL_S = 3600  #: what a crew knows is kept so long after its last beat
@@ -187,14 +66,14 @@ def as_escaped(task: str) -> str:
     return json.dumps(task)[1:-1].partition('"')[0]
 
 
-def as_array(record: Any) -> list[Any]:
-    """A record as an array, where a version that knew fewer of its fields has left a hole in it."""
-    if isinstance(record, dict):
-        return [record.get(place) for place in range(1, max(record) + 1)]
-    return list(record)
-
-
 MOST_KNOWN = 10_000  #: lanes that one process remembers
+
+
+class Pumped(NamedTuple):
+    """What a turn of the pump did."""
+
+    released: int  #: -1: another holds the duty
+    sleep_s: float  #: until there is something to do
 
 
 class Lanes:
@@ -209,8 +88,8 @@ class Lanes:
         self.run = Scripts(client, time_us)
         self._known: set[str] = set()  #: lanes that were there when they were last used
 
-    def enqueue(self, entry: Entry) -> tuple[bool, str]:
-        """Put a call into its lane → (released at once, reference).
+    def enqueue(self, entry: Entry) -> Placed:
+        """Put a call into its lane.
 
         Raises:
             LaneFull: the lane holds `max_waiting` calls; nothing was stored.
@@ -235,7 +114,7 @@ class Lanes:
             raise BadInput(f"task_id={entry.ref!r} is the id of a call with other arguments; use another, or none")
         if state == 3:
             raise AnsweredFromCache(more[0])
-        return state == 1, ref.decode()
+        return Placed(state == 1, ref.decode())
 
     def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
         """Ask whether a released call may run now; a closed gate sends it back to its place.
@@ -364,10 +243,10 @@ class Lanes:
         """The same by a worker that lives: of these only the calls that it has not begun → how many."""
         return int(self.run("restore", (_LIVES, *tags)))
 
-    def pump(self, owner: str, lease_ms: int) -> tuple[int, float]:
-        """Release what is due → (released, or -1 when another holds the duty; seconds to sleep)."""
+    def pump(self, owner: str, lease_ms: int) -> Pumped:
+        """Release what is due."""
         moved, sleep_us = self.run("pump", (owner, lease_ms))
-        return int(moved), int(sleep_us) / US
+        return Pumped(int(moved), int(sleep_us) / US)
 
     def sweep(self, lease_s: float, most: int = 100) -> int:
         """Return calls that nobody renewed to their lanes."""
@@ -423,15 +302,28 @@ class Lanes:
         """
         return _DECLINED[int(self.run("decline", (tag,)))]
 
-    def set_points(self, lane: str, fields: Mapping[str, float | str]) -> int:
+    def set_points(self, lane: str, fields: Fields, read: int | None = None) -> int | None:
         """Write fields of a lane; they hold for the next permit → released at once.
 
+        Args:
+            read: The revision that they follow from; None: they hold whatever a person has set meanwhile.
+        Returns:
+            None: the lane has another revision by now, and nothing was written.
         Raises:
             ValueError: a number is NaN or infinite: a level would never recover from it.
         """
-        return int(self.run("setpoints", _set_points_args(lane, fields)))
+        released = int(self.run("setpoints", _set_points_args(lane, fields, read)))
+        return None if released < 0 else released
 
-    def establish(self, lane: str, fields: Mapping[str, float | str]) -> bool:
+    def tell(self, lane: str, fields: Fields, read: int | None = None) -> bool:
+        """Write what a person sets, which gives the lane a new revision → False: it has another than `read` by now.
+
+        Raises:
+            ValueError: as `set_points`.
+        """
+        return int(self.run("setpoints", _set_points_args(lane, fields, read, anew=True))) >= 0
+
+    def establish(self, lane: str, fields: Fields) -> bool:
         """Make a lane without a call of its own, a parent of others, with these fields → False: it was there."""
         flat: list[Any] = []
         for name, value in fields.items():
@@ -450,10 +342,10 @@ class Lanes:
             pipe.expire(keys.LOST, LOST_TTL_S)
             pipe.execute()
 
-    def revoke(self, task_id: str) -> list[tuple[bytes, bytes]]:
-        """Take a waiting call out for good → (message, body) of each that waited under that id."""
+    def revoke(self, task_id: str) -> list[TakenOut]:
+        """Take a waiting call out for good → each message that waited under that id."""
         flat = self.run("revoke", (task_id,))
-        return list(zip(flat[::2], flat[1::2], strict=True))
+        return list(map(TakenOut, flat[::2], flat[1::2]))
 
     def size(self, queue: str) -> int:
         """Calls that wait on a queue, over all lanes (not those that are released)."""
@@ -476,10 +368,8 @@ class Lanes:
             gone += int(some)
         return gone
 
-    def take(
-        self, owner: str, lease_s: float, most: int = 50, also: Iterable[str] = ()
-    ) -> tuple[float, list[LaneView]] | None:
-        """What was seen since the last take → (Redis time in seconds, lanes), or None: another tunes.
+    def take(self, owner: str, lease_s: float, most: int = 50, also: Iterable[str] = ()) -> Taken | None:
+        """What was seen since the last take; None: another tunes.
 
         Args:
             also: Lanes that are wanted though nothing may have been seen of them.
@@ -488,12 +378,24 @@ class Lanes:
         if got is None:
             return None
         now, *views = got
-        return int(now) / US, [_view(name.decode(), flat, seen, int(out)) for name, flat, seen, out in views]
+        found = [_view(name.decode(), flat, seen, int(out)) for name, flat, seen, out in views]
+        return Taken(int(now) / US, found)
 
     def fields(self, lane: str) -> dict[str, bytes]:
-        """The lane's hash as it is: set-points, levels, counters."""
+        """The lane's hash, by the stored names of `contracts.lane.FIELDS`."""
         raw: Any = self.client.hgetall(keys.lane(lane))
         return {name.decode(): value for name, value in raw.items()}
+
+    def state(self, lane: str) -> LaneState:
+        """The lane's hash as it is: what was told of it, set-points, levels, counters."""
+        return LaneState.decode(self.fields(lane))
+
+    def states(self, lanes: Sequence[str], fields: Sequence[str]) -> dict[str, LaneState]:
+        """Some fields of several lanes, by lane, in one round trip (`contracts.lane` has what belongs together)."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for lane in lanes:
+                pipe.hmget(keys.lane(lane), list(fields))
+            return {lane: _some(fields, values) for lane, values in zip(lanes, pipe.execute(), strict=True)}
 
     def health(self, lane: str, task: str = "") -> Health:
         """How the lane takes its provider to be, now, and how this function fared in it."""
@@ -505,7 +407,7 @@ class Lanes:
             escalates != b"0",
             int(seq),
             int(out),
-            Record(*map(int, record)),
+            retry.Record(*map(int, record)),
         )
 
     def names(self) -> list[str]:
@@ -517,7 +419,7 @@ class Lanes:
         """All lanes, some at a time, each batch one script; those that come or go meanwhile may be met or not.
 
         Args:
-            fields: Of their hashes; none: all.
+            fields: Of their hashes, by stored name (`contracts.lane` has what belongs together); none: all.
             most: About so many at a time.
         """
         cursor = b"0"
@@ -531,35 +433,39 @@ class Lanes:
         """Lanes of which calls wait or are out; some of them where there are very many."""
         return [name.decode() for name in self.run("working", (most,))]
 
-    def set_points_of(self, changes: Mapping[str, Mapping[str, float | str]]) -> None:
+    def set_points_of(self, changes: Mapping[str, tuple[int, Fields]]) -> None:
         """Write fields of several lanes in one round trip, a script each, as `set_points` does.
 
+        Args:
+            changes: Lane → the revision that was read, and the fields; a lane that has another by now is left alone.
         Raises:
             ValueError: as `set_points`.
         """
         if changes:
-            self.run.each("setpoints", [_set_points_args(lane, fields) for lane, fields in changes.items()])
+            calls = [_set_points_args(lane, fields, read) for lane, (read, fields) in changes.items()]
+            self.run.each("setpoints", calls)
 
     def count(self) -> int:
         """How many lanes are known."""
         return int(self.client.zcard(keys.LANES))
 
-    def record(self, ref: str) -> list[Any] | None:
-        """The record of one call, as the scripts keep it; None: not there."""
+    def record(self, ref: str) -> Record | None:
+        """The record of one call, as the scripts keep it; None: not there, or not to be read."""
         packed: Any = self.client.hget(keys.call(ref), "i")
-        return None if packed is None else as_array(msgspec.msgpack.decode(packed, strict=False))
+        return Record.decode(ref, packed)
 
-    def out(self, tag: str) -> tuple[list[Any], bytes, bytes] | None:
-        """Record, message and payload of a call that is released under this tag; None: none is."""
+    def out(self, tag: str) -> Released | None:
+        """A call that is released under this tag; None: none is."""
         ref = tag.rpartition(".")[0]
         with self.client.pipeline(transaction=True) as pipe:
             pipe.zscore(keys.LEDGER, tag)
             pipe.hmget(keys.call(ref), ("i", "m"))
             pipe.get(keys.payload(ref))
             score, (packed, message), payload = pipe.execute()
-        if score is None or packed is None:
+        record = Record.decode(ref, packed)
+        if score is None or record is None:
             return None
-        return as_array(msgspec.msgpack.decode(packed, strict=False)), message or b"", payload or b""
+        return Released(record=record, message=message or b"", payload=payload or b"")
 
     def set_aside(self, raw: bytes, why: str) -> None:
         """Keep a message that cannot be a call, with a counter, so that nobody trips over it again."""
@@ -579,8 +485,8 @@ class Lanes:
         return {name.decode(): int(value) for name, value in raw.items()}
 
 
-def _set_points_args(lane: str, fields: Mapping[str, float | str]) -> list[Any]:
-    flat: list[Any] = [lane]
+def _set_points_args(lane: str, fields: Fields, read: int | None, *, anew: bool = False) -> list[Any]:
+    flat: list[Any] = [lane, "" if read is None else read, int(anew)]
     for name, value in fields.items():
         if isinstance(value, float) and not isfinite(value):
             raise ValueError(f"{name}={value} of lane {lane!r}: use a finite number")
@@ -590,17 +496,23 @@ def _set_points_args(lane: str, fields: Mapping[str, float | str]) -> list[Any]:
 
 def _lane_seen(row: Sequence[Any], fields: Sequence[str]) -> LaneSeen:
     name, used, waits, out, values = row
-    if fields:
-        found = {field: value for field, value in zip(fields, values, strict=True) if value is not None}
-    else:
-        found = {values[i].decode(): values[i + 1] for i in range(0, len(values), 2)}
-    return LaneSeen(lane=name.decode(), used_s=float(used) / US, working=bool(waits or out), fields=found)
+    state = _some(fields, values) if fields else LaneState.decode(_by_name(values))
+    return LaneSeen(lane=name.decode(), used_s=float(used) / US, working=bool(waits or out), state=state)
 
 
 def _view(lane: str, flat: Sequence[bytes], seen: Sequence[bytes], out: int) -> LaneView:
-    fields = {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
-    goods, took_s = int(fields.get("goods", 0)), int(fields.get("took", 0)) / US
-    return LaneView(lane=lane, fields=fields, seen=list(seen), goods=goods, out=out, took_s=took_s)
+    state = LaneState.decode(_by_name(flat))
+    goods, took_s = state.levels.goods, state.levels.took_us / US
+    return LaneView(lane=lane, state=state, seen=list(seen), goods=goods, out=out, took_s=took_s)
+
+
+def _by_name(flat: Sequence[bytes]) -> dict[str, bytes]:
+    return {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
+
+
+def _some(fields: Sequence[str], values: Sequence[bytes | None]) -> LaneState:
+    found = zip(fields, values, strict=True)
+    return LaneState.decode({name: value for name, value in found if value is not None})
 
 
 def _failing(packed: bytes) -> Failing | None:

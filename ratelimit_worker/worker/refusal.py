@@ -16,6 +16,7 @@ from typing import Any
 from celery.app.task import Context
 
 from ratelimit_worker.calls import Attempt, Outcome, Priority
+from ratelimit_worker.contracts.call import Record
 from ratelimit_worker.contracts.lesson import Lesson
 from ratelimit_worker.contracts.plan import HEADER, described
 from ratelimit_worker.errors import BadInput, DeadlineExceeded, MessageRefused, RateLimitWorkerError
@@ -31,8 +32,6 @@ log = logging.getLogger(__name__)
 
 _TAG = re.compile(rb'"delivery_tag"\s*:\s*("(?:[^"\\\\]|\\\\.)*")')
 _AGAIN = re.compile(r"~[1-8]$")  #: a reference beyond the first of its task id (REFS in lua/shared/record.lua)
-#: Fields of a record (lua/shared/record.lua), from 0.
-LANE, QUEUE, CLASS, TENANT, SINCE, NUMBER = 1, 2, 4, 5, 16, 17
 
 
 def refuse(
@@ -56,20 +55,20 @@ def refuse(
             if isinstance(call_id, str) and isinstance(headers.get("task"), str) and lanes.record(call_id) is None:
                 _fail(app, call_id, MessageRefused(call_id, why or ""), request_of(raw, b""))
             return
-        record, stored, payload = released
-        known = stored if _headers(_read(stored)) else raw
+        record = released.record
+        known = released.message if _headers(_read(released.message)) else raw
         headers = _headers(_read(known))
         said = headers.get("id")
         call_id = said if isinstance(said, str) else _AGAIN.sub("", tag.rpartition(".")[0])
-        error: RateLimitWorkerError = DeadlineExceeded(call_id, record[LANE], int(record[NUMBER]))
+        error: RateLimitWorkerError = DeadlineExceeded(call_id, record.lane, record.number)
         if why is not None:
             error = MessageRefused(call_id, why)
         row = _row(lanes, record, call_id, str(headers.get("task") or ""), error, headers.get(HEADER))
         # Settled, told, freed: who dies in between leaves it to the lease, and the next one does the rest. Those that
         # follow a call whose deadline has passed have deadlines of their own.
         answer = b"" if why is None else answers.error(error)
-        lanes.settle(tag, record[LANE], answer, Lesson(), kind="error", outbox=encode_outcome(row))
-        _fail(app, call_id, error, request_of(known, payload))
+        lanes.settle(tag, record.lane, answer, Lesson(), kind="error", outbox=encode_outcome(row))
+        _fail(app, call_id, error, request_of(known, released.payload))
         lanes.free([tag])
 
     return end
@@ -84,17 +83,17 @@ def give_up(app: Any, encode_outcome: Callable[[Attempt], bytes], lanes: Lanes, 
     released = lanes.out(tag)
     if released is None or lanes.client.exists(keys.settled(tag.rpartition(".")[0])):
         return False
-    record, stored, payload = released
-    headers = _headers(_read(stored))
+    record = released.record
+    headers = _headers(_read(released.message))
     said = headers.get("id")
     call_id = said if isinstance(said, str) else _AGAIN.sub("", tag.rpartition(".")[0])
-    error = DeadlineExceeded(call_id, record[LANE], int(record[NUMBER]))
+    error = DeadlineExceeded(call_id, record.lane, record.number)
     row = _row(lanes, record, call_id, str(headers.get("task") or ""), error, headers.get(HEADER))
-    waited_s = max(0.0, started_s - record[SINCE] / 1e6)
-    row = replace(row, number=int(record[NUMBER]), started_at=started_s, waited_s=waited_s)
+    waited_s = max(0.0, started_s - record.since_s)
+    row = replace(row, number=record.number, started_at=started_s, waited_s=waited_s)
     # As of one whose deadline passed while it waited: those that follow it have deadlines of their own.
-    lanes.settle(tag, record[LANE], b"", Lesson(), kind="error", outbox=encode_outcome(row))
-    _fail(app, call_id, error, request_of(stored, payload))
+    lanes.settle(tag, record.lane, b"", Lesson(), kind="error", outbox=encode_outcome(row))
+    _fail(app, call_id, error, request_of(released.message, released.payload))
     lanes.free([tag])
     return True
 
@@ -144,24 +143,24 @@ def _canvas(payload: bytes) -> dict[str, Any]:
     return dict(canvas) if isinstance(canvas, Mapping) else {}
 
 
-def _row(lanes: Lanes, record: list[Any], call_id: str, task: str, error: RateLimitWorkerError, header: Any) -> Attempt:
+def _row(lanes: Lanes, record: Record, call_id: str, task: str, error: RateLimitWorkerError, header: Any) -> Attempt:
     """One row more of the call, though nothing was sent."""
     now_s = redis_now_s(lanes.client)
-    context, tags = described(header)
+    said = described(header)
     return Attempt(
         call_id=call_id,
-        number=int(record[NUMBER]) + 1,
-        lane=record[LANE],
+        number=record.number + 1,
+        lane=record.lane,
         task=task,
         outcome=Outcome.FAILED,
         started_at=now_s,
         finished_at=now_s,
-        waited_s=max(0.0, now_s - record[SINCE] / 1e6),
-        queue=record[QUEUE],
-        context=context,
-        tags=tags,
-        tenant=record[TENANT],
-        priority=Priority(record[CLASS]),
+        waited_s=max(0.0, now_s - record.since_s),
+        queue=record.queue,
+        context=said.context,
+        tags=said.tags,
+        tenant=record.tenant,
+        priority=Priority(record.priority),
         cause=f"{type(error).__name__}: {error.why}" if isinstance(error, MessageRefused) else type(error).__name__,
     )
 

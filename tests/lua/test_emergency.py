@@ -20,14 +20,15 @@ from ratelimit_worker import optimize_api_call
 from ratelimit_worker.app import llm_task
 from ratelimit_worker.calls import LaneLimits, Mode, Priority
 from ratelimit_worker.config import Settings
+from ratelimit_worker.contracts.call import Claim
+from ratelimit_worker.contracts.call import Place as Field
 from ratelimit_worker.contracts.plan import Shedding
 from ratelimit_worker.errors import BadInput, LaneShedding
-from ratelimit_worker.flow.enqueue import Kind, limit_fields, plan
+from ratelimit_worker.flow.enqueue import Kind, Said, limit_fields, plan
 from ratelimit_worker.flow.settle import Answers
-from ratelimit_worker.flow.tune import mode_of
 from ratelimit_worker.simulate import Scenario, Simulator
 from ratelimit_worker.stores import answers, keys
-from ratelimit_worker.stores.lanes import AnsweredFromCache, Claim
+from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.wiring import services
 from tests import shared_functions
 from tests.cluster.test_alerts import Hook, hook_at
@@ -53,7 +54,7 @@ Put = Callable[..., None]
 
 @pytest.fixture
 def put(cluster: Cluster) -> Put:
-    """Enqueue calls by name; `same`: those that share, with a stale answer if need be; `sheds`: as `Entry` has it."""
+    """Enqueue calls by name; `same`: those that share, with a stale answer if need be; `sheds`: as in `entry`."""
 
     def do(*refs: str, same: str = "", stale_s: float = STALE_S, at_once: bool = False, **more: Any) -> None:
         shares = claim(same, stale_ttl_s=stale_s, at_once=at_once) if same else None
@@ -188,10 +189,8 @@ def test_stale_answers_count_within_the_bounds(cluster: Cluster, put: Put) -> No
     assert counted(cluster, "cache_evicted") == (1,), "what has ended is not evicted"
 
 
-class OldClaim(Claim):
+class OldClaim(Claim, frozen=True):
     """As the version before packed it."""
-
-    __slots__ = ()
 
     def packed(self) -> bytes:
         return msgspec.msgpack.encode(msgspec.msgpack.decode(super().packed())[:10])
@@ -203,13 +202,9 @@ def test_claims_and_records_of_an_older_version_can_be_read(cluster: Cluster, pu
     old = OldClaim(fingerprint="f", ttl_s=TTL_S, join=True)
     put("a", "b", claim=old, lane_fields=CLOSED)
     for ref in "ab":
-        record = cluster.lanes.record(ref)
-        assert record is not None
-        cluster.client.hset(keys.call(ref), "i", msgspec.msgpack.encode(record[:21]))
+        cluster.client.hset(keys.call(ref), "i", msgspec.msgpack.encode(cluster.packed(ref)[: Field.CLAIM]))
     put("plain", lane_fields=CLOSED)
-    record = cluster.lanes.record("plain")
-    assert record is not None
-    cluster.client.hset(keys.call("plain"), "i", msgspec.msgpack.encode(record[:20]))
+    cluster.client.hset(keys.call("plain"), "i", msgspec.msgpack.encode(cluster.packed("plain")[: Field.BORN]))
     turn(cluster, Mode.EMERGENCY)
     cluster.pump()
     assert places(cluster.client) == {"wait": ["a", "plain"], "followers": ["b"]}
@@ -426,7 +421,9 @@ def test_which_classes_are_shed(priority: Priority, below: Priority | None) -> N
     expected = below is not None and ladder.index(priority) > ladder.index(below)
     told = below.value if below is not None else None
     of_kind = plan(Kind(priority=priority, shed_below=told), (), {}, Settings(), now=0.0)
-    of_call = plan(Kind(shed_below="high"), (), {}, Settings(), now=0.0, priority=priority, shed_below=told or "low")
+    of_call = plan(
+        Kind(shed_below="high"), (), {}, Settings(), Said(priority=priority, shed_below=told or "low"), now=0.0
+    )
     assert [made.shedding for made in (of_kind, of_call)] == [Shedding.RESULT if expected else None] * 2
 
 
@@ -446,7 +443,7 @@ def test_how_long_an_answer_is_kept_beyond_its_time(
     settings: dict[str, Any], kind: dict[str, Any], option: float | None, kept: float | None
 ) -> None:
     """As the call says, else its task."""
-    made = plan(Kind(**kind), (), {}, Settings(**settings), now=0.0, stale_ttl=option)
+    made = plan(Kind(**kind), (), {}, Settings(**settings), Said(stale_ttl=option), now=0.0)
     assert (made.sharing.stale_ttl_s if made.sharing is not None else 0.0) == (kept or 0.0)
 
 
@@ -463,7 +460,7 @@ def test_how_long_an_answer_is_kept_beyond_its_time(
 def test_what_cannot_be_is_refused(option: dict[str, Any], says: str) -> None:
     """With the value and the fix."""
     with pytest.raises(BadInput, match=says):
-        plan(Kind(), (), {}, Settings(), now=0.0, **option)
+        plan(Kind(), (), {}, Settings(), Said(**option), now=0.0)
 
 
 def test_the_error_crosses_processes_whole() -> None:
@@ -640,7 +637,7 @@ def test_a_call_that_retries_itself_stays_what_it_was() -> None:
         wait_for(lambda: made.valkey.client.zcard(keys.waiting("other", "fleet")), what="it waits for its second try")
         record = services().lanes.record(f"{result.id}~1") or services().lanes.record(result.id)
         assert record is not None
-        assert (record[1], record[4], record[5]) == ("other", "low", "t")
+        assert (record.lane, record.priority, record.tenant) == ("other", "low", "t")
         command("emergency", "--lane", "other")
         with pytest.raises(LaneShedding):
             result.get(timeout=WAIT_S)
@@ -730,7 +727,7 @@ def test_the_laws_emergency_is_told_with_its_cause_and_numbers() -> None:
         provider.control(fault="500")
         results = [tasks.chat.delay(number) for number in range(20)]
         cheap = [tasks.chat.apply_async((number,), priority="low", shed_below="normal") for number in range(20, 25)]
-        wait_for(lambda: mode_of(services().lanes.fields("chat")) is Mode.EMERGENCY, what="EMERGENCY")
+        wait_for(lambda: services().lanes.state("chat").mode is Mode.EMERGENCY, what="EMERGENCY")
         for result in cheap:
             with pytest.raises(LaneShedding, match="'chat' is in EMERGENCY"):
                 result.get(timeout=WAIT_S)
