@@ -6,7 +6,7 @@ stores/lua/shared/claims.lua), and the packed array that every script keeps of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from math import isfinite
 from typing import Any, NamedTuple
@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ratelimit_worker.calls import Cost, Priority
+from ratelimit_worker.contracts.lane import MOST_LANES, Fields
 from ratelimit_worker.contracts.plan import ONE, Plan, Shedding
 from ratelimit_worker.errors import BadInput
 
 US = 1_000_000  #: microseconds of a second; the scripts' times are in µs
 LEAST_LEFT_S = 0.001  #: of a deadline: one that has passed is told by the lane
-#: Among the fields of a new lane: it is not made if there are so many lanes; 0 or absent: no bound.
-MOST_LANES = "most_lanes"
 _SHEDS = {None: 0, Shedding.RESULT: 1, Shedding.RAISE: 2}  #: as enqueue.lua reads it
 
 
@@ -115,7 +114,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     claim: Claim | None = None
     shedding: Shedding | None = None  #: None: it waits in EMERGENCY and HALT
     #: The lane's set-points where it is new, or what makes them: most calls go to a lane that is there.
-    lane_fields: Mapping[str, float | str] | Callable[[], Mapping[str, float | str]] = {}
+    lane_fields: Fields | Callable[[], Fields] = {}
 
     @classmethod
     def of(
@@ -127,7 +126,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         due_in_s: float = 0.0,
         publication: str | None = None,
         claim: Claim | None = None,
-        lane_fields: Callable[[], Mapping[str, float | str]] | None = None,
+        lane_fields: Callable[[], Fields] | None = None,
     ) -> Entry:
         """What a plan makes of a call, whether it waits on a queue or in process.
 

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import msgspec
-
 from ratelimit_worker.calls import Cost, LaneLimits, Priority
 from ratelimit_worker.config import Settings
+from ratelimit_worker.contracts.lane import Basic, Told, encode_basic, encode_escalates
 from ratelimit_worker.contracts.plan import Estimated, Plan, Sharing, Shedding
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.policy import choices, day, estimate, pace
@@ -19,15 +18,6 @@ from ratelimit_worker.policy.choices import MOST_DEADLINE_S, MOST_NAME, MOST_TIM
 from ratelimit_worker.policy.estimate import Learned, Size
 
 DEFAULT_LANE = "default"
-BASIC = "basic"  #: field of a lane's hash while MAISD_ENABLE_ADVANCED_RATE_LIMITING is off: a `Basic`
-
-
-@dataclass(frozen=True, slots=True)
-class Basic:
-    """What a lane goes back to when it is paced again."""
-
-    limits: LaneLimits
-    delay_s: float  #: RATE_LIMIT_DELAY that it goes at meanwhile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,12 +173,12 @@ def priority_of(value: Any) -> Priority:
         raise BadInput(f"priority={value!a:.60}: use high, normal, low, or 0 (highest) to 9") from error
 
 
-def lane_fields(settings: Settings, lane: str) -> dict[str, float | str]:
-    """Fields of the hash of a lane that is new: what was configured, and the set-points to start from."""
+def lane_fields(settings: Settings, lane: str) -> dict[str, float | str | bytes]:
+    """Fields of a lane that is new: what was configured, and the set-points to start from."""
     limits = told(settings, lane)
     paced = settings.enable_advanced_rate_limiting or limits.shared  # without calls of its own it has nothing to pace
     fields = limit_fields(limits) if paced else basic_fields(settings, limits)
-    return fields if escalates(settings) else {**fields, "escalates": "0"}
+    return fields if escalates(settings) else {**fields, **encode_escalates(False)}
 
 
 def escalates(settings: Settings) -> bool:
@@ -196,7 +186,7 @@ def escalates(settings: Settings) -> bool:
     return settings.enable_auto_escalation and settings.enable_advanced_rate_limiting
 
 
-def basic_fields(settings: Settings, after: LaneLimits) -> dict[str, float | str]:
+def basic_fields(settings: Settings, after: LaneLimits) -> dict[str, float | str | bytes]:
     """The same where MAISD_ENABLE_ADVANCED_RATE_LIMITING is off: one call per RATE_LIMIT_DELAY, or fewer if so told.
 
     Args:
@@ -207,38 +197,20 @@ def basic_fields(settings: Settings, after: LaneLimits) -> dict[str, float | str
         rates_rpm.append(60 / settings.rate_limit_delay)
     rpm = min(rates_rpm, default=None)
     limits = replace(after, rpm=rpm, unlimited=rpm is None and after.tpm is None, adaptive=False)
-    before = msgspec.json.encode(Basic(replace(after, tenants={}), settings.rate_limit_delay)).decode()
-    return {**limit_fields(limits), BASIC: before}
+    return limit_fields(limits) | encode_basic(Basic(replace(after, tenants={}), settings.rate_limit_delay))
 
 
-CONFIGURED = "configured"  #: field of a lane of which a person has said something, so that it stays when it is idle
+def limit_fields(limits: LaneLimits) -> dict[str, float | str | bytes]:
+    """Fields of a lane for what a person told of it, and the set-points to start from."""
+    paces = pace.set_points(pace.initial(limits), 0.0)[1] if not limits.unlimited else pace.NOT_PACED
+    return as_told(limits).encode() | paces.encode()
 
 
-def limit_fields(limits: LaneLimits) -> dict[str, float | str]:
-    """Fields of a lane's hash for what a person told of it."""
-    fields: dict[str, float | str] = {
-        "rpm": "" if limits.rpm is None else limits.rpm,
-        "tpm": "" if limits.tpm is None else limits.tpm,
-        "cap": limits.concurrency or 0,
-        "unlimited": int(limits.unlimited),
-        "adaptive": int(limits.adaptive),
-        "law": "",
-        "bounds": bounds_field(limits),
-        "shared": 1 if limits.shared else "",
-    }
-    fields |= {f"{letter}{number}": "" for letter in "pdg" for number in range(1, 5)}
-    if not limits.unlimited:
-        fields |= pace.set_points(pace.initial(limits), 0.0)[1]
-    return fields
-
-
-def bounds_field(limits: LaneLimits) -> str:
-    """What only some lanes have, in one field of the hash: JSON with parents, a day's quotas and zone, or nothing."""
-    bounds: dict[str, Any] = {"parents": limits.parents, "rpd": limits.rpd, "tpd": limits.tpd}
-    if limits.day_zone:
-        bounds |= {"zone": limits.day_zone, "steps": day.steps(limits.day_zone, int(time.time() // day.DAY_S))}
-    said = {name: value for name, value in bounds.items() if value}
-    return msgspec.json.encode(said).decode() if said else ""
+def as_told(limits: LaneLimits) -> Told:
+    """Limits as a lane's hash keeps them: with the steps of the zone in which its days end, for the scripts."""
+    zone = limits.day_zone
+    steps = tuple(day.steps(zone, int(time.time() // day.DAY_S))) if zone else ()
+    return Told(limits=limits, day_steps=steps)
 
 
 def _cost(

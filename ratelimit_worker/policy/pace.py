@@ -17,8 +17,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, sqrt
+from typing import NamedTuple
 
 from ratelimit_worker.calls import DIMENSIONS, LaneLimits, Snapshot
+from ratelimit_worker.contracts.lane import Anchor, Pacing, encode_levels, encode_paces
 from ratelimit_worker.contracts.lesson import Ticket, Witness
 from ratelimit_worker.policy.headers import LEAST_RATE
 from ratelimit_worker.policy.siblings import Counted
@@ -897,36 +899,48 @@ def _paced(name: str, known: Dimension, pace: float, limits: LaneLimits) -> Dime
 # ── what the scripts spend at ──────────────────────────────────────────────────────────────────────────────────────
 
 
+class Paces(NamedTuple):
+    """What the law writes into a lane, by dimension."""
+
+    paces: Mapping[str, Pacing]
+    anchors: Mapping[str, Anchor]  #: of levels, where a new header says how the bucket stands
+    headers_govern: bool
+
+    def encode(self) -> dict[str, float | str | bytes]:
+        """Fields that pace a lane anew."""
+        return encode_paces(self.paces, self.headers_govern) | encode_levels(self.anchors)
+
+
+NOT_PACED = Paces({}, {}, False)  #: of a lane that is unlimited
+
+
 def set_points(
     state: PaceState, now: float, turned_back: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-) -> tuple[PaceState, dict[str, float]]:
-    """Fields of the lane's hash by dimension: p pace, d depth, g guard, and where a new header says so a, the anchor
-    of the level: units that will have been admitted in all when the provider's bucket is empty. The script subtracts
-    what has been sent by then and was not refused, so calls that leave between decision and writing are counted. m is
-    the same where headers are in doubt or a person has set a ceiling: it may only lower the level.
+) -> tuple[PaceState, Paces]:
+    """What scripts are to spend at. Where a new header says so, a level follows from its anchor: units that will have
+    been admitted in all when the provider's bucket is empty.
 
     Args:
         turned_back: Units of all refused calls, by dimension.
     Returns:
-        The state without the anchors that are written, and the fields.
+        The state without the anchors that are written, and what is written.
     """
-    fields: dict[str, float] = {}
+    paces: dict[str, Pacing] = {}
+    anchors: dict[str, Anchor] = {}
     dimensions = dict(state.dimensions)
     for name, known in state.dimensions.items():
         index = DIMENSIONS.index(name)
-        number = index + 1
-        fields[f"p{number}"], fields[f"d{number}"] = known.pace, known.depth
-        fields[f"g{number}"] = min(known.depth / 4, known.guard) if _governed(known, now) else 0.0
+        guard = min(known.depth / 4, known.guard) if _governed(known, now) else 0.0
+        paces[name] = Pacing(known.pace, known.depth, guard)
         if known.level and known.newest is not None:
             since = [cost[index] for seq, cost in state.refused if seq > known.newest.seq]
             admitted = known.newest.sent - (turned_back[index] - sum(since))
             refilled = REFILL_TRUST * (known.refill or 0.0) * max(0.0, now - known.newest.at)
-            letter = "m" if known.capped or now < known.doubt_until else "a"
-            fields[f"{letter}{number}"] = known.remaining * known.share + admitted + refilled
+            units = known.remaining * known.share + admitted + refilled
+            anchors[name] = Anchor(units, lowers=known.capped or now < known.doubt_until)
             dimensions[name] = replace(known, level=False)
-    told = any(_governed(known, now) and now >= known.doubt_until for known in state.dimensions.values())
-    fields["told"] = float(told)
-    return replace(state, dimensions=dimensions), fields
+    govern = any(_governed(known, now) and now >= known.doubt_until for known in state.dimensions.values())
+    return replace(state, dimensions=dimensions), Paces(paces, anchors, govern)
 
 
 def ramp(state: PaceState) -> int:

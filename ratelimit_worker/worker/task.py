@@ -34,6 +34,7 @@ from redis import RedisError
 
 from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Outcome, Priority
+from ratelimit_worker.contracts.lane import Fields
 from ratelimit_worker.contracts.plan import HEADER, Continuation, Plan, Sender, Shedding
 from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable, TaskAborted
 from ratelimit_worker.flow import enqueue, pin
@@ -632,7 +633,7 @@ def sends(app: Any) -> Callable[..., Any]:
         if chosen:
             told = inspect.signature(send).bind(name, *args, **options).arguments
             plan = task.plan(told.get("args") or (), told.get("kwargs") or {}, **chosen)
-            options["headers"] = {**(options.get("headers") or {}), HEADER: plan}
+            options["headers"] = {**(options.get("headers") or {}), HEADER: plan.encode()}
         options["task_id"] = call_id = options.get("task_id") or uuid()
         with accepting(app, call_id, options.pop("producer", None)) as producer:
             return send(name, *args, producer=producer, **options)
@@ -798,7 +799,7 @@ def plan_by_name(app: Any) -> Callable[[str, list[Any], dict[str, Any], Mapping[
 def answers_of(app: Celery, eagerly: Eagerly) -> Asked:
     """What an app answers: which tasks make calls, what is configured of lanes, how a call is made in process."""
 
-    def lane_fields(lane: str) -> Mapping[str, float | str]:
+    def lane_fields(lane: str) -> Fields:
         live = services_of(app)
         return pin.lane_fields(live.control, live.settings, lane)
 

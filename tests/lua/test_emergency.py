@@ -26,7 +26,6 @@ from ratelimit_worker.contracts.plan import Shedding
 from ratelimit_worker.errors import BadInput, LaneShedding
 from ratelimit_worker.flow.enqueue import Kind, Said, limit_fields, plan
 from ratelimit_worker.flow.settle import Answers
-from ratelimit_worker.flow.tune import mode_of
 from ratelimit_worker.simulate import Scenario, Simulator
 from ratelimit_worker.stores import answers, keys
 from ratelimit_worker.stores.lanes import AnsweredFromCache
@@ -728,7 +727,7 @@ def test_the_laws_emergency_is_told_with_its_cause_and_numbers() -> None:
         provider.control(fault="500")
         results = [tasks.chat.delay(number) for number in range(20)]
         cheap = [tasks.chat.apply_async((number,), priority="low", shed_below="normal") for number in range(20, 25)]
-        wait_for(lambda: mode_of(services().lanes.fields("chat")) is Mode.EMERGENCY, what="EMERGENCY")
+        wait_for(lambda: services().lanes.state("chat").mode is Mode.EMERGENCY, what="EMERGENCY")
         for result in cheap:
             with pytest.raises(LaneShedding, match="'chat' is in EMERGENCY"):
                 result.get(timeout=WAIT_S)
