@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 
@@ -180,7 +181,7 @@ def test_every_message_of_a_call_is_found(lanes: Lanes, redis_client: redis.Redi
     """A task id that was sent again while it still waits."""
     lanes.enqueue(entry("one"))
     again = entry("one")
-    lanes.enqueue(Entry(**{**{f: getattr(again, f) for f in again.__dataclass_fields__}, "publication": "another"}))
+    lanes.enqueue(msgspec.structs.replace(again, publication="another"))
     assert [call.record.ref for call in Live(redis_client).call("one")] == ["one", "one~1"]
 
 
