@@ -28,7 +28,7 @@ from ratelimit_worker.cli.run.session import Options, Session
 from ratelimit_worker.cli.run.tally import Tally
 from ratelimit_worker.config import PREFIX, environment, read_settings
 from ratelimit_worker.errors import BadInput, RateLimitWorkerError, StoreUnavailable
-from ratelimit_worker.flow.record import record_once
+from ratelimit_worker.flow.duty.record import record_once
 from ratelimit_worker.providers.apis import APIS
 from ratelimit_worker.stores.clock import redis_now_s
 from ratelimit_worker.stores.live import Live

@@ -1,8 +1,8 @@
 """What follows from an attempt that was made? One `Conclusion`, from values alone.
 
-No I/O, no clock and no state: who ran the function, in whatever way (`flow.execute` in a worker's thread, `flow.admit`
-in a caller's thread or event loop), hands over what came of it, and acts on what comes back. Health costs an exchange
-with Redis, so it is asked for between two steps, and only where the failure calls for it:
+No I/O, no clock and no state: who ran the function, in whatever way (`flow.call.execute` in a worker's thread,
+`flow.call.admit` in a caller's thread or event loop), hands over what came of it, and acts on what comes back. Health
+costs an exchange with Redis, so it is asked for between two steps, and only where the failure calls for it:
 
     failed = failed_by(ran, rules)              which failure there is to be judged
     needs_health(failed, rules.policy)          whether its judgement depends on how the lane is
@@ -40,9 +40,9 @@ from ratelimit_worker.errors import (
     call_failed,
     deadline_exceeded,
 )
-from ratelimit_worker.flow import observe
-from ratelimit_worker.flow.content import NOTHING, content_of
-from ratelimit_worker.flow.settle import Answers
+from ratelimit_worker.flow.call import observe
+from ratelimit_worker.flow.call.answers import Answers
+from ratelimit_worker.flow.call.content import NOTHING, content_of
 from ratelimit_worker.policy.classification import classify_exception
 from ratelimit_worker.policy.completion import cut_short
 from ratelimit_worker.policy.estimate import usage_of
