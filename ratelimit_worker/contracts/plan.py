@@ -197,7 +197,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 #: A look-up, which takes a tenth of the time that an Enum's call does.
-_PRIORITIES = {None: Priority.NORMAL, **{priority.value: priority for priority in Priority}}
+_PRIORITIES: dict[str | None, Priority] = {priority.value: priority for priority in Priority}
+_PRIORITIES[None] = Priority.NORMAL
 #: All names in the header.
 NAMES = frozenset(
     {

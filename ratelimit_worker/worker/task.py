@@ -34,6 +34,7 @@ from redis import RedisError
 
 from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Outcome, Priority
+from ratelimit_worker.contracts.lane import Fields
 from ratelimit_worker.contracts.plan import HEADER, Continuation, Plan, Sender, Shedding
 from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable, TaskAborted
 from ratelimit_worker.flow import enqueue, pin
@@ -42,6 +43,7 @@ from ratelimit_worker.flow.execute import (
     Executor,
     Interrupted,
     MustBeAlone,
+    Result,
     own_retry,
     resent,
     tries_used,
@@ -199,10 +201,10 @@ class CallTask(Task):
             args,
             kwargs,
             live.settings,
+            enqueue.Said(**options),
             now=time.time(),
             learned=live.learned_usage if live.redis_url else enqueue.nothing_learned,
             tokenizer=live.tokenizer,
-            **options,
         )
 
     def delay(self, *args: Any, **kwargs: Any) -> Any:
@@ -295,14 +297,7 @@ class CallTask(Task):
             chosen, priority = _as_before(before, chosen), before.priority
         plan = self.plan(args or (), kwargs or {}, priority=priority, **chosen)
         if before is not None:
-            # self.retry or replace: the same call goes on, so its deadline and the count of its attempts do too
-            attempts, tries = mine.get("rlw_number"), tries_used(task_id or "")
-            plan = structs.replace(
-                plan,
-                deadline_s=before.deadline_s,
-                continuation=Continuation(attempts=attempts, tries=tries, goes_on=True),
-                fingerprint=before.fingerprint,
-            )
+            plan = _going_on(plan, before, mine.get("rlw_number"), tries_used(task_id or ""))
         else:
             raises = plan.shedding is not None and CANVAS.isdisjoint(options)
             plan = structs.replace(
@@ -497,23 +492,7 @@ class CallTask(Task):
             if not PATIENCE.is_over():
                 raise
             raise left_by(away) from away
-        match result:
-            case Answered(value):
-                return value
-            case Again(after_s, error):
-                raise CeleryRetry(str(error), exc=error, when=after_s)
-            case GaveUp(error):
-                if isinstance(error, Exception) and not isinstance(error, FOR_CELERY):
-                    raise error
-                raise TaskAborted(request.id, type(error).__name__) from error
-            case PassedOn(word):
-                raise word
-            case Interrupted(error):
-                if isinstance(error, Exception):  # raised by a clean-up while the process ends
-                    raise SystemExit(1) from error
-                raise error
-            case _:
-                raise Ignore
+        return _in_celerys_words(request.id, result)
 
     def _eagerly(self, inner: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         request, asked = self.request, asked_of_app(self.app)
@@ -654,7 +633,7 @@ def sends(app: Any) -> Callable[..., Any]:
         if chosen:
             told = inspect.signature(send).bind(name, *args, **options).arguments
             plan = task.plan(told.get("args") or (), told.get("kwargs") or {}, **chosen)
-            options["headers"] = {**(options.get("headers") or {}), HEADER: plan}
+            options["headers"] = {**(options.get("headers") or {}), HEADER: plan.encode()}
         options["task_id"] = call_id = options.get("task_id") or uuid()
         with accepting(app, call_id, options.pop("producer", None)) as producer:
             return send(name, *args, producer=producer, **options)
@@ -698,6 +677,37 @@ def _check_way(app: Celery, connection: Any, producer: Any) -> None:
     for name, given in (("connection", connection), ("producer", getattr(producer, "__connection__", None))):
         if given is not None and asked_of(given) is None:
             raise ConfigurationError(f"{name}=: it leads past the lanes; leave it out, or take one of app.pool")
+
+
+def _in_celerys_words(call_id: str, result: Result) -> Any:
+    """What an attempt came to, as Celery hears it → the answer of one that was answered."""
+    match result:
+        case Answered(value):
+            return value
+        case Again(after_s, error):
+            raise CeleryRetry(str(error), exc=error, when=after_s)
+        case GaveUp(error):
+            if isinstance(error, Exception) and not isinstance(error, FOR_CELERY):
+                raise error
+            raise TaskAborted(call_id, type(error).__name__) from error
+        case PassedOn(word):
+            raise word
+        case Interrupted(error):
+            if isinstance(error, Exception):  # raised by a clean-up while the process ends
+                raise SystemExit(1) from error
+            raise error
+        case _:
+            raise Ignore
+
+
+def _going_on(plan: Plan, before: Plan, attempts: int, tries: int) -> Plan:
+    """After self.retry or replace: the same call goes on, so its deadline and the count of its attempts do too."""
+    return structs.replace(
+        plan,
+        deadline_s=before.deadline_s,
+        continuation=Continuation(attempts=attempts, tries=tries, goes_on=True),
+        fingerprint=before.fingerprint,
+    )
 
 
 def _as_before(plan: Plan, chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -789,7 +799,7 @@ def plan_by_name(app: Any) -> Callable[[str, list[Any], dict[str, Any], Mapping[
 def answers_of(app: Celery, eagerly: Eagerly) -> Asked:
     """What an app answers: which tasks make calls, what is configured of lanes, how a call is made in process."""
 
-    def lane_fields(lane: str) -> Mapping[str, float | str]:
+    def lane_fields(lane: str) -> Fields:
         live = services_of(app)
         return pin.lane_fields(live.control, live.settings, lane)
 
