@@ -38,7 +38,7 @@ from ratelimit_worker.contracts.lane import Fields
 from ratelimit_worker.contracts.plan import HEADER, Continuation, Plan, Sender, Shedding
 from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable, TaskAborted
 from ratelimit_worker.flow import enqueue, pin
-from ratelimit_worker.flow.conclude import Again, Answered, Facts, GaveUp, PassedOn, Rules
+from ratelimit_worker.flow.conclude import Again, Answered, Facts, GaveUp, PassedOn
 from ratelimit_worker.flow.execute import (
     Executor,
     Interrupted,
@@ -47,6 +47,7 @@ from ratelimit_worker.flow.execute import (
     resent,
     tries_used,
 )
+from ratelimit_worker.flow.judge import Rules
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.own_retry import Goes, Stays, Wish

@@ -19,8 +19,9 @@ from ratelimit_worker.calls import Attempt, Category, Mode, Outcome, Priority, R
 from ratelimit_worker.contracts.call import Claim
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import CallFailed, StoreUnavailable
-from ratelimit_worker.flow.conclude import Again, Facts, GaveUp, Rules
+from ratelimit_worker.flow.conclude import Again, Facts, GaveUp
 from ratelimit_worker.flow.execute import Executor, Result
+from ratelimit_worker.flow.judge import Rules
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.flow.tally import Tally
 from ratelimit_worker.policy.retry import Record

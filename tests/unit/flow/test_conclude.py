@@ -32,24 +32,19 @@ from ratelimit_worker.flow.conclude import (
     Beside,
     Conclusion,
     Facts,
-    Failed,
     GaveUp,
-    Judged,
     PassedOn,
     Ran,
-    Rules,
     Settle,
-    Swallowed,
     conclude,
     cut_off,
     expired,
     failed_by,
-    judge,
-    needs_health,
     poisoned,
     still_out,
 )
 from ratelimit_worker.flow.execute import Executor, NotOurs, Result
+from ratelimit_worker.flow.judge import Failed, Judged, Rules, Swallowed, judge, needs_health
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.policy.fault import Failing, Lately
 from ratelimit_worker.policy.retry import Record, Retry, RetryPolicy
