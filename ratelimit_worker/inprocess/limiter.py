@@ -31,8 +31,8 @@ from ratelimit_worker.errors import BadInput, ConfigurationError, DeadlineExceed
 from ratelimit_worker.flow.call import enqueue
 from ratelimit_worker.flow.call.admit import LOOK_AGAIN_S, Admission, Sleep, Steps, inside, run_unpaced
 from ratelimit_worker.flow.call.answers import Answers
-from ratelimit_worker.flow.call.conclude import Rules
 from ratelimit_worker.flow.call.execute import Executor
+from ratelimit_worker.flow.call.judge import Rules
 from ratelimit_worker.flow.lane import pin
 from ratelimit_worker.inprocess.basic import BasicPace
 from ratelimit_worker.inprocess.desk import Desk

@@ -39,7 +39,7 @@ from ratelimit_worker.contracts.plan import HEADER, Continuation, Plan, Sender, 
 from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable, TaskAborted
 from ratelimit_worker.flow.call import enqueue
 from ratelimit_worker.flow.call.answers import Answers
-from ratelimit_worker.flow.call.conclude import Again, Answered, Facts, GaveUp, PassedOn, Rules
+from ratelimit_worker.flow.call.conclude import Again, Answered, Facts, GaveUp, PassedOn
 from ratelimit_worker.flow.call.execute import (
     Executor,
     Interrupted,
@@ -49,6 +49,7 @@ from ratelimit_worker.flow.call.execute import (
     resent,
     tries_used,
 )
+from ratelimit_worker.flow.call.judge import Rules
 from ratelimit_worker.flow.lane import pin
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.own_retry import Goes, Stays, Wish

@@ -27,22 +27,17 @@ from ratelimit_worker.flow.call.conclude import (
     Beside,
     Conclusion,
     Facts,
-    Failed,
     GaveUp,
-    Judged,
     PassedOn,
     Ran,
-    Rules,
     Settle,
     conclude,
     expired,
     failed_by,
-    first_failed,
-    judge,
-    needs_health,
     poisoned,
     still_out,
 )
+from ratelimit_worker.flow.call.judge import Failed, Judged, Rules, first_failed, judge, needs_health
 from ratelimit_worker.flow.call.tally import Tally
 from ratelimit_worker.policy import timeout
 from ratelimit_worker.policy.own_retry import Goes, Stays, Wish, whose

@@ -33,24 +33,19 @@ from ratelimit_worker.flow.call.conclude import (
     Beside,
     Conclusion,
     Facts,
-    Failed,
     GaveUp,
-    Judged,
     PassedOn,
     Ran,
-    Rules,
     Settle,
-    Swallowed,
     conclude,
     cut_off,
     expired,
     failed_by,
-    judge,
-    needs_health,
     poisoned,
     still_out,
 )
 from ratelimit_worker.flow.call.execute import Executor, NotOurs, Result
+from ratelimit_worker.flow.call.judge import Failed, Judged, Rules, Swallowed, judge, needs_health
 from ratelimit_worker.policy.fault import Failing, Lately
 from ratelimit_worker.policy.retry import Record, Retry, RetryPolicy
 from ratelimit_worker.ports import Begun, Health
