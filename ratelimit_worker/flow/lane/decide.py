@@ -194,12 +194,7 @@ def _learn(
     if adaptive:
         state = pace.count_answers(state, view.goods)
         out = flight.answered(out, now, view.goods, view.took_s) if view.goods else out
-    for raw in view.seen:
-        try:
-            seen = observe.decode(raw)
-        except msgspec.MsgspecError:
-            log.warning("observation.unreadable", extra={"lane": view.lane})
-            continue
+    for seen in _observations(view):
         refusals += seen.refused
         if adaptive:
             out, crowded = flight.observe(out, seen)
@@ -235,6 +230,15 @@ def _learn(
         crowded_until=crowded_until if refusals == crowds else 0.0,
         ramp=ramp,
     )
+
+
+def _observations(view: LaneView) -> Iterator[pace.Observation]:
+    """What was seen since the last look; one that cannot be read (a newer version's) is left out."""
+    for raw in view.seen:
+        try:
+            yield observe.decode(raw)
+        except msgspec.MsgspecError:
+            log.warning("observation.unreadable", extra={"lane": view.lane})
 
 
 def _answer(seen: pace.Observation, thresholds: Thresholds) -> Answer:
