@@ -151,6 +151,11 @@ class Session:
         return self._read_all and not self._pending and not self._out and not self._owed
 
     @property
+    def begun(self) -> bool:
+        """Whether anything was about to be sent."""
+        return self._begun
+
+    @property
     def out(self) -> int:
         """Calls that are out: waiting or running."""
         return len(self._out)
