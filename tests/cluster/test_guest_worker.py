@@ -156,7 +156,7 @@ def test_celery_s_own_fixtures(broker: str, tmp_path: Path) -> None:
             "celery.contrib.pytest",
             "-p",
             "no:cacheprovider",
-            tmp_path,
+            str(tmp_path),
         ]
         done = subprocess.run(
             command, cwd=tmp_path, env={**env, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False

@@ -34,8 +34,8 @@ from tests.fleet import ROOT, Fleet, fleet, free_port
 def servers() -> dict[str, str]:
     """What it calls itself -> its program."""
     named = [path for path in os.environ.get("RATELIMIT_TEST_SERVERS", "").split(":") if path]
-    there = [found for name in ("redis-server", "valkey-server") if (found := shutil.which(name))]
-    found = {}
+    there = [path for name in ("redis-server", "valkey-server") if (path := shutil.which(name))]
+    found: dict[str, str] = {}
     for program in [str(get_binary_path()), *there, *named]:
         said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
         kind, version = re.search(r"(Valkey|Redis) server v=(\S+)", said).groups()  # type: ignore[union-attr]

@@ -228,7 +228,7 @@ def test_a_call_that_never_ends_is_given_up_and_costs_no_slot(scene: Fleet, pool
         (row,) = rows_of(result.id)
         assert (row.outcome.value, row.cause, row.number) == ("failed", "DeadlineExceeded", 1)
     if pool in ("threads", "solo"):  # the others end it: a greenlet is killed, a child gets SIGKILL
-        named = []
+        named: list[Any] = []
 
         def are_named() -> bool:
             named[:] = overdue()

@@ -206,7 +206,7 @@ def test_rows_of_a_killed_recorder_come_within_seconds(
 
         def renewed() -> bool:
             (held,) = redis_client.xpending_range("rlw:outbox", "recorder", "-", "+", 1)
-            idle_ms.append(held["time_since_delivered"])
+            idle_ms.append(int(held["time_since_delivered"]))
             return idle_ms[-1] < idle_ms[-2]
 
         wait_for(renewed, what="it renews what it holds")

@@ -109,7 +109,7 @@ class Cluster:
 
     def lying(self, queue: str = "q", crew: str = keys.ALL) -> int:
         """How many messages lie ready."""
-        return int(self.client.llen(keys.ready(crew, queue)))  # type: ignore[arg-type]
+        return int(self.client.llen(keys.ready(crew, queue)))
 
     def ready(self, queue: str = "q", crew: str = keys.ALL) -> list[str]:
         """References in the ready list, the next first."""

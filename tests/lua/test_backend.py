@@ -12,7 +12,7 @@ from celery import Celery, states
 
 from ratelimit_worker.app import make_app
 from ratelimit_worker.config import read_settings
-from ratelimit_worker.worker.transport import HEADER
+from ratelimit_worker.contracts.plan import HEADER
 
 
 class Request(SimpleNamespace):

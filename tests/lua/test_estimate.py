@@ -433,7 +433,7 @@ class Tokens(Cluster):
         word = Lesson(verdict="refused", reading=observe.read(response, "refused", 0.0)).word()
         self.lanes.back(tag, "gpt", said(word, 0.01), after_s=0, tries=0)
 
-    def level(self) -> float:
+    def level(self) -> float:  # type: ignore[override]
         """What may go now, given back beyond the depth included; written now."""
         self.lanes.set_points("gpt", {})
         fields = self.lanes.fields("gpt")

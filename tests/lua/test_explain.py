@@ -12,8 +12,9 @@ from ratelimit_worker.calls import Cost, LaneLimits, Mode
 from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.flow.pin import pin
 from ratelimit_worker.reports.explain import Standing, explain, explanation_text
+from ratelimit_worker.stores.lanes import US
 from ratelimit_worker.stores.live import Live
-from tests.lua.cluster import LEASE_S, OPEN, US, entry
+from tests.lua.cluster import LEASE_S, OPEN, entry
 from tests.lua.test_pin import Stage
 
 pytestmark = pytest.mark.server
@@ -36,7 +37,7 @@ class Theatre(Stage):
     def slots(self, number: int) -> None:
         self.lanes.beat("w", number, LIFE_S, ["q"], LEASE_S, [])
 
-    def put(self, *refs: str, lane: str = "gpt", **more: Any) -> None:
+    def put(self, *refs: str, lane: str = "gpt", **more: Any) -> None:  # type: ignore[override]
         for ref in refs:
             self.lanes.enqueue(entry(ref, lane, **{"deadline_in_s": 400_000.0, **more}))
 
@@ -48,7 +49,7 @@ class Theatre(Stage):
             self.tuner.turn("tuner")
             self.work()
 
-    def work(self) -> None:
+    def work(self) -> None:  # type: ignore[override]
         for _ in range(3):
             self.pump()
             while self.ready():
@@ -61,7 +62,7 @@ class Theatre(Stage):
                 self.settle(tag, lane=str(self.lanes.record(tag.rpartition(".")[0])[1]))  # type: ignore[index]
                 self.free(tag)
 
-    def told(self, ref: str) -> Standing:
+    def told(self, ref: str) -> Standing:  # type: ignore[override]
         found = explain(
             Live(self.client, time_us=self.now_us),
             [],

@@ -14,10 +14,11 @@ import pytest
 import redis
 
 from ratelimit_worker.calls import Cost, Priority
+from ratelimit_worker.contracts.plan import HEADER
 from ratelimit_worker.errors import BadInput, LaneFull
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import US
-from ratelimit_worker.worker.transport import HEADER, HELD, QoS
+from ratelimit_worker.worker.transport import HELD, QoS
 from tests.lua.cluster import CALM, LEASE_S, OPEN, T0_US, Cluster, entry, message
 
 

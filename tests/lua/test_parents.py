@@ -412,7 +412,7 @@ INTO_DAY_S = T0_US // US % DAY_S  #: the test begins so far into its UTC day
 
 
 @pytest.mark.parametrize(("quota", "tokens"), [({"rpd": 3}, 0), ({"tpd": 1000}, 300)])
-def test_a_quota_holds_for_a_utc_day(cluster: Cluster, quota: dict[str, float], tokens: int) -> None:
+def test_a_quota_holds_for_a_utc_day(cluster: Cluster, quota: dict[str, Any], tokens: int) -> None:
     """Three calls go; the others wait until midnight UTC without an attempt, and nobody looks in between."""
     child(cluster, "gpt", **quota)
     put(cluster, "gpt", *"abcde", tokens=tokens)

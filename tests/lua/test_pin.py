@@ -21,10 +21,11 @@ from ratelimit_worker.flow.pin import FROM_SETTING, at_start, auto, lane_fields,
 from ratelimit_worker.flow.record import record_once
 from ratelimit_worker.flow.tune import SHUT_US, ControlPlane, Rules, Tuner, mode_of, rules_of
 from ratelimit_worker.policy.modes import ALL, Rates, Thresholds
+from ratelimit_worker.stores.lanes import US
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.pins import Pins
 from ratelimit_worker.stores.tracker import Tracker, engine_for
-from tests.lua.cluster import US, Cluster, entry
+from tests.lua.cluster import Cluster, entry
 
 pytestmark = pytest.mark.server
 
@@ -319,7 +320,7 @@ def test_what_a_quicker_tuner_did_is_told_all_the_same(stage: Stage) -> None:
     stage.tune()
     assert stage.mode("broke") is Mode.HALT
     written = stage.lanes.set_points
-    stage.lanes.set_points = before_the_tuner(written)  # type: ignore[method-assign,assignment]
+    stage.lanes.set_points = before_the_tuner(written)  # type: ignore[method-assign]
     resumed = auto(stage.control, who="bob", now=stage.now)
     stage.lanes.set_points = written  # type: ignore[method-assign]
     assert [(steps(change), change.lane, change.who) for change in resumed] == [("HALT NORMAL", "broke", "bob")]
@@ -333,7 +334,7 @@ def test_what_a_crash_leaves_undone_the_tuner_does(stage: Stage) -> None:
     """The pin was written down and no lane touched; later its end was, and no lane given back."""
     stage.put(10)
     written = stage.lanes.set_points
-    stage.lanes.set_points = lambda *_: 0  # type: ignore[method-assign,assignment]
+    stage.lanes.set_points = lambda *_: 0  # type: ignore[method-assign]
     pin(stage.control, Mode.HALT, who="ada", now=stage.now)
     stage.lanes.set_points = written  # type: ignore[method-assign]
     assert stage.mode() is Mode.NORMAL
@@ -506,7 +507,8 @@ def test_a_change_is_recorded_once_and_comes_back_whole(stage: Stage, engine: En
 def test_a_recorder_of_version_1_leaves_it_alone(stage: Stage, redis_client: redis.Redis) -> None:
     """It looks into the field `a`, and finds what it takes for a newer version's."""
     stage.outbox.append_mode_change(CHANGE)
-    ((_, values),) = redis_client.xrange("rlw:outbox")
+    rows: Any = redis_client.xrange("rlw:outbox")
+    ((_, values),) = rows
     assert msgspec.msgpack.decode(values[b"a"]) == {"v": 2}
 
 

@@ -52,7 +52,8 @@ def lose_all(cluster: Cluster, n: int) -> None:
 
 
 def suspects(cluster: Cluster) -> dict[str, int]:
-    return {ref.decode(): int(out) for ref, out in cluster.client.zrange(SUSPECTS, 0, -1, withscores=True)}
+    found: Any = cluster.client.zrange(SUSPECTS, 0, -1, withscores=True)
+    return {ref.decode(): int(out) for ref, out in found}
 
 
 @pytest.mark.server

@@ -203,7 +203,7 @@ def test_a_file_of_all_its_doors(mock: str, tmp_path: Path) -> None:
 def recipe() -> str:
     """The task of docs/providers.md."""
     page = (ROOT / "docs" / "providers.md").read_text("utf-8").partition("## Bedrock")[2]
-    return re.findall(r"```python\n(.*?)```", page, re.S)[0]
+    return str(re.findall(r"```python\n(.*?)```", page, re.S)[0])
 
 
 @pytest.fixture(scope="module")

@@ -172,12 +172,13 @@ def test_the_model_does_what_the_scripts_do(redis_client: redis.Redis, steps: li
                 cluster.free(tag)
                 plane.heed(word, cost, amount, now, ticket)
             case "anchor" | "lower" | "pace" | "told":
-                fields: dict[str, float | str] = {
+                writes: dict[str, dict[str, float | str]] = {
                     "anchor": {"a1": amount + plane.sent[0]},
                     "lower": {"m1": amount + plane.sent[0]},
                     "pace": {"p1": float(amount), "d1": amount / 2 + 1},
                     "told": {"told": amount},
-                }[what]
+                }
+                fields = writes[what]
                 cluster.lanes.set_points("gpt", fields)
                 plane.write(fields, now)
             case "dimension":

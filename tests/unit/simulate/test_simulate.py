@@ -729,7 +729,7 @@ def test_a_client_that_leaves_is_in_hand_no_more() -> None:
         while not provider.arrivals():
             time.sleep(0.01)
         leaving.close()
-        statuses = set()
+        statuses: set[int | None] = set()
         deadline = time.monotonic() + 10
         while None not in statuses and time.monotonic() < deadline:
             asking = http.client.HTTPConnection(host, int(port), timeout=0.3)
