@@ -1,6 +1,6 @@
 """Does a rolling deploy cost anything? An older checkout to this one under load and back, a stock worker beside.
 
-    git clone . /tmp/old && git -C /tmp/old checkout 624dc0e
+    git clone . /tmp/old && git -C /tmp/old checkout 624dc0e && make -C /tmp/old install
     python benchmarks/deploy.py --old /tmp/old [--rate 50] [--seconds 12] [--latency 0.1] [--stock new|always]
 
 One paced lane, calls sent a little faster than it lets them go, so that some always wait. The steps: two old workers;
@@ -121,10 +121,14 @@ class Run:
             "DEPLOY_LATENCY": str(self.latency_s),
         }
 
+    def python(self, who: str) -> str:
+        """The interpreter of that version, with what it depends on."""
+        return str(self.old / ".venv" / "bin" / "python") if who == "old" else sys.executable
+
     def worker(self, name: str, who: str) -> None:
         """Start a worker and wait until it consumes."""
         out = self.folder / f"{name}.log"
-        command = [sys.executable, "-m", "celery", "-A", "stock" if who == "stock" else "shop", "worker"]
+        command = [self.python(who), "-m", "celery", "-A", "stock" if who == "stock" else "shop", "worker"]
         options = ["-n", f"{name}@h", "-P", "threads", "-c", str(self.slots), "--without-gossip", "--without-mingle"]
         self.processes[name] = subprocess.Popen(
             [*command, *options, "-l", "INFO"],
@@ -138,7 +142,7 @@ class Run:
     def producer(self, name: str, who: str, both: bool) -> None:
         """Start a producer."""
         self.processes[name] = subprocess.Popen(
-            [sys.executable, "produce.py", str(self.rate * LEAD), name, "both" if both else "one"],
+            [self.python(who), "produce.py", str(self.rate * LEAD), name, "both" if both else "one"],
             env=self.env(who),
             cwd=self.folder,
             stdin=subprocess.PIPE,

@@ -20,13 +20,14 @@ import msgspec
 
 from ratelimit_worker.calls import Category
 from ratelimit_worker.errors import BadInput, CallFailed, CallLost, DeadlineExceeded, WorkerLostRepeatedly
-from ratelimit_worker.policy.completion import streams
+from ratelimit_worker.policy.completion import not_whole
 from ratelimit_worker.policy.endpoints import flaw_of_path, is_known
 from ratelimit_worker.policy.estimate import usage_of
 
 _HALF = "holds half a character (a lone surrogate); use whole ones"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAYBE_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  #: an escape that may be half a character
+_WHOLE = frozenset({"stream", "stream_format", "background"})  #: members that may ask for something else
 _MOST_MESSAGE = 300  #: characters of a message in OUT
 _MOST_WAY = 60  #: characters of a provider's code in a summary
 _OUT_ID = "batch_req_"
@@ -321,7 +322,7 @@ class LineReader:
             fine = _refusal({"method": "POST", "url": line.url, "body": {}}, self._allowed) is None
             if len(self._fine_urls) < 1000:
                 self._fine_urls[line.url] = fine
-        if not fine or line.method.upper() != "POST" or "stream" in line.body or "stream_format" in line.body:
+        if not fine or line.method.upper() != "POST" or not _WHOLE.isdisjoint(line.body):
             return None
         if (b"\\u" in text and _MAYBE_HALF.search(text)) or not (text.isascii() or _is_utf8(text)):
             return None
@@ -438,9 +439,9 @@ def _refusal(line: Mapping[str, Any], allowed: Collection[str]) -> str | None:
         return 'it has "params", as in a Message Batch; give method POST, url /v1/messages, and the params as body'
     if not isinstance(method, str) or method.upper() != "POST":
         return f"method is {method!r:.40}; use POST"
-    streamed = streams(url, body) if isinstance(url, str) and isinstance(body, dict) else None
-    if streamed is not None:
-        return f"{streamed} asks for a stream, which a Batch file cannot hold; leave it out"
+    told = not_whole(url, body) if isinstance(url, str) and isinstance(body, dict) else None
+    if told is not None:
+        return f"{told}, which a Batch file cannot hold; leave it out"
     if not isinstance(url, str) or not (is_known(url) or url in allowed):
         whole = isinstance(url, str) and "://" in url
         where = "a whole URL has to begin with the base URL; " if whole else ""

@@ -18,7 +18,7 @@ from ratelimit_worker.config import environment, told_paths
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import AuthenticationFailed, BadInput
 from ratelimit_worker.policy.classification import classify_response
-from ratelimit_worker.policy.completion import flaw_of, streams
+from ratelimit_worker.policy.completion import flaw_of, not_whole
 from ratelimit_worker.policy.endpoints import KNOWN, is_known, lane_of, operation_of
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.providers import anthropic, apis, openai
@@ -58,9 +58,9 @@ def _line_size(url: str = "", body: Any = None, **_: Any) -> Size:
 
 
 def _check_whole(url: str, body: Any) -> None:
-    streamed = streams(url, body)
-    if streamed is not None:
-        raise BadInput(f"{streamed} asks for a stream, and the whole answer is needed; leave it out")
+    told = not_whole(url, body)
+    if told is not None:
+        raise BadInput(f"{told}, and the whole answer is needed; leave it out")
 
 
 def _check_files(path: str, body: Any) -> None:

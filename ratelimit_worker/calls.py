@@ -234,14 +234,6 @@ def saw(
         seen.provider, seen.model = provider or seen.provider, model or seen.model
 
 
-def saw_before(seen: Sighting) -> None:
-    """Note for the attempt that is running what was seen of it elsewhere; no effect outside one."""
-    now = _sighting.get()
-    if now is not None:
-        now.response, now.usage, now.provider, now.model = seen.response, seen.usage, seen.provider, seen.model
-        now.watched = seen.watched
-
-
 #: Longest wait for a connection, and for a whole answer of which nothing is known, seconds: large models think for
 #: minutes before they answer.
 CONNECT_S, MOST_ATTEMPT_S = 10.0, 600.0

@@ -221,10 +221,6 @@ class AttemptLanes(Protocol):
         ...
 
 
-#: Among the fields of a new lane: it is not made if there are so many lanes; 0 or absent: no bound.
-MOST_LANES = "most_lanes"
-
-
 class Lanes(AttemptLanes, Protocol):
     """The lanes, as the tuner sees them too."""
 

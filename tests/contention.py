@@ -14,7 +14,7 @@ from itertools import pairwise
 import redis
 
 from ratelimit_worker.calls import Cost, Priority
-from ratelimit_worker.stores.lanes import US
+from ratelimit_worker.contracts.call import US
 from tests.lua.cluster import LEASE_S, Cluster, entry
 
 WORKER_LIFE_S = 3.0  #: a worker beats at least so often

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from celery import Celery, Task, chain, group
+from celery import Celery, Task, chain, group, signals
 from celery.contrib.abortable import AbortableTask
 from celery.worker.request import Request
 from kombu import Queue
@@ -150,6 +150,47 @@ def requested(self: Any, name: str) -> str:
     _ran(self, name, "requested")
     taken = {task_id: kind for _, kind, task_id in (line.split(" ") for line in _read("accepted"))}
     return str(taken[self.request.id])
+
+
+class Tenanted(Task):
+    """A team's class that puts something into each call; it takes by place what most such classes do."""
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Celery's, with a tenant."""
+        return super().apply_async(args, {**(kwargs or {}), "tenant": "acme"}, **options)
+
+
+@llm_task(**CALL, name="ways.tenanted", base=Tenanted)
+def tenanted(self: Any, name: str, tenant: str = "") -> str:
+    """Says for whom it runs."""
+    _ran(self, name, tenant)
+    return tenant
+
+
+@llm_task(**CALL, name="ways.lane_of")
+def lane_of(self: Any, name: str) -> list[str]:
+    """Lane and class that it was sent with."""
+    plan = self.request.get("rlw")
+    _ran(self, name, plan["lane"])
+    return [plan["lane"], plan["class"]]
+
+
+@llm_task(**CALL, name="ways.awaited")
+async def awaited(self: Any, name: str) -> None:
+    """What a worker of Celery's cannot run."""
+    _ran(self, name, "awaited")
+
+
+@llm_task(**CALL, name="ways.heard")
+def heard(self: Any, name: str, *, prompt: str = "") -> None:
+    """A call of which handlers of signals note what they are told."""
+    _ran(self, name, prompt)
+
+
+@signals.task_prerun.connect(sender=heard, weak=False)
+@signals.task_postrun.connect(sender=heard, weak=False)
+def _hears(args: Any = None, kwargs: Any = None, **_: Any) -> None:
+    _write("heard", repr((list(args), dict(kwargs))))
 
 
 def recovers(sent: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import re
 from collections import Counter
@@ -16,6 +15,7 @@ import click
 from ratelimit_worker.cli.duration import MOST_S
 from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.terminal import say
+from ratelimit_worker.person import this_person
 from ratelimit_worker.plain_text import one_line
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _pinning(mode: str, does: str) -> click.Command:
         with open_sources() as opened, redis_errors():
             opened.reach()
             control = opened.services.control
-            changes = pin(control, Mode(mode.upper()), lane=lane, for_s=for_s, reason=reason, who=_user())
+            changes = pin(control, Mode(mode.upper()), lane=lane, for_s=for_s, reason=reason, who=this_person())
         _show(changes, lane is not None or verbose)
         say(f"{_lanes(lane)} pinned to {mode.upper()}{_until(changes)}.", err=True)
 
@@ -82,7 +82,7 @@ def auto(lane: str | None, reason: str, verbose: bool) -> None:
 
     with open_sources() as opened, redis_errors():
         opened.reach()
-        changes = give_back(opened.services.control, lane=lane, reason=reason, who=_user())
+        changes = give_back(opened.services.control, lane=lane, reason=reason, who=this_person())
     _show(changes, lane is not None or verbose)
     say(f"{_lanes(lane)} left to the law.", err=True)
 
@@ -171,10 +171,3 @@ def _json(changes: Sequence[ModeChange]) -> str:
 
 
 _FORMS: dict[str, Callable[[Sequence[ModeChange]], str]] = {"table": _table, "json": _json}
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return "unknown"

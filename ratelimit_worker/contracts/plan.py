@@ -93,6 +93,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """The model under which its tokens and latencies are learned; None: its task says what it costs."""
         return self.estimated.model if self.estimated is not None else None
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether its task sends it again (`self.retry`, `self.replace`)."""
+        return self.continuation is not None and self.continuation.goes_on
+
+    @property
+    def is_anew(self) -> bool:
+        """Whether it had ended, and is made anew under its id."""
+        return self.continuation is not None and self.continuation.ended
+
     def encode(self) -> dict[str, Any]:
         """The header: plain values that JSON takes."""
         header: dict[str, Any] = {

@@ -16,12 +16,14 @@ from enum import Enum, auto
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
-from ratelimit_worker.calls import Arguments, Sighting, Timeouts, saw_before
-from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
-from ratelimit_worker.contracts.plan import Plan
+from msgspec import structs
+
+from ratelimit_worker.calls import Arguments, Timeouts
+from ratelimit_worker.contracts.plan import Continuation, Plan
 from ratelimit_worker.errors import CallFailed, CallLost, DeadlineExceeded, StoreUnavailable
-from ratelimit_worker.flow.execute import Answered, Executor, Facts, GaveUp, NotOurs, Result
-from ratelimit_worker.ports import AttemptLanes, Begun, Health
+from ratelimit_worker.flow.conclude import Answered, Back, Conclusion, Facts, GaveUp, Ran, Settle, cut_off
+from ratelimit_worker.flow.execute import Executor, NotOurs, Result
+from ratelimit_worker.ports import AttemptLanes, Begun
 
 QUEUE = "in-process"  #: what outcomes say of their queue: the real one is the process's own and tells nobody anything
 GRACE_S = 5.0  #: the lane itself says when a deadline has passed; after so long more it is taken for silent
@@ -60,11 +62,11 @@ class Desk(AttemptLanes, Protocol[T_contra]):
     well.
     """
 
-    def enqueue(
-        self, turn: T_contra, task: str, plan: Plan, *, after_s: float, tries: int, number: int
-    ) -> bytes | None:
+    def enqueue(self, turn: T_contra, task: str, plan: Plan, after_s: float) -> bytes | None:
         """Put the call into its lane, once however often it is asked → an answer that is kept, instead of that.
 
+        Args:
+            after_s: From now, until its next attempt may be made.
         Raises:
             Away, LaneFull, LaneShedding, BadInput
         """
@@ -129,16 +131,6 @@ class Run:
     turn: Any | None  #: None: outside any lane
     timeouts: Timeouts = field(default_factory=Timeouts)
     lane: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ran:
-    """What came of one attempt."""
-
-    started: float  #: the executor's clock, seconds
-    seen: Sighting
-    value: Any = None
-    error: BaseException | None = None
 
 
 Step = Ask | Wait | Sleep | Run
@@ -207,7 +199,7 @@ class Admission(Generic[T]):
         """Through the lane under one reference → the last attempt, or None: the call has to be entered anew."""
         kept = yield from self._patiently(self._enqueue, turn, ENTER_S)
         if kept is not None:
-            return Ran(started=0.0, seen=Sighting(), value=self.executor.answers.decode(kept)[1])
+            return Ran(value=self.executor.rules.answers.decode(kept)[1])
         self._after_s = 0.0
         while True:
             news = yield Wait(turn, max(0.0, self.plan.deadline_s - self.clock()) + GRACE_S)
@@ -223,21 +215,20 @@ class Admission(Generic[T]):
             ran: Ran | None = None
             if begun.state == "go":
                 turn.running = True
-                started = self.executor.clock()
+                started_s = self.executor.clock()
                 try:
                     ran = yield Run(turn, self.executor.timeouts(self.plan, self.task, begun), self.plan.lane)
                 except BaseException as cut:
-                    self._cut_off(begun, Ran(started=started, seen=Sighting(), error=cut), news)
+                    self._cut_off(news, begun, Ran(started_s=started_s, ended_s=self.executor.clock(), error=cut))
                     raise
                 turn.running = False
-            attempt = Concluded(self.desk, begun, ran, shared=self.plan.fingerprint is not None)
-            result = yield Ask(partial(attempt.result, self.executor, self._facts(news)))
+            result, back = yield Ask(partial(self._end, self._facts(news), begun, ran))
             self._number = max(self._number, begun.number)
-            self._tries += attempt.tries
+            self._tries += back.tries if back is not None else 0
             match result:
                 case Answered(value):
                     yield Ask(partial(self.desk.free, turn))
-                    return ran or Ran(started=0.0, seen=Sighting(), value=value)
+                    return ran or Ran(value=value)
                 case GaveUp(CallLost()) if ran is None:  # Redis lost its memory, and the arguments are here
                     return None
                 case GaveUp(error):
@@ -245,25 +236,37 @@ class Admission(Generic[T]):
                     if ran is None or ran.error is None:
                         raise error
                     return with_note(ran, ran.error, error)
-                case NotOurs() if attempt.went_back:  # it was taken for dead
-                    self._after_s = attempt.after_s
+                case NotOurs() if back is not None:  # it was taken for dead
+                    self._after_s = back.after_s
                     return None
                 case _:
                     self.desk.dismiss(turn, news)
 
-    def _cut_off(self, begun: Begun, ran: Ran, tag: str) -> None:
+    def _end(self, facts: Facts, begun: Begun, ran: Ran | None) -> tuple[Result, Back | None]:
+        """What follows, made safe in Redis → what the caller hears, and how the call was to go back, if so.
+
+        Args:
+            ran: None: nothing was run, the lane did not say "go".
+        """
+        if ran is None:
+            return self.executor.turned_back(facts, begun), None
+        conclusion = self.executor.conclude(facts, begun, ran)
+        if self.plan.fingerprint is not None:
+            conclusion = let_go(conclusion, ran)
+        end = conclusion.end
+        return self.executor.finish(facts, conclusion), end if isinstance(end, Back) else None
+
+    def _cut_off(self, tag: str, begun: Begun, ran: Ran) -> None:
         """The attempt was cancelled, interrupted or thrown away: it has a row, and its caller does not wait for that.
 
         It says nothing of the provider, whatever was being handled, nor to those that follow: the next of them asks.
         """
-        executor = replace(self.executor, classify=lambda error: None)
-        attempt = Concluded(self.desk, begun, ran, shared=False)
-        self.desk.afterwards(partial(attempt.result, executor, self._facts(tag)))
+        executor, facts = self.executor, self._facts(tag)
+        self.desk.afterwards(lambda: executor.finish(facts, cut_off(facts, begun, ran, executor.rules)))
 
     def _enqueue(self, turn: T) -> bytes | None:
-        return self.desk.enqueue(
-            turn, self.task, self.plan, after_s=self._after_s, tries=self._tries, number=self._number
-        )
+        before = Continuation(attempts=self._number, tries=self._tries, goes_on=self._after_s > 0)
+        return self.desk.enqueue(turn, self.task, structs.replace(self.plan, continuation=before), self._after_s)
 
     def _begin(self, tag: str) -> Begun:
         return self.desk.begin(tag, self.executor.lease_s)
@@ -312,71 +315,14 @@ def with_note(ran: Ran, raised: BaseException, final: BaseException) -> Ran:
     return ran
 
 
-class Concluded:
-    """The lanes of one attempt that was made already: tells the executor what began, and what came of it.
+def let_go(conclusion: Conclusion, ran: Ran) -> Conclusion:
+    """Those that wait for the same answer are let go, each to its own attempt, when they cannot have the outcome.
 
-    The executor runs an attempt in the thread that asks it; this one ran in the caller's, which may be an event loop.
-
-    Args:
-        ran: None: nothing was run, the lane did not say "go".
-        shared: Others may wait for its outcome.
+    That is so where the answer is no JSON, and where the function raised an exception of its own or its SDK's: who
+    calls expects that very type, which no JSON gives back.
     """
-
-    def __init__(self, desk: Desk[Any], begun: Begun, ran: Ran | None, *, shared: bool) -> None:
-        self._desk, self._begun, self._ran, self._shared = desk, begun, ran, shared
-        self.went_back = False
-        self.after_s, self.tries = 0.0, 0
-
-    def result(self, executor: Executor, facts: Facts) -> Result:
-        """What follows from the attempt, made safe in Redis."""
-        ran = self._ran
-        if ran is None:
-            return replace(executor, lanes=self).execute(facts, _never, _nothing_to_restore)
-        clock, times = executor.clock, [ran.started]
-        told = replace(executor, lanes=self, clock=lambda: times.pop() if times else clock())
-        return told.execute(facts, lambda _: _replay(ran), _nothing_to_restore)
-
-    def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
-        """What the lane said before the attempt."""
-        return self._begun
-
-    def settle(
-        self, tag: str, lane: str, answer: bytes, lesson: Lesson, *, kind: AnswerKind = "value", outbox: bytes = b""
-    ) -> bool:
-        """As the lanes do. Those that follow are let go, each to its own attempt, when they cannot have the outcome.
-
-        That is so where the answer is no JSON, and where the function raised an exception of its own or its SDK's: who
-        calls expects that very type, which no JSON gives back.
-        """
-        raised = self._ran.error if self._ran is not None else None
-        if (
-            self._shared
-            and self._ran is not None
-            and (not answer or (raised is not None and type(raised).__module__ != CallFailed.__module__))
-        ):
-            answer, kind = ALONE, "alone"
-        return self._desk.settle(tag, lane, answer, lesson, kind=kind, outbox=outbox)
-
-    def back(self, tag: str, lane: str, lesson: Lesson, *, after_s: float, tries: int, outbox: bytes = b"") -> bool:
-        """As the lanes do, remembering it."""
-        self.went_back, self.after_s, self.tries = True, after_s, tries
-        return self._desk.back(tag, lane, lesson, after_s=after_s, tries=tries, outbox=outbox)
-
-    def health(self, lane: str, task: str) -> Health:
-        """As the lane knows it."""
-        return self._desk.health(lane, task)
-
-
-def _replay(ran: Ran) -> Any:
-    saw_before(ran.seen)
-    if ran.error is not None:
-        raise ran.error
-    return ran.value
-
-
-def _never(_: Begun) -> Any:
-    raise AssertionError("the lane did not say go")
-
-
-def _nothing_to_restore(_: bytes) -> None:
-    """The arguments never left the caller."""
+    end, raised = conclusion.end, ran.error
+    foreign = raised is not None and type(raised).__module__ != CallFailed.__module__
+    if isinstance(end, Settle) and (not end.answer or foreign):
+        return replace(conclusion, end=Settle(ALONE, "alone"))
+    return conclusion

@@ -12,12 +12,13 @@ from dataclasses import replace
 
 from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.config import Settings
+from ratelimit_worker.contracts.call import MOST_LANES
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.flow import enqueue
 from ratelimit_worker.flow.tune import MANY_LANES, RESUMED, ControlPlane, began, decide, ended_everywhere, mode_of, tell
 from ratelimit_worker.policy import choices, modes
 from ratelimit_worker.policy.modes import ALL, Pin
-from ratelimit_worker.ports import MOST_LANES, LaneView
+from ratelimit_worker.ports import LaneView
 
 MOST_WORDS = 500  #: characters of a name or a reason
 FROM_SETTING = "MAISD_EMERGENCY_MODE"

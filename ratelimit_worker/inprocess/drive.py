@@ -10,12 +10,14 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from ratelimit_worker.calls import sighting, within
-from ratelimit_worker.flow.admit import Ask, News, Ran, Run, Sleep, Step, Steps, Wait, inside
+from ratelimit_worker.calls import Sighting, Timeouts, sighting, within
+from ratelimit_worker.flow.admit import Ask, News, Run, Sleep, Step, Steps, Wait, inside
+from ratelimit_worker.flow.conclude import Ran
 
 Mail = str | News
 
@@ -70,11 +72,12 @@ class InThread:
                 return self._sleep(for_s) if for_s > 0 else None
             case Run(turn, timeouts, lane):
                 with _inside(turn), within(timeouts), sighting(lane, sent_again=turn is not None) as seen:
-                    started = time.monotonic()
+                    started_s = time.monotonic()
                     try:
-                        return Ran(started=started, seen=seen, value=attempt())
+                        value = attempt()
                     except Exception as error:
-                        return Ran(started=started, seen=seen, error=error)
+                        return _ended(started_s, seen, timeouts, error=error)
+                    return _ended(started_s, seen, timeouts, value=value)
 
 
 class InLoop:
@@ -130,11 +133,12 @@ class InLoop:
                 return await self._sleep(for_s) if for_s > 0 else None
             case Run(turn, timeouts, lane):
                 with _inside(turn), within(timeouts), sighting(lane, sent_again=turn is not None) as seen:
-                    started = time.monotonic()
+                    started_s = time.monotonic()
                     try:
-                        return Ran(started=started, seen=seen, value=await attempt())
+                        value = await attempt()
                     except Exception as error:
-                        return Ran(started=started, seen=seen, error=error)
+                        return _ended(started_s, seen, timeouts, error=error)
+                    return _ended(started_s, seen, timeouts, value=value)
 
 
 def is_async(function: Callable[..., Any]) -> bool:
@@ -145,6 +149,11 @@ def is_async(function: Callable[..., Any]) -> bool:
         inspect.iscoroutinefunction(inspect.unwrap(candidate)) or inspect.iscoroutinefunction(candidate)
         for candidate in (function, getattr(function, "__call__", function))  # noqa: B004 - an object may be async
     )
+
+
+def _ended(started_s: float, seen: Sighting, timeouts: Timeouts, **came: Any) -> Ran:
+    """What came of an attempt that has just ended: its `value` or its `error`."""
+    return Ran(started_s=started_s, ended_s=time.monotonic(), seen=replace(seen), timeouts=timeouts, **came)
 
 
 def _outcome(ran: Ran) -> Any:

@@ -7,7 +7,6 @@ there is no lane to wait in (switched off, or Redis is away) it goes ahead all t
 from __future__ import annotations
 
 import asyncio
-import getpass
 import json
 import logging
 import os
@@ -27,17 +26,21 @@ from redis import RedisError
 from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Mode, ModeChange, Timeouts
 from ratelimit_worker.config import NO_REDIS
+from ratelimit_worker.contracts.plan import Sender, Shedding
 from ratelimit_worker.errors import BadInput, ConfigurationError, DeadlineExceeded, StoreUnavailable
 from ratelimit_worker.flow import enqueue, pin
 from ratelimit_worker.flow.admit import LOOK_AGAIN_S, Admission, Sleep, Steps, inside, run_unpaced
+from ratelimit_worker.flow.conclude import Rules
 from ratelimit_worker.flow.execute import Executor
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.inprocess.basic import BasicPace
-from ratelimit_worker.inprocess.desk import Desk, Turn
+from ratelimit_worker.inprocess.desk import Desk
 from ratelimit_worker.inprocess.drive import InLoop, InThread, Mail, is_async
 from ratelimit_worker.inprocess.lane import lane_of
+from ratelimit_worker.inprocess.mailbox import Turn
 from ratelimit_worker.inprocess.own_modes import OwnModes, apart_s
 from ratelimit_worker.inprocess.sharing import CacheKey, Sharing, check_key
+from ratelimit_worker.person import this_person
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.policy.timeout import timeouts
 from ratelimit_worker.stores.decide import deciding
@@ -218,8 +221,8 @@ class AdvancedRateLimiter:
             fingerprint = self._sharing.fingerprint(func, name, lane, how.context, args, kwargs, how.cache_key)
             if any(outer.fingerprint == fingerprint for outer in inside.get()):
                 fingerprint = None  # it would wait for itself
-        if fingerprint is not None:
-            plan = structs.replace(plan, fingerprint=fingerprint)
+        shedding = Shedding.RAISE if plan.shedding is not None else None
+        plan = structs.replace(plan, sender=Sender.CALLER, shedding=shedding, fingerprint=fingerprint)
 
         def take_part(ref: str) -> Turn:
             hear: Callable[[Mail], None] = driver.mailbox()
@@ -234,16 +237,18 @@ class AdvancedRateLimiter:
             take_part=take_part,
             executor=Executor(
                 lanes=desk,
-                answers=UNKEPT if fingerprint is None else self._sharing.answers(name, plan.max_body_bytes),
+                rules=Rules(
+                    answers=UNKEPT if fingerprint is None else self._sharing.answers(name, plan.max_body_bytes),
+                    jitter=self._jitter,
+                    policy=policy_of(settings)(plan.lane),
+                    classify=plugins.classifier(how.classify),
+                    reconcile=lambda lane: enqueue.told(settings, lane).reconcile,
+                ),
                 encode_outcome=live.encode_outcome,
                 lease_s=desk.lease_s,
-                policy=policy_of(settings)(plan.lane),
-                reconcile=lambda lane: enqueue.told(settings, lane).reconcile,
+                tally=desk.tally,
                 timeout_told_s=lambda lane: enqueue.timeout_told_s(settings, lane),
                 latencies=live.learned_latencies,
-                tally=desk.tally,
-                jitter=self._jitter,
-                classify=plugins.classifier(how.classify),
             ),
             unpaced=lambda: self._basic.reserve(settings.rate_limit_delay, desk.why or "Redis is away"),
             arguments=(lambda: (args, kwargs)) if settings.capture_content else None,
@@ -340,12 +345,12 @@ class AdvancedRateLimiter:
             raise BadInput(f"mode={mode!r}: use {', '.join(known.lower() for known in Mode)} or auto")
         live, mode_ = self.services, None if word in ("AUTO", "RESUME") else Mode(word)
         if not live.redis_url:
-            return self._own_modes.pin(live.settings, mode_, lane=lane, for_s=for_s, reason=reason, who=_who())
+            return self._own_modes.pin(live.settings, mode_, lane=lane, for_s=for_s, reason=reason, who=this_person())
         reach(live.redis)
         with redis_errors():
             if mode_ is None:
-                return pin.auto(live.control, lane=lane, reason=reason, who=_who())
-            return pin.pin(live.control, mode_, lane=lane, for_s=for_s, reason=reason, who=_who())
+                return pin.auto(live.control, lane=lane, reason=reason, who=this_person())
+            return pin.pin(live.control, mode_, lane=lane, for_s=for_s, reason=reason, who=this_person())
 
     def get_comprehensive_stats(self) -> dict[str, Any]:
         """Volume, errors, cache, retries, latency and modes: `{"15m": …, "1h": …, "24h": …}`, each as `stats` has it.
@@ -447,13 +452,6 @@ def _answers(live: Services) -> bool:
             return bool(live.redis.ping())
     except (RedisError, OSError, StoreUnavailable, ConfigurationError):
         return False
-
-
-def _who() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return f"uid {os.getuid()}"
 
 
 _limiter: AdvancedRateLimiter | None = None

@@ -14,11 +14,15 @@ from typing import Any, NamedTuple
 from ratelimit_worker.calls import Category
 from ratelimit_worker.policy.endpoints import operation_of, wanted_of
 from ratelimit_worker.policy.evidence import LONGEST_JSON, Evidence, parsed, status_of
+from ratelimit_worker.policy.vocabulary import QUOTA_429
 
 _C = Category
 # Tuples, since what a stranger sends may be a list, which cannot be looked up in a set.
 _BEDROCK_REFUSALS = ("guardrail_intervened", "content_filtered")
-_GEMINI_REFUSALS = ("SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "RECITATION", "IMAGE_SAFETY")
+_GEMINI_REFUSALS = (
+    *("SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "RECITATION", "LANGUAGE", "IMAGE_SAFETY"),
+    *("IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION"),
+)
 #: Reasons with which an answer ends before it is whole, in lower case.
 _CUT = (
     "length",
@@ -37,11 +41,20 @@ _CUT = (
     *(reason.lower() for reason in _GEMINI_REFUSALS),
 )
 #: Reasons with which a provider says that it broke off by its own fault, in lower case (OpenRouter, Cohere; DeepSeek;
-#: Z.ai).
-_BROKE_OFF = {"error": _C.SERVER_ERROR, "insufficient_system_resource": _C.OVERLOADED, "network_error": _C.SERVER_ERROR}
+#: Z.ai; Cohere).
+_BROKE_OFF = {
+    "error": _C.SERVER_ERROR,
+    "insufficient_system_resource": _C.OVERLOADED,
+    "network_error": _C.SERVER_ERROR,
+    "timeout": _C.TIMEOUT,
+}
+#: Reasons with which Gemini ends as if all were well; with these and no word it has said nothing at all.
+_GEMINI_ENDS = (None, "", "STOP", "OTHER", "FINISH_REASON_UNSPECIFIED")
 
-#: Of these an empty list is no answer: there is no completion and no vector that it could stand for.
-_NEVER_EMPTY = ("choices", "candidates", "data", "embeddings", "embedding")
+#: Of these an empty list, or one of empty items, is no answer: there is no vector and no picture.
+_VALUES = ("data", "embeddings", "embedding")
+#: What an item of such a list says of itself, beside the vector or the picture that was asked for.
+_BESIDE = ("object", "index", "type", "revised_prompt", "statistics", "mime_type", "mimeType")
 #: Members in which some API or other has its answer; what has none of them, and a complaint, is none.
 _ANSWERS = (
     *("choices", "content", "output", "output_text", "outputs", "candidates", "data", "results", "result", "text"),
@@ -59,17 +72,30 @@ _BASE_RESP = {
 }
 #: What the sentence of an error inside a 200 means, where neither a status nor a machine word says it.
 _SENTENCES = (
-    (re.compile(r"rate.?limit|too many requests|throttl", re.I), _C.RATE_LIMITED),
+    (QUOTA_429, _C.QUOTA_EXHAUSTED),
+    (re.compile(r"rate.?limit|too many requests|throttl|\bqps\b|request limit reached", re.I), _C.RATE_LIMITED),
     (
         re.compile(
-            r"unauthori[sz]ed|forbidden|not authenticated|(?:invalid|incorrect|missing) (?:api.?key|token|credential)",
+            r"unauthori[sz]ed|forbidden|not authenticated|(?:invalid|incorrect|missing) (?:api.?key|token|credential)"
+            r"|(?:api.?key|access token) (?:is )?(?:invalid|expired)",
             re.I,
         ),
         _C.AUTH,
     ),
+    (
+        re.compile(
+            r"\bmodel\b.{0,80}\b(?:not found|does not exist)|maximum context length|context (?:length|size|window)",
+            re.I,
+        ),
+        _C.INVALID_REQUEST,
+    ),
     (re.compile(r"overloaded|at capacity|temporarily unavailable|service unavailable", re.I), _C.OVERLOADED),
 )
 _MOST_SENTENCE = 200
+#: What LM Studio says with a 200 where it has no such path: a base URL without /v1.
+_NO_SUCH_PATH = re.compile(r"unexpected endpoint or method", re.I)
+#: Texts in the place of an error that say that there is none.
+_NO_ERROR = frozenset({"", "none", "null", "ok", "false", "success", "no error"})
 
 
 class Flaw(NamedTuple):
@@ -116,8 +142,17 @@ def cut_short(body: Any) -> bool:
     return any(_is_refusal(choice) for choice in _items(body.get("choices")))
 
 
-def streams(path: str, body: Any) -> str | None:
-    """What of a request asks for a stream, which nobody here reads to its end; None: nothing."""
+def not_whole(path: str, body: Any) -> str | None:
+    """What of a request asks for something else than one whole answer: a stream, which nobody here reads to its end, or
+    an answer that comes later, which nobody fetches. Such as '"stream" asks for a stream'; None: nothing."""
+    streamed = _streams(path, body)
+    if streamed is not None:
+        return f"{streamed} asks for a stream"
+    later = isinstance(body, Mapping) and body.get("background") is True and "responses" in path
+    return '"background" asks for an answer that is fetched later' if later else None
+
+
+def _streams(path: str, body: Any) -> str | None:
     before, _, query = path.partition("?")
     last = before.rstrip("/").rpartition("/")[2][-80:]
     if "alt=sse" in query.lower().split("&"):  # Google's
@@ -140,9 +175,15 @@ def without_comments(raw: bytes | bytearray) -> bytes | bytearray:
 
 
 def _of_text(text: str, kind: str, wanted: tuple[str, ...], *, may_be_blank: bool) -> Flaw | None:
-    if "event-stream" in kind:
+    begin = text.lstrip()[:6]
+    if "event-stream" in kind or begin.startswith(("data:", "event:", ": ")):
         event = _error_event(text)
-        return None if event is None else _of_error(event)
+        if event is not None or "event-stream" in kind:
+            return None if event is None else _of_error(event)
+    elif begin.startswith("{") and "\n" in text.strip():  # a stream as lines of JSON (Ollama)
+        first = parsed(text.lstrip()[:LONGEST_JSON].partition("\n")[0])
+        if isinstance(first, Mapping) and _is_error(first.get("error")):
+            return _of_error(first)
     if not text.strip() and not (text and may_be_blank):  # the words in a silence are a blank line
         return Flaw(_C.MALFORMED_RESPONSE, ("empty",))
     page = text.lstrip()[:15].lower().startswith(("<!doctype html", "<html"))
@@ -153,7 +194,7 @@ def _of_text(text: str, kind: str, wanted: tuple[str, ...], *, may_be_blank: boo
 
 
 def _of_object(part: Mapping[Any, Any], wanted: tuple[str, ...]) -> Flaw | None:
-    if part.get("error") or "error" in (part.get("type"), part.get("object")):
+    if _is_error(part.get("error")) or "error" in (part.get("type"), part.get("object")):
         return _of_error(part)
     flaw = _of_base_resp(part.get("base_resp")) or _broke_off(part)
     if flaw is not None:
@@ -171,7 +212,10 @@ def _has_an_answer(part: Mapping[Any, Any], wanted: tuple[str, ...]) -> bool:
     if _is_empty(part):
         return False
     if wanted:
-        return any(part.get(name) is not None and (part[name] or name not in _NEVER_EMPTY) for name in wanted)
+        return any(
+            part.get(name) is not None and (name not in _VALUES or _holds(part[name], whole="embeddings" in wanted))
+            for name in wanted
+        )
     said = part.get("message")
     return any(part.get(name) is not None for name in _ANSWERS) or isinstance(said, Mapping | list)
 
@@ -186,7 +230,46 @@ def _is_empty(part: Mapping[Any, Any]) -> bool:
             or isinstance(choice.get("text"), str)
             for choice in choices
         )
-    return "candidates" in part and not part["candidates"] and not part.get("promptFeedback")
+    if "candidates" in part:
+        candidates = _items(part["candidates"])
+        return not part.get("promptFeedback") and not any(
+            _has_parts(candidate) or candidate.get("finishReason") not in _GEMINI_ENDS for candidate in candidates
+        )
+    nothing = part.get("output") == [] and not part.get("output_text")
+    return part.get("object") == "response" and part.get("status") in ("completed", "cancelled") and nothing
+
+
+def _holds(value: Any, *, whole: bool) -> bool:
+    """Whether there is something in a list of vectors or pictures.
+
+    Args:
+        whole: In each item: a list of vectors of which one is missing answers nobody.
+    """
+    if not isinstance(value, list):
+        return bool(value) and not (isinstance(value, Mapping) and not any(map(_something, value.values())))
+    return bool(value) and (all if whole else any)(map(_item_holds, value))
+
+
+def _item_holds(item: Any) -> bool:
+    if isinstance(item, Mapping):
+        return any(_something(value) for name, value in item.items() if name not in _BESIDE)
+    return _something(item)
+
+
+def _something(value: Any) -> bool:
+    return value is not None and value not in ("", [], {})
+
+
+def _is_error(value: Any) -> bool:
+    """Whether what stands in the place of an error is one: some put it there always, with nothing in it."""
+    if isinstance(value, Mapping):
+        return any(value.values())
+    return value.strip().lower() not in _NO_ERROR if isinstance(value, str) else bool(value)
+
+
+def _has_parts(candidate: Mapping[Any, Any]) -> bool:
+    content = candidate.get("content")
+    return isinstance(content, Mapping) and bool(content.get("parts"))
 
 
 def _of_base_resp(base: Any) -> Flaw | None:
@@ -201,7 +284,7 @@ def _of_base_resp(base: Any) -> Flaw | None:
 
 def _broke_off(part: Mapping[Any, Any]) -> Flaw | None:
     for choice in _items(part.get("choices")):
-        if choice.get("error"):
+        if _is_error(choice.get("error")):
             return _of_error(choice)
     for ended in (part, *_items(part.get("choices"))):
         reason = ended.get("finish_reason")
@@ -216,6 +299,8 @@ def _of_error(body: Mapping[Any, Any], otherwise: Category = _C.SERVER_ERROR) ->
     evidence, status = Evidence.of(None, {}, body), status_of(body)
     if status is not None:  # OpenRouter puts the upstream's status into `code`
         evidence = replace(evidence, status=status)
+    if status is None and any(_NO_SUCH_PATH.match(said) for said in evidence.messages):
+        return Flaw(_C.INVALID_REQUEST, evidence.words, 404)
     category = evidence.category() or evidence.quota() or _by_sentence(evidence.messages) or otherwise
     return Flaw(category, evidence.words, status)
 
@@ -273,9 +358,7 @@ def _withheld(answer: Mapping[Any, Any]) -> bool:
     candidates = _items(answer.get("candidates"))
     if candidates:  # Gemini
         return all(
-            candidate.get("finishReason") in _GEMINI_REFUSALS
-            and not (isinstance(candidate.get("content"), Mapping) and candidate["content"].get("parts"))
-            for candidate in candidates
+            candidate.get("finishReason") in _GEMINI_REFUSALS and not _has_parts(candidate) for candidate in candidates
         )
     feedback = answer.get("promptFeedback")
     return isinstance(feedback, Mapping) and bool(feedback.get("blockReason"))

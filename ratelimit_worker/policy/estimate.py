@@ -219,6 +219,19 @@ def stated_tokens(body: Mapping[Any, Any], *names: str) -> int | None:
     return None
 
 
+def counted_tokens(usage: Mapping[Any, Any], *names: str) -> int | None:
+    """The first of the named fields that holds a count, as providers write them: also as a text, or with a fraction."""
+    for name in names:
+        value: Any = usage.get(name)
+        if isinstance(value, str) and len(value) <= 12 and value.isascii() and value.isdigit():
+            value = int(value)
+        if isinstance(value, float) and 0 <= value < MOST_TOKENS:
+            value = round(value)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return min(value, MOST_TOKENS)
+    return None
+
+
 def most_output(body: Mapping[Any, Any], *names: str) -> int | None:
     """The most output of one choice that a request allows: the first of the named limits, and never less than it gives
     the model to think; None: it names neither."""
@@ -260,11 +273,11 @@ def usage_of(answer: Any) -> Usage | None:
     tokens = told.get("tokens")  # Cohere; "billed_units" beside it has no system prompt
     if tokens is not None and not isinstance(tokens, int | float):
         told = _fields(tokens)
-    input_tokens = stated_tokens(told, *_INPUTS)
-    output_tokens = stated_tokens(told, *_OUTPUTS)
+    input_tokens = counted_tokens(told, *_INPUTS)
+    output_tokens = counted_tokens(told, *_OUTPUTS)
     if input_tokens is not None:
-        input_tokens += stated_tokens(told, "cache_creation_input_tokens", "cacheWriteInputTokens") or 0
-    thoughts = stated_tokens(told, "thoughts_token_count", "thoughtsTokenCount")
+        input_tokens += counted_tokens(told, "cache_creation_input_tokens", "cacheWriteInputTokens") or 0
+    thoughts = counted_tokens(told, "thoughts_token_count", "thoughtsTokenCount")
     if thoughts is not None:
         output_tokens = (output_tokens or 0) + thoughts
     return None if input_tokens is None and output_tokens is None else Usage(input_tokens, output_tokens)

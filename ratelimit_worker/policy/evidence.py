@@ -18,11 +18,14 @@ from ratelimit_worker.policy.vocabulary import (
     ACCOUNT_400,
     DECISIVE_WORDS,
     ECHOING_STATUS,
+    FILTERED_400,
+    FLAGGED_403,
     NEVER_FITS,
     NO_LIMIT,
     OFFER,
     OWN_QUOTA,
     QUOTA_400,
+    QUOTA_403,
     QUOTA_429,
     TELLING_WORDS,
     VAGUE_STATUS,
@@ -88,7 +91,9 @@ class Evidence:
             return decisive
         if self.status is None or self.status in VAGUE_STATUS:
             telling = known(words, TELLING_WORDS)
-            if telling is _C.RATE_LIMITED or (telling is not None and self.status != 403):
+            # A 404 is about what was asked, whatever its type is called: Ollama's like say api_error to all.
+            vague = self.status == 403 or (self.status == 404 and telling is _C.SERVER_ERROR)
+            if telling is _C.RATE_LIMITED or (telling is not None and not vague):
                 return self._refined(telling)
         return None if self.status is None else self._refined(of_status(self.status))
 
@@ -108,10 +113,15 @@ class Evidence:
             if self.per_day or self._used_up() or self._own_quota() or self._long_windows_only():
                 return _C.QUOTA_EXHAUSTED
             return category
+        if category is _C.AUTH and self.status == 403 and self._says(FLAGGED_403):
+            return _C.CONTENT_FILTERED
         if category is _C.AUTH or (category is _C.INVALID_REQUEST and self.status not in ECHOING_STATUS):
-            return _C.QUOTA_EXHAUSTED if self._used_up() else self.quota() or category
+            spent = self._used_up() or (self.status == 403 and self._says(QUOTA_403))
+            return _C.QUOTA_EXHAUSTED if spent else self.quota() or category
         if category is _C.INVALID_REQUEST and any(ACCOUNT_400.match(message) for message in self.messages):
             return _C.AUTH
+        if category is _C.INVALID_REQUEST and any(FILTERED_400.match(message) for message in self.messages):
+            return _C.CONTENT_FILTERED
         if category in {_C.INVALID_REQUEST, _C.SERVER_ERROR, _C.OVERLOADED}:
             return self.quota() or category
         return category

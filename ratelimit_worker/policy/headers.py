@@ -45,18 +45,25 @@ _MOST_HEADERS, _LONGEST_VALUE, _MOST_OBJECTS, _LONGEST_MESSAGE = 256, 1_024, 64,
 
 _NUMBER = re.compile(r"[0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18}")
 _SIGNED = re.compile(r"[+-]?(?:[0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})")
-_DURATION = re.compile(rf"(?:(?:{_NUMBER.pattern})\s?(?:days?|d|hours?|h|ms|minutes?|m|seconds?|s|us|µs|ns)\s?)+", re.I)
+_DURATION = re.compile(
+    rf"(?:(?:{_NUMBER.pattern})\s?(?:days?|d|hours?|hrs?|h|ms|minutes?|mins?|m|seconds?|secs?|s|us|µs|ns)\s?)+", re.I
+)
 _DURATION_PART = re.compile(rf"({_NUMBER.pattern})\s?([a-zµ]+)", re.I)
 _UNIT_S = {"ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0}
 _RFC3339 = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}")
 
-#: The last three: what LiteLLM's proxy passes on from the provider behind it.
+#: The last but three: GitHub's; the last three: what LiteLLM's proxy passes on from the provider behind it.
 _RETRY_HEADERS = (
     ("retry-after-ms", 1e-3),
     ("x-ms-retry-after-ms", 1e-3),
     ("retry-after", 1.0),
     ("x-retry-after", 1.0),
+    ("x-retry-after-ms", 1e-3),
     ("x-ratelimit-retry-after", 1.0),
+    ("x-rate-limit-retry-after", 1.0),
+    ("x-rate-limit-retry-after-seconds", 1.0),
+    ("x-ratelimit-reset-after", 1.0),
+    ("x-ratelimit-timeremaining", 1.0),
     ("llm_provider-retry-after-ms", 1e-3),
     ("llm_provider-x-ms-retry-after-ms", 1e-3),
     ("llm_provider-retry-after", 1.0),
@@ -68,18 +75,53 @@ _RETRY_FIELDS = (
     ("retry_after", 1.0),
     ("retryAfter", 1.0),
     ("retry_after_seconds", 1.0),
+    ("retryAfterMs", 1e-3),
+    ("retryAfterSeconds", 1.0),
+    ("retry-after", 1.0),
+    ("wait_seconds", 1.0),
+    ("cooldown_seconds", 1.0),
+    ("estimated_time", 1.0),  # Hugging Face: until a model is loaded
+    ("resets_in_seconds", 1.0),
+    ("resets_at", 1.0),
+    ("reset_at", 1.0),
+    ("resetTime", 1.0),
 )
-_AMOUNT = rf"(?:{_NUMBER.pattern})\s?(?:days?|hours?|hrs?|minutes?|mins?|seconds?|secs?|ms|d|h|m|s)(?![a-z])"
+_AMOUNT = (
+    rf"(?:{_NUMBER.pattern}|\ban?\b|\bone\b)\s?(?:days?|hours?|hrs?|minutes?|mins?|seconds?|secs?|ms|d|h|m|s)(?![a-z])"
+)
 _ASKED_TO_WAIT = re.compile(
-    r"(?:try(?:ing)? again|retry(?:ing)?|available(?: again)?|resets?|replenished|please wait)"
-    rf"(?: (?:in|after|for)(?: about| approximately)?)?:? ((?:{_AMOUNT}(?:,? (?:and )?)?)+)",
+    r"(?:try(?:ing)? again|retry(?:ing)?(?: (?:your|the|this) request)?|available(?: again)?|resets?|replenished"
+    r"|\bwait)"
+    rf"(?: (?:in|after|for))?(?: about| approximately| at least)?:? ((?:{_AMOUNT}(?:,? (?:and )?)?)+)",
     re.I,
+)
+_ONE = re.compile(r"\b(?:an?|one) ", re.I)
+#: The header's own words in a sentence: "(Retry-After: 17)".
+_HEADER_TO_WAIT = re.compile(rf"\bretry[-_ ]after[\"']?\s?[:=]\s?[\"']?({_NUMBER.pattern})(?![\w.,:-])", re.I)
+#: In other languages: Chinese and Japanese, Korean, Russian, German, French, Spanish, Portuguese, Italian.
+_ELSEWHERE_TO_WAIT = (
+    re.compile(
+        rf"(?P<many>{_NUMBER.pattern})\s?(?:(?P<s>秒钟?|秒鐘?)|(?P<m>分钟?|分鐘?)|(?P<h>小时|小時|時間))\s?(?:之?[后後]|以[后後])"
+    ),
+    re.compile(rf"(?P<many>{_NUMBER.pattern})\s?(?:(?P<s>초)|(?P<m>분)|(?P<h>시간))\s?(?:후|뒤)"),
+    re.compile(
+        rf"через\s(?P<many>{_NUMBER.pattern})\s?(?:(?P<s>с(?:ек)?)|(?P<m>м(?:ин)?)|(?P<h>ч(?:ас)?))[а-я]*\b", re.I
+    ),
+    # "100 Anfragen in 30 Sekunden" is a rate, so these say that one should try again, too.
+    re.compile(
+        rf"\b(?:versuch|wart|r[ée]essay|reint|int[ée]nt[aeé]|tent[ea]|riprov|attend|esper|aguard)[^.\n]{{0,40}}?"
+        rf"(?:\b(?:in|dans|en|dentro de|em|tra|fra)\s)?\b(?P<many>{_NUMBER.pattern})\s?"
+        r"(?:(?P<s>sekunden?|secondes?|segundos?|second[oi])|(?P<m>minuten?|minutos?|minut[oi]|minutes?)"
+        r"|(?P<h>stunden?|heures?|horas?|or[ae]))\b",
+        re.I,
+    ),
 )
 #: .NET's way to write a duration, [days.]hours:minutes:seconds: Azure API Management.
 _CLOCK_TO_WAIT = re.compile(r"\b(?:in|after) (?:([0-9]{1,4})\.)?([0-9]{1,2}):([0-9]{2}):([0-9]{2})\b", re.I)
 _DAY_TO_WAIT = re.compile(
     r"(?:try again|retry|resets?|available|regain access|replenished)\b[^\n]{0,40}?\b(?:at|until|after|on) "
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:T| at | )([0-9]{2}:[0-9]{2}(?::[0-9]{2})?)",
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:T| at | )([0-9]{2}:[0-9]{2}(?::[0-9]{2})?)"
+    r"(?:\.[0-9]{1,9})?([+-][0-9]{2}:?[0-9]{2})?",
     re.I,
 )
 _NESTED = ("error", "Error", "errors", "detail", "details", "violations", "innererror", "inner_error", "metadata")
@@ -111,10 +153,10 @@ def retry_after_s(
     """
     known = lower_case(headers)
     now_s = _reference_s(known, now_s)
-    for name, unit_s in _RETRY_HEADERS:
-        delay_s = _delay_s(known.get(name), unit_s, now_s)
-        if delay_s is not None:
-            return delay_s
+    told = [_delay_s(known.get(name), unit_s, now_s) for name, unit_s in _RETRY_HEADERS if name in known]
+    if told and (longest_s := next((delay_s for delay_s in told if delay_s), None)):
+        return longest_s
+    at_once = 0.0 in told  # a whole second that was cut to none: whoever says more is right
     for fields in error_objects(body):
         for name, unit_s in _RETRY_FIELDS:
             delay_s = _delay_s(fields.get(name), unit_s, now_s)
@@ -125,7 +167,8 @@ def retry_after_s(
         delay_s = _asked_s(sentence[:_LONGEST_MESSAGE], now_s)
         if delay_s is not None:
             return delay_s
-    return _reset_s(known, body, now_s) if refused else None
+    reset_s = _reset_s(known, body, now_s) if refused else None
+    return 0.0 if reset_s is None and at_once else reset_s
 
 
 def sentences(fields: Mapping[Any, Any]) -> list[str]:
@@ -137,13 +180,21 @@ def sentences(fields: Mapping[Any, Any]) -> list[str]:
 def _asked_s(sentence: str, now_s: float | None) -> float | None:
     asked = _ASKED_TO_WAIT.search(sentence)
     if asked is not None:
-        return min(_sum_s(asked[1]), MAX_DELAY_S)
+        return min(_sum_s(_ONE.sub("1 ", asked[1])), MAX_DELAY_S)
+    header = _HEADER_TO_WAIT.search(sentence)
+    if header is not None:
+        return min(float(header[1]), MAX_DELAY_S)
+    for pattern in _ELSEWHERE_TO_WAIT:
+        found = pattern.search(sentence)
+        if found is not None:
+            unit = next(name for name in ("s", "m", "h") if found[name])
+            return min(float(found["many"]) * _UNIT_S[unit], MAX_DELAY_S)
     clock = _CLOCK_TO_WAIT.search(sentence)
     if clock is not None:
         days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())
         return min(86_400.0 * days + 3_600.0 * hours + 60.0 * minutes + seconds, MAX_DELAY_S)
     day = _DAY_TO_WAIT.search(sentence)
-    return None if day is None else _delay_s(f"{day[1]}T{day[2]}", 1.0, now_s)
+    return None if day is None else _delay_s(f"{day[1]}T{day[2]}{day[3] or ''}", 1.0, now_s)
 
 
 def _reset_s(headers: Mapping[str, str], body: Any, now_s: float | None) -> float | None:
@@ -434,7 +485,15 @@ def _delay_s(value: Any, unit_s: float, now_s: float | None) -> float | None:
     return min(max(known), MAX_DELAY_S) if known else None
 
 
+#: What XML and .NET call a duration: PT1M30.5S, [d.]hh:mm:ss[.fff].
+_ISO_DURATION = re.compile(
+    rf"P(?:([0-9]{{1,4}})D)?(?:T(?:([0-9]{{1,4}})H)?(?:([0-9]{{1,6}})M)?(?:({_NUMBER.pattern})S)?)?", re.I
+)
+_CLOCK_DURATION = re.compile(r"(?:([0-9]{1,4})\.)?([0-9]{1,2}):([0-9]{2}):([0-9]{2}(?:\.[0-9]{1,9})?)")
+
+
 def _plain_delay_s(text: str, unit_s: float, now_s: float | None) -> float | None:
+    text = text.partition(";")[0].strip().strip("\"'")
     if _SIGNED.fullmatch(text):
         number_s = float(text) * unit_s
         if number_s < _LEAST_EPOCH_S:
@@ -442,12 +501,17 @@ def _plain_delay_s(text: str, unit_s: float, now_s: float | None) -> float | Non
         # Some send the instant itself, in seconds or milliseconds since the epoch: believed when it is within a day.
         if now_s is None:
             return None
-        for instant_s in (number_s, number_s / 1_000):
+        for instant_s in (number_s, number_s / 1e3, number_s / 1e6):
             if abs(instant_s - now_s) <= MAX_DELAY_S:
                 return max(0.0, instant_s - now_s)
         return number_s
     if _DURATION.fullmatch(text):
         return _sum_s(text)
+    parts = _ISO_DURATION.fullmatch(text) or _CLOCK_DURATION.fullmatch(text)
+    if parts is not None and any(parts.groups()):
+        return math.fsum(
+            float(part or 0) * one for part, one in zip(parts.groups(), (86_400, 3_600, 60, 1), strict=True)
+        )
     instant = _instant_s(text)
     return None if instant is None or now_s is None else instant - now_s
 

@@ -30,7 +30,8 @@ DECISIVE_WORDS: Mapping[str, Category] = {
             "billingerror billingnotactive billingdisabled billinghardlimitreached "
             "linkedorganizationbillingunavailable "
             "enforcedspendlimitreached contractspendlimitreached linkedorganizationspendlimitreached "
-            "dailylimitexceeded servicequotaexceededexception quotaexceeded arrearage usagelimitreached budget"
+            "dailylimitexceeded servicequotaexceededexception quotaexceeded arrearage usagelimitreached budget "
+            "accountoverdue accountoverdueerror setlimitexceeded allocationquotafreetieronly"
         ),
         _C.QUOTA_EXHAUSTED,
     ),
@@ -101,7 +102,11 @@ TELLING_WORDS: Mapping[str, Category] = {
         _split(
             "invalidrequesterror invalidrequest badrequest badrequesterror invalidargument validationexception "
             "validationerror notfound notfounderror modelnotfound resourcenotfoundexception failedprecondition "
-            "outofrange unprocessableentity unprocessableentityerror unimplemented"
+            "outofrange unprocessableentity unprocessableentityerror unimplemented "
+            # of pictures, in a failed response of OpenAI's
+            "invalidimage invalidimageformat invalidimagemode invalidimageurl invalidbase64image imagetoolarge "
+            "imagetoosmall imageparseerror imagefiletoolarge imagefilenotfound unsupportedimagemediatype "
+            "emptyimagefile failedtodownloadimage"
         ),
         _C.INVALID_REQUEST,
     ),
@@ -114,6 +119,7 @@ STATUS: Mapping[int, Category] = {
     407: _C.AUTH,
     408: _C.TIMEOUT,
     409: _C.CONFLICT,
+    420: _C.RATE_LIMITED,  # no standard's: "Enhance your calm"
     424: _C.SERVER_ERROR,  # Bedrock: the model behind it failed
     425: _C.CONFLICT,
     429: _C.RATE_LIMITED,
@@ -145,6 +151,17 @@ _USED_UP = (
     r"|spend(?:ing)? limit|billing (?:hard )?limit|usage limits?\b"
     r"|call volume quota|token quota|quota will be replenished|key limit exceeded"
     r"|requires? billing|billing (?:account|to be enabled|is (?:not|disabled))|(?:past|unpaid|outstanding) invoices?"
+    r"|used up your\b.{0,40}\b(?:allocation|allowance|quota|credits?|balance)"
+    # Chinese, Japanese, Korean
+    r"|余额不足|餘額不足|额度(?:不足|已用[尽完])|額度(?:不足|已用[盡完])|欠费|欠費|请(?:先)?充值|資金不足|配额已用[尽完]|[每当]日(?:调用|请求)?(?:次数)?上限"
+    r"|残高(?:が|は)?不足|クレジット(?:残高)?が?(?:不足|足りません|ありません)|[1１一]日の(?:上限|制限|利用)"
+    r"|잔액이? ?부족|크레딧이? ?(?:부족|소진)|일일 (?:한도|사용량)"
+    # Russian, and what uses the Latin alphabet
+    r"|недостаточно (?:средств|кредитов|баланса)|баланс исчерпан|(?:суточн|дневн|месячн)\w+ (?:лимит|квот)"
+    r"|(?:cr[eé]ditos?|saldo|fondos|cr[eé]dit|solde|credito) insuf+i(?:ci[eê]nt|sant)(?:es?|i)?\b"
+    r"|saldo insuficiente|fonds insuffisants"
+    r"|l[ií]mite (?:diari[oa]|mensual|mensal)|quota (?:journalier|quotidien|mensuel)\w*|limite giornalier[oa]"
+    r"|guthaben (?:ist )?(?:aufgebraucht|nicht ausreichend|reicht nicht|erschöpft)|(?:tages|monats)(?:limit|kontingent)"
 )
 #: Anywhere in a message that quotes no request.
 QUOTA_429 = re.compile(_USED_UP, re.I)
@@ -157,9 +174,22 @@ QUOTA_400 = re.compile(
     r"|credit limit exceeded|account [\w-]{1,64} is suspended, possibly due to reaching the monthly spending limit)",
     re.I,
 )
+#: A 403 that is a quota, and no key: at a 429 the same words may be about a minute.
+QUOTA_403 = re.compile(
+    r"\bquota (?:has been |is |was )?(?:exceeded|exhausted)\b"
+    r"|\b(?:exceeded|exhausted) (?:your|the|its)\b.{0,20}\bquota\b"
+    r"|\bfree tier\b.{0,40}\bexhausted\b",
+    re.I,
+)
+#: A 403 that is about what was asked (OpenRouter's moderation).
+FLAGGED_403 = re.compile(r"\b(?:input|prompt|content|request) (?:was |is |has been )?flagged\b", re.I)
+#: A 400 that is about it, where no word says so, by how its message begins (Z.ai).
+FILTERED_400 = re.compile(r"\W*系统检测到输入或生成内容可能包含不安全或敏感内容")
 #: A 400 that is the account's doing, by how its message begins.
 ACCOUNT_400 = re.compile(
-    r"\W*(?:this organization has been disabled|(?:incorrect|invalid) api key\b|api key not valid)", re.I
+    r"\W*(?:this organization has been disabled|(?:incorrect|invalid) api key\b|api key (?:not valid|expired)"
+    r"|user location is not supported)",
+    re.I,
 )
 #: OpenAI's sentence for an account that has no credit.
 OWN_QUOTA = re.compile(r"exceeded your current quota", re.I)
@@ -322,7 +352,7 @@ def known(words: list[str], table: Mapping[str, Category]) -> Category | None:
             return table[word]
         if table is DECISIVE_WORDS and ("spendlimit" in word or "billing" in word):
             return _C.QUOTA_EXHAUSTED
-        if table is DECISIVE_WORDS and word.endswith("policyviolation"):
+        if table is DECISIVE_WORDS and word.endswith(("policyviolation", "sensitivecontentdetected")):
             return _C.CONTENT_FILTERED
     return None
 

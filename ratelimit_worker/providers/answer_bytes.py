@@ -26,6 +26,9 @@ _WINDOWS = {
     "deflate": (zlib.MAX_WBITS, -zlib.MAX_WBITS),  # with zlib's header, as the standard says, or bare
 }
 
+#: What is asked for: what is read here.
+ENCODINGS = "gzip, deflate"
+
 
 def read_answer(answer: httpx.Response, most_bytes: int) -> bytearray:
     """The decoded body of a streamed answer. One buffer that grows: the pieces are never kept beside the whole.
@@ -91,7 +94,11 @@ def _inflated(pieces: Iterable[bytes], windows: tuple[int, ...], most: int) -> I
     made, any_came, inflater = 0, False, zlib.decompressobj(windows[0])
     for piece in pieces:
         rest = piece
-        while rest and not inflater.eof:
+        while rest:
+            if inflater.eof:
+                if len(windows) > 1 or rest[:1] != b"\x1f":
+                    break  # what stands behind the end is nobody's
+                inflater = zlib.decompressobj(windows[0])  # gzip's files may stand one behind the other
             try:
                 out = inflater.decompress(rest, PIECE_BYTES)
             except zlib.error as error:
@@ -100,7 +107,7 @@ def _inflated(pieces: Iterable[bytes], windows: tuple[int, ...], most: int) -> I
                 windows = windows[1:]
                 inflater = zlib.decompressobj(windows[0])
                 continue
-            any_came, rest = True, inflater.unconsumed_tail
+            any_came, rest = True, inflater.unused_data if inflater.eof else inflater.unconsumed_tail
             made += len(out)
             if made > most:
                 raise _TooLarge

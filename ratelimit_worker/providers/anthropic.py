@@ -7,7 +7,7 @@ from typing import Any
 
 from ratelimit_worker.calls import Response, Usage
 from ratelimit_worker.policy.endpoints import ANTHROPIC, model_of, operation_of
-from ratelimit_worker.policy.estimate import Size, most_output, stated_tokens, text_tokens
+from ratelimit_worker.policy.estimate import Size, counted_tokens, most_output, text_tokens
 from ratelimit_worker.providers import http
 
 PROVIDER = ANTHROPIC
@@ -69,10 +69,10 @@ def usage(body: Any) -> Usage | None:
     counted = body.get("usage") if isinstance(body, Mapping) else None
     if not isinstance(counted, Mapping):
         return None
-    input_tokens = stated_tokens(counted, "input_tokens")
+    input_tokens = counted_tokens(counted, "input_tokens")
     if input_tokens is not None:
-        input_tokens += stated_tokens(counted, "cache_creation_input_tokens") or 0
-    output_tokens = stated_tokens(counted, "output_tokens")
+        input_tokens += counted_tokens(counted, "cache_creation_input_tokens") or 0
+    output_tokens = counted_tokens(counted, "output_tokens")
     return None if input_tokens is None and output_tokens is None else Usage(input_tokens, output_tokens)
 
 

@@ -39,10 +39,11 @@ from ratelimit_worker.errors import (
     MalformedResponse,
     call_failed,
 )
-from ratelimit_worker.policy.completion import flaw_of, streams, without_comments
+from ratelimit_worker.policy.completion import flaw_of, not_whole
 from ratelimit_worker.policy.endpoints import Operation, ending_operation, model_of, operation_of
 from ratelimit_worker.providers import network
-from ratelimit_worker.providers.answer_bytes import MB, read_answer, too_large
+from ratelimit_worker.providers.answer_bytes import ENCODINGS, MB, read_answer, too_large
+from ratelimit_worker.providers.answer_json import read_json
 from ratelimit_worker.providers.forms import form, leaves_as_form
 
 #: An idle connection is dropped after this many seconds; the load balancers of providers wait for a minute or more.
@@ -59,7 +60,6 @@ _VERSIONED = re.compile(r"/v\d[^/]*/|/deployments/")
 _AUTH_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "ocp-apim-subscription-key", "x-goog-api-key"})
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder().decode
 
 
 class KeyUnusable(ConfigurationError):
@@ -160,9 +160,9 @@ def post(
     whole_s = bound.whole_s if timeout_s is None else timeout_s
     connect_s, first_byte_s = min(bound.connect_s, whole_s), min(bound.first_byte_s, whole_s)
     to = _url(url)
-    streamed = streams(to.path, body)
-    if streamed is not None:
-        raise BadInput(f"{streamed} asks for a stream, and the whole answer is needed; leave it out")
+    told = not_whole(to.path, body)
+    if told is not None:
+        raise BadInput(f"{told}, and the whole answer is needed; leave it out")
     operation = operation_of(to.path)
     written = _written(operation, body)
     accept = "application/json" if operation is None or operation.gives == "json" else "*/*"
@@ -184,16 +184,22 @@ def post(
     good = 200 <= response.status < 300
     model = _model(response.body) or model_of(to.path, body)[:256] or None
     saw(response, usage=usage(response.body) if usage and good and is_json else None, provider=provider, model=model)
+    _check(response, is_json, operation)
+    return response
+
+
+def _check(response: Response, is_json: bool, operation: Operation | None) -> None:
+    """Return where this is what was asked for; else raise as `post` says."""
     if 300 <= response.status < 400:
         raise _redirected(response)
-    if not good:
+    if not 200 <= response.status < 300:
         raise ProviderRefused(response)
-    if not is_json and (operation is None or operation.gives != "text"):
-        raise MalformedResponse("the answer is no JSON", response.status, response.request_id)
     flaw = flaw_of(response.body, response.headers, response.path)  # Anthropic's overloaded_error may come with a 200
+    errs = flaw is not None and flaw.category is not Category.MALFORMED_RESPONSE  # in a stream that nobody asked for
+    if not is_json and not errs and (operation is None or operation.gives != "text"):
+        raise MalformedResponse("the answer is no JSON", response.status, response.request_id)
     if flaw is not None and flaw.category is not Category.CONTENT_FILTERED:
         raise ProviderRefused(response)
-    return response
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -368,8 +374,8 @@ def _response(
         body, is_json = raw.decode("utf-8", "replace"), False
     else:
         try:
-            body, is_json = _decode(without_comments(raw)), True
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            body, is_json = read_json(raw, kind), True
+        except ValueError:
             body, is_json = raw.decode("utf-8", "replace"), False
     return Response(status=answer.status_code, headers=headers, body=body, elapsed_s=elapsed_s, path=path), is_json
 
@@ -447,9 +453,15 @@ class _Client(httpx.Client):
         super().__init__(**options)
         #: What each request says of its sender. Without a User-Agent some gateways refuse it (Cloudflare: 1010).
         self.defaults = {
-            "user-agent": f"ratelimit-worker/{ratelimit_worker.__version__}",
-            "accept-encoding": self.headers.get("accept-encoding", "gzip, deflate"),
+            "user-agent": _user_agent(),
+            # The client would ask for what it can read: zstd and br too, where their packages are there.
+            "accept-encoding": ENCODINGS,
         }
+
+
+@lru_cache(maxsize=1)
+def _user_agent() -> str:
+    return f"ratelimit-worker/{ratelimit_worker.__version__}"  # looked up in the package's own files
 
 
 def _new_client() -> _Client:

@@ -18,6 +18,7 @@ from ratelimit_worker.errors import ConfigurationError
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 #: As OpenSSL and the client read them: a file of certificates, or a folder of them, in place of the system's.
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+_READ = frozenset((*_PROXIES, *_CERTIFICATES))
 
 
 def check(environ: Mapping[str, str] = os.environ) -> None:
@@ -26,9 +27,19 @@ def check(environ: Mapping[str, str] = os.environ) -> None:
     Raises:
         ConfigurationError: One of them cannot be used: one line with its name and the fix, and no password.
     """
+    global _fine
+    seen = tuple((name, environ[name]) for name in sorted(environ) if name.upper() in _READ)
+    if seen == _fine:
+        return
     told = problem(environ)
     if told is not None:
         raise ConfigurationError(told)
+    _fine = seen
+
+
+#: What was looked at last, and found in order: a worker makes a client for each of its threads, and reading the
+#: certificates takes longer than all else in that.
+_fine: tuple[tuple[str, str], ...] | None = None
 
 
 def problem(environ: Mapping[str, str] = os.environ) -> str | None:

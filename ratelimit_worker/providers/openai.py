@@ -7,7 +7,7 @@ from typing import Any
 
 from ratelimit_worker.calls import Response, Usage
 from ratelimit_worker.policy.endpoints import OPENAI, model_of, operation_of
-from ratelimit_worker.policy.estimate import Size, embeds, most_output, stated_tokens, text_tokens
+from ratelimit_worker.policy.estimate import Size, counted_tokens, embeds, most_output, stated_tokens, text_tokens
 from ratelimit_worker.providers import http
 
 PROVIDER = OPENAI
@@ -83,8 +83,8 @@ def usage(body: Any) -> Usage | None:
     counted = body.get("usage") if isinstance(body, Mapping) else None
     if not isinstance(counted, Mapping):
         return None
-    input_tokens = stated_tokens(counted, "prompt_tokens", "input_tokens")
-    output_tokens = stated_tokens(counted, "completion_tokens", "output_tokens")
+    input_tokens = counted_tokens(counted, "prompt_tokens", "input_tokens")
+    output_tokens = counted_tokens(counted, "completion_tokens", "output_tokens")
     return None if input_tokens is None and output_tokens is None else Usage(input_tokens, output_tokens)
 
 

@@ -13,13 +13,14 @@ from typing import Any
 import msgspec
 
 from ratelimit_worker.calls import DIMENSIONS, LaneLimits, Mode
+from ratelimit_worker.contracts.call import US
 from ratelimit_worker.flow.limit import limits_told
 from ratelimit_worker.flow.tune import SHUT_US
 from ratelimit_worker.ports import Bar
 from ratelimit_worker.reports.bars import held_by
 from ratelimit_worker.reports.mode import ModeNow, mode_now
 from ratelimit_worker.stores.desks import PREFIX
-from ratelimit_worker.stores.live import US, LaneNow, Now, UnknownTask, WorkerNow
+from ratelimit_worker.stores.live import LaneNow, Now, UnknownTask, WorkerNow
 from ratelimit_worker.stores.overdue import OverdueCall
 from ratelimit_worker.stores.queries import Recent
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from math import floor, inf
 
 from ratelimit_worker.calls import DIMENSIONS, Mode
+from ratelimit_worker.contracts.call import US
 from ratelimit_worker.flow.limit import day_steps, limits_told
 from ratelimit_worker.flow.tune import SHUT_US, Rules, decide
 from ratelimit_worker.policy import day
 from ratelimit_worker.policy.modes import ALL, MANY, Pin, governing
 from ratelimit_worker.ports import Bar, BarKind, LaneView
 from ratelimit_worker.reports.mode import mode_now
-from ratelimit_worker.stores.live import US, CallNow, LaneNow
+from ratelimit_worker.stores.live import CallNow, LaneNow
 
 DAY_S = 86_400.0
 Cost = Sequence[float]  #: in the order of `DIMENSIONS`

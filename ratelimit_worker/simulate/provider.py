@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from hashlib import sha256
 
@@ -49,6 +49,22 @@ class Verdict:
     answer: bytes  #: head and body as they go over the wire
     unused: Cost | None  #: to be given back with the answer
     decided_s: float  #: when, on the provider's clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reply:
+    """What a request is told, and how its connection goes on."""
+
+    status: int | None = None  #: None: nothing
+    body: bytes = b""
+    content_type: str = "application/json"
+    promised: int | None = None  #: bytes that the head says; None: as many as there are
+    ending: Ending = Ending.ANSWER
+    retry_after_s: float | None = None
+    fault: Fault | None = None
+    admitted: bool = False  #: it came past the limits, and is charged
+    usage: Cost | None = None
+    unused: Cost | None = None  #: to be given back with the answer
 
 
 class Provider:
@@ -247,10 +263,9 @@ class _Decision:
         unused = None
         if self.provider.scenario.reconcile:
             unused = Cost(requests=0.0, output_tokens=self.charged.output_tokens - usage.output_tokens)
-        return self._verdict(
-            200,
-            body,
-            factor=factor,
+        reply = _Reply(
+            status=200,
+            body=body,
             fault=fault,
             admitted=True,
             usage=usage,
@@ -258,31 +273,25 @@ class _Decision:
             unused=unused,
             promised=promised,
         )
+        return self._verdict(reply, factor)
 
     def _fault(self, entry: Entry, fault: Fault, factor: float, *, admitted: bool) -> Verdict:
         if fault in {Fault.MALFORMED, Fault.TRUNCATED} and self.endpoint is not None and self.asked is not None:
             return self._answered(self.endpoint, self.asked, factor, fault)
+        reply = _Reply(fault=fault, admitted=admitted)
         if fault is Fault.HANG:
-            return self._verdict(None, b"", factor=factor, fault=fault, admitted=admitted, ending=Ending.HANG)
+            return self._verdict(replace(reply, ending=Ending.HANG), factor)
         if fault is Fault.DRIP:
-            return self._verdict(
-                200, b"{", factor=factor, fault=fault, admitted=admitted, ending=Ending.DRIP, promised=_ENDLESS
-            )
+            endless = replace(reply, status=200, body=b"{", ending=Ending.DRIP, promised=_ENDLESS)
+            return self._verdict(endless, factor)
         if fault is Fault.RESET or (fault is Fault.OUTAGE and entry.how is not Outage.STATUS_503):
-            return self._verdict(None, b"", factor=factor, fault=fault, admitted=admitted, ending=Ending.RESET)
+            return self._verdict(replace(reply, ending=Ending.RESET), factor)
         status, content_type, body = answers.fault_answer(fault, self.anthropic, self.request_id)
         retry_after_s = entry.retry_after_s
         if retry_after_s is None and fault is Fault.RATE_LIMITED:
             retry_after_s = 1.0
-        return self._verdict(
-            status,
-            body,
-            factor=factor,
-            fault=fault,
-            admitted=admitted,
-            content_type=content_type,
-            retry_after_s=retry_after_s,
-        )
+        answer = replace(reply, status=status, body=body, content_type=content_type, retry_after_s=retry_after_s)
+        return self._verdict(answer, factor)
 
     def _refused(self, refused: Refused, budget: Budget, model: str, factor: float) -> Verdict:
         requested = {
@@ -301,7 +310,7 @@ class _Decision:
             request_id=self.request_id,
             words=self.provider.scenario.words,
         )
-        return self._verdict(429, body, factor=factor, retry_after_s=refused.retry_after_s)
+        return self._verdict(_Reply(status=429, body=body, retry_after_s=refused.retry_after_s), factor)
 
     def _crowded(self, bound: int, model: str, factor: float) -> Verdict:
         body = answers.crowded(
@@ -310,32 +319,18 @@ class _Decision:
             anthropic=self.anthropic,
             request_id=self.request_id,
         )
-        return self._verdict(429, body, factor=factor, retry_after_s=_CROWDED_RETRY_S)
+        return self._verdict(_Reply(status=429, body=body, retry_after_s=_CROWDED_RETRY_S), factor)
 
     def _rejected(self, status: int, kind: str, message: str, factor: float) -> Verdict:
         if self.anthropic:
             body = answers.anthropic_error(kind, message, self.request_id)
         else:
             body = answers.openai_error(message, "invalid_request_error", None)
-        return self._verdict(status, body, factor=factor)
+        return self._verdict(_Reply(status=status, body=body), factor)
 
-    def _verdict(
-        self,
-        status: int | None,
-        body: bytes,
-        *,
-        factor: float,
-        fault: Fault | None = None,
-        admitted: bool = False,
-        usage: Cost | None = None,
-        ending: Ending = Ending.ANSWER,
-        unused: Cost | None = None,
-        promised: int | None = None,
-        content_type: str = "application/json",
-        retry_after_s: float | None = None,
-    ) -> Verdict:
-        provider = self.provider
-        engine = admitted and fault is not Fault.OUTAGE
+    def _verdict(self, reply: _Reply, factor: float) -> Verdict:
+        provider, fault, usage = self.provider, reply.fault, reply.usage
+        engine = reply.admitted and fault is not Fault.OUTAGE
         if engine:
             latency_s = provider.latency_s(self.number, factor * provider.slowed(self.key))
         else:
@@ -346,8 +341,8 @@ class _Decision:
             t=self.now_s - provider.start_s,
             unix=self.unix_s,
             path=self.request.path,
-            status=status,
-            admitted=admitted,
+            status=reply.status,
+            admitted=reply.admitted,
             fault=None if fault is None else fault.value,
             key=self.key,
             cost_tokens=self.charged.tokens,
@@ -362,15 +357,15 @@ class _Decision:
             custom_id=None if self.asked is None else self.asked.name("custom_id"),
             user=None if self.asked is None else self.asked.user or self.asked.name("user_id"),
         )
-        if status is None:
-            return Verdict(arrival, ending, b"", None, self.now_s)
+        if reply.status is None:
+            return Verdict(arrival, reply.ending, b"", None, self.now_s)
         lines = self._id_lines(latency_s)
         if fault is not Fault.OUTAGE:
             lines += provider.limit_lines(self.style, self.key, self.now_s, self.unix_s)
-        if retry_after_s is not None and provider.scenario.retry_after:
-            lines += retry_lines(self.style, retry_after_s, whole=not provider.scenario.retry_after_ms)
-        answer = render(status, lines, body, content_type=content_type, promised=promised)
-        return Verdict(arrival, ending, answer, unused, self.now_s)
+        if reply.retry_after_s is not None and provider.scenario.retry_after:
+            lines += retry_lines(self.style, reply.retry_after_s, whole=not provider.scenario.retry_after_ms)
+        answer = render(reply.status, lines, reply.body, content_type=reply.content_type, promised=reply.promised)
+        return Verdict(arrival, reply.ending, answer, reply.unused, self.now_s)
 
     def _id_lines(self, latency_s: float) -> str:
         if self.anthropic:

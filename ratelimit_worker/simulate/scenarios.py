@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist, fmean
 from typing import Any
@@ -110,33 +110,43 @@ class Case:
         return math.ceil(most_rpm / 60 * (watched_s + kept_s) + _SPARE_PER_S * watched_s)
 
 
-def _cases() -> Iterator[Case]:
-    def provider(**fields: Any) -> Scenario:
-        return Scenario(**({"latency": "lognormal(0.2, 0.3)", "refusal_latency": "0.02"} | fields))
+def _provider(**fields: Any) -> Scenario:
+    return Scenario(**({"latency": "lognormal(0.2, 0.3)", "refusal_latency": "0.02"} | fields))
 
-    yield Case(name="steady", what="600/min", provider=provider(rpm=600), nominal_rpm=600)
+
+def _cases() -> Iterator[Case]:
+    yield from _limits_that_move()
+    yield from _bad_days()
+    yield from _other_windows()
+    yield from _bound_in_hand()
+    yield from _told_by_refusals()
+
+
+def _limits_that_move() -> Iterator[Case]:
+    """Limits that stay or change, of requests and of tokens."""
+    yield Case(name="steady", what="600/min", provider=_provider(rpm=600), nominal_rpm=600)
     yield Case(
         name="step_down",
         what="1200, then 200, then 1200/min, 20 s each",
-        provider=provider(rpm=1200, timeline=(Entry(at_s=20, for_s=20, rpm=200),)),
+        provider=_provider(rpm=1200, timeline=(Entry(at_s=20, for_s=20, rpm=200),)),
         nominal_rpm=1200,
     )
     yield Case(
         name="sawtooth",
         what="900 and 300/min in turn, 10 s each",
-        provider=provider(rpm=900, timeline=tuple(Entry(at_s=at_s, for_s=10, rpm=300) for at_s in (10, 30, 50))),
+        provider=_provider(rpm=900, timeline=tuple(Entry(at_s=at_s, for_s=10, rpm=300) for at_s in (10, 30, 50))),
         nominal_rpm=900,
     )
     yield Case(
         name="unknown_no_headers",
         what="600/min, told by nothing but 429s and their Retry-After",
-        provider=provider(rpm=600, headers=HeaderStyle.NONE),
+        provider=_provider(rpm=600, headers=HeaderStyle.NONE),
         nominal_rpm=600,
     )
     yield Case(
         name="unknown_stepping",
         what="600, then 240, then 900/min, 20 s each, told by nothing but 429s and their Retry-After",
-        provider=provider(
+        provider=_provider(
             rpm=600,
             headers=HeaderStyle.NONE,
             timeline=(Entry(at_s=20, for_s=20, rpm=240), Entry(at_s=40, rpm=900)),
@@ -146,21 +156,25 @@ def _cases() -> Iterator[Case]:
     yield Case(
         name="tokens_bound",
         what="300,000 tokens/min, which are about 600 calls of very different length, and 6000 requests/min",
-        provider=provider(rpm=6000, tpm=300_000),
+        provider=_provider(rpm=6000, tpm=300_000),
         workload=Workload(max_tokens=400, spread=0.6),
         nominal_rpm=600,
     )
+
+
+def _bad_days() -> Iterator[Case]:
+    """What else happens to a provider and to the calls for it."""
     yield Case(
         name="outage",
         what="600/min, and 503 on everything for 30 s in the middle",
-        provider=provider(rpm=600, timeline=(Entry(at_s=22.5, for_s=30, fault=Fault.OUTAGE),)),
+        provider=_provider(rpm=600, timeline=(Entry(at_s=22.5, for_s=30, fault=Fault.OUTAGE),)),
         horizon_s=75.0,
         nominal_rpm=600,
     )
     yield Case(
         name="brownout",
         what="600/min; for 30 s in the middle latency × 10, and every fifth request gets a 529",
-        provider=provider(
+        provider=_provider(
             rpm=600,
             timeline=(
                 # The 529 comes first, so it is as quick as ever: failures come back faster than answers.
@@ -173,58 +187,66 @@ def _cases() -> Iterator[Case]:
     yield Case(
         name="neighbour",
         what="600/min, of which somebody else takes half for 20 s in the middle",
-        provider=provider(rpm=600, timeline=(Entry(at_s=20, for_s=20, neighbour_rpm=300),)),
+        provider=_provider(rpm=600, timeline=(Entry(at_s=20, for_s=20, neighbour_rpm=300),)),
         nominal_rpm=600,
     )
     yield Case(
         name="poison",
         what="600/min; one call in twenty is a bad request (400)",
-        provider=provider(rpm=600, timeline=(Entry(match=POISON, fault=Fault.BAD_REQUEST),)),
+        provider=_provider(rpm=600, timeline=(Entry(match=POISON, fault=Fault.BAD_REQUEST),)),
         workload=Workload(poison=0.05),
         nominal_rpm=600,
     )
     yield Case(
         name="thousand_at_once",
         what="1200/min, and 1,000 calls that all wait from the start",
-        provider=provider(rpm=1200),
+        provider=_provider(rpm=1200),
         finite=1000,
         nominal_rpm=1200,
     )
+
+
+def _other_windows() -> Iterator[Case]:
+    """Limits that are counted otherwise than in a shallow bucket, and headers that come late."""
     yield Case(
         name="minute_bucket",
         what="600/min in a bucket as deep as the minute",
-        provider=provider(rpm=600, burst_s=60.0),
+        provider=_provider(rpm=600, burst_s=60.0),
         nominal_rpm=600,
     )
     yield Case(
         name="sliding",
         what="600/min as 100 in any trailing 10 s",
-        provider=provider(rpm=600, limiter=Limiter.SLIDING, window_s=10.0),
+        provider=_provider(rpm=600, limiter=Limiter.SLIDING, window_s=10.0),
         nominal_rpm=600,
     )
     yield Case(
         name="sliding_minute",
         what="600 in any trailing 60 s",
-        provider=provider(rpm=600, limiter=Limiter.SLIDING, window_s=60.0),
+        provider=_provider(rpm=600, limiter=Limiter.SLIDING, window_s=60.0),
         horizon_s=130.0,
         nominal_rpm=600,
     )
     yield Case(
         name="late_headers",
         what="600/min in a bucket of 10 s; headers half a second late, what is left rounded down to 5 % of it",
-        provider=provider(rpm=600, burst_s=10.0, header_lag_s=0.5, header_round=0.05),
+        provider=_provider(rpm=600, burst_s=10.0, header_lag_s=0.5, header_round=0.05),
         nominal_rpm=600,
     )
+
+
+def _bound_in_hand() -> Iterator[Case]:
+    """Limits of what is in hand at once, and a provider that errs."""
     yield Case(
         name="in_flight",
         what="20 requests in hand at once, no other limit; a 429 says that it is about concurrency",
-        provider=provider(in_flight=20, latency="lognormal(0.5, 0.5)", headers=HeaderStyle.NONE),
+        provider=_provider(in_flight=20, latency="lognormal(0.5, 0.5)", headers=HeaderStyle.NONE),
         nominal_rpm=2100,
     )
     yield Case(
         name="in_flight_untold",
         what="the same, and 429s say neither what they are about nor when to come back",
-        provider=provider(
+        provider=_provider(
             in_flight=20,
             in_flight_told=False,
             latency="lognormal(0.5, 0.5)",
@@ -236,19 +258,19 @@ def _cases() -> Iterator[Case]:
     yield Case(
         name="in_flight_headers",
         what="the same beside headers of 6000/min, and 429s do not say what they are about",
-        provider=provider(rpm=6000, in_flight=20, in_flight_told=False, latency="lognormal(0.5, 0.5)"),
+        provider=_provider(rpm=6000, in_flight=20, in_flight_told=False, latency="lognormal(0.5, 0.5)"),
         nominal_rpm=2100,
     )
     yield Case(
         name="knee",
         what="no limit; beyond 30 in hand latency grows, so that fewer are answered a second the more there are",
-        provider=provider(knee=30, knee_power=1.5, headers=HeaderStyle.NONE),
+        provider=_provider(knee=30, knee_power=1.5, headers=HeaderStyle.NONE),
         nominal_rpm=8500,
     )
     yield Case(
         name="flaky",
         what="600/min with good headers; at once 2 % 500s, 1 % resets, 2 % five times as slow, 1 % 429s for no reason",
-        provider=provider(
+        provider=_provider(
             rpm=600,
             timeline=(
                 Entry(fault=Fault.RATE_LIMITED, share=0.01),
@@ -259,15 +281,14 @@ def _cases() -> Iterator[Case]:
         ),
         nominal_rpm=600,
     )
-    yield from _told_by_refusals(provider)
 
 
-def _told_by_refusals(provider: Callable[..., Scenario]) -> Iterator[Case]:
+def _told_by_refusals() -> Iterator[Case]:
     """Providers of which no header tells anything."""
     yield Case(
         name="sawtooth_no_headers",
         what="900 and 300/min in turn, 10 s each, told by nothing but 429s and their Retry-After",
-        provider=provider(
+        provider=_provider(
             rpm=900,
             headers=HeaderStyle.NONE,
             timeline=tuple(Entry(at_s=at_s, for_s=10, rpm=300) for at_s in (10, 30, 50)),
@@ -277,41 +298,41 @@ def _told_by_refusals(provider: Callable[..., Scenario]) -> Iterator[Case]:
     yield Case(
         name="tokens_no_headers",
         what="300,000 tokens/min for calls of very different length, told by nothing but 429s and their Retry-After",
-        provider=provider(rpm=6000, tpm=300_000, headers=HeaderStyle.NONE),
+        provider=_provider(rpm=6000, tpm=300_000, headers=HeaderStyle.NONE),
         workload=Workload(max_tokens=400, spread=0.6),
         nominal_rpm=600,
     )
     yield Case(
         name="sliding_no_headers",
         what="600/min as 100 in any trailing 10 s, told by nothing but 429s and their Retry-After",
-        provider=provider(rpm=600, limiter=Limiter.SLIDING, window_s=10.0, headers=HeaderStyle.NONE),
+        provider=_provider(rpm=600, limiter=Limiter.SLIDING, window_s=10.0, headers=HeaderStyle.NONE),
         nominal_rpm=600,
     )
     yield Case(
         name="sliding_minute_no_headers",
         what="600 in any trailing 60 s, told by nothing but 429s and their Retry-After",
-        provider=provider(rpm=600, limiter=Limiter.SLIDING, window_s=60.0, headers=HeaderStyle.NONE),
+        provider=_provider(rpm=600, limiter=Limiter.SLIDING, window_s=60.0, headers=HeaderStyle.NONE),
         horizon_s=130.0,
         nominal_rpm=600,
     )
     yield Case(
         name="silent_upgrade",
         what="300/min, and 3000/min after 40 s, told by nothing but 429s and their Retry-After",
-        provider=provider(rpm=300, headers=HeaderStyle.NONE, timeline=(Entry(at_s=40, rpm=3000),)),
+        provider=_provider(rpm=300, headers=HeaderStyle.NONE, timeline=(Entry(at_s=40, rpm=3000),)),
         horizon_s=120.0,
         nominal_rpm=300,
     )
     yield Case(
         name="slow_limit_no_headers",
         what="20/min, told by nothing but 429s and their Retry-After",
-        provider=provider(rpm=20, headers=HeaderStyle.NONE),
+        provider=_provider(rpm=20, headers=HeaderStyle.NONE),
         horizon_s=180.0,
         nominal_rpm=20,
     )
     yield Case(
         name="shallow_no_headers",
         what="600/min in a bucket of 0.2 s, told by nothing but 429s and a Retry-After in whole seconds",
-        provider=provider(rpm=600, burst_s=0.2, headers=HeaderStyle.NONE, retry_after_ms=False, words=False),
+        provider=_provider(rpm=600, burst_s=0.2, headers=HeaderStyle.NONE, retry_after_ms=False, words=False),
         nominal_rpm=600,
     )
 

@@ -40,7 +40,7 @@ class Decision:
         """
         left = self.until - self._clock()
         if left <= 0:
-            raise self.over()
+            raise unanswered()
         return left
 
     @property
@@ -48,9 +48,10 @@ class Decision:
         """Whether the time is over."""
         return self._clock() >= self.until
 
-    def over(self) -> StoreUnavailable:
-        """The error of who has no time left."""
-        return StoreUnavailable("Redis did not answer in time")
+
+def unanswered() -> StoreUnavailable:
+    """The error of who has no time left."""
+    return StoreUnavailable("Redis did not answer in time")
 
 
 _current: ContextVar[Decision | None] = ContextVar("ratelimit_worker_decision", default=None)
@@ -128,7 +129,7 @@ class _Bounded:
             return exchange(*args, **kwargs)
         except (TimeoutError, ConnectionError) as error:
             if decision.is_over:
-                raise decision.over() from error
+                raise unanswered() from error
             raise
         finally:
             if self._sock is not None:

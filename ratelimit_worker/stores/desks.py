@@ -11,6 +11,7 @@ from typing import Any
 from redis import Redis
 
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.clock import redis_now_s
 from ratelimit_worker.stores.lanes import Lanes
 
 PREFIX = "inproc:"  #: names of their queues, and of the processes as workers, begin so
@@ -29,7 +30,7 @@ class Desks:
 
     def here(self, queue: str) -> None:
         """This process lives."""
-        self._client.zadd(DESKS, {queue: self._now_s()})
+        self._client.zadd(DESKS, {queue: redis_now_s(self._client)})
 
     def gone(self, queue: str) -> None:
         """This process ends in good order; what it left is forgotten."""
@@ -49,7 +50,7 @@ class Desks:
         """
         if not self._client.set(keys.duty("desks"), owner, nx=True, px=int(LOOK_EVERY_S * 1000)):
             return 0
-        now_s, forgotten = self._now_s(), 0
+        now_s, forgotten = redis_now_s(self._client), 0
         absent: Any = self._client.zrangebyscore(DESKS, "-inf", now_s - ABSENT_S, withscores=True)
         for name, seen_s in absent:
             queue = name.decode()
@@ -57,7 +58,3 @@ class Desks:
             if seen_s < now_s - ABSENT_S - 2 * lease_s:
                 self.gone(queue)
         return forgotten
-
-    def _now_s(self) -> float:
-        seconds, micros = self._client.time()
-        return float(seconds) + micros / 1e6

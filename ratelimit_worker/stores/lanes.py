@@ -5,33 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal
 
 import msgspec
 from redis import Redis
 
-from ratelimit_worker.calls import Cost, Failure, Mode, Priority
+from ratelimit_worker.calls import Failure, Mode
+from ratelimit_worker.contracts.call import US, Entry, Record, Released
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
-from ratelimit_worker.contracts.plan import Plan, Sharing
 from ratelimit_worker.errors import BadInput, LaneFull, LanesFull, LaneShedding
+from ratelimit_worker.policy import retry
 from ratelimit_worker.policy.fault import Failing, Lately
-from ratelimit_worker.policy.retry import Record
-from ratelimit_worker.ports import MOST_LANES, Begun, Health, LaneSeen, LaneView
+from ratelimit_worker.ports import Begun, Health, LaneSeen, LaneView
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.scripts import Scripts
 
-US = 1_000_000
 _LIVES = 2  #: as restore.lua reads it
 MOST_LOST, LOST_TTL_S = 10_000, 86_400  #: calls that were told to be lost, for `explain`
 KEEP_ANSWER_S = 86_400  #: an answer waits so long for its ack; FREE deletes it earlier
 
-ONE = Cost()
 _failure = msgspec.msgpack.Decoder(Failure)
 _DECLINED: tuple[Literal["none", "back", "over"], ...] = ("none", "back", "over")  #: as decline.lua answers
-_SHEDS = {"": 0, "result": 1, "raise": 2}  #: as enqueue.lua reads it
 
 
 class AnsweredFromCache(Exception):
@@ -40,125 +37,6 @@ class AnsweredFromCache(Exception):
     def __init__(self, answer: bytes) -> None:
         super().__init__(answer)
         self.answer = answer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """How a call shares answers with those that are the same."""
-
-    fingerprint: str
-    ttl_s: float  #: its answer is kept so long, and a kept one is good for it; 0: neither
-    join: bool  #: it follows one that is on its way, and others follow it
-    at_once: bool = False  #: the caller takes an answer in place of the call: `AnsweredFromCache`
-    again: bool = False  #: a retry of the same call, which keeps what it has claimed
-    max_entries: int = 1000
-    max_bytes: int = 100 * 1024 * 1024
-    context: str = ""
-    tags: Sequence[str] = ()
-    func: str = ""
-    stale_ttl_s: float = 0.0  #: so long beyond `ttl_s`, for a lane in EMERGENCY or HALT
-
-    @classmethod
-    def of(cls, plan: Plan, sharing: Sharing, fingerprint: str, func: str, *, at_once: bool, again: bool) -> Claim:
-        """As the call's plan wants it."""
-        return cls(
-            fingerprint=fingerprint,
-            ttl_s=sharing.ttl_s,
-            join=sharing.join,
-            at_once=at_once,
-            again=again,
-            max_entries=sharing.max_entries,
-            max_bytes=sharing.max_bytes,
-            context=plan.context,
-            tags=plan.tags,
-            func=func,
-            stale_ttl_s=sharing.stale_ttl_s,
-        )
-
-    def packed(self) -> bytes:
-        """As the scripts read it (ASKED in lua/shared/claims.lua)."""
-        return msgspec.msgpack.encode(
-            [
-                self.fingerprint,
-                int(self.ttl_s * 1000),
-                int(self.join),
-                int(self.at_once),
-                int(self.again),
-                self.max_entries,
-                self.max_bytes,
-                self.context,
-                msgspec.json.encode(list(self.tags)).decode(),
-                self.func,
-                int(self.stale_ttl_s * 1000),
-            ]
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A call on its way into a lane."""
-
-    lane: str
-    queue: str
-    ref: str  #: wished; a message has a reference of its own where the wished one is taken
-    #: The same for every attempt to publish one message, so that a second attempt does nothing; with what it asks, as
-    #: enqueue.lua has it, also the same for who makes the call once more
-    publication: str
-    message: bytes  #: whole message, with `"delivery_tag": "@"` before anything else
-    body: bytes
-    deadline_in_s: float
-    due_in_s: float = 0.0
-    priority: Priority = Priority.NORMAL
-    tenant: str = ""
-    weight: float = 1.0
-    cost: Cost = ONE
-    tries: int = 0
-    number: int = 0
-    max_waiting: int = 0
-    claim: Claim | None = None
-    #: In EMERGENCY and HALT: "" it waits, "result" it fails with `LaneShedding`, "raise" so does who sends it
-    sheds: Literal["", "result", "raise"] = ""
-    #: The lane's set-points where it is new, or what makes them: most calls go to a lane that is there.
-    lane_fields: Mapping[str, float | str] | Callable[[], Mapping[str, float | str]] = field(default_factory=dict)
-
-    def args(self, new_lane: bool = True) -> list[Any]:
-        """The arguments of enqueue.lua after the time; what a new lane needs is as much again as the rest.
-
-        Raises:
-            BadInput: a cost, a weight or a time that no bucket can hold.
-        """
-        if not all(isfinite(units) and units >= 0 for units in self.cost.vector()):
-            raise BadInput(f"cost={self.cost.vector()}: use finite numbers, 0 or more")
-        if not (isfinite(self.weight) and self.weight > 0):
-            raise BadInput(f"weight={self.weight} of tenant {self.tenant!r}: use a finite number above 0")
-        if not (isfinite(self.deadline_in_s) and isfinite(self.due_in_s)):
-            raise BadInput(f"deadline_in_s={self.deadline_in_s}, due_in_s={self.due_in_s}: use finite numbers")
-        fields: list[Any] = []
-        if new_lane:
-            told = dict(self.lane_fields() if callable(self.lane_fields) else self.lane_fields) or {"adaptive": 1}
-            fields.append(told.pop(MOST_LANES, 0))
-            for name, value in told.items():
-                fields += (name, value)
-        return [
-            self.lane,
-            self.queue,
-            self.ref,
-            self.publication,
-            self.priority.value,
-            self.tenant,
-            self.weight,
-            *self.cost.vector(),
-            max(0, int(self.due_in_s * US)),
-            int(self.deadline_in_s * US),
-            self.max_waiting,
-            self.tries,
-            self.number,
-            self.message,
-            self.body,
-            self.claim.packed() if self.claim is not None else b"",
-            _SHEDS[self.sheds],
-            *fields,
-        ]
 
 
 TASKS_TTL_S = 3600  #: what a crew knows is kept so long after its last beat
@@ -185,13 +63,6 @@ EVERY_TASK = Crew(keys.ALL)
 def as_escaped(task: str) -> str:
     """A task's name as the scripts find it in a message: escaped as in JSON, up to its first quote."""
     return json.dumps(task)[1:-1].partition('"')[0]
-
-
-def as_array(record: Any) -> list[Any]:
-    """A record as an array, where a version that knew fewer of its fields has left a hole in it."""
-    if isinstance(record, dict):
-        return [record.get(place) for place in range(1, max(record) + 1)]
-    return list(record)
 
 
 MOST_KNOWN = 10_000  #: lanes that one process remembers
@@ -505,7 +376,7 @@ class Lanes:
             escalates != b"0",
             int(seq),
             int(out),
-            Record(*map(int, record)),
+            retry.Record(*map(int, record)),
         )
 
     def names(self) -> list[str]:
@@ -544,22 +415,23 @@ class Lanes:
         """How many lanes are known."""
         return int(self.client.zcard(keys.LANES))
 
-    def record(self, ref: str) -> list[Any] | None:
-        """The record of one call, as the scripts keep it; None: not there."""
+    def record(self, ref: str) -> Record | None:
+        """The record of one call, as the scripts keep it; None: not there, or not to be read."""
         packed: Any = self.client.hget(keys.call(ref), "i")
-        return None if packed is None else as_array(msgspec.msgpack.decode(packed, strict=False))
+        return Record.decode(ref, packed)
 
-    def out(self, tag: str) -> tuple[list[Any], bytes, bytes] | None:
-        """Record, message and payload of a call that is released under this tag; None: none is."""
+    def out(self, tag: str) -> Released | None:
+        """A call that is released under this tag; None: none is."""
         ref = tag.rpartition(".")[0]
         with self.client.pipeline(transaction=True) as pipe:
             pipe.zscore(keys.LEDGER, tag)
             pipe.hmget(keys.call(ref), ("i", "m"))
             pipe.get(keys.payload(ref))
             score, (packed, message), payload = pipe.execute()
-        if score is None or packed is None:
+        record = Record.decode(ref, packed)
+        if score is None or record is None:
             return None
-        return as_array(msgspec.msgpack.decode(packed, strict=False)), message or b"", payload or b""
+        return Released(record=record, message=message or b"", payload=payload or b"")
 
     def set_aside(self, raw: bytes, why: str) -> None:
         """Keep a message that cannot be a call, with a counter, so that nobody trips over it again."""

@@ -18,12 +18,14 @@ from redis import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
 from ratelimit_worker.calls import DIMENSIONS
+from ratelimit_worker.contracts.call import US, Record
 from ratelimit_worker.policy import day
 from ratelimit_worker.policy.modes import ALL, Pin, governing
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.clock import redis_now_s
 from ratelimit_worker.stores.fitness import product, said
-from ratelimit_worker.stores.lanes import Lanes, as_array
+from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.overdue import OverdueCall, Overdues
 from ratelimit_worker.stores.pins import Pins
 from ratelimit_worker.stores.reach import redis_errors
@@ -31,7 +33,6 @@ from ratelimit_worker.stores.scripts import Scripts
 
 log = logging.getLogger(__name__)
 
-US = 1_000_000
 PARKED_STALE_S = 60.0  #: crew.STALE_US in lua/shared/crews.lua
 #: Waiting calls of a lane and queue that are looked at to find the oldest. Places follow classes and tenants, not age,
 #: so an older one may stand further back; with one class and tenant the first is the oldest.
@@ -42,32 +43,6 @@ _SURVEYED = 200  #: lanes that the server looks at in one go, a millisecond or t
 _LADDER = ("NORMAL", "REDUCED", "EMERGENCY", "HALT")
 #: Messages of one task id that may be in lanes at once (REFS in lua/shared/record.lua).
 REFS = 9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """The record of one call (the array at the top of lua/shared/record.lua)."""
-
-    ref: str
-    lane: str
-    queue: str
-    priority: str
-    tenant: str
-    accepted_s: float
-    deadline_s: float
-    release: int  #: number of its last release; with `ref` the tag
-    tries: int  #: attempts that cost a try
-    tokens: int  #: that it reserves; once it is answered, those that it took
-    lost: int  #: deliveries whose worker died
-    since_s: float  #: waits since
-    number: int  #: attempts begun
-    claim: str = ""  #: fingerprint, where it shares its answer
-    cost: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0)  #: what its permit takes, in the order of `DIMENSIONS`
-
-    @property
-    def tag(self) -> str:
-        """Its name in the ledger, if it is released."""
-        return f"{self.ref}.{self.release}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -453,7 +428,8 @@ class Live:
             for ref in refs:
                 pipe.hget(keys.call(ref), "i")
             raw = pipe.execute() if refs else []
-        return {ref: _record(ref, packed) for ref, packed in zip(refs, raw, strict=True) if packed is not None}
+        records = map(Record.decode, refs, raw)
+        return {record.ref: record for record in records if record is not None}
 
     def _record(self, ref: str) -> Record | None:
         return self._records([ref]).get(ref)
@@ -483,10 +459,7 @@ class Live:
         return tuple(sorted(found, key=lambda worker: worker.name))
 
     def _clock_s(self) -> float:
-        if self._time_us:
-            return self._time_us / US
-        seconds, micros = self._client.time()
-        return float(seconds) + float(micros) / US
+        return self._time_us / US if self._time_us else redis_now_s(self._client)
 
 
 def _queue_and_task(row: bytes) -> tuple[str, str]:
@@ -504,27 +477,6 @@ def _unescaped(name: str) -> str:
 
 def _sorted(members: Any) -> tuple[str, ...]:
     return tuple(sorted(member.decode() for member in members))
-
-
-def _record(ref: str, packed: bytes) -> Record:
-    values = as_array(msgspec.msgpack.decode(packed, strict=False))
-    return Record(
-        ref=ref,
-        lane=values[1],
-        queue=values[2],
-        priority=values[4],
-        tenant=values[5],
-        tokens=int(values[6][1]),
-        accepted_s=values[7] / US,
-        deadline_s=values[8] / US,
-        release=int(values[9]),
-        tries=int(values[10]),
-        lost=int(values[11]),
-        since_s=values[16] / US,
-        number=int(values[17]),
-        claim=(values[20] or "") if len(values) > 20 else "",
-        cost=tuple(float(units) for units in values[6]),
-    )
 
 
 def _bar(raw: Sequence[Any]) -> Bar:

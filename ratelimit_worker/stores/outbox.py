@@ -23,11 +23,11 @@ import redis
 from redis.exceptions import RedisError, ResponseError
 
 from ratelimit_worker.calls import SCHEMA_VERSION, Attempt, ModeChange
-from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
+from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.outage import cause_of
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.alerts import put_change
-from ratelimit_worker.stores.reach import first_line
+from ratelimit_worker.stores.reach import redis_errors
 from ratelimit_worker.stores.storable import storable, storable_change
 
 log = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class Outbox:
         """Put attempts at the end, all or none. In production SETTLE does it; this is for calls without a queue."""
         if not attempts:
             return
-        with _redis_errors(), self._client.pipeline(transaction=True) as pipe:
+        with redis_errors("outbox"), self._client.pipeline(transaction=True) as pipe:
             for attempt in attempts:
                 pipe.xadd(self._key, {FIELD: encode(attempt)}, maxlen=self._max_len, approximate=True)
             pipe.execute()
@@ -168,7 +168,7 @@ class Outbox:
     def append_mode_change(self, change: ModeChange) -> None:
         """Put a mode change at the end, and with it what is to be told of it; the same one twice is recorded once."""
         entry: dict[Any, Any] = {FIELD: _NOT_FOR_VERSION_1, CHANGE_FIELD: encode_change(change)}
-        with _redis_errors(), self._client.pipeline(transaction=True) as pipe:
+        with redis_errors("outbox"), self._client.pipeline(transaction=True) as pipe:
             pipe.xadd(self._key, entry, maxlen=self._max_len, approximate=True)
             put_change(pipe, change)
             pipe.execute()
@@ -182,7 +182,7 @@ class Outbox:
         Args:
             block_ms: How long to wait for an entry, below the client's socket timeout; 0: not at all.
         """
-        with _redis_errors():
+        with redis_errors("outbox"):
             try:
                 entries = self._claim(max_count) or self._read_new(max_count, block_ms)
             except ResponseError as error:
@@ -214,7 +214,7 @@ class Outbox:
 
     def tell_lost(self, what: str) -> None:
         """Note for a day that a tracking database was lost, for `doctor` and `status`."""
-        with _redis_errors(), self._client.pipeline(transaction=True) as pipe:
+        with redis_errors("outbox"), self._client.pipeline(transaction=True) as pipe:
             pipe.hset(keys.DATABASE_LOST, mapping={"at": time.time(), "what": what})
             pipe.expire(keys.DATABASE_LOST, LOST_TTL_S)
             pipe.execute()
@@ -223,7 +223,7 @@ class Outbox:
         """Forget entries that are safe in the database."""
         if not entry_ids:
             return
-        with _redis_errors(), self._client.pipeline(transaction=True) as pipe:
+        with redis_errors("outbox"), self._client.pipeline(transaction=True) as pipe:
             pipe.xack(self._key, GROUP, *entry_ids)
             pipe.xdel(self._key, *entry_ids)
             pipe.execute()
@@ -232,20 +232,20 @@ class Outbox:
         """Let the next reader have these entries at once, rather than when they look abandoned."""
         if not entry_ids:
             return
-        with _redis_errors():
+        with redis_errors("outbox"):
             self._client.xclaim(self._key, GROUP, CONSUMER, 0, list(entry_ids), idle=self._claim_idle_ms, justid=True)
         self._claim_from = "0-0"
 
     def set_aside(self, entry_id: str, why: str) -> None:
         """Move an entry out of the way, to the bounded list `<key>:bad`; it is counted and logged."""
-        with _redis_errors():
+        with redis_errors("outbox"):
             found = cast("list[tuple[bytes, dict[bytes, bytes]]]", self._client.xrange(self._key, entry_id, entry_id))
             for _, values in found:
                 self._set_aside(entry_id, values, why)
 
     def backlog(self) -> int:
         """Entries that are not in the database yet."""
-        with _redis_errors():
+        with redis_errors("outbox"):
             return self._client.xlen(self._key)
 
     def full(self) -> bool:
@@ -254,7 +254,7 @@ class Outbox:
 
     def bad_count(self) -> int:
         """Entries that were ever set aside."""
-        with _redis_errors():
+        with redis_errors("outbox"):
             return int(cast("bytes | None", self._client.get(self._bad_count_key)) or 0)
 
     def _claim(self, max_count: int) -> list[_Entry]:
@@ -329,11 +329,3 @@ class Outbox:
 
 
 _Entry = tuple[bytes, Mapping[bytes, bytes]]
-
-
-@contextmanager
-def _redis_errors() -> Iterator[None]:
-    try:
-        yield
-    except RedisError as error:
-        raise StoreUnavailable(f"outbox: {first_line(error)}") from error

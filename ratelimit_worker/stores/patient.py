@@ -26,9 +26,9 @@ from redis.exceptions import (
 )
 
 from ratelimit_worker.contracts.lesson import Lesson
-from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.ports import Begun, Health
 from ratelimit_worker.stores.lanes import Lanes
+from ratelimit_worker.stores.reach import first_line, unavailable
 
 log = logging.getLogger(__name__)
 
@@ -115,12 +115,11 @@ class PatientLanes(Lanes):
                 return ask()
             except (RedisError, OSError) as error:
                 if not passes(error):  # a script that fails on what it found, a key of another type
-                    said = str(error).partition("\n")[0][:200]
-                    raise StoreUnavailable(f"the call cannot go on, Redis said: {said}") from error
+                    raise unavailable(error, "the call cannot go on, Redis said") from error
                 if PATIENCE.is_over(since):
                     raise
                 if pause_s == FIRST_PAUSE_S:
-                    why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+                    why = f"{type(error).__name__}: {first_line(error)}"
                     log.warning("redis.away %s", why, extra={"cause": type(error).__name__})
                 sleep(pause_s)
                 pause_s = min(MOST_PAUSE_S, pause_s * 2)

@@ -15,6 +15,7 @@ from redis import Redis, WatchError
 
 from ratelimit_worker.policy.modes import Pin
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.clock import redis_now_s
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,7 @@ class Pins:
 
     def now(self) -> float:
         """Seconds since the epoch, Redis clock."""
-        seconds, micros = self.client.time()
-        return float(seconds + micros / 1e6)
+        return redis_now_s(self.client)
 
     def read(self) -> dict[str, Pin]:
         """Pins by lane, those that have ended too; one that cannot be read (a newer version's) is left out."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -26,9 +27,24 @@ def first_line(error: BaseException) -> str:
     return one_line(without_passwords(said))[:MOST_LETTERS] or type(error).__name__
 
 
+def unavailable(
+    error: BaseException,
+    what: str = "Redis",
+    call_id: str | None = None,
+    accepted: Literal["no", "maybe"] = "no",
+) -> StoreUnavailable:
+    """Our error for one of Redis or of what talks to it: `what`, and its first line. One that is ours keeps its words.
+
+    Args:
+        call_id, accepted: As in `StoreUnavailable`.
+    """
+    said = error.said if isinstance(error, StoreUnavailable) else f"{what}: {first_line(error)}"
+    return StoreUnavailable(said, call_id, accepted)
+
+
 @contextmanager
-def redis_errors() -> Iterator[None]:
-    """redis-py's errors as ours.
+def redis_errors(what: str = "Redis") -> Iterator[None]:
+    """redis-py's errors as ours, which begin with `what`.
 
     Raises:
         StoreUnavailable: Redis is away, full or read-only.
@@ -36,7 +52,7 @@ def redis_errors() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError) as error:
-        raise StoreUnavailable(f"Redis: {first_line(error)}") from error
+        raise unavailable(error, what) from error
 
 
 def reach(client: Redis, most_s: float = REACH_S) -> None:

@@ -29,7 +29,7 @@ from ratelimit_worker.outage import cause_of
 from ratelimit_worker.stores.decide import deciding
 from ratelimit_worker.stores.exchange import exchange
 from ratelimit_worker.stores.patient import PATIENCE
-from ratelimit_worker.stores.reach import first_line
+from ratelimit_worker.stores.reach import unavailable
 from ratelimit_worker.stores.server import RedisServer
 from ratelimit_worker.worker.installed import installation_of, over_tls
 from ratelimit_worker.worker.listener import MOST_LOOKED_UP, Listener, text
@@ -262,7 +262,7 @@ class Backend(stock.RedisBackend):
             with deciding():
                 return ask(*args, **kwargs)
         except (RedisError, *self.connection_errors) as error:
-            raise StoreUnavailable(f"the canvas was not made, Redis said: {first_line(error)}") from error
+            raise unavailable(error, "the canvas was not made, Redis said") from error
 
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any

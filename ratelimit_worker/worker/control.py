@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from celery import Celery
@@ -10,17 +11,21 @@ from celery.worker import control
 from kombu.utils.imports import symbol_by_name
 
 from ratelimit_worker.stores.decide import deciding
+from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.worker.installed import in_memory, services_of
+from ratelimit_worker.worker.refusal import context_of, request_of
 from ratelimit_worker.worker.task import CallTask
 
 _stock_revoke = control.Panel.data["revoke"]
 _stock_rate_limit = control.Panel.data["rate_limit"]
+#: What the event `task-revoked` says of a call that waited.
+NOT_BEGUN = {"terminated": False, "signum": None, "expired": False}
 
 
 def revoke(state: Any, task_id: Any, *args: Any, **kwargs: Any) -> Any:
     """Celery's revoke; a call that waits leaves its lane then and there."""
-    for one in maybe_list(task_id) or []:
-        services_of(state.app).lanes.revoke(one)
+    for call_id in _take_out(services_of(state.app).lanes, maybe_list(task_id) or [], state.app):
+        state.consumer.event_dispatcher.send("task-revoked", uuid=call_id, **NOT_BEGUN)
     return _stock_revoke(state, task_id, *args, **kwargs)
 
 
@@ -42,10 +47,13 @@ def give_control(app: Celery) -> None:
 
     class Control(symbol_by_name(app.control_cls)):  # type: ignore[misc]
         def revoke(self, task_id: Any, destination: Any = None, **kwargs: Any) -> Any:
-            taken = _take_out(self.app, task_id) if destination is None else []
+            taken = _revoked_here(self.app, task_id) if destination is None else []
             answer = super().revoke(task_id, destination, **kwargs)
-            for one in taken:
-                self.app.backend.mark_as_revoked(one, "revoked", store_result=True)
+            if taken and self.app.conf.task_send_sent_event:  # who heard that they were sent hears that they are gone
+                events = self.app.events.Dispatcher(enabled=False)
+                with self.app.producer_or_acquire() as producer:
+                    for call_id in taken:
+                        events.publish("task-revoked", {"uuid": call_id, **NOT_BEGUN}, producer)
             return answer
 
     if "control" in vars(app):
@@ -53,10 +61,22 @@ def give_control(app: Celery) -> None:
     app.control_cls = Control
 
 
-def _take_out(app: Celery, task_id: Any) -> list[str]:
-    """Take what waits under these ids out of its lanes → the ids of what did."""
+def _revoked_here(app: Celery, task_id: Any) -> list[str]:
+    """Take what waits under these ids out of its lanes, in an agent → the ids of what did."""
     live = services_of(app)
     if in_memory(app) or not live.redis_url:
         return []
     with deciding():
-        return [one for one in maybe_list(task_id) or [] if live.lanes.revoke(one)]
+        return _take_out(live.lanes, maybe_list(task_id) or [], app)
+
+
+def _take_out(lanes: Lanes, call_ids: Iterable[str], app: Celery) -> list[str]:
+    """Take calls out of their lanes, and tell whoever waits for them, or for a canvas of theirs → the ids of those."""
+    taken = []
+    for call_id in call_ids:
+        for raw, payload in lanes.revoke(call_id)[:1]:
+            request = context_of(call_id, request_of(raw, payload))
+            task = app.tasks.get(request.task)
+            (task or app).backend.mark_as_revoked(call_id, "revoked", request=request, store_result=True)
+            taken.append(call_id)
+    return taken

@@ -55,8 +55,9 @@ class Asked:
     """What is asked of an app by its transport and its tasks.
 
     Args:
-        plan: (task name, args, kwargs) of a call that was published without a plan (`send_task`, a stock producer) →
-            its plan; None: a task that makes no calls.
+        plan: (task name, args, kwargs, properties of its message) of a call that was published without a plan
+            (`send_task`, a stock producer) → its header; None: a task that makes no calls. An option of
+            `apply_async` that Celery does not know is a property there: its lane, say.
         is_call: Whether a task of that name makes calls.
         calls: Names of the tasks that make calls.
         is_broadcast: Whether an exchange of that name is, by the app's queues, one that sends to everybody.
@@ -65,7 +66,7 @@ class Asked:
         eagerly: How a call is made in process (`task_always_eager`).
     """
 
-    plan: Callable[[str, list[Any], dict[str, Any]], Plan | None]
+    plan: Callable[[str, list[Any], dict[str, Any], Mapping[str, Any]], Plan | None]
     is_call: Callable[[str], bool]
     calls: Callable[[], Iterable[str]]
     is_broadcast: Callable[[str], bool]

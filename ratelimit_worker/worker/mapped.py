@@ -10,8 +10,10 @@ from functools import wraps
 from typing import Any
 
 from celery import Celery, Task, group
+from celery.backends.base import DisabledBackend
 from celery.canvas import maybe_signature
 
+from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.worker.task import CallTask
 
 SPREADS = "_ratelimit_worker_spreads"  #: marks the function of a task that was changed here
@@ -34,10 +36,36 @@ def _spread(mapped: Task, arguments: Callable[[Any], Sequence[Any]]) -> None:
         if mapped.request.called_directly or not isinstance(kind, CallTask):
             return stock(task, it)
         calls = [kind.s(*arguments(item)).set(**_elsewhere(mapped)) for item in it]
-        return mapped.replace(group(calls)) if calls else []
+        if not calls:
+            return []
+        if _can_collect(mapped):
+            return mapped.replace(group(calls))
+        for call in calls:
+            call.apply_async()
+        return None
 
     setattr(run, SPREADS, True)
     mapped.run = run
+
+
+def _can_collect(mapped: Task) -> bool:
+    """Whether the answers can be brought together in a list → False: nobody asks for that.
+
+    Raises:
+        ConfigurationError: Somebody does, and the result backend cannot.
+    """
+    try:
+        mapped.backend.ensure_chords_allowed()
+    except NotImplementedError as error:
+        request = mapped.request
+        nobody = request.ignore_result or isinstance(mapped.backend, DisabledBackend)
+        if nobody and not (request.chain or request.callbacks or request.chord):
+            return False
+        raise ConfigurationError(
+            f"{mapped.name} of calls brings their answers together as a chord does, which this result backend cannot: "
+            "take Redis or a database for results, send a group, or ignore_result=True"
+        ) from error
+    return True
 
 
 def _elsewhere(mapped: Task) -> dict[str, str]:

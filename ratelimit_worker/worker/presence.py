@@ -35,6 +35,7 @@ from ratelimit_worker.worker import jobs, own_rules
 from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
 from ratelimit_worker.worker.grace import Grace, begin
 from ratelimit_worker.worker.installed import in_memory, services_of
+from ratelimit_worker.worker.prerun import before_others
 from ratelimit_worker.worker.quarantine import QUARANTINE
 from ratelimit_worker.worker.spare import give_size, kind_of
 from ratelimit_worker.worker.task import CallTask, warm_up
@@ -92,6 +93,10 @@ class Presence(Duty):
         self._unclaimed: dict[str, float] = {}
         self._asked = threading.Event()
         self._counts = False  #: whether Redis may know of this worker
+        #: One beat at a time: one that was decided before the worker began to leave, and came after its last, would
+        #: count its slots until that beat's life is over, and calls that it gives back would be released to it again.
+        self._beating = threading.RLock()
+        self._left = False
 
     def turn(self) -> None:
         self._asked.clear()
@@ -119,10 +124,13 @@ class Presence(Duty):
         Raises:
             redis.RedisError: the broker is away; the next beat tells it.
         """
-        mine = self.slots() if slots is None else slots
-        HELD.crew = crew = self.crew()  # its ready lists are read from now on
-        self._counts = True
-        self.lanes.beat(self.owner, mine, LIFE_S, self.queues(), self.lease_s, self.held(), crew, HELD.lent | late)
+        with self._beating:
+            if self._left:
+                return
+            mine = self.slots() if slots is None else slots
+            HELD.crew = crew = self.crew()  # its ready lists are read from now on
+            self._counts = True
+            self.lanes.beat(self.owner, mine, LIFE_S, self.queues(), self.lease_s, self.held(), crew, HELD.lent | late)
         self.watch.tell()
 
     def crew(self) -> Crew:
@@ -196,10 +204,12 @@ class Presence(Duty):
         self.stop()
         if not self._counts:
             return
-        try:
-            self.beat(0)
-        except (RedisError, OSError) as error:
-            log.info("presence.leave", extra={"cause": type(error).__name__})  # it expires with its life
+        with self._beating:
+            try:
+                self.beat(0)
+            except (RedisError, OSError) as error:
+                log.info("presence.leave", extra={"cause": type(error).__name__})  # it expires with its life
+            self._left = True
 
 
 class Acknowledge(Duty):
@@ -261,6 +271,7 @@ class LanesStep(bootsteps.StartStopStep):
 
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         super().__init__(consumer, **kwargs)
+        before_others()  # the app's modules are imported, and no child is forked yet
         self.presence: Presence | None = None  #: once all has been started that a worker needs
         self.duties: list[Duty] = []
         self.grace: Grace | None = None

@@ -16,11 +16,13 @@ from typing import Any
 from celery.app.task import Context
 
 from ratelimit_worker.calls import Attempt, Outcome, Priority
+from ratelimit_worker.contracts.call import Record
 from ratelimit_worker.contracts.lesson import Lesson
 from ratelimit_worker.contracts.plan import HEADER, described
 from ratelimit_worker.errors import BadInput, DeadlineExceeded, MessageRefused, RateLimitWorkerError
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.clock import redis_now_s
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.worker.fields import right_ones
 from ratelimit_worker.worker.intake import prepared, read_json
@@ -30,8 +32,6 @@ log = logging.getLogger(__name__)
 
 _TAG = re.compile(rb'"delivery_tag"\s*:\s*("(?:[^"\\\\]|\\\\.)*")')
 _AGAIN = re.compile(r"~[1-8]$")  #: a reference beyond the first of its task id (REFS in lua/shared/record.lua)
-#: Fields of a record (lua/shared/record.lua), from 0.
-LANE, QUEUE, CLASS, TENANT, SINCE, NUMBER = 1, 2, 4, 5, 16, 17
 
 
 def refuse(
@@ -53,21 +53,22 @@ def refuse(
             call_id = headers.get("id")
             # A message too many of an id that waits or runs: that one is the one that is answered.
             if isinstance(call_id, str) and isinstance(headers.get("task"), str) and lanes.record(call_id) is None:
-                _fail(app, call_id, MessageRefused(call_id, why or ""), headers)
+                _fail(app, call_id, MessageRefused(call_id, why or ""), request_of(raw, b""))
             return
-        record, stored, payload = released
-        headers = _headers(_read(stored)) or _headers(message)
+        record = released.record
+        known = released.message if _headers(_read(released.message)) else raw
+        headers = _headers(_read(known))
         said = headers.get("id")
         call_id = said if isinstance(said, str) else _AGAIN.sub("", tag.rpartition(".")[0])
-        error: RateLimitWorkerError = DeadlineExceeded(call_id, record[LANE], int(record[NUMBER]))
+        error: RateLimitWorkerError = DeadlineExceeded(call_id, record.lane, record.number)
         if why is not None:
             error = MessageRefused(call_id, why)
         row = _row(lanes, record, call_id, str(headers.get("task") or ""), error, headers.get(HEADER))
         # Settled, told, freed: who dies in between leaves it to the lease, and the next one does the rest. Those that
         # follow a call whose deadline has passed have deadlines of their own.
         answer = b"" if why is None else answers.error(error)
-        lanes.settle(tag, record[LANE], answer, Lesson(), kind="error", outbox=encode_outcome(row))
-        _fail(app, call_id, error, {**headers, **_canvas(payload)})
+        lanes.settle(tag, record.lane, answer, Lesson(), kind="error", outbox=encode_outcome(row))
+        _fail(app, call_id, error, request_of(known, released.payload))
         lanes.free([tag])
 
     return end
@@ -82,19 +83,31 @@ def give_up(app: Any, encode_outcome: Callable[[Attempt], bytes], lanes: Lanes, 
     released = lanes.out(tag)
     if released is None or lanes.client.exists(keys.settled(tag.rpartition(".")[0])):
         return False
-    record, stored, payload = released
-    headers = _headers(_read(stored))
+    record = released.record
+    headers = _headers(_read(released.message))
     said = headers.get("id")
     call_id = said if isinstance(said, str) else _AGAIN.sub("", tag.rpartition(".")[0])
-    error = DeadlineExceeded(call_id, record[LANE], int(record[NUMBER]))
+    error = DeadlineExceeded(call_id, record.lane, record.number)
     row = _row(lanes, record, call_id, str(headers.get("task") or ""), error, headers.get(HEADER))
-    waited_s = max(0.0, started_s - record[SINCE] / 1e6)
-    row = replace(row, number=int(record[NUMBER]), started_at=started_s, waited_s=waited_s)
+    waited_s = max(0.0, started_s - record.since_s)
+    row = replace(row, number=record.number, started_at=started_s, waited_s=waited_s)
     # As of one whose deadline passed while it waited: those that follow it have deadlines of their own.
-    lanes.settle(tag, record[LANE], b"", Lesson(), kind="error", outbox=encode_outcome(row))
-    _fail(app, call_id, error, {**headers, **_canvas(payload)})
+    lanes.settle(tag, record.lane, b"", Lesson(), kind="error", outbox=encode_outcome(row))
+    _fail(app, call_id, error, request_of(released.message, released.payload))
     lanes.free([tag])
     return True
+
+
+def request_of(raw: bytes, payload: bytes) -> dict[str, Any]:
+    """What a worker would know of a call by its message and what lies apart: its canvas, and where its result is sent.
+
+    Result backends ask for it: one that sends results (`rpc://`) has no other way to the caller.
+    """
+    message = _read(raw)
+    properties = message.get("properties") if isinstance(message, dict) else None
+    sent = properties if isinstance(properties, dict) else {}
+    back = {name: sent[name] for name in ("reply_to", "correlation_id") if isinstance(sent.get(name), str)}
+    return {**_headers(message), **back, **_canvas(payload)}
 
 
 def _read(raw: bytes) -> Any:
@@ -130,31 +143,35 @@ def _canvas(payload: bytes) -> dict[str, Any]:
     return dict(canvas) if isinstance(canvas, Mapping) else {}
 
 
-def _row(lanes: Lanes, record: list[Any], call_id: str, task: str, error: RateLimitWorkerError, header: Any) -> Attempt:
+def _row(lanes: Lanes, record: Record, call_id: str, task: str, error: RateLimitWorkerError, header: Any) -> Attempt:
     """One row more of the call, though nothing was sent."""
-    seconds, micros = lanes.client.time()
-    now_s = float(seconds) + micros / 1e6
+    now_s = redis_now_s(lanes.client)
     context, tags = described(header)
     return Attempt(
         call_id=call_id,
-        number=int(record[NUMBER]) + 1,
-        lane=record[LANE],
+        number=record.number + 1,
+        lane=record.lane,
         task=task,
         outcome=Outcome.FAILED,
         started_at=now_s,
         finished_at=now_s,
-        waited_s=max(0.0, now_s - record[SINCE] / 1e6),
-        queue=record[QUEUE],
+        waited_s=max(0.0, now_s - record.since_s),
+        queue=record.queue,
         context=context,
         tags=tags,
-        tenant=record[TENANT],
-        priority=Priority(record[CLASS]),
+        tenant=record.tenant,
+        priority=Priority(record.priority),
         cause=f"{type(error).__name__}: {error.why}" if isinstance(error, MessageRefused) else type(error).__name__,
     )
 
 
+def context_of(call_id: str, request: Mapping[str, Any]) -> Context:
+    """A request as result backends take it; what in it cannot be is left out."""
+    return Context({**right_ones(request), "id": call_id})
+
+
 def _fail(app: Any, call_id: str, error: RateLimitWorkerError, request: Mapping[str, Any]) -> None:
     try:
-        app.backend.mark_as_failure(call_id, error, request=Context({**right_ones(request), "id": call_id}))
+        app.backend.mark_as_failure(call_id, error, request=context_of(call_id, request))
     except Exception as wrong:  # headers of any shape: what a stranger sent stops no worker
         log.warning("message.caller_not_told", extra={"call_id": call_id, "cause": type(wrong).__name__})

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from celery import Celery
+from celery.backends.base import DisabledBackend
 from celery.exceptions import TimeoutError
 from celery.result import AsyncResult, EagerResult, GroupResult, ResultSet
 
@@ -48,6 +49,8 @@ async def answer_of(result: Any, timeout: float | None = None, propagate: bool =
         return result.get(propagate=propagate, disable_sync_subtasks=False)
     if result.ignored:
         return None
+    if isinstance(result.backend, DisabledBackend):
+        return result.get(propagate=propagate)  # says so at once
     if not result._cache:
         async with _in_time(timeout):
             await _settled(result, propagate)

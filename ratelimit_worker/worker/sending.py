@@ -21,7 +21,7 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from ratelimit_worker.errors import StoreUnavailable
-from ratelimit_worker.stores.decide import DECIDE_S
+from ratelimit_worker.stores.decide import DECIDE_S, unanswered
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class Sending:
     def _send(self, asked_at: float, send: Callable[[], T]) -> T:
         late = self._clock() - asked_at >= DECIDE_S
         if late and self._failures >= THREADS and self._failed_at > asked_at:  # one alone may be a busy machine's
-            raise StoreUnavailable("Redis did not answer in time")
+            raise unanswered()
         try:
             done = send()
         except StoreUnavailable:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any, ClassVar
 from billiard.common import terminate_handler_fired
 from billiard.exceptions import Terminated, WorkerLostError
 from celery import Celery, Task
+from celery.app.task import Context
 from celery.exceptions import Ignore, Reject, TaskPredicate
 from celery.exceptions import Retry as CeleryRetry
 from celery.result import AsyncResult, denied_join_result
@@ -35,12 +37,9 @@ from ratelimit_worker.calls import Cost, Outcome, Priority
 from ratelimit_worker.contracts.plan import HEADER, Continuation, Plan, Sender, Shedding
 from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable, TaskAborted
 from ratelimit_worker.flow import enqueue, pin
+from ratelimit_worker.flow.conclude import Again, Answered, Facts, GaveUp, PassedOn, Rules
 from ratelimit_worker.flow.execute import (
-    Again,
-    Answered,
     Executor,
-    Facts,
-    GaveUp,
     Interrupted,
     MustBeAlone,
     own_retry,
@@ -58,7 +57,7 @@ from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.decide import DECIDE_S, current, deciding
 from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.stores.patient import PATIENCE, PatientLanes
-from ratelimit_worker.stores.reach import first_line
+from ratelimit_worker.stores.reach import first_line, unavailable
 from ratelimit_worker.wiring import Services, policy_of
 from ratelimit_worker.worker import jobs, lost, sending
 from ratelimit_worker.worker.backend import GOES_ON, left_by
@@ -279,7 +278,7 @@ class CallTask(Task):
                 call may run all the same.
         """
         if self.app.conf.task_always_eager:
-            return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
+            return super().apply_async(args, kwargs, **_named(task_id, producer, link, link_error, shadow), **options)
         if in_memory(self.app):  # a queue within this process, which no worker reads: a test
             return self._here(args, kwargs, task_id, link, link_error, options)
         _check_way(self.app, options.get("connection"), producer)
@@ -322,13 +321,12 @@ class CallTask(Task):
         in_hand = running is not None and (goes_on or not CANVAS.isdisjoint(options))
         with accepting(self.app, task_id, producer, IN_HAND_S if in_hand else DECIDE_S) as given:
             try:
-                result = super().apply_async(
-                    args, kwargs, task_id, given, link, link_error, shadow, headers=headers, **options
-                )
+                named = _named(task_id, given, link, link_error, shadow)
+                result = super().apply_async(args, kwargs, headers=headers, **named, **options)
                 lost.made(self.app, task_id, self.name, plan)
                 return result
             except AnsweredFromCache as hit:
-                return self._answered(task_id, hit.answer, options)
+                return self._answered(task_id, hit.answer, args, kwargs, options)
             except EncodeError as error:
                 raise BadInput(f"the arguments of {self.name} are not JSON: {first_line(error)}") from error
 
@@ -407,13 +405,22 @@ class CallTask(Task):
             return max(0.0, (eta if eta.tzinfo else eta.replace(tzinfo=UTC)).timestamp() - time.time())
         return chosen_delay_s(self)
 
-    def _answered(self, task_id: str, answer: bytes, options: Mapping[str, Any]) -> CallResult:
+    def _answered(self, task_id: str, answer: bytes, args: Any, kwargs: Any, options: Mapping[str, Any]) -> CallResult:
         """The result of a call that was answered before: stored under its own id, and there at once."""
         _, value = ANSWERS.decode(answer)
         result = self.AsyncResult(task_id)
         result.ignored = options.get("ignore_result", self.ignore_result)
         if not result.ignored:
-            self.backend.mark_as_done(task_id, value)
+            # As of a call that ran: a backend that sends results asks for the queue of replies.
+            request = Context(
+                id=task_id,
+                task=self.name,
+                args=list(args or ()),
+                kwargs=dict(kwargs or {}),
+                reply_to=options.get("reply_to") or self.app.thread_oid,
+                correlation_id=task_id,
+            )
+            self.backend.mark_as_done(task_id, value, request=request)
         parent = self.app.current_worker_task if options.get("add_to_parent", True) else None
         if parent:
             parent.add_trail(result)
@@ -471,7 +478,14 @@ class CallTask(Task):
             self._restore(begun.body)
             request.rlw_number = begun.number
             setattr(request, BEGUN, True)
-            return inner(*request.args, **request.kwargs)
+            answer = inner(*request.args, **request.kwargs)
+            if inspect.iscoroutine(answer):  # nothing was asked yet: its first step is not made
+                answer.close()
+                raise ConfigurationError(
+                    f"{self.name} is an async def, and a worker of Celery's awaits nothing: let the task call "
+                    "asyncio.run(…), or give it a base whose __call__ does"
+                )
+            return answer
 
         attempt = executor(live, facts.lane, type(self).classify).execute
         try:
@@ -493,6 +507,8 @@ class CallTask(Task):
                 if isinstance(error, Exception) and not isinstance(error, FOR_CELERY):
                     raise error
                 raise TaskAborted(request.id, type(error).__name__) from error
+            case PassedOn(word):
+                raise word
             case Interrupted(error):
                 if isinstance(error, Exception):  # raised by a clean-up while the process ends
                     raise SystemExit(1) from error
@@ -511,8 +527,8 @@ class CallTask(Task):
             return inner(*args, **kwargs)
         return asked.eagerly(Plan.decode(header), self.name, inner, args, kwargs, type(self).classify)
 
-    def _show_arguments(self) -> None:
-        """Put the arguments back before the attempt has begun, for a `before_start` of somebody's own."""
+    def show_arguments(self) -> None:
+        """Put the arguments back before the attempt has begun, for a hook or a signal's handler of the app's."""
         request = self.request
         tag = (request.get("properties") or {}).get("delivery_tag")
         if request.get(HEADER) is None or tag is None or request.is_eager:
@@ -532,6 +548,12 @@ class CallTask(Task):
         request.kwargs.update(kwargs)
         for name, value in (canvas or {}).items():
             setattr(request, name, value)
+
+
+def _named(task_id: str | None, producer: Any, link: Any, link_error: Any, shadow: str | None) -> dict[str, Any]:
+    """Options of Celery's `apply_async`, by name: an override in somebody's class may take the first two only."""
+    told = {"task_id": task_id, "producer": producer, "link": link, "link_error": link_error, "shadow": shadow}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _has_own(one: type, name: str) -> bool:
@@ -572,7 +594,7 @@ def _within_attempt(call: Callable[..., Any]) -> Callable[..., Any]:
 def _with_arguments(before_start: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(before_start)
     def within(self: CallTask, task_id: str, args: Any, kwargs: Any) -> Any:
-        self._show_arguments()
+        self.show_arguments()
         return before_start(self, task_id, args, kwargs)
 
     setattr(within, WITHIN, True)
@@ -613,8 +635,7 @@ def accepting(app: Any, call_id: str, producer: Any, most_s: float = DECIDE_S) -
                 taken = app.producer_pool.acquire(block=True, timeout=decision.left_s())
             yield taken or producer
         except (OperationalError, LimitExceeded, RedisError, OSError, StoreUnavailable) as error:
-            said = error.said if isinstance(error, StoreUnavailable) else f"Redis said: {first_line(error)}"
-            raise StoreUnavailable(said, call_id, "maybe" if decision.sent else "no") from error
+            raise unavailable(error, "Redis said", call_id, "maybe" if decision.sent else "no") from error
         finally:
             if taken is not None:
                 taken.release()
@@ -626,9 +647,15 @@ def sends(app: Any) -> Callable[..., Any]:
 
     @wraps(send)
     def send_task(name: str, *args: Any, **options: Any) -> Any:
-        if current() is not None or not isinstance(app.tasks.get(name), CallTask):
+        task = app.tasks.get(name)
+        if current() is not None or not isinstance(task, CallTask):
             return send(name, *args, **options)
         _check_way(app, options.get("connection"), options.get("producer"))
+        chosen = {one: options.pop(one) for one in (*CHOICES, "priority") if one in options}
+        if chosen:
+            told = inspect.signature(send).bind(name, *args, **options).arguments
+            plan = task.plan(told.get("args") or (), told.get("kwargs") or {}, **chosen)
+            options["headers"] = {**(options.get("headers") or {}), HEADER: plan}
         options["task_id"] = call_id = options.get("task_id") or uuid()
         with accepting(app, call_id, options.pop("producer", None)) as producer:
             return send(name, *args, producer=producer, **options)
@@ -718,38 +745,44 @@ def executor(live: Services, lane: str = enqueue.DEFAULT_LANE, rule: Rule | None
     policies: Callable[[str], RetryPolicy]
     usual, policies = live.once("executor", lambda: _executor(live))
     policy = policies(lane)
-    if policy is usual.policy and rule is None:
+    rules = usual.rules
+    if policy is rules.policy and rule is None:
         return usual
-    return replace(usual, policy=policy, classify=plugins.classifier(rule) if rule else usual.classify)
+    classify = plugins.classifier(rule) if rule else rules.classify
+    return replace(usual, rules=replace(rules, policy=policy, classify=classify))
 
 
 def _executor(live: Services) -> tuple[Executor, Callable[[str], RetryPolicy]]:
     policies = policy_of(live.settings)
     made = Executor(
         lanes=PatientLanes(live.redis),
-        answers=ANSWERS,
+        rules=Rules(
+            answers=ANSWERS,
+            jitter=random.random,
+            policy=policies(enqueue.DEFAULT_LANE),
+            classify=plugins.classifier(),
+            reconcile=lambda lane: enqueue.told(live.settings, lane).reconcile,
+            pass_through=(TaskPredicate, Ignore, Reject),
+            means=_meaning,
+            behind=_behind,
+        ),
         encode_outcome=live.encode_outcome,
         lease_s=live.settings.visibility_timeout_seconds,
-        policy=policies(enqueue.DEFAULT_LANE),
-        reconcile=lambda lane: enqueue.told(live.settings, lane).reconcile,
-        timeout_told_s=lambda lane: enqueue.timeout_told_s(live.settings, lane),
-        latencies=live.learned_latencies,
-        pass_through=(TaskPredicate, Ignore, Reject),
-        means=_meaning,
-        behind=_behind,
         given_up=HELD.overdue.__contains__,
         interrupted=_interrupted,
-        classify=plugins.classifier(),
+        timeout_told_s=lambda lane: enqueue.timeout_told_s(live.settings, lane),
+        latencies=live.learned_latencies,
     )
     return made, policies
 
 
-def plan_by_name(app: Any) -> Callable[[str, list[Any], dict[str, Any]], Plan | None]:
+def plan_by_name(app: Any) -> Callable[[str, list[Any], dict[str, Any], Mapping[str, Any]], Plan | None]:
     """Plans of calls that were sent by name (`send_task`, a stock producer), for the transport."""
 
-    def find(name: str, args: list[Any], kwargs: dict[str, Any]) -> Plan | None:
+    def find(name: str, args: list[Any], kwargs: dict[str, Any], sent: Mapping[str, Any]) -> Plan | None:
         task = app.tasks.get(name)
-        return task.plan(args, kwargs) if isinstance(task, CallTask) else None
+        chosen = {one: sent[one] for one in CHOICES if one in sent}
+        return task.plan(args, kwargs, **chosen) if isinstance(task, CallTask) else None
 
     return find
 

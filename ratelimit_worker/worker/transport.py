@@ -37,11 +37,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from ratelimit_worker.contracts.call import Claim, Entry
 from ratelimit_worker.contracts.plan import HEADER, Plan, Sender, Shedding
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.fingerprint import digest
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.lanes import Claim, Crew, Entry, Lanes
+from ratelimit_worker.stores.lanes import Crew, Lanes
 from ratelimit_worker.stores.namespace import Namespaced
 from ratelimit_worker.stores.overdue import OverdueCall
 from ratelimit_worker.stores.patient import passes
@@ -610,7 +611,8 @@ class Transport(stock.Transport):
                 return
             self._set_aside(message, queue, raw, why)
             return
-        if queue in INTAKE.queues and "lane" not in message["properties"]:
+        # A lane alone is what a producer without this package asks for: `send_task(…, lane=…)`.
+        if queue in INTAKE.queues and not (_is_call(message) and "lane" in message["properties"]):
             try:
                 if _pace(channel, queue, message):
                     return
@@ -689,9 +691,13 @@ def entry(queue: str, message: Mapping[str, Any], plan: Plan, asked: Asked | Non
     due = _epoch(headers["eta"]) - now if headers.get("eta") else 0.0
     args, kwargs, canvas = json.loads(body)
     asks = digest(headers["task"], plan.lane, [args, kwargs])
-    claim = _claim(headers, plan, asks, canvas, due)
-    if claim is not None:
-        plan = structs.replace(plan, fingerprint=claim.fingerprint)
+    claim = None
+    # A call for later shares nothing: it would be answered before its time, or keep those of now waiting for it.
+    if plan.sharing is not None and (due <= 0 or plan.goes_on):
+        if not plan.goes_on:
+            plan = structs.replace(plan, fingerprint=asks)
+        alone = not headers.get("group") and not any((canvas or {}).values())
+        claim = Claim.of(plan, headers["task"], at_once=plan.sender is Sender.CALLER and alone)
     headers[HEADER] = plan.encode()
     expires = _epoch(headers["expires"]) if headers.get("expires") else plan.deadline_s
     headers["eta"] = None  # the call waits in its lane, the worker must not wait again
@@ -713,25 +719,17 @@ def entry(queue: str, message: Mapping[str, Any], plan: Plan, asked: Asked | Non
             "content-encoding": message.get("content-encoding") or "utf-8",
         }
     )
-    return Entry(
-        lane=plan.lane,
+    return Entry.of(
+        plan,
+        text.encode(),
+        pack_body(body),
         queue=queue,
         ref=headers["id"],
+        left_s=min(expires, plan.deadline_s) - now,
+        due_in_s=due,
         publication=_publication(headers, plan, asks),
-        message=text.encode(),
-        body=pack_body(body),
-        deadline_in_s=max(0.001, min(expires, plan.deadline_s) - now),
-        due_in_s=max(0.0, due),
-        priority=plan.priority,
-        tenant=plan.tenant,
-        weight=plan.weight,
-        cost=plan.cost,
-        tries=plan.continuation.tries if plan.continuation is not None else 0,
-        number=plan.continuation.attempts if plan.continuation is not None else 0,
-        max_waiting=plan.max_waiting,
         claim=claim,
-        sheds=plan.shedding.value if plan.shedding is not None else "",
-        lane_fields=partial(asked.lane_fields, plan.lane) if asked is not None else {},
+        lane_fields=partial(asked.lane_fields, plan.lane) if asked is not None else None,
     )
 
 
@@ -742,31 +740,11 @@ def _publication(headers: Mapping[str, Any], plan: Plan, asks: str) -> str:
     c: a worker goes on with a canvas, or a stock producer has pushed it: nobody is there to be refused.
     a: the same call goes on (`self.retry`, `self.replace`), or is made anew though it has ended (`run`).
     """
-    before = plan.continuation
-    if (before is not None and (before.goes_on or before.ended)) or headers.get("replaced_task_nesting"):
+    if plan.goes_on or plan.is_anew or headers.get("replaced_task_nesting"):
         how = "a"
     else:
         how = "c" if headers.get("parent_id") or plan.sender is Sender.NOBODY else "o"
     return f"{plan.publication}:{asks[:16]}:{how}"
-
-
-def _claim(
-    headers: Mapping[str, Any], plan: Plan, asks: str, canvas: Mapping[str, Any] | None, due_in_s: float
-) -> Claim | None:
-    """What a call shares with those that are the same; None: nothing.
-
-    A call for later shares nothing: it would be answered before its time, or keep those of now waiting for it.
-    """
-    sharing, again = plan.sharing, plan.continuation is not None and plan.continuation.goes_on
-    if sharing is None or (due_in_s > 0 and not again):
-        return None
-    at_once, fingerprint = False, plan.fingerprint
-    if not again:
-        fingerprint = asks
-        at_once = plan.sender is Sender.CALLER and not headers.get("group") and not any((canvas or {}).values())
-    if fingerprint is None:
-        return None
-    return Claim.of(plan, sharing, fingerprint, headers["task"], at_once=at_once, again=again)
 
 
 def _plan_of(message: Mapping[str, Any], asked: Asked | None) -> Plan | None:
@@ -779,7 +757,7 @@ def _plan_of(message: Mapping[str, Any], asked: Asked | None) -> Plan | None:
     if not asked.is_call(headers["task"]):
         return None
     args, kwargs, _ = loads(base64.b64decode(message["body"]).decode())
-    return asked.plan(headers["task"], args, kwargs)
+    return asked.plan(headers["task"], args, kwargs, message["properties"])
 
 
 def _checked(body: bytes, message: Mapping[str, Any], plan: Plan) -> bytes:

@@ -21,12 +21,12 @@ from celery.result import AsyncResult
 from ratelimit_worker.app import install, llm_task
 from ratelimit_worker.calls import Outcome
 from ratelimit_worker.config import read_settings
+from ratelimit_worker.contracts.call import Claim
 from ratelimit_worker.errors import CallLost
 from ratelimit_worker.policy import forgotten
 from ratelimit_worker.policy.forgotten import SURE_S, Seen, lost_with
 from ratelimit_worker.reports.explain import Where, explain, explanation_text
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.lanes import Claim
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 from ratelimit_worker.worker import lost

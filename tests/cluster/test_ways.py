@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import ModuleType
@@ -20,9 +22,10 @@ import kombu
 import pytest
 from celery import Celery, chain, chord, group, signature
 from celery.canvas import Signature, xmap
-from celery.result import GroupResult, result_from_tuple
+from celery.exceptions import ChordError
+from celery.result import AsyncResult, GroupResult, result_from_tuple
 
-from ratelimit_worker.errors import BadInput, ConfigurationError
+from ratelimit_worker.errors import BadInput, ConfigurationError, MessageRefused
 from ratelimit_worker.wiring import services
 from tests.conftest import wait_for
 from tests.fleet import ROOT, Fleet, Worker, fleet
@@ -215,6 +218,12 @@ WAYS: dict[str, tuple[Callable[[ModuleType, str], Any], Any, int]] = {
     "then": (then, [3], 1),
     "message by hand": (with_pool, 3, 1),
     "abortable": (lambda t, name: t.abortable.delay(name), False, 1),
+    "own apply_async": (lambda t, name: t.tenanted.delay(name), "acme", 1),
+    "send_task with a lane": (
+        lambda t, name: t.app.send_task("ways.lane_of", (name,), lane="another", priority="high"),
+        ["another", "high"],
+        1,
+    ),
     "own request": (lambda t, name: t.requested.delay(name), "OwnRequest", 1),
 }
 
@@ -303,6 +312,76 @@ def test_a_producer_without_this_package(tasks: ModuleType, running: Fleet, prot
     ]
     assert [tasks.app.AsyncResult(call_id).get(timeout=WAIT_S) for call_id in ids] == [1, [0]]
     through_its_lane(running, name, 2)
+
+
+def test_the_lane_that_a_producer_without_this_package_names(tasks: ModuleType, running: Fleet) -> None:
+    """To Celery it is a property of the message like any other; one that cannot be is told to whoever waits."""
+    send = partial(stock(running).send_task, "ways.lane_of", ("foreign-lane",))
+    assert tasks.app.AsyncResult(send(lane="third").id).get(timeout=WAIT_S) == ["third", "normal"]
+    through_its_lane(running, "foreign-lane", 1)
+    with pytest.raises(MessageRefused, match="lane=''"):
+        tasks.app.AsyncResult(send(lane="").id).get(timeout=WAIT_S)
+    assert len(runs(running, "foreign-lane")) == 1
+
+
+def test_an_async_def_is_refused(tasks: ModuleType, running: Fleet) -> None:
+    """Nothing of it runs, and its caller reads what to do."""
+    with pytest.raises(ConfigurationError, match=r"ways\.awaited is an async def.*asyncio\.run"):
+        tasks.awaited.delay("awaited").get(timeout=WAIT_S)
+    assert runs(running, "awaited") == []
+
+
+def test_handlers_of_signals_see_the_arguments(tasks: ModuleType, running: Fleet) -> None:
+    """`task_prerun` as `task_postrun`: a tenant or a language is read from them."""
+    tasks.heard.delay("heard", prompt="Grüße").get(timeout=WAIT_S)
+    wait_for(lambda: len(running.stamps("heard")) == 2, what="both signals")
+    assert {told for _, told in running.stamps("heard")} == {repr((["heard"], {"prompt": "Grüße"}))}
+    through_its_lane(running, "heard", 1)
+
+
+def revoke(t: ModuleType, call_id: str, by: str) -> None:
+    """By an agent's process, or by the worker that is told to."""
+    told = {"destination": [f"ways@{socket.gethostname()}"], "reply": True, "limit": 1, "timeout": WAIT_S}
+    t.app.control.revoke(call_id, **(told if by == "worker" else {}))
+
+
+@pytest.mark.parametrize("by", ["agent", "worker"])
+def test_a_revoked_call_ends_its_chord(tasks: ModuleType, running: Fleet, by: str) -> None:
+    """As with a worker that refuses its message: whoever finds the chord by its id alone hears of it."""
+    name = f"revoked-{by}"
+    sent = chord([tasks.ask.s(name, 1).set(countdown=600), tasks.ask.s(name, 2)], tasks.sums.s()).delay()
+    waiting = sent.parent.results[0]
+    through_its_lane(running, name, 1)
+    revoke(tasks, waiting.id, by)
+    with pytest.raises(ChordError, match=waiting.id):
+        AsyncResult(sent.id, app=tasks.app).get(timeout=WAIT_S)
+    assert waiting.state == "REVOKED"
+    assert len(runs(running, name)) == 1
+
+
+@pytest.mark.parametrize("by", ["agent", "worker"])
+def test_a_revoked_call_is_an_event(
+    tasks: ModuleType, running: Fleet, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """Whoever watches events, as Flower does, hears that what was sent is gone."""
+    monkeypatch.setitem(tasks.app.conf, "task_send_sent_event", True)
+    tasks.app.control.enable_events(reply=True, limit=1, timeout=WAIT_S)
+    seen: set[str] = set()
+    with tasks.app.connection_for_read() as connection:
+        receiver = tasks.app.events.Receiver(connection, handlers={"task-revoked": lambda told: seen.add(told["uuid"])})
+        with receiver.consumer_context(wakeup=False) as (listening, _, _):
+
+            def hears() -> bool:
+                with suppress(TimeoutError):
+                    listening.drain_events(timeout=0.1)
+                return bool(sent) and sent[-1] in seen
+
+            sent: list[str] = []
+            hears()  # it listens from now on
+            sent.append(tasks.ask.apply_async(("revoked-event", 1), countdown=600).id)
+            revoke(tasks, sent[-1], by)
+            wait_for(hears, what="the event of the call that was revoked")
+    assert runs(running, "revoked-event") == []
 
 
 def test_a_message_of_kombu(tasks: ModuleType, running: Fleet) -> None:

@@ -10,6 +10,7 @@ import redis
 
 from ratelimit_worker.calls import Attempt, Category, LaneLimits, Mode, Outcome
 from ratelimit_worker.config import read_settings
+from ratelimit_worker.contracts.call import Entry
 from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.flow.clean import NAME, clean_once
 from ratelimit_worker.flow.enqueue import limit_fields
@@ -21,7 +22,7 @@ from ratelimit_worker.reports.explain import Explanation, Where, explain, explan
 from ratelimit_worker.reports.live import ClusterState, LaneState, cluster_state
 from ratelimit_worker.reports.tables import lanes_table, status_table
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.lanes import Entry, Lanes
+from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.leases import Leases
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.outbox import Outbox

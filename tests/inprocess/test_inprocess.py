@@ -624,7 +624,7 @@ def test_a_call_that_redis_forgot_is_entered_anew(place: Place) -> None:
 
 def test_a_long_outage_is_not_waited_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis stays away: who waited goes ahead at the basic pace; its entry is taken out once Redis is back."""
-    monkeypatch.setattr("ratelimit_worker.inprocess.desk.PATIENCE_S", 0.3)
+    monkeypatch.setattr("ratelimit_worker.inprocess.presence.PATIENCE_S", 0.3)
     clock = Clock()
     place.limiter = AdvancedRateLimiter(place.live, clock=clock, sleep=clock.sleep)
     place.close_lane("shut")
@@ -675,7 +675,7 @@ def test_a_second_release_between_the_answer_and_the_end_of_the_call_is_freed(pl
     heard: list[str | News] = []
     turn = desk.wait("late", heard.append)
     plan = Plan(lane="free", publication="p", deadline_s=time.time() + 60)
-    desk.enqueue(turn, "late", plan, after_s=0.0, tries=0, number=0)
+    desk.enqueue(turn, "late", plan, after_s=0.0)
     wait_for(lambda: heard, what="it is released")
     turn.tags, turn.tried = [], False  # as `free` leaves it when the answer came before the second release
     assert desk.deliver(str(heard[0]))

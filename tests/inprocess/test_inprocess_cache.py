@@ -514,7 +514,7 @@ def test_without_the_cache_each_call_is_made(place: SharingPlace) -> None:
 
 def test_without_redis_nothing_is_shared(place: SharingPlace, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stays away: calls go ahead, each for itself; back again, what was kept still is."""
-    monkeypatch.setattr("ratelimit_worker.inprocess.desk.PATIENCE_S", 0.2)
+    monkeypatch.setattr("ratelimit_worker.inprocess.presence.PATIENCE_S", 0.2)
     place.limiter = AdvancedRateLimiter(place.live, sleep=lambda _: None)
     assert place.call(shared.ask, "away") == ["away", 1]
     place.fleet.valkey.stop()

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import redis
 
+from ratelimit_worker.contracts.call import US, Entry
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
+from ratelimit_worker.contracts.plan import Shedding
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.lanes import EVERY_TASK, US, Crew, Entry, Lanes
+from ratelimit_worker.stores.lanes import EVERY_TASK, Crew, Lanes
 
 T0_US = 1_700_000_000 * US
 LEASE_S = 30.0
@@ -30,9 +33,12 @@ def message(ref: str, headers: str = "{}") -> bytes:
 
 
 def entry(ref: str, lane: str = "gpt", queue: str = "q", **more: Any) -> Entry:
-    """A call that anybody could have made."""
+    """A call that anybody could have made. `sheds`: who hears that it is shed; "": it is not."""
+    sheds = more.pop("sheds", "")
     more = {"message": message(ref), "body": b"jbody of " + ref.encode(), "deadline_in_s": 3600.0, **more}
-    return Entry(lane=lane, queue=queue, ref=ref, publication=f"pub-{ref}", **more)
+    return Entry(
+        lane=lane, queue=queue, ref=ref, publication=f"pub-{ref}", shedding=Shedding(sheds) if sheds else None, **more
+    )
 
 
 class Said(Lesson, frozen=True, kw_only=True):
@@ -70,6 +76,12 @@ class Cluster:
 
     def __post_init__(self) -> None:
         self.lanes = Lanes(self.client, time_us=self.now_us)
+
+    def packed(self, ref: str) -> list[Any]:
+        """The record of a call, as the scripts keep it: its fields in the order of `Place`."""
+        raw: Any = self.client.hget(keys.call(ref), "i")
+        assert raw is not None, "it has no record"
+        return list(msgspec.msgpack.decode(raw))
 
     def advance(self, seconds: float) -> None:
         """Time passes; nobody does anything."""

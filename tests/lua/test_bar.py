@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ratelimit_worker.calls import Cost, Priority
+from ratelimit_worker.contracts.call import US, Claim
 from ratelimit_worker.flow.tune import SHUT_US
 from ratelimit_worker.ports import Bar, BarKind
-from ratelimit_worker.stores.lanes import Claim
-from ratelimit_worker.stores.live import US, Live
+from ratelimit_worker.stores.live import Live
 from tests.lua.cluster import CALM, LEASE_S, OPEN, T0_US, Cluster, entry
 
 pytestmark = pytest.mark.server

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -14,15 +13,17 @@ import redis
 from celery import chain, chord, group
 from celery.exceptions import TaskRevokedError
 from click.testing import CliRunner
+from msgspec import structs
 
 from ratelimit_worker.calls import LaneLimits, Priority
 from ratelimit_worker.cli import main
 from ratelimit_worker.config import Settings
+from ratelimit_worker.contracts.call import Claim
 from ratelimit_worker.errors import CallFailed
 from ratelimit_worker.flow.enqueue import Kind, limit_fields, plan
 from ratelimit_worker.reports.explain import Where, explain, explanation_text
 from ratelimit_worker.stores import answers, keys
-from ratelimit_worker.stores.lanes import AnsweredFromCache, Claim
+from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.wiring import services
 from tests.conftest import wait_for
@@ -349,7 +350,7 @@ def test_a_retry_keeps_its_claim(cluster: Cluster, put: Put) -> None:
     """self.retry sends the same task id again while it runs: the claim goes to that message, and followers with it."""
     put("a", "b")
     tag, _ = cluster.begin()
-    cluster.lanes.enqueue(replace(entry("a", claim=claim(again=True)), publication="another"))
+    cluster.lanes.enqueue(structs.replace(entry("a", claim=claim(again=True)), publication="another"))
     assert cluster.client.get(keys.claim("f")) == b"a~1"
     cluster.settle(tag, b"passed", kind="passed")
     cluster.free(tag)

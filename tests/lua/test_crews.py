@@ -9,10 +9,11 @@ import msgspec
 import pytest
 import redis
 
+from ratelimit_worker.contracts.call import US, Place
 from ratelimit_worker.errors import MessageRefused
 from ratelimit_worker.reports.explain import Where, explain
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.lanes import US, Crew
+from ratelimit_worker.stores.lanes import Crew
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.worker.transport import Channel
 from tests.lua.cluster import CALM, LEASE_S, OPEN, Cluster, entry, message
@@ -38,9 +39,8 @@ def as_older(cluster: Cluster, crew: str) -> list[str]:
     client, tags = cluster.client, []
     while (raw := client.rpop(keys.ready(crew, "q"))) is not None:
         tag = json.loads(raw)["properties"]["delivery_tag"]  # type: ignore[arg-type]
-        record = cluster.lanes.record(tag.rpartition(".")[0])
-        assert record is not None
-        client.hset(keys.call(tag.rpartition(".")[0]), "i", msgspec.msgpack.encode(record[:23]))
+        ref = tag.rpartition(".")[0]
+        client.hset(keys.call(ref), "i", msgspec.msgpack.encode(cluster.packed(ref)[: Place.PARENTS]))
         client.lpush("q", raw)  # type: ignore[arg-type]
         client.smove(keys.oncrew(crew, "q"), "rlw:onqueue:q", tag)
         client.sadd("rlw:onqueues", "q")
@@ -179,7 +179,7 @@ def test_a_worker_that_is_handed_a_task_it_does_not_know_gives_it_back(cluster: 
     assert cluster.ready(crew=A.name) == ["call"]
     record = cluster.lanes.record("call")
     assert record is not None
-    assert (record[10], record[11], record[17]) == (0, 0, 0)
+    assert (record.tries, record.lost, record.number) == (0, 0, 0)
     assert cluster.lanes.decline(tag) == "none", "that release is over"
     again, _ = cluster.take(worker="one")
     assert cluster.lanes.decline(again) == "back"
@@ -294,12 +294,11 @@ def test_a_record_with_a_hole_is_read(cluster: Cluster) -> None:
     """An older version that gives a call back leaves the field of the parents out: an array becomes a map."""
     cluster.worker(crew=A)
     put(cluster, "a", "call", lane_fields=OPEN)
-    record = cluster.lanes.record("call")
-    assert record is not None
-    assert record[23] == A.name
-    holed = {place: value for place, value in enumerate(record, 1) if place != 23}
+    whole, record = cluster.packed("call"), cluster.lanes.record("call")
+    assert whole[Place.CREW - 1] == A.name
+    holed = {place: value for place, value in enumerate(whole, 1) if place != Place.PARENTS}
     cluster.client.hset(keys.call("call"), "i", msgspec.msgpack.encode(holed))
-    assert cluster.lanes.record("call") == [*record[:22], None, A.name]
+    assert cluster.lanes.record("call") == record is not None
     found = explain(Live(cluster.client), [], "call")
     assert found.where is Where.READY
     tag, begun = cluster.begin()

@@ -14,12 +14,12 @@ from click.testing import CliRunner
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.cli import main
 from ratelimit_worker.config import read_settings
+from ratelimit_worker.contracts.call import US
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.flow.limit import day_steps, limits_told
 from ratelimit_worker.policy import day
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.lanes import US
 from tests.lua.cluster import T0_US, Cluster, entry
 
 PACIFIC = "America/Los_Angeles"

@@ -20,6 +20,8 @@ from ratelimit_worker import optimize_api_call
 from ratelimit_worker.app import llm_task
 from ratelimit_worker.calls import LaneLimits, Mode, Priority
 from ratelimit_worker.config import Settings
+from ratelimit_worker.contracts.call import Claim
+from ratelimit_worker.contracts.call import Place as Field
 from ratelimit_worker.contracts.plan import Shedding
 from ratelimit_worker.errors import BadInput, LaneShedding
 from ratelimit_worker.flow.enqueue import Kind, limit_fields, plan
@@ -27,7 +29,7 @@ from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.flow.tune import mode_of
 from ratelimit_worker.simulate import Scenario, Simulator
 from ratelimit_worker.stores import answers, keys
-from ratelimit_worker.stores.lanes import AnsweredFromCache, Claim
+from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.wiring import services
 from tests import shared_functions
 from tests.cluster.test_alerts import Hook, hook_at
@@ -53,7 +55,7 @@ Put = Callable[..., None]
 
 @pytest.fixture
 def put(cluster: Cluster) -> Put:
-    """Enqueue calls by name; `same`: those that share, with a stale answer if need be; `sheds`: as `Entry` has it."""
+    """Enqueue calls by name; `same`: those that share, with a stale answer if need be; `sheds`: as in `entry`."""
 
     def do(*refs: str, same: str = "", stale_s: float = STALE_S, at_once: bool = False, **more: Any) -> None:
         shares = claim(same, stale_ttl_s=stale_s, at_once=at_once) if same else None
@@ -188,10 +190,8 @@ def test_stale_answers_count_within_the_bounds(cluster: Cluster, put: Put) -> No
     assert counted(cluster, "cache_evicted") == (1,), "what has ended is not evicted"
 
 
-class OldClaim(Claim):
+class OldClaim(Claim, frozen=True):
     """As the version before packed it."""
-
-    __slots__ = ()
 
     def packed(self) -> bytes:
         return msgspec.msgpack.encode(msgspec.msgpack.decode(super().packed())[:10])
@@ -203,13 +203,9 @@ def test_claims_and_records_of_an_older_version_can_be_read(cluster: Cluster, pu
     old = OldClaim(fingerprint="f", ttl_s=TTL_S, join=True)
     put("a", "b", claim=old, lane_fields=CLOSED)
     for ref in "ab":
-        record = cluster.lanes.record(ref)
-        assert record is not None
-        cluster.client.hset(keys.call(ref), "i", msgspec.msgpack.encode(record[:21]))
+        cluster.client.hset(keys.call(ref), "i", msgspec.msgpack.encode(cluster.packed(ref)[: Field.CLAIM]))
     put("plain", lane_fields=CLOSED)
-    record = cluster.lanes.record("plain")
-    assert record is not None
-    cluster.client.hset(keys.call("plain"), "i", msgspec.msgpack.encode(record[:20]))
+    cluster.client.hset(keys.call("plain"), "i", msgspec.msgpack.encode(cluster.packed("plain")[: Field.BORN]))
     turn(cluster, Mode.EMERGENCY)
     cluster.pump()
     assert places(cluster.client) == {"wait": ["a", "plain"], "followers": ["b"]}
@@ -640,7 +636,7 @@ def test_a_call_that_retries_itself_stays_what_it_was() -> None:
         wait_for(lambda: made.valkey.client.zcard(keys.waiting("other", "fleet")), what="it waits for its second try")
         record = services().lanes.record(f"{result.id}~1") or services().lanes.record(result.id)
         assert record is not None
-        assert (record[1], record[4], record[5]) == ("other", "low", "t")
+        assert (record.lane, record.priority, record.tenant) == ("other", "low", "t")
         command("emergency", "--lane", "other")
         with pytest.raises(LaneShedding):
             result.get(timeout=WAIT_S)

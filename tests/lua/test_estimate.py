@@ -154,7 +154,7 @@ def test_whatever_was_seen_the_cost_is_bounded(
         (SimpleNamespace(usage=SimpleNamespace(prompt_tokens=3, completion_tokens=4)), Usage(3, 4)),
         (SimpleNamespace(usage_metadata={"input_tokens": 1, "output_tokens": 2}), Usage(1, 2)),
         (SimpleNamespace(usage_metadata=SimpleNamespace(prompt_token_count=1, candidates_token_count=2)), Usage(1, 2)),
-        ({"usage": {"prompt_tokens": "3"}}, None),
+        ({"usage": {"prompt_tokens": "3"}}, Usage(3, None)),
         ({"usage": "much"}, None),
         ({}, None),
         ("text", None),

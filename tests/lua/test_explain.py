@@ -9,10 +9,10 @@ import pytest
 import redis
 
 from ratelimit_worker.calls import Cost, LaneLimits, Mode
+from ratelimit_worker.contracts.call import US, Place
 from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.flow.pin import pin
 from ratelimit_worker.reports.explain import Standing, explain, explanation_text
-from ratelimit_worker.stores.lanes import US
 from ratelimit_worker.stores.live import Live
 from tests.lua.cluster import LEASE_S, OPEN, entry
 from tests.lua.test_pin import Stage
@@ -59,7 +59,7 @@ class Theatre(Stage):
                     self.running.append((self.now + self.latency_s, tag))
             for end_s, tag in [one for one in self.running if one[0] <= self.now + 1e-6]:
                 self.running.remove((end_s, tag))
-                self.settle(tag, lane=str(self.lanes.record(tag.rpartition(".")[0])[1]))  # type: ignore[index]
+                self.settle(tag, lane=self.packed(tag.rpartition(".")[0])[Place.LANE - 1])
                 self.free(tag)
 
     def told(self, ref: str) -> Standing:  # type: ignore[override]

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 import redis
+from msgspec import structs
 
 from ratelimit_worker.calls import Cost, Priority
+from ratelimit_worker.contracts.call import US
 from ratelimit_worker.contracts.plan import HEADER
 from ratelimit_worker.errors import BadInput, LaneFull
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.lanes import US
 from ratelimit_worker.worker.transport import HELD, QoS
 from tests.lua.cluster import CALM, LEASE_S, OPEN, T0_US, Cluster, entry, message
 
@@ -506,10 +506,13 @@ def test_a_publication_enters_once(cluster: Cluster, put: Put) -> None:
 
 def test_a_task_id_may_be_sent_again_while_it_runs(cluster: Cluster, put: Put) -> None:
     """A second message under one id (retry, replace) has a reference of its own, and a third; there is an end to it."""
-    refs = [cluster.lanes.enqueue(replace(entry("a", lane_fields={"p1": 0}), publication=f"p{i}"))[1] for i in range(9)]
+    refs = [
+        cluster.lanes.enqueue(structs.replace(entry("a", lane_fields={"p1": 0}), publication=f"p{i}"))[1]
+        for i in range(9)
+    ]
     assert refs[:3] == ["a", "a~1", "a~2"]
     with pytest.raises(redis.ResponseError, match="too many"):
-        cluster.lanes.enqueue(replace(entry("a"), publication="p9"))
+        cluster.lanes.enqueue(structs.replace(entry("a"), publication="p9"))
     assert len(cluster.lanes.revoke("a")) == 9
     assert cluster.lanes.size("q") == 0
 
@@ -872,7 +875,7 @@ def test_nobody_acts_for_a_later_life_of_a_task_id(cluster: Cluster, put: Put) -
     old, _ = cluster.begin()
     cluster.lanes.restore([old])
     cluster.run_all()
-    cluster.lanes.enqueue(replace(entry("a"), publication="second life"))
+    cluster.lanes.enqueue(structs.replace(entry("a"), publication="second life"))
     tag, _ = cluster.begin()
     assert cluster.free(old) == 0
     assert not cluster.settle(old, b"wrong")
@@ -956,9 +959,8 @@ def test_a_newer_workers_calls_are_left_alone(cluster: Cluster, put: Put) -> Non
     """An older worker neither runs, frees, restores nor releases what a newer one wrote; nothing else waits for it."""
 
     def make_newer(ref: str) -> None:
-        record = cluster.lanes.record(ref)
-        assert record is not None
-        cluster.client.hset(keys.call(ref), "i", msgspec.msgpack.encode([record[0] + 1, *record[1:]]))
+        version, *rest = cluster.packed(ref)
+        cluster.client.hset(keys.call(ref), "i", msgspec.msgpack.encode([version + 1, *rest]))
 
     put("new", "waits", "other", lane_fields={"p1": 1, "d1": 1})
     make_newer("new")

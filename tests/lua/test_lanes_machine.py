@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -18,8 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from ratelimit_worker.calls import Cost, Priority
+from ratelimit_worker.contracts.call import US, Claim, Place
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.lanes import US, Claim
 from ratelimit_worker.stores.live import Live
 from tests.lua.cluster import LEASE_S, T0_US, Cluster, entry
 from tests.properties import share
@@ -311,9 +312,8 @@ class Anything(RuleBasedStateMachine):
         for lane in LANES[:2]:
             theirs: Any = self.client.zrange(f"rlw:out:{lane}", 0, -1, withscores=True)
             for tag, begun in theirs:
-                record = self.cluster.lanes.record(tag.decode().rpartition(".")[0])
-                assert record is not None
-                if record[12] > 0:  # it has a permit; the answered and the expired go without
+                record = self.cluster.packed(tag.decode().rpartition(".")[0])
+                if record[Place.PERMIT - 1] > 0:  # it has a permit; the answered and the expired go without
                     mine[tag] = begun
         assert dict(out) == mine
         if not self.changed:  # a cap that was made smaller lets what is out end
@@ -374,10 +374,10 @@ class Anything(RuleBasedStateMachine):
                 next_one = min(retries if first else heads)
                 record = self.cluster.lanes.record(next_one[1])
                 assert record is not None
-                admitted = self._admits(fields, record[6]) and (lane != "b" or self._quota_left() >= 1)
+                admitted = self._admits(fields, record.cost) and (lane != "b" or self._quota_left() >= 1)
                 if lane in LANES[:2]:
                     row: Any = self.client.zrange(keys.turns(PARENT), 0, 0)
-                    admitted = admitted and self._parent_admits(record[6]) and row in ([], [lane.encode()])
+                    admitted = admitted and self._parent_admits(record.cost) and row in ([], [lane.encode()])
                 assert not admitted, (lane, heads, retries)
 
     def teardown(self) -> None:
@@ -433,7 +433,7 @@ class Anything(RuleBasedStateMachine):
 
     def _lane(self, tag: str) -> str:
         record = self.cluster.lanes.record(tag.rpartition(".")[0])
-        return record[1] if record else "a"
+        return record.lane if record else "a"
 
     def _slots(self) -> tuple[int, dict[str, int]]:
         by: dict[str, int] = dict.fromkeys(QUEUES, 0)
@@ -484,7 +484,7 @@ class Anything(RuleBasedStateMachine):
     def _quota_left(self) -> float:
         return QUOTA - float(self.client.hget(keys.day("b", self.cluster.now_us / US), "requests") or 0)
 
-    def _parent_admits(self, cost: list[float]) -> bool:
+    def _parent_admits(self, cost: Sequence[float]) -> bool:
         fields, out = self._numbers(PARENT), self.client.zcard(f"rlw:out:{PARENT}")
         if fields.get("gate", 0) > self.cluster.now_us or not self._admits(fields, cost):
             return False
@@ -508,7 +508,7 @@ class Anything(RuleBasedStateMachine):
         minutes = (self.cluster.now_us - fields["rt"]) / US / 60
         return min(10.0, fields["rb"] + 0.1 * (fields["seq"] - fields["rs"]) + 10 * minutes)
 
-    def _admits(self, fields: dict[str, float], cost: list[float]) -> bool:
+    def _admits(self, fields: dict[str, float], cost: Sequence[float]) -> bool:
         if fields.get("unlimited"):
             return True
         dt = (self.cluster.now_us - fields["ts"]) / US

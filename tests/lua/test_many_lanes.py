@@ -12,18 +12,17 @@ from click.testing import CliRunner
 from ratelimit_worker.calls import LaneLimits, Mode
 from ratelimit_worker.cli import main
 from ratelimit_worker.config import read_settings
+from ratelimit_worker.contracts.call import MOST_LANES, US
 from ratelimit_worker.errors import LanesFull
 from ratelimit_worker.flow.enqueue import CONFIGURED, limit_fields
 from ratelimit_worker.flow.limit import Change, at_start, set_limits
 from ratelimit_worker.flow.pin import auto, lane_fields, pin
 from ratelimit_worker.flow.tune import MANY_LANES, MOST_LOOKED_AT, mode_of
 from ratelimit_worker.policy.modes import ALL
-from ratelimit_worker.ports import MOST_LANES
 from ratelimit_worker.reports.doctor import Code, judge_number
 from ratelimit_worker.reports.live import cluster_state
 from ratelimit_worker.reports.tables import lanes_table, status_table
 from ratelimit_worker.stores import keys, live
-from ratelimit_worker.stores.lanes import US
 from ratelimit_worker.stores.live import Live
 from tests.lua.cluster import entry
 from tests.lua.test_pin import PACED, Stage

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from ratelimit_worker.calls import Cost, LaneLimits, Mode, Usage
 from ratelimit_worker.cli import main
 from ratelimit_worker.config import read_settings
+from ratelimit_worker.contracts.call import US, Place
 from ratelimit_worker.errors import BadInput, ConfigurationError
 from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.flow.limit import Change, limits_told, set_limits
@@ -25,7 +26,7 @@ from ratelimit_worker.reports.explain import explain, explanation_text
 from ratelimit_worker.reports.live import cluster_state
 from ratelimit_worker.simulate.arrivals import most_in_window
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.lanes import US, Lanes
+from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.pins import Pins
@@ -432,7 +433,7 @@ def test_a_quota_holds_for_a_utc_day(cluster: Cluster, quota: dict[str, Any], to
     assert cluster.ready() == ["b", "c", "d", "e"]
     record = cluster.lanes.record("d")
     assert record is not None
-    assert (record[10], record[17]) == (0, 0)  # tries, attempts
+    assert (record.tries, record.number) == (0, 0)
 
 
 def test_a_quota_is_given_back_with_the_permit(cluster: Cluster) -> None:
@@ -483,15 +484,15 @@ def test_a_call_that_may_be_shed_and_one_that_shares_remember_their_parents(clus
         put(cluster, "gpt", ref, **more)
         tag, begun = cluster.begin()
         assert begun.state == "go"
-        record = cluster.lanes.record(ref)
-        assert record is not None
         degrades = 2 if "sheds" in more else False
-        assert record[20:23] == [more["claim"].fingerprint if "claim" in more else False, degrades, ["org"]]
+        assert cluster.packed(ref)[Place.CLAIM - 1 : Place.PARENTS] == [
+            more["claim"].fingerprint if "claim" in more else False,
+            degrades,
+            ["org"],
+        ]
         assert cluster.client.zscore(keys.out("org"), tag) == 1
         cluster.back(tag, after_s=1.0)
-        record = cluster.lanes.record(ref)
-        assert record is not None
-        assert record[21:] == [degrades]  # it is out no more
+        assert cluster.packed(ref)[Place.DEGRADES - 1 :] == [degrades]  # it is out no more
     cluster.advance(1.0)
     cluster.lanes.set_points("org", {"gate": cluster.now_us + 50 * US})
     cluster.lanes.set_points("gpt", {"mode": "EMERGENCY"})

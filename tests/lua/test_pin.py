@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 
 from ratelimit_worker.calls import Category, Failure, LaneLimits, Mode, ModeChange
 from ratelimit_worker.config import read_settings
+from ratelimit_worker.contracts.call import US, Place
 from ratelimit_worker.contracts.lesson import Lesson, Verdict
 from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.flow.enqueue import limit_fields
@@ -21,7 +22,6 @@ from ratelimit_worker.flow.pin import FROM_SETTING, at_start, auto, lane_fields,
 from ratelimit_worker.flow.record import record_once
 from ratelimit_worker.flow.tune import SHUT_US, ControlPlane, Rules, Tuner, mode_of, rules_of
 from ratelimit_worker.policy.modes import ALL, Rates, Thresholds
-from ratelimit_worker.stores.lanes import US
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.pins import Pins
 from ratelimit_worker.stores.tracker import Tracker, engine_for
@@ -88,7 +88,7 @@ class Stage(Cluster):
                 self.drop(tag)
                 continue
             began += 1
-            lane = str(self.lanes.record(tag.rpartition(".")[0])[1])  # type: ignore[index]
+            lane = self.packed(tag.rpartition(".")[0])[Place.LANE - 1]
             failure = None if verdict == "good" else FAILURE
             lesson = Lesson(verdict=verdict, at_s=self.now, ticket=begun.ticket, failure=failure)
             self.drop(tag)

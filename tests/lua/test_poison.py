@@ -26,7 +26,6 @@ from tests.fleet import Fleet, fleet
 from tests.lua.cluster import LEASE_S, OPEN, Cluster, entry
 
 SUSPECTS = "rlw:suspects"
-LOST = 11  #: where a call's record counts its losses
 
 
 @pytest.fixture
@@ -362,5 +361,5 @@ def test_a_deploy_is_no_loss(broken: Fleet) -> None:
     wait_for(lambda: first.process.poll() is not None, 120.0, "it has left")
     assert services().lanes.size("fleet") == 2, "both wait in their lane"
     records = [services().lanes.record(result.id) for result in results]
-    assert [record[LOST] for record in records if record] == [0, 0]
+    assert [record.lost for record in records if record] == [0, 0]
     assert broken.valkey.client.exists(SUSPECTS) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from itertools import count
 from math import inf
@@ -15,9 +16,11 @@ from hypothesis import strategies as st
 
 from benchmarks.retries import TRIALS, run
 from ratelimit_worker.calls import Attempt, Category, Mode, Outcome, Priority, Response
+from ratelimit_worker.contracts.call import Claim
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import CallFailed, StoreUnavailable
-from ratelimit_worker.flow.execute import Again, Executor, Facts, GaveUp, Result
+from ratelimit_worker.flow.conclude import Again, Facts, GaveUp, Rules
+from ratelimit_worker.flow.execute import Executor, Result
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.flow.tally import Tally
 from ratelimit_worker.flow.tune import mode_of
@@ -25,7 +28,6 @@ from ratelimit_worker.policy.retry import Record
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.providers.http import ProviderRefused
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.lanes import Claim
 from ratelimit_worker.stores.outbox import Outbox, encode
 from ratelimit_worker.stores.patient import PatientLanes
 from ratelimit_worker.wiring import services
@@ -252,7 +254,8 @@ def test_a_held_retry_gets_its_error_at_its_deadline(lane: Retrying) -> None:
 def test_an_expired_call_tells_what_failed_it_last(redis_client: redis.Redis, cluster: Cluster) -> None:
     """Its error has category, status, request id and cause of its last attempt, and it ends with a row of its own."""
     answers, box = Answers(dumps=json.dumps, loads=json.loads), Outbox(redis_client)
-    executor = Executor(lanes=cluster.lanes, answers=answers, encode_outcome=encode, lease_s=LEASE_S, clock=lambda: 0.0)
+    rules = Rules(answers=answers, jitter=random.random)
+    executor = Executor(lanes=cluster.lanes, rules=rules, encode_outcome=encode, lease_s=LEASE_S, clock=lambda: 0.0)
     refusal = Response(status=503, headers={"x-request-id": "req-1"}, body={})
 
     def refused(_: Begun) -> None:

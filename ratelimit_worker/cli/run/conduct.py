@@ -30,6 +30,7 @@ from ratelimit_worker.config import PREFIX, environment, read_settings
 from ratelimit_worker.errors import BadInput, RateLimitWorkerError, StoreUnavailable
 from ratelimit_worker.flow.record import record_once
 from ratelimit_worker.providers.apis import APIS
+from ratelimit_worker.stores.clock import redis_now_s
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.reach import redis_errors
 
@@ -205,16 +206,7 @@ def _run(
     workers = request.workers if request.workers is not None else int(cluster.embedded)
     _check_workers(request, workers)
     name = f"run-{journal.run.hex[:12]}"
-    options = Options(
-        context=name,
-        queue=name if workers else None,  # ours take no other's calls: they have this run's address and keys
-        lane=request.lane,
-        rpm=request.rpm,
-        tpm=request.tpm,
-        allowed_paths=request.allowed_paths,
-        waits_for_account=request.on_auth == "wait",
-        once=request.once,
-    )
+    options = _options(request, name, workers)
 
     def begin() -> None:
         journal.begin()
@@ -246,22 +238,7 @@ def _run(
             journal.finish()
         elif not journal.keeps:
             _leave(cluster, options, session)
-        summary = Summary(
-            source=intake.name,
-            target=journal.name,
-            total=session.total,
-            tally=session.tally,
-            before=session.before,
-            starts=journal.starts,
-            begun=journal.begun,
-            attempts=_attempts(cluster, view),
-            joined=session.joined,
-            cached=session.cached,
-            seconds=time.monotonic() - began_s,
-            signal=None if session.finished else stop.signal,
-            ended_by=_changed(intake, session) if session.finished else session.account.ended_by,
-            keeps=journal.keeps,
-        )
+        summary = _summary(intake, journal, session, _attempts(cluster, view), stop, began_s)
     finally:
         attempts.close()
     try:
@@ -269,6 +246,40 @@ def _run(
     except OutFailed as error:
         progress.note(str(error))  # the answers are safe, and that is what counts
     return summary
+
+
+def _options(request: Request, name: str, workers: int) -> Options:
+    return Options(
+        context=name,
+        queue=name if workers else None,  # ours take no other's calls: they have this run's address and keys
+        lane=request.lane,
+        rpm=request.rpm,
+        tpm=request.tpm,
+        allowed_paths=request.allowed_paths,
+        waits_for_account=request.on_auth == "wait",
+        once=request.once,
+    )
+
+
+def _summary(
+    intake: Intake, journal: Journal, session: Session, attempts: AttemptFigures | None, stop: Stop, began_s: float
+) -> Summary:
+    return Summary(
+        source=intake.name,
+        target=journal.name,
+        total=session.total,
+        tally=session.tally,
+        before=session.before,
+        starts=journal.starts,
+        begun=journal.begun,
+        attempts=attempts,
+        joined=session.joined,
+        cached=session.cached,
+        seconds=time.monotonic() - began_s,
+        signal=None if session.finished else stop.signal,
+        ended_by=_changed(intake, session) if session.finished else session.account.ended_by,
+        keeps=journal.keeps,
+    )
 
 
 def _changed(intake: Intake, session: Session) -> str:
@@ -376,8 +387,7 @@ def _check_workers(request: Request, workers: int) -> None:
 
 def _redis_time_s(cluster: Cluster) -> float:
     with redis_errors():
-        moment: Any = cluster.services.redis.time()
-    return float(moment[0]) + float(moment[1]) / 1e6
+        return redis_now_s(cluster.services.redis)
 
 
 def _end_workers(cluster: Cluster) -> None:

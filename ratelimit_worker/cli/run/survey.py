@@ -62,14 +62,57 @@ class _Seen:
         self.ids = Ids("I")  #: each with the number of its line
         self.used: int | None = None  #: what `first` said of this line
 
-    def next(self) -> None:
-        """The next line."""
-        self.used = None
-
     def first(self, custom_id: str) -> int | None:
         """The line that has it."""
         self.used = self.ids.get(custom_id)
         return self.used
+
+    def look(self, reader: LineReader, text: bytes, number: int, offset: int) -> tuple[str | None, str, Bad | None]:
+        """Take note of a line → its custom_id, the call's id where it had to be read whole, and what is wrong with it.
+
+        A custom_id that nobody had before is enough; else the whole line is read.
+        """
+        self.used = None
+        custom_id = reader.custom_id(text)
+        if custom_id is not None and self.ids.add(custom_id, number) is None:
+            return custom_id, "", None
+        read = reader.read(text, number, offset, self.first)
+        if read.custom_id is not None:
+            self.ids.add(read.custom_id, number)
+        return read.custom_id, read.call_id, read if isinstance(read, Bad) else None
+
+
+class _Unsendable:
+    """Lines that cannot be sent: the first few are named, the others are counted."""
+
+    def __init__(self) -> None:
+        self._named: list[tuple[int, str]] = []
+        self._more = 0
+        self._last = 0
+
+    def add(self, number: int, why: str) -> None:
+        """One more."""
+        self._last = number
+        if len(self._named) < MOST_NAMED:
+            self._named.append((number, why))
+        else:
+            self._more += 1
+
+    def leave_out(self, number: int) -> None:
+        """This line, the last that was looked at, is no line yet."""
+        if self._last != number:
+            return
+        if self._more:
+            self._more -= 1
+        else:
+            self._named.pop()
+
+    def tell(self, say: Callable[[str], None], name: str) -> None:
+        """Say which they are."""
+        for number, why in self._named:
+            say(f"{name}, line {number}: {why}")
+        if self._more:
+            say(f"{name}: {self._more:,} more lines that cannot be sent; OUT will name each")
 
 
 def look_through(
@@ -90,9 +133,8 @@ def look_through(
         BadInput: it holds no line of a Batch file.
         Stopped: `stopped()`.
     """
-    survey, seen = Survey(), _Seen()
-    named, unnamed, objects = list[str](), 0, 0
-    opening, last = b"", (0, False)
+    survey, seen, unsendable = Survey(), _Seen(), _Unsendable()
+    objects, opening, last = 0, b"", (0, False)
     before = Counter[Kind]()
     for number, offset, text in numbered(intake.lines(most_bytes)):
         if number % _LOOK_EVERY == 0:
@@ -102,13 +144,7 @@ def look_through(
         if not survey.total and array_of_lines(text, alone=False):
             raise _array(intake)
         survey.total, opening = survey.total + 1, opening or text
-        custom_id, call_id, bad = reader.custom_id(text), "", None
-        seen.next()
-        if custom_id is None or seen.ids.add(custom_id, number) is not None:
-            read = reader.read(text, number, offset, seen.first)
-            custom_id, call_id, bad = read.custom_id, read.call_id, read if isinstance(read, Bad) else None
-            if custom_id is not None:
-                seen.ids.add(custom_id, number)
+        custom_id, call_id, bad = seen.look(reader, text, number, offset)
         objects += bad is None or bad.is_object
         last = offset, bad is not None and not bad.is_object
         kind = journal.kind(custom_id, call_id)
@@ -125,23 +161,17 @@ def look_through(
             survey.note(number, BAD if seen.used is None else REPEATED)
             if seen.used is not None:
                 survey.repeats.append(seen.used)
-            if len(named) < MOST_NAMED:
-                named.append(f"{intake.name}, line {number}: {bad.why}")
-            else:
-                unnamed += 1
+            unsendable.add(number, bad.why)
     if last[1] and survey.total > 1 and intake.is_being_written:
         survey.leave_out_last()
         intake.leave_out(last[0])
-        named = named[:-1] if not unnamed else named
+        unsendable.leave_out(number)
     if not objects:
         raise _array(intake) if array_of_lines(opening, alone=survey.total == 1) else _nothing(intake, opening)
     for kind, many in before.items():
         survey.before.count(kind, many)
     survey.before.took(*journal.tokens)
-    for words in named:
-        say(words)
-    if unnamed:
-        say(f"{intake.name}: {unnamed:,} more lines that cannot be sent; OUT will name each")
+    unsendable.tell(say, intake.name)
     return survey
 
 

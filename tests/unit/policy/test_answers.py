@@ -9,7 +9,7 @@ import pytest
 
 from ratelimit_worker.calls import Category, Response
 from ratelimit_worker.policy.classification import classify_response
-from ratelimit_worker.policy.completion import cut_short, flaw_of, streams, without_comments
+from ratelimit_worker.policy.completion import cut_short, flaw_of, not_whole, without_comments
 
 C = Category
 CHAT, EMBED, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/embeddings", "/v1/messages", "/v1/responses"
@@ -80,7 +80,6 @@ ROWS: list[tuple[str, Any, Category | None]] = [
     ("/v1/completions", {"choices": [{"text": ""}]}, None),
     (EMBED, {"object": "list", "data": [{"embedding": [0.1]}]}, None),
     (MESSAGES, {"type": "message", "content": [], "stop_reason": "end_turn"}, None),
-    (RESPONSES, {"object": "response", "status": "completed", "output": []}, None),
     (RESPONSES, {"object": "response", "status": "queued", "output": []}, None),
     (GEMINI, {"candidates": [{"content": {"parts": [{"text": "hi"}]}}]}, None),
     ("/v2/chat", {"message": {"content": [{"text": "hi"}]}, "finish_reason": "COMPLETE"}, None),
@@ -158,7 +157,7 @@ def test_what_was_truncated_refused_or_filtered_is_not_whole(body: Any, short: b
 )
 def test_who_asks_for_a_stream(path: str, body: Any, told: bool) -> None:
     """By the body, or by the last part of the path."""
-    assert (streams(path, body) is not None) is told
+    assert (not_whole(path, body) is not None) is told
 
 
 def test_comments_and_blank_lines_before_the_json_are_none_of_it() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ratelimit_worker.calls import Category
-from ratelimit_worker.policy.completion import flaw_of, streams
+from ratelimit_worker.policy.completion import flaw_of, not_whole
 from ratelimit_worker.policy.endpoints import KNOWN, is_known, lane_of, model_of, operation_of, provider_of
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.providers import apis
@@ -171,5 +171,5 @@ def test_what_an_answer_must_hold(path: str, body: Any, category: Category | Non
 
 def test_a_stream_by_its_query() -> None:
     """Google's."""
-    assert streams(f"{GEMINI}:generateContent?alt=sse", {}) == "its url"
-    assert streams(f"{GEMINI}:generateContent?alt=json", {}) is None
+    assert not_whole(f"{GEMINI}:generateContent?alt=sse", {}) == "its url asks for a stream"
+    assert not_whole(f"{GEMINI}:generateContent?alt=json", {}) is None

@@ -1,0 +1,598 @@
+"""What follows from an attempt that was made? One `Conclusion`, from values alone.
+
+No I/O, no clock and no state: who ran the function, in whatever way (`flow.execute` in a worker's thread, `flow.admit`
+in a caller's thread or event loop), hands over what came of it, and acts on what comes back. Health costs an exchange
+with Redis, so it is asked for between two steps, and only where the failure calls for it:
+
+    failed = failed_by(ran, rules)              which failure there is to be judged
+    needs_health(failed, rules.policy)          whether its judgement depends on how the lane is
+    conclude(facts, begun, ran, failed, beside, rules)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ratelimit_worker.calls import (
+    Arguments,
+    Attempt,
+    Category,
+    Content,
+    Failure,
+    Mode,
+    Outcome,
+    Response,
+    Sighting,
+    Timeouts,
+    Usage,
+)
+from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Verdict, Witness
+from ratelimit_worker.contracts.plan import Plan
+from ratelimit_worker.errors import (
+    DeadlineExceeded,
+    RateLimitWorkerError,
+    WorkerLostRepeatedly,
+    call_failed,
+    deadline_exceeded,
+)
+from ratelimit_worker.flow import observe
+from ratelimit_worker.flow.content import NOTHING, content_of
+from ratelimit_worker.flow.settle import Answers
+from ratelimit_worker.policy.classification import classify_exception
+from ratelimit_worker.policy.completion import cut_short
+from ratelimit_worker.policy.estimate import usage_of
+from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, compared, digest
+from ratelimit_worker.policy.retry import (
+    NO_RECORD,
+    GiveUp,
+    Halt,
+    Jitter,
+    Retry,
+    RetryPolicy,
+    Snooze,
+    Step,
+    Why,
+    next_step,
+)
+from ratelimit_worker.ports import Begun, Health
+
+# ── what goes in ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is known of a call before its payload is read.
+
+    Args:
+        arguments: Asked once the attempt was made, for what is captured of it; None: nothing is.
+    """
+
+    call_id: str
+    tag: str
+    task: str
+    plan: Plan
+    queue: str = ""
+    worker: str = ""
+    alone: bool = False  #: nothing else runs in this process
+    taken: bool = False  #: another call has this process for itself
+    arguments: Arguments | None = None
+
+    @property
+    def lane(self) -> str:
+        """The lane that the call was released from."""
+        return self.plan.lane
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A failure, and what was raised for it."""
+
+    error: BaseException
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a failure means to the lane.
+
+    Args:
+        costs: Whether its category costs a try.
+        free: Whether what follows costs none, now.
+        escalates: Whether the law may change the lane's mode.
+        older: As `observe.older`.
+        suspect: The call failed again, and others were answered since: it is no witness of how its provider is.
+    """
+
+    error: BaseException
+    failure: Failure
+    step: Step
+    costs: bool
+    free: bool
+    escalates: bool
+    older: int
+    suspect: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What came of running the function once.
+
+    Args:
+        started_s, ended_s: On a clock that does not go back.
+        caught: The provider's failure for which the task has retried by itself.
+        stays_s: Seconds after which the lane sends the call again in place of that retry; None: it does not.
+        resent: Its task has sent it again, and goes on: this attempt is not its end.
+    """
+
+    started_s: float = 0.0
+    ended_s: float = 0.0
+    seen: Sighting = field(default_factory=Sighting)  #: of the provider
+    value: Any = None
+    error: BaseException | None = None
+    timeouts: Timeouts = field(default_factory=Timeouts)  #: within which it had to end
+    caught: Judged | None = None
+    stays_s: float | None = None
+    resent: bool = False
+
+
+NOT_ASKED = Health()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """What lane and process know beside the attempt. Times are seconds, Redis clock."""
+
+    health: Health = NOT_ASKED  #: asked only where `needs_health` says so
+    task_sent_s: float = 0.0  #: when the newest request of this process left that was answered for this task; 0: none
+    process_sent_s: float = 0.0  #: ... for any task
+
+
+NOTHING_BESIDE = Beside()  #: of an attempt that did not fail
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How a process judges attempts.
+
+    Args:
+        answers: Answers to bytes, for those that wait for the same.
+        classify: An exception's failure; None: it is none of a provider.
+        reconcile: By lane, whether its provider gives back tokens that were reserved and not used; None: not told.
+        pass_through: Exceptions that are not failures but words of the framework (Celery's Retry, Ignore, Reject).
+        means: What such a word makes of the call: RETRIED (it was sent again), SNOOZED (it goes back to its place), or
+            FAILED (nobody runs it again).
+        behind: The exceptions for which such a word may have been raised, the likeliest first.
+    """
+
+    answers: Answers
+    jitter: Jitter
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    classify: Callable[[BaseException], Failure | None] = classify_exception
+    reconcile: Callable[[str], bool | None] = lambda lane: None
+    pass_through: tuple[type[BaseException], ...] = ()
+    means: Callable[[BaseException], Outcome] = lambda word: Outcome.RETRIED
+    behind: Callable[[BaseException], Sequence[BaseException | None]] = lambda word: (word.__cause__,)
+
+
+# ── what comes out ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The call has its answer."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """The call is back in its lane, due in `after_s` seconds (0: at its own place)."""
+
+    after_s: float
+    error: RateLimitWorkerError
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """The call has failed for good."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOn:
+    """The function has raised a word of the framework, which is to hear it."""
+
+    word: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The call ends, or goes on by another way than its lane."""
+
+    answer: bytes  #: for those that wait for the same, and for a second delivery; empty: there is none to keep
+    kind: AnswerKind
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """The call goes back to its lane, due in `after_s` seconds (0: to its own place)."""
+
+    after_s: float
+    tries: int  #: that the attempt has cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conclusion:
+    """All that follows from an attempt, to be acted on at once.
+
+    Args:
+        started_s: As of `Ran`.
+        result: What its caller hears; of a call that goes back, where it was still its worker's to give back.
+    """
+
+    end: Settle | Back
+    lesson: Lesson
+    row: Attempt
+    result: Answered | Again | GaveUp | PassedOn
+    started_s: float = 0.0
+
+    @property
+    def counts_as_answer(self) -> bool:
+        """Whether the provider has answered, as far as anybody knows."""
+        return self.lesson.verdict in {"good", "plain"}
+
+
+class Swallowed(Exception):
+    """A provider's failure for which nothing was raised. Neither `str()` nor `repr()` shows its body."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response)
+        self.response = response
+
+    def __str__(self) -> str:
+        return f"HTTP {self.response.status}"
+
+    def __repr__(self) -> str:
+        return f"Swallowed(HTTP {self.response.status})"
+
+
+# ── the steps ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def failed_by(ran: Ran, rules: Rules) -> Failed | None:
+    """The failure that decides what follows, where it was not judged before; None: none that we know.
+
+    An exception that the function raised; the failure behind a word of the framework; or the provider's last word,
+    which the function has kept to itself (HTTP clients do not raise).
+    """
+    if ran.stays_s is not None:
+        return None
+    error, response = ran.error, ran.seen.response
+    if error is None:
+        if ran.caught is not None or not ran.seen.watched or response is None or response.status < 400:
+            return None
+        error = Swallowed(response)
+    elif isinstance(error, rules.pass_through):
+        return None if ran.caught is not None else first_failed(rules.behind(error), rules)
+    failure = rules.classify(error)
+    return Failed(error, failure) if failure is not None else None
+
+
+def first_failed(errors: Sequence[BaseException | None], rules: Rules) -> Failed | None:
+    """The first of some errors behind a retry that is a provider's failure; a mistake of the task's own is none."""
+    for error in errors:
+        failure = rules.classify(error) if error is not None else None
+        if error is not None and failure is not None and failure.category is not Category.PROGRAMMING:
+            return Failed(error, failure)
+    return None
+
+
+def needs_health(failed: Failed | None, policy: RetryPolicy) -> bool:
+    """Whether what a failure means depends on how its lane is."""
+    if failed is None:
+        return False
+    failure = failed.failure
+    asked = failure.category in {Category.RATE_LIMITED, Category.QUOTA_EXHAUSTED}
+    return asked or failure.sick or policy.retries(failure.category)
+
+
+def judge(failed: Failed, begun: Begun, at_s: float, health: Health, rules: Rules) -> Judged:
+    """What a failure means to its lane.
+
+    Args:
+        at_s: When it came, seconds, Redis clock.
+        health: Of the lane; what nobody knows, where `needs_health` is False.
+    """
+    failure = failed.failure
+    beside = OTHERS_FARE_WELL
+    if failure.sick:
+        sent_s = observe.sent_s(begun.ticket)
+        beside = compared(at_s, sent_s, begun.failing, health.lately, guarded=health.escalates)
+    step = next_step(
+        failure,
+        begun.tries + 1,
+        rules.policy,
+        rules.jitter,
+        now_s=at_s,
+        deadline_s=begun.deadline_s,
+        beside=beside,
+        record=health.record if health.mode is Mode.NORMAL else NO_RECORD,
+    )
+    told = failure.sick or failure.category is Category.RATE_LIMITED
+    return Judged(
+        failed.error,
+        failure,
+        step,
+        costs=rules.policy.retries(failure.category),
+        free=isinstance(step, Snooze) or (isinstance(step, Halt) and health.escalates),
+        escalates=health.escalates,
+        older=observe.older(begun.ticket, health) if told else 0,
+        suspect=begun.failing is not None and beside.alone_s is None,
+    )
+
+
+def conclude(facts: Facts, begun: Begun, ran: Ran, failed: Failed | None, beside: Beside, rules: Rules) -> Conclusion:
+    """What follows from an attempt.
+
+    Args:
+        failed: As `failed_by` found it.
+        beside: Its health is asked for where `needs_health`, and the failure was not judged before.
+    """
+    case = _Case(facts, begun, ran, beside, rules)
+    if ran.caught is not None:
+        return _dealt_with(case, ran.caught, failed)
+    judged = judge(failed, begun, case.at_s, beside.health, rules) if failed is not None else None
+    if ran.error is None:
+        return _answered(case, judged)
+    if isinstance(ran.error, rules.pass_through):
+        return _passed_on(case, ran.error, judged)
+    if judged is None:  # none that we know: the framework's own rules hold
+        return cut_off(facts, begun, ran, rules)
+    return _failed(case, judged)
+
+
+def cut_off(facts: Facts, begun: Begun, ran: Ran, rules: Rules) -> Conclusion:
+    """The attempt ended by an exception that says nothing of the provider, nor to those that wait for the same."""
+    error = ran.error
+    assert error is not None
+    case = _Case(facts, begun, ran, NOTHING_BESIDE, rules)
+    return case.conclusion(Settle(b"", "error"), Outcome.FAILED, GaveUp(error), cause=type(error).__name__)
+
+
+def poisoned(facts: Facts, begun: Begun, rules: Rules) -> Conclusion:
+    """Its workers died too often. Those that follow it are the same call: they get its error, or each would kill its
+    workers in turn."""
+    error = WorkerLostRepeatedly(facts.call_id, begun.tries)
+    end = Settle(rules.answers.error(error), "error")
+    case = _Case(facts, begun, Ran(value=NOTHING), NOTHING_BESIDE, rules)
+    return case.conclusion(end, Outcome.FAILED, GaveUp(error), cause=type(error).__name__)
+
+
+def expired(facts: Facts, begun: Begun, rules: Rules) -> Conclusion:
+    """Its deadline passed while it waited: one row more, though nothing was sent. Those that follow it have deadlines
+    of their own."""
+    error = deadline_exceeded(facts.call_id, facts.lane, begun.number, begun.failed)
+    case = _Case(facts, replace(begun, number=begun.number + 1), Ran(value=NOTHING), NOTHING_BESIDE, rules)
+    return case.conclusion(Settle(b"", "error"), Outcome.FAILED, GaveUp(error), cause=DeadlineExceeded.__name__)
+
+
+def still_out(facts: Facts, begun: Begun, ran: Ran, beside: Beside, rules: Rules) -> Lesson:
+    """What a call teaches that has no answer yet, as of a time-out; its attempt goes on, and ends by itself.
+
+    Args:
+        ran: So far.
+    """
+    failure = Failure(category=Category.TIMEOUT, cause="no answer yet")
+    older = observe.older(begun.ticket, beside.health)
+    suspect = ran.caught is not None and ran.caught.suspect
+    return _Case(facts, begun, ran, beside, rules).lesson("sick", failure, older=older, suspect=suspect)
+
+
+# ── each way in which an attempt ends ────────────────────────────────────────────────────────────────────────────────
+
+
+def _answered(case: _Case, judged: Judged | None) -> Conclusion:
+    value = case.ran.value
+    answer, result = case.rules.answers.value(value), Answered(value)
+    if judged is not None:  # an answer of the function's own, to a request that failed
+        tried = judged.costs and not judged.free
+        return case.conclusion(Settle(answer, "value"), Outcome.ANSWERED, result, judged, tried=tried)
+    seen = case.ran.seen
+    if seen.usage is None and (usage := usage_of(value)) is not None:  # an SDK's answer, given back by the function
+        case = replace(case, ran=replace(case.ran, seen=replace(seen, usage=usage)))
+    verdict: Verdict = "plain" if seen.response is None else "good"
+    end = Settle(answer, "short" if _is_short(case.facts.plan, seen.response, value) else "value")
+    return case.conclusion(end, Outcome.ANSWERED, result, verdict=verdict)
+
+
+def _dealt_with(case: _Case, caught: Judged, failed: Failed | None) -> Conclusion:
+    """The task has retried by itself for a failure, which was judged then."""
+    ran, tried = case.ran, caught.costs and not caught.free
+    if ran.stays_s is not None:  # the lane sends the call again, and none of the task's retries is used
+        return _again(case, caught, Back(ran.stays_s, 0))
+    if ran.error is None:
+        return _answered(case, caught)
+    if isinstance(ran.error, case.rules.pass_through):
+        return _passed_on(case, ran.error, caught)
+    # The task's own rule has given up: so do we.
+    own = call_failed(failed.failure, case.begun.tries + 1) if failed is not None else None
+    end = Settle(case.rules.answers.error(own) if own is not None else b"", "error")
+    return case.conclusion(end, Outcome.FAILED, GaveUp(ran.error if own is None else own), caught, tried=tried)
+
+
+def _passed_on(case: _Case, word: BaseException, judged: Judged | None) -> Conclusion:
+    outcome, result = case.rules.means(word), PassedOn(word)
+    cause = None if outcome is Outcome.RETRIED else type(word).__name__
+    if outcome is Outcome.SNOOZED:
+        return case.conclusion(Back(0.0, 0), outcome, result, judged, cause=cause)
+    tried = judged is not None and judged.costs and not judged.free
+    end = Settle(case.rules.answers.passed(), "passed")
+    return case.conclusion(end, outcome, result, judged, cause=cause, tried=tried)
+
+
+def _failed(case: _Case, judged: Judged) -> Conclusion:
+    failure, step = judged.failure, judged.step
+    match step:
+        case Retry(after_s):
+            return _again(case, judged, Back(after_s, 1))
+        case Snooze(after_s):
+            # The lane's gate keeps a refused call waiting; at its own place it is the first to go after it. What met a
+            # sick provider waits by a backoff of its own, and then behind those that were not tried.
+            return _again(case, judged, Back(0.0 if observe.verdict_of(failure) == "refused" else after_s, 0))
+        case Halt() if judged.escalates:
+            return _again(case, judged, Back(0.0, 0))  # parked: its lane is halted
+        case GiveUp() | Halt():
+            final = call_failed(failure, case.begun.tries + 1)
+            end = Settle(case.rules.answers.error(final), "error")
+            tried = judged.costs and step == GiveUp(failure, Why.TRIES)
+            return case.conclusion(end, Outcome.FAILED, GaveUp(final), judged, tried=tried)
+
+
+def _again(case: _Case, judged: Judged, end: Back) -> Conclusion:
+    result = Again(end.after_s, call_failed(judged.failure, case.begun.tries + end.tries))
+    outcome = Outcome.RETRIED if end.tries else Outcome.SNOOZED
+    return case.conclusion(end, outcome, result, judged, tried=end.tries > 0)
+
+
+def _is_short(plan: Plan, response: Response | None, value: Any) -> bool:
+    """Whether an answer that would be kept should not be: it was truncated, refused or filtered."""
+    if plan.sharing is None or plan.sharing.keeps_incomplete:
+        return False
+    return cut_short(value) or (response is not None and cut_short(response.body))
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One attempt, with all that is known of it."""
+
+    facts: Facts
+    begun: Begun
+    ran: Ran
+    beside: Beside
+    rules: Rules
+
+    @property
+    def at_s(self) -> float:
+        """When it ended, seconds, Redis clock."""
+        return self.begun.now_s + self.ran.ended_s - self.ran.started_s
+
+    def conclusion(
+        self,
+        end: Settle | Back,
+        outcome: Outcome,
+        result: Answered | Again | GaveUp | PassedOn,
+        judged: Judged | None = None,
+        *,
+        verdict: Verdict = "other",
+        cause: str | None = None,
+        tried: bool = False,
+    ) -> Conclusion:
+        """What follows, with its lesson and its row.
+
+        Args:
+            judged: The failure that it is about; None: `verdict` says what the lane learns.
+            cause: In place of the failure's own.
+            tried: A failure that counts in the record of its function.
+        """
+        failure, older, suspect = None, 0, False
+        if judged is not None:
+            failure, older, suspect = judged.failure, judged.older, judged.suspect
+            verdict = self._verdict_of(failure)
+        usage = self.ran.seen.usage if outcome is Outcome.ANSWERED else None
+        resent = self.ran.resent and isinstance(end, Settle)
+        return Conclusion(
+            end=end,
+            lesson=self.lesson(verdict, failure, older=older, suspect=suspect, usage=usage, tried=tried),
+            row=self._row(failure, Outcome.RETRIED if resent else outcome, cause),
+            result=result,
+            started_s=self.ran.started_s,
+        )
+
+    def lesson(
+        self,
+        verdict: Verdict,
+        failure: Failure | None,
+        *,
+        older: int = 0,
+        suspect: bool = False,
+        usage: Usage | None = None,
+        tried: bool = False,
+    ) -> Lesson:
+        """What the attempt teaches."""
+        facts, at_s = self.facts, self.at_s
+        return Lesson(
+            verdict=verdict,
+            at_s=at_s,
+            ticket=self.begun.ticket,
+            failure=failure,
+            reading=observe.read(self.ran.seen.response, verdict, at_s),
+            cost=facts.plan.cost.vector(),
+            older=older,
+            witness=self._witness(verdict, suspect),
+            usage=usage,
+            reconcile=self.rules.reconcile(facts.lane) if usage is not None else None,
+            failed_task=facts.task if tried else "",
+        )
+
+    def _verdict_of(self, failure: Failure) -> Verdict:
+        """A call that had less time than its provider needs says nothing of the provider."""
+        if failure.category is Category.TIMEOUT and self.ran.timeouts.by_deadline:
+            return "other"
+        return observe.verdict_of(failure)
+
+    def _witness(self, verdict: Verdict, suspect: bool) -> Witness | None:
+        if verdict not in {"good", "plain", "sick", "refused"}:
+            return None
+        facts, beside, sick = self.facts, self.beside, verdict == "sick"
+        return Witness(
+            call=digest(facts.call_id),
+            task=digest(facts.task),
+            process=digest(facts.worker),
+            again=self.begun.failing is not None,
+            suspect=sick and suspect,
+            task_sent=beside.task_sent_s if sick else 0.0,
+            process_sent=beside.process_sent_s if sick else 0.0,
+        )
+
+    def _content(self) -> Content | None:
+        ran = self.ran
+        error = ran.caught.error if ran.stays_s is not None and ran.caught is not None else ran.error
+        if error is not None:
+            return content_of(self.facts.arguments, error=error)
+        return content_of(self.facts.arguments, value=ran.value)
+
+    def _row(self, failure: Failure | None, outcome: Outcome, cause: str | None) -> Attempt:
+        facts, begun, seen, plan = self.facts, self.begun, self.ran.seen, self.facts.plan
+        usage, response = seen.usage, seen.response
+        return Attempt(
+            call_id=facts.call_id,
+            number=begun.number,
+            lane=facts.lane,
+            task=facts.task,
+            outcome=outcome,
+            started_at=begun.now_s,
+            finished_at=self.at_s,
+            waited_s=max(0.0, begun.now_s - begun.waiting_since_s),
+            queue=facts.queue,
+            context=plan.context,
+            tags=plan.tags,
+            tenant=plan.tenant,
+            priority=plan.priority,
+            provider=seen.provider,
+            model=seen.model,
+            category=failure.category if failure else None,
+            status=failure.status if failure and failure.status else response.status if response else None,
+            request_id=response.request_id if response else failure.request_id if failure else None,
+            retry_after_s=failure.retry_after_s if failure else None,
+            input_tokens=usage.input_tokens if usage else None,
+            output_tokens=usage.output_tokens if usage else None,
+            cause=cause or (failure.cause if failure else None),
+            worker=facts.worker,
+            content=self._content(),
+            asked_model=plan.model,
+            estimated_tokens=plan.estimated.input_tokens if plan.estimated is not None else 0,
+            anew=plan.is_anew,
+        )

@@ -1,0 +1,51 @@
+"""Who does the cluster's duties while no Celery worker lives? A process that calls in process: somebody has to."""
+
+from __future__ import annotations
+
+import time
+
+from ratelimit_worker.flow import limit, pin
+from ratelimit_worker.wiring import Services
+from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
+
+
+class StandIn:
+    """The duties of all lanes, for as long as no worker does them.
+
+    Args:
+        owner: This process's queue: whose leases they are.
+        lease_s: How long a released call stays its caller's without a beat, seconds.
+    """
+
+    def __init__(self, live: Services, owner: str, lease_s: float) -> None:
+        self._live, self._owner, self._lease_s = live, owner, lease_s
+        self._duties: list[Duty] = []
+
+    def take_on(self) -> None:
+        """Begin, unless that was done.
+
+        Raises:
+            redis.RedisError, OSError: Redis is away.
+        """
+        if self._duties:
+            return
+        live, owner = self._live, self._owner
+        pin.at_start(live.control, live.settings.emergency_mode)
+        limit.at_start(live.control, live.settings, time.sleep)
+        self._duties = [
+            Release(live.server, owner, self._lease_s),
+            Tune(live, owner),
+            Record(live, owner),
+            Clean(live, owner),
+        ]
+        if live.settings.alert_webhook_url:
+            self._duties.append(Alert(live, owner))
+        for duty in self._duties:
+            duty.start()
+
+    def give_up(self) -> list[Duty]:
+        """Ask what was begun to end → those threads."""
+        duties, self._duties = self._duties, []
+        for duty in duties:
+            duty.stop()
+        return duties

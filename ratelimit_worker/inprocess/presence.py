@@ -1,0 +1,142 @@
+"""Is this process among the workers, and is Redis there for it? It beats like a worker, with slots for its callers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from redis import RedisError
+
+from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.flow.admit import News
+from ratelimit_worker.inprocess.mailbox import Mailbox
+from ratelimit_worker.stores.desks import LOOK_EVERY_S, Desks
+from ratelimit_worker.stores.lanes import Lanes
+from ratelimit_worker.stores.server import RedisServer
+from ratelimit_worker.worker.duties import Duty
+
+BEAT_S, LIFE_S = 1.0, 3.5
+PATIENCE_S = 15.0  #: a restart or a pause of Redis is waited for; after that, calls go ahead without it
+PROBE_S = 2.0  #: between looks at a Redis that is not waited for
+#: Slots beyond the callers that there are. Ready calls of other queues may fill the cluster's slots and a few more
+#: (`SUPPLY` in lua/shared/record.lua), and room is what all slots leave: without spare ones our callers, who need
+#: nobody's slot, would wait for those.
+SPARE_SLOTS = 64
+
+
+class Presence:
+    """What this process knows of Redis, and what Redis knows of it.
+
+    Args:
+        queue: Its own, under which it is among the workers.
+        lease_s: How long a release stays its caller's without a beat, seconds.
+        mailbox: Who waits here: each needs a slot, and hears of an outage that lasts.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, queue: str, lease_s: float, mailbox: Mailbox, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.queue, self.lease_s, self.clock = queue, lease_s, clock
+        self.there = threading.Event()  #: Redis was there at the last look
+        self.why = ""  #: why Redis could not be used the last time
+        self._mailbox = mailbox
+        self._away_since: float | None = None
+        self._known = False  #: Redis was there once
+        self._slots = 0  #: as Redis knows them
+        self._beating = threading.Lock()
+
+    @property
+    def away(self) -> bool:
+        """Whether Redis was found to be away, and not yet to be back."""
+        return self._away_since is not None
+
+    def patient(self) -> bool:
+        """Whether Redis has been away for so short a time that it is worth waiting for."""
+        since = self._away_since
+        return self._known and since is not None and self.clock() - since < PATIENCE_S
+
+    def came(self) -> None:
+        """Redis is there."""
+        self._away_since, self._known = None, True
+        self.there.set()
+
+    def went(self, error: Exception) -> None:
+        """Redis could not be used; once it has been so for long, everybody who waits is told."""
+        if not isinstance(error, StoreUnavailable):
+            self.why = f"Redis said {type(error).__name__}"
+        if self._away_since is None:
+            self._away_since = self.clock()
+        self.there.clear()
+        if not self.patient():
+            self._mailbox.tell_all(News.AWAY)
+
+    def beat(self, lanes: Lanes) -> None:
+        """Live on, with slots enough for whoever waits.
+
+        Raises:
+            redis.RedisError, OSError: Redis is away.
+        """
+        with self._beating:
+            slots = SPARE_SLOTS + (1 << max(0, self._mailbox.most_turns() - 1).bit_length())
+            lanes.beat(self.queue, slots, LIFE_S, [self.queue], self.lease_s, self._mailbox.held())
+            Desks(lanes.client).here(self.queue)
+            self._slots = slots
+
+    def take_seats(self, lanes: Lanes) -> None:
+        """Return when Redis knows of slots enough for all callers.
+
+        Raises:
+            redis.RedisError, OSError: Redis is away.
+        """
+        if self._slots < len(self._mailbox) + SPARE_SLOTS:
+            self.beat(lanes)
+
+    def leave(self, lanes: Lanes) -> None:
+        """Be no longer among the workers.
+
+        Raises:
+            redis.RedisError, OSError: Redis is away.
+        """
+        lanes.beat(self.queue, 0, LIFE_S, [self.queue], self.lease_s, [])
+        Desks(lanes.client).gone(self.queue)
+
+
+class Beat(Duty):
+    """Beats once a second; looks for Redis while it is away.
+
+    Args:
+        beat: One beat of the process, and what else it has to tell Redis.
+        look: What the process looks after, at every other beat.
+    """
+
+    def __init__(
+        self, server: RedisServer, presence: Presence, beat: Callable[[Lanes], None], look: Callable[[Lanes], None]
+    ) -> None:
+        super().__init__("desk-beat", server, presence.queue)
+        self.presence, self.beat, self.look, self.lanes = presence, beat, look, Lanes(self.client)
+        self.woken = threading.Event()
+        self.every_s = min(BEAT_S, presence.lease_s / 5)
+        self._look_at = 0.0
+
+    def turn(self) -> None:
+        self.woken.wait(self.every_s)
+        self.woken.clear()
+        if self.stopping.is_set():
+            return
+        try:
+            self.beat(self.lanes)
+            self.presence.came()
+            if (now := self.presence.clock()) >= self._look_at:
+                self._look_at = now + min(LOOK_EVERY_S, self.every_s * 2)
+                self.look(self.lanes)
+        except (RedisError, OSError) as error:
+            self.presence.went(error)
+            if not self.presence.patient():
+                self.stopping.wait(PROBE_S)
+            raise
+
+    def stop(self) -> None:
+        super().stop()
+        self.woken.set()
