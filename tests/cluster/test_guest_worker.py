@@ -19,8 +19,9 @@ import pytest
 from celery import Celery
 
 from ratelimit_worker.stores import keys
+from tests.builders import ROOT
 from tests.conftest import wait_for
-from tests.fleet import ROOT, Fleet, Worker, fleet
+from tests.fleet import Fleet, Worker, fleet
 
 pytestmark = [pytest.mark.server, pytest.mark.worker]
 

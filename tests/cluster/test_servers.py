@@ -25,9 +25,9 @@ from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.stores.fitness import Unfit, why_unfit
 from ratelimit_worker.stores.server import RedisServer
+from tests.builders import ROOT, clean_environment
 from tests.conftest import wait_for
-from tests.faces.test_cli import clean_environment
-from tests.fleet import ROOT, Fleet, fleet, free_port
+from tests.fleet import Fleet, fleet, free_port
 
 
 @cache

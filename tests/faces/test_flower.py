@@ -23,8 +23,9 @@ from ratelimit_worker.cli import main
 from ratelimit_worker.flower import loader, wording
 from ratelimit_worker.flower.board import Order
 from ratelimit_worker.flower.summaries import KEPT, without_answers
+from tests.builders import ROOT
 from tests.conftest import wait_for
-from tests.fleet import ROOT, Fleet, fleet, free_port
+from tests.fleet import Fleet, fleet, free_port
 
 LOGIN = ("ops", "a:pass,word")
 FOR_15M: dict[str, Any] = {"for": "15m"}

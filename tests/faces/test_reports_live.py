@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import redis
@@ -29,17 +28,11 @@ from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.pins import Pins
 from ratelimit_worker.stores.queries import Recent
 from ratelimit_worker.stores.tracker import Tracker, engine_for
+from tests.builders import entry
 from tests.conftest import wait_for
 from tests.lua.cluster import said
 
 pytestmark = pytest.mark.server
-
-
-def entry(ref: str, lane: str = "gpt", queue: str = "q", **more: Any) -> Entry:
-    """A call on its way."""
-    message = b'{"properties": {"delivery_tag": "@", "delivery_info": {"redelivered": false}}, "body": ""}'
-    values: dict[str, Any] = {"message": message, "body": b"j", "deadline_in_s": 600.0, **more}
-    return Entry(lane=lane, queue=queue, ref=ref, publication=f"pub-{ref}", **values)
 
 
 @pytest.fixture

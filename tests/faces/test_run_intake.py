@@ -31,7 +31,7 @@ from ratelimit_worker.cli.run.survey import BAD, DONE, MOST_NAMED, REPEATED, SEN
 from ratelimit_worker.cli.run.tally import Tally
 from ratelimit_worker.errors import BadInput
 from tests import hostile
-from tests.faces.test_cli import clean_environment
+from tests.builders import clean_environment
 
 zstd: Any = vars(intake_module)["zstd"]  #: whichever of its two homes this Python has
 

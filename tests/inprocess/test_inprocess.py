@@ -33,8 +33,9 @@ from ratelimit_worker.stores.desks import DESKS, PREFIX, Desks
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 from ratelimit_worker.wiring import Services
 from tests import leftovers
+from tests.builders import ROOT
 from tests.conftest import wait_for
-from tests.fleet import ROOT, Fleet, Valkey, fleet
+from tests.fleet import Fleet, Valkey, fleet
 
 pytestmark = pytest.mark.server
 

@@ -29,9 +29,9 @@ from ratelimit_worker.inprocess.desk import Desk
 from ratelimit_worker.stores import decide
 from ratelimit_worker.stores.reach import first_line, redis_errors
 from ratelimit_worker.wiring import Services
+from tests.builders import ROOT, clean_environment
 from tests.conftest import wait_for
-from tests.faces.test_cli import clean_environment
-from tests.fleet import ROOT, Fleet, fleet
+from tests.fleet import Fleet, fleet
 from tests.inprocess.test_inprocess import Clock
 
 LINE = '{"custom_id": "q", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}\n'

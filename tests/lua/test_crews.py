@@ -16,7 +16,8 @@ from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import Crew
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.worker.transport import Channel
-from tests.lua.cluster import CALM, LEASE_S, OPEN, Cluster, entry, message
+from tests.builders import entry, message
+from tests.lua.cluster import CALM, LEASE_S, OPEN, Cluster
 
 A, B, BOTH = Crew.of(["a"]), Crew.of(["b"]), Crew.of(["a", "b"])
 

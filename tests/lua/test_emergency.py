@@ -32,12 +32,13 @@ from ratelimit_worker.stores import answers, keys
 from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.wiring import services
 from tests import shared_functions
+from tests.builders import entry
 from tests.cluster.test_alerts import Hook, hook_at
 from tests.cluster.test_modes_worker import command
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet
 from tests.inprocess.test_inprocess import LANES, Place
-from tests.lua.cluster import LEASE_S, OPEN, Cluster, entry
+from tests.lua.cluster import LEASE_S, OPEN, Cluster
 from tests.lua.test_claims import CLOSED, answers_of, claim, nothing_is_left, places
 from tests.lua.test_lanes_machine import LANES as MACHINE_LANES
 from tests.lua.test_lanes_machine import QUEUES, Anything

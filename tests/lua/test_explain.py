@@ -14,7 +14,8 @@ from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.flow.pin import pin
 from ratelimit_worker.reports.explain import Standing, explain, explanation_text
 from ratelimit_worker.stores.live import Live
-from tests.lua.cluster import LEASE_S, OPEN, entry
+from tests.builders import entry
+from tests.lua.cluster import LEASE_S, OPEN
 from tests.lua.test_pin import Stage
 
 pytestmark = pytest.mark.server

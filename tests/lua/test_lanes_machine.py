@@ -22,7 +22,8 @@ from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.contracts.call import US, Claim, Place
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.live import Live
-from tests.lua.cluster import LEASE_S, T0_US, Cluster, entry
+from tests.builders import entry
+from tests.lua.cluster import LEASE_S, T0_US, Cluster
 from tests.properties import share
 
 LANES = ("a", "b", "free")

@@ -24,7 +24,7 @@ from ratelimit_worker.reports.live import cluster_state
 from ratelimit_worker.reports.tables import lanes_table, status_table
 from ratelimit_worker.stores import keys, live
 from ratelimit_worker.stores.live import Live
-from tests.lua.cluster import entry
+from tests.builders import entry
 from tests.lua.test_pin import PACED, Stage
 
 pytestmark = pytest.mark.server

@@ -18,22 +18,9 @@ from redis.retry import Retry
 from ratelimit_worker.calls import SCHEMA_VERSION, Attempt, Category, Outcome, Priority
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.stores.outbox import Outbox, Undecodable, decode, encode
+from tests.builders import attempt
 
 pytestmark = pytest.mark.server
-
-
-def attempt(call_id: str = "c", number: int = 1) -> Attempt:
-    """An ordinary answered attempt."""
-    return Attempt(
-        call_id=call_id,
-        number=number,
-        lane="lane",
-        task="task",
-        outcome=Outcome.ANSWERED,
-        started_at=100.0,
-        finished_at=101.5,
-        waited_s=0.0,
-    )
 
 
 def as_map(**changes: Any) -> dict[str, Any]:

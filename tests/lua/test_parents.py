@@ -31,11 +31,12 @@ from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.pins import Pins
 from ratelimit_worker.wiring import services
+from tests.builders import entry
 from tests.cluster.test_chaos import settle_all
 from tests.conftest import wait_for
 from tests.contention import Scene
 from tests.fleet import fleet
-from tests.lua.cluster import T0_US, Cluster, entry, said
+from tests.lua.cluster import T0_US, Cluster, said
 from tests.lua.test_claims import claim
 
 pytestmark = pytest.mark.server

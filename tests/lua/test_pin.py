@@ -25,7 +25,8 @@ from ratelimit_worker.policy.modes import ALL, Rates, Thresholds
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.pins import Pins
 from ratelimit_worker.stores.tracker import Tracker, engine_for
-from tests.lua.cluster import Cluster, entry
+from tests.builders import entry
+from tests.lua.cluster import Cluster
 
 pytestmark = pytest.mark.server
 

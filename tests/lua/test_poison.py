@@ -21,9 +21,10 @@ from ratelimit_worker.errors import WorkerLostRepeatedly
 from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.wiring import services
 from ratelimit_worker.worker.quarantine import Quarantine
+from tests.builders import entry
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet
-from tests.lua.cluster import LEASE_S, OPEN, Cluster, entry
+from tests.lua.cluster import LEASE_S, OPEN, Cluster
 
 SUSPECTS = "rlw:suspects"
 

@@ -19,11 +19,12 @@ from ratelimit_worker.calls import Category, Usage, sighting
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.policy.classification import classify_exception
 from ratelimit_worker.providers import apis
+from tests.builders import ROOT
 from tests.cluster.test_request import rows
 from tests.compat.servers.started import COMPAT, aimock, ask_json
 from tests.conftest import wait_for
 from tests.faces.test_run import Runner
-from tests.fleet import ROOT, Worker, fleet
+from tests.fleet import Worker, fleet
 
 C = Category
 

@@ -14,8 +14,9 @@ from ratelimit_worker.calls import Cost
 from ratelimit_worker.simulate import Entry, Fault, Scenario
 from ratelimit_worker.simulate.oracle import delivered, oracle
 from ratelimit_worker.simulate.scenarios import CASES
+from tests.builders import entry
 from tests.laboratory import Laboratory, Plane, Result, Units, jobs_of
-from tests.lua.cluster import Cluster, entry
+from tests.lua.cluster import Cluster
 from tests.properties import share
 
 FIELDS: dict[str, float | str] = {"schema": 1, "p1": 5.0, "d1": 10.0, "g1": 0.0, "p2": 900.0, "d2": 2_000.0}

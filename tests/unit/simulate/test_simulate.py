@@ -58,8 +58,8 @@ from ratelimit_worker.simulate.provider import Ending, Provider, Verdict
 from ratelimit_worker.simulate.scenario import TimelineStart, scenario_of
 from ratelimit_worker.simulate.timeline import Timeline
 from ratelimit_worker.simulate.window import SlidingWindow
+from tests.builders import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 CHAT, MESSAGES, EMBEDDINGS, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/embeddings", "/v1/responses"
 PATIENCE_S = 120.0  # nobody waits so long unless something is broken
 
