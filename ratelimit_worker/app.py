@@ -226,40 +226,30 @@ def llm_task(
     Raises:
         BadInput: a name, a class or a number that cannot be.
     """
-
-    enqueue.check(
-        lane=lane,
-        tenant=tenant,
-        context=context,
-        tags=tags,
-        priority=priority,
-        deadline_s=deadline_s,
-        cache_ttl=cache_ttl,
-        stale_ttl=stale_ttl,
-        shed_below=shed_below,
-        timeout_s=timeout_s,
-    )
+    said: dict[str, Any] = {
+        "lane": lane,
+        "context": context,
+        "tenant": tenant,
+        "deadline_s": deadline_s,
+        "stale_ttl": stale_ttl,
+        "shed_below": shed_below,
+        "timeout_s": timeout_s,
+    }
+    enqueue.check(enqueue.Said(tags=tags, priority=priority, **said), cache_ttl)
 
     def decorate(run: Callable[P, R]) -> Any:
-        base: dict[str, Any] = {
+        own: dict[str, Any] = {
             "base": None,
-            "lane": lane,
-            "context": context,
             "tags": tuple(tags),
             "provider": provider,
-            "tenant": tenant,
             "call_priority": priority,
-            "deadline_s": deadline_s,
             "cost": staticmethod(cost) if cost is not None else None,
             "cache": cache,
             "cache_ttl": cache_ttl,
             "cache_incomplete": cache_incomplete,
-            "stale_ttl": stale_ttl,
-            "shed_below": shed_below,
-            "timeout_s": timeout_s,
             "classify": staticmethod(classify) if classify is not None else None,
         }
-        mine = base | options
+        mine = said | own | options
         if mine.get("rate_limit"):
             raise ConfigurationError(
                 f"rate_limit={mine['rate_limit']!r}: a call is paced by its lane; give the lane an `rpm`"

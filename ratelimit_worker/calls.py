@@ -171,6 +171,19 @@ class Sighting:
     watched: bool = False  #: `response` is a watched client's, which need not have raised for it
     glimpses: list[Glimpse] = field(default_factory=list)
 
+    def so_far(self) -> Sighting:
+        """What was seen by now, as it stays: a stream may go on when its attempt has ended."""
+        return Sighting(
+            self.response,
+            self.usage,
+            self.provider,
+            self.model,
+            self.lane,
+            self.sent_again,
+            self.watched,
+            self.glimpses,
+        )
+
     def look(self) -> None:
         """Take what the glimpses tell by now.
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ratelimit_worker.calls import Attempt, Failure, Mode, ModeChange
+from ratelimit_worker.contracts.lane import Fields, LaneState
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.policy.estimate import Learned
 from ratelimit_worker.policy.fault import UNKNOWN, Failing, Lately
@@ -130,19 +131,26 @@ class LaneSeen:
     lane: str
     used_s: float  #: last use, to the hour; seconds since the epoch
     working: bool  #: calls of it wait, or are out
-    fields: Mapping[str, bytes]  #: of its hash, as far as they were asked for and are there
+    state: LaneState  #: as far as was asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneView:
-    """A lane as the tuner sees it: its hash, and what was seen since the last look."""
+    """A lane as the tuner sees it, and what was seen since the last look."""
 
     lane: str
-    fields: Mapping[str, bytes]
+    state: LaneState
     seen: Sequence[bytes]
     goods: int = 0  #: good answers beside those of `seen`, which told nothing else
     out: int | None = None  #: calls that are released and not settled; None: not asked
     took_s: float = 0.0  #: all of `goods` together, from permit to answer
+
+
+class Taken(NamedTuple):
+    """What a look of the tuner found."""
+
+    now_s: float  #: Redis clock, since the epoch
+    lanes: list[LaneView]
 
 
 class BarKind(StrEnum):
@@ -224,34 +232,36 @@ class AttemptLanes(Protocol):
 class Lanes(AttemptLanes, Protocol):
     """The lanes, as the tuner sees them too."""
 
-    def take(
-        self, owner: str, lease_s: float, most: int = 50, also: Iterable[str] = ()
-    ) -> tuple[float, list[LaneView]] | None:
+    def take(self, owner: str, lease_s: float, most: int = 50, also: Iterable[str] = ()) -> Taken | None:
         """What was seen since the last take, and the lanes of `also`; None when another tunes."""
         ...
 
-    def set_points(self, lane: str, fields: Mapping[str, float | str]) -> int:
-        """Write set-points."""
+    def set_points(self, lane: str, fields: Fields, read: int | None = None) -> int | None:
+        """Write set-points; None: the lane has another revision than `read` by now, and nothing was written."""
         ...
 
-    def establish(self, lane: str, fields: Mapping[str, float | str]) -> bool:
+    def tell(self, lane: str, fields: Fields, read: int | None = None) -> bool:
+        """Write what a person sets, as a new revision; False: the lane has another than `read` by now."""
+        ...
+
+    def establish(self, lane: str, fields: Fields) -> bool:
         """Make a lane that is not there yet, with these fields."""
         ...
 
-    def fields(self, lane: str) -> Mapping[str, bytes]:
+    def state(self, lane: str) -> LaneState:
         """The lane's hash as it is."""
         ...
 
     def survey(self, fields: Sequence[str] = (), most: int = 200) -> Iterator[list[LaneSeen]]:
-        """All lanes, about so many at a time, with these fields of their hashes (none: all)."""
+        """All lanes, about so many at a time, with these fields of their hashes (none: all; `contracts.lane`)."""
         ...
 
     def working(self, most: int = 200) -> Sequence[str]:
         """Lanes of which calls wait or are out."""
         ...
 
-    def set_points_of(self, changes: Mapping[str, Mapping[str, float | str]]) -> None:
-        """Write fields of several lanes in one round trip."""
+    def set_points_of(self, changes: Mapping[str, tuple[int, Fields]]) -> None:
+        """Write set-points of several lanes in one round trip: of each, the revision that was read, and the fields."""
         ...
 
     def count(self) -> int:

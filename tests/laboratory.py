@@ -20,12 +20,14 @@ from typing import Any
 import msgspec
 
 from ratelimit_worker.calls import Category, Failure, LaneLimits, Mode, Response
+from ratelimit_worker.contracts.lane import LaneState
 from ratelimit_worker.contracts.lesson import Lesson, Witness
 from ratelimit_worker.flow import observe
 from ratelimit_worker.flow.enqueue import limit_fields
-from ratelimit_worker.flow.tune import BUSY_S, TUNE_EVERY_S, VISIT_EVERY_S, Rules, decide, mode_of
+from ratelimit_worker.flow.tune import BUSY_S, TUNE_EVERY_S, VISIT_EVERY_S, Rules, decide
 from ratelimit_worker.policy.classification import classify_response
 from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, Failing, Lately, compared, digest
+from ratelimit_worker.policy.pace import Paces
 from ratelimit_worker.policy.retry import GiveUp, Halt, Retry, RetryPolicy, Snooze, next_step
 from ratelimit_worker.ports import LaneView
 from ratelimit_worker.simulate.arrivals import Arrival
@@ -199,7 +201,14 @@ class Plane:
         fields["gate"] = str(self.gate).encode()
         goods, self.goods = self.goods, 0
         took_us, self.took_us = self.took_us, 0
-        return LaneView(lane=LANE, fields=fields, seen=list(seen), goods=goods, out=out, took_s=took_us / US)
+        return LaneView(
+            lane=LANE, state=LaneState.decode(fields), seen=list(seen), goods=goods, out=out, took_s=took_us / US
+        )
+
+
+def numbers(paces: Paces) -> dict[str, float]:
+    """What the law writes into a lane, by the stored names."""
+    return {name: float(value) for name, value in paces.encode().items() if value != ""}
 
 
 def gap_with_jitter(gap: float, seq: int) -> int:
@@ -272,7 +281,7 @@ class Laboratory:
         self.start = 1_800_000_000.0
         self.now = self.start
         self.provider = Provider(scenario, self.start, "lab")
-        fields = limit_fields(limits) | {"schema": 1}
+        fields: dict[str, Any] = limit_fields(limits) | {"schema": 1}
         self.plane = Plane(fields)
         self.rules, self.policy, self.slots, self.travel_s, self.every = rules, policy, slots, travel_s, tune_every_s
         self.workers, self.lost = workers, lost
@@ -513,9 +522,7 @@ class Laboratory:
         view = self.look()
         if view.seen or view.goods:
             self.heard = self.now
-        every_s = (
-            0.0 if self.now - self.heard <= BUSY_S else inf if mode_of(view.fields) is Mode.NORMAL else VISIT_EVERY_S
-        )
+        every_s = 0.0 if self.now - self.heard <= BUSY_S else inf if view.state.mode is Mode.NORMAL else VISIT_EVERY_S
         if self.now - self.visited < every_s:
             return  # nothing was heard of it for so long: the tuner looks at other lanes
         self.visited = self.now

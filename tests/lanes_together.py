@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from ratelimit_worker.calls import ModeChange
+from ratelimit_worker.contracts.lane import LaneState
 from ratelimit_worker.flow.tune import ControlPlane, Tuner
 from ratelimit_worker.policy.modes import Pin
 from ratelimit_worker.ports import Lanes, LaneSeen, LaneView
@@ -84,7 +85,7 @@ class _Planes:
         views = [replace(lab.look(), lane=lane) for lane, lab in self.together.labs.items()]
         return self.together.now, views
 
-    def set_points(self, lane: str, fields: Mapping[str, Any]) -> int:
+    def set_points(self, lane: str, fields: Mapping[str, Any], read: int | None = None) -> int:
         self.together.labs[lane].obey(fields)
         return 0
 
@@ -95,11 +96,11 @@ class _Planes:
         return len(self.together.labs)
 
     def survey(self, fields: Sequence[str] = (), most: int = 200) -> Iterator[list[LaneSeen]]:
-        yield [LaneSeen(lane=lane, used_s=0.0, working=True, fields=self.fields(lane)) for lane in self.names()]
+        yield [LaneSeen(lane=lane, used_s=0.0, working=True, state=self.state(lane)) for lane in self.names()]
 
-    def fields(self, lane: str) -> Mapping[str, bytes]:
+    def state(self, lane: str) -> LaneState:
         view: LaneView = self.together.labs[lane].plane.view(())
-        return view.fields
+        return view.state
 
 
 class _NoPins:

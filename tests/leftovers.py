@@ -1,4 +1,4 @@
-"""What does a test leave behind? Keys that the product's table does not know, and processes.
+"""What does a test leave behind? Keys and fields of hashes that the product's tables do not know, and processes.
 
 Looked at after every test: `check` by whoever ends or flushes a server, `Processes` by tests/conftest.py.
 """
@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ MOST = 5_000  #: keys that are looked at; a test that fills a server has many th
 #: Celery's and kombu's own, and the tests'; queues are lists, which anybody names.
 OTHERS = re.compile(
     r"""_kombu\.binding.+ | unacked(_index|_mutex)? .* | celery-task-meta-.+ | celery-taskset-meta-.+ | chord-.+
-      | .+\.reply\.celery\.pidbox | test:.+""",
+      | .+\.reply\..+\.pidbox | test:.+""",
     re.VERBOSE | re.DOTALL,
 )
 
@@ -42,18 +42,40 @@ class Row(NamedTuple):
 def table() -> tuple[Row, ...]:
     """The rows, the one that names a key most exactly first."""
     found = []
-    for line in (keys.__doc__ or "").splitlines():
-        if not line.startswith("| `"):
-            continue
-        names, kind, _, bound = (cell.strip() for cell in line.strip("|").split(" | "))
+    for names, kind, _, bound in _rows(4):
         for name in re.findall(r"`(.+?)`", names):
-            pattern = re.compile(re.sub(r"[A-Z]+", ".*", name), re.DOTALL)
-            found.append(Row(pattern, kind.split()[0].lower(), bound.startswith("TTL:")))
+            found.append(Row(_pattern(name), kind.split()[0].lower(), bound.startswith("TTL:")))
     return tuple(sorted(found, key=lambda row: row.name.pattern.count(".*")))
 
 
+@cache
+def fields() -> tuple[tuple[re.Pattern[str], re.Pattern[str]], ...]:
+    """Of each hash in the second table: its name, and what its fields may be; the most exact name first."""
+    found: dict[str, list[str]] = {}
+    for name, cell in _rows(2):
+        found.setdefault(name.strip("`"), []).extend(
+            _pattern(field).pattern for field in re.findall(r"`([^`]+)`", cell)
+        )
+    patterns = ((_pattern(name), re.compile("|".join(named), re.DOTALL)) for name, named in found.items())
+    return tuple(sorted(patterns, key=lambda row: row[0].pattern.count(".*")))
+
+
+def _rows(cells: int) -> Iterator[list[str]]:
+    for line in (keys.__doc__ or "").splitlines():
+        row = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if line.startswith("| `") and len(row) == cells:
+            yield row
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    """Capital letters stand for any text, `#` for one of the four dimensions."""
+    exact = ".*".join(re.escape(part) for part in re.split(r"[A-Z]+", name))
+    return re.compile(exact.replace(re.escape("#"), "[1-4]"), re.DOTALL)
+
+
 def check(client: redis.Redis, namespace: str = "") -> None:
-    """Fail where the server holds a key that the table does not know, is of another type, or lacks its TTL.
+    """Fail where the server holds a key that the table does not know, is of another type, or lacks its TTL, or a hash
+    has a field that the second table does not know.
 
     Args:
         namespace: Only keys that begin so are looked at, without it.
@@ -80,7 +102,23 @@ def of_server(client: redis.Redis, namespace: str = "") -> list[str]:
             wrong := _judge(name.decode("utf-8", "replace").removeprefix(namespace), kind.decode(), ttl_s)
         ):
             lines.append(f"{name!r} ({kind.decode()}): {wrong}")
+    hashes = [name for name, kind in zip(found, answers[::2], strict=True) if kind == b"hash"]
+    with client.pipeline(transaction=False) as pipe:
+        for name in hashes:
+            pipe.hkeys(name)
+        for name, has in zip(hashes, pipe.execute(), strict=True):
+            if unknown := _unknown(name.decode("utf-8", "replace").removeprefix(namespace), has):
+                lines.append(f"{name!r}: fields not in the table of stores/keys.py: {unknown}")
     return sorted(lines)
+
+
+def _unknown(name: str, has: Iterable[bytes]) -> list[str]:
+    """Fields of a hash that no table knows; of what is not ours, none."""
+    if not name.startswith(keys.NAMESPACE):
+        return []
+    known = next((allowed for pattern, allowed in fields() if pattern.fullmatch(name)), None)
+    named = [raw.decode("utf-8", "replace") for raw in has]
+    return [field for field in named if known is None or not known.fullmatch(field)]
 
 
 def _judge(name: str, kind: str, ttl_s: int) -> str:

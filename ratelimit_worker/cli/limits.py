@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import click
 
 from ratelimit_worker.cli.amount import Amount
@@ -84,7 +82,7 @@ def set_(
             opened.reach()
             known = opened.settings.lanes
             configured = known.get(lane) or LaneLimits()
-            before, after = set_limits(opened.services.control, lane, change, configured, time.sleep, known)
+            before, after = set_limits(opened.services.control, lane, change, configured, known)
     except BadInput as error:
         raise click.UsageError(str(error)) from error
     say(f"{lane}: {limits_line(before)} -> {limits_line(after)}")

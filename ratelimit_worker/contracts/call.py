@@ -6,21 +6,20 @@ stores/lua/shared/claims.lua), and the packed array that every script keeps of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from ratelimit_worker.calls import Cost, Priority
+from ratelimit_worker.contracts.lane import MOST_LANES, Fields
 from ratelimit_worker.contracts.plan import ONE, Plan, Shedding
 from ratelimit_worker.errors import BadInput
 
 US = 1_000_000  #: microseconds of a second; the scripts' times are in µs
 LEAST_LEFT_S = 0.001  #: of a deadline: one that has passed is told by the lane
-#: Among the fields of a new lane: it is not made if there are so many lanes; 0 or absent: no bound.
-MOST_LANES = "most_lanes"
 _SHEDS = {None: 0, Shedding.RESULT: 1, Shedding.RAISE: 2}  #: as enqueue.lua reads it
 
 
@@ -83,6 +82,15 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class Sent(NamedTuple):
+    """A message on its way into a lane."""
+
+    queue: str
+    ref: str
+    message: bytes  #: whole message, with `"delivery_tag": "@"` before anything else
+    body: bytes
+
+
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """A call on its way into a lane."""
 
@@ -106,22 +114,19 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     claim: Claim | None = None
     shedding: Shedding | None = None  #: None: it waits in EMERGENCY and HALT
     #: The lane's set-points where it is new, or what makes them: most calls go to a lane that is there.
-    lane_fields: Mapping[str, float | str] | Callable[[], Mapping[str, float | str]] = {}
+    lane_fields: Fields | Callable[[], Fields] = {}
 
     @classmethod
     def of(
         cls,
         plan: Plan,
-        message: bytes,
-        body: bytes,
+        sent: Sent,
         *,
-        queue: str,
-        ref: str,
         left_s: float,
         due_in_s: float = 0.0,
         publication: str | None = None,
         claim: Claim | None = None,
-        lane_fields: Callable[[], Mapping[str, float | str]] | None = None,
+        lane_fields: Callable[[], Fields] | None = None,
     ) -> Entry:
         """What a plan makes of a call, whether it waits on a queue or in process.
 
@@ -132,11 +137,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         before = plan.continuation
         return cls(
             lane=plan.lane,
-            queue=queue,
-            ref=ref,
+            queue=sent.queue,
+            ref=sent.ref,
             publication=plan.publication if publication is None else publication,
-            message=message,
-            body=body,
+            message=sent.message,
+            body=sent.body,
             deadline_in_s=max(LEAST_LEFT_S, left_s),
             due_in_s=max(0.0, due_in_s),
             priority=plan.priority,
@@ -280,6 +285,20 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             )
         except (msgspec.DecodeError, AttributeError, LookupError, TypeError, ValueError, OverflowError):
             return None
+
+
+class Placed(NamedTuple):
+    """Where a call went that was put into its lane."""
+
+    released: bool  #: at once; else it waits, or its answer is there
+    ref: str  #: under which it stands there
+
+
+class TakenOut(NamedTuple):
+    """A call that waited and was taken out of its lane for good."""
+
+    message: bytes
+    payload: bytes  #: args, kwargs, canvas, as they are stored
 
 
 class Released(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -206,12 +206,18 @@ NAMES = frozenset(
 )
 
 
-def described(header: Any) -> tuple[str, tuple[str, ...]]:
-    """Context and tags of a header of any shape, for the row of a call whose message is refused; nothing where it is
-    not text."""
+class Described(NamedTuple):
+    """What is said of a call in the history, by whoever made it."""
+
+    context: str
+    tags: tuple[str, ...]
+
+
+def described(header: Any) -> Described:
+    """What a header of any shape says of its call, whose message is refused; nothing where that is no text."""
     found = header if isinstance(header, Mapping) else {}
     context, tags = found.get("context"), found.get("tags")
-    return (
+    return Described(
         context if isinstance(context, str) else "",
         tuple(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list | tuple) else (),
     )

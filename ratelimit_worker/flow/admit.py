@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Generator
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -324,5 +324,5 @@ def let_go(conclusion: Conclusion, ran: Ran) -> Conclusion:
     end, raised = conclusion.end, ran.error
     foreign = raised is not None and type(raised).__module__ != CallFailed.__module__
     if isinstance(end, Settle) and (not end.answer or foreign):
-        return replace(conclusion, end=Settle(ALONE, "alone"))
+        return structs.replace(conclusion, end=Settle(ALONE, "alone"))
     return conclusion

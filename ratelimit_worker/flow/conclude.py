@@ -15,6 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
+from msgspec import Struct, structs
+
 from ratelimit_worker.calls import (
     Arguments,
     Attempt,
@@ -85,16 +88,14 @@ class Facts:
         return self.plan.lane
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Struct, frozen=True):
     """A failure, and what was raised for it."""
 
     error: BaseException
     failure: Failure
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
+class Judged(Struct, frozen=True):
     """What a failure means to the lane.
 
     Args:
@@ -115,8 +116,7 @@ class Judged:
     suspect: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ran:
+class Ran(Struct, frozen=True, kw_only=True):
     """What came of running the function once.
 
     Args:
@@ -128,10 +128,10 @@ class Ran:
 
     started_s: float = 0.0
     ended_s: float = 0.0
-    seen: Sighting = field(default_factory=Sighting)  #: of the provider
+    seen: Sighting = msgspec.field(default_factory=Sighting)  #: of the provider
     value: Any = None
     error: BaseException | None = None
-    timeouts: Timeouts = field(default_factory=Timeouts)  #: within which it had to end
+    timeouts: Timeouts = msgspec.field(default_factory=Timeouts)  #: within which it had to end
     caught: Judged | None = None
     stays_s: float | None = None
     resent: bool = False
@@ -140,8 +140,7 @@ class Ran:
 NOT_ASKED = Health()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Beside:
+class Beside(Struct, frozen=True, kw_only=True):
     """What lane and process know beside the attempt. Times are seconds, Redis clock."""
 
     health: Health = NOT_ASKED  #: asked only where `needs_health` says so
@@ -208,24 +207,21 @@ class PassedOn:
     word: BaseException
 
 
-@dataclass(frozen=True, slots=True)
-class Settle:
+class Settle(Struct, frozen=True):
     """The call ends, or goes on by another way than its lane."""
 
     answer: bytes  #: for those that wait for the same, and for a second delivery; empty: there is none to keep
     kind: AnswerKind
 
 
-@dataclass(frozen=True, slots=True)
-class Back:
+class Back(Struct, frozen=True):
     """The call goes back to its lane, due in `after_s` seconds (0: to its own place)."""
 
     after_s: float
     tries: int  #: that the attempt has cost
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conclusion:
+class Conclusion(Struct, frozen=True, kw_only=True):
     """All that follows from an attempt, to be acted on at once.
 
     Args:
@@ -402,7 +398,7 @@ def _answered(case: _Case, judged: Judged | None) -> Conclusion:
         return case.conclusion(Settle(answer, "value"), Outcome.ANSWERED, result, judged, tried=tried)
     seen = case.ran.seen
     if seen.usage is None and (usage := usage_of(value)) is not None:  # an SDK's answer, given back by the function
-        case = replace(case, ran=replace(case.ran, seen=replace(seen, usage=usage)))
+        case = structs.replace(case, ran=structs.replace(case.ran, seen=replace(seen, usage=usage)))
     verdict: Verdict = "plain" if seen.response is None else "good"
     end = Settle(answer, "short" if _is_short(case.facts.plan, seen.response, value) else "value")
     return case.conclusion(end, Outcome.ANSWERED, result, verdict=verdict)
@@ -464,8 +460,7 @@ def _is_short(plan: Plan, response: Response | None, value: Any) -> bool:
     return cut_short(value) or (response is not None and cut_short(response.body))
 
 
-@dataclass(frozen=True, slots=True)
-class _Case:
+class _Case(Struct, frozen=True):
     """One attempt, with all that is known of it."""
 
     facts: Facts

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import msgspec
-
 from ratelimit_worker.calls import Cost, LaneLimits, Priority
 from ratelimit_worker.config import Settings
+from ratelimit_worker.contracts.lane import Basic, Told, encode_basic, encode_escalates
 from ratelimit_worker.contracts.plan import Estimated, Plan, Sharing, Shedding
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.policy import choices, day, estimate, pace
@@ -19,15 +18,6 @@ from ratelimit_worker.policy.choices import MOST_DEADLINE_S, MOST_NAME, MOST_TIM
 from ratelimit_worker.policy.estimate import Learned, Size
 
 DEFAULT_LANE = "default"
-BASIC = "basic"  #: field of a lane's hash while MAISD_ENABLE_ADVANCED_RATE_LIMITING is off: a `Basic`
-
-
-@dataclass(frozen=True, slots=True)
-class Basic:
-    """What a lane goes back to when it is paced again."""
-
-    limits: LaneLimits
-    delay_s: float  #: RATE_LIMIT_DELAY that it goes at meanwhile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +43,24 @@ class Kind:
     timeout_s: float | None = None  #: of one attempt; None: as lane and settings say, or by what is learned
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What one call says of itself. None: as its kind says."""
+
+    lane: str | None = None
+    tenant: str | None = None
+    priority: str | int | None = None
+    deadline_s: float | None = None  #: from now until it must be answered
+    context: str | None = None
+    tags: Sequence[str] | None = None
+    cost: Cost | None = None  #: what it takes from the budget; None: what its arguments and the answers of its like say
+    cache: bool | None = None  #: False: it is made, whatever was answered or is on its way
+    cache_incomplete: bool | None = None  #: whether an answer that was truncated, refused or filtered is kept
+    stale_ttl: float | None = None  #: seconds
+    shed_below: str | None = None  #: a class
+    timeout_s: float | None = None  #: of one attempt
+
+
 def nothing_learned(_: str) -> Learned | None:
     """Nobody knows anything of any task."""
     return None
@@ -68,20 +76,9 @@ def plan(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     settings: Settings,
+    said: Said = Said(),
     *,
     now: float,
-    lane: str | None = None,
-    tenant: str | None = None,
-    priority: str | int | None = None,
-    deadline_s: float | None = None,
-    context: str | None = None,
-    tags: Sequence[str] | None = None,
-    cost: Cost | None = None,
-    cache: bool | None = None,
-    cache_incomplete: bool | None = None,
-    stale_ttl: float | None = None,
-    shed_below: str | None = None,
-    timeout_s: float | None = None,
     learned: Callable[[str], Learned | None] = nothing_learned,
     tokenizer: Callable[[Iterable[Any], str], int | None] = nothing_counted,
 ) -> Plan:
@@ -89,28 +86,23 @@ def plan(
 
     Args:
         now: Seconds since the epoch.
-        deadline_s: Seconds from now until the call must be answered.
-        cost: What it takes from the budget; None: what its arguments and the answers of its like say.
-        cache: False: the call is made, whatever was answered or is on its way; None: as its kind says.
-        cache_incomplete: Whether an answer that was truncated, refused or filtered is kept; None: as its kind says.
-        stale_ttl: Seconds; None: as its kind says.
-        shed_below: A class; None: as its kind says.
-        timeout_s: Seconds that one attempt may take; None: as its kind says.
         learned: By `estimate.key`, what the answers of a task and model have taught; asked once, and never waited for.
         tokenizer: Tokens of all texts in some values, for a model; None where it cannot say. Asked while nothing is
             learned.
     Raises:
         BadInput: a name, a priority, a deadline or a time that cannot be.
     """
-    lane = choices.name("lane", _first(lane, kind.lane, _lane_from(kind, kwargs), DEFAULT_LANE))
-    within = choices.number("deadline_s", _first(deadline_s, kind.deadline_s, settings.deadline_s), MOST_DEADLINE_S)
-    estimated: Estimated | None = None
+    lane = choices.name("lane", _first(said.lane, kind.lane, _lane_from(kind, kwargs), DEFAULT_LANE))
+    within = choices.number(
+        "deadline_s", _first(said.deadline_s, kind.deadline_s, settings.deadline_s), MOST_DEADLINE_S
+    )
+    cost, estimated = said.cost, None
     if cost is None:
         cost, estimated = _cost(kind, args, kwargs, lane, learned, tokenizer)
-    tenant = choices.name("tenant", _first(tenant, kind.tenant), empty=True)
-    its_class = priority_of(kind.priority if priority is None else priority)
-    stale_s = _stale_s(kind.stale_ttl_s if stale_ttl is None else stale_ttl)
-    incomplete = kind.cache_incomplete if cache_incomplete is None else cache_incomplete
+    tenant = choices.name("tenant", _first(said.tenant, kind.tenant), empty=True)
+    its_class = priority_of(_first(said.priority, kind.priority))
+    stale_s = _stale_s(_first(said.stale_ttl, kind.stale_ttl_s))
+    incomplete = _first(said.cache_incomplete, kind.cache_incomplete)
     return Plan(
         lane=lane,
         tenant=tenant,
@@ -118,56 +110,46 @@ def plan(
         priority=its_class,
         cost=choices.cost(cost),
         deadline_s=now + within,
-        context=choices.name("context", _first(context, kind.context), empty=True),
-        tags=tuple(choices.names("tags", _first(tags, kind.tags))),
+        context=choices.name("context", _first(said.context, kind.context), empty=True),
+        tags=tuple(choices.names("tags", _first(said.tags, kind.tags))),
         publication=uuid.uuid4().hex,
         max_waiting=settings.max_waiting,
         max_body_bytes=int(settings.max_payload_mb * 1024 * 1024),
         estimated=estimated,
-        timeout_s=_timeout_s(kind.timeout_s if timeout_s is None else timeout_s),
-        sharing=_sharing(kind, settings, kind.cache if cache is None else cache, stale_s, incomplete),
-        shedding=_shedding(its_class, kind.shed_below if shed_below is None else shed_below),
+        timeout_s=_timeout_s(_first(said.timeout_s, kind.timeout_s)),
+        sharing=_sharing(kind, settings, _first(said.cache, kind.cache), stale_s, incomplete),
+        shedding=_shedding(its_class, _first(said.shed_below, kind.shed_below)),
     )
 
 
-def check(
-    *,
-    lane: Any = None,
-    tenant: Any = None,
-    context: Any = None,
-    tags: Any = None,
-    priority: Any = None,
-    deadline_s: Any = None,
-    cost: Any = None,
-    cache_ttl: Any = None,
-    stale_ttl: Any = None,
-    shed_below: Any = None,
-    timeout_s: Any = None,
-) -> None:
+def check(said: Said, cache_ttl: float | None = None) -> None:
     """Choices that are made before there is a call (a decorator's), or for one without a lane. None: nothing is said.
+
+    Args:
+        cache_ttl: Seconds; only a kind of calls says it.
 
     Raises:
         BadInput: as `plan`.
     """
-    if lane is not None:
-        choices.name("lane", lane)
-    for what, value in (("tenant", tenant), ("context", context)):
+    if said.lane is not None:
+        choices.name("lane", said.lane)
+    for what, value in (("tenant", said.tenant), ("context", said.context)):
         if value is not None:
             choices.name(what, value, empty=True)
-    if tags is not None:
-        choices.names("tags", tags)
-    if priority is not None:
-        priority_of(priority)
-    if deadline_s is not None:
-        choices.number("deadline_s", deadline_s, MOST_DEADLINE_S)
-    if cost is not None and not callable(cost):
-        choices.cost(cost)
+    if said.tags is not None:
+        choices.names("tags", said.tags)
+    if said.priority is not None:
+        priority_of(said.priority)
+    if said.deadline_s is not None:
+        choices.number("deadline_s", said.deadline_s, MOST_DEADLINE_S)
+    if said.cost is not None and not callable(said.cost):
+        choices.cost(said.cost)
     if cache_ttl is not None:
         choices.number("cache_ttl", cache_ttl, MOST_TTL_S, zero=True)
-    if stale_ttl is not None:
-        _stale_s(stale_ttl)
-    _shedding(Priority.NORMAL, shed_below)
-    _timeout_s(timeout_s)
+    if said.stale_ttl is not None:
+        _stale_s(said.stale_ttl)
+    _shedding(Priority.NORMAL, said.shed_below)
+    _timeout_s(said.timeout_s)
 
 
 def _first(*said: Any) -> Any:
@@ -191,12 +173,12 @@ def priority_of(value: Any) -> Priority:
         raise BadInput(f"priority={value!a:.60}: use high, normal, low, or 0 (highest) to 9") from error
 
 
-def lane_fields(settings: Settings, lane: str) -> dict[str, float | str]:
-    """Fields of the hash of a lane that is new: what was configured, and the set-points to start from."""
+def lane_fields(settings: Settings, lane: str) -> dict[str, float | str | bytes]:
+    """Fields of a lane that is new: what was configured, and the set-points to start from."""
     limits = told(settings, lane)
     paced = settings.enable_advanced_rate_limiting or limits.shared  # without calls of its own it has nothing to pace
     fields = limit_fields(limits) if paced else basic_fields(settings, limits)
-    return fields if escalates(settings) else {**fields, "escalates": "0"}
+    return fields if escalates(settings) else {**fields, **encode_escalates(False)}
 
 
 def escalates(settings: Settings) -> bool:
@@ -204,7 +186,7 @@ def escalates(settings: Settings) -> bool:
     return settings.enable_auto_escalation and settings.enable_advanced_rate_limiting
 
 
-def basic_fields(settings: Settings, after: LaneLimits) -> dict[str, float | str]:
+def basic_fields(settings: Settings, after: LaneLimits) -> dict[str, float | str | bytes]:
     """The same where MAISD_ENABLE_ADVANCED_RATE_LIMITING is off: one call per RATE_LIMIT_DELAY, or fewer if so told.
 
     Args:
@@ -215,38 +197,20 @@ def basic_fields(settings: Settings, after: LaneLimits) -> dict[str, float | str
         rates_rpm.append(60 / settings.rate_limit_delay)
     rpm = min(rates_rpm, default=None)
     limits = replace(after, rpm=rpm, unlimited=rpm is None and after.tpm is None, adaptive=False)
-    before = msgspec.json.encode(Basic(replace(after, tenants={}), settings.rate_limit_delay)).decode()
-    return {**limit_fields(limits), BASIC: before}
+    return limit_fields(limits) | encode_basic(Basic(replace(after, tenants={}), settings.rate_limit_delay))
 
 
-CONFIGURED = "configured"  #: field of a lane of which a person has said something, so that it stays when it is idle
+def limit_fields(limits: LaneLimits) -> dict[str, float | str | bytes]:
+    """Fields of a lane for what a person told of it, and the set-points to start from."""
+    paces = pace.set_points(pace.initial(limits), 0.0)[1] if not limits.unlimited else pace.NOT_PACED
+    return as_told(limits).encode() | paces.encode()
 
 
-def limit_fields(limits: LaneLimits) -> dict[str, float | str]:
-    """Fields of a lane's hash for what a person told of it."""
-    fields: dict[str, float | str] = {
-        "rpm": "" if limits.rpm is None else limits.rpm,
-        "tpm": "" if limits.tpm is None else limits.tpm,
-        "cap": limits.concurrency or 0,
-        "unlimited": int(limits.unlimited),
-        "adaptive": int(limits.adaptive),
-        "law": "",
-        "bounds": bounds_field(limits),
-        "shared": 1 if limits.shared else "",
-    }
-    fields |= {f"{letter}{number}": "" for letter in "pdg" for number in range(1, 5)}
-    if not limits.unlimited:
-        fields |= pace.set_points(pace.initial(limits), 0.0)[1]
-    return fields
-
-
-def bounds_field(limits: LaneLimits) -> str:
-    """What only some lanes have, in one field of the hash: JSON with parents, a day's quotas and zone, or nothing."""
-    bounds: dict[str, Any] = {"parents": limits.parents, "rpd": limits.rpd, "tpd": limits.tpd}
-    if limits.day_zone:
-        bounds |= {"zone": limits.day_zone, "steps": day.steps(limits.day_zone, int(time.time() // day.DAY_S))}
-    said = {name: value for name, value in bounds.items() if value}
-    return msgspec.json.encode(said).decode() if said else ""
+def as_told(limits: LaneLimits) -> Told:
+    """Limits as a lane's hash keeps them: with the steps of the zone in which its days end, for the scripts."""
+    zone = limits.day_zone
+    steps = tuple(day.steps(zone, int(time.time() // day.DAY_S))) if zone else ()
+    return Told(limits=limits, day_steps=steps)
 
 
 def _cost(

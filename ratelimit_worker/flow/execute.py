@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from msgspec import structs
@@ -176,8 +176,8 @@ class Executor:
             try:
                 value = run(trial.begun)
             except BaseException as error:  # whatever a task raises, its attempt ends here, or its slot never would
-                return self._so_far(trial, seen=replace(seen), error=error)
-            return self._so_far(trial, seen=replace(seen), value=value)
+                return self._so_far(trial, seen=seen.so_far(), error=error)
+            return self._so_far(trial, seen=seen.so_far(), value=value)
 
     def _so_far(self, trial: _Trial, **came: Any) -> Ran:
         return Ran(

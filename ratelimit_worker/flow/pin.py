@@ -10,12 +10,14 @@ import uuid
 from collections.abc import Container, Mapping
 from dataclasses import replace
 
+from msgspec import structs
+
 from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.config import Settings
-from ratelimit_worker.contracts.call import MOST_LANES
+from ratelimit_worker.contracts.lane import Fields, GivenBack, LaneState, encode_new
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.flow import enqueue
-from ratelimit_worker.flow.tune import MANY_LANES, RESUMED, ControlPlane, began, decide, ended_everywhere, mode_of, tell
+from ratelimit_worker.flow.tune import MANY_LANES, ControlPlane, began, decide, ended_everywhere, tell
 from ratelimit_worker.policy import choices, modes
 from ratelimit_worker.policy.modes import ALL, Pin
 from ratelimit_worker.ports import LaneView
@@ -50,7 +52,7 @@ def pin(
     at, made = _checked(control, lane, for_s, reason, who, now)
     made = replace(made, mode=mode)
     names = _first(control) if made.everywhere else [str(lane)]
-    before = {name: control.lanes.fields(name) for name in names}
+    before = {name: control.lanes.state(name) for name in names}
     control.pins.write({ALL if made.everywhere else str(lane): made})
     pins = control.pins.read()
     changes = _told(control, _apply(control, before, pins, at))
@@ -80,7 +82,7 @@ def auto(
     """
     at, made = _checked(control, lane, None, reason, who, now)
     names = _first(control) if made.everywhere else [str(lane)]
-    before = {name: control.lanes.fields(name) for name in names}
+    before = {name: control.lanes.state(name) for name in names}
     pins = control.pins.read()
     everywhere = pins.get(ALL)
     # Marked as ended first and dropped last: what a crash leaves undone in between, the tuner sees and does.
@@ -93,11 +95,11 @@ def auto(
         control.pins.write({str(lane): replace(made, until=everywhere.until)})
         ended = {}
     control.pins.write(ended)
-    given_back = f"{at!r} {who}"
-    for name, fields in before.items():
-        if _halted(fields):
-            control.lanes.set_points(name, {RESUMED: given_back})
-            before[name] = {**fields, RESUMED: given_back.encode()}
+    given_back = GivenBack(at, who)
+    for name, state in before.items():
+        if _halted(state):
+            control.lanes.set_points(name, given_back.encode())
+            before[name] = _given_back(state, given_back)
     # A tuner that was quicker has dropped what has ended.
     pins = {**ended, **control.pins.read()}
     changes = _told(control, _apply(control, before, pins, at))
@@ -124,28 +126,28 @@ def at_start(control: ControlPlane, emergency: bool) -> list[ModeChange]:
     return pin(control, Mode.EMERGENCY, who=FROM_SETTING, reason=f"{FROM_SETTING}=true when a worker started")
 
 
-def lane_fields(control: ControlPlane, settings: Settings, lane: str) -> Mapping[str, float | str]:
+def lane_fields(control: ControlPlane, settings: Settings, lane: str) -> Fields:
     """What a lane that may be new starts with: what was configured, and the mode by hand that holds there.
 
     Raises:
         StoreUnavailable: the outbox takes no event.
     """
     for parent in enqueue.told(settings, lane).parents:  # no call of its own makes it
-        if "schema" not in control.lanes.fields(parent):
+        if not control.lanes.state(parent).schema:
             control.lanes.establish(parent, lane_fields(control, settings, parent))
     fields, pins, now = _new_lane(settings, lane), control.pins.read(), control.pins.now()
-    if modes.governing(pins.get(lane), pins.get(ALL), now) is None or "schema" in control.lanes.fields(lane):
+    if modes.governing(pins.get(lane), pins.get(ALL), now) is None or control.lanes.state(lane).schema:
         return fields
-    view = LaneView(lane=lane, fields={name: str(value).encode() for name, value in fields.items()}, seen=())
+    view = LaneView(lane=lane, state=LaneState.of(fields), seen=())
     decision = decide(view, now, control.rules, pins)
     _told(control, [*decision.changes])
     return {**fields, **decision.set_points}
 
 
-def _new_lane(settings: Settings, lane: str) -> Mapping[str, float | str]:
+def _new_lane(settings: Settings, lane: str) -> Fields:
     """What was configured of a lane; one of which nothing was must fit in with the others."""
-    fields = enqueue.lane_fields(settings, lane)
-    return {**fields, enqueue.CONFIGURED: 1} if lane in settings.lanes else {**fields, MOST_LANES: settings.max_lanes}
+    most = None if lane in settings.lanes else settings.max_lanes
+    return {**enqueue.lane_fields(settings, lane), **encode_new(most)}
 
 
 def _checked(
@@ -165,7 +167,7 @@ def _checked(
 
 
 def _apply(
-    control: ControlPlane, before: Mapping[str, Mapping[str, bytes]], pins: Mapping[str, Pin], now: float
+    control: ControlPlane, before: Mapping[str, LaneState], pins: Mapping[str, Pin], now: float
 ) -> list[ModeChange]:
     """Write the set-points of the pins that govern, and leave what the law remembers to the tuner → what changed.
 
@@ -174,11 +176,13 @@ def _apply(
             seen the pins first, and then the lanes show no change any more; it tells the same, under the same ids.
     """
     changes: list[ModeChange] = []
-    for lane, fields in before.items():
-        changes += decide(LaneView(lane=lane, fields=fields, seen=()), now, control.rules, pins).changes
-        view = LaneView(lane=lane, fields=control.lanes.fields(lane), seen=())
-        if set_points := decide(view, now, control.rules, pins).set_points:
-            control.lanes.set_points(lane, set_points)
+    for lane, state in before.items():
+        changes += decide(LaneView(lane=lane, state=state, seen=()), now, control.rules, pins).changes
+        while True:  # until nobody has set its limits between our look and our writing
+            view = LaneView(lane=lane, state=control.lanes.state(lane), seen=())
+            set_points = decide(view, now, control.rules, pins).set_points
+            if not set_points or control.lanes.set_points(lane, set_points, view.state.revision) is not None:
+                break
     return changes
 
 
@@ -188,35 +192,43 @@ def _first(control: ControlPlane) -> list[str]:
     return list(control.lanes.names() if few else control.lanes.working(MANY_LANES))
 
 
-def _halted(fields: Mapping[str, bytes]) -> bool:
+def _halted(lane: LaneState) -> bool:
     """Whether the law has halted the lane, not a person."""
-    return mode_of(fields) is Mode.HALT and not fields.get("pin")
+    return lane.mode is Mode.HALT and not lane.pinned
+
+
+def _given_back(lane: LaneState, given_back: GivenBack) -> LaneState:
+    return structs.replace(lane, memory=structs.replace(lane.memory, given_back=given_back))
 
 
 def _apply_to_idle(
-    control: ControlPlane, done: Container[str], pins: Mapping[str, Pin], now: float, given_back: str = ""
+    control: ControlPlane,
+    done: Container[str],
+    pins: Mapping[str, Pin],
+    now: float,
+    given_back: GivenBack | None = None,
 ) -> list[ModeChange]:
     """The same for all lanes but those that are done, a batch at a time, so that nobody waits for it → what changed.
 
     What the tuner did first shows no change here. Lanes that come meanwhile begin with the pin.
 
     Args:
-        given_back: When and who, for lanes that the law has halted; "": they stay so.
+        given_back: When and by whom, for lanes that the law has halted; None: they stay so.
     """
     changes: list[ModeChange] = []
     for some in control.lanes.survey():
-        writes: dict[str, Mapping[str, float | str]] = {}
+        writes: dict[str, tuple[int, Fields]] = {}
         for seen in some:
-            if seen.lane in done or not seen.fields:
+            if seen.lane in done or not seen.state.there:
                 continue
-            fields, resumed = seen.fields, {}
-            if given_back and _halted(fields):
-                resumed = {RESUMED: given_back}
-                fields = {**fields, RESUMED: given_back.encode()}
-            decision = decide(LaneView(lane=seen.lane, fields=fields, seen=()), now, control.rules, pins)
+            state = seen.state
+            resumed: Fields = {}
+            if given_back is not None and _halted(state):
+                resumed, state = given_back.encode(), _given_back(state, given_back)
+            decision = decide(LaneView(lane=seen.lane, state=state, seen=()), now, control.rules, pins)
             changes += decision.changes
             if set_points := {**resumed, **decision.set_points}:
-                writes[seen.lane] = set_points
+                writes[seen.lane] = (state.revision, set_points)
         control.lanes.set_points_of(writes)
     return changes
 

@@ -13,17 +13,30 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from hashlib import blake2s
 from itertools import islice
-from math import inf
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
+from msgspec import structs
 
 from ratelimit_worker.calls import LaneLimits, Mode, ModeChange
 from ratelimit_worker.config import Settings
+from ratelimit_worker.contracts.lane import (
+    SHUT_US,
+    WALK_FIELDS,
+    Anchor,
+    Fields,
+    LaneState,
+    Memory,
+    Pacing,
+    SetPoints,
+    Units,
+    encode_levels,
+)
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.flow import observe
 from ratelimit_worker.policy import flight, modes, pace
 from ratelimit_worker.policy.modes import ALL, Answer, Hold, ModeState, Move, Pin, Rates, Thresholds
+from ratelimit_worker.policy.pace import Paces
 from ratelimit_worker.policy.siblings import Siblings, Standing
 from ratelimit_worker.ports import Lanes, LaneSeen, LaneView, ModeLog, Pins
 
@@ -36,13 +49,9 @@ VISIT_EVERY_S = 1.0  #: pinned lanes are looked at so often though nothing is se
 MOST_LOOKED_AT = 100  #: lanes that a turn looks at though nothing was seen of them, so that it stays short
 WALK_EVERY_S = 60.0  #: while all lanes are pinned, all are looked at so often, some at a time
 MANY_LANES = 100  #: with more, a pin of all is told once, not of each lane in which nothing waits
+MOST_TRIES = 8  #: at writing what follows from a lane, while a person sets its limits again and again
 MOST_UNTOLD = 1_000  #: mode changes kept while the outbox takes none
-#: `gate` of a lane that is shut, µs since the epoch: a day that does not come, and that a double holds exactly.
-SHUT_US = 2**53
-RESUMED = "resumed"  #: field of a lane that a person has given back: when (seconds) and who; the tuner takes it away
 MOST_UNTOLD_GATE_S = 15.0  #: a refusal without Retry-After shuts the gate for so long at most (learn.lua)
-#: `law` of a lane without pace whose `unlimited` a mode has set aside.
-SET_ASIDE = "unlimited"
 _US = 1e6
 
 
@@ -75,7 +84,7 @@ def rules_of(settings: Settings) -> Rules:
 
 
 class Law(msgspec.Struct):
-    """All that the law remembers of one lane's pace, as the lane's hash keeps it in `law`; `health` is a ModeState."""
+    """All that the law remembers of one lane's pace, as `Memory.law` keeps it; `Memory.health` is a ModeState."""
 
     pace: pace.PaceState
     flight: flight.FlightState = flight.FlightState()
@@ -90,8 +99,10 @@ _decode_health = msgspec.msgpack.Decoder(ModeState).decode
 class Decision:
     """What follows from what was seen of a lane."""
 
-    set_points: Mapping[str, float | str]  #: fields of its hash that change
-    memory: Mapping[str, Any]  #: the same, for the law itself and for the levels: the tuner's alone to write
+    set_points: Fields  #: of its hash, that change
+    memory: Fields  #: the same, for the law itself and for the levels: the tuner's alone to write
+    after: LaneState  #: as it will be, but for the levels
+    anchors: Mapping[str, Anchor]  #: of these, by dimension
     changes: Sequence[ModeChange]
     standing: Standing  #: how the lane stands, as other lanes of its provider need to know
     mode: Mode = Mode.NORMAL  #: that holds now
@@ -113,9 +124,6 @@ class _Everywhere(NamedTuple):
 
     pin: str
     lives: bool
-
-
-_LOOKED_AT = ("schema", "mode", "pin")  #: fields that a walk over all lanes reads
 
 
 class Tuner:
@@ -145,14 +153,14 @@ class Tuner:
             return None
         now, taken_views = taken
         self._turned_at = now
-        views = [view for view in taken_views if view.seen or view.goods or _changes_with_time(view.fields)]
+        views = [view for view in taken_views if view.seen or view.goods or _changes_with_time(view.state)]
         self._note_busy(views, busy, now)
         pins = self.control.pins.read()
         decisions = [
             (view, decide(view, now, self.control.rules, pins, self._siblings.shares(view.lane))) for view in views
         ]
         for view, decision in decisions:
-            self._write(view, decision)
+            self._write(view, decision, pins, now)
         self._siblings = self._siblings.note([decision.standing for _, decision in decisions], now)
         self._visit(self._due(pins, now), pins, now)
         self._walk_on(pins, now)
@@ -174,7 +182,7 @@ class Tuner:
             self._busy.pop(view.lane, None)
             old = float("-inf") if view.lane in ailing else now  # a lane that is looked at for its mode alone is idle
             since = now if view.seen or view.goods else before.get(view.lane, old)
-            if now - since <= BUSY_S and _changes_with_time(view.fields):
+            if now - since <= BUSY_S and _changes_with_time(view.state):
                 self._busy[view.lane] = since
 
     def _ailing_due(self) -> Iterable[str]:
@@ -218,7 +226,7 @@ class Tuner:
             return
         if self._walk is None or wanted != self._walking:
             self._many = self.control.lanes.count() > MANY_LANES
-            self._walk, self._walking = self.control.lanes.survey(_LOOKED_AT, MOST_LOOKED_AT), wanted
+            self._walk, self._walking = self.control.lanes.survey(WALK_FIELDS, MOST_LOOKED_AT), wanted
         walk, self._walk = self._walk, None  # an error on the way ends it, and the next turn begins anew
         some = next(walk, None)
         if some is None:
@@ -226,30 +234,38 @@ class Tuner:
             return
         undone = []
         for seen in some:
-            self._note_ailing(seen.lane, mode_of(seen.fields), bool(seen.fields.get("pin")))
+            self._note_ailing(seen.lane, seen.state.mode, seen.state.pinned)
             governs = modes.governing(pins.get(seen.lane), pins.get(ALL), now)
-            if seen.fields and seen.fields.get("pin", b"").decode() != (governs.id if governs is not None else ""):
+            if seen.state.there and seen.state.points.pin != (governs.id if governs is not None else ""):
                 undone.append(seen.lane)
         self._visit(undone, pins, now, idle=True)
         self._walk = walk
 
     def _visit(self, lanes: Iterable[str], pins: Mapping[str, Pin], now: float, *, idle: bool = False) -> None:
         for lane in lanes:
-            view = LaneView(lane=lane, fields=self.control.lanes.fields(lane), seen=())
-            self._note_ailing(lane, mode_of(view.fields), bool(view.fields.get("pin")))
-            if view.fields.get("pin") or modes.governing(pins.get(lane), pins.get(ALL), now) is not None:
+            view = LaneView(lane=lane, state=self.control.lanes.state(lane), seen=())
+            self._note_ailing(lane, view.state.mode, view.state.pinned)
+            if view.state.pinned or modes.governing(pins.get(lane), pins.get(ALL), now) is not None:
                 decision = decide(view, now, self.control.rules, pins)
                 if idle and self._many and view.lane not in pins:  # it was told of all lanes together
                     decision = replace(decision, changes=())
-                self._write(view, decision)
+                self._write(view, decision, pins, now)
 
-    def _write(self, view: LaneView, decision: Decision) -> None:
-        self._note_ailing(view.lane, decision.mode, decision.pinned)
-        if decision.changes:  # told first: a tuner that is killed between may tell a change twice, and loses none
-            self._untold.extend(decision.changes)
-            self._tell()
-        if fields := {**decision.set_points, **decision.memory}:
-            self.control.lanes.set_points(view.lane, fields)
+    def _write(self, view: LaneView, decision: Decision, pins: Mapping[str, Pin], now: float) -> None:
+        """Write a decision; where a person has set limits since the lane was read, what follows from these."""
+        told: set[str] = set()
+        for _ in range(MOST_TRIES):
+            self._note_ailing(view.lane, decision.mode, decision.pinned)
+            if changes := [change for change in decision.changes if change.id not in told]:
+                # Told first: a tuner that is killed between may tell a change twice, and loses none.
+                told |= {change.id for change in changes}
+                self._untold.extend(changes)
+                self._tell()
+            fields = {**decision.set_points, **decision.memory}
+            if not fields or self.control.lanes.set_points(view.lane, fields, view.state.revision) is not None:
+                return
+            view = replace(view, state=self.control.lanes.state(view.lane))
+            decision = decide(view, now, self.control.rules, pins)
 
     def _give_back(self, pins: Mapping[str, Pin], now: float) -> None:
         """Pins that had ended when this turn looked at their lanes are done with, and exemptions from none."""
@@ -312,44 +328,47 @@ def decide(
         now: Seconds, Redis clock.
         shares: Of budgets that the lane shares with others, by dimension (`policy.siblings`); None: as it was.
     """
-    limits = limits_of(view.fields)
+    state = view.state
+    limits = state.told.limits
     kind = _Kind.of(limits)
     learned = _learn(view, now, limits, rules.thresholds, shares)
     health = learned.health
     rates = replace(rules.rates, normal=limits.rpm) if limits.rpm else rules.rates
     pin = modes.governing(pins.get(view.lane), pins.get(ALL), now)
     held = modes.hold(health, pin, now, rates=rates, adaptive=kind is not _Kind.FIXED, paced=kind is not _Kind.UNBOUND)
-    escalates = rules.thresholds.escalates and (pin is None or pin.mode is not Mode.NORMAL)
-    fields: dict[str, float | str] = {
-        "mode": _mode(pin, health).value,
-        "pin": pin.id if pin is not None else "",
-        "escalates": "" if escalates else "0",
-        # What scripts obey is the narrowest of the bounds on calls out at once; faces tell which one it is.
-        "width": min((width for width in (held.width, learned.ramp, flight.width(learned.flight)) if width), default=0),
-        "probes": held.width,
-        "ramp": learned.ramp,
-        "flight": flight.width(learned.flight),
-        "gap": round(held.gap_s * _US),
-        "sick_share": round(modes.sick_share(health, now), 2),
-    }
-    memory: dict[str, Any] = {RESUMED: ""} if RESUMED in view.fields else {}
-    # A lane that is not yet known gets what was configured with its first call, which must find nothing in its place.
-    if any(name in view.fields for name in ("schema", "unlimited", "p1")):
-        fields |= _unbinding(view.fields, kind, held)
-        paces, learned_paces = _paces(learned, kind, held, limits, rates, now, _units(view.fields, "x"))
-        fields |= ({"p1": "", "d1": "", "g1": ""} if limits.shared else {}) | paces  # nothing that is not told stays
-        memory |= learned_paces
-        if held.pause_s and _begins(view.fields, pin):
-            fields["l1"] = 0.0
-    if health != ModeState() or "health" in view.fields:
-        memory["health"] = _encode(health)
-    changed = {name: value for name, value in fields.items() if _differs(view.fields.get(name), value)}
-    gate = _gate(view.fields, pin, held, learned, now)
+    bounds = (held.probes, learned.ramp, flight.bound(learned.flight))
+    gate_us = _gate(state.points, pin, held, learned, now)
+    points = structs.replace(
+        state.points,
+        mode=_mode(pin, health),
+        pin=pin.id if pin is not None else "",
+        escalates=rules.thresholds.escalates and (pin is None or pin.mode is not Mode.NORMAL),
+        at_once=min((bound for bound in bounds if bound), default=0),
+        probes=bounds[0],
+        ramp=bounds[1],
+        flight=bounds[2],
+        gap_us=round(held.gap_s * _US),
+        sick_share=round(modes.sick_share(health, now), 2),
+        gate_us=state.points.gate_us if gate_us is None else gate_us,
+    )
+    law = state.memory.law
+    anchors: Mapping[str, Anchor] = {}
+    levels: Fields = {}
+    if state.limited:
+        points, levels = _unbinding(points, kind, held)
+        paces, learned_law = _paces(learned, kind, held, limits, rates, now, state.levels.turned_back)
+        points = _paced(points, paces, limits)
+        law, anchors = law if learned_law is None else learned_law, paces.anchors if paces is not None else {}
+        if held.pause_s and _begins(state.points, pin):
+            levels = {**levels, **encode_levels(emptied="requests")}
+    memory = Memory(law=law, health=_encode(health) if health != ModeState() or state.memory.health else b"")
     return Decision(
-        set_points=changed if gate is None else {**changed, "gate": gate},
-        memory={name: value for name, value in memory.items() if view.fields.get(name) != value},
+        set_points={**points.encode_changes(state.points), **levels},
+        memory={**memory.encode_changes(state.memory), **encode_levels(anchors)},
+        after=structs.replace(state, points=points, memory=memory),
+        anchors=anchors,
         changes=_changes(view, now, pin, learned, pins, rules),
-        standing=Standing(lane=view.lane, at=now, dimensions=pace.counted(learned.pace, now, _units(view.fields, "c"))),
+        standing=Standing(lane=view.lane, at=now, dimensions=pace.counted(learned.pace, now, state.levels.sent)),
         mode=_mode(pin, health),
         pinned=pin is not None,
     )
@@ -386,16 +405,16 @@ def _learn(
     if kind is _Kind.FIXED:
         thresholds = replace(thresholds, refusals_count=True)
     adaptive = kind is _Kind.ADAPTIVE
-    law, health = _law(view, limits), _health(view)
+    law = _law(view.state.memory, limits, view.lane)
+    health = _health(view.state.memory, view.lane)
     state, out = law.pace, law.flight
     if shares is not None:
         state = pace.with_shares(state, shares)
     moves: list[Move] = []
     refusals = crowds = 0
     crowded_until = 0.0
-    if view.fields.get(RESUMED):
-        at, _, who = view.fields[RESUMED].decode().partition(" ")
-        health, move = modes.release(health, float(at), who)
+    if (given_back := view.state.memory.given_back) is not None:
+        health, move = modes.release(health, given_back.at_s, given_back.who)
         moves += [move] if move is not None else []
     if thresholds.escalates:
         health = modes.count_good(health, now, view.goods)
@@ -419,9 +438,9 @@ def _learn(
         moves += [move] if move is not None else []
     health, move = modes.quiet(modes.step(health, now), now, view.out)
     moves += [move] if move is not None else []
-    sent = _units(view.fields, "c")
+    sent = view.state.levels.sent
     if adaptive:
-        gate = float(view.fields.get("gate") or 0) / _US
+        gate = view.state.points.gate_us / _US
         if view.out is not None:
             out = flight.step(
                 out, now, view.out, pace.calls_per_s(state), well=gate <= now and health.mode is Mode.NORMAL
@@ -429,7 +448,7 @@ def _learn(
         if flight.guessed(out) and not flight.guessed(law.flight):
             state = pace.unlearned(state, limits, now)
         state = pace.step(state, now, sent, limits, gate, careful=health.mode is not Mode.NORMAL)
-    if kind is _Kind.UNBOUND and view.fields.get("unlimited") == b"1":  # else a mode holds it back
+    if kind is _Kind.UNBOUND and view.state.points.unpaced:  # else a mode holds it back
         health = modes.measure(health, now, sent[0])
     if not thresholds.escalates:
         health = ModeState(rate=health.rate, rate_at=health.rate_at, rate_sent=health.rate_sent)
@@ -459,48 +478,16 @@ def _answer(seen: pace.Observation, thresholds: Thresholds) -> Answer:
     )
 
 
-def _units(fields: Mapping[str, bytes], letter: str) -> tuple[float, float, float, float]:
-    """A counter of units by dimension, from the lane's hash."""
-    one, two, three, four = (float(fields.get(f"{letter}{number}") or 0) for number in range(1, 5))
-    return one, two, three, four
-
-
-def limits_of(fields: Mapping[str, bytes]) -> LaneLimits:
-    """What a person told of a lane, from its hash."""
-
-    def number(name: str) -> float | None:
-        return float(fields[name]) if fields.get(name) else None
-
-    # Whoever sets limits clears `law`, so what a person says while a mode holds is not taken for what was before it.
-    set_aside = fields.get("law") == SET_ASIDE.encode()
-    return LaneLimits(
-        rpm=number("rpm"),
-        tpm=number("tpm"),
-        concurrency=int(number("cap") or 0) or None,
-        unlimited=fields.get("unlimited") == b"1" or set_aside,
-        adaptive=fields.get("adaptive") != b"0",
-        shared=fields.get("shared") == b"1",
-    )
-
-
-def mode_of(fields: Mapping[str, bytes]) -> Mode:
-    """The mode that holds in a lane, from its hash."""
-    try:
-        return Mode(fields.get("mode", b"NORMAL").decode())
-    except ValueError:
-        return Mode.NORMAL  # a newer version's, which will set it anew
-
-
-def halted_by(fields: Mapping[str, bytes]) -> Literal["", "key", "quota"]:
-    """For what the law has halted a lane, from its hash: a key that nobody accepts, or a quota that is used up."""
-    if mode_of(fields) is not Mode.HALT or fields.get("pin") or not fields.get("health"):
+def halted_by(lane: LaneState) -> Literal["", "key", "quota"]:
+    """For what the law has halted a lane: a key that nobody accepts, or a quota that is used up."""
+    if lane.mode is not Mode.HALT or lane.pinned or not lane.memory.health:
         return ""
-    return "key" if _health(LaneView(lane="", fields=fields, seen=())).barred else "quota"
+    return "key" if _health(lane.memory, "").barred else "quota"
 
 
-def _changes_with_time(fields: Mapping[str, bytes]) -> bool:
+def _changes_with_time(lane: LaneState) -> bool:
     """Whether a lane has probes, pauses or trials that end by themselves."""
-    return _Kind.of(limits_of(fields)) is _Kind.ADAPTIVE or mode_of(fields) is not Mode.NORMAL
+    return _Kind.of(lane.told.limits) is _Kind.ADAPTIVE or lane.mode is not Mode.NORMAL
 
 
 def _mode(pin: Pin | None, health: ModeState) -> Mode:
@@ -514,54 +501,64 @@ def _paces(
     limits: LaneLimits,
     rates: Rates,
     now: float,
-    turned_back: tuple[float, float, float, float],
-) -> tuple[dict[str, float | str], dict[str, Any]]:
-    """The pace that law, person and mode allow, by dimension, and what the tuner keeps of it."""
-    memory: dict[str, Any] = {}
+    turned_back: Units,
+) -> tuple[Paces | None, bytes | None]:
+    """What law, person and mode allow (None: it stays), and what the law remembers of it, packed (None: nothing)."""
     match kind:
         case _Kind.ADAPTIVE:
-            state, paces = pace.set_points(learned.pace, now, turned_back)
-            memory = {name: value for name, value in paces.items() if name[0] in "am"} | {
-                "law": _encode(Law(state, learned.flight))
-            }
-            fields = {name: value * held.share if name[0] == "p" else value for name, value in paces.items()}
-            if held.rpm is not None and fields.get("p1", inf) > held.rpm / 60:
-                fields |= {"p1": held.rpm / 60, "d1": 1.0, "g1": 0.0}
+            state, written = pace.set_points(learned.pace, now, turned_back)
+            if held.share != 1.0:
+                shared = {name: structs.replace(one, pace=one.pace * held.share) for name, one in written.paces.items()}
+                written = written._replace(paces=shared)
+            requests = written.paces.get("requests")
+            if held.rpm is not None and (requests is None or requests.pace > held.rpm / 60):
+                written = written._replace(paces={**written.paces, "requests": Pacing(held.rpm / 60)})
+            return written, _encode(Law(state, learned.flight))
         case _Kind.FIXED:
-            fields = pace.set_points(pace.initial(replace(limits, rpm=held.rpm or rates.normal)), now)[1]
+            return pace.set_points(pace.initial(replace(limits, rpm=held.rpm or rates.normal)), now)[1], None
         case _Kind.UNBOUND if held.rpm is not None:
-            fields = pace.set_points(pace.initial(LaneLimits(rpm=held.rpm)), now)[1]
+            return pace.set_points(pace.initial(LaneLimits(rpm=held.rpm)), now)[1], None
         case _:
-            fields = {}
-    return {name: value for name, value in fields.items() if name[0] not in "am"}, memory
+            return None, None
 
 
-def _unbinding(fields: Mapping[str, bytes], kind: _Kind, held: Hold) -> dict[str, float | str]:
-    """A mode that binds takes `unlimited` away from a lane, and its end gives it back."""
-    if kind is _Kind.UNBOUND and held.binds:
-        return {"unlimited": 0, "law": SET_ASIDE, "p1": "", "d1": "", "g1": ""}
-    if kind is _Kind.UNBOUND and fields.get("law") == SET_ASIDE.encode():
-        return {"unlimited": 1, "law": "", "p1": "", "d1": "", "g1": "", "l1": ""}
-    return {}
+def _paced(points: SetPoints, written: Paces | None, limits: LaneLimits) -> SetPoints:
+    """With these paces; those of other dimensions stay, but for what nobody has told of a lane that is shared."""
+    before = points.paces
+    if limits.shared:
+        before = {name: one for name, one in before.items() if name != "requests"}
+    if written is None:
+        return points if before is points.paces else structs.replace(points, paces=before)
+    return structs.replace(points, paces={**before, **written.paces}, headers_govern=written.headers_govern)
 
 
-def _gate(fields: Mapping[str, bytes], pin: Pin | None, held: Hold, learned: _Learned, now: float) -> int | None:
+def _unbinding(points: SetPoints, kind: _Kind, held: Hold) -> tuple[SetPoints, Fields]:
+    """A mode that binds sets aside that a lane is unlimited, and its end gives it back → with the levels that go."""
+    if kind is not _Kind.UNBOUND or not (held.binds or points.set_aside):
+        return points, {}
+    others = {name: one for name, one in points.paces.items() if name != "requests"}
+    if held.binds:
+        return structs.replace(points, unpaced=False, set_aside=True, paces=others), {}
+    return structs.replace(points, unpaced=True, set_aside=False, paces=others), encode_levels(filled="requests")
+
+
+def _gate(points: SetPoints, pin: Pin | None, held: Hold, learned: _Learned, now: float) -> int | None:
     """The gate to be written, µs since the epoch; None: it stays.
 
     Gates are the refusals' too. One that a mode has set lies at most its gap ahead, or is the shut lane's; what goes
     further is a refusal's and stays.
     """
-    gate, gap_before = float(fields.get("gate") or 0), float(fields.get("gap") or 0)
+    gate, gap_before = points.gate_us, points.gap_us
     gap, now_us = round(held.gap_s * _US), round(now * _US)
     if held.shut:
         return None if gate == SHUT_US else SHUT_US
-    if held.pause_s and _begins(fields, pin):
-        return max(now_us + round(held.pause_s * _US), 0 if gate == SHUT_US else int(gate))
+    if held.pause_s and _begins(points, pin):
+        return max(now_us + round(held.pause_s * _US), 0 if gate == SHUT_US else gate)
     if gate == SHUT_US:
         return 0
     moved = [move.to_mode for move in learned.moves]
     if pin is None and Mode.HALT in moved and learned.health.mode is Mode.HALT:
-        return max(now_us + gap, int(gate))  # no probe at once: nobody has paid yet
+        return max(now_us + gap, gate)  # no probe at once: nobody has paid yet
     if now_us < gate <= learned.crowded_until * _US and not held.gap_s:
         return 0  # the bound on calls at once keeps them, and a place is free as soon as one ends
     if gap < gap_before and not learned.refused and now_us < gate <= now_us + gap_before:
@@ -569,34 +566,26 @@ def _gate(fields: Mapping[str, bytes], pin: Pin | None, held: Hold, learned: _Le
     return None
 
 
-def _begins(fields: Mapping[str, bytes], pin: Pin | None) -> bool:
+def _begins(points: SetPoints, pin: Pin | None) -> bool:
     """Whether the pin takes hold in the lane just now."""
-    return pin is not None and fields.get("pin", b"").decode() != pin.id
+    return pin is not None and points.pin != pin.id
 
 
-def _differs(before: bytes | None, value: float | str) -> bool:
-    if isinstance(value, str):
-        return (before or b"").decode() != value
-    return float(before or 0) != float(value)
-
-
-def _law(view: LaneView, limits: LaneLimits) -> Law:
-    raw = view.fields.get("law")
-    if raw and raw != SET_ASIDE.encode():
+def _law(memory: Memory, limits: LaneLimits, lane: str) -> Law:
+    if memory.law:
         try:
-            return _decode_law(raw)
+            return _decode_law(memory.law)
         except msgspec.MsgspecError:
-            log.warning("law.unreadable", extra={"lane": view.lane})
+            log.warning("law.unreadable", extra={"lane": lane})
     return Law(pace.initial(limits))
 
 
-def _health(view: LaneView) -> ModeState:
-    raw = view.fields.get("health")
-    if raw:
+def _health(memory: Memory, lane: str) -> ModeState:
+    if memory.health:
         try:
-            return _decode_health(raw)
+            return _decode_health(memory.health)
         except msgspec.MsgspecError:
-            log.warning("health.unreadable", extra={"lane": view.lane})
+            log.warning("health.unreadable", extra={"lane": lane})
     return ModeState()
 
 
@@ -612,7 +601,7 @@ def _changes(
     rules: Rules,
 ) -> list[ModeChange]:
     """The transitions of the mode that holds: while a lane is pinned, the law's own are not."""
-    before, held = mode_of(view.fields), view.fields.get("pin", b"").decode()
+    before, held = view.state.mode, view.state.points.pin
     after = _mode(pin, learned.health)
     if (pin.id if pin is not None else "") != held:
         return [

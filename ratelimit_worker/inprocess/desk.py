@@ -21,7 +21,7 @@ from typing import TypeVar
 from redis import RedisError
 from redis.exceptions import ResponseError
 
-from ratelimit_worker.contracts.call import Claim, Entry
+from ratelimit_worker.contracts.call import Claim, Entry, Sent
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import StoreUnavailable
@@ -65,8 +65,8 @@ class Desk:
         self.lease_s = live.settings.visibility_timeout_seconds
         self.lanes = Lanes(live.redis)
         self.tally = Tally()
-        self._mailbox = Mailbox()
-        self._presence = Presence(self.queue, self.lease_s, self._mailbox, clock)
+        self.mailbox = Mailbox()  #: who waits here
+        self._presence = Presence(self.queue, self.lease_s, self.mailbox, clock)
         self._duties = StandIn(live, self.queue, self.lease_s)
         self._later: deque[Callable[[Lanes], object]] = deque(maxlen=MOST_LATER)
         self._opening = threading.Lock()
@@ -91,7 +91,7 @@ class Desk:
 
     def wait(self, ref: str, hear: Callable[[str | News], None], fingerprint: str | None = None) -> Turn:
         """Take part."""
-        return self._mailbox.wait(ref, hear, fingerprint)
+        return self.mailbox.wait(ref, hear, fingerprint)
 
     def enqueue(self, turn: Turn, task: str, plan: Plan, after_s: float) -> bytes | None:
         """Put the call into its lane → an answer that is kept, instead of that.
@@ -104,10 +104,7 @@ class Desk:
         self.open()
         entry = Entry.of(
             plan,
-            MESSAGE,
-            b"",  # the arguments stay with the caller
-            queue=self.queue,
-            ref=turn.ref,
+            Sent(self.queue, turn.ref, MESSAGE, b""),  # the arguments stay with the caller
             left_s=plan.deadline_s - time.time(),
             due_in_s=after_s,
             claim=Claim.of(plan, task, at_once=True),
@@ -135,24 +132,24 @@ class Desk:
 
     def free(self, turn: Turn) -> None:
         """The call's stay in the ledger ends, now or when Redis is back."""
-        tags = self._mailbox.take_releases(turn)
+        tags = self.mailbox.take_releases(turn)
         if tags:
             self._now_or_later(lambda lanes: lanes.free(tags))
         turn.tried = turn.entered = False
 
     def step_aside(self, turn: Turn) -> None:
         """The call makes a call itself: it gives up its place among the running of its lane, and keeps all else."""
-        tags = self._mailbox.set_aside(turn)
+        tags = self.mailbox.set_aside(turn)
         if tags:
             self._now_or_later(lambda lanes: lanes.step_aside(tags))
 
     def dismiss(self, turn: Turn, tag: str) -> None:
         """This release is over: the call is back in its lane, or out under another."""
-        self._mailbox.dismiss(turn, tag)
+        self.mailbox.dismiss(turn, tag)
 
     def leave(self, turn: Turn) -> None:
         """The caller waits no more; what it left in Redis is cleared up in the background."""
-        ref, tags = turn.ref, self._mailbox.leave(turn)
+        ref, tags = turn.ref, self.mailbox.leave(turn)
         if turn.tried or tags:  # a second release may have come after the first was freed
             self._later.append(lambda lanes: (lanes.revoke(ref), lanes.free(tags) if tags else 0))
             self._wake()
@@ -216,7 +213,7 @@ class Desk:
                 raise Away(self.why or "Redis is away")
             self._threads = [
                 Beat(self.live.server, self._presence, self.beat, self.look),
-                Deliveries(self.live.server, self.queue, self._mailbox, self._presence.there),
+                Deliveries(self.live.server, self.queue, self.mailbox, self._presence.there),
             ]
             atexit.register(self.close)
             try:
@@ -253,7 +250,7 @@ class Desk:
             for thread in threads:
                 if thread.is_alive() and thread is not threading.current_thread():
                     thread.join(LEAVE_S if there else GONE_S)
-        self._mailbox.tell_all(News.AWAY)
+        self.mailbox.tell_all(News.AWAY)
 
     def beat(self, client_lanes: Lanes) -> None:
         """One beat: tell Redis what it has not been told, and live on.
@@ -270,7 +267,7 @@ class Desk:
         Raises:
             redis.RedisError, OSError: Redis is away.
         """
-        waiting = [turn for turn in self._mailbox.turns() if turn.entered and not turn.tags]
+        waiting = [turn for turn in self.mailbox.turns() if turn.entered and not turn.tags]
         if waiting:
             for turn, there in zip(waiting, client_lanes.known([turn.ref for turn in waiting]), strict=True):
                 if not there and turn.entered and not turn.tags and not turn.over:
@@ -278,10 +275,6 @@ class Desk:
                     turn.hear(News.LOST)
         Desks(client_lanes.client).forget_absent(self.queue, self.lease_s)
         self._take_duties(client_lanes)
-
-    def deliver(self, tag: str) -> bool:
-        """Hand a release to its caller → False when nobody waits for it."""
-        return self._mailbox.deliver(tag)
 
     def _enter(self, entry: Entry) -> None:
         self._presence.take_seats(self.lanes)

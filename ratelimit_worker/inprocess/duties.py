@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from ratelimit_worker.flow import limit, pin
 from ratelimit_worker.wiring import Services
 from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
@@ -31,7 +29,7 @@ class StandIn:
             return
         live, owner = self._live, self._owner
         pin.at_start(live.control, live.settings.emergency_mode)
-        limit.at_start(live.control, live.settings, time.sleep)
+        limit.at_start(live.control, live.settings)
         self._duties = [
             Release(live.server, owner, self._lease_s),
             Tune(live, owner),

@@ -24,7 +24,7 @@ from msgspec import structs
 from redis import RedisError
 
 from ratelimit_worker import plugins
-from ratelimit_worker.calls import Cost, Mode, ModeChange, Timeouts
+from ratelimit_worker.calls import Cost, Mode, ModeChange
 from ratelimit_worker.config import NO_REDIS
 from ratelimit_worker.contracts.plan import Sender, Shedding
 from ratelimit_worker.errors import BadInput, ConfigurationError, DeadlineExceeded, StoreUnavailable
@@ -90,7 +90,13 @@ class Options:
     cache_key: CacheKey = None
 
     def __post_init__(self) -> None:
-        enqueue.check(
+        enqueue.check(self.said)
+        check_key(self.cache_key)
+
+    @property
+    def said(self) -> enqueue.Said:
+        """What that says of the call, as every call says it."""
+        return enqueue.Said(
             lane=self.lane,
             tenant=self.tenant,
             context=self.context,
@@ -98,11 +104,12 @@ class Options:
             priority=self.priority,
             deadline_s=self.deadline_s,
             cost=self.cost,
+            cache=self.cache_enabled,
+            cache_incomplete=self.cache_incomplete,
             stale_ttl=self.stale_ttl,
             shed_below=self.shed_below,
             timeout_s=self.timeout_s,
         )
-        check_key(self.cache_key)
 
 
 class AdvancedRateLimiter:
@@ -184,37 +191,20 @@ class AdvancedRateLimiter:
         live = self.services
         settings = live.settings
         lane = _lane_of(func, kwargs, how)
-        told_s = enqueue.timeout_of(how.timeout_s, settings, lane)
-        outside = timeouts(
-            told_s=told_s,
-            known=None,
-            now_s=0.0,
-            left_s=settings.deadline_s if how.deadline_s is None else how.deadline_s,
-        )
         if not settings.enable_advanced_rate_limiting:
-            return self._without_lanes(live, lane, how, outside, "they are switched off")
+            return self._without_lanes(live, lane, how, "they are switched off")
         if not live.redis_url:
-            return self._without_lanes(live, lane, how, outside, NO_REDIS)
+            return self._without_lanes(live, lane, how, NO_REDIS)
         desk = self._desk_of(live)
         plan = enqueue.plan(
             enqueue.Kind(task=name, lane=lane),
             args,
             kwargs,
             settings,
+            how.said,
             now=time.time(),
-            context=how.context,
-            tags=how.context_tags,
-            tenant=how.tenant,
-            priority=how.priority,
-            deadline_s=how.deadline_s,
-            cost=how.cost,
             learned=live.learned_usage,
             tokenizer=live.tokenizer,
-            cache=how.cache_enabled,
-            cache_incomplete=how.cache_incomplete,
-            stale_ttl=how.stale_ttl,
-            shed_below=how.shed_below,
-            timeout_s=how.timeout_s,
         )
         fingerprint = None
         if plan.sharing is not None:
@@ -235,24 +225,33 @@ class AdvancedRateLimiter:
             worker=desk.worker,
             desk=desk,
             take_part=take_part,
-            executor=Executor(
-                lanes=desk,
-                rules=Rules(
-                    answers=UNKEPT if fingerprint is None else self._sharing.answers(name, plan.max_body_bytes),
-                    jitter=self._jitter,
-                    policy=policy_of(settings)(plan.lane),
-                    classify=plugins.classifier(how.classify),
-                    reconcile=lambda lane: enqueue.told(settings, lane).reconcile,
-                ),
-                encode_outcome=live.encode_outcome,
-                lease_s=desk.lease_s,
-                tally=desk.tally,
-                timeout_told_s=lambda lane: enqueue.timeout_told_s(settings, lane),
-                latencies=live.learned_latencies,
+            executor=self._executor(
+                desk,
+                plan.lane,
+                UNKEPT if fingerprint is None else self._sharing.answers(name, plan.max_body_bytes),
+                how,
             ),
             unpaced=lambda: self._basic.reserve(settings.rate_limit_delay, desk.why or "Redis is away"),
             arguments=(lambda: (args, kwargs)) if settings.capture_content else None,
         ).steps()
+
+    def _executor(self, desk: Desk, lane: str, answers: Answers, how: Options) -> Executor:
+        live, settings = desk.live, desk.live.settings
+        return Executor(
+            lanes=desk,
+            rules=Rules(
+                answers=answers,
+                jitter=self._jitter,
+                policy=policy_of(settings)(lane),
+                classify=plugins.classifier(how.classify),
+                reconcile=lambda lane: enqueue.told(settings, lane).reconcile,
+            ),
+            encode_outcome=live.encode_outcome,
+            lease_s=desk.lease_s,
+            tally=desk.tally,
+            timeout_told_s=lambda lane: enqueue.timeout_told_s(settings, lane),
+            latencies=live.learned_latencies,
+        )
 
     def explain_key(
         self,
@@ -295,17 +294,19 @@ class AdvancedRateLimiter:
         }
         return {**found, **next(({"shares": False, "why": why} for why, holds in off.items() if holds), {})}
 
-    def _without_lanes(self, live: Services, lane: str, how: Options, timeouts: Timeouts, why: str) -> Steps:
+    def _without_lanes(self, live: Services, lane: str, how: Options, why: str) -> Steps:
         """One attempt at the basic pace, or as the mode that this process has set for itself lets it."""
         settings = live.settings
         deadline_s = settings.deadline_s if how.deadline_s is None else how.deadline_s
+        told_s = enqueue.timeout_of(how.timeout_s, settings, lane)
         until, mode = self._clock() + deadline_s, Mode.NORMAL
         while not live.redis_url and (mode := self._own_modes.of(lane, settings)) is Mode.HALT:
             if (left_s := until - self._clock()) <= 0:
                 raise DeadlineExceeded(uuid.uuid4().hex, lane)
             yield Sleep(min(LOOK_AGAIN_S, left_s))
         unpaced = partial(self._basic.reserve, apart_s(mode, settings), why)
-        return (yield from run_unpaced(unpaced, timeouts=timeouts))
+        outside = timeouts(told_s=told_s, known=None, now_s=0.0, left_s=deadline_s)
+        return (yield from run_unpaced(unpaced, timeouts=outside))
 
     # ── the cluster ──────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -125,7 +125,7 @@ class FlightState:
     idle_from: float | None = None  #: since when the knee has held nothing back
 
 
-def width(state: FlightState) -> int:
+def bound(state: FlightState) -> int:
     """Calls that may be out at once; 0: no bound is known."""
     bounds = (
         state.crowd_trial.width if state.crowd_trial is not None else state.crowd.bound,
@@ -270,7 +270,7 @@ def step(state: FlightState, now: float, out: int, pace: float, well: bool) -> F
     state = _begin_crowd_trial(state, now, out)  # behind a gate too: what it opens for must find the width
     if not well:
         return replace(_anew(state, now, out), knee_trial=None)
-    if 0 < width(state) < out:
+    if 0 < bound(state) < out:
         state = _anew(state, now, out)  # more are out than may be: nobody goes until they are answered
     state = _grow_crowd(state, now)
     state = _judge_crowd_trial(state, now)

@@ -20,6 +20,7 @@ from math import sqrt
 from typing import NamedTuple
 
 from ratelimit_worker.calls import Mode
+from ratelimit_worker.contracts.lane import MANY
 from ratelimit_worker.contracts.lesson import Witness
 from ratelimit_worker.policy import fault
 from ratelimit_worker.policy.trend import Slice, Trend, latency_trend
@@ -57,7 +58,6 @@ HALT_GAP_S = 300.0  #: between probes while the law has halted a lane
 #: the time so far between them; beyond GAP_MOST_S it is HALT_GAP_S.
 KEY_GAP_SHARE, KEY_GAP_LEAST_S = 0.2, 5.0
 BARRED_ROW = 5  #: answers in a row, and no good one since, that say that the key is worth nothing
-MANY = 1_000_000  #: a width that bounds nothing but lets a gap hold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +171,7 @@ class Hold:
 
     share: float = 1.0  #: of the pace
     rpm: float | None = None  #: most calls per minute
-    width: int = 0  #: calls out at once; 0: no bound
+    probes: int = 0  #: calls out at once; 0: no bound; `MANY`: as many as go, with the gap
     gap_s: float = 0.0  #: between two calls
     pause_s: float = 0.0  #: nothing starts for so long when it begins
     shut: bool = False  #: nothing is sent
@@ -179,7 +179,7 @@ class Hold:
     @property
     def binds(self) -> bool:
         """Whether it holds back a lane that has no pace of its own."""
-        return self.shut or self.width > 0 or self.rpm is not None
+        return self.shut or self.probes > 0 or self.rpm is not None
 
 
 # ── the law ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -580,7 +580,7 @@ def hold(
     if pin is not None:
         return _pinned(state, pin, now, rates, adaptive, paced)
     if state.mode is Mode.HALT:
-        return Hold(width=1, gap_s=_halt_gap_s(state, now))
+        return Hold(probes=1, gap_s=_halt_gap_s(state, now))
     if not adaptive and paced:
         return Hold(rpm=_fixed(state.mode, rates))
     if state.mode is Mode.REDUCED:
@@ -598,7 +598,7 @@ def _probes(state: ModeState, now: float) -> Hold:
     if state.away_since is None:
         return Hold()
     gap_s = min(GAP_MOST_S, max(GAP_LEAST_S, GAP_SHARE * (now - state.away_since)))
-    return Hold(width=state.width, gap_s=0.0 if state.good_row else gap_s)
+    return Hold(probes=state.width, gap_s=0.0 if state.good_row else gap_s)
 
 
 def _pinned(state: ModeState, pin: Pin, now: float, rates: Rates, adaptive: bool, paced: bool) -> Hold:
@@ -611,12 +611,12 @@ def _pinned(state: ModeState, pin: Pin, now: float, rates: Rates, adaptive: bool
             gap_s = 60.0 / rates.emergency
             if now - pin.at < gap_s:
                 return Hold(rpm=rates.emergency, pause_s=gap_s)
-            return Hold(rpm=rates.emergency, width=MANY, gap_s=gap_s)
+            return Hold(rpm=rates.emergency, probes=MANY, gap_s=gap_s)
         case Mode.REDUCED if not adaptive and paced:
             return Hold(rpm=_fixed(Mode.REDUCED, rates))
         case Mode.REDUCED:  # a ceiling: an outage is probed as in a lane that nobody pinned
             probes, reduced = _probes(state, now), _reduced(state, PINNED_REDUCED_SHARE, paced)
-            return replace(reduced, width=probes.width, gap_s=probes.gap_s)
+            return replace(reduced, probes=probes.probes, gap_s=probes.gap_s)
         case _:
             return Hold(rpm=None if adaptive or not paced else rates.normal)
 

@@ -17,8 +17,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, sqrt
+from typing import NamedTuple
 
 from ratelimit_worker.calls import DIMENSIONS, LaneLimits, Snapshot
+from ratelimit_worker.contracts.lane import Anchor, Pacing, encode_levels, encode_paces
 from ratelimit_worker.contracts.lesson import Ticket, Witness
 from ratelimit_worker.policy.headers import LEAST_RATE
 from ratelimit_worker.policy.siblings import Counted
@@ -415,6 +417,15 @@ def _doubt(known: Dimension, at: float) -> Dimension:
     )
 
 
+def _had_credit(name: str, known: Dimension, pause: Pause, opened_at: float, mark: Mark) -> bool:
+    """The credit of a pause was being spent: did it exist? True where the pause was too short to tell."""
+    if pause.least_s >= opened_at - pause.since - 0.5:
+        return True
+    since = max(0.0, mark.at - opened_at)
+    got = mark.sent - pause.sent[DIMENSIONS.index(name)] - (known.refill or 0.0) * since
+    return got >= 0.5 * _credit(known, opened_at - pause.since)
+
+
 def _empty_again(state: PaceState, name: str, known: Dimension, seen: Observation, limits: LaneLimits) -> Dimension:
     """The provider's bucket was empty when this request arrived: how much did it give out since it was so before?"""
     mark, at = _mark(name, seen), seen.at
@@ -425,13 +436,8 @@ def _empty_again(state: PaceState, name: str, known: Dimension, seen: Observatio
         known = replace(known, allowed=max(0.0, known.allowed - 1.0), owed=known.depth)
     saved, measured = known.saved, False
     if pause is not None and pause.opened_at is not None:
-        if at < pause.until and pause.least_s < pause.opened_at - pause.since - 0.5:
-            # The credit of a pause was being spent: did it exist?
-            since = max(0.0, mark.at - pause.opened_at)
-            got = mark.sent - pause.sent[DIMENSIONS.index(name)] - (known.refill or 0.0) * since
-            due = _credit(known, pause.opened_at - pause.since)
-            if got < 0.5 * due:
-                saved = saved / 2
+        if at < pause.until and not _had_credit(name, known, pause, pause.opened_at, mark):
+            saved = saved / 2
         if _let_through(state, pause, seen.ticket):
             known = replace(known, busy_s=known.busy_s + _saved_s(known, pause))
     behind = 0.0
@@ -893,36 +899,48 @@ def _paced(name: str, known: Dimension, pace: float, limits: LaneLimits) -> Dime
 # ── what the scripts spend at ──────────────────────────────────────────────────────────────────────────────────────
 
 
+class Paces(NamedTuple):
+    """What the law writes into a lane, by dimension."""
+
+    paces: Mapping[str, Pacing]
+    anchors: Mapping[str, Anchor]  #: of levels, where a new header says how the bucket stands
+    headers_govern: bool
+
+    def encode(self) -> dict[str, float | str | bytes]:
+        """Fields that pace a lane anew."""
+        return encode_paces(self.paces, self.headers_govern) | encode_levels(self.anchors)
+
+
+NOT_PACED = Paces({}, {}, False)  #: of a lane that is unlimited
+
+
 def set_points(
     state: PaceState, now: float, turned_back: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-) -> tuple[PaceState, dict[str, float]]:
-    """Fields of the lane's hash by dimension: p pace, d depth, g guard, and where a new header says so a, the anchor
-    of the level: units that will have been admitted in all when the provider's bucket is empty. The script subtracts
-    what has been sent by then and was not refused, so calls that leave between decision and writing are counted. m is
-    the same where headers are in doubt or a person has set a ceiling: it may only lower the level.
+) -> tuple[PaceState, Paces]:
+    """What scripts are to spend at. Where a new header says so, a level follows from its anchor: units that will have
+    been admitted in all when the provider's bucket is empty.
 
     Args:
         turned_back: Units of all refused calls, by dimension.
     Returns:
-        The state without the anchors that are written, and the fields.
+        The state without the anchors that are written, and what is written.
     """
-    fields: dict[str, float] = {}
+    paces: dict[str, Pacing] = {}
+    anchors: dict[str, Anchor] = {}
     dimensions = dict(state.dimensions)
     for name, known in state.dimensions.items():
         index = DIMENSIONS.index(name)
-        number = index + 1
-        fields[f"p{number}"], fields[f"d{number}"] = known.pace, known.depth
-        fields[f"g{number}"] = min(known.depth / 4, known.guard) if _governed(known, now) else 0.0
+        guard = min(known.depth / 4, known.guard) if _governed(known, now) else 0.0
+        paces[name] = Pacing(known.pace, known.depth, guard)
         if known.level and known.newest is not None:
             since = [cost[index] for seq, cost in state.refused if seq > known.newest.seq]
             admitted = known.newest.sent - (turned_back[index] - sum(since))
             refilled = REFILL_TRUST * (known.refill or 0.0) * max(0.0, now - known.newest.at)
-            letter = "m" if known.capped or now < known.doubt_until else "a"
-            fields[f"{letter}{number}"] = known.remaining * known.share + admitted + refilled
+            units = known.remaining * known.share + admitted + refilled
+            anchors[name] = Anchor(units, lowers=known.capped or now < known.doubt_until)
             dimensions[name] = replace(known, level=False)
-    told = any(_governed(known, now) and now >= known.doubt_until for known in state.dimensions.values())
-    fields["told"] = float(told)
-    return replace(state, dimensions=dimensions), fields
+    govern = any(_governed(known, now) and now >= known.doubt_until for known in state.dimensions.values())
+    return replace(state, dimensions=dimensions), Paces(paces, anchors, govern)
 
 
 def ramp(state: PaceState) -> int:

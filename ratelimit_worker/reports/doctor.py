@@ -25,7 +25,7 @@ from ratelimit_worker.reports.bars import held_by
 from ratelimit_worker.reports.live import ClusterState, LaneState
 from ratelimit_worker.reports.stats import Sources, status
 from ratelimit_worker.reports.words import count, moment, overdue_call, per_min, seconds, unknown_task
-from ratelimit_worker.stores.live import Server
+from ratelimit_worker.stores.live import DatabaseLost, Server
 from ratelimit_worker.stores.migrations import HEAD
 from ratelimit_worker.stores.queries import Sums
 
@@ -299,18 +299,18 @@ def judge_number(lanes: int, left_out: int, most: int) -> Iterator[Finding]:
         )
 
 
-def judge_file(read_only: str | None, lost: tuple[float, str] | None) -> Iterator[Finding]:
+def judge_file(read_only: str | None, lost: DatabaseLost | None) -> Iterator[Finding]:
     """A SQLite file that takes no rows, and one that was lost of late.
 
     Args:
         read_only: The file that may not be written.
-        lost: When, in seconds since the epoch, and how.
+        lost: None: none was.
     """
     if read_only is not None:
         says = f"{read_only} is read-only: outcomes wait in Redis; make it writable (chmod u+w)"
         yield Finding("database", Level.WRONG, says, Code.FAILED)
     if lost is not None:
-        yield Finding("database", Level.NOTE, f"{moment(lost[0])}: {lost[1]}; its rows are missing in all figures")
+        yield Finding("database", Level.NOTE, f"{moment(lost.at_s)}: {lost.what}; its rows are missing in all figures")
 
 
 def judge_workers(state: ClusterState, latency_s: Mapping[str, float]) -> Iterator[Finding]:

@@ -12,10 +12,9 @@ from typing import Any
 
 import msgspec
 
-from ratelimit_worker.calls import DIMENSIONS, LaneLimits, Mode
+from ratelimit_worker.calls import LaneLimits, Mode
+from ratelimit_worker.contracts import lane as contract
 from ratelimit_worker.contracts.call import US
-from ratelimit_worker.flow.limit import limits_told
-from ratelimit_worker.flow.tune import SHUT_US
 from ratelimit_worker.ports import Bar
 from ratelimit_worker.reports.bars import held_by
 from ratelimit_worker.reports.mode import ModeNow, mode_now
@@ -174,10 +173,10 @@ def serving(workers: Sequence[WorkerNow], queues: Sequence[str]) -> list[WorkerN
 
 
 def _lane(lane: LaneNow, now: Now, recent: Mapping[str, Recent] | None) -> LaneState:
-    fields = lane.fields
+    state = lane.state
     workers = serving(now.workers, lane.queues) if lane.queues else _consumers(now.workers)
     did = None if recent is None else recent.get(lane.lane, Recent(0, 0))
-    mode = mode_now(fields, lane.pin)
+    mode = mode_now(state, lane.pin)
     return LaneState(
         lane=lane.lane,
         mode=mode.mode,
@@ -188,12 +187,12 @@ def _lane(lane: LaneNow, now: Now, recent: Mapping[str, Recent] | None) -> LaneS
         ramping=mode.ramping,
         bars=lane.bars,
         row=lane.row,
-        limits=limits_told(fields),
+        limits=state.told.limits,
         used_today=lane.used_today,
-        levels=_levels(fields, now.at_s),
-        at_once_learned=int(number(fields, "flight")) or None,
-        gap_s=number(fields, "gap") / US if number(fields, "width") > 0 else 0.0,
-        gate_s=gate_s(fields, now.at_s),
+        levels=_levels(state, now.at_s),
+        at_once_learned=state.points.flight or None,
+        gap_s=state.points.gap_us / US if state.points.at_once > 0 else 0.0,
+        gate_s=_gate_s(state.points.gate_us, now.at_s),
         waiting=lane.waiting,
         due_later=lane.due_later,
         ready=lane.ready,
@@ -203,35 +202,33 @@ def _lane(lane: LaneNow, now: Now, recent: Mapping[str, Recent] | None) -> LaneS
         queues=lane.queues,
         workers=len(workers),
         slots=_slots(workers),
-        sick_row=int(number(fields, "sick")),
-        sent=int(number(fields, "c1")),
+        sick_row=state.levels.sick_row,
+        sent=int(state.levels.sent[0]),
         used_per_min=None if did is None else did.attempts,
         refused_last_min=None if did is None else did.refused,
     )
 
 
-def gate_s(fields: Mapping[str, bytes], at_s: float) -> float:
+def _gate_s(gate_us: int, at_s: float) -> float:
     """Seconds until a lane's gate opens; 0: it is open; inf: it does not by itself."""
-    gate = number(fields, "gate")
-    return math.inf if gate >= SHUT_US else max(0.0, gate / US - at_s)
+    return math.inf if gate_us >= contract.SHUT_US else max(0.0, gate_us / US - at_s)
 
 
-def _levels(fields: Mapping[str, bytes], at_s: float) -> dict[str, Level]:
-    if fields.get("unlimited") == b"1":
+def _levels(lane: contract.LaneState, at_s: float) -> dict[str, Level]:
+    if lane.points.unpaced:
         return {}
-    learned = _learned(fields.get("law", b""))
-    earned_s = max(0.0, at_s - number(fields, "ts") / US)
-    levels = {}
-    for i, dimension in enumerate(DIMENSIONS, 1):
-        if f"p{i}" in fields:
-            pace, depth = number(fields, f"p{i}"), number(fields, f"d{i}", 1.0)
-            levels[dimension] = Level(
-                pace_per_min=pace * 60,
-                level=min(depth, number(fields, f"l{i}", depth) + pace * earned_s) + number(fields, f"o{i}"),
-                depth=depth,
-                learned_per_min=learned.get(dimension),
-            )
-    return levels
+    learned, levels = _learned(lane.memory.law), lane.levels
+    earned_s = max(0.0, at_s - (levels.at_us or 0.0) / US)
+    return {
+        dimension: Level(
+            pace_per_min=one.pace * 60,
+            level=min(one.depth, levels.level.get(dimension, one.depth) + one.pace * earned_s)
+            + levels.beyond.get(dimension, 0.0),
+            depth=one.depth,
+            learned_per_min=learned.get(dimension),
+        )
+        for dimension, one in lane.points.paces.items()
+    }
 
 
 def _learned(law: bytes) -> dict[str, float]:
@@ -242,11 +239,6 @@ def _learned(law: bytes) -> dict[str, float]:
         return {name: float(of["refill"]) * 60 for name, of in known.items() if of.get("refill") is not None}
     except (msgspec.MsgspecError, KeyError, TypeError, AttributeError, ValueError):
         return {}  # another version's: it is shown what is known without it
-
-
-def number(fields: Mapping[str, bytes], name: str, missing: float = 0.0) -> float:
-    """A number of a lane's hash."""
-    return float(fields[name]) if fields.get(name) else missing
 
 
 def _slots(workers: Sequence[WorkerNow]) -> int:

@@ -6,12 +6,12 @@ yet also bounds the calls that are out, and is "ramping up".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ratelimit_worker.calls import Mode
-from ratelimit_worker.flow.tune import halted_by, mode_of
-from ratelimit_worker.policy.modes import MANY, Pin
+from ratelimit_worker.contracts.lane import MANY, LaneState
+from ratelimit_worker.flow.tune import halted_by
+from ratelimit_worker.policy.modes import Pin
 from ratelimit_worker.reports.words import moment
 
 LADDER = tuple(Mode)  #: from most to least that may be sent
@@ -46,21 +46,20 @@ class ModeNow:
         return f"{self.mode} ({', '.join(self.asides)})" if self.asides else self.mode.value
 
 
-def mode_now(fields: Mapping[str, bytes], pin: Pin | None = None) -> ModeNow:
-    """The mode of a lane, from its hash and the pin that holds there.
+def mode_now(lane: LaneState, pin: Pin | None = None) -> ModeNow:
+    """The mode of a lane, and of the pin that holds there.
 
-    What bounds the calls that are out has a field of its own each, but for a lane whose tuner is an older worker: there
-    `width` says it, and only the mode tells what it means.
+    What bounds the calls that are out has a number of its own each. Where the tuner is an older worker, `at_once` alone
+    says it, and only the mode tells what it means.
     """
-    mode, pinned = mode_of(fields), bool(fields.get("pin"))
-    width, probes, ramp = (int(float(fields.get(name) or 0)) for name in ("width", "probes", "ramp"))
+    mode, pinned, points = lane.mode, lane.pinned, lane.points
     return ModeNow(
         mode=mode,
         pinned=pinned,
         until_s=pin.until if pin is not None and pinned else None,
-        away=mode is Mode.EMERGENCY and not pinned and 0 < (probes or width) < MANY,
-        halted=halted_by(fields),
-        ramping=ramp > 0 and width > 0 and mode in {Mode.NORMAL, Mode.REDUCED},
+        away=mode is Mode.EMERGENCY and not pinned and 0 < (points.probes or points.at_once) < MANY,
+        halted=halted_by(lane),
+        ramping=points.ramp > 0 and points.at_once > 0 and mode in {Mode.NORMAL, Mode.REDUCED},
     )
 
 

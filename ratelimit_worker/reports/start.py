@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import floor, inf
 
+from msgspec import structs
+
 from ratelimit_worker.calls import DIMENSIONS, Mode
 from ratelimit_worker.contracts.call import US
-from ratelimit_worker.flow.limit import day_steps, limits_told
-from ratelimit_worker.flow.tune import SHUT_US, Rules, decide
+from ratelimit_worker.contracts.lane import MANY, SHUT_US, LaneState
+from ratelimit_worker.flow.tune import Rules, decide
 from ratelimit_worker.policy import day
-from ratelimit_worker.policy.modes import ALL, MANY, Pin, governing
+from ratelimit_worker.policy.modes import ALL, Pin, governing
 from ratelimit_worker.ports import Bar, BarKind, LaneView
 from ratelimit_worker.reports.mode import mode_now
 from ratelimit_worker.stores.live import CallNow, LaneNow
@@ -68,24 +70,23 @@ class Budget:
     buckets: Mapping[int, _Bucket]  #: by number of the dimension, from 0
 
     @classmethod
-    def of(cls, fields: Mapping[str, bytes], at_s: float) -> Budget:
-        """From the hash, from `at_s` on."""
-
-        def number(name: str, missing: float = 0.0) -> float:
-            return float(fields[name]) if fields.get(name) else missing
-
-        gate = number("gate")
-        gate_s = inf if gate >= SHUT_US else max(at_s, gate / US)
-        told, buckets = number("told") == 1, {}  # where headers tell, nothing is earned behind a gate
-        since_s = max(number("ts", at_s * US), gate if told and gate < SHUT_US else 0.0) / US
-        for i in range(len(DIMENSIONS)):
-            name = str(i + 1)
-            if f"p{name}" in fields and number("unlimited") != 1:
-                pace, depth = number("p" + name), number("d" + name, 1.0)
-                earned_s = max(0.0, min(gate_s, at_s + DAY_S) - since_s)
-                level = min(depth, number("l" + name, depth) + pace * earned_s) + number("o" + name)
-                buckets[i] = _Bucket(pace, level, depth, number("g" + name))
-        gap_s = number("gap") / US if number("width") > 0 else 0.0
+    def of(cls, lane: LaneState, at_s: float) -> Budget:
+        """Of a lane as it is, from `at_s` on."""
+        points, levels = lane.points, lane.levels
+        shut = points.gate_us >= SHUT_US
+        gate_s = inf if shut else max(at_s, points.gate_us / US)
+        since_s = at_s if levels.at_us is None else levels.at_us / US
+        if points.headers_govern and not shut:  # where headers tell, nothing is earned behind a gate
+            since_s = max(since_s, points.gate_us / US)
+        earned_s = max(0.0, min(gate_s, at_s + DAY_S) - since_s)
+        buckets = {}
+        for i, dimension in enumerate(DIMENSIONS):
+            one = None if points.unpaced else points.paces.get(dimension)
+            if one is not None:
+                level = min(one.depth, levels.level.get(dimension, one.depth) + one.pace * earned_s)
+                level += levels.beyond.get(dimension, 0.0)
+                buckets[i] = _Bucket(one.pace, level, one.depth, one.guard)
+        gap_s = points.gap_us / US if points.at_once > 0 else 0.0
         return cls(gate_s=gate_s, gap_s=gap_s, buckets=buckets)
 
     def when_s(self, ahead: Ahead) -> float:
@@ -146,7 +147,7 @@ class Forecast:
             place = 0 if call.record.number else self.lane.waiting
         ahead = Ahead(calls=place, mean=mean, own=own)
         starts_s = self._admitted_s(self.lane, ahead, 1.0)
-        if mode_now(self.lane.fields).ramping and starts_s - self._admitted_s(self._grown(), ahead, 1.0) > SURE_S:
+        if mode_now(self.lane.state).ramping and starts_s - self._admitted_s(self._grown(), ahead, 1.0) > SURE_S:
             return None
         for bar in bars:
             if bar.kind is BarKind.RETRIES:
@@ -161,9 +162,8 @@ class Forecast:
         return max(due_s, starts_s, room_s) - self.at_s
 
     def _knowable(self, bars: Sequence[Bar]) -> bool:
-        mode = mode_now(self.lane.fields, self.lane.pin)
-        probes = float(self.lane.fields.get("probes") or 0)
-        if mode.away or 0 < probes < MANY or (mode.mode is Mode.HALT and not mode.pinned):
+        mode = mode_now(self.lane.state, self.lane.pin)
+        if mode.away or 0 < self.lane.state.points.probes < MANY or (mode.mode is Mode.HALT and not mode.pinned):
             return False
         for bar in bars:
             innermost = bar.parent or bar
@@ -175,7 +175,9 @@ class Forecast:
 
     def _grown(self) -> LaneNow:
         """The lane when it knows its requests: as if these did not bind."""
-        return replace(self.lane, fields={name: value for name, value in self.lane.fields.items() if name != "p1"})
+        points = self.lane.state.points
+        tokens = {name: one for name, one in points.paces.items() if name != "requests"}
+        return replace(self.lane, state=structs.replace(self.lane.state, points=structs.replace(points, paces=tokens)))
 
     def _admitted_s(self, lane: LaneNow, ahead: Ahead, share: float) -> float:
         """When its budget lets the call go, over the ends of pins.
@@ -183,44 +185,38 @@ class Forecast:
         Args:
             share: Calls that leave for each of ours, ours included.
         """
-        fields, at_s = dict(lane.fields), self.at_s
+        state, at_s = lane.state, self.at_s
         for _ in range(_MOST_PINS):
-            budget = Budget.of(fields, at_s)
+            budget = Budget.of(state, at_s)
             when_s = max(budget.when_s(ahead.times(share)), self._quota_s(lane, budget, ahead))
             pin = governing(self.pins.get(lane.lane), self.pins.get(ALL), at_s)
             if pin is None or pin.until is None or when_s <= pin.until:
                 return when_s
             gone = budget.gone_by(ahead.times(share), pin.until)
-            fields = self._after(lane, fields, budget, ahead, gone, pin.until)
+            state = self._after(lane.lane, state, budget, ahead, gone, pin.until)
             ahead, at_s = ahead.less(gone / share), pin.until
-        budget = Budget.of(fields, at_s)
+        budget = Budget.of(state, at_s)
         return max(budget.when_s(ahead.times(share)), self._quota_s(lane, budget, ahead))
 
-    def _after(
-        self, lane: LaneNow, fields: dict[str, bytes], budget: Budget, ahead: Ahead, gone: float, at_s: float
-    ) -> dict[str, bytes]:
-        """The lane's hash when the pin has ended, as the tuner will write it."""
+    def _after(self, lane: str, state: LaneState, budget: Budget, ahead: Ahead, gone: float, at_s: float) -> LaneState:
+        """The lane when the pin has ended, as the tuner will write it."""
+        level = dict(state.levels.level)
         for i, bucket in budget.buckets.items():
             earned = bucket.level + bucket.pace * max(0.0, at_s - budget.gate_s) - gone * ahead.mean[i]
-            fields[f"l{i + 1}"] = repr(min(bucket.depth, earned)).encode()
-        fields["ts"] = str(round(at_s * US)).encode()
-        decision = decide(LaneView(lane=lane.lane, fields=fields, seen=()), at_s, self.rules, self.pins)
-        for name, value in {**decision.set_points, **decision.memory}.items():
-            if value == "":
-                fields.pop(name, None)
-            else:
-                fields[name] = value if isinstance(value, bytes) else str(value).encode()
-        for i in range(len(DIMENSIONS)):  # an anchor: the level follows from what was sent in all
-            anchor = fields.get(f"a{i + 1}") or fields.get(f"m{i + 1}")
+            level[DIMENSIONS[i]] = min(bucket.depth, earned)
+        state = structs.replace(state, levels=structs.replace(state.levels, at_us=at_s * US, level=level))
+        decision = decide(LaneView(lane=lane, state=state, seen=()), at_s, self.rules, self.pins)
+        sent, turned_back = state.levels.sent, state.levels.turned_back
+        for i, dimension in enumerate(DIMENSIONS):  # an anchor: the level follows from what was sent in all
+            anchor = decision.anchors.get(dimension)
             if anchor is not None:
-                sent = float(fields.get(f"c{i + 1}") or 0) + gone * ahead.mean[i]
-                level = float(anchor) - sent + float(fields.get(f"x{i + 1}") or 0)
-                fields[f"l{i + 1}"] = repr(level).encode()
-        return fields
+                level[dimension] = anchor.units - (sent[i] + gone * ahead.mean[i]) + turned_back[i]
+        return structs.replace(decision.after, levels=structs.replace(state.levels, level=level))
 
     def _quota_s(self, lane: LaneNow, budget: Budget, ahead: Ahead) -> float:
         """When the quotas of the lane's day have room for it: now, or on a later day after those before it then."""
-        limits, when_s, zone = limits_told(lane.fields), self.at_s, day_steps(lane.fields)
+        told, when_s = lane.state.told, self.at_s
+        limits, zone = told.limits, told.day_steps
         for i, (what, quota) in enumerate((("requests", limits.rpd), ("tokens", limits.tpd))):
             before = lane.used_today.get(what, 0.0) + ahead.calls * ahead.mean[i]
             wanted = before + min(ahead.own[i], quota or 0.0)
@@ -233,15 +229,15 @@ class Forecast:
 
     def _budgeted_s(self, ahead: Ahead, left: float) -> float:
         """When the retry budget lets it go before the others."""
-        pace = Budget.of(self.lane.fields, self.at_s)
+        pace = Budget.of(self.lane.state, self.at_s)
         requests = pace.buckets[0].pace if 0 in pace.buckets else 0.0
         return self.at_s + max(0.0, 1.0 - left) / (_RETRY_SHARE * requests + _RETRIES_PER_S)
 
     def _room_s(self, bars: Sequence[Bar], place: int) -> float | None:
         """When as many have ended as must before it: so many at once, each for the latency of late."""
         room_s = self.at_s
-        caps = [float(cap) for cap in (limits_told(self.lane.fields).concurrency,) if cap]
-        flight = float(self.lane.fields.get("flight") or 0)
+        caps = [float(cap) for cap in (self.lane.state.told.limits.concurrency,) if cap]
+        flight = float(self.lane.state.points.flight)
         bounds = [*caps, *([flight] if flight else []), *([float(self.slots)] if self.slots else [])]
         full = {BarKind.CONCURRENCY, BarKind.FLIGHT, BarKind.SLOTS} & {bar.kind for bar in bars}
         full |= {bar.parent.kind for bar in bars if bar.parent is not None} & {BarKind.CONCURRENCY, BarKind.FLIGHT}

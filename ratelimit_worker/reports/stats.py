@@ -114,7 +114,7 @@ def status(
     """
     live = sources.server
     now, lost = live.now(only, most), live.database_lost()
-    missing = [] if lost is None else [f"{moment(lost[0])}: {lost[1]}"]
+    missing = [] if lost is None else [f"{moment(lost.at_s)}: {lost.what}"]
     try:
         recent = sources.queries.recent(now.at_s - MINUTE_S, now.at_s + 1.0)
     except StoreUnavailable as error:

@@ -18,9 +18,6 @@ PREFIX = "inproc:"  #: names of their queues, and of the processes as workers, b
 ABSENT_S = 10.0  #: a process that was silent for so long is taken for dead; if it was frozen, it enters its calls anew
 LOOK_EVERY_S = 5.0
 
-DESKS = keys.NAMESPACE + "desks"
-WORKERS = keys.NAMESPACE + "workers"
-
 
 class Desks:
     """The register of such processes. All methods raise redis-py's errors as they are."""
@@ -30,17 +27,17 @@ class Desks:
 
     def here(self, queue: str) -> None:
         """This process lives."""
-        self._client.zadd(DESKS, {queue: redis_now_s(self._client)})
+        self._client.zadd(keys.DESKS, {queue: redis_now_s(self._client)})
 
     def gone(self, queue: str) -> None:
         """This process ends in good order; what it left is forgotten."""
         Lanes(self._client).purge(queue)
-        self._client.zrem(DESKS, queue)
+        self._client.zrem(keys.DESKS, queue)
         self._client.delete(queue, keys.ready(keys.ALL, queue))
 
     def workers_live(self) -> bool:
         """Whether a Celery worker lives; exact to its lifetime after its last beat (3.5 s)."""
-        names: Any = self._client.zrange(WORKERS, 0, -1)
+        names: Any = self._client.zrange(keys.WORKERS, 0, -1)
         return any(not name.startswith(PREFIX.encode()) for name in names)
 
     def forget_absent(self, owner: str, lease_s: float) -> int:
@@ -51,7 +48,7 @@ class Desks:
         if not self._client.set(keys.duty("desks"), owner, nx=True, px=int(LOOK_EVERY_S * 1000)):
             return 0
         now_s, forgotten = redis_now_s(self._client), 0
-        absent: Any = self._client.zrangebyscore(DESKS, "-inf", now_s - ABSENT_S, withscores=True)
+        absent: Any = self._client.zrangebyscore(keys.DESKS, "-inf", now_s - ABSENT_S, withscores=True)
         for name, seen_s in absent:
             queue = name.decode()
             forgotten += Lanes(self._client).purge(queue)

@@ -1,8 +1,9 @@
 """Which keys does the product own in Redis? One table; each has a TTL or a bound.
 
 One row a key. Capital letters in a name stand for any text (L a lane, P a parent, Q a queue, REF a call's reference).
-"TTL:" before a bound: such a key has one at any time. The tests read this table, and look after each test that used a
-server whether every key is in it, of its type and with its TTL.
+"TTL:" before a bound: such a key has one at any time. The tests read this table and the next, and look after each test
+that used a server whether every key is in it, of its type and with its TTL, and has no field that is not in the second.
+Scripts build these names themselves (record.lua); everybody else asks the functions below.
 
 The sweep drops lanes whose hash has ended, and after a day those of which nobody has said anything (sweep.lua). The REF
 `canvas-…` is an ordinary task's whose canvas holds calls; its payload goes with its message, or after 7 days.
@@ -76,7 +77,56 @@ The sweep drops lanes whose hash has ended, and after a day those of which nobod
 | `rlw:latencies` | HASH task and model → histogram | how long answers took | TTL: 30 days after the last; 2,000 |
 | `rlw:retries` | HASH task → words | tasks that retry by themselves | TTL: 30 days after a worker last started; 1,000 |
 | `rlw:malformed` | LIST | messages set aside | TTL: 7 days; 1,000 |
-| `rlw:counters` | HASH | counters by name; `released` numbers the releases | names in the code |
+| `rlw:counters` | HASH | counters by name | names in the next table |
+
+The fields of each hash; one that has many has several rows. `#` is the number of a dimension (1 to 4). Packed: msgpack,
+which scripts read too.
+
+| hash | fields |
+|---|---|
+| `rlw:lane:L` | `schema`: version |
+| `rlw:lane:L` | `rpm`, `tpm`, `cap`, `adaptive`, `unlimited`, `shared`, `bounds`: what a person set |
+| `rlw:lane:L` | `basic`, `configured`: the same; `rev`: how often a person has set its limits |
+| `rlw:lane:L` | `p#`, `d#`, `g#`: pace, depth, guard; `gate`: µs; `told`: headers govern |
+| `rlw:lane:L` | `mode`, `pin`, `escalates`, `width`, `probes`, `ramp`, `flight`, `gap`, `sick_share`: set-points |
+| `rlw:lane:L` | `ts`, `l#`, `o#`, `c#`, `x#`, `seq`: levels and what was sent; `v`, `turn`: fair queueing |
+| `rlw:lane:L` | `sick`, `refusals`, `good_at`, `good_sent`, `witness`, `goods`, `took`: answers of late |
+| `rlw:lane:L` | `gave`, `doubt`, `doubted`: tokens given back; `rb`, `rs`, `rt`: budget of retries |
+| `rlw:lane:L` | `law`, `health`, `resumed`: what the law remembers |
+| `rlw:day:N:L` | `requests`, `tokens`: used of the day's quota |
+| `rlw:lent` | `WORKER`: {lane: {queue: calls}}, packed |
+| `rlw:overdue` | `WORKER`: its calls, JSON |
+| `rlw:suspects:at` | `REF`: process, after a ! where it has that for itself |
+| `rlw:call:REF` | `i`: record, packed; `m`: message; `c`: claim, packed; `f`: its sick answers in a row, packed |
+| `rlw:call:REF` | `w`: what failed it last, packed |
+| `rlw:cache:FP` | `answer`; `context`, `tags` (JSON), `func`: by which it is found; `size`: bytes |
+| `rlw:cache:FP` | `ends`: µs since the epoch |
+| `rlw:cache:sizes` | `FP`: bytes; `all`: their sum |
+| `rlw:full` | `L`: begins or ends, what one of its calls has to do |
+| `rlw:crew` | `WORKER`: {crew, slots, queue …}, packed |
+| `rlw:slots` | `WORKER`: {slots, queue …}, packed |
+| `rlw:held` | `WORKER`: {tag …}, packed |
+| `rlw:crews` | `sums`: {slots of all crews, µs until which it holds, lease in µs, slots of an older version}, packed |
+| `rlw:crews` | `q:Q`: {slots, of an older version, {crew, slots, free, workers} …}, packed |
+| `rlw:room` | `TEXT`: an older version's sums |
+| `rlw:pump` | `sleep`: until when the pump sleeps, µs; `lease`: µs; `swept`: the last sweep, µs |
+| `rlw:pump` | `grace`: until when it returns nothing, µs; `audit`: the next lane to be looked at |
+| `rlw:pump` | `row`: the last place given in a row; `woken`: until when parked calls are left alone, µs |
+| `rlw:pump` | `party`, `again`: suspects known at once, and lost again |
+| `rlw:fared:N:L` | `failed`, `answered`: attempts of all; `f:NAME`, `a:NAME`: of one function |
+| `rlw:probed:L` | `PARTY`: number of the lane's call that was its last probe |
+| `rlw:pins` | `L`: pin, JSON; `*`: of all lanes |
+| `rlw:database:lost` | `at`: seconds since the epoch; `what`: in words |
+| `rlw:usage` | `NAME`: task and model → means, JSON |
+| `rlw:latencies` | `NAME`: task and model → histogram, JSON |
+| `rlw:retries` | `TASK`: words |
+| `rlw:counters` | `released`: the number of the last release |
+| `rlw:counters` | `restored`, `reclaimed`, `replaced`, `leaks`: put right by sweep, pump and known.lua |
+| `rlw:counters` | `expired`, `revoked`, `joined`, `shed`: calls |
+| `rlw:counters` | `refused_full`, `refused_lanes`: refused by a bound |
+| `rlw:counters` | `cache_hits`, `cache_stale`, `cache_evicted`, `uncached`: kept answers |
+| `rlw:counters` | `unreadable`, `unrecorded`, `unheeded`, `untold`: what a script could not do |
+| `rlw:counters` | `malformed`: messages set aside |
 """
 
 from __future__ import annotations
@@ -85,6 +135,10 @@ from __future__ import annotations
 NAMESPACE = "rlw:"
 
 OUTBOX = NAMESPACE + "outbox"
+DESKS = NAMESPACE + "desks"
+WORKERS = NAMESPACE + "workers"
+SLOTS = NAMESPACE + "slots"
+HELD = NAMESPACE + "held"
 LOST = NAMESPACE + "lost"
 ALERTS = NAMESPACE + "alerts"
 ALERTED = NAMESPACE + "alerted"
@@ -108,9 +162,24 @@ SEEN = NAMESPACE + "seen"
 TUNE = NAMESPACE + "tune"  #: pub/sub channel: a refusal or a sick row, the tuner should look now
 
 
+def bad(outbox: str = OUTBOX) -> str:
+    """Outcomes that the database will never take."""
+    return f"{outbox}:bad"
+
+
+def bad_count(outbox: str = OUTBOX) -> str:
+    """How many there were."""
+    return f"{outbox}:bad:count"
+
+
 def out(lane_name: str) -> str:
     """Calls of a lane that are released and not freed."""
-    return f"rlw:out:{lane_name}"
+    return f"{NAMESPACE}out:{lane_name}"
+
+
+def queues(lane_name: str) -> str:
+    """Queues on which calls of a lane wait."""
+    return f"{NAMESPACE}queues:{lane_name}"
 
 
 def lane(name: str) -> str:

@@ -8,18 +8,19 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from redis import Redis
 
 from ratelimit_worker.calls import Failure, Mode
-from ratelimit_worker.contracts.call import US, Entry, Record, Released
+from ratelimit_worker.contracts.call import US, Entry, Placed, Record, Released, TakenOut
+from ratelimit_worker.contracts.lane import Fields, LaneState
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.errors import BadInput, LaneFull, LanesFull, LaneShedding
 from ratelimit_worker.policy import retry
 from ratelimit_worker.policy.fault import Failing, Lately
-from ratelimit_worker.ports import Begun, Health, LaneSeen, LaneView
+from ratelimit_worker.ports import Begun, Health, LaneSeen, LaneView, Taken
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.scripts import Scripts
 
@@ -68,6 +69,13 @@ def as_escaped(task: str) -> str:
 MOST_KNOWN = 10_000  #: lanes that one process remembers
 
 
+class Pumped(NamedTuple):
+    """What a turn of the pump did."""
+
+    released: int  #: -1: another holds the duty
+    sleep_s: float  #: until there is something to do
+
+
 class Lanes:
     """All lanes of one Redis server.
 
@@ -80,8 +88,8 @@ class Lanes:
         self.run = Scripts(client, time_us)
         self._known: set[str] = set()  #: lanes that were there when they were last used
 
-    def enqueue(self, entry: Entry) -> tuple[bool, str]:
-        """Put a call into its lane → (released at once, reference).
+    def enqueue(self, entry: Entry) -> Placed:
+        """Put a call into its lane.
 
         Raises:
             LaneFull: the lane holds `max_waiting` calls; nothing was stored.
@@ -106,7 +114,7 @@ class Lanes:
             raise BadInput(f"task_id={entry.ref!r} is the id of a call with other arguments; use another, or none")
         if state == 3:
             raise AnsweredFromCache(more[0])
-        return state == 1, ref.decode()
+        return Placed(state == 1, ref.decode())
 
     def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
         """Ask whether a released call may run now; a closed gate sends it back to its place.
@@ -235,10 +243,10 @@ class Lanes:
         """The same by a worker that lives: of these only the calls that it has not begun → how many."""
         return int(self.run("restore", (_LIVES, *tags)))
 
-    def pump(self, owner: str, lease_ms: int) -> tuple[int, float]:
-        """Release what is due → (released, or -1 when another holds the duty; seconds to sleep)."""
+    def pump(self, owner: str, lease_ms: int) -> Pumped:
+        """Release what is due."""
         moved, sleep_us = self.run("pump", (owner, lease_ms))
-        return int(moved), int(sleep_us) / US
+        return Pumped(int(moved), int(sleep_us) / US)
 
     def sweep(self, lease_s: float, most: int = 100) -> int:
         """Return calls that nobody renewed to their lanes."""
@@ -294,15 +302,28 @@ class Lanes:
         """
         return _DECLINED[int(self.run("decline", (tag,)))]
 
-    def set_points(self, lane: str, fields: Mapping[str, float | str]) -> int:
+    def set_points(self, lane: str, fields: Fields, read: int | None = None) -> int | None:
         """Write fields of a lane; they hold for the next permit → released at once.
 
+        Args:
+            read: The revision that they follow from; None: they hold whatever a person has set meanwhile.
+        Returns:
+            None: the lane has another revision by now, and nothing was written.
         Raises:
             ValueError: a number is NaN or infinite: a level would never recover from it.
         """
-        return int(self.run("setpoints", _set_points_args(lane, fields)))
+        released = int(self.run("setpoints", _set_points_args(lane, fields, read)))
+        return None if released < 0 else released
 
-    def establish(self, lane: str, fields: Mapping[str, float | str]) -> bool:
+    def tell(self, lane: str, fields: Fields, read: int | None = None) -> bool:
+        """Write what a person sets, which gives the lane a new revision → False: it has another than `read` by now.
+
+        Raises:
+            ValueError: as `set_points`.
+        """
+        return int(self.run("setpoints", _set_points_args(lane, fields, read, anew=True))) >= 0
+
+    def establish(self, lane: str, fields: Fields) -> bool:
         """Make a lane without a call of its own, a parent of others, with these fields → False: it was there."""
         flat: list[Any] = []
         for name, value in fields.items():
@@ -321,10 +342,10 @@ class Lanes:
             pipe.expire(keys.LOST, LOST_TTL_S)
             pipe.execute()
 
-    def revoke(self, task_id: str) -> list[tuple[bytes, bytes]]:
-        """Take a waiting call out for good → (message, body) of each that waited under that id."""
+    def revoke(self, task_id: str) -> list[TakenOut]:
+        """Take a waiting call out for good → each message that waited under that id."""
         flat = self.run("revoke", (task_id,))
-        return list(zip(flat[::2], flat[1::2], strict=True))
+        return list(map(TakenOut, flat[::2], flat[1::2]))
 
     def size(self, queue: str) -> int:
         """Calls that wait on a queue, over all lanes (not those that are released)."""
@@ -347,10 +368,8 @@ class Lanes:
             gone += int(some)
         return gone
 
-    def take(
-        self, owner: str, lease_s: float, most: int = 50, also: Iterable[str] = ()
-    ) -> tuple[float, list[LaneView]] | None:
-        """What was seen since the last take → (Redis time in seconds, lanes), or None: another tunes.
+    def take(self, owner: str, lease_s: float, most: int = 50, also: Iterable[str] = ()) -> Taken | None:
+        """What was seen since the last take; None: another tunes.
 
         Args:
             also: Lanes that are wanted though nothing may have been seen of them.
@@ -359,12 +378,24 @@ class Lanes:
         if got is None:
             return None
         now, *views = got
-        return int(now) / US, [_view(name.decode(), flat, seen, int(out)) for name, flat, seen, out in views]
+        found = [_view(name.decode(), flat, seen, int(out)) for name, flat, seen, out in views]
+        return Taken(int(now) / US, found)
 
     def fields(self, lane: str) -> dict[str, bytes]:
-        """The lane's hash as it is: set-points, levels, counters."""
+        """The lane's hash, by the stored names of `contracts.lane.FIELDS`."""
         raw: Any = self.client.hgetall(keys.lane(lane))
         return {name.decode(): value for name, value in raw.items()}
+
+    def state(self, lane: str) -> LaneState:
+        """The lane's hash as it is: what was told of it, set-points, levels, counters."""
+        return LaneState.decode(self.fields(lane))
+
+    def states(self, lanes: Sequence[str], fields: Sequence[str]) -> dict[str, LaneState]:
+        """Some fields of several lanes, by lane, in one round trip (`contracts.lane` has what belongs together)."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for lane in lanes:
+                pipe.hmget(keys.lane(lane), list(fields))
+            return {lane: _some(fields, values) for lane, values in zip(lanes, pipe.execute(), strict=True)}
 
     def health(self, lane: str, task: str = "") -> Health:
         """How the lane takes its provider to be, now, and how this function fared in it."""
@@ -388,7 +419,7 @@ class Lanes:
         """All lanes, some at a time, each batch one script; those that come or go meanwhile may be met or not.
 
         Args:
-            fields: Of their hashes; none: all.
+            fields: Of their hashes, by stored name (`contracts.lane` has what belongs together); none: all.
             most: About so many at a time.
         """
         cursor = b"0"
@@ -402,14 +433,17 @@ class Lanes:
         """Lanes of which calls wait or are out; some of them where there are very many."""
         return [name.decode() for name in self.run("working", (most,))]
 
-    def set_points_of(self, changes: Mapping[str, Mapping[str, float | str]]) -> None:
+    def set_points_of(self, changes: Mapping[str, tuple[int, Fields]]) -> None:
         """Write fields of several lanes in one round trip, a script each, as `set_points` does.
 
+        Args:
+            changes: Lane → the revision that was read, and the fields; a lane that has another by now is left alone.
         Raises:
             ValueError: as `set_points`.
         """
         if changes:
-            self.run.each("setpoints", [_set_points_args(lane, fields) for lane, fields in changes.items()])
+            calls = [_set_points_args(lane, fields, read) for lane, (read, fields) in changes.items()]
+            self.run.each("setpoints", calls)
 
     def count(self) -> int:
         """How many lanes are known."""
@@ -451,8 +485,8 @@ class Lanes:
         return {name.decode(): int(value) for name, value in raw.items()}
 
 
-def _set_points_args(lane: str, fields: Mapping[str, float | str]) -> list[Any]:
-    flat: list[Any] = [lane]
+def _set_points_args(lane: str, fields: Fields, read: int | None, *, anew: bool = False) -> list[Any]:
+    flat: list[Any] = [lane, "" if read is None else read, int(anew)]
     for name, value in fields.items():
         if isinstance(value, float) and not isfinite(value):
             raise ValueError(f"{name}={value} of lane {lane!r}: use a finite number")
@@ -462,17 +496,23 @@ def _set_points_args(lane: str, fields: Mapping[str, float | str]) -> list[Any]:
 
 def _lane_seen(row: Sequence[Any], fields: Sequence[str]) -> LaneSeen:
     name, used, waits, out, values = row
-    if fields:
-        found = {field: value for field, value in zip(fields, values, strict=True) if value is not None}
-    else:
-        found = {values[i].decode(): values[i + 1] for i in range(0, len(values), 2)}
-    return LaneSeen(lane=name.decode(), used_s=float(used) / US, working=bool(waits or out), fields=found)
+    state = _some(fields, values) if fields else LaneState.decode(_by_name(values))
+    return LaneSeen(lane=name.decode(), used_s=float(used) / US, working=bool(waits or out), state=state)
 
 
 def _view(lane: str, flat: Sequence[bytes], seen: Sequence[bytes], out: int) -> LaneView:
-    fields = {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
-    goods, took_s = int(fields.get("goods", 0)), int(fields.get("took", 0)) / US
-    return LaneView(lane=lane, fields=fields, seen=list(seen), goods=goods, out=out, took_s=took_s)
+    state = LaneState.decode(_by_name(flat))
+    goods, took_s = state.levels.goods, state.levels.took_us / US
+    return LaneView(lane=lane, state=state, seen=list(seen), goods=goods, out=out, took_s=took_s)
+
+
+def _by_name(flat: Sequence[bytes]) -> dict[str, bytes]:
+    return {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
+
+
+def _some(fields: Sequence[str], values: Sequence[bytes | None]) -> LaneState:
+    found = zip(fields, values, strict=True)
+    return LaneState.decode({name: value for name, value in found if value is not None})
 
 
 def _failing(packed: bytes) -> Failing | None:

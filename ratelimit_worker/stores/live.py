@@ -11,14 +11,15 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from redis import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
-from ratelimit_worker.calls import DIMENSIONS
+from ratelimit_worker.calls import DIMENSIONS, Mode
 from ratelimit_worker.contracts.call import US, Record
+from ratelimit_worker.contracts.lane import SHOWN_FIELDS, LaneState, Told
 from ratelimit_worker.policy import day
 from ratelimit_worker.policy.modes import ALL, Pin, governing
 from ratelimit_worker.ports import Bar, BarKind
@@ -40,9 +41,16 @@ LOOKED_AT = 20
 #: Lanes of which a look tells, of very many.
 MOST_LANES = 200
 _SURVEYED = 200  #: lanes that the server looks at in one go, a millisecond or two
-_LADDER = ("NORMAL", "REDUCED", "EMERGENCY", "HALT")
+_LADDER = tuple(Mode)
 #: Messages of one task id that may be in lanes at once (REFS in lua/shared/record.lua).
 REFS = 9
+
+
+class DatabaseLost(NamedTuple):
+    """A tracking database is gone, and another was begun."""
+
+    at_s: float  #: seconds since the epoch
+    what: str  #: happened to it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +58,7 @@ class LaneNow:
     """One lane."""
 
     lane: str
-    fields: Mapping[str, bytes]  #: its hash: set-points, levels, counters
+    state: LaneState  #: its hash: what was told of it, set-points, levels, counters
     queues: tuple[str, ...]  #: on which calls of it wait
     waiting: int  #: for a permit
     due_later: int  #: for a time: backoff, countdown
@@ -154,15 +162,6 @@ class _Head:
         return tuple(sum(record.cost[i] for record in self.first) / len(self.first) for i in range(len(DIMENSIONS)))
 
 
-class _Bounds(msgspec.Struct):
-    """As much of a lane's `bounds` as is needed here."""
-
-    steps: tuple[int, ...] = ()
-
-
-_decode_bounds = msgspec.json.Decoder(_Bounds).decode
-
-
 class Live:
     """The lanes of one Redis server, to be looked at. All methods raise `StoreUnavailable` where it is away.
 
@@ -191,7 +190,7 @@ class Live:
             pins = Pins(self._client).read()
             return Now(
                 at_s=at_s,
-                lanes=tuple(lane for lane in self._lanes(names, at_s, pins) if lane.fields),
+                lanes=tuple(lane for lane in self._lanes(names, at_s, pins) if lane.state.there),
                 workers=workers,
                 counters={name.decode(): int(value) for name, value in counters.items()},
                 pins=pins,
@@ -205,13 +204,12 @@ class Live:
         own = {name.decode() for name in cast("list[bytes]", self._client.hkeys(keys.PINS))}
         modes: dict[str, int] = {}
         weighed: list[tuple[int, bool, bool, float, str]] = []
-        for some in Lanes(self._client, self._time_us).survey(("mode", "schema"), _SURVEYED):
+        for some in Lanes(self._client, self._time_us).survey(SHOWN_FIELDS, _SURVEYED):
             for seen in some:
-                mode = seen.fields.get("mode", b"NORMAL").decode()
-                if seen.fields:
+                mode = seen.state.mode
+                if seen.state.there:
                     modes[mode] = modes.get(mode, 0) + 1
-                strict = _LADDER.index(mode) if mode in _LADDER else 0
-                weighed.append((strict, seen.lane in own, seen.working, seen.used_s, seen.lane))
+                weighed.append((_LADDER.index(mode), seen.lane in own, seen.working, seen.used_s, seen.lane))
         chosen = weighed if most is None else heapq.nlargest(most, weighed)
         return modes, sorted(name for *_, name in chosen)
 
@@ -248,11 +246,11 @@ class Live:
                 return None
         return None if place < 0 else int(place), tuple(_bar(bar) for bar in bars)
 
-    def database_lost(self) -> tuple[float, str] | None:
-        """When a tracking database was lost in the last day, seconds since the epoch, and how; None: none was."""
+    def database_lost(self) -> DatabaseLost | None:
+        """Whether a tracking database was lost in the last day; None: none was."""
         with redis_errors():
             found: Any = self._client.hgetall(keys.DATABASE_LOST)
-        return (float(found[b"at"]), found[b"what"].decode()) if found else None
+        return DatabaseLost(float(found[b"at"]), found[b"what"].decode()) if found else None
 
     def alerts_waiting(self) -> int:
         """Alerts that the web hook has not taken yet."""
@@ -303,7 +301,7 @@ class Live:
             pipe.zscore(wait_key, record.ref)
             pipe.zscore(keys.due(record.lane, record.queue), record.ref)
             pipe.zscore(keys.LEDGER, record.tag)
-            pipe.zscore(f"{keys.NAMESPACE}out:{record.lane}", record.tag)
+            pipe.zscore(keys.out(record.lane), record.tag)
             pipe.exists(keys.settled(record.ref))
             pipe.zscore(keys.followers(record.claim), record.ref)
             pipe.get(keys.claim(record.claim))
@@ -355,22 +353,25 @@ class Live:
         with self._client.pipeline(transaction=False) as pipe:
             for lane in names:
                 pipe.hgetall(keys.lane(lane))
-                pipe.smembers(f"{keys.NAMESPACE}queues:{lane}")
-                pipe.zrange(f"{keys.NAMESPACE}out:{lane}", 0, -1, withscores=True)
+                pipe.smembers(keys.queues(lane))
+                pipe.zrange(keys.out(lane), 0, -1, withscores=True)
                 pipe.zcard(keys.turns(lane))
             raw = pipe.execute()
         out = {lane: raw[4 * i + 2] for i, lane in enumerate(names)}
         reserved = self._reserved(out)
         heads = self._heads({lane: _sorted(raw[4 * i + 1]) for i, lane in enumerate(names)})
-        bounds = {lane: raw[4 * i][b"bounds"] for i, lane in enumerate(names) if raw[4 * i].get(b"bounds")}
-        used = self._used_today(bounds, at_s)
+        states = {
+            lane: LaneState.decode({name.decode(): value for name, value in raw[4 * i].items()})
+            for i, lane in enumerate(names)
+        }
+        used = self._used_today({lane: state.told for lane, state in states.items()}, at_s)
         for i, lane in enumerate(names):
-            head, fields = heads[lane], {name.decode(): value for name, value in raw[4 * i].items()}
+            head, state = heads[lane], states[lane]
             pin = governing(pins.get(lane), pins.get(ALL), at_s)
             held = self.bars(lane) if head.waiting or head.due_later else (None, ())
             yield LaneNow(
                 lane=lane,
-                fields=fields,
+                state=state,
                 queues=_sorted(raw[4 * i + 1]),
                 waiting=head.waiting,
                 due_later=head.due_later,
@@ -380,7 +381,7 @@ class Live:
                 oldest_s=head.oldest_s,
                 used_today=used.get(lane, {}),
                 # Until the tuner has looked at the lane, it is still as the pin before has left it.
-                pin=pin if pin is not None and fields.get("pin", b"").decode() == pin.id else None,
+                pin=pin if pin is not None and state.points.pin == pin.id else None,
                 bars=None if held is None else held[1],
                 cost=head.cost,
                 row=int(raw[4 * i + 3]),
@@ -392,11 +393,11 @@ class Live:
         records = self._records(sorted({ref for some in refs.values() for ref in some}))
         return {lane: sum(records[ref].tokens for ref in some if ref in records) for lane, some in refs.items()}
 
-    def _used_today(self, bounds: Mapping[str, bytes], at_s: float) -> dict[str, dict[str, float]]:
-        names = list(bounds)
+    def _used_today(self, told: Mapping[str, Told], at_s: float) -> dict[str, dict[str, float]]:
+        names = [name for name, one in told.items() if one.limits.rpd or one.limits.tpd]
         with self._client.pipeline(transaction=False) as pipe:
             for lane in names:
-                pipe.hgetall(keys.day(lane, at_s, day.offset_s(_decode_bounds(bounds[lane]).steps, at_s)))
+                pipe.hgetall(keys.day(lane, at_s, day.offset_s(told[lane].day_steps, at_s)))
             raw = pipe.execute() if names else []
         return {
             lane: {name.decode(): float(value) for name, value in one.items()}
@@ -435,11 +436,11 @@ class Live:
         return self._records([ref]).get(ref)
 
     def _workers(self, at_s: float) -> tuple[WorkerNow, ...]:
-        names: Any = self._client.zrangebyscore(f"{keys.NAMESPACE}workers", int(at_s * US), "+inf")
+        names: Any = self._client.zrangebyscore(keys.WORKERS, int(at_s * US), "+inf")
         if not names:
             return ()
-        slots: Any = self._client.hmget(f"{keys.NAMESPACE}slots", names)
-        held: Any = self._client.hmget(f"{keys.NAMESPACE}held", names)
+        slots: Any = self._client.hmget(keys.SLOTS, names)
+        held: Any = self._client.hmget(keys.HELD, names)
         crews: Any = self._client.hmget(keys.CREW, names)
         found = []
         for name, packed, tags, known in zip(names, slots, held, crews, strict=True):

@@ -151,7 +151,7 @@ class Outbox:
         if client.connection_pool.connection_kwargs.get("decode_responses"):
             raise ConfigurationError("the outbox holds bytes: its Redis client must not set decode_responses")
         self._client, self._key = client, key
-        self._bad_key, self._bad_count_key = f"{key}:bad", f"{key}:bad:count"
+        self._bad_key, self._bad_count_key = keys.bad(key), keys.bad_count(key)
         self._max_len, self._claim_idle_ms = max_len, claim_idle_ms
         self._claim_from: bytes | str = "0-0"
         self._newer_noted_s = float("-inf")

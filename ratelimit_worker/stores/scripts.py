@@ -34,15 +34,21 @@ SHARED = (
     "bucket",
     "plan",
     "suspects",
+    "workers",
     "room",
     "waiting",
     "crews",
     "parents",
+    "step",
     "next",
     "probes",
     "retry_budget",
-    "release",
+    "choose",
+    "bars",
     "ledger",
+    "let_go",
+    "park",
+    "release",
     "claims",
     "back",
     "learn",
@@ -74,7 +80,7 @@ def library(key_prefix: str = "") -> tuple[str, str]:
         parts += [  # each in a block of its own: Lua takes 200 local names, and lua/shared has most of them
             f"do local function run()\n{text}\nend",
             f"redis.register_function{{function_name = '{own}_{name}'{flags},"
-            " callback = function(_, args) start(args) return run() end} end",
+            f" callback = function(_, args) start(args, {str(name in READS).lower()}) return run() end}} end",
         ]
     body = "\n".join(parts)
     return own, f"#!lua name={own}\n{body}\n"

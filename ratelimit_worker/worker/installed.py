@@ -20,6 +20,7 @@ from kombu.utils.imports import symbol_by_name
 
 from ratelimit_worker import wiring
 from ratelimit_worker.config import NO_REDIS, Settings, canonical_redis_url, namespace_prefix
+from ratelimit_worker.contracts.lane import Fields
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.policy.rules import Rule
@@ -71,7 +72,7 @@ class Asked:
     calls: Callable[[], Iterable[str]]
     is_broadcast: Callable[[str], bool]
     refuse: Callable[[Lanes, bytes, str | None], None]
-    lane_fields: Callable[[str], Mapping[str, float | str]]
+    lane_fields: Callable[[str], Fields]
     eagerly: Eagerly
 
 

@@ -345,7 +345,7 @@ class LanesStep(bootsteps.StartStopStep):
             _open_history(live)
             _tell_own_rules(live, c.app)
             pin.at_start(live.control, live.settings.emergency_mode)  # before the first slot counts
-            limit.at_start(live.control, live.settings, sleep)
+            limit.at_start(live.control, live.settings)
             presence.beat()  # before the first message: recall what dead workers left ready
             for thread in (presence, *duties):
                 thread.start()

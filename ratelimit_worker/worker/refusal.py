@@ -146,7 +146,7 @@ def _canvas(payload: bytes) -> dict[str, Any]:
 def _row(lanes: Lanes, record: Record, call_id: str, task: str, error: RateLimitWorkerError, header: Any) -> Attempt:
     """One row more of the call, though nothing was sent."""
     now_s = redis_now_s(lanes.client)
-    context, tags = described(header)
+    said = described(header)
     return Attempt(
         call_id=call_id,
         number=record.number + 1,
@@ -157,8 +157,8 @@ def _row(lanes: Lanes, record: Record, call_id: str, task: str, error: RateLimit
         finished_at=now_s,
         waited_s=max(0.0, now_s - record.since_s),
         queue=record.queue,
-        context=context,
-        tags=tags,
+        context=said.context,
+        tags=said.tags,
         tenant=record.tenant,
         priority=Priority(record.priority),
         cause=f"{type(error).__name__}: {error.why}" if isinstance(error, MessageRefused) else type(error).__name__,

@@ -34,6 +34,7 @@ from redis import RedisError
 
 from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Outcome, Priority
+from ratelimit_worker.contracts.lane import Fields
 from ratelimit_worker.contracts.plan import HEADER, Continuation, Plan, Sender, Shedding
 from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable, TaskAborted
 from ratelimit_worker.flow import enqueue, pin
@@ -42,6 +43,7 @@ from ratelimit_worker.flow.execute import (
     Executor,
     Interrupted,
     MustBeAlone,
+    Result,
     own_retry,
     resent,
     tries_used,
@@ -93,6 +95,7 @@ NO_MORE = "Can't retry"  #: how `Task.retry` begins when it gives up
 REPLACED = "Replaced by new task"  #: what `Task.replace` says in its Ignore
 WITHIN = "_ratelimit_worker_within"  #: marks a method that runs within the attempt, with the call's arguments
 BEGUN = "rlw_begun"  #: of a request: its attempt has begun
+PLANNED = "rlw_plan"  #: of a request whose attempt has begun: its plan
 #: Exceptions by which Celery's parent process knows that a child was lost or told to end; raised by a task, they would
 #: be taken for that. After a MemoryError it acknowledges nothing.
 FOR_CELERY = (MemoryError, WorkerLostError, Terminated)
@@ -198,10 +201,10 @@ class CallTask(Task):
             args,
             kwargs,
             live.settings,
+            enqueue.Said(**options),
             now=time.time(),
             learned=live.learned_usage if live.redis_url else enqueue.nothing_learned,
             tokenizer=live.tokenizer,
-            **options,
         )
 
     def delay(self, *args: Any, **kwargs: Any) -> Any:
@@ -284,27 +287,17 @@ class CallTask(Task):
         _check_way(self.app, options.get("connection"), producer)
         chosen = {name: options.pop(name, None) for name in CHOICES}
         priority, running = options.pop("priority", None), self.app.current_worker_task
-        number = options.pop(
-            "number", None
-        )  # of attempts before, where a call that has ended is made anew under its id
-        mine = (
-            running.request if running is not None else self.request
-        )  # another task's, when it is replaced by this one
+        # of attempts before, where a call that has ended is made anew under its id
+        number = options.pop("number", None)
+        # another task's, when it is replaced by this one
+        mine = running.request if running is not None else self.request
         goes_on = task_id is not None and mine.id == task_id and mine.get("rlw_number") is not None
-        header = mine.get(HEADER) if goes_on else None
-        before = Plan.decode(header) if header is not None else None
+        before: Plan | None = mine.get(PLANNED) if goes_on else None
         if before is not None and mine.task == self.name and "retries" in options:
             chosen, priority = _as_before(before, chosen), before.priority
         plan = self.plan(args or (), kwargs or {}, priority=priority, **chosen)
         if before is not None:
-            # self.retry or replace: the same call goes on, so its deadline and the count of its attempts do too
-            attempts, tries = mine.get("rlw_number"), tries_used(task_id or "")
-            plan = structs.replace(
-                plan,
-                deadline_s=before.deadline_s,
-                continuation=Continuation(attempts=attempts, tries=tries, goes_on=True),
-                fingerprint=before.fingerprint,
-            )
+            plan = _going_on(plan, before, mine.get("rlw_number"), tries_used(task_id or ""))
         else:
             raises = plan.shedding is not None and CANVAS.isdisjoint(options)
             plan = structs.replace(
@@ -377,7 +370,7 @@ class CallTask(Task):
             wish = Wish(
                 wait_s=self._wished_s(eta, countdown),
                 same=args is None and kwargs is None and not options,
-                same_lane=options.get("lane") in (None, (request.get(HEADER) or {}).get("lane")),
+                same_lane=options.get("lane") in (None, getattr(request.get(PLANNED), "lane", None)),
                 goes_on=not throw,
             )
             verdict = own_retry(request.id, (exc, sys.exception()), wish)
@@ -463,12 +456,12 @@ class CallTask(Task):
                 f"{self.name} makes calls, and this worker's app {self.app.main or ''!r} has no lanes: "
                 "call ratelimit_worker.install(app) on it"
             )
-        live = services_of(self.app)
+        live, plan = services_of(self.app), Plan.decode(header)
         facts = Facts(
             call_id=request.id,
             tag=tag,
             task=self.name,
-            plan=Plan.decode(header),
+            plan=plan,
             queue=(request.delivery_info or {}).get("routing_key") or "",
             worker=f"{request.hostname}/{os.getpid()}",
             arguments=(lambda: (request.args, request.kwargs)) if live.settings.capture_content else None,
@@ -477,6 +470,7 @@ class CallTask(Task):
         def run(begun: Begun) -> Any:
             self._restore(begun.body)
             request.rlw_number = begun.number
+            setattr(request, PLANNED, plan)
             setattr(request, BEGUN, True)
             answer = inner(*request.args, **request.kwargs)
             if inspect.iscoroutine(answer):  # nothing was asked yet: its first step is not made
@@ -498,23 +492,7 @@ class CallTask(Task):
             if not PATIENCE.is_over():
                 raise
             raise left_by(away) from away
-        match result:
-            case Answered(value):
-                return value
-            case Again(after_s, error):
-                raise CeleryRetry(str(error), exc=error, when=after_s)
-            case GaveUp(error):
-                if isinstance(error, Exception) and not isinstance(error, FOR_CELERY):
-                    raise error
-                raise TaskAborted(request.id, type(error).__name__) from error
-            case PassedOn(word):
-                raise word
-            case Interrupted(error):
-                if isinstance(error, Exception):  # raised by a clean-up while the process ends
-                    raise SystemExit(1) from error
-                raise error
-            case _:
-                raise Ignore
+        return _in_celerys_words(request.id, result)
 
     def _eagerly(self, inner: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         request, asked = self.request, asked_of_app(self.app)
@@ -655,7 +633,7 @@ def sends(app: Any) -> Callable[..., Any]:
         if chosen:
             told = inspect.signature(send).bind(name, *args, **options).arguments
             plan = task.plan(told.get("args") or (), told.get("kwargs") or {}, **chosen)
-            options["headers"] = {**(options.get("headers") or {}), HEADER: plan}
+            options["headers"] = {**(options.get("headers") or {}), HEADER: plan.encode()}
         options["task_id"] = call_id = options.get("task_id") or uuid()
         with accepting(app, call_id, options.pop("producer", None)) as producer:
             return send(name, *args, producer=producer, **options)
@@ -699,6 +677,37 @@ def _check_way(app: Celery, connection: Any, producer: Any) -> None:
     for name, given in (("connection", connection), ("producer", getattr(producer, "__connection__", None))):
         if given is not None and asked_of(given) is None:
             raise ConfigurationError(f"{name}=: it leads past the lanes; leave it out, or take one of app.pool")
+
+
+def _in_celerys_words(call_id: str, result: Result) -> Any:
+    """What an attempt came to, as Celery hears it → the answer of one that was answered."""
+    match result:
+        case Answered(value):
+            return value
+        case Again(after_s, error):
+            raise CeleryRetry(str(error), exc=error, when=after_s)
+        case GaveUp(error):
+            if isinstance(error, Exception) and not isinstance(error, FOR_CELERY):
+                raise error
+            raise TaskAborted(call_id, type(error).__name__) from error
+        case PassedOn(word):
+            raise word
+        case Interrupted(error):
+            if isinstance(error, Exception):  # raised by a clean-up while the process ends
+                raise SystemExit(1) from error
+            raise error
+        case _:
+            raise Ignore
+
+
+def _going_on(plan: Plan, before: Plan, attempts: int, tries: int) -> Plan:
+    """After self.retry or replace: the same call goes on, so its deadline and the count of its attempts do too."""
+    return structs.replace(
+        plan,
+        deadline_s=before.deadline_s,
+        continuation=Continuation(attempts=attempts, tries=tries, goes_on=True),
+        fingerprint=before.fingerprint,
+    )
 
 
 def _as_before(plan: Plan, chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -790,7 +799,7 @@ def plan_by_name(app: Any) -> Callable[[str, list[Any], dict[str, Any], Mapping[
 def answers_of(app: Celery, eagerly: Eagerly) -> Asked:
     """What an app answers: which tasks make calls, what is configured of lanes, how a call is made in process."""
 
-    def lane_fields(lane: str) -> Mapping[str, float | str]:
+    def lane_fields(lane: str) -> Fields:
         live = services_of(app)
         return pin.lane_fields(live.control, live.settings, lane)
 

@@ -274,7 +274,7 @@ def test_what_a_worker_has_in_hand_has_more_time(made: Fleet) -> None:
     task = tasks.echo
     plan = task.plan((1,), {})
     task.push_request(
-        id="one", task=task.name, called_directly=False, is_eager=False, rlw=plan.encode(), rlw_number=1, retries=0
+        id="one", task=task.name, called_directly=False, is_eager=False, rlw_plan=plan, rlw_number=1, retries=0
     )
     _task_stack.push(task)
     try:

@@ -12,7 +12,6 @@ import pytest
 from ratelimit_worker.calls import Category, Mode
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import CallFailed
-from ratelimit_worker.flow.tune import mode_of
 from ratelimit_worker.inprocess import AdvancedRateLimiter
 from ratelimit_worker.providers import openai
 from ratelimit_worker.simulate import Entry, Fault, Scenario, Simulator
@@ -61,7 +60,7 @@ def test_a_poisoned_call_holds_up_nobody(made: Fleet, provider: Simulator) -> No
     wait_for(lambda: time.monotonic() - start > 20.0, 30.0, "it is alone for 20 s")
     sent = sum(arrival.fault is not None for arrival in provider.arrivals())
     assert 5 <= sent <= 45
-    assert mode_of(services().lanes.fields("chat")) is Mode.NORMAL
+    assert services().lanes.state("chat").mode is Mode.NORMAL
     record = services().lanes.record(bad.id)
     assert record is not None
     assert record.tries <= 2, "its attempts cost no tries, but those just after the good ones"
@@ -70,7 +69,7 @@ def test_a_poisoned_call_holds_up_nobody(made: Fleet, provider: Simulator) -> No
     error = bad.get(propagate=False)
     assert isinstance(error, CallFailed)
     assert error.category is Category.SERVER_ERROR
-    assert mode_of(services().lanes.fields("chat")) is Mode.NORMAL
+    assert services().lanes.state("chat").mode is Mode.NORMAL
 
 
 def test_a_process_that_does_not_find_the_provider_holds_up_nobody(made: Fleet) -> None:
@@ -95,4 +94,4 @@ def test_a_process_that_does_not_find_the_provider_holds_up_nobody(made: Fleet) 
         wait_for(lambda: all(end.done() for end in ends) or answered(tasks, 20) < 0, 90.0, "it has its errors")
         assert all("refused" in str(end.exception()) for end in ends)
     limiter.cleanup()
-    assert mode_of(services().lanes.fields("chat")) is not Mode.EMERGENCY
+    assert services().lanes.state("chat").mode is not Mode.EMERGENCY

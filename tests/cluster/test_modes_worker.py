@@ -14,7 +14,6 @@ import pytest
 
 from ratelimit_worker.calls import LaneLimits, Mode, ModeChange
 from ratelimit_worker.flow.enqueue import limit_fields
-from ratelimit_worker.flow.tune import mode_of
 from ratelimit_worker.simulate import HeaderStyle, Scenario, Simulator
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 from ratelimit_worker.wiring import services
@@ -49,7 +48,7 @@ def command(*words: str) -> str:
 
 
 def mode(lane: str) -> Mode:
-    return mode_of(services().lanes.fields(lane))
+    return services().lanes.state(lane).mode
 
 
 def history(url: str, lane: str, count: int) -> list[ModeChange]:

@@ -29,7 +29,7 @@ from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.inprocess import AdvancedRateLimiter
 from ratelimit_worker.inprocess.lane import lane_of
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.desks import DESKS, PREFIX, Desks
+from ratelimit_worker.stores.desks import PREFIX, Desks
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 from ratelimit_worker.wiring import Services
 from tests import leftovers
@@ -94,7 +94,7 @@ class Place:
 
     def queue(self) -> str:
         """The queue of this process's desk."""
-        found: Any = self.live.redis.zrange(DESKS, 0, -1)
+        found: Any = self.live.redis.zrange(keys.DESKS, 0, -1)
         (name,) = found
         return str(name.decode())
 
@@ -679,7 +679,7 @@ def test_a_second_release_between_the_answer_and_the_end_of_the_call_is_freed(pl
     desk.enqueue(turn, "late", plan, after_s=0.0)
     wait_for(lambda: heard, what="it is released")
     turn.tags, turn.tried = [], False  # as `free` leaves it when the answer came before the second release
-    assert desk.deliver(str(heard[0]))
+    assert desk.mailbox.deliver(str(heard[0]))
     desk.leave(turn)
     desk.beat(desk.lanes)  # tells Redis what is left; without that the ledger keeps it until its lease ends
     assert place.live.redis.zcard("rlw:ledger") == 0
@@ -727,14 +727,14 @@ def test_calls_of_a_killed_process_are_forgotten(place: Place) -> None:
     assert desks.forget_absent("a", 3.0) == 0, "it may live"
     assert waiting(place, "shut") == 1
     place.live.redis.delete("rlw:duty:desks")
-    place.live.redis.zincrby(DESKS, -11.0, queue)  # 11 seconds pass
+    place.live.redis.zincrby(keys.DESKS, -11.0, queue)  # 11 seconds pass
     assert desks.forget_absent("a", 3.0) == 1
     assert waiting(place, "shut") == 0
-    assert place.live.redis.zcard(DESKS) == 1, "what it ran may still come back from the ledger"
+    assert place.live.redis.zcard(keys.DESKS) == 1, "what it ran may still come back from the ledger"
     place.live.redis.delete("rlw:duty:desks")
-    place.live.redis.zincrby(DESKS, -6.0, queue)
+    place.live.redis.zincrby(keys.DESKS, -6.0, queue)
     desks.forget_absent("a", 3.0)
-    assert place.live.redis.zcard(DESKS) == 0
+    assert place.live.redis.zcard(keys.DESKS) == 0
 
 
 def test_a_process_that_ends_leaves_nothing_but_its_outcome(place: Place) -> None:
@@ -742,7 +742,7 @@ def test_a_process_that_ends_leaves_nothing_but_its_outcome(place: Place) -> Non
     code = "from ratelimit_worker import make_optimized_llm_call as c; print(c(lambda: 5, 'short', lane='free'))"
     assert done(python(code)) == "5\n"
     assert [row.task for row in place.attempts(1)] == ["short"]
-    assert place.live.redis.zcard(DESKS) == 0
+    assert place.live.redis.zcard(keys.DESKS) == 0
     assert place.live.redis.zcard("rlw:workers") == 0
     assert place.live.redis.zcard("rlw:ledger") == 0
 

@@ -27,7 +27,7 @@ from ratelimit_worker.errors import InvalidRequest, ServerError
 from ratelimit_worker.flow import limit, pin
 from ratelimit_worker.flow.enqueue import lane_fields, limit_fields
 from ratelimit_worker.flow.limit import Change, set_limits
-from ratelimit_worker.flow.tune import limits_of, mode_of, rules_of
+from ratelimit_worker.flow.tune import rules_of
 from ratelimit_worker.inprocess import AdvancedRateLimiter
 from ratelimit_worker.wiring import Services, services
 from tests import shared_functions as shared
@@ -61,7 +61,7 @@ def runs(made: Fleet, what: str) -> int:
 def mode(lane: str) -> Mode:
     """As the lane's hash says it, once the tuner has looked at all that was seen."""
     wait_for(lambda: not services().redis.exists(f"rlw:seen:{lane}", "rlw:seen"), what="the tuner has looked")
-    return mode_of(services().lanes.fields(lane))
+    return services().lanes.state(lane).mode
 
 
 def apart(starts: list[float]) -> float:
@@ -288,7 +288,7 @@ def test_known_lanes_follow_the_switch(redis_client: redis.Redis) -> None:
 
     def turn(settings: Settings) -> int:
         control = replace(stage.control, rules=rules_of(settings))
-        return limit.at_start(control, settings, lambda _: None)
+        return limit.at_start(control, settings)
 
     assert turn(on) == 0
     assert turn(slow) == 4
@@ -297,9 +297,9 @@ def test_known_lanes_follow_the_switch(redis_client: redis.Redis) -> None:
     assert turn(slower) == 4
     assert {lane: pace(lane) for lane in told} == {"free": 30, "own": 6, "fixed": 30, "learns": 30}
     assert stage.lanes.fields("own")["escalates"] == b"0"
-    set_limits(stage.control, "fixed", Change(concurrency=2), LaneLimits(), lambda _: None)
+    set_limits(stage.control, "fixed", Change(concurrency=2), LaneLimits())
     assert turn(on) == 4
-    assert {lane: limits_of(stage.lanes.fields(lane)) for lane in told} == told
+    assert {lane: stage.lanes.state(lane).told.limits for lane in told} == told
     assert "escalates" not in stage.lanes.fields("own")
     assert turn(on) == 0
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.contracts.call import US, Claim
-from ratelimit_worker.flow.tune import SHUT_US
+from ratelimit_worker.contracts.lane import SHUT_US
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.stores.live import Live
 from tests.builders import entry

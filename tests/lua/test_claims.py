@@ -20,7 +20,7 @@ from ratelimit_worker.cli import main
 from ratelimit_worker.config import Settings
 from ratelimit_worker.contracts.call import Claim
 from ratelimit_worker.errors import CallFailed
-from ratelimit_worker.flow.enqueue import Kind, limit_fields, plan
+from ratelimit_worker.flow.enqueue import Kind, Said, limit_fields, plan
 from ratelimit_worker.reports.explain import Where, explain, explanation_text
 from ratelimit_worker.stores import answers, keys
 from ratelimit_worker.stores.lanes import AnsweredFromCache
@@ -502,7 +502,7 @@ def test_switches_and_options_say_what_is_shared(
     settings: dict[str, Any], kind: dict[str, Any], wanted: bool | None, found: tuple[float, bool] | None
 ) -> None:
     """(seconds kept, joined), or nothing."""
-    sharing = plan(Kind(**kind), (), {}, Settings(**settings), now=0.0, cache=wanted).sharing
+    sharing = plan(Kind(**kind), (), {}, Settings(**settings), Said(cache=wanted), now=0.0).sharing
     assert (None if sharing is None else (sharing.ttl_s, sharing.join)) == found
 
 

@@ -53,7 +53,7 @@ def older_worker(cluster: Cluster, slots: int = 4) -> None:
     """A worker of a version without crews beats."""
     cluster.client.zadd("rlw:workers", {"older": cluster.now_us + 3_500_000})
     cluster.client.hset("rlw:slots", "older", msgspec.msgpack.encode([slots, "q"]))
-    cluster.client.hdel(keys.CREW + "s", "sums")
+    cluster.client.hdel(keys.CREWS, "sums")
 
 
 def test_a_stock_worker_of_the_queue_reads_none_of_it(cluster: Cluster) -> None:

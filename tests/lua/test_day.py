@@ -15,9 +15,9 @@ from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.cli import main
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.contracts.call import US
+from ratelimit_worker.contracts.lane import LaneState
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.flow.enqueue import limit_fields
-from ratelimit_worker.flow.limit import day_steps, limits_told
 from ratelimit_worker.policy import day
 from ratelimit_worker.stores import keys
 from tests.builders import entry
@@ -82,9 +82,9 @@ def test_a_zone_is_told_in_the_settings() -> None:
     settings = read_settings({"MAISD_LANES": json.dumps({"a": {"rpd": 5, "day_zone": PACIFIC}})})
     limits = settings.lanes["a"]
     assert limits == LaneLimits(rpd=5, day_zone=PACIFIC)
-    fields = {name: str(value).encode() for name, value in limit_fields(limits).items()}
-    assert limits_told(fields) == limits
-    assert day.offset_s(day_steps(fields), at("2026-12-10T12:00")) == -8 * 3600
+    told = LaneState.of(limit_fields(limits)).told
+    assert told.limits == limits
+    assert day.offset_s(told.day_steps, at("2026-12-10T12:00")) == -8 * 3600
 
 
 @pytest.mark.server

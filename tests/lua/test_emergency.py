@@ -24,9 +24,8 @@ from ratelimit_worker.contracts.call import Claim
 from ratelimit_worker.contracts.call import Place as Field
 from ratelimit_worker.contracts.plan import Shedding
 from ratelimit_worker.errors import BadInput, LaneShedding
-from ratelimit_worker.flow.enqueue import Kind, limit_fields, plan
+from ratelimit_worker.flow.enqueue import Kind, Said, limit_fields, plan
 from ratelimit_worker.flow.settle import Answers
-from ratelimit_worker.flow.tune import mode_of
 from ratelimit_worker.simulate import Scenario, Simulator
 from ratelimit_worker.stores import answers, keys
 from ratelimit_worker.stores.lanes import AnsweredFromCache
@@ -423,7 +422,9 @@ def test_which_classes_are_shed(priority: Priority, below: Priority | None) -> N
     expected = below is not None and ladder.index(priority) > ladder.index(below)
     told = below.value if below is not None else None
     of_kind = plan(Kind(priority=priority, shed_below=told), (), {}, Settings(), now=0.0)
-    of_call = plan(Kind(shed_below="high"), (), {}, Settings(), now=0.0, priority=priority, shed_below=told or "low")
+    of_call = plan(
+        Kind(shed_below="high"), (), {}, Settings(), Said(priority=priority, shed_below=told or "low"), now=0.0
+    )
     assert [made.shedding for made in (of_kind, of_call)] == [Shedding.RESULT if expected else None] * 2
 
 
@@ -443,7 +444,7 @@ def test_how_long_an_answer_is_kept_beyond_its_time(
     settings: dict[str, Any], kind: dict[str, Any], option: float | None, kept: float | None
 ) -> None:
     """As the call says, else its task."""
-    made = plan(Kind(**kind), (), {}, Settings(**settings), now=0.0, stale_ttl=option)
+    made = plan(Kind(**kind), (), {}, Settings(**settings), Said(stale_ttl=option), now=0.0)
     assert (made.sharing.stale_ttl_s if made.sharing is not None else 0.0) == (kept or 0.0)
 
 
@@ -460,7 +461,7 @@ def test_how_long_an_answer_is_kept_beyond_its_time(
 def test_what_cannot_be_is_refused(option: dict[str, Any], says: str) -> None:
     """With the value and the fix."""
     with pytest.raises(BadInput, match=says):
-        plan(Kind(), (), {}, Settings(), now=0.0, **option)
+        plan(Kind(), (), {}, Settings(), Said(**option), now=0.0)
 
 
 def test_the_error_crosses_processes_whole() -> None:
@@ -728,7 +729,7 @@ def test_the_laws_emergency_is_told_with_its_cause_and_numbers() -> None:
         provider.control(fault="500")
         results = [tasks.chat.delay(number) for number in range(20)]
         cheap = [tasks.chat.apply_async((number,), priority="low", shed_below="normal") for number in range(20, 25)]
-        wait_for(lambda: mode_of(services().lanes.fields("chat")) is Mode.EMERGENCY, what="EMERGENCY")
+        wait_for(lambda: services().lanes.state("chat").mode is Mode.EMERGENCY, what="EMERGENCY")
         for result in cheap:
             with pytest.raises(LaneShedding, match="'chat' is in EMERGENCY"):
                 result.get(timeout=WAIT_S)

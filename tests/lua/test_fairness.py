@@ -11,7 +11,7 @@ import redis
 
 from ratelimit_worker.calls import Priority
 from ratelimit_worker.contracts.call import US
-from ratelimit_worker.policy.modes import MANY
+from ratelimit_worker.contracts.lane import MANY
 from tests.contention import TOKENS_PER_S, Scene, capped, low_under_high, two_tenants
 
 pytestmark = pytest.mark.server

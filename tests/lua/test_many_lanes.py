@@ -12,12 +12,13 @@ from click.testing import CliRunner
 from ratelimit_worker.calls import LaneLimits, Mode
 from ratelimit_worker.cli import main
 from ratelimit_worker.config import read_settings
-from ratelimit_worker.contracts.call import MOST_LANES, US
+from ratelimit_worker.contracts.call import US
+from ratelimit_worker.contracts.lane import MOST_LANES
 from ratelimit_worker.errors import LanesFull
-from ratelimit_worker.flow.enqueue import CONFIGURED, limit_fields
+from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.flow.limit import Change, at_start, set_limits
 from ratelimit_worker.flow.pin import auto, lane_fields, pin
-from ratelimit_worker.flow.tune import MANY_LANES, MOST_LOOKED_AT, mode_of
+from ratelimit_worker.flow.tune import MANY_LANES, MOST_LOOKED_AT
 from ratelimit_worker.policy.modes import ALL
 from ratelimit_worker.reports.doctor import Code, judge_number
 from ratelimit_worker.reports.live import cluster_state
@@ -79,7 +80,7 @@ def test_a_new_lane_beyond_the_bound_is_refused(stage: Stage) -> None:
     send("again", "user-0")
     send("configured", "told")
     assert stage.lanes.names() == ["told", "user-0", "user-1", "user-2"]
-    assert stage.lanes.fields("told")[CONFIGURED] == b"1"
+    assert stage.lanes.fields("told")["configured"] == b"1"
     assert MOST_LANES not in stage.lanes.fields("user-0")
 
 
@@ -129,7 +130,7 @@ def test_an_idle_lane_goes_after_a_day_and_comes_back_with_a_call(stage: Stage) 
 @pytest.mark.parametrize(
     ("why", "fields"),
     [
-        ("configured", {CONFIGURED: 1}),
+        ("configured", {"configured": 1}),
         ("a rate was told", {"rpm": 60}),
         ("a bound was told", {"cap": 3}),
         ("a quota or parents", {"bounds": '{"rpd": 5}'}),
@@ -167,8 +168,8 @@ def test_waiting_calls_and_pins_keep_a_lane(stage: Stage) -> None:
 def test_limits_set_marks_a_lane_as_configured(stage: Stage) -> None:
     """Whatever it sets."""
     make(stage, 1)
-    set_limits(stage.control, "user-0", Change(adaptive=True, rpm=0), LaneLimits(), lambda _: None, {})
-    assert stage.lanes.fields("user-0")[CONFIGURED] == b"1"
+    set_limits(stage.control, "user-0", Change(adaptive=True, rpm=0), LaneLimits(), {})
+    assert stage.lanes.fields("user-0")["configured"] == b"1"
 
 
 def test_all_lanes_go_in_turn_though_others_go_before_them(stage: Stage) -> None:
@@ -263,13 +264,13 @@ def test_a_pin_of_all_lanes_holds_in_each_and_is_told_once(stage: Stage) -> None
     stage.told()
     changes = pin(stage.control, Mode.EMERGENCY, who="me", for_s=60, now=stage.now)
     assert {change.lane for change in changes} == {"busy", *(f"user-{n}" for n in range(MANY))}
-    assert all(mode_of(stage.lanes.fields(name)) is Mode.EMERGENCY for name in stage.lanes.names())
+    assert all(stage.lanes.state(name).mode is Mode.EMERGENCY for name in stage.lanes.names())
     assert sorted(change.lane for change in stage.told()) == [ALL, "busy"]
     turns(stage, 3)
     assert stage.told() == []
     stage.advance(60)
     turns(stage, 3 * MANY // MOST_LOOKED_AT)
-    assert all(mode_of(stage.lanes.fields(name)) is Mode.NORMAL for name in stage.lanes.names())
+    assert all(stage.lanes.state(name).mode is Mode.NORMAL for name in stage.lanes.names())
     assert stage.control.pins.read() == {}
     ended = stage.told()
     assert (ALL, Mode.EMERGENCY, Mode.NORMAL) in [(told.lane, told.from_mode, told.to_mode) for told in ended]
@@ -295,7 +296,7 @@ def test_what_a_killed_command_left_undone_the_tuner_does(stage: Stage) -> None:
     turns(stage, 2)
     assert stage.mode("busy") is Mode.HALT
     turns(stage, 3 * MANY // MOST_LOOKED_AT)
-    assert all(mode_of(stage.lanes.fields(name)) is Mode.HALT for name in stage.lanes.names())
+    assert all(stage.lanes.state(name).mode is Mode.HALT for name in stage.lanes.names())
 
 
 def test_all_lanes_are_given_back(stage: Stage) -> None:
@@ -331,7 +332,7 @@ def test_no_command_holds_the_server_up(stage: Stage) -> None:
 
     stage.lanes.run = Counted()  # type: ignore[assignment]
     pin(stage.control, Mode.REDUCED, who="me", now=stage.now)
-    at_start(stage.control, read_settings({}), lambda _: None)
+    at_start(stage.control, read_settings({}))
     assert sum(slow) >= 2 * MANY
     assert max(slow) <= 400
 

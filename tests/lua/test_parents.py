@@ -17,9 +17,10 @@ from ratelimit_worker.calls import Cost, LaneLimits, Mode, Usage
 from ratelimit_worker.cli import main
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.contracts.call import US, Place
+from ratelimit_worker.contracts.lane import LaneState
 from ratelimit_worker.errors import BadInput, ConfigurationError
 from ratelimit_worker.flow.enqueue import limit_fields
-from ratelimit_worker.flow.limit import Change, limits_told, set_limits
+from ratelimit_worker.flow.limit import Change, set_limits
 from ratelimit_worker.flow.pin import auto, lane_fields, pin
 from ratelimit_worker.flow.tune import ControlPlane
 from ratelimit_worker.reports.explain import explain, explanation_text
@@ -545,8 +546,8 @@ def test_parents_and_quotas_come_from_the_settings(redis_client: redis.Redis, co
     assert isinstance(lanes, Lanes)
     lanes.enqueue(entry("a", "gpt", lane_fields=fields))
     gpt, org = lanes.fields("gpt"), lanes.fields("org")
-    assert limits_told(gpt) == LaneLimits(rpm=600, rpd=1000, parents=("org",))
-    assert limits_told(org) == LaneLimits(tpm=60_000, tpd=1_000_000, shared=True, adaptive=False)
+    assert LaneState.decode(gpt).told.limits == LaneLimits(rpm=600, rpd=1000, parents=("org",))
+    assert LaneState.decode(org).told.limits == LaneLimits(tpm=60_000, tpd=1_000_000, shared=True, adaptive=False)
     assert "p1" not in org
     assert float(org["p2"]) == 1000
     assert 0 < int(redis_client.ttl(keys.lane("org"))) <= 30 * DAY_S
@@ -577,40 +578,38 @@ def test_bad_parents_are_refused_in_one_line(lanes: Any, words: str) -> None:
 def test_limits_set_gives_and_takes_parents(control: ControlPlane) -> None:
     """The parent is made from the settings where it is not known; what is not named stays."""
     others = {"org": LaneLimits(tpm=6000)}
-    pause = lambda _s: None  # noqa: E731
-    set_limits(control, "gpt", Change(rpm=60.0, rpd=9.0), LaneLimits(), pause, others)
-    _, after = set_limits(control, "gpt", Change(parents=("org",)), LaneLimits(), pause, others)
+    set_limits(control, "gpt", Change(rpm=60.0, rpd=9.0), LaneLimits(), others)
+    _, after = set_limits(control, "gpt", Change(parents=("org",)), LaneLimits(), others)
     assert after == LaneLimits(rpm=60.0, rpd=9.0, parents=("org",))
-    assert limits_told(control.lanes.fields("org")) == LaneLimits(tpm=6000, shared=True, adaptive=False)
-    set_limits(control, "gpt", Change(rpm=120.0), LaneLimits(), pause)
-    assert limits_told(control.lanes.fields("gpt")) == LaneLimits(rpm=120.0, rpd=9.0, parents=("org",))
-    set_limits(control, "gpt", Change(parents=(), rpd=0.0), LaneLimits(), pause)
-    assert limits_told(control.lanes.fields("gpt")) == LaneLimits(rpm=120.0)
+    assert control.lanes.state("org").told.limits == LaneLimits(tpm=6000, shared=True, adaptive=False)
+    set_limits(control, "gpt", Change(rpm=120.0), LaneLimits())
+    assert control.lanes.state("gpt").told.limits == LaneLimits(rpm=120.0, rpd=9.0, parents=("org",))
+    set_limits(control, "gpt", Change(parents=(), rpd=0.0), LaneLimits())
+    assert control.lanes.state("gpt").told.limits == LaneLimits(rpm=120.0)
 
 
 def test_a_lane_known_by_its_limits_alone_becomes_shared(control: ControlPlane) -> None:
     """It was set before it was a parent, and has had no call: nothing but its tokens binds."""
-    pause = lambda _s: None  # noqa: E731
-    set_limits(control, "org", Change(tpm=6000.0), LaneLimits(), pause)
-    assert "p1" in control.lanes.fields("org")
-    set_limits(control, "gpt", Change(parents=("org",)), LaneLimits(), pause)
-    assert "p1" not in control.lanes.fields("org")
-    set_limits(control, "org", Change(tpm=12_000.0), LaneLimits(), pause)
-    assert "p1" not in control.lanes.fields("org")
-    assert float(control.lanes.fields("org")["p2"]) == 200
+    lanes: Any = control.lanes
+    set_limits(control, "org", Change(tpm=6000.0), LaneLimits())
+    assert "p1" in lanes.fields("org")
+    set_limits(control, "gpt", Change(parents=("org",)), LaneLimits())
+    assert "p1" not in lanes.fields("org")
+    set_limits(control, "org", Change(tpm=12_000.0), LaneLimits())
+    assert "p1" not in lanes.fields("org")
+    assert float(lanes.fields("org")["p2"]) == 200
 
 
 @pytest.mark.parametrize("parents", [("nobody",), ("gpt",), ("child",), ("empty",), tuple("abcde"), ("org", "org")])
 def test_limits_set_refuses_parents_that_cannot_be(control: ControlPlane, parents: tuple[str, ...]) -> None:
     """Unknown, itself, with parents, without a limit, too many, twice."""
-    pause = lambda _s: None  # noqa: E731
-    set_limits(control, "org", Change(tpm=1.0), LaneLimits(), pause)
-    set_limits(control, "child", Change(parents=("org",)), LaneLimits(), pause)
-    set_limits(control, "empty", Change(concurrency=0), LaneLimits(), pause)
+    set_limits(control, "org", Change(tpm=1.0), LaneLimits())
+    set_limits(control, "child", Change(parents=("org",)), LaneLimits())
+    set_limits(control, "empty", Change(concurrency=0), LaneLimits())
     with pytest.raises(BadInput):
-        set_limits(control, "gpt", Change(parents=parents), LaneLimits(), pause)
+        set_limits(control, "gpt", Change(parents=parents), LaneLimits())
     with pytest.raises(BadInput, match="is a parent of 'child'"):
-        set_limits(control, "org", Change(parents=("empty",)), LaneLimits(), pause)
+        set_limits(control, "org", Change(parents=("empty",)), LaneLimits())
 
 
 def test_explain_names_the_parent_and_the_quota(redis_client: redis.Redis, control: ControlPlane) -> None:

@@ -15,12 +15,13 @@ from sqlalchemy import Engine
 from ratelimit_worker.calls import Category, Failure, LaneLimits, Mode, ModeChange
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.contracts.call import US, Place
+from ratelimit_worker.contracts.lane import SHUT_US
 from ratelimit_worker.contracts.lesson import Lesson, Verdict
 from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.flow.enqueue import limit_fields
 from ratelimit_worker.flow.pin import FROM_SETTING, at_start, auto, lane_fields, pin
 from ratelimit_worker.flow.record import record_once
-from ratelimit_worker.flow.tune import SHUT_US, ControlPlane, Rules, Tuner, mode_of, rules_of
+from ratelimit_worker.flow.tune import ControlPlane, Rules, Tuner, rules_of
 from ratelimit_worker.policy.modes import ALL, Rates, Thresholds
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.pins import Pins
@@ -101,7 +102,7 @@ class Stage(Cluster):
         return began
 
     def mode(self, lane: str = "gpt") -> Mode:
-        return mode_of(self.lanes.fields(lane))
+        return self.lanes.state(lane).mode
 
     def told(self) -> list[ModeChange]:
         """Mode changes in the outbox, oldest first."""
@@ -239,7 +240,7 @@ def test_a_lane_that_comes_while_all_are_pinned(stage: Stage, lane: dict[str, An
         stage.pump()
         began += stage.work()
     assert 8 <= began <= 11
-    assert mode_of(stage.lanes.fields("new")) is Mode.EMERGENCY
+    assert stage.lanes.state("new").mode is Mode.EMERGENCY
     told = [row for _, row in stage.outbox.read(100) if isinstance(row, ModeChange) and row.lane == "new"]
     assert [(change.to_mode, change.who) for change in told] == [(Mode.EMERGENCY, "ada")]
     auto(stage.control, who="ada")
@@ -277,13 +278,13 @@ def test_a_pin_against_a_tuner_that_knows_nothing_of_it_yet(stage: Stage) -> Non
     stage.tune()
     write = stage.tuner._write
 
-    def pinned_in_between(view: Any, decision: Any) -> None:
+    def pinned_in_between(view: Any, decision: Any, *now: Any) -> None:
         stage.tuner._write = write  # type: ignore[method-assign]
         pin(stage.control, Mode.REDUCED, who="ada", now=stage.now)
-        write(view, decision)
+        write(view, decision, *now)
         stage.lanes.set_points("gpt", {"p1": 10.0, "width": 0})  # what a stale decision could say at worst
 
-    stage.tuner._write = pinned_in_between  # type: ignore[method-assign]
+    stage.tuner._write = pinned_in_between  # type: ignore[method-assign,assignment]
     stage.advance(1.0)
     stage.pump()
     stage.work("sick")
@@ -298,13 +299,14 @@ def test_what_a_quicker_tuner_did_is_told_all_the_same(stage: Stage) -> None:
     def before_the_tuner(write: Callable[..., Any]) -> Callable[..., Any]:
         busy = False
 
-        def written_and_seen(*written: Any) -> None:
+        def written_and_seen(*written: Any) -> Any:
             nonlocal busy
-            write(*written)
+            done = write(*written)
             if not busy:
                 busy = True
                 stage.tune()
                 busy = False
+            return done
 
         return written_and_seen
 

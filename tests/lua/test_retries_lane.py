@@ -23,7 +23,6 @@ from ratelimit_worker.flow.conclude import Again, Facts, GaveUp, Rules
 from ratelimit_worker.flow.execute import Executor, Result
 from ratelimit_worker.flow.settle import Answers
 from ratelimit_worker.flow.tally import Tally
-from ratelimit_worker.flow.tune import mode_of
 from ratelimit_worker.policy.retry import Record
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.providers.http import ProviderRefused
@@ -450,5 +449,5 @@ def test_a_function_at_fault_gets_two_tries_and_its_neighbour_all() -> None:
         among_good(lambda: late.ready() and flaky.ready())
         assert (_failed(late).attempts, _failed(late).category) == (2, Category.SERVER_ERROR)
         assert flaky.get(timeout=1) == "hushed"
-        assert mode_of(services().lanes.fields("mixed")) is Mode.NORMAL
+        assert services().lanes.state("mixed").mode is Mode.NORMAL
         assert services().lanes.health("mixed", tasks.echo.name).record.failed == 0

@@ -104,10 +104,14 @@ def test_fixed_examples_do_not_hang_on_what_else_was_imported(tmp_path: Path, mo
     [
         (lambda client: client.set("rlw:new", "x"), "b'rlw:new' (string): not in the table of stores/keys.py"),
         (lambda client: client.set("rlw:pins", "x"), "b'rlw:pins' (string): the table says hash"),
-        (lambda client: client.hset("rlw:lane:a:b", "x", "y"), "b'rlw:lane:a:b' (hash): has no TTL"),
+        (lambda client: client.hset("rlw:lane:a:b", "p1", "y"), "b'rlw:lane:a:b' (hash): has no TTL"),
+        (
+            lambda client: client.hset("rlw:pump", mapping={"sleep": 1, "x": "y", "p5": 1}),
+            "b'rlw:pump': fields not in the table of stores/keys.py: ['x', 'p5']",
+        ),
         (lambda client: client.hset("x", "y", "z"), "b'x' (hash): nobody's"),
     ],
-    ids=["not in the table", "of another type", "no TTL", "not ours"],
+    ids=["not in the table", "of another type", "no TTL", "a field", "not ours"],
 )
 def test_a_key_that_is_left_is_seen(
     redis_client: redis.Redis, leave: Callable[[redis.Redis], object], told: str

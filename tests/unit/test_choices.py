@@ -18,7 +18,7 @@ from ratelimit_worker.calls import Cost
 from ratelimit_worker.cli import main
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import BadInput, ConfigurationError
-from ratelimit_worker.flow.enqueue import Kind, plan
+from ratelimit_worker.flow.enqueue import Kind, Said, plan
 from ratelimit_worker.inprocess.limiter import AdvancedRateLimiter
 from ratelimit_worker.policy import choices
 from ratelimit_worker.wiring import Services
@@ -30,7 +30,7 @@ LIMITER = AdvancedRateLimiter(Services(SETTINGS))
 def option(**said: Any) -> None:
     """An option of `apply_async`; what only a task says, of the task."""
     of_task = {"cache_ttl_s": said.pop("cache_ttl")} if "cache_ttl" in said else {}
-    plan(Kind(task="t", **of_task), (), {}, SETTINGS, now=1e9, **said)
+    plan(Kind(task="t", **of_task), (), {}, SETTINGS, Said(**said), now=1e9)
 
 
 def of_task(**said: Any) -> None:

@@ -16,11 +16,11 @@ from pathlib import Path
 from ratelimit_worker.calls import Category, Mode
 from ratelimit_worker.cli.cluster import Cluster
 from ratelimit_worker.config import PREFIX
+from ratelimit_worker.contracts.lane import HALT_FIELDS
 from ratelimit_worker.errors import CallFailed
 from ratelimit_worker.flow import pin
-from ratelimit_worker.flow.tune import halted_by, mode_of
+from ratelimit_worker.flow.tune import halted_by
 from ratelimit_worker.providers.apis import APIS
-from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.reach import redis_errors
 
 #: A line that is not accepted again and again, while others are, is not the account's fault: so many times.
@@ -29,7 +29,6 @@ _FIRST_WAIT_S = 1.0  #: before such a line is sent again; doubled with each time
 _AT_ONCE_S = 10.0  #: answers so much older than a failure were given by the same account
 _LOOK_EVERY_S = 1.0  #: at the lanes, and at the files of keys
 _FAULTS = frozenset({Category.AUTH, Category.QUOTA_EXHAUSTED})
-_FIELDS = ("mode", "pin", "health", "escalates")
 
 
 def is_accounts(error: BaseException | None) -> bool:
@@ -147,8 +146,8 @@ class Account:
             StoreUnavailable: Redis is away.
         """
         with redis_errors():
-            fields = self.cluster.services.lanes.fields(lane)
-        if halted_by(fields):
+            state = self.cluster.services.lanes.state(lane)
+        if halted_by(state):
             self._give_back(lane, "the run was started again")
 
     def _give_back(self, lane: str, reason: str) -> None:
@@ -156,18 +155,11 @@ class Account:
             pin.auto(self.cluster.services.control, lane=lane, who="run", reason=reason)
 
     def _now(self) -> dict[str, str]:
-        lanes = sorted(self._lanes)
-        with redis_errors(), self.cluster.services.redis.pipeline(transaction=False) as pipe:
-            for lane in lanes:
-                pipe.hmget(keys.lane(lane), _FIELDS)
-            found = pipe.execute()
-        fields = {
-            lane: {name: value for name, value in zip(_FIELDS, values, strict=True) if value is not None}
-            for lane, values in zip(lanes, found, strict=True)
-        }
-        self._escalates = {lane: one.get("escalates") != b"0" for lane, one in fields.items()}
-        self._closed = {lane for lane, one in fields.items() if mode_of(one) is Mode.HALT}
-        return {lane: why for lane, one in fields.items() if (why := halted_by(one))}
+        with redis_errors():
+            states = self.cluster.services.lanes.states(sorted(self._lanes), HALT_FIELDS)
+        self._escalates = {lane: one.points.escalates for lane, one in states.items()}
+        self._closed = {lane for lane, one in states.items() if one.mode is Mode.HALT}
+        return {lane: why for lane, one in states.items() if (why := halted_by(one))}
 
     def _begun(self, halted: Mapping[str, str]) -> list[str]:
         said = []

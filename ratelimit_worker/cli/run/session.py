@@ -385,7 +385,7 @@ class Session:
             if told:
                 limits = replace(limits, rpm=self.options.rpm, tpm=self.options.tpm, unlimited=False)
             with redis_errors():
-                self.cluster.services.lanes.set_points(lane, limit_fields(limits))
+                self.cluster.services.lanes.tell(lane, limit_fields(limits))
         if self.cluster.embedded:
             self.account.begin_again(lane)
         self.lanes.add(lane)

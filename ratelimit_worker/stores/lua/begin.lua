@@ -14,6 +14,28 @@ end
 local r = record(ref)
 if not r then return {'gone'} end
 if r[VERSION] > SCHEMA then return {'stale'} end       -- a newer worker's; its lease gives it back
+
+local function closed()                                -- it is back in its lane, and has used no attempt
+  release(r[LANE], 1)
+  feed(1)
+  return {'closed'}
+end
+local function leave_to_another()                      -- process, or to this one later
+  local since = r[SINCE]
+  suspect.waits(ref)                                   -- which wakes nobody, or they would take turns without an end
+  go_back(ref, tag, r, now + suspect.PAUSE_US)
+  r[SINCE] = since
+  keep(ref, r)
+  return closed()
+end
+local function lane_is_shut()                          -- since the release
+  if r[PERMIT] == NONE or shut(r[LANE]) then return true end
+  for i = 1, r[PARENTS] and #r[PARENTS] or 0 do
+    if shut(r[PARENTS][i]) then return true end
+  end
+  return false
+end
+
 local answer, body = unpack(redis.call('MGET', key('settled:') .. ref, key('payload:') .. ref))
 if answer then return {'settled', answer, body or ''} end
 if now >= r[DEADLINE] then
@@ -21,28 +43,16 @@ if now >= r[DEADLINE] then
 end
 if r[LOST] >= suspect.MOST_LOST then return {'poison', r[LOST], body or '', r[NUMBER], int(now)} end
 if r[PERMIT] ~= USED and (ARGV[6] == '1' or (ARGV[4] ~= '1' and suspect.elsewhere(ref, r, ARGV[5]))) then
-  local since = r[SINCE]
-  suspect.waits(ref)                                     -- which wakes nobody, or they would take turns without an end
-  go_back(ref, tag, r, now + suspect.PAUSE_US)           -- another process will have it, or this one later
-  r[SINCE] = since
-  keep(ref, r)
-  release(r[LANE], 1)
-  feed(1)
-  return {'closed'}
+  return leave_to_another()
 end
 suspect.sits(ref, r, ARGV[5])
 -- The loss after which it is given up must be its own: beside others, it might be another's.
 if suspect.last(r) and ARGV[4] ~= '1' then return {'alone'} end
 if not body then return {'gone'} end
 if r[PERMIT] ~= USED then
-  -- the lane closed after the release: no attempt is used
-  local closed = r[PERMIT] == NONE or shut(r[LANE])
-  for i = 1, r[PARENTS] and #r[PARENTS] or 0 do closed = closed or shut(r[PARENTS][i]) end
-  if closed then
+  if lane_is_shut() then
     go_back(ref, tag, r, 0)
-    release(r[LANE], 1)
-    feed(1)
-    return {'closed'}
+    return closed()
   end
   r[PERMIT] = USED
   r[NUMBER] = r[NUMBER] + 1

@@ -11,131 +11,146 @@
 --          -4 the id is another call's | -5 the lane is new, and there are too many, ref}, or
 --          {3, ref, answer}: it is answered, {-3, ref, mode}: it is shed; nothing was stored; an error when the message has
 --          no place for a tag, or REFS messages of this task id are in lanes
-local lane, queue, ref, pub, class, tenant = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local lane, queue, wished, pub, class, tenant = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local cost = {tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])}
 local due, deadline, bound = now + tonumber(ARGV[13]), now + tonumber(ARGV[14]), tonumber(ARGV[15])
-if not string.find(ARGV[18], '"delivery_tag": "@"', 1, true) then
-  return redis.error_reply('ERR the message has no place for a delivery tag')
-end
+local message = ARGV[18]
+local claim, sheds = ARGV[20] ~= '' and cmsgpack.unpack(ARGV[20]), ARGV[21]
+local fp = claim and claim[ASKED.FP]
+local ttl_s = math.ceil((deadline - now + DAY_US) / 1e6)
+
 -- Who makes a call once more, since nobody told whether it was accepted, makes the same call: it is known by what it asks.
-local wished, second, other = ref, ref .. '~1', false
-local asks, how = string.match(pub, '^[^:]*:(%x+):(%a)$')
-if redis.call('EXISTS', call_key(ref), key('done:') .. ref, call_key(second), key('done:') .. second) > 0 then
+-- -> the reference that is free for it; nil, and what is returned instead
+local function reference()
+  if not string.find(message, '"delivery_tag": "@"', 1, true) then
+    return nil, redis.error_reply('ERR the message has no place for a delivery tag')
+  end
+  local second, other = wished .. '~1', false
+  if redis.call('EXISTS', call_key(wished), key('done:') .. wished, call_key(second), key('done:') .. second) == 0 then
+    return wished
+  end
+  local asks, how = string.match(pub, '^[^:]*:(%x+):(%a)$')
   for _, at in ipairs(how and how ~= 'a' and {wished, second} or {}) do
     local there = memory.of(at)
     local theirs = there and string.match(there, '^[^:]*:(%x+)')
-    if theirs == asks or (how == 'o' and there == memory.HELD) then return {2, at} end
+    if theirs == asks or (how == 'o' and there == memory.HELD) then return nil, {2, at} end
     other = other or (how == 'o' and theirs)
   end
-  if other then return {-4, ref} end
+  if other then return nil, {-4, wished} end
   -- a task id may be sent again while it still runs (retry, replace): a message has a reference of its own
-  for i = 1, REFS + 1 do
-    if i > REFS then return redis.error_reply('ERR too many messages of one task id') end
-    ref = i == 1 and wished or wished .. '~' .. (i - 1)
+  for i = 1, REFS do
+    local ref = i == 1 and wished or wished .. '~' .. (i - 1)
     local there, r = memory.of(ref)
-    if there == pub then return {2, ref} end           -- our reply was lost
-    if not r then break end
+    if there == pub then return nil, {2, ref} end      -- our reply was lost
+    if not r then return ref end
   end
+  return nil, redis.error_reply('ERR too many messages of one task id')
 end
-local L = load(lane)
-if #ARGV < 22 and not L.schema then return {-2, ref} end
-if #ARGV >= 22 and not L.schema then
-  if make(lane, 23, tonumber(ARGV[22])) == nil then return {-5, ref} end
-  L = load(lane)
-end
-local claim = ARGV[20] ~= '' and cmsgpack.unpack(ARGV[20])
-local fp, answer, leads, follows = claim and claim[ASKED.FP], nil, false, false
-local shed = ARGV[21] ~= '0' and DEGRADED[L.mode] and due <= now
-if fp then
+-- What the claim says of the call -> {answer; leads; follows}; nil, and the answer for a caller who takes it at once
+local function claimed(L, shed)
+  local c = {}
+  if not fp then return c end
   if claim[ASKED.AGAIN] == 1 then                      -- the same call goes on: it asks nobody, and keeps what it has claimed
     local leader = claim[ASKED.JOIN] == 1 and redis.call('GET', claim_key(fp))
-    leads = leader and not shed and (leader == wished or string.sub(leader, 1, #wished + 1) == wished .. '~')
-  else
-    answer = cached(claim, L.mode)
-    if answer and claim[ASKED.AT_ONCE] == 1 then return {3, ref, answer} end
-    if not answer and not shed and claim[ASKED.JOIN] == 1 then
-      local leader, r = leader_for(fp, queue)
-      leads = not leader
-      -- more than that, and a call asks for itself alone
-      follows = leader and redis.call('ZCARD', followers_key(fp)) < FOLLOWERS
-      if follows then hurry(leader, r, class) end
-    end
+    c.leads = leader and not shed and (leader == wished or string.sub(leader, 1, #wished + 1) == wished .. '~')
+    return c
   end
+  c.answer = cached(claim, L.mode)
+  if c.answer and claim[ASKED.AT_ONCE] == 1 then return nil, c.answer end
+  if not c.answer and not shed and claim[ASKED.JOIN] == 1 then
+    local leader, r = leader_for(fp, queue)
+    c.leads = not leader
+    -- more than that, and a call asks for itself alone
+    c.follows = leader and redis.call('ZCARD', followers_key(fp)) < FOLLOWERS
+    if c.follows then hurry(leader, r, class) end
+  end
+  return c
 end
-if shed and not answer then
-  answer = shedding(L)
-  if ARGV[21] == '2' then return {-3, ref, L.mode} end
-end
-if not L.was then save(L) end
-local queues = redis.call('SMEMBERS', queues_key(lane))
-if bound > 0 and not answer and not follows then
+local function is_full(queues)
   local waiting = 0
   for _, q in ipairs(queues) do
     waiting = waiting + redis.call('ZCARD', wait_key(lane, q)) + redis.call('ZCARD', due_key(lane, q))
   end
-  if waiting >= bound then
-    count('refused_full')
-    return {-1, ref}
-  end
+  if waiting < bound then return false end
+  count('refused_full')
+  return true
 end
-local r = {SCHEMA, lane, queue, -1, class, tenant, cost, now, deadline, 0, tonumber(ARGV[16]), 0, NONE, 0,
-  {0, 0, 0, 0, 0, 0}, pub, now, tonumber(ARGV[17]), tonumber(ARGV[8]), 1e15, fp or false}
-local degrades = (fp and (claim[ASKED.STALE_MS] or 0) > 0 and STALE or 0) + (ARGV[21] ~= '0' and SHED or 0)
-if degrades > 0 then r[DEGRADES] = degrades end
-local ttl_s = math.ceil((deadline - now + DAY_US) / 1e6)
--- nothing waits: the way past the lane, at half the cost
-local past, c = due <= now and not answer and not follows and #queues == 0 and admits_in(L, cost) == 0 and clear(L, cost)
-if past then
-  local own, out = own_room(L)
-  past = own > 0 and room(L, queue, out) > 0
-  if past then c = crew.pick(queue, crew.task_of(ARGV[18]), (not L.unlimited or L.parents) and ahead(L) or 0) end
-  past = c ~= nil
+local function new_record()
+  local r = {SCHEMA, lane, queue, -1, class, tenant, cost, now, deadline, 0, tonumber(ARGV[16]), 0, NONE, 0,
+    {0, 0, 0, 0, 0, 0}, pub, now, tonumber(ARGV[17]), tonumber(ARGV[8]), 1e15, fp or false}
+  local degrades = (fp and (claim[ASKED.STALE_MS] or 0) > 0 and STALE or 0) + (sheds ~= '0' and SHED or 0)
+  if degrades > 0 then r[DEGRADES] = degrades end
+  return r
 end
-if past then
-  r[SCORE] = L.v + band(class)                         -- it takes nobody's turn; if it comes back, it is the first
-else
-  r[BORN] = released()
-  if due <= now and not answer and not follows then place(L, r) end
-end
-if past then
-  let_go(L, ref, r, lease_us(), c, ARGV[18], true)
-  if probes.on(L) then probes.went(L, queue, ARGV[18]) end
-else
-  keep(ref, r, ARGV[18])
-end
-redis.call('EXPIRE', call_key(ref), ttl_s)
-redis.call('SET', key('payload:') .. ref, ARGV[19], 'EX', ttl_s)
-redis.call('ZADD', EXPIRY, int(deadline), ref)
-if fp then redis.call('HSET', call_key(ref), 'c', ARGV[20]) end
-if leads then lead(ref, r) end
-if ttl_s > TTL_S.LANE then                             -- a call must not outlive its lane's pace, nor its parents'
-  for _, name in ipairs({lane, unpack(L.names or {})}) do
+-- What is stored beside the record; with it, and with the fields of its lane and its parents, it ends.
+local function store(L, ref, r, leads)
+  redis.call('EXPIRE', call_key(ref), ttl_s)
+  redis.call('SET', key('payload:') .. ref, ARGV[19], 'EX', ttl_s)
+  redis.call('ZADD', EXPIRY, int(deadline), ref)
+  if fp then redis.call('HSET', call_key(ref), 'c', ARGV[20]) end
+  if leads then lead(ref, r) end
+  for _, name in ipairs(ttl_s > TTL_S.LANE and {lane, unpack(L.names or {})} or {}) do
     if redis.call('TTL', lane_key(name)) < ttl_s then redis.call('EXPIRE', lane_key(name), ttl_s) end
   end
 end
-if past then
+-- Nothing waits, and nothing holds it back: the way past the lane, at half the cost -> whether it went
+local function pass(L, ref, r, queues, leads)
+  if due > now or #queues > 0 or admits_in(L, cost) ~= 0 then return false end  -- asked first, since it needs no look-up
+  local S = step.of(L, queues, 1)
+  local call = {ref = ref, queue = queue, r = r, message = message, cost = cost, task = crew.task_of(message), new = true}
+  if bar(S, call) then return false end
+  r[SCORE] = L.v + band(class)                         -- it takes nobody's turn; if it comes back, it is the first
+  let_go(S, call)
+  store(L, ref, r, leads)
   save(L)
-  return {1, ref}
+  return true
 end
-if answer then
-  answered(ref, r, answer)
-  return {0, ref}
+-- Into its place or to its time; the first there may go at once -> 1 when it went
+local function take_place(ref, r, queues)
+  if due > now then
+    wait_until(due, ref, r)
+    local at = redis.call('ZSCORE', NEXT, lane)
+    if not at or tonumber(at) > due then note(lane, due) end
+    return 0
+  end
+  local stands = false                                 -- whether calls of this queue wait already
+  for _, q in ipairs(queues) do stands = stands or q == queue end
+  wait(ref, r, 0, stands)
+  local moved = 0
+  if redis.call('ZRANK', wait_key(lane, queue), ref) == 0 then moved = release(lane, 1) else overdue() end
+  return moved > 0 and not redis.call('ZSCORE', wait_key(lane, queue), ref) and moved or 0  -- else another's turn came
 end
-if follows then
+
+local ref, instead = reference()
+if not ref then return instead end
+local L = load(lane)
+if not L.schema then
+  if #ARGV < 22 then return {-2, ref} end
+  if make(lane, 23, tonumber(ARGV[22])) == nil then return {-5, ref} end
+  L = load(lane)
+end
+local shed = sheds ~= '0' and DEGRADED[L.mode] and due <= now
+local c, at_once = claimed(L, shed)
+if not c then return {3, ref, at_once} end
+if shed and not c.answer then
+  c.answer = shedding(L)
+  if sheds == '2' then return {-3, ref, L.mode} end
+end
+if not L.was then save(L) end
+local queues = redis.call('SMEMBERS', queues_key(lane))
+local waits_here = not c.answer and not c.follows      -- for its own turn, or for its time
+if bound > 0 and waits_here and is_full(queues) then return {-1, ref} end
+local r = new_record()
+if waits_here and pass(L, ref, r, queues, c.leads) then return {1, ref} end
+r[BORN] = released()
+if waits_here and due <= now then place(L, r) end
+keep(ref, r, message)
+store(L, ref, r, c.leads)
+if waits_here then return {take_place(ref, r, queues), ref} end
+if c.answer then
+  answered(ref, r, c.answer)
+else
   count('joined')
   follow(ref, r)
-  return {0, ref}
 end
-if due > now then
-  wait_until(due, ref, r)
-  local at = redis.call('ZSCORE', NEXT, lane)
-  if not at or tonumber(at) > due then note(lane, due) end
-  return {0, ref}
-end
-local stands = false                                   -- whether calls of this queue wait already
-for _, q in ipairs(queues) do stands = stands or q == queue end
-wait(ref, r, 0, stands)
-local moved = 0
-if redis.call('ZRANK', wait_key(lane, queue), ref) == 0 then moved = release(lane, 1) else overdue() end
-if moved > 0 and redis.call('ZSCORE', wait_key(lane, queue), ref) then moved = 0 end  -- another's turn came
-return {moved, ref}
+return {0, ref}

@@ -7,29 +7,31 @@ if holder and holder ~= ARGV[2] then return {-1, math.max(0, redis.call('PTTL', 
 redis.call('SET', duty, ARGV[2], 'PX', ARGV[3])
 -- A waiting call whose deadline has passed, or that has its answer, leaves its lane without a permit: its worker says so
 -- in its result. It waits for a worker all the same, or a mass of them would bury the ready list.
-local lease = lease_us()
+local function without_permit(ref, r)
+  local free, here = vacant(r[QUEUE])
+  local message = here > 0 and free > -SURPLUS and redis.call('HGET', call_key(ref), 'm')
+  local c, known
+  if message then c, known = crew.pick(r[QUEUE], crew.task_of(message), SURPLUS) end
+  if message and not known and now >= r[DEADLINE] then
+    c = crew.pick(r[QUEUE], nil, SURPLUS)              -- nobody knows its task: any worker can tell its caller (decline.lua)
+  end
+  if not c then
+    redis.call('ZADD', EXPIRY, int(now + 1e6), ref)
+    return
+  end
+  redis.call('ZREM', EXPIRY, ref)
+  unwait(ref, r)
+  give({ref = ref, r = r, crew = c, message = message})
+  if now >= r[DEADLINE] then count('expired') end
+  note(r[LANE], now)
+end
 for _, ref in ipairs(redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', int(now), 'LIMIT', 0, 100)) do
   local r = record(ref)
-  if not (r and r[VERSION] <= SCHEMA and waits(ref, r)) then
+  if r and r[VERSION] <= SCHEMA and waits(ref, r) then
+    without_permit(ref, r)
+  else
     redis.call('ZREM', EXPIRY, ref)                    -- it is out, and entered again if it comes back
     if not r then redis.call('ZREM', ANSWERED, ref) end
-  else
-    local free, here = vacant(r[QUEUE])
-    local message = here > 0 and free > -SURPLUS and redis.call('HGET', call_key(ref), 'm')
-    local c, known
-    if message then c, known = crew.pick(r[QUEUE], crew.task_of(message), SURPLUS) end
-    if message and not known and now >= r[DEADLINE] then
-      c = crew.pick(r[QUEUE], nil, SURPLUS)            -- nobody knows its task: any worker can tell its caller (decline.lua)
-    end
-    if c then
-      redis.call('ZREM', EXPIRY, ref)
-      unwait(ref, r)
-      give(ref, r, lease, c, message)
-      if now >= r[DEADLINE] then count('expired') end
-      note(r[LANE], now)
-    else
-      redis.call('ZADD', EXPIRY, int(now + 1e6), ref)
-    end
   end
 end
 -- An older version has a pump of its own, which releases into the lists that stock workers read. It sleeps while crews suffice,

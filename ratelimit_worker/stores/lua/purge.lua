@@ -39,7 +39,7 @@ for _, k in ipairs(out) do
     local ref = split(tag)
     local r = record(ref)
     if r and r[VERSION] <= SCHEMA and r[PERMIT] ~= USED and unready(ref, r, tag) then
-      leave(tag, r)
+      ledger.leave(tag, r)
       purge(ref, r)
       after(r[LANE], 1, false)
       feed(1)

@@ -1,13 +1,16 @@
 -- Write set-points of a lane; they hold for the next permit. O(fields).
--- ARGV  now µs · lane · field · value … ('': delete the field). a1..a4 is no field: an anchor, from which the level
---       follows as anchor − units sent in all and not refused, so that what went out meanwhile is not forgotten. m1..m4:
---       the same, but it only lowers the level
--- returns  released at once
+-- ARGV  now µs · lane · revision of the lane that the writer has read ('': whatever it is) · 1: a person sets limits, so the
+--       lane has a new revision (0: no) · field · value … ('': delete the field). a1..a4 is no field: an anchor, from which
+--       the level follows as anchor − units sent in all and not refused, so that what went out meanwhile is not forgotten.
+--       m1..m4: the same, but it only lowers the level
+-- returns  released at once | -1 the lane has another revision by now: nothing was written
 local lane = ARGV[2]
+if ARGV[3] ~= '' and (redis.call('HGET', lane_key(lane), 'rev') or '0') ~= ARGV[3] then return -1 end
+if ARGV[4] == '1' then redis.call('HINCRBY', lane_key(lane), 'rev', 1) end
 local before = load(lane)
 save(before)                                           -- what was earned at the old pace stays earned
 local anchors = {}
-for i = 3, #ARGV - 1, 2 do
+for i = 5, #ARGV - 1, 2 do
   local kind, d = string.match(ARGV[i], '^([am])(%d)$')
   if d then
     anchors[tonumber(d)] = {tonumber(ARGV[i + 1]), kind == 'm'}

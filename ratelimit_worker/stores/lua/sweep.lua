@@ -2,62 +2,70 @@
 -- ARGV  now µs · lease µs · most
 -- returns  how many went back
 local LANES_AT_A_TIME = 200
-local lease, n = tonumber(ARGV[2]), 0
+local lease, n = lease_us(tonumber(ARGV[2])), 0
 local h = redis.call('HMGET', PUMP, 'swept', 'grace', 'audit')
-local swept, grace, cursor = tonumber(h[1] or '0'), tonumber(h[2] or '0'), tonumber(h[3] or '0')
-redis.call('HSET', PUMP, 'lease', int(lease), 'swept', int(now))
--- the clock was set back: nothing may wait for a time that was planned on the old one
-if swept > now + STEP_US then
-  for _, lane in ipairs(redis.call('ZRANGE', NEXT, 0, -1)) do redis.call('ZADD', NEXT, int(now), lane) end
-  grace = math.min(grace, now + lease / 2)
+local cursor = tonumber(h[3] or '0')
+local function grace(swept, ends)                      -- leases that are stale are nobody's fault until then
+  -- the clock was set back: nothing may wait for a time that was planned on the old one
+  if swept > now + STEP_US then
+    replan()
+    ends = math.min(ends, now + lease / 2)
+  end
+  -- nobody swept for a while (Redis or all workers were away): every lease is stale, so let the living renew first
+  return now - swept > lease / 2 and now + lease / 2 or ends
 end
--- nobody swept for a while (Redis or all workers were away): every lease is stale, so let the living renew first
-if now - swept > lease / 2 then grace = now + lease / 2 end
-redis.call('HSET', PUMP, 'grace', int(grace))
-if now < grace then return 0 end
-local touched = {}
+redis.call('HSET', PUMP, 'lease', int(lease), 'swept', int(now))
+local grace_ends = grace(tonumber(h[1] or '0'), tonumber(h[2] or '0'))
+redis.call('HSET', PUMP, 'grace', int(grace_ends))
+if now < grace_ends then return 0 end
+local touched = {}                                     -- lanes that have to be looked at
 for _, tag in ipairs(redis.call('ZRANGEBYSCORE', LEDGER, '-inf', int(now), 'LIMIT', 0, ARGV[3])) do
   local lane = restore(tag, true)
   if lane then n = n + 1; touched[lane] = true end
 end
 if n > 0 then count('restored', n) end
 recall(false)
--- audit: what room and bounds are counted from holds what the ledger holds
-local function prune(k, tags, remove, lane)
+
+-- Audit: what room and bounds are counted from holds what the ledger holds.
+local function prune(tags, drop, lane)
   for _, tag in ipairs(tags) do
     if not redis.call('ZSCORE', LEDGER, tag) then
-      redis.call(remove, k, tag)
+      drop(tag)
       count('leaks')
       if lane then touched[lane] = true end
     end
   end
 end
-for _, lane in ipairs(redis.call('SMEMBERS', key('busy'))) do
-  prune(out_key(lane), redis.call('ZRANGE', out_key(lane), 0, -1), 'ZREM', lane)
-  if redis.call('EXISTS', out_key(lane)) == 0 then redis.call('SREM', key('busy'), lane) end
+local function prune_set(k) prune(redis.call('SMEMBERS', k), function(tag) redis.call('SREM', k, tag) end) end
+local function audit_lane(lane)
+  local k = out_key(lane)
+  prune(redis.call('ZRANGE', k, 0, -1), function(tag) redis.call('ZREM', k, tag) end, lane)
+  if redis.call('EXISTS', k) == 0 then ledger.idle(lane) end
 end
-for _, q in ipairs(redis.call('SMEMBERS', key('onqueues'))) do
-  prune(crew.older_key(q), redis.call('SMEMBERS', crew.older_key(q)), 'SREM')
+local function audit_queue(q)                          -- of an older version
+  prune_set(crew.older_key(q))
   if redis.call('EXISTS', crew.older_key(q)) == 0 then redis.call('SREM', key('onqueues'), q) end
 end
-for _, at in ipairs(redis.call('SMEMBERS', key('oncrews'))) do
+local function audit_crew(at)
   local name, q = string.match(at, '^([^:]*):(.*)$')
   local k, read = crew.out_key(name, q), false
-  prune(k, redis.call('SMEMBERS', k), 'SREM')
-  if redis.call('EXISTS', k) == 0 then
-    local _, _, crews = slots(q)
-    for _, c in ipairs(crews) do read = read or c[1] == name end
-    if not read then redis.call('DEL', crew.ready_key(name, q)) end  -- releases that are over, and nobody reads them
-    redis.call('SREM', key('oncrews'), at)
-  end
+  prune_set(k)
+  if redis.call('EXISTS', k) == 1 then return end
+  local _, _, crews = slots(q)
+  for _, c in ipairs(crews) do read = read or c[1] == name end
+  if not read then redis.call('DEL', crew.ready_key(name, q)) end  -- releases that are over, and nobody reads them
+  ledger.idle_crew(at)
 end
-prune(ASIDE, redis.call('SMEMBERS', ASIDE), 'SREM')
-memo[ASIDE_N] = nil
+for _, lane in ipairs(redis.call('SMEMBERS', key('busy'))) do audit_lane(lane) end
+for _, q in ipairs(redis.call('SMEMBERS', key('onqueues'))) do audit_queue(q) end
+for _, at in ipairs(redis.call('SMEMBERS', key('oncrews'))) do audit_crew(at) end
+prune(redis.call('SMEMBERS', ASIDE), aside.leave)
 suspect.audit()
 for lane in pairs(touched) do
   release(lane, 1)
   wake(lane)
 end
+
 -- A lane that was not used for a day goes, unless somebody has said something of it, by settings, `limits set` or a pin; it
 -- is halted; others share its budget; or what it has learned took IDLE.CALLS requests.
 local IDLE = {US = DAY_US, CALLS = 100}
@@ -69,24 +77,25 @@ local function stays(lane)
   return h[7] == '1' or h[8] == 'HALT' or (tonumber(h[9]) or 0) >= IDLE.CALLS
     or redis.call('HEXISTS', key('pins'), lane) == 1 or redis.call('EXISTS', turns_key(lane)) == 1
 end
--- audit: no lane that waits is forgotten; some lanes each time, all in turn
-local some = redis.call('ZRANGE', key('lanes'), cursor, cursor + LANES_AT_A_TIME - 1, 'WITHSCORES')
-local gone = 0
+local function forget_idle(lane, used_us)              -- 1 when it is gone
+  if used_us >= now - IDLE.US then return 0 end
+  if redis.call('EXISTS', lane_key(lane)) == 1 then
+    if stays(lane) then return 0 end
+    redis.call('DEL', lane_key(lane), key('seen:') .. lane, key('tenants:') .. lane, key('probed:') .. lane)
+    redis.call('SREM', key('seen'), lane)
+    note(lane, nil)
+  end
+  redis.call('ZREM', key('lanes'), lane)
+  return 1
+end
+-- Audit: no lane that waits is forgotten; some lanes each time, all in turn.
+local some, gone = redis.call('ZRANGE', key('lanes'), cursor, cursor + LANES_AT_A_TIME - 1, 'WITHSCORES'), 0
 for i = 1, #some, 2 do
   local lane = some[i]
   if redis.call('EXISTS', queues_key(lane)) == 1 then
     if not redis.call('ZSCORE', NEXT, lane) then release(lane, 1) end
   elseif redis.call('EXISTS', out_key(lane)) == 0 then
-    local old = tonumber(some[i + 1]) < now - IDLE.US
-    if old and redis.call('EXISTS', lane_key(lane)) == 1 and not stays(lane) then
-      redis.call('DEL', lane_key(lane), key('seen:') .. lane, key('tenants:') .. lane, key('probed:') .. lane)
-      redis.call('SREM', key('seen'), lane)
-      redis.call('ZREM', NEXT, lane)
-    end
-    if old and redis.call('EXISTS', lane_key(lane)) == 0 then
-      redis.call('ZREM', key('lanes'), lane)
-      gone = gone + 1
-    end
+    gone = gone + forget_idle(lane, tonumber(some[i + 1]))
   end
 end
 local whole = #some == 2 * LANES_AT_A_TIME

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ratelimit_worker.calls import Cost, Priority
@@ -14,6 +14,7 @@ from ratelimit_worker.contracts import plan as contract
 from ratelimit_worker.contracts.plan import Continuation, Estimated, Plan, Sender, Sharing, Shedding, described
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.worker import fields
+from tests.properties import share
 
 PUB = "0123456789abcdef0123456789abcdef"
 USUAL = Sharing(ttl_s=3600.0, join=True, max_entries=1000, max_bytes=104857600)
@@ -201,6 +202,7 @@ FIELDS = st.sampled_from(sorted(contract.NAMES)).flatmap(
 )
 
 
+@settings(max_examples=share(0.5))
 @given(said=st.lists(FIELDS, max_size=3).map(dict))
 def test_what_is_checked_can_be_read(said: dict[str, Any]) -> None:
     """Whatever header the check of a queue's messages takes is a plan, and is still one after it was written again."""

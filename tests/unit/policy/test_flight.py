@@ -13,7 +13,7 @@ from ratelimit_worker.calls import Response, Snapshot
 from ratelimit_worker.contracts.lesson import Lesson, Ticket
 from ratelimit_worker.flow import observe as observations
 from ratelimit_worker.policy import flight
-from ratelimit_worker.policy.flight import FlightState, answered, observe, step, width
+from ratelimit_worker.policy.flight import FlightState, answered, bound, observe, step
 from ratelimit_worker.policy.headers import about_concurrency
 from ratelimit_worker.policy.pace import Observation
 
@@ -42,7 +42,7 @@ class Provider:
         """What is learned in that time from a lane that has so many slots, and calls for all of them."""
         for _ in range(round(seconds * 10)):
             self.now += 0.1
-            out = min(slots, width(state) or slots)
+            out = min(slots, bound(state) or slots)
             slowed = max(1.0, out / self.knee) ** self.power if self.knee is not None else 1.0
             latency_s = self.latency_s * slowed
             self.kept += min(out / latency_s, pace) * 0.1
@@ -55,39 +55,39 @@ class Provider:
 def test_a_crowd_that_is_named_is_believed_at_once() -> None:
     """Refused beside 20: 20 may be out. The pace has nothing to learn from it."""
     state, about_calls = observe(FlightState(), crowded(100.0, 20))
-    assert (width(state), about_calls) == (20, True)
+    assert (bound(state), about_calls) == (20, True)
     # those that were sent before say nothing more, whatever was out beside them
     state, about_calls = observe(state, refusal(100.01, 12, sent_at=99.9, crowded=True))
-    assert (width(state), about_calls) == (20, True)
+    assert (bound(state), about_calls) == (20, True)
 
 
 def test_a_crowd_grows_by_one_and_goes_back_to_what_was_good() -> None:
     """One call more each 100 answers; refused, it is what it was. Not refused, it grows faster and faster."""
     provider = Provider()
     state, _ = observe(FlightState(), crowded(100.0, 20))
-    while width(state) == 20:
+    while bound(state) == 20:
         state = provider.run(state, 0.1, slots=64)
-    assert width(state) == 21
+    assert bound(state) == 21
     assert 2.4 <= provider.now - 100.0 <= 4.0
     state = provider.run(state, 0.1, slots=64)
     state, _ = observe(state, crowded(provider.now, 20))
-    assert width(state) == 20
+    assert bound(state) == 20
     state = provider.run(state, 30.0, slots=64)
-    assert width(state) >= 40  # a provider that has grown
+    assert bound(state) >= 40  # a provider that has grown
 
 
 def test_a_crowd_that_shrinks_is_followed() -> None:
     """Refused beside far fewer than may be out: so many it is."""
     state, _ = observe(FlightState(), crowded(100.0, 20))
     state, _ = observe(state, crowded(101.0, 7))
-    assert width(state) == 7
+    assert bound(state) == 7
 
 
 def test_without_demand_a_crowd_does_not_grow() -> None:
     """Two out of twenty answer for nothing."""
     provider = Provider()
     state, _ = observe(FlightState(), crowded(100.0, 20))
-    assert width(provider.run(state, 60.0, slots=2)) == 20
+    assert bound(provider.run(state, 60.0, slots=2)) == 20
 
 
 def suspicious(state: FlightState, provider: Provider, older: int, **more: Any) -> tuple[FlightState, bool]:
@@ -104,10 +104,10 @@ def test_refusals_at_the_same_number_out_are_tried_as_a_crowd() -> None:
         state, about_calls = suspicious(state, provider, 20)
         assert not about_calls  # until then the pace learns from them
     assert flight.guessed(state)
-    assert width(state) == 19
+    assert bound(state) == 19
     state = provider.run(state, 10.0, slots=64)
     assert state.crowd.inferred
-    assert width(state) >= 19
+    assert bound(state) >= 19
 
 
 def test_headers_that_say_enough_is_left_are_stronger_evidence() -> None:
@@ -128,7 +128,7 @@ def test_refusals_of_a_rate_are_no_crowd(older: tuple[int, ...]) -> None:
         state = provider.run(state, 2.0, slots=20)
         state, about_calls = suspicious(state, provider, number)
         assert not about_calls
-    assert width(state) == 0
+    assert bound(state) == 0
 
 
 def test_a_guess_that_is_refused_under_its_bound_is_given_up() -> None:
@@ -142,12 +142,12 @@ def test_a_guess_that_is_refused_under_its_bound_is_given_up() -> None:
     for _ in range(2 * flight.STRAY):  # those of calls that left before the bound last grew do not count
         state = provider.run(state, 1.0, slots=64)
         state, about_calls = suspicious(state, provider, 5)
-        if not width(state):
+        if not bound(state):
             break
-    assert (width(state), about_calls) == (0, False)
+    assert (bound(state), about_calls) == (0, False)
     for _ in range(3):
         state, _ = suspicious(state, provider, 20)
-    assert width(state) == 0  # and it is not tried again at once
+    assert bound(state) == 0  # and it is not tried again at once
 
 
 @pytest.mark.parametrize("power", [1.0, 1.5])
@@ -155,10 +155,10 @@ def test_a_knee_is_found_and_kept(power: float) -> None:
     """Beyond 30 in hand each takes longer: not many more than 30 are out, once 128 have shown it."""
     provider, state = Provider(knee=30, latency_s=0.2, power=power), FlightState()
     state = provider.run(state, 10.0, slots=20)
-    assert width(state) == 0
+    assert bound(state) == 0
     state = provider.run(state, 40.0, slots=128)
     assert state.knee
-    assert 24 <= width(state) <= 45
+    assert 24 <= bound(state) <= 45
 
 
 def test_a_knee_that_moves_up_is_followed() -> None:
@@ -166,7 +166,7 @@ def test_a_knee_that_moves_up_is_followed() -> None:
     provider, state = Provider(knee=30, latency_s=0.2), FlightState()
     state = provider.run(provider.run(state, 10.0, slots=20), 30.0, slots=128)
     provider.knee = 80
-    assert width(provider.run(state, 90.0, slots=128)) >= 60
+    assert bound(provider.run(state, 90.0, slots=128)) >= 60
 
 
 def test_answers_that_get_longer_are_no_knee() -> None:
@@ -175,7 +175,7 @@ def test_answers_that_get_longer_are_no_knee() -> None:
     state = provider.run(FlightState(), 20.0, slots=64)
     provider.latency_s = 1.5
     state = provider.run(state, 25.0, slots=64)
-    assert (state.knee, width(state)) == (0, 0)
+    assert (state.knee, bound(state)) == (0, 0)
     assert state.knee_again_at > provider.now - 25.0
 
 
@@ -186,7 +186,7 @@ def test_a_lane_that_its_pace_holds_back_has_no_knee() -> None:
     provider.latency_s = 2.0
     for _ in range(40):
         state = provider.run(state, 1.0, slots=64, pace=10.0)
-        assert width(state) == 0
+        assert bound(state) == 0
 
 
 def test_a_provider_that_is_ill_has_no_knee() -> None:
@@ -198,7 +198,7 @@ def test_a_provider_that_is_ill_has_no_knee() -> None:
         for _ in range(2):
             ticket = Ticket(seq=1, sent_at=provider.now, sent=NOTHING)
             state, _ = observe(state, Observation(at=provider.now, ticket=ticket, sick=True))
-    assert width(state) == 0
+    assert bound(state) == 0
 
 
 @given(
@@ -219,7 +219,7 @@ def test_whatever_comes_a_bound_leaves_room_for_one(steps: list[tuple[str, int, 
             elif what == "good":
                 state = answered(state, now, number, number * seconds)
             state = step(state, now, number, 10.0, what != "shut")
-            assert width(state) >= 0
+            assert bound(state) >= 0
             assert state.crowd.bound >= 0
             assert state.crowd_trial is None or state.crowd_trial.width >= 1
         states.append(state)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratelimit_worker.calls import Mode
+from ratelimit_worker.contracts.lane import MANY
 from ratelimit_worker.policy import modes
 from ratelimit_worker.policy.modes import Answer, Hold, ModeState, Move, Pin, Rates, Thresholds
 
@@ -135,7 +136,7 @@ def test_five_in_a_row_at_any_volume_are_an_outage() -> None:
     state, moves = run("-----", state, start=1e6 + 101, every=0.1)
     assert steps(moves) == ["REDUCED EMERGENCY"]
     assert moves[0].cause == "10 sick answers in a row"
-    assert modes.hold(state, None, state.since, rates=RATES) == Hold(width=1, gap_s=0.6)
+    assert modes.hold(state, None, state.since, rates=RATES) == Hold(probes=1, gap_s=0.6)
 
 
 def test_calls_that_are_still_out_count_as_healthy() -> None:
@@ -193,7 +194,7 @@ def test_no_quota_halts_at_once() -> None:
     """The first such answer; whatever was sent before is no way out, a good answer to a later probe is."""
     state, moves = run("+" * 50 + "q", every=0.1)
     assert steps(moves) == ["NORMAL HALT"]
-    assert modes.hold(state, None, state.since, rates=RATES) == Hold(width=1, gap_s=300.0)
+    assert modes.hold(state, None, state.since, rates=RATES) == Hold(probes=1, gap_s=300.0)
     state, move = modes.observe(state, answer("+", state.since + 1, sent_at=state.since - 1), RULES)
     assert move is None
     state, moves = run("q-.", state, start=state.since + 300)
@@ -338,8 +339,8 @@ def test_whatever_comes_a_mode_moves_along_the_ladder(
             assert moved in {"+": (0, -1), "-": (0, 1)}.get(letter, (0,))
         assert (state.away_since is not None) == (state.mode is Mode.EMERGENCY)
         held = modes.hold(state, None, at, rates=RATES)
-        assert (held.width > 0) == (state.mode in {Mode.EMERGENCY, Mode.HALT})
-        assert 0 <= held.width <= modes.PROBES_MOST
+        assert (held.probes > 0) == (state.mode in {Mode.EMERGENCY, Mode.HALT})
+        assert 0 <= held.probes <= modes.PROBES_MOST
         assert held.gap_s in {0, modes.HALT_GAP_S} or 0.6 <= held.gap_s <= 30.0
         assert 0.7 <= held.share <= 1.0
         assert max(len(state.window), len(state.fresh)) <= modes.HOUR_MIN
@@ -389,12 +390,12 @@ def test_what_a_pinned_mode_does(mode: Mode, adaptive: bool, paced: bool, held: 
 def test_pinned_emergency_pauses_and_then_holds_twice() -> None:
     """At first nothing starts, so that what lay ready goes back; then pace and gap hold, however long a call takes."""
     holds = [modes.hold(ModeState(), pin(Mode.EMERGENCY), at, rates=RATES) for at in (100.0, 105.9, 106.0)]
-    assert holds == [*[Hold(rpm=10.0, pause_s=6.0)] * 2, Hold(rpm=10.0, width=modes.MANY, gap_s=6.0)]
+    assert holds == [*[Hold(rpm=10.0, pause_s=6.0)] * 2, Hold(rpm=10.0, probes=MANY, gap_s=6.0)]
 
 
 @pytest.mark.parametrize(
     ("mode", "held"),
-    [(Mode.NORMAL, Hold()), (Mode.REDUCED, Hold(share=0.8)), (Mode.HALT, Hold(width=1, gap_s=300.0))],
+    [(Mode.NORMAL, Hold()), (Mode.REDUCED, Hold(share=0.8)), (Mode.HALT, Hold(probes=1, gap_s=300.0))],
 )
 def test_what_the_laws_modes_do(mode: Mode, held: Hold) -> None:
     """REDUCED is a ceiling over the pace; a lane that the law has halted is probed every five minutes."""
@@ -406,7 +407,7 @@ def test_probes_are_a_share_of_the_outage_apart(since_s: float, gap_s: float) ->
     """3 % of it, between 0.6 and 30 s; a good probe takes the gap away."""
     away = ModeState(mode=Mode.EMERGENCY, away_since=0.0, width=1)
     assert modes.hold(away, None, since_s, rates=RATES).gap_s == pytest.approx(gap_s)
-    assert modes.hold(replace(away, good_row=1, width=2), None, since_s, rates=RATES) == Hold(width=2)
+    assert modes.hold(replace(away, good_row=1, width=2), None, since_s, rates=RATES) == Hold(probes=2)
 
 
 def test_fixed_rates_by_mode() -> None:

@@ -14,6 +14,7 @@ from ratelimit_worker.calls import DIMENSIONS, LaneLimits, Snapshot
 from ratelimit_worker.contracts.lesson import Ticket
 from ratelimit_worker.policy import pace
 from ratelimit_worker.policy.pace import Observation, PaceState, initial, observe, set_points, step
+from tests.laboratory import numbers
 
 FREE = LaneLimits()
 ZERO = (0.0, 0.0, 0.0, 0.0)
@@ -55,7 +56,8 @@ def test_slow_answers_do_not_slow_the_lane(latency_s: float) -> None:
             limits,
         )
         now = sent_at + latency_s
-        state, fields = set_points(state, now)
+        state, paces = set_points(state, now)
+        fields = numbers(paces)
     assert fields["p1"] == pytest.approx(10.0, rel=0.1)
     sent_by_now = number + 10 * latency_s
     assert fields["a1"] - sent_by_now == pytest.approx(5 - 0.1 * 10 * latency_s, abs=1.5)
@@ -64,19 +66,20 @@ def test_slow_answers_do_not_slow_the_lane(latency_s: float) -> None:
 def test_the_first_header_ends_the_start() -> None:
     """From one answer: pace, depth, guard, and a level that counts what left meanwhile."""
     state = observe(initial(FREE), seen(1, 100.0, remaining=9), FREE)
-    state, fields = set_points(state, 100.0)
+    state, paces = set_points(state, 100.0)
+    fields = numbers(paces)
     assert (fields["p1"], fields["d1"], fields["told"]) == (10.0, 9.0, 1.0)
     assert fields["g1"] == pytest.approx(1.2)
     assert fields["a1"] == pytest.approx(9 + 1 + 0.9 * 10 * 0.05)
     assert pace.ramp(state) == 0
-    assert "a1" not in set_points(state, 100.1)[1]  # a level is written once
+    assert "a1" not in numbers(set_points(state, 100.1)[1])  # a level is written once
 
 
 def test_a_ceiling_is_held_against_generous_headers() -> None:
     """A person said 60 a minute, and headers tell of 6,000: no answer fills the level anew."""
     limits = LaneLimits(rpm=60)
     state = observe(initial(limits), seen(1, 100.0, remaining=99, limit=6000), limits)
-    fields = set_points(state, 100.0)[1]
+    fields = numbers(set_points(state, 100.0)[1])
     assert "a1" not in fields
     assert (fields["p1"], fields["d1"], fields["g1"]) == (1.0, 1.02, 0.0)
     assert fields["m1"] > 90
@@ -86,7 +89,7 @@ def test_a_changed_limit_is_believed_at_once() -> None:
     """1200 a minute, then 200."""
     state = observe(initial(FREE), seen(1, 100.0, remaining=19, limit=1200), FREE)
     state = observe(state, seen(2, 100.1, remaining=3, limit=200), FREE)
-    fields = set_points(state, 100.1)[1]
+    fields = numbers(set_points(state, 100.1)[1])
     assert fields["p1"] == pytest.approx(200 / 60)
     assert fields["d1"] == 3.0
 
@@ -107,7 +110,7 @@ def test_refused_calls_are_not_in_the_level() -> None:
     state = observe(initial(FREE), seen(10, 100.0, remaining=20), FREE)
     for number in (12, 13, 14):
         state = observe(state, seen(number, 100.1, refused=True), FREE)
-    fields = set_points(state, 100.0, requests(3))[1]
+    fields = numbers(set_points(state, 100.0, requests(3))[1])
     sent, turned_back = 20.0, 3.0
     assert fields["a1"] - sent + turned_back == pytest.approx(20 - 7 + 0.45)
 
@@ -115,15 +118,15 @@ def test_refused_calls_are_not_in_the_level() -> None:
 def test_a_header_that_was_wrong_raises_no_level() -> None:
     """Refused though 30 were left: for half a minute headers only lower the level, and a second's refill is kept."""
     state = observe(initial(FREE), seen(1, 100.0, remaining=90), FREE)
-    assert set_points(state, 100.0)[1]["d1"] == 90.0
+    assert numbers(set_points(state, 100.0)[1])["d1"] == 90.0
     state = observe(state, seen(2, 100.1, remaining=30, refused=True), FREE)
     state = observe(state, seen(3, 100.2, remaining=30), FREE)
-    fields = set_points(state, 100.2)[1]
+    fields = numbers(set_points(state, 100.2)[1])
     assert "a1" not in fields
     assert fields["m1"] > 0
     assert (fields["p1"], fields["d1"], fields["told"]) == (10.0, 10.0, 0.0)  # what flows in behind a gate is earned
     state = observe(state, seen(4, 131.0, remaining=90), FREE)
-    assert "a1" in set_points(state, 131.0)[1]
+    assert "a1" in numbers(set_points(state, 131.0)[1])
     again = observe(state, seen(5, 131.1, remaining=30, refused=True), FREE)
     assert again.dimensions["requests"].doubt_until == pytest.approx(131.1 + 60)
 
@@ -155,7 +158,8 @@ def drive(
     for turn in range(int(seconds * 10)):
         now = turn / 10
         state = step(state, now, requests(sent), limits, gate)
-        state, fields = set_points(state, now)
+        state, paces = set_points(state, now)
+        fields = numbers(paces)
         credit = min(credit + fields["p1"] / 10, fields["d1"] + fields["p1"] / 10)
         while credit >= 1 and now >= gate:
             credit, sent = credit - 1, sent + 1
@@ -314,7 +318,8 @@ def play(steps: list[dict[str, Any]], limits: LaneLimits) -> list[tuple[PaceStat
             turned_back = [units + cost for units, cost in zip(turned_back, answer.cost, strict=True)]
         state = observe(state, answer, limits)
         state = step(state, now, tuple(sent), limits, now + one["gate"] if refused else 0.0)  # type: ignore[arg-type]
-        state, fields = set_points(state, now, tuple(turned_back))  # type: ignore[arg-type]
+        state, paces = set_points(state, now, tuple(turned_back))  # type: ignore[arg-type]
+        fields = numbers(paces)
         lived.append((state, fields))
     return lived
 

@@ -19,7 +19,7 @@ from ratelimit_worker.policy.pace import Dimension, Observation, PaceState, init
 from ratelimit_worker.simulate import Entry, Fault, Scenario
 from ratelimit_worker.simulate.scenario import HeaderStyle
 from ratelimit_worker.simulate.scenarios import CASES
-from tests.laboratory import Laboratory, jobs_of
+from tests.laboratory import Laboratory, jobs_of, numbers
 
 FREE = LaneLimits()
 LEAST_PER_S = 1 / 30  #: a probe in half a minute
@@ -88,7 +88,8 @@ class Untold:
                 self.state = observe(self.state, seen, FREE)
             sent = (float(self.sent), 0.0, 0.0, 0.0)
             self.state = step(self.state, self.now, sent, FREE, self.gate)
-            self.state, fields = set_points(self.state, self.now, (float(self.turned_back), 0.0, 0.0, 0.0))
+            self.state, paces = set_points(self.state, self.now, (float(self.turned_back), 0.0, 0.0, 0.0))
+            fields = numbers(paces)
             self.paces.append((self.now, fields["p1"]))
             self.credit = min(self.credit + fields["p1"] / 10, fields["d1"] + fields["p1"] / 10)
             width, waiting = pace.ramp(self.state), min(waiting + asked / 10, max(1.0, asked / 10))

@@ -16,7 +16,7 @@ from ratelimit_worker import timeout_s
 from ratelimit_worker.calls import Attempt, Category, Outcome, Timeouts, within
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import BadInput, ConfigurationError, DeadlineExceeded, TimedOut
-from ratelimit_worker.flow.enqueue import Kind, plan, timeout_told_s
+from ratelimit_worker.flow.enqueue import Kind, Said, plan, timeout_told_s
 from ratelimit_worker.flow.record import learn_latencies
 from ratelimit_worker.inprocess.limiter import AdvancedRateLimiter
 from ratelimit_worker.policy.timeout import Latencies, Sample, key, learn, learned_s, p99_s, timeouts
@@ -152,7 +152,7 @@ def test_nonsense_is_refused(seconds: Any) -> None:
     """Of a call and of a task, when the call is made."""
     settings = read_settings({})
     with pytest.raises(BadInput, match="timeout_s"):
-        plan(Kind(), (), {}, settings, now=NOW_S, timeout_s=seconds)
+        plan(Kind(), (), {}, settings, Said(timeout_s=seconds), now=NOW_S)
     with pytest.raises(BadInput, match="timeout_s"):
         plan(Kind(timeout_s=seconds), (), {}, settings, now=NOW_S)
 
@@ -172,7 +172,7 @@ def test_call_then_task_then_lane_then_all() -> None:
     assert [timeout_told_s(settings, lane) for lane in ("a", "b", "c")] == [30.0, 40.0, 40.0]
     assert timeout_told_s(read_settings({}), "a") is None
     assert plan(Kind(timeout_s=20), (), {}, settings, now=NOW_S).timeout_s == 20.0
-    assert plan(Kind(timeout_s=20), (), {}, settings, now=NOW_S, timeout_s=10).timeout_s == 10.0
+    assert plan(Kind(timeout_s=20), (), {}, settings, Said(timeout_s=10), now=NOW_S).timeout_s == 10.0
     assert plan(Kind(), (), {}, settings, now=NOW_S).timeout_s is None
 
 

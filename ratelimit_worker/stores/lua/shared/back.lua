@@ -12,7 +12,7 @@ end
 -- Back into the lane: to its own place, or to its time. `expiry` says when it is delivered without a permit: at its
 -- deadline, or now when it has its answer. The caller releases.
 local function go_back(ref, tag, r, due)
-  leave(tag, r)
+  ledger.leave(tag, r)
   r[SINCE] = now
   if due > now then
     wait_until(due, ref, r)

@@ -30,7 +30,7 @@ local function bucket(lane)                            -- each field that is rea
   L.kept.gate, L.kept.v = L.gate, L.v
   if L.was and L.was > now + STEP_US then              -- the clock was set back: earn from now on, not in an hour
     L.was = now
-    if not memo[LOOKS] then redis.call('HSET', lane_key(lane), 'ts', int(now)) end
+    if not asking then redis.call('HSET', lane_key(lane), 'ts', int(now)) end
   end
   local from = L.was or now
   if L.told then from = math.max(from, L.gate) end
@@ -121,24 +121,25 @@ local function make(lane, from, most)
   redis.call('SADD', key('seen'), lane)                -- what is not known of it changes with time alone
   return true
 end
--- µs until every dimension admits the cost (0: now; nil: closed until set-points change). say(kind, µs, which): is told of
--- each that does not, bar.lua's way to ask; gate, pace (nil: closed) of a dimension, quota of a day in the order of DAY_FIELDS
+-- µs until every dimension admits the cost (0: now; nil: closed until set-points change); and which is the last to do so: gate,
+-- pace or quota. say({kind, wait_us, which}): is told of each that does not; pace (nil: closed) of a dimension, quota of a day in
+-- the order of DAY_FIELDS
 local function admits_in(L, cost, say)
-  local wait, closed = math.max(0, L.gate - now), false
+  local wait, kind, closed = math.max(0, L.gate - now), 'gate', false
   local idle = L.told and wait or 0                     -- what headers tell is not earned behind the gate, see bucket
-  if say and wait > 0 then say('gate', wait) end
+  if say and wait > 0 then say({kind = 'gate', wait_us = wait}) end
   for i = 1, N do
     local pace = L.p[i]
     if pace then
       local need = math.min(cost[i], L.d[i] - L.g[i]) + L.g[i]
       if pace <= 0 then
-        if not say then return nil end
+        if not say then return nil, 'pace' end
         closed = true
-        say('pace', nil, i)
+        say({kind = 'pace', which = i})
       elseif L.l[i] + 1e-9 < need then
         local us = idle + math.ceil((need - L.l[i]) / pace * 1e6)
-        if say then say('pace', us, i) end
-        wait = math.max(wait, us)
+        if say then say({kind = 'pace', wait_us = us, which = i}) end
+        if us > wait then wait, kind = us, 'pace' end
       end
     end
   end
@@ -146,11 +147,12 @@ local function admits_in(L, cost, say)
     local quota = L.quota[i]
     if quota and L.used[i] + math.min(cost[i], quota) > quota + 1e-9 then
       local us = DAY.ends(L.zone, L.day) - now
-      if say then say('quota', us, i) end
-      wait = math.max(wait, us)
+      if say then say({kind = 'quota', wait_us = us, which = i}) end
+      if us > wait then wait, kind = us, 'quota' end
     end
   end
-  return not closed and wait or nil
+  if closed then return nil, 'pace' end
+  return wait, kind
 end
 -- by: +1 spent, -1 given back; at: when it was spent, µs
 local function use_quota(L, cost, by, at)

@@ -1,14 +1,28 @@
--- The way out of the ledger.
+-- The ledger and what counts the same: the way in, and the way out. Nobody else writes `busy` and `oncrews`.
 
+local ledger = {}
+-- The call is out until it is renewed or its lease ends; r[CREW] is its crew.
+function ledger.enter(tag, r)
+  redis.call('ZADD', LEDGER, int(now + lease_us()), tag)
+  redis.call('ZADD', out_key(r[LANE]), 0, tag)         -- 0: not begun, 1: begun
+  for i = 1, r[PARENTS] and #r[PARENTS] or 0 do
+    redis.call('ZADD', out_key(r[PARENTS][i]), 0, tag)
+    redis.call('SADD', key('busy'), r[PARENTS][i])
+  end
+  redis.call('SADD', crew.taken_key(r), tag)
+  if not memo.busy[r[LANE]] then redis.call('SADD', key('busy'), r[LANE]) end  -- a lane or crew with calls out is in these;
+  local at = crew.at(r[CREW], r[QUEUE])
+  if not memo.oncrew[at] then redis.call('SADD', key('oncrews'), at) end  -- the sweep drops the others
+  memo.busy[r[LANE]], memo.oncrew[at] = true, true
+end
 -- The call is no longer out -> whether it was in the ledger, and whether it had begun. A permit that no start has used
 -- goes back, here and nowhere else.
-local function leave(tag, r)
-  local out = out_key(r[LANE])
+function ledger.leave(tag, r)
   local there = redis.call('ZREM', LEDGER, tag) == 1
-  redis.call('ZREM', out, tag)
+  redis.call('ZREM', out_key(r[LANE]), tag)
   redis.call('SREM', crew.taken_key(r), tag)
   r[CREW] = nil
-  if aside() > 0 and redis.call('SREM', ASIDE, tag) == 1 then memo[ASIDE_N] = nil end
+  if aside.n() > 0 then aside.leave(tag) end
   local parents = r[PARENTS]
   for i = 1, parents and #parents or 0 do redis.call('ZREM', out_key(parents[i]), tag) end
   if not there then return false end
@@ -26,8 +40,16 @@ local function leave(tag, r)
   r[PERMIT] = NONE
   return true, begun
 end
--- n of the lane's calls are out no more (begun: all of them had begun): the lane may have waited for that
-local function after(lane, n, begun)
-  local awaits = redis.call('HGET', FULL, lane)
-  if awaits == 'ends' or (awaits and not begun) then release(lane, n) end
+function ledger.idle(lane)                             -- nothing of it is out
+  memo.busy[lane] = false
+  redis.call('SREM', key('busy'), lane)
+end
+function ledger.idle_crew(at)
+  memo.oncrew[at] = false
+  redis.call('SREM', key('oncrews'), at)
+end
+function ledger.adopt(tag, r, name)                    -- it was out of no crew: an older version had released it
+  r[CREW] = name
+  redis.call('SADD', crew.taken_key(r), tag)
+  redis.call('SADD', key('oncrews'), crew.at(name, r[QUEUE]))
 end

@@ -1,50 +1,51 @@
 -- A call goes when its lane and each of its parents admit it. A lane that waits for a parent stands in its row, at the
 -- start of its next turn (start-time fair queueing again, all lanes alike), and takes from it when it is the first there.
-local function start_of(P, lane)
+
+local turns = {}
+function turns.start(P, lane)
   return tonumber(redis.call('ZSCORE', turns_key(P.name), lane) or '')
     or math.max(P.turn, tonumber(redis.call('ZSCORE', shares_key(P.name), lane) or '0'))
 end
-local function first_there(P, lane)
+function turns.first(P, lane)                          -- whether nobody in the row goes before it
   local e = redis.call('ZRANGE', turns_key(P.name), 0, 0, 'WITHSCORES')
-  return not e[1] or e[1] == lane or start_of(P, lane) < tonumber(e[2])
+  return not e[1] or e[1] == lane or turns.start(P, lane) < tonumber(e[2])
 end
-local function crowded(P)                              -- as many are out as may be -> by which bound, as own_room says it
+function turns.crowded(P)                              -- as many are out as may be -> by which bound, as own_room says it
   if P.cap == 0 and P.width == 0 then return false end
   local out = redis.call('ZCARD', out_key(P.name))
   return (P.cap > 0 and out >= P.cap and 'concurrency') or (P.width > 0 and out >= P.width and 'width')
 end
-local function take_turns(L, cost)
+function turns.take(L, cost)
   for _, P in ipairs(L.parents) do
-    local start, k = start_of(P, L.name), shares_key(P.name)
+    local start, k = turns.start(P, L.name), shares_key(P.name)
     P.turn = math.max(P.turn, start)
     redis.call('ZREMRANGEBYSCORE', k, '-inf', int(P.turn))  -- says no more than `turn` does
     if redis.call('ZADD', k, int(start + service(P, cost)), L.name) == 1 then redis.call('EXPIRE', k, TTL_S.TENANT) end
     redis.call('ZREM', turns_key(P.name), L.name)      -- its next turn has another start
   end
 end
-local function stand(P, lane, at)                      -- in the parent's row, which is looked at by then
-  redis.call('ZADD', turns_key(P.name), 'NX', int(start_of(P, lane)), lane)
-  local planned = redis.call('ZSCORE', NEXT, row_of(P.name))
-  if at and (not planned or tonumber(planned) > at) then note(row_of(P.name), at) end
+function turns.stand(P, lane, at)                      -- in the parent's row, which is looked at by then
+  redis.call('ZADD', turns_key(P.name), 'NX', int(turns.start(P, lane)), lane)
+  local planned_at = redis.call('ZSCORE', NEXT, row_of(P.name))
+  if at and (not planned_at or tonumber(planned_at) > at) then note(row_of(P.name), at) end
 end
+function turns.go(parent, lane) return redis.call('ZREM', turns_key(parent), lane) == 1 end  -- out of the row
 -- How long the lane's next call waits for each parent, in their order: µs; inf: for an event; 'turn': for others before
 -- it -> these, or nil where none bars it. served: the parent whose turn it is to be asked
-local function parent_waits(L, cost, served)
+function turns.waits(L, cost, served)
   local waits, any = {}, false
   for i, P in ipairs(L.parents) do
-    waits[i] = crowded(P) and math.huge or admits_in(P, cost) or math.huge
-    if P.name ~= served and waits[i] < math.huge and not first_there(P, L.name) then waits[i] = 'turn' end
+    waits[i] = turns.crowded(P) and math.huge or admits_in(P, cost) or math.huge
+    if P.name ~= served and waits[i] < math.huge and not turns.first(P, L.name) then waits[i] = 'turn' end
     any = any or waits[i] ~= 0
   end
   return any and waits or nil
 end
--- Whether a parent bars the lane's next call; if so, the lane stands in the row of each that does. The slowest is kept for
--- it when the others come soon, within the time of the call's service there: else it might never find all of them at once.
--- rows: where it stands
-local function barred(L, cost, served, rows)
-  local waits = parent_waits(L, cost, served)
-  if not waits then return false end
-  local slowest, longest_s = 0, -1
+-- Leaves the lane in the row of each parent that bars its next call. The slowest parent is kept for it too when the others
+-- come soon, within the time of the call's service there: else it might never find all of them at once.
+-- waits: as turns.waits says -> {parent: true …}, those in whose rows the lane stands
+function turns.await(L, cost, waits)
+  local slowest, longest_s, rows = 0, -1, {}
   for i, P in ipairs(L.parents) do
     local s = service_s(P, cost)
     if s > longest_s then slowest, longest_s = i, s end
@@ -55,22 +56,15 @@ local function barred(L, cost, served, rows)
       if j ~= i then elsewhere = math.max(elsewhere, wait_us == 'turn' and math.huge or wait_us) end
     end
     if waits[i] == 'turn' then
-      stand(P, L.name, not redis.call('ZSCORE', NEXT, row_of(P.name)) and now)
+      turns.stand(P, L.name, not redis.call('ZSCORE', NEXT, row_of(P.name)) and now)
       rows[P.name] = true
     elseif waits[i] > 0 then
-      stand(P, L.name, waits[i] < math.huge and now + waits[i])
+      turns.stand(P, L.name, waits[i] < math.huge and now + waits[i])
       rows[P.name] = true
     elseif i == slowest and elsewhere <= longest_s * 1e6 then
-      stand(P, L.name, now + elsewhere)
+      turns.stand(P, L.name, now + elsewhere)
       rows[P.name] = true
     end
   end
-  return true
-end
-local function clear(L, cost)                          -- no parent bars a call, and nobody waits for one
-  for i = 1, L.parents and #L.parents or 0 do
-    local P = L.parents[i]
-    if redis.call('EXISTS', turns_key(P.name)) == 1 or crowded(P) or admits_in(P, cost) ~= 0 then return false end
-  end
-  return true
+  return rows
 end

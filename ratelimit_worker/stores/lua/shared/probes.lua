@@ -15,12 +15,13 @@ function probes.last(L, ref, queue)
 end
 -- The next probe and its queue: the first call (ref), unless its party had a probe later than that of another of some calls
 -- on the queues that have room: others each time, evenly spaced, and the last that was not tried. O(looks · log waiting).
-function probes.choose(L, queues, rooms, ref, queue)
+function probes.choose(S, ref, queue)
+  local L = S.L
   local at = probes.last(L, ref, queue)
   if at == 0 then return ref, queue end
-  for _, q in ipairs(queues) do
+  for _, q in ipairs(S.queues) do
     local k = wait_key(L.name, q)
-    local n = rooms[q] ~= 'empty' and (rooms[q] or 0) > 0 and redis.call('ZCARD', k) or 0
+    local n = S.room[q] ~= 'empty' and (S.room[q] or 0) > 0 and redis.call('ZCARD', k) or 0
     local looks = math.min(n, probes.LOOKS)
     for i = 0, looks do
       local rank = math.floor((i + (L.seq * 0.6180339887) % 1) * n / looks)

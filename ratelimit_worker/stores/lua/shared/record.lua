@@ -2,15 +2,14 @@
 -- once, when the library is loaded; each script runs as a function after `start`. K (the key prefix) and SCHEMA stand
 -- above, set by scripts.py.
 
-local now, ARGV                                        -- of the call that runs; µs
-local memo                                             -- what it has looked up and nothing else changes meanwhile: by queue,
-                                                       -- its slots; by number, one of these (each look-up costs 5 µs)
-local LEASE, ASIDE_N, NEXT_EMPTY, LOOKS = 0, 1, 2, 3   -- the lease, µs; how many are set aside; whether `next` is empty;
-                                                       -- whether the script only asks, so that nothing may be written
-local busy, oncrew                                     -- lanes and crews of which calls are known to be out
-local stood                                            -- the parents in whose rows the lane stands that was released last
-local function start(args)                             -- args[1]: the time, µs; 0: this server's clock
-  ARGV, now, memo, busy, oncrew = args, tonumber(args[1]), {}, {}, {}
+local now, ARGV                                        -- of the script that runs; µs
+local asking                                           -- whether it only asks, so that nothing may be written
+-- What the script has looked up already (a look-up costs 5 µs). Each entry belongs to the one part that also writes the key
+-- behind it, and that part keeps it true: lease, unplanned (plan.lua), aside, slots, lent (workers.lua), busy, oncrew
+-- (ledger.lua), again (suspects.lua).
+local memo
+local function start(args, asks)                       -- args[1]: the time, µs; 0: this server's clock
+  ARGV, now, asking, memo = args, tonumber(args[1]), asks, {slots = {}, busy = {}, oncrew = {}}
   if now == 0 then
     local t = redis.call('TIME')
     now = t[1] * 1000000 + t[2]
@@ -99,7 +98,7 @@ do
     for i = 1, N do ok = ok and type(r[COST][i]) == 'number' end
     ok = ok and type(r[TICKET][2]) == 'number'
     if ok then return r end
-    if not memo[LOOKS] then count('unreadable') end
+    if not asking then count('unreadable') end
   end
   function record(ref) return read_record(redis.call('HGET', call_key(ref), 'i')) end
   function record_and_message(ref)

@@ -3,10 +3,10 @@
 -- process for itself (`alone`), so that its third loss is its own doing; after that it is given up. A suspect that may not go
 -- yet waits as for a time.
 -- STEPS: the share doubles so often within a lease. A suspect asks again after AGAIN_US; one that came to the wrong process
--- after PAUSE_US. AT: where suspects run; a process that one has for itself is marked with ALONE. AGAIN: a place in memo.
+-- after PAUSE_US. AT: where suspects run; a process that one has for itself is marked with ALONE.
 -- SILENT_US: a process that has not been heard of for so long is dead.
 local suspect = {MOST_LOST = 3, STEPS = 24, AGAIN_US = 1e6, PAUSE_US = 0.25e6,
-  SILENT_US = 4e6, AT = key('suspects:at'), ALONE = '!', AGAIN = 4}
+  SILENT_US = 4e6, AT = key('suspects:at'), ALONE = '!'}
 
 -- The decisions: numbers alone.
 
@@ -29,8 +29,8 @@ function suspect.mark(ref, r, out)
   redis.call('EXPIRE', SUSPECTS, TTL_S.LANE)
   local n = redis.call('ZCARD', SUSPECTS)
   if n > (suspect.known()) then redis.call('HSET', PUMP, 'party', n) end
-  if not out and r[LOST] > 1 and not memo[suspect.AGAIN] then
-    memo[suspect.AGAIN] = true
+  if not out and r[LOST] > 1 and not memo.again then
+    memo.again = true
     redis.call('HINCRBY', PUMP, 'again', 1)
   end
 end
