@@ -151,9 +151,15 @@ class Stop:
     @classmethod
     @contextmanager
     def by_signals(cls) -> Iterator[Stop]:
-        """SIGINT and SIGTERM end the block's work in order; a second one ends it at once."""
+        """SIGINT, SIGTERM and a terminal that is closed end the block's work in order; a second one ends it at once.
+
+        Where SIGHUP is ignored (nohup) it stays so.
+        """
         stop = cls()
-        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+        numbers = [int(signal.SIGINT), int(signal.SIGTERM)]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(int(signal.SIGHUP))
+        for number in numbers:
             stop._before[number] = signal.signal(number, stop._arrived)
         try:
             yield stop
