@@ -86,7 +86,7 @@ def main() -> None:
                     (3.0, 0, 0.0),
                     (3.0, 50, 5.0),
                 ):
-                    took = []
+                    took: list[float] = []
                     for _ in range(options.rounds):
                         lane = f"hung-{b[0]}-{known_s}-{backlog}-{after_s}-{len(took)}"
                         services().lanes.set_points(lane, limit_fields(LaneLimits(unlimited=True)))

@@ -282,7 +282,7 @@ class Laboratory:
         self.start = 1_800_000_000.0
         self.now = self.start
         self.provider = Provider(scenario, self.start, "lab")
-        fields = limit_fields(limits) | {"schema": 1}
+        fields: dict[str, Any] = limit_fields(limits) | {"schema": 1}
         self.plane = Plane(fields)
         self.rules, self.policy, self.slots, self.travel_s, self.every = rules, policy, slots, travel_s, tune_every_s
         self.workers, self.lost = workers, lost

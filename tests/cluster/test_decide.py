@@ -230,7 +230,12 @@ def test_a_call_in_process_goes_ahead(made: Fleet, warm: bool) -> None:
     """It waits for no more than its decision, whether or not Redis has been there before; the basic pace holds then."""
     slept: list[float] = []
     live = Services(replace(read_settings(), rate_limit_delay=0.5), made.valkey.url)
-    limiter = AdvancedRateLimiter(live, sleep=lambda seconds: (slept.append(seconds), time.sleep(seconds / 10)))
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        time.sleep(seconds / 10)
+
+    limiter = AdvancedRateLimiter(live, sleep=sleep)
     try:
         if warm:
             assert limiter.make_rate_limited_call(lambda: 1, cache_enabled=False) == 1

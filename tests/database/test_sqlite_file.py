@@ -19,7 +19,7 @@ from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.queries import Queries
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 from ratelimit_worker.wiring import Services
-from tests.database.test_record import attempts
+from tests.builders import attempts
 
 pytestmark = pytest.mark.server
 

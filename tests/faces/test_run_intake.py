@@ -25,13 +25,15 @@ from ratelimit_worker.cli.run import intake as intake_module
 from ratelimit_worker.cli.run.address import Addresses
 from ratelimit_worker.cli.run.conduct import Summary
 from ratelimit_worker.cli.run.ids import Ids
-from ratelimit_worker.cli.run.intake import Intake, Stopped, open_intake, zstd
+from ratelimit_worker.cli.run.intake import Intake, Stopped, open_intake
 from ratelimit_worker.cli.run.journal import Journal, OutFailed, Stream, open_out
 from ratelimit_worker.cli.run.survey import BAD, DONE, MOST_NAMED, REPEATED, SEND, Survey, look_through
 from ratelimit_worker.cli.run.tally import Tally
 from ratelimit_worker.errors import BadInput
 from tests import hostile
-from tests.faces.test_cli import clean_environment
+from tests.builders import clean_environment
+
+zstd: Any = vars(intake_module)["zstd"]  #: whichever of its two homes this Python has
 
 RUN = uuid.UUID("6ba7b810-9dad-11d1-80b4-00c04fd430c8")
 MOST = 1 << 20

@@ -66,7 +66,7 @@ FOR_EVER = replace(PINNED, until=None)
         ({"mode": "TOMORROW"}, None, "NORMAL"),
     ],
 )
-def test_a_mode_in_its_own_words(fields: Mapping[str, object], pin: Pin | None, told: str) -> None:
+def test_a_mode_in_its_own_words(fields: Mapping[str, float | str | bytes], pin: Pin | None, told: str) -> None:
     """Of each mode by the law, by hand, and in a lane that is new."""
     assert str(mode_now(contract.LaneState.of(fields), pin)) == told
 

@@ -26,9 +26,10 @@ from ratelimit_worker.stores import answers, keys
 from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.wiring import services
+from tests.builders import entry
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet
-from tests.lua.cluster import LEASE_S, OPEN, Cluster, entry
+from tests.lua.cluster import LEASE_S, OPEN, Cluster
 
 WAIT_S = 120
 #: One slot and a pace at which nothing goes ahead of it: what waits, waits.

@@ -19,7 +19,8 @@ from ratelimit_worker.contracts.plan import HEADER
 from ratelimit_worker.errors import BadInput, LaneFull
 from ratelimit_worker.stores import keys
 from ratelimit_worker.worker.transport import HELD, QoS
-from tests.lua.cluster import CALM, LEASE_S, OPEN, T0_US, Cluster, entry, message
+from tests.builders import entry, message
+from tests.lua.cluster import CALM, LEASE_S, OPEN, T0_US, Cluster
 
 
 @pytest.fixture

@@ -31,9 +31,10 @@ from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.outbox import Outbox, encode
 from ratelimit_worker.stores.patient import PatientLanes
 from ratelimit_worker.wiring import services
+from tests.builders import entry
 from tests.conftest import wait_for
 from tests.fleet import fleet
-from tests.lua.cluster import LEASE_S, Cluster, entry, said
+from tests.lua.cluster import LEASE_S, Cluster, said
 from tests.properties import share
 
 BAND = 1.4e15  #: as in lua/shared/record.lua

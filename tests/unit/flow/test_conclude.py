@@ -370,7 +370,7 @@ def test_a_call_that_hangs_is_a_timeout_to_its_lane() -> None:
         (came({1}), "alone"),
         (came(error=MINE), "alone"),
         (came(error=Refused(Category.AUTH)), "alone"),
-        (came(error=CallFailed("auth", "said", 401, 1)), "alone"),
+        (came(error=CallFailed("said", 401, None, 1)), "alone"),
     ],
 )
 def test_callers_in_process_that_cannot_have_an_outcome_ask_for_themselves(ran: Ran, kind: AnswerKind) -> None:

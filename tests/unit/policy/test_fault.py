@@ -17,7 +17,8 @@ from ratelimit_worker.flow.call import observe
 from ratelimit_worker.policy import fault, modes
 from ratelimit_worker.policy.fault import Compared, Failing, Lately, Row
 from ratelimit_worker.policy.modes import Answer, ModeState, Thresholds
-from tests.lua.cluster import OPEN, Cluster, entry, message, said
+from tests.builders import entry, message
+from tests.lua.cluster import OPEN, Cluster, said
 
 SICK = Failure(category=Category.SERVER_ERROR, cause="HTTP 500", status=500)
 
