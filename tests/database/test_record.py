@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ratelimit_worker.calls import Attempt, Outcome
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
-from ratelimit_worker.flow.record import Recorder, pause_s, record_once
+from ratelimit_worker.flow.duty.record import Recorder, pause_s, record_once
 from ratelimit_worker.stores import migrations
 from ratelimit_worker.stores.outbox import CLAIM_IDLE_MS, Outbox
 from ratelimit_worker.stores.tables import AttemptRow
@@ -150,7 +150,7 @@ def test_garbage_in_the_outbox_holds_up_nobody(
 
 KILLED_BEFORE_COMMIT = """
 import os, signal, sys, redis
-from ratelimit_worker.flow.record import record_once
+from ratelimit_worker.flow.duty.record import record_once
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 
@@ -181,7 +181,7 @@ def test_a_recorder_killed_between_record_and_commit(
 
 KILLED_WHILE_RECORDING = """
 import sys, time, redis
-from ratelimit_worker.flow.record import record_once
+from ratelimit_worker.flow.duty.record import record_once
 from ratelimit_worker.stores.outbox import Outbox
 
 class Slow:
