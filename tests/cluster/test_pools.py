@@ -17,8 +17,9 @@ import pytest
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.wiring import services
+from tests.builders import ROOT
 from tests.conftest import wait_for
-from tests.fleet import ROOT, Fleet, Worker, fleet
+from tests.fleet import Fleet, Worker, fleet
 
 LATE_S = 300.0  #: for whatever may be late on a busy machine
 

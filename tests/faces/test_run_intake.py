@@ -25,13 +25,15 @@ from ratelimit_worker.cli.run import intake as intake_module
 from ratelimit_worker.cli.run.address import Addresses
 from ratelimit_worker.cli.run.conduct import Summary
 from ratelimit_worker.cli.run.ids import Ids
-from ratelimit_worker.cli.run.intake import Intake, Stopped, open_intake, zstd
+from ratelimit_worker.cli.run.intake import Intake, Stopped, open_intake
 from ratelimit_worker.cli.run.journal import Journal, OutFailed, Stream, open_out
 from ratelimit_worker.cli.run.survey import BAD, DONE, MOST_NAMED, REPEATED, SEND, Survey, look_through
 from ratelimit_worker.cli.run.tally import Tally
 from ratelimit_worker.errors import BadInput
 from tests import hostile
-from tests.faces.test_cli import clean_environment
+from tests.builders import clean_environment
+
+zstd: Any = vars(intake_module)["zstd"]  #: whichever of its two homes this Python has
 
 RUN = uuid.UUID("6ba7b810-9dad-11d1-80b4-00c04fd430c8")
 MOST = 1 << 20
@@ -401,12 +403,13 @@ def test_ways_in_which_lines_end(tmp_path: Path) -> None:
         ("d", '{"status_code": 502, "body": "<html>"}', "null"),
         ("e", "null", '{"code": "invalid_line", "message": "x"}'),
         ("f", '{"status_code": 400, "body": {"error": {"code": 7}}}', "null"),
+        ("h", '{"status_code": 422, "body": {"error": {"code": 422}}}', "null"),
     ]:
         with out.open("a") as file:
             file.write(f'{begin}"{custom_id}", "response": {response}, "error": {error}}}\n')
     out.write_text(out.read_text() + answered("g"))
     with Journal(out) as journal:
-        kinds = [journal.kind(name, "") for name in "abcdefgh"]
+        kinds = [journal.kind(name, "") for name in "abcdefghi"]
     assert kinds == [
         Kind(End.REFUSED, "HTTP 404 model_not_found"),
         Kind(End.REFUSED, "HTTP 422"),
@@ -415,6 +418,7 @@ def test_ways_in_which_lines_end(tmp_path: Path) -> None:
         Kind(End.FAILED, "invalid_line"),
         Kind(End.REFUSED, "HTTP 400 7"),
         ANSWER,
+        Kind(End.REFUSED, "HTTP 422"),
         None,
     ]
     tally = Tally()
