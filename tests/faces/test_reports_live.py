@@ -12,7 +12,6 @@ import redis
 
 from ratelimit_worker.calls import Attempt, Category, LaneLimits, Mode, Outcome
 from ratelimit_worker.config import read_settings
-from ratelimit_worker.contracts.call import Entry
 from ratelimit_worker.contracts.lane import Write
 from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.flow.clean import NAME, clean_once
