@@ -30,9 +30,9 @@ flower: $(STAMP)  ## Flower on the broker of MAISD_REDIS_URL, with the page "Rat
 test: $(STAMP)  ## Run the tests; property tests try fixed examples
 	@$(BIN)/python -m pytest -q $(SPREAD) $(ARGS)
 
-# What needs no worker process, for every save.
-test-fast: $(STAMP)  ## Tests of modules and of scripts alone, in less than a minute
-	@$(BIN)/python -m pytest -q -n 2 -m "not worker" tests/unit tests/lua $(ARGS)
+# What needs no worker process and no long simulation, for every save.
+test-fast: $(STAMP)  ## Tests of modules and of scripts alone
+	@$(BIN)/python -m pytest -q -n 2 -m "not worker and not long" tests/unit tests/lua $(ARGS)
 
 # The table goes into docs/promises.md only when all faults were staged; ONLY="redis-full worker-killed" prints its own.
 chaos: $(STAMP)  ## Stage every fault REPEAT=3 times, judge by the provider's log, and write docs/promises.md; ONLY=name

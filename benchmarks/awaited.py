@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -77,7 +78,7 @@ print(json.dumps({
 """
 
 
-def measure(way: str, calls: int, rate: int, threads: int) -> dict:
+def measure(way: str, calls: int, rate: int, threads: int) -> dict[str, Any]:
     """One way to wait, on a server and with a worker of its own."""
     folder = Path(tempfile.mkdtemp(prefix="rlw-bench-"))
     valkey = Valkey(folder)
@@ -106,7 +107,8 @@ def measure(way: str, calls: int, rate: int, threads: int) -> dict:
         out, _ = caller.communicate()
         if caller.returncode:
             raise SystemExit((folder / "worker.log").read_text()[-3000:])
-        return json.loads(out.splitlines()[-1])
+        told: dict[str, Any] = json.loads(out.splitlines()[-1])
+        return told
     finally:
         worker.terminate()
         worker.wait(timeout=60)

@@ -249,7 +249,7 @@ def answers(run: Run, sent: list[tuple[str, str]]) -> dict[str, str | None]:
     until = time.monotonic() + 60.0
     while time.monotonic() < until and None in got.values():
         missing = [name for name, prompt in names.items() if got[prompt] is None]
-        for name, raw in zip(missing, run.valkey.client.mget(missing), strict=True):  # type: ignore[arg-type]
+        for name, raw in zip(missing, run.valkey.client.mget(missing), strict=True):
             if raw is not None and (meta := json.loads(raw))["status"] in ("SUCCESS", "FAILURE"):
                 got[names[name]] = str(meta["result"])
         time.sleep(0.2)

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ratelimit_worker.calls import LaneLimits
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.policy import timeout
 from ratelimit_worker.stores.usage import LATENCIES_REFRESH_S
 from ratelimit_worker.wiring import services
@@ -86,7 +86,7 @@ def main() -> None:
                     (3.0, 0, 0.0),
                     (3.0, 50, 5.0),
                 ):
-                    took = []
+                    took: list[float] = []
                     for _ in range(options.rounds):
                         lane = f"hung-{b[0]}-{known_s}-{backlog}-{after_s}-{len(took)}"
                         services().lanes.set_points(lane, limit_fields(LaneLimits(unlimited=True)))

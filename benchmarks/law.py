@@ -19,12 +19,13 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from ratelimit_worker.config import read_settings  # noqa: E402
-from ratelimit_worker.flow.tune import rules_of  # noqa: E402
+from ratelimit_worker.flow.lane.decide import rules_of  # noqa: E402
 from ratelimit_worker.simulate import Entry, Fault, Scenario  # noqa: E402
 from ratelimit_worker.simulate.arrivals import duplicates  # noqa: E402
 from ratelimit_worker.simulate.oracle import delivered, oracle, oracle_time_s  # noqa: E402
@@ -50,7 +51,7 @@ class Figures:
 
 
 #: What refusals say beside Retry-After.
-REFUSALS: dict[str, dict[str, bool]] = {
+REFUSALS: dict[str, dict[str, Any]] = {
     "wordy": {},  # the limit and its dimension, as the case has it
     "mute": {"words": False},
     "terse": {"words": False, "retry_after_ms": False},  # and Retry-After in whole seconds

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -70,7 +71,7 @@ print(json.dumps(dict(trip=trip, delay=delay, seconds=time.perf_counter() - star
 
 
 @contextmanager
-def side(name: str, pool: str, concurrency: int) -> Iterator[Callable[[int, int], dict]]:
+def side(name: str, pool: str, concurrency: int) -> Iterator[Callable[[int, int], dict[str, Any]]]:
     """A server, a worker and a driver of one side."""
     folder = Path(tempfile.mkdtemp(prefix="rlw-bench-"))
     valkey = Valkey(folder)
@@ -102,7 +103,7 @@ def side(name: str, pool: str, concurrency: int) -> Iterator[Callable[[int, int]
     try:
         wait_for(lambda: " ready." in (folder / "worker.log").read_text(), 30, "the worker is ready")
 
-        def drive(calls: int, trips: int) -> dict:
+        def drive(calls: int, trips: int) -> dict[str, Any]:
             import json
 
             out = subprocess.run(
@@ -111,7 +112,8 @@ def side(name: str, pool: str, concurrency: int) -> Iterator[Callable[[int, int]
             )  # fmt: skip
             if out.returncode:
                 raise SystemExit(out.stderr + (folder / "worker.log").read_text()[-3000:])
-            return json.loads(out.stdout.splitlines()[-1])
+            told: dict[str, Any] = json.loads(out.stdout.splitlines()[-1])
+            return told
 
         yield drive
     finally:
@@ -142,20 +144,20 @@ def main() -> None:
                     row[name] = drive(options.calls, options.trips)
             rows.append(row)
 
-        def figure(name: str, of: Callable[[dict], float], rows: list = rows) -> float:
+        def figure(name: str, of: Callable[[dict[str, Any]], float], rows: list[dict[str, Any]] = rows) -> float:
             return statistics.median(of(row[name]) for row in rows)
 
-        def ratio(of: Callable[[dict], float], rows: list = rows) -> float:
+        def ratio(of: Callable[[dict[str, Any]], float], rows: list[dict[str, Any]] = rows) -> float:
             return statistics.median(of(row["ours"]) / of(row["stock"]) for row in rows)
 
-        def rate(result: dict) -> float:
-            return options.calls / result["seconds"]
+        def rate(result: dict[str, Any]) -> float:
+            return float(options.calls / result["seconds"])
 
-        def delay(result: dict) -> float:
-            return statistics.median(result["delay"]) * 1e3
+        def delay(result: dict[str, Any]) -> float:
+            return float(statistics.median(result["delay"]) * 1e3)
 
-        def trip(result: dict) -> float:
-            return statistics.median(result["trip"]) * 1e3
+        def trip(result: dict[str, Any]) -> float:
+            return float(statistics.median(result["trip"]) * 1e3)
 
         print(
             f"| {pool} | {figure('ours', rate):.0f} | {figure('stock', rate):.0f} | {ratio(rate):.2f} "

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ sys.path.insert(0, str(ROOT))
 from celery import chord  # noqa: E402
 
 from ratelimit_worker.calls import LaneLimits, Mode  # noqa: E402
-from ratelimit_worker.flow import pin  # noqa: E402
-from ratelimit_worker.flow.enqueue import limit_fields  # noqa: E402
+from ratelimit_worker.flow.call.enqueue import limit_fields  # noqa: E402
+from ratelimit_worker.flow.lane import pin  # noqa: E402
 from ratelimit_worker.simulate import Entry, Fault, HeaderStyle, Scenario, Simulator  # noqa: E402
 from ratelimit_worker.simulate.arrivals import duplicates, most_in_window, rate  # noqa: E402
 from ratelimit_worker.wiring import services  # noqa: E402
@@ -52,6 +53,11 @@ def start_workers(made: Fleet, workers: int, slots: int) -> None:
         made.worker(f"w{n}", "-P", "threads", "-c", str(slots), wait=False)
     for worker in made.workers:
         worker.wait_ready(240.0)
+
+
+def has_stamps(made: Fleet, count: int) -> bool:
+    """Whether so many calls have run."""
+    return len(made.stamps()) == count
 
 
 def limit(lane: str, per_second: float | None) -> None:
@@ -150,7 +156,7 @@ def full_worker_killed() -> None:
                 limit("stamp", None)
                 full = made.worker("full", "-P", "threads", "-c", str(calls))
                 results = [tasks.stamp.delay(str(n), call_s) for n in range(calls)]
-                wait_for(lambda made=made: len(made.stamps()) == calls, 60, "the worker is full")
+                wait_for(partial(has_stamps, made, calls), 60, "the worker is full")
                 full.kill()
                 began = time.monotonic()
                 control.add_consumer("fleet", reply=True, limit=processes, timeout=30.0)

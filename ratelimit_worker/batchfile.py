@@ -172,7 +172,8 @@ class OutLine(msgspec.Struct):
         if end is End.FAILED:
             return Kind(end, error.type[:_MOST_WAY] if error is not None and error.type else status)
         code = (error.code or error.type) if error is not None else None
-        return Kind(end, f"{status} {str(code)[:_MOST_WAY]}" if code else status)
+        told = code and str(code) != str(self.response.status_code)  # OpenRouter's code is the status
+        return Kind(end, f"{status} {str(code)[:_MOST_WAY]}" if told else status)
 
     @property
     def tokens(self) -> tuple[int, int]:
@@ -181,11 +182,11 @@ class OutLine(msgspec.Struct):
             return 0, 0
         try:
             told = _decode_told(self.response.body).usage
-        except msgspec.DecodeError:  # of another shape
-            return tokens_of(msgspec.json.decode(self.response.body))
+        except (msgspec.DecodeError, UnicodeDecodeError):  # of another shape
+            return _tokens_in(self.response.body)
         if told is None:
             told_so = any(mark in bytes(self.response.body) for mark in (b"usageMetadata", b"usage_metadata"))
-            return tokens_of(msgspec.json.decode(self.response.body)) if told_so else (0, 0)
+            return _tokens_in(self.response.body) if told_so else (0, 0)
         return told.tokens
 
     @property
@@ -227,10 +228,17 @@ _decode_told = msgspec.json.Decoder(_Told).decode
 _Read = TypeVar("_Read")
 
 
+def _tokens_in(body: msgspec.Raw) -> tuple[int, int]:
+    try:
+        return tokens_of(msgspec.json.decode(body))
+    except (msgspec.DecodeError, UnicodeDecodeError):  # somebody has written to OUT, in another charset
+        return 0, 0
+
+
 def _read_error(decode: Callable[[msgspec.Raw], _Read], raw: msgspec.Raw) -> _Read | None:
     try:
         return decode(raw)
-    except msgspec.DecodeError:  # a provider's, of another shape
+    except (msgspec.DecodeError, UnicodeDecodeError):  # a provider's, of another shape
         return None
 
 
@@ -254,19 +262,36 @@ def strange(head: bytes) -> str | None:
     for mark, what in _MARKS:
         if head.startswith(mark):
             return what
+    if head[257:262] == b"ustar":
+        return "a tar archive; unpack it first: tar -xf IN"
     text = head[:64]
-    if text.count(b"\0") * 3 >= len(text) > 1 and head[:1] + head[1:2] != b"\0\0":
-        return _UTF16
+    for charset, size in (("UTF-32", 4), ("UTF-16", 2)):  # without a mark, as some write them
+        rows = [text[at::size] for at in range(size)]
+        letters = [row for row in rows if row.count(0) * 4 < len(row)]  # in one place of each character, never 0
+        if len(letters) == 1 and sum(row.count(0) * 2 >= len(row) > 0 for row in rows) == size - 1:
+            return _converted(charset)
     return None
 
 
-_UTF16 = "UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 IN > NEW"
+def _converted(charset: str) -> str:
+    return f"{charset}; convert it first: iconv -f {charset} -t UTF-8 IN > NEW"
+
+
 _MARKS = (
-    (b"\xff\xfe\0\0", "UTF-32; convert it first: iconv -f UTF-32 -t UTF-8 IN > NEW"),
-    (b"\0\0\xfe\xff", "UTF-32; convert it first: iconv -f UTF-32 -t UTF-8 IN > NEW"),
-    (b"\xff\xfe", _UTF16),
-    (b"\xfe\xff", _UTF16),
+    (b"\xff\xfe\0\0", _converted("UTF-32")),
+    (b"\0\0\xfe\xff", _converted("UTF-32")),
+    (b"\xff\xfe", _converted("UTF-16")),
+    (b"\xfe\xff", _converted("UTF-16")),
     (b"PK\x03\x04", "a zip archive (or a spreadsheet); unpack it first, and give lines of JSON"),
+    (b"PK\x05\x06", "a zip archive with nothing in it"),
+    (b"\x04\x22\x4d\x18", "packed with lz4; unpack it first: lz4 -dc IN | ratelimit-worker run - …"),
+    (b"\x1f\x9d", "packed with compress; unpack it first: gzip -dc IN | ratelimit-worker run - …"),
+    (b"Obj\x01", "an Avro file; write it as lines of JSON first"),
+    (b"ARROW1", "an Arrow file; write it as lines of JSON first"),
+    (b"version https://git-lfs", "a pointer of Git LFS; fetch the file itself: git lfs pull"),
+    (b"<!DOCTYPE", "a web page; give lines of JSON"),
+    (b"<!doctype", "a web page; give lines of JSON"),
+    (b"<html", "a web page; give lines of JSON"),
     (b"BZh", "packed with bzip2; unpack it first: bzip2 -dc IN | ratelimit-worker run - …"),
     (b"\xfd7zXZ\0", "packed with xz; unpack it first: xz -dc IN | ratelimit-worker run - …"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it first"),
@@ -287,7 +312,7 @@ def array_of_lines(first: bytes, *, alone: bool) -> bool:
         return False
     try:
         msgspec.json.decode(first)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return not first.endswith(b"]") or alone
     return alone
 
@@ -315,7 +340,7 @@ class LineReader:
         """
         try:
             line = _decode_line(text)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         fine = self._fine_urls.get(line.url)
         if fine is None:
@@ -346,6 +371,16 @@ class LineReader:
             return bad(f"not JSON: {first_line(str(error)) or 'nested too deeply'}", is_object=False)
         if not isinstance(line, dict):
             return bad("not a JSON object", is_object=False)
+        other = _other_format(line)
+        if other is not None:
+            named = line.get("custom_id")
+            return bad(
+                other,
+                named
+                if isinstance(named, str) and named and not _SURROGATE.search(named) and first(named) is None
+                else None,
+                is_object=False,
+            )
         custom_id = line.get("custom_id")
         if isinstance(custom_id, int) and not isinstance(custom_id, bool):
             custom_id = str(custom_id)
@@ -435,8 +470,6 @@ def _bad(number: int, text: bytes, why: str, custom_id: str | None = None, *, is
 
 def _refusal(line: Mapping[str, Any], allowed: Collection[str]) -> str | None:
     method, url, body = line.get("method"), line.get("url"), line.get("body")
-    if method is None and "params" in line:
-        return 'it has "params", as in a Message Batch; give method POST, url /v1/messages, and the params as body'
     if not isinstance(method, str) or method.upper() != "POST":
         return f"method is {method!r:.40}; use POST"
     told = not_whole(url, body) if isinstance(url, str) and isinstance(body, dict) else None
@@ -449,6 +482,44 @@ def _refusal(line: Mapping[str, Any], allowed: Collection[str]) -> str | None:
     if not isinstance(body, dict):
         return "body is not a JSON object"
     return None
+
+
+def _other_format(line: Mapping[str, Any]) -> str | None:
+    """Whose format a line is in instead, and how it becomes ours; None: nothing speaks against it."""
+    if line.get("method") is not None or line.get("url") is not None:
+        return None
+    for members, what in _OTHER_FORMATS:
+        if all(line.get(name) is not None for name in members):
+            return what
+    return None
+
+
+_OTHER_FORMATS = (
+    (("params",), 'it has "params", as in a Message Batch; give method POST, url /v1/messages, and the params as body'),
+    (
+        ("response",),
+        'it has a "response": that is a line of answers, and no request',
+    ),
+    (
+        ("request",),
+        'it has "request", as in a Batch of Gemini; give method POST, url /v1beta/models/MODEL:generateContent, a '
+        "custom_id, and the request as body",
+    ),
+    (
+        ("recordId", "modelInput"),
+        'it has "modelInput", as in a Batch of Bedrock; give a custom_id, method, url and body',
+    ),
+    (("requests",), "it has all requests in one; make a line of each: jq -c '.requests[]' IN > NEW.jsonl"),
+    (
+        ("body",),
+        "it has no method and no url, as in a Batch of Mistral; give method POST, url /v1/chat/completions, and the "
+        "model in body",
+    ),
+    (
+        ("messages",),
+        'it is a body alone; give a custom_id, method POST, url /v1/chat/completions, and this as body (with "model")',
+    ),
+)
 
 
 def _is_text(line: Mapping[str, Any]) -> bool:
@@ -540,7 +611,7 @@ def plain_answer(text: bytes) -> tuple[str, int, int] | None:
     """custom_id and tokens of a line of OUT with an answer, at a glance; None: `read_out` has to look at it."""
     try:
         line = _decode_plain(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     usage = line.response.body.usage
     if usage is None or not 200 <= line.response.status_code < 300:

@@ -156,7 +156,7 @@ class Glimpse:
 
 @dataclass(slots=True)
 class Sighting:
-    """What was seen of the provider during one attempt; providers fill it, `flow.settle` reads it.
+    """What was seen of the provider during one attempt; providers fill it, `flow.call.conclude` reads it.
 
     A user's own function fills it where its client is watched (`providers.watch`); where it is not, the exception alone
     is classified.
@@ -170,6 +170,19 @@ class Sighting:
     sent_again: bool = True  #: whoever made the attempt repeats it where that helps, so a client need not
     watched: bool = False  #: `response` is a watched client's, which need not have raised for it
     glimpses: list[Glimpse] = field(default_factory=list)
+
+    def so_far(self) -> Sighting:
+        """What was seen by now, as it stays: a stream may go on when its attempt has ended."""
+        return Sighting(
+            self.response,
+            self.usage,
+            self.provider,
+            self.model,
+            self.lane,
+            self.sent_again,
+            self.watched,
+            self.glimpses,
+        )
 
     def look(self) -> None:
         """Take what the glimpses tell by now.

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from ratelimit_worker.calls import Attempt, Failure, Mode, ModeChange
-from ratelimit_worker.contracts.lane import Fields, LaneState
+from ratelimit_worker.contracts.lane import Fields, LaneState, Write
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.policy.estimate import Learned
 from ratelimit_worker.policy.fault import UNKNOWN, Failing, Lately
@@ -260,8 +260,8 @@ class Lanes(AttemptLanes, Protocol):
         """Lanes of which calls wait or are out."""
         ...
 
-    def set_points_of(self, changes: Mapping[str, tuple[int, Fields]]) -> None:
-        """Write set-points of several lanes in one round trip: of each, the revision that was read, and the fields."""
+    def set_points_of(self, changes: Mapping[str, Write]) -> None:
+        """Write set-points of several lanes, by name, in one round trip."""
         ...
 
     def count(self) -> int:

@@ -14,7 +14,8 @@ import venv
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.builders import ROOT
+
 LOCK = ROOT / "requirements.lock"
 PLACE = ROOT / ".compat" / "audit"
 AUDITOR = "pip-audit==2.10.1"

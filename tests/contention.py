@@ -15,7 +15,8 @@ import redis
 
 from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.contracts.call import US
-from tests.lua.cluster import LEASE_S, Cluster, entry
+from tests.builders import entry
+from tests.lua.cluster import LEASE_S, Cluster
 
 WORKER_LIFE_S = 3.0  #: a worker beats at least so often
 TOKENS_PER_S = 40_000.0

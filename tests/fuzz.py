@@ -12,11 +12,10 @@ import secrets
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from tests import properties
+from tests.builders import ROOT
 
-ROOT = Path(__file__).parent.parent
 NOTHING_RAN = 5  #: pytest's exit code when no test was selected
 
 

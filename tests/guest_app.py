@@ -29,6 +29,7 @@ class Configuration:
     task_acks_late = False
     worker_prefetch_multiplier = 4
     task_default_rate_limit = "1000/s"
+    control_exchange = "guests"
 
 
 class InTenant(Task):

@@ -12,7 +12,7 @@ import json
 import lzma
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
@@ -197,14 +197,13 @@ def packed(rnd: Random, body: bytes) -> tuple[bytes, str]:
     """A body that is compressed, or says so, or is a bomb."""
     if rnd.random() < 0.2:
         body = b" " * 80_000_000 if rnd.random() < 0.05 else b"[" * 100_000
-    name, pack = rnd.choice(
-        [
-            ("application/x-gzip", zlib.compress),
-            ("bzip2", bz2.compress),
-            ("lzma", lzma.compress),
-            ("gzip", gzip.compress),
-        ]
-    )
+    packs: list[tuple[str, Callable[[bytes], bytes]]] = [
+        ("application/x-gzip", zlib.compress),
+        ("bzip2", bz2.compress),
+        ("lzma", lzma.compress),
+        ("gzip", gzip.compress),
+    ]
+    name, pack = rnd.choice(packs)
     body = pack(body)
     if rnd.random() < 0.3:
         body = body[: rnd.randrange(len(body))]

@@ -25,7 +25,7 @@ MOST = 5_000  #: keys that are looked at; a test that fills a server has many th
 #: Celery's and kombu's own, and the tests'; queues are lists, which anybody names.
 OTHERS = re.compile(
     r"""_kombu\.binding.+ | unacked(_index|_mutex)? .* | celery-task-meta-.+ | celery-taskset-meta-.+ | chord-.+
-      | .+\.reply\.celery\.pidbox | test:.+""",
+      | .+\.reply\..+\.pidbox | test:.+""",
     re.VERBOSE | re.DOTALL,
 )
 
@@ -93,7 +93,8 @@ def of_server(client: redis.Redis, namespace: str = "") -> list[str]:
             break
     with client.pipeline(transaction=False) as pipe:
         for name in found:
-            pipe.type(name).ttl(name)
+            pipe.type(name)
+            pipe.ttl(name)
         answers: list[Any] = pipe.execute()
     lines = []
     for name, kind, ttl_s in zip(found, answers[::2], answers[1::2], strict=True):

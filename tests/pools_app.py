@@ -27,4 +27,4 @@ if os.environ.get("POOLS_SLEEPS_LONG"):
     def drain_events(self: Transport, connection: Any, timeout: float | None = None, **kwargs: Any) -> Any:
         return _drain_events(self, connection, timeout=3600.0, **kwargs)
 
-    Transport.drain_events = drain_events  # type: ignore[method-assign]
+    Transport.drain_events = drain_events  # type: ignore[method-assign,assignment]

@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -33,7 +34,7 @@ def register() -> None:
     """Make the profiles known, and `fixed` the one that holds."""
     # Hypothesis also draws the constants of all modules of this folder that happen to be imported: then the same test
     # has other examples when it runs alone, or after other files, and a seed does not find its failure again.
-    providers.is_local_module_file = lambda _: False
+    vars(providers)["is_local_module_file"] = lambda _: False
     settings.register_profile(
         "fixed",
         max_examples=100,
@@ -50,7 +51,9 @@ def register() -> None:
 
 def share(part: float) -> int:
     """So many examples, of those that the profile gives a test: for one whose examples are long."""
-    return max(1, round(settings.default.max_examples * part))
+    default = settings.default
+    assert default is not None, "`register` has loaded a profile"
+    return max(1, round(default.max_examples * part))
 
 
 def is_property(item: pytest.Item) -> bool:
@@ -76,7 +79,12 @@ def counted(item: pytest.Item) -> Iterator[None]:
     """Note in the test's report how many examples it tried."""
     heard: list[str] = []
     # A test with `@given` has its figures noted by Hypothesis' own plugin; a state machine tells them here.
-    with collector.with_value(lambda stats: heard.append(describe_statistics({**stats, "nodeid": item.nodeid}))):
+    listeners: Any = collector  # typed as one whose value is always None
+
+    def hear(stats: Any) -> None:
+        heard.append(describe_statistics(stats | {"nodeid": item.nodeid}))
+
+    with listeners.with_value(hear):
         yield
     told = _TRIED.findall(getattr(item, "hypothesis_statistics", "") or "".join(heard))
     item.user_properties.append((_EXAMPLES, sum(int(passing) + int(failing) for passing, failing in told)))
@@ -84,5 +92,5 @@ def counted(item: pytest.Item) -> Iterator[None]:
 
 def summary(reports: Iterable[pytest.TestReport]) -> str:
     """How much was tried; see `SUMMARY`."""
-    tried = [value for report in reports for name, value in report.user_properties if name == _EXAMPLES]
+    tried = [int(str(value)) for report in reports for name, value in report.user_properties if name == _EXAMPLES]
     return f"{sum(tried)} examples of {len(tried)} property tests"

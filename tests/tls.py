@@ -37,7 +37,7 @@ def certificates(folder: Path) -> Path:
         "server": ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", *_signed(folder)],
         "client": ["-subj", "/CN=client", *_signed(folder)],
     }.items():
-        pair = ["-keyout", folder / f"{name}.key", "-out", folder / f"{name}.pem"]
+        pair = ["-keyout", f"{folder}/{name}.key", "-out", f"{folder}/{name}.pem"]
         subprocess.run([*new, *pair, *more], check=True, capture_output=True)
     return folder
 

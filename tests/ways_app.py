@@ -148,7 +148,7 @@ class Requested(Task):
 def requested(self: Any, name: str) -> str:
     """Says what kind of request the worker has made of it."""
     _ran(self, name, "requested")
-    taken = dict(reversed(line.split(" ")[1:]) for line in _read("accepted"))
+    taken = {task_id: kind for _, kind, task_id in (line.split(" ") for line in _read("accepted"))}
     return str(taken[self.request.id])
 
 

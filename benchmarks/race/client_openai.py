@@ -18,7 +18,7 @@ def main() -> None:
         try:
             client.chat.completions.create(**body)
         except APIStatusError as error:
-            return error.status_code
+            return int(error.status_code)
         return 200
 
     work_off(given, send)

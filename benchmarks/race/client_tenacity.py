@@ -29,7 +29,7 @@ def main() -> None:
         try:
             attempt(body)
         except APIStatusError as error:
-            return error.status_code
+            return int(error.status_code)
         return 200
 
     work_off(given, send)

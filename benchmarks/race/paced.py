@@ -55,6 +55,7 @@ def send_paced(
             with lock:
                 wait_s = rate.wait_s(time.monotonic())
             time.sleep(wait_s)
+        status: int | None
         try:
             status = client.post("/chat/completions", json=body).status_code
         except httpx.TransportError:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from importlib import import_module
 from typing import Any
 
@@ -116,6 +117,16 @@ class Commands(click.Group):
             raise
 
 
+def _open_standard_streams() -> None:
+    """Give a number of which nobody made use (`2>&-`) to nobody: else a file that is opened next would have it, and
+    what others write there, a library or a child, would stand in that file."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+
+
 def _version(ctx: click.Context, parameter: click.Parameter, asked: bool) -> None:
     if asked:  # click's own option cannot tell the version of a checkout that is not installed
         say(f"ratelimit-worker, version {ratelimit_worker.__version__}")
@@ -129,5 +140,6 @@ def _version(ctx: click.Context, parameter: click.Parameter, asked: bool) -> Non
 )
 def main() -> None:
     """Every LLM call a Celery task, released at one cluster-wide rate per provider budget."""
+    _open_standard_streams()
     # What a command does it says itself; without a handler of ours logging prints warnings to stderr, without fields.
     logging.getLogger("ratelimit_worker").addHandler(logging.NullHandler())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,8 +28,10 @@ class Progress:
     """
 
     def __init__(self, every_s: float = 5.0, stream: Any = None) -> None:
-        self._stream = stream if stream is not None else sys.stderr
-        self.live = self._stream.isatty()  #: whether there is a terminal
+        told = stream if stream is not None else sys.stderr
+        self._stream: Any = _Nobody() if told is None else told  # None where it was closed before this began
+        #: Whether there is a terminal that takes a line back.
+        self.live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._every_s = _REFRESH_S if self.live else every_s
         self._next_s = time.monotonic() + (0.0 if self.live else every_s)
         self._shown = False
@@ -40,28 +44,59 @@ class Progress:
         line = words()
         if self.live:
             columns = shutil.get_terminal_size().columns
-            click.echo(f"\r\x1b[K{one_line(line)[: columns - 1]}", file=self._stream, nl=False)
+            self._put(f"\r\x1b[K{one_line(line)[: columns - 1]}")
             self._shown = True
         else:
-            say(line, file=self._stream)
+            self._say(line)
         self._next_s = time.monotonic() + self._every_s
 
     def note(self, text: str) -> None:
         """A line that stays."""
         self.clear()
-        say(text, file=self._stream)
+        self._say(text)
 
     def clear(self) -> None:
         """Take the refreshed line away."""
         if self._shown:
-            click.echo("\r\x1b[K", file=self._stream, nl=False)
+            self._put("\r\x1b[K")
             self._shown = False
+
+    def _put(self, text: str) -> None:
+        with self._whoever_listens():
+            click.echo(text, file=self._stream, nl=False)
+
+    def _say(self, text: str) -> None:
+        with self._whoever_listens():
+            say(text, file=self._stream)
+
+    @contextmanager
+    def _whoever_listens(self) -> Iterator[None]:
+        """Who ends what is told (`2>&1 | head`, a terminal that is closed) does not end what is under way."""
+        try:
+            yield
+        except (OSError, ValueError):
+            self._stream, self.live = _Nobody(), False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.clear()
+
+
+class _Nobody:
+    """In place of a stream to which nobody listens."""
+
+    def write(self, text: str) -> int:
+        """Taken, and gone."""
+        return len(text)
+
+    def flush(self) -> None:
+        """There is nothing to be flushed."""
+
+    def isatty(self) -> bool:
+        """It is no terminal."""
+        return False
 
 
 def clock(seconds: float) -> str:

@@ -84,6 +84,15 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class Sent(NamedTuple):
+    """A message on its way into a lane."""
+
+    queue: str
+    ref: str
+    message: bytes  #: whole message, with `"delivery_tag": "@"` before anything else
+    body: bytes
+
+
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """A call on its way into a lane."""
 
@@ -113,11 +122,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     def of(
         cls,
         plan: Plan,
-        message: bytes,
-        body: bytes,
+        sent: Sent,
         *,
-        queue: str,
-        ref: str,
         left_s: float,
         due_in_s: float = 0.0,
         publication: str | None = None,
@@ -133,11 +139,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         before = plan.continuation
         return cls(
             lane=plan.lane,
-            queue=queue,
-            ref=ref,
+            queue=sent.queue,
+            ref=sent.ref,
             publication=plan.publication if publication is None else publication,
-            message=message,
-            body=body,
+            message=sent.message,
+            body=sent.body,
             deadline_in_s=max(LEAST_LEFT_S, left_s),
             due_in_s=max(0.0, due_in_s),
             priority=plan.priority,

@@ -34,6 +34,13 @@ SHUT_US = 2**53
 _SET_ASIDE = b"unlimited"
 
 
+class Write(NamedTuple):
+    """What is to be written of a lane, unless a person has set its limits since it was read."""
+
+    revision: int  #: that was read
+    fields: Fields
+
+
 class Field(NamedTuple):
     """One field of the hash."""
 

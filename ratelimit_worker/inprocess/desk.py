@@ -21,13 +21,13 @@ from typing import TypeVar
 from redis import RedisError
 from redis.exceptions import ResponseError
 
-from ratelimit_worker.contracts.call import Claim, Entry
+from ratelimit_worker.contracts.call import Claim, Entry, Sent
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import StoreUnavailable
-from ratelimit_worker.flow import pin
-from ratelimit_worker.flow.admit import Away, News
-from ratelimit_worker.flow.tally import Tally
+from ratelimit_worker.flow.call.admit import Away, News
+from ratelimit_worker.flow.call.tally import Tally
+from ratelimit_worker.flow.lane import pin
 from ratelimit_worker.inprocess.duties import StandIn
 from ratelimit_worker.inprocess.mailbox import Deliveries, Mailbox, Turn
 from ratelimit_worker.inprocess.presence import Beat, Presence
@@ -104,10 +104,7 @@ class Desk:
         self.open()
         entry = Entry.of(
             plan,
-            MESSAGE,
-            b"",  # the arguments stay with the caller
-            queue=self.queue,
-            ref=turn.ref,
+            Sent(self.queue, turn.ref, MESSAGE, b""),  # the arguments stay with the caller
             left_s=plan.deadline_s - time.time(),
             due_in_s=after_s,
             claim=Claim.of(plan, task, at_once=True),

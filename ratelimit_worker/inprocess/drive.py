@@ -10,14 +10,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from ratelimit_worker.calls import Sighting, Timeouts, sighting, within
-from ratelimit_worker.flow.admit import Ask, News, Run, Sleep, Step, Steps, Wait, inside
-from ratelimit_worker.flow.conclude import Ran
+from ratelimit_worker.flow.call.admit import Ask, News, Run, Sleep, Step, Steps, Wait, inside
+from ratelimit_worker.flow.call.conclude import Ran
 
 Mail = str | News
 
@@ -153,7 +152,7 @@ def is_async(function: Callable[..., Any]) -> bool:
 
 def _ended(started_s: float, seen: Sighting, timeouts: Timeouts, **came: Any) -> Ran:
     """What came of an attempt that has just ended: its `value` or its `error`."""
-    return Ran(started_s=started_s, ended_s=time.monotonic(), seen=replace(seen), timeouts=timeouts, **came)
+    return Ran(started_s=started_s, ended_s=time.monotonic(), seen=seen.so_far(), timeouts=timeouts, **came)
 
 
 def _outcome(ran: Ran) -> Any:

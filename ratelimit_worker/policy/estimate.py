@@ -172,7 +172,7 @@ def embeds(body: Mapping[str, Any]) -> bool:
     """
     if "max_output_tokens" in body:
         return False
-    if any(body.get(name) is not None for name in ("messages", "prompt", "instructions", "tools")):
+    if any(body.get(name) is not None for name in ("messages", "message", "prompt", "instructions", "tools")):
         return False
     said = body.get("input")
     if said is None:  # Voyage, Cohere, rerankers

@@ -8,7 +8,7 @@ can afford the refusal that ends each probe (`Dimension.allowed`). A budget that
 while is a window (`_window`), and is spent when it opens. At the start the pace doubles until the first header or
 refusal. Never above what a person configured.
 
-Pure: a state, an observation, a time → a new state. The tuner (flow/tune.py) is its only writer; the scripts in
+Pure: a state, an observation, a time → a new state. The tuner (flow/lane/tune.py) is its only writer; the scripts in
 stores/lua spend at the set-points that come out of `set_points`.
 """
 
@@ -417,6 +417,15 @@ def _doubt(known: Dimension, at: float) -> Dimension:
     )
 
 
+def _had_credit(name: str, known: Dimension, pause: Pause, opened_at: float, mark: Mark) -> bool:
+    """The credit of a pause was being spent: did it exist? True where the pause was too short to tell."""
+    if pause.least_s >= opened_at - pause.since - 0.5:
+        return True
+    since = max(0.0, mark.at - opened_at)
+    got = mark.sent - pause.sent[DIMENSIONS.index(name)] - (known.refill or 0.0) * since
+    return got >= 0.5 * _credit(known, opened_at - pause.since)
+
+
 def _empty_again(state: PaceState, name: str, known: Dimension, seen: Observation, limits: LaneLimits) -> Dimension:
     """The provider's bucket was empty when this request arrived: how much did it give out since it was so before?"""
     mark, at = _mark(name, seen), seen.at
@@ -427,13 +436,8 @@ def _empty_again(state: PaceState, name: str, known: Dimension, seen: Observatio
         known = replace(known, allowed=max(0.0, known.allowed - 1.0), owed=known.depth)
     saved, measured = known.saved, False
     if pause is not None and pause.opened_at is not None:
-        if at < pause.until and pause.least_s < pause.opened_at - pause.since - 0.5:
-            # The credit of a pause was being spent: did it exist?
-            since = max(0.0, mark.at - pause.opened_at)
-            got = mark.sent - pause.sent[DIMENSIONS.index(name)] - (known.refill or 0.0) * since
-            due = _credit(known, pause.opened_at - pause.since)
-            if got < 0.5 * due:
-                saved = saved / 2
+        if at < pause.until and not _had_credit(name, known, pause, pause.opened_at, mark):
+            saved = saved / 2
         if _let_through(state, pause, seen.ticket):
             known = replace(known, busy_s=known.busy_s + _saved_s(known, pause))
     behind = 0.0

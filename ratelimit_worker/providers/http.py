@@ -52,9 +52,13 @@ _KEEPALIVE_S = 30.0
 _MOST_KEY_BYTES = 64 * 1024  #: of a key's file; a device has no end
 #: A key file that is replaced, by whatever tool, is whole again within this many seconds.
 KEY_PATIENCE_S, _KEY_POLL_S = 2.0, 0.05
-_VERSION = re.compile(r"v\d.*")
+_VERSION = re.compile(r"v\d.*", re.I)
 #: A version in an address ("/v1/", "/v1beta/"), or what stands for one (Azure's deployments).
-_VERSIONED = re.compile(r"/v\d[^/]*/|/deployments/")
+_VERSIONED = re.compile(r"/v\d[^/]*/|/deployments/", re.I)
+
+_MOST_PORT = 65_535
+#: What examples have in the place of a key: ${OPENAI_API_KEY}, <your key>.
+_PLACEHOLDER = re.compile(r"\$\{?\w*\}?|<[^<>]*>")
 
 #: Headers by which an account is known, beside what its key fills.
 _AUTH_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "ocp-apim-subscription-key", "x-goog-api-key"})
@@ -242,12 +246,13 @@ def endpoint(
         ConfigurationError: The base URL is none, or the key in the variable cannot stand in a header.
         AuthenticationFailed: There is no key.
     """
-    origin = (base_url or environment.get(account.address) or account.base_url).strip().rstrip("/")
+    origin = base_url_of(environment, account, base_url)
     try:
         parsed = _url(origin)
     except httpx.InvalidURL:
         raise ConfigurationError(f"{account.address} is no URL; give http(s)://host/path") from None
     plain = parsed.host and "%" not in parsed.host and not (parsed.userinfo or parsed.query or parsed.fragment)
+    plain = plain and "\\" not in origin and not (parsed.port or 0) > _MOST_PORT
     if parsed.scheme not in {"http", "https"} or not plain:
         raise ConfigurationError(
             f"{account.address} is no plain http(s) URL; give http(s)://host/path, and a query in MAISD_PROVIDERS"
@@ -298,13 +303,30 @@ def _key(environment: Mapping[str, str], account: Account) -> str | None:
             raise KeyUnusable(f"{source}: {file} is empty")
     else:
         source = next((name for name in account.keys if environment.get(name, "").strip()), "")
-        key = environment.get(source, "").strip()
+        key = environment.get(source, "")
+    key = _bare(key)
+    if key[:7].lower() == "bearer ":  # the whole header's value
+        key = key[7:].strip()
     if not key:
         return None
+    if _PLACEHOLDER.fullmatch(key):
+        raise (KeyUnusable if file else ConfigurationError)(f"{source} holds the place of a key, and no key")
     if not all("!" <= letter <= "~" for letter in key):  # h11 would refuse the header, quoting the key
         kind = KeyUnusable if file else ConfigurationError
         raise kind(f"{source} holds characters that no HTTP header can carry")
     return key
+
+
+def base_url_of(environment: Mapping[str, str], account: Account, base_url: str | None = None) -> str:
+    """The base URL of an account, as it was given; without a slash at its end."""
+    return _bare(base_url or environment.get(account.address) or account.base_url).rstrip("/")
+
+
+def _bare(value: str) -> str:
+    """A value without blanks around it, and without the quotes that Docker's env files keep."""
+    value = value.strip()
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return value[1:-1].strip() if quoted else value
 
 
 def _is_loopback(host: str) -> bool:
@@ -324,10 +346,14 @@ def _join(base_url: str, path: str, version: str = "") -> str:
     # A percent sign may hide a dot or a slash from us and not from the server.
     if not plain or "%" in "".join(segments) or any(segment in {"", ".", ".."} for segment in segments):
         raise BadInput("a request's url must be a plain path such as /v1/chat/completions")
-    last = base_url.rpartition("/")[2]
-    if _VERSION.fullmatch(last):
-        below = below.removeprefix(f"{last}/")
-    elif version and not _VERSION.fullmatch(segments[0]):
+    root, _, last = base_url.rpartition("/")
+    named = segments[0] if len(segments) > 1 and _VERSION.fullmatch(segments[0]) else ""
+    if named == "v1" and _VERSIONED.search(f"{base_url}/"):
+        # A Batch file says /v1 whoever is asked; below a base URL with a version of its own nobody has another one.
+        below = below.removeprefix("v1/")
+    elif named and _VERSION.fullmatch(last):
+        base_url = root  # the request's own version is the one that it was written for
+    elif version and not named and not _VERSION.fullmatch(last):
         below = f"{version}/{below}"
     return f"{base_url}/{below}"
 

@@ -19,7 +19,8 @@ CHAT_PATH = "/chat/completions"
 EMBEDDINGS_PATH = "/embeddings"
 
 _PROMPT = (
-    *("messages", "input", "prompt", "instructions", "tools", "functions"),
+    *("messages", "input", "prompt", "instructions", "tools", "functions", "response_format"),
+    *("message", "chat_history", "preamble"),  # Cohere's
     *("inputs", "texts", "documents", "query"),  # Voyage, Cohere and rerankers, behind the same door
     *("file", "image", "images", "mask"),
 )

@@ -15,7 +15,7 @@ from redis import Redis
 
 from ratelimit_worker.calls import Failure, Mode
 from ratelimit_worker.contracts.call import US, Entry, Placed, Record, Released, TakenOut
-from ratelimit_worker.contracts.lane import Fields, LaneState
+from ratelimit_worker.contracts.lane import Fields, LaneState, Write
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.errors import BadInput, LaneFull, LanesFull, LaneShedding
 from ratelimit_worker.policy import retry
@@ -433,11 +433,11 @@ class Lanes:
         """Lanes of which calls wait or are out; some of them where there are very many."""
         return [name.decode() for name in self.run("working", (most,))]
 
-    def set_points_of(self, changes: Mapping[str, tuple[int, Fields]]) -> None:
+    def set_points_of(self, changes: Mapping[str, Write]) -> None:
         """Write fields of several lanes in one round trip, a script each, as `set_points` does.
 
         Args:
-            changes: Lane → the revision that was read, and the fields; a lane that has another by now is left alone.
+            changes: By lane; one that has another revision by now is left alone.
         Raises:
             ValueError: as `set_points`.
         """

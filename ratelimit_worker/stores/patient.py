@@ -12,7 +12,7 @@ import mmap
 import struct
 from collections.abc import Callable
 from time import monotonic, sleep
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from redis import RedisError
 from redis.exceptions import (
@@ -25,7 +25,7 @@ from redis.exceptions import (
     TimeoutError,
 )
 
-from ratelimit_worker.contracts.lesson import Lesson
+from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.ports import Begun, Health
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.reach import first_line, unavailable
@@ -99,11 +99,15 @@ class PatientLanes(Lanes):
     def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
         return self._patiently(lambda: super(PatientLanes, self).begin(tag, lease_s, alone, process, taken))
 
-    def settle(self, tag: str, lane: str, answer: bytes, lesson: Lesson, **how: Any) -> bool:
-        return self._patiently(lambda: super(PatientLanes, self).settle(tag, lane, answer, lesson, **how))
+    def settle(
+        self, tag: str, lane: str, answer: bytes, lesson: Lesson, *, kind: AnswerKind = "value", outbox: bytes = b""
+    ) -> bool:
+        told = super().settle
+        return self._patiently(lambda: told(tag, lane, answer, lesson, kind=kind, outbox=outbox))
 
-    def back(self, tag: str, lane: str, lesson: Lesson, **how: Any) -> bool:
-        return self._patiently(lambda: super(PatientLanes, self).back(tag, lane, lesson, **how))
+    def back(self, tag: str, lane: str, lesson: Lesson, *, after_s: float, tries: int, outbox: bytes = b"") -> bool:
+        told = super().back
+        return self._patiently(lambda: told(tag, lane, lesson, after_s=after_s, tries=tries, outbox=outbox))
 
     def health(self, lane: str, task: str = "") -> Health:
         return self._patiently(lambda: super(PatientLanes, self).health(lane, task))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import bz2
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +26,8 @@ MOST_BODY_BYTES = 64 * 1024 * 1024
 MOST_LZMA_BYTES = 128 * 1024 * 1024  #: of memory, to unpack
 TYPED = b'"__type__"'  #: in JSON with which kombu carries a datetime or a UUID
 JSON = "application/json"
-MAILBOX, REPLIES = ".pidbox", ".reply.celery.pidbox"  #: ends of the names of kombu's queues for broadcasts
+MAILBOX = ".pidbox"  #: end of the names of kombu's queues for broadcasts, and for the replies to them:
+REPLIES = re.compile(r"[0-9a-f-]{36}\.reply\..+\.pidbox")  #: ... id of a thread, and the app's `control_exchange`
 _read = msgspec.json.Decoder().decode
 
 
@@ -45,7 +47,7 @@ class Intake:
         if not isinstance(message, dict):
             return "not a message"
         if queue not in self.queues:  # a reply or an event: the rest is kombu's own business
-            broadcast = queue.endswith(MAILBOX) and not queue.endswith(REPLIES)
+            broadcast = queue.endswith(MAILBOX) and not REPLIES.fullmatch(queue)
             return _envelope_refusal(message) or (_broadcast_refusal(message) if broadcast else None)
         headers = message.get("headers")
         if not isinstance(headers, dict):

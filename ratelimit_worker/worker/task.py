@@ -37,17 +37,20 @@ from ratelimit_worker.calls import Cost, Outcome, Priority
 from ratelimit_worker.contracts.lane import Fields
 from ratelimit_worker.contracts.plan import HEADER, Continuation, Plan, Sender, Shedding
 from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable, TaskAborted
-from ratelimit_worker.flow import enqueue, pin
-from ratelimit_worker.flow.conclude import Again, Answered, Facts, GaveUp, PassedOn, Rules
-from ratelimit_worker.flow.execute import (
+from ratelimit_worker.flow.call import enqueue
+from ratelimit_worker.flow.call.answers import Answers
+from ratelimit_worker.flow.call.conclude import Again, Answered, Facts, GaveUp, PassedOn
+from ratelimit_worker.flow.call.execute import (
     Executor,
     Interrupted,
     MustBeAlone,
+    Result,
     own_retry,
     resent,
     tries_used,
 )
-from ratelimit_worker.flow.settle import Answers
+from ratelimit_worker.flow.call.judge import Rules
+from ratelimit_worker.flow.lane import pin
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.own_retry import Goes, Stays, Wish
 from ratelimit_worker.policy.retry import RetryPolicy
@@ -491,23 +494,7 @@ class CallTask(Task):
             if not PATIENCE.is_over():
                 raise
             raise left_by(away) from away
-        match result:
-            case Answered(value):
-                return value
-            case Again(after_s, error):
-                raise CeleryRetry(str(error), exc=error, when=after_s)
-            case GaveUp(error):
-                if isinstance(error, Exception) and not isinstance(error, FOR_CELERY):
-                    raise error
-                raise TaskAborted(request.id, type(error).__name__) from error
-            case PassedOn(word):
-                raise word
-            case Interrupted(error):
-                if isinstance(error, Exception):  # raised by a clean-up while the process ends
-                    raise SystemExit(1) from error
-                raise error
-            case _:
-                raise Ignore
+        return _in_celerys_words(request.id, result)
 
     def _eagerly(self, inner: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         request, asked = self.request, asked_of_app(self.app)
@@ -648,7 +635,7 @@ def sends(app: Any) -> Callable[..., Any]:
         if chosen:
             told = inspect.signature(send).bind(name, *args, **options).arguments
             plan = task.plan(told.get("args") or (), told.get("kwargs") or {}, **chosen)
-            options["headers"] = {**(options.get("headers") or {}), HEADER: plan}
+            options["headers"] = {**(options.get("headers") or {}), HEADER: plan.encode()}
         options["task_id"] = call_id = options.get("task_id") or uuid()
         with accepting(app, call_id, options.pop("producer", None)) as producer:
             return send(name, *args, producer=producer, **options)
@@ -692,6 +679,27 @@ def _check_way(app: Celery, connection: Any, producer: Any) -> None:
     for name, given in (("connection", connection), ("producer", getattr(producer, "__connection__", None))):
         if given is not None and asked_of(given) is None:
             raise ConfigurationError(f"{name}=: it leads past the lanes; leave it out, or take one of app.pool")
+
+
+def _in_celerys_words(call_id: str, result: Result) -> Any:
+    """What an attempt came to, as Celery hears it → the answer of one that was answered."""
+    match result:
+        case Answered(value):
+            return value
+        case Again(after_s, error):
+            raise CeleryRetry(str(error), exc=error, when=after_s)
+        case GaveUp(error):
+            if isinstance(error, Exception) and not isinstance(error, FOR_CELERY):
+                raise error
+            raise TaskAborted(call_id, type(error).__name__) from error
+        case PassedOn(word):
+            raise word
+        case Interrupted(error):
+            if isinstance(error, Exception):  # raised by a clean-up while the process ends
+                raise SystemExit(1) from error
+            raise error
+        case _:
+            raise Ignore
 
 
 def _going_on(plan: Plan, before: Plan, attempts: int, tries: int) -> Plan:

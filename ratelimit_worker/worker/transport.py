@@ -37,7 +37,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ratelimit_worker.contracts.call import Claim, Entry
+from ratelimit_worker.contracts.call import Claim, Entry, Sent
 from ratelimit_worker.contracts.plan import HEADER, Plan, Sender, Shedding
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.fingerprint import digest
@@ -721,10 +721,7 @@ def entry(queue: str, message: Mapping[str, Any], plan: Plan, asked: Asked | Non
     )
     return Entry.of(
         plan,
-        text.encode(),
-        pack_body(body),
-        queue=queue,
-        ref=headers["id"],
+        Sent(queue, headers["id"], text.encode(), pack_body(body)),
         left_s=min(expires, plan.deadline_s) - now,
         due_in_s=due,
         publication=_publication(headers, plan, asks),

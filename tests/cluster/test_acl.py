@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,12 +15,13 @@ import redis
 from celery import chain, chord
 from redis.exceptions import NoPermissionError
 
+from tests.builders import ROOT
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet
 
 pytestmark = pytest.mark.worker
 
-PAGE = Path(__file__).parents[2] / "docs" / "security.md"
+PAGE = ROOT / "docs" / "security.md"
 
 
 def users(queue: str) -> dict[str, list[str]]:

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import redis
 
-from ratelimit_worker.calls import Attempt, Mode, ModeChange, Outcome
+from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import StoreUnavailable
-from ratelimit_worker.flow.alert import Alerter
-from ratelimit_worker.flow.pin import auto, pin
+from ratelimit_worker.flow.duty.alert import Alerter
+from ratelimit_worker.flow.lane.pin import auto, pin
 from ratelimit_worker.policy.alerts import KEEP_S, of_change, of_latency
 from ratelimit_worker.policy.trend import Slice
 from ratelimit_worker.providers.webhook import NotTaken, Webhook
@@ -32,6 +32,7 @@ from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.queries import Queries
 from ratelimit_worker.stores.tracker import Tracker
 from ratelimit_worker.wiring import services
+from tests.builders import attempt
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet, free_port
 
@@ -238,27 +239,16 @@ def test_nobody_at_the_address(redis_client: redis.Redis, tmp_path: Path) -> Non
         bench.webhook.post(b"{}")
 
 
-def row(number: int, finished_at: float, latency_s: float) -> Attempt:
-    """An answered attempt."""
-    return Attempt(
-        call_id=f"c-{number}",
-        number=1,
-        lane="gpt",
-        task="task",
-        outcome=Outcome.ANSWERED,
-        started_at=finished_at - latency_s,
-        finished_at=finished_at,
-        waited_s=0.0,
-    )
-
-
 def test_a_degradation_is_told_once_while_it_lasts(redis_client: redis.Redis, hook: Hook, tmp_path: Path) -> None:
     """A look a minute; fifteen minutes after it ended the next one is news."""
     url = f"sqlite:///{tmp_path}/t.db"
     bench = Bench(redis_client, hook.url, Queries(engine_for(url)))
     now_s = bench.now_s // 60 * 60
     Tracker(engine_for(url)).record(
-        [row(n, now_s - 890 + n * 4, 1.0 if n < 100 else 3.0) for n in range(220)]  # for a quarter of an hour
+        [
+            attempt(f"c-{n}", finished_at=now_s - 890 + n * 4, took_s=1.0 if n < 100 else 3.0, lane="gpt")
+            for n in range(220)  # for a quarter of an hour
+        ]
     )
     bench.drain()
     bench.now_s += 60

@@ -25,8 +25,9 @@ from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.worker.result import CallResult
 from ratelimit_worker.worker.sending import THREADS as THREADS_THAT_SEND
 from ratelimit_worker.worker.sending import Sending
+from tests.builders import ROOT
 from tests.conftest import wait_for
-from tests.fleet import ROOT, Fleet, fleet
+from tests.fleet import Fleet, fleet
 
 WAIT_S = 240.0
 CALLS, THREADS = 400, 16

@@ -9,7 +9,7 @@ Each attempt is a row.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
@@ -245,8 +245,8 @@ def test_an_exception_that_we_do_not_know_adds_nothing(tasks: ModuleType, runnin
     ours = [line for line in running[1].log().splitlines() if "attempt.finished" in line]
     assert any("cause=Odd" in line for line in ours)
     assert not any(CANARY in line for line in ours)
-    client = running[0].valkey.client
-    reads = {
+    client: Any = running[0].valkey.client
+    reads: dict[bytes, Callable[[bytes], Any]] = {
         b"string": client.get,
         b"hash": client.hgetall,
         b"list": lambda key: client.lrange(key, 0, -1),

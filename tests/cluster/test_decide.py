@@ -18,7 +18,7 @@ from celery.result import AsyncResult
 
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import BadInput, StoreUnavailable
-from ratelimit_worker.flow.admit import ENTER_S
+from ratelimit_worker.flow.call.admit import ENTER_S
 from ratelimit_worker.inprocess import AdvancedRateLimiter
 from ratelimit_worker.stores import decide
 from ratelimit_worker.stores.decide import Decision, answering, deciding
@@ -230,7 +230,12 @@ def test_a_call_in_process_goes_ahead(made: Fleet, warm: bool) -> None:
     """It waits for no more than its decision, whether or not Redis has been there before; the basic pace holds then."""
     slept: list[float] = []
     live = Services(replace(read_settings(), rate_limit_delay=0.5), made.valkey.url)
-    limiter = AdvancedRateLimiter(live, sleep=lambda seconds: (slept.append(seconds), time.sleep(seconds / 10)))
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        time.sleep(seconds / 10)
+
+    limiter = AdvancedRateLimiter(live, sleep=sleep)
     try:
         if warm:
             assert limiter.make_rate_limited_call(lambda: 1, cache_enabled=False) == 1

@@ -30,9 +30,10 @@ from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 from ratelimit_worker.worker import lost
+from tests.builders import ROOT, entry
 from tests.conftest import wait_for
-from tests.fleet import ROOT, Fleet, Valkey, fleet
-from tests.lua.cluster import Cluster, entry
+from tests.fleet import Fleet, Valkey, fleet
+from tests.lua.cluster import Cluster
 from tests.proxy import Proxy
 
 # ── decided from values ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -19,8 +19,9 @@ import pytest
 from celery import Celery
 
 from ratelimit_worker.stores import keys
+from tests.builders import ROOT
 from tests.conftest import wait_for
-from tests.fleet import ROOT, Fleet, Worker, fleet
+from tests.fleet import Fleet, Worker, fleet
 
 pytestmark = [pytest.mark.server, pytest.mark.worker]
 
@@ -156,7 +157,7 @@ def test_celery_s_own_fixtures(broker: str, tmp_path: Path) -> None:
             "celery.contrib.pytest",
             "-p",
             "no:cacheprovider",
-            tmp_path,
+            str(tmp_path),
         ]
         done = subprocess.run(
             command, cwd=tmp_path, env={**env, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ratelimit_worker.calls import LaneLimits, Mode, ModeChange
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.simulate import HeaderStyle, Scenario, Simulator
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 from ratelimit_worker.wiring import services
@@ -142,7 +142,7 @@ def test_an_outage_outlives_its_tuner(made: Fleet, provider: Simulator, database
     provider.control(fault="500")
     results: list[Any] = [tasks.chat.delay(number) for number in range(40)]
     wait_for(lambda: mode("chat") is Mode.EMERGENCY, 120.0, "EMERGENCY")
-    client = services().lanes.client
+    client: Any = services().lanes.client
     holder = (client.get("rlw:duty:tune") or b"").decode()
     victim = next(worker for worker in made.workers if holder.startswith(f"{worker.process.pid}-"))
     victim.kill()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -124,7 +125,8 @@ def test_two_deployments_share_a_server(shared: Fleet, monkeypatch: pytest.Monke
     assert len(Live(within(client, "one:")).now().workers) == len(Live(within(client, "two_")).now().workers) == 1
     for worker in shared.workers:
         worker.stop()
-    stray = [key for key in client.keys("*") if not key.startswith((b"one:", b"two_"))]
+    found: Any = client.keys("*")
+    stray = [key for key in found if not key.startswith((b"one:", b"two_"))]
     assert stray == []
     for namespace in ("one:", "two_"):
         leftovers.check(client, namespace)

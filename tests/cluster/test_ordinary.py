@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -79,7 +80,7 @@ def acks(side: Side) -> Any:
     client = side.made.valkey.client
     for name in ("early", "late"):
         result = side.task(name).delay(name)
-        wait_for(lambda name=name: side.noted(f"{name}-begun"), what="it runs")
+        wait_for(partial(side.noted, f"{name}-begun"), what="it runs")
         seen.append(client.hlen("unacked"))
         side.go(name)
         result.get(timeout=WAIT_S)
@@ -111,7 +112,7 @@ def serializers(side: Side) -> Any:
     client.delete("nobody")
     result = side.task("add").delay(1)
     result.get(timeout=WAIT_S)
-    return answer, found, sorted(json.loads(client.get(f"celery-task-meta-{result.id}")))
+    return answer, found, sorted(json.loads(client.get(f"celery-task-meta-{result.id}") or b""))
 
 
 def expiry(side: Side) -> Any:
@@ -208,7 +209,7 @@ def canvas(side: Side) -> Any:
     bad = chord([add.s(1), side.task("fail").s()], total.s().on_error(note.si("chord-errback"))).delay()
     ended = [side.end(linked), side.end(failing), side.end(bad)]
     for name in ("linked", "errback", "chord-errback"):
-        wait_for(lambda name=name: side.noted(name), what=f"{name} ran")
+        wait_for(partial(side.noted, name), what=f"{name} ran")
     sent = [
         chain(add.s(1), add.s(2), add.s(3)).delay(),
         group(add.s(n) for n in range(3)).delay(),

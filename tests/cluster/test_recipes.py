@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from ratelimit_worker.simulate import Scenario, Simulator
-from tests.faces.test_cli import clean_environment
-from tests.fleet import ROOT, Fleet, Worker, fleet
+from tests.builders import ROOT, clean_environment
+from tests.fleet import Fleet, Worker, fleet
 
 pytestmark = [pytest.mark.server, pytest.mark.worker]
 RECIPES = (ROOT / "docs" / "recipes.md").read_text("utf-8")

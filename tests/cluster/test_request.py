@@ -26,6 +26,7 @@ from ratelimit_worker.errors import (
     MalformedResponse,
 )
 from ratelimit_worker.providers import anthropic, apis, google, http, openai
+from ratelimit_worker.providers.answer_bytes import MB
 from tests.conftest import wait_for
 from tests.fleet import Fleet, Worker, fleet
 
@@ -133,7 +134,8 @@ def parts_of(headers: Mapping[str, str], sent: bytes) -> list[tuple[str, str | N
     ("name", "path", "at", "body", "answer", "usage"),
     [
         ("openai", "/v1/responses", "/v1/responses", {"model": "m", "input": "x"},
-         {"object": "response", "status": "completed", "output": [], "usage": {"input_tokens": 3, "output_tokens": 4}},
+         {"object": "response", "status": "completed", "output": [{"type": "message", "content": []}],
+          "usage": {"input_tokens": 3, "output_tokens": 4}},
          Usage(3, 4)),
         ("openai", "/responses", "/v1/responses", {"model": "m", "input": "x"}, {"output": []}, None),
         ("openai", "/v1/completions", "/v1/completions", {"model": "m", "prompt": "x"},
@@ -274,7 +276,7 @@ def test_a_sound_comes_as_base64(provider: Provider, ask: Any) -> None:
 def test_a_sound_has_a_bound(provider: Provider, ask: Any) -> None:
     """As base64 it is a third larger, and that is what is kept."""
     provider.replies["/v1/audio/speech"] = [(200, {"content-type": "audio/mpeg"}, b"x" * 900)]
-    http.bound_answers(1_000 / http.MB)
+    http.bound_answers(1_000 / MB)
     try:
         with pytest.raises(InvalidRequest, match="MAISD_MAX_ANSWER_MB"):
             ask("openai", "/v1/audio/speech", {"model": "tts-1", "input": "hi", "voice": "alloy"})

@@ -25,17 +25,17 @@ from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.stores.fitness import Unfit, why_unfit
 from ratelimit_worker.stores.server import RedisServer
+from tests.builders import ROOT, clean_environment
 from tests.conftest import wait_for
-from tests.faces.test_cli import clean_environment
-from tests.fleet import ROOT, Fleet, fleet, free_port
+from tests.fleet import Fleet, fleet, free_port
 
 
 @cache
 def servers() -> dict[str, str]:
     """What it calls itself -> its program."""
     named = [path for path in os.environ.get("RATELIMIT_TEST_SERVERS", "").split(":") if path]
-    there = [found for name in ("redis-server", "valkey-server") if (found := shutil.which(name))]
-    found = {}
+    there = [path for name in ("redis-server", "valkey-server") if (path := shutil.which(name))]
+    found: dict[str, str] = {}
     for program in [str(get_binary_path()), *there, *named]:
         said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
         kind, version = re.search(r"(Valkey|Redis) server v=(\S+)", said).groups()  # type: ignore[union-attr]

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.cli import main
 from ratelimit_worker.errors import DeadlineExceeded, TaskAborted
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.policy import timeout
 from ratelimit_worker.ports import BarKind
 from ratelimit_worker.reports.doctor import Level, judge_workers
@@ -27,9 +27,10 @@ from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.overdue import OverdueCall
 from ratelimit_worker.wiring import services
+from tests.builders import entry
 from tests.conftest import wait_for
 from tests.fleet import Fleet, Worker, fleet
-from tests.lua.cluster import LEASE_S, Cluster, entry
+from tests.lua.cluster import LEASE_S, Cluster
 from tests.slots_app import RAISED
 
 POOLS = {"threads": 2, "prefork": 2, "gevent": 2, "eventlet": 2, "solo": 1}
@@ -228,7 +229,7 @@ def test_a_call_that_never_ends_is_given_up_and_costs_no_slot(scene: Fleet, pool
         (row,) = rows_of(result.id)
         assert (row.outcome.value, row.cause, row.number) == ("failed", "DeadlineExceeded", 1)
     if pool in ("threads", "solo"):  # the others end it: a greenlet is killed, a child gets SIGKILL
-        named = []
+        named: list[Any] = []
 
         def are_named() -> bool:
             named[:] = overdue()

@@ -52,7 +52,7 @@ def test_workers_and_callers_speak_tls(made: Fleet, folder: Path, monkeypatch: p
             url = f"redis://127.0.0.1:{port}/0" if query == "redis" else f"rediss://127.0.0.1:{port}/0{query}"
             env = {"MAISD_REDIS_URL": url, "FLEET_TLS": json.dumps(told), **more}
             env = {name: value.replace("@", str(folder)) for name, value in env.items()}
-            worker = made.worker(f"w{len(made.workers)}", "-P", "threads", "-c", "2", **env)
+            worker = made.worker(f"w{len(made.workers)}", "-P", "threads", "-c", "2", wait=True, **env)
             for name, value in env.items():
                 here.setitem(os.environ, name, value)
             tasks = made.agent()

@@ -14,8 +14,8 @@ from sqlalchemy import text
 
 from ratelimit_worker.simulate import Scenario, Simulator
 from ratelimit_worker.stores.tracker import engine_for
+from tests.builders import clean_environment
 from tests.conftest import wait_for
-from tests.faces.test_cli import clean_environment
 from tests.fleet import Fleet, Worker, fleet
 
 pytestmark = [pytest.mark.server, pytest.mark.worker]

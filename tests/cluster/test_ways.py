@@ -27,8 +27,9 @@ from celery.result import AsyncResult, GroupResult, result_from_tuple
 
 from ratelimit_worker.errors import BadInput, ConfigurationError, MessageRefused
 from ratelimit_worker.wiring import services
+from tests.builders import ROOT
 from tests.conftest import wait_for
-from tests.fleet import ROOT, Fleet, Worker, fleet
+from tests.fleet import Fleet, Worker, fleet
 
 pytestmark = [pytest.mark.server, pytest.mark.worker]
 WAIT_S = 120

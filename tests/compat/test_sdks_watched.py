@@ -104,7 +104,7 @@ class Way:
     """One way to ask: a client, and one request with it that gives back what its caller sees."""
 
     make: Callable[[str], Any]
-    ask: Callable[[Any, str], Any]
+    ask: Callable[..., Any]
     reply: Reply
     retries: int = 1  #: more than 1: its client tries again by itself
 
@@ -317,17 +317,23 @@ WAYS = {
     "aiohttp, stream": _looped(lambda u: aiohttp.ClientSession(), _aiohttp_streamed, EVENTS),
     "aiohttp, chunks": _looped(lambda u: aiohttp.ClientSession(), _aiohttp_chunks, ANSWER),
 }
+
+
+def _makes(kind: Callable[[], Any]) -> Callable[[str], Any]:
+    return lambda _: kind()
+
+
 for library in (httpx, httpx2):
     name = library.__name__
     WAYS |= {
         name: Way(
-            lambda u, library=library: library.Client(),
+            _makes(library.Client),
             lambda c, u: pickle.loads(pickle.dumps(c.post(u + PATH, json=BODY))).json(),
             ANSWER,
         ),
-        f"{name}, stream": Way(lambda u, library=library: library.Client(), _httpx_stream, EVENTS),
-        f"{name}, async": _looped(lambda u, library=library: library.AsyncClient(), _httpx_async, ANSWER),
-        f"{name}, async stream": _looped(lambda u, library=library: library.AsyncClient(), _httpx_streamed, EVENTS),
+        f"{name}, stream": Way(_makes(library.Client), _httpx_stream, EVENTS),
+        f"{name}, async": _looped(_makes(library.AsyncClient), _httpx_async, ANSWER),
+        f"{name}, async stream": _looped(_makes(library.AsyncClient), _httpx_streamed, EVENTS),
     }
 
 every_way = pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
@@ -496,7 +502,7 @@ def test_a_thread_is_covered_where_the_context_is_copied(provider: Provider) -> 
         in_thread(partial(contextvars.copy_context().run, ask))
     assert seen.usage == Usage(9, 12)
     with sighting() as seen:
-        asyncio.run(asyncio.to_thread(ask))  # type: ignore[arg-type]
+        asyncio.run(asyncio.to_thread(ask))
     assert seen.usage == Usage(9, 12)
 
 

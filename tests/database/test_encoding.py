@@ -5,28 +5,28 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
-from ratelimit_worker.calls import Attempt, Content, Mode, ModeChange, Outcome
+from ratelimit_worker.calls import Attempt, Content, Mode, ModeChange
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.stores.database import engine_for
 from ratelimit_worker.stores.encoding import codec_of, fitting
 from ratelimit_worker.stores.queries import Queries
 from ratelimit_worker.stores.tracker import Tracker
+from tests import builders
+from tests.builders import clean_environment
 from tests.conftest import PostgresServer
-from tests.faces.test_cli import clean_environment
 
 LANE = "größe:日本 🎉"
 
 
 def attempt(number: int) -> Attempt:
-    return Attempt(
-        call_id=f"c{number}", number=1, lane=LANE, task="shop.ask", outcome=Outcome.ANSWERED,
-        started_at=1_700_000_000.0, finished_at=1_700_000_001.0, waited_s=0.0, tags=("é", "日"), cause="Ω…",
-        content=Content(asked="日本", answer="“naïve”", traceback=None),
-    )  # fmt: skip
+    content = Content(asked="日本", answer="“naïve”", traceback=None)
+    more: dict[str, Any] = {"lane": LANE, "task": "shop.ask", "tags": ("é", "日"), "cause": "Ω…", "content": content}
+    return builders.attempt(f"c{number}", finished_at=1_700_000_001.0, took_s=1.0, **more)
 
 
 @pytest.mark.postgres

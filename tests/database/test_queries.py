@@ -22,6 +22,7 @@ from ratelimit_worker.stores import queries
 from ratelimit_worker.stores.migrations import HEAD
 from ratelimit_worker.stores.queries import Queries, Rare, Recent, Retried, Sums
 from ratelimit_worker.stores.tracker import Tracker, engine_for
+from tests import builders
 
 NOW = 1_800_000_000.0  # on the hour
 
@@ -41,14 +42,14 @@ def attempt(
     tokens: tuple[int, int] | None = None,
 ) -> Attempt:
     """An attempt that ended `ago_s` before NOW."""
-    return Attempt(
-        call_id=call_id,
-        number=number,
+    return builders.attempt(
+        call_id,
+        number,
+        outcome,
+        finished_at=NOW - ago_s,
+        took_s=latency_s,
         lane=lane,
         task=task,
-        outcome=outcome,
-        started_at=NOW - ago_s - latency_s,
-        finished_at=NOW - ago_s,
         waited_s=waited_s,
         context=context,
         category=category,

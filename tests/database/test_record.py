@@ -17,36 +17,17 @@ from redis.retry import Retry
 from sqlalchemy import Engine, insert, text
 from sqlalchemy.exc import IntegrityError
 
-from ratelimit_worker.calls import Attempt, Outcome
+from ratelimit_worker.calls import Outcome
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
-from ratelimit_worker.flow.record import Recorder, pause_s, record_once
+from ratelimit_worker.flow.duty.record import Recorder, pause_s, record_once
 from ratelimit_worker.stores import migrations
 from ratelimit_worker.stores.outbox import CLAIM_IDLE_MS, Outbox
 from ratelimit_worker.stores.tables import AttemptRow
 from ratelimit_worker.stores.tracker import Tracker, _row, engine_for
+from tests.builders import attempt, attempts
 from tests.conftest import PostgresServer, wait_for
 
 pytestmark = pytest.mark.server
-
-
-def attempt(call_id: str, number: int = 1, outcome: Outcome = Outcome.ANSWERED, anew: bool = False) -> Attempt:
-    """An ordinary attempt."""
-    return Attempt(
-        call_id=call_id,
-        number=number,
-        lane="lane",
-        task="task",
-        outcome=outcome,
-        started_at=100.0,
-        finished_at=101.5,
-        waited_s=0.0,
-        anew=anew,
-    )
-
-
-def attempts(count: int) -> list[Attempt]:
-    """As many calls of one attempt each."""
-    return [attempt(f"c-{i}") for i in range(count)]
 
 
 def rows(engine: Engine) -> int:
@@ -150,7 +131,7 @@ def test_garbage_in_the_outbox_holds_up_nobody(
 
 KILLED_BEFORE_COMMIT = """
 import os, signal, sys, redis
-from ratelimit_worker.flow.record import record_once
+from ratelimit_worker.flow.duty.record import record_once
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 
@@ -181,7 +162,7 @@ def test_a_recorder_killed_between_record_and_commit(
 
 KILLED_WHILE_RECORDING = """
 import sys, time, redis
-from ratelimit_worker.flow.record import record_once
+from ratelimit_worker.flow.duty.record import record_once
 from ratelimit_worker.stores.outbox import Outbox
 
 class Slow:
@@ -206,7 +187,7 @@ def test_rows_of_a_killed_recorder_come_within_seconds(
 
         def renewed() -> bool:
             (held,) = redis_client.xpending_range("rlw:outbox", "recorder", "-", "+", 1)
-            idle_ms.append(held["time_since_delivered"])
+            idle_ms.append(int(held["time_since_delivered"]))
             return idle_ms[-1] < idle_ms[-2]
 
         wait_for(renewed, what="it renews what it holds")

@@ -22,6 +22,7 @@ from ratelimit_worker.errors import ConfigurationError, RowRefused, StoreUnavail
 from ratelimit_worker.stores import migrations
 from ratelimit_worker.stores.tables import Base
 from ratelimit_worker.stores.tracker import Tracker, engine_for
+from tests.builders import attempt
 from tests.conftest import PostgresServer
 
 FULL = Attempt(
@@ -50,20 +51,6 @@ FULL = Attempt(
     worker="w@host",
     content=Content(asked='{"args": ["é"]}', traceback="Traceback …"),
 )
-
-
-def attempt(call_id: str = "c", number: int = 1, finished_at: float = 101.0) -> Attempt:
-    """An ordinary answered attempt."""
-    return Attempt(
-        call_id=call_id,
-        number=number,
-        lane="lane",
-        task="task",
-        outcome=Outcome.ANSWERED,
-        started_at=finished_at - 1,
-        finished_at=finished_at,
-        waited_s=0.0,
-    )
 
 
 @pytest.fixture

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from ratelimit_worker.cli import COMMANDS, main, sentence
 from ratelimit_worker.errors import ConfigurationError, LaneFull, StoreUnavailable
+from tests.builders import clean_environment
 
-ROOT = Path(__file__).parents[2]
 HEAVY = ("celery", "redis", "sqlalchemy", "kombu", "httpx2", "alembic")
-
-
-def clean_environment(**more: str) -> dict[str, str]:
-    """The environment without what a deployment would set, so that a command brings its own cluster."""
-    ours = ("MAISD_", "CELERY_", "OPENAI_", "ANTHROPIC_", "GOOGLE_", "GEMINI_", "DATABASE_URL", "RATE_LIMIT_DELAY")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return {**kept, "PYTHONPATH": str(ROOT), **more}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--version"], []])

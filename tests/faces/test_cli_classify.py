@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from ratelimit_worker import plugins
 from ratelimit_worker.calls import Category
 from ratelimit_worker.cli import main
-from tests.faces.test_cli import ROOT, clean_environment
+from tests.builders import ROOT, clean_environment
 
 FIELDS = [
     "category",

@@ -25,9 +25,9 @@ from ratelimit_worker.errors import CallFailed
 from ratelimit_worker.reports.stats import stats
 from ratelimit_worker.simulate import Arrival, Entry, HeaderStyle, Scenario, Simulator
 from ratelimit_worker.simulate.scenario import Fault
+from tests.builders import ROOT, clean_environment
 from tests.conftest import wait_for
-from tests.faces.test_cli import clean_environment
-from tests.fleet import ROOT, Fleet, fleet
+from tests.fleet import Fleet, fleet
 
 pytestmark = [pytest.mark.server, pytest.mark.worker]
 

@@ -11,7 +11,7 @@ import pytest
 from ratelimit_worker.cli.demo.play import RPM_LEAST, RPM_MOST, Play
 from ratelimit_worker.cli.demo.story import Call, Story, p95
 from ratelimit_worker.simulate import Arrival, Fault
-from tests.faces.test_cli import clean_environment
+from tests.builders import clean_environment
 
 
 @pytest.mark.parametrize("seed", range(50))

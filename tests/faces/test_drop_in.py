@@ -19,7 +19,8 @@ import pytest
 
 from ratelimit_worker.calls import Attempt, Outcome
 from ratelimit_worker.stores.tracker import Tracker, engine_for
-from tests.fleet import ROOT, Fleet, fleet
+from tests.builders import ROOT
+from tests.fleet import Fleet, fleet
 
 SOURCE = ROOT / "ratelimit_worker" / "drop_in"
 NAME = "advanced_rate_limiting"

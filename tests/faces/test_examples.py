@@ -16,8 +16,8 @@ import pytest
 from ratelimit_worker.batchfile import Ask, asks
 from ratelimit_worker.simulate import Scenario, Simulator
 from tests import leftovers
+from tests.builders import ROOT, clean_environment
 from tests.conftest import wait_for
-from tests.faces.test_cli import ROOT, clean_environment
 from tests.fleet import Valkey
 
 EXAMPLES = ROOT / "examples"

@@ -9,8 +9,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx2 as httpx
 import pytest
@@ -21,10 +23,13 @@ from ratelimit_worker.cli import main
 from ratelimit_worker.flower import loader, wording
 from ratelimit_worker.flower.board import Order
 from ratelimit_worker.flower.summaries import KEPT, without_answers
+from tests.builders import ROOT
 from tests.conftest import wait_for
-from tests.fleet import ROOT, Fleet, fleet, free_port
+from tests.fleet import Fleet, fleet, free_port
 
 LOGIN = ("ops", "a:pass,word")
+FOR_15M: dict[str, Any] = {"for": "15m"}
+FOR_1H: dict[str, Any] = {"for": "1h"}
 
 
 @contextmanager
@@ -89,7 +94,11 @@ def command_line(cluster: Fleet, *arguments: str) -> str:
     return done.stdout
 
 
-def press(client: httpx.Client, mode: str, *, headers: dict[str, str] | None = None, **form: str) -> httpx.Response:
+def shows(browser: httpx.Client, path: str, words: str) -> bool:
+    return words in browser.get(path).text
+
+
+def press(client: httpx.Client, mode: str, *, headers: dict[str, str] | None = None, **form: Any) -> httpx.Response:
     """Press a button of the page, as a browser does without the script."""
     token = client.cookies.get("_xsrf", "")
     return client.post("/rate-limit", data={"_xsrf": token, "mode": mode, "lane": "", **form}, headers=headers or {})
@@ -122,9 +131,7 @@ def test_task_pages_show_neither_prompt_nor_answer(cluster: Fleet, browser: http
     assert call.get(timeout=120) == "Xylophone"
     assert plain.get(timeout=120) == 23
     for one in (call, plain):
-        wait_for(
-            lambda one=one: "SUCCESS" in browser.get(f"/task/{one.id}").text, timeout_s=120.0, what="Flower saw the end"
-        )
+        wait_for(partial(shows, browser, f"/task/{one.id}", "SUCCESS"), timeout_s=120.0, what="Flower saw the end")
     page = browser.get(f"/task/{call.id}").text
     assert "&lt;free, " in page
     rows = browser.get("/tasks/datatable", params={"draw": 1, "start": 0, "length": 50, "search[value]": ""}).text
@@ -161,7 +168,7 @@ def test_a_button_can_mean_one_lane_for_a_while(cluster: Fleet, browser: httpx.C
     agent = cluster.agent()
     agent.echo.delay(1).get(timeout=120)
     agent.stamp.delay("a").get(timeout=120)
-    assert press(browser, "REDUCED", lane="stamp", **{"for": "15m"}).status_code == 303
+    assert press(browser, "REDUCED", lane="stamp", **FOR_15M).status_code == 303
     assert "Lane stamp is pinned to REDUCED until 2" in browser.get("/rate-limit").text
     modes = {lane["lane"]: lane["mode"] for lane in browser.get("/api/rate-limit").json()["lanes"]}
     assert (modes["stamp"], modes["free"]) == ("REDUCED", "NORMAL")
@@ -177,7 +184,7 @@ def test_a_lane_is_only_a_name(cluster: Fleet, browser: httpx.Client) -> None:
     page = browser.get("/rate-limit").text
     assert '<option value="&lt;i&gt;&quot;x&quot;&lt;/i&gt;">' in page
     assert "<i>" not in page
-    assert press(browser, "HALT", lane=lane, **{"for": "1h"}).status_code == 303
+    assert press(browser, "HALT", lane=lane, **FOR_1H).status_code == 303
     assert {one["lane"]: one["mode"] for one in browser.get("/api/rate-limit").json()["lanes"]}[lane] == "HALT"
     assert press(browser, "AUTO", lane=lane).status_code == 303
 
@@ -234,7 +241,7 @@ def test_nobody_without_the_login(browser: httpx.Client, address: str) -> None:
         ({"reason": "x" * 501}, "use at most 500 characters"),
     ],
 )
-def test_a_wrong_word_is_said_on_the_page(browser: httpx.Client, form: dict[str, str], says: str) -> None:
+def test_a_wrong_word_is_said_on_the_page(browser: httpx.Client, form: dict[str, Any], says: str) -> None:
     """400, a sentence, and the page is still there."""
     answer = press(browser, **{"mode": "HALT", **form})
     assert answer.status_code == 400

@@ -13,8 +13,8 @@ import pytest
 
 from ratelimit_worker.cli import COMMANDS, main
 from ratelimit_worker.simulate import Scenario, Simulator
-from tests.faces.test_cli import clean_environment
-from tests.fleet import ROOT, Worker, fleet
+from tests.builders import ROOT, clean_environment
+from tests.fleet import Worker, fleet
 
 QUICKSTART = (ROOT / "docs" / "quickstart.md").read_text("utf-8")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

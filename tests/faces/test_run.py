@@ -27,8 +27,8 @@ from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.simulate import Entry, Fault, Scenario, Simulator
 from tests import leftovers
+from tests.builders import clean_environment
 from tests.conftest import wait_for
-from tests.faces.test_cli import clean_environment
 from tests.fleet import Valkey
 
 pytestmark = [pytest.mark.server, pytest.mark.worker]

@@ -25,13 +25,15 @@ from ratelimit_worker.cli.run import intake as intake_module
 from ratelimit_worker.cli.run.address import Addresses
 from ratelimit_worker.cli.run.conduct import Summary
 from ratelimit_worker.cli.run.ids import Ids
-from ratelimit_worker.cli.run.intake import Intake, Stopped, open_intake, zstd
+from ratelimit_worker.cli.run.intake import Intake, Stopped, open_intake
 from ratelimit_worker.cli.run.journal import Journal, OutFailed, Stream, open_out
 from ratelimit_worker.cli.run.survey import BAD, DONE, MOST_NAMED, REPEATED, SEND, Survey, look_through
 from ratelimit_worker.cli.run.tally import Tally
 from ratelimit_worker.errors import BadInput
 from tests import hostile
-from tests.faces.test_cli import clean_environment
+from tests.builders import clean_environment
+
+zstd: Any = vars(intake_module)["zstd"]  #: whichever of its two homes this Python has
 
 RUN = uuid.UUID("6ba7b810-9dad-11d1-80b4-00c04fd430c8")
 MOST = 1 << 20
@@ -155,7 +157,29 @@ def test_a_signal_ends_the_wait_for_a_pipe(tmp_path: Path) -> None:
         (b"\0" * 5000, "is no Batch file"),
         (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "is no Batch file"),
         (b'"a"\n"b"\n', "is no Batch file"),
+        (LINES.encode("utf-32-le"), "iconv -f UTF-32"),
+        (LINES.encode("utf-32-be"), "iconv -f UTF-32"),
+        (line("é").encode().decode("unicode_escape").encode("latin-1"), "iconv -f WINDOWS-1252"),
+        (LINES.replace("\n", "\r").encode(), "tr '\\r'"),
+        (gzip.compress(gzip.compress(LINES.encode())), "packed twice"),
         (b"PK\x03\x04rest", "zip"),
+        (b"PK\x05\x06" + bytes(18), "zip archive with nothing in it"),
+        (b"a.jsonl".ljust(257, b"\0") + b"ustar\0" + bytes(249), "tar archive"),
+        (gzip.compress(b"a.jsonl".ljust(257, b"\0") + b"ustar  \0" + bytes(249)), "tar archive"),
+        (b"\x04\x22\x4d\x18rest", "lz4"),
+        (b"ARROW1\0\0" + bytes(64), "Arrow"),
+        (b"Obj\x01" + bytes(64), "Avro"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>404</html>", "web page"),
+        # Lines of other formats
+        (b'{"key": "a", "request": {"contents": []}}\n', "as in a Batch of Gemini"),
+        (b'{"request": {"contents": []}}\n', "as in a Batch of Gemini"),
+        (b'{"custom_id": "a", "params": {"model": "m"}}\n' * 2, "as in a Message Batch"),
+        (b'{"requests": [{"custom_id": "a", "params": {}}]}\n', "jq -c '.requests[]'"),
+        (b'{"custom_id": "a", "body": {"messages": []}}\n', "as in a Batch of Mistral"),
+        (b'{"recordId": "a", "modelInput": {}}\n', "as in a Batch of Bedrock"),
+        (b'{"messages": [{"role": "user", "content": "x"}]}\n', "a body alone"),
+        (b'{"id": "batch_req_1", "custom_id": "a", "response": {"status_code": 200}}\n', "a line of answers"),
         (b"BZh9rest", "bzip2"),
         (b"\xfd7zXZ\0rest", "xz"),
         (b"PAR1rest", "Parquet"),
@@ -195,6 +219,21 @@ def test_what_unpacks_to_more_than_anybody_means_is_refused(tmp_path: Path, monk
 def test_a_strange_line_alone_makes_no_strange_file(text: str) -> None:
     """It is one bad line among good ones."""
     assert strange(text.encode("latin-1")) is None
+
+
+def test_a_line_of_another_charset_is_a_bad_line(tmp_path: Path) -> None:
+    """In its id, its url or its prompt; a line of OUT that somebody has edited so is none of OUT's, and is said."""
+    source, said = tmp_path / "in", list[str]()
+    strange_lines = [line("b").replace(old, "é") for old in ('"b"', "/v1/chat", '"m"')]
+    quoted = [one.replace("é", '"é"') if "/v1" in one and '"m"' in one else one for one in strange_lines]
+    source.write_bytes(line("a").encode() + b"".join(one.encode("latin-1") for one in quoted))
+    with Journal(tmp_path / "out.jsonl") as journal, open_intake(source, tmp_path) as intake:
+        assert survey(intake, journal, said).total == 4
+    assert len(said) == 3
+    assert all("not JSON" in one for one in said)
+    (tmp_path / "out.jsonl").write_bytes(answered("é").encode().decode("unicode_escape").encode("latin-1"))
+    with pytest.raises(BadInput, match="not a line of Batch output"), Journal(tmp_path / "out.jsonl"):
+        pass
 
 
 def test_a_line_at_a_glance_is_a_line_at_a_second_look() -> None:
@@ -364,12 +403,13 @@ def test_ways_in_which_lines_end(tmp_path: Path) -> None:
         ("d", '{"status_code": 502, "body": "<html>"}', "null"),
         ("e", "null", '{"code": "invalid_line", "message": "x"}'),
         ("f", '{"status_code": 400, "body": {"error": {"code": 7}}}', "null"),
+        ("h", '{"status_code": 422, "body": {"error": {"code": 422}}}', "null"),
     ]:
         with out.open("a") as file:
             file.write(f'{begin}"{custom_id}", "response": {response}, "error": {error}}}\n')
     out.write_text(out.read_text() + answered("g"))
     with Journal(out) as journal:
-        kinds = [journal.kind(name, "") for name in "abcdefgh"]
+        kinds = [journal.kind(name, "") for name in "abcdefghi"]
     assert kinds == [
         Kind(End.REFUSED, "HTTP 404 model_not_found"),
         Kind(End.REFUSED, "HTTP 422"),
@@ -378,6 +418,7 @@ def test_ways_in_which_lines_end(tmp_path: Path) -> None:
         Kind(End.FAILED, "invalid_line"),
         Kind(End.REFUSED, "HTTP 400 7"),
         ANSWER,
+        Kind(End.REFUSED, "HTTP 422"),
         None,
     ]
     tally = Tally()

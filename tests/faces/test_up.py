@@ -14,16 +14,11 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from tests.builders import ROOT, clean_environment
 from tests.conftest import wait_for
-from tests.fleet import ROOT, free_port
+from tests.fleet import free_port, gone
 
 pytestmark = pytest.mark.worker
-
-
-def clean(state: Path, **more: str) -> dict[str, str]:
-    """An environment without a deployment's settings."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAISD_", "CELERY_", "FLOWER_"))}
-    return {**kept, "MAISD_STATE_DIR": str(state), **more}
 
 
 @contextmanager
@@ -32,7 +27,7 @@ def up(state: Path, port: int, **env: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "ratelimit_worker", "up", "--port", str(port), "--concurrency", "3"],
         cwd=ROOT,
-        env=clean(state, **env),
+        env=clean_environment(MAISD_STATE_DIR=str(state), **env),
         stdout=subprocess.PIPE,
         stderr=(state.parent / "stderr").open("w"),
         text=True,
@@ -61,23 +56,11 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def gone(pids: list[int]) -> bool:
-    """Whether none of them runs (a zombie does not)."""
-    for pid in pids:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if state != "Z":
-            return False
-    return True
-
-
 def test_up_brings_all_and_ctrl_c_ends_all(tmp_path: Path) -> None:
     """Another shell works with the lines that it prints; Flower asks for the login that it tells; Ctrl-C: exit 0."""
     state, port = tmp_path / "state", free_port()
     with up(state, port, MAISD_REDIS_URL="redis://nowhere.invalid:1/0") as process:
-        env = clean(state, **exported(process))
+        env = clean_environment(MAISD_STATE_DIR=str(state), **exported(process))
         wait_for(lambda: "Ctrl-C ends" in (tmp_path / "stderr").read_text(), what="directions")
         said = (tmp_path / "stderr").read_text()
         assert f"http://127.0.0.1:{port}/rate-limit" in said

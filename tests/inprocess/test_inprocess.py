@@ -24,8 +24,8 @@ from ratelimit_worker.calls import Attempt, Category, LaneLimits, Outcome
 from ratelimit_worker.config import Settings, read_settings
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import BadInput, DeadlineExceeded, LaneFull, ServerError
-from ratelimit_worker.flow.admit import News
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.admit import News
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.inprocess import AdvancedRateLimiter
 from ratelimit_worker.inprocess.lane import lane_of
 from ratelimit_worker.stores import keys
@@ -33,8 +33,9 @@ from ratelimit_worker.stores.desks import PREFIX, Desks
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 from ratelimit_worker.wiring import Services
 from tests import leftovers
+from tests.builders import ROOT
 from tests.conftest import wait_for
-from tests.fleet import ROOT, Fleet, Valkey, fleet
+from tests.fleet import Fleet, Valkey, fleet
 
 pytestmark = pytest.mark.server
 
@@ -93,7 +94,8 @@ class Place:
 
     def queue(self) -> str:
         """The queue of this process's desk."""
-        (name,) = self.live.redis.zrange(keys.DESKS, 0, -1)
+        found: Any = self.live.redis.zrange(keys.DESKS, 0, -1)
+        (name,) = found
         return str(name.decode())
 
 
@@ -264,7 +266,7 @@ def test_the_lane_may_refuse(place: Place) -> None:
     crowded = AdvancedRateLimiter(Services(settings))
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(crowded.make_rate_limited_call, lambda: "first", lane="shut")
-        wait_for(lambda: place.live.lanes.record and waiting(place, "shut") == 1, what="one waits")
+        wait_for(lambda: waiting(place, "shut") == 1, what="one waits")
         with pytest.raises(LaneFull):
             crowded.make_rate_limited_call(lambda: called.append("full"), lane="shut")
         place.open_lane("shut")
@@ -275,7 +277,8 @@ def test_the_lane_may_refuse(place: Place) -> None:
 
 def waiting(place: Place, lane: str) -> int:
     """Calls that wait in a lane, over all queues of in-process callers."""
-    queues = [name.decode() for name in place.live.redis.smembers(f"rlw:queues:{lane}")]
+    found: Any = place.live.redis.smembers(f"rlw:queues:{lane}")
+    queues = [name.decode() for name in found]
     return sum(place.live.lanes.size(queue) for queue in queues)
 
 
@@ -283,7 +286,7 @@ def test_a_call_inside_a_call_does_not_wait_for_itself(place: Place) -> None:
     """In a lane that lets one run at a time, the outer call steps aside for the inner one; both are recorded."""
 
     def outer() -> int:
-        return 1 + place.call(lambda: 1, lane="one", name="inner")
+        return 1 + int(place.call(lambda: 1, lane="one", name="inner"))
 
     assert place.call(outer, lane="one", name="outer", deadline_s=10) == 2
     assert {row.task for row in place.attempts(2)} == {"inner", "outer"}
@@ -537,7 +540,12 @@ def test_without_redis_calls_go_ahead_at_the_basic_pace(tmp_path: Path, caplog: 
     starts: list[float] = []
     with caplog.at_level(logging.WARNING, "ratelimit_worker.inprocess.basic"):
         for n in range(20):
-            assert limiter.make_rate_limited_call(lambda n=n: starts.append(clock.now_s) or n) == n
+
+            def starts_now(n: int = n) -> int:
+                starts.append(clock.now_s)
+                return n
+
+            assert limiter.make_rate_limited_call(starts_now) == n
     assert clock.slept == [0.25] * 20
     assert starts == [1_000.0 + 0.25 * (n + 1) for n in range(20)]
     assert len(caplog.records) == 1
@@ -642,7 +650,8 @@ def test_a_caller_that_was_taken_for_dead_runs_once(place: Place, fails: bool) -
 
     def frozen() -> str:
         starts.append("start")
-        tags = [tag.decode() for tag in place.live.redis.zrange("rlw:ledger", 0, -1)]
+        held: Any = place.live.redis.zrange("rlw:ledger", 0, -1)
+        tags = [tag.decode() for tag in held]
         if len(starts) == 1:
             assert place.live.lanes.restore(tags) == 1
             wait_for(

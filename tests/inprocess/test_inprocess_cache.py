@@ -144,7 +144,8 @@ def test_a_worker_beside_passes_answers_on(place: SharingPlace) -> None:
     place.fleet.worker("w")
     calls = place.together(shared.ask, "beside", 0.5, number=4)
     assert [call.result() for call in calls] == [["beside", 1]] * 4
-    assert place.live.redis.get("rlw:duty:pump").decode().startswith("inproc:") is False
+    holder: Any = place.live.redis.get("rlw:duty:pump")
+    assert holder.decode().startswith("inproc:") is False
     task = place.fleet.agent().shared
     assert task.delay("both").get(timeout=120) == ["both", 1]
     assert place.call(shared.ask, "both", name=task.name, context="") == ["both", 1]

@@ -29,9 +29,9 @@ from ratelimit_worker.inprocess.desk import Desk
 from ratelimit_worker.stores import decide
 from ratelimit_worker.stores.reach import first_line, redis_errors
 from ratelimit_worker.wiring import Services
+from tests.builders import ROOT, clean_environment
 from tests.conftest import wait_for
-from tests.faces.test_cli import clean_environment
-from tests.fleet import ROOT, Fleet, fleet
+from tests.fleet import Fleet, fleet
 from tests.inprocess.test_inprocess import Clock
 
 LINE = '{"custom_id": "q", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}\n'
@@ -90,9 +90,10 @@ def test_a_mode_holds_for_this_process_where_no_redis_is_named(tmp_path: Path) -
     assert clock.now_s - began == pytest.approx(30.0)
     limiter.set_mode("auto")
     assert (waited("one"), waited("other")) == (1.0, 1.0)
-    for wrong in ({"mode": "fast"}, {"mode": "halt", "for_s": 0.0}, {"mode": "halt", "lane": ""}):
+    wrong_ones: list[dict[str, Any]] = [{"mode": "fast"}, {"mode": "halt", "for_s": 0.0}, {"mode": "halt", "lane": ""}]
+    for wrong in wrong_ones:
         with pytest.raises(BadInput):
-            limiter.set_mode(**wrong)  # type: ignore[arg-type]
+            limiter.set_mode(**wrong)
     started_so, clock = limiter_on("", tmp_path, MAISD_EMERGENCY_MODE="true")
     began = clock.now_s
     started_so.make_rate_limited_call(len, "count", ("four",))

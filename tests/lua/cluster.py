@@ -10,9 +10,8 @@ from typing import Any
 import msgspec
 import redis
 
-from ratelimit_worker.contracts.call import US, Entry
+from ratelimit_worker.contracts.call import US
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
-from ratelimit_worker.contracts.plan import Shedding
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import EVERY_TASK, Crew, Lanes
@@ -22,23 +21,6 @@ LEASE_S = 30.0
 #: Permits enough, and 20 calls may travel; and so few a second that none is released before a slot is free.
 OPEN: Mapping[str, float | str] = {"p1": 1000, "d1": 1000}
 CALM: Mapping[str, float | str] = {"p1": 40, "d1": 1000}
-
-
-def message(ref: str, headers: str = "{}") -> bytes:
-    """A message as the transport stores it."""
-    return (
-        '{"properties": {"delivery_tag": "@", "delivery_info": {"exchange": "", "redelivered": false}}, '
-        f'"headers": {headers}, "body": "{ref}"}}'
-    ).encode()
-
-
-def entry(ref: str, lane: str = "gpt", queue: str = "q", **more: Any) -> Entry:
-    """A call that anybody could have made. `sheds`: who hears that it is shed; "": it is not."""
-    sheds = more.pop("sheds", "")
-    more = {"message": message(ref), "body": b"jbody of " + ref.encode(), "deadline_in_s": 3600.0, **more}
-    return Entry(
-        lane=lane, queue=queue, ref=ref, publication=f"pub-{ref}", shedding=Shedding(sheds) if sheds else None, **more
-    )
 
 
 class Said(Lesson, frozen=True, kw_only=True):
@@ -121,7 +103,7 @@ class Cluster:
 
     def lying(self, queue: str = "q", crew: str = keys.ALL) -> int:
         """How many messages lie ready."""
-        return int(self.client.llen(keys.ready(crew, queue)))  # type: ignore[arg-type]
+        return int(self.client.llen(keys.ready(crew, queue)))
 
     def ready(self, queue: str = "q", crew: str = keys.ALL) -> list[str]:
         """References in the ready list, the next first."""

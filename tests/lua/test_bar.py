@@ -16,7 +16,8 @@ from ratelimit_worker.contracts.call import US, Claim
 from ratelimit_worker.contracts.lane import SHUT_US
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.stores.live import Live
-from tests.lua.cluster import CALM, LEASE_S, OPEN, T0_US, Cluster, entry
+from tests.builders import entry
+from tests.lua.cluster import CALM, LEASE_S, OPEN, T0_US, Cluster
 
 pytestmark = pytest.mark.server
 

@@ -20,15 +20,16 @@ from ratelimit_worker.cli import main
 from ratelimit_worker.config import Settings
 from ratelimit_worker.contracts.call import Claim
 from ratelimit_worker.errors import CallFailed
-from ratelimit_worker.flow.enqueue import Kind, Said, limit_fields, plan
+from ratelimit_worker.flow.call.enqueue import Kind, Said, limit_fields, plan
 from ratelimit_worker.reports.explain import Where, explain, explanation_text
 from ratelimit_worker.stores import answers, keys
 from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.wiring import services
+from tests.builders import entry
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet
-from tests.lua.cluster import LEASE_S, OPEN, Cluster, entry
+from tests.lua.cluster import LEASE_S, OPEN, Cluster
 
 WAIT_S = 120
 #: One slot and a pace at which nothing goes ahead of it: what waits, waits.

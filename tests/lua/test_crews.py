@@ -16,7 +16,8 @@ from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import Crew
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.worker.transport import Channel
-from tests.lua.cluster import CALM, LEASE_S, OPEN, Cluster, entry, message
+from tests.builders import entry, message
+from tests.lua.cluster import CALM, LEASE_S, OPEN, Cluster
 
 A, B, BOTH = Crew.of(["a"]), Crew.of(["b"]), Crew.of(["a", "b"])
 
@@ -145,7 +146,7 @@ def test_names_of_tasks_travel_once(cluster: Cluster) -> None:
     cluster.client.delete(keys.tasks(A.name))
     cluster.beat("w")
     assert cluster.client.smembers(keys.tasks(A.name)) == {b"", b"a"}
-    assert 0 < int(cluster.client.ttl(keys.tasks(A.name))) <= 3600  # type: ignore[arg-type]
+    assert 0 < int(cluster.client.ttl(keys.tasks(A.name))) <= 3600
 
 
 @pytest.mark.parametrize("name", ["ünï.task", 'with "quotes"', "back\\slash", "emoji.😀"])
@@ -215,7 +216,7 @@ def test_slots_of_an_older_worker_are_no_room(cluster: Cluster) -> None:
     assert cluster.client.llen("q") == cluster.lying(crew=keys.ALL) == 0
     at = cluster.client.zscore("rlw:next", "gpt")
     assert at is not None
-    assert at <= cluster.now_us  # type: ignore[operator]
+    assert at <= cluster.now_us
     cluster.advance(0.5)
     cluster.lanes.pump("pump", 500)
     assert cluster.client.zscore("rlw:next", "gpt") == at, "until that has looked"

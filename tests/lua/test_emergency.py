@@ -24,19 +24,20 @@ from ratelimit_worker.contracts.call import Claim
 from ratelimit_worker.contracts.call import Place as Field
 from ratelimit_worker.contracts.plan import Shedding
 from ratelimit_worker.errors import BadInput, LaneShedding
-from ratelimit_worker.flow.enqueue import Kind, Said, limit_fields, plan
-from ratelimit_worker.flow.settle import Answers
+from ratelimit_worker.flow.call.answers import Answers
+from ratelimit_worker.flow.call.enqueue import Kind, Said, limit_fields, plan
 from ratelimit_worker.simulate import Scenario, Simulator
 from ratelimit_worker.stores import answers, keys
 from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.wiring import services
 from tests import shared_functions
+from tests.builders import entry
 from tests.cluster.test_alerts import Hook, hook_at
 from tests.cluster.test_modes_worker import command
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet
 from tests.inprocess.test_inprocess import LANES, Place
-from tests.lua.cluster import LEASE_S, OPEN, Cluster, entry
+from tests.lua.cluster import LEASE_S, OPEN, Cluster
 from tests.lua.test_claims import CLOSED, answers_of, claim, nothing_is_left, places
 from tests.lua.test_lanes_machine import LANES as MACHINE_LANES
 from tests.lua.test_lanes_machine import QUEUES, Anything
@@ -542,7 +543,7 @@ class Degrading(Anything):
 def test_whatever_happens_no_call_is_lost_in_an_emergency(redis_client: redis.Redis) -> None:
     """Random histories, as in test_lanes_machine: each call is in one place and comes to an end, no key is left."""
     Degrading.client = redis_client
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Degrading,
         settings=settings(max_examples=share(0.3), stateful_step_count=40),
     )
@@ -660,7 +661,8 @@ def test_a_task_says_it_once_for_all_its_calls() -> None:
         summary.apply_async(("all of it",), priority="high")
         summary.apply_async(("some",), shed_below="low")
         (first, second) = sorted(made.valkey.client.scan_iter("rlw:call:*"))
-        claims = [msgspec.msgpack.decode(made.valkey.client.hget(key, "c")) for key in (first, second)]
+        client: Any = made.valkey.client
+        claims = [msgspec.msgpack.decode(client.hget(key, "c")) for key in (first, second)]
         assert [packed[10] for packed in claims] == [60_000, 60_000]
 
 
@@ -680,11 +682,11 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 @pytest.mark.server
 def test_in_process_calls_are_answered_and_shed_alike(place: Place) -> None:
     """At once where the lane is in EMERGENCY; and who waits when it begins hears of it then."""
-    asked = {"cache_enabled": True, "stale_ttl": 600.0}
+    asked: dict[str, Any] = {"cache_enabled": True, "stale_ttl": 600.0}
     assert place.call(shared_functions.ask, "stale", **asked) == ["stale", 1]
     wait_for(lambda: is_past_its_time(place.fleet), what="its time is over")
     place.close_lane("free")
-    cheap = {"priority": "low", "shed_below": "normal"}
+    cheap: dict[str, Any] = {"priority": "low", "shed_below": "normal"}
     with ThreadPoolExecutor(3) as pool:
         stale = pool.submit(place.call, shared_functions.ask, "stale", **asked)
         shed = pool.submit(place.call, shared_functions.ask, "shed", **cheap)

@@ -23,9 +23,9 @@ from ratelimit_worker.config import Settings, read_settings
 from ratelimit_worker.contracts.lesson import Lesson
 from ratelimit_worker.contracts.plan import Estimated, Plan
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
-from ratelimit_worker.flow import observe
-from ratelimit_worker.flow.enqueue import Kind, plan
-from ratelimit_worker.flow.record import Recorder, learn
+from ratelimit_worker.flow.call import observe
+from ratelimit_worker.flow.call.enqueue import Kind, plan
+from ratelimit_worker.flow.duty.record import Recorder, learn
 from ratelimit_worker.policy import estimate
 from ratelimit_worker.policy.estimate import DEFAULT_OUTPUT_TOKENS, Learned, Sample, Size
 from ratelimit_worker.providers.tokenizer import MOST_CHARACTERS, Tokenizer
@@ -37,10 +37,10 @@ from ratelimit_worker.stores.server import RedisServer
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 from ratelimit_worker.stores.usage import MOST_KEPT, TTL_S, LearnedUsage, UsageMemory
 from ratelimit_worker.wiring import Services, connect
+from tests.builders import attempt, clean_environment, entry
 from tests.conftest import wait_for
-from tests.faces.test_cli import clean_environment
 from tests.fleet import fleet
-from tests.lua.cluster import Cluster, entry, said
+from tests.lua.cluster import Cluster, said
 
 KNOWN = Learned(answers=9, factor=1.5, factor_of=9, output_tokens=80.4, output_of=9)
 
@@ -252,22 +252,8 @@ def test_tiktoken_is_found_where_it_is_installed(monkeypatch: pytest.MonkeyPatch
 
 
 def answered(task: str = "t", **more: Any) -> Attempt:
-    values: dict[str, Any] = {
-        "call_id": "c",
-        "number": 1,
-        "lane": "l",
-        "task": task,
-        "outcome": Outcome.ANSWERED,
-        "started_at": 1.0,
-        "finished_at": 2.0,
-        "waited_s": 0.0,
-        "asked_model": "m",
-        "estimated_tokens": 100,
-        "input_tokens": 120,
-        "output_tokens": 30,
-        **more,
-    }
-    return Attempt(**values)
+    tokens = {"estimated_tokens": 100, "input_tokens": 120, "output_tokens": 30}
+    return attempt(**{"task": task, "asked_model": "m", **tokens, **more})
 
 
 @pytest.mark.server
@@ -433,7 +419,7 @@ class Tokens(Cluster):
         word = Lesson(verdict="refused", reading=observe.read(response, "refused", 0.0)).word()
         self.lanes.back(tag, "gpt", said(word, 0.01), after_s=0, tries=0)
 
-    def level(self) -> float:
+    def level(self) -> float:  # type: ignore[override]
         """What may go now, given back beyond the depth included; written now."""
         self.lanes.set_points("gpt", {})
         fields = self.lanes.fields("gpt")

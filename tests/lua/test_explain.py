@@ -9,12 +9,13 @@ import pytest
 import redis
 
 from ratelimit_worker.calls import Cost, LaneLimits, Mode
-from ratelimit_worker.contracts.call import Place
-from ratelimit_worker.flow.enqueue import limit_fields
-from ratelimit_worker.flow.pin import pin
+from ratelimit_worker.contracts.call import US, Place
+from ratelimit_worker.flow.call.enqueue import limit_fields
+from ratelimit_worker.flow.lane.pin import pin
 from ratelimit_worker.reports.explain import Standing, explain, explanation_text
 from ratelimit_worker.stores.live import Live
-from tests.lua.cluster import LEASE_S, OPEN, US, entry
+from tests.builders import entry
+from tests.lua.cluster import LEASE_S, OPEN
 from tests.lua.test_pin import Stage
 
 pytestmark = pytest.mark.server
@@ -37,7 +38,7 @@ class Theatre(Stage):
     def slots(self, number: int) -> None:
         self.lanes.beat("w", number, LIFE_S, ["q"], LEASE_S, [])
 
-    def put(self, *refs: str, lane: str = "gpt", **more: Any) -> None:
+    def put(self, *refs: str, lane: str = "gpt", **more: Any) -> None:  # type: ignore[override]
         for ref in refs:
             self.lanes.enqueue(entry(ref, lane, **{"deadline_in_s": 400_000.0, **more}))
 
@@ -49,7 +50,7 @@ class Theatre(Stage):
             self.tuner.turn("tuner")
             self.work()
 
-    def work(self) -> None:
+    def work(self) -> None:  # type: ignore[override]
         for _ in range(3):
             self.pump()
             while self.ready():
@@ -62,7 +63,7 @@ class Theatre(Stage):
                 self.settle(tag, lane=self.packed(tag.rpartition(".")[0])[Place.LANE - 1])
                 self.free(tag)
 
-    def told(self, ref: str) -> Standing:
+    def told(self, ref: str) -> Standing:  # type: ignore[override]
         found = explain(
             Live(self.client, time_us=self.now_us),
             [],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -21,7 +22,8 @@ from ratelimit_worker.calls import Cost, Priority
 from ratelimit_worker.contracts.call import US, Claim, Place
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.live import Live
-from tests.lua.cluster import LEASE_S, T0_US, Cluster, entry
+from tests.builders import entry
+from tests.lua.cluster import LEASE_S, T0_US, Cluster
 from tests.properties import share
 
 LANES = ("a", "b", "free")
@@ -284,7 +286,8 @@ class Anything(RuleBasedStateMachine):
         for lane in (*LANES[:2], PARENT):
             hashed = self._numbers(lane)
             age = max(0.0, (self.cluster.now_us - hashed["ts"]) / US)
-            before, fields = self.seen.get(lane), {}
+            before = self.seen.get(lane)
+            fields: dict[str, float] = {}
             for number in ("1", "2"):
                 pace, depth = hashed.get("p" + number), hashed.get("d" + number, math.inf)
                 if pace is None:
@@ -320,7 +323,7 @@ class Anything(RuleBasedStateMachine):
     @invariant()
     def a_quota_is_kept_and_what_is_given_back_is_given_back(self) -> None:
         at_s = self.cluster.now_us / US
-        used = float(self.client.hget(keys.day("b", at_s), "requests") or 0)  # type: ignore[arg-type]
+        used = float(self.client.hget(keys.day("b", at_s), "requests") or 0)
         assert 0 <= used <= QUOTA
         if self.cluster.now_us < MIDNIGHT_US:
             hashed = self._numbers("b")
@@ -398,7 +401,8 @@ class Anything(RuleBasedStateMachine):
             self.cluster.live(1)
         assert self.gone == self.accepted
         self.cluster.pump()  # what was purged at last may have asked it to look, and it finds nothing
-        left = {key.decode() for key in self.client.keys("rlw:*")}
+        keys_left: Any = self.client.keys("rlw:*")
+        left = {key.decode() for key in keys_left}
         known = {f"rlw:{kind}:{lane}" for kind in ("lane", "tenants", "seen") for lane in LANES}
         known |= {f"rlw:lane:{PARENT}", f"rlw:shares:{PARENT}"}
         known |= {
@@ -479,9 +483,9 @@ class Anything(RuleBasedStateMachine):
         return heads
 
     def _quota_left(self) -> float:
-        return QUOTA - float(self.client.hget(keys.day("b", self.cluster.now_us / US), "requests") or 0)  # type: ignore[arg-type]
+        return QUOTA - float(self.client.hget(keys.day("b", self.cluster.now_us / US), "requests") or 0)
 
-    def _parent_admits(self, cost: list[float]) -> bool:
+    def _parent_admits(self, cost: Sequence[float]) -> bool:
         fields, out = self._numbers(PARENT), self.client.zcard(f"rlw:out:{PARENT}")
         if fields.get("gate", 0) > self.cluster.now_us or not self._admits(fields, cost):
             return False
@@ -505,7 +509,7 @@ class Anything(RuleBasedStateMachine):
         minutes = (self.cluster.now_us - fields["rt"]) / US / 60
         return min(10.0, fields["rb"] + 0.1 * (fields["seq"] - fields["rs"]) + 10 * minutes)
 
-    def _admits(self, fields: dict[str, float], cost: list[float]) -> bool:
+    def _admits(self, fields: dict[str, float], cost: Sequence[float]) -> bool:
         if fields.get("unlimited"):
             return True
         dt = (self.cluster.now_us - fields["ts"]) / US
@@ -576,7 +580,7 @@ class Anything(RuleBasedStateMachine):
 def test_whatever_happens_no_call_is_lost_and_no_lane_forgotten(redis_client: redis.Redis) -> None:
     """Random histories of callers, deaths, outages, refusals and set-points keep every invariant of the lanes."""
     Anything.client = redis_client
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Anything,
         settings=settings(max_examples=share(0.3), stateful_step_count=40),
     )

@@ -12,19 +12,20 @@ from click.testing import CliRunner
 from ratelimit_worker.calls import LaneLimits, Mode
 from ratelimit_worker.cli import main
 from ratelimit_worker.config import read_settings
+from ratelimit_worker.contracts.call import US
 from ratelimit_worker.contracts.lane import MOST_LANES
 from ratelimit_worker.errors import LanesFull
-from ratelimit_worker.flow.enqueue import limit_fields
-from ratelimit_worker.flow.limit import Change, at_start, set_limits
-from ratelimit_worker.flow.pin import auto, lane_fields, pin
-from ratelimit_worker.flow.tune import MANY_LANES, MOST_LOOKED_AT
+from ratelimit_worker.flow.call.enqueue import limit_fields
+from ratelimit_worker.flow.lane.limit import Change, at_start, set_limits
+from ratelimit_worker.flow.lane.pin import auto, lane_fields, pin
+from ratelimit_worker.flow.lane.tune import MANY_LANES, MOST_LOOKED_AT
 from ratelimit_worker.policy.modes import ALL
 from ratelimit_worker.reports.doctor import Code, judge_number
 from ratelimit_worker.reports.live import cluster_state
 from ratelimit_worker.reports.tables import lanes_table, status_table
 from ratelimit_worker.stores import keys, live
 from ratelimit_worker.stores.live import Live
-from tests.lua.cluster import US, entry
+from tests.builders import entry
 from tests.lua.test_pin import PACED, Stage
 
 pytestmark = pytest.mark.server
@@ -139,7 +140,7 @@ def test_an_idle_lane_goes_after_a_day_and_comes_back_with_a_call(stage: Stage) 
         ("it has learned", {"c1": 100}),
     ],
 )
-def test_what_somebody_said_or_a_lane_has_learned_stays(stage: Stage, why: str, fields: dict[str, Any]) -> None:
+def test_what_somebody_said_or_a_lane_has_learned_stays(stage: Stage, why: str, fields: Any) -> None:
     """For 30 days, as before; a neighbour without it goes."""
     make(stage, 2)
     stage.client.hset("rlw:lane:user-1", mapping=fields)

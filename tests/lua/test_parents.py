@@ -19,10 +19,10 @@ from ratelimit_worker.config import read_settings
 from ratelimit_worker.contracts.call import US, Place
 from ratelimit_worker.contracts.lane import LaneState
 from ratelimit_worker.errors import BadInput, ConfigurationError
-from ratelimit_worker.flow.enqueue import limit_fields
-from ratelimit_worker.flow.limit import Change, set_limits
-from ratelimit_worker.flow.pin import auto, lane_fields, pin
-from ratelimit_worker.flow.tune import ControlPlane
+from ratelimit_worker.flow.call.enqueue import limit_fields
+from ratelimit_worker.flow.lane.limit import Change, set_limits
+from ratelimit_worker.flow.lane.pin import auto, lane_fields, pin
+from ratelimit_worker.flow.lane.tune import ControlPlane
 from ratelimit_worker.reports.explain import explain, explanation_text
 from ratelimit_worker.reports.live import cluster_state
 from ratelimit_worker.simulate.arrivals import most_in_window
@@ -32,11 +32,12 @@ from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.pins import Pins
 from ratelimit_worker.wiring import services
+from tests.builders import entry
 from tests.cluster.test_chaos import settle_all
 from tests.conftest import wait_for
 from tests.contention import Scene
 from tests.fleet import fleet
-from tests.lua.cluster import T0_US, Cluster, entry, said
+from tests.lua.cluster import T0_US, Cluster, said
 from tests.lua.test_claims import claim
 
 pytestmark = pytest.mark.server
@@ -414,7 +415,7 @@ INTO_DAY_S = T0_US // US % DAY_S  #: the test begins so far into its UTC day
 
 
 @pytest.mark.parametrize(("quota", "tokens"), [({"rpd": 3}, 0), ({"tpd": 1000}, 300)])
-def test_a_quota_holds_for_a_utc_day(cluster: Cluster, quota: dict[str, float], tokens: int) -> None:
+def test_a_quota_holds_for_a_utc_day(cluster: Cluster, quota: dict[str, Any], tokens: int) -> None:
     """Three calls go; the others wait until midnight UTC without an attempt, and nobody looks in between."""
     child(cluster, "gpt", **quota)
     put(cluster, "gpt", *"abcde", tokens=tokens)
@@ -589,13 +590,14 @@ def test_limits_set_gives_and_takes_parents(control: ControlPlane) -> None:
 
 def test_a_lane_known_by_its_limits_alone_becomes_shared(control: ControlPlane) -> None:
     """It was set before it was a parent, and has had no call: nothing but its tokens binds."""
+    lanes: Any = control.lanes
     set_limits(control, "org", Change(tpm=6000.0), LaneLimits())
-    assert "p1" in control.lanes.fields("org")
+    assert "p1" in lanes.fields("org")
     set_limits(control, "gpt", Change(parents=("org",)), LaneLimits())
-    assert "p1" not in control.lanes.fields("org")
+    assert "p1" not in lanes.fields("org")
     set_limits(control, "org", Change(tpm=12_000.0), LaneLimits())
-    assert "p1" not in control.lanes.fields("org")
-    assert float(control.lanes.fields("org")["p2"]) == 200
+    assert "p1" not in lanes.fields("org")
+    assert float(lanes.fields("org")["p2"]) == 200
 
 
 @pytest.mark.parametrize("parents", [("nobody",), ("gpt",), ("child",), ("empty",), tuple("abcde"), ("org", "org")])

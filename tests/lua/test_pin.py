@@ -14,19 +14,21 @@ from sqlalchemy import Engine
 
 from ratelimit_worker.calls import Category, Failure, LaneLimits, Mode, ModeChange
 from ratelimit_worker.config import read_settings
-from ratelimit_worker.contracts.call import Place
+from ratelimit_worker.contracts.call import US, Place
 from ratelimit_worker.contracts.lane import SHUT_US
 from ratelimit_worker.contracts.lesson import Lesson, Verdict
 from ratelimit_worker.errors import BadInput, StoreUnavailable
-from ratelimit_worker.flow.enqueue import limit_fields
-from ratelimit_worker.flow.pin import FROM_SETTING, at_start, auto, lane_fields, pin
-from ratelimit_worker.flow.record import record_once
-from ratelimit_worker.flow.tune import ControlPlane, Rules, Tuner, rules_of
+from ratelimit_worker.flow.call.enqueue import limit_fields
+from ratelimit_worker.flow.duty.record import record_once
+from ratelimit_worker.flow.lane.decide import Rules, rules_of
+from ratelimit_worker.flow.lane.pin import FROM_SETTING, at_start, auto, lane_fields, pin
+from ratelimit_worker.flow.lane.tune import ControlPlane, Tuner
 from ratelimit_worker.policy.modes import ALL, Rates, Thresholds
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.pins import Pins
 from ratelimit_worker.stores.tracker import Tracker, engine_for
-from tests.lua.cluster import US, Cluster, entry
+from tests.builders import entry
+from tests.lua.cluster import Cluster
 
 pytestmark = pytest.mark.server
 
@@ -283,7 +285,7 @@ def test_a_pin_against_a_tuner_that_knows_nothing_of_it_yet(stage: Stage) -> Non
         write(view, decision, *now)
         stage.lanes.set_points("gpt", {"p1": 10.0, "width": 0})  # what a stale decision could say at worst
 
-    stage.tuner._write = pinned_in_between  # type: ignore[method-assign]
+    stage.tuner._write = pinned_in_between  # type: ignore[method-assign,assignment]
     stage.advance(1.0)
     stage.pump()
     stage.work("sick")
@@ -322,7 +324,7 @@ def test_what_a_quicker_tuner_did_is_told_all_the_same(stage: Stage) -> None:
     stage.tune()
     assert stage.mode("broke") is Mode.HALT
     written = stage.lanes.set_points
-    stage.lanes.set_points = before_the_tuner(written)  # type: ignore[method-assign,assignment]
+    stage.lanes.set_points = before_the_tuner(written)  # type: ignore[method-assign]
     resumed = auto(stage.control, who="bob", now=stage.now)
     stage.lanes.set_points = written  # type: ignore[method-assign]
     assert [(steps(change), change.lane, change.who) for change in resumed] == [("HALT NORMAL", "broke", "bob")]
@@ -336,7 +338,7 @@ def test_what_a_crash_leaves_undone_the_tuner_does(stage: Stage) -> None:
     """The pin was written down and no lane touched; later its end was, and no lane given back."""
     stage.put(10)
     written = stage.lanes.set_points
-    stage.lanes.set_points = lambda *_: 0  # type: ignore[method-assign,assignment]
+    stage.lanes.set_points = lambda *_: 0  # type: ignore[method-assign]
     pin(stage.control, Mode.HALT, who="ada", now=stage.now)
     stage.lanes.set_points = written  # type: ignore[method-assign]
     assert stage.mode() is Mode.NORMAL
@@ -398,7 +400,7 @@ def test_a_lane_down_the_ladder_and_back(
     stage: Stage, limits: LaneLimits, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     """5 × 500 in an idle lane: REDUCED; 10 in all: EMERGENCY; healthy answers: NORMAL; each with its cause, once."""
-    caplog.set_level(logging.INFO, logger="ratelimit_worker.flow.tune")
+    caplog.set_level(logging.INFO, logger="ratelimit_worker.flow.lane")
     stage.put(1, limits=limits)
     seen: list[tuple[int, Mode]] = []
     sick = 0
@@ -509,7 +511,8 @@ def test_a_change_is_recorded_once_and_comes_back_whole(stage: Stage, engine: En
 def test_a_recorder_of_version_1_leaves_it_alone(stage: Stage, redis_client: redis.Redis) -> None:
     """It looks into the field `a`, and finds what it takes for a newer version's."""
     stage.outbox.append_mode_change(CHANGE)
-    ((_, values),) = redis_client.xrange("rlw:outbox")
+    rows: Any = redis_client.xrange("rlw:outbox")
+    ((_, values),) = rows
     assert msgspec.msgpack.decode(values[b"a"]) == {"v": 2}
 
 

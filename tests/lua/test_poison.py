@@ -18,12 +18,13 @@ from celery.result import AsyncResult
 
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.errors import WorkerLostRepeatedly
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.wiring import services
 from ratelimit_worker.worker.quarantine import Quarantine
+from tests.builders import entry
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet
-from tests.lua.cluster import LEASE_S, OPEN, Cluster, entry
+from tests.lua.cluster import LEASE_S, OPEN, Cluster
 
 SUSPECTS = "rlw:suspects"
 
@@ -51,7 +52,8 @@ def lose_all(cluster: Cluster, n: int) -> None:
 
 
 def suspects(cluster: Cluster) -> dict[str, int]:
-    return {ref.decode(): int(out) for ref, out in cluster.client.zrange(SUSPECTS, 0, -1, withscores=True)}
+    found: Any = cluster.client.zrange(SUSPECTS, 0, -1, withscores=True)
+    return {ref.decode(): int(out) for ref, out in found}
 
 
 @pytest.mark.server

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib.resources import files
+from typing import Any
 
 import pytest
 import redis
@@ -52,7 +53,7 @@ def test_any_key_prefix_is_safe(redis_client: redis.Redis, prefix: str) -> None:
     Scripts(within(redis_client, prefix), time_us=1_700_000_000_000_000)(
         "beat", ("w", 1, 1000, 1, "q", 1000, "*", 60, 0)
     )
-    found = redis_client.keys("*")
+    found: Any = redis_client.keys("*")
     assert found
     assert all(key.startswith(prefix.encode() + b"rlw:") for key in found)
     redis_client.flushall()  # the table of keys knows none that begins so

@@ -15,7 +15,8 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.lua.cluster import LEASE_S, OPEN, Cluster, entry
+from tests.builders import entry
+from tests.lua.cluster import LEASE_S, OPEN, Cluster
 from tests.properties import share
 
 TICK_S = 0.5

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from ratelimit_worker.config import read_settings
+from tests.builders import ROOT
 
-ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docker-compose.yml"
 NEEDED = "set POSTGRES_PASSWORD in .env"
 

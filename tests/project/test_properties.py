@@ -14,7 +14,8 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import fuzz, leftovers
+from tests import leftovers
+from tests.builders import ROOT
 from tests.conftest import wait_for
 
 PROPERTIES = """
@@ -43,7 +44,7 @@ def explore(folder: Path, holds: str, *arguments: str) -> subprocess.CompletedPr
     (folder / "test_own.py").write_text(PROPERTIES.format(holds))
     own = ["-c", "pyproject.toml", "-p", "tests.conftest", "-p", "no:cacheprovider", str(folder / "test_own.py")]
     command = [sys.executable, "-m", "tests.fuzz", *arguments, *own]
-    return subprocess.run(command, cwd=fuzz.ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_fuzz_tells_what_it_tried(tmp_path: Path) -> None:

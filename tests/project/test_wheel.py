@@ -7,11 +7,11 @@ import os
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.builders import ROOT
+
 PACKAGE = ROOT / "ratelimit_worker"
 #: Top-level names that installing the wheel may bring. `advanced_rate_limiting` is the drop-in's old import path.
 OURS = {"ratelimit_worker", "advanced_rate_limiting"}

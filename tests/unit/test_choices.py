@@ -18,7 +18,7 @@ from ratelimit_worker.calls import Cost
 from ratelimit_worker.cli import main
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import BadInput, ConfigurationError
-from ratelimit_worker.flow.enqueue import Kind, Said, plan
+from ratelimit_worker.flow.call.enqueue import Kind, Said, plan
 from ratelimit_worker.inprocess.limiter import AdvancedRateLimiter
 from ratelimit_worker.policy import choices
 from ratelimit_worker.wiring import Services
@@ -60,6 +60,8 @@ NO_SECONDS = [math.nan, math.inf, -math.inf, -1, -0.001, 1e300, 10**400, True, F
               Decimal("1"), Decimal("NaN")]  # fmt: skip
 NO_NAMES = ["\ud800", "a\udfff", "a\x00", "a\nb", "\x1b[2J", "a\x7f", "a\x85", "a\u2028", "a\u202eb", "x" * 201, 5,
             True, b"x", [], 1.5]  # fmt: skip
+NO_REQUESTS: list[Any] = [math.nan, math.inf, -1, True, "1", 1e300]
+NO_TOKENS: list[Any] = [math.nan, -1, None, 10**400]
 SAID: list[tuple[str, Any]] = [
     *(("deadline_s", value) for value in [*NO_SECONDS, 0]),
     *(("timeout_s", value) for value in [*NO_SECONDS, 0]),
@@ -72,8 +74,8 @@ SAID: list[tuple[str, Any]] = [
     *(("context", value) for value in NO_NAMES),
     *(("tags", [value]) for value in [*NO_NAMES, ""]),
     *(("tags", value) for value in ["codegen", 5, True, ["x"] * 101]),
-    *(("cost", Cost(requests=value)) for value in [math.nan, math.inf, -1, True, "1", 1e300]),
-    *(("cost", Cost(input_tokens=value)) for value in [math.nan, -1, None, 10**400]),
+    *(("cost", Cost(requests=value)) for value in NO_REQUESTS),
+    *(("cost", Cost(input_tokens=value)) for value in NO_TOKENS),
     *(("cost", value) for value in [5, "1", {}]),
 ]
 DOORS: dict[Callable[..., None], set[str]] = {

@@ -57,7 +57,11 @@ class Scripted(Duty):
     def __init__(self, turns: list[BaseException | None]) -> None:
         super().__init__("scripted", RedisServer("redis://127.0.0.1:1/0"), "me")
         self.turns = turns
-        self.stopping.wait = lambda _timeout=None: self.stopping.is_set()  # type: ignore[method-assign]
+
+        def at_once(timeout: float | None = None) -> bool:
+            return self.stopping.is_set()
+
+        self.stopping.wait = at_once  # type: ignore[method-assign]
 
     def turn(self) -> None:
         error = self.turns.pop(0)

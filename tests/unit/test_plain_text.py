@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import re
-from pathlib import Path
 
 import pytest
 from celery.utils.log import ColorFormatter
@@ -22,10 +21,11 @@ from ratelimit_worker.reports.analytics import _csv
 from ratelimit_worker.reports.tables import mode_line
 from ratelimit_worker.reports.words import as_json, table
 from ratelimit_worker.worker.log_lines import HarmlessFormatter, protect
+from tests.builders import ROOT
 
 EVIL = "a\x1b]52;c;eA==\x07\x9b2J\u202etxt\u2066\r\x7f\x00\udc9b\u2028z"
 ACTIVE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-PACKAGE = Path(__file__).parents[2] / "ratelimit_worker"
+PACKAGE = ROOT / "ratelimit_worker"
 
 
 def test_no_active_character_is_left() -> None:

@@ -16,7 +16,7 @@ from ratelimit_worker.embedded import EmbeddedRedis
 from ratelimit_worker.private_files import make_folder, open_file
 from ratelimit_worker.stores.database import engine_for
 from ratelimit_worker.stores.tracker import Tracker
-from tests.database.test_record import attempt
+from tests.builders import attempt
 
 
 def mode(path: Path) -> str:

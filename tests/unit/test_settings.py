@@ -11,10 +11,11 @@ import pytest
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.config import _LANE_FIELDS, Settings, read_settings, setting_names
 from ratelimit_worker.errors import ConfigurationError
-from ratelimit_worker.flow.enqueue import lane_fields
+from ratelimit_worker.flow.call.enqueue import lane_fields
 from ratelimit_worker.reports.doctor import shown
+from tests.builders import ROOT
 
-DOC = (Path(__file__).parents[2] / "docs" / "settings.md").read_text("utf-8")
+DOC = (ROOT / "docs" / "settings.md").read_text("utf-8")
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
     for line in DOC.splitlines()

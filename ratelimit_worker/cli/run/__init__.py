@@ -9,7 +9,6 @@ import click
 from ratelimit_worker.batchfile import allowed_path
 from ratelimit_worker.cli.amount import Amount
 from ratelimit_worker.cli.progress import Progress
-from ratelimit_worker.cli.terminal import say
 from ratelimit_worker.errors import BadInput
 
 
@@ -106,12 +105,12 @@ def run(
             summary = run_file(request, progress)
     except BadInput as error:
         raise click.UsageError(str(error)) from error
-    say(str(summary), err=True)
+    progress.note(str(summary))
     on = "resume with the same command" if summary.keeps else "what is not done is lost; -o FILE can be resumed"
     if summary.refused_alike:
-        say(summary.refused_alike, err=True)
+        progress.note(summary.refused_alike)
     if summary.ended_by:
-        say(summary.ended_by if summary.tally.lines == summary.total else f"{summary.ended_by}; {on}", err=True)
+        progress.note(summary.ended_by if summary.tally.lines == summary.total else f"{summary.ended_by}; {on}")
     if summary.signal is not None:
-        say(f"stopped; {on}", err=True)
+        progress.note(f"stopped; {on}")
     ctx.exit(summary.exit_code)

@@ -18,8 +18,8 @@ from ratelimit_worker.cli.cluster import Cluster
 from ratelimit_worker.config import PREFIX
 from ratelimit_worker.contracts.lane import HALT_FIELDS
 from ratelimit_worker.errors import CallFailed
-from ratelimit_worker.flow import pin
-from ratelimit_worker.flow.tune import halted_by
+from ratelimit_worker.flow.lane import pin
+from ratelimit_worker.flow.lane.decide import halted_by
 from ratelimit_worker.providers.apis import APIS
 from ratelimit_worker.stores.reach import redis_errors
 
@@ -169,23 +169,30 @@ class Account:
             what = "does not accept the key" if why == "key" else "says that the quota is used up"
             fault = f"{', '.join(lanes)}: the provider {what}{f' ({cause})' if cause else ''}"
             if self.waits:
-                said.append(f"{fault}; waiting for {self._ways_on(lanes)}")
+                said.append(f"{fault}; no line is lost, and it goes on {self._ways_on(lanes)}")
             elif not self.ended_by:
                 self.ended_by = fault
         return said
 
     def _ways_on(self, lanes: Sequence[str]) -> str:
-        files = {self._file(self._lanes[lane].provider) for lane in lanes} - {""}
+        providers = sorted({self._lanes[lane].provider for lane in lanes})
+        files = {self._file(provider) for provider in providers} - {""}
+        names = [name for name in map(self._variable, providers) if name]
         address = f"{PREFIX}REDIS_URL"
         where = f"{address}={self.cluster.environ[address]} " if self.cluster.embedded else ""
-        ways = [f"a change of {file}" for file in sorted(files)]
-        return ", ".join(
-            [*ways, f"`{where}ratelimit-worker auto`", "or a probe that is answered (the lane sends some)"]
-        )
+        ways = ["when a probe is answered (the lane sends some)"]
+        ways += [f"with a change of {file}" for file in sorted(files)]
+        ways += [f"with another {name} after Ctrl-C and the same command" for name in names]
+        return ", ".join([*ways, f"or at once by `{where}ratelimit-worker auto`"])
 
     def _file(self, provider: str) -> str:
         """The file of a provider's key; "": there is none, or the key itself is in the environment."""
         return APIS[provider].ACCOUNT.key_file(self.cluster.environ)
+
+    def _variable(self, provider: str) -> str:
+        """The variable that holds a provider's key; "": a file holds it, or nothing does."""
+        held = APIS[provider].ACCOUNT.keys if not self._file(provider) else ()
+        return next((name for name in held if self.cluster.environ.get(name, "").strip()), "")
 
     def _has_changed(self, provider: str) -> bool:
         now = self._signature(provider)

@@ -65,8 +65,7 @@ class Addresses:
         return None
 
     def _base(self, path: str) -> str:
-        account = _account(path)
-        return self._environ.get(account.address) or account.base_url
+        return http.base_url_of(self._environ, _account(path))
 
 
 def _account(url: str) -> http.Account:

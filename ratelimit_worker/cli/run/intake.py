@@ -237,6 +237,10 @@ def _chunks(name: str, stream: _Stream, head: bytes) -> Iterator[bytes]:
         try:
             while chunk := file.read(_CHUNK):
                 if packed and not size:
+                    if _is_packed(chunk):
+                        raise BadInput(
+                            f"{name} is packed twice; unpack it once: gzip -dc IN | ratelimit-worker run - …"
+                        )
                     _check_head(name, chunk[:_HEAD])
                 size += len(chunk)
                 if packed and size > max(LEAST_UNPACKED, MOST_TIMES * stream.taken):

@@ -19,6 +19,7 @@ from ratelimit_worker.errors import BadInput
 
 DONE, SEND, BAD, REPEATED = range(4)  #: in OUT, or blank; to be sent; cannot be; has the custom_id of another line
 MOST_NAMED = 20  #: lines that are named one by one
+_LOOK_AT = 4_096  #: bytes of a first line
 _LOOK_EVERY = 1_000  #: lines between two looks at signals
 
 
@@ -135,6 +136,7 @@ def look_through(
     """
     survey, seen, unsendable = Survey(), _Seen(), _Unsendable()
     objects, opening, last = 0, b"", (0, False)
+    why = ""  #: the first line cannot be sent
     before = Counter[Kind]()
     for number, offset, text in numbered(intake.lines(most_bytes)):
         if number % _LOOK_EVERY == 0:
@@ -146,6 +148,7 @@ def look_through(
         survey.total, opening = survey.total + 1, opening or text
         custom_id, call_id, bad = seen.look(reader, text, number, offset)
         objects += bad is None or bad.is_object
+        why = why or (bad.why if bad is not None else "")
         last = offset, bad is not None and not bad.is_object
         kind = journal.kind(custom_id, call_id)
         if kind is not None:
@@ -167,7 +170,7 @@ def look_through(
         intake.leave_out(last[0])
         unsendable.leave_out(number)
     if not objects:
-        raise _array(intake) if array_of_lines(opening, alone=survey.total == 1) else _nothing(intake, opening)
+        raise _array(intake) if array_of_lines(opening, alone=survey.total == 1) else _nothing(intake, opening, why)
     for kind, many in before.items():
         survey.before.count(kind, many)
     survey.before.took(*journal.tokens)
@@ -179,11 +182,31 @@ def _array(intake: Intake) -> BadInput:
     return BadInput(f"{intake.name} is one JSON array; make a line of each request: jq -c '.[]' IN > NEW.jsonl")
 
 
-def _nothing(intake: Intake, opening: bytes) -> BadInput:
+def _nothing(intake: Intake, opening: bytes, why: str) -> BadInput:
+    """Args:
+    opening: Its first line, or the beginning of that.
+    why: Of the first line that cannot be sent.
+    """
     if not opening:
         return BadInput(f"{intake.name} holds no line")
-    several = "; JSON over several lines becomes one by jq -c . IN > NEW.jsonl" if opening[:1] == b"{" else ""
+    hint = ""
+    if why.startswith("it "):
+        hint = f"; of its first line: {why}"
+    elif not _is_utf8(opening):
+        hint = "; nor is it UTF-8: iconv -f WINDOWS-1252 -t UTF-8 IN > NEW.jsonl"
+    elif b"\r" in opening:
+        hint = "; its lines end in CR alone: tr '\\r' '\\n' < IN > NEW.jsonl"
+    elif opening[:1] == b"{":
+        hint = "; JSON over several lines becomes one by jq -c . IN > NEW.jsonl"
     return BadInput(
         f"{intake.name} is no Batch file: not one of its lines is a JSON object with custom_id, method, url and body"
-        f"{several}"
+        f"{hint}"
     )
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text[:_LOOK_AT].decode()
+    except UnicodeDecodeError as error:
+        return error.start > _LOOK_AT - 4  # cut within a character
+    return True

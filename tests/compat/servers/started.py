@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from tests.builders import ROOT
 from tests.conftest import wait_for
-from tests.fleet import ROOT, free_port
+from tests.fleet import free_port
 
 COMPAT = ROOT / ".compat"
 LITELLM = COMPAT / "litellm" / "bin" / "litellm"

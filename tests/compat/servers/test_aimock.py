@@ -19,11 +19,12 @@ from ratelimit_worker.calls import Category, Usage, sighting
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.policy.classification import classify_exception
 from ratelimit_worker.providers import apis
+from tests.builders import ROOT
 from tests.cluster.test_request import rows
 from tests.compat.servers.started import COMPAT, aimock, ask_json
 from tests.conftest import wait_for
 from tests.faces.test_run import Runner
-from tests.fleet import ROOT, Worker, fleet
+from tests.fleet import Worker, fleet
 
 C = Category
 
@@ -203,7 +204,7 @@ def test_a_file_of_all_its_doors(mock: str, tmp_path: Path) -> None:
 def recipe() -> str:
     """The task of docs/providers.md."""
     page = (ROOT / "docs" / "providers.md").read_text("utf-8").partition("## Bedrock")[2]
-    return re.findall(r"```python\n(.*?)```", page, re.S)[0]
+    return str(re.findall(r"```python\n(.*?)```", page, re.S)[0])
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,7 @@ def flood(case: Case, seconds: float, every_s: float = 0.01) -> list[Arrival]:
 # --- the oracle -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_flooding_never_beats_the_oracle(name: str, seed: int) -> None:
@@ -88,6 +89,7 @@ entries = st.one_of(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=share(0.6))
 @given(
     rpm=limits,

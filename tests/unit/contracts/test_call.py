@@ -11,7 +11,7 @@ import pytest
 
 import ratelimit_worker
 from ratelimit_worker.calls import Cost, Priority
-from ratelimit_worker.contracts.call import US, Claim, Entry, Place, Record
+from ratelimit_worker.contracts.call import US, Claim, Entry, Place, Record, Sent
 from ratelimit_worker.contracts.plan import Continuation, Estimated, Plan, Sharing, Shedding
 
 SCRIPTS = {path.name: path.read_text() for path in Path(ratelimit_worker.__file__).parent.rglob("stores/lua/**/*.lua")}
@@ -91,8 +91,8 @@ def test_a_queue_and_a_process_put_the_same_call_in() -> None:
     plan = msgspec.structs.replace(PLAN, continuation=Continuation(attempts=3, tries=2, goes_on=True))
     claim = Claim.of(plan, "t", at_once=True)
     common: dict[str, Any] = {"left_s": 60.0, "due_in_s": 1.5, "claim": claim}
-    queued = Entry.of(plan, b"message", b"body", queue="q", ref="r", publication="p:asks:o", **common).args()
-    here = Entry.of(plan, b'{"delivery_tag": "@"}', b"", queue="in-process", ref="r-2", **common).args()
+    queued = Entry.of(plan, Sent("q", "r", b"message", b"body"), publication="p:asks:o", **common).args()
+    here = Entry.of(plan, Sent("in-process", "r-2", b'{"delivery_tag": "@"}', b""), **common).args()
     apart = [place for place, (one, other) in enumerate(zip(queued, here, strict=True)) if one != other]
     assert [queued[place] for place in apart] == ["q", "r", "p:asks:o", b"message", b"body"]
     assert [here[place] for place in apart] == ["in-process", "r-2", "p", b'{"delivery_tag": "@"}', b""]
@@ -101,7 +101,7 @@ def test_a_queue_and_a_process_put_the_same_call_in() -> None:
 @pytest.mark.parametrize(("left_s", "due_in_s"), [(-5.0, -1.0), (0.0, 0.0)])
 def test_a_deadline_that_has_passed_is_the_lanes_to_tell(left_s: float, due_in_s: float) -> None:
     """The call goes in with a millisecond left, and is due now."""
-    entry = Entry.of(PLAN, b"m", b"", queue="q", ref="r", left_s=left_s, due_in_s=due_in_s)
+    entry = Entry.of(PLAN, Sent("q", "r", b"m", b""), left_s=left_s, due_in_s=due_in_s)
     assert (entry.deadline_in_s, entry.due_in_s) == (0.001, 0.0)
 
 

@@ -36,6 +36,7 @@ def b64(raw: bytes) -> str:
 
 
 FILM = b64(random.Random(3).randbytes(1_500_000))
+LINED = "\n".join(FILM[at : at + 76] for at in range(0, len(FILM), 76))
 WORDS = "word " * 80_000
 
 
@@ -83,6 +84,10 @@ def webp(width: int, height: int, kind: bytes) -> bytes:
         {"inlineData": {"mimeType": "video/mp4", "data": FILM}},
         {"anything": {"of": [{"a": {"kind": FILM}}]}},
         {"wrapped": "\n".join(FILM[at : at + 76] for at in range(0, len(FILM), 76))},
+        {"role": "tool", "content": json.dumps({"screenshot": FILM, "title": "x"})},
+        {"role": "tool", "content": json.dumps([{"type": "image", "data": LINED}])},
+        {"type": "text", "text": f"Here is the file:\n{FILM}\nPlease say what it is."},
+        {"type": "text", "text": f"Here is the file:\r\n{LINED}\r\nPlease say what it is."},
         {"type": "image_url", "image_url": {"url": "https://x.example/a.png"}},
         {"type": "file", "file": {"file_id": "file-123"}},
     ],
@@ -133,6 +138,10 @@ def test_text_in_a_document_counts(part: dict[str, Any]) -> None:
         "https://example.com/a/b?c=d&" * 5_000,
         "ACGT" * 30_000,
         "Aa1" + "x" * 100_000,
+        "getUserById2 " * 5_000,
+        " ".join(f"{number:0128x}" for number in range(2_000)),
+        "https://example.com/" + "/".join(f"Page{number}.html" for number in range(9_000)),
+        "A1b2C3/" * 500 + " and " + "A1b2C3/" * 500,
         "",
     ],
 )

@@ -9,7 +9,6 @@ import socket
 import ssl
 from collections.abc import Callable
 from email.utils import formatdate
-from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx2 as httpx
@@ -22,6 +21,7 @@ from ratelimit_worker.calls import Category, Failure, Response
 from ratelimit_worker.policy.classification import classify_exception, classify_response
 from ratelimit_worker.policy.retry import Retry, RetryPolicy, Snooze, next_step
 from ratelimit_worker.providers.http import ProviderRefused
+from tests.builders import ROOT
 
 C = Category
 
@@ -274,7 +274,7 @@ def test_a_2xx_may_be_no_answer(response: Response, category: Category | None) -
 def test_the_documented_table_is_in_force() -> None:
     """Each category of docs/failures.md: the bounds of its waits, its tries, and whether it counts as sick."""
     documented = {}
-    for line in (Path(__file__).parents[3] / "docs" / "failures.md").read_text("utf-8").splitlines():
+    for line in (ROOT / "docs" / "failures.md").read_text("utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if len(cells) == 5 and cells[0].strip("`") in set(Category):
             documented[Category(cells[0].strip("`"))] = tuple(cells[2:])

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from benchmarks.law import ALONE_S, AWAY, BLAMED, away, blame
 from ratelimit_worker.calls import Category, Failure, Mode
 from ratelimit_worker.contracts.lesson import Witness
-from ratelimit_worker.flow import observe
+from ratelimit_worker.flow.call import observe
 from ratelimit_worker.policy import fault, modes
 from ratelimit_worker.policy.fault import Compared, Failing, Lately, Row
 from ratelimit_worker.policy.modes import Answer, ModeState, Thresholds
-from tests.lua.cluster import OPEN, Cluster, entry, message, said
+from tests.builders import entry, message
+from tests.lua.cluster import OPEN, Cluster, said
 
 SICK = Failure(category=Category.SERVER_ERROR, cause="HTTP 500", status=500)
 

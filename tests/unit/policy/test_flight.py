@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from ratelimit_worker.calls import Response, Snapshot
 from ratelimit_worker.contracts.lesson import Lesson, Ticket
-from ratelimit_worker.flow import observe as observations
+from ratelimit_worker.flow.call import observe as observations
 from ratelimit_worker.policy import flight
 from ratelimit_worker.policy.flight import FlightState, answered, bound, observe, step
 from ratelimit_worker.policy.headers import about_concurrency
@@ -88,7 +90,7 @@ def test_without_demand_a_crowd_does_not_grow() -> None:
     assert bound(provider.run(state, 60.0, slots=2)) == 20
 
 
-def suspicious(state: FlightState, provider: Provider, older: int, **more: object) -> tuple[FlightState, bool]:
+def suspicious(state: FlightState, provider: Provider, older: int, **more: Any) -> tuple[FlightState, bool]:
     """A refusal without words, and what the tuner does next."""
     state, about_calls = observe(state, refusal(provider.now, older, **more))
     return step(state, provider.now, older, 1e9, True), about_calls

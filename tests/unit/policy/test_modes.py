@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratelimit_worker.calls import Mode
+from ratelimit_worker.contracts.lane import MANY
 from ratelimit_worker.policy import modes
 from ratelimit_worker.policy.modes import Answer, Hold, ModeState, Move, Pin, Rates, Thresholds
 
@@ -389,7 +390,7 @@ def test_what_a_pinned_mode_does(mode: Mode, adaptive: bool, paced: bool, held: 
 def test_pinned_emergency_pauses_and_then_holds_twice() -> None:
     """At first nothing starts, so that what lay ready goes back; then pace and gap hold, however long a call takes."""
     holds = [modes.hold(ModeState(), pin(Mode.EMERGENCY), at, rates=RATES) for at in (100.0, 105.9, 106.0)]
-    assert holds == [*[Hold(rpm=10.0, pause_s=6.0)] * 2, Hold(rpm=10.0, probes=modes.MANY, gap_s=6.0)]
+    assert holds == [*[Hold(rpm=10.0, pause_s=6.0)] * 2, Hold(rpm=10.0, probes=MANY, gap_s=6.0)]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import inf
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -285,23 +286,23 @@ _observations = st.lists(
 _limits = st.builds(LaneLimits, rpm=st.none() | st.floats(0.1, 1e5), tpm=st.none() | st.floats(1, 1e7))
 
 
-def play(steps: list[dict[str, object]], limits: LaneLimits) -> list[tuple[PaceState, dict[str, float]]]:
+def play(steps: list[dict[str, Any]], limits: LaneLimits) -> list[tuple[PaceState, dict[str, float]]]:
     """A lane's life → each state, with its set-points."""
     state, now, seq, lived = initial(limits), 1e6, 0, []
     sent, turned_back = [0.0] * 4, [0.0] * 4
     for one in steps:
-        now += one["pause"]  # type: ignore[operator]
-        seq += one["sent"]  # type: ignore[operator]
+        now += one["pause"]
+        seq += one["sent"]
         sent = [seq, seq * 100.0, seq * 60.0, seq * 40.0]
-        number = max(0, seq - one["late"])  # type: ignore[operator]
+        number = max(0, seq - one["late"])
         ticket = Ticket(
             seq=number,
-            sent_at=now - one["latency"],  # type: ignore[operator]
+            sent_at=now - one["latency"],
             sent=(number, number * 100.0, number * 60.0, number * 40.0),
         )
         told = {}
         if one["told"] is not None:
-            name, limit, window_s, remaining = one["told"]  # type: ignore[misc]
+            name, limit, window_s, remaining = one["told"]
             told = {name: Snapshot(limit=limit, window_s=window_s, remaining=remaining)}
         refused = bool(one["refused"])
         answer = Observation(
@@ -310,13 +311,13 @@ def play(steps: list[dict[str, object]], limits: LaneLimits) -> list[tuple[PaceS
             refused=refused,
             good=not refused,
             snapshots=told,
-            refused_dimension=one["dimension"],  # type: ignore[arg-type]
+            refused_dimension=one["dimension"],
             cost=(1.0, 100.0, 60.0, 40.0),
         )
         if refused:
             turned_back = [units + cost for units, cost in zip(turned_back, answer.cost, strict=True)]
         state = observe(state, answer, limits)
-        state = step(state, now, tuple(sent), limits, now + one["gate"] if refused else 0.0)  # type: ignore[arg-type,operator]
+        state = step(state, now, tuple(sent), limits, now + one["gate"] if refused else 0.0)  # type: ignore[arg-type]
         state, paces = set_points(state, now, tuple(turned_back))  # type: ignore[arg-type]
         fields = numbers(paces)
         lived.append((state, fields))

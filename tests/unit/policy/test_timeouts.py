@@ -16,13 +16,14 @@ from ratelimit_worker import timeout_s
 from ratelimit_worker.calls import Attempt, Category, Outcome, Timeouts, within
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import BadInput, ConfigurationError, DeadlineExceeded, TimedOut
-from ratelimit_worker.flow.enqueue import Kind, Said, plan, timeout_told_s
-from ratelimit_worker.flow.record import learn_latencies
+from ratelimit_worker.flow.call.enqueue import Kind, Said, plan, timeout_told_s
+from ratelimit_worker.flow.duty.record import learn_latencies
 from ratelimit_worker.inprocess.limiter import AdvancedRateLimiter
 from ratelimit_worker.policy.timeout import Latencies, Sample, key, learn, learned_s, p99_s, timeouts
 from ratelimit_worker.providers import openai
 from ratelimit_worker.stores.usage import LatencyMemory
 from ratelimit_worker.wiring import Services, services
+from tests.builders import attempt
 from tests.conftest import wait_for
 from tests.fleet import fleet
 
@@ -128,18 +129,8 @@ def test_answers_and_time_outs_are_learned_from_rows(redis_client: redis.Redis) 
     memory = LatencyMemory(redis_client)
 
     def row(outcome: Outcome, took_s: float, category: Category | None = None, model: str | None = "m") -> Attempt:
-        return Attempt(
-            call_id="c",
-            number=1,
-            lane="l",
-            task="t",
-            outcome=outcome,
-            started_at=NOW_S,
-            finished_at=NOW_S + took_s,
-            waited_s=0.0,
-            category=category,
-            asked_model=model,
-        )
+        more: dict[str, Any] = {"lane": "l", "task": "t", "category": category, "asked_model": model}
+        return attempt(outcome=outcome, finished_at=NOW_S + took_s, took_s=took_s, **more)
 
     rows = [row(Outcome.ANSWERED, 2.0)] * 20
     rows += [row(Outcome.RETRIED, 30.0, Category.TIMEOUT), row(Outcome.FAILED, 500.0, Category.SERVER_ERROR)]

@@ -31,6 +31,7 @@ def gemini(**candidate: Any) -> dict[str, Any]:
     return {"candidates": [{"index": 0, **candidate}]}
 
 
+NOTHINGS: tuple[Any, ...] = ({}, [], 0, False, "", "None", "null", {"code": None})
 EMPTY: list[tuple[str, Any, Category | None]] = [
     # A vector or a picture that is not there
     (EMBED, {"data": [{"object": "embedding", "index": 0, "embedding": []}]}, C.MALFORMED_RESPONSE),
@@ -68,7 +69,7 @@ EMPTY: list[tuple[str, Any, Category | None]] = [
     ),
     ("/v2/chat", {"finish_reason": "TIMEOUT", "message": {"content": []}}, C.TIMEOUT),
     # The place of an error is always there with some, and empty
-    *((CHAT, GOOD | {"error": nothing}, None) for nothing in ({}, [], 0, False, "", "None", "null", {"code": None})),
+    *((CHAT, GOOD | {"error": nothing}, None) for nothing in NOTHINGS),
     (CHAT, GOOD | {"error": {"code": 0, "message": ""}}, None),
     (CHAT, GOOD | {"error": "it broke"}, C.SERVER_ERROR),
     (CHAT, {"choices": [{**SAID, "error": {}}]}, None),

@@ -16,7 +16,7 @@ import pytest
 from ratelimit_worker import unwatch, unwatch_all, watch, watch_all
 from ratelimit_worker.calls import LaneLimits, Usage, sighting, sighting_now
 from ratelimit_worker.errors import BadInput
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.inprocess.limiter import AdvancedRateLimiter
 from ratelimit_worker.policy.estimate import usage_of
 from ratelimit_worker.providers import glimpse, openai, seams
@@ -211,7 +211,8 @@ def test_the_model_that_was_asked() -> None:
     """In the path, the JSON or an object of it; nothing else is taken for one."""
     assert model_asked("/v1beta/models/gemini-2.5-flash:generateContent", b"{}") == "gemini-2.5-flash"
     assert model_asked(PATH, b'{"messages": [], "model": "m"}') == model_asked(PATH, {"model": "m"}) == "m"
-    for nothing in (None, b"", b"{", b'{"model": 7}', {"model": 7}, 7, iter([])):
+    nothings: tuple[Any, ...] = (None, b"", b"{", b'{"model": 7}', {"model": 7}, 7, iter([]))
+    for nothing in nothings:
         assert model_asked(PATH, nothing) is None
 
 
@@ -335,8 +336,13 @@ def test_in_process_too(
             return (await client.post(url, json={**asked, "user": str(number)})).json()["model"]
 
     watch_all()
-    seen = []
-    monkeypatch.setattr(glimpse, "usage_of", lambda answer: seen.append(answer) or usage_of(answer))
+    seen: list[Any] = []
+
+    def noted(answer: Any) -> Any:
+        seen.append(answer)
+        return usage_of(answer)
+
+    monkeypatch.setattr(glimpse, "usage_of", noted)
     with caplog.at_level(logging.INFO):
         try:
             assert limiter.make_rate_limited_call(ask, "ask", (1,), lane="openai:gpt-4o") == "gpt-4o"

@@ -14,8 +14,9 @@ from ratelimit_worker.calls import Cost
 from ratelimit_worker.simulate import Entry, Fault, Scenario
 from ratelimit_worker.simulate.oracle import delivered, oracle
 from ratelimit_worker.simulate.scenarios import CASES
+from tests.builders import entry
 from tests.laboratory import Laboratory, Plane, Result, Units, jobs_of
-from tests.lua.cluster import Cluster, entry
+from tests.lua.cluster import Cluster
 from tests.properties import share
 
 FIELDS: dict[str, float | str] = {"schema": 1, "p1": 5.0, "d1": 10.0, "g1": 0.0, "p2": 900.0, "d2": 2_000.0}
@@ -172,12 +173,13 @@ def test_the_model_does_what_the_scripts_do(redis_client: redis.Redis, steps: li
                 cluster.free(tag)
                 plane.heed(word, cost, amount, now, ticket)
             case "anchor" | "lower" | "pace" | "told":
-                fields: dict[str, float | str] = {
+                writes: dict[str, dict[str, float | str]] = {
                     "anchor": {"a1": amount + plane.sent[0]},
                     "lower": {"m1": amount + plane.sent[0]},
                     "pace": {"p1": float(amount), "d1": amount / 2 + 1},
                     "told": {"told": amount},
-                }[what]
+                }
+                fields = writes[what]
                 cluster.lanes.set_points("gpt", fields)
                 plane.write(fields, now)
             case "dimension":

@@ -58,8 +58,8 @@ from ratelimit_worker.simulate.provider import Ending, Provider, Verdict
 from ratelimit_worker.simulate.scenario import TimelineStart, scenario_of
 from ratelimit_worker.simulate.timeline import Timeline
 from ratelimit_worker.simulate.window import SlidingWindow
+from tests.builders import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 CHAT, MESSAGES, EMBEDDINGS, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/embeddings", "/v1/responses"
 PATIENCE_S = 120.0  # nobody waits so long unless something is broken
 
@@ -729,7 +729,7 @@ def test_a_client_that_leaves_is_in_hand_no_more() -> None:
         while not provider.arrivals():
             time.sleep(0.01)
         leaving.close()
-        statuses = set()
+        statuses: set[int | None] = set()
         deadline = time.monotonic() + 10
         while None not in statuses and time.monotonic() < deadline:
             asking = http.client.HTTPConnection(host, int(port), timeout=0.3)

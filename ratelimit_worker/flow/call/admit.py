@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Generator
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -21,8 +21,8 @@ from msgspec import structs
 from ratelimit_worker.calls import Arguments, Timeouts
 from ratelimit_worker.contracts.plan import Continuation, Plan
 from ratelimit_worker.errors import CallFailed, CallLost, DeadlineExceeded, StoreUnavailable
-from ratelimit_worker.flow.conclude import Answered, Back, Conclusion, Facts, GaveUp, Ran, Settle, cut_off
-from ratelimit_worker.flow.execute import Executor, NotOurs, Result
+from ratelimit_worker.flow.call.conclude import Answered, Back, Conclusion, Facts, GaveUp, Ran, Settle, cut_off
+from ratelimit_worker.flow.call.execute import Executor, NotOurs, Result
 from ratelimit_worker.ports import AttemptLanes, Begun
 
 QUEUE = "in-process"  #: what outcomes say of their queue: the real one is the process's own and tells nobody anything
@@ -146,7 +146,7 @@ class Admission(Generic[T]):
     """One in-process call.
 
     Args:
-        plan: As `flow.enqueue` makes it.
+        plan: As `flow.call.enqueue` makes it.
         take_part: A new turn under a reference.
         unpaced: Reserves the next start outside the lanes → seconds to wait for it; logs why.
         arguments: As in `Facts`.
@@ -324,5 +324,5 @@ def let_go(conclusion: Conclusion, ran: Ran) -> Conclusion:
     end, raised = conclusion.end, ran.error
     foreign = raised is not None and type(raised).__module__ != CallFailed.__module__
     if isinstance(end, Settle) and (not end.answer or foreign):
-        return replace(conclusion, end=Settle(ALONE, "alone"))
+        return structs.replace(conclusion, end=Settle(ALONE, "alone"))
     return conclusion

@@ -1,6 +1,6 @@
 """What happens when a worker takes a released call? One attempt, and what follows from it.
 
-Runs the function, asks `flow.conclude` what follows, and hands that over to the lane. Lanes, clock and jitter are
+Runs the function, asks `flow.call.conclude` what follows, and hands that over to the lane. Lanes, clock and jitter are
 passed in; the worker translates the result into Celery's words.
 """
 
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from msgspec import structs
@@ -19,7 +19,7 @@ from msgspec import structs
 from ratelimit_worker.calls import Attempt, Outcome, Timeouts, sighting, within
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import CallFailedLater, CallLost
-from ratelimit_worker.flow.conclude import (
+from ratelimit_worker.flow.call.conclude import (
     NOT_ASKED,
     NOTHING_BESIDE,
     Again,
@@ -27,23 +27,18 @@ from ratelimit_worker.flow.conclude import (
     Beside,
     Conclusion,
     Facts,
-    Failed,
     GaveUp,
-    Judged,
     PassedOn,
     Ran,
-    Rules,
     Settle,
     conclude,
     expired,
     failed_by,
-    first_failed,
-    judge,
-    needs_health,
     poisoned,
     still_out,
 )
-from ratelimit_worker.flow.tally import Tally
+from ratelimit_worker.flow.call.judge import Failed, Judged, Rules, first_failed, judge, needs_health
+from ratelimit_worker.flow.call.tally import Tally
 from ratelimit_worker.policy import timeout
 from ratelimit_worker.policy.own_retry import Goes, Stays, Wish, whose
 from ratelimit_worker.policy.timeout import Latencies
@@ -176,8 +171,8 @@ class Executor:
             try:
                 value = run(trial.begun)
             except BaseException as error:  # whatever a task raises, its attempt ends here, or its slot never would
-                return self._so_far(trial, seen=replace(seen), error=error)
-            return self._so_far(trial, seen=replace(seen), value=value)
+                return self._so_far(trial, seen=seen.so_far(), error=error)
+            return self._so_far(trial, seen=seen.so_far(), value=value)
 
     def _so_far(self, trial: _Trial, **came: Any) -> Ran:
         return Ran(

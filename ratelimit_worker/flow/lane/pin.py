@@ -14,10 +14,12 @@ from msgspec import structs
 
 from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.config import Settings
-from ratelimit_worker.contracts.lane import Fields, GivenBack, LaneState, encode_new
+from ratelimit_worker.contracts.lane import Fields, GivenBack, LaneState, Write, encode_new
 from ratelimit_worker.errors import BadInput
-from ratelimit_worker.flow import enqueue
-from ratelimit_worker.flow.tune import MANY_LANES, ControlPlane, began, decide, ended_everywhere, tell
+from ratelimit_worker.flow.call import enqueue
+from ratelimit_worker.flow.lane.decide import decide
+from ratelimit_worker.flow.lane.events import began, ended_everywhere, tell
+from ratelimit_worker.flow.lane.tune import MANY_LANES, ControlPlane
 from ratelimit_worker.policy import choices, modes
 from ratelimit_worker.policy.modes import ALL, Pin
 from ratelimit_worker.ports import LaneView
@@ -217,7 +219,7 @@ def _apply_to_idle(
     """
     changes: list[ModeChange] = []
     for some in control.lanes.survey():
-        writes: dict[str, tuple[int, Fields]] = {}
+        writes: dict[str, Write] = {}
         for seen in some:
             if seen.lane in done or not seen.state.there:
                 continue
@@ -228,7 +230,7 @@ def _apply_to_idle(
             decision = decide(LaneView(lane=seen.lane, state=state, seen=()), now, control.rules, pins)
             changes += decision.changes
             if set_points := {**resumed, **decision.set_points}:
-                writes[seen.lane] = (state.revision, set_points)
+                writes[seen.lane] = Write(state.revision, set_points)
         control.lanes.set_points_of(writes)
     return changes
 
