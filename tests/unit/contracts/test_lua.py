@@ -8,6 +8,7 @@ from importlib.resources import files
 import pytest
 
 from ratelimit_worker.contracts import lua
+from ratelimit_worker.contracts.call import Asked
 from ratelimit_worker.contracts.lane import FIELDS
 from ratelimit_worker.stores.scripts import CONTRACT
 
@@ -30,7 +31,7 @@ def test_a_script_names_what_is_shared(name: str) -> None:
     """Fields of a lane's hash and numbers by their names in the contract, which has all that are named."""
     code = re.sub(r"--[^\n]*", "", TEXTS[name])
     named = set(re.findall(r"\b(FIELD|KNOWN|ASKED)\.(\w+)", code))
-    keys = {"FIELD": {field.key for field in FIELDS}, "KNOWN": set(lua.KNOWN), "ASKED": {one.name for one in lua.Asked}}
+    keys = {"FIELD": {field.key for field in FIELDS}, "KNOWN": set(lua.KNOWN), "ASKED": {one.name for one in Asked}}
     assert {(table, key) for table, key in named if key not in keys[table]} == set()
     lines = [line for line in code.split("\n") if "lane_key(" in line and "redis.call('H" in line]
     stored = {field.stored.removesuffix("#") for field in FIELDS}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.law import ALONE_S, AWAY, BLAMED, away, blame
 from ratelimit_worker.calls import Category, Failure, Mode
+from ratelimit_worker.contracts import lane
 from ratelimit_worker.contracts.lesson import Witness
 from ratelimit_worker.flow.call import observe
 from ratelimit_worker.policy import fault, modes
@@ -270,7 +271,7 @@ def test_a_lane_tells_when_it_was_answered_last(cluster: Cluster) -> None:
         cluster.settle(tag, verdict=("plain", "good")[i % 2])
         cluster.free(tag)
         lately = cluster.lanes.health("gpt").lately
-        assert cluster.now_us / 1e6 - lately.good_at <= fault.GOOD_EVERY_S
+        assert cluster.now_us / 1e6 - lately.good_at <= lane.ANSWERED_EVERY_S
         assert lately.good_sent == lately.good_at
         cluster.advance(0.06)
     cluster.lanes.set_points("gpt", {"sick_share": 0.25})
