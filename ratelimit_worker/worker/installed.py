@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -224,12 +225,14 @@ class Installation:
 
 _BY_KEY: weakref.WeakValueDictionary[str, Installation] = weakref.WeakValueDictionary()
 _ATTRIBUTE = "_ratelimit_worker"
+_GONE: deque[str] = deque()  #: keys of installations whose app is gone, and whose connections kombu still keeps
 
 
 def keep(installation: Installation) -> None:
     """Remember what was made of an app: on the app, so that both end together, and their connections with them."""
+    _close_connections()
     setattr(installation.app, _ATTRIBUTE, installation)
-    weakref.finalize(installation.app, _close_connections, installation.key).atexit = False
+    weakref.finalize(installation.app, _GONE.append, installation.key).atexit = False
 
 
 def installation_of(app: Celery) -> Installation | None:
@@ -306,12 +309,21 @@ def connection_class(installation: Installation) -> type[Connection]:
     return LanesConnection
 
 
-def _close_connections(key: str) -> None:
-    """An app is gone: what kombu keeps of its connections goes too. They are no other app's, unlike stock ones."""
+def _close_connections() -> None:
+    """What kombu keeps of the connections of apps that are gone goes too; they are no other app's, unlike stock ones.
+
+    When the next app gets its lanes, and not in the finalizer: that runs anywhere, in the middle of kombu's own loops
+    over its pools as well.
+    """
+    gone = set[str]()
+    while _GONE:
+        gone.add(_GONE.popleft())
+    if not gone:
+        return
     for group in (pools.producers, pools.connections):
         for name, pool in tuple(group.items()):
             connection = getattr(pool, "connections", pool).connection
-            if (connection.transport_options or {}).get(OPTION) == key:
+            if (connection.transport_options or {}).get(OPTION) in gone:
                 group.pop(name, None)
                 pool.force_close_all()
 

@@ -404,6 +404,7 @@ def test_an_app_takes_its_connections_with_it(made: Fleet) -> None:
         return text
 
     def one_more(number: int) -> weakref.ref[Celery]:
+        gc.collect()  # the one before is gone, and what it held goes when the next is installed
         app = Celery(f"one of many {number}", broker=made.valkey.url, backend=made.valkey.url, set_as_current=False)
         install(app)
         llm_task(app=app, name="tests.one_of_many")(same).delay("x").forget()
