@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ratelimit_worker.calls import LaneLimits
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.policy import timeout
 from ratelimit_worker.stores.usage import LATENCIES_REFRESH_S
 from ratelimit_worker.wiring import services

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ratelimit_worker.flow import pin
+from ratelimit_worker.flow.lane import pin
 from ratelimit_worker.wiring import services
 from tests.fleet import Fleet, fleet
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from ratelimit_worker.config import read_settings  # noqa: E402
-from ratelimit_worker.flow.tune import rules_of  # noqa: E402
+from ratelimit_worker.flow.lane.decide import rules_of  # noqa: E402
 from ratelimit_worker.simulate import Entry, Fault, Scenario  # noqa: E402
 from ratelimit_worker.simulate.arrivals import duplicates  # noqa: E402
 from ratelimit_worker.simulate.oracle import delivered, oracle, oracle_time_s  # noqa: E402

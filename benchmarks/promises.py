@@ -25,8 +25,8 @@ sys.path.insert(0, str(ROOT))
 from celery import chord  # noqa: E402
 
 from ratelimit_worker.calls import LaneLimits, Mode  # noqa: E402
-from ratelimit_worker.flow import pin  # noqa: E402
-from ratelimit_worker.flow.enqueue import limit_fields  # noqa: E402
+from ratelimit_worker.flow.call.enqueue import limit_fields  # noqa: E402
+from ratelimit_worker.flow.lane import pin  # noqa: E402
 from ratelimit_worker.simulate import Entry, Fault, HeaderStyle, Scenario, Simulator  # noqa: E402
 from ratelimit_worker.simulate.arrivals import duplicates, most_in_window, rate  # noqa: E402
 from ratelimit_worker.wiring import services  # noqa: E402

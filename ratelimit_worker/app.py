@@ -17,7 +17,7 @@ from ratelimit_worker.config import Settings, read_settings
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.deployment import remember
 from ratelimit_worker.errors import ConfigurationError
-from ratelimit_worker.flow import enqueue
+from ratelimit_worker.flow.call import enqueue
 from ratelimit_worker.inprocess.limiter import AdvancedRateLimiter
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.rules import Rule

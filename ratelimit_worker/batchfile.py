@@ -172,7 +172,8 @@ class OutLine(msgspec.Struct):
         if end is End.FAILED:
             return Kind(end, error.type[:_MOST_WAY] if error is not None and error.type else status)
         code = (error.code or error.type) if error is not None else None
-        return Kind(end, f"{status} {str(code)[:_MOST_WAY]}" if code else status)
+        told = code and str(code) != str(self.response.status_code)  # OpenRouter's code is the status
+        return Kind(end, f"{status} {str(code)[:_MOST_WAY]}" if told else status)
 
     @property
     def tokens(self) -> tuple[int, int]:

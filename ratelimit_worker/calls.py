@@ -156,7 +156,7 @@ class Glimpse:
 
 @dataclass(slots=True)
 class Sighting:
-    """What was seen of the provider during one attempt; providers fill it, `flow.conclude` reads it.
+    """What was seen of the provider during one attempt; providers fill it, `flow.call.conclude` reads it.
 
     A user's own function fills it where its client is watched (`providers.watch`); where it is not, the exception alone
     is classified.

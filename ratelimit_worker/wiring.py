@@ -12,8 +12,9 @@ from redis import Redis
 
 from ratelimit_worker.config import Settings, canonical_redis_url, read_settings
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
-from ratelimit_worker.flow import enqueue
-from ratelimit_worker.flow.tune import ControlPlane, rules_of
+from ratelimit_worker.flow.call import enqueue
+from ratelimit_worker.flow.lane.decide import rules_of
+from ratelimit_worker.flow.lane.tune import ControlPlane
 from ratelimit_worker.outage import cause_of
 from ratelimit_worker.policy.retry import NO_RETRIES, RetryPolicy, by_backoff
 from ratelimit_worker.providers import http

@@ -1,9 +1,9 @@
 """The law in virtual time: the real control plane, the pure simulated provider, a model of the scripts between them.
 
-Nothing sleeps, so 60 s of a lane take less than a second. What is real here: `flow.tune.decide` with pace and modes,
-the observations as the lane's list holds them, classification, the retry decision, and every byte that the provider
-answers. What is a model: the bucket, gate and width of `stores/lua` (`Plane`; tests/unit/simulate/test_laboratory.py
-holds it against the scripts), a pool of slots, and the time that messages take.
+Nothing sleeps, so 60 s of a lane take less than a second. What is real here: `flow.lane.decide.decide` with pace and
+modes, the observations as the lane's list holds them, classification, the retry decision, and every byte that the
+provider answers. What is a model: the bucket, gate and width of `stores/lua` (`Plane`;
+tests/unit/simulate/test_laboratory.py holds it against the scripts), a pool of slots, and the time that messages take.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import msgspec
 from ratelimit_worker.calls import Category, Failure, LaneLimits, Mode, Response
 from ratelimit_worker.contracts.lane import LaneState
 from ratelimit_worker.contracts.lesson import Lesson, Witness
-from ratelimit_worker.flow import observe
-from ratelimit_worker.flow.enqueue import limit_fields
-from ratelimit_worker.flow.tune import BUSY_S, TUNE_EVERY_S, VISIT_EVERY_S, Rules, decide
+from ratelimit_worker.flow.call import observe
+from ratelimit_worker.flow.call.enqueue import limit_fields
+from ratelimit_worker.flow.lane.decide import Rules, decide
+from ratelimit_worker.flow.lane.tune import BUSY_S, TUNE_EVERY_S, VISIT_EVERY_S
 from ratelimit_worker.policy.classification import classify_response
 from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, Failing, Lately, compared, digest
 from ratelimit_worker.policy.pace import Paces

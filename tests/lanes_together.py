@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from ratelimit_worker.calls import ModeChange
 from ratelimit_worker.contracts.lane import LaneState
-from ratelimit_worker.flow.tune import ControlPlane, Tuner
+from ratelimit_worker.flow.lane.tune import ControlPlane, Tuner
 from ratelimit_worker.policy.modes import Pin
 from ratelimit_worker.ports import Lanes, LaneSeen, LaneView
 from tests.laboratory import Job, Laboratory

@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ratelimit_worker.app import llm_task
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
-from ratelimit_worker.flow import limit, pin
+from ratelimit_worker.flow.lane import limit, pin
 from ratelimit_worker.providers import network
 from ratelimit_worker.stores.tracker import Tracker
 from ratelimit_worker.worker import grace, presence

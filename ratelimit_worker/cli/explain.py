@@ -24,7 +24,7 @@ def explain(ctx: click.Context, call_id: str, form: str) -> None:
 
     from ratelimit_worker.cli.sources import open_sources
     from ratelimit_worker.errors import StoreUnavailable
-    from ratelimit_worker.flow.tune import rules_of
+    from ratelimit_worker.flow.lane.decide import rules_of
     from ratelimit_worker.reports.doctor import LATENCY_OVER_S, mean_latency_s
     from ratelimit_worker.reports.explain import Where, explanation_text
     from ratelimit_worker.reports.explain import explain as look

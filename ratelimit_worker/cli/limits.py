@@ -57,7 +57,7 @@ def set_(
     from ratelimit_worker.calls import LaneLimits
     from ratelimit_worker.cli.sources import open_sources
     from ratelimit_worker.errors import BadInput
-    from ratelimit_worker.flow.limit import Change, check, set_limits
+    from ratelimit_worker.flow.lane.limit import Change, check, set_limits
     from ratelimit_worker.reports.tables import limits_line
     from ratelimit_worker.stores.reach import redis_errors
 

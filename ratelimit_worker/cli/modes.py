@@ -50,7 +50,7 @@ def _pinning(mode: str, does: str) -> click.Command:
     def command(lane: str | None, for_s: float | None, reason: str, verbose: bool) -> None:
         from ratelimit_worker.calls import Mode
         from ratelimit_worker.cli.sources import open_sources
-        from ratelimit_worker.flow.pin import pin
+        from ratelimit_worker.flow.lane.pin import pin
         from ratelimit_worker.stores.reach import redis_errors
 
         with open_sources() as opened, redis_errors():
@@ -77,7 +77,7 @@ halt = _pinning("halt", "nothing is sent; calls wait.")
 def auto(lane: str | None, reason: str, verbose: bool) -> None:
     """Give lanes that were pinned back to the law."""
     from ratelimit_worker.cli.sources import open_sources
-    from ratelimit_worker.flow.pin import auto as give_back
+    from ratelimit_worker.flow.lane.pin import auto as give_back
     from ratelimit_worker.stores.reach import redis_errors
 
     with open_sources() as opened, redis_errors():

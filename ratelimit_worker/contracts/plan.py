@@ -172,7 +172,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             publication=header["pub"],
             tenant=get("tenant") or "",
             weight=get("weight") or 1.0,
-            priority=Priority(get("class") or Priority.NORMAL),
+            priority=_PRIORITIES[get("class")],
             cost=Cost(requests=requests, input_tokens=int(input_tokens), output_tokens=int(output_tokens)),
             context=get("context") or "",
             tags=tuple(get("tags") or ()),
@@ -196,6 +196,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+#: A look-up, which takes a tenth of the time that an Enum's call does.
+_PRIORITIES: dict[str | None, Priority] = {priority.value: priority for priority in Priority}
+_PRIORITIES[None] = Priority.NORMAL
 #: All names in the header.
 NAMES = frozenset(
     {

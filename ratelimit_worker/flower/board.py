@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.errors import StoreUnavailable
-from ratelimit_worker.flow.pin import auto, pin
+from ratelimit_worker.flow.lane.pin import auto, pin
 from ratelimit_worker.reports.live import ClusterState
 from ratelimit_worker.reports.stats import Sources, status
 from ratelimit_worker.stores.database import engine_for

@@ -25,9 +25,9 @@ from ratelimit_worker.contracts.call import Claim, Entry, Sent
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import StoreUnavailable
-from ratelimit_worker.flow import pin
-from ratelimit_worker.flow.admit import Away, News
-from ratelimit_worker.flow.tally import Tally
+from ratelimit_worker.flow.call.admit import Away, News
+from ratelimit_worker.flow.call.tally import Tally
+from ratelimit_worker.flow.lane import pin
 from ratelimit_worker.inprocess.duties import StandIn
 from ratelimit_worker.inprocess.mailbox import Deliveries, Mailbox, Turn
 from ratelimit_worker.inprocess.presence import Beat, Presence

@@ -15,8 +15,8 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from ratelimit_worker.calls import Sighting, Timeouts, sighting, within
-from ratelimit_worker.flow.admit import Ask, News, Run, Sleep, Step, Steps, Wait, inside
-from ratelimit_worker.flow.conclude import Ran
+from ratelimit_worker.flow.call.admit import Ask, News, Run, Sleep, Step, Steps, Wait, inside
+from ratelimit_worker.flow.call.conclude import Ran
 
 Mail = str | News
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ratelimit_worker.flow import limit, pin
+from ratelimit_worker.flow.lane import limit, pin
 from ratelimit_worker.wiring import Services
 from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
 

@@ -28,11 +28,12 @@ from ratelimit_worker.calls import Cost, Mode, ModeChange
 from ratelimit_worker.config import NO_REDIS
 from ratelimit_worker.contracts.plan import Sender, Shedding
 from ratelimit_worker.errors import BadInput, ConfigurationError, DeadlineExceeded, StoreUnavailable
-from ratelimit_worker.flow import enqueue, pin
-from ratelimit_worker.flow.admit import LOOK_AGAIN_S, Admission, Sleep, Steps, inside, run_unpaced
-from ratelimit_worker.flow.conclude import Rules
-from ratelimit_worker.flow.execute import Executor
-from ratelimit_worker.flow.settle import Answers
+from ratelimit_worker.flow.call import enqueue
+from ratelimit_worker.flow.call.admit import LOOK_AGAIN_S, Admission, Sleep, Steps, inside, run_unpaced
+from ratelimit_worker.flow.call.answers import Answers
+from ratelimit_worker.flow.call.execute import Executor
+from ratelimit_worker.flow.call.judge import Rules
+from ratelimit_worker.flow.lane import pin
 from ratelimit_worker.inprocess.basic import BasicPace
 from ratelimit_worker.inprocess.desk import Desk
 from ratelimit_worker.inprocess.drive import InLoop, InThread, Mail, is_async

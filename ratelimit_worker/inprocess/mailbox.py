@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from ratelimit_worker.flow.admit import News
+from ratelimit_worker.flow.call.admit import News
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.server import RedisServer

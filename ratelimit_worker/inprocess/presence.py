@@ -9,7 +9,7 @@ from collections.abc import Callable
 from redis import RedisError
 
 from ratelimit_worker.errors import StoreUnavailable
-from ratelimit_worker.flow.admit import News
+from ratelimit_worker.flow.call.admit import News
 from ratelimit_worker.inprocess.mailbox import Mailbox
 from ratelimit_worker.stores.desks import LOOK_EVERY_S, Desks
 from ratelimit_worker.stores.lanes import Lanes

@@ -27,7 +27,7 @@ from typing import Any
 
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.fingerprint import digest
-from ratelimit_worker.flow.settle import Answers
+from ratelimit_worker.flow.call.answers import Answers
 from ratelimit_worker.inprocess.owner import SCALARS, Owner, PerObject, Unshareable
 
 log = logging.getLogger(__name__)

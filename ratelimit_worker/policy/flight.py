@@ -17,7 +17,7 @@ Both are probed upwards: a crowd by one call each `GROW_ANSWERS` answers, faster
 `PROBE` of its width, kept if answers a second grow with it. In doubt a bound grows: to strangle a lane whose calls are
 merely long is worse than to crowd its provider.
 
-Pure: state, answers and time in, a new state out. The tuner (flow/tune.py) is its only writer.
+Pure: state, answers and time in, a new state out. The tuner (flow/lane/tune.py) is its only writer.
 """
 
 from __future__ import annotations

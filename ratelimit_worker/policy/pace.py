@@ -8,7 +8,7 @@ can afford the refusal that ends each probe (`Dimension.allowed`). A budget that
 while is a window (`_window`), and is spent when it opens. At the start the pace doubles until the first header or
 refusal. Never above what a person configured.
 
-Pure: a state, an observation, a time → a new state. The tuner (flow/tune.py) is its only writer; the scripts in
+Pure: a state, an observation, a time → a new state. The tuner (flow/lane/tune.py) is its only writer; the scripts in
 stores/lua spend at the set-points that come out of `set_points`.
 """
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from ratelimit_worker.calls import Attempt, Content, Mode, Outcome
-from ratelimit_worker.flow.tune import Rules
+from ratelimit_worker.flow.lane.decide import Rules
 from ratelimit_worker.plain_text import one_line
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.reports.bars import sentences

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ratelimit_worker.calls import Mode
 from ratelimit_worker.contracts.lane import MANY, LaneState
-from ratelimit_worker.flow.tune import halted_by
+from ratelimit_worker.flow.lane.decide import halted_by
 from ratelimit_worker.policy.modes import Pin
 from ratelimit_worker.reports.words import moment
 

@@ -17,7 +17,7 @@ from msgspec import structs
 from ratelimit_worker.calls import DIMENSIONS, Mode
 from ratelimit_worker.contracts.call import US
 from ratelimit_worker.contracts.lane import MANY, SHUT_US, LaneState
-from ratelimit_worker.flow.tune import Rules, decide
+from ratelimit_worker.flow.lane.decide import Rules, decide
 from ratelimit_worker.policy import day
 from ratelimit_worker.policy.modes import ALL, Pin, governing
 from ratelimit_worker.ports import Bar, BarKind, LaneView

@@ -14,10 +14,11 @@ from typing import Any
 from redis import Redis, RedisError
 
 from ratelimit_worker.errors import RateLimitWorkerError, StoreUnavailable
-from ratelimit_worker.flow import alert
-from ratelimit_worker.flow.clean import LOOK_EVERY_S, clean_once
-from ratelimit_worker.flow.record import Recorder
-from ratelimit_worker.flow.tune import TUNE_EVERY_S, ControlPlane, Tuner, rules_of
+from ratelimit_worker.flow.duty import alert
+from ratelimit_worker.flow.duty.clean import LOOK_EVERY_S, clean_once
+from ratelimit_worker.flow.duty.record import Recorder
+from ratelimit_worker.flow.lane.decide import rules_of
+from ratelimit_worker.flow.lane.tune import TUNE_EVERY_S, ControlPlane, Tuner
 from ratelimit_worker.outage import Outage
 from ratelimit_worker.providers.webhook import NotTaken, Webhook
 from ratelimit_worker.stores import keys

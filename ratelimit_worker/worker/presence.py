@@ -24,7 +24,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ratelimit_worker.contracts.plan import HEADER
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
-from ratelimit_worker.flow import limit, pin
+from ratelimit_worker.flow.lane import limit, pin
 from ratelimit_worker.outage import cause_of
 from ratelimit_worker.providers import network
 from ratelimit_worker.stores.lanes import Crew, Lanes

@@ -20,7 +20,7 @@ from ratelimit_worker.contracts.call import Record
 from ratelimit_worker.contracts.lesson import Lesson
 from ratelimit_worker.contracts.plan import HEADER, described
 from ratelimit_worker.errors import BadInput, DeadlineExceeded, MessageRefused, RateLimitWorkerError
-from ratelimit_worker.flow.settle import Answers
+from ratelimit_worker.flow.call.answers import Answers
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.clock import redis_now_s
 from ratelimit_worker.stores.lanes import Lanes

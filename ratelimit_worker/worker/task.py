@@ -37,9 +37,10 @@ from ratelimit_worker.calls import Cost, Outcome, Priority
 from ratelimit_worker.contracts.lane import Fields
 from ratelimit_worker.contracts.plan import HEADER, Continuation, Plan, Sender, Shedding
 from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable, TaskAborted
-from ratelimit_worker.flow import enqueue, pin
-from ratelimit_worker.flow.conclude import Again, Answered, Facts, GaveUp, PassedOn, Rules
-from ratelimit_worker.flow.execute import (
+from ratelimit_worker.flow.call import enqueue
+from ratelimit_worker.flow.call.answers import Answers
+from ratelimit_worker.flow.call.conclude import Again, Answered, Facts, GaveUp, PassedOn
+from ratelimit_worker.flow.call.execute import (
     Executor,
     Interrupted,
     MustBeAlone,
@@ -48,7 +49,8 @@ from ratelimit_worker.flow.execute import (
     resent,
     tries_used,
 )
-from ratelimit_worker.flow.settle import Answers
+from ratelimit_worker.flow.call.judge import Rules
+from ratelimit_worker.flow.lane import pin
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.own_retry import Goes, Stays, Wish
 from ratelimit_worker.policy.retry import RetryPolicy

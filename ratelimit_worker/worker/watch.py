@@ -18,7 +18,7 @@ from celery.worker.state import task_ready
 from msgspec.structs import replace
 
 from ratelimit_worker.contracts.plan import Plan
-from ratelimit_worker.flow.execute import hangs
+from ratelimit_worker.flow.call.execute import hangs
 from ratelimit_worker.policy import hang, timeout
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.overdue import OverdueCall, Overdues

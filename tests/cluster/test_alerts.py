@@ -19,8 +19,8 @@ import redis
 from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import StoreUnavailable
-from ratelimit_worker.flow.alert import Alerter
-from ratelimit_worker.flow.pin import auto, pin
+from ratelimit_worker.flow.duty.alert import Alerter
+from ratelimit_worker.flow.lane.pin import auto, pin
 from ratelimit_worker.policy.alerts import KEEP_S, of_change, of_latency
 from ratelimit_worker.policy.trend import Slice
 from ratelimit_worker.providers.webhook import NotTaken, Webhook

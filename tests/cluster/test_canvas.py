@@ -14,7 +14,7 @@ from celery.exceptions import TaskRevokedError
 
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.errors import BadInput, DeadlineExceeded, LaneFull
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.wiring import services
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet

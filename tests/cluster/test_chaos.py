@@ -14,7 +14,7 @@ from celery.result import AsyncResult
 
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.errors import StoreUnavailable, WorkerLostRepeatedly
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.simulate.arrivals import most_in_window
 from ratelimit_worker.wiring import services
 from tests.conftest import wait_for

@@ -13,7 +13,7 @@ from ratelimit_worker import wiring
 from ratelimit_worker.calls import MOST_CONTENT, Attempt, Content
 from ratelimit_worker.cli import main
 from ratelimit_worker.config import read_settings
-from ratelimit_worker.flow.content import content_of, text_of, trace_of
+from ratelimit_worker.flow.call.content import content_of, text_of, trace_of
 from ratelimit_worker.inprocess import AdvancedRateLimiter
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 from tests.conftest import wait_for

@@ -18,7 +18,7 @@ from celery.result import AsyncResult
 
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import BadInput, StoreUnavailable
-from ratelimit_worker.flow.admit import ENTER_S
+from ratelimit_worker.flow.call.admit import ENTER_S
 from ratelimit_worker.inprocess import AdvancedRateLimiter
 from ratelimit_worker.stores import decide
 from ratelimit_worker.stores.decide import Decision, answering, deciding

@@ -24,7 +24,7 @@ from kombu.exceptions import DecodeError
 
 from ratelimit_worker.calls import Failure, LaneLimits, Response
 from ratelimit_worker.errors import RateLimitWorkerError
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.policy import endpoints
 from ratelimit_worker.policy import headers as read
 from ratelimit_worker.policy.classification import classify_exception, classify_response

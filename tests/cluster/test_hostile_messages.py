@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.errors import MessageRefused
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.stores import keys
 from ratelimit_worker.wiring import services
 from tests import hostile

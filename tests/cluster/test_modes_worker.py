@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ratelimit_worker.calls import LaneLimits, Mode, ModeChange
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.simulate import HeaderStyle, Scenario, Simulator
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 from ratelimit_worker.wiring import services

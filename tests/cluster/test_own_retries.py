@@ -16,7 +16,7 @@ from celery.result import AsyncResult
 
 from ratelimit_worker.calls import Category, Failure, LaneLimits
 from ratelimit_worker.errors import BadInput, CallFailed, Overloaded, RateLimitWorkerError, Throttled
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.policy.own_retry import Goes, OwnRule, Stays, Wish, catches_providers, whose
 from ratelimit_worker.policy.retry import GiveUp, Halt, Retry, Snooze, Step, Why
 from ratelimit_worker.providers.http import ProviderRefused

@@ -17,7 +17,7 @@ from celery import chain
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import DeadlineExceeded, MessageRefused
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.reports.doctor import examine, findings_text
 from ratelimit_worker.reports.explain import explain, explanation_text
 from ratelimit_worker.reports.live import cluster_state

@@ -16,7 +16,7 @@ from celery import chain, chord
 from sqlalchemy import create_engine, inspect, text
 
 from ratelimit_worker.calls import LaneLimits
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.wiring import services
 from tests.conftest import wait_for
 from tests.fleet import Fleet, Valkey, fleet

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.cli import main
 from ratelimit_worker.errors import DeadlineExceeded, TaskAborted
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.policy import timeout
 from ratelimit_worker.ports import BarKind
 from ratelimit_worker.reports.doctor import Level, judge_workers

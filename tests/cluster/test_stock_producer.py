@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from ratelimit_worker.calls import LaneLimits
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.wiring import services
 from tests.conftest import wait_for
 from tests.fleet import Fleet, Worker, fleet

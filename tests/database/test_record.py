@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ratelimit_worker.calls import Outcome
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
-from ratelimit_worker.flow.record import Recorder, pause_s, record_once
+from ratelimit_worker.flow.duty.record import Recorder, pause_s, record_once
 from ratelimit_worker.stores import migrations
 from ratelimit_worker.stores.outbox import CLAIM_IDLE_MS, Outbox
 from ratelimit_worker.stores.tables import AttemptRow
@@ -131,7 +131,7 @@ def test_garbage_in_the_outbox_holds_up_nobody(
 
 KILLED_BEFORE_COMMIT = """
 import os, signal, sys, redis
-from ratelimit_worker.flow.record import record_once
+from ratelimit_worker.flow.duty.record import record_once
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 
@@ -162,7 +162,7 @@ def test_a_recorder_killed_between_record_and_commit(
 
 KILLED_WHILE_RECORDING = """
 import sys, time, redis
-from ratelimit_worker.flow.record import record_once
+from ratelimit_worker.flow.duty.record import record_once
 from ratelimit_worker.stores.outbox import Outbox
 
 class Slow:

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from ratelimit_worker.config import read_settings
-from ratelimit_worker.flow.record import Recorder
+from ratelimit_worker.flow.duty.record import Recorder
 from ratelimit_worker.reports.doctor import Code, Level, judge_file
 from ratelimit_worker.reports.stats import Sources, status
 from ratelimit_worker.stores.live import Live

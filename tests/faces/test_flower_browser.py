@@ -17,7 +17,7 @@ import pytest
 
 from ratelimit_worker import wiring
 from ratelimit_worker.calls import Mode
-from ratelimit_worker.flow.pin import auto, pin
+from ratelimit_worker.flow.lane.pin import auto, pin
 from ratelimit_worker.reports.stats import Sources, status
 from ratelimit_worker.stores.database import engine_for
 from ratelimit_worker.stores.live import Live

@@ -14,11 +14,11 @@ from ratelimit_worker.calls import Attempt, Category, LaneLimits, Mode, Outcome
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.contracts.lane import Write
 from ratelimit_worker.errors import BadInput, StoreUnavailable
-from ratelimit_worker.flow.clean import NAME, clean_once
-from ratelimit_worker.flow.enqueue import limit_fields
-from ratelimit_worker.flow.limit import Change, changed, set_limits
-from ratelimit_worker.flow.pin import pin
-from ratelimit_worker.flow.tune import ControlPlane, Tuner
+from ratelimit_worker.flow.call.enqueue import limit_fields
+from ratelimit_worker.flow.duty.clean import NAME, clean_once
+from ratelimit_worker.flow.lane.limit import Change, changed, set_limits
+from ratelimit_worker.flow.lane.pin import pin
+from ratelimit_worker.flow.lane.tune import ControlPlane, Tuner
 from ratelimit_worker.reports.explain import Explanation, Where, explain, explanation_text
 from ratelimit_worker.reports.live import ClusterState, LaneState, cluster_state
 from ratelimit_worker.reports.tables import lanes_table, status_table

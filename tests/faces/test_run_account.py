@@ -281,6 +281,7 @@ def test_a_line_that_streams_is_never_sent(provider: Provider, tmp_path: Path) -
     assert {line["error"]["code"] for line in run.answers()} == {"invalid_line"}
     assert provider.asked == []
     assert '"stream"' in done.stderr
+    assert "0 provider requests, 0 of them 429, 0 retries" in done.stderr
 
 
 OURS = '{"message": "x", "type": "%s"}'

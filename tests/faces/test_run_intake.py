@@ -403,12 +403,13 @@ def test_ways_in_which_lines_end(tmp_path: Path) -> None:
         ("d", '{"status_code": 502, "body": "<html>"}', "null"),
         ("e", "null", '{"code": "invalid_line", "message": "x"}'),
         ("f", '{"status_code": 400, "body": {"error": {"code": 7}}}', "null"),
+        ("h", '{"status_code": 422, "body": {"error": {"code": 422}}}', "null"),
     ]:
         with out.open("a") as file:
             file.write(f'{begin}"{custom_id}", "response": {response}, "error": {error}}}\n')
     out.write_text(out.read_text() + answered("g"))
     with Journal(out) as journal:
-        kinds = [journal.kind(name, "") for name in "abcdefgh"]
+        kinds = [journal.kind(name, "") for name in "abcdefghi"]
     assert kinds == [
         Kind(End.REFUSED, "HTTP 404 model_not_found"),
         Kind(End.REFUSED, "HTTP 422"),
@@ -417,6 +418,7 @@ def test_ways_in_which_lines_end(tmp_path: Path) -> None:
         Kind(End.FAILED, "invalid_line"),
         Kind(End.REFUSED, "HTTP 400 7"),
         ANSWER,
+        Kind(End.REFUSED, "HTTP 422"),
         None,
     ]
     tally = Tally()

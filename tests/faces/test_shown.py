@@ -17,8 +17,8 @@ from ratelimit_worker.calls import Category, LaneLimits, Mode, Outcome
 from ratelimit_worker.cli.figures import AttemptFigures, Attempts, LaneFigures, figures_of, lane_figures
 from ratelimit_worker.contracts import lane as contract
 from ratelimit_worker.contracts.lane import MANY
-from ratelimit_worker.flow.enqueue import limit_fields
-from ratelimit_worker.flow.pin import pin
+from ratelimit_worker.flow.call.enqueue import limit_fields
+from ratelimit_worker.flow.lane.pin import pin
 from ratelimit_worker.flower import wording
 from ratelimit_worker.flower.board import Sight
 from ratelimit_worker.policy.modes import Pin

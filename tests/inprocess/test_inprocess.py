@@ -24,8 +24,8 @@ from ratelimit_worker.calls import Attempt, Category, LaneLimits, Outcome
 from ratelimit_worker.config import Settings, read_settings
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import BadInput, DeadlineExceeded, LaneFull, ServerError
-from ratelimit_worker.flow.admit import News
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.admit import News
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.inprocess import AdvancedRateLimiter
 from ratelimit_worker.inprocess.lane import lane_of
 from ratelimit_worker.stores import keys

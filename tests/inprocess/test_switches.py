@@ -24,10 +24,10 @@ from ratelimit_worker import wiring
 from ratelimit_worker.calls import LaneLimits, Mode
 from ratelimit_worker.config import Settings, read_settings
 from ratelimit_worker.errors import InvalidRequest, ServerError
-from ratelimit_worker.flow import limit, pin
-from ratelimit_worker.flow.enqueue import lane_fields, limit_fields
-from ratelimit_worker.flow.limit import Change, set_limits
-from ratelimit_worker.flow.tune import rules_of
+from ratelimit_worker.flow.call.enqueue import lane_fields, limit_fields
+from ratelimit_worker.flow.lane import limit, pin
+from ratelimit_worker.flow.lane.decide import rules_of
+from ratelimit_worker.flow.lane.limit import Change, set_limits
 from ratelimit_worker.inprocess import AdvancedRateLimiter
 from ratelimit_worker.wiring import Services, services
 from tests import shared_functions as shared

@@ -20,7 +20,7 @@ from ratelimit_worker.cli import main
 from ratelimit_worker.config import Settings
 from ratelimit_worker.contracts.call import Claim
 from ratelimit_worker.errors import CallFailed
-from ratelimit_worker.flow.enqueue import Kind, Said, limit_fields, plan
+from ratelimit_worker.flow.call.enqueue import Kind, Said, limit_fields, plan
 from ratelimit_worker.reports.explain import Where, explain, explanation_text
 from ratelimit_worker.stores import answers, keys
 from ratelimit_worker.stores.lanes import AnsweredFromCache

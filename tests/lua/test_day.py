@@ -17,7 +17,7 @@ from ratelimit_worker.config import read_settings
 from ratelimit_worker.contracts.call import US
 from ratelimit_worker.contracts.lane import LaneState
 from ratelimit_worker.errors import ConfigurationError
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.policy import day
 from ratelimit_worker.stores import keys
 from tests.builders import entry

@@ -24,8 +24,8 @@ from ratelimit_worker.contracts.call import Claim
 from ratelimit_worker.contracts.call import Place as Field
 from ratelimit_worker.contracts.plan import Shedding
 from ratelimit_worker.errors import BadInput, LaneShedding
-from ratelimit_worker.flow.enqueue import Kind, Said, limit_fields, plan
-from ratelimit_worker.flow.settle import Answers
+from ratelimit_worker.flow.call.answers import Answers
+from ratelimit_worker.flow.call.enqueue import Kind, Said, limit_fields, plan
 from ratelimit_worker.simulate import Scenario, Simulator
 from ratelimit_worker.stores import answers, keys
 from ratelimit_worker.stores.lanes import AnsweredFromCache

@@ -23,9 +23,9 @@ from ratelimit_worker.config import Settings, read_settings
 from ratelimit_worker.contracts.lesson import Lesson
 from ratelimit_worker.contracts.plan import Estimated, Plan
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
-from ratelimit_worker.flow import observe
-from ratelimit_worker.flow.enqueue import Kind, plan
-from ratelimit_worker.flow.record import Recorder, learn
+from ratelimit_worker.flow.call import observe
+from ratelimit_worker.flow.call.enqueue import Kind, plan
+from ratelimit_worker.flow.duty.record import Recorder, learn
 from ratelimit_worker.policy import estimate
 from ratelimit_worker.policy.estimate import DEFAULT_OUTPUT_TOKENS, Learned, Sample, Size
 from ratelimit_worker.providers.tokenizer import MOST_CHARACTERS, Tokenizer

@@ -10,8 +10,8 @@ import redis
 
 from ratelimit_worker.calls import Cost, LaneLimits, Mode
 from ratelimit_worker.contracts.call import US, Place
-from ratelimit_worker.flow.enqueue import limit_fields
-from ratelimit_worker.flow.pin import pin
+from ratelimit_worker.flow.call.enqueue import limit_fields
+from ratelimit_worker.flow.lane.pin import pin
 from ratelimit_worker.reports.explain import Standing, explain, explanation_text
 from ratelimit_worker.stores.live import Live
 from tests.builders import entry

@@ -15,10 +15,10 @@ from ratelimit_worker.config import read_settings
 from ratelimit_worker.contracts.call import US
 from ratelimit_worker.contracts.lane import MOST_LANES
 from ratelimit_worker.errors import LanesFull
-from ratelimit_worker.flow.enqueue import limit_fields
-from ratelimit_worker.flow.limit import Change, at_start, set_limits
-from ratelimit_worker.flow.pin import auto, lane_fields, pin
-from ratelimit_worker.flow.tune import MANY_LANES, MOST_LOOKED_AT
+from ratelimit_worker.flow.call.enqueue import limit_fields
+from ratelimit_worker.flow.lane.limit import Change, at_start, set_limits
+from ratelimit_worker.flow.lane.pin import auto, lane_fields, pin
+from ratelimit_worker.flow.lane.tune import MANY_LANES, MOST_LOOKED_AT
 from ratelimit_worker.policy.modes import ALL
 from ratelimit_worker.reports.doctor import Code, judge_number
 from ratelimit_worker.reports.live import cluster_state

@@ -19,10 +19,10 @@ from ratelimit_worker.config import read_settings
 from ratelimit_worker.contracts.call import US, Place
 from ratelimit_worker.contracts.lane import LaneState
 from ratelimit_worker.errors import BadInput, ConfigurationError
-from ratelimit_worker.flow.enqueue import limit_fields
-from ratelimit_worker.flow.limit import Change, set_limits
-from ratelimit_worker.flow.pin import auto, lane_fields, pin
-from ratelimit_worker.flow.tune import ControlPlane
+from ratelimit_worker.flow.call.enqueue import limit_fields
+from ratelimit_worker.flow.lane.limit import Change, set_limits
+from ratelimit_worker.flow.lane.pin import auto, lane_fields, pin
+from ratelimit_worker.flow.lane.tune import ControlPlane
 from ratelimit_worker.reports.explain import explain, explanation_text
 from ratelimit_worker.reports.live import cluster_state
 from ratelimit_worker.simulate.arrivals import most_in_window

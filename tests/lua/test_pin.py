@@ -18,10 +18,11 @@ from ratelimit_worker.contracts.call import US, Place
 from ratelimit_worker.contracts.lane import SHUT_US
 from ratelimit_worker.contracts.lesson import Lesson, Verdict
 from ratelimit_worker.errors import BadInput, StoreUnavailable
-from ratelimit_worker.flow.enqueue import limit_fields
-from ratelimit_worker.flow.pin import FROM_SETTING, at_start, auto, lane_fields, pin
-from ratelimit_worker.flow.record import record_once
-from ratelimit_worker.flow.tune import ControlPlane, Rules, Tuner, rules_of
+from ratelimit_worker.flow.call.enqueue import limit_fields
+from ratelimit_worker.flow.duty.record import record_once
+from ratelimit_worker.flow.lane.decide import Rules, rules_of
+from ratelimit_worker.flow.lane.pin import FROM_SETTING, at_start, auto, lane_fields, pin
+from ratelimit_worker.flow.lane.tune import ControlPlane, Tuner
 from ratelimit_worker.policy.modes import ALL, Rates, Thresholds
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.pins import Pins
@@ -399,7 +400,7 @@ def test_a_lane_down_the_ladder_and_back(
     stage: Stage, limits: LaneLimits, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     """5 × 500 in an idle lane: REDUCED; 10 in all: EMERGENCY; healthy answers: NORMAL; each with its cause, once."""
-    caplog.set_level(logging.INFO, logger="ratelimit_worker.flow.tune")
+    caplog.set_level(logging.INFO, logger="ratelimit_worker.flow.lane")
     stage.put(1, limits=limits)
     seen: list[tuple[int, Mode]] = []
     sick = 0

@@ -18,7 +18,7 @@ from celery.result import AsyncResult
 
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.errors import WorkerLostRepeatedly
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.wiring import services
 from ratelimit_worker.worker.quarantine import Quarantine
 from tests.builders import entry

@@ -19,10 +19,11 @@ from ratelimit_worker.calls import Attempt, Category, Mode, Outcome, Priority, R
 from ratelimit_worker.contracts.call import Claim
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import CallFailed, StoreUnavailable
-from ratelimit_worker.flow.conclude import Again, Facts, GaveUp, Rules
-from ratelimit_worker.flow.execute import Executor, Result
-from ratelimit_worker.flow.settle import Answers
-from ratelimit_worker.flow.tally import Tally
+from ratelimit_worker.flow.call.answers import Answers
+from ratelimit_worker.flow.call.conclude import Again, Facts, GaveUp
+from ratelimit_worker.flow.call.execute import Executor, Result
+from ratelimit_worker.flow.call.judge import Rules
+from ratelimit_worker.flow.call.tally import Tally
 from ratelimit_worker.policy.retry import Record
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.providers.http import ProviderRefused

@@ -18,7 +18,7 @@ from ratelimit_worker.calls import Cost
 from ratelimit_worker.cli import main
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import BadInput, ConfigurationError
-from ratelimit_worker.flow.enqueue import Kind, Said, plan
+from ratelimit_worker.flow.call.enqueue import Kind, Said, plan
 from ratelimit_worker.inprocess.limiter import AdvancedRateLimiter
 from ratelimit_worker.policy import choices
 from ratelimit_worker.wiring import Services

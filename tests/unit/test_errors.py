@@ -13,7 +13,7 @@ from celery import Celery
 from ratelimit_worker import errors
 from ratelimit_worker.calls import Category, Response
 from ratelimit_worker.errors import CallFailed, RateLimitWorkerError, call_failed
-from ratelimit_worker.flow.settle import Answers
+from ratelimit_worker.flow.call.answers import Answers
 from ratelimit_worker.policy.classification import classify_exception
 from ratelimit_worker.providers.http import ProviderRefused
 from ratelimit_worker.worker.task import ANSWERS

@@ -11,7 +11,7 @@ import pytest
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.config import _LANE_FIELDS, Settings, read_settings, setting_names
 from ratelimit_worker.errors import ConfigurationError
-from ratelimit_worker.flow.enqueue import lane_fields
+from ratelimit_worker.flow.call.enqueue import lane_fields
 from ratelimit_worker.reports.doctor import shown
 from tests.builders import ROOT
 

@@ -18,8 +18,8 @@ from ratelimit_worker.cli.cluster import Cluster
 from ratelimit_worker.config import PREFIX
 from ratelimit_worker.contracts.lane import HALT_FIELDS
 from ratelimit_worker.errors import CallFailed
-from ratelimit_worker.flow import pin
-from ratelimit_worker.flow.tune import halted_by
+from ratelimit_worker.flow.lane import pin
+from ratelimit_worker.flow.lane.decide import halted_by
 from ratelimit_worker.providers.apis import APIS
 from ratelimit_worker.stores.reach import redis_errors
 

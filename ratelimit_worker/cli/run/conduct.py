@@ -28,7 +28,7 @@ from ratelimit_worker.cli.run.session import Options, Session
 from ratelimit_worker.cli.run.tally import Tally
 from ratelimit_worker.config import PREFIX, environment, read_settings
 from ratelimit_worker.errors import BadInput, RateLimitWorkerError, StoreUnavailable
-from ratelimit_worker.flow.record import record_once
+from ratelimit_worker.flow.duty.record import record_once
 from ratelimit_worker.providers.apis import APIS
 from ratelimit_worker.stores.clock import redis_now_s
 from ratelimit_worker.stores.live import Live
@@ -244,7 +244,7 @@ def _run(
             journal.finish()
         elif not journal.keeps:
             _leave(cluster, options, session)
-        summary = _summary(intake, journal, session, _attempts(cluster, view), stop, began_s)
+        summary = _summary(intake, journal, session, _attempts(cluster, session, view), stop, began_s)
     finally:
         attempts.close()
     try:
@@ -403,8 +403,10 @@ def _end_workers(cluster: Cluster) -> None:
         cluster.stop_workers(0.0)
 
 
-def _attempts(cluster: Cluster, view: _View) -> AttemptFigures | None:
+def _attempts(cluster: Cluster, session: Session, view: _View) -> AttemptFigures | None:
     """The attempts of this run, those included that the workers left in the outbox."""
+    if not session.begun:
+        return AttemptFigures()  # nothing was sent, whether or not there is a database yet
     try:
         while cluster.embedded and record_once(cluster.services.outbox, cluster.services.tracker):
             pass

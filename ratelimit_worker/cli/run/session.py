@@ -42,7 +42,7 @@ from ratelimit_worker.cli.run.journal import Journal
 from ratelimit_worker.cli.run.survey import BAD, DONE, Survey, look_through
 from ratelimit_worker.cli.run.tally import Tally
 from ratelimit_worker.errors import AuthenticationFailed, BadInput, ConfigurationError, LaneFull, StoreUnavailable
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.providers import network
 from ratelimit_worker.providers.apis import api_of
 from ratelimit_worker.providers.http import wait_for_key
@@ -149,6 +149,11 @@ class Session:
     def finished(self) -> bool:
         """Whether every line is in OUT."""
         return self._read_all and not self._pending and not self._out and not self._owed
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was about to be sent."""
+        return self._begun
 
     @property
     def out(self) -> int:

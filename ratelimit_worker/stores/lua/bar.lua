@@ -11,7 +11,7 @@
 --          queue; number: its slots, 0: nobody serves it) · 'parent' (which: its name; number: lanes that wait there; then,
 --          fifth, a bar of its own: one of gate, pace, quota, probes, ramp, flight, concurrency, turn)
 --          Of several the last to end counts. None: it goes when the lane is looked at, which is at once.
-local DIMENSIONS, SHUT = {'requests', 'tokens', 'input_tokens', 'output_tokens'}, 2 ^ 53  -- SHUT_US of flow/tune.py
+local DIMENSIONS, SHUT = {'requests', 'tokens', 'input_tokens', 'output_tokens'}, 2 ^ 53  -- SHUT_US of flow/lane/tune.py
 local lane, ref = ARGV[2], ARGV[3] ~= '' and ARGV[3]
 local told = {}
 local function add(kind, until_us, which, number, parents)

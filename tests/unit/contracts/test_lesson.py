@@ -9,7 +9,7 @@ import pytest
 
 from ratelimit_worker.calls import Category, Failure, Response, Snapshot, Usage
 from ratelimit_worker.contracts.lesson import Lesson, Reading, Ticket, Verdict, Witness
-from ratelimit_worker.flow import observe
+from ratelimit_worker.flow.call import observe
 
 TICKET = msgspec.msgpack.encode([7, 1_700_000_000_000_000, 7.0, 70.0, 50.0, 20.0])
 AT_S = 1_700_000_001.5

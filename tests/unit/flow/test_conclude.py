@@ -24,33 +24,28 @@ from ratelimit_worker.calls import (
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Reading
 from ratelimit_worker.contracts.plan import Plan, Sharing
 from ratelimit_worker.errors import CallFailed, DeadlineExceeded, WorkerLostRepeatedly
-from ratelimit_worker.flow.admit import ALONE, let_go
-from ratelimit_worker.flow.conclude import (
+from ratelimit_worker.flow.call.admit import ALONE, let_go
+from ratelimit_worker.flow.call.answers import Answers
+from ratelimit_worker.flow.call.conclude import (
     Again,
     Answered,
     Back,
     Beside,
     Conclusion,
     Facts,
-    Failed,
     GaveUp,
-    Judged,
     PassedOn,
     Ran,
-    Rules,
     Settle,
-    Swallowed,
     conclude,
     cut_off,
     expired,
     failed_by,
-    judge,
-    needs_health,
     poisoned,
     still_out,
 )
-from ratelimit_worker.flow.execute import Executor, NotOurs, Result
-from ratelimit_worker.flow.settle import Answers
+from ratelimit_worker.flow.call.execute import Executor, NotOurs, Result
+from ratelimit_worker.flow.call.judge import Failed, Judged, Rules, Swallowed, judge, needs_health
 from ratelimit_worker.policy.fault import Failing, Lately
 from ratelimit_worker.policy.retry import Record, Retry, RetryPolicy
 from ratelimit_worker.ports import Begun, Health

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from benchmarks.law import ALONE_S, AWAY, BLAMED, away, blame
 from ratelimit_worker.calls import Category, Failure, Mode
 from ratelimit_worker.contracts.lesson import Witness
-from ratelimit_worker.flow import observe
+from ratelimit_worker.flow.call import observe
 from ratelimit_worker.policy import fault, modes
 from ratelimit_worker.policy.fault import Compared, Failing, Lately, Row
 from ratelimit_worker.policy.modes import Answer, ModeState, Thresholds

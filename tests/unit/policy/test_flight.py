@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ratelimit_worker.calls import Response, Snapshot
 from ratelimit_worker.contracts.lesson import Lesson, Ticket
-from ratelimit_worker.flow import observe as observations
+from ratelimit_worker.flow.call import observe as observations
 from ratelimit_worker.policy import flight
 from ratelimit_worker.policy.flight import FlightState, answered, bound, observe, step
 from ratelimit_worker.policy.headers import about_concurrency

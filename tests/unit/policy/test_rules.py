@@ -16,7 +16,7 @@ import pytest
 from ratelimit_worker import plugins
 from ratelimit_worker.calls import Category, Failure, LaneLimits
 from ratelimit_worker.errors import InvalidRequest, MalformedResponse, StoreUnavailable, Throttled
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.policy.classification import classify_exception
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.wiring import services

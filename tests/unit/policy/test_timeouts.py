@@ -16,8 +16,8 @@ from ratelimit_worker import timeout_s
 from ratelimit_worker.calls import Attempt, Category, Outcome, Timeouts, within
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import BadInput, ConfigurationError, DeadlineExceeded, TimedOut
-from ratelimit_worker.flow.enqueue import Kind, Said, plan, timeout_told_s
-from ratelimit_worker.flow.record import learn_latencies
+from ratelimit_worker.flow.call.enqueue import Kind, Said, plan, timeout_told_s
+from ratelimit_worker.flow.duty.record import learn_latencies
 from ratelimit_worker.inprocess.limiter import AdvancedRateLimiter
 from ratelimit_worker.policy.timeout import Latencies, Sample, key, learn, learned_s, p99_s, timeouts
 from ratelimit_worker.providers import openai

@@ -16,7 +16,7 @@ import pytest
 from ratelimit_worker import unwatch, unwatch_all, watch, watch_all
 from ratelimit_worker.calls import LaneLimits, Usage, sighting, sighting_now
 from ratelimit_worker.errors import BadInput
-from ratelimit_worker.flow.enqueue import limit_fields
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.inprocess.limiter import AdvancedRateLimiter
 from ratelimit_worker.policy.estimate import usage_of
 from ratelimit_worker.providers import glimpse, openai, seams

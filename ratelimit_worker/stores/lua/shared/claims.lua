@@ -139,7 +139,7 @@ local function share(ref, r, kind, answer)
   end
   redis.call('DEL', claim_key(r[CLAIM]), followers_key(r[CLAIM]))
 end
-local function shedding(L)                             -- what a call gets that is shed, as flow/settle.py reads it
+local function shedding(L)                             -- what a call gets that is shed, as flow/call/answers.py reads it
   count('shed')
   return cjson.encode({error = {'LaneShedding', {L.name, L.mode}}})
 end

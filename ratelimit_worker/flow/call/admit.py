@@ -21,8 +21,8 @@ from msgspec import structs
 from ratelimit_worker.calls import Arguments, Timeouts
 from ratelimit_worker.contracts.plan import Continuation, Plan
 from ratelimit_worker.errors import CallFailed, CallLost, DeadlineExceeded, StoreUnavailable
-from ratelimit_worker.flow.conclude import Answered, Back, Conclusion, Facts, GaveUp, Ran, Settle, cut_off
-from ratelimit_worker.flow.execute import Executor, NotOurs, Result
+from ratelimit_worker.flow.call.conclude import Answered, Back, Conclusion, Facts, GaveUp, Ran, Settle, cut_off
+from ratelimit_worker.flow.call.execute import Executor, NotOurs, Result
 from ratelimit_worker.ports import AttemptLanes, Begun
 
 QUEUE = "in-process"  #: what outcomes say of their queue: the real one is the process's own and tells nobody anything
@@ -146,7 +146,7 @@ class Admission(Generic[T]):
     """One in-process call.
 
     Args:
-        plan: As `flow.enqueue` makes it.
+        plan: As `flow.call.enqueue` makes it.
         take_part: A new turn under a reference.
         unpaced: Reserves the next start outside the lanes → seconds to wait for it; logs why.
         arguments: As in `Facts`.

@@ -1,6 +1,6 @@
 """What happens when a worker takes a released call? One attempt, and what follows from it.
 
-Runs the function, asks `flow.conclude` what follows, and hands that over to the lane. Lanes, clock and jitter are
+Runs the function, asks `flow.call.conclude` what follows, and hands that over to the lane. Lanes, clock and jitter are
 passed in; the worker translates the result into Celery's words.
 """
 
@@ -19,7 +19,7 @@ from msgspec import structs
 from ratelimit_worker.calls import Attempt, Outcome, Timeouts, sighting, within
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import CallFailedLater, CallLost
-from ratelimit_worker.flow.conclude import (
+from ratelimit_worker.flow.call.conclude import (
     NOT_ASKED,
     NOTHING_BESIDE,
     Again,
@@ -27,23 +27,18 @@ from ratelimit_worker.flow.conclude import (
     Beside,
     Conclusion,
     Facts,
-    Failed,
     GaveUp,
-    Judged,
     PassedOn,
     Ran,
-    Rules,
     Settle,
     conclude,
     expired,
     failed_by,
-    first_failed,
-    judge,
-    needs_health,
     poisoned,
     still_out,
 )
-from ratelimit_worker.flow.tally import Tally
+from ratelimit_worker.flow.call.judge import Failed, Judged, Rules, first_failed, judge, needs_health
+from ratelimit_worker.flow.call.tally import Tally
 from ratelimit_worker.policy import timeout
 from ratelimit_worker.policy.own_retry import Goes, Stays, Wish, whose
 from ratelimit_worker.policy.timeout import Latencies

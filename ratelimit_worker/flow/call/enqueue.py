@@ -18,6 +18,7 @@ from ratelimit_worker.policy.choices import MOST_DEADLINE_S, MOST_NAME, MOST_TIM
 from ratelimit_worker.policy.estimate import Learned, Size
 
 DEFAULT_LANE = "default"
+NOTHING_TOLD = LaneLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,7 +299,7 @@ def timeout_of(seconds: float | None, settings: Settings, lane: str) -> float | 
 
 def told(settings: Settings, lane: str) -> LaneLimits:
     """What MAISD_LANES says of a lane."""
-    said = settings.lanes.get(lane) or LaneLimits()
+    said = settings.lanes.get(lane) or NOTHING_TOLD
     if not said.adaptive and not said.unlimited and not said.shared and said.rpm is None:
         return replace(said, rpm=settings.calls_per_minute)  # a lane that may not find its rate needs one
     return said

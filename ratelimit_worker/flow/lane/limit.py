@@ -20,8 +20,9 @@ from ratelimit_worker.contracts.lane import (
     encode_schema,
 )
 from ratelimit_worker.errors import BadInput
-from ratelimit_worker.flow.enqueue import as_told, basic_fields, escalates, limit_fields
-from ratelimit_worker.flow.tune import ControlPlane, decide
+from ratelimit_worker.flow.call.enqueue import as_told, basic_fields, escalates, limit_fields
+from ratelimit_worker.flow.lane.decide import decide
+from ratelimit_worker.flow.lane.tune import ControlPlane
 from ratelimit_worker.policy import choices, day
 from ratelimit_worker.ports import LaneView
 

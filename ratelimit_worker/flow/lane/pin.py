@@ -16,8 +16,10 @@ from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.config import Settings
 from ratelimit_worker.contracts.lane import Fields, GivenBack, LaneState, Write, encode_new
 from ratelimit_worker.errors import BadInput
-from ratelimit_worker.flow import enqueue
-from ratelimit_worker.flow.tune import MANY_LANES, ControlPlane, began, decide, ended_everywhere, tell
+from ratelimit_worker.flow.call import enqueue
+from ratelimit_worker.flow.lane.decide import decide
+from ratelimit_worker.flow.lane.events import began, ended_everywhere, tell
+from ratelimit_worker.flow.lane.tune import MANY_LANES, ControlPlane
 from ratelimit_worker.policy import choices, modes
 from ratelimit_worker.policy.modes import ALL, Pin
 from ratelimit_worker.ports import LaneView

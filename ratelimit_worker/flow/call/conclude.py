@@ -1,18 +1,18 @@
 """What follows from an attempt that was made? One `Conclusion`, from values alone.
 
-No I/O, no clock and no state: who ran the function, in whatever way (`flow.execute` in a worker's thread, `flow.admit`
-in a caller's thread or event loop), hands over what came of it, and acts on what comes back. Health costs an exchange
-with Redis, so it is asked for between two steps, and only where the failure calls for it:
+No I/O, no clock and no state, and chance is passed in: who ran the function, in whatever way (`flow.call.execute` in a
+worker's thread, `flow.call.admit` in a caller's thread or event loop), hands over what came of it, and acts on what
+comes back. Health costs an exchange with Redis, so it is asked for between two steps, and only where the failure calls
+for it:
 
-    failed = failed_by(ran, rules)              which failure there is to be judged
-    needs_health(failed, rules.policy)          whether its judgement depends on how the lane is
+    failed = failed_by(ran, rules)                which failure there is to be judged
+    judge.needs_health(failed, rules.policy)      whether its judgement depends on how the lane is
     conclude(facts, begun, ran, failed, beside, rules)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -24,7 +24,6 @@ from ratelimit_worker.calls import (
     Category,
     Content,
     Failure,
-    Mode,
     Outcome,
     Response,
     Sighting,
@@ -40,24 +39,18 @@ from ratelimit_worker.errors import (
     call_failed,
     deadline_exceeded,
 )
-from ratelimit_worker.flow import observe
-from ratelimit_worker.flow.content import NOTHING, content_of
-from ratelimit_worker.flow.settle import Answers
-from ratelimit_worker.policy.classification import classify_exception
+from ratelimit_worker.flow.call import observe
+from ratelimit_worker.flow.call.content import NOTHING, content_of
+from ratelimit_worker.flow.call.judge import Failed, Judged, Rules, Swallowed, first_failed, judge
 from ratelimit_worker.policy.completion import cut_short
 from ratelimit_worker.policy.estimate import usage_of
-from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, compared, digest
+from ratelimit_worker.policy.fault import digest
 from ratelimit_worker.policy.retry import (
-    NO_RECORD,
     GiveUp,
     Halt,
-    Jitter,
     Retry,
-    RetryPolicy,
     Snooze,
-    Step,
     Why,
-    next_step,
 )
 from ratelimit_worker.ports import Begun, Health
 
@@ -86,34 +79,6 @@ class Facts:
     def lane(self) -> str:
         """The lane that the call was released from."""
         return self.plan.lane
-
-
-class Failed(Struct, frozen=True):
-    """A failure, and what was raised for it."""
-
-    error: BaseException
-    failure: Failure
-
-
-class Judged(Struct, frozen=True):
-    """What a failure means to the lane.
-
-    Args:
-        costs: Whether its category costs a try.
-        free: Whether what follows costs none, now.
-        escalates: Whether the law may change the lane's mode.
-        older: As `observe.older`.
-        suspect: The call failed again, and others were answered since: it is no witness of how its provider is.
-    """
-
-    error: BaseException
-    failure: Failure
-    step: Step
-    costs: bool
-    free: bool
-    escalates: bool
-    older: int
-    suspect: bool
 
 
 class Ran(Struct, frozen=True, kw_only=True):
@@ -149,30 +114,6 @@ class Beside(Struct, frozen=True, kw_only=True):
 
 
 NOTHING_BESIDE = Beside()  #: of an attempt that did not fail
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """How a process judges attempts.
-
-    Args:
-        answers: Answers to bytes, for those that wait for the same.
-        classify: An exception's failure; None: it is none of a provider.
-        reconcile: By lane, whether its provider gives back tokens that were reserved and not used; None: not told.
-        pass_through: Exceptions that are not failures but words of the framework (Celery's Retry, Ignore, Reject).
-        means: What such a word makes of the call: RETRIED (it was sent again), SNOOZED (it goes back to its place), or
-            FAILED (nobody runs it again).
-        behind: The exceptions for which such a word may have been raised, the likeliest first.
-    """
-
-    answers: Answers
-    jitter: Jitter
-    policy: RetryPolicy = field(default_factory=RetryPolicy)
-    classify: Callable[[BaseException], Failure | None] = classify_exception
-    reconcile: Callable[[str], bool | None] = lambda lane: None
-    pass_through: tuple[type[BaseException], ...] = ()
-    means: Callable[[BaseException], Outcome] = lambda word: Outcome.RETRIED
-    behind: Callable[[BaseException], Sequence[BaseException | None]] = lambda word: (word.__cause__,)
 
 
 # ── what comes out ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -241,20 +182,6 @@ class Conclusion(Struct, frozen=True, kw_only=True):
         return self.lesson.verdict in {"good", "plain"}
 
 
-class Swallowed(Exception):
-    """A provider's failure for which nothing was raised. Neither `str()` nor `repr()` shows its body."""
-
-    def __init__(self, response: Response) -> None:
-        super().__init__(response)
-        self.response = response
-
-    def __str__(self) -> str:
-        return f"HTTP {self.response.status}"
-
-    def __repr__(self) -> str:
-        return f"Swallowed(HTTP {self.response.status})"
-
-
 # ── the steps ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -275,59 +202,6 @@ def failed_by(ran: Ran, rules: Rules) -> Failed | None:
         return None if ran.caught is not None else first_failed(rules.behind(error), rules)
     failure = rules.classify(error)
     return Failed(error, failure) if failure is not None else None
-
-
-def first_failed(errors: Sequence[BaseException | None], rules: Rules) -> Failed | None:
-    """The first of some errors behind a retry that is a provider's failure; a mistake of the task's own is none."""
-    for error in errors:
-        failure = rules.classify(error) if error is not None else None
-        if error is not None and failure is not None and failure.category is not Category.PROGRAMMING:
-            return Failed(error, failure)
-    return None
-
-
-def needs_health(failed: Failed | None, policy: RetryPolicy) -> bool:
-    """Whether what a failure means depends on how its lane is."""
-    if failed is None:
-        return False
-    failure = failed.failure
-    asked = failure.category in {Category.RATE_LIMITED, Category.QUOTA_EXHAUSTED}
-    return asked or failure.sick or policy.retries(failure.category)
-
-
-def judge(failed: Failed, begun: Begun, at_s: float, health: Health, rules: Rules) -> Judged:
-    """What a failure means to its lane.
-
-    Args:
-        at_s: When it came, seconds, Redis clock.
-        health: Of the lane; what nobody knows, where `needs_health` is False.
-    """
-    failure = failed.failure
-    beside = OTHERS_FARE_WELL
-    if failure.sick:
-        sent_s = observe.sent_s(begun.ticket)
-        beside = compared(at_s, sent_s, begun.failing, health.lately, guarded=health.escalates)
-    step = next_step(
-        failure,
-        begun.tries + 1,
-        rules.policy,
-        rules.jitter,
-        now_s=at_s,
-        deadline_s=begun.deadline_s,
-        beside=beside,
-        record=health.record if health.mode is Mode.NORMAL else NO_RECORD,
-    )
-    told = failure.sick or failure.category is Category.RATE_LIMITED
-    return Judged(
-        failed.error,
-        failure,
-        step,
-        costs=rules.policy.retries(failure.category),
-        free=isinstance(step, Snooze) or (isinstance(step, Halt) and health.escalates),
-        escalates=health.escalates,
-        older=observe.older(begun.ticket, health) if told else 0,
-        suspect=begun.failing is not None and beside.alone_s is None,
-    )
 
 
 def conclude(facts: Facts, begun: Begun, ran: Ran, failed: Failed | None, beside: Beside, rules: Rules) -> Conclusion:

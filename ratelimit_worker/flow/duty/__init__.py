@@ -1,0 +1,1 @@
+"""What one process does for all of a cluster: record, alert, clean up."""

@@ -1,0 +1,391 @@
+"""What follows from what was seen of a lane? Pure: its state, the pins and the law in; set-points and memory out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Literal
+
+import msgspec
+from msgspec import structs
+
+from ratelimit_worker.calls import LaneLimits, Mode, ModeChange
+from ratelimit_worker.config import Settings
+from ratelimit_worker.contracts.lane import (
+    SHUT_US,
+    Anchor,
+    Fields,
+    LaneState,
+    Memory,
+    Pacing,
+    SetPoints,
+    Units,
+    encode_levels,
+)
+from ratelimit_worker.flow.call import observe
+from ratelimit_worker.flow.lane.events import began, ended, moved
+from ratelimit_worker.policy import flight, modes, pace
+from ratelimit_worker.policy.modes import ALL, Answer, Hold, ModeState, Move, Pin, Rates, Thresholds
+from ratelimit_worker.policy.pace import Paces
+from ratelimit_worker.policy.siblings import Standing
+from ratelimit_worker.ports import LaneView
+
+log = logging.getLogger(__name__)
+
+MOST_UNTOLD_GATE_S = 15.0  #: a refusal without Retry-After shuts the gate for so long at most (learn.lua)
+_US = 1e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What a person has set of the law."""
+
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    rates: Rates = field(default_factory=Rates)
+
+
+def rules_of(settings: Settings) -> Rules:
+    """The rules that the settings say."""
+    literal = settings.escalation_policy == "literal"
+    thresholds = Thresholds(
+        reduced_rate=settings.reduced_error_rate_threshold,
+        reduced_count=settings.reduced_error_count_threshold,
+        emergency_rate=settings.emergency_error_rate_threshold,
+        emergency_count=settings.emergency_error_count_threshold,
+        literal=literal,
+        refusals_count=literal,
+        escalates=settings.enable_auto_escalation and settings.enable_advanced_rate_limiting,
+    )
+    rates = Rates(
+        normal=settings.calls_per_minute,
+        reduced=settings.reduced_calls_per_minute,
+        emergency=settings.emergency_calls_per_minute,
+    )
+    return Rules(thresholds=thresholds, rates=rates)
+
+
+class Law(msgspec.Struct):
+    """All that the law remembers of one lane's pace, as `Memory.law` keeps it; `Memory.health` is a ModeState."""
+
+    pace: pace.PaceState
+    flight: flight.FlightState = flight.FlightState()
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_law = msgspec.msgpack.Decoder(Law).decode
+_decode_health = msgspec.msgpack.Decoder(ModeState).decode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What follows from what was seen of a lane."""
+
+    set_points: Fields  #: of its hash, that change
+    memory: Fields  #: the same, for the law itself and for the levels: the tuner's alone to write
+    after: LaneState  #: as it will be, but for the levels
+    anchors: Mapping[str, Anchor]  #: of these, by dimension
+    changes: Sequence[ModeChange]
+    standing: Standing  #: how the lane stands, as other lanes of its provider need to know
+    mode: Mode = Mode.NORMAL  #: that holds now
+    pinned: bool = False
+
+
+def decide(
+    view: LaneView, now: float, rules: Rules, pins: Mapping[str, Pin], shares: Mapping[str, float] | None = None
+) -> Decision:
+    """What follows from what was seen of a lane, and from the pins.
+
+    Args:
+        now: Seconds, Redis clock.
+        shares: Of budgets that the lane shares with others, by dimension (`policy.siblings`); None: as it was.
+    """
+    state = view.state
+    limits = state.told.limits
+    kind = _Kind.of(limits)
+    learned = _learn(view, now, limits, rules.thresholds, shares)
+    health = learned.health
+    rates = replace(rules.rates, normal=limits.rpm) if limits.rpm else rules.rates
+    pin = modes.governing(pins.get(view.lane), pins.get(ALL), now)
+    held = modes.hold(health, pin, now, rates=rates, adaptive=kind is not _Kind.FIXED, paced=kind is not _Kind.UNBOUND)
+    bounds = (held.probes, learned.ramp, flight.bound(learned.flight))
+    gate_us = _gate(state.points, pin, held, learned, now)
+    points = structs.replace(
+        state.points,
+        mode=_mode(pin, health),
+        pin=pin.id if pin is not None else "",
+        escalates=rules.thresholds.escalates and (pin is None or pin.mode is not Mode.NORMAL),
+        at_once=min((bound for bound in bounds if bound), default=0),
+        probes=bounds[0],
+        ramp=bounds[1],
+        flight=bounds[2],
+        gap_us=round(held.gap_s * _US),
+        sick_share=round(modes.sick_share(health, now), 2),
+        gate_us=state.points.gate_us if gate_us is None else gate_us,
+    )
+    law = state.memory.law
+    anchors: Mapping[str, Anchor] = {}
+    levels: Fields = {}
+    if state.limited:
+        points, levels = _unbinding(points, kind, held)
+        paces, learned_law = _paces(learned, kind, held, limits, rates, now, state.levels.turned_back)
+        points = _paced(points, paces, limits)
+        law, anchors = law if learned_law is None else learned_law, paces.anchors if paces is not None else {}
+        if held.pause_s and _begins(state.points, pin):
+            levels = {**levels, **encode_levels(emptied="requests")}
+    memory = Memory(law=law, health=_encode(health) if health != ModeState() or state.memory.health else b"")
+    return Decision(
+        set_points={**points.encode_changes(state.points), **levels},
+        memory={**memory.encode_changes(state.memory), **encode_levels(anchors)},
+        after=structs.replace(state, points=points, memory=memory),
+        anchors=anchors,
+        changes=_changes(view, now, pin, learned, pins, rules),
+        standing=Standing(lane=view.lane, at=now, dimensions=pace.counted(learned.pace, now, state.levels.sent)),
+        mode=_mode(pin, health),
+        pinned=pin is not None,
+    )
+
+
+class _Kind(Enum):
+    ADAPTIVE = "adaptive"  #: the law finds its pace
+    FIXED = "fixed"  #: a person has
+    UNBOUND = "unbound"  #: it has none, but modes hold
+
+    @staticmethod
+    def of(limits: LaneLimits) -> _Kind:
+        if limits.unlimited:
+            return _Kind.UNBOUND
+        return _Kind.ADAPTIVE if limits.adaptive or limits.shared else _Kind.FIXED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Learned:
+    pace: pace.PaceState
+    flight: flight.FlightState
+    health: ModeState
+    moves: Sequence[Move]
+    refused: bool  #: a refusal was among what was seen
+    crowded_until: float  #: the gate that these have shut at most, if each was for calls at once; 0: not each
+    ramp: int  #: calls out at once while the pace is not known yet or nothing but refusals come; 0: no bound
+
+
+def _learn(
+    view: LaneView, now: float, limits: LaneLimits, thresholds: Thresholds, shares: Mapping[str, float] | None
+) -> _Learned:
+    """The law, run on all that was seen since the last look."""
+    kind = _Kind.of(limits)
+    if kind is _Kind.FIXED:
+        thresholds = replace(thresholds, refusals_count=True)
+    adaptive = kind is _Kind.ADAPTIVE
+    law = _law(view.state.memory, limits, view.lane)
+    health = _health(view.state.memory, view.lane)
+    state, out = law.pace, law.flight
+    if shares is not None:
+        state = pace.with_shares(state, shares)
+    moves: list[Move] = []
+    refusals = crowds = 0
+    crowded_until = 0.0
+    if (given_back := view.state.memory.given_back) is not None:
+        health, move = modes.release(health, given_back.at_s, given_back.who)
+        moves += [move] if move is not None else []
+    if thresholds.escalates:
+        health = modes.count_good(health, now, view.goods)
+    if adaptive:
+        state = pace.count_answers(state, view.goods)
+        out = flight.answered(out, now, view.goods, view.took_s) if view.goods else out
+    for seen in _observations(view):
+        refusals += seen.refused
+        if adaptive:
+            out, crowded = flight.observe(out, seen)
+            if crowded:
+                crowds += 1
+                crowded_until = max(crowded_until, seen.at + (seen.retry_after_s or MOST_UNTOLD_GATE_S) + 1.0)
+            state = pace.observe(state, seen, limits, crowded)
+        health, move = modes.observe(health, _answer(seen, thresholds), thresholds)
+        moves += [move] if move is not None else []
+    health, move = modes.quiet(modes.step(health, now), now, view.out)
+    moves += [move] if move is not None else []
+    sent = view.state.levels.sent
+    if adaptive:
+        gate = view.state.points.gate_us / _US
+        if view.out is not None:
+            out = flight.step(
+                out, now, view.out, pace.calls_per_s(state), well=gate <= now and health.mode is Mode.NORMAL
+            )
+        if flight.guessed(out) and not flight.guessed(law.flight):
+            state = pace.unlearned(state, limits, now)
+        state = pace.step(state, now, sent, limits, gate, careful=health.mode is not Mode.NORMAL)
+    if kind is _Kind.UNBOUND and view.state.points.unpaced:  # else a mode holds it back
+        health = modes.measure(health, now, sent[0])
+    if not thresholds.escalates:
+        health = ModeState(rate=health.rate, rate_at=health.rate_at, rate_sent=health.rate_sent)
+    ramp = pace.ramp(state) if adaptive else 0
+    return _Learned(
+        pace=state,
+        flight=out,
+        health=health,
+        moves=moves,
+        refused=refusals > 0,
+        crowded_until=crowded_until if refusals == crowds else 0.0,
+        ramp=ramp,
+    )
+
+
+def _observations(view: LaneView) -> Iterator[pace.Observation]:
+    """What was seen since the last look; one that cannot be read (a newer version's) is left out."""
+    for raw in view.seen:
+        try:
+            yield observe.decode(raw)
+        except msgspec.MsgspecError:
+            log.warning("observation.unreadable", extra={"lane": view.lane})
+
+
+def _answer(seen: pace.Observation, thresholds: Thresholds) -> Answer:
+    """What the mode looks at in an observation."""
+    return Answer(
+        at=seen.at,
+        sent_at=seen.ticket.sent_at,
+        sick=seen.sick or (seen.refused and thresholds.refusals_count),
+        good=seen.good,
+        quota=seen.quota,
+        barred=seen.barred,
+        older=seen.older,
+        witness=seen.witness,
+    )
+
+
+def halted_by(lane: LaneState) -> Literal["", "key", "quota"]:
+    """For what the law has halted a lane: a key that nobody accepts, or a quota that is used up."""
+    if lane.mode is not Mode.HALT or lane.pinned or not lane.memory.health:
+        return ""
+    return "key" if _health(lane.memory, "").barred else "quota"
+
+
+def changes_with_time(lane: LaneState) -> bool:
+    """Whether a lane has probes, pauses or trials that end by themselves."""
+    return _Kind.of(lane.told.limits) is _Kind.ADAPTIVE or lane.mode is not Mode.NORMAL
+
+
+def _mode(pin: Pin | None, health: ModeState) -> Mode:
+    return pin.mode if pin is not None and pin.mode is not None else health.mode
+
+
+def _paces(
+    learned: _Learned,
+    kind: _Kind,
+    held: Hold,
+    limits: LaneLimits,
+    rates: Rates,
+    now: float,
+    turned_back: Units,
+) -> tuple[Paces | None, bytes | None]:
+    """What law, person and mode allow (None: it stays), and what the law remembers of it, packed (None: nothing)."""
+    match kind:
+        case _Kind.ADAPTIVE:
+            state, written = pace.set_points(learned.pace, now, turned_back)
+            if held.share != 1.0:
+                shared = {name: structs.replace(one, pace=one.pace * held.share) for name, one in written.paces.items()}
+                written = written._replace(paces=shared)
+            requests = written.paces.get("requests")
+            if held.rpm is not None and (requests is None or requests.pace > held.rpm / 60):
+                written = written._replace(paces={**written.paces, "requests": Pacing(held.rpm / 60)})
+            return written, _encode(Law(state, learned.flight))
+        case _Kind.FIXED:
+            return pace.set_points(pace.initial(replace(limits, rpm=held.rpm or rates.normal)), now)[1], None
+        case _Kind.UNBOUND if held.rpm is not None:
+            return pace.set_points(pace.initial(LaneLimits(rpm=held.rpm)), now)[1], None
+        case _:
+            return None, None
+
+
+def _paced(points: SetPoints, written: Paces | None, limits: LaneLimits) -> SetPoints:
+    """With these paces; those of other dimensions stay, but for what nobody has told of a lane that is shared."""
+    before = points.paces
+    if limits.shared:
+        before = {name: one for name, one in before.items() if name != "requests"}
+    if written is None:
+        return points if before is points.paces else structs.replace(points, paces=before)
+    return structs.replace(points, paces={**before, **written.paces}, headers_govern=written.headers_govern)
+
+
+def _unbinding(points: SetPoints, kind: _Kind, held: Hold) -> tuple[SetPoints, Fields]:
+    """A mode that binds sets aside that a lane is unlimited, and its end gives it back → with the levels that go."""
+    if kind is not _Kind.UNBOUND or not (held.binds or points.set_aside):
+        return points, {}
+    others = {name: one for name, one in points.paces.items() if name != "requests"}
+    if held.binds:
+        return structs.replace(points, unpaced=False, set_aside=True, paces=others), {}
+    return structs.replace(points, unpaced=True, set_aside=False, paces=others), encode_levels(filled="requests")
+
+
+def _gate(points: SetPoints, pin: Pin | None, held: Hold, learned: _Learned, now: float) -> int | None:
+    """The gate to be written, µs since the epoch; None: it stays.
+
+    Gates are the refusals' too. One that a mode has set lies at most its gap ahead, or is the shut lane's; what goes
+    further is a refusal's and stays.
+    """
+    gate, gap_before = points.gate_us, points.gap_us
+    gap, now_us = round(held.gap_s * _US), round(now * _US)
+    if held.shut:
+        return None if gate == SHUT_US else SHUT_US
+    if held.pause_s and _begins(points, pin):
+        return max(now_us + round(held.pause_s * _US), 0 if gate == SHUT_US else gate)
+    if gate == SHUT_US:
+        return 0
+    moved = [move.to_mode for move in learned.moves]
+    if pin is None and Mode.HALT in moved and learned.health.mode is Mode.HALT:
+        return max(now_us + gap, gate)  # no probe at once: nobody has paid yet
+    if now_us < gate <= learned.crowded_until * _US and not held.gap_s:
+        return 0  # the bound on calls at once keeps them, and a place is free as soon as one ends
+    if gap < gap_before and not learned.refused and now_us < gate <= now_us + gap_before:
+        return 0  # a probe was answered, or the lane is free again
+    return None
+
+
+def _begins(points: SetPoints, pin: Pin | None) -> bool:
+    """Whether the pin takes hold in the lane just now."""
+    return pin is not None and points.pin != pin.id
+
+
+def _law(memory: Memory, limits: LaneLimits, lane: str) -> Law:
+    if memory.law:
+        try:
+            return _decode_law(memory.law)
+        except msgspec.MsgspecError:
+            log.warning("law.unreadable", extra={"lane": lane})
+    return Law(pace.initial(limits))
+
+
+def _health(memory: Memory, lane: str) -> ModeState:
+    if memory.health:
+        try:
+            return _decode_health(memory.health)
+        except msgspec.MsgspecError:
+            log.warning("health.unreadable", extra={"lane": lane})
+    return ModeState()
+
+
+def _changes(
+    view: LaneView,
+    now: float,
+    pin: Pin | None,
+    learned: _Learned,
+    pins: Mapping[str, Pin],
+    rules: Rules,
+) -> list[ModeChange]:
+    """The transitions of the mode that holds: while a lane is pinned, the law's own are not."""
+    before, held = view.state.mode, view.state.points.pin
+    after = _mode(pin, learned.health)
+    if (pin.id if pin is not None else "") != held:
+        return [
+            began(view.lane, before, pin, now) if pin is not None else ended(view.lane, before, after, held, pins, now)
+        ]
+    if pin is not None:
+        return []
+    if learned.moves:
+        return [moved(view.lane, move) for move in learned.moves]
+    if before is after:
+        return []
+    cause = "escalation is switched off" if not rules.thresholds.escalates else "what the law remembered is gone"
+    return [moved(view.lane, Move(from_mode=before, to_mode=after, at=now, cause=cause))]

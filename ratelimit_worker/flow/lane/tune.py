@@ -1,0 +1,222 @@
+"""How do lanes learn? The tuner: takes what was seen of all lanes, runs the law on it in order, writes set-points.
+
+One writer at a time, under a lease; state lives in the lanes' hashes, so a new holder goes on where the last one was.
+Modes by hand (flow/lane/pin.py) write the same set-points by the same `decide`, and leave what the law remembers alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import NamedTuple
+
+from ratelimit_worker.calls import Mode, ModeChange
+from ratelimit_worker.contracts.lane import (
+    WALK_FIELDS,
+)
+from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.flow.lane.decide import Decision, Rules, changes_with_time, decide
+from ratelimit_worker.flow.lane.events import ended_everywhere, tell
+from ratelimit_worker.policy import modes
+from ratelimit_worker.policy.modes import ALL, Pin
+from ratelimit_worker.policy.siblings import Siblings
+from ratelimit_worker.ports import Lanes, LaneSeen, LaneView, ModeLog, Pins
+
+log = logging.getLogger(__name__)
+
+TUNE_EVERY_S = 0.1  #: about ten times a second (control law); a refusal wakes the tuner at once
+LEASE_S = 2.0
+BUSY_S = 5.0  #: a lane is looked at each turn for so long after the last answer
+VISIT_EVERY_S = 1.0  #: pinned lanes are looked at so often though nothing is seen of them
+MOST_LOOKED_AT = 100  #: lanes that a turn looks at though nothing was seen of them, so that it stays short
+WALK_EVERY_S = 60.0  #: while all lanes are pinned, all are looked at so often, some at a time
+MANY_LANES = 100  #: with more, a pin of all is told once, not of each lane in which nothing waits
+MOST_TRIES = 8  #: at writing what follows from a lane, while a person sets its limits again and again
+MOST_UNTOLD = 1_000  #: mode changes kept while the outbox takes none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlPlane:
+    """All that it takes to steer lanes."""
+
+    lanes: Lanes
+    pins: Pins
+    mode_log: ModeLog
+    rules: Rules = field(default_factory=Rules)
+
+
+class _Everywhere(NamedTuple):
+    """What holds in all lanes: the pin of all ("": none), and whether it lives."""
+
+    pin: str
+    lives: bool
+
+
+class Tuner:
+    """The duty of one worker. Errors of Redis go on as they are; the next turn makes good what was left undone."""
+
+    def __init__(self, control: ControlPlane) -> None:
+        self.control = control
+        self._visited_at = float("-inf")
+        self._pins: Mapping[str, Pin] | None = None  #: None: this is its first turn
+        self._walk: Iterator[Sequence[LaneSeen]] | None = None  #: over all lanes, some a turn
+        self._walking: _Everywhere | None = None  #: what that walk brings to the lanes
+        self._walked: _Everywhere | None = None  #: what every lane has; None: this is its first turn
+        self._walked_at = float("-inf")
+        self._many = False  #: whether there are so many lanes that not each is told of
+        self._busy: dict[str, float] = {}  #: lanes of which something was seen of late → when, seconds
+        self._ailing: dict[str, None] = {}  #: lanes whose mode ends by time alone; the next to look at first
+        self._ailing_at, self._turned_at = float("-inf"), 0.0  #: when they were looked at, and the last turn was
+        self._untold: deque[ModeChange] = deque(maxlen=MOST_UNTOLD)
+        self._siblings = Siblings.none()
+
+    def turn(self, owner: str) -> int | None:
+        """Look at every lane of which something was seen → how many, or None: another holds the duty."""
+        busy = list(islice(self._busy, MOST_LOOKED_AT))
+        taken = self.control.lanes.take(owner, LEASE_S, also={*busy, *self._ailing_due()})
+        if taken is None:
+            self._pins, self._walk, self._walked, self._busy, self._ailing = None, None, None, {}, {}
+            return None
+        now, taken_views = taken
+        self._turned_at = now
+        views = [view for view in taken_views if view.seen or view.goods or changes_with_time(view.state)]
+        self._note_busy(views, busy, now)
+        pins = self.control.pins.read()
+        decisions = [
+            (view, decide(view, now, self.control.rules, pins, self._siblings.shares(view.lane))) for view in views
+        ]
+        for view, decision in decisions:
+            self._write(view, decision, pins, now)
+        self._siblings = self._siblings.note([decision.standing for _, decision in decisions], now)
+        self._visit(self._due(pins, now), pins, now)
+        self._walk_on(pins, now)
+        while views and (newer := self.control.pins.read()) != pins:
+            # Somebody pinned a mode while we wrote, and we may have overwritten it.
+            pins = newer
+            self._visit({*(view.lane for view in views), *self._pinned(pins)}, pins, self.control.pins.now())
+        self._give_back(pins, now)
+        self._tell()
+        return len(views)
+
+    def _note_busy(self, views: Iterable[LaneView], looked_at: Iterable[str], now: float) -> None:
+        """Lanes in use are looked at each turn, where time alone changes them; of very many, some each turn."""
+        before, ailing = self._busy, self._ailing
+        self._busy = dict(before)
+        for lane in looked_at:
+            del self._busy[lane]
+        for view in views:
+            self._busy.pop(view.lane, None)
+            old = float("-inf") if view.lane in ailing else now  # a lane that is looked at for its mode alone is idle
+            since = now if view.seen or view.goods else before.get(view.lane, old)
+            if now - since <= BUSY_S and changes_with_time(view.state):
+                self._busy[view.lane] = since
+
+    def _ailing_due(self) -> Iterable[str]:
+        """Lanes that come back though nothing is sent, once in a while."""
+        if abs(self._turned_at - self._ailing_at) < VISIT_EVERY_S:
+            return ()
+        self._ailing_at = self._turned_at
+        some = list(islice(self._ailing, MOST_LOOKED_AT))
+        for lane in some:  # of very many, the others come next
+            self._ailing[lane] = self._ailing.pop(lane)
+        return some
+
+    def _note_ailing(self, lane: str, mode: Mode, pinned: bool) -> None:
+        if mode in modes.QUIET_S and not pinned:
+            self._ailing.setdefault(lane)
+        else:
+            self._ailing.pop(lane, None)
+
+    def _due(self, pins: Mapping[str, Pin], now: float) -> Iterable[str]:
+        """Lanes that must be looked at though nothing was seen of them: pins begin and end there."""
+        ended = any(not modes.lives(pin, now) for pin in pins.values())
+        if ended or pins != self._pins or now - self._visited_at >= VISIT_EVERY_S:
+            self._pins, self._visited_at = pins, now
+            return self._pinned(pins)
+        return ()
+
+    def _pinned(self, pins: Mapping[str, Pin]) -> Iterable[str]:
+        """Lanes with a pin of their own; where all are pinned, those in which something waits or runs."""
+        own = [name for name in pins if name != ALL]
+        return {*own, *self.control.lanes.working()} if ALL in pins else own
+
+    def _walk_on(self, pins: Mapping[str, Pin], now: float) -> None:
+        """Some lanes more of the walk that brings a pin of all lanes, or its end, to those that are idle.
+
+        It is made at a holder's first turn, too, and now and then while all are pinned: what others left undone.
+        """
+        pin = pins.get(ALL)
+        wanted = _Everywhere(pin.id, modes.lives(pin, now)) if pin is not None else _Everywhere("", False)
+        again = pin is not None and abs(now - self._walked_at) >= WALK_EVERY_S
+        if self._walk is None and wanted == self._walked and not again:
+            return
+        if self._walk is None or wanted != self._walking:
+            self._many = self.control.lanes.count() > MANY_LANES
+            self._walk, self._walking = self.control.lanes.survey(WALK_FIELDS, MOST_LOOKED_AT), wanted
+        walk, self._walk = self._walk, None  # an error on the way ends it, and the next turn begins anew
+        some = next(walk, None)
+        if some is None:
+            self._walked, self._walked_at = wanted, now
+            return
+        undone = []
+        for seen in some:
+            self._note_ailing(seen.lane, seen.state.mode, seen.state.pinned)
+            governs = modes.governing(pins.get(seen.lane), pins.get(ALL), now)
+            if seen.state.there and seen.state.points.pin != (governs.id if governs is not None else ""):
+                undone.append(seen.lane)
+        self._visit(undone, pins, now, idle=True)
+        self._walk = walk
+
+    def _visit(self, lanes: Iterable[str], pins: Mapping[str, Pin], now: float, *, idle: bool = False) -> None:
+        for lane in lanes:
+            view = LaneView(lane=lane, state=self.control.lanes.state(lane), seen=())
+            self._note_ailing(lane, view.state.mode, view.state.pinned)
+            if view.state.pinned or modes.governing(pins.get(lane), pins.get(ALL), now) is not None:
+                decision = decide(view, now, self.control.rules, pins)
+                if idle and self._many and view.lane not in pins:  # it was told of all lanes together
+                    decision = replace(decision, changes=())
+                self._write(view, decision, pins, now)
+
+    def _write(self, view: LaneView, decision: Decision, pins: Mapping[str, Pin], now: float) -> None:
+        """Write a decision; where a person has set limits since the lane was read, what follows from these."""
+        told: set[str] = set()
+        for _ in range(MOST_TRIES):
+            self._note_ailing(view.lane, decision.mode, decision.pinned)
+            if changes := [change for change in decision.changes if change.id not in told]:
+                # Told first: a tuner that is killed between may tell a change twice, and loses none.
+                told |= {change.id for change in changes}
+                self._untold.extend(changes)
+                self._tell()
+            fields = {**decision.set_points, **decision.memory}
+            if not fields or self.control.lanes.set_points(view.lane, fields, view.state.revision) is not None:
+                return
+            view = replace(view, state=self.control.lanes.state(view.lane))
+            decision = decide(view, now, self.control.rules, pins)
+
+    def _give_back(self, pins: Mapping[str, Pin], now: float) -> None:
+        """Pins that had ended when this turn looked at their lanes are done with, and exemptions from none."""
+        everywhere = pins.get(ALL)
+        idle = everywhere is None or not modes.lives(everywhere, now)
+        done = {name: pin for name, pin in pins.items() if not modes.lives(pin, now) or (pin.mode is None and idle)}
+        if ALL in done and self._walked != _Everywhere(done[ALL].id, False):
+            del done[ALL]  # some lanes have not been given back yet
+        if done:
+            self._tell_end(done.get(ALL), now)
+            self.control.pins.drop(done)
+
+    def _tell_end(self, everywhere: Pin | None, now: float) -> None:
+        """That a pin of all lanes has ended by itself, where not each of them was told of."""
+        if everywhere is not None and self._many and not everywhere.ended_by:
+            self._untold.append(ended_everywhere(everywhere, now))
+
+    def _tell(self) -> None:
+        while self._untold:
+            try:
+                tell(self.control.mode_log, self._untold[0])
+            except StoreUnavailable as error:
+                log.warning("mode.untold", extra={"changes": len(self._untold), "error": str(error)})
+                return
+            self._untold.popleft()
