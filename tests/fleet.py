@@ -191,6 +191,18 @@ class Fleet:
         return sorted((float(at), what) for at, what in rows)
 
 
+def gone(pids: list[int]) -> bool:
+    """Whether none of them runs (a zombie does not)."""
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if state != "Z":
+            return False
+    return True
+
+
 @contextmanager
 def fleet(**env: str) -> Iterator[Fleet]:
     """A fleet with its broker running, cleaned up by pid; no key may be left that the product's table does not know."""

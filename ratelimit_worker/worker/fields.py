@@ -209,7 +209,7 @@ HEADERS: Mapping[str, Row] = {
     "args": LIST,
     "kwargs": OBJECT,
 }
-#: The header of a call (`flow.call.enqueue.plan`): `transport.entry`, `flow.call.execute`, the scripts.
+#: The header of a call, which `contracts.plan` decodes; a test holds the names here to those there.
 PLAN: Mapping[str, Row] = {
     "v": COUNT,
     "lane": TEXT,

@@ -19,7 +19,7 @@ from ratelimit_worker.stores.live import Live
 from ratelimit_worker.wiring import services
 from tests.builders import ROOT
 from tests.conftest import wait_for
-from tests.fleet import Fleet, Worker, fleet
+from tests.fleet import Fleet, Worker, fleet, gone
 
 LATE_S = 300.0  #: for whatever may be late on a busy machine
 
@@ -170,4 +170,4 @@ def test_celery_multi(scene: Fleet) -> None:
         pids = [int(Path(scene.folder, f"{name}.pid").read_text()) for name in ("a", "b")]
     finally:
         multi("stopwait")
-    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    wait_for(lambda: gone(pids), what="both have ended")

@@ -134,7 +134,8 @@ def parts_of(headers: Mapping[str, str], sent: bytes) -> list[tuple[str, str | N
     ("name", "path", "at", "body", "answer", "usage"),
     [
         ("openai", "/v1/responses", "/v1/responses", {"model": "m", "input": "x"},
-         {"object": "response", "status": "completed", "output": [], "usage": {"input_tokens": 3, "output_tokens": 4}},
+         {"object": "response", "status": "completed", "output": [{"type": "message", "content": []}],
+          "usage": {"input_tokens": 3, "output_tokens": 4}},
          Usage(3, 4)),
         ("openai", "/responses", "/v1/responses", {"model": "m", "input": "x"}, {"output": []}, None),
         ("openai", "/v1/completions", "/v1/completions", {"model": "m", "prompt": "x"},

@@ -16,7 +16,7 @@ import pytest
 
 from tests.builders import ROOT, clean_environment
 from tests.conftest import wait_for
-from tests.fleet import free_port
+from tests.fleet import free_port, gone
 
 pytestmark = pytest.mark.worker
 
@@ -54,18 +54,6 @@ def exported(process: subprocess.Popen[str]) -> dict[str, str]:
 def children(pid: int) -> list[int]:
     """Its processes: watcher, server, worker, Flower."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def gone(pids: list[int]) -> bool:
-    """Whether none of them runs (a zombie does not)."""
-    for pid in pids:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if state != "Z":
-            return False
-    return True
 
 
 def test_up_brings_all_and_ctrl_c_ends_all(tmp_path: Path) -> None:

@@ -289,6 +289,21 @@ def test_probes_go_one_by_one(cluster: Cluster, put: Put, width: int, gap_s: flo
     assert cluster.out() == width
 
 
+def test_a_probe_is_no_call_of_a_queue_without_room(cluster: Cluster) -> None:
+    """Another task's turn would have come, but its queue's only slot is taken: the probe goes where one is free."""
+    cluster.worker("busy", slots=1, queues=("full",))
+    cluster.lanes.set_points("other", CALM)
+    cluster.lanes.enqueue(entry("x", "other", queue="full"))
+    assert cluster.begin(queue="full", worker="busy")[1].state == "go"
+    cluster.lanes.set_points("gpt", {**CALM, "mode": "EMERGENCY", "width": 1, "probes": 1})
+    for ref, task, queue in (("a", "t", "q"), ("b", "t", "q"), ("c", "u", "full")):
+        cluster.lanes.enqueue(entry(ref, queue=queue, message=message(ref, f'{{"task": "{task}"}}')))
+    assert cluster.run_one() == "a"
+    assert (cluster.ready(), cluster.lying("full")) == (["b"], 0)
+    cluster.run_one()
+    assert (cluster.ready(), cluster.lying("full")) == ([], 0)
+
+
 def test_what_is_ready_when_probing_begins_is_probed_too(cluster: Cluster, put: Put) -> None:
     """Of four released calls only as many start as the width says; the others go back."""
     put(*"abcd")

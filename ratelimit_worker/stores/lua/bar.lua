@@ -65,7 +65,7 @@ end
 -- A bar in the words of the contract above. S, call: of which it was found
 local function tell(S, call, held)
   local L, kind = S.L, held.kind
-  if kind == S.own.bound then
+  if held.event then
     local n = kind == 'begins' and redis.call('ZCOUNT', out_key(lane), 0, 0) or S.own.out
     add(kind == 'width' and law_of(L) or kind, -1, '', n)
   elseif kind == 'slots' then
@@ -119,17 +119,17 @@ local function next_call(S)
   if best then call.task = task_of(call.ref) end
   return call
 end
--- Where a call stands that waits for its turn: how many go before it. first: the call that is next
+-- Where a call stands that waits for its turn: how many go before it. first: as next_call has it
 local function place_of(S, r, score, first)
-  local L = S.L
+  local L, goes = S.L, first and not first.full and first.ref  -- which goes next, if any may
   local behind = score >= BEHIND and BEHIND or 0
   local class = math.floor((score - behind) / BAND)
   if not L.speed then head_of(L, r[QUEUE]) end         -- it keeps the lane's speed
   local place = before(L, S.queues, score - class * BAND + AGES_S[class] * L.speed)
-  if first and first.ref == ref then return 0 end
+  if goes == ref then return 0 end
   local left = behind > 0 and budget.left(L)
   if left and left < 1 then add('retries', 0, '', left * 1e4) end
-  if place == 0 and first and not first.due then place = 1 end  -- an equal place, or a retry that its budget lets go first
+  if place == 0 and goes then place = 1 end            -- an equal place, or a retry that its budget lets go first
   if place > 0 then add('turn', 0, '', place) end
   return place
 end
@@ -138,7 +138,7 @@ local function add_due(of, queue, due)                 -- it waits for a time, o
   local unknown = unknown_task(queue, task)
   if unknown then
     add('task', -1, unknown)
-  elseif of == ref and task and redis.call('ZSCORE', crew.parked_key(queue, task), of) then
+  elseif of == ref and task and select(2, slots(queue)) > 0 and redis.call('ZSCORE', crew.parked_key(queue, task), of) then
     add_slots(queue)                                   -- all slots of those that know it are taken
   elseif due > now then
     add('due', due)
@@ -171,7 +171,7 @@ if asked then
   if not waits_here then return {-1, unpack(told)} end
   -- Before its turn comes, the lane's next call is what holds the lane up: its cost counts, though not what is its own.
   call = {ref = ref, r = asked, queue = asked[QUEUE], task = place >= 0 and task_of(ref), due = place < 0,
-    cost = place > 0 and call.cost or asked[COST]}
+    cost = (place < 0 or call.ref == ref) and asked[COST] or call.cost}
 elseif call.due then                                   -- none waits for its turn: what the others will lack is told with it
   for _, q in ipairs(call.full) do add_slots(q) end
   call.full = {}

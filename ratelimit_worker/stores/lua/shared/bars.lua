@@ -2,7 +2,8 @@
 -- is answered by the same function.
 
 -- A bar is {kind; at: until when, µs (nil: until an event, see docs/lanes.md); alone: it holds the call alone, and those behind
--- it may go; of a 'task', known: a crew without room knows it; of a 'parent', cost and waits: what turns.waits says of that}.
+-- it may go; event: what one of the lane's own calls has to do (own_room); closed: new set-points alone end it; of a 'task',
+-- known: a crew without room knows it; of a 'parent', cost and waits: what turns.waits says of that}.
 local bars = {NOTHING = {kind = 'nothing'}, SLOTS = {kind = 'slots'}, GONE = {kind = 'gone', alone = true}, NEWER_US = 1e6}
 -- Where somebody listens he is told of the bar, and the next is asked as well.
 local function found(bar_found, say)
@@ -10,7 +11,7 @@ local function found(bar_found, say)
   say(bar_found)
 end
 function bars.own(S, say)                              -- as many of the lane's calls are out as may be
-  if S.moved >= S.own.free then return found({kind = S.own.bound}, say) end
+  if S.moved >= S.own.free then return found({kind = S.own.bound, event = S.own.event}, say) end
 end
 function bars.slots(S, call, say)                      -- no slot is free where it waits
   if not call.queue or step.room(S, call.queue) <= 0 then return found(bars.SLOTS, say) end
@@ -33,7 +34,7 @@ function bars.itself(S, call, say)
 end
 function bars.budget(L, cost, say)                     -- the lane's gate, its pace, its quota of the day: the last to end
   local wait_us, kind = admits_in(L, cost, say)
-  if wait_us ~= 0 and not say then return {kind = kind, at = wait_us and now + wait_us} end
+  if wait_us ~= 0 and not say then return {kind = kind, at = wait_us and now + wait_us, closed = not wait_us} end
 end
 function bars.share(S)                                 -- it has had as many as it may in this step
   if S.moved >= S.most then return {kind = 'share'} end

@@ -73,11 +73,12 @@ function parking.hungry(S, queue)
   if older > 0 then step.soon(S, math.min(now, tonumber(redis.call('ZSCORE', NEXT, L.name) or now))) end
   return true
 end
-function parking.in_rows(S, queues_may_wait)
+-- In the row of each queue without a slot for it, if a slot is all that it lacks there.
+function parking.in_rows(S, may)
   local anybody = redis.call('EXISTS', HUNGRY) == 1
   for _, q in ipairs(S.queues) do
     local free = S.room[q]
-    if queues_may_wait and free and free ~= 'empty' and free <= 0 and parking.hungry(S, q) then
+    if may and free and free ~= 'empty' and free <= 0 and parking.hungry(S, q) then
       row.enrol(S.L.name, q)
     elseif anybody then
       row.strike(S.L.name, q)
@@ -85,23 +86,23 @@ function parking.in_rows(S, queues_may_wait)
   end
 end
 -- The lane, with all that waits in it:
---   as many out as may be       `full`: one of its own calls begins or ends
---   no slot                     `hungry:Q`: the next free slot
---   gate, pace, quota           `next`: the pump looks at that time; closed: nowhere, new set-points release it
---   a parent, or its turn there `turns:P`: the parent's row
---   its share of this step      `next`, at once, or the parents' rows
+--   begins, width, concurrency, lent  `full`: one of its own calls begins or ends
+--   slots                             `hungry:Q`: the next free slot
+--   gate, pace, quota                 `next`: the pump looks at that time; closed: nowhere, new set-points release it
+--   parent                            `turns:P`: the parent's row is served
+--   share                             `next`, at once, or the parents' rows
 function parking.lane(S, held)
-  local L, own = S.L, held.kind == S.own.bound and held.kind ~= nil
+  local L = S.L
   if S.moved > 0 then save(L) end
   if held.at then step.soon(S, held.at) end
   if held.kind == 'share' and not L.parents then step.soon(S, now) end
   parking.in_turns(S, held)
-  if own then
-    redis.call('HSET', FULL, L.name, S.moved > 0 and own_room(L).event or S.own.event)
+  if held.event then                                   -- asked anew where calls went: they have to begin first
+    redis.call('HSET', FULL, L.name, S.moved > 0 and own_room(L).event or held.event)
   else
     redis.call('HDEL', FULL, L.name)
   end
-  parking.in_rows(S, not own and not (held.kind == 'pace' and not held.at))
+  parking.in_rows(S, not held.event and not held.closed)
   note(L.name, S.at)
 end
 local function park(S, call, held)

@@ -23,7 +23,7 @@ function probes.choose(S, ref, queue)
     local k = wait_key(L.name, q)
     local n = S.room[q] ~= 'empty' and (S.room[q] or 0) > 0 and redis.call('ZCARD', k) or 0
     local looks = math.min(n, probes.LOOKS)
-    for i = 0, looks do
+    for i = 0, n > 0 and looks or -1 do
       local rank = math.floor((i + (L.seq * 0.6180339887) % 1) * n / looks)
       if i == looks then rank = redis.call('ZCOUNT', k, '-inf', '(' .. int(BEHIND)) - 1 end
       local one = redis.call('ZRANGE', k, rank, rank)[1]
