@@ -276,15 +276,17 @@ def test_calls_at_a_provider_that_hangs(dead: Callable[..., Dead]) -> None:
         from tests.fleet_app import asked, chat
 
         told: Any = chat.apply_async(("a",), lane="told", timeout_s=0.2, deadline_s=20)
-        with pytest.raises(TimedOut) as failed:
-            told.get(timeout=25)
-        assert failed.value.category is Category.TIMEOUT
+        # Its next attempt would come too late; or, where its worker had no time for it, it does.
+        with pytest.raises((TimedOut, DeadlineExceeded)) as failed:
+            told.get(timeout=60)
+        assert failed.value.category == Category.TIMEOUT
         lane = services().lanes.fields("told")
         assert int(lane["sick"]) >= 1
         rows = services().tracker.attempts_of
         wait_for(lambda: rows(told.id), what="its attempts are tracked")
-        assert {row.category for row in rows(told.id)} == {Category.TIMEOUT}
-        assert all(row.latency_s < 5 for row in rows(told.id))
+        sent = [row for row in rows(told.id) if row.cause != DeadlineExceeded.__name__]
+        assert {row.category for row in sent} == {Category.TIMEOUT}
+        assert all(row.latency_s < 5 for row in sent)
 
         cut: Any = chat.apply_async(("b",), lane="cut", deadline_s=1)
         with pytest.raises((TimedOut, DeadlineExceeded)):
