@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 
+from ratelimit_worker.contracts.lane import FIELDS
 from ratelimit_worker.stores import keys
 
 MARK = "RLW_TEST_RUN"  #: environment variable that every process of this test run inherits
@@ -53,9 +54,8 @@ def fields() -> tuple[tuple[re.Pattern[str], re.Pattern[str]], ...]:
     """Of each hash in the second table: its name, and what its fields may be; the most exact name first."""
     found: dict[str, list[str]] = {}
     for name, cell in _rows(2):
-        found.setdefault(name.strip("`"), []).extend(
-            _pattern(field).pattern for field in re.findall(r"`([^`]+)`", cell)
-        )
+        named = [field.stored for field in FIELDS] if "`FIELDS`" in cell else re.findall(r"`([^`]+)`", cell)
+        found.setdefault(name.strip("`"), []).extend(_pattern(field).pattern for field in named)
     patterns = ((_pattern(name), re.compile("|".join(named), re.DOTALL)) for name, named in found.items())
     return tuple(sorted(patterns, key=lambda row: row[0].pattern.count(".*")))
 

@@ -84,15 +84,7 @@ which scripts read too.
 
 | hash | fields |
 |---|---|
-| `rlw:lane:L` | `schema`: version |
-| `rlw:lane:L` | `rpm`, `tpm`, `cap`, `adaptive`, `unlimited`, `shared`, `bounds`: what a person set |
-| `rlw:lane:L` | `basic`, `configured`: the same; `rev`: how often a person has set its limits |
-| `rlw:lane:L` | `p#`, `d#`, `g#`: pace, depth, guard; `gate`: µs; `told`: headers govern |
-| `rlw:lane:L` | `mode`, `pin`, `escalates`, `width`, `probes`, `ramp`, `flight`, `gap`, `sick_share`: set-points |
-| `rlw:lane:L` | `ts`, `l#`, `o#`, `c#`, `x#`, `seq`: levels and what was sent; `v`, `turn`: fair queueing |
-| `rlw:lane:L` | `sick`, `refusals`, `good_at`, `good_sent`, `witness`, `goods`, `took`: answers of late |
-| `rlw:lane:L` | `gave`, `doubt`, `doubted`: tokens given back; `rb`, `rs`, `rt`: budget of retries |
-| `rlw:lane:L` | `law`, `health`, `resumed`: what the law remembers |
+| `rlw:lane:L` | the table `FIELDS` in contracts/lane.py |
 | `rlw:day:N:L` | `requests`, `tokens`: used of the day's quota |
 | `rlw:lent` | `WORKER`: {lane: {queue: calls}}, packed |
 | `rlw:overdue` | `WORKER`: its calls, JSON |

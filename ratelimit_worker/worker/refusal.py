@@ -16,7 +16,7 @@ from typing import Any
 from celery.app.task import Context
 
 from ratelimit_worker.calls import Attempt, Outcome, Priority
-from ratelimit_worker.contracts.call import Record
+from ratelimit_worker.contracts.call import REFS, Record
 from ratelimit_worker.contracts.lesson import Lesson
 from ratelimit_worker.contracts.plan import HEADER, described
 from ratelimit_worker.errors import BadInput, DeadlineExceeded, MessageRefused, RateLimitWorkerError
@@ -31,7 +31,7 @@ from ratelimit_worker.worker.transport import unpack_body
 log = logging.getLogger(__name__)
 
 _TAG = re.compile(rb'"delivery_tag"\s*:\s*("(?:[^"\\\\]|\\\\.)*")')
-_AGAIN = re.compile(r"~[1-8]$")  #: a reference beyond the first of its task id (REFS in lua/shared/record.lua)
+_AGAIN = re.compile(rf"~[1-{REFS - 1}]$")  #: a reference beyond the first of its task id
 
 
 def refuse(

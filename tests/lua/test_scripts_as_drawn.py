@@ -93,7 +93,7 @@ def test_every_bar_is_drawn_with_its_question_and_its_place() -> None:
         assert f"function {words(row[1])[0]}(" in asked
         assert set(words(row[2])) <= put
     people = {"probes", "ramp", "flight", "due", "claim", "turn", "retries"}
-    assert {kind.value for kind in BarKind} == (drawn - {"width", "share"}) | people
+    assert {kind.value for kind in BarKind} == (drawn - {"at_once", "share"}) | people
 
 
 def test_the_part_that_remembers_a_key_is_the_only_one_that_writes_it() -> None:

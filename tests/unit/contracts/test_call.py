@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-import ratelimit_worker
 from ratelimit_worker.calls import Cost, Priority
-from ratelimit_worker.contracts.call import US, Claim, Entry, Place, Record, Sent
+from ratelimit_worker.contracts.call import US, Asked, Claim, Entry, Place, Record, Sent
 from ratelimit_worker.contracts.plan import Continuation, Estimated, Plan, Sharing, Shedding
 
-SCRIPTS = {path.name: path.read_text() for path in Path(ratelimit_worker.__file__).parent.rglob("stores/lua/**/*.lua")}
 PLAN = Plan(
     lane="gpt",
     deadline_s=1_700_000_060.0,
@@ -43,24 +39,12 @@ def record(**said: Any) -> list[Any]:
     return fields
 
 
-def test_the_scripts_have_the_same_places() -> None:
-    """Every field of a record stands where Lua looks for it, and under the same name."""
-    found: dict[str, int] = {}
-    for text in SCRIPTS.values():
-        code = re.sub(r"--[^\n]*", "", text)
-        for names, values in re.findall(r"local ((?:[A-Z]+,\s*)*[A-Z]+) = (\d+(?:,\s*\d+)*)[ \t]*\n", code):
-            found |= dict(zip(re.split(r",\s*", names), map(int, re.split(r",\s*", values)), strict=True))
-    assert {place.name: found.get(place.name) for place in Place} == {place.name: place.value for place in Place}
-
-
-def test_the_scripts_read_a_claim_as_it_is_packed() -> None:
-    """Each of its parts in the place that `ASKED` names."""
-    (table,) = re.findall(r"local ASKED = \{(.*?)\}", SCRIPTS["claims.lua"], re.S)
-    asked = {name: int(place) for name, place in re.findall(r"(\w+) = (\d+)", table)}
+def test_a_claim_is_packed_as_the_scripts_read_it() -> None:
+    """Each of its parts in the place that `Asked` names, for the scripts too (contract.lua)."""
     claim = Claim.of(PLAN, "shop.ask", at_once=True)
     assert claim is not None
     values = msgspec.msgpack.decode(claim.packed())
-    assert {name: values[place - 1] for name, place in asked.items()} == {
+    assert {place.name: values[place - 1] for place in Asked} == {
         "FP": "f",
         "TTL_MS": 5000,
         "JOIN": 1,
@@ -73,7 +57,7 @@ def test_the_scripts_read_a_claim_as_it_is_packed() -> None:
         "FUNC": "shop.ask",
         "STALE_MS": 9000,
     }
-    assert len(values) == len(asked)
+    assert len(values) == len(Asked)
 
 
 def test_a_call_that_goes_on_keeps_its_claim_and_asks_for_no_answer() -> None:
