@@ -60,7 +60,7 @@ def test_up_brings_all_and_ctrl_c_ends_all(tmp_path: Path) -> None:
     """Another shell works with the lines that it prints; Flower asks for the login that it tells; Ctrl-C: exit 0."""
     state, port = tmp_path / "state", free_port()
     with up(state, port, MAISD_REDIS_URL="redis://nowhere.invalid:1/0") as process:
-        env = clean_environment(MAISD_STATE_DIR=str(state), **exported(process))
+        env = clean_environment(**exported(process))  # its state folder is among the lines
         wait_for(lambda: "Ctrl-C ends" in (tmp_path / "stderr").read_text(), what="directions")
         said = (tmp_path / "stderr").read_text()
         assert f"http://127.0.0.1:{port}/rate-limit" in said
