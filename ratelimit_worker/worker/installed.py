@@ -6,6 +6,7 @@ before `install` or after it, and again.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import weakref
@@ -93,7 +94,7 @@ class Installation:
         self._own: tuple[int, Services] | None = None
         self._shared: Services | None = None
         self._lock = threading.RLock()
-        self.key = f"{app.main or 'app'}-{id(self):x}"
+        self.key = f"{app.main or 'app'}-{next(_NUMBERS)}"
         _BY_KEY[self.key] = self
 
     @property
@@ -225,6 +226,7 @@ class Installation:
 
 _BY_KEY: weakref.WeakValueDictionary[str, Installation] = weakref.WeakValueDictionary()
 _ATTRIBUTE = "_ratelimit_worker"
+_NUMBERS = itertools.count()  #: an id would be that of another installation again, once this one is gone
 _GONE: deque[str] = deque()  #: keys of installations whose app is gone, and whose connections kombu still keeps
 
 

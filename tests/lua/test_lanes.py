@@ -205,9 +205,9 @@ def test_a_refusal_closes_the_gate_and_costs_nothing(cluster: Cluster, put: Put)
     assert json.loads(cluster.client.lindex(READY, 0) or b"")["properties"]["delivery_info"]["redelivered"] is False
 
 
-@pytest.mark.parametrize(("told", "after_the_gate"), [(1, ["a"]), (0, ["a", "b", "c", "d"])])
+@pytest.mark.parametrize(("told", "after_the_gate"), [(1, ["a"]), (1.0, ["a"]), (0, ["a", "b", "c", "d"])])
 def test_with_headers_one_call_goes_first_after_a_refusal(
-    cluster: Cluster, put: Put, told: int, after_the_gate: list[str]
+    cluster: Cluster, put: Put, told: float, after_the_gate: list[str]
 ) -> None:
     """What the pause may have earned, the header of that call says; without headers the level has earned it."""
     cluster.worker(slots=20)
