@@ -489,6 +489,19 @@ class LaneState(msgspec.Struct, frozen=True, kw_only=True):
         must have nothing in its place until then."""
         return self.schema or self.points.unpaced or self.points.set_aside or "requests" in self.points.paces
 
+    def level(self, dimension: str, at_us: float) -> float:
+        """Units in the bucket of a dimension that has a pace, as the scripts reckon them (lua/shared/bucket.lua).
+
+        Args:
+            at_us: When, µs since the epoch; before the levels' own time nothing has been earned.
+        """
+        one, levels = self.points.paces[dimension], self.levels
+        since_us = at_us if levels.at_us is None else levels.at_us
+        if self.points.headers_govern:
+            since_us = max(since_us, self.points.gate_us)
+        earned = one.pace * max(0.0, at_us - since_us) / 1e6
+        return min(one.depth, levels.level.get(dimension, one.depth) + earned) + levels.beyond.get(dimension, 0.0)
+
     @classmethod
     def decode(cls, fields: Mapping[str, bytes]) -> LaneState:
         """From the hash, or from as much of it as was asked for: the rest has its defaults.

@@ -154,8 +154,8 @@ def retry_after_s(
     known = lower_case(headers)
     now_s = _reference_s(known, now_s)
     told = [_delay_s(known.get(name), unit_s, now_s) for name, unit_s in _RETRY_HEADERS if name in known]
-    if told and (longest_s := next((delay_s for delay_s in told if delay_s), None)):
-        return longest_s
+    if first_s := next((delay_s for delay_s in told if delay_s), None):
+        return first_s
     at_once = 0.0 in told  # a whole second that was cut to none: whoever says more is right
     for fields in error_objects(body):
         for name, unit_s in _RETRY_FIELDS:

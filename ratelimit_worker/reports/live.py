@@ -217,13 +217,11 @@ def _gate_s(gate_us: int, at_s: float) -> float:
 def _levels(lane: contract.LaneState, at_s: float) -> dict[str, Level]:
     if lane.points.unpaced:
         return {}
-    learned, levels = _learned(lane.memory.law), lane.levels
-    earned_s = max(0.0, at_s - (levels.at_us or 0.0) / US)
+    learned = _learned(lane.memory.law)
     return {
         dimension: Level(
             pace_per_min=one.pace * 60,
-            level=min(one.depth, levels.level.get(dimension, one.depth) + one.pace * earned_s)
-            + levels.beyond.get(dimension, 0.0),
+            level=lane.level(dimension, at_s * US),
             depth=one.depth,
             learned_per_min=learned.get(dimension),
         )

@@ -71,20 +71,14 @@ class Budget:
     @classmethod
     def of(cls, lane: LaneState, at_s: float) -> Budget:
         """Of a lane as it is, from `at_s` on."""
-        points, levels = lane.points, lane.levels
-        shut = points.gate_us >= SHUT_US
-        gate_s = inf if shut else max(at_s, points.gate_us / US)
-        since_s = at_s if levels.at_us is None else levels.at_us / US
-        if points.headers_govern and not shut:  # where headers tell, nothing is earned behind a gate
-            since_s = max(since_s, points.gate_us / US)
-        earned_s = max(0.0, min(gate_s, at_s + DAY_S) - since_s)
+        points = lane.points
+        gate_s = inf if points.gate_us >= SHUT_US else max(at_s, points.gate_us / US)
+        opens_us = min(gate_s, at_s + DAY_S) * US
         buckets = {}
         for i, dimension in enumerate(DIMENSIONS):
             one = None if points.unpaced else points.paces.get(dimension)
             if one is not None:
-                level = min(one.depth, levels.level.get(dimension, one.depth) + one.pace * earned_s)
-                level += levels.beyond.get(dimension, 0.0)
-                buckets[i] = _Bucket(one.pace, level, one.depth, one.guard)
+                buckets[i] = _Bucket(one.pace, lane.level(dimension, opens_us), one.depth, one.guard)
         gap_s = points.gap_us / US if points.at_once > 0 else 0.0
         return cls(gate_s=gate_s, gap_s=gap_s, buckets=buckets)
 

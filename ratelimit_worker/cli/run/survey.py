@@ -183,9 +183,11 @@ def _array(intake: Intake) -> BadInput:
 
 
 def _nothing(intake: Intake, opening: bytes, why: str) -> BadInput:
-    """Args:
-    opening: Its first line, or the beginning of that.
-    why: Of the first line that cannot be sent.
+    """The error of an IN that holds no line of a Batch file, with what it may be instead.
+
+    Args:
+        opening: Its first line, or the beginning of that.
+        why: Of the first line that cannot be sent.
     """
     if not opening:
         return BadInput(f"{intake.name} holds no line")

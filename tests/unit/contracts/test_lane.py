@@ -184,6 +184,24 @@ def test_a_lane_of_another_version_is_read() -> None:
     assert LaneState.decode({}) == LaneState()
 
 
+@pytest.mark.parametrize(
+    ("fields", "at_s", "level"),
+    [
+        ({}, 3.0, 10.0),  # nothing was sent yet
+        ({"ts": b"1000000", "l1": b"2"}, 0.5, 2.0),
+        ({"ts": b"1000000", "l1": b"2"}, 4.0, 5.0),
+        ({"ts": b"1000000", "l1": b"2", "o1": b"1.5"}, 60.0, 11.5),
+        ({"ts": b"1000000", "l1": b"-4", "gate": b"3000000"}, 4.0, -1.0),
+        ({"ts": b"1000000", "l1": b"-4", "gate": b"3000000", "told": b"1"}, 4.0, -3.0),  # earned behind a gate: nothing
+        ({"ts": b"1000000", "l1": b"2", "gate": str(lane.SHUT_US).encode(), "told": b"1"}, 60.0, 2.0),
+    ],
+)
+def test_what_is_in_a_bucket(fields: dict[str, bytes], at_s: float, level: float) -> None:
+    """As the scripts reckon it: a call a second into a bucket of ten."""
+    state = LaneState.decode({"p1": b"1", "d1": b"10", **fields})
+    assert state.level("requests", at_s * 1e6) == pytest.approx(level)
+
+
 def modules() -> Iterator[tuple[Path, ast.Module]]:
     """All modules but the contract's own."""
     for path in sorted(PACKAGE.rglob("*.py")):
