@@ -97,7 +97,7 @@ def pipe(folder: Path, *pieces: bytes) -> Iterator[Path]:
 PACKED: list[Callable[[bytes], bytes]] = [
     lambda text: text,
     gzip.compress,
-    lambda text: gzip.compress(text[:700]) + gzip.compress(text[700:]),
+    lambda text: gzip.compress(text[:700], mtime=0) + gzip.compress(text[700:], mtime=0),
     zstd.compress,
     lambda text: zstd.compress(text[:700]) + zstd.compress(text[700:]),
     lambda text: b"\x50\x2a\x4d\x18\x04\0\0\0abcd" + zstd.compress(text),  # as pzstd begins
@@ -146,7 +146,7 @@ def test_a_signal_ends_the_wait_for_a_pipe(tmp_path: Path) -> None:
         (LINES.encode("utf-16-le"), "iconv -f UTF-16"),
         (LINES.encode("utf-16-be"), "iconv -f UTF-16"),
         (LINES.encode("utf-32"), "iconv -f UTF-32"),
-        (gzip.compress(LINES.encode("utf-16")), "iconv -f UTF-16"),
+        (gzip.compress(LINES.encode("utf-16"), mtime=0), "iconv -f UTF-16"),
         (json.dumps([json.loads(line("a")), json.loads(line("b"))]).encode(), "jq -c"),
         (json.dumps([json.loads(line("a")), json.loads(line("b"))], indent=2).encode(), "jq -c"),
         (b"\xef\xbb\xbf[\n" + line("a").encode().strip() + b",\n" + line("b").encode() + b"]\n", "jq -c"),
@@ -161,11 +161,11 @@ def test_a_signal_ends_the_wait_for_a_pipe(tmp_path: Path) -> None:
         (LINES.encode("utf-32-be"), "iconv -f UTF-32"),
         (line("é").encode().decode("unicode_escape").encode("latin-1"), "iconv -f WINDOWS-1252"),
         (LINES.replace("\n", "\r").encode(), "tr '\\r'"),
-        (gzip.compress(gzip.compress(LINES.encode())), "packed twice"),
+        (gzip.compress(gzip.compress(LINES.encode(), mtime=0), mtime=0), "packed twice"),
         (b"PK\x03\x04rest", "zip"),
         (b"PK\x05\x06" + bytes(18), "zip archive with nothing in it"),
         (b"a.jsonl".ljust(257, b"\0") + b"ustar\0" + bytes(249), "tar archive"),
-        (gzip.compress(b"a.jsonl".ljust(257, b"\0") + b"ustar  \0" + bytes(249)), "tar archive"),
+        (gzip.compress(b"a.jsonl".ljust(257, b"\0") + b"ustar  \0" + bytes(249), mtime=0), "tar archive"),
         (b"\x04\x22\x4d\x18rest", "lz4"),
         (b"ARROW1\0\0" + bytes(64), "Arrow"),
         (b"Obj\x01" + bytes(64), "Avro"),
@@ -183,9 +183,9 @@ def test_a_signal_ends_the_wait_for_a_pipe(tmp_path: Path) -> None:
         (b"BZh9rest", "bzip2"),
         (b"\xfd7zXZ\0rest", "xz"),
         (b"PAR1rest", "Parquet"),
-        (gzip.compress(LINES.encode())[:-20], "no whole gzip file"),
-        (gzip.compress(LINES.encode())[:-8] + b"\0\0\0\0\0\0\0\0", "no whole gzip file"),
-        (gzip.compress(LINES.encode()) + b"junk", "no whole gzip file"),
+        (gzip.compress(LINES.encode(), mtime=0)[:-20], "no whole gzip file"),
+        (gzip.compress(LINES.encode(), mtime=0)[:-8] + b"\0\0\0\0\0\0\0\0", "no whole gzip file"),
+        (gzip.compress(LINES.encode(), mtime=0) + b"junk", "no whole gzip file"),
         (zstd.compress(LINES.encode())[:-10], "no whole zstd file"),
         (zstd.compress(LINES.encode())[:20] + b"junk" * 30, "no whole zstd file"),
     ],
@@ -211,7 +211,7 @@ def test_what_unpacks_to_more_than_anybody_means_is_refused(tmp_path: Path, monk
         source.write_bytes(pack(b"\n" * (30 * MOST)))
         assert "unpack it yourself" in refused(source, tmp_path)
     monkeypatch.setattr(intake_module, "_LEAST_FREE", 1 << 62)
-    source.write_bytes(gzip.compress(LINES.encode()))
+    source.write_bytes(gzip.compress(LINES.encode(), mtime=0))
     assert "give another --state-dir" in refused(source, tmp_path)
 
 

@@ -326,9 +326,9 @@ def ask(server: Server, body: Any = None) -> Response:
 @pytest.mark.parametrize(
     "raw",
     [
-        gzip.compress(TEXT[:40].encode()) + gzip.compress(TEXT[40:].encode()),
-        gzip.compress(TEXT.encode()) + gzip.compress(b"") + gzip.compress(b"\n"),
-        gzip.compress(TEXT.encode()) + b"\0\0\0\0",
+        gzip.compress(TEXT[:40].encode(), mtime=0) + gzip.compress(TEXT[40:].encode(), mtime=0),
+        gzip.compress(TEXT.encode(), mtime=0) + gzip.compress(b"", mtime=0) + gzip.compress(b"\n", mtime=0),
+        gzip.compress(TEXT.encode(), mtime=0) + b"\0\0\0\0",
     ],
 )
 def test_gzip_may_have_several_members(server: Server, raw: bytes) -> None:
@@ -339,7 +339,7 @@ def test_gzip_may_have_several_members(server: Server, raw: bytes) -> None:
 
 def test_the_last_member_that_is_cut_is_no_answer(server: Server) -> None:
     """What came before it may be whole: the answer is not."""
-    raw = gzip.compress(TEXT[:40].encode()) + gzip.compress(TEXT[40:].encode())[:-9]
+    raw = gzip.compress(TEXT[:40].encode(), mtime=0) + gzip.compress(TEXT[40:].encode(), mtime=0)[:-9]
     server.reply = ({"Content-Encoding": "gzip"}, raw)
     with pytest.raises(Exception, match="in the middle") as raised:
         ask(server)

@@ -1,0 +1,31 @@
+"""The tests that are collected are the same in every process and at every moment.
+
+Workers of pytest-xdist each collect for themselves and refuse to begin when their lists differ, and a test whose
+name changes with the clock or with the hash seed can't be run again by its name.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PLACE = Path(__file__).resolve().parents[2]
+
+
+def collected(seed: int, directory: Path) -> list[str]:
+    """The names of all tests as a new process sees them, with its hash seed."""
+    command = [sys.executable, "-m", "pytest", "tests", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
+    listed = directory / f"{seed}.txt"  # a pipe that fills would be no list
+    with listed.open("w", encoding="utf-8") as out:
+        subprocess.run(command, cwd=PLACE, env=environment, stdout=out, check=True, timeout=600)
+    return [line for line in listed.read_text("utf-8").splitlines() if "::" in line]
+
+
+def test_names_of_tests_hang_on_neither_clock_nor_hash_seed(tmp_path: Path) -> None:
+    """Two processes with other hash seeds, some seconds apart, since a collection takes that long."""
+    first, second = collected(1, tmp_path), collected(2, tmp_path)
+    assert len(first) > 1000
+    assert [(one, other) for one, other in zip(first, second, strict=True) if one != other] == []
