@@ -12,6 +12,7 @@ for it:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +31,7 @@ from ratelimit_worker.calls import (
     Timeouts,
     Usage,
 )
-from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Verdict, Witness
+from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Settlement, Verdict, Witness
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import (
     DeadlineExceeded,
@@ -63,6 +64,7 @@ class Facts:
 
     Args:
         arguments: Asked once the attempt was made, for what is captured of it; None: nothing is.
+        settles_later: Takes over the settlement of an answer, to send it with the result → False: it does not.
     """
 
     call_id: str
@@ -74,6 +76,7 @@ class Facts:
     alone: bool = False  #: nothing else runs in this process
     taken: bool = False  #: another call has this process for itself
     arguments: Arguments | None = None
+    settles_later: Callable[[Settlement], bool] = lambda settlement: False
 
     @property
     def lane(self) -> str:

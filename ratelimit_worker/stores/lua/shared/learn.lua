@@ -89,7 +89,7 @@ function heed.verdict(lane, told, gate_us, r)
   if verdict == 'quota' then heed.quota(lane) end
 end
 -- seen: the tuner's observation, packed by Python, or ''
-local function tell(lane, seen)
+function heed.tell(lane, seen)
   if seen ~= '' then
     redis.call('RPUSH', key('seen:') .. lane, seen)
     redis.call('LTRIM', key('seen:') .. lane, -2000, -1)
@@ -97,7 +97,7 @@ local function tell(lane, seen)
   end
   redis.call('SADD', key('seen'), lane)
 end
-local function book(outbox)
+function heed.book(outbox)
   if outbox ~= '' then redis.call('XADD', key('outbox'), 'MAXLEN', '~', 5000000, '*', 'a', outbox) end
 end
 -- How functions fare, by half minutes, for the bad-record rule of policy/retry.py: failed and answered of the lane, f:NAME
@@ -119,9 +119,9 @@ end
 -- The outcome of an attempt is recorded, heeded and told. The parts do not hang together, and what the caller does next
 -- (keep the answer, give the call back) does not hang on them: one that fails is counted.
 local function learn(lane, verdict, seen, outbox, gate_us, r, tried)
-  if not pcall(book, outbox) then count('unrecorded') end
+  if not pcall(heed.book, outbox) then count('unrecorded') end
   if tried and tried ~= '' and not pcall(fared.fare, lane, tried) then count('unheeded') end
   local heeded, in_full = pcall(heed.verdict, lane, verdict, gate_us or 0, r)
   if not heeded then count('unheeded') end
-  if not (heeded and in_full) and not pcall(tell, lane, seen) then count('untold') end
+  if not (heeded and in_full) and not pcall(heed.tell, lane, seen) then count('untold') end
 end
