@@ -26,7 +26,6 @@ def health(name: str | None) -> None:
         beating = [worker.name for worker in opened.sources.server.now(only=()).workers]
     found = [worker for worker in beating if worker == name or (name is None and worker.partition("@")[2] == host)]
     if not found:
-        raise click.ClickException(
-            f"{'no worker of ' + host + ' beats' if name is None else name + ' does not beat'}; {len(beating)} others do"
-        )
+        silent = f"no worker of {host} beats" if name is None else f"{name} does not beat"
+        raise click.ClickException(f"{silent}; {len(beating)} others do")
     say(", ".join(found))

@@ -73,7 +73,7 @@ def test_what_runs_our_image_is_watched_and_locked(services: dict[str, Any]) -> 
 
 
 def test_the_image_has_what_runs_and_no_more() -> None:
-    """Extras of the project alone, at the versions of the lock; the state folder is a volume, since the rest is not written."""
+    """Extras of the project alone, at the versions of the lock; what is written goes to a volume."""
     text = (ROOT / "Dockerfile").read_text("utf-8")
     assert "PIP_CONSTRAINT=/src/requirements.lock" in text
     assert "-r " not in text
