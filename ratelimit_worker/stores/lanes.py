@@ -118,7 +118,7 @@ class Lanes:
         state, *rest = self.run("begin", (tag, int(lease_s * US), int(alone), process, int(taken)))
         word = state.decode()
         if word == "go":
-            body, tries, number, deadline, accepted, now, ticket, failing = rest
+            body, tries, number, deadline, accepted, now, ticket, failing, lost = rest
             return Begun(
                 state="go",
                 body=body,
@@ -129,6 +129,7 @@ class Lanes:
                 now_s=int(now) / US,
                 ticket=ticket,
                 failing=_failing(failing),
+                lost=int(lost),
             )
         if word == "settled":
             return Begun(state=word, answer=rest[0], body=rest[1])

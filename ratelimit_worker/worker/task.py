@@ -778,6 +778,8 @@ def _executor(live: Services) -> tuple[Executor, Callable[[str], RetryPolicy]]:
             jitter=random.random,
             policy=policies(enqueue.DEFAULT_LANE),
             classify=plugins.classifier(),
+            price=live.prices,
+            usual_nanousd=live.usual_nanousd,
             reconcile=lambda lane: enqueue.told(live.settings, lane).reconcile,
             pass_through=(TaskPredicate, Ignore, Reject),
             means=_meaning,
