@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import InstrumentedAttribute
 
-from ratelimit_worker.calls import Attempt, Content, ModeChange, Outcome
+from ratelimit_worker.calls import ENDS, Attempt, Content, ModeChange, Outcome
 from ratelimit_worker.errors import RowRefused, StoreUnavailable
 from ratelimit_worker.policy.modes import ALL
 from ratelimit_worker.stores.database import engine_for, ours
@@ -22,7 +22,7 @@ from ratelimit_worker.stores.migrations import upgrade
 from ratelimit_worker.stores.sqlite_file import SqliteFile, file_of, is_damaged, read_only
 from ratelimit_worker.stores.sqlite_log import FIRST_CHUNK, HOLD_S, bound_log, next_chunk
 from ratelimit_worker.stores.storable import call_key, lane_key, storable, storable_change
-from ratelimit_worker.stores.tables import END, ENDS, AttemptRow, Base, ContentRow, ModeChangeRow
+from ratelimit_worker.stores.tables import END, AttemptRow, Base, ContentRow, ModeChangeRow
 
 log = logging.getLogger(__name__)
 
@@ -309,6 +309,21 @@ def _row(attempt: Attempt) -> dict[str, Any]:
         "output_tokens": attempt.output_tokens,
         "cause": attempt.cause,
         "worker": attempt.worker,
+        "cached_input_tokens": attempt.cached_input_tokens,
+        "cache_write_tokens": attempt.cache_write_tokens,
+        "reasoning_tokens": attempt.reasoning_tokens,
+        "audio_input_tokens": attempt.audio_input_tokens,
+        "audio_output_tokens": attempt.audio_output_tokens,
+        "image_input_tokens": attempt.image_input_tokens,
+        "image_output_tokens": attempt.image_output_tokens,
+        "service_tier": attempt.service_tier,
+        "first_byte_s": attempt.first_byte_s,
+        "finish_reason": attempt.finish_reason,
+        "cost_nanousd": attempt.cost_nanousd,
+        "cached_saving_nanousd": attempt.cached_saving_nanousd,
+        "price_source": attempt.price_source,
+        "lost_attempts": attempt.lost_attempts or None,
+        "lost_nanousd": attempt.lost_nanousd,
     }
 
 
@@ -330,6 +345,7 @@ def _attempt(row: dict[str, Any]) -> Attempt:
     row["started_at"] = row["started_at"].timestamp()
     row["finished_at"] = row["finished_at"].timestamp()
     row["tags"] = tuple(row["tags"])
+    row["lost_attempts"] = row["lost_attempts"] or 0
     return Attempt(**row)
 
 
