@@ -147,9 +147,13 @@ def measure(told: argparse.Namespace) -> int:
     held_s = asyncio.run(together())
     profile.disable()
     cpu_s, took_s = time.process_time() - cpu_s, time.perf_counter() - begun_s
-    print(f"{many:,} coroutines at once: {many / took_s:,.0f} calls/s; the loop was held up for {held_s * 1000:.0f} ms "
-          f"({bare * 1000:.0f} ms by as many tasks that do nothing)")
-    missed.append(goal("longest step of the loop, our calls and the benchmark's own", steps.longest_s * 1000, STEP_MS, "ms"))
+    print(
+        f"{many:,} coroutines at once: {many / took_s:,.0f} calls/s; the loop was held up for {held_s * 1000:.0f} ms "
+        f"({bare * 1000:.0f} ms by as many tasks that do nothing)"
+    )
+    missed.append(
+        goal("longest step of the loop, our calls and the benchmark's own", steps.longest_s * 1000, STEP_MS, "ms")
+    )
     missed.append(goal("CPU a call, coroutines", cpu_s / many * 1000, CPU_MS, "ms"))
     if told.profile:
         pstats.Stats(profile).sort_stats("tottime").print_stats(40)
