@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 from ratelimit_worker.calls import Failure, Mode
 from ratelimit_worker.contracts.call import US, Entry, Placed, Record, Released, TakenOut
 from ratelimit_worker.contracts.lane import Fields, LaneState, Write
-from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
+from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Settlement, Stored
 from ratelimit_worker.errors import BadInput, LaneFull, LanesFull, LaneShedding
 from ratelimit_worker.policy import retry
 from ratelimit_worker.policy.fault import Failing, Lately
@@ -31,14 +31,6 @@ KEEP_ANSWER_S = 86_400  #: an answer waits so long for its ack; FREE deletes it 
 
 _failure = msgspec.msgpack.Decoder(Failure)
 _DECLINED: tuple[Literal["none", "back", "over"], ...] = ("none", "back", "over")  #: as decline.lua answers
-
-
-class AnsweredFromCache(Exception):
-    """The call needs no lane: it was answered before, and nothing was stored. No error; only `CallTask` sees it."""
-
-    def __init__(self, answer: bytes) -> None:
-        super().__init__(answer)
-        self.answer = answer
 
 
 TASKS_TTL_S = 3600  #: what a crew knows is kept so long after its last beat
@@ -91,14 +83,13 @@ class Lanes:
         self._known: set[str] = set()  #: lanes that were there when they were last used
 
     def enqueue(self, entry: Entry) -> Placed:
-        """Put a call into its lane.
+        """Put a call into its lane, unless it has an answer that its caller takes at once.
 
         Raises:
             LaneFull: the lane holds `max_waiting` calls; nothing was stored.
             LanesFull: the lane is new, and there are as many as may be; nothing was stored.
             LaneShedding: the lane is in EMERGENCY or HALT, and the entry says "raise"; nothing was stored.
             BadInput: a cost, a weight or a time that no bucket can hold, or the id of another call.
-            AnsweredFromCache: where the claim says that the caller takes it.
         """
         state, ref, *more = self.run("enqueue", entry.args(new_lane=entry.lane not in self._known))
         if state == -2:  # it was there once, and has gone since
@@ -115,7 +106,7 @@ class Lanes:
         if state == -4:
             raise BadInput(f"task_id={entry.ref!r} is the id of a call with other arguments; use another, or none")
         if state == 3:
-            raise AnsweredFromCache(more[0])
+            return Placed(False, ref.decode(), more[0], bool(more[1]))
         return Placed(state == 1, ref.decode())
 
     def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
@@ -129,7 +120,7 @@ class Lanes:
         state, *rest = self.run("begin", (tag, int(lease_s * US), int(alone), process, int(taken)))
         word = state.decode()
         if word == "go":
-            body, tries, number, deadline, accepted, now, ticket, failing = rest
+            body, tries, number, deadline, accepted, now, ticket, failing, lost = rest
             return Begun(
                 state="go",
                 body=body,
@@ -140,6 +131,7 @@ class Lanes:
                 now_s=int(now) / US,
                 ticket=ticket,
                 failing=_failing(failing),
+                lost=int(lost),
             )
         if word == "settled":
             return Begun(state=word, answer=rest[0], body=rest[1])
@@ -176,20 +168,18 @@ class Lanes:
             kind: What the answer is to the calls that wait for it.
             outbox: The attempt, as the outbox holds it; empty: it has no row.
         """
-        args = (
-            tag,
-            answer,
-            outbox,
-            lesson.word(),
-            lesson.observation(),
-            int(lesson.gate_s * US),
-            lane,
-            KEEP_ANSWER_S * 1000,
-            kind,
-            lesson.used(),
-            lesson.tried(),
-        )
-        return bool(self.run("settle", args))
+        told = Settlement(tag=tag, lane=lane, answer=answer, lesson=lesson, kind=kind, outbox=outbox)
+        return bool(self.run("settle", _settle_args(told)))
+
+    def finish(self, settlement: Settlement, result: Stored, frees: bool) -> bool:
+        """Settle a call and store its result, in one step → whether it is freed too, and needs no ack.
+
+        Args:
+            frees: Nothing but the ack is left to do for it.
+        """
+        args = (*_settle_args(settlement), result.name, result.value, result.expires_s, int(frees))
+        _, freed = self.run("finish", args)
+        return bool(freed)
 
     def back(
         self,
@@ -505,6 +495,23 @@ class Lanes:
         """Counters by name."""
         raw: Any = self.client.hgetall(keys.COUNTERS)
         return {name.decode(): int(value) for name, value in raw.items()}
+
+
+def _settle_args(told: Settlement) -> tuple[Any, ...]:
+    lesson = told.lesson
+    return (
+        told.tag,
+        told.answer,
+        told.outbox,
+        lesson.word(),
+        lesson.observation(),
+        int(lesson.gate_s * US),
+        told.lane,
+        KEEP_ANSWER_S * 1000,
+        told.kind,
+        lesson.used(),
+        lesson.tried(),
+    )
 
 
 def _set_points_args(lane: str, fields: Fields, read: int | None, *, anew: bool = False) -> list[Any]:

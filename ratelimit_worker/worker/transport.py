@@ -46,6 +46,7 @@ from ratelimit_worker.stores.lanes import Crew, Lanes
 from ratelimit_worker.stores.namespace import Namespaced
 from ratelimit_worker.stores.overdue import OverdueCall
 from ratelimit_worker.stores.patient import passes
+from ratelimit_worker.worker.freed import FREED
 from ratelimit_worker.worker.installed import Asked, asked_of, server_of
 from ratelimit_worker.worker.intake import JSON, Intake, prepared, read_json
 
@@ -76,6 +77,21 @@ class Held:
         #: Tags of calls that run beside the worker's slots, and take none of them from others.
         self.lent: set[str] = set()
         self.overdue: dict[str, OverdueCall] = {}  #: by tag: given up, though the function still runs
+
+
+class AnsweredAlready(Exception):
+    """The call needs no lane: its answer is kept. No error; only `CallTask` sees it.
+
+    It is raised, and not returned, since Celery would go on to tell everybody that a message was sent.
+
+    Args:
+        answer: As `flow.call.answers` has it.
+        stored: It is the call's result by now.
+    """
+
+    def __init__(self, answer: bytes, stored: bool) -> None:
+        super().__init__(answer, stored)
+        self.answer, self.stored = answer, stored
 
 
 HELD = Held()
@@ -210,7 +226,9 @@ class QoS(stock.QoS):
         return tag in HELD.orphans if message is None else HEADER in (message.headers or {})
 
     def _free(self, tag: str) -> None:
-        if HELD.has_messenger:
+        if FREED.take(tag):
+            pass  # with its result
+        elif HELD.has_messenger:
             HELD.acks.put(tag)
         else:
             with self._broker_may_be_away():
@@ -371,7 +389,9 @@ class Channel(stock.Channel):
             else:
                 super()._put(queue, apart, **kwargs)
             return
-        self.lanes.enqueue(entry(queue, seen, plan, self.asked))
+        placed = self.lanes.enqueue(entry(queue, seen, plan, self.asked))
+        if placed.answer is not None:
+            raise AnsweredAlready(placed.answer, placed.stored)
 
     def _without_prompts(self, message: dict[str, Any]) -> dict[str, Any]:
         """An ordinary task's message; its body goes apart when links, chord or arguments in it hold calls."""
@@ -691,13 +711,15 @@ def entry(queue: str, message: Mapping[str, Any], plan: Plan, asked: Asked | Non
     due = _epoch(headers["eta"]) - now if headers.get("eta") else 0.0
     args, kwargs, canvas = json.loads(body)
     asks = digest(headers["task"], plan.lane, [args, kwargs])
-    claim = None
+    claim = result = None
     # A call for later shares nothing: it would be answered before its time, or keep those of now waiting for it.
     if plan.sharing is not None and (due <= 0 or plan.goes_on):
         if not plan.goes_on:
             plan = structs.replace(plan, fingerprint=asks)
         alone = not headers.get("group") and not any((canvas or {}).values())
         claim = Claim.of(plan, headers["task"], at_once=plan.sender is Sender.CALLER and alone)
+        if claim is not None and claim.at_once and asked is not None and not headers.get("ignore_result"):
+            result = asked.result_form(headers["task"], headers["id"])
     headers[HEADER] = plan.encode()
     expires = _epoch(headers["expires"]) if headers.get("expires") else plan.deadline_s
     headers["eta"] = None  # the call waits in its lane, the worker must not wait again
@@ -721,7 +743,7 @@ def entry(queue: str, message: Mapping[str, Any], plan: Plan, asked: Asked | Non
     )
     return Entry.of(
         plan,
-        Sent(queue, headers["id"], text.encode(), pack_body(body)),
+        Sent(queue, headers["id"], text.encode(), pack_body(body), result),
         left_s=min(expires, plan.deadline_s) - now,
         due_in_s=due,
         publication=_publication(headers, plan, asks),
