@@ -46,7 +46,7 @@ class Steps:
             run(handle)
             self.longest_s = max(self.longest_s, time.perf_counter() - begun_s)
 
-        asyncio.Handle._run = timed  # type: ignore[method-assign]
+        asyncio.Handle._run = timed  # type: ignore[method-assign, assignment]
 
 
 async def held_up_s(work: Any) -> float:
