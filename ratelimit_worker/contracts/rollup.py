@@ -48,6 +48,14 @@ class Cell(msgspec.Struct, array_like=True, gc=False):
     latency: dict[int, int] = {}  #: of answered attempts, seconds
     waited: dict[int, int] = {}  #: of all attempts, seconds
     per_token: dict[int, int] = {}  #: of answered attempts: seconds for each output token, where these are known
+    cached_input_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost_nanousd: int = 0  #: of those whose price is known; billionths of a dollar
+    wasted_nanousd: int = 0  #: of this, what attempts cost that were not answered
+    saved_nanousd: int = 0  #: what they would have cost more, had no input been cached
+    unpriced: int = 0  #: attempts with tokens and without a price
+    cost: dict[int, int] = {}  #: of answered attempts whose price is known, dollars
 
 
 _encode = msgspec.msgpack.Encoder().encode

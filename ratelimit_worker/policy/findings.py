@@ -10,7 +10,7 @@ from ratelimit_worker.policy import trend
 from ratelimit_worker.policy.rollup import outcomes
 from ratelimit_worker.policy.trend import NOTHING, Finding
 
-LATENCY, PER_TOKEN, SPEED, ERRORS = "latency", "latency_per_token", "tokens_per_s", "errors"
+LATENCY, PER_TOKEN, SPEED, ERRORS, COST = "latency", "latency_per_token", "tokens_per_s", "errors", "cost"
 
 
 def findings(minutes: Sequence[Cell]) -> dict[str, Finding]:
@@ -25,6 +25,8 @@ def findings(minutes: Sequence[Cell]) -> dict[str, Finding]:
     if any(cell.per_token for cell in minutes):
         found[PER_TOKEN] = per_token = trend.of_values([cell.per_token for cell in minutes])
         found[SPEED] = trend.inverted(per_token)
+    if any(cell.cost for cell in minutes):
+        found[COST] = trend.of_values([cell.cost for cell in minutes])
     counted = [outcomes(cell) for cell in minutes]
     found[ERRORS] = trend.of_shares(
         [(by[Outcome.RETRIED] + by[Outcome.FAILED], sum(by.values()) - by[Outcome.SNOOZED]) for by in counted]

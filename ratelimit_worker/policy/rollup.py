@@ -11,6 +11,8 @@ from ratelimit_worker.policy import histogram
 from ratelimit_worker.policy.histogram import bucket
 
 KEPT_S = {MINUTE_S: 30 * 86_400.0, HOUR_S: 2 * 365 * 86_400.0}  #: how long cells of a length are kept, seconds
+_HISTOGRAMS = ("latency", "waited", "per_token", "cost")
+_SUMS = tuple(name for name in Cell.__struct_fields__ if name not in ("outcomes", *_HISTOGRAMS))
 OTHERS = "(others)"  #: what stands for the names of groups beyond a bound
 
 
@@ -91,6 +93,16 @@ class Recorded(Protocol):
     def input_tokens(self) -> int | None: ...
     @property
     def output_tokens(self) -> int | None: ...
+    @property
+    def cached_input_tokens(self) -> int | None: ...
+    @property
+    def cache_write_tokens(self) -> int | None: ...
+    @property
+    def reasoning_tokens(self) -> int | None: ...
+    @property
+    def cost_nanousd(self) -> int | None: ...
+    @property
+    def cached_saving_nanousd(self) -> int | None: ...
 
 
 def add_call(cells: Cells, attempts: Sequence[Recorded], sign: int = 1) -> None:
@@ -123,8 +135,7 @@ def add_attempt(cells: Cells, one: Recorded, *, after_failure: bool, backed_off:
     cell.outcomes[name] = cell.outcomes.get(name, 0) + sign
     if one.status == 429 or category is Category.RATE_LIMITED:
         cell.refused += sign
-    cell.input_tokens += sign * (one.input_tokens or 0)
-    cell.output_tokens += sign * (one.output_tokens or 0)
+    _add_usage(cell, one, sign)
     index = bucket(one.waited_s)
     cell.waited[index] = cell.waited.get(index, 0) + sign
     if backed_off:
@@ -140,19 +151,36 @@ def add_attempt(cells: Cells, one: Recorded, *, after_failure: bool, backed_off:
             cell.per_token[index] = cell.per_token.get(index, 0) + sign
 
 
+def _add_usage(cell: Cell, one: Recorded, sign: int) -> None:
+    if one.input_tokens is None and one.output_tokens is None and one.cost_nanousd is None:
+        return
+    cell.input_tokens += sign * (one.input_tokens or 0)
+    cell.output_tokens += sign * (one.output_tokens or 0)
+    cell.cached_input_tokens += sign * (one.cached_input_tokens or 0)
+    cell.cache_write_tokens += sign * (one.cache_write_tokens or 0)
+    cell.reasoning_tokens += sign * (one.reasoning_tokens or 0)
+    cell.saved_nanousd += sign * (one.cached_saving_nanousd or 0)
+    if one.cost_nanousd is None:
+        cell.unpriced += sign
+        return
+    cell.cost_nanousd += sign * one.cost_nanousd
+    if one.outcome is Outcome.ANSWERED:
+        index = bucket(one.cost_nanousd * 1e-9)
+        cell.cost[index] = cell.cost.get(index, 0) + sign
+    else:
+        cell.wasted_nanousd += sign * one.cost_nanousd
+
+
 def merge(into: Cell, other: Cell) -> Cell:
     """Add the other's sums to `into`, which is returned."""
     for name, count in other.outcomes.items():
         into.outcomes[name] = into.outcomes.get(name, 0) + count
-    into.refused += other.refused
-    into.latency_s += other.latency_s
-    into.input_tokens += other.input_tokens
-    into.output_tokens += other.output_tokens
-    into.recovered += other.recovered
-    into.backoff_s += other.backoff_s
-    histogram.add(into.latency, other.latency)
-    histogram.add(into.waited, other.waited)
-    histogram.add(into.per_token, other.per_token)
+    for field in _SUMS:
+        if number := getattr(other, field):
+            setattr(into, field, getattr(into, field) + number)
+    for field in _HISTOGRAMS:
+        if counts := getattr(other, field):
+            histogram.add(getattr(into, field), counts)
     return into
 
 

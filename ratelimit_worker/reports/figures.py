@@ -54,7 +54,8 @@ class Figures:
     waited: Spread  #: of all attempts, from acceptance or the attempt before to the start
     trend: Trend  #: of the latency, at the end of the window
     snoozed_by: Mapping[str, int] = field(default_factory=dict)  #: the snoozed ones by reason (`outcomes.Snoozed`)
-    #: What the trends rest on, by figure: "latency" (s), "latency_per_token" (s), "tokens_per_s", "errors" (share)
+    #: What the trends rest on, by figure: "latency" (s), "latency_per_token" (s), "tokens_per_s", "errors" (share),
+    #: "cost" (dollars a call)
     trends: Mapping[str, Finding] = field(default_factory=dict)
 
 

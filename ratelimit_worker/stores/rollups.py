@@ -41,6 +41,11 @@ class Counted(NamedTuple):
     waited_s: float
     input_tokens: int | None
     output_tokens: int | None
+    cached_input_tokens: int | None
+    cache_write_tokens: int | None
+    reasoning_tokens: int | None
+    cost_nanousd: int | None
+    cached_saving_nanousd: int | None
     rolled_up: int
 
 

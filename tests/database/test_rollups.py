@@ -160,7 +160,7 @@ def test_attempts_of_an_older_version_join_in_chunks(engine: Engine) -> None:
     seen = {(one.call_id, one.number): one for one in reversed(told)}
     migrations.upgrade(engine)
     with engine.begin() as connection:
-        command.downgrade(migrations.alembic_config(connection), "0004")
+        command.downgrade(migrations.alembic_config(connection), "0005")
         old = Table("attempts", MetaData(), autoload_with=connection)
         names = list(old.columns.keys())
         rows = [_row(one) for one in seen.values()]
