@@ -41,7 +41,7 @@ class Kind:
 
 KINDS = (
     Kind("plain", lambda drawn: drawn.lognormvariate(0.0, 0.5)),
-    Kind("bursty", lambda drawn: drawn.lognormvariate(0.0, 0.5), burst=0.1, together=0.15),
+    Kind("bursty", lambda drawn: drawn.lognormvariate(0.0, 0.5), burst=0.1, together=0.1),
     Kind("daily shape", lambda drawn: drawn.lognormvariate(0.0, 0.5), daily=0.3, daily_calls=0.6),
     Kind("heavy tails", lambda drawn: drawn.paretovariate(1.5)),
     Kind("two sizes", lambda drawn: drawn.lognormvariate(2.0 if drawn.random() < 0.2 else 0.0, 0.4)),

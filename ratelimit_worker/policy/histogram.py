@@ -36,16 +36,6 @@ def buckets_of_ratio(ratio: float) -> int:
     return round(log(ratio) * _BUCKETS_PER_E)
 
 
-def add(into: Histogram, other: Mapping[int, int], sign: int = 1) -> None:
-    """Count in `into` what `other` counts, or take it out again (`sign` -1)."""
-    for index, count in other.items():
-        left = into.get(index, 0) + sign * count
-        if left:
-            into[index] = left
-        else:
-            into.pop(index, None)
-
-
 def quantile(counts: Mapping[int, int], share: float) -> float | None:
     """The smallest value at or below which lies that share of all, within 1 %; None: there are none."""
     return quantiles(counts, share)[0]

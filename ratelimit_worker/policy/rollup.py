@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 from ratelimit_worker.calls import Category, Outcome
 from ratelimit_worker.contracts.rollup import HOUR_S, MINUTE_S, AnyCells, Cell, CellKey, Cells, Series
-from ratelimit_worker.policy import histogram
 from ratelimit_worker.policy.histogram import bucket
 
 KEPT_S = {MINUTE_S: 30 * 86_400.0, HOUR_S: 2 * 365 * 86_400.0}  #: how long cells of a length are kept, seconds
-_HISTOGRAMS = ("latency", "waited", "per_token", "cost")
-_SUMS = tuple(name for name in Cell.__struct_fields__ if name not in ("outcomes", *_HISTOGRAMS))
+FIGURES_KEPT_S = max(KEPT_S.values())  #: how far back figures reach
+K = TypeVar("K", int, str)
 OTHERS = "(others)"  #: what stands for the names of groups beyond a bound
 
 
@@ -173,15 +172,46 @@ def _add_usage(cell: Cell, one: Recorded, sign: int) -> None:
 
 def merge(into: Cell, other: Cell) -> Cell:
     """Add the other's sums to `into`, which is returned."""
-    for name, count in other.outcomes.items():
-        into.outcomes[name] = into.outcomes.get(name, 0) + count
-    for field in _SUMS:
-        if number := getattr(other, field):
-            setattr(into, field, getattr(into, field) + number)
-    for field in _HISTOGRAMS:
-        if counts := getattr(other, field):
-            histogram.add(getattr(into, field), counts)
+    _count(into.outcomes, other.outcomes)
+    _count(into.latency, other.latency)
+    _count(into.waited, other.waited)
+    _count(into.per_token, other.per_token)
+    _count(into.cost, other.cost)
+    into.refused += other.refused
+    into.latency_s += other.latency_s
+    into.input_tokens += other.input_tokens
+    into.output_tokens += other.output_tokens
+    into.recovered += other.recovered
+    into.backoff_s += other.backoff_s
+    into.cached_input_tokens += other.cached_input_tokens
+    into.cache_write_tokens += other.cache_write_tokens
+    into.reasoning_tokens += other.reasoning_tokens
+    into.cost_nanousd += other.cost_nanousd
+    into.wasted_nanousd += other.wasted_nanousd
+    into.saved_nanousd += other.saved_nanousd
+    into.unpriced += other.unpriced
     return into
+
+
+def _count(into: dict[K, int], other: Mapping[K, int]) -> None:
+    if not into:
+        into.update(other)
+        return
+    known = into.get
+    for name, count in other.items():
+        into[name] = known(name, 0) + count
+
+
+def tidy(cell: Cell) -> Cell:
+    """Without what was counted and taken away again."""
+    cell.outcomes = _left(cell.outcomes)
+    cell.latency, cell.waited = _left(cell.latency), _left(cell.waited)
+    cell.per_token, cell.cost = _left(cell.per_token), _left(cell.cost)
+    return cell
+
+
+def _left(counts: dict[K, int]) -> dict[K, int]:
+    return counts if all(counts.values()) else {name: count for name, count in counts.items() if count}
 
 
 def outcomes(cell: Cell) -> dict[Outcome, int]:

@@ -7,7 +7,7 @@ Two ways lead to "degrading" or "improving", over the last 152 minutes at most:
   how far blocks of minutes before them lie apart. So bursts, calls that are slow together, and heavy tails are what
   that lane is used to, and no news.
 - **A slide.** The medians of groups of minutes rise steadily (Mann-Kendall, corrected for their correlation), and their
-  slope (Theil-Sen) makes at least half as much again over the time that is looked at.
+  slope (Theil-Sen) makes at least 1.75 times as much over the time that is looked at.
 
 For rates (errors) a change is a share of failures that the share before makes next to impossible (binomial, with the
 same measure of chance), and at least 5 percentage points away. What has too little to tell is "not enough data".
@@ -32,10 +32,10 @@ LOOK_BACK_MIN = BASELINE_MIN + TAILS_MIN[-1]
 FEWEST_LATEST, FEWEST_BEFORE = 18, 60  #: values that a change is told from
 FEWEST_BLOCKS = 4
 MARGIN = 1.25  #: a change within this factor is none
-CHANGE_Z = 3.4  #: standard errors beyond the margin
+CHANGE_Z = 2.8  #: standard errors beyond the margin
 GROUP_MIN, GROUP_VALUES = 5, 10  #: of a slide: a group has so many minutes and values, at least
 FEWEST_GROUPS = 8
-SLIDE_Z, SLIDE_RATIO = 3.5, 1.5
+SLIDE_Z, SLIDE_RATIO = 4.0, 1.75
 RATE_POINTS = 0.05  #: a change of a share below this is none
 RATE_RATIO = 1.5  #: ... and so is one within this factor
 RATE_CHANCE = 1e-6  #: of a share that has not changed to be told as changed, at one look
@@ -141,9 +141,13 @@ def _with(one: Finding, trend: Trend, per_hour: float | None) -> Finding:
 def _merged(minutes: Sequence[Mapping[int, int]]) -> Histogram:
     found: Histogram = {}
     for one in minutes:
-        for index, count in one.items():
-            found[index] = found.get(index, 0) + count
+        _add(found, one)
     return found
+
+
+def _add(into: Histogram, counts: Mapping[int, int]) -> None:
+    for index, count in counts.items():
+        into[index] = into.get(index, 0) + count
 
 
 # ── a change ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -256,7 +260,7 @@ def _medians(minutes: Sequence[Mapping[int, int]]) -> list[tuple[float, float]]:
     """(minute, logarithm of the median) of groups of minutes that have enough values."""
     points, group, first = [], Histogram(), 0
     for number, counts in enumerate(minutes):
-        histogram.add(group, counts)
+        _add(group, counts)
         if number - first + 1 >= GROUP_MIN and sum(group.values()) >= GROUP_VALUES:
             typical = histogram.quantile(group, 0.5) or histogram.LEAST
             points.append(((first + number) / 2, log(typical)))

@@ -449,13 +449,6 @@ def judge_settings(settings: Settings) -> Iterator[Finding]:
     ]
     for name in off:
         yield Finding("settings", Level.NOTE, f"{PREFIX}{name.upper()} is off")
-    if settings.stats_retention_hours * 3600.0 > settings.figures_reach_s:
-        yield Finding(
-            "settings",
-            Level.NOTE,
-            f"{PREFIX}STATS_RETENTION_HOURS={settings.stats_retention_hours:g} reaches beyond what "
-            f"{PREFIX}RETENTION_DAYS={settings.retention_days:g} keeps",
-        )
     if settings.capture_content:
         yield Finding(
             "settings",

@@ -108,8 +108,7 @@ class Tally:
     def __init__(self, starts: Sequence[float], slice_s: float) -> None:
         self._starts, self._slice_s = starts, slice_s
         self._series: dict[Series, Cell] = {}
-        self._slices: dict[int, Cell] = {}  # number of the slice → what happened in it
-        self._lanes: dict[str, dict[int, Cell]] = {}
+        self._lanes: dict[str, dict[int, Cell]] = {}  # by number of the slice
         self._minutes: dict[Series, dict[int, Cell]] = {}  # of the trends
         self._minutes_from = 0
 
@@ -118,7 +117,6 @@ class Tally:
         at_s, series = key
         number = int(at_s // self._slice_s - self._starts[0] // self._slice_s)
         rollup.merge(_of(self._series, series), cell)
-        rollup.merge(_of(self._slices, number), cell)
         lane = self._lanes.get(series.lane)
         if lane is None:
             lane = self._lanes[series.lane] = {}
@@ -139,7 +137,11 @@ class Tally:
 
     def timeline(self) -> tuple[Point, ...]:
         """All that was added, by slice."""
-        return self._points(self._slices)
+        slices: dict[int, Cell] = {}
+        for lane in self._lanes.values():
+            for number, cell in lane.items():
+                rollup.merge(_of(slices, number), cell)
+        return self._points(slices)
 
     def groups(self, kind: str) -> tuple[Group, ...]:
         """Figures by one of `KINDS`; most attempts first."""

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ratelimit_worker.calls import Category, Outcome
 from ratelimit_worker.contracts.rollup import HOUR_S, MINUTE_S, AnyCells, Cell, CellKey, Series, decode, encode
-from ratelimit_worker.policy.rollup import longer, merge
+from ratelimit_worker.policy.rollup import longer, merge, tidy
 from ratelimit_worker.stores.tables import AttemptRow, Base, CellRow, SeriesRow
 
 #: Any constant, the same in all versions: PostgreSQL's lock around what writes cells ("rlw" in ASCII and a 2).
@@ -100,7 +100,7 @@ def _add(connection: Connection, span_s: int, cells: Mapping[tuple[int, int], Ce
     for at_s, series, cell in connection.execute(there):
         merge(cells[at_s, series], decode(cell))
     rows = [
-        {"span_s": span_s, "at_s": at_s, "series": series, "cell": encode(cell)}
+        {"span_s": span_s, "at_s": at_s, "series": series, "cell": encode(tidy(cell))}
         for (at_s, series), cell in cells.items()
     ]
     _insert(connection, CellRow, rows, replace=True)
