@@ -55,6 +55,9 @@ class Cell(msgspec.Struct, array_like=True, gc=False):
     wasted_nanousd: int = 0  #: of this, what attempts cost that were not answered
     saved_nanousd: int = 0  #: what they would have cost more, had no input been cached
     unpriced: int = 0  #: attempts with tokens and without a price
+    estimated_nanousd: int = 0  #: of the cost, what nobody told
+    lost_attempts: int = 0  #: before these, whose workers died
+    lost_nanousd: int = 0  #: what those are taken to have cost; not in the cost
     cost: dict[int, int] = {}  #: of answered attempts whose price is known, dollars
 
 

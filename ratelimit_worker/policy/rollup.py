@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-from ratelimit_worker.calls import Category, Outcome
+from ratelimit_worker.calls import Category, Outcome, PriceSource
 from ratelimit_worker.contracts.rollup import HOUR_S, MINUTE_S, AnyCells, Cell, CellKey, Cells, Series
 from ratelimit_worker.policy.histogram import bucket
 
@@ -102,6 +102,12 @@ class Recorded(Protocol):
     def cost_nanousd(self) -> int | None: ...
     @property
     def cached_saving_nanousd(self) -> int | None: ...
+    @property
+    def price_source(self) -> PriceSource | None: ...
+    @property
+    def lost_attempts(self) -> int | None: ...
+    @property
+    def lost_nanousd(self) -> int | None: ...
 
 
 def add_call(cells: Cells, attempts: Sequence[Recorded], sign: int = 1) -> None:
@@ -151,18 +157,22 @@ def add_attempt(cells: Cells, one: Recorded, *, after_failure: bool, backed_off:
 
 
 def _add_usage(cell: Cell, one: Recorded, sign: int) -> None:
-    if one.input_tokens is None and one.output_tokens is None and one.cost_nanousd is None:
-        return
-    cell.input_tokens += sign * (one.input_tokens or 0)
-    cell.output_tokens += sign * (one.output_tokens or 0)
-    cell.cached_input_tokens += sign * (one.cached_input_tokens or 0)
-    cell.cache_write_tokens += sign * (one.cache_write_tokens or 0)
-    cell.reasoning_tokens += sign * (one.reasoning_tokens or 0)
-    cell.saved_nanousd += sign * (one.cached_saving_nanousd or 0)
+    if one.lost_attempts or one.lost_nanousd:
+        cell.lost_attempts += sign * (one.lost_attempts or 0)
+        cell.lost_nanousd += sign * (one.lost_nanousd or 0)
+    if one.input_tokens or one.output_tokens:
+        cell.input_tokens += sign * (one.input_tokens or 0)
+        cell.output_tokens += sign * (one.output_tokens or 0)
+        cell.cached_input_tokens += sign * (one.cached_input_tokens or 0)
+        cell.cache_write_tokens += sign * (one.cache_write_tokens or 0)
+        cell.reasoning_tokens += sign * (one.reasoning_tokens or 0)
+        cell.saved_nanousd += sign * (one.cached_saving_nanousd or 0)
+        cell.unpriced += sign * (one.cost_nanousd is None)
     if one.cost_nanousd is None:
-        cell.unpriced += sign
         return
     cell.cost_nanousd += sign * one.cost_nanousd
+    if one.price_source is PriceSource.ESTIMATED:
+        cell.estimated_nanousd += sign * one.cost_nanousd
     if one.outcome is Outcome.ANSWERED:
         index = bucket(one.cost_nanousd * 1e-9)
         cell.cost[index] = cell.cost.get(index, 0) + sign
@@ -190,6 +200,9 @@ def merge(into: Cell, other: Cell) -> Cell:
     into.wasted_nanousd += other.wasted_nanousd
     into.saved_nanousd += other.saved_nanousd
     into.unpriced += other.unpriced
+    into.estimated_nanousd += other.estimated_nanousd
+    into.lost_attempts += other.lost_attempts
+    into.lost_nanousd += other.lost_nanousd
     return into
 
 

@@ -6,7 +6,7 @@ Pure: cells of the roll-ups in, figures out. docs/operations.md says what each f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from ratelimit_worker.policy.findings import findings, of_latency
 from ratelimit_worker.policy.histogram import Histogram, quantiles
 from ratelimit_worker.policy.trend import Finding, Trend
 from ratelimit_worker.reports.outcomes import why_snoozed
+from ratelimit_worker.stores.queries import Spent
 
 #: Lanes, functions or contexts that have figures of their own; what comes beyond is added up under `rollup.OTHERS`.
 MOST_GROUPS = 1_000
@@ -134,6 +135,16 @@ class Tally:
     def total(self) -> Figures:
         """Figures of all that was added."""
         return _figures(rollup.total(self._series.values()), self._findings(self._minutes))
+
+    def spent(self) -> Iterator[Spent]:
+        """What all of it cost, by series: the attempts that were answered, and the others."""
+        for series, cell in self._series.items():
+            answered = rollup.outcomes(cell)[Outcome.ANSWERED]
+            attempts = sum(cell.outcomes.values())
+            sums = (cell.estimated_nanousd, cell.saved_nanousd, cell.lost_attempts, cell.lost_nanousd, cell.unpriced)
+            yield Spent(*series, Outcome.ANSWERED, answered, cell.cost_nanousd - cell.wasted_nanousd, *sums)
+            if attempts > answered:
+                yield Spent(*series, Outcome.FAILED, attempts - answered, cell.wasted_nanousd, 0, 0, 0, 0, 0)
 
     def timeline(self) -> tuple[Point, ...]:
         """All that was added, by slice."""

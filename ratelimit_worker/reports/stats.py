@@ -12,6 +12,7 @@ from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.policy.trend import LOOK_BACK_MIN
 from ratelimit_worker.reports.figures import Figures, Group, Point, Tally
 from ratelimit_worker.reports.live import ClusterState, cluster_state
+from ratelimit_worker.reports.money import Money, money
 from ratelimit_worker.reports.words import count, moment
 from ratelimit_worker.stores.live import MOST_LANES, Live
 from ratelimit_worker.stores.queries import Queries
@@ -89,6 +90,7 @@ class Stats:
     tenants: tuple[Group, ...]
     models: tuple[Group, ...]
     timeline: tuple[Point, ...]
+    money: Money
     modes: tuple[ModeChange, ...]  #: in the window, oldest first
     cache_hits: int  #: since Redis counts them, not in the window alone
     joined: int  #: calls that got the answer of one in flight; since Redis counts them
@@ -103,18 +105,23 @@ class Stats:
 
 
 def status(
-    sources: Sources, most: int | None = MOST_LANES, only: Sequence[str] | None = None
+    sources: Sources,
+    most: int | None = MOST_LANES,
+    only: Sequence[str] | None = None,
+    *,
+    find: str = "",
+    page: int = 0,
 ) -> tuple[ClusterState, tuple[str, ...]]:
     """How the lanes stand, and what could not be read. Needs Redis; without the database the last minute is unknown.
 
     Args:
-        most, only: As in `Live.now`.
+        most, only, find, page: As in `Live.now`.
     Raises:
         StoreUnavailable: Redis is away.
         ConfigurationError: No Redis is named.
     """
     live = sources.server
-    now, lost = live.now(only, most), live.database_lost()
+    now, lost = live.now(only, most, find=find, page=page), live.database_lost()
     missing = [] if lost is None else [f"{moment(lost.at_s)}: {lost.what}"]
     try:
         recent = sources.queries.recent(now.at_s - MINUTE_S, now.at_s + 1.0)
@@ -163,6 +170,7 @@ def stats(sources: Sources, window_s: float, now_s: float) -> Stats:
         tenants=tally.groups("tenant"),
         models=tally.groups("model"),
         timeline=tally.timeline(),
+        money=money(tally.spent()),
         modes=tuple(sources.modes(since_s, now_s)),
         cache_hits=counters.get("cache_hits", 0),
         joined=counters.get("joined", 0),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, delete, select, text, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ratelimit_worker.calls import Category, Outcome
+from ratelimit_worker.calls import Category, Outcome, PriceSource
 from ratelimit_worker.contracts.rollup import HOUR_S, MINUTE_S, AnyCells, Cell, CellKey, Series, decode, encode
 from ratelimit_worker.policy.rollup import longer, merge, tidy
 from ratelimit_worker.stores.tables import AttemptRow, Base, CellRow, SeriesRow
@@ -46,6 +46,9 @@ class Counted(NamedTuple):
     reasoning_tokens: int | None
     cost_nanousd: int | None
     cached_saving_nanousd: int | None
+    price_source: PriceSource | None
+    lost_attempts: int | None
+    lost_nanousd: int | None
     rolled_up: int
 
 
@@ -135,7 +138,7 @@ def read_cells(connection: Connection, span_s: int, since_s: int, until_s: int) 
             yield CellKey(at_s, names[series]), decode(cell)
 
 
-def purge_chunk(connection: Connection, span_s: int, before_s: float, most: int) -> int:
+def purge_some(connection: Connection, most: int, *, span_s: int, before_s: float) -> int:
     """Delete some of the cells of a length that begin before then, the oldest → how many."""
     key = (CellRow.span_s, CellRow.at_s, CellRow.series)
     oldest = select(*key).where(CellRow.span_s == span_s, CellRow.at_s < before_s).order_by(CellRow.at_s).limit(most)

@@ -67,7 +67,6 @@ class Base(DeclarativeBase):
 
 #: Attempts that the roll-ups do not hold: from before there were any, or written by an older version.
 NOT_ROLLED_UP = "rolled_up = 0"
-ENDS = frozenset({Outcome.ANSWERED, Outcome.FAILED})
 END = "outcome IN ('answered', 'failed')"
 
 
@@ -131,6 +130,8 @@ class AttemptRow(Base):
     cost_nanousd: Mapped[int | None] = mapped_column(BigInteger, comment="billionths of a dollar; NULL: no price known")
     cached_saving_nanousd: Mapped[int | None] = mapped_column(BigInteger, comment="by cached input")
     price_source: Mapped[PriceSource | None] = mapped_column(comment="told, own, list, estimated")
+    lost_attempts: Mapped[int | None] = mapped_column(comment="before this one, whose worker died")
+    lost_nanousd: Mapped[int | None] = mapped_column(BigInteger, comment="what these are taken to have cost")
     rolled_up: Mapped[int] = mapped_column(SmallInteger, server_default="0", comment="1: the roll-ups hold it")
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import InstrumentedAttribute
 
-from ratelimit_worker.calls import Attempt, Content, ModeChange, Outcome
+from ratelimit_worker.calls import ENDS, Attempt, Content, ModeChange, Outcome
 from ratelimit_worker.contracts.rollup import Cells
 from ratelimit_worker.errors import RowRefused, StoreUnavailable
 from ratelimit_worker.policy import rollup
@@ -26,16 +26,17 @@ from ratelimit_worker.stores.database import engine_for, ours
 from ratelimit_worker.stores.migrations import upgrade
 from ratelimit_worker.stores.rollups import COUNTED, Counted, counted
 from ratelimit_worker.stores.sqlite_file import SqliteFile, file_of, is_damaged, read_only
+from ratelimit_worker.stores.sqlite_log import FIRST_CHUNK, HOLD_S, bound_log, next_chunk
 from ratelimit_worker.stores.storable import call_key, lane_key, storable, storable_change
-from ratelimit_worker.stores.tables import ENDS, NOT_ROLLED_UP, AttemptRow, Base, ContentRow, ModeChangeRow
+from ratelimit_worker.stores.tables import NOT_ROLLED_UP, AttemptRow, Base, ContentRow, ModeChangeRow
 
 log = logging.getLogger(__name__)
 
 __all__ = ["Tracker", "engine_for"]
 
-#: Rows that one transaction of a purge deletes, so that the recorder never waits long for it.
-_PURGE_CHUNK = 2_000
-_PURGE_PAUSE_S = 0.1
+#: Rows that one transaction of a purge deletes in PostgreSQL; in SQLite writers wait for each other (`next_chunk`).
+_PURGE_CHUNK = 5_000
+_PURGED_UNSUMMED = 500  #: attempts that a purge adds to the roll-ups in one transaction, before it deletes them
 _IDS = 5_000  #: calls that one statement names
 _KEY = (AttemptRow.call_id, AttemptRow.number)
 _CONTENT_KEY = (ContentRow.call_id, ContentRow.number)
@@ -172,11 +173,11 @@ class Tracker:
         if older_than_s < 0:
             raise ValueError(f"older_than_s must not be negative, got {older_than_s}")
         now_s = time.time() if now_s is None else now_s
-        while self.roll_up():
-            pass
+        while self.roll_up(_PURGED_UNSUMMED):
+            time.sleep(HOLD_S)
         before = datetime.fromtimestamp(now_s, UTC) - timedelta(seconds=older_than_s)
         for span_s, kept_s in rollup.KEPT_S.items():
-            self._in_chunks(partial(rollups.purge_chunk, span_s=span_s, before_s=now_s - kept_s, most=_PURGE_CHUNK))
+            self._in_chunks(partial(rollups.purge_some, span_s=span_s, before_s=now_s - kept_s))
         self._purge(ContentRow, _CONTENT_KEY, ContentRow.finished_at, before)
         attempts = self._purge(AttemptRow, _KEY, AttemptRow.finished_at, before)
         return attempts + self._purge(ModeChangeRow, (ModeChangeRow.id,), ModeChangeRow.at, before)
@@ -188,22 +189,36 @@ class Tracker:
         at: InstrumentedAttribute[datetime],
         before: datetime,
     ) -> int:
-        oldest = select(*key).where(at < before).order_by(at).limit(_PURGE_CHUNK)
-        chunk = delete(table).where(tuple_(*key).in_(oldest))
-        return self._in_chunks(lambda connection: connection.execute(chunk).rowcount)
+        def oldest(connection: Connection, most: int) -> int:
+            wanted = select(*key).where(at < before).order_by(at).limit(most)
+            return connection.execute(delete(table).where(tuple_(*key).in_(wanted))).rowcount
 
-    def _in_chunks(self, purge: Callable[[Connection], int]) -> int:
-        """Delete some, as long as they are as many as a chunk may be → how many; who writes meanwhile gets a turn."""
-        purged = 0
+        return self._in_chunks(oldest)
+
+    def _in_chunks(self, delete_some: Callable[[Connection, int], int]) -> int:
+        """Delete as many at a time as others can wait for, while there are so many → how many."""
+        purged, chunk = 0, _PURGE_CHUNK if self._file is None else FIRST_CHUNK
         while True:
-            began = time.monotonic()
             with self._transaction() as connection:
-                deleted = purge(connection)
+                if self._file is not None:
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")  # what it waits for others is not its own time
+                begun_s = time.monotonic()
+                deleted = delete_some(connection, chunk)
+            took_s = time.monotonic() - begun_s
             purged += deleted
-            if deleted < _PURGE_CHUNK:
+            if self._file is not None:
+                self._bound_log(self._file)
+            if deleted < chunk:
                 return purged
-            # SQLite has no queue of writers: one that waits looks again after a pause, of 0.1 s at most.
-            time.sleep(max(_PURGE_PAUSE_S, time.monotonic() - began))
+            if self._file is not None:
+                chunk = next_chunk(chunk, took_s)
+                time.sleep(max(HOLD_S, took_s))  # SQLite has no queue of writers: who comes back at once is first again
+
+    def _bound_log(self, file: SqliteFile) -> None:
+        try:
+            bound_log(self._engine, file.path)
+        except SQLAlchemyError as error:
+            raise ours(error, self._engine) from error
 
     @contextmanager
     def _transaction(self, writes: bool = False) -> Iterator[Connection]:
@@ -403,6 +418,8 @@ def _row(attempt: Attempt) -> dict[str, Any]:
         "cost_nanousd": attempt.cost_nanousd,
         "cached_saving_nanousd": attempt.cached_saving_nanousd,
         "price_source": attempt.price_source,
+        "lost_attempts": attempt.lost_attempts or None,
+        "lost_nanousd": attempt.lost_nanousd,
         "rolled_up": 1,
     }
 
@@ -425,6 +442,7 @@ def _attempt(row: dict[str, Any]) -> Attempt:
     row["started_at"] = row["started_at"].timestamp()
     row["finished_at"] = row["finished_at"].timestamp()
     row["tags"] = tuple(row["tags"])
+    row["lost_attempts"] = row["lost_attempts"] or 0
     return Attempt(**row)
 
 

@@ -61,7 +61,7 @@ def attempt(
 class NoRedis:
     """A Redis that is away."""
 
-    def now(self, *_: Any) -> None:
+    def now(self, *_: Any, **__: Any) -> None:
         raise StoreUnavailable("Redis: away")
 
 
