@@ -59,6 +59,14 @@ class Tracker(Protocol):
         """
         ...
 
+    def roll_up(self, most: int = 2_000) -> int:
+        """Add attempts to the roll-ups that an older version has written → how many were; 0: none is left.
+
+        Raises:
+            StoreUnavailable: The database is away, locked, full or read-only.
+        """
+        ...
+
 
 class UsageMemory(Protocol):
     """What the answers of each task and model have used."""
