@@ -315,6 +315,10 @@ class Lanes(AttemptLanes, Protocol):
         """How many lanes are known."""
         ...
 
+    def tuned(self) -> bool:
+        """Whether a tuner is at work."""
+        ...
+
     def names(self) -> Sequence[str]:
         """Every known lane."""
         ...

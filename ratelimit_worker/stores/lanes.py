@@ -465,6 +465,10 @@ class Lanes:
         """How many lanes are known."""
         return int(self.client.zcard(keys.LANES))
 
+    def tuned(self) -> bool:
+        """Whether a tuner is at work, or was until two seconds ago."""
+        return bool(self.client.exists(keys.duty("tune")))
+
     def record(self, ref: str) -> Record | None:
         """The record of one call, as the scripts keep it; None: not there, or not to be read."""
         packed: Any = self.client.hget(keys.call(ref), "i")
