@@ -201,6 +201,20 @@ class Response:
         return self.headers.get("x-request-id") or self.headers.get("request-id")
 
 
+class FailedAnswer(Exception):
+    """An HTTP answer that is a failure, as an exception. Neither `str()` nor `repr()` shows its body."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response)
+        self.response = response
+
+    def __str__(self) -> str:
+        return f"HTTP {self.response.status}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(HTTP {self.response.status})"
+
+
 @dataclass(slots=True)
 class Glimpse:
     """One request that a watched client made during an attempt, as far as it is known yet."""

@@ -185,6 +185,7 @@ class Taken(NamedTuple):
 
     now_s: float  #: Redis clock, since the epoch
     lanes: list[LaneView]
+    more: bool = False  #: something was seen of others, too
 
 
 class BarKind(StrEnum):
@@ -294,8 +295,12 @@ class Lanes(AttemptLanes, Protocol):
         """Lanes of which calls wait or are out."""
         ...
 
-    def set_points_of(self, changes: Mapping[str, Write]) -> None:
-        """Write set-points of several lanes, by name, in one round trip."""
+    def set_points_of(self, changes: Mapping[str, Write]) -> Sequence[str]:
+        """Write set-points of several lanes, by name, at once → those that have another revision by now, left alone."""
+        ...
+
+    def states(self, lanes: Sequence[str], fields: Sequence[str] = ()) -> Mapping[str, LaneState]:
+        """Several lanes by name, with these fields of their hashes (none: all; `contracts.lane`)."""
         ...
 
     def count(self) -> int:

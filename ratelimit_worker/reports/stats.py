@@ -104,18 +104,23 @@ class Stats:
 
 
 def status(
-    sources: Sources, most: int | None = MOST_LANES, only: Sequence[str] | None = None
+    sources: Sources,
+    most: int | None = MOST_LANES,
+    only: Sequence[str] | None = None,
+    *,
+    find: str = "",
+    page: int = 0,
 ) -> tuple[ClusterState, tuple[str, ...]]:
     """How the lanes stand, and what could not be read. Needs Redis; without the database the last minute is unknown.
 
     Args:
-        most, only: As in `Live.now`.
+        most, only, find, page: As in `Live.now`.
     Raises:
         StoreUnavailable: Redis is away.
         ConfigurationError: No Redis is named.
     """
     live = sources.server
-    now, lost = live.now(only, most), live.database_lost()
+    now, lost = live.now(only, most, find=find, page=page), live.database_lost()
     missing = [] if lost is None else [f"{moment(lost.at_s)}: {lost.what}"]
     try:
         recent = sources.queries.recent(now.at_s - MINUTE_S, now.at_s + 1.0)

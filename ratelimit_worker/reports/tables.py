@@ -57,7 +57,8 @@ def left_out(state: ClusterState) -> list[str]:
     if not state.left_out:
         return []
     modes = ", ".join(f"{count(lanes)} {mode}" for mode, lanes in sorted(state.modes.items()))
-    return [f"… and {count(state.left_out)} lanes more, used less of late (all lanes: {modes}); --verbose shows them"]
+    more = f"… and {count(state.left_out)} lanes more, used less of late (of all: {modes})"
+    return [f"{more}; --find TEXT looks for some, --verbose shows them"]
 
 
 def lane_notes(state: ClusterState) -> list[str]:

@@ -62,6 +62,7 @@ The sweep drops lanes whose hash has ended, and after a day those of which nobod
 | `rlw:duty:NAME` | STRING | who holds a duty | TTL: its lease |
 | `rlw:seen:L` | LIST | observations for the tuner | TTL: 1 hour; 2,000 |
 | `rlw:seen` | SET | lanes with observations | lanes |
+| `rlw:urgent` | SET | of these, lanes at which the tuner looks first: refused, or sick in a row | lanes |
 | `rlw:fared:N:L` | HASH | of half minute N: attempts of lane L that failed, answers, by function | TTL: 330 s; 2,000 |
 | `rlw:probed:L` | HASH task (or process) → number | last probe of each, while L's provider is away | TTL: 1 hour; 16 |
 | `rlw:pins` | HASH lane (`*`: all) → pin | modes by hand | lanes that are pinned; dropped when the pin ends |
@@ -99,9 +100,9 @@ which scripts read too.
 | `rlw:crew` | `WORKER`: {crew, slots, queue …}, packed |
 | `rlw:slots` | `WORKER`: {slots, queue …}, packed |
 | `rlw:held` | `WORKER`: {tag …}, packed |
-| `rlw:crews` | `sums`: {slots of all crews, µs until which it holds, lease in µs, slots of an older version, calls set aside}, packed |
+| `rlw:crews` | `sums`: {slots of crews, µs until which it holds, lease, slots of older versions, calls aside}, packed |
 | `rlw:crews` | `q:Q`: {slots, of an older version, {crew, slots, free, workers} …}, packed |
-| `rlw:crews` | `on:Q`: the crew of the last call that was released there: it stands in `rlw:oncrews` |
+| `rlw:crews` | `on:Q`: the crew of the last call released there, which is in `rlw:oncrews` |
 | `rlw:room` | `TEXT`: an older version's sums |
 | `rlw:pump` | `sleep`: until when the pump sleeps, µs; `lease`: µs; `swept`: the last sweep, µs |
 | `rlw:pump` | `grace`: until when it returns nothing, µs; `audit`: the next lane to be looked at |
@@ -155,6 +156,7 @@ CACHE_ENDS = CACHE + "ends"
 CACHE_SIZES = CACHE + "sizes"
 ANSWERED = NAMESPACE + "answered"
 SEEN = NAMESPACE + "seen"
+URGENT = NAMESPACE + "urgent"
 TUNE = NAMESPACE + "tune"  #: pub/sub channel: a refusal or a sick row, the tuner should look now
 
 

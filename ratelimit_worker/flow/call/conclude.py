@@ -12,6 +12,7 @@ for it:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,7 +33,7 @@ from ratelimit_worker.calls import (
     Timeouts,
     Usage,
 )
-from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Verdict, Witness
+from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Settlement, Verdict, Witness
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.contracts.price import Money
 from ratelimit_worker.errors import (
@@ -67,6 +68,7 @@ class Facts:
 
     Args:
         arguments: Asked once the attempt was made, for what is captured of it; None: nothing is.
+        settles_later: Takes over the settlement of an answer, to send it with the result → False: it does not.
     """
 
     call_id: str
@@ -78,6 +80,7 @@ class Facts:
     alone: bool = False  #: nothing else runs in this process
     taken: bool = False  #: another call has this process for itself
     arguments: Arguments | None = None
+    settles_later: Callable[[Settlement], bool] = lambda settlement: False
 
     @property
     def lane(self) -> str:
@@ -261,8 +264,8 @@ def still_out(facts: Facts, begun: Begun, ran: Ran, beside: Beside, rules: Rules
     """
     failure = Failure(category=Category.TIMEOUT, cause="no answer yet")
     older = observe.older(begun.ticket, beside.health)
-    suspect = ran.caught is not None and ran.caught.suspect
-    return _Case(facts, begun, ran, beside, rules).lesson("sick", failure, older=older, suspect=suspect)
+    discounted = ran.caught is not None and ran.caught.discounted
+    return _Case(facts, begun, ran, beside, rules).lesson("sick", failure, older=older, discounted=discounted)
 
 
 # ── each way in which an attempt ends ────────────────────────────────────────────────────────────────────────────────
@@ -371,15 +374,15 @@ class _Case(Struct, frozen=True):
             cause: In place of the failure's own.
             tried: A failure that counts in the record of its function.
         """
-        failure, older, suspect = None, 0, False
+        failure, older, discounted = None, 0, False
         if judged is not None:
-            failure, older, suspect = judged.failure, judged.older, judged.suspect
+            failure, older, discounted = judged.failure, judged.older, judged.discounted
             verdict = self._verdict_of(failure)
         usage = self.ran.seen.usage if outcome is Outcome.ANSWERED else None
         resent = self.ran.resent and isinstance(end, Settle)
         return Conclusion(
             end=end,
-            lesson=self.lesson(verdict, failure, older=older, suspect=suspect, usage=usage, tried=tried),
+            lesson=self.lesson(verdict, failure, older=older, discounted=discounted, usage=usage, tried=tried),
             row=self._row(failure, Outcome.RETRIED if resent else outcome, cause),
             result=result,
             started_s=self.ran.started_s,
@@ -391,7 +394,7 @@ class _Case(Struct, frozen=True):
         failure: Failure | None,
         *,
         older: int = 0,
-        suspect: bool = False,
+        discounted: bool = False,
         usage: Usage | None = None,
         tried: bool = False,
     ) -> Lesson:
@@ -405,7 +408,7 @@ class _Case(Struct, frozen=True):
             reading=observe.read(self.ran.seen.response, verdict, at_s),
             cost=facts.plan.cost.vector(),
             older=older,
-            witness=self._witness(verdict, suspect),
+            witness=self._witness(verdict, discounted),
             usage=usage,
             reconcile=self.rules.reconcile(facts.lane) if usage is not None else None,
             failed_task=facts.task if tried else "",
@@ -417,7 +420,7 @@ class _Case(Struct, frozen=True):
             return "other"
         return observe.verdict_of(failure)
 
-    def _witness(self, verdict: Verdict, suspect: bool) -> Witness | None:
+    def _witness(self, verdict: Verdict, discounted: bool) -> Witness | None:
         if verdict not in {"good", "plain", "sick", "refused"}:
             return None
         facts, beside, sick = self.facts, self.beside, verdict == "sick"
@@ -426,7 +429,7 @@ class _Case(Struct, frozen=True):
             task=digest(facts.task),
             process=digest(facts.worker),
             again=self.begun.failing is not None,
-            suspect=sick and suspect,
+            discounted=sick and discounted,
             task_sent=beside.task_sent_s if sick else 0.0,
             process_sent=beside.process_sent_s if sick else 0.0,
         )
