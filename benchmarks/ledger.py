@@ -19,6 +19,7 @@ import os
 import random
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,6 +97,11 @@ def start(made: Fleet, number: int, slots: int) -> Worker:
     return worker
 
 
+def has_answered(provider: Simulator, least: int) -> bool:
+    """Whether the provider has answered so many requests."""
+    return provider.stats().answered >= least
+
+
 def ended() -> int:
     """Calls that have an end on record."""
     engine = engine_for(read_settings().database_url)
@@ -122,8 +128,7 @@ def play(calls: int, kills: int, slots: int, seed: int) -> float:
         began = time.monotonic()
         send(calls, seed)
         for kill in range(kills):
-            answered = calls * (kill + 1) // (kills + 1)
-            wait_for(lambda least=answered: provider.stats().answered >= least, PATIENCE_S, "so many are answered")
+            wait_for(partial(has_answered, provider, calls * (kill + 1) // (kills + 1)), PATIENCE_S, "so many answers")
             workers.pop(0).kill()
             workers.append(start(made, kill + 2, slots))
         wait_for(lambda: ended() == calls, PATIENCE_S, "all calls have ended")

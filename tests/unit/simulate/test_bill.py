@@ -24,7 +24,9 @@ def asked(path: str, *faults: Fault, **scenario: Any) -> Verdict:
     provider = Provider(Scenario(**PRICES, **scenario, timeline=timeline), 0.0, "run")
     provider.begin(0.0)
     body = {**ASKED, "input": "word " * 100}
-    return provider.decide(Request(method="POST", path=path, headers={}, body=msgspec.json.encode(body)), 0.0, 1e9)
+    return provider.decide(
+        Request(method="POST", path=path, headers={}, body=msgspec.json.encode(body), keep_alive=True), 0.0, 1e9
+    )
 
 
 def body_of(verdict: Verdict) -> Any:
@@ -61,7 +63,9 @@ def test_a_failure_is_billed_where_the_scenario_says_so() -> None:
 def test_without_prices_nothing_is_billed() -> None:
     """Nor is anything told as cached."""
     provider = Provider(Scenario(), 0.0, "run")
-    request = Request(method="POST", path="/v1/chat/completions", headers={}, body=msgspec.json.encode(ASKED))
+    request = Request(
+        method="POST", path="/v1/chat/completions", headers={}, body=msgspec.json.encode(ASKED), keep_alive=True
+    )
     verdict = provider.decide(request, 0.0, 1e9)
     assert verdict.arrival.billed_nanousd == 0
     assert "prompt_tokens_details" not in body_of(verdict)["usage"]
