@@ -171,15 +171,13 @@ def post(
             answer.close()
     response, is_json = _response(answer, raw, to.path, operation, heard_s, monotonic() - began)
     del raw, written  # what was read of it may be as large again
-    good = 200 <= response.status < 300
     model = _model(response.body) or model_of(to.path, body)[:256] or None
-    tells = good and is_json
     saw(
         response,
-        usage=usage_of(response.body) if tells else None,
+        usage=usage_of(response.body) if is_json else None,  # an error too may say what it used
         provider=provider,
         model=model,
-        finish_reason=finish_reason_of(response.body) if tells else None,
+        finish_reason=finish_reason_of(response.body) if is_json else None,
     )
     _check(response, is_json, operation)
     return response

@@ -446,10 +446,17 @@ class _Case(Struct, frozen=True):
         seen, rules, model = self.ran.seen, self.rules, self.facts.plan.model
         if seen.usage is not None:
             return rules.price(seen.usage, seen.provider, seen.model or model, self.begun.now_s)
-        if failure is None or seen.response is not None or not was_sent(self.ran.error, failure):
+        if not self._lost_its_answer(failure):
             return None
         usual = rules.usual_nanousd(self.facts.task, model)
         return None if usual is None else Money(usual, PriceSource.ESTIMATED)
+
+    def _lost_its_answer(self, failure: Failure | None) -> bool:
+        """Whether the provider may charge for an answer that did not come through, or not whole."""
+        response = self.ran.seen.response
+        if failure is None or (response is not None and not 200 <= response.status < 300):
+            return False
+        return failure.category is Category.MALFORMED_RESPONSE or was_sent(self.ran.error, failure)
 
     def _row(self, failure: Failure | None, outcome: Outcome, cause: str | None) -> Attempt:
         facts, begun, seen, plan = self.facts, self.begun, self.ran.seen, self.facts.plan
@@ -492,6 +499,7 @@ class _Case(Struct, frozen=True):
             cached_saving_nanousd=money.cached_saving_nanousd if money else None,
             price_source=money.source if money else None,
             unpriced=seen.usage if money is None else None,
+            answer_lost=money is None and seen.usage is None and self._lost_its_answer(failure),
             lost_attempts=begun.lost if outcome in ENDS else 0,
             lost_nanousd=money.nanousd * begun.lost if money and begun.lost and outcome in ENDS else None,
             cause=cause or (failure.cause if failure else None),
