@@ -22,6 +22,7 @@ from redis import RedisError
 from redis.exceptions import ResponseError
 
 from ratelimit_worker.contracts.call import Claim, Entry, Sent
+from ratelimit_worker.contracts.kept import Keep
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import StoreUnavailable
@@ -174,9 +175,10 @@ class Desk:
         *,
         kind: AnswerKind = "value",
         outbox: bytes = b"",
+        keep: Keep | None = None,
     ) -> bool:
         """Make the outcome safe, now or when Redis is back."""
-        self._now_or_later(lambda lanes: lanes.settle(tag, lane, answer, lesson, kind=kind, outbox=outbox))
+        self._now_or_later(lambda lanes: lanes.settle(tag, lane, answer, lesson, kind=kind, outbox=outbox, keep=keep))
         return True
 
     def back(self, tag: str, lane: str, lesson: Lesson, *, after_s: float, tries: int, outbox: bytes = b"") -> bool:

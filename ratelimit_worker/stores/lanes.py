@@ -11,10 +11,12 @@ from math import isfinite
 from typing import Any, Literal, NamedTuple
 
 import msgspec
+from msgspec import structs
 from redis import Redis
 
 from ratelimit_worker.calls import Failure, Mode
 from ratelimit_worker.contracts.call import US, Entry, Placed, Record, Released, TakenOut
+from ratelimit_worker.contracts.kept import USUAL_NANOUSD, Keep, packed, unpacked
 from ratelimit_worker.contracts.lane import Fields, LaneState, Write
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.errors import BadInput, LaneFull, LanesFull, LaneShedding
@@ -103,6 +105,9 @@ class Lanes:
             state, ref, *more = self.run("enqueue", entry.args())
         if len(self._known) < MOST_KNOWN:
             self._known.add(entry.lane)
+        if state == 4 and entry.claim is not None:  # a worker passes it on, of any version
+            claim = structs.replace(entry.claim, answer=unpacked(more[0]).decode())
+            return self.enqueue(structs.replace(entry, claim=claim))
         if state == -5:
             self._known.discard(entry.lane)
             raise LanesFull(entry.lane)
@@ -113,7 +118,7 @@ class Lanes:
         if state == -4:
             raise BadInput(f"task_id={entry.ref!r} is the id of a call with other arguments; use another, or none")
         if state == 3:
-            raise AnsweredFromCache(more[0])
+            raise AnsweredFromCache(unpacked(more[0]))
         return Placed(state == 1, ref.decode())
 
     def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
@@ -166,6 +171,7 @@ class Lanes:
         *,
         kind: AnswerKind = "value",
         outbox: bytes = b"",
+        keep: Keep | None = None,
     ) -> bool:
         """Make the outcome of a call safe; the first answer wins → whether this was the first.
 
@@ -173,6 +179,7 @@ class Lanes:
             answer: Empty: there is none to keep.
             kind: What the answer is to the calls that wait for it.
             outbox: The attempt, as the outbox holds it; empty: it has no row.
+            keep: How it is kept, if its call's claim says that it is; None: as one of which nothing is known.
         """
         args = (
             tag,
@@ -186,6 +193,8 @@ class Lanes:
             kind,
             lesson.used(),
             lesson.tried(),
+            keep.again_nanousd if keep is not None else USUAL_NANOUSD,
+            packed(answer) if keep is not None and keep.packs else b"",
         )
         return bool(self.run("settle", args))
 

@@ -30,6 +30,7 @@ from ratelimit_worker.calls import (
     Timeouts,
     Usage,
 )
+from ratelimit_worker.contracts.kept import Keep
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Verdict, Witness
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import (
@@ -42,6 +43,7 @@ from ratelimit_worker.errors import (
 from ratelimit_worker.flow.call import observe
 from ratelimit_worker.flow.call.content import NOTHING, content_of
 from ratelimit_worker.flow.call.judge import Failed, Judged, Rules, Swallowed, first_failed, judge
+from ratelimit_worker.policy import worth
 from ratelimit_worker.policy.completion import cut_short
 from ratelimit_worker.policy.estimate import usage_of
 from ratelimit_worker.policy.fault import digest
@@ -175,6 +177,7 @@ class Conclusion(Struct, frozen=True, kw_only=True):
     row: Attempt
     result: Answered | Again | GaveUp | PassedOn
     started_s: float = 0.0
+    keep: Keep | None = None  #: how its answer is kept for others; None: it is not
 
     @property
     def counts_as_answer(self) -> bool:
@@ -378,6 +381,20 @@ class _Case(Struct, frozen=True):
             row=self._row(failure, Outcome.RETRIED if resent else outcome, cause),
             result=result,
             started_s=self.ran.started_s,
+            keep=self._keep(end),
+        )
+
+    def _keep(self, end: Settle | Back) -> Keep | None:
+        """How the answer is kept that others may get; None: there is none.
+
+        What it cost is told by its tokens; `again_nanousd` takes the money instead, for whoever knows it.
+        """
+        plan, usage = self.facts.plan, self.ran.seen.usage
+        if plan.sharing is None or not isinstance(end, Settle) or end.kind != "value":
+            return None
+        return Keep(
+            again_nanousd=worth.again_nanousd(usage, plan.cost.tokens),
+            packs=plan.sharing.stale_ttl_s <= 0,
         )
 
     def lesson(

@@ -203,7 +203,9 @@ class Executor:
             lesson = structs.replace(lesson, answered=self.tally.take(facts.lane, conclusion.started_s))
         outbox = self.encode_outcome(row)
         if isinstance(end, Settle):
-            self.lanes.settle(facts.tag, facts.lane, end.answer, lesson, kind=end.kind, outbox=outbox)
+            self.lanes.settle(
+                facts.tag, facts.lane, end.answer, lesson, kind=end.kind, outbox=outbox, keep=conclusion.keep
+            )
             return conclusion.result
         ours = self.lanes.back(facts.tag, facts.lane, lesson, after_s=end.after_s, tries=end.tries, outbox=outbox)
         return NotOurs() if isinstance(conclusion.result, Again) and not ours else conclusion.result

@@ -3,7 +3,7 @@
 -- The first answer wins; a call that is delivered again gets it and sends nothing, and needs no permit for that.
 -- ARGV  now µs · tag · answer ('': none to keep) · outbox entry ('': none) · verdict · observation ('': none) · gate µs · lane · keep answer ms ·
 --       what the answer is: value, short, error, passed, or alone (see share) · tokens that it really took ('': see reconcile) ·
---       a failure that cost a try ('': none, see fare)
+--       a failure that cost a try ('': none, see fare) · what asking again costs, and the answer packed ('': as it is): see cache
 -- returns  1 settled now | 0 was settled before, or the call is gone
 local ref, n = split(ARGV[2])
 local r = record(ref)
@@ -13,7 +13,7 @@ if r and ARGV[3] ~= '' then
   local ms = math.max(tonumber(ARGV[9]), ttl_of(r) * 1000)
   if redis.call('SET', key('settled:') .. ref, ARGV[3], 'NX', 'PX', int(ms)) then
     settled = 1
-    if r[CLAIM] then share(ref, r, ARGV[10], ARGV[3]) end
+    if r[CLAIM] then share(ref, r, ARGV[10], ARGV[3], {ARGV[13], ARGV[14]}) end
     if n ~= r[RELEASE] or r[PERMIT] ~= USED then       -- it was taken for dead, and waits or runs again
       redis.call('ZADD', EXPIRY, int(now), ref)
       plan(now)

@@ -21,6 +21,7 @@ from ratelimit_worker.calls import (
     Timeouts,
     Usage,
 )
+from ratelimit_worker.contracts.kept import Keep
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Reading
 from ratelimit_worker.contracts.plan import Plan, Sharing
 from ratelimit_worker.errors import CallFailed, DeadlineExceeded, WorkerLostRepeatedly
@@ -402,7 +403,15 @@ class Noted:
         return self.begun
 
     def settle(
-        self, tag: str, lane: str, answer: bytes, lesson: Lesson, *, kind: AnswerKind = "value", outbox: bytes = b""
+        self,
+        tag: str,
+        lane: str,
+        answer: bytes,
+        lesson: Lesson,
+        *,
+        kind: AnswerKind = "value",
+        outbox: bytes = b"",
+        keep: Keep | None = None,
     ) -> bool:
         self.told.append(("settle", tag, lane, answer, kind, outbox, lesson.tried()))
         return True
