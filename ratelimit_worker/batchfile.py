@@ -22,7 +22,7 @@ from ratelimit_worker.calls import Category
 from ratelimit_worker.errors import BadInput, CallFailed, CallLost, DeadlineExceeded, WorkerLostRepeatedly
 from ratelimit_worker.policy.completion import not_whole
 from ratelimit_worker.policy.endpoints import flaw_of_path, is_known
-from ratelimit_worker.policy.estimate import usage_of
+from ratelimit_worker.policy.usage import usage_of
 
 _HALF = "holds half a character (a lone surrogate); use whole ones"
 _SURROGATE = re.compile("[\ud800-\udfff]")

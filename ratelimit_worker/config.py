@@ -378,6 +378,7 @@ class Settings:
     providers: Mapping[str, SentWith] = _setting({}, _providers)
     alert_webhook_url: str = _setting("", _webhook)
     capture_content: bool = _setting(False, _switch)
+    log_calls: bool = _setting(False, _switch)
     state_dir: str = _setting("", str)
 
     rate_limit_delay: float = 1.0  #: RATE_LIMIT_DELAY, without the prefix: seconds before a call in basic mode

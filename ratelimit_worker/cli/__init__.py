@@ -31,6 +31,7 @@ COMMANDS = {
     "doctor": "What is in force and where it came from, and what is wrong.",
     "explain": "Where a call is, and what it waits for.",
     "flower": "Flower on this app, with a page for the lanes and their modes.",
+    "health": "Whether the worker of this machine beats, for health checks.",
     "lanes": "What each lane was told, and what it has learned.",
     "limits": "Set what a lane may do at most.",
     "stats": "Calls, errors, retries, latency and tokens of a window.",

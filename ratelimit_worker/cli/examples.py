@@ -19,6 +19,7 @@ EXAMPLES = {
     "explain": "explain 0c9ad3c4-2f0e-4c4b-9a3e-0f5f2a6f3a11",
     "flower": "flower -A mytasks --port 5555 --basic-auth me:secret",
     "halt": "halt --lane openai:gpt-4o --for 1h",
+    "health": "health --worker celery@web-1",
     "lanes": "lanes --lane openai:gpt-4o",
     "limits set": "limits set openai:gpt-4o --rpm 500 --tpm 30000",
     "mode history": "mode history --lane openai:gpt-4o --limit 50",

@@ -31,7 +31,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     ttl_s: float  #: its answer is kept so long, and a kept one is good for it; 0: neither
     join: bool  #: it follows one that is on its way, and others follow it
-    at_once: bool = False  #: the caller takes an answer in place of the call: `AnsweredFromCache`
+    at_once: bool = False  #: the caller takes an answer in place of the call (`Placed.answer`)
     again: bool = False  #: a retry of the same call, which keeps what it has claimed
     max_entries: int = 1000
     max_bytes: int = 100 * 1024 * 1024
@@ -86,6 +86,22 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class ResultForm(NamedTuple):
+    """How the result of a call is stored, for an answer that is kept: the script writes it, so that nobody else has to.
+
+    What is stored is `before`, the JSON of the value, `after`.
+    """
+
+    key: str
+    before: str
+    after: str
+    ttl_s: int  #: 0: for ever
+
+    def packed(self) -> bytes:
+        """As enqueue.lua reads it."""
+        return msgspec.msgpack.encode(list(self))
+
+
 class Sent(NamedTuple):
     """A message on its way into a lane."""
 
@@ -93,6 +109,7 @@ class Sent(NamedTuple):
     ref: str
     message: bytes  #: whole message, with `"delivery_tag": "@"` before anything else
     body: bytes
+    result: ResultForm | None = None  #: None: whoever takes an answer at once stores it
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +134,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting: int = 0
     claim: Claim | None = None
     shedding: Shedding | None = None  #: None: it waits in EMERGENCY and HALT
+    result: ResultForm | None = None  #: as of `Sent`
     #: The lane's set-points where it is new, or what makes them: most calls go to a lane that is there.
     lane_fields: Fields | Callable[[], Fields] = {}
 
@@ -157,6 +175,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
             max_waiting=plan.max_waiting,
             claim=claim,
             shedding=plan.shedding,
+            result=sent.result,
             lane_fields=lane_fields if lane_fields is not None else {},
         )
 
@@ -197,6 +216,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
             self.body,
             self.claim.packed() if self.claim is not None else b"",
             _SHEDS[self.shedding],
+            self.result.packed() if self.result is not None else b"",
             *fields,
         ]
 
@@ -313,6 +333,8 @@ class Placed(NamedTuple):
 
     released: bool  #: at once; else it waits, or its answer is there
     ref: str  #: under which it stands there
+    answer: bytes | None = None  #: it needs no lane: this one is kept, and the caller takes it; nothing was stored
+    stored: bool = False  #: the answer is the call's result by now (`ResultForm`)
 
 
 class TakenOut(NamedTuple):

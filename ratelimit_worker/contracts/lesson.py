@@ -134,7 +134,7 @@ class Lesson(msgspec.Struct, frozen=True, kw_only=True):
         usage = self.usage
         if usage is None or self.reconcile is False:
             return b""
-        input_tokens, output_tokens = usage.input_tokens, usage.output_tokens
+        input_tokens, output_tokens = usage.budget_input_tokens, usage.output_tokens
         # Embeddings have no output, and say nothing of it.
         total = None if input_tokens is None else input_tokens + (output_tokens or 0)
         told = (("tokens", total), ("input_tokens", input_tokens), ("output_tokens", output_tokens))

@@ -21,7 +21,7 @@ from typing import TypeVar
 from redis import RedisError
 from redis.exceptions import ResponseError
 
-from ratelimit_worker.contracts.call import Claim, Entry, Sent
+from ratelimit_worker.contracts.call import Claim, Entry, Placed, Sent
 from ratelimit_worker.contracts.kept import Keep
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.contracts.plan import Plan
@@ -35,7 +35,7 @@ from ratelimit_worker.inprocess.presence import Beat, Presence
 from ratelimit_worker.ports import Begun, Health
 from ratelimit_worker.stores.decide import deciding
 from ratelimit_worker.stores.desks import PREFIX, Desks
-from ratelimit_worker.stores.lanes import AnsweredFromCache, Lanes
+from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.patient import passes
 from ratelimit_worker.stores.reach import reach, unavailable
 from ratelimit_worker.wiring import Services
@@ -112,13 +112,9 @@ class Desk:
             lane_fields=lambda: pin.lane_fields(self.live.control, self.live.settings, plan.lane),
         )
         turn.tried = True
-        try:
-            self._ask(lambda: self._enter(entry))
-        except AnsweredFromCache as hit:
-            turn.tried = False
-            return hit.answer
-        turn.entered = True
-        return None
+        answer = self._ask(lambda: self._enter(entry)).answer
+        turn.tried = turn.entered = answer is None
+        return answer
 
     def begin(self, tag: str, lease_s: float, alone: bool = True, process: str = "", taken: bool = False) -> Begun:
         """May this released call run now? It dies with its caller, so it is never suspected of having killed it.
@@ -278,9 +274,9 @@ class Desk:
         Desks(client_lanes.client).forget_absent(self.queue, self.lease_s)
         self._take_duties(client_lanes)
 
-    def _enter(self, entry: Entry) -> None:
+    def _enter(self, entry: Entry) -> Placed:
         self._presence.take_seats(self.lanes)
-        self.lanes.enqueue(entry)
+        return self.lanes.enqueue(entry)
 
     def _take_duties(self, lanes: Lanes) -> None:
         """The cluster's duties are the workers' as long as one lives, for this process has other things to do."""

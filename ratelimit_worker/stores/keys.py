@@ -99,8 +99,9 @@ which scripts read too.
 | `rlw:crew` | `WORKER`: {crew, slots, queue …}, packed |
 | `rlw:slots` | `WORKER`: {slots, queue …}, packed |
 | `rlw:held` | `WORKER`: {tag …}, packed |
-| `rlw:crews` | `sums`: {slots of all crews, µs until which it holds, lease in µs, slots of an older version}, packed |
+| `rlw:crews` | `sums`: {slots of all crews, µs until which it holds, lease in µs, slots of an older version, calls set aside}, packed |
 | `rlw:crews` | `q:Q`: {slots, of an older version, {crew, slots, free, workers} …}, packed |
+| `rlw:crews` | `on:Q`: the crew of the last call that was released there: it stands in `rlw:oncrews` |
 | `rlw:room` | `TEXT`: an older version's sums |
 | `rlw:pump` | `sleep`: until when the pump sleeps, µs; `lease`: µs; `swept`: the last sweep, µs |
 | `rlw:pump` | `grace`: until when it returns nothing, µs; `audit`: the next lane to be looked at |

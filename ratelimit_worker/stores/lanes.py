@@ -34,14 +34,6 @@ _failure = msgspec.msgpack.Decoder(Failure)
 _DECLINED: tuple[Literal["none", "back", "over"], ...] = ("none", "back", "over")  #: as decline.lua answers
 
 
-class AnsweredFromCache(Exception):
-    """The call needs no lane: it was answered before, and nothing was stored. No error; only `CallTask` sees it."""
-
-    def __init__(self, answer: bytes) -> None:
-        super().__init__(answer)
-        self.answer = answer
-
-
 TASKS_TTL_S = 3600  #: what a crew knows is kept so long after its last beat
 
 
@@ -91,14 +83,13 @@ class Lanes:
         self._known: set[str] = set()  #: lanes that were there when they were last used
 
     def enqueue(self, entry: Entry) -> Placed:
-        """Put a call into its lane.
+        """Put a call into its lane, unless it has an answer that its caller takes at once.
 
         Raises:
             LaneFull: the lane holds `max_waiting` calls; nothing was stored.
             LanesFull: the lane is new, and there are as many as may be; nothing was stored.
             LaneShedding: the lane is in EMERGENCY or HALT, and the entry says "raise"; nothing was stored.
             BadInput: a cost, a weight or a time that no bucket can hold, or the id of another call.
-            AnsweredFromCache: where the claim says that the caller takes it.
         """
         state, ref, *more = self.run("enqueue", entry.args(new_lane=entry.lane not in self._known))
         if state == -2:  # it was there once, and has gone since
@@ -118,7 +109,7 @@ class Lanes:
         if state == -4:
             raise BadInput(f"task_id={entry.ref!r} is the id of a call with other arguments; use another, or none")
         if state == 3:
-            raise AnsweredFromCache(unpacked(more[0]))
+            return Placed(False, ref.decode(), unpacked(more[0]), bool(more[1]))
         return Placed(state == 1, ref.decode())
 
     def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:

@@ -293,6 +293,19 @@ def _row(attempt: Attempt) -> dict[str, Any]:
         "output_tokens": attempt.output_tokens,
         "cause": attempt.cause,
         "worker": attempt.worker,
+        "cached_input_tokens": attempt.cached_input_tokens,
+        "cache_write_tokens": attempt.cache_write_tokens,
+        "reasoning_tokens": attempt.reasoning_tokens,
+        "audio_input_tokens": attempt.audio_input_tokens,
+        "audio_output_tokens": attempt.audio_output_tokens,
+        "image_input_tokens": attempt.image_input_tokens,
+        "image_output_tokens": attempt.image_output_tokens,
+        "service_tier": attempt.service_tier,
+        "first_byte_s": attempt.first_byte_s,
+        "finish_reason": attempt.finish_reason,
+        "cost_nanousd": attempt.cost_nanousd,
+        "cached_saving_nanousd": attempt.cached_saving_nanousd,
+        "price_source": attempt.price_source,
     }
 
 

@@ -8,21 +8,26 @@ that Redis has forgotten (`worker.lost`).
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from celery import states
 from celery.backends import redis as stock
 from celery.backends.asynchronous import BaseResultConsumer, Drainer, _waiting_on
 from celery.exceptions import BackendStoreError, Reject, TimeoutError
 from celery.result import AsyncResult
+from kombu.utils.json import dumps
 from redis import RedisError, WatchError
 
 from ratelimit_worker.config import canonical_redis_url
+from ratelimit_worker.contracts.call import ResultForm
 from ratelimit_worker.contracts.plan import HEADER
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.outage import cause_of
@@ -206,6 +211,7 @@ class Backend(stock.RedisBackend):
     def __init__(self, *args: Any, url: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)  # without the address, of which Celery takes some spellings only
         self.url = url
+        self._form: tuple[str, ...] | None = None  #: None: nobody has asked
         whole = f"redis+{url}" if url and url.startswith("socket://") else url  # Celery has taken the rest for the kind
         self._server = _where_results_are(self.app, whole or "")
         told: dict[str, Any] = self.connparams  # type: ignore[has-type]
@@ -225,6 +231,32 @@ class Backend(stock.RedisBackend):
     def exception_safe_to_retry(self, exc: Exception) -> bool:
         """As Celery's, until the worker's time to end is over: the answer is safe, and its call is delivered again."""
         return bool(super().exception_safe_to_retry(exc)) and not PATIENCE.is_over()
+
+    def form_of(self, call_id: str) -> ResultForm | None:
+        """How a successful result of this call is stored, but for its value; None: no script can write it.
+
+        One can where results are in the lanes' own Redis, and JSON that holds nothing else of the call.
+        """
+        if self._form is None:
+            self._form = self._form_of_all()
+        if not self._form:
+            return None
+        before, to_date, to_id, end = self._form
+        after = f"{to_date}{self.app.now().isoformat()}{to_id}{dumps(call_id)[1:-1]}{end}"
+        return ResultForm(self.get_key_for_task(call_id).decode(), before, after, int(self.expires or 0))
+
+    def _form_of_all(self) -> tuple[str, ...]:
+        """The text before the value, between value and date, between date and id, and after it; (): there is none."""
+        installation = installation_of(self.app)
+        server = installation.server if installation is not None else RedisServer()
+        here = bool(server) and replace(server, namespace="").place == self._server.place
+        if type(self) is not Backend or not here or self.app.conf.find_value_for_key("extended", "result"):
+            return ()
+        value, date, call_id = (uuid4().hex for _ in range(3))
+        meta = self._get_result_meta(result=value, state=states.SUCCESS, traceback=None, request=None)
+        encoded = self.encode(meta | {"date_done": date, "task_id": call_id})
+        found = re.fullmatch(f'(.*)"{value}"(.*){date}(.*){call_id}(.*)', encoded) if isinstance(encoded, str) else None
+        return found.groups() if found is not None else ()
 
     def store_result(self, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -342,6 +374,19 @@ def _where_results_are(app: Any, url: str) -> RedisServer:
     return replace(
         found, options={**shared, **own}, sentinel_options=told.get("sentinel_kwargs") or broker.sentinel_options
     )
+
+
+def stored_result(call_id: str, value: Any) -> dict[str, Any]:
+    """What is read of the result of a call that was answered when it was made."""
+    done = datetime.now(UTC).isoformat()
+    return {
+        "task_id": call_id,
+        "status": states.SUCCESS,
+        "result": value,
+        "date_done": done,
+        "traceback": None,
+        "children": [],
+    }
 
 
 def left_by(error: BaseException) -> Reject:

@@ -22,6 +22,7 @@ from kombu.utils.imports import symbol_by_name
 
 from ratelimit_worker import wiring
 from ratelimit_worker.config import NO_REDIS, Settings, canonical_redis_url, namespace_prefix
+from ratelimit_worker.contracts.call import ResultForm
 from ratelimit_worker.contracts.lane import Fields
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import ConfigurationError
@@ -29,6 +30,7 @@ from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.server import RedisServer
 from ratelimit_worker.wiring import Services
+from ratelimit_worker.worker.producers import amqp_with
 
 #: Redis URL schemes and what they are called where calls wait in lanes.
 TO_LANES = {
@@ -66,6 +68,8 @@ class Asked:
         is_broadcast: Whether an exchange of that name is, by the app's queues, one that sends to everybody.
         refuse: Ends what a message has begun that no worker takes: (lanes, message, why; None: its deadline is over).
         lane_fields: Fields of a lane that is new: lane → set-points.
+        result_form: How the result of a call is stored, where it is in the lanes' own Redis and a script can write it:
+            (task name, id) → its form; None: its caller stores it.
         eagerly: How a call is made in process (`task_always_eager`).
     """
 
@@ -75,6 +79,7 @@ class Asked:
     is_broadcast: Callable[[str], bool]
     refuse: Callable[[Lanes, bytes, str | None], None]
     lane_fields: Callable[[str], Fields]
+    result_form: Callable[[str, str], ResultForm | None]
     eagerly: Eagerly
 
 
@@ -334,9 +339,9 @@ def give_lanes(app: Celery, installation: Installation) -> None:
     """Let every broker connection that an app opens from now on be one with lanes."""
     made = connection_class(installation)
     if "amqp" in vars(app):
-        app.amqp.Connection = made
+        app.amqp.__class__ = amqp_with(type(app.amqp), made)
     else:
-        app.amqp_cls = type("AMQP", (symbol_by_name(app.amqp_cls),), {"Connection": made})
+        app.amqp_cls = amqp_with(symbol_by_name(app.amqp_cls), made)
 
 
 def lanes_url(url: str) -> str:

@@ -34,6 +34,7 @@ from redis import RedisError
 
 from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Outcome, Priority
+from ratelimit_worker.contracts.call import ResultForm
 from ratelimit_worker.contracts.lane import Fields
 from ratelimit_worker.contracts.plan import HEADER, Continuation, Plan, Sender, Shedding
 from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable, TaskAborted
@@ -59,12 +60,11 @@ from ratelimit_worker.ports import Begun
 from ratelimit_worker.providers import http
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.decide import DECIDE_S, current, deciding
-from ratelimit_worker.stores.lanes import AnsweredFromCache
 from ratelimit_worker.stores.patient import PATIENCE, PatientLanes
 from ratelimit_worker.stores.reach import first_line, unavailable
 from ratelimit_worker.wiring import Services, policy_of
 from ratelimit_worker.worker import jobs, lost, sending
-from ratelimit_worker.worker.backend import GOES_ON, left_by
+from ratelimit_worker.worker.backend import GOES_ON, Backend, left_by, stored_result
 from ratelimit_worker.worker.installed import (
     Asked,
     Eagerly,
@@ -78,7 +78,7 @@ from ratelimit_worker.worker.intake import read_json
 from ratelimit_worker.worker.quarantine import QUARANTINE
 from ratelimit_worker.worker.refusal import refuse
 from ratelimit_worker.worker.result import CallResult, EagerCall, revoke_unawaited
-from ratelimit_worker.worker.transport import HELD, unpack_body
+from ratelimit_worker.worker.transport import HELD, AnsweredAlready, unpack_body
 
 ANSWERS = Answers(dumps=dumps, loads=loads)
 #: Options of `apply_async` that are the plan's.
@@ -320,8 +320,8 @@ class CallTask(Task):
                 result = super().apply_async(args, kwargs, headers=headers, **named, **options)
                 lost.made(self.app, task_id, self.name, plan)
                 return result
-            except AnsweredFromCache as hit:
-                return self._answered(task_id, hit.answer, args, kwargs, options)
+            except AnsweredAlready as hit:
+                return self._answered(task_id, hit, args, kwargs, options)
             except EncodeError as error:
                 raise BadInput(f"the arguments of {self.name} are not JSON: {first_line(error)}") from error
 
@@ -400,12 +400,16 @@ class CallTask(Task):
             return max(0.0, (eta if eta.tzinfo else eta.replace(tzinfo=UTC)).timestamp() - time.time())
         return chosen_delay_s(self)
 
-    def _answered(self, task_id: str, answer: bytes, args: Any, kwargs: Any, options: Mapping[str, Any]) -> CallResult:
+    def _answered(
+        self, task_id: str, hit: AnsweredAlready, args: Any, kwargs: Any, options: Mapping[str, Any]
+    ) -> CallResult:
         """The result of a call that was answered before: stored under its own id, and there at once."""
-        _, value = ANSWERS.decode(answer)
+        _, value = ANSWERS.decode(hit.answer)
         result = self.AsyncResult(task_id)
         result.ignored = options.get("ignore_result", self.ignore_result)
-        if not result.ignored:
+        if hit.stored:
+            result._maybe_set_cache(stored_result(task_id, value))  # nobody has to ask Redis for it
+        elif not result.ignored:
             # As of a call that ran: a backend that sends results asks for the queue of replies.
             request = Context(
                 id=task_id,
@@ -805,6 +809,10 @@ def answers_of(app: Celery, eagerly: Eagerly) -> Asked:
         live = services_of(app)
         return pin.lane_fields(live.control, live.settings, lane)
 
+    def result_form(name: str, call_id: str) -> ResultForm | None:
+        backend = app.tasks[name].backend
+        return backend.form_of(call_id) if isinstance(backend, Backend) else None
+
     return Asked(
         plan=plan_by_name(app),
         is_call=lambda name: isinstance(app.tasks.get(name), CallTask),
@@ -814,6 +822,7 @@ def answers_of(app: Celery, eagerly: Eagerly) -> Asked:
         ),
         refuse=refuse(app, ANSWERS, lambda attempt: services_of(app).encode_outcome(attempt)),
         lane_fields=lane_fields,
+        result_form=result_form,
         eagerly=eagerly,
     )
 

@@ -78,6 +78,21 @@ class Held:
         self.overdue: dict[str, OverdueCall] = {}  #: by tag: given up, though the function still runs
 
 
+class AnsweredAlready(Exception):
+    """The call needs no lane: its answer is kept. No error; only `CallTask` sees it.
+
+    It is raised, and not returned, since Celery would go on to tell everybody that a message was sent.
+
+    Args:
+        answer: As `flow.call.answers` has it.
+        stored: It is the call's result by now.
+    """
+
+    def __init__(self, answer: bytes, stored: bool) -> None:
+        super().__init__(answer, stored)
+        self.answer, self.stored = answer, stored
+
+
 HELD = Held()
 INTAKE = Intake()
 
@@ -371,7 +386,9 @@ class Channel(stock.Channel):
             else:
                 super()._put(queue, apart, **kwargs)
             return
-        self.lanes.enqueue(entry(queue, seen, plan, self.asked))
+        placed = self.lanes.enqueue(entry(queue, seen, plan, self.asked))
+        if placed.answer is not None:
+            raise AnsweredAlready(placed.answer, placed.stored)
 
     def _without_prompts(self, message: dict[str, Any]) -> dict[str, Any]:
         """An ordinary task's message; its body goes apart when links, chord or arguments in it hold calls."""
@@ -691,13 +708,15 @@ def entry(queue: str, message: Mapping[str, Any], plan: Plan, asked: Asked | Non
     due = _epoch(headers["eta"]) - now if headers.get("eta") else 0.0
     args, kwargs, canvas = json.loads(body)
     asks = digest(headers["task"], plan.lane, [args, kwargs])
-    claim = None
+    claim = result = None
     # A call for later shares nothing: it would be answered before its time, or keep those of now waiting for it.
     if plan.sharing is not None and (due <= 0 or plan.goes_on):
         if not plan.goes_on:
             plan = structs.replace(plan, fingerprint=asks)
         alone = not headers.get("group") and not any((canvas or {}).values())
         claim = Claim.of(plan, headers["task"], at_once=plan.sender is Sender.CALLER and alone)
+        if claim is not None and claim.at_once and asked is not None and not headers.get("ignore_result"):
+            result = asked.result_form(headers["task"], headers["id"])
     headers[HEADER] = plan.encode()
     expires = _epoch(headers["expires"]) if headers.get("expires") else plan.deadline_s
     headers["eta"] = None  # the call waits in its lane, the worker must not wait again
@@ -721,7 +740,7 @@ def entry(queue: str, message: Mapping[str, Any], plan: Plan, asked: Asked | Non
     )
     return Entry.of(
         plan,
-        Sent(queue, headers["id"], text.encode(), pack_body(body)),
+        Sent(queue, headers["id"], text.encode(), pack_body(body), result),
         left_s=min(expires, plan.deadline_s) - now,
         due_in_s=due,
         publication=_publication(headers, plan, asks),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from redis import Redis
 
 from ratelimit_worker.cli import COMMANDS, main
 from ratelimit_worker.cli.examples import EXAMPLES
+from ratelimit_worker.stores.lanes import Lanes
 from tests.builders import clean_environment
 
 NAMES = ("openai:gpt-4o", "openai:o3", "anthropic")
@@ -147,3 +149,22 @@ def test_celery_has_the_same_commands(address: str, tmp_path: Path) -> None:
     assert "one" in shown.stdout
     wrong = celery("status", "--fail-on", "never")
     assert wrong.returncode == 2
+
+
+def test_health_is_a_beat_of_this_machine(address: str, tmp_path: Path, redis_client: Redis) -> None:
+    """0 while a worker of this machine beats, 1 where none does, 69 where Redis is away: no fault of the worker's."""
+    environment = clean_environment(MAISD_REDIS_URL=address, MAISD_STATE_DIR=str(tmp_path))
+    lanes = Lanes(redis_client)
+
+    def health(*words: str) -> int:
+        return CliRunner().invoke(main, ["health", *words], env=environment).exit_code
+
+    assert health() == 1
+    lanes.beat("celery@elsewhere", 4, 60.0, ["celery"], 60.0, [])
+    assert health() == 1
+    assert health("--worker", "celery@elsewhere") == 0
+    lanes.beat(f"mine@{socket.gethostname()}", 4, 60.0, ["celery"], 60.0, [])
+    assert health() == 0
+    assert health("--worker", "gone@elsewhere") == 1
+    environment["MAISD_REDIS_URL"] = "redis://127.0.0.1:1/0"
+    assert health() == 69

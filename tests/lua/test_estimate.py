@@ -28,6 +28,7 @@ from ratelimit_worker.flow.call.enqueue import Kind, plan
 from ratelimit_worker.flow.duty.record import Recorder, learn
 from ratelimit_worker.policy import estimate
 from ratelimit_worker.policy.estimate import DEFAULT_OUTPUT_TOKENS, Learned, Sample, Size
+from ratelimit_worker.policy.usage import usage_of
 from ratelimit_worker.providers.tokenizer import MOST_CHARACTERS, Tokenizer
 from ratelimit_worker.simulate import HeaderStyle, Scenario, Simulator
 from ratelimit_worker.stores import keys
@@ -149,7 +150,6 @@ def test_whatever_was_seen_the_cost_is_bounded(
     ("answer", "usage"),
     [
         ({"usage": {"prompt_tokens": 3, "completion_tokens": 4}}, Usage(3, 4)),
-        ({"usage": {"input_tokens": 3, "cache_creation_input_tokens": 5, "output_tokens": 4}}, Usage(8, 4)),
         ({"usage": {"prompt_tokens": 3}}, Usage(3, None)),
         (SimpleNamespace(usage=SimpleNamespace(prompt_tokens=3, completion_tokens=4)), Usage(3, 4)),
         (SimpleNamespace(usage_metadata={"input_tokens": 1, "output_tokens": 2}), Usage(1, 2)),
@@ -164,7 +164,7 @@ def test_whatever_was_seen_the_cost_is_bounded(
 )
 def test_what_an_answer_has_used(answer: Any, usage: Usage | None) -> None:
     """A body or an SDK's object of it, in the spellings that there are."""
-    assert estimate.usage_of(answer) == usage
+    assert usage_of(answer) == usage
 
 
 # ── the plan ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -17,7 +17,6 @@ from ratelimit_worker.contracts.call import US, Claim
 from ratelimit_worker.contracts.kept import ENTRY_BYTES, PACKED_FROM_BYTES, USUAL_NANOUSD, Keep, packed
 from ratelimit_worker.policy.worth import Bounds, Entry, Kept, of_one_use
 from ratelimit_worker.stores import answers, keys
-from ratelimit_worker.stores.lanes import AnsweredFromCache
 from tests.builders import entry
 from tests.lua.cluster import Cluster, said
 from tests.lua.test_claims import answers_of
@@ -52,10 +51,9 @@ def kept_answer(cluster: Cluster, claim: Claim) -> bytes | None:
     asks = structs.replace(claim, at_once=True, join=False)
     ref = f"call{cluster.now_us}"
     cluster.advance(0.000001)
-    try:
-        cluster.lanes.enqueue(entry(ref, claim=asks, lane_fields=UNPACED))
-    except AnsweredFromCache as hit:
-        return hit.answer
+    placed = cluster.lanes.enqueue(entry(ref, claim=asks, lane_fields=UNPACED))
+    if placed.answer is not None:
+        return placed.answer
     tag, _ = cluster.begin()
     cluster.lanes.settle(tag, "gpt", b"", said("other"), kind="error")
     cluster.free(tag)

@@ -45,7 +45,6 @@ from ratelimit_worker.flow.call.content import NOTHING, content_of
 from ratelimit_worker.flow.call.judge import Failed, Judged, Rules, Swallowed, first_failed, judge
 from ratelimit_worker.policy import worth
 from ratelimit_worker.policy.completion import cut_short
-from ratelimit_worker.policy.estimate import usage_of
 from ratelimit_worker.policy.fault import digest
 from ratelimit_worker.policy.retry import (
     GiveUp,
@@ -54,6 +53,7 @@ from ratelimit_worker.policy.retry import (
     Snooze,
     Why,
 )
+from ratelimit_worker.policy.usage import finish_reason_of, usage_of
 from ratelimit_worker.ports import Begun, Health
 
 # ── what goes in ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -275,7 +275,8 @@ def _answered(case: _Case, judged: Judged | None) -> Conclusion:
         return case.conclusion(Settle(answer, "value"), Outcome.ANSWERED, result, judged, tried=tried)
     seen = case.ran.seen
     if seen.usage is None and (usage := usage_of(value)) is not None:  # an SDK's answer, given back by the function
-        case = structs.replace(case, ran=structs.replace(case.ran, seen=replace(seen, usage=usage)))
+        seen = replace(seen, usage=usage, finish_reason=seen.finish_reason or finish_reason_of(value))
+        case = structs.replace(case, ran=structs.replace(case.ran, seen=seen))
     verdict: Verdict = "plain" if seen.response is None else "good"
     end = Settle(answer, "short" if _is_short(case.facts.plan, seen.response, value) else "value")
     return case.conclusion(end, Outcome.ANSWERED, result, verdict=verdict)
@@ -452,7 +453,7 @@ class _Case(Struct, frozen=True):
 
     def _row(self, failure: Failure | None, outcome: Outcome, cause: str | None) -> Attempt:
         facts, begun, seen, plan = self.facts, self.begun, self.ran.seen, self.facts.plan
-        usage, response = seen.usage, seen.response
+        usage, response = seen.usage or Usage(), seen.response
         return Attempt(
             call_id=facts.call_id,
             number=begun.number,
@@ -473,8 +474,19 @@ class _Case(Struct, frozen=True):
             status=failure.status if failure and failure.status else response.status if response else None,
             request_id=response.request_id if response else failure.request_id if failure else None,
             retry_after_s=failure.retry_after_s if failure else None,
-            input_tokens=usage.input_tokens if usage else None,
-            output_tokens=usage.output_tokens if usage else None,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cached_input_tokens=usage.cached_input_tokens,
+            cache_write_tokens=usage.cache_write_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            audio_input_tokens=usage.audio_input_tokens,
+            audio_output_tokens=usage.audio_output_tokens,
+            image_input_tokens=usage.image_input_tokens,
+            image_output_tokens=usage.image_output_tokens,
+            service_tier=usage.service_tier,
+            first_byte_s=response.first_byte_s if response else None,
+            finish_reason=seen.finish_reason,
+            uncounted_input_tokens=usage.uncounted_input_tokens or 0,
             cause=cause or (failure.cause if failure else None),
             worker=facts.worker,
             content=self._content(),

@@ -75,7 +75,7 @@ def learn(usage: UsageMemory, attempts: Sequence[Attempt]) -> int:
     """
     samples: dict[str, list[Sample]] = {}
     for attempt in attempts:
-        told = Usage(attempt.input_tokens, attempt.output_tokens)
+        told = _counted(attempt)
         if attempt.outcome is Outcome.ANSWERED and attempt.asked_model is not None and told != Usage():
             name = estimate.key(attempt.task, attempt.asked_model)
             sample = Sample(estimated_tokens=attempt.estimated_tokens, usage=told, at=attempt.finished_at)
@@ -85,6 +85,12 @@ def learn(usage: UsageMemory, attempts: Sequence[Attempt]) -> int:
         learned = {name: reduce(estimate.learn, seen, known.get(name) or Learned()) for name, seen in samples.items()}
         usage.write(learned)
     return sum(len(seen) for seen in samples.values())
+
+
+def _counted(attempt: Attempt) -> Usage:
+    """What an attempt took of its lane's budgets of tokens: estimates are of that."""
+    used = Usage(attempt.input_tokens, attempt.output_tokens, uncounted_input_tokens=attempt.uncounted_input_tokens)
+    return Usage(used.budget_input_tokens, used.output_tokens)
 
 
 def learn_latencies(latencies: LatencyMemory, attempts: Sequence[Attempt]) -> int:

@@ -3,13 +3,15 @@
 -- ARGV  now µs · lane · queue · ref wished · publication · class · tenant · weight · cost of 4 dimensions ·
 --       due in µs (0: now) · deadline in µs · most waiting (0: no bound) · tries so far · attempts so far · message · body ·
 --       claim, packed ('': none; ASKED in shared/claims.lua) · shed in an emergency (0: no, 1: yes, 2: yes, and refused at once) ·
+--       how its result is stored, packed ('': the caller does; {key, text before the value, text after, TTL in s, 0: none}) ·
 --       for the case that the lane is new: most lanes (0: no bound) · fields and values of its hash … (none: the caller
 --       thinks it is not)
 -- The publication is pub:what it asks:how (o: a call is made, c: a canvas or a stock producer goes on, a: a call goes on, which
 -- knows its id to be taken); one without what it asks is compared as a whole.
 -- returns  {1 released | 0 waits | 2 was there already | -1 lane full | -2 the lane is new, say its fields |
 --          -4 the id is another call's | -5 the lane is new, and there are too many, ref}, or
---          {3, ref, answer}: it is answered, {4, ref, answer}: and the call comes again with that, unpacked, {-3, ref, mode}: it is shed; nothing was stored; an error when the message has
+--          {3, ref, answer, 1: and that is its result | 0}: it is answered; {4, ref, answer packed}: the call is to come again with
+--          that, unpacked; {-3, ref, mode}: it is shed; nothing else was stored; an error when the message has
 --          no place for a tag, or REFS messages of this task id are in lanes
 local lane, queue, wished, pub, class, tenant = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local cost = {tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])}
@@ -72,6 +74,17 @@ local function claimed(L, shed)
   end
   return c
 end
+-- An answer that the caller takes at once is the result of the call too: whoever asks for that finds it -> 1 when it is stored;
+-- 0: the caller has to (it is no plain value, or results have a user of their own)
+local function told(answer)
+  local form = ARGV[22] ~= '' and cmsgpack.unpack(ARGV[22])
+  local head = '{"value": '
+  if not form or string.sub(answer, 1, #head) ~= head or string.sub(answer, -1) ~= '}' then return 0 end
+  local text = form[2] .. string.sub(answer, #head + 1, -2) .. form[3]
+  local stored = redis.pcall('SET', form[1], text, unpack(form[4] > 0 and {'EX', form[4]} or {}))
+  if stored.err or type(redis.pcall('PUBLISH', form[1], text)) == 'table' then return 0 end
+  return 1
+end
 local function is_full(queues)
   local waiting = 0
   for _, q in ipairs(queues) do
@@ -89,10 +102,10 @@ local function new_record()
   return r
 end
 -- What is stored beside the record; with it, and with the fields of its lane and its parents, it ends.
-local function store(L, ref, r, leads)
+local function store(L, ref, r, leads, waits)
   redis.call('EXPIRE', call_key(ref), ttl_s)
   redis.call('SET', key('payload:') .. ref, ARGV[19], 'EX', ttl_s)
-  redis.call('ZADD', EXPIRY, int(deadline), ref)
+  if waits then redis.call('ZADD', EXPIRY, int(deadline), ref) end  -- what is out is entered when it comes back
   if fp then redis.call('HSET', call_key(ref), 'c', ARGV[20]) end
   if leads then lead(ref, r) end
   for _, name in ipairs(ttl_s > TTL_S.LANE and {lane, unpack(L.names or {})} or {}) do
@@ -131,13 +144,13 @@ local ref, instead = reference()
 if not ref then return instead end
 local L = load(lane)
 if not L.schema then
-  if #ARGV < 22 then return {-2, ref} end
-  if make(lane, 23, tonumber(ARGV[22])) == nil then return {-5, ref} end
+  if #ARGV < 23 then return {-2, ref} end
+  if make(lane, 24, tonumber(ARGV[23])) == nil then return {-5, ref} end
   L = load(lane)
 end
 local shed = sheds ~= '0' and DEGRADED[L.mode] and due <= now
 local c, at_once = claimed(L, shed)
-if not c then return {claim[ASKED.AT_ONCE] == 1 and 3 or 4, ref, at_once} end
+if not c then return {claim[ASKED.AT_ONCE] == 1 and 3 or 4, ref, at_once, told(at_once)} end
 if shed and not c.answer then
   c.answer = shedding(L)
   if sheds == '2' then return {-3, ref, L.mode} end
@@ -151,7 +164,7 @@ if waits_here and pass(L, ref, r, queues, c.leads) then return {1, ref} end
 r[BORN] = released()
 if waits_here and due <= now then place(L, r) end
 keep(ref, r, message)
-store(L, ref, r, c.leads)
+store(L, ref, r, c.leads, true)
 if waits_here then return {take_place(ref, r, queues), ref} end
 if c.answer then
   answered(ref, r, c.answer)
