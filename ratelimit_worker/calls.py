@@ -77,6 +77,10 @@ class Outcome(StrEnum):
     FAILED = "failed"  #: failed for good
 
 
+#: Outcomes with which a call ends.
+ENDS = frozenset({Outcome.ANSWERED, Outcome.FAILED})
+
+
 class PriceSource(StrEnum):
     """Who says what an attempt cost."""
 
@@ -413,6 +417,8 @@ class Attempt:
     cost_nanousd: int | None = None  #: billionths of a dollar; None: no price is known
     cached_saving_nanousd: int | None = None  #: what it would have cost more, had no input been cached
     price_source: PriceSource | None = None  #: None: there is no price
+    lost_attempts: int = 0  #: at the call, before this one, whose worker died: no row tells of them
+    lost_nanousd: int | None = None  #: what these are taken to have cost
     cause: str | None = None  #: one line without prompt or key
     worker: str = ""
     content: Content | None = None
@@ -421,6 +427,7 @@ class Attempt:
     asked_model: str | None = None  #: under which its tokens are learned; None: they were not estimated
     estimated_tokens: int = 0  #: input, before any correction; 0: they were counted, or there was no text
     uncounted_input_tokens: int = 0  #: of the input, what took nothing of its budget
+    unpriced: Usage | None = None  #: what it used, where its process knew no price: it is priced when it is recorded
 
     @property
     def latency_s(self) -> float:

@@ -24,8 +24,9 @@ from ratelimit_worker.contracts.lane import LaneState
 from ratelimit_worker.contracts.lesson import Lesson, Witness
 from ratelimit_worker.flow.call import observe
 from ratelimit_worker.flow.call.enqueue import limit_fields
+from ratelimit_worker.flow.lane.attention import BUSY_S
 from ratelimit_worker.flow.lane.decide import Rules, decide
-from ratelimit_worker.flow.lane.tune import BUSY_S, TUNE_EVERY_S, VISIT_EVERY_S
+from ratelimit_worker.flow.lane.tune import TUNE_EVERY_S, VISIT_EVERY_S
 from ratelimit_worker.policy.classification import classify_response
 from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, Failing, Lately, compared, digest
 from ratelimit_worker.policy.pace import Paces

@@ -536,8 +536,6 @@ class LaneState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _NO_LANE = LaneState()
-#: What decides whether a lane is shown, and how it is counted.
-SHOWN_FIELDS = ("mode", "schema")
 #: What the tuner's walk over all lanes looks at.
 WALK_FIELDS = ("schema", "mode", "pin")
 #: A lane's parents.

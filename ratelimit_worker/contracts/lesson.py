@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from ratelimit_worker.calls import DIMENSIONS, Failure, Snapshot, Usage
+from ratelimit_worker.contracts.kept import Keep
 
 #: "plain": answered, and nothing beside the answer tells how the provider is (a function, an SDK).
 #: "quota": nothing is left until somebody pays; "barred": the key was not accepted.
@@ -175,3 +176,23 @@ _encode = msgspec.msgpack.Encoder().encode
 _encode_list = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Observed).decode
 _decode_ticket = msgspec.msgpack.Decoder(tuple[float, float, float, float, float, float]).decode
+
+
+class Settlement(msgspec.Struct, frozen=True, kw_only=True):
+    """What makes the outcome of a call safe."""
+
+    tag: str
+    lane: str
+    answer: bytes  #: empty: there is none to keep
+    lesson: Lesson
+    kind: AnswerKind = "value"  #: what the answer is to the calls that wait for it
+    outbox: bytes = b""  #: the attempt, as the outbox holds it; empty: it has no row
+    keep: Keep | None = None  #: how its answer is kept, if its claim says that it is; None: nothing is known of it
+
+
+class Stored(NamedTuple):
+    """The result of a call, as Celery looks for it."""
+
+    name: str | bytes  #: of its key, and of the channel on which it is told
+    value: bytes
+    expires_s: int = 0  #: 0: it is kept for good

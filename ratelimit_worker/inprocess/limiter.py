@@ -245,6 +245,8 @@ class AdvancedRateLimiter:
                 jitter=self._jitter,
                 policy=policy_of(settings)(lane),
                 classify=plugins.classifier(how.classify),
+                price=live.prices,
+                usual_nanousd=live.usual_nanousd,
                 reconcile=lambda lane: enqueue.told(settings, lane).reconcile,
             ),
             encode_outcome=live.encode_outcome,

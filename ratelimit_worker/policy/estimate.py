@@ -71,6 +71,8 @@ class Learned:
     factor_of: int = 0  #: answers in `factor`
     output_tokens: float = 0.0  #: of one answer
     output_of: int = 0  #: answers in `output_tokens`
+    nanousd: float = 0.0  #: what one answer cost, billionths of a dollar
+    nanousd_of: int = 0  #: answers in `nanousd`
     at: float = 0.0  #: of the last of them, seconds since the epoch
 
 
@@ -81,6 +83,7 @@ class Sample:
     estimated_tokens: int | None  #: input, before any correction; None: it was not estimated
     usage: Usage
     at: float  #: seconds since the epoch
+    nanousd: int | None = None  #: what it cost; None: no price is known
 
 
 def cost(size: Size, learned: Learned | None) -> Cost:
@@ -117,12 +120,18 @@ def learn(learned: Learned | None, sample: Sample) -> Learned:
     if sample.usage.output_tokens is not None and sample.usage.output_tokens >= 0:
         output_of = min(_MOST_ANSWERS, output_of + 1)
         output += (min(sample.usage.output_tokens, MOST_TOKENS) - output) * max(1.0 / output_of, _WEIGHT)
+    nanousd, nanousd_of = before.nanousd, before.nanousd_of
+    if sample.nanousd is not None:
+        nanousd_of = min(_MOST_ANSWERS, nanousd_of + 1)
+        nanousd += (sample.nanousd - nanousd) * max(1.0 / nanousd_of, _WEIGHT)
     return Learned(
         answers=min(_MOST_ANSWERS, before.answers + 1),
         factor=factor,
         factor_of=factor_of,
         output_tokens=output,
         output_of=output_of,
+        nanousd=nanousd,
+        nanousd_of=nanousd_of,
         at=max(before.at, sample.at),
     )
 

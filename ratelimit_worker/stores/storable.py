@@ -95,6 +95,8 @@ def _cleaned(attempt: Attempt) -> dict[str, object]:
         "image_output_tokens": _optional_count(attempt.image_output_tokens, _INT64),
         "cost_nanousd": _optional_count(attempt.cost_nanousd, _INT64),
         "cached_saving_nanousd": _optional_count(attempt.cached_saving_nanousd, _INT64),
+        "lost_attempts": _count(attempt.lost_attempts, _INT32),
+        "lost_nanousd": _optional_count(attempt.lost_nanousd, _INT64),
         "service_tier": _optional_text(attempt.service_tier),
         "first_byte_s": _optional_number(attempt.first_byte_s),
         "finish_reason": _optional_text(attempt.finish_reason),

@@ -65,7 +65,6 @@ class Base(DeclarativeBase):
     }
 
 
-ENDS = frozenset({Outcome.ANSWERED, Outcome.FAILED})
 END = "outcome IN ('answered', 'failed')"
 
 
@@ -123,6 +122,8 @@ class AttemptRow(Base):
     cost_nanousd: Mapped[int | None] = mapped_column(BigInteger, comment="billionths of a dollar; NULL: no price known")
     cached_saving_nanousd: Mapped[int | None] = mapped_column(BigInteger, comment="by cached input")
     price_source: Mapped[PriceSource | None] = mapped_column(comment="told, own, list, estimated")
+    lost_attempts: Mapped[int | None] = mapped_column(comment="before this one, whose worker died")
+    lost_nanousd: Mapped[int | None] = mapped_column(BigInteger, comment="what these are taken to have cost")
 
 
 class ContentRow(Base):

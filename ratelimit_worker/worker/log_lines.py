@@ -58,7 +58,7 @@ def protect(logger: logging.Logger | None = None, **_: Any) -> None:
 
 
 class _WithoutCalls(logging.Filter):
-    """Celery's lines of each call that is received and that succeeds: not written, for two lines a call cost too much."""
+    """Celery's lines of each call that is received and that succeeds are not written: they cost too much."""
 
     def __init__(self, is_call: Callable[[str], bool]) -> None:
         super().__init__()

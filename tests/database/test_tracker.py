@@ -60,6 +60,8 @@ FULL = Attempt(
     cost_nanousd=12_500,
     cached_saving_nanousd=17_500,
     price_source=PriceSource.OWN,
+    lost_attempts=1,
+    lost_nanousd=12_500,
     cause="too many requests",
     worker="w@host",
     content=Content(asked='{"args": ["é"]}', traceback="Traceback …"),

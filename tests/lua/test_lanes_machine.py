@@ -115,7 +115,8 @@ class Anything(RuleBasedStateMachine):
                 claim=Claim(fingerprint=f"{same}{lane}", ttl_s=2.0, join=True, max_entries=1) if shares else None,
             )
             self.cluster.lanes.enqueue(call)
-            assert self.cluster.lanes.enqueue(call) == (False, ref)
+            again = self.cluster.lanes.enqueue(call)
+            assert (again.released, again.ref) == (False, ref)
             self.accepted.add(ref)
             if shares:
                 self.sharing.add(ref)
@@ -135,12 +136,18 @@ class Anything(RuleBasedStateMachine):
                 if begin:
                     self._begin(tag)
 
-    @rule(data=st.data(), many=st.integers(1, 4))
-    def finish(self, data: st.DataObject, many: int) -> None:
+    @rule(data=st.data(), many=st.integers(1, 4), at_once=st.booleans())
+    def finish(self, data: st.DataObject, many: int, at_once: bool) -> None:
         for _ in range(many):
             tag = self._some_tag(data)
-            if tag is not None:
+            if tag is None:
+                continue
+            if not at_once:
                 self.cluster.settle(tag, lane=self._lane(tag))
+                self._free(tag)
+            elif self.cluster.end(tag, lane=self._lane(tag)):
+                self.gone.add(tag.rpartition(".")[0])
+            else:  # it has not begun, or is another's by now: its message is acknowledged
                 self._free(tag)
 
     @rule(
@@ -162,7 +169,7 @@ class Anything(RuleBasedStateMachine):
             self.cluster.drop(tag)
             self.cluster.lanes.restore([tag])
 
-    @rule(data=st.data(), what=st.sampled_from(["begin", "settle", "free"]))
+    @rule(data=st.data(), what=st.sampled_from(["begin", "settle", "finish", "free"]))
     def a_ghost_wakes_up(self, data: st.DataObject, what: str) -> None:
         if not self.ghosts:
             return
@@ -171,6 +178,10 @@ class Anything(RuleBasedStateMachine):
             self._begin(tag)
         elif what == "free":
             self._free(tag)
+        elif what == "finish":
+            if self.cluster.end(tag, lane=self._lane(tag)):
+                self.gone.add(tag.rpartition(".")[0])
+            self.delayed.add(tag.rpartition(".")[0])
         else:
             self.cluster.settle(tag, lane=self._lane(tag))
             self.delayed.add(tag.rpartition(".")[0])  # its answer needs no permit, so it may overtake

@@ -12,6 +12,7 @@ for it:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,20 +20,23 @@ import msgspec
 from msgspec import Struct, structs
 
 from ratelimit_worker.calls import (
+    ENDS,
     Arguments,
     Attempt,
     Category,
     Content,
     Failure,
     Outcome,
+    PriceSource,
     Response,
     Sighting,
     Timeouts,
     Usage,
 )
 from ratelimit_worker.contracts.kept import Keep
-from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Verdict, Witness
+from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Settlement, Verdict, Witness
 from ratelimit_worker.contracts.plan import Plan
+from ratelimit_worker.contracts.price import Money
 from ratelimit_worker.errors import (
     DeadlineExceeded,
     RateLimitWorkerError,
@@ -44,6 +48,7 @@ from ratelimit_worker.flow.call import observe
 from ratelimit_worker.flow.call.content import NOTHING, content_of
 from ratelimit_worker.flow.call.judge import Failed, Judged, Rules, Swallowed, first_failed, judge
 from ratelimit_worker.policy import worth
+from ratelimit_worker.policy.classification import was_sent
 from ratelimit_worker.policy.completion import cut_short
 from ratelimit_worker.policy.fault import digest
 from ratelimit_worker.policy.retry import (
@@ -65,6 +70,7 @@ class Facts:
 
     Args:
         arguments: Asked once the attempt was made, for what is captured of it; None: nothing is.
+        settles_later: Takes over the settlement of an answer, to send it with the result → False: it does not.
     """
 
     call_id: str
@@ -76,6 +82,7 @@ class Facts:
     alone: bool = False  #: nothing else runs in this process
     taken: bool = False  #: another call has this process for itself
     arguments: Arguments | None = None
+    settles_later: Callable[[Settlement], bool] = lambda settlement: False
 
     @property
     def lane(self) -> str:
@@ -376,25 +383,27 @@ class _Case(Struct, frozen=True):
             verdict = self._verdict_of(failure)
         usage = self.ran.seen.usage if outcome is Outcome.ANSWERED else None
         resent = self.ran.resent and isinstance(end, Settle)
+        row = self._row(failure, Outcome.RETRIED if resent else outcome, cause)
         return Conclusion(
             end=end,
             lesson=self.lesson(verdict, failure, older=older, suspect=suspect, usage=usage, tried=tried),
-            row=self._row(failure, Outcome.RETRIED if resent else outcome, cause),
+            row=row,
             result=result,
             started_s=self.ran.started_s,
-            keep=self._keep(end),
+            keep=self._keep(end, row.cost_nanousd),
         )
 
-    def _keep(self, end: Settle | Back) -> Keep | None:
+    def _keep(self, end: Settle | Back, paid_nanousd: int | None) -> Keep | None:
         """How the answer is kept that others may get; None: there is none.
 
-        What it cost is told by its tokens; `again_nanousd` takes the money instead, for whoever knows it.
+        Args:
+            paid_nanousd: What it cost; None: it has no price.
         """
         plan, usage = self.facts.plan, self.ran.seen.usage
         if plan.sharing is None or not isinstance(end, Settle) or end.kind != "value":
             return None
         return Keep(
-            again_nanousd=worth.again_nanousd(usage, plan.cost.tokens),
+            again_nanousd=worth.again_nanousd(usage, plan.cost.tokens, paid_nanousd),
             packs=plan.sharing.stale_ttl_s <= 0,
         )
 
@@ -451,9 +460,20 @@ class _Case(Struct, frozen=True):
             return content_of(self.facts.arguments, error=error)
         return content_of(self.facts.arguments, value=ran.value)
 
+    def _money(self, failure: Failure | None) -> Money | None:
+        """What the attempt cost; an answer that was lost on the way is taken to have cost what such answers do."""
+        seen, rules, model = self.ran.seen, self.rules, self.facts.plan.model
+        if seen.usage is not None:
+            return rules.price(seen.usage, seen.provider, seen.model or model, self.begun.now_s)
+        if failure is None or seen.response is not None or not was_sent(self.ran.error, failure):
+            return None
+        usual = rules.usual_nanousd(self.facts.task, model)
+        return None if usual is None else Money(usual, PriceSource.ESTIMATED)
+
     def _row(self, failure: Failure | None, outcome: Outcome, cause: str | None) -> Attempt:
         facts, begun, seen, plan = self.facts, self.begun, self.ran.seen, self.facts.plan
         usage, response = seen.usage or Usage(), seen.response
+        money = self._money(failure)
         return Attempt(
             call_id=facts.call_id,
             number=begun.number,
@@ -487,6 +507,12 @@ class _Case(Struct, frozen=True):
             first_byte_s=response.first_byte_s if response else None,
             finish_reason=seen.finish_reason,
             uncounted_input_tokens=usage.uncounted_input_tokens or 0,
+            cost_nanousd=money.nanousd if money else None,
+            cached_saving_nanousd=money.cached_saving_nanousd if money else None,
+            price_source=money.source if money else None,
+            unpriced=seen.usage if money is None else None,
+            lost_attempts=begun.lost if outcome in ENDS else 0,
+            lost_nanousd=money.nanousd * begun.lost if money and begun.lost and outcome in ENDS else None,
             cause=cause or (failure.cause if failure else None),
             worker=facts.worker,
             content=self._content(),

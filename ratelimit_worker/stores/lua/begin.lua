@@ -2,7 +2,7 @@
 -- ARGV  now µs · tag · lease µs · 1: nothing else runs in its process · the process ('': its calls die with it, so that it
 --       is nobody's company) · 1: another has the process for itself
 -- returns  {state, …}: 'go', body, tries, number, deadline µs, waited since µs, now µs, ticket packed, its sick answers in a
---          row packed ('': none; see failing)
+--          row packed ('': none; see failing), attempts at it that ended with their worker
 --          'settled', answer, body · 'closed' (it went back into its lane) ·
 --          'expired', body, number, waited since µs, now µs, what failed it last packed ('': nothing) ·
 --          'poison', lost, body, number, now µs · 'alone' (its last delivery: ask again when nothing else runs) · 'stale' (another's by now) · 'gone' (Redis has lost it)
@@ -67,4 +67,4 @@ if r[PERMIT] ~= USED then
 end
 if not unbound and full.of(r[LANE]) == 'begins' then release(r[LANE], 2) end
 return {'go', body, r[ATTEMPTS], r[NUMBER], int(r[DEADLINE]), int(r[SINCE]), int(now), cmsgpack.pack(r[TICKET]),
-  failed or ''}
+  failed or '', r[LOST]}

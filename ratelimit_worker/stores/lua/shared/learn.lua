@@ -1,6 +1,10 @@
 -- What is learned from an attempt: the row of failures, the gate, the tuner's observation, the outbox, how functions fare.
 
 local heed = {}
+function heed.alarm(lane)                              -- the tuner looks at this lane before others, and at once
+  redis.call('SADD', key('urgent'), lane)
+  redis.call('PUBLISH', key('tune'), lane)
+end
 -- The lane was answered. plain: no header told anything. r: the record of the call whose permit it was; nil: of none
 -- returns  true when that is all: of a lane that is well, the tuner need only know how many plain answers it had
 function heed.good(lane, r, plain)
@@ -35,7 +39,7 @@ function heed.sick(lane, r, counts)
     by = (by == '' or by == int(r[ACCEPTED])) and int(r[ACCEPTED]) or failing.SEVERAL
   end
   redis.call('HSET', k, FIELD.SICK_ROW, int(row), FIELD.WITNESS, by)
-  if row >= KNOWN.SICK_ROW then redis.call('PUBLISH', key('tune'), lane) end
+  if row >= KNOWN.SICK_ROW then heed.alarm(lane) end
 end
 -- What a refusal leaves of the levels. The refusal is the lane's own: its parents and the day get back what the call took.
 function heed.lower(L, r, dimension, gate_us)
@@ -67,14 +71,14 @@ function heed.refused(lane, r, dimension, gate_us)
   end
   L.gate = math.max(L.gate, now + math.min(gate_us, DAY_US))
   save(L)
-  redis.call('PUBLISH', key('tune'), lane)
+  heed.alarm(lane)
 end
 function heed.quota(lane)                              -- what is released and has not begun goes back
   if redis.call('HGET', lane_key(lane), FIELD.ESCALATES) == '0' then return end
   local L = bucket(lane)
   L.gate = math.max(L.gate, now + KNOWN.HALT_US)
   save(L)
-  redis.call('PUBLISH', key('tune'), lane)
+  heed.alarm(lane)
 end
 -- verdict: 'good' answered, 'plain' answered and no header told anything, 'refused' 429 ('refused.2': in the second dimension;
 -- 'refused.0': for calls at once, in none), 'sick' ('sick.1': to a call that is no witness), 'quota' nothing is left to spend,
@@ -89,7 +93,7 @@ function heed.verdict(lane, told, gate_us, r)
   if verdict == 'quota' then heed.quota(lane) end
 end
 -- seen: the tuner's observation, packed by Python, or ''
-local function tell(lane, seen)
+function heed.tell(lane, seen)
   if seen ~= '' then
     redis.call('RPUSH', key('seen:') .. lane, seen)
     redis.call('LTRIM', key('seen:') .. lane, -2000, -1)
@@ -97,7 +101,7 @@ local function tell(lane, seen)
   end
   redis.call('SADD', key('seen'), lane)
 end
-local function book(outbox)
+function heed.book(outbox)
   if outbox ~= '' then redis.call('XADD', key('outbox'), 'MAXLEN', '~', 5000000, '*', 'a', outbox) end
 end
 -- How functions fare, by half minutes, for the bad-record rule of policy/retry.py: failed and answered of the lane, f:NAME
@@ -119,9 +123,9 @@ end
 -- The outcome of an attempt is recorded, heeded and told. The parts do not hang together, and what the caller does next
 -- (keep the answer, give the call back) does not hang on them: one that fails is counted.
 local function learn(lane, verdict, seen, outbox, gate_us, r, tried)
-  if not pcall(book, outbox) then count('unrecorded') end
+  if not pcall(heed.book, outbox) then count('unrecorded') end
   if tried and tried ~= '' and not pcall(fared.fare, lane, tried) then count('unheeded') end
   local heeded, in_full = pcall(heed.verdict, lane, verdict, gate_us or 0, r)
   if not heeded then count('unheeded') end
-  if not (heeded and in_full) and not pcall(tell, lane, seen) then count('untold') end
+  if not (heeded and in_full) and not pcall(heed.tell, lane, seen) then count('untold') end
 end

@@ -17,7 +17,7 @@ local function release(lane, most, greedy, served)
 end
 -- Whether half of what may lie ready beyond the slots of a queue still does: then a lane that stands alone in the row is asked
 -- by one of the next calls that end, for several together, since most of a release is to look and to write what it found.
-local function supplied(queue)
+function row.supplied(queue)
   local free, here = vacant(queue)
   return free <= -math.ceil(math.min(here, SUPPLY) / 2)
 end
@@ -44,7 +44,7 @@ local function feed(free)
     local again, alone = asked[lane], redis.call('ZCARD', row_key(queue)) == 1
     if again and (alone or vacant(queue) <= 0) then return end
     local sole = alone and #rows == 1
-    if sole and supplied(queue) then return end
+    if sole and row.supplied(queue) then return end
     local n = release(lane, sole and free + SUPPLY or alone and free - given or 1, again)
     given, asked[lane] = given + n, n == 0
     if not alone or #rows > 1 then row.back(lane, queue) end  -- to the end

@@ -24,6 +24,8 @@ _COLUMNS: tuple[sa.Column[object], ...] = (
     sa.Column("cost_nanousd", sa.BigInteger(), nullable=True, comment="billionths of a dollar; NULL: no price known"),
     sa.Column("cached_saving_nanousd", sa.BigInteger(), nullable=True, comment="by cached input"),
     sa.Column("price_source", sa.String(32), nullable=True, comment="told, own, list, estimated"),
+    sa.Column("lost_attempts", sa.Integer(), nullable=True, comment="before this one, whose worker died"),
+    sa.Column("lost_nanousd", sa.BigInteger(), nullable=True, comment="what these are taken to have cost"),
 )
 
 
