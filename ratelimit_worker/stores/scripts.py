@@ -23,7 +23,7 @@ from ratelimit_worker.stores.namespace import namespace_of
 #: others make work safe that is already paid for, and free memory after.
 REFUSED_WHEN_FULL = frozenset({"enqueue"})
 #: Functions that only ask: the server holds them to writing nothing.
-READS = frozenset({"bar", "survey", "working"})
+READS = frozenset({"bar", "rank", "survey", "working"})
 
 
 #: What scripts and Python both know: `contracts.lua` writes it.
@@ -50,6 +50,7 @@ SHARED = (
     "let_go",
     "park",
     "release",
+    "kept",
     "claims",
     "back",
     "learn",

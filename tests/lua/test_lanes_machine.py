@@ -115,7 +115,8 @@ class Anything(RuleBasedStateMachine):
                 claim=Claim(fingerprint=f"{same}{lane}", ttl_s=2.0, join=True, max_entries=1) if shares else None,
             )
             self.cluster.lanes.enqueue(call)
-            assert self.cluster.lanes.enqueue(call) == (False, ref)
+            again = self.cluster.lanes.enqueue(call)
+            assert (again.released, again.ref) == (False, ref)
             self.accepted.add(ref)
             if shares:
                 self.sharing.add(ref)
