@@ -69,7 +69,7 @@ local function uncache(fp)                             -- 1 when it was there
 end
 -- An answer is kept, past its time too where it may then be given in an emergency; what has ended goes, then what was used
 -- longest ago, until it fits. O(gone · log entries).
--- A claim, as Claim.packed writes it. STALE_MS: absent in claims of an older version.
+-- A claim, as Claim.packed writes it. STALE_MS and what comes after it: absent in claims of older versions.
 local function kept_ms(claim) return claim[ASKED.TTL_MS] + (claim[ASKED.STALE_MS] or 0) end
 local ENTRY_BYTES = 500                                -- what an entry takes beside its answer, about
 local function cache(claim, answer)
@@ -95,7 +95,7 @@ local function cache(claim, answer)
 end
 -- The kept answer for a claim, which counts as a use; one past its time only while the lane is degraded.
 local function cached(claim, mode)
-  if kept_ms(claim) <= 0 then return nil end
+  if kept_ms(claim) <= 0 or claim[ASKED.REFRESH] == 1 then return nil end
   local fp = claim[ASKED.FP]
   local h = redis.call('HMGET', cache_key(fp), 'answer', 'ends')
   if not h[1] or not h[2] then return nil end
@@ -121,11 +121,14 @@ local function disband(fp, lane)
   note(lane, now)
 end
 -- A call has its outcome ('value'; 'short': one that is not whole; 'error'; 'passed': it asks again, or never will; 'alone':
--- nobody else can have it). Only a value is kept; the followers of its claim get the outcome, or are let go. O(followers · log).
+-- nobody else can have it). Only a value is kept; the followers of its claim get the outcome, or are let go; of an error that
+-- is the leader's alone the first follower asks anew. O(followers · log).
 local function share(ref, r, kind, answer)
-  local packed = kind == 'value' and redis.call('HGET', call_key(ref), 'c')
+  local packed = (kind == 'value' or kind == 'error') and redis.call('HGET', call_key(ref), 'c')
   local claim = packed and cmsgpack.unpack(packed)
-  if claim and kept_ms(claim) > 0 and not pcall(cache, claim, answer) then count('uncached') end
+  if claim and kind == 'error' and claim[ASKED.HEIRS] == 1 then return succeed(ref, r) end
+  local keeps = claim and kind == 'value' and kept_ms(claim) > 0 and claim[ASKED.UNKEPT] ~= 1
+  if keeps and not pcall(cache, claim, answer) then count('uncached') end
   if kind == 'passed' or redis.call('GET', claim_key(r[CLAIM])) ~= ref then return end
   if kind == 'alone' then
     disband(r[CLAIM], r[LANE])

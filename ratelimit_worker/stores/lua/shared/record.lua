@@ -6,10 +6,10 @@ local now, ARGV                                        -- of the script that run
 local asking                                           -- whether it only asks, so that nothing may be written
 -- What the script has looked up already (a look-up costs 5 µs). Each entry belongs to the one part that also writes the key
 -- behind it, and that part keeps it true: lease, unplanned (plan.lua), aside, slots, lent (workers.lua), busy, oncrew
--- (ledger.lua), again (suspects.lua).
+-- (ledger.lua), again (suspects.lua), waiting (waiting.lua: what this script has changed, by queue).
 local memo
 local function start(args, asks)                       -- args[1]: the time, µs; 0: this server's clock
-  ARGV, now, asking, memo = args, tonumber(args[1]), asks, {slots = {}, busy = {}, oncrew = {}}
+  ARGV, now, asking, memo = args, tonumber(args[1]), asks, {slots = {}, busy = {}, oncrew = {}, waiting = {}}
   if now == 0 then
     local t = redis.call('TIME')
     now = t[1] * 1000000 + t[2]
