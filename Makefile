@@ -12,6 +12,9 @@ REPEAT ?= 3
 # Most tests wait for processes that they start, so three files at a time suit two cores; SPREAD= runs them in a row.
 SPREAD ?= -n 3 --dist loadfile
 
+# Tests start hundreds of processes; each compiles the whole package where the shell forbids to keep what was compiled.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo flower test test-fast chaos audit fuzz test-compat lint lock wheel clean distclean
 
@@ -28,11 +31,11 @@ flower: $(STAMP)  ## Flower on the broker of MAISD_REDIS_URL, with the page "Rat
 	@$(BIN)/ratelimit-worker flower $(ARGS)
 
 test: $(STAMP)  ## Run the tests; property tests try fixed examples
-	@$(BIN)/python -m pytest -q $(SPREAD) $(ARGS)
+	@$(PYTEST) -q $(SPREAD) $(ARGS)
 
 # What needs no worker process and no long simulation, for every save.
 test-fast: $(STAMP)  ## Tests of modules and of scripts alone
-	@$(BIN)/python -m pytest -q -n 2 -m "not worker and not long" tests/unit tests/lua $(ARGS)
+	@$(PYTEST) -q -n 2 -m "not worker and not long" tests/unit tests/lua $(ARGS)
 
 # The table goes into docs/promises.md only when all faults were staged; ONLY="redis-full worker-killed" prints its own.
 chaos: $(STAMP)  ## Stage every fault REPEAT=3 times, judge by the provider's log, and write docs/promises.md; ONLY=name
@@ -57,7 +60,7 @@ test-compat: $(SDKS) $(SERVERS) $(AIMOCK)  ## What real SDKs raise and real gate
 		$(COMPAT)/$$set/bin/python -m pytest -q --confcutdir=tests/compat -p no:cacheprovider --disable-warnings \
 			tests/compat/test_$$set*.py $(ARGS); \
 	done
-	@$(BIN)/python -m pytest -q tests/compat/servers $(ARGS)
+	@$(PYTEST) -q tests/compat/servers $(ARGS)
 
 # Nothing of a package's own is run to install it.
 $(AIMOCK): tests/compat/servers/package.json tests/compat/servers/package-lock.json

@@ -19,10 +19,11 @@ from ratelimit_worker.deployment import remember
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.flow.call import enqueue
 from ratelimit_worker.inprocess.limiter import AdvancedRateLimiter
+from ratelimit_worker.policy import choices
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.providers.watch import watch_all
-from ratelimit_worker.worker import control, log_lines
+from ratelimit_worker.worker import control, log_lines, own_options
 from ratelimit_worker.worker.backend import BACKENDS, backend_url
 from ratelimit_worker.worker.first_look import one_line_to_celery
 from ratelimit_worker.worker.installed import (
@@ -247,13 +248,9 @@ def llm_task(
         "timeout_s": timeout_s,
     }
     enqueue.check(enqueue.Said(tags=tags, priority=priority, namespace=namespace, **said), cache_ttl)
-    enqueue.leader_failure(on_leader_failure)
-    shares: dict[str, Any] = {
-        "cache_version": str(version),
-        "cache_ignores": tuple(ignore),
-        "cache_namespace": namespace,
-    }
-    shares |= {"share_across_tenants": share_across_tenants, "on_leader_failure": on_leader_failure}
+    shares: dict[str, Any] = {"cache_version": str(version), "cache_namespace": namespace}
+    shares |= {"cache_ignores": tuple(choices.names("ignore", ignore)), "share_across_tenants": share_across_tenants}
+    shares["on_leader_failure"] = enqueue.leader_failure(on_leader_failure)
 
     def decorate(run: Callable[P, R]) -> Any:
         own: dict[str, Any] = {
@@ -268,6 +265,7 @@ def llm_task(
             **shares,
             "classify": staticmethod(classify) if classify is not None else None,
         }
+        own_options.check_ignored(run, ignore)
         mine = said | own | options
         _check_paced_by_lane(mine.get("rate_limit"))
         return app.task(**{**mine, "base": base_for(app, mine["base"])})(run) if app is not None else _shared(run, mine)

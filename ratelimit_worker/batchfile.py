@@ -7,6 +7,7 @@ Nothing here does I/O.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import uuid
@@ -22,14 +23,14 @@ from ratelimit_worker.calls import Category
 from ratelimit_worker.errors import BadInput, CallFailed, CallLost, DeadlineExceeded, WorkerLostRepeatedly
 from ratelimit_worker.policy.completion import not_whole
 from ratelimit_worker.policy.endpoints import flaw_of_path, is_known
-from ratelimit_worker.policy.estimate import usage_of
+from ratelimit_worker.policy.usage import usage_of
 
 _HALF = "holds half a character (a lone surrogate); use whole ones"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAYBE_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  #: an escape that may be half a character
-_WHOLE = frozenset({"stream", "stream_format", "background"})  #: members that may ask for something else
 _MOST_MESSAGE = 300  #: characters of a message in OUT
 _MOST_WAY = 60  #: characters of a provider's code in a summary
+_OPENS, _CLOSES = b"{}"
 _OUT_ID = "batch_req_"
 _BAD = uuid.UUID("4f6d3f5e-8f0b-4c57-9e0a-0d5a6f5f7d10")
 #: Statuses that say nothing against the line itself: another time, or with another account, it would have been
@@ -95,16 +96,30 @@ class Kind(NamedTuple):
 ANSWER = Kind(End.ANSWERED)
 
 
-class _Line(msgspec.Struct):
+class _Body(msgspec.Struct, gc=False):
+    """Of a line's body the members that may ask for something else than one whole answer."""
+
+    stream: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    stream_format: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    background: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def asks_for_more(self) -> bool:
+        """Whether it has one of them."""
+        unset = msgspec.UNSET
+        return not (self.stream is unset and self.stream_format is unset and self.background is unset)
+
+
+class _Line(msgspec.Struct, gc=False):
     """A line of IN that is in order, as far as it can be seen without its body."""
 
     custom_id: str | int
     method: str
     url: str
-    body: dict[str, msgspec.Raw]
+    body: _Body
 
 
-_decode_line = msgspec.json.Decoder(_Line).decode
+_line_decoder = msgspec.json.Decoder(_Line)
 
 
 class _Answer(msgspec.Struct):
@@ -123,7 +138,7 @@ class _OurBody(msgspec.Struct):
     error: _OurError | None = None
 
 
-class _Counted(msgspec.Struct):
+class _Counted(msgspec.Struct, gc=False):
     """What OpenAI and Anthropic say of an answer's tokens, in their most common spelling."""
 
     prompt_tokens: int | None = None
@@ -140,7 +155,7 @@ class _Counted(msgspec.Struct):
         return (asked or 0) + (self.cache_creation_input_tokens or 0), said or 0
 
 
-class _Told(msgspec.Struct):
+class _Told(msgspec.Struct, gc=False):
     usage: _Counted | None = None
 
 
@@ -206,20 +221,20 @@ class OutLine(msgspec.Struct):
         return body is not None and body.error is not None and body.error.type in _ACCOUNTS_CODES
 
 
-class _PlainAnswer(msgspec.Struct):
+class _PlainAnswer(msgspec.Struct, gc=False):
     status_code: int
     body: _Told
 
 
-class _PlainLine(msgspec.Struct):
-    """A line of OUT with an answer of the most common shape."""
+class _PlainLine(msgspec.Struct, gc=False):
+    """A line of OUT of the most common shape."""
 
     id: str
-    custom_id: str
-    response: _PlainAnswer
+    custom_id: str | None
+    response: _PlainAnswer | None
 
 
-_decode_plain = msgspec.json.Decoder(_PlainLine).decode
+_decode_plain_lines = msgspec.json.Decoder(_PlainLine).decode_lines
 _decode_out = msgspec.json.Decoder(OutLine).decode
 _decode_error = msgspec.json.Decoder(_OurError | None).decode
 _decode_body = msgspec.json.Decoder(_OurBody).decode
@@ -339,19 +354,45 @@ class LineReader:
             text: Without blanks around it.
         """
         try:
-            line = _decode_line(text)
+            line = _line_decoder.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
+        if not self._is_fine(line) or not _is_whole_text(text):
+            return None
+        return str(line.custom_id) or None
+
+    def custom_ids(self, block: bytes) -> list[str] | None:
+        """The custom_ids of many lines each of which can be sent, at one glance; None: `custom_id` has to look at each.
+
+        Args:
+            block: Of whole lines.
+        """
+        try:
+            lines = _line_decoder.decode_lines(block)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+        if not (_is_object_a_line(block, len(lines)) and _is_whole_text(block)):
+            return None
+        fine, fine_url = self._is_fine, ""  # of the lines of a block most have one address
+        ids = list[str]()
+        for line in lines:
+            if line.url != fine_url or line.method != "POST" or line.body.asks_for_more:
+                if not fine(line):
+                    return None
+                fine_url = line.url
+            custom_id = line.custom_id
+            if not custom_id and custom_id != 0:
+                return None
+            ids.append(custom_id if isinstance(custom_id, str) else str(custom_id))
+        return ids
+
+    def _is_fine(self, line: _Line) -> bool:
         fine = self._fine_urls.get(line.url)
         if fine is None:
             fine = _refusal({"method": "POST", "url": line.url, "body": {}}, self._allowed) is None
             if len(self._fine_urls) < 1000:
                 self._fine_urls[line.url] = fine
-        if not fine or line.method.upper() != "POST" or not _WHOLE.isdisjoint(line.body):
-            return None
-        if (b"\\u" in text and _MAYBE_HALF.search(text)) or not (text.isascii() or _is_utf8(text)):
-            return None
-        return str(line.custom_id) or None
+        return fine and line.method.upper() == "POST" and not line.body.asks_for_more
 
     def read(self, text: bytes, number: int, offset: int, first: Callable[[str], int | None]) -> Ask | Bad:
         """A line of IN.
@@ -452,6 +493,35 @@ def without_mark(text: bytes) -> bytes:
 def same_ask(ask: Ask) -> str:
     """What a line asks for, whoever asks: of two lines with the same text one answer serves both."""
     return f"{ask.url}\n{json.dumps(ask.body, sort_keys=True)}"
+
+
+def lines_of(block: bytes) -> Iterator[bytes]:
+    """The lines of a block, with their ends; a `Cut` is one."""
+    return iter((block,)) if isinstance(block, Cut) else io.BytesIO(block)
+
+
+def _is_object_a_line(block: bytes, many: int) -> bool:
+    """Whether each of a block's lines is one JSON object from its first byte to its last.
+
+    Args:
+        many: JSON values that were found in it: where each end of a line stands between two objects, and there are as
+            many lines as values, each line is one.
+    """
+    if not (block.startswith(b"{") and block.endswith(b"}\n")):
+        return False
+    find, end, last = block.find, block.find(b"\n"), len(block) - 1  # a byte is found in a third of `count`'s time
+    while end != last:
+        if block[end - 1] != _CLOSES or block[end + 1] != _OPENS:
+            return False
+        many -= 1
+        end = find(b"\n", end + 1)
+    return many == 1
+
+
+def _is_whole_text(text: bytes) -> bool:
+    """Whether it is UTF-8, and no escape in it may be half a character."""
+    # One byte is found ten times as fast as two are.
+    return not (b"\\" in text and b"\\u" in text and _MAYBE_HALF.search(text)) and (text.isascii() or _is_utf8(text))
 
 
 def _is_utf8(text: bytes) -> bool:
@@ -607,16 +677,48 @@ def read_out(text: bytes) -> OutLine:
     return _decode_out(text)
 
 
-def plain_answer(text: bytes) -> tuple[str, int, int] | None:
-    """custom_id and tokens of a line of OUT with an answer, at a glance; None: `read_out` has to look at it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainAnswers:
+    """What many lines of OUT say, of which most are answers of the most common shape."""
+
+    custom_ids: list[str]  #: of those answers
+    input_tokens: int  #: of them all
+    output_tokens: int
+    others: list[int]  #: lines that `read_out` has to look at, from 0
+
+
+def plain_answers(block: bytes) -> PlainAnswers | None:
+    """Many lines of OUT at one glance; None: `read_out` has to look at each.
+
+    Args:
+        block: Of whole lines.
+    """
     try:
-        line = _decode_plain(text)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        lines = _decode_plain_lines(block)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    usage = line.response.body.usage
-    if usage is None or not 200 <= line.response.status_code < 300:
+    if not _is_object_a_line(block, len(lines)):
         return None
-    return line.custom_id, *usage.tokens
+    custom_ids, others = list[str](), list[int]()
+    input_tokens = output_tokens = 0
+    for number, line in enumerate(lines):
+        custom_id, response = line.custom_id, line.response
+        if custom_id is None or response is None or not 200 <= response.status_code < 300:
+            others.append(number)
+            continue
+        usage = response.body.usage
+        if usage is None:
+            others.append(number)
+            continue
+        if usage.prompt_tokens and usage.completion_tokens and not usage.cache_creation_input_tokens:
+            input_tokens += usage.prompt_tokens  # as `tokens` says; a property costs as much as all of this
+            output_tokens += usage.completion_tokens
+        else:
+            asked, said = usage.tokens
+            input_tokens += asked
+            output_tokens += said
+        custom_ids.append(custom_id)
+    return PlainAnswers(custom_ids=custom_ids, input_tokens=input_tokens, output_tokens=output_tokens, others=others)
 
 
 def is_torn(text: bytes) -> bool:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import reduce
+from operator import add
 from time import monotonic
 from typing import Any
 
@@ -75,12 +77,67 @@ class Outcome(StrEnum):
     FAILED = "failed"  #: failed for good
 
 
+#: Outcomes with which a call ends.
+ENDS = frozenset({Outcome.ANSWERED, Outcome.FAILED})
+
+
+class PriceSource(StrEnum):
+    """Who says what an attempt cost."""
+
+    TOLD = "told"  #: the provider, in its answer
+    OWN = "own"  #: the table of MAISD_PRICES
+    LIST = "list"  #: the published price list
+    ESTIMATED = "estimated"  #: nobody: its answer was lost, and it is taken to have cost what its like do
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens that the provider counted for one attempt."""
+    """What the provider counted for one attempt. None: it did not say.
 
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    The first two are totals, whatever a provider's own fields leave out; the others say what of them was of a kind.
+    """
+
+    input_tokens: int | None = None  #: all of them: cached ones, and those written to a cache, too
+    output_tokens: int | None = None  #: all of them: reasoning too
+    cached_input_tokens: int | None = None  #: of the input, read from the provider's cache
+    cache_write_tokens: int | None = None  #: of the input, written to it
+    reasoning_tokens: int | None = None  #: of the output
+    audio_input_tokens: int | None = None  #: of the input
+    audio_output_tokens: int | None = None  #: of the output
+    image_input_tokens: int | None = None  #: of the input
+    image_output_tokens: int | None = None  #: of the output
+    long_cache_write_tokens: int | None = None  #: of those written to a cache, for an hour and more: they cost more
+    uncounted_input_tokens: int | None = None  #: of the input, what takes nothing of an input budget, as its form says
+    unbilled_input_tokens: int | None = None  #: of the input, what costs nothing, as its form says
+    service_tier: str | None = None  #: at which it was billed, as the provider calls it
+    cost_nanousd: int | None = None  #: billed, as the answer itself says; billionths of a dollar
+
+    @property
+    def budget_input_tokens(self) -> int | None:
+        """The input that counts against a budget of tokens."""
+        if self.input_tokens is None:
+            return None
+        return max(0, self.input_tokens - (self.uncounted_input_tokens or 0))
+
+    def __or__(self, later: Usage) -> Usage:
+        """This usage, where the later one of the same request does not say otherwise: a stream tells it in pieces."""
+        return Usage(*(b if b is not None else a for a, b in zip(_values(self), _values(later), strict=True)))
+
+    def __add__(self, other: Usage) -> Usage:
+        """The usage of two requests together; their tier is the one that both had."""
+        pairs = zip(_values(self), _values(other), strict=True)
+        total = [_sum(a, b) for a, b in pairs]
+        return Usage(*total)
+
+
+def _values(usage: Usage) -> tuple[Any, ...]:
+    return tuple(getattr(usage, name) for name in Usage.__slots__)
+
+
+def _sum(one: Any, other: Any) -> Any:
+    if isinstance(one, str) or isinstance(other, str):
+        return one if one == other else None
+    return one if other is None else other if one is None else one + other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +193,7 @@ class Response:
     body: Any  #: parsed JSON; the text where it was no JSON
     elapsed_s: float = 0.0
     path: str = ""  #: what was asked, such as "/v1/chat/completions"; "": not known
+    first_byte_s: float | None = None  #: from the request to the first byte of the answer; None: not measured
 
     @property
     def request_id(self) -> str | None:
@@ -152,6 +210,7 @@ class Glimpse:
     provider: str | None = None
     asked: str | None = None  #: the model that the request named
     model: str | None = None  #: the one that answered
+    finish_reason: str | None = None
 
 
 @dataclass(slots=True)
@@ -170,6 +229,7 @@ class Sighting:
     sent_again: bool = True  #: whoever made the attempt repeats it where that helps, so a client need not
     watched: bool = False  #: `response` is a watched client's, which need not have raised for it
     glimpses: list[Glimpse] = field(default_factory=list)
+    finish_reason: str | None = None
 
     def so_far(self) -> Sighting:
         """What was seen by now, as it stays: a stream may go on when its attempt has ended."""
@@ -182,6 +242,7 @@ class Sighting:
             self.sent_again,
             self.watched,
             self.glimpses,
+            self.finish_reason,
         )
 
     def look(self) -> None:
@@ -197,6 +258,7 @@ class Sighting:
         last = (known or self.glimpses)[-1]
         self.watched = True
         self.response, self.provider, self.model = last.response, last.provider, last.model
+        self.finish_reason = last.finish_reason
         self.usage = _together([one.usage for one in self.glimpses if one.usage is not None])
 
 
@@ -207,11 +269,7 @@ def _is_of(lane: str, model: str | None) -> bool:
 
 
 def _together(counted: Sequence[Usage]) -> Usage | None:
-    if not counted:
-        return None
-    inputs = [one.input_tokens for one in counted if one.input_tokens is not None]
-    outputs = [one.output_tokens for one in counted if one.output_tokens is not None]
-    return Usage(sum(inputs) if inputs else None, sum(outputs) if outputs else None)
+    return reduce(add, counted) if counted else None
 
 
 _sighting: ContextVar[Sighting | None] = ContextVar("ratelimit_worker_sighting", default=None)
@@ -238,12 +296,17 @@ def sighting_now() -> Sighting | None:
 
 
 def saw(
-    response: Response, *, usage: Usage | None = None, provider: str | None = None, model: str | None = None
+    response: Response,
+    *,
+    usage: Usage | None = None,
+    provider: str | None = None,
+    model: str | None = None,
+    finish_reason: str | None = None,
 ) -> None:
     """Note the latest answer of the provider for the attempt that is running; no effect outside one."""
     seen = _sighting.get()
     if seen is not None:
-        seen.response, seen.usage = response, usage
+        seen.response, seen.usage, seen.finish_reason = response, usage, finish_reason
         seen.provider, seen.model = provider or seen.provider, model or seen.model
 
 
@@ -341,6 +404,21 @@ class Attempt:
     retry_after_s: float | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
+    cached_input_tokens: int | None = None  #: these and the next six: as in `Usage`
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    audio_input_tokens: int | None = None
+    audio_output_tokens: int | None = None
+    image_input_tokens: int | None = None
+    image_output_tokens: int | None = None
+    service_tier: str | None = None
+    first_byte_s: float | None = None  #: from the request to the first byte of its answer
+    finish_reason: str | None = None  #: in the provider's own word
+    cost_nanousd: int | None = None  #: billionths of a dollar; None: no price is known
+    cached_saving_nanousd: int | None = None  #: what it would have cost more, had no input been cached
+    price_source: PriceSource | None = None  #: None: there is no price
+    lost_attempts: int = 0  #: at the call, before this one, whose worker died: no row tells of them
+    lost_nanousd: int | None = None  #: what these are taken to have cost
     cause: str | None = None  #: one line without prompt or key
     worker: str = ""
     content: Content | None = None
@@ -348,6 +426,8 @@ class Attempt:
     anew: bool = False  #: the call had ended before, and was made anew under its id: that end was an attempt
     asked_model: str | None = None  #: under which its tokens are learned; None: they were not estimated
     estimated_tokens: int = 0  #: input, before any correction; 0: they were counted, or there was no text
+    uncounted_input_tokens: int = 0  #: of the input, what took nothing of its budget
+    unpriced: Usage | None = None  #: what it used, where its process knew no price: it is priced when it is recorded
 
     @property
     def latency_s(self) -> float:

@@ -19,10 +19,12 @@ from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from ratelimit_worker.calls import LaneLimits, SentWith
+from ratelimit_worker.contracts.price import PriceCard
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.policy.choices import MOST_DEADLINE_S, MOST_TIMEOUT_S, MOST_TTL_S, flaw_of_name
 from ratelimit_worker.policy.day import zone_of
 from ratelimit_worker.policy.endpoints import ANTHROPIC, GOOGLE, OPENAI, flaw_of_path
+from ratelimit_worker.policy.price import own_cards
 
 PREFIX = "MAISD_"
 #: What is said where a Redis is needed and none is named.
@@ -182,6 +184,11 @@ _OWN_HEADERS = frozenset(
 #: What a header is called that holds a secret.
 _SECRET_HEADER = re.compile(r"auth|key|token|secret|password|cookie", re.I)
 _REFERENCES = ("env:", "file:")
+
+
+def _prices(text: str) -> Mapping[str, PriceCard]:
+    """Prices of one's own, from JSON or a TOML file: dollars for a million tokens, by model."""
+    return own_cards(_tables(text))
 
 
 def _providers(text: str) -> Mapping[str, SentWith]:
@@ -387,8 +394,10 @@ class Settings:
     database_url: str = _setting("", _database)
     lanes: Mapping[str, LaneLimits] = _setting({}, _lanes)
     providers: Mapping[str, SentWith] = _setting({}, _providers)
+    prices: Mapping[str, PriceCard] = _setting({}, _prices)
     alert_webhook_url: str = _setting("", _webhook)
     capture_content: bool = _setting(False, _switch)
+    log_calls: bool = _setting(False, _switch)
     state_dir: str = _setting("", str)
 
     rate_limit_delay: float = 1.0  #: RATE_LIMIT_DELAY, without the prefix: seconds before a call in basic mode

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 from ratelimit_worker.calls import Attempt, Failure, Mode, ModeChange
 from ratelimit_worker.contracts.lane import Fields, LaneState, Write
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
+from ratelimit_worker.contracts.price import PriceCard
 from ratelimit_worker.policy.estimate import Learned
 from ratelimit_worker.policy.fault import UNKNOWN, Failing, Lately
 from ratelimit_worker.policy.modes import Pin
@@ -75,6 +76,38 @@ class UsageMemory(Protocol):
         ...
 
 
+class PriceListAway(Exception):
+    """The published price list could not be read; `str()` says why, in one line."""
+
+
+class PriceMemory(Protocol):
+    """Price cards of the published list, for all processes."""
+
+    def read(self, names: Iterable[str]) -> Mapping[str, PriceCard]:
+        """What is known, by name (`price.name_of`)."""
+        ...
+
+    def write(self, learned: Mapping[str, PriceCard]) -> None:
+        """Keep cards.
+
+        Raises:
+            StoreUnavailable: Redis is away, full or read-only; nothing was kept.
+        """
+        ...
+
+
+class Pricer(Protocol):
+    """Says what attempts cost, before they are recorded."""
+
+    def priced(self, attempts: Sequence[Attempt]) -> Sequence[Attempt]:
+        """The attempts, with what they cost where a price is known.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        ...
+
+
 class LatencyMemory(Protocol):
     """How long the answers of each task and model took."""
 
@@ -110,6 +143,7 @@ class Begun:
     failed: Failure | None = None  #: what sent it back to its lane last; told where the state is expired
     ticket: bytes = b""  #: the call's place in the order of sending, to be handed back with the observation
     failing: Failing | None = None  #: its sick answers in a row so far; None: its last attempt was none
+    lost: int = 0  #: attempts at it that ended with their worker: no row tells of them
 
 
 @dataclass(frozen=True, slots=True)

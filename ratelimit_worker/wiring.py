@@ -16,6 +16,8 @@ from ratelimit_worker.flow.call import enqueue
 from ratelimit_worker.flow.lane.decide import rules_of
 from ratelimit_worker.flow.lane.tune import ControlPlane
 from ratelimit_worker.outage import cause_of
+from ratelimit_worker.policy import estimate
+from ratelimit_worker.policy.price import PriceTable
 from ratelimit_worker.policy.retry import NO_RETRIES, RetryPolicy, by_backoff
 from ratelimit_worker.providers import http
 from ratelimit_worker.providers.tokenizer import Tokenizer
@@ -24,10 +26,12 @@ from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.own_rules import OwnRules
 from ratelimit_worker.stores.pins import Pins
+from ratelimit_worker.stores.prices import ListedPrices, PriceMemory, Prices
 from ratelimit_worker.stores.server import RedisServer
 from ratelimit_worker.stores.usage import LatencyMemory, LearnedLatencies, LearnedUsage, UsageMemory
 
 if TYPE_CHECKING:
+    from ratelimit_worker.flow.duty.price import Pricer
     from ratelimit_worker.stores.queries import Queries
     from ratelimit_worker.stores.tracker import Tracker
 
@@ -140,6 +144,36 @@ class Services:
         """The same, as far as this process knows it; never waits."""
         learned: LearnedLatencies = self.once("learned_latencies", lambda: LearnedLatencies(lambda: self.latencies))
         return learned
+
+    @property
+    def own_prices(self) -> PriceTable:
+        """The table of MAISD_PRICES."""
+        table: PriceTable = self.once("own_prices", lambda: PriceTable(self.settings.prices))
+        return table
+
+    @property
+    def prices(self) -> Prices:
+        """What requests cost, as far as this process knows it; never waits."""
+        listed = self.once("listed_prices", lambda: ListedPrices(lambda: PriceMemory(self.redis)))
+        prices: Prices = self.once("prices", lambda: Prices(self.own_prices, listed))
+        return prices
+
+    @property
+    def pricer(self) -> Pricer:
+        """The same for the recorder, which asks the published list."""
+        pricer: Pricer = self.once("pricer", self._open_pricer)
+        return pricer
+
+    def _open_pricer(self) -> Pricer:
+        from ratelimit_worker.flow.duty.price import Pricer
+        from ratelimit_worker.providers import price_list
+
+        return Pricer(self.own_prices, PriceMemory(self.redis), price_list.look_up, price_list.release())
+
+    def usual_nanousd(self, task: str, model: str | None) -> int | None:
+        """What an answer of a task and model usually costs, as far as this process knows it."""
+        learned = None if model is None else self.learned_usage(estimate.key(task, model))
+        return round(learned.nanousd) if learned is not None and learned.nanousd_of else None
 
     @property
     def own_rules(self) -> OwnRules:

@@ -68,6 +68,16 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 120.0, what: st
         look.wait(0.02)
 
 
+def process_started(stays: int) -> None:
+    """Say that a process was started which Python's audit does not tell of.
+
+    Args:
+        stays: The id of the process that started it, which runs until the session ends.
+    """
+    _stay.add(stays)
+    _processes.started()
+
+
 @pytest.fixture(autouse=True)
 def no_process_left() -> Iterator[None]:
     """After the test, and after its own fixtures, nothing runs that did not run before."""

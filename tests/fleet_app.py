@@ -245,18 +245,25 @@ def _read(name: str) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-if os.environ.get("RLW_TEST_DIE_AFTER_SETTLE"):
-    # The one fault that cannot be timed from outside: the worker dies after SETTLE, before Celery stores the result.
+if _DIES := os.environ.get("RLW_TEST_DIE_AFTER_SETTLE"):
+    # The one fault that cannot be timed from outside: the worker dies when the answer is safe, before the ack. The call
+    # is "settled" by then, or "freed" too.
+    from ratelimit_worker.contracts.lesson import Settlement, Stored
     from ratelimit_worker.stores.lanes import Lanes
 
-    _settle = Lanes.settle
+    _settle, _finish = Lanes.settle, Lanes.finish
 
     def _settle_and_die(self: Lanes, *args: Any, **kwargs: Any) -> bool:
         _settle(self, *args, **kwargs)
         os.kill(os.getpid(), 9)
         return True
 
-    Lanes.settle = _settle_and_die  # type: ignore[method-assign]
+    def _finish_and_die(self: Lanes, settlement: Settlement, result: Stored, frees: bool) -> bool:
+        _finish(self, settlement, result, frees and _DIES == "freed")
+        os.kill(os.getpid(), 9)
+        return True
+
+    Lanes.settle, Lanes.finish = _settle_and_die, _finish_and_die  # type: ignore[method-assign]
 
 
 @app.task(shared=False, bind=True, acks_late=True)

@@ -154,8 +154,12 @@ class Processes:
 
     def again(self) -> frozenset[int]:
         """Those that live, looked at anew."""
-        self._started = True
+        self.started()
         return self.now()
+
+    def started(self) -> None:
+        """Look the next time: a process was started that the audit hook does not hear of."""
+        self._started = True
 
     def end(self, pids: Iterable[int]) -> None:
         """Kill them, each by its id."""

@@ -12,8 +12,10 @@ from importlib import import_module
 from typing import Any
 
 import click
+from click_didyoumean import DYMGroup
 
 import ratelimit_worker
+from ratelimit_worker.cli.examples import with_example
 from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.terminal import say
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, StoreUnavailable
@@ -29,6 +31,7 @@ COMMANDS = {
     "doctor": "What is in force and where it came from, and what is wrong.",
     "explain": "Where a call is, and what it waits for.",
     "flower": "Flower on this app, with a page for the lanes and their modes.",
+    "health": "Whether the worker of this machine beats, for health checks.",
     "lanes": "What each lane was told, and what it has learned.",
     "limits": "Set what a lane may do at most.",
     "stats": "Calls, errors, retries, latency and tokens of a window.",
@@ -85,8 +88,8 @@ def sentence(error: RateLimitWorkerError) -> Sentence:
             return Sentence(words)
 
 
-class Commands(click.Group):
-    """The commands of the table, loaded by name."""
+class Commands(DYMGroup):  # type: ignore[misc] # untyped
+    """The commands of the table, loaded by name; a name that is nearly one is told what it is near to."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Their names."""
@@ -98,7 +101,7 @@ class Commands(click.Group):
             return None
         home = HOMES.get(cmd_name, cmd_name)
         command: click.Command = getattr(import_module(home if "." in home else f"{__name__}.{home}"), cmd_name)
-        return command
+        return with_example(command, cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table, without importing what is in it."""
@@ -136,10 +139,21 @@ def _version(ctx: click.Context, parameter: click.Parameter, asked: bool) -> Non
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @of_app
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit."
+    "-V",
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Show the version and exit.",
 )
 def main() -> None:
     """Every LLM call a Celery task, released at one cluster-wide rate per provider budget."""
+    begin()
+
+
+def begin() -> None:
+    """What stands before every command, whoever's command line it came from."""
     _open_standard_streams()
     # What a command does it says itself; without a handler of ours logging prints warnings to stderr, without fields.
     logging.getLogger("ratelimit_worker").addHandler(logging.NullHandler())

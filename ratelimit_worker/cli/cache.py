@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ratelimit_worker.cli.named import of_app
-from ratelimit_worker.cli.terminal import say
+from ratelimit_worker.cli.terminal import asks, say
 
 
 @click.group()
@@ -54,6 +54,7 @@ def stats(form: str) -> None:
 @click.option("--context", help="Only answers of this context.")
 @click.option("--tag", help="Only answers with this tag.")
 @click.option("--func", help="Only answers of this task, by its name or the last part of it.")
+@asks("Forget these answers? Calls that ask for them again are paid again.")
 def clear(context: str | None, tag: str | None, func: str | None) -> None:
     """Forget kept answers; without an option, all."""
     from ratelimit_worker.cli.sources import open_sources

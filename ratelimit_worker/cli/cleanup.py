@@ -6,12 +6,13 @@ import click
 
 from ratelimit_worker.cli.duration import DURATION
 from ratelimit_worker.cli.named import of_app
-from ratelimit_worker.cli.terminal import say
+from ratelimit_worker.cli.terminal import asks, say
 
 
 @click.command()
 @of_app
 @click.option("--older-than", type=DURATION, metavar="TIME", help="Such as 12h, 7d. Default: MAISD_RETENTION_DAYS.")
+@asks("Delete these rows for good?")
 def cleanup(older_than: float | None) -> None:
     """Delete recorded attempts and mode changes that are older than --older-than.
 

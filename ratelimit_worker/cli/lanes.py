@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ratelimit_worker.cli.lane_name import LANE
 from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.terminal import say
 
@@ -11,7 +12,7 @@ from ratelimit_worker.cli.terminal import say
 @click.command()
 @of_app
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-@click.option("--lane", "names", multiple=True, metavar="L", help="Only this lane; repeat for several.")
+@click.option("--lane", "names", multiple=True, type=LANE, metavar="L", help="Only this lane; repeat for several.")
 @click.option("-v", "--verbose", is_flag=True, help="All lanes. Default: of very many the 200 that matter most.")
 def lanes(form: str, names: tuple[str, ...], verbose: bool) -> None:
     """Print each lane's limits, as told by a person and as learned from the provider, and the pace that holds now."""

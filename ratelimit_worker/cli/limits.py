@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ratelimit_worker.cli.amount import Amount
+from ratelimit_worker.cli.lane_name import LANE
 from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.terminal import say
 
@@ -16,7 +17,7 @@ def limits() -> None:
 
 @limits.command("set")
 @of_app
-@click.argument("lane")
+@click.argument("lane", type=LANE)
 @click.option("--rpm", type=Amount(min=0), help="Requests a minute, never exceeded. 0: no such limit.")
 @click.option("--tpm", type=Amount(min=0), help="Tokens a minute, never exceeded. 0: no such limit.")
 @click.option(

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ratelimit_worker.cli.duration import MOST_S
+from ratelimit_worker.cli.lane_name import LANE
 from ratelimit_worker.cli.named import of_app
-from ratelimit_worker.cli.terminal import say
+from ratelimit_worker.cli.terminal import asks, say
 from ratelimit_worker.person import this_person
 from ratelimit_worker.plain_text import one_line
 
@@ -41,7 +42,7 @@ def _pinning(mode: str, does: str) -> click.Command:
         name=mode, help=f"Pin the mode {mode.upper()}: {does} It wins over the law until `auto`, or for --for."
     )
     @of_app
-    @click.option("--lane", metavar="L", help="Only this lane. Default: all, also those that come later.")
+    @click.option("--lane", type=LANE, metavar="L", help="Only this lane. Default: all, also those that come later.")
     @click.option(
         "--for", "for_s", callback=_seconds, metavar="TIME", help="Such as 90s, 15m, 2h. Default: until `auto`."
     )
@@ -66,12 +67,12 @@ def _pinning(mode: str, does: str) -> click.Command:
 emergency = _pinning("emergency", "at most MAISD_EMERGENCY_CALLS_PER_MINUTE calls a minute and lane (10).")
 reduced = _pinning("reduced", "half the pace.")
 normal = _pinning("normal", "the law's pace, without escalation.")
-halt = _pinning("halt", "nothing is sent; calls wait.")
+halt = asks("Send nothing any more, and let calls wait?")(_pinning("halt", "nothing is sent; calls wait."))
 
 
 @click.command()
 @of_app
-@click.option("--lane", metavar="L", help="Only this lane. Default: all.")
+@click.option("--lane", type=LANE, metavar="L", help="Only this lane. Default: all.")
 @click.option("--reason", default="", metavar="TEXT", help="For the history.")
 @click.option("-v", "--verbose", is_flag=True, help="A line for each lane that changes, where all are given back.")
 def auto(lane: str | None, reason: str, verbose: bool) -> None:
@@ -97,7 +98,7 @@ def mode() -> None:
 
 @mode.command()
 @of_app
-@click.option("--lane", metavar="L", help="Only this lane. Default: all.")
+@click.option("--lane", type=LANE, metavar="L", help="Only this lane. Default: all.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many changes.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def history(lane: str | None, limit: int, form: str) -> None:

@@ -30,6 +30,11 @@ def of_app(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def name_app(ctx: click.Context, name: str) -> None:
+    """Take this app for all commands under `ctx` that name none."""
+    ctx.meta[_KEPT] = name
+
+
 def app_name() -> str | None:
     """What was named; None: nothing."""
     ctx = click.get_current_context(silent=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ratelimit_worker.cli.lane_name import LANE
 from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.terminal import say
 
@@ -19,7 +20,7 @@ _LADDER = ("normal", "reduced", "emergency", "halt")
     type=click.Choice(_LADDER[1:]),
     help=f"Exit with {_EXIT_SICK} when a lane is in this mode or a stricter one.",
 )
-@click.option("--lane", "lanes", multiple=True, metavar="L", help="Only this lane; repeat for several.")
+@click.option("--lane", "lanes", multiple=True, type=LANE, metavar="L", help="Only this lane; repeat for several.")
 @click.option("-v", "--verbose", is_flag=True, help="All lanes. Default: of very many the 200 that matter most.")
 @click.pass_context
 def status(ctx: click.Context, form: str, fail_on: str | None, lanes: tuple[str, ...], verbose: bool) -> None:

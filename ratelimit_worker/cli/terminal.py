@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -18,3 +20,19 @@ def say(text: str, *, err: bool = False, nl: bool = True, file: Any = None) -> N
         file: Another stream than these.
     """
     click.echo(shown(text), err=err, nl=nl, file=file)
+
+
+def asks(question: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option `--yes`, and for people on a terminal who leave it out a question before the command does anything.
+
+    Scripts, whose input is no terminal, are not asked. Who answers no ends the command with exit code 1.
+
+    Args:
+        question: What is about to be done, with a question mark.
+    """
+
+    def ask(ctx: click.Context, _parameter: click.Parameter, yes: bool) -> None:
+        if not yes and not ctx.resilient_parsing and sys.stdin is not None and sys.stdin.isatty():
+            click.confirm(question, abort=True, err=True)
+
+    return click.option("-y", "--yes", is_flag=True, expose_value=False, callback=ask, help="Do not ask.")

@@ -11,18 +11,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from ratelimit_worker.cli.terminal import say
-from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError
+from ratelimit_worker.errors import RateLimitWorkerError
 
 if TYPE_CHECKING:
     from ratelimit_worker.cli.cluster import Cluster
 
 _START_S, _POLL_S, _GRACE_S = 60.0, 0.2, 15.0
 _LOOPBACK = "127.0.0.1"
+
+
+class Page(NamedTuple):
+    """Where Flower is."""
+
+    port: int
+    login: str  #: name:password, perhaps several with commas between
 
 
 class NotUp(RateLimitWorkerError):
@@ -43,18 +50,20 @@ def up(app_name: str, port: int, concurrency: int, state_dir: Path | None) -> No
     """Run Redis, one worker and Flower for development, until Ctrl-C.
 
     They are this command's own, whatever MAISD_REDIS_URL says, and end with it in whichever way it ends. What waits is
-    there again at the next start. Stdout is the lines for a shell that is to use them.
+    there again at the next start. Stdout is the lines for a shell that is to use them. Where the extra `flower` is not
+    installed the rest is run without it.
     """
-    if find_spec("flower") is None:
-        raise ConfigurationError("Flower is not installed: pip install 'ratelimit-worker[flower]'")
     from ratelimit_worker.cli.cluster import open_cluster
 
     with _sigterm_as_ctrl_c(), open_cluster(state_dir, alone=True) as cluster:
         try:
-            login = cluster.environ.get("FLOWER_BASIC_AUTH") or f"dev:{secrets.token_urlsafe(9)}"
-            _start(cluster, app_name, port, concurrency, login)
+            page = None
+            if find_spec("flower") is not None:
+                login = cluster.environ.get("FLOWER_BASIC_AUTH") or f"dev:{secrets.token_urlsafe(9)}"
+                page = Page(port, login)
+            _start(cluster, app_name, concurrency, page)
             say(_shell_lines(cluster))
-            say(_directions(cluster, port, login), err=True)
+            say(_directions(cluster, page), err=True)
             while True:
                 _check(cluster)
                 time.sleep(_POLL_S)
@@ -63,22 +72,24 @@ def up(app_name: str, port: int, concurrency: int, state_dir: Path | None) -> No
             cluster.children.stop(_GRACE_S)
 
 
-def _start(cluster: Cluster, app_name: str, port: int, concurrency: int, login: str) -> None:
+def _start(cluster: Cluster, app_name: str, concurrency: int, page: Page | None) -> None:
     logs = cluster.settings.state_path / "logs"
     worker = ("celery", "-A", app_name, "worker", "-P", "threads", "-c", str(concurrency))
     python = (sys.executable, "-P", "-m")
     cluster.children.start(
         [*python, *worker, "-E", "-n", "dev@%h", "-l", "INFO"], cluster.environ, logs / "up-worker.log"
     )
-    cluster.children.start(
-        [*python, "ratelimit_worker", "flower", "-A", app_name, "--address", _LOOPBACK, "--port", str(port)],
-        # Not as an argument: those can be read by everybody on the machine.
-        {**cluster.environ, "FLOWER_BASIC_AUTH": login},
-        logs / "up-flower.log",
-    )
-    say("Starting Redis, a worker and Flower …", err=True)
+    if page is not None:
+        flower = ("flower", "-A", app_name, "--address", _LOOPBACK, "--port", str(page.port))
+        cluster.children.start(
+            [*python, "ratelimit_worker", *flower],
+            # Not as an argument: those can be read by everybody on the machine.
+            {**cluster.environ, "FLOWER_BASIC_AUTH": page.login},
+            logs / "up-flower.log",
+        )
+    say(f"Starting {'Redis and a worker' if page is None else 'Redis, a worker and Flower'} …", err=True)
     deadline = time.monotonic() + _START_S
-    while not (_worker_is_there(cluster) and _answers(port)):
+    while not (_worker_is_there(cluster) and (page is None or _answers(page.port))):
         _check(cluster)
         if time.monotonic() > deadline:
             raise NotUp(f"not up after {_START_S:.0f} s; the logs are in {logs}")
@@ -118,17 +129,17 @@ def _shell_lines(cluster: Cluster) -> str:
     return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in lines.items())
 
 
-def _directions(cluster: Cluster, port: int, login: str) -> str:
-    user, _, password = login.split(",", maxsplit=1)[0].partition(":")
-    return "\n".join(
-        (
-            f"Flower      http://{_LOOPBACK}:{port}/",
-            f"Rate limit  http://{_LOOPBACK}:{port}/rate-limit",
+def _directions(cluster: Cluster, page: Page | None) -> str:
+    if page is None:
+        where = ["Flower      not installed: pip install 'ratelimit-worker[flower]'"]
+    else:
+        user, _, password = page.login.split(",", maxsplit=1)[0].partition(":")
+        where = [
+            f"Flower      http://{_LOOPBACK}:{page.port}/",
+            f"Rate limit  http://{_LOOPBACK}:{page.port}/rate-limit",
             f"Login       {user}, password {password}",
-            f"Logs        {cluster.settings.state_path / 'logs'}",
-            "Ctrl-C ends them all.",
-        )
-    )
+        ]
+    return "\n".join([*where, f"Logs        {cluster.settings.state_path / 'logs'}", "Ctrl-C ends them all."])
 
 
 @contextmanager

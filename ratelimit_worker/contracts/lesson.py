@@ -134,7 +134,7 @@ class Lesson(msgspec.Struct, frozen=True, kw_only=True):
         usage = self.usage
         if usage is None or self.reconcile is False:
             return b""
-        input_tokens, output_tokens = usage.input_tokens, usage.output_tokens
+        input_tokens, output_tokens = usage.budget_input_tokens, usage.output_tokens
         # Embeddings have no output, and say nothing of it.
         total = None if input_tokens is None else input_tokens + (output_tokens or 0)
         told = (("tokens", total), ("input_tokens", input_tokens), ("output_tokens", output_tokens))
@@ -175,3 +175,22 @@ _encode = msgspec.msgpack.Encoder().encode
 _encode_list = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Observed).decode
 _decode_ticket = msgspec.msgpack.Decoder(tuple[float, float, float, float, float, float]).decode
+
+
+class Settlement(msgspec.Struct, frozen=True, kw_only=True):
+    """What makes the outcome of a call safe."""
+
+    tag: str
+    lane: str
+    answer: bytes  #: empty: there is none to keep
+    lesson: Lesson
+    kind: AnswerKind = "value"  #: what the answer is to the calls that wait for it
+    outbox: bytes = b""  #: the attempt, as the outbox holds it; empty: it has no row
+
+
+class Stored(NamedTuple):
+    """The result of a call, as Celery looks for it."""
+
+    name: str | bytes  #: of its key, and of the channel on which it is told
+    value: bytes
+    expires_s: int = 0  #: 0: it is kept for good

@@ -41,6 +41,7 @@ from ratelimit_worker.policy.vocabulary import (
     PROGRAMMING,
     PROVIDER_ROOTS,
     TELLING_NAMES,
+    UNSENT_NAMES,
     of_status,
 )
 
@@ -108,6 +109,23 @@ def classify_exception(
     if said is None:
         return found
     return replace(found, category=said) if found else Failure(category=said, cause=class_name(error))
+
+
+def was_sent(error: BaseException | None, failure: Failure) -> bool:
+    """Whether a request that got no answer may have reached its provider, who then may charge for it.
+
+    Not where no connection came about, or nothing of the kind was met.
+    """
+    if failure.category not in {_C.TIMEOUT, _C.CONNECTION}:
+        return False
+    link = error
+    for _ in range(_MOST_LINKS):
+        if link is None:
+            break
+        if class_name(link) in UNSENT_NAMES or isinstance(link, ConnectionRefusedError):
+            return False
+        link = _next(link)[0]
+    return True
 
 
 def _of_chain(error: BaseException, now_s: float | None, seen: set[int]) -> Failure | None:

@@ -71,6 +71,8 @@ class Learned:
     factor_of: int = 0  #: answers in `factor`
     output_tokens: float = 0.0  #: of one answer
     output_of: int = 0  #: answers in `output_tokens`
+    nanousd: float = 0.0  #: what one answer cost, billionths of a dollar
+    nanousd_of: int = 0  #: answers in `nanousd`
     at: float = 0.0  #: of the last of them, seconds since the epoch
 
 
@@ -81,6 +83,7 @@ class Sample:
     estimated_tokens: int | None  #: input, before any correction; None: it was not estimated
     usage: Usage
     at: float  #: seconds since the epoch
+    nanousd: int | None = None  #: what it cost; None: no price is known
 
 
 def cost(size: Size, learned: Learned | None) -> Cost:
@@ -117,12 +120,18 @@ def learn(learned: Learned | None, sample: Sample) -> Learned:
     if sample.usage.output_tokens is not None and sample.usage.output_tokens >= 0:
         output_of = min(_MOST_ANSWERS, output_of + 1)
         output += (min(sample.usage.output_tokens, MOST_TOKENS) - output) * max(1.0 / output_of, _WEIGHT)
+    nanousd, nanousd_of = before.nanousd, before.nanousd_of
+    if sample.nanousd is not None:
+        nanousd_of = min(_MOST_ANSWERS, nanousd_of + 1)
+        nanousd += (sample.nanousd - nanousd) * max(1.0 / nanousd_of, _WEIGHT)
     return Learned(
         answers=min(_MOST_ANSWERS, before.answers + 1),
         factor=factor,
         factor_of=factor_of,
         output_tokens=output,
         output_of=output_of,
+        nanousd=nanousd,
+        nanousd_of=nanousd_of,
         at=max(before.at, sample.at),
     )
 
@@ -219,19 +228,6 @@ def stated_tokens(body: Mapping[Any, Any], *names: str) -> int | None:
     return None
 
 
-def counted_tokens(usage: Mapping[Any, Any], *names: str) -> int | None:
-    """The first of the named fields that holds a count, as providers write them: also as a text, or with a fraction."""
-    for name in names:
-        value: Any = usage.get(name)
-        if isinstance(value, str) and len(value) <= 12 and value.isascii() and value.isdigit():
-            value = int(value)
-        if isinstance(value, float) and 0 <= value < MOST_TOKENS:
-            value = round(value)
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-            return min(value, MOST_TOKENS)
-    return None
-
-
 def most_output(body: Mapping[Any, Any], *names: str) -> int | None:
     """The most output of one choice that a request allows: the first of the named limits, and never less than it gives
     the model to think; None: it names neither."""
@@ -259,39 +255,6 @@ def _thinking(body: Mapping[Any, Any]) -> Iterator[Mapping[Any, Any]]:
             yield from (part for name in _THINKING if isinstance(part := of.get(name), Mapping))
 
 
-def usage_of(answer: Any) -> Usage | None:
-    """The tokens that a provider counted, from an answer's body or an SDK's object of it; None: it tells none.
-
-    Reads `usage` (`usage_metadata`, `usageMetadata`) in the spellings of OpenAI, Anthropic (cache writes count against
-    the budget, cache reads do not), Gemini (thoughts are output, and so counted), Cohere, Bedrock and LangChain.
-    """
-    fields = _fields(answer)
-    counted = next((found for name in _USAGES if (found := fields.get(name))), None)
-    if counted is None:
-        return None
-    told = _fields(counted)
-    tokens = told.get("tokens")  # Cohere; "billed_units" beside it has no system prompt
-    if tokens is not None and not isinstance(tokens, int | float):
-        told = _fields(tokens)
-    input_tokens = counted_tokens(told, *_INPUTS)
-    output_tokens = counted_tokens(told, *_OUTPUTS)
-    if input_tokens is not None:
-        input_tokens += counted_tokens(told, "cache_creation_input_tokens", "cacheWriteInputTokens") or 0
-    thoughts = counted_tokens(told, "thoughts_token_count", "thoughtsTokenCount")
-    if thoughts is not None:
-        output_tokens = (output_tokens or 0) + thoughts
-    return None if input_tokens is None and output_tokens is None else Usage(input_tokens, output_tokens)
-
-
-_USAGES = ("usage", "usage_metadata", "usageMetadata")
-_INPUTS = ("prompt_tokens", "input_tokens", "prompt_token_count", "promptTokenCount", "inputTokens")
-_OUTPUTS = ("completion_tokens", "output_tokens", "candidates_token_count", "candidatesTokenCount", "outputTokens")
-
-
-def _fields(of: Any) -> Mapping[str, Any]:
-    return of if isinstance(of, Mapping) else _kept(of)
-
-
 def _measure(values: Iterable[Any], rule: str) -> tuple[int, int, int]:
     """(bytes of all texts, numbers, tokens of attachments) in values of any depth."""
     size = numbers = attached = 0
@@ -315,9 +278,3 @@ def _measure(values: Iterable[Any], rule: str) -> tuple[int, int, int]:
         elif isinstance(part, int | float) and not isinstance(part, bool):
             numbers += 1
     return size, numbers, attached
-
-
-def _kept(of: Any) -> Mapping[str, Any]:
-    """The attributes that an object keeps; its properties are not called, for they may do anything."""
-    kept = getattr(of, "__dict__", None)
-    return kept if isinstance(kept, dict) else {}

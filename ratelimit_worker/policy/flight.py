@@ -23,8 +23,10 @@ Pure: state, answers and time in, a new state out. The tuner (flow/lane/tune.py)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from math import ceil, inf, sqrt
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ratelimit_worker.calls import DIMENSIONS
 from ratelimit_worker.policy.pace import Observation
@@ -64,8 +66,7 @@ AGAIN_S, AGAIN_MOST_S = 60.0, 1_800.0  #: after a trial that failed; twice as lo
 IDLE_S = 120.0  #: a knee that has held nothing back for so long is forgotten
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
+class Window(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A stretch of time in which one width held, and what was answered in it."""
 
     since: float = 0.0  #: seconds, Redis clock
@@ -75,8 +76,7 @@ class Window:
     sick: int = 0  #: sick answers beside them
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Crowd:
+class Crowd(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A bound that refusals have shown."""
 
     bound: int = 0  #: calls out at once; 0: none is known
@@ -89,8 +89,7 @@ class Crowd:
     stray_at: float = 0.0  #: the last of these, seconds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class Trial(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An experiment that is under way: what if so many calls were out at once?"""
 
     width: int
@@ -102,8 +101,7 @@ class Trial:
     latency_s: float = inf  #: of the last window that spoke against it; while it falls, calls from before are answered
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlightState:
+class FlightState(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """All that is remembered of the calls out of one lane."""
 
     window: Window = Window()

@@ -15,9 +15,12 @@ stores/lua spend at the set-points that come out of `set_points`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import inf, sqrt
 from typing import NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ratelimit_worker.calls import DIMENSIONS, LaneLimits, Snapshot
 from ratelimit_worker.contracts.lane import Anchor, Pacing, encode_levels, encode_paces
@@ -113,8 +116,7 @@ class Observation:
     witness: Witness | None = None  #: who asked
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(Struct, frozen=True, omit_defaults=True):
     """A moment in the order of sending."""
 
     seq: int
@@ -123,8 +125,7 @@ class Mark:
     busy_s: float = 0.0  #: the dimension's clock of use, `Dimension.busy_s`
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(Struct, frozen=True, omit_defaults=True):
     """A budget that is there at once and then, when it is spent, not before the window opens again."""
 
     units: float
@@ -135,8 +136,7 @@ class Window:
     doubling_s: float = DOUBLING_S  #: its ramp's, as it was spent when it was found
 
 
-@dataclass(frozen=True, slots=True)
-class Spell:
+class Spell(Struct, frozen=True, omit_defaults=True):
     """Since when a lane goes without a silence: the counters of then."""
 
     at: float  #: seconds, Redis clock
@@ -145,8 +145,7 @@ class Spell:
     unseen_s: float = 0.0  #: nobody looked for so long before, so it may have begun so much earlier
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dimension:
+class Dimension(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is known of one dimension of a lane."""
 
     pace: float  #: units/s that the lane goes at
@@ -182,8 +181,7 @@ class Dimension:
     saved: float = 1.0  #: trust in what a pause has saved, 0 to 1: less for a shallow bucket
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pause:
+class Pause(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The gate was shut: what the provider's bucket saved meanwhile is to be spent."""
 
     since: float  #: of the refusal, seconds
@@ -195,11 +193,10 @@ class Pause:
     gate: float | None = None  #: when the gate opens, seconds; None: not yet looked at
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PaceState:
+class PaceState(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """All that the law remembers of one lane."""
 
-    dimensions: Mapping[str, Dimension] = field(default_factory=dict)
+    dimensions: Mapping[str, Dimension] = {}
     ramping: bool = True  #: no header and no refusal yet
     doubled_at: float | None = None  #: last doubling; None: nothing was sent yet
     answers: int = 0  #: good ones while ramping

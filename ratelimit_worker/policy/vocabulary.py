@@ -274,6 +274,14 @@ DECISIVE_NAMES: Mapping[str, Category] = {
     **dict.fromkeys(("BudgetExceededError", "ModelQuotaExceededError"), _C.QUOTA_EXHAUSTED),
 }
 
+#: Class names of errors that come before a request has left.
+UNSENT_NAMES = frozenset(
+    _split(
+        "ConnectError ConnectTimeout PoolTimeout ProxyError NewConnectionError NameResolutionError ConnectTimeoutError "
+        "ConnectionTimeoutError ClientConnectorError SSLError"
+    )
+)
+
 #: Class names that decide where there is neither status nor word.
 TELLING_NAMES: Mapping[str, Category] = {
     **dict.fromkeys(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ratelimit_worker.calls import Response, Usage
+from ratelimit_worker.calls import Response
 from ratelimit_worker.policy.endpoints import ANTHROPIC, model_of, operation_of
-from ratelimit_worker.policy.estimate import Size, counted_tokens, most_output, text_tokens
+from ratelimit_worker.policy.estimate import Size, most_output, text_tokens
+from ratelimit_worker.policy.usage import finish_reason_of
 from ratelimit_worker.providers import http
 
 PROVIDER = ANTHROPIC
@@ -46,7 +47,7 @@ def request(to: http.Endpoint, body: Any, path: str = MESSAGES_PATH, timeout_s: 
     Raises:
         As `http.send`.
     """
-    return http.send(to, path, body, timeout_s, provider=PROVIDER, usage=usage)
+    return http.send(to, path, body, timeout_s, provider=PROVIDER)
 
 
 def size(body: Any, path: str = MESSAGES_PATH) -> Size:
@@ -64,27 +65,9 @@ def size(body: Any, path: str = MESSAGES_PATH) -> Size:
     )
 
 
-def usage(body: Any) -> Usage | None:
-    """The tokens that the API counted against the budget: input, cache writes included; cache reads are free."""
-    counted = body.get("usage") if isinstance(body, Mapping) else None
-    if not isinstance(counted, Mapping):
-        return None
-    input_tokens = counted_tokens(counted, "input_tokens")
-    if input_tokens is not None:
-        input_tokens += counted_tokens(counted, "cache_creation_input_tokens") or 0
-    output_tokens = counted_tokens(counted, "output_tokens")
-    return None if input_tokens is None and output_tokens is None else Usage(input_tokens, output_tokens)
-
-
-def finish_reason(body: Any) -> str | None:
-    """Why the answer ended ("end_turn", "max_tokens", "tool_use", "refusal", ...)."""
-    reason = body.get("stop_reason") if isinstance(body, Mapping) else None
-    return reason if isinstance(reason, str) else None
-
-
 def refusal(body: Any) -> str | None:
     """The text that came with a refusal, "" where none did; None where there was no refusal. Not fit for a log."""
-    if finish_reason(body) != "refusal":
+    if not isinstance(body, Mapping) or finish_reason_of(body) != "refusal":
         return None
     content = body.get("content")
     parts = content if isinstance(content, list) else []

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from ratelimit_worker.calls import Response
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.policy.endpoints import operation_of, provider_of
-from ratelimit_worker.policy.estimate import Size, usage_of
+from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.providers import anthropic, google, http, openai
 
 
@@ -59,4 +59,4 @@ def request(api: Api, to: http.Endpoint, path: str, body: Any, timeout_s: float 
     Raises:
         As `http.send`.
     """
-    return http.send(to, path, body, timeout_s, provider=api.PROVIDER, usage=usage_of)
+    return http.send(to, path, body, timeout_s, provider=api.PROVIDER)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 import msgspec
 
 from ratelimit_worker.calls import Glimpse, Response, Sighting, Usage
-from ratelimit_worker.policy.estimate import usage_of
+from ratelimit_worker.policy.usage import finish_reason_of, usage_of
 
 #: Bytes of a streamed JSON answer, or of a line of an event stream, that are kept; a longer one tells no tokens.
 MOST_KEPT = 8 * 1024 * 1024
@@ -50,6 +52,27 @@ class _Told(msgspec.Struct):
     usage_metadata: Any = None
     message: Any = None  #: Anthropic's first event
     response: Any = None  #: the events of OpenAI's Responses
+    meta: Any = None  #: Cohere's, before its version 2
+    service_tier: Any = None
+
+
+class _End(msgspec.Struct):
+    """How a choice, or a whole answer, says why it ended."""
+
+    finish_reason: Any = None
+    stop_reason: Any = None
+    finishReason: Any = None  # noqa: N815 - Gemini's
+    stopReason: Any = None  # noqa: N815 - Bedrock's
+    incomplete_details: Any = None
+    status: Any = None
+    object: Any = None
+
+
+class _Ended(_End):
+    choices: list[_End] | None = None
+    candidates: list[_End] | None = None
+    delta: _End | None = None  #: Anthropic's last event but one
+    response: _End | None = None  #: the events of OpenAI's Responses
 
 
 class _Asked(msgspec.Struct):
@@ -59,6 +82,9 @@ class _Asked(msgspec.Struct):
 _told = msgspec.json.Decoder(_Told | list[_Told] | None).decode
 _told_briefly = msgspec.json.Decoder(_Told).decode
 _asked = msgspec.json.Decoder(_Asked).decode
+_ended = msgspec.json.Decoder(_Ended).decode
+#: Events that say why the answer ended; all of OpenAI's have the field, with null.
+_SAYS_WHY = re.compile(rb'[eE]ason"\s*:\s*"')
 
 
 def is_endpoint(path: str) -> bool:
@@ -91,6 +117,7 @@ class Reading:
         self._kept: list[bytes] = []
         self._size = 0
         self._events = False
+        self._sent_s = monotonic()
         seen.glimpses.append(self._glimpse)
         seen.look()
 
@@ -102,7 +129,8 @@ class Reading:
             if name != "set-cookie":  # of no use to anybody here, and not ours to keep
                 told[name] = f"{told[name]}, {value}" if name in told else value
         self._events = "event-stream" in told.get("content-type", "") and status < 300
-        self._glimpse.response = Response(status=status, headers=told, body=None)
+        heard_s = monotonic() - self._sent_s
+        self._glimpse.response = Response(status=status, headers=told, body=None, first_byte_s=heard_s)
         self._seen.look()
 
     def part(self, data: bytes | str) -> None:
@@ -138,7 +166,7 @@ class Reading:
                 self._event(line)
             return
         if response.status >= 300:
-            self._glimpse.response = Response(status=response.status, headers=response.headers, body=_error_of(body))
+            self._glimpse.response = replace(response, body=_error_of(body))
             self._seen.look()
             return
         try:
@@ -148,13 +176,20 @@ class Reading:
         for one in told if isinstance(told, list) else (told,):  # Gemini streams a list
             if one is not None:
                 self._take(one)
+        self._take_end(body)
         self._seen.look()
 
     def _event(self, line: bytes) -> None:
-        if not line.startswith(b"data:") or b"sage" not in line:  # "usage", "usageMetadata"
+        if not line.startswith(b"data:"):
+            return
+        data = line[5:].strip()
+        if _SAYS_WHY.search(data):
+            self._take_end(data)
+            self._seen.look()
+        if b"sage" not in data and b"service_tier" not in data:  # "usage", "usageMetadata"
             return
         try:
-            self._take(_told_briefly(line[5:].strip()))
+            self._take(_told_briefly(data))
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             return
         self._seen.look()
@@ -164,13 +199,19 @@ class Reading:
         model = _name(told.model) or _name(told.modelVersion) or _name(nested.get("model"))
         self._glimpse.model = model or self._glimpse.model
         counted = told.usage or told.usageMetadata or told.usage_metadata or nested.get("usage")
-        usage = usage_of({"usage": counted}) if counted else None
+        tier = told.service_tier or nested.get("service_tier")
+        usage = usage_of({"usage": counted, "meta": told.meta, "service_tier": tier})
         if usage is not None:  # Anthropic tells the input at the beginning, and the output at the end
-            before = self._glimpse.usage or Usage()
-            self._glimpse.usage = Usage(
-                before.input_tokens if usage.input_tokens is None else usage.input_tokens,
-                before.output_tokens if usage.output_tokens is None else usage.output_tokens,
-            )
+            self._glimpse.usage = (self._glimpse.usage or Usage()) | usage
+
+    def _take_end(self, body: bytes) -> None:
+        try:
+            told = _ended(body)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            return  # a list of Gemini's, or nothing that is known: it says no reason
+        ends = (told, *(told.choices or ()), *(told.candidates or ()), told.delta, told.response)
+        reasons = (finish_reason_of(msgspec.structs.asdict(end)) for end in ends if end is not None)
+        self._glimpse.finish_reason = next(filter(None, reasons), self._glimpse.finish_reason)
 
 
 def _error_of(body: bytes) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ratelimit_worker.calls import Response
 from ratelimit_worker.policy.endpoints import GOOGLE, model_of, operation_of
-from ratelimit_worker.policy.estimate import Size, most_output, stated_tokens, text_tokens, usage_of
+from ratelimit_worker.policy.estimate import Size, most_output, stated_tokens, text_tokens
 from ratelimit_worker.providers import http
 
 PROVIDER = GOOGLE
@@ -48,7 +48,7 @@ def request(to: http.Endpoint, path: str, body: Any, timeout_s: float | None = N
     Raises:
         As `http.send`.
     """
-    return http.send(to, path, body, timeout_s, provider=PROVIDER, usage=usage_of)
+    return http.send(to, path, body, timeout_s, provider=PROVIDER)
 
 
 def size(body: Any, path: str = "") -> Size:

@@ -29,7 +29,7 @@ import httpx2 as httpx
 import msgspec
 
 import ratelimit_worker
-from ratelimit_worker.calls import Category, Failure, Response, Usage, saw, sighting_now, timeouts_left
+from ratelimit_worker.calls import Category, Failure, Response, saw, sighting_now, timeouts_left
 from ratelimit_worker.config import Settings, told_to_send
 from ratelimit_worker.errors import (
     AuthenticationFailed,
@@ -41,6 +41,7 @@ from ratelimit_worker.errors import (
 )
 from ratelimit_worker.policy.completion import flaw_of, not_whole
 from ratelimit_worker.policy.endpoints import Operation, ending_operation, model_of, operation_of
+from ratelimit_worker.policy.usage import finish_reason_of, usage_of
 from ratelimit_worker.providers import network
 from ratelimit_worker.providers.answer_bytes import ENCODINGS, MB, read_answer, too_large
 from ratelimit_worker.providers.answer_json import read_json
@@ -113,7 +114,6 @@ def send(
     timeout_s: float | None = None,
     *,
     provider: str | None = None,
-    usage: Callable[[Any], Usage | None] | None = None,
 ) -> Response:
     """Send one request; `path` is as in a Batch line ("/v1/chat/completions") or below the base ("/embeddings").
 
@@ -123,7 +123,7 @@ def send(
     """
     url = to.url(path)
     try:
-        return post(url, body, to.headers, timeout_s, provider=provider, usage=usage)
+        return post(url, body, to.headers, timeout_s, provider=provider)
     except ProviderRefused as refused:
         if refused.response.status == 404 and _VERSIONED.search(url) is None:
             cause = f"HTTP 404: nothing answers {path} below {to.base_url}; does it lack /v1?"
@@ -138,7 +138,6 @@ def post(
     timeout_s: float | None = None,
     *,
     provider: str | None = None,
-    usage: Callable[[Any], Usage | None] | None = None,
 ) -> Response:
     """Send `body` and read the answer to its end; note it as seen (`calls.saw`), whatever its status.
 
@@ -149,7 +148,6 @@ def post(
         timeout_s: Longest time for the whole answer, however it comes, seconds; None: what is left of the attempt's
             time-outs (`calls.within`).
         provider: Who answers, for the record of the attempt.
-        usage: Reads the tokens out of a good answer's body.
     Raises:
         ProviderRefused: Status 400 or more, or a 2xx that holds an error, or nothing of what was asked for. A model's
             refusal is an answer.
@@ -179,15 +177,23 @@ def post(
             **written,
         )
         answer = client.send(request, stream=True, follow_redirects=False)
+        heard_s = monotonic() - began
         try:
             raw = read_answer(answer, _most_answer_bytes)
         finally:
             answer.close()
-    response, is_json = _response(answer, raw, to.path, operation, monotonic() - began)
+    response, is_json = _response(answer, raw, to.path, operation, heard_s, monotonic() - began)
     del raw, written  # what was read of it may be as large again
     good = 200 <= response.status < 300
     model = _model(response.body) or model_of(to.path, body)[:256] or None
-    saw(response, usage=usage(response.body) if usage and good and is_json else None, provider=provider, model=model)
+    tells = good and is_json
+    saw(
+        response,
+        usage=usage_of(response.body) if tells else None,
+        provider=provider,
+        model=model,
+        finish_reason=finish_reason_of(response.body) if tells else None,
+    )
     _check(response, is_json, operation)
     return response
 
@@ -384,7 +390,7 @@ def _written(operation: Operation | None, body: Any) -> dict[str, Any]:
 
 
 def _response(
-    answer: httpx.Response, raw: bytearray, path: str, operation: Operation | None, elapsed_s: float
+    answer: httpx.Response, raw: bytearray, path: str, operation: Operation | None, heard_s: float, elapsed_s: float
 ) -> tuple[Response, bool]:
     """What came, and whether it is JSON (a sound is, by then)."""
     headers: dict[str, str] = {}
@@ -403,7 +409,9 @@ def _response(
             body, is_json = read_json(raw, kind), True
         except ValueError:
             body, is_json = raw.decode("utf-8", "replace"), False
-    return Response(status=answer.status_code, headers=headers, body=body, elapsed_s=elapsed_s, path=path), is_json
+    status = answer.status_code
+    response = Response(status=status, headers=headers, body=body, elapsed_s=elapsed_s, path=path, first_byte_s=heard_s)
+    return response, is_json
 
 
 def _sound(raw: bytearray, kind: str) -> dict[str, str]:

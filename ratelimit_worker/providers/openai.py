@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ratelimit_worker.calls import Response, Usage
+from ratelimit_worker.calls import Response
 from ratelimit_worker.policy.endpoints import OPENAI, model_of, operation_of
-from ratelimit_worker.policy.estimate import Size, counted_tokens, embeds, most_output, stated_tokens, text_tokens
+from ratelimit_worker.policy.estimate import Size, embeds, most_output, stated_tokens, text_tokens
 from ratelimit_worker.providers import http
 
 PROVIDER = OPENAI
@@ -53,7 +53,7 @@ def request(to: http.Endpoint, path: str, body: Any, timeout_s: float | None = N
     Raises:
         As `http.send`.
     """
-    return http.send(to, path, body, timeout_s, provider=PROVIDER, usage=usage)
+    return http.send(to, path, body, timeout_s, provider=PROVIDER)
 
 
 def size(body: Any, path: str = "") -> Size:
@@ -77,27 +77,6 @@ def size(body: Any, path: str = "") -> Size:
         choices=max(1, stated_tokens(body, "n") or 1),
         model=model,
     )
-
-
-def usage(body: Any) -> Usage | None:
-    """The tokens that the API counted; None where it said nothing."""
-    counted = body.get("usage") if isinstance(body, Mapping) else None
-    if not isinstance(counted, Mapping):
-        return None
-    input_tokens = counted_tokens(counted, "prompt_tokens", "input_tokens")
-    output_tokens = counted_tokens(counted, "completion_tokens", "output_tokens")
-    return None if input_tokens is None and output_tokens is None else Usage(input_tokens, output_tokens)
-
-
-def finish_reason(body: Any) -> str | None:
-    """Why the first choice ended ("stop", "length", "content_filter", ...); of a response, its reason or status."""
-    for choice in _objects(body, "choices"):
-        return _string(choice.get("finish_reason"))
-    if isinstance(body, Mapping):
-        details = body.get("incomplete_details")
-        reason = _string(details.get("reason")) if isinstance(details, Mapping) else None
-        return reason or _string(body.get("status"))
-    return None
 
 
 def refusal(body: Any) -> str | None:

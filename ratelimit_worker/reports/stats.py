@@ -12,6 +12,7 @@ from ratelimit_worker.config import NO_REDIS
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.reports.figures import Figures, Group, Point, Tally
 from ratelimit_worker.reports.live import ClusterState, cluster_state
+from ratelimit_worker.reports.money import Money, money
 from ratelimit_worker.reports.words import count, moment
 from ratelimit_worker.stores.live import MOST_LANES, Live
 from ratelimit_worker.stores.queries import SAMPLE, Drawn, Queries
@@ -88,6 +89,7 @@ class Stats:
     functions: tuple[Group, ...]
     contexts: tuple[Group, ...]
     timeline: tuple[Point, ...]
+    money: Money
     modes: tuple[ModeChange, ...]  #: in the window, oldest first
     cache_hits: int  #: since Redis counts them, not in the window alone
     joined: int  #: calls that got the answer of one in flight; since Redis counts them
@@ -146,6 +148,7 @@ def stats(sources: Sources, window_s: float, now_s: float) -> Stats:
         retried = aside.submit(lambda: [list(queries.retried(*between)) for between in cut])
         drawn = aside.submit(lambda: list(queries.sample(since_s, now_s, one_in)))
         sums = [list(queries.sums(*between)) for between in cut]
+        spent = money(queries.spent(since_s, now_s))
         for (start_s, _), rows, again in zip(cut, sums, retried.result(), strict=True):
             tally.slice(start_s, rows, again)
         tally.sample(_sample(queries, since_s, now_s, drawn.result(), tally, one_in))
@@ -167,6 +170,7 @@ def stats(sources: Sources, window_s: float, now_s: float) -> Stats:
         functions=tally.groups("task"),
         contexts=tally.groups("context"),
         timeline=tally.timeline(),
+        money=spent,
         modes=tuple(sources.modes(since_s, now_s)),
         cache_hits=counters.get("cache_hits", 0),
         joined=counters.get("joined", 0),

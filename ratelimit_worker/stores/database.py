@@ -24,6 +24,7 @@ from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, Ro
 from ratelimit_worker.private_files import make_file, make_folder
 from ratelimit_worker.stores.encoding import json_text, tell
 from ratelimit_worker.stores.sqlite_file import identity
+from ratelimit_worker.stores.sqlite_log import KEPT
 
 #: SQLSTATE classes that blame the row: data exception, integrity violation, program limit (a text too long to index).
 _ROW_AT_FAULT = ("22", "23", "54")
@@ -101,6 +102,7 @@ def _sqlite(url: URL, busy_timeout_s: float) -> Engine:
         cursor = connection.cursor()
         _to_wal(cursor, busy_timeout_s)
         cursor.execute("PRAGMA synchronous=NORMAL")  # in WAL: a power cut may cost the last commits, never the file
+        cursor.execute(f"PRAGMA journal_size_limit={KEPT}")  # what a busy hour made of the log does not stay for ever
         cursor.close()
         entry.info["file"] = identity(path)
 

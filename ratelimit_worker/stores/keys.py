@@ -75,6 +75,7 @@ The sweep drops lanes whose hash has ended, and after a day those of which nobod
 | `rlw:alerted` | ZSET id → s | alerts that were told | TTL: 2 days after the last; 1,000 |
 | `rlw:alerted:EVENT:L` | STRING | what was told and goes on | TTL: 15 minutes after it ended |
 | `rlw:usage` | HASH task and model → means | what answers used, to estimate tokens | TTL: 30 days; 2,000 |
+| `rlw:prices` | HASH provider and model → price card | published prices, as far as asked for | TTL: 30 days; 2,000 |
 | `rlw:latencies` | HASH task and model → histogram | how long answers took | TTL: 30 days after the last; 2,000 |
 | `rlw:retries` | HASH task → words | tasks that retry by themselves | TTL: 30 days after a worker last started; 1,000 |
 | `rlw:malformed` | LIST | messages set aside | TTL: 7 days; 1,000 |
@@ -100,8 +101,9 @@ which scripts read too.
 | `rlw:crew` | `WORKER`: {crew, slots, queue …}, packed |
 | `rlw:slots` | `WORKER`: {slots, queue …}, packed |
 | `rlw:held` | `WORKER`: {tag …}, packed |
-| `rlw:crews` | `sums`: {slots of all crews, µs until which it holds, lease in µs, slots of an older version}, packed |
+| `rlw:crews` | `sums`: {slots of crews, µs until which it holds, lease, slots of older versions, calls aside}, packed |
 | `rlw:crews` | `q:Q`: {slots, of an older version, {crew, slots, free, workers} …}, packed |
+| `rlw:crews` | `on:Q`: the crew of the last call released there, which is in `rlw:oncrews` |
 | `rlw:room` | `TEXT`: an older version's sums |
 | `rlw:pump` | `sleep`: until when the pump sleeps, µs; `lease`: µs; `swept`: the last sweep, µs |
 | `rlw:pump` | `grace`: until when it returns nothing, µs; `audit`: the next lane to be looked at |
@@ -112,6 +114,7 @@ which scripts read too.
 | `rlw:pins` | `L`: pin, JSON; `*`: of all lanes |
 | `rlw:database:lost` | `at`: seconds since the epoch; `what`: in words |
 | `rlw:usage` | `NAME`: task and model → means, JSON |
+| `rlw:prices` | `NAME`: provider and model → price card, packed |
 | `rlw:latencies` | `NAME`: task and model → histogram, JSON |
 | `rlw:retries` | `TASK`: words |
 | `rlw:counters` | `released`: the number of the last release |
@@ -142,6 +145,7 @@ COUNTERS = NAMESPACE + "counters"
 LANES = NAMESPACE + "lanes"
 PINS = NAMESPACE + "pins"
 USAGE = NAMESPACE + "usage"
+PRICES = NAMESPACE + "prices"
 LATENCIES = NAMESPACE + "latencies"
 RETRIES = NAMESPACE + "retries"
 LEDGER = NAMESPACE + "ledger"

@@ -16,7 +16,7 @@ from redis import Redis
 from ratelimit_worker.calls import Failure, Mode
 from ratelimit_worker.contracts.call import US, Entry, Placed, Record, Released, TakenOut
 from ratelimit_worker.contracts.lane import Fields, LaneState, Write
-from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
+from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Settlement, Stored
 from ratelimit_worker.errors import BadInput, LaneFull, LanesFull, LaneShedding
 from ratelimit_worker.policy import retry
 from ratelimit_worker.policy.fault import Failing, Lately
@@ -118,7 +118,7 @@ class Lanes:
         state, *rest = self.run("begin", (tag, int(lease_s * US), int(alone), process, int(taken)))
         word = state.decode()
         if word == "go":
-            body, tries, number, deadline, accepted, now, ticket, failing = rest
+            body, tries, number, deadline, accepted, now, ticket, failing, lost = rest
             return Begun(
                 state="go",
                 body=body,
@@ -129,6 +129,7 @@ class Lanes:
                 now_s=int(now) / US,
                 ticket=ticket,
                 failing=_failing(failing),
+                lost=int(lost),
             )
         if word == "settled":
             return Begun(state=word, answer=rest[0], body=rest[1])
@@ -165,20 +166,18 @@ class Lanes:
             kind: What the answer is to the calls that wait for it.
             outbox: The attempt, as the outbox holds it; empty: it has no row.
         """
-        args = (
-            tag,
-            answer,
-            outbox,
-            lesson.word(),
-            lesson.observation(),
-            int(lesson.gate_s * US),
-            lane,
-            KEEP_ANSWER_S * 1000,
-            kind,
-            lesson.used(),
-            lesson.tried(),
-        )
-        return bool(self.run("settle", args))
+        told = Settlement(tag=tag, lane=lane, answer=answer, lesson=lesson, kind=kind, outbox=outbox)
+        return bool(self.run("settle", _settle_args(told)))
+
+    def finish(self, settlement: Settlement, result: Stored, frees: bool) -> bool:
+        """Settle a call and store its result, in one step → whether it is freed too, and needs no ack.
+
+        Args:
+            frees: Nothing but the ack is left to do for it.
+        """
+        args = (*_settle_args(settlement), result.name, result.value, result.expires_s, int(frees))
+        _, freed = self.run("finish", args)
+        return bool(freed)
 
     def back(
         self,
@@ -474,6 +473,23 @@ class Lanes:
         """Counters by name."""
         raw: Any = self.client.hgetall(keys.COUNTERS)
         return {name.decode(): int(value) for name, value in raw.items()}
+
+
+def _settle_args(told: Settlement) -> tuple[Any, ...]:
+    lesson = told.lesson
+    return (
+        told.tag,
+        told.answer,
+        told.outbox,
+        lesson.word(),
+        lesson.observation(),
+        int(lesson.gate_s * US),
+        told.lane,
+        KEEP_ANSWER_S * 1000,
+        told.kind,
+        lesson.used(),
+        lesson.tried(),
+    )
 
 
 def _set_points_args(lane: str, fields: Fields, read: int | None, *, anew: bool = False) -> list[Any]:

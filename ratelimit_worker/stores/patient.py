@@ -25,7 +25,7 @@ from redis.exceptions import (
     TimeoutError,
 )
 
-from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
+from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Settlement, Stored
 from ratelimit_worker.ports import Begun, Health
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.reach import first_line, unavailable
@@ -104,6 +104,10 @@ class PatientLanes(Lanes):
     ) -> bool:
         told = super().settle
         return self._patiently(lambda: told(tag, lane, answer, lesson, kind=kind, outbox=outbox))
+
+    def finish(self, settlement: Settlement, result: Stored, frees: bool) -> bool:
+        told = super().finish
+        return self._patiently(lambda: told(settlement, result, frees))
 
     def back(self, tag: str, lane: str, lesson: Lesson, *, after_s: float, tries: int, outbox: bytes = b"") -> bool:
         told = super().back

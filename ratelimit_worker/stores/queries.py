@@ -32,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import aliased
 
-from ratelimit_worker.calls import Category, Outcome
+from ratelimit_worker.calls import Category, Outcome, PriceSource
 from ratelimit_worker.stores.database import ours
 from ratelimit_worker.stores.migrations import VERSION_TABLE, upgrade
 from ratelimit_worker.stores.sqlite_file import Identity, file_of, identity, is_protected
@@ -56,6 +56,24 @@ class Sums:
     input_tokens: int
     output_tokens: int
     refused: int = 0  #: of the attempts, those that met a 429
+
+
+class Spent(NamedTuple):
+    """Attempts of a window that agree in lane, task, context, tenant, model and outcome; amounts in 10⁻⁹ dollars."""
+
+    lane: str
+    task: str
+    context: str
+    tenant: str
+    model: str | None
+    outcome: Outcome
+    attempts: int
+    cost_nanousd: int
+    estimated_nanousd: int  #: of the cost, what nobody told
+    cached_saving_nanousd: int
+    lost_attempts: int
+    lost_nanousd: int
+    unpriced: int  #: of the attempts, those that used tokens and have no price
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +127,31 @@ def refusals() -> ColumnElement[int]:
     """How many of the attempts are 429s, for every figure of that name: by their status (a used-up quota may have it),
     or by their category, where a provider or SDK says the same without it."""
     return func.sum(case((or_(AttemptRow.status == 429, AttemptRow.category == Category.RATE_LIMITED), 1), else_=0))
+
+
+def spent_by(*where: ColumnElement[bool]) -> Select[Any]:
+    """What the attempts that agree with all conditions cost, as `spent_of` reads it."""
+    row = AttemptRow
+    key = (row.lane, row.task, row.context, row.tenant, row.model, row.outcome)
+    no_price = and_(row.cost_nanousd.is_(None), or_(row.input_tokens > 0, row.output_tokens > 0))
+    sums = (
+        func.count(),
+        func.sum(row.cost_nanousd),
+        func.sum(case((row.price_source == PriceSource.ESTIMATED, row.cost_nanousd), else_=0)),
+        func.sum(row.cached_saving_nanousd),
+        func.sum(row.lost_attempts),
+        func.sum(row.lost_nanousd),
+        func.sum(case((no_price, 1), else_=0)),
+    )
+    columns: list[Any] = [*key, *sums]
+    return select(*columns).where(*where).group_by(*key)
+
+
+def spent_of(row: Any) -> Spent:
+    """A row of `spent_by`."""
+    lane, task, context, tenant, model, outcome, *sums = row
+    # PostgreSQL adds bigints up to a numeric
+    return Spent(lane, task, context, tenant, model, outcome, *(int(one or 0) for one in sums))
 
 
 class Queries:
@@ -170,6 +213,11 @@ class Queries:
                     int(tokens_out or 0),
                     int(refused or 0),
                 )
+
+    def spent(self, since_s: float, until_s: float) -> Iterator[Spent]:
+        """What the attempts of a window cost, by lane, task, context, tenant, model and outcome, in no order."""
+        with self._reading() as connection:
+            yield from map(spent_of, connection.execute(spent_by(_within(since_s, until_s))))
 
     def retried(self, since_s: float, until_s: float) -> Iterator[Retried]:
         """What came of retries in a window, by lane, task and context; first attempts are not looked at."""

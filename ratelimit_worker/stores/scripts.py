@@ -54,6 +54,7 @@ SHARED = (
     "back",
     "learn",
     "reconcile",
+    "ending",
 )
 
 

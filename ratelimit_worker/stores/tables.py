@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, DateTime, Dialect, Enum, Index, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-from ratelimit_worker.calls import Category, Mode, Outcome, Priority
+from ratelimit_worker.calls import Category, Mode, Outcome, PriceSource, Priority
 from ratelimit_worker.stores.encoding import FittingJson, FittingText
 
 
@@ -58,13 +58,13 @@ class Base(DeclarativeBase):
         Mode: _by_value(Mode),
         Outcome: _by_value(Outcome),
         Priority: _by_value(Priority),
+        PriceSource: _by_value(PriceSource),
         list[str]: FittingJson(),
         dict[str, float]: FittingJson(),
         str: FittingText(),  # no length: storable() bounds texts, and PostgreSQL gains nothing from one
     }
 
 
-ENDS = frozenset({Outcome.ANSWERED, Outcome.FAILED})
 END = "outcome IN ('answered', 'failed')"
 
 
@@ -109,6 +109,21 @@ class AttemptRow(Base):
     output_tokens: Mapped[int | None] = mapped_column(BigInteger)
     cause: Mapped[str | None] = mapped_column(comment="one line without prompt or key")
     worker: Mapped[str]
+    cached_input_tokens: Mapped[int | None] = mapped_column(BigInteger, comment="of input_tokens, read from a cache")
+    cache_write_tokens: Mapped[int | None] = mapped_column(BigInteger, comment="of input_tokens, written to a cache")
+    reasoning_tokens: Mapped[int | None] = mapped_column(BigInteger, comment="of output_tokens")
+    audio_input_tokens: Mapped[int | None] = mapped_column(BigInteger, comment="of input_tokens")
+    audio_output_tokens: Mapped[int | None] = mapped_column(BigInteger, comment="of output_tokens")
+    image_input_tokens: Mapped[int | None] = mapped_column(BigInteger, comment="of input_tokens")
+    image_output_tokens: Mapped[int | None] = mapped_column(BigInteger, comment="of output_tokens")
+    service_tier: Mapped[str | None]
+    first_byte_s: Mapped[float | None] = mapped_column(comment="from the request to the first byte of its answer")
+    finish_reason: Mapped[str | None]
+    cost_nanousd: Mapped[int | None] = mapped_column(BigInteger, comment="billionths of a dollar; NULL: no price known")
+    cached_saving_nanousd: Mapped[int | None] = mapped_column(BigInteger, comment="by cached input")
+    price_source: Mapped[PriceSource | None] = mapped_column(comment="told, own, list, estimated")
+    lost_attempts: Mapped[int | None] = mapped_column(comment="before this one, whose worker died")
+    lost_nanousd: Mapped[int | None] = mapped_column(BigInteger, comment="what these are taken to have cost")
 
 
 class ContentRow(Base):

@@ -14,20 +14,21 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import InstrumentedAttribute
 
-from ratelimit_worker.calls import Attempt, Content, ModeChange, Outcome
+from ratelimit_worker.calls import ENDS, Attempt, Content, ModeChange, Outcome
 from ratelimit_worker.errors import RowRefused, StoreUnavailable
 from ratelimit_worker.policy.modes import ALL
 from ratelimit_worker.stores.database import engine_for, ours
 from ratelimit_worker.stores.migrations import upgrade
 from ratelimit_worker.stores.sqlite_file import SqliteFile, file_of, is_damaged, read_only
+from ratelimit_worker.stores.sqlite_log import FIRST_CHUNK, HOLD_S, bound_log, next_chunk
 from ratelimit_worker.stores.storable import call_key, lane_key, storable, storable_change
-from ratelimit_worker.stores.tables import END, ENDS, AttemptRow, Base, ContentRow, ModeChangeRow
+from ratelimit_worker.stores.tables import END, AttemptRow, Base, ContentRow, ModeChangeRow
 
 log = logging.getLogger(__name__)
 
 __all__ = ["Tracker", "engine_for"]
 
-#: Rows that one transaction of a purge deletes, so that the recorder never waits long for it.
+#: Rows that one transaction of a purge deletes in PostgreSQL; in SQLite writers wait for each other (`next_chunk`).
 _PURGE_CHUNK = 5_000
 _KEY = (AttemptRow.call_id, AttemptRow.number)
 _CONTENT_KEY = (ContentRow.call_id, ContentRow.number)
@@ -147,14 +148,29 @@ class Tracker:
         at: InstrumentedAttribute[datetime],
         before: datetime,
     ) -> int:
-        oldest = select(*key).where(at < before).order_by(at).limit(_PURGE_CHUNK)
-        chunk, purged = delete(table).where(tuple_(*key).in_(oldest)), 0
+        purged, chunk = 0, _PURGE_CHUNK if self._file is None else FIRST_CHUNK
         while True:
+            oldest = select(*key).where(at < before).order_by(at).limit(chunk)
             with self._transaction() as connection:
-                deleted = connection.execute(chunk).rowcount
+                if self._file is not None:
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")  # what it waits for others is not its own time
+                begun_s = time.monotonic()
+                deleted = connection.execute(delete(table).where(tuple_(*key).in_(oldest))).rowcount
+            took_s = time.monotonic() - begun_s
             purged += deleted
-            if deleted < _PURGE_CHUNK:
+            if self._file is not None:
+                self._bound_log(self._file)
+            if deleted < chunk:
                 return purged
+            if self._file is not None:
+                chunk = next_chunk(chunk, took_s)
+                time.sleep(max(HOLD_S, took_s))  # SQLite has no queue of writers: who comes back at once is first again
+
+    def _bound_log(self, file: SqliteFile) -> None:
+        try:
+            bound_log(self._engine, file.path)
+        except SQLAlchemyError as error:
+            raise ours(error, self._engine) from error
 
     @contextmanager
     def _transaction(self, writes: bool = False) -> Iterator[Connection]:
@@ -293,6 +309,21 @@ def _row(attempt: Attempt) -> dict[str, Any]:
         "output_tokens": attempt.output_tokens,
         "cause": attempt.cause,
         "worker": attempt.worker,
+        "cached_input_tokens": attempt.cached_input_tokens,
+        "cache_write_tokens": attempt.cache_write_tokens,
+        "reasoning_tokens": attempt.reasoning_tokens,
+        "audio_input_tokens": attempt.audio_input_tokens,
+        "audio_output_tokens": attempt.audio_output_tokens,
+        "image_input_tokens": attempt.image_input_tokens,
+        "image_output_tokens": attempt.image_output_tokens,
+        "service_tier": attempt.service_tier,
+        "first_byte_s": attempt.first_byte_s,
+        "finish_reason": attempt.finish_reason,
+        "cost_nanousd": attempt.cost_nanousd,
+        "cached_saving_nanousd": attempt.cached_saving_nanousd,
+        "price_source": attempt.price_source,
+        "lost_attempts": attempt.lost_attempts or None,
+        "lost_nanousd": attempt.lost_nanousd,
     }
 
 
@@ -314,6 +345,7 @@ def _attempt(row: dict[str, Any]) -> Attempt:
     row["started_at"] = row["started_at"].timestamp()
     row["finished_at"] = row["finished_at"].timestamp()
     row["tags"] = tuple(row["tags"])
+    row["lost_attempts"] = row["lost_attempts"] or 0
     return Attempt(**row)
 
 

@@ -44,7 +44,7 @@ class _Dated(Protocol):
 T = TypeVar("T", bound=_Dated)
 
 
-class _Memory(Generic[T]):
+class Memory(Generic[T]):
     """One hash, by task and model. All methods raise `StoreUnavailable` where Redis is away, full or read-only.
 
     Two that learn at the same time may lose some of each other's answers; a mean over a hundred of them bears that.
@@ -98,21 +98,21 @@ class _Memory(Generic[T]):
             return None
 
 
-class UsageMemory(_Memory[Learned]):
+class UsageMemory(Memory[Learned]):
     """The hash `rlw:usage`: tokens."""
 
     def __init__(self, client: Redis) -> None:
         super().__init__(client, keys.USAGE, Learned)
 
 
-class LatencyMemory(_Memory[Latencies]):
+class LatencyMemory(Memory[Latencies]):
     """The hash `rlw:latencies`: how long answers took."""
 
     def __init__(self, client: Redis) -> None:
         super().__init__(client, keys.LATENCIES, Latencies)
 
 
-class _Copy(Generic[T]):
+class Copy(Generic[T]):
     """What this process knows of it: `learned(name)` never waits. What is asked for the first time is not known yet; a
     thread of its own looks for it, and again for all that was asked for every `every_s` while somebody asks.
 
@@ -124,7 +124,7 @@ class _Copy(Generic[T]):
 
     def __init__(
         self,
-        memory: Callable[[], _Memory[T]],
+        memory: Callable[[], Memory[T]],
         clock: Callable[[], float] = time.monotonic,
         spawn: Callable[[Callable[[], None]], None] | None = None,
         every_s: float = REFRESH_S,
@@ -152,11 +152,11 @@ class _Copy(Generic[T]):
             log.info("usage.unread", extra={"cause": type(error).__name__})
 
 
-class LearnedUsage(_Copy[Learned]):
+class LearnedUsage(Copy[Learned]):
     """What this process knows of tokens."""
 
 
-class LearnedLatencies(_Copy[Latencies]):
+class LearnedLatencies(Copy[Latencies]):
     """What this process knows of latencies."""
 
     def __init__(self, memory: Callable[[], LatencyMemory], every_s: float = LATENCIES_REFRESH_S) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
 from celery import states
@@ -27,15 +27,17 @@ from redis import RedisError, WatchError
 
 from ratelimit_worker.config import canonical_redis_url
 from ratelimit_worker.contracts.call import ResultForm
+from ratelimit_worker.contracts.lesson import Settlement, Stored
 from ratelimit_worker.contracts.plan import HEADER
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.outage import cause_of
 from ratelimit_worker.stores.decide import deciding
 from ratelimit_worker.stores.exchange import exchange
-from ratelimit_worker.stores.patient import PATIENCE
+from ratelimit_worker.stores.patient import PATIENCE, PatientLanes
 from ratelimit_worker.stores.reach import unavailable
 from ratelimit_worker.stores.server import RedisServer
-from ratelimit_worker.worker.installed import installation_of, over_tls
+from ratelimit_worker.worker.freed import FREED
+from ratelimit_worker.worker.installed import installation_of, over_tls, services_of
 from ratelimit_worker.worker.listener import MOST_LOOKED_UP, Listener, text
 from ratelimit_worker.worker.lost import Search
 from ratelimit_worker.worker.waiter import Waiter, results_before, results_of
@@ -53,6 +55,15 @@ T = TypeVar("T")
 
 #: Of a request whose task sent itself again and went on (`retry(throw=False)`): what it returns is nobody's answer.
 GOES_ON = "rlw_goes_on"
+#: Of a request whose answer is settled with its result (`worker.ending`): an `Unsettled`.
+UNSETTLED = "rlw_unsettled"
+
+
+class Unsettled(NamedTuple):
+    """An answer that is not safe yet."""
+
+    settlement: Settlement
+    frees: bool  #: nothing but the ack is left to do for its call
 
 
 class ResultConsumer(BaseResultConsumer):
@@ -301,6 +312,9 @@ class Backend(stock.RedisBackend):
         # Celery reads what is stored first, lest a task that was lost and ran again overwrites its earlier success. Of
         # a call SETTLE lets one answer through, which each of its deliveries returns.
         call = request is not None and request.get(HEADER) is not None
+        unsettled: Unsettled | None = request.get(UNSETTLED) if call else None
+        if unsettled is not None and state != states.SUCCESS:  # the answer could not be stored
+            self._settle(unsettled.settlement, request)
         if call and state not in states.READY_STATES:
             return self._store_unless_over(task_id, result, state, traceback, request)
         if not call or state != states.SUCCESS:
@@ -313,10 +327,47 @@ class Backend(stock.RedisBackend):
             # Bytes, made once: SET and PUBLISH would each make their own of a text, and the text would stay.
             encoded = self.encode(meta)
             stored = encoded.encode() if isinstance(encoded, str) else encoded  # pickle, say, gives bytes
+            if unsettled is not None:
+                kept = Stored(self.get_key_for_task(task_id), stored, int(self.expires or 0))
+                if self._finish(unsettled, kept, request):
+                    return result
             self._set_with_state(self.get_key_for_task(task_id), stored, state)
         except BackendStoreError as error:
             raise BackendStoreError(str(error), state=state, task_id=task_id) from error
         return result
+
+    def is_on(self, server: RedisServer) -> bool:
+        """Whether results are on that server, and whoever may store them may do so there."""
+        if not server or replace(server, namespace="").place != replace(self._server, namespace="").place:
+            return False
+        mine, theirs = self._server.parameters(), server.parameters()
+        return all(mine.get(name) == theirs.get(name) for name in ("username", "password", "credential_provider"))
+
+    @property
+    def _lanes(self) -> PatientLanes:
+        live = services_of(self.app)
+        lanes: PatientLanes = live.once("finishing", lambda: PatientLanes(live.redis))
+        return lanes
+
+    def _finish(self, unsettled: Unsettled, result: Stored, request: Any) -> bool:
+        """Make an answer safe together with its result → False: what is in Redis does not let it, and never will.
+
+        Raises:
+            redis.RedisError: Redis is away, and the worker's time to end is over.
+        """
+        try:
+            if self._lanes.finish(unsettled.settlement, result, unsettled.frees):
+                FREED.add(unsettled.settlement.tag)
+        except StoreUnavailable:  # the answer is there and paid for: its caller gets it all the same
+            log.exception("call.unsettled")
+            return False
+        finally:
+            setattr(request, UNSETTLED, None)
+        return True
+
+    def _settle(self, told: Settlement, request: Any) -> None:
+        self._lanes.settle(told.tag, told.lane, told.answer, told.lesson, kind=told.kind, outbox=told.outbox)
+        setattr(request, UNSETTLED, None)
 
     def _store_unless_over(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> Any:
         """That an attempt is not the last, unless the call has ended meanwhile.

@@ -16,7 +16,7 @@ from redis import Redis, RedisError
 from ratelimit_worker.errors import RateLimitWorkerError, StoreUnavailable
 from ratelimit_worker.flow.duty import alert
 from ratelimit_worker.flow.duty.clean import LOOK_EVERY_S, clean_once
-from ratelimit_worker.flow.duty.record import Recorder
+from ratelimit_worker.flow.duty.record import Beside, Recorder
 from ratelimit_worker.flow.lane.decide import rules_of
 from ratelimit_worker.flow.lane.tune import TUNE_EVERY_S, ControlPlane, Tuner
 from ratelimit_worker.outage import Outage
@@ -176,7 +176,8 @@ class Record(Duty):
 
     def turn(self) -> None:
         live = self.services
-        Recorder(live.outbox, live.tracker, usage=live.usage, latencies=live.latencies).run(self.stopping)
+        beside = Beside(usage=live.usage, latencies=live.latencies, pricer=live.pricer)
+        Recorder(live.outbox, live.tracker, beside=beside).run(self.stopping)
 
 
 class Clean(Duty):

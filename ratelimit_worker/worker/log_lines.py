@@ -8,8 +8,10 @@ formats print no fields, so they are put behind the event.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
+from celery.app.trace import LOG_RECEIVED, LOG_SUCCESS
 from celery.signals import after_setup_logger, after_setup_task_logger
 
 from ratelimit_worker.outage import without_passwords
@@ -53,6 +55,33 @@ def protect(logger: logging.Logger | None = None, **_: Any) -> None:
     for handler in logger.handlers if logger is not None else ():
         if not isinstance(handler.formatter, HarmlessFormatter):
             handler.setFormatter(HarmlessFormatter(handler.formatter or logging.Formatter()))
+
+
+class _WithoutCalls(logging.Filter):
+    """Celery's lines of each call that is received and that succeeds are not written: they cost too much."""
+
+    def __init__(self, is_call: Callable[[str], bool]) -> None:
+        super().__init__()
+        self._is_call = is_call
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.msg not in (LOG_RECEIVED, LOG_SUCCESS):
+            return True
+        told = getattr(record, "data", None)
+        return not (isinstance(told, dict) and self._is_call(str(told.get("name"))))
+
+
+def leave_out_calls(is_call: Callable[[str], bool]) -> None:
+    """Write Celery's two lines of each task no more where it is a call. Said again, the last holds.
+
+    Args:
+        is_call: Whether a task of this name makes calls.
+    """
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        logger = logging.getLogger(name)
+        for one in [one for one in logger.filters if isinstance(one, _WithoutCalls)]:
+            logger.removeFilter(one)
+        logger.addFilter(_WithoutCalls(is_call))
 
 
 def register() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -30,6 +30,19 @@ def _known() -> frozenset[str]:
     takers: tuple[Any, ...] = (Task.apply_async, Celery.send_task, AMQP.as_task_v2, Producer.publish)
     named = {name for taker in takers for name in inspect.signature(taker).parameters}
     return frozenset((named | {*_CELERYS, *_PROPERTIES, *_OURS}) - {"self", "options", "properties"})
+
+
+def check_ignored(function: Callable[..., Any], ignored: Sequence[str]) -> None:
+    """Whether a function can be given the arguments that are not to count.
+
+    Raises:
+        BadInput: it has none of that name.
+    """
+    parameters = inspect.signature(function).parameters
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    for name in ignored:
+        if name not in parameters and not takes_any:
+            raise BadInput(f"ignore={name!a:.60}: {function.__name__} has no such argument")
 
 
 def check_for(task: Task, options: Mapping[str, Any], ours: Collection[str]) -> None:

@@ -12,12 +12,10 @@ from celery import Task, signals
 from redis import RedisError
 
 from ratelimit_worker.outage import cause_of
+from ratelimit_worker.worker.ending import heard_by_others
 from ratelimit_worker.worker.task import CallTask
 
 log = logging.getLogger(__name__)
-
-#: Whose handlers of their own look at no arguments.
-NOT_ASKING = ("ratelimit_worker.", "celery.")
 
 
 def before_others() -> None:
@@ -29,14 +27,9 @@ def before_others() -> None:
 
 @signals.task_prerun.connect(weak=False)
 def _put_back(sender: Task | None = None, task: Task | None = None, **_: Any) -> None:
-    if not isinstance(task, CallTask) or not _somebody_asks(sender):
+    if not isinstance(task, CallTask) or not heard_by_others(signals.task_prerun, sender):
         return
     try:
         task.show_arguments()
     except (RedisError, OSError) as error:  # the attempt waits for Redis; handlers do not
         log.warning("prerun.without_arguments task=%s cause=%s", task.name, cause_of(error))
-
-
-def _somebody_asks(sender: Task | None) -> bool:
-    live = signals.task_prerun._live_receivers(sender)
-    return any(not str(getattr(one, "__module__", "")).startswith(NOT_ASKING) for one in live)

@@ -35,6 +35,7 @@ from ratelimit_worker.worker import jobs, own_rules
 from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
 from ratelimit_worker.worker.grace import Grace, begin
 from ratelimit_worker.worker.installed import in_memory, services_of
+from ratelimit_worker.worker.log_lines import leave_out_calls
 from ratelimit_worker.worker.prerun import before_others
 from ratelimit_worker.worker.quarantine import QUARANTINE
 from ratelimit_worker.worker.spare import give_size, kind_of
@@ -73,9 +74,16 @@ def _forked(**_: Any) -> None:
     if in_memory(current_app):
         return
     try:
-        warm_up(services_of(current_app))
+        live = services_of(current_app)
+        _quieten(live, current_app)
+        warm_up(live)
     except (RedisError, OSError, StoreUnavailable, ConfigurationError) as error:
         log.info("child.cold cause=%s", cause_of(error))  # its first call connects; of a setting its parent ends
+
+
+def _quieten(live: Services, app: Any) -> None:
+    if not live.settings.log_calls:
+        leave_out_calls(lambda name: isinstance(app.tasks.get(name), CallTask))
 
 
 class Presence(Duty):
@@ -320,6 +328,7 @@ class LanesStep(bootsteps.StartStopStep):
         _check(c)
         network.check()
         live = services_of(c.app)
+        _quieten(live, c.app)
         if self.grace is None:
             self.grace = begin(live.server, self._ends, c.app.conf, lambda: _last_words(c.controller))
         lease_s = live.settings.visibility_timeout_seconds

@@ -67,6 +67,7 @@ from ratelimit_worker.stores.reach import first_line, unavailable
 from ratelimit_worker.wiring import Services, policy_of
 from ratelimit_worker.worker import jobs, lost, own_options, sending
 from ratelimit_worker.worker.backend import GOES_ON, Backend, left_by
+from ratelimit_worker.worker.ending import settles_later
 from ratelimit_worker.worker.installed import (
     Asked,
     Eagerly,
@@ -486,6 +487,7 @@ class CallTask(Task):
             queue=(request.delivery_info or {}).get("routing_key") or "",
             worker=f"{request.hostname}/{os.getpid()}",
             arguments=(lambda: (request.args, request.kwargs)) if live.settings.capture_content else None,
+            settles_later=settles_later(self, request),
         )
 
         def run(begun: Begun) -> Any:
@@ -809,6 +811,8 @@ def _executor(live: Services) -> tuple[Executor, Callable[[str], RetryPolicy]]:
             jitter=random.random,
             policy=policies(enqueue.DEFAULT_LANE),
             classify=plugins.classifier(),
+            price=live.prices,
+            usual_nanousd=live.usual_nanousd,
             reconcile=lambda lane: enqueue.told(live.settings, lane).reconcile,
             pass_through=(TaskPredicate, Ignore, Reject),
             means=_meaning,

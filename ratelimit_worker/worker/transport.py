@@ -47,6 +47,7 @@ from ratelimit_worker.stores.lanes import Crew, Lanes
 from ratelimit_worker.stores.namespace import Namespaced
 from ratelimit_worker.stores.overdue import OverdueCall
 from ratelimit_worker.stores.patient import passes
+from ratelimit_worker.worker.freed import FREED
 from ratelimit_worker.worker.installed import Asked, asked_of, server_of
 from ratelimit_worker.worker.intake import JSON, Intake, prepared, read_json
 
@@ -226,7 +227,9 @@ class QoS(stock.QoS):
         return tag in HELD.orphans if message is None else HEADER in (message.headers or {})
 
     def _free(self, tag: str) -> None:
-        if HELD.has_messenger:
+        if FREED.take(tag):
+            pass  # with its result
+        elif HELD.has_messenger:
             HELD.acks.put(tag)
         else:
             with self._broker_may_be_away():

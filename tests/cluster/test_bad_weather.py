@@ -59,7 +59,7 @@ def where(one: Worker) -> Callable[[], str]:
 def ended(one: Worker) -> int:
     """Its exit code."""
     wait_for(lambda: one.process.poll() is not None, LATE_S, where(one))
-    return int(one.process.returncode)
+    return one.process.wait(timeout=1.0)
 
 
 def sent(task: Any, what: str) -> AsyncResult:

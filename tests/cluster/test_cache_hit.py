@@ -283,6 +283,25 @@ def test_an_option_that_nobody_knows_is_refused(place: Place, options: dict[str,
     assert place.client.zcard(keys.LEDGER) == 0
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"ignore": ["trace"]}, "ignore='trace': ask has no such argument"),
+        ({"ignore": "what"}, "use a list of names"),
+        ({"on_leader_failure": "wait"}, "use share or retry"),
+        ({"namespace": ""}, "namespace"),
+    ],
+)
+def test_a_task_is_refused_that_says_what_cannot_be(place: Place, said: dict[str, Any], told: str) -> None:
+    """When it is made, and not when it is called."""
+
+    def ask(what: str) -> str:
+        return what
+
+    with pytest.raises(BadInput, match=told):
+        llm_task(app=place.app, shared=False, **said)(ask)
+
+
 def test_options_of_celery_and_kombu_are_known(place: Place) -> None:
     """All that its documentation names, stamps, and what a message of AMQP may carry."""
     place.ask.apply_async(

@@ -191,11 +191,12 @@ def test_a_call_that_kills_its_worker_is_given_up(broken: Fleet, pool: str) -> N
     assert len(broken.stamps("suicide")) == 3
 
 
-def test_killed_between_settle_and_ack(broken: Fleet) -> None:
-    """The answer is there and nothing is sent again."""
+@pytest.mark.parametrize("how", ["settled", "freed"])
+def test_killed_between_settle_and_ack(broken: Fleet, how: str) -> None:
+    """The answer is there and nothing is sent again, whether only the ack was left to do or more."""
     tasks = broken.agent()
     unlimited("stamp")
-    first = broken.worker("first", RLW_TEST_DIE_AFTER_SETTLE="1")
+    first = broken.worker("first", RLW_TEST_DIE_AFTER_SETTLE=how)
     result = tasks.stamp.delay("once")
     wait_for(lambda: first.process.poll() is not None, 120.0, "the worker died after SETTLE")
     broken.worker("second")

@@ -28,6 +28,7 @@ from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.policy import endpoints
 from ratelimit_worker.policy import headers as read
 from ratelimit_worker.policy.classification import classify_exception, classify_response
+from ratelimit_worker.policy.usage import finish_reason_of, usage_of
 from ratelimit_worker.providers import anthropic, http, openai
 from ratelimit_worker.providers.http import ProviderRefused
 from ratelimit_worker.wiring import services
@@ -94,9 +95,9 @@ def understood(response: Response) -> None:
         failure = classify_response(response) if error is None else classify_exception(error)
         if failure is not None and failure.retry_after_s is not None:
             assert 0 <= failure.retry_after_s <= 86_400
+    usage_of(response.body)
+    finish_reason_of(response.body)
     for shape in (openai, anthropic):
-        shape.usage(response.body)
-        shape.finish_reason(response.body)
         shape.refusal(response.body)
 
 
@@ -108,7 +109,7 @@ def test_any_answer_is_read(seed: int) -> None:
         status, headers, raw = hostile.answer(random.Random(seed + n))
         answer = httpx.Response(status, headers=[(a.encode(), b.encode()) for a, b in headers.items()], content=raw)
         operation = endpoints.operation_of(openai.CHAT_PATH)
-        response, _ = http._response(answer, bytearray(raw), f"/v1{openai.CHAT_PATH}", operation, 0.1)
+        response, _ = http._response(answer, bytearray(raw), f"/v1{openai.CHAT_PATH}", operation, 0.05, 0.1)
         understood(response)
 
 

@@ -17,7 +17,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, event, text
 
-from ratelimit_worker.calls import MOST_CONTENT, Attempt, Category, Content, Outcome, Priority
+from ratelimit_worker.calls import MOST_CONTENT, Attempt, Category, Content, Outcome, PriceSource, Priority
 from ratelimit_worker.errors import ConfigurationError, RowRefused, StoreUnavailable
 from ratelimit_worker.stores import migrations
 from ratelimit_worker.stores.tables import Base
@@ -47,6 +47,21 @@ FULL = Attempt(
     retry_after_s=1.5,
     input_tokens=10,
     output_tokens=0,
+    cached_input_tokens=7,
+    cache_write_tokens=2,
+    reasoning_tokens=0,
+    audio_input_tokens=1,
+    audio_output_tokens=0,
+    image_input_tokens=1,
+    image_output_tokens=0,
+    service_tier="flex",
+    first_byte_s=0.25,
+    finish_reason="length",
+    cost_nanousd=12_500,
+    cached_saving_nanousd=17_500,
+    price_source=PriceSource.OWN,
+    lost_attempts=1,
+    lost_nanousd=12_500,
     cause="too many requests",
     worker="w@host",
     content=Content(asked='{"args": ["é"]}', traceback="Traceback …"),

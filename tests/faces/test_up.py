@@ -22,10 +22,12 @@ pytestmark = pytest.mark.worker
 
 
 @contextmanager
-def up(state: Path, port: int, **env: str) -> Iterator[subprocess.Popen[str]]:
-    """The command, running in a session of its own."""
+def up(state: Path, port: int, flower: bool = True, **env: str) -> Iterator[subprocess.Popen[str]]:
+    """The command, running in a session of its own; perhaps as where Flower is not installed."""
+    without = "import sys; sys.modules['flower'] = None; from ratelimit_worker.cli import main; main()"
+    program = ["-m", "ratelimit_worker"] if flower else ["-c", without]
     process = subprocess.Popen(
-        [sys.executable, "-m", "ratelimit_worker", "up", "--port", str(port), "--concurrency", "3"],
+        [sys.executable, *program, "up", "--port", str(port), "--concurrency", "3"],
         cwd=ROOT,
         env=clean_environment(MAISD_STATE_DIR=str(state), **env),
         stdout=subprocess.PIPE,
@@ -82,6 +84,19 @@ def test_up_brings_all_and_ctrl_c_ends_all(tmp_path: Path) -> None:
         assert "1 worker, 3 slots" in done.stdout
         started = children(process.pid)
         assert len(started) == 4
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=120) == 0
+        assert gone(started)
+
+
+def test_without_flower_the_rest_is_up(tmp_path: Path) -> None:
+    """A worker and Redis, and a line that says how to get the page."""
+    with up(tmp_path / "state", free_port(), flower=False) as process:
+        exported(process)
+        wait_for(lambda: "Ctrl-C ends" in (tmp_path / "stderr").read_text(), what="directions")
+        assert "pip install 'ratelimit-worker[flower]'" in (tmp_path / "stderr").read_text()
+        started = children(process.pid)
+        assert len(started) == 3
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=120) == 0
         assert gone(started)

@@ -25,9 +25,10 @@ from ratelimit_worker.contracts.plan import Estimated, Plan
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow.call import observe
 from ratelimit_worker.flow.call.enqueue import Kind, plan
-from ratelimit_worker.flow.duty.record import Recorder, learn
+from ratelimit_worker.flow.duty.record import Beside, Recorder, learn
 from ratelimit_worker.policy import estimate
 from ratelimit_worker.policy.estimate import DEFAULT_OUTPUT_TOKENS, Learned, Sample, Size
+from ratelimit_worker.policy.usage import usage_of
 from ratelimit_worker.providers.tokenizer import MOST_CHARACTERS, Tokenizer
 from ratelimit_worker.simulate import HeaderStyle, Scenario, Simulator
 from ratelimit_worker.stores import keys
@@ -149,7 +150,6 @@ def test_whatever_was_seen_the_cost_is_bounded(
     ("answer", "usage"),
     [
         ({"usage": {"prompt_tokens": 3, "completion_tokens": 4}}, Usage(3, 4)),
-        ({"usage": {"input_tokens": 3, "cache_creation_input_tokens": 5, "output_tokens": 4}}, Usage(8, 4)),
         ({"usage": {"prompt_tokens": 3}}, Usage(3, None)),
         (SimpleNamespace(usage=SimpleNamespace(prompt_tokens=3, completion_tokens=4)), Usage(3, 4)),
         (SimpleNamespace(usage_metadata={"input_tokens": 1, "output_tokens": 2}), Usage(1, 2)),
@@ -164,7 +164,7 @@ def test_whatever_was_seen_the_cost_is_bounded(
 )
 def test_what_an_answer_has_used(answer: Any, usage: Usage | None) -> None:
     """A body or an SDK's object of it, in the spellings that there are."""
-    assert estimate.usage_of(answer) == usage
+    assert usage_of(answer) == usage
 
 
 # ── the plan ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -284,7 +284,7 @@ def test_the_recorder_learns_from_what_it_records(redis_client: redis.Redis, tmp
     """Of answered attempts that were estimated, by task and model; a second batch goes on where the first ended."""
     memory, outbox = UsageMemory(redis_client), Outbox(redis_client)
     engine = engine_for(f"sqlite:///{tmp_path}/t.db")
-    recorder = Recorder(outbox, Tracker(engine), usage=memory, block_ms=1)
+    recorder = Recorder(outbox, Tracker(engine), beside=Beside(usage=memory), block_ms=1)
     outbox.append([answered(call_id=f"c{n}") for n in range(3)])
     outbox.append([answered("other", call_id="d", asked_model=None), answered("bad", outcome=Outcome.FAILED)])
     outbox.append([answered("silent", call_id="e", input_tokens=None, output_tokens=None)])

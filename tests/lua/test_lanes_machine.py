@@ -135,12 +135,18 @@ class Anything(RuleBasedStateMachine):
                 if begin:
                     self._begin(tag)
 
-    @rule(data=st.data(), many=st.integers(1, 4))
-    def finish(self, data: st.DataObject, many: int) -> None:
+    @rule(data=st.data(), many=st.integers(1, 4), at_once=st.booleans())
+    def finish(self, data: st.DataObject, many: int, at_once: bool) -> None:
         for _ in range(many):
             tag = self._some_tag(data)
-            if tag is not None:
+            if tag is None:
+                continue
+            if not at_once:
                 self.cluster.settle(tag, lane=self._lane(tag))
+                self._free(tag)
+            elif self.cluster.end(tag, lane=self._lane(tag)):
+                self.gone.add(tag.rpartition(".")[0])
+            else:  # it has not begun, or is another's by now: its message is acknowledged
                 self._free(tag)
 
     @rule(
@@ -162,7 +168,7 @@ class Anything(RuleBasedStateMachine):
             self.cluster.drop(tag)
             self.cluster.lanes.restore([tag])
 
-    @rule(data=st.data(), what=st.sampled_from(["begin", "settle", "free"]))
+    @rule(data=st.data(), what=st.sampled_from(["begin", "settle", "finish", "free"]))
     def a_ghost_wakes_up(self, data: st.DataObject, what: str) -> None:
         if not self.ghosts:
             return
@@ -171,6 +177,10 @@ class Anything(RuleBasedStateMachine):
             self._begin(tag)
         elif what == "free":
             self._free(tag)
+        elif what == "finish":
+            if self.cluster.end(tag, lane=self._lane(tag)):
+                self.gone.add(tag.rpartition(".")[0])
+            self.delayed.add(tag.rpartition(".")[0])
         else:
             self.cluster.settle(tag, lane=self._lane(tag))
             self.delayed.add(tag.rpartition(".")[0])  # its answer needs no permit, so it may overtake

@@ -102,7 +102,7 @@ def test_the_part_that_remembers_a_key_is_the_only_one_that_writes_it() -> None:
     for key, part in {**owners, "next": "plan"}.items():
         wrote = {path for path, found in writes().items() if any(write.key == key for write in found)}
         assert wrote == {f"shared/{part}.lua"}, key
-    for name in ("aside", "lent", "slots", "unplanned", "lease", "again"):
+    for name in ("aside", "lent", "slots", "unplanned", "lease", "again", "full"):
         users = {path for path, text in sources().items() if re.search(rf"\bmemo\.{name}\b", text)}
         assert len(users - {"shared/record.lua", "shared/release.lua"}) == 1, name
 

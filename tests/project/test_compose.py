@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+import tomllib
 from typing import Any
 
 import pytest
@@ -56,6 +58,29 @@ def test_flower_is_reached_from_this_machine_alone(services: dict[str, Any]) -> 
     assert all(port.startswith("127.0.0.1:") for port in flower["ports"])
     assert flower["command"][:4] == ["ratelimit-worker", "flower", "-A", "tasks"]
     assert services["worker"]["environment"].items() <= flower["environment"].items()
+
+
+def test_what_runs_our_image_is_watched_and_locked(services: dict[str, Any]) -> None:
+    """Health checks, a restart policy, nothing to write but state and temporary files, no privileges."""
+    for name in ("worker", "flower"):
+        service = services[name]
+        assert service["healthcheck"]["test"]
+        assert service["restart"] == "unless-stopped"
+        assert service["read_only"] is True
+        assert service["tmpfs"] == ["/tmp"]
+        assert service["cap_drop"] == ["ALL"]
+    assert "ratelimit-worker health" in services["worker"]["healthcheck"]["test"][1]
+
+
+def test_the_image_has_what_runs_and_no_more() -> None:
+    """Extras of the project alone, at the versions of the lock; what is written goes to a volume."""
+    text = (ROOT / "Dockerfile").read_text("utf-8")
+    assert "PIP_CONSTRAINT=/src/requirements.lock" in text
+    assert "-r " not in text
+    (extras,) = re.findall(r"'\.\[([a-z,]+)\]'", text)
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    assert {"flower", "postgres"} <= set(extras.split(",")) <= set(known) - {"embedded"}
+    assert 'VOLUME ["/home/worker/state"]' in text
 
 
 def test_the_settings_are_settings(services: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from ratelimit_worker.batchfile import Cut, strange
+from ratelimit_worker.cli.run.blocks import blocks
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.private_files import make_folder
 
@@ -92,6 +93,21 @@ class Intake:
                 yield from bounded_lines(file, most)
         except OSError as error:
             raise BadInput(f"{self.name}: {error.strerror or error}; what was answered is in OUT") from error
+
+    def blocks(self, most: int) -> Iterator[bytes]:
+        """Its lines, many in one: each block ends where a line does. A line that is longer than a block comes alone,
+        of one that is longer than `most` bytes only the beginning, as a `Cut`.
+
+        Raises:
+            BadInput: it cannot be read any more.
+        """
+        try:
+            yield from blocks(self._fd, self._base, self._end, lambda at: next(self.lines(most, at - self._base), b""))
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> BadInput:
+        return BadInput(f"{self.name}: {error.strerror or error}; what was answered is in OUT")
 
 
 class _Window(io.RawIOBase):

@@ -15,12 +15,25 @@ import stat
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ratelimit_worker.batchfile import ANSWER, End, Kind, OutLine, is_torn, out_id, plain_answer, read_out, without_mark
+from ratelimit_worker.batchfile import (
+    ANSWER,
+    End,
+    Kind,
+    OutLine,
+    is_torn,
+    lines_of,
+    out_id,
+    plain_answers,
+    read_out,
+    without_mark,
+)
+from ratelimit_worker.cli.run.blocks import BLOCK, blocks
 from ratelimit_worker.cli.run.ids import Ids
 from ratelimit_worker.errors import BadInput, RateLimitWorkerError
 from ratelimit_worker.private_files import open_file
@@ -95,10 +108,19 @@ class Journal:
         """Whether the line of this custom_id, or of this call, is in OUT."""
         return _key(custom_id, call_id) in self._ids
 
+    @property
+    def ids(self) -> Ids:
+        """The custom_ids that are in OUT; the number of each is for `kind_of`."""
+        return self._ids
+
+    def kind_of(self, number: int) -> Kind:
+        """How a line ended, by its number in `ids`."""
+        return self._kinds[number & _MOST_KINDS]
+
     def kind(self, custom_id: str | None, call_id: str) -> Kind | None:
         """How a line ended that was in OUT when it was opened; None: it was not there."""
         number = self._ids.get(_key(custom_id, call_id))
-        return None if number is None else self._kinds[number & _MOST_KINDS]
+        return None if number is None else self.kind_of(number)
 
     def line(self, custom_id: str) -> bytes:
         """The line of a custom_id that is in OUT.
@@ -108,14 +130,13 @@ class Journal:
         """
         number = self._ids.get(custom_id)
         assert number is not None
-        with os.fdopen(os.dup(self._fd), "rb") as file:
+        left = BLOCK
+        with os.fdopen(os.dup(self._fd), "rb") as file, suppress(ValueError):  # of what is no line of OUT
             file.seek(number >> _KINDS)
-            line = without_mark(file.readline())
-        try:
-            if read_out(line).name == custom_id:
-                return line
-        except ValueError:
-            pass  # nor is it another line
+            while left > 0 and (text := file.readline()):
+                line, left = without_mark(text), left - len(text)
+                if line.strip() and read_out(line).name == custom_id:
+                    return line
         raise OutFailed(f"{self.path} has changed while it is written; start the same command again")
 
     def write(self, lines: Iterable[_Line]) -> None:
@@ -216,50 +237,91 @@ class Journal:
             raise OutFailed(f"another file was put in the place of {self.path}; resume with the same command")
 
     def _read(self) -> None:
-        whole, add = 0, self._ids.add
-        input_tokens = output_tokens = 0
+        self.tokens = (0, 0)
+        number = at = 0  # lines and bytes before a block
         with os.fdopen(os.dup(self._fd), "rb") as file:
-            file.seek(0)
             if file.read(len(_BOM) + 1).removeprefix(_BOM)[:1] not in (b"{", b"", b"\n", b"\r", b" "):
                 raise self._foreign(1)  # it may be anything, and have no lines at all
-            file.seek(0)
-            for number, line in enumerate(file, 1):
-                if number == _SAMPLE:
-                    self._ids.reserve_for(os.fstat(self._fd).st_size, whole / number)
-                plain = plain_answer(line)
-                if plain is not None and line.endswith(b"\n"):
-                    if add(plain[0], whole << _KINDS) is None:  # its kind is ANSWER, the first of all
-                        input_tokens, output_tokens = input_tokens + plain[1], output_tokens + plain[2]
-                    else:
-                        self.repeated += 1
-                    whole += len(line)
-                    continue
-                try:
-                    read = _read_line(line)
-                except ValueError as error:
-                    if line.endswith(b"\n") or not is_torn(line):
-                        raise self._foreign(number) from error
-                    os.ftruncate(self._fd, whole)  # a crash cut it: its answer is still in Redis
-                    break
-                if read is not None:
-                    if read.accounts and read.custom_id is not None:
-                        self.taken_up.add(str(read.custom_id))
-                    elif (
-                        add(
-                            (read.id,) if read.name is None else read.name,
-                            whole << _KINDS | self._kind_number(read.kind),
-                        )
-                        is None
-                    ):
-                        asked, said = read.tokens
-                        input_tokens, output_tokens = input_tokens + asked, output_tokens + said
-                    else:
-                        self.repeated += 1
-                whole += len(line)
-                if not line.endswith(b"\n"):  # an editor may have taken it away
-                    self._append(b"\n")
-        self.tokens = (input_tokens, output_tokens)
+            size = os.fstat(self._fd).st_size
+
+            def long_line(start: int) -> bytes:
+                file.seek(start)
+                return file.readline()
+
+            for block in blocks(self._fd, 0, size, long_line):
+                if not self._read_plain(block, at, number):
+                    self._read_lines(block, at, number)
+                number, before = number + block.count(b"\n"), number
+                at += len(block)
+                if before < _SAMPLE <= number:
+                    self._ids.reserve_for(size, at / number)
         self.taken_up = {custom_id for custom_id in self.taken_up if custom_id not in self._ids}
+
+    def _read_plain(self, block: bytes, at: int, number: int) -> bool:
+        """Take in a block of OUT at one glance, and look only at what is no plain answer; False: it cannot be read so.
+
+        What is at one glance stands somewhere in its block: `line` looks for it there.
+        """
+        plain = plain_answers(block)
+        if plain is None:
+            return False
+        self._took(plain.input_tokens, plain.output_tokens)
+        texts: list[bytes] = []
+        begin = 0
+        for passed, other in enumerate((*plain.others, None)):  # in their order: of two lines the first counts
+            end = None if other is None else other - passed
+            again = self._ids.add_all(plain.custom_ids[begin:end], at << _KINDS)
+            if (again or other is not None) and not texts:
+                texts = list(lines_of(block))
+            for index in again:
+                asked, said = read_out(texts[begin + passed + index]).tokens
+                self._took(-asked, -said)
+            self.repeated += len(again)
+            if other is not None:
+                self._read_line(texts[other], at, number + other)
+                begin = other - passed
+        return True
+
+    def _read_lines(self, block: bytes, at: int, number: int) -> None:
+        """Take in a block of OUT line by line."""
+        for nth, line in enumerate(lines_of(block), number):
+            try:
+                self._read_line(line, at, nth)
+            except BadInput:
+                if line.endswith(b"\n") or not is_torn(line):
+                    raise
+                os.ftruncate(self._fd, at)  # a crash cut it: its answer is still in Redis
+                return
+            at += len(line)
+            if not line.endswith(b"\n"):  # an editor may have taken it away
+                self._append(b"\n")
+
+    def _read_line(self, line: bytes, at: int, number: int) -> None:
+        """Take in a line of OUT.
+
+        Args:
+            at: Where it stands, or the block in which it does.
+            number: Of lines before it.
+        Raises:
+            BadInput: it is none.
+        """
+        try:
+            read = _read_line(line)
+        except ValueError as error:
+            raise self._foreign(number + 1) from error
+        if read is None:
+            return
+        if read.accounts and read.custom_id is not None:
+            self.taken_up.add(str(read.custom_id))
+            return
+        key = (read.id,) if read.name is None else read.name
+        if self._ids.add(key, at << _KINDS | self._kind_number(read.kind)) is None:
+            self._took(*read.tokens)
+        else:
+            self.repeated += 1
+
+    def _took(self, input_tokens: int, output_tokens: int) -> None:
+        self.tokens = (self.tokens[0] + input_tokens, self.tokens[1] + output_tokens)
 
     def _kind_number(self, kind: Kind) -> int:
         if len(self._kinds) >= _MOST_KINDS:

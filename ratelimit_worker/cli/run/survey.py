@@ -9,9 +9,10 @@ from array import array
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 
-from ratelimit_worker.batchfile import Bad, Kind, LineReader, array_of_lines, numbered
-from ratelimit_worker.cli.run.ids import Ids
+from ratelimit_worker.batchfile import Bad, Cut, Kind, LineReader, array_of_lines, lines_of, numbered
+from ratelimit_worker.cli.run.ids import Met
 from ratelimit_worker.cli.run.intake import Intake, Stopped
 from ratelimit_worker.cli.run.journal import Journal
 from ratelimit_worker.cli.run.tally import Tally
@@ -20,7 +21,7 @@ from ratelimit_worker.errors import BadInput
 DONE, SEND, BAD, REPEATED = range(4)  #: in OUT, or blank; to be sent; cannot be; has the custom_id of another line
 MOST_NAMED = 20  #: lines that are named one by one
 _LOOK_AT = 4_096  #: bytes of a first line
-_LOOK_EVERY = 1_000  #: lines between two looks at signals
+_SAMPLE = 1_000  #: lines by which the number of all is estimated
 
 
 @dataclass(slots=True)
@@ -51,36 +52,13 @@ class Survey:
 
     def note(self, number: int, state: int) -> None:
         """Take note of a line; those that are left out are blank."""
+        self.note_all(number, bytes((state,)))
+
+    def note_all(self, number: int, states: bytes) -> None:
+        """Take note of lines that follow one another, from this one on; those that are left out before are blank."""
         if number > len(self._states) + 1:
             self._states.extend(bytes(number - 1 - len(self._states)))
-        self._states.append(state)
-
-
-class _Seen:
-    """The custom_ids so far."""
-
-    def __init__(self) -> None:
-        self.ids = Ids("I")  #: each with the number of its line
-        self.used: int | None = None  #: what `first` said of this line
-
-    def first(self, custom_id: str) -> int | None:
-        """The line that has it."""
-        self.used = self.ids.get(custom_id)
-        return self.used
-
-    def look(self, reader: LineReader, text: bytes, number: int, offset: int) -> tuple[str | None, str, Bad | None]:
-        """Take note of a line → its custom_id, the call's id where it had to be read whole, and what is wrong with it.
-
-        A custom_id that nobody had before is enough; else the whole line is read.
-        """
-        self.used = None
-        custom_id = reader.custom_id(text)
-        if custom_id is not None and self.ids.add(custom_id, number) is None:
-            return custom_id, "", None
-        read = reader.read(text, number, offset, self.first)
-        if read.custom_id is not None:
-            self.ids.add(read.custom_id, number)
-        return read.custom_id, read.call_id, read if isinstance(read, Bad) else None
+        self._states.extend(states)
 
 
 class _Unsendable:
@@ -116,6 +94,120 @@ class _Unsendable:
             say(f"{name}: {self._more:,} more lines that cannot be sent; OUT will name each")
 
 
+class _Surveyor:
+    """Looks at lines in their order, and takes note of each.
+
+    Args:
+        answered: Takes number, offset and text of each line that is in OUT.
+    """
+
+    def __init__(
+        self,
+        intake: Intake,
+        reader: LineReader,
+        journal: Journal,
+        answered: Callable[[int, int, bytes], None] | None,
+    ) -> None:
+        self.survey, self.unsendable = Survey(), _Unsendable()
+        self.met = Met(journal.ids)  #: the custom_ids so far
+        self.before = Counter[Kind]()
+        self.objects = 0
+        self.opening = b""  #: the first line, or the block that it begins
+        self.why = ""  #: the first line cannot be sent
+        self.last = 0, 0, False  #: number and offset of the last line, and whether it is no JSON object
+        self._intake, self._reader, self._journal, self._answered = intake, reader, journal, answered
+        self._used: int | None = None  #: the line that has the custom_id of the one that is looked at
+
+    def look_at_block(self, block: bytes, number: int, offset: int) -> None:
+        """Take note of a block of lines.
+
+        Args:
+            number: Of its first line.
+            offset: Of its first line.
+        Raises:
+            BadInput: the first of all lines says that the file is a JSON array.
+        """
+        custom_ids = None if isinstance(block, Cut) else self._reader.custom_ids(block)
+        if custom_ids is None:
+            for at, start, text in numbered(lines_of(block), number, offset):
+                self._look_at(text, at, start)
+            return
+        numbers, again = self.met.add_all(custom_ids, number)
+        if not again and self._answered is None:
+            self._note_all(numbers, block, number, offset)
+            return
+        repeated = set(again)
+        for custom_id, (at, start, text) in zip(custom_ids, numbered(lines_of(block), number, offset), strict=True):
+            if at - number in repeated:
+                self._read(text, at, start)
+            else:
+                self._note(text, at, start, custom_id)
+
+    def _look_at(self, text: bytes, number: int, offset: int) -> None:
+        """Take note of a line. A custom_id that nobody had before is enough; else the whole line is read."""
+        if not self.survey.total and array_of_lines(text, alone=False):
+            raise _array(self._intake)
+        custom_id = self._reader.custom_id(text)
+        if custom_id is not None and self.met.add(custom_id, number) is None:
+            self._note(text, number, offset, custom_id)
+        else:
+            self._read(text, number, offset)
+
+    def _read(self, text: bytes, number: int, offset: int) -> None:
+        self._used = None
+        read = self._reader.read(text, number, offset, self._first)
+        if read.custom_id is not None:
+            self.met.add(read.custom_id, number)
+        self._note(text, number, offset, read.custom_id, read.call_id, read if isinstance(read, Bad) else None)
+
+    def _first(self, custom_id: str) -> int | None:
+        self._used = self.met.get(custom_id)
+        return self._used
+
+    def _note_all(self, numbers: list[int | None], block: bytes, number: int, offset: int) -> None:
+        """Take note of lines that can be sent, or are in OUT: then each has its number there."""
+        survey = self.survey
+        survey.total += len(numbers)
+        self.objects += len(numbers)
+        self.opening = self.opening or block
+        self.last = number + len(numbers) - 1, offset, False
+        if None not in numbers:
+            survey.note_all(number, bytes(len(numbers)))
+        else:
+            survey.note_all(number, bytes(SEND if one is None else DONE for one in numbers))
+            if survey.first is None:
+                nth = numbers.index(None)
+                survey.first = number + nth, offset + sum(map(len, islice(lines_of(block), nth)))
+        for one, many in Counter(numbers).items():
+            if one is not None:
+                self.before[self._journal.kind_of(one)] += many
+
+    def _note(
+        self, text: bytes, number: int, offset: int, custom_id: str | None, call_id: str = "", bad: Bad | None = None
+    ) -> None:
+        survey = self.survey
+        survey.total += 1
+        self.opening = self.opening or text
+        self.objects += bad is None or bad.is_object
+        self.why = self.why or (bad.why if bad is not None else "")
+        self.last = number, offset, bad is not None and not bad.is_object
+        kind = self._journal.kind(custom_id, call_id)
+        if kind is not None:
+            self.before[kind] += 1
+            survey.note(number, DONE)
+            if self._answered is not None and bad is None:
+                self._answered(number, offset, text)
+            return
+        survey.first = survey.first or (number, offset)
+        if bad is None:
+            survey.note(number, SEND)
+            return
+        survey.note(number, BAD if self._used is None else REPEATED)
+        if self._used is not None:
+            survey.repeats.append(self._used)
+        self.unsendable.add(number, bad.why)
+
+
 def look_through(
     intake: Intake,
     most_bytes: int,
@@ -134,44 +226,30 @@ def look_through(
         BadInput: it holds no line of a Batch file.
         Stopped: `stopped()`.
     """
-    survey, seen, unsendable = Survey(), _Seen(), _Unsendable()
-    objects, opening, last = 0, b"", (0, False)
-    why = ""  #: the first line cannot be sent
-    before = Counter[Kind]()
-    for number, offset, text in numbered(intake.lines(most_bytes)):
-        if number % _LOOK_EVERY == 0:
-            if stopped():
-                raise Stopped
-            seen.ids.reserve_for(intake.size, offset / number)
-        if not survey.total and array_of_lines(text, alone=False):
-            raise _array(intake)
-        survey.total, opening = survey.total + 1, opening or text
-        custom_id, call_id, bad = seen.look(reader, text, number, offset)
-        objects += bad is None or bad.is_object
-        why = why or (bad.why if bad is not None else "")
-        last = offset, bad is not None and not bad.is_object
-        kind = journal.kind(custom_id, call_id)
-        if kind is not None:
-            before[kind] += 1
-            survey.note(number, DONE)
-            if answered is not None and bad is None:
-                answered(number, offset, text)
-        elif bad is None:
-            survey.note(number, SEND)
-            survey.first = survey.first or (number, offset)
-        else:
-            survey.first = survey.first or (number, offset)
-            survey.note(number, BAD if seen.used is None else REPEATED)
-            if seen.used is not None:
-                survey.repeats.append(seen.used)
-            unsendable.add(number, bad.why)
-    if last[1] and survey.total > 1 and intake.is_being_written:
+    surveyor = _Surveyor(intake, reader, journal, answered)
+    survey, unsendable = surveyor.survey, surveyor.unsendable
+    number, offset = 1, 0
+    for block in intake.blocks(most_bytes):
+        if stopped():
+            raise Stopped
+        surveyor.look_at_block(block, number, offset)
+        number, before = number + block.count(b"\n") + (not block.endswith(b"\n")), number
+        offset += block.size if isinstance(block, Cut) else len(block)
+        if before < _SAMPLE <= number:
+            surveyor.met.reserve_for(intake.size, offset / number)
+    last, begins, is_no_object = surveyor.last
+    if is_no_object and survey.total > 1 and intake.is_being_written:
         survey.leave_out_last()
-        intake.leave_out(last[0])
-        unsendable.leave_out(number)
-    if not objects:
-        raise _array(intake) if array_of_lines(opening, alone=survey.total == 1) else _nothing(intake, opening, why)
-    for kind, many in before.items():
+        intake.leave_out(begins)
+        unsendable.leave_out(last)
+    if not surveyor.objects:
+        opening = surveyor.opening
+        raise (
+            _array(intake)
+            if array_of_lines(opening, alone=survey.total == 1)
+            else _nothing(intake, opening, surveyor.why)
+        )
+    for kind, many in surveyor.before.items():
         survey.before.count(kind, many)
     survey.before.took(*journal.tokens)
     unsendable.tell(say, intake.name)

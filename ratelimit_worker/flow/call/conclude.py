@@ -12,6 +12,7 @@ for it:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,19 +20,22 @@ import msgspec
 from msgspec import Struct, structs
 
 from ratelimit_worker.calls import (
+    ENDS,
     Arguments,
     Attempt,
     Category,
     Content,
     Failure,
     Outcome,
+    PriceSource,
     Response,
     Sighting,
     Timeouts,
     Usage,
 )
-from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Verdict, Witness
+from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Settlement, Verdict, Witness
 from ratelimit_worker.contracts.plan import Plan
+from ratelimit_worker.contracts.price import Money
 from ratelimit_worker.errors import (
     DeadlineExceeded,
     RateLimitWorkerError,
@@ -42,8 +46,8 @@ from ratelimit_worker.errors import (
 from ratelimit_worker.flow.call import observe
 from ratelimit_worker.flow.call.content import NOTHING, content_of
 from ratelimit_worker.flow.call.judge import Failed, Judged, Rules, Swallowed, first_failed, judge
+from ratelimit_worker.policy.classification import was_sent
 from ratelimit_worker.policy.completion import cut_short
-from ratelimit_worker.policy.estimate import usage_of
 from ratelimit_worker.policy.fault import digest
 from ratelimit_worker.policy.retry import (
     GiveUp,
@@ -52,6 +56,7 @@ from ratelimit_worker.policy.retry import (
     Snooze,
     Why,
 )
+from ratelimit_worker.policy.usage import finish_reason_of, usage_of
 from ratelimit_worker.ports import Begun, Health
 
 # ── what goes in ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -63,6 +68,7 @@ class Facts:
 
     Args:
         arguments: Asked once the attempt was made, for what is captured of it; None: nothing is.
+        settles_later: Takes over the settlement of an answer, to send it with the result → False: it does not.
     """
 
     call_id: str
@@ -74,6 +80,7 @@ class Facts:
     alone: bool = False  #: nothing else runs in this process
     taken: bool = False  #: another call has this process for itself
     arguments: Arguments | None = None
+    settles_later: Callable[[Settlement], bool] = lambda settlement: False
 
     @property
     def lane(self) -> str:
@@ -272,7 +279,8 @@ def _answered(case: _Case, judged: Judged | None) -> Conclusion:
         return case.conclusion(Settle(answer, "value"), Outcome.ANSWERED, result, judged, tried=tried)
     seen = case.ran.seen
     if seen.usage is None and (usage := usage_of(value)) is not None:  # an SDK's answer, given back by the function
-        case = structs.replace(case, ran=structs.replace(case.ran, seen=replace(seen, usage=usage)))
+        seen = replace(seen, usage=usage, finish_reason=seen.finish_reason or finish_reason_of(value))
+        case = structs.replace(case, ran=structs.replace(case.ran, seen=seen))
     verdict: Verdict = "plain" if seen.response is None else "good"
     end = Settle(answer, "short" if _is_short(case.facts.plan, seen.response, value) else "value")
     return case.conclusion(end, Outcome.ANSWERED, result, verdict=verdict)
@@ -433,9 +441,20 @@ class _Case(Struct, frozen=True):
             return content_of(self.facts.arguments, error=error)
         return content_of(self.facts.arguments, value=ran.value)
 
+    def _money(self, failure: Failure | None) -> Money | None:
+        """What the attempt cost; an answer that was lost on the way is taken to have cost what such answers do."""
+        seen, rules, model = self.ran.seen, self.rules, self.facts.plan.model
+        if seen.usage is not None:
+            return rules.price(seen.usage, seen.provider, seen.model or model, self.begun.now_s)
+        if failure is None or seen.response is not None or not was_sent(self.ran.error, failure):
+            return None
+        usual = rules.usual_nanousd(self.facts.task, model)
+        return None if usual is None else Money(usual, PriceSource.ESTIMATED)
+
     def _row(self, failure: Failure | None, outcome: Outcome, cause: str | None) -> Attempt:
         facts, begun, seen, plan = self.facts, self.begun, self.ran.seen, self.facts.plan
-        usage, response = seen.usage, seen.response
+        usage, response = seen.usage or Usage(), seen.response
+        money = self._money(failure)
         return Attempt(
             call_id=facts.call_id,
             number=begun.number,
@@ -456,8 +475,25 @@ class _Case(Struct, frozen=True):
             status=failure.status if failure and failure.status else response.status if response else None,
             request_id=response.request_id if response else failure.request_id if failure else None,
             retry_after_s=failure.retry_after_s if failure else None,
-            input_tokens=usage.input_tokens if usage else None,
-            output_tokens=usage.output_tokens if usage else None,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cached_input_tokens=usage.cached_input_tokens,
+            cache_write_tokens=usage.cache_write_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            audio_input_tokens=usage.audio_input_tokens,
+            audio_output_tokens=usage.audio_output_tokens,
+            image_input_tokens=usage.image_input_tokens,
+            image_output_tokens=usage.image_output_tokens,
+            service_tier=usage.service_tier,
+            first_byte_s=response.first_byte_s if response else None,
+            finish_reason=seen.finish_reason,
+            uncounted_input_tokens=usage.uncounted_input_tokens or 0,
+            cost_nanousd=money.nanousd if money else None,
+            cached_saving_nanousd=money.cached_saving_nanousd if money else None,
+            price_source=money.source if money else None,
+            unpriced=seen.usage if money is None else None,
+            lost_attempts=begun.lost if outcome in ENDS else 0,
+            lost_nanousd=money.nanousd * begun.lost if money and begun.lost and outcome in ENDS else None,
             cause=cause or (failure.cause if failure else None),
             worker=facts.worker,
             content=self._content(),

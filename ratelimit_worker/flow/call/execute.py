@@ -17,6 +17,7 @@ from typing import Any
 from msgspec import structs
 
 from ratelimit_worker.calls import Attempt, Outcome, Timeouts, sighting, within
+from ratelimit_worker.contracts.lesson import Settlement
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import CallFailedLater, CallLost
 from ratelimit_worker.flow.call.conclude import (
@@ -203,6 +204,12 @@ class Executor:
             lesson = structs.replace(lesson, answered=self.tally.take(facts.lane, conclusion.started_s))
         outbox = self.encode_outcome(row)
         if isinstance(end, Settle):
+            if isinstance(conclusion.result, Answered) and facts.settles_later(
+                Settlement(
+                    tag=facts.tag, lane=facts.lane, answer=end.answer, lesson=lesson, kind=end.kind, outbox=outbox
+                )
+            ):
+                return conclusion.result
             self.lanes.settle(facts.tag, facts.lane, end.answer, lesson, kind=end.kind, outbox=outbox)
             return conclusion.result
         ours = self.lanes.back(facts.tag, facts.lane, lesson, after_s=end.after_s, tries=end.tries, outbox=outbox)

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 
 from msgspec import Struct
 
-from ratelimit_worker.calls import Category, Failure, Mode, Outcome, Response
+from ratelimit_worker.calls import Category, Failure, Mode, Outcome, Response, Usage
+from ratelimit_worker.contracts.price import Money
 from ratelimit_worker.flow.call import observe
 from ratelimit_worker.flow.call.answers import Answers
 from ratelimit_worker.policy.classification import classify_exception
 from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, compared
+from ratelimit_worker.policy.price import told_by
 from ratelimit_worker.policy.retry import NO_RECORD, Halt, Jitter, RetryPolicy, Snooze, Step, next_step
 from ratelimit_worker.ports import Begun, Health
 
@@ -28,6 +30,8 @@ class Rules:
         answers: Answers to bytes, for those that wait for the same.
         classify: An exception's failure; None: it is none of a provider.
         reconcile: By lane, whether its provider gives back tokens that were reserved and not used; None: not told.
+        price: What a request cost, by its usage, provider, model and time; None: no price is known.
+        usual_nanousd: What an answer of this task and model usually costs; None: nobody knows.
         pass_through: Exceptions that are not failures but words of the framework (Celery's Retry, Ignore, Reject).
         means: What such a word makes of the call: RETRIED (it was sent again), SNOOZED (it goes back to its place), or
             FAILED (nobody runs it again).
@@ -39,6 +43,8 @@ class Rules:
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     classify: Callable[[BaseException], Failure | None] = classify_exception
     reconcile: Callable[[str], bool | None] = lambda lane: None
+    price: Callable[[Usage, str | None, str | None, float], Money | None] = lambda usage, *_: told_by(usage)
+    usual_nanousd: Callable[[str, str | None], int | None] = lambda task, model: None
     pass_through: tuple[type[BaseException], ...] = ()
     means: Callable[[BaseException], Outcome] = lambda word: Outcome.RETRIED
     behind: Callable[[BaseException], Sequence[BaseException | None]] = lambda word: (word.__cause__,)

@@ -11,6 +11,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import reduce
 
 from ratelimit_worker.calls import Attempt, Category, ModeChange, Outcome, Usage
@@ -18,10 +19,11 @@ from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, Ro
 from ratelimit_worker.outage import Outage
 from ratelimit_worker.policy import estimate, timeout
 from ratelimit_worker.policy.estimate import Learned, Sample
-from ratelimit_worker.ports import LatencyMemory, Outbox, Tracker, UsageMemory
+from ratelimit_worker.ports import LatencyMemory, Outbox, Pricer, Tracker, UsageMemory
 
 log = logging.getLogger(__name__)
 
+_Entry = tuple[str, Attempt | ModeChange]
 _PAUSE_BASE_S = 0.5
 _PAUSE_CAP_S = 30.0
 
@@ -33,6 +35,7 @@ def record_once(
     block_ms: int = 0,
     usage: UsageMemory | None = None,
     latencies: LatencyMemory | None = None,
+    pricer: Pricer | None = None,
 ) -> int:
     """Move one batch from the outbox into the database; returns the entries that are done with, 0 if none waited.
 
@@ -42,6 +45,7 @@ def record_once(
         block_ms: How long to wait for an entry to come; 0: not at all.
         usage: Where to keep what the answers have used; None: nothing is learned.
         latencies: Where to keep how long they took; None: nothing is learned.
+        pricer: Says what they cost; None: as far as their own processes knew.
     Raises:
         StoreUnavailable: Redis or the database is away; the batch is given back and nothing is lost, or it is recorded
             and not all of it was learned from.
@@ -52,6 +56,8 @@ def record_once(
         return 0
     try:
         with outbox.holding([entry_id for entry_id, _ in entries]):
+            if pricer is not None:
+                entries = _priced(entries, pricer)
             refused = _record(tracker, entries)
     except (StoreUnavailable, ConfigurationError):
         outbox.give_back([entry_id for entry_id, _ in entries])
@@ -67,6 +73,12 @@ def record_once(
     return len(entries)
 
 
+def _priced(entries: Sequence[_Entry], pricer: Pricer) -> list[_Entry]:
+    attempts = [row for _, row in entries if isinstance(row, Attempt)]
+    priced = iter(pricer.priced(attempts))
+    return [(entry_id, next(priced) if isinstance(row, Attempt) else row) for entry_id, row in entries]
+
+
 def learn(usage: UsageMemory, attempts: Sequence[Attempt]) -> int:
     """Take in what answered attempts have used → how many taught something. One round trip to read, one to write.
 
@@ -75,16 +87,27 @@ def learn(usage: UsageMemory, attempts: Sequence[Attempt]) -> int:
     """
     samples: dict[str, list[Sample]] = {}
     for attempt in attempts:
-        told = Usage(attempt.input_tokens, attempt.output_tokens)
+        told = _counted(attempt)
         if attempt.outcome is Outcome.ANSWERED and attempt.asked_model is not None and told != Usage():
             name = estimate.key(attempt.task, attempt.asked_model)
-            sample = Sample(estimated_tokens=attempt.estimated_tokens, usage=told, at=attempt.finished_at)
+            sample = Sample(
+                estimated_tokens=attempt.estimated_tokens,
+                usage=told,
+                at=attempt.finished_at,
+                nanousd=attempt.cost_nanousd,
+            )
             samples.setdefault(name, []).append(sample)
     if samples:
         known = usage.read(samples)
         learned = {name: reduce(estimate.learn, seen, known.get(name) or Learned()) for name, seen in samples.items()}
         usage.write(learned)
     return sum(len(seen) for seen in samples.values())
+
+
+def _counted(attempt: Attempt) -> Usage:
+    """What an attempt took of its lane's budgets of tokens: estimates are of that."""
+    used = Usage(attempt.input_tokens, attempt.output_tokens, uncounted_input_tokens=attempt.uncounted_input_tokens)
+    return Usage(used.budget_input_tokens, used.output_tokens)
 
 
 def learn_latencies(latencies: LatencyMemory, attempts: Sequence[Attempt]) -> int:
@@ -122,13 +145,25 @@ def pause_s(failures: int, jitter: Callable[[], float]) -> float:
     return max(_PAUSE_BASE_S, longest_s * (0.5 + 0.5 * jitter()))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """What is done with the outcomes beside recording them; None: nothing of the kind. As in `record_once`."""
+
+    usage: UsageMemory | None = None
+    latencies: LatencyMemory | None = None
+    pricer: Pricer | None = None
+
+
+NOTHING_BESIDE = Beside()
+
+
 class Recorder:
     """Records for as long as it is let, and outlives every outage of Redis and of the database.
 
     Errors other than those two outages are faults of this program: they end `run`, and whoever started it says so.
 
     Args:
-        usage, latencies: As in `record_once`.
+        beside: What else is done with what it reads.
         max_count: Entries a batch, at most.
         block_ms: How long one read waits; also how late `run` may notice that it should stop.
         linger_s: Pause after a batch that was not full, so that a busy system writes few large transactions rather
@@ -141,14 +176,13 @@ class Recorder:
         outbox: Outbox,
         tracker: Tracker,
         *,
-        usage: UsageMemory | None = None,
-        latencies: LatencyMemory | None = None,
+        beside: Beside = NOTHING_BESIDE,
         max_count: int = 1000,
         block_ms: int = 1000,
         linger_s: float = 0.2,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self._outbox, self._tracker, self._usage, self._latencies = outbox, tracker, usage, latencies
+        self._outbox, self._tracker, self._beside = outbox, tracker, beside
         self._max_count, self._block_ms, self._linger_s = max_count, block_ms, linger_s
         self._jitter = jitter
         self.failures = 0  #: Tries that failed in a row; 0 while all is well.
@@ -180,7 +214,10 @@ class Recorder:
         return 0.0 if done >= self._max_count else self._linger_s
 
     def _record(self, block_ms: int) -> int:
-        return record_once(self._outbox, self._tracker, self._max_count, block_ms, self._usage, self._latencies)
+        beside = self._beside
+        return record_once(
+            self._outbox, self._tracker, self._max_count, block_ms, beside.usage, beside.latencies, beside.pricer
+        )
 
     def _say_away(self, error: RateLimitWorkerError, wait_s: float | None) -> None:
         """Each cause once: an outage of hours must not fill the log."""

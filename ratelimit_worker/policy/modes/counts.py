@@ -28,7 +28,9 @@ Counts = tuple[Count, ...]
 def added(counts: Counts, number: int, most: int, more: Count) -> Counts:
     """The counts with more, without what is too old. Answers come nearly in order: a late one counts now."""
     newest = max(number, counts[-1].number) if counts else number
-    kept = tuple(count for count in counts if count.number > newest - most)
+    kept = counts
+    if counts and counts[0].number <= newest - most:  # they stand in order, and most often none is too old
+        kept = tuple(count for count in counts if count.number > newest - most)
     last = kept[-1] if kept and kept[-1].number == newest else Count(newest)
     rest = kept[:-1] if kept and kept[-1].number == newest else kept
     summed = Count(

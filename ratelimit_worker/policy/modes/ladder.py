@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from ratelimit_worker.calls import Mode
 from ratelimit_worker.contracts.lane import SICK_ROW
@@ -134,6 +135,8 @@ def sick_share(state: ModeState, now: float) -> float:
     while the last calls of a batch still wait for their next attempt. One sick answer is left out: it may be that of
     the call which asks how others fare.
     """
+    if sum(one.sick for one in state.calls) <= 1:
+        return 0.0
     spans = (EVIDENCE_S // SPAN_S, CALLS_S // SPAN_S)
     windows = [totals(tuple(one for one in state.calls if one.number > now // SPAN_S - most)) for most in spans]
     return max(max(0, sick - 1) / max(1, good + sick - 1) for good, sick in windows)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ratelimit_worker.calls import Mode
 from ratelimit_worker.contracts.lesson import Witness
@@ -24,8 +26,7 @@ class Thresholds:
     escalates: bool = True  #: False: nothing moves by itself, and no provider counts as away
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModeState:
+class ModeState(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the law remembers of one lane's health. Bounded: windows of an hour in minutes and of a minute in spans."""
 
     mode: Mode = Mode.NORMAL
@@ -54,8 +55,7 @@ class ModeState:
     rate_sent: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(Struct, frozen=True, kw_only=True):
     """What the law looks at in one answer. Neither sick nor good nor one of the last two: it changes nothing."""
 
     at: float  #: when it came, seconds
@@ -68,13 +68,12 @@ class Answer:
     witness: Witness | None = None  #: who asked; None: not told
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Move:
+class Move(Struct, frozen=True, kw_only=True):
     """One step on the ladder, and why."""
 
     from_mode: Mode
     to_mode: Mode
     at: float
     cause: str
-    numbers: Mapping[str, float] = field(default_factory=dict)
+    numbers: Mapping[str, float] = {}
     who: str = "law"

@@ -2,18 +2,19 @@
 -- ARGV  now µs · tag · lease µs · 1: nothing else runs in its process · the process ('': its calls die with it, so that it
 --       is nobody's company) · 1: another has the process for itself
 -- returns  {state, …}: 'go', body, tries, number, deadline µs, waited since µs, now µs, ticket packed, its sick answers in a
---          row packed ('': none; see failing)
+--          row packed ('': none; see failing), attempts at it that ended with their worker
 --          'settled', answer, body · 'closed' (it went back into its lane) ·
 --          'expired', body, number, waited since µs, now µs, what failed it last packed ('': nothing) ·
 --          'poison', lost, body, number, now µs · 'alone' (its last delivery: ask again when nothing else runs) · 'stale' (another's by now) · 'gone' (Redis has lost it)
 local tag = ARGV[2]
 local ref, n = split(tag)
-if not redis.call('ZSCORE', LEDGER, tag) then
+local r = record(ref)
+if r and r[VERSION] > SCHEMA then return {'stale'} end -- a newer worker's; its lease gives it back
+-- Renewed and looked up in one; a lease that is as it was (the clock stood still) counts as no change.
+if redis.call('ZADD', LEDGER, 'XX', 'CH', int(now + tonumber(ARGV[3])), tag) == 0 and not redis.call('ZSCORE', LEDGER, tag) then
   return {n > released() and 'gone' or 'stale'}         -- a number that was never given out: the memory was lost
 end
-local r = record(ref)
 if not r then return {'gone'} end
-if r[VERSION] > SCHEMA then return {'stale'} end       -- a newer worker's; its lease gives it back
 
 local function closed()                                -- it is back in its lane, and has used no attempt
   release(r[LANE], 1)
@@ -29,11 +30,13 @@ local function leave_to_another()                      -- process, or to this on
   return closed()
 end
 local function lane_is_shut()                          -- since the release
-  if r[PERMIT] == NONE or shut(r[LANE]) then return true end
+  if r[PERMIT] == NONE then return true end
+  local closed, unbound = shut(r[LANE])
+  if closed then return true, unbound end
   for i = 1, r[PARENTS] and #r[PARENTS] or 0 do
     if shut(r[PARENTS][i]) then return true end
   end
-  return false
+  return false, unbound
 end
 
 local answer, body = unpack(redis.call('MGET', key('settled:') .. ref, key('payload:') .. ref))
@@ -49,8 +52,11 @@ suspect.sits(ref, r, ARGV[5])
 -- The loss after which it is given up must be its own: beside others, it might be another's.
 if suspect.last(r) and ARGV[4] ~= '1' then return {'alone'} end
 if not body then return {'gone'} end
+local failed, unbound = failing.of(ref, r), false
 if r[PERMIT] ~= USED then
-  if lane_is_shut() then
+  local is_shut
+  is_shut, unbound = lane_is_shut()
+  if is_shut then
     go_back(ref, tag, r, 0)
     return closed()
   end
@@ -59,7 +65,6 @@ if r[PERMIT] ~= USED then
   keep(ref, r)
   set_begun(tag, r)
 end
-redis.call('ZADD', LEDGER, 'XX', int(now + tonumber(ARGV[3])), tag)
-if redis.call('HGET', FULL, r[LANE]) == 'begins' then release(r[LANE], 2) end
+if not unbound and full.of(r[LANE]) == 'begins' then release(r[LANE], 2) end
 return {'go', body, r[ATTEMPTS], r[NUMBER], int(r[DEADLINE]), int(r[SINCE]), int(now), cmsgpack.pack(r[TICKET]),
-  failing.of(ref, r) or ''}
+  failed or '', r[LOST]}

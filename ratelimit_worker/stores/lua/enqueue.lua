@@ -95,10 +95,10 @@ local function new_record()
   return r
 end
 -- What is stored beside the record; with it, and with the fields of its lane and its parents, it ends.
-local function store(L, ref, r, leads)
+local function store(L, ref, r, leads, waits)
   redis.call('EXPIRE', call_key(ref), ttl_s)
   redis.call('SET', key('payload:') .. ref, ARGV[19], 'EX', ttl_s)
-  redis.call('ZADD', EXPIRY, int(deadline), ref)
+  if waits then redis.call('ZADD', EXPIRY, int(deadline), ref) end  -- what is out is entered when it comes back
   if fp then redis.call('HSET', call_key(ref), 'c', ARGV[20]) end
   if leads then lead(ref, r) end
   for _, name in ipairs(ttl_s > TTL_S.LANE and {lane, unpack(L.names or {})} or {}) do
@@ -157,7 +157,7 @@ if waits_here and pass(L, ref, r, queues, c.leads) then return {1, ref} end
 r[BORN] = released()
 if waits_here and due <= now then place(L, r) end
 keep(ref, r, message)
-store(L, ref, r, c.leads)
+store(L, ref, r, c.leads, true)
 if waits_here then return {take_place(ref, r, queues), ref} end
 if c.answer then
   answered(ref, r, c.answer)

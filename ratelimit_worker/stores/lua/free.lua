@@ -9,9 +9,8 @@ for i = 2, #ARGV do
   if not r then
     freed = freed + redis.call('ZREM', LEDGER, tag)     -- its record outlived its time; the audit does the rest
   elseif r[VERSION] <= SCHEMA then                      -- a newer worker's goes back when its lease ends
-    local there, had_begun = ledger.leave(tag, r)
+    local there, had_begun = ending.free(tag, ref, r)
     if there then
-      forget(ref, r)
       ended[r[LANE]], begun[r[LANE]] = (ended[r[LANE]] or 0) + 1, had_begun and begun[r[LANE]] ~= false
       freed = freed + 1
     end

@@ -21,6 +21,7 @@ for i = 2, #ARGV do
       r[SINCE] = now
       keep(ref, r)
       wait(ref, r, failing.behind(ref, r))
+      redis.call('ZADD', EXPIRY, int(r[DEADLINE]), ref)
       note(r[LANE], now)
       count('replaced')
     end

@@ -9,11 +9,11 @@ local function purge(ref, r)
     local f = record(follower)
     if f and f[QUEUE] == queue then
       redis.call('ZREM', followers, follower)
-      forget(follower, f)
+      forget(follower, f, true)
       n = n + 1
     end
   end
-  forget(ref, r)
+  forget(ref, r, true)
   n = n + 1
 end
 for _, lane in ipairs(redis.call('ZRANGE', key('lanes'), 0, -1)) do

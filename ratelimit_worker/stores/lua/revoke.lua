@@ -8,7 +8,7 @@ for i = 0, KNOWN.REFS - 1 do
   if r and r[VERSION] <= SCHEMA and unwait(ref, r) > 0 then
     taken[#taken + 1] = redis.call('HGET', call_key(ref), 'm')
     taken[#taken + 1] = redis.call('GET', key('payload:') .. ref) or ''
-    forget(ref, r)
+    forget(ref, r, true)
     count('revoked')
     release(r[LANE], 1)                                 -- the next in the row may be a cheaper one
     if redis.call('EXISTS', queues_key(r[LANE])) == 0 then redis.call('DEL', key('tenants:') .. r[LANE]) end

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from ratelimit_worker.calls import Mode
 from ratelimit_worker.contracts.lane import MANY
@@ -407,7 +408,7 @@ def test_probes_are_a_share_of_the_outage_apart(since_s: float, gap_s: float) ->
     """3 % of it, between 0.6 and 30 s; a good probe takes the gap away."""
     away = ModeState(mode=Mode.EMERGENCY, away_since=0.0, width=1)
     assert modes.hold(away, None, since_s, rates=RATES).gap_s == pytest.approx(gap_s)
-    assert modes.hold(replace(away, good_row=1, width=2), None, since_s, rates=RATES) == Hold(probes=2)
+    assert modes.hold(structs.replace(away, good_row=1, width=2), None, since_s, rates=RATES) == Hold(probes=2)
 
 
 def test_fixed_rates_by_mode() -> None:
@@ -444,7 +445,7 @@ def test_how_fast_a_lane_without_pace_went() -> None:
     state = modes.measure(state, 100.5, 1_010.0)
     state = modes.measure(state, 101.0, 1_020.0)
     assert state.rate == 20.0
-    assert modes.measure(replace(state, mode=Mode.REDUCED), 102.0, 1_021.0).rate == 20.0
+    assert modes.measure(structs.replace(state, mode=Mode.REDUCED), 102.0, 1_021.0).rate == 20.0
 
 
 def test_counted_answers_are_answers_where_all_is_well() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from ratelimit_worker.calls import DIMENSIONS, LaneLimits, Snapshot
 from ratelimit_worker.contracts.lesson import Ticket
@@ -235,9 +236,9 @@ def test_the_start_is_wider_with_each_answer() -> None:
 
 def test_what_a_pause_saved_is_spent_at_once_and_a_shallow_bucket_learned() -> None:
     """Retry-After of 2 s over a bucket that fills in 0.2 s: the credit is not there, so it is trusted half as much."""
-    deep = replace(initial(FREE), ramping=False)
+    deep = structs.replace(initial(FREE), ramping=False)
     known = pace.Dimension(pace=10.0, refill=10.0, depth=2.5, empty=pace.Mark(0, 0.0, 90.0))
-    deep = replace(deep, dimensions={"requests": known})
+    deep = structs.replace(deep, dimensions={"requests": known})
     state = observe(deep, seen(100, 100.05, refused=True), FREE)
     state = step(state, 100.1, requests(100), FREE, gate=102.0)
     state = step(state, 102.0, requests(100), FREE, gate=102.0)

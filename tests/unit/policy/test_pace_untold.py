@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from ratelimit_worker.calls import LaneLimits, Snapshot
 from ratelimit_worker.contracts.lesson import Ticket
@@ -70,7 +71,7 @@ class Untold:
     def know(self, rate: float) -> None:
         """It has learned a rate before."""
         known = Dimension(pace=0.98 * rate, refill=rate, depth=max(1.0, 0.25 * rate), high=rate, high_at=self.now)
-        self.state = replace(self.state, ramping=False, dimensions={"requests": known})
+        self.state = structs.replace(self.state, ramping=False, dimensions={"requests": known})
 
     def run(self, seconds: float, refused_s: float | None = None, latency_s: float = 0.05, asked: float = 1e9) -> None:
         """So many seconds; refused_s: all is refused, with this Retry-After; asked: calls a second that come."""
@@ -168,8 +169,8 @@ def test_little_that_was_asked_for_is_no_limit() -> None:
 
 def test_a_hold_has_a_cap() -> None:
     """Even a lane of a call a minute asks for more within two minutes."""
-    slow = replace(Dimension(pace=1 / 60, refill=1 / 60), failed=50, allowed=0.0)
-    state = replace(initial(FREE), ramping=False, dimensions={"requests": slow}, stepped_at=1000.0)
+    slow = structs.replace(Dimension(pace=1 / 60, refill=1 / 60), failed=50, allowed=0.0)
+    state = structs.replace(initial(FREE), ramping=False, dimensions={"requests": slow}, stepped_at=1000.0)
     sent = 0.0
     for turn in range(1, 1300):
         sent += state.dimensions["requests"].pace / 10
@@ -229,7 +230,7 @@ def test_what_is_spent_of_a_day_long_window_has_a_pace() -> None:
     """Its ramp stands still at some time: two to the power of its seconds is no number."""
     state = initial(FREE)
     known = Dimension(pace=1.0, refill=0.1, window=pace.Window(units=8_640.0, every_s=86_400.0))
-    state = replace(state, ramping=False, dimensions={"requests": known})
+    state = structs.replace(state, ramping=False, dimensions={"requests": known})
     for at in range(0, 86_000, 1_000):
         state = step(state, 1_000.0 + at, (10.0 + at / 100, 0.0, 0.0, 0.0), FREE)
     assert 0 < state.dimensions["requests"].pace < inf
@@ -241,8 +242,8 @@ def test_a_lane_far_below_what_it_knew_asks_with_calls(rate: float) -> None:
     lane = Untold(rate)
     lane.know(rate)
     lane.run(5.0)
-    known = replace(lane.state.dimensions["requests"], pace=0.25, refill=0.25, depth=1.0, allowed=0.0)
-    lane.state, fell_at = replace(lane.state, dimensions={"requests": known}), lane.now
+    known = structs.replace(lane.state.dimensions["requests"], pace=0.25, refill=0.25, depth=1.0, allowed=0.0)
+    lane.state, fell_at = structs.replace(lane.state, dimensions={"requests": known}), lane.now
     lane.run(20.0)
     assert max(now_pace for at, now_pace in lane.paces if at > fell_at) >= 0.8 * rate
 

@@ -476,27 +476,11 @@ def test_what_an_anthropic_body_says_of_its_tokens() -> None:
 
 
 def test_what_the_answers_say() -> None:
-    """Usage, finish reason and refusal of each shape."""
-    assert openai.usage(CHAT) == Usage(9, 12)
-    assert openai.usage({"usage": {"input_tokens": 1, "output_tokens": 2}}) == Usage(1, 2)
-    assert openai.usage({"usage": {"prompt_tokens": 5}}) == Usage(5, None)
-    assert openai.finish_reason(CHAT) == "stop"
-    assert openai.finish_reason({"status": "incomplete", "incomplete_details": {"reason": "max"}}) == "max"
+    """The refusal of each shape; tests/unit/policy/test_usage.py has the tokens."""
     assert openai.refusal(CHAT) is None
     assert openai.refusal({"choices": [{"message": {"refusal": "no"}}]}) == "no"
     assert openai.refusal({"output": [{"content": [{"type": "refusal", "refusal": "no"}]}]}) == "no"
-    said = {
-        "usage": {
-            "input_tokens": 3,
-            "cache_creation_input_tokens": 4,
-            "cache_read_input_tokens": 99,
-            "output_tokens": 5,
-        },
-        "stop_reason": "refusal",
-        "content": [{"type": "text", "text": "no"}],
-    }
-    assert anthropic.usage(said) == Usage(7, 5)
-    assert (anthropic.finish_reason(said), anthropic.refusal(said)) == ("refusal", "no")
+    assert anthropic.refusal({"stop_reason": "refusal", "content": [{"type": "text", "text": "no"}]}) == "no"
     assert anthropic.refusal({"stop_reason": "end_turn"}) is None
 
 
@@ -518,14 +502,13 @@ junk = st.recursive(
 @given(junk)
 @example({"messages": {"type": []}})
 def test_no_body_breaks_a_shape(body: Any) -> None:
-    """A cost is never negative or endless; whatever is no usage is None."""
+    """A cost is never negative or endless, and no refusal is found where there is none to read."""
     for shape in (openai, anthropic):
         charged = cost(shape.size(body), None)
         assert charged.requests == 1.0
         assert 0 <= charged.output_tokens <= 10_000_000
         assert 0 <= charged.input_tokens <= 100_000_000
-        for read in (shape.usage, shape.finish_reason, shape.refusal):
-            read(body)
+        shape.refusal(body)
 
 
 answers_of_strangers = st.recursive(

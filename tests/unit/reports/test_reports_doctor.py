@@ -22,6 +22,7 @@ from ratelimit_worker.reports.figures import Tally
 from ratelimit_worker.reports.html import page
 from ratelimit_worker.reports.live import ClusterState, LaneState, QueueState
 from ratelimit_worker.reports.live import Level as Budget
+from ratelimit_worker.reports.money import Money
 from ratelimit_worker.reports.stats import Stats
 from ratelimit_worker.reports.tables import mode_line, stats_tables
 from ratelimit_worker.stores.live import Server
@@ -236,6 +237,7 @@ def a_report(lane: str = "gpt") -> Stats:
         functions=tally.groups("task"),
         contexts=tally.groups("context"),
         timeline=tally.timeline(),
+        money=Money(),
         modes=(change,),
         cache_hits=0,
         joined=0,

@@ -156,7 +156,7 @@ def test_the_model_does_what_the_scripts_do(redis_client: redis.Redis, steps: li
             case "release":
                 cost: Units = (1.0, float(amount), float(amount), 0.0)
                 wait = plane.admits_in(cost, now)
-                released, ref = cluster.lanes.enqueue(entry(f"c{number}", cost=Cost(input_tokens=amount)))
+                released, ref, *_ = cluster.lanes.enqueue(entry(f"c{number}", cost=Cost(input_tokens=amount)))
                 assert released == (wait == 0)
                 if not released:
                     assert cluster.lanes.revoke(ref)

@@ -1,11 +1,11 @@
 -- The end of a call, and its way back into its lane.
 
-local function forget(ref, r)
+local function forget(ref, r, waits)                   -- waits: it is not out
   if r[CLAIM] then succeed(ref, r) end
   if r[DEGRADES] then redis.call('ZREM', degradable_key(r[LANE]), ref) end
   suspect.clear(ref, r)
   redis.call('DEL', call_key(ref), key('payload:') .. ref, key('settled:') .. ref)
-  redis.call('ZREM', EXPIRY, ref)
+  if waits then redis.call('ZREM', EXPIRY, ref) end
   -- who lost our reply may send the same once more
   redis.call('SET', key('done:') .. ref, r[PUB], 'EX', TTL_S.PUBLISHED)
 end

@@ -5,17 +5,24 @@ local heed = {}
 -- returns  true when that is all: of a lane that is well, the tuner need only know how many plain answers it had
 function heed.good(lane, r, plain)
   local k = lane_key(lane)
-  local h = redis.call('HMGET', k, FIELD.SICK_ROW, FIELD.REFUSALS, FIELD.MODE, FIELD.PROBES, FIELD.ANSWERED_AT, FIELD.SCHEMA)
+  local h = redis.call('HMGET', k, FIELD.SICK_ROW, FIELD.REFUSALS, FIELD.MODE, FIELD.PROBES, FIELD.ANSWERED_AT, FIELD.SCHEMA,
+    FIELD.GOODS, FIELD.TOOK)
   if not h[6] then return true end                     -- the lane has ended meanwhile, and must not come back as a stump
-  local row = (h[1] or '0') ~= '0'
+  local row, put = (h[1] or '0') ~= '0', {}            -- put: one write for all, since each command has its price
+  local function write(field, value) put[#put + 1], put[#put + 2] = field, value end
   if row or math.abs(now - (tonumber(h[5] or '0') or 0)) >= KNOWN.ANSWERED_EVERY_US then
-    redis.call('HSET', k, FIELD.ANSWERED_AT, int(now), FIELD.ANSWERED_SENT, int(r and r[TICKET][2] or 0))
+    write(FIELD.ANSWERED_AT, int(now))
+    write(FIELD.ANSWERED_SENT, int(r and r[TICKET][2] or 0))
   end
-  if row or (h[2] or '0') ~= '0' then redis.call('HSET', k, FIELD.SICK_ROW, 0, FIELD.REFUSALS, 0, FIELD.WITNESS, '') end
-  if not plain or row or (h[3] or 'NORMAL') ~= 'NORMAL' or (h[4] or '0') ~= '0' then return false end
-  if redis.call('HINCRBY', k, FIELD.GOODS, 1) == 1 then redis.call('SADD', key('seen'), lane) end
-  if r and r[TICKET] then redis.call('HINCRBY', k, FIELD.TOOK, int(math.max(0, now - r[TICKET][2]))) end
-  return true
+  if row or (h[2] or '0') ~= '0' then write(FIELD.SICK_ROW, 0); write(FIELD.REFUSALS, 0); write(FIELD.WITNESS, '') end
+  local counted = plain and not row and (h[3] or 'NORMAL') == 'NORMAL' and (h[4] or '0') == '0'
+  if counted then
+    write(FIELD.GOODS, int((tonumber(h[7] or '0') or 0) + 1))
+    if r and r[TICKET] then write(FIELD.TOOK, int((tonumber(h[8] or '0') or 0) + math.max(0, now - r[TICKET][2]))) end
+    if not h[7] then redis.call('SADD', key('seen'), lane) end
+  end
+  if #put > 0 then redis.call('HSET', k, unpack(put)) end
+  return counted
 end
 -- A sick answer, one more in the lane's row. counts: its call is a witness -> true when the lane has ended meanwhile
 function heed.sick(lane, r, counts)
@@ -82,7 +89,7 @@ function heed.verdict(lane, told, gate_us, r)
   if verdict == 'quota' then heed.quota(lane) end
 end
 -- seen: the tuner's observation, packed by Python, or ''
-local function tell(lane, seen)
+function heed.tell(lane, seen)
   if seen ~= '' then
     redis.call('RPUSH', key('seen:') .. lane, seen)
     redis.call('LTRIM', key('seen:') .. lane, -2000, -1)
@@ -90,7 +97,7 @@ local function tell(lane, seen)
   end
   redis.call('SADD', key('seen'), lane)
 end
-local function book(outbox)
+function heed.book(outbox)
   if outbox ~= '' then redis.call('XADD', key('outbox'), 'MAXLEN', '~', 5000000, '*', 'a', outbox) end
 end
 -- How functions fare, by half minutes, for the bad-record rule of policy/retry.py: failed and answered of the lane, f:NAME
@@ -112,9 +119,9 @@ end
 -- The outcome of an attempt is recorded, heeded and told. The parts do not hang together, and what the caller does next
 -- (keep the answer, give the call back) does not hang on them: one that fails is counted.
 local function learn(lane, verdict, seen, outbox, gate_us, r, tried)
-  if not pcall(book, outbox) then count('unrecorded') end
+  if not pcall(heed.book, outbox) then count('unrecorded') end
   if tried and tried ~= '' and not pcall(fared.fare, lane, tried) then count('unheeded') end
   local heeded, in_full = pcall(heed.verdict, lane, verdict, gate_us or 0, r)
   if not heeded then count('unheeded') end
-  if not (heeded and in_full) and not pcall(tell, lane, seen) then count('untold') end
+  if not (heeded and in_full) and not pcall(heed.tell, lane, seen) then count('untold') end
 end

@@ -12,7 +12,11 @@ function ledger.enter(tag, r)
   redis.call('SADD', crew.taken_key(r), tag)
   if not memo.busy[r[LANE]] then redis.call('SADD', key('busy'), r[LANE]) end  -- a lane or crew with calls out is in these;
   local at = crew.at(r[CREW], r[QUEUE])
-  if not memo.oncrew[at] then redis.call('SADD', key('oncrews'), at) end  -- the sweep drops the others
+  if not memo.oncrew[at] then                          -- the sweep drops the others
+    redis.call('SADD', key('oncrews'), at)
+    redis.call('HSET', crew.SUMS, 'on:' .. r[QUEUE], r[CREW])  -- a hint, until slots are counted anew
+    redis.call('EXPIRE', crew.SUMS, 60)
+  end
   memo.busy[r[LANE]], memo.oncrew[at] = true, true
 end
 -- The call is no longer out -> whether it was in the ledger, and whether it had begun. A permit that no start has used
@@ -20,9 +24,8 @@ end
 function ledger.leave(tag, r)
   local there = redis.call('ZREM', LEDGER, tag) == 1
   redis.call('ZREM', out_key(r[LANE]), tag)
-  redis.call('SREM', crew.taken_key(r), tag)
+  if redis.call('SREM', crew.taken_key(r), tag) == 0 then aside.leave(tag) end
   r[CREW] = nil
-  if aside.n() > 0 then aside.leave(tag) end
   local parents = r[PARENTS]
   for i = 1, parents and #parents or 0 do redis.call('ZREM', out_key(parents[i]), tag) end
   if not there then return false end
@@ -47,6 +50,7 @@ end
 function ledger.idle_crew(at)
   memo.oncrew[at] = false
   redis.call('SREM', key('oncrews'), at)
+  redis.call('HDEL', crew.SUMS, 'on:' .. string.match(at, '^[^:]*:(.*)$'))
 end
 function ledger.adopt(tag, r, name)                    -- it was out of no crew: an older version had released it
   r[CREW] = name

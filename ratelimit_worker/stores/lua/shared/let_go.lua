@@ -18,7 +18,10 @@ end
 -- Out of the lane with a permit: the last of three answers of a release.
 local function let_go(S, call)
   local L, r = S.L, call.r
-  if not call.new then census.change(call.queue, -redis.call('ZREM', wait_key(L.name, call.queue), call.ref)) end
+  if not call.new then
+    census.change(call.queue, -redis.call('ZREM', wait_key(L.name, call.queue), call.ref))
+    redis.call('ZREM', EXPIRY, call.ref)
+  end
   spend(L, r[COST])
   -- one behind it: what comes later has a later place, also when this one comes back (ties go by name, not by time)
   L.v = math.max(L.v, r[SCORE] - band(r[CLASS]) + 1)

@@ -16,6 +16,21 @@ function row.back(lane, queue)                         -- it was asked, and may 
   redis.call('ZADD', row_key(queue), 'XX', redis.call('HINCRBY', PUMP, 'row', 1), lane)
 end
 
+-- What a full lane waits for: that one of its calls begins, or ends.
+local full = {}
+function full.of(lane)                                 -- false: it is not full
+  if memo.full[lane] == nil then memo.full[lane] = redis.call('HGET', FULL, lane) end
+  return memo.full[lane]
+end
+function full.set(lane, event)                         -- nil: it is not
+  if event then
+    redis.call('HSET', FULL, lane, event)
+  elseif memo.full[lane] ~= false then
+    redis.call('HDEL', FULL, lane)
+  end
+  memo.full[lane] = event or false
+end
+
 local parking = {}
 -- The call alone: it leaves the front of its lane, where it would keep others from going.
 function parking.call(S, call, held)
@@ -97,11 +112,8 @@ function parking.lane(S, held)
   if held.at then step.soon(S, held.at) end
   if held.kind == 'share' and not L.parents then step.soon(S, now) end
   parking.in_turns(S, held)
-  if held.event then                                   -- asked anew where calls went: they have to begin first
-    redis.call('HSET', FULL, L.name, S.moved > 0 and own_room(L).event or held.event)
-  else
-    redis.call('HDEL', FULL, L.name)
-  end
+  -- asked anew where calls went: they have to begin first
+  full.set(L.name, held.event and (S.moved > 0 and own_room(L).event or held.event))
   parking.in_rows(S, not held.event and not held.closed)
   note(L.name, S.at)
 end

@@ -15,6 +15,12 @@ local function release(lane, most, greedy, served)
   until held and not held.alone
   return S.moved, S.rows
 end
+-- Whether half of what may lie ready beyond the slots of a queue still does: then a lane that stands alone in the row is asked
+-- by one of the next calls that end, for several together, since most of a release is to look and to write what it found.
+function row.supplied(queue)
+  local free, here = vacant(queue)
+  return free <= -math.ceil(math.min(here, SUPPLY) / 2)
+end
 -- Slots are free: the lanes in the rows get them, each in turn. One that has its share is passed over, unless nobody
 -- else can use the slot. O(tries · log waiting).
 local function feed(free)
@@ -35,10 +41,11 @@ local function feed(free)
       end
     end
     if not lane then return end
-    local again = asked[lane]
-    if again and (redis.call('ZCARD', row_key(queue)) == 1 or vacant(queue) <= 0) then return end
-    local alone = redis.call('ZCARD', row_key(queue)) == 1
-    local n = release(lane, alone and free - given or 1, again)
+    local again, alone = asked[lane], redis.call('ZCARD', row_key(queue)) == 1
+    if again and (alone or vacant(queue) <= 0) then return end
+    local sole = alone and #rows == 1
+    if sole and row.supplied(queue) then return end
+    local n = release(lane, sole and free + SUPPLY or alone and free - given or 1, again)
     given, asked[lane] = given + n, n == 0
     if not alone or #rows > 1 then row.back(lane, queue) end  -- to the end
     if given >= free or again then return end
@@ -73,6 +80,6 @@ local function overdue()
 end
 -- n of the lane's calls are out no more (begun: all of them had begun): the lane may have waited for that
 local function after(lane, n, begun)
-  local awaits = redis.call('HGET', FULL, lane)
+  local awaits = full.of(lane)
   if awaits == 'ends' or (awaits and not begun) then release(lane, n) end
 end

@@ -1,16 +1,18 @@
 -- Room: nothing is released that no worker can start. Slots of live workers, less what is out.
 
-local function shut(lane)                              -- nothing that has not begun may begin
-  local h = redis.call('HMGET', lane_key(lane), FIELD.GATE, FIELD.AT_ONCE, FIELD.GAP, FIELD.UNPACED, unpack(FIELD.PACE))
+-- Whether nothing that has not begun may begin; and whether it never waits for one of its calls to begin (see own_room).
+local function shut(lane)
+  local h = redis.call('HMGET', lane_key(lane), FIELD.GATE, FIELD.AT_ONCE, FIELD.GAP, FIELD.UNPACED, FIELD.BOUNDS,
+    unpack(FIELD.PACE))
   local width = tonumber(h[2] or '0') or 0
   local closed = width > 0 and redis.call('ZCOUNT', out_key(lane), 1, 1) >= width
   if width == 0 or (tonumber(h[3] or '0') or 0) == 0 then  -- else a probe's own release has set the gate
     closed = closed or (tonumber(h[1] or '0') or 0) > now
   end
   for i = 1, N do
-    closed = closed or (h[4] ~= '1' and (tonumber(h[4 + i] or '1') or 1) <= 0)
+    closed = closed or (h[4] ~= '1' and (tonumber(h[5 + i] or '1') or 1) <= 0)
   end
-  return closed
+  return closed, h[4] == '1' and not h[5]
 end
 -- Calls that are out on slots of crews. What an older version released counts too once it has no workers left, since then
 -- it runs there; before that, as soon as the beat of a worker with a crew holds it (see beat.lua).
@@ -27,9 +29,10 @@ local function vacant(queue)
   local total, here, crews, _, old = slots(queue)
   if here == 0 then return 0, 0, 0 end
   local alive, free, most = living(old), 0, -1e9
+  local sole = #crews == 1 and here == total           -- then what is out anywhere is out on it, or takes its place
   for _, c in ipairs(crews) do
-    local taken = redis.call('SCARD', crew.out_key(c[1], queue))
-    memo.oncrew[crew.at(c[1], queue)] = taken > 0
+    local taken = sole and alive or redis.call('SCARD', crew.out_key(c[1], queue))
+    if not sole and taken > 0 then memo.oncrew[crew.at(c[1], queue)] = true end
     c[3] = c[2] - taken
     free, most = free + math.max(0, c[3]), math.max(most, c[3])
   end

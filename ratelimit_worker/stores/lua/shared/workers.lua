@@ -8,14 +8,18 @@ local function set_begun(tag, r)                       -- in all that counts wha
 end
 -- A call that is out takes a slot, but for those set aside: their worker died or takes no more calls, so that they run
 -- (if they do) on slots that are not counted either. They keep their place in the ledger until their lease ends.
-local aside = {}
-function aside.n()
-  memo.aside = memo.aside or redis.call('SCARD', ASIDE)
+local aside, slots = {}, nil
+function aside.n()                                     -- kept with the sums of slots, which are asked for anyway
+  if not memo.aside then slots('') end
   return memo.aside
+end
+function aside.changed(by)
+  memo.aside = memo.aside and memo.aside + by
+  redis.call('HDEL', crew.SUMS, 'sums')
 end
 function aside.leave(tag)                              -- -> whether it was there
   if redis.call('SREM', ASIDE, tag) == 0 then return false end
-  memo.aside = memo.aside and memo.aside - 1
+  aside.changed(-1)
   return true
 end
 function aside.put(tag, dead)                          -- dead: its worker has not been heard of, so others may have its turn
@@ -23,7 +27,7 @@ function aside.put(tag, dead)                          -- dead: its worker has n
   local ref = split(tag)
   local r = record(ref)
   if r and redis.call('SADD', ASIDE, tag) == 1 then
-    memo.aside = memo.aside and memo.aside + 1
+    aside.changed(1)
     redis.call('SREM', crew.taken_key(r), tag)
     set_begun(tag, r)
     if dead and r[LOST] > 0 then suspect.back(ref) end
@@ -122,23 +126,27 @@ end
 -- Workers that live, counted once and kept until the first of them would expire: for a queue, the slots of all that have a
 -- crew, those on this queue, its crews as {name, slots, free (see vacant), workers}, slots on it of workers of an older version, which
 -- read other ready lists; and the slots of all such
-local function slots(queue)
+function slots(queue)
   local known = memo.slots[queue]
   if known then return unpack(known) end
-  local h = redis.call('HMGET', crew.SUMS, 'sums', 'q:' .. queue)
+  local h = redis.call('HMGET', crew.SUMS, 'sums', 'q:' .. queue, 'on:' .. queue)
   local kept = h[1] and cmsgpack.unpack(h[1])
   if kept then lease_us(kept[3]) end
-  if kept and now <= kept[2] then
+  if kept and now <= kept[2] and kept[5] then          -- absent where an older version has counted
+    memo.aside = memo.aside or kept[5]
+    if h[3] then memo.oncrew[crew.at(h[3], queue)] = true end
     local crews = h[2] and cmsgpack.unpack(h[2]) or {0, 0}
     memo.slots[queue] = {kept[1], crews[1], {unpack(crews, 3)}, crews[2], kept[4]}
     return unpack(memo.slots[queue])
   end
   if not asking then bury() end
   local sums = count_slots()
+  memo.aside = redis.call('SCARD', ASIDE)
   if not asking then
     local first = redis.call('ZRANGE', key('workers'), 0, 0, 'WITHSCORES')
     redis.call('DEL', crew.SUMS)
-    redis.call('HSET', crew.SUMS, 'sums', cmsgpack.pack({sums.total, tonumber(first[2] or now), lease_us(), sums.old}))
+    redis.call('HSET', crew.SUMS, 'sums', cmsgpack.pack({sums.total, tonumber(first[2] or now), lease_us(), sums.old,
+      memo.aside}))
     for q, crews in pairs(sums.by) do redis.call('HSET', crew.SUMS, 'q:' .. q, cmsgpack.pack(crews)) end
     redis.call('EXPIRE', crew.SUMS, 60)
   end

@@ -1,0 +1,49 @@
+"""What does one type? An example of each command, which `--help` prints below its options."""
+
+from __future__ import annotations
+
+import click
+
+_NAME = "ratelimit-worker"
+
+#: Command, with the group before it → what to write behind `ratelimit-worker`.
+EXAMPLES = {
+    "analytics": "analytics --since 7d -o report.html",
+    "auto": "auto --lane openai:gpt-4o",
+    "cache clear": "cache clear --context titles",
+    "cache stats": "cache stats --format json",
+    "classify": 'classify --status 429 --header "Retry-After: 20"',
+    "cleanup": "cleanup --older-than 30d",
+    "doctor": "doctor -A mytasks",
+    "emergency": 'emergency --for 15m --reason "the provider told us"',
+    "explain": "explain 0c9ad3c4-2f0e-4c4b-9a3e-0f5f2a6f3a11",
+    "flower": "flower -A mytasks --port 5555 --basic-auth me:secret",
+    "halt": "halt --lane openai:gpt-4o --for 1h",
+    "health": "health --worker celery@web-1",
+    "lanes": "lanes --lane openai:gpt-4o",
+    "limits set": "limits set openai:gpt-4o --rpm 500 --tpm 30000",
+    "mode history": "mode history --lane openai:gpt-4o --limit 50",
+    "normal": "normal --for 10m",
+    "reduced": "reduced --lane openai:gpt-4o --for 30m",
+    "resume": "resume --lane openai:gpt-4o",
+    "run": "run questions.jsonl -o answers.jsonl",
+    "simulate": "simulate --rpm 600 --port 8099",
+    "stats": "stats --window 1h",
+    "status": "status --lane openai:gpt-4o",
+    "up": "up -A mytasks",
+    "demo": "demo --seed 7",
+}
+
+
+def with_example(command: click.Command, path: str, name: str = _NAME) -> click.Command:
+    """The command, and those below it, with their examples below their options.
+
+    Args:
+        path: The command as it is typed, with the group before it.
+        name: What stands before it on the command line.
+    """
+    if path in EXAMPLES:
+        command.epilog = f"\b\nExample:\n  {name} {EXAMPLES[path]}"  # \b: click leaves its lines as they are
+    for below, inner in getattr(command, "commands", {}).items():
+        with_example(inner, f"{path} {below}", name)
+    return command
