@@ -410,8 +410,8 @@ class Settings:
 
     @property
     def figures_reach_s(self) -> float:
-        """How far back figures go, seconds: no further than rows are kept."""
-        return min(self.stats_retention_hours * 3600.0, self.retention_days * 86_400.0)
+        """The window of a report for which nobody names one, seconds."""
+        return self.stats_retention_hours * 3600.0
 
     @property
     def state_path(self) -> Path:

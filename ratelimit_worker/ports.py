@@ -59,6 +59,14 @@ class Tracker(Protocol):
         """
         ...
 
+    def roll_up(self, most: int = 2_000) -> int:
+        """Add attempts to the roll-ups that an older version has written → how many were; 0: none is left.
+
+        Raises:
+            StoreUnavailable: The database is away, locked, full or read-only.
+        """
+        ...
+
 
 class UsageMemory(Protocol):
     """What the answers of each task and model have used."""
@@ -185,6 +193,7 @@ class Taken(NamedTuple):
 
     now_s: float  #: Redis clock, since the epoch
     lanes: list[LaneView]
+    more: bool = False  #: something was seen of others, too
 
 
 class BarKind(StrEnum):
@@ -294,12 +303,20 @@ class Lanes(AttemptLanes, Protocol):
         """Lanes of which calls wait or are out."""
         ...
 
-    def set_points_of(self, changes: Mapping[str, Write]) -> None:
-        """Write set-points of several lanes, by name, in one round trip."""
+    def set_points_of(self, changes: Mapping[str, Write]) -> Sequence[str]:
+        """Write set-points of several lanes, by name, at once → those that have another revision by now, left alone."""
+        ...
+
+    def states(self, lanes: Sequence[str], fields: Sequence[str] = ()) -> Mapping[str, LaneState]:
+        """Several lanes by name, with these fields of their hashes (none: all; `contracts.lane`)."""
         ...
 
     def count(self) -> int:
         """How many lanes are known."""
+        ...
+
+    def tuned(self) -> bool:
+        """Whether a tuner is at work."""
         ...
 
     def names(self) -> Sequence[str]:

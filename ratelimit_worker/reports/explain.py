@@ -52,10 +52,11 @@ class Standing:
     number: int  #: attempts begun
     lost: int  #: deliveries whose worker died
     place: int | None  #: calls of its lane that go before it
-    starts_in_s: float | None  #: about when it starts; None: nobody knows
+    starts_in_s: float | None  #: about when its turn comes; None: nobody knows
     waits_for: tuple[str, ...]  #: what holds it up, one sentence each
     worker: str | None
     bars: tuple[Bar, ...] = ()  #: the same as values
+    expires_first: bool = False  #: its deadline passes before its turn comes, unless calls before it go without theirs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +152,8 @@ def standing(
     reasons = waits_for(call, lane, at_s, parents) if waits else ()
     if where is Where.FOLLOWING:
         reasons = (f"the answer of call {call.leader}, which asks the same",)
+    starts_in_s = forecast.starts_in_s(call) if waits and forecast is not None else None
+    deadline_in_s = record.deadline_s - at_s
     return Standing(
         where=where,
         lane=record.lane,
@@ -158,12 +161,13 @@ def standing(
         priority=record.priority,
         tenant=record.tenant,
         age_s=max(0.0, at_s - record.accepted_s),
-        deadline_in_s=record.deadline_s - at_s,
+        deadline_in_s=deadline_in_s,
         tries=record.tries,
         number=record.number,
         lost=record.lost,
         place=call.place,
-        starts_in_s=forecast.starts_in_s(call) if waits and forecast is not None else None,
+        starts_in_s=starts_in_s,
+        expires_first=starts_in_s is not None and starts_in_s > deadline_in_s,
         waits_for=reasons,
         worker=call.worker.name if call.worker is not None else None,
         bars=(call.bars or ()) if waits or where is Where.FOLLOWING else (),
@@ -257,8 +261,11 @@ def _content_lines(content: Content) -> list[str]:
 def _start(one: Standing) -> str:
     if one.starts_in_s is None:
         return "nobody knows when it starts"
-    if one.starts_in_s > one.deadline_in_s:
-        return "it would not start before its deadline"
+    if one.expires_first:
+        return (
+            f"it will expire before its turn: its deadline is in {about(max(0.0, one.deadline_in_s))}, "
+            f"its turn in about {about(one.starts_in_s)}, unless calls before it expire or are revoked"
+        )
     return f"starts in about {about(one.starts_in_s)}"
 
 

@@ -57,7 +57,8 @@ def left_out(state: ClusterState) -> list[str]:
     if not state.left_out:
         return []
     modes = ", ".join(f"{count(lanes)} {mode}" for mode, lanes in sorted(state.modes.items()))
-    return [f"… and {count(state.left_out)} lanes more, used less of late (all lanes: {modes}); --verbose shows them"]
+    more = f"… and {count(state.left_out)} lanes more, used less of late (of all: {modes})"
+    return [f"{more}; --find TEXT looks for some, --verbose shows them"]
 
 
 def lane_notes(state: ClusterState) -> list[str]:
@@ -162,8 +163,6 @@ def stats_tables(stats: Stats) -> str:
             )
         ),
     ]
-    if stats.one_in > 1:
-        parts[-1] += f"\n          percentiles from one attempt in {stats.one_in}; of rare groups from every one"
     if total.attempts:
         over_time = _bars([point.attempts for point in stats.timeline])
         parts.append(f"attempts over time, {seconds(stats.slice_s)} each\n{over_time}")

@@ -63,6 +63,7 @@ The sweep drops lanes whose hash has ended, and after a day those of which nobod
 | `rlw:duty:NAME` | STRING | who holds a duty | TTL: its lease |
 | `rlw:seen:L` | LIST | observations for the tuner | TTL: 1 hour; 2,000 |
 | `rlw:seen` | SET | lanes with observations | lanes |
+| `rlw:urgent` | SET | of these, lanes at which the tuner looks first: refused, or sick in a row | lanes |
 | `rlw:fared:N:L` | HASH | of half minute N: attempts of lane L that failed, answers, by function | TTL: 330 s; 2,000 |
 | `rlw:probed:L` | HASH task (or process) → number | last probe of each, while L's provider is away | TTL: 1 hour; 16 |
 | `rlw:pins` | HASH lane (`*`: all) → pin | modes by hand | lanes that are pinned; dropped when the pin ends |
@@ -157,6 +158,7 @@ CACHE_ENDS = CACHE + "ends"
 CACHE_SIZES = CACHE + "sizes"
 ANSWERED = NAMESPACE + "answered"
 SEEN = NAMESPACE + "seen"
+URGENT = NAMESPACE + "urgent"
 TUNE = NAMESPACE + "tune"  #: pub/sub channel: a refusal or a sick row, the tuner should look now
 
 

@@ -23,7 +23,7 @@ from ratelimit_worker.stores.namespace import namespace_of
 #: others make work safe that is already paid for, and free memory after.
 REFUSED_WHEN_FULL = frozenset({"enqueue"})
 #: Functions that only ask: the server holds them to writing nothing.
-READS = frozenset({"bar", "survey", "working"})
+READS = frozenset({"bar", "rank", "survey", "working"})
 
 
 #: What scripts and Python both know: `contracts.lua` writes it.
@@ -129,7 +129,15 @@ class Scripts:
         Raises:
             redis.RedisError: as redis-py does.
         """
-        commands = [("FCALL", f"{self._own}_{name}", 0, self.time_us, *args) for args in calls]
+        return self.several([(name, args) for args in calls])
+
+    def several(self, calls: Sequence[tuple[str, Iterable[Any]]]) -> list[Any]:
+        """Run these scripts, each with its arguments, in one round trip; other clients may come in between.
+
+        Raises:
+            redis.RedisError: as redis-py does.
+        """
+        commands = [("FCALL", f"{self._own}_{name}", 0, self.time_us, *args) for name, args in calls]
         try:
             return exchange(self.client, *commands)
         except ResponseError as error:

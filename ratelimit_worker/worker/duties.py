@@ -164,7 +164,7 @@ class Tune(Listening):
         if self.tuner.turn(self.owner) is None:
             self.stopping.wait(TAKE_OVER_S)
         else:
-            self.listen(TUNE_EVERY_S)
+            self.listen(0.0 if self.tuner.behind else TUNE_EVERY_S)
 
 
 class Record(Duty):

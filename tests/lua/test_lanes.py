@@ -1113,7 +1113,7 @@ def test_plain_answers_of_a_lane_that_is_well_are_counted(cluster: Cluster, put:
     def taken() -> tuple[int, list[bytes]]:
         got = cluster.lanes.take("tuner", 2.0)
         assert got is not None
-        ((view,),) = got[1:]
+        (view,) = got.lanes
         return view.goods, list(view.seen)
 
     for verdict in ("plain", "good", "plain"):
@@ -1143,7 +1143,7 @@ def test_plain_answers_tell_how_long_they_took_in_sum(cluster: Cluster, put: Put
         cluster.free(tag)
     got = cluster.lanes.take("tuner", 2.0)
     assert got is not None
-    ((view,),) = got[1:]
+    (view,) = got.lanes
     assert (view.goods, view.took_s, view.out) == (2, pytest.approx(4.0, abs=0.01), 1)
 
 

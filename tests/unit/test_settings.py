@@ -79,11 +79,11 @@ def test_a_lane_while_the_first_switch_is_off(delay: str, lane: str, rpm: float 
     assert (fields["rpm"], str(fields["unlimited"]), fields["adaptive"], fields["cap"]) == (rpm, unlimited, 0, 3)
 
 
-def test_figures_reach_no_further_than_rows() -> None:
-    """MAISD_STATS_RETENTION_HOURS, and MAISD_RETENTION_DAYS where that is less."""
+def test_figures_reach_further_than_rows() -> None:
+    """MAISD_STATS_RETENTION_HOURS; roll-ups stay when attempts go."""
     assert read_settings({}).figures_reach_s == 24 * 3600
     assert read_settings({"MAISD_STATS_RETENTION_HOURS": "1.5"}).figures_reach_s == 5400
-    assert read_settings({"MAISD_RETENTION_DAYS": "0.5"}).figures_reach_s == 12 * 3600
+    assert read_settings({"MAISD_RETENTION_DAYS": "0.5"}).figures_reach_s == 24 * 3600
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ local function forget_idle(lane, used_us)              -- 1 when it is gone
     if stays(lane) then return 0 end
     redis.call('DEL', lane_key(lane), key('seen:') .. lane, key('tenants:') .. lane, key('probed:') .. lane)
     redis.call('SREM', key('seen'), lane)
+    redis.call('SREM', key('urgent'), lane)
     note(lane, nil)
   end
   redis.call('ZREM', key('lanes'), lane)
