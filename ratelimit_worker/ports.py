@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from ratelimit_worker.calls import Attempt, Failure, Mode, ModeChange
+from ratelimit_worker.contracts.kept import Keep
 from ratelimit_worker.contracts.lane import Fields, LaneState, Write
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.contracts.price import PriceCard
@@ -56,6 +57,14 @@ class Tracker(Protocol):
             StoreUnavailable: The database is away, locked, full or read-only; nothing was kept.
             ConfigurationError: The database is not one this version can write to; nothing was kept.
             RowRefused: At least one of the rows can never be kept; nothing was kept.
+        """
+        ...
+
+    def roll_up(self, most: int = 2_000) -> int:
+        """Add attempts to the roll-ups that an older version has written → how many were; 0: none is left.
+
+        Raises:
+            StoreUnavailable: The database is away, locked, full or read-only.
         """
         ...
 
@@ -186,6 +195,7 @@ class Taken(NamedTuple):
 
     now_s: float  #: Redis clock, since the epoch
     lanes: list[LaneView]
+    more: bool = False  #: something was seen of others, too
 
 
 class BarKind(StrEnum):
@@ -241,8 +251,10 @@ class AttemptLanes(Protocol):
         *,
         kind: AnswerKind = "value",
         outbox: bytes = b"",
+        keep: Keep | None = None,
     ) -> bool:
-        """Make the outcome safe; the first answer wins. `outbox`: the attempt, as the outbox holds it."""
+        """Make the outcome safe; the first answer wins. `outbox`: the attempt, as the outbox holds it. `keep`: how the
+        answer is kept, if it is; None: as one of which nothing is known."""
         ...
 
     def back(
@@ -295,12 +307,20 @@ class Lanes(AttemptLanes, Protocol):
         """Lanes of which calls wait or are out."""
         ...
 
-    def set_points_of(self, changes: Mapping[str, Write]) -> None:
-        """Write set-points of several lanes, by name, in one round trip."""
+    def set_points_of(self, changes: Mapping[str, Write]) -> Sequence[str]:
+        """Write set-points of several lanes, by name, at once → those that have another revision by now, left alone."""
+        ...
+
+    def states(self, lanes: Sequence[str], fields: Sequence[str] = ()) -> Mapping[str, LaneState]:
+        """Several lanes by name, with these fields of their hashes (none: all; `contracts.lane`)."""
         ...
 
     def count(self) -> int:
         """How many lanes are known."""
+        ...
+
+    def tuned(self) -> bool:
+        """Whether a tuner is at work."""
         ...
 
     def names(self) -> Sequence[str]:

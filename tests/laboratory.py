@@ -24,8 +24,9 @@ from ratelimit_worker.contracts.lane import LaneState
 from ratelimit_worker.contracts.lesson import Lesson, Witness
 from ratelimit_worker.flow.call import observe
 from ratelimit_worker.flow.call.enqueue import limit_fields
+from ratelimit_worker.flow.lane.attention import BUSY_S
 from ratelimit_worker.flow.lane.decide import Rules, decide
-from ratelimit_worker.flow.lane.tune import BUSY_S, TUNE_EVERY_S, VISIT_EVERY_S
+from ratelimit_worker.flow.lane.tune import TUNE_EVERY_S, VISIT_EVERY_S
 from ratelimit_worker.policy.classification import classify_response
 from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, Failing, Lately, compared, digest
 from ratelimit_worker.policy.pace import Paces
@@ -445,7 +446,7 @@ class Laboratory:
             task=digest(job.task),
             process=digest(process),
             again=job.failing is not None,
-            suspect=kind == "sick" and job.failing is not None and beside.alone_s is None,
+            discounted=kind == "sick" and job.failing is not None and beside.alone_s is None,
             task_sent=self.answers_of.get((process, job.task), 0.0),
             process_sent=self.answers_of.get((process, ""), 0.0),
         )
@@ -474,7 +475,7 @@ class Laboratory:
         if not self.plane.heed(word, job.cost, gate_us, self.us, ticket) and seen:
             self.seen.append(seen)
         del self.out[seq]
-        if kind == "sick" and not witness.suspect:
+        if kind == "sick" and not witness.discounted:
             self.plane.witnesses.add(job.name)
         if kind == "sick":
             before = job.failing or Failing(self.now, sent_s, 0, sent_s)

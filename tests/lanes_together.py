@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any, cast
 
 from ratelimit_worker.calls import ModeChange
-from ratelimit_worker.contracts.lane import LaneState
+from ratelimit_worker.contracts.lane import LaneState, Write
 from ratelimit_worker.flow.lane.tune import ControlPlane, Tuner
 from ratelimit_worker.policy.modes import Pin
-from ratelimit_worker.ports import Lanes, LaneSeen, LaneView
+from ratelimit_worker.ports import Lanes, LaneSeen, LaneView, Taken
 from tests.laboratory import Job, Laboratory
 
 
@@ -83,11 +83,19 @@ class _Planes:
 
     def take(self, owner: str, lease_s: float, most: int = 50, also: Iterable[str] = ()) -> Any:
         views = [replace(lab.look(), lane=lane) for lane, lab in self.together.labs.items()]
-        return self.together.now, views
+        return Taken(self.together.now, views)
 
     def set_points(self, lane: str, fields: Mapping[str, Any], read: int | None = None) -> int:
         self.together.labs[lane].obey(fields)
         return 0
+
+    def set_points_of(self, changes: Mapping[str, Write]) -> list[str]:
+        for lane, (_, fields) in changes.items():
+            self.set_points(lane, fields)
+        return []
+
+    def states(self, lanes: Sequence[str], fields: Sequence[str] = ()) -> dict[str, LaneState]:
+        return {lane: self.state(lane) for lane in lanes}
 
     def names(self) -> list[str]:
         return sorted(self.together.labs)

@@ -13,8 +13,9 @@ from ratelimit_worker.cli.terminal import say
 @of_app
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.option("--lane", "names", multiple=True, type=LANE, metavar="L", help="Only this lane; repeat for several.")
-@click.option("-v", "--verbose", is_flag=True, help="All lanes. Default: of very many the 200 that matter most.")
-def lanes(form: str, names: tuple[str, ...], verbose: bool) -> None:
+@click.option("--find", default="", metavar="TEXT", help="Only lanes with this in their names.")
+@click.option("-v", "--verbose", is_flag=True, help="All lanes. Default: of very many the 100 that matter most.")
+def lanes(form: str, names: tuple[str, ...], find: str, verbose: bool) -> None:
     """Print each lane's limits, as told by a person and as learned from the provider, and the pace that holds now."""
     from ratelimit_worker.cli.sources import open_sources
     from ratelimit_worker.reports.analytics import as_builtins
@@ -24,10 +25,13 @@ def lanes(form: str, names: tuple[str, ...], verbose: bool) -> None:
     from ratelimit_worker.stores.live import MOST_LANES
 
     with open_sources() as opened:
-        state = cluster_state(opened.sources.server.now(names or None, None if verbose else MOST_LANES), None)
+        now = opened.sources.server.now(names or None, None if verbose else MOST_LANES, find=find)
+    state = cluster_state(now, None)
     if form == "json":
         say(as_json(as_builtins(state)["lanes"]))
     elif state.lanes:
         say(lanes_table(state))
+    elif find:
+        say(f"no lane has {find!r} in its name", err=True)
     else:
         say("no lane is known yet: a lane is made by its first call, or by `limits set`", err=True)

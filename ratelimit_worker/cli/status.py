@@ -21,9 +21,12 @@ _LADDER = ("normal", "reduced", "emergency", "halt")
     help=f"Exit with {_EXIT_SICK} when a lane is in this mode or a stricter one.",
 )
 @click.option("--lane", "lanes", multiple=True, type=LANE, metavar="L", help="Only this lane; repeat for several.")
-@click.option("-v", "--verbose", is_flag=True, help="All lanes. Default: of very many the 200 that matter most.")
+@click.option("--find", default="", metavar="TEXT", help="Only lanes with this in their names.")
+@click.option("-v", "--verbose", is_flag=True, help="All lanes. Default: of very many the 100 that matter most.")
 @click.pass_context
-def status(ctx: click.Context, form: str, fail_on: str | None, lanes: tuple[str, ...], verbose: bool) -> None:
+def status(
+    ctx: click.Context, form: str, fail_on: str | None, lanes: tuple[str, ...], find: str, verbose: bool
+) -> None:
     """Print each lane's mode, rate, waiting and running calls, and who works for them.
 
     A ! after the mode: it is pinned by hand.
@@ -36,7 +39,7 @@ def status(ctx: click.Context, form: str, fail_on: str | None, lanes: tuple[str,
     from ratelimit_worker.stores.live import MOST_LANES
 
     with open_sources() as opened:
-        state, missing = look(opened.sources, None if verbose else MOST_LANES, lanes or None)
+        state, missing = look(opened.sources, None if verbose else MOST_LANES, lanes or None, find=find)
     say(as_json(as_builtins(state)) if form == "json" else status_table(state))
     for says in missing:
         say(f"Note: {says}", err=True)

@@ -23,8 +23,25 @@ from ratelimit_worker.wiring import Services
 T = TypeVar("T")
 
 _MOST_CHANGES = 20
-#: However many people look, Redis and the database are asked so often (seconds).
+#: However many people look, Redis and the database are asked so often (seconds) for each view.
 _FRESH_S = 1.0
+_MOST_VIEWS = 20  #: of which a sight is kept
+PAGE = 50  #: lanes on a page
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """Which lanes somebody wants to see."""
+
+    find: str = ""  #: part of their names; "": all
+    page: int = 1  #: from 1; beyond the last it is the last
+
+    def at(self, page: int) -> View:
+        """Another page of the same lanes."""
+        return View(find=self.find, page=page)
+
+
+EVERYTHING = View()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,22 +75,25 @@ class Board:
         )
         self._threads = ThreadPoolExecutor(2, "rate-limit-page")
         self._one_at_a_time = asyncio.Lock()
-        self._seen: tuple[float, Sight] | None = None
+        self._seen: dict[View, tuple[float, Sight]] = {}
 
-    async def sight(self) -> Sight:
+    async def sight(self, view: View = EVERYTHING) -> Sight:
         """How things stand, at most a second old."""
         async with self._one_at_a_time:
-            if self._seen is None or time.monotonic() - self._seen[0] > _FRESH_S:
-                self._seen = (time.monotonic(), await self._aside(self._look))
-            return self._seen[1]
+            found = self._seen.get(view)
+            if found is None or time.monotonic() - found[0] > _FRESH_S:
+                if len(self._seen) >= _MOST_VIEWS:
+                    self._seen.clear()
+                found = self._seen[view] = (time.monotonic(), await self._aside(lambda: self._look(view)))
+            return found[1]
 
-    async def state(self) -> ClusterState:
+    async def state(self, view: View = EVERYTHING) -> ClusterState:
         """How lanes stand.
 
         Raises:
             StoreUnavailable: Redis is away.
         """
-        sight = await self.sight()
+        sight = await self.sight(view)
         if sight.state is None:
             raise StoreUnavailable("; ".join(sight.missing))
         return sight.state
@@ -88,7 +108,7 @@ class Board:
         try:
             return await self._aside(lambda: self._give(order))
         finally:
-            self._seen = None
+            self._seen.clear()
 
     def close(self) -> None:
         """Wait for what is being asked, and close the connections."""
@@ -98,7 +118,7 @@ class Board:
     async def _aside(self, ask: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
 
-    def _look(self) -> Sight:
+    def _look(self, view: View) -> Sight:
         missing: list[str] = []
         changes: list[ModeChange] = []
         state = None
@@ -107,7 +127,7 @@ class Board:
         except StoreUnavailable as error:
             missing.append(f"The mode history is unknown: {error}")
         try:
-            state, unknown = status(self._sources)
+            state, unknown = status(self._sources, PAGE, find=view.find, page=view.page - 1)
             missing += [f"{words[0].upper()}{words[1:]}" for words in unknown]
         except StoreUnavailable as error:
             missing.append(f"How the lanes stand is unknown: {error}")

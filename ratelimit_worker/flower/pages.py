@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from flower.api import BaseApiHandler
 from flower.views import BaseHandler
@@ -15,12 +15,13 @@ from tornado.web import url
 from ratelimit_worker.calls import Mode
 from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.flower import wording
-from ratelimit_worker.flower.board import Board, Order
+from ratelimit_worker.flower.board import Board, Order, View
 from ratelimit_worker.reports import words
 from ratelimit_worker.reports.analytics import as_builtins
 
 STATIC = Path(__file__).parent / "static"
 AUTO = "AUTO"
+MOST_FIND = 200  #: characters of a filter
 #: How long a pin may hold, by what the form calls it; None: until Auto.
 DURATIONS_S: dict[str, float | None] = {"": None, "15m": 900.0, "1h": 3_600.0, "4h": 14_400.0}
 
@@ -38,6 +39,13 @@ _POLICY = "; ".join(
 )
 
 
+def view_of(asked: web.RequestHandler) -> View:
+    """Which lanes the address names; a page that is no number is the first."""
+    page = asked.get_query_argument("page", "1")
+    number = int(page) if page.isascii() and page.isdigit() and len(page) < 7 else 1
+    return View(find=asked.get_query_argument("find", "")[:MOST_FIND], page=max(1, number))
+
+
 class _Page(BaseHandler):
     """What the page and its living part have in common."""
 
@@ -46,6 +54,17 @@ class _Page(BaseHandler):
         """Where to ask."""
         board: Board = self.application.board
         return board
+
+    @property
+    def view(self) -> View:
+        """Which lanes the address names."""
+        return view_of(self)
+
+    def address(self, name: str, view: View) -> str:
+        """Where a page of ours shows a view."""
+        asked = {"find": view.find} if view.find else {}
+        asked |= {"page": str(view.page)} if view.page > 1 else {}
+        return f"{self.reverse_url(name)}{'?' if asked else ''}{urlencode(asked)}"
 
     def set_default_headers(self) -> None:
         """Flower's, and what keeps others out of the page."""
@@ -90,7 +109,7 @@ class RateLimitPage(_Page):
             await self._show(problem=str(error))
         else:
             self.set_secure_cookie(_SAID, wording.done(order, changes), expires_days=None)
-            self.redirect(self.reverse_url("rate-limit"), status=303)
+            self.redirect(self.address("rate-limit", self.view), status=303)
 
     def check_xsrf_cookie(self) -> None:
         """Stricter than Flower's, which asks for no token under basic auth: same origin and token, always."""
@@ -127,11 +146,13 @@ class RateLimitPage(_Page):
         )
 
     async def _show(self, **more: str) -> None:
-        sight = await self.board.sight()
+        sight = await self.board.sight(self.view)
         self.render(
             "rate-limit.html",
             **{"said": "", "problem": "", **more},
             sight=sight,
+            view=self.view,
+            address=self.address,
             words=words,
             wording=wording,
             why_not=self.why_not(),
@@ -145,8 +166,12 @@ class LivePart(_Page):
     @web.authenticated
     async def get(self) -> None:
         """A piece of HTML."""
-        sight = await self.board.sight()
-        self.finish(self.render_string("rate-limit-live.html", sight=sight, words=words, wording=wording))
+        sight, view = await self.board.sight(self.view), self.view
+        self.finish(
+            self.render_string(
+                "rate-limit-live.html", sight=sight, view=view, address=self.address, words=words, wording=wording
+            )
+        )
 
 
 class RateLimitApi(BaseApiHandler):
@@ -154,9 +179,9 @@ class RateLimitApi(BaseApiHandler):
 
     @web.authenticated
     async def get(self) -> None:
-        """All lanes, workers and queues."""
+        """A page of lanes, and all workers and queues."""
         try:
-            state = await self.application.board.state()
+            state = await self.application.board.state(view_of(self))
         except StoreUnavailable as error:
             raise web.HTTPError(503, str(error)) from error
         self.set_header("Content-Type", "application/json; charset=UTF-8")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ratelimit_worker.calls import Mode, ModeChange
-from ratelimit_worker.flower.board import Order
+from ratelimit_worker.flower.board import PAGE, Order, View
 from ratelimit_worker.policy.modes import ALL
 from ratelimit_worker.reports import words
 from ratelimit_worker.reports.live import ClusterState, LaneState
@@ -37,9 +37,32 @@ def used(state: ClusterState) -> str:
 
 
 def strictest(state: ClusterState) -> Mode:
-    """The mode of the lane that may send least; NORMAL where there is no lane."""
-    ladder = list(Mode)
-    return max((lane.mode for lane in state.lanes), key=ladder.index, default=Mode.NORMAL)
+    """The mode of the lane that may send least, of all that were looked for; NORMAL where there is no lane."""
+    modes = [mode for mode in Mode if state.modes.get(mode)]
+    return modes[-1] if modes else Mode.NORMAL
+
+
+def found(state: ClusterState) -> int:
+    """Lanes that were looked for."""
+    return sum(state.modes.values())
+
+
+def shown(state: ClusterState, view: View) -> str:
+    """Which of them are on the page, such as "Lanes 51 to 100 of 10,000 with “gpt” in their names"."""
+    count, named = words.count(found(state)), f" with “{view.find}” in their names" if view.find else ""
+    first, last = state.skipped + 1, state.skipped + len(state.lanes)
+    modes = ", ".join(f"{words.count(lanes)} {mode}" for mode, lanes in sorted(state.modes.items()))
+    return f"Lanes {words.count(first)} to {words.count(last)} of {count}{named} ({modes})"
+
+
+def page_of(state: ClusterState) -> int:
+    """The page that is shown, from 1."""
+    return state.skipped // PAGE + 1
+
+
+def pages(state: ClusterState) -> int:
+    """How many pages there are."""
+    return max(1, -(-found(state) // PAGE))
 
 
 def done(order: Order, changes: Sequence[ModeChange]) -> str:

@@ -13,14 +13,18 @@ it anew within seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import NamedTuple
 
 RATE_S = 4.0  #: rates are taken over about so many seconds
 LATE_S = 15.0  #: a lane of which nothing was heard for so long asks for nothing
 #: Others' rates below this part of the limit explain nothing, and above the second must show in a lane's refill.
 LITTLE, MUCH = 0.05, 0.2
 LEAST = 0.05  #: of the limit that a lane has in any case, so that it can begin to ask for more
+#: More lanes than this that may draw on one budget are judged together only so often (seconds): each counts for little.
+LARGE, LARGE_S = 8, 1.0
 EXPLAINED = 0.5  #: of what the others send must be missing from a lane's refill, for them to be of one budget
 WANTING = 0.8  #: a lane that sends this part of its pace asks for more
 
@@ -65,29 +69,69 @@ class _Known:
         return max(0.0, self.now.dimensions[dimension].sent - then.sent) / since_s
 
 
+class _Family(NamedTuple):
+    """What lanes have in common that may draw on one budget: the provider, and what its headers tell."""
+
+    provider: str
+    dimension: str
+    limit: float
+    window_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class Siblings:
     """How the lanes of all providers stood of late."""
 
-    known: Mapping[str, _Known]
+    known: Mapping[str, _Known]  #: the one that was noted last at the end
+    families: Mapping[_Family, Mapping[str, _Known]]
+    #: When shares were found, and by lane, {} where the lanes have a budget each; found when somebody asks.
+    found: dict[_Family, tuple[float, Mapping[str, float]]]
 
     @classmethod
     def none(cls) -> Siblings:
         """Nothing is known of any lane."""
-        return cls({})
+        return cls({}, {}, {})
 
     def note(self, standings: Sequence[Standing], now: float) -> Siblings:
         """With what was seen just now, and without lanes that were silent for long."""
-        known = {name: one for name, one in self.known.items() if now - one.now.at <= LATE_S}
+        known, families = dict(self.known), dict(self.families)
+        touched: dict[_Family, dict[str, _Known]] = {}
+
+        def members(family: _Family) -> dict[str, _Known]:
+            if family not in touched:  # the others stay as they are, and are not copied
+                touched[family] = families[family] = dict(families.get(family, {}))
+            return touched[family]
+
+        def change(lane: str, before: _Known | None, after: _Known | None) -> None:
+            for family in _families(before.now) if before is not None else ():
+                del members(family)[lane]
+            if after is not None:
+                for family in _families(after.now):
+                    members(family)[lane] = after
+
         for standing in standings:
-            before = known.get(standing.lane)
-            if before is None:
-                known[standing.lane] = _Known(standing, standing)
+            before = known.pop(standing.lane, None)
+            if before is None or now - before.now.at > LATE_S:
+                after = _Known(standing, standing)
             elif standing.at - before.before.at >= 2 * RATE_S:
-                known[standing.lane] = _Known(standing, replace(before.now, at=before.now.at))
+                after = _Known(standing, replace(before.now, at=before.now.at))
             else:
-                known[standing.lane] = replace(before, now=standing)
-        return Siblings(known)
+                after = replace(before, now=standing)
+            known[standing.lane] = after
+            change(standing.lane, before, after)
+        silent = list(takewhile(lambda item: now - item[1].now.at > LATE_S, known.items()))
+        for lane, before in silent:
+            del known[lane]
+            change(lane, before, None)
+        for family in touched:
+            if not families[family]:
+                del families[family]
+        fresh = {
+            family: found
+            for family, found in self.found.items()
+            if now - found[0] < LARGE_S and len(families.get(family, ())) > LARGE
+        }
+        return Siblings(known, families, fresh)
 
     def shares(self, lane: str) -> dict[str, float]:
         """The part of each dimension's limit that is this lane's, 0 to 1; without those that it has alone."""
@@ -95,22 +139,24 @@ class Siblings:
         if own is None:
             return {}
         found = {}
-        for name, counted in own.now.dimensions.items():
-            family = self._family(lane, name, counted)
-            if len(family) > 1 and _one_budget(family, name):
-                found[name] = _fair(family, name)[lane]
+        for family in _families(own.now):
+            share = self._shares_in(family, own.now.at).get(lane)
+            if share is not None:
+                found[family.dimension] = share
         return found
 
-    def _family(self, lane: str, name: str, counted: Counted) -> dict[str, _Known]:
-        """Lanes of the same provider whose headers tell the same limit."""
-        provider = provider_of(lane)
-        return {
-            other: one
-            for other, one in self.known.items()
-            if provider_of(other) == provider
-            and (theirs := one.now.dimensions.get(name)) is not None
-            and (theirs.limit, theirs.window_s) == (counted.limit, counted.window_s)
-        }
+    def _shares_in(self, family: _Family, at: float) -> Mapping[str, float]:
+        if family not in self.found:
+            members, name = self.families[family], family.dimension
+            one_budget = len(members) > 1 and _one_budget(members, name)
+            self.found[family] = (at, _fair(members, name) if one_budget else {})
+        return self.found[family][1]
+
+
+def _families(standing: Standing) -> Iterator[_Family]:
+    provider = provider_of(standing.lane)
+    for name, counted in standing.dimensions.items():
+        yield _Family(provider, name, counted.limit, counted.window_s)
 
 
 def provider_of(lane: str) -> str:

@@ -133,8 +133,10 @@ class ClusterState:
     counters: Mapping[str, int]
     unknown: tuple[UnknownTask, ...] = ()  #: tasks that calls wait for, and no living worker of their queue knows
     overdue: tuple[OverdueCall, ...] = ()  #: calls that were given up, though their functions still run in a worker
-    left_out: int = 0  #: lanes that are known and not among `lanes`: of very many the most important are told
-    modes: Mapping[str, int] = field(default_factory=dict)  #: mode → lanes in it, all of them
+    left_out: int = 0  #: lanes that were looked for and are not among `lanes`: of very many the most important are told
+    #: Mode → lanes in it, of all that were looked for.
+    modes: Mapping[str, int] = field(default_factory=dict)
+    skipped: int = 0  #: lanes that go before the first of `lanes`
 
 
 def cluster_state(now: Now, recent: Mapping[str, Recent] | None) -> ClusterState:
@@ -159,6 +161,7 @@ def cluster_state(now: Now, recent: Mapping[str, Recent] | None) -> ClusterState
         overdue=now.overdue,
         left_out=now.left_out,
         modes=dict(now.modes),
+        skipped=now.skipped,
     )
 
 

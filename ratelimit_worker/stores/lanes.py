@@ -11,10 +11,13 @@ from math import isfinite
 from typing import Any, Literal, NamedTuple
 
 import msgspec
+from msgspec import structs
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from ratelimit_worker.calls import Failure, Mode
 from ratelimit_worker.contracts.call import US, Entry, Placed, Record, Released, TakenOut
+from ratelimit_worker.contracts.kept import USUAL_NANOUSD, Keep, packed, unpacked
 from ratelimit_worker.contracts.lane import Fields, LaneState, Write
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Settlement, Stored
 from ratelimit_worker.errors import BadInput, LaneFull, LanesFull, LaneShedding
@@ -58,6 +61,7 @@ def as_escaped(task: str) -> str:
     return json.dumps(task)[1:-1].partition('"')[0]
 
 
+_WRITTEN_AT_ONCE = 50  #: lanes in one script, so that others wait for some milliseconds at most
 MOST_KNOWN = 10_000  #: lanes that one process remembers
 
 
@@ -94,6 +98,9 @@ class Lanes:
             state, ref, *more = self.run("enqueue", entry.args())
         if len(self._known) < MOST_KNOWN:
             self._known.add(entry.lane)
+        if state == 4 and entry.claim is not None:  # a worker passes it on, of any version
+            claim = structs.replace(entry.claim, answer=unpacked(more[0]).decode())
+            return self.enqueue(structs.replace(entry, claim=claim))
         if state == -5:
             self._known.discard(entry.lane)
             raise LanesFull(entry.lane)
@@ -104,7 +111,7 @@ class Lanes:
         if state == -4:
             raise BadInput(f"task_id={entry.ref!r} is the id of a call with other arguments; use another, or none")
         if state == 3:
-            return Placed(False, ref.decode(), more[0], bool(more[1]))
+            return Placed(False, ref.decode(), unpacked(more[0]), bool(more[1]))
         return Placed(state == 1, ref.decode())
 
     def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
@@ -159,6 +166,7 @@ class Lanes:
         *,
         kind: AnswerKind = "value",
         outbox: bytes = b"",
+        keep: Keep | None = None,
     ) -> bool:
         """Make the outcome of a call safe; the first answer wins → whether this was the first.
 
@@ -166,9 +174,14 @@ class Lanes:
             answer: Empty: there is none to keep.
             kind: What the answer is to the calls that wait for it.
             outbox: The attempt, as the outbox holds it; empty: it has no row.
+            keep: How it is kept, if its call's claim says that it is; None: as one of which nothing is known.
         """
-        told = Settlement(tag=tag, lane=lane, answer=answer, lesson=lesson, kind=kind, outbox=outbox)
+        told = Settlement(tag=tag, lane=lane, answer=answer, lesson=lesson, kind=kind, outbox=outbox, keep=keep)
         return bool(self.run("settle", _settle_args(told)))
+
+    def settle_and_free(self, settlement: Settlement, tags: Sequence[str]) -> None:
+        """Settle a call for which nobody asks Celery, and close its ledger entries, in one round trip."""
+        self.run.several((("settle", _settle_args(settlement)), ("free", tags)))
 
     def finish(self, settlement: Settlement, result: Stored, frees: bool) -> bool:
         """Settle a call and store its result, in one step → whether it is freed too, and needs no ack.
@@ -303,8 +316,7 @@ class Lanes:
         Raises:
             ValueError: a number is NaN or infinite: a level would never recover from it.
         """
-        released = int(self.run("setpoints", _set_points_args(lane, fields, read)))
-        return None if released < 0 else released
+        return self._write([_set_points_args(lane, fields, read)])[0]
 
     def tell(self, lane: str, fields: Fields, read: int | None = None) -> bool:
         """Write what a person sets, which gives the lane a new revision → False: it has another than `read` by now.
@@ -312,7 +324,29 @@ class Lanes:
         Raises:
             ValueError: as `set_points`.
         """
-        return int(self.run("setpoints", _set_points_args(lane, fields, read, anew=True))) >= 0
+        return self._write([_set_points_args(lane, fields, read, anew=True)])[0] is not None
+
+    def set_points_of(self, changes: Mapping[str, Write]) -> list[str]:
+        """Write fields of several lanes in one round trip, as `set_points` does → those that have another revision by
+        now, and were left alone.
+
+        Raises:
+            ValueError: as `set_points`.
+        """
+        if not changes:
+            return []
+        done = self._write([_set_points_args(lane, fields, read) for lane, (read, fields) in changes.items()])
+        return [lane for lane, released in zip(changes, done, strict=True) if released is None]
+
+    def _write(self, lanes: Sequence[Sequence[Any]]) -> list[int | None]:
+        """Released at once, by lane; None: it has another revision. All are written before an error is raised."""
+        some = [lanes[first : first + _WRITTEN_AT_ONCE] for first in range(0, len(lanes), _WRITTEN_AT_ONCE)]
+        told = self.run.each("setpoints", [[part for one in batch for part in one] for batch in some])
+        done = [one for batch in told for one in batch]
+        for one in done:
+            if isinstance(one, bytes):
+                raise ResponseError(one.decode("utf-8", "replace"))
+        return [None if released < 0 else int(released) for released in done]
 
     def establish(self, lane: str, fields: Fields) -> bool:
         """Make a lane without a call of its own, a parent of others, with these fields → False: it was there."""
@@ -368,9 +402,9 @@ class Lanes:
         got = self.run("take", (owner, int(lease_s * 1000), most, *also))
         if got is None:
             return None
-        now, *views = got
+        now, more, *views = got
         found = [_view(name.decode(), flat, seen, int(out)) for name, flat, seen, out in views]
-        return Taken(int(now) / US, found)
+        return Taken(int(now) / US, found, bool(more))
 
     def fields(self, lane: str) -> dict[str, bytes]:
         """The lane's hash, by the stored names of `contracts.lane.FIELDS`."""
@@ -381,12 +415,23 @@ class Lanes:
         """The lane's hash as it is: what was told of it, set-points, levels, counters."""
         return LaneState.decode(self.fields(lane))
 
-    def states(self, lanes: Sequence[str], fields: Sequence[str]) -> dict[str, LaneState]:
-        """Some fields of several lanes, by lane, in one round trip (`contracts.lane` has what belongs together)."""
+    def states(self, lanes: Sequence[str], fields: Sequence[str] = ()) -> dict[str, LaneState]:
+        """Several lanes, by name, in one round trip.
+
+        Args:
+            fields: Of their hashes, by stored name (`contracts.lane` has what belongs together); none: all.
+        """
         with self.client.pipeline(transaction=False) as pipe:
             for lane in lanes:
-                pipe.hmget(keys.lane(lane), list(fields))
-            return {lane: _some(fields, values) for lane, values in zip(lanes, pipe.execute(), strict=True)}
+                if fields:
+                    pipe.hmget(keys.lane(lane), list(fields))
+                else:
+                    pipe.hgetall(keys.lane(lane))
+            raw = pipe.execute() if lanes else []
+        if fields:
+            return {lane: _some(fields, values) for lane, values in zip(lanes, raw, strict=True)}
+        whole = [{name.decode(): value for name, value in one.items()} for one in raw]
+        return {lane: LaneState.decode(one) for lane, one in zip(lanes, whole, strict=True)}
 
     def health(self, lane: str, task: str = "") -> Health:
         """How the lane takes its provider to be, now, and how this function fared in it."""
@@ -424,21 +469,13 @@ class Lanes:
         """Lanes of which calls wait or are out; some of them where there are very many."""
         return [name.decode() for name in self.run("working", (most,))]
 
-    def set_points_of(self, changes: Mapping[str, Write]) -> None:
-        """Write fields of several lanes in one round trip, a script each, as `set_points` does.
-
-        Args:
-            changes: By lane; one that has another revision by now is left alone.
-        Raises:
-            ValueError: as `set_points`.
-        """
-        if changes:
-            calls = [_set_points_args(lane, fields, read) for lane, (read, fields) in changes.items()]
-            self.run.each("setpoints", calls)
-
     def count(self) -> int:
         """How many lanes are known."""
         return int(self.client.zcard(keys.LANES))
+
+    def tuned(self) -> bool:
+        """Whether a tuner is at work, or was until two seconds ago."""
+        return bool(self.client.exists(keys.duty("tune")))
 
     def record(self, ref: str) -> Record | None:
         """The record of one call, as the scripts keep it; None: not there, or not to be read."""
@@ -490,11 +527,13 @@ def _settle_args(told: Settlement) -> tuple[Any, ...]:
         told.kind,
         lesson.used(),
         lesson.tried(),
+        told.keep.again_nanousd if told.keep is not None else USUAL_NANOUSD,
+        packed(told.answer) if told.keep is not None and told.keep.packs else b"",
     )
 
 
 def _set_points_args(lane: str, fields: Fields, read: int | None, *, anew: bool = False) -> list[Any]:
-    flat: list[Any] = [lane, "" if read is None else read, int(anew)]
+    flat: list[Any] = [lane, "" if read is None else read, int(anew), len(fields)]
     for name, value in fields.items():
         if isinstance(value, float) and not isfinite(value):
             raise ValueError(f"{name}={value} of lane {lane!r}: use a finite number")

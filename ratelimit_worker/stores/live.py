@@ -6,27 +6,25 @@ What holds a call back says the script that decides it (lua/bar.lua).
 
 from __future__ import annotations
 
-import heapq
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import msgspec
 from redis import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
-from ratelimit_worker.calls import DIMENSIONS, Mode
+from ratelimit_worker.calls import DIMENSIONS
 from ratelimit_worker.contracts.call import PARKED_STALE_S, REFS, US, Record
-from ratelimit_worker.contracts.lane import SHOWN_FIELDS, LaneState, Told
+from ratelimit_worker.contracts.lane import LaneState, Told
 from ratelimit_worker.policy import day
 from ratelimit_worker.policy.modes import ALL, Pin, governing
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.clock import redis_now_s
 from ratelimit_worker.stores.fitness import product, said
-from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.overdue import OverdueCall, Overdues
 from ratelimit_worker.stores.pins import Pins
 from ratelimit_worker.stores.reach import redis_errors
@@ -37,10 +35,11 @@ log = logging.getLogger(__name__)
 #: Waiting calls of a lane and queue that are looked at to find the oldest. Places follow classes and tenants, not age,
 #: so an older one may stand further back; with one class and tenant the first is the oldest.
 LOOKED_AT = 20
-#: Lanes of which a look tells, of very many.
-MOST_LANES = 200
-_SURVEYED = 200  #: lanes that the server looks at in one go, a millisecond or two
-_LADDER = tuple(Mode)
+#: Lanes of which a look tells, of very many: a table that people read, and 200 kB as JSON.
+MOST_LANES = 100
+_AT_ONCE = 200  #: lanes that are read in one round trip
+_RANKED = 500  #: lanes that the server looks at in one go, some milliseconds
+_GROUP = 10_000_000  #: as in rank.lua
 
 
 class DatabaseLost(NamedTuple):
@@ -102,11 +101,13 @@ class Now:
     pins: Mapping[str, Pin] = field(default_factory=dict)  #: modes by hand, by lane; those too that have ended
     unknown: tuple[UnknownTask, ...] = ()
     overdue: tuple[OverdueCall, ...] = ()  #: given up, though their functions still run
-    modes: Mapping[str, int] = field(default_factory=dict)  #: of all lanes, also those that are left out of `lanes`
+    #: Of all lanes that were looked for, also those that are left out of `lanes`: mode → how many are in it.
+    modes: Mapping[str, int] = field(default_factory=dict)
+    skipped: int = 0  #: lanes that go before the first of `lanes`
 
     @property
     def left_out(self) -> int:
-        """Lanes that are known and not among `lanes`."""
+        """Lanes that were looked for and are not among `lanes`."""
         return max(0, sum(self.modes.values()) - len(self.lanes))
 
 
@@ -170,19 +171,24 @@ class Live:
         self._client, self._time_us = client, time_us
         self._run = Scripts(client, time_us)
 
-    def now(self, only: Sequence[str] | None = None, most: int | None = MOST_LANES) -> Now:
+    def now(
+        self, only: Sequence[str] | None = None, most: int | None = MOST_LANES, *, find: str = "", page: int = 0
+    ) -> Now:
         """The lanes (or only these), every worker, all counters.
 
         Args:
             most: Of very many lanes so many, those that matter most: in a stricter mode, with a pin of their own, with
                 calls, used last; None: all.
+            find: Only lanes with this in their names, in large or small letters.
+            page: From 0: those that come after so many times `most` others; beyond the last it is the last.
         Returns:
-            Lanes by name, workers by name.
+            The groups that matter most first, and the lanes of each by name; those of `only` as they are named there.
+            Workers by name.
         """
         with redis_errors():
             at_s = self._clock_s()
             workers = self._workers(at_s)
-            modes, names = self._choose(most) if only is None else ({}, list(only))
+            modes, names, skipped = ({}, list(only), 0) if only is not None else self._choose(most, find, page)
             counters: Any = self._client.hgetall(keys.COUNTERS)
             pins = Pins(self._client).read()
             return Now(
@@ -194,21 +200,28 @@ class Live:
                 unknown=tuple(self._unknown(workers, at_s)),
                 overdue=Overdues(self._client).read(at_s),
                 modes=modes,
+                skipped=skipped,
             )
 
-    def _choose(self, most: int | None) -> tuple[dict[str, int], list[str]]:
-        """How many lanes there are in each mode, and those that are shown, by name."""
-        own = {name.decode() for name in cast("list[bytes]", self._client.hkeys(keys.PINS))}
-        modes: dict[str, int] = {}
-        weighed: list[tuple[int, bool, bool, float, str]] = []
-        for some in Lanes(self._client, self._time_us).survey(SHOWN_FIELDS, _SURVEYED):
-            for seen in some:
-                mode = seen.state.mode
-                if seen.state.there:
-                    modes[mode] = modes.get(mode, 0) + 1
-                weighed.append((_LADDER.index(mode), seen.lane in own, seen.working, seen.used_s, seen.lane))
-        chosen = weighed if most is None else heapq.nlargest(most, weighed)
-        return modes, sorted(name for *_, name in chosen)
+    def _choose(self, most: int | None, find: str, page: int) -> tuple[dict[str, int], list[str], int]:
+        """How many lanes there are in each mode, those that are shown, and how many go before them."""
+        wanted = -1 if most is None else most * (page + 1)
+        part = find.encode("utf-8", "surrogatepass").lower()
+        cursor, modes, ranked = b"0", dict[str, int](), dict[str, int]()
+        while True:
+            at_most = _RANKED * 100 if wanted < 0 else wanted
+            cursor, counts, named = self._run("rank", (cursor, _RANKED, at_most, part))
+            for mode, lanes in zip(counts[::2], counts[1::2], strict=True):
+                modes[mode.decode()] = modes.get(mode.decode(), 0) + int(lanes)
+            ranked.update(zip((name.decode() for name in named[::2]), map(int, named[1::2]), strict=True))
+            if cursor == b"0":
+                break
+        order = sorted(ranked, key=lambda lane: (-ranked[lane], lane))
+        found, skipped = sum(modes.values()), 0
+        if most is not None:
+            skipped = most * min(page, max(0, found - 1) // most)
+            order = order[skipped : skipped + most]
+        return modes, sorted(order, key=lambda lane: (-(ranked[lane] // _GROUP), lane)), skipped
 
     def call(self, call_id: str) -> list[CallNow]:
         """The messages of a call that are in lanes or out, usually one; empty: it is not here (any more)."""
@@ -242,6 +255,15 @@ class Live:
                 log.warning("bars.unknown", extra={"lane": lane, "error": str(error)})
                 return None
         return None if place < 0 else int(place), tuple(_bar(bar) for bar in bars)
+
+    def _bars_of(self, lanes: Sequence[str]) -> dict[str, tuple[Bar, ...] | None]:
+        """What holds the next call of each of these lanes back, as `bars` says it, in one round trip."""
+        try:
+            told = self._run.each("bar", [(lane, "") for lane in lanes]) if lanes else []
+        except ResponseError:  # of one of them: each for itself
+            held = {lane: self.bars(lane) for lane in lanes}
+            return {lane: None if one is None else one[1] for lane, one in held.items()}
+        return {lane: tuple(_bar(bar) for bar in bars) for lane, (_, *bars) in zip(lanes, told, strict=True)}
 
     def database_lost(self) -> DatabaseLost | None:
         """Whether a tracking database was lost in the last day; None: none was."""
@@ -343,8 +365,8 @@ class Live:
             return any(pipe.execute())
 
     def _lanes(self, names: Sequence[str], at_s: float, pins: Mapping[str, Pin]) -> Iterator[LaneNow]:
-        for start in range(0, len(names), MOST_LANES):
-            yield from self._some_lanes(names[start : start + MOST_LANES], at_s, pins)
+        for start in range(0, len(names), _AT_ONCE):
+            yield from self._some_lanes(names[start : start + _AT_ONCE], at_s, pins)
 
     def _some_lanes(self, names: Sequence[str], at_s: float, pins: Mapping[str, Pin]) -> Iterator[LaneNow]:
         with self._client.pipeline(transaction=False) as pipe:
@@ -362,10 +384,10 @@ class Live:
             for i, lane in enumerate(names)
         }
         used = self._used_today({lane: state.told for lane, state in states.items()}, at_s)
+        bars = self._bars_of([lane for lane, head in heads.items() if head.waiting or head.due_later])
         for i, lane in enumerate(names):
             head, state = heads[lane], states[lane]
             pin = governing(pins.get(lane), pins.get(ALL), at_s)
-            held = self.bars(lane) if head.waiting or head.due_later else (None, ())
             yield LaneNow(
                 lane=lane,
                 state=state,
@@ -379,7 +401,7 @@ class Live:
                 used_today=used.get(lane, {}),
                 # Until the tuner has looked at the lane, it is still as the pin before has left it.
                 pin=pin if pin is not None and state.points.pin == pin.id else None,
-                bars=None if held is None else held[1],
+                bars=bars.get(lane, ()),
                 cost=head.cost,
                 row=int(raw[4 * i + 3]),
             )

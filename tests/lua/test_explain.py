@@ -306,3 +306,20 @@ def test_what_nobody_knows_is_not_told(redis_client: redis.Redis, scene: Callabl
     scene(stage)
     stage.put("a", "b", "c")
     assert stage.told("c").starts_in_s is None
+
+
+def test_the_last_of_very_many_hears_that_it_will_expire(redis_client: redis.Redis) -> None:
+    """At 60/min with an hour to live, the 3,700th does not start; the 100th does, and so does one that has a day."""
+    stage = Theatre(redis_client)
+    paced(stage, rpm=60.0)
+    stage.put(*(f"c{number}" for number in range(3_700)), deadline_in_s=3_600.0)
+    stage.put("patient", deadline_in_s=86_400.0)
+    last = stage.told("c3699")
+    assert last.expires_first
+    assert last.starts_in_s == pytest.approx(3_700.0, abs=10.0)
+    found = explain(Live(stage.client, time_us=stage.now_us), [], "c3699", rules=stage.rules)
+    text = explanation_text(found)
+    assert "it will expire before its turn: its deadline is in 60 min, its turn in about 62 min" in text
+    assert "starts in about" not in text
+    assert not stage.told("c100").expires_first
+    assert not stage.told("patient").expires_first

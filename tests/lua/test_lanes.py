@@ -14,7 +14,7 @@ import redis
 from msgspec import structs
 
 from ratelimit_worker.calls import Cost, Priority
-from ratelimit_worker.contracts.call import US
+from ratelimit_worker.contracts.call import US, Placed
 from ratelimit_worker.contracts.plan import HEADER
 from ratelimit_worker.errors import BadInput, LaneFull
 from ratelimit_worker.stores import keys
@@ -513,10 +513,10 @@ def test_any_task_id_is_a_reference(cluster: Cluster, put: Put, ref: str) -> Non
 def test_a_publication_enters_once(cluster: Cluster, put: Put) -> None:
     """A publisher that lost the reply sends again: nothing happens, though the call may have ended meanwhile."""
     once = entry("a", lane_fields=OPEN)
-    assert cluster.lanes.enqueue(once) == (True, "a")
-    assert cluster.lanes.enqueue(once) == (False, "a")
+    assert cluster.lanes.enqueue(once) == Placed(True, "a")
+    assert cluster.lanes.enqueue(once) == Placed(False, "a")
     assert cluster.run_all() == ["a"]
-    assert cluster.lanes.enqueue(once) == (False, "a")
+    assert cluster.lanes.enqueue(once) == Placed(False, "a")
     assert cluster.ready() == []
 
 
@@ -1113,7 +1113,7 @@ def test_plain_answers_of_a_lane_that_is_well_are_counted(cluster: Cluster, put:
     def taken() -> tuple[int, list[bytes]]:
         got = cluster.lanes.take("tuner", 2.0)
         assert got is not None
-        ((view,),) = got[1:]
+        (view,) = got.lanes
         return view.goods, list(view.seen)
 
     for verdict in ("plain", "good", "plain"):
@@ -1143,7 +1143,7 @@ def test_plain_answers_tell_how_long_they_took_in_sum(cluster: Cluster, put: Put
         cluster.free(tag)
     got = cluster.lanes.take("tuner", 2.0)
     assert got is not None
-    ((view,),) = got[1:]
+    (view,) = got.lanes
     assert (view.goods, view.took_s, view.out) == (2, pytest.approx(4.0, abs=0.01), 1)
 
 

@@ -13,12 +13,12 @@ from ratelimit_worker.calls import LaneLimits, Mode
 from ratelimit_worker.cli import main
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.contracts.call import US
-from ratelimit_worker.contracts.lane import MOST_LANES
+from ratelimit_worker.contracts.lane import MOST_LANES, Write
 from ratelimit_worker.errors import LanesFull
 from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.flow.lane.limit import Change, at_start, set_limits
 from ratelimit_worker.flow.lane.pin import auto, lane_fields, pin
-from ratelimit_worker.flow.lane.tune import MANY_LANES, MOST_LOOKED_AT
+from ratelimit_worker.flow.lane.tune import BATCH, MANY_LANES, MOST_BATCHES, MOST_LOOKED_AT
 from ratelimit_worker.policy.modes import ALL
 from ratelimit_worker.reports.doctor import Code, judge_number
 from ratelimit_worker.reports.live import cluster_state
@@ -233,6 +233,107 @@ def test_a_turn_looks_at_some_of_very_many(stage: Stage) -> None:
     assert len(looked) == MANY
 
 
+def with_news(stage: Stage, lanes: list[str]) -> None:
+    """Each of these lanes was answered."""
+    with stage.client.pipeline() as pipe:
+        for lane in lanes:
+            pipe.hset(keys.lane(lane), "goods", 1)
+        pipe.sadd(keys.SEEN, *lanes)
+        pipe.execute()
+
+
+def test_all_news_of_a_turn_is_read_and_written_in_batches(stage: Stage) -> None:
+    """400 lanes with news: all are looked at in one turn, by some scripts for many lanes each."""
+    make(stage, 400)
+    with_news(stage, [f"user-{n}" for n in range(400)])
+    stage.advance(0.1)
+    stage.client.config_resetstat()
+    assert stage.tuner.turn("tuner") == 400
+    assert not stage.tuner.behind
+    scripts = int(stage.client.info("commandstats")["cmdstat_fcall"]["calls"])
+    assert scripts <= 2 * 400 // BATCH + 4
+    assert all(stage.lanes.state(f"user-{n}").memory.law for n in range(400))
+
+
+def test_a_refused_lane_is_looked_at_before_all_others(stage: Stage) -> None:
+    """Of more lanes with news than a turn takes, the one that needs it is in the first batch; the others come next."""
+    many = BATCH * MOST_BATCHES + 100
+    make(stage, many)
+    with_news(stage, [f"user-{n}" for n in range(many)])
+    stage.put(1, "refused")
+    tag, begun = stage.begin()
+    assert begun.state == "go"
+    stage.settle(tag, lane="refused", verdict="refused", gate_s=1.0)
+    assert stage.client.smembers(keys.URGENT) == {b"refused"}
+    taken: list[list[str]] = []
+    take = stage.lanes.take
+
+    def noted(*args: Any, **more: Any) -> Any:
+        found = take(*args, **more)
+        assert found is not None
+        taken.append([view.lane for view in found.lanes])
+        return found
+
+    stage.lanes.take = noted  # type: ignore[method-assign]
+    stage.tune()
+    assert taken[0][0] == "refused"
+    assert stage.tuner.behind
+    stage.tune()
+    assert not stage.tuner.behind
+    assert {lane for some in taken for lane in some} >= {f"user-{n}" for n in range(many)}
+
+
+def test_one_lane_that_cannot_be_written_keeps_no_other_from_it(stage: Stage) -> None:
+    """The error is raised when all the others are written."""
+    make(stage, 3)
+    stage.client.delete(keys.lane("user-1"))
+    stage.client.set(keys.lane("user-1"), "not a hash")
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        stage.lanes.set_points_of({f"user-{n}": Write(0, {"p1": 7.0}) for n in range(3)})
+    stage.client.delete(keys.lane("user-1"))
+    assert [stage.lanes.fields(f"user-{n}")["p1"] for n in (0, 2)] == [b"7.0", b"7.0"]
+
+
+def test_what_the_law_remembers_is_written_without_a_look_at_the_calls(stage: Stage) -> None:
+    """Where no set-point changes nothing is reckoned or released: two commands; a lane that has gone stays away."""
+    make(stage, 1)
+    stage.client.config_resetstat()
+    stage.lanes.set_points_of({"user-0": Write(0, {"law": b"x", "health": ""})})
+    stats = stage.client.info("commandstats")
+    assert sum(int(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in ("hmget", "hset")) == 1
+    assert stage.lanes.fields("user-0")["law"] == b"x"
+
+
+@pytest.mark.parametrize(
+    ("find", "page", "first", "count"),
+    [
+        ("", 0, "a-halted", 4),
+        ("", 1, "user-1", 4),
+        ("", 99, "user-5", 2),
+        ("USER-", 0, "user-0", 4),
+        ("none", 0, "", 0),
+    ],
+)
+def test_pages_of_lanes_have_the_troubled_and_the_busy_first(
+    stage: Stage, find: str, page: int, first: str, count: int
+) -> None:
+    """Fours of ten lanes; a part of a name in any letters; beyond the last page is the last."""
+    make(stage, 7)
+    stage.put(1, "busy", limits=LaneLimits())
+    make_one = [part for pair in limit_fields(LaneLimits()).items() for part in pair]
+    stage.lanes.run("establish", ("a-halted", *make_one))
+    stage.lanes.run("establish", ("z-pinned", *make_one))
+    stage.client.hset(keys.lane("a-halted"), "mode", "HALT")
+    pin(stage.control, Mode.NORMAL, lane="z-pinned", who="me", now=stage.now)
+    now = Live(stage.client, time_us=stage.now_us).now(most=4, find=find, page=page)
+    names = [lane.lane for lane in now.lanes]
+    assert len(names) == count
+    assert names[:1] == ([first] if first else [])
+    if not find and page == 0:
+        assert names == ["a-halted", "z-pinned", "busy", "user-0"]
+    assert sum(now.modes.values()) == {"": 10, "USER-": 7, "none": 0}[find]
+
+
 def test_status_and_lanes_show_a_bounded_number(stage: Stage) -> None:
     """The strict, the pinned, the working and the recent; how many are not shown is said, all counted by mode."""
     make(stage, MANY)
@@ -247,7 +348,7 @@ def test_status_and_lanes_show_a_bounded_number(stage: Stage) -> None:
     assert now.modes == {"HALT": 1, "REDUCED": 1, "NORMAL": MANY - 1}
     state = cluster_state(now, None)
     for text in (status_table(state), lanes_table(state)):
-        assert "801 lanes more, used less of late (all lanes: 1 HALT, 999 NORMAL, 1 REDUCED); --verbose" in text
+        assert "901 lanes more, used less of late (of all: 1 HALT, 999 NORMAL, 1 REDUCED); --find" in text
         assert text.count("user-") <= live.MOST_LANES + 2
     assert len(Live(stage.client, time_us=stage.now_us).now(most=None).lanes) == MANY + 1
     assert [lane.lane for lane in Live(stage.client).now(["user-9"]).lanes] == ["user-9"]
@@ -275,6 +376,33 @@ def test_a_pin_of_all_lanes_holds_in_each_and_is_told_once(stage: Stage) -> None
     ended = stage.told()
     assert (ALL, Mode.EMERGENCY, Mode.NORMAL) in [(told.lane, told.from_mode, told.to_mode) for told in ended]
     assert {told.lane for told in ended} <= {ALL, "busy"}
+
+
+def test_very_many_idle_lanes_are_left_to_the_tuner(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command costs what the lanes with calls cost; the others follow some a turn, those the law has halted too."""
+    monkeypatch.setattr("ratelimit_worker.flow.lane.pin.MOST_AT_ONCE", MANY // 2)
+    monkeypatch.setattr("ratelimit_worker.flow.lane.tune.LEASE_S", 3_600.0)
+    make(stage, MANY)
+    stage.put(1, "busy")
+    stage.tune()
+    stage.told()
+    stage.client.config_resetstat()
+    changes = pin(stage.control, Mode.EMERGENCY, who="me", now=stage.now)
+    assert commands(stage.client) < MANY // 4
+    assert {change.lane for change in changes} == {"busy"}
+    assert stage.mode("busy") is Mode.EMERGENCY
+    turns(stage, 2 * MANY // MOST_LOOKED_AT)
+    assert all(stage.mode(name) is Mode.EMERGENCY for name in stage.lanes.names())
+    assert sorted(change.lane for change in stage.told()) == [ALL, "busy"]
+    stage.client.hset(keys.lane("user-5"), mapping={"mode": "HALT", "pin": ""})
+    auto(stage.control, who="me", now=stage.now)
+    assert stage.mode("busy") is Mode.NORMAL
+    assert stage.mode("user-5") is Mode.NORMAL
+    assert stage.mode("user-6") is Mode.EMERGENCY
+    turns(stage, 2 * MANY // MOST_LOOKED_AT)
+    assert all(stage.mode(name) is Mode.NORMAL for name in stage.lanes.names())
+    assert sorted(change.lane for change in stage.told()) == [ALL, "busy"]
+    assert stage.control.pins.read() == {}
 
 
 def test_what_a_killed_command_left_undone_the_tuner_does(stage: Stage) -> None:

@@ -277,15 +277,15 @@ def test_a_pin_against_a_tuner_that_knows_nothing_of_it_yet(stage: Stage) -> Non
     stage.put(30, limits=PACED)
     stage.work("sick")
     stage.tune()
-    write = stage.tuner._write
+    write = stage.tuner._write_all
 
-    def pinned_in_between(view: Any, decision: Any, *now: Any) -> None:
-        stage.tuner._write = write  # type: ignore[method-assign]
+    def pinned_in_between(decisions: Any, *now: Any) -> None:
+        stage.tuner._write_all = write  # type: ignore[method-assign]
         pin(stage.control, Mode.REDUCED, who="ada", now=stage.now)
-        write(view, decision, *now)
+        write(decisions, *now)
         stage.lanes.set_points("gpt", {"p1": 10.0, "width": 0})  # what a stale decision could say at worst
 
-    stage.tuner._write = pinned_in_between  # type: ignore[method-assign,assignment]
+    stage.tuner._write_all = pinned_in_between  # type: ignore[method-assign,assignment]
     stage.advance(1.0)
     stage.pump()
     stage.work("sick")

@@ -14,10 +14,9 @@ from itertools import islice
 from typing import NamedTuple
 
 from ratelimit_worker.calls import Mode, ModeChange
-from ratelimit_worker.contracts.lane import (
-    WALK_FIELDS,
-)
+from ratelimit_worker.contracts.lane import WALK_FIELDS, Write
 from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.flow.lane.attention import Attention
 from ratelimit_worker.flow.lane.decide import Decision, Rules, changes_with_time, decide
 from ratelimit_worker.flow.lane.events import ended_everywhere, tell
 from ratelimit_worker.policy import modes
@@ -27,11 +26,14 @@ from ratelimit_worker.ports import Lanes, LaneSeen, LaneView, ModeLog, Pins
 
 log = logging.getLogger(__name__)
 
-TUNE_EVERY_S = 0.1  #: about ten times a second (control law); a refusal wakes the tuner at once
+TUNE_EVERY_S = 0.1  #: about ten times a second (control law); a refusal wakes it at once
 LEASE_S = 2.0
-BUSY_S = 5.0  #: a lane is looked at each turn for so long after the last answer
+BATCH = 50  #: lanes that one script reads, and one writes, so that the server does something else in between
+MOST_BATCHES = 10  #: of lanes with news in a turn
+#: Looks of a turn. What news leaves of them goes to lanes that time alone may change, and so many in any case.
+LOOKS, LEAST_BY_TIME = 60, 6
 VISIT_EVERY_S = 1.0  #: pinned lanes are looked at so often though nothing is seen of them
-MOST_LOOKED_AT = 100  #: lanes that a turn looks at though nothing was seen of them, so that it stays short
+MOST_LOOKED_AT = 200  #: lanes that a walk over all, or over those that are not well, looks at in a turn
 WALK_EVERY_S = 60.0  #: while all lanes are pinned, all are looked at so often, some at a time
 MANY_LANES = 100  #: with more, a pin of all is told once, not of each lane in which nothing waits
 MOST_TRIES = 8  #: at writing what follows from a lane, while a person sets its limits again and again
@@ -67,30 +69,35 @@ class Tuner:
         self._walked: _Everywhere | None = None  #: what every lane has; None: this is its first turn
         self._walked_at = float("-inf")
         self._many = False  #: whether there are so many lanes that not each is told of
-        self._busy: dict[str, float] = {}  #: lanes of which something was seen of late → when, seconds
+        self._attention = Attention()  #: lanes that time alone may change
+        self._news = 0  #: lanes of which something was seen in the last turn
+        self.behind = False  #: something was seen of more lanes than the last turn looked at
         self._ailing: dict[str, None] = {}  #: lanes whose mode ends by time alone; the next to look at first
         self._ailing_at, self._turned_at = float("-inf"), 0.0  #: when they were looked at, and the last turn was
         self._untold: deque[ModeChange] = deque(maxlen=MOST_UNTOLD)
         self._siblings = Siblings.none()
 
     def turn(self, owner: str) -> int | None:
-        """Look at every lane of which something was seen → how many, or None: another holds the duty."""
-        busy = list(islice(self._busy, MOST_LOOKED_AT))
-        taken = self.control.lanes.take(owner, LEASE_S, also={*busy, *self._ailing_due()})
-        if taken is None:
-            self._pins, self._walk, self._walked, self._busy, self._ailing = None, None, None, {}, {}
-            return None
-        now, taken_views = taken
-        self._turned_at = now
-        views = [view for view in taken_views if view.seen or view.goods or changes_with_time(view.state)]
-        self._note_busy(views, busy, now)
-        pins = self.control.pins.read()
-        decisions = [
-            (view, decide(view, now, self.control.rules, pins, self._siblings.shares(view.lane))) for view in views
-        ]
-        for view, decision in decisions:
-            self._write(view, decision, pins, now)
-        self._siblings = self._siblings.note([decision.standing for _, decision in decisions], now)
+        """Look at the lanes of which something was seen → how many, or None: another holds the duty."""
+        self.behind = False
+        also = {*self._attention.next(max(LEAST_BY_TIME, LOOKS - self._news), self._turned_at), *self._ailing_due()}
+        views: list[LaneView] = []
+        pins: Mapping[str, Pin] | None = None
+        self._news, now = 0, self._turned_at
+        for _ in range(MOST_BATCHES):
+            taken = self.control.lanes.take(owner, LEASE_S, BATCH, also=also)
+            if taken is None:
+                self._pins, self._walk, self._walked, self._ailing = None, None, None, {}
+                self._attention = Attention()
+                return None
+            now, also = taken.now_s, set()
+            self._turned_at = now
+            pins = self.control.pins.read() if pins is None else pins
+            views += self._learn(taken.lanes, pins, now)
+            self.behind = taken.more
+            if not taken.more:
+                break
+        assert pins is not None
         self._visit(self._due(pins, now), pins, now)
         self._walk_on(pins, now)
         while views and (newer := self.control.pins.read()) != pins:
@@ -101,18 +108,23 @@ class Tuner:
         self._tell()
         return len(views)
 
-    def _note_busy(self, views: Iterable[LaneView], looked_at: Iterable[str], now: float) -> None:
-        """Lanes in use are looked at each turn, where time alone changes them; of very many, some each turn."""
-        before, ailing = self._busy, self._ailing
-        self._busy = dict(before)
-        for lane in looked_at:
-            del self._busy[lane]
-        for view in views:
-            self._busy.pop(view.lane, None)
-            old = float("-inf") if view.lane in ailing else now  # a lane that is looked at for its mode alone is idle
-            since = now if view.seen or view.goods else before.get(view.lane, old)
-            if now - since <= BUSY_S and changes_with_time(view.state):
-                self._busy[view.lane] = since
+    def _learn(self, taken: Iterable[LaneView], pins: Mapping[str, Pin], now: float) -> list[LaneView]:
+        """The law, run on some lanes, and what follows written → those that it was run on."""
+        views = []
+        for view in taken:
+            news = bool(view.seen or view.goods)
+            self._news += news
+            if not changes_with_time(view.state):
+                self._attention.forget(view.lane)
+            else:
+                self._attention.note(view.lane, view.state, now, news=news, idle=view.lane in self._ailing)
+            if news or changes_with_time(view.state):
+                views.append(view)
+        rules, shares = self.control.rules, self._siblings.shares
+        decisions = [(view, decide(view, now, rules, pins, shares(view.lane))) for view in views]
+        self._write_all(decisions, pins, now)
+        self._siblings = self._siblings.note([decision.standing for _, decision in decisions], now)
+        return views
 
     def _ailing_due(self) -> Iterable[str]:
         """Lanes that come back though nothing is sent, once in a while."""
@@ -171,30 +183,39 @@ class Tuner:
         self._walk = walk
 
     def _visit(self, lanes: Iterable[str], pins: Mapping[str, Pin], now: float, *, idle: bool = False) -> None:
-        for lane in lanes:
-            view = LaneView(lane=lane, state=self.control.lanes.state(lane), seen=())
-            self._note_ailing(lane, view.state.mode, view.state.pinned)
-            if view.state.pinned or modes.governing(pins.get(lane), pins.get(ALL), now) is not None:
+        names = list(lanes)
+        for first in range(0, len(names), BATCH):
+            some: list[tuple[LaneView, Decision]] = []
+            for lane, state in self.control.lanes.states(names[first : first + BATCH]).items():
+                self._note_ailing(lane, state.mode, state.pinned)
+                if not state.pinned and modes.governing(pins.get(lane), pins.get(ALL), now) is None:
+                    continue
+                view = LaneView(lane=lane, state=state, seen=())
                 decision = decide(view, now, self.control.rules, pins)
-                if idle and self._many and view.lane not in pins:  # it was told of all lanes together
+                if idle and self._many and lane not in pins:  # it was told of all lanes together
                     decision = replace(decision, changes=())
-                self._write(view, decision, pins, now)
+                some.append((view, decision))
+            self._write_all(some, pins, now)
 
-    def _write(self, view: LaneView, decision: Decision, pins: Mapping[str, Pin], now: float) -> None:
-        """Write a decision; where a person has set limits since the lane was read, what follows from these."""
+    def _write_all(self, decisions: Sequence[tuple[LaneView, Decision]], pins: Mapping[str, Pin], now: float) -> None:
+        """Write decisions; where a person has set limits since a lane was read, what follows from these."""
         told: set[str] = set()
         for _ in range(MOST_TRIES):
-            self._note_ailing(view.lane, decision.mode, decision.pinned)
-            if changes := [change for change in decision.changes if change.id not in told]:
-                # Told first: a tuner that is killed between may tell a change twice, and loses none.
-                told |= {change.id for change in changes}
-                self._untold.extend(changes)
-                self._tell()
-            fields = {**decision.set_points, **decision.memory}
-            if not fields or self.control.lanes.set_points(view.lane, fields, view.state.revision) is not None:
+            writes: dict[str, Write] = {}
+            for view, decision in decisions:
+                self._note_ailing(view.lane, decision.mode, decision.pinned)
+                self._untold.extend(change for change in decision.changes if change.id not in told)
+                told |= {change.id for change in decision.changes}
+                if fields := {**decision.set_points, **decision.memory}:
+                    writes[view.lane] = Write(view.state.revision, fields)
+            self._tell()  # first: a tuner that is killed between may tell a change twice, and loses none
+            stale = {*self.control.lanes.set_points_of(writes)}
+            if not stale:
                 return
-            view = replace(view, state=self.control.lanes.state(view.lane))
-            decision = decide(view, now, self.control.rules, pins)
+            views = [
+                replace(view, state=self.control.lanes.state(view.lane)) for view, _ in decisions if view.lane in stale
+            ]
+            decisions = [(view, decide(view, now, self.control.rules, pins)) for view in views]
 
     def _give_back(self, pins: Mapping[str, Pin], now: float) -> None:
         """Pins that had ended when this turn looked at their lanes are done with, and exemptions from none."""

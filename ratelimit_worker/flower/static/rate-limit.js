@@ -37,7 +37,9 @@
         return answer.text();
       })
       .then(function (html) {
+        var focused = live.contains(document.activeElement) ? document.activeElement.id : "";
         live.innerHTML = html;
+        focus(focused);
         offerNewLanes();
         say(true, "Live");
       })
@@ -53,6 +55,14 @@
     return !selection.isCollapsed && live.contains(selection.anchorNode);
   }
 
+  // Who goes through the page by keyboard stays where they are.
+  function focus(id) {
+    var there = id && document.getElementById(id);
+    if (there) {
+      there.focus({ preventScroll: true });
+    }
+  }
+
   function offerNewLanes() {
     if (!lanes) {
       return;
@@ -60,7 +70,8 @@
     var offered = new Set(Array.from(lanes.options, function (option) { return option.value; }));
     live.querySelectorAll("[data-lane]").forEach(function (row) {
       if (!offered.has(row.dataset.lane)) {
-        lanes.add(new Option(row.dataset.lane, row.dataset.lane));
+        var after = Array.from(lanes.options).find(function (option) { return option.value > row.dataset.lane; });
+        lanes.add(new Option(row.dataset.lane, row.dataset.lane), after || null);
       }
     });
   }

@@ -84,6 +84,7 @@ local function forget_idle(lane, used_us)              -- 1 when it is gone
     if stays(lane) then return 0 end
     redis.call('DEL', lane_key(lane), key('seen:') .. lane, key('tenants:') .. lane, key('probed:') .. lane)
     redis.call('SREM', key('seen'), lane)
+    redis.call('SREM', key('urgent'), lane)
     note(lane, nil)
   end
   redis.call('ZREM', key('lanes'), lane)
@@ -102,4 +103,5 @@ end
 local whole = #some == 2 * LANES_AT_A_TIME
 redis.call('HSET', PUMP, 'audit', whole and cursor + LANES_AT_A_TIME - gone or 0)
 feed(TRIES)
+census.take()
 return n

@@ -1,6 +1,10 @@
 -- What is learned from an attempt: the row of failures, the gate, the tuner's observation, the outbox, how functions fare.
 
 local heed = {}
+function heed.alarm(lane)                              -- the tuner looks at this lane before others, and at once
+  redis.call('SADD', key('urgent'), lane)
+  redis.call('PUBLISH', key('tune'), lane)
+end
 -- The lane was answered. plain: no header told anything. r: the record of the call whose permit it was; nil: of none
 -- returns  true when that is all: of a lane that is well, the tuner need only know how many plain answers it had
 function heed.good(lane, r, plain)
@@ -35,7 +39,7 @@ function heed.sick(lane, r, counts)
     by = (by == '' or by == int(r[ACCEPTED])) and int(r[ACCEPTED]) or failing.SEVERAL
   end
   redis.call('HSET', k, FIELD.SICK_ROW, int(row), FIELD.WITNESS, by)
-  if row >= KNOWN.SICK_ROW then redis.call('PUBLISH', key('tune'), lane) end
+  if row >= KNOWN.SICK_ROW then heed.alarm(lane) end
 end
 -- What a refusal leaves of the levels. The refusal is the lane's own: its parents and the day get back what the call took.
 function heed.lower(L, r, dimension, gate_us)
@@ -67,14 +71,14 @@ function heed.refused(lane, r, dimension, gate_us)
   end
   L.gate = math.max(L.gate, now + math.min(gate_us, DAY_US))
   save(L)
-  redis.call('PUBLISH', key('tune'), lane)
+  heed.alarm(lane)
 end
 function heed.quota(lane)                              -- what is released and has not begun goes back
   if redis.call('HGET', lane_key(lane), FIELD.ESCALATES) == '0' then return end
   local L = bucket(lane)
   L.gate = math.max(L.gate, now + KNOWN.HALT_US)
   save(L)
-  redis.call('PUBLISH', key('tune'), lane)
+  heed.alarm(lane)
 end
 -- verdict: 'good' answered, 'plain' answered and no header told anything, 'refused' 429 ('refused.2': in the second dimension;
 -- 'refused.0': for calls at once, in none), 'sick' ('sick.1': to a call that is no witness), 'quota' nothing is left to spend,
