@@ -12,9 +12,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ratelimit_worker.reports.live import LaneState, cluster_state
 from ratelimit_worker.reports.mode import ModeNow, severity
+from ratelimit_worker.reports.money import NOTHING, Spend, money
 from ratelimit_worker.stores.database import engine_for
 from ratelimit_worker.stores.live import Live
-from ratelimit_worker.stores.queries import refusals
+from ratelimit_worker.stores.queries import refusals, spent_by, spent_of
 from ratelimit_worker.stores.tables import AttemptRow
 
 #: A count takes at most this share of the time.
@@ -71,6 +72,7 @@ class AttemptFigures:
     requests: int = 0  #: attempts made
     refused: int = 0  #: of these, 429s
     retries: int = 0  #: of these, not the first of their call
+    spend: Spend = NOTHING  #: what they cost; told at the end
 
 
 class Attempts:
@@ -92,19 +94,18 @@ class Attempts:
         if not exactly and time.monotonic() < self._next_s:
             return self._last
         began_s = time.monotonic()
-        wanted = (
-            select(func.count(), refusals(), func.sum(case((AttemptRow.number > 1, 1), else_=0)))
-            # finished_at has an index, and no attempt finishes before it starts
-            .where(AttemptRow.finished_at >= self._since, AttemptRow.started_at >= self._since)
-            .where(AttemptRow.context == self._context)
-        )
+        # finished_at has an index, and no attempt finishes before it starts
+        since = (AttemptRow.finished_at >= self._since, AttemptRow.started_at >= self._since)
+        mine = (*since, AttemptRow.context == self._context)
+        wanted = select(func.count(), refusals(), func.sum(case((AttemptRow.number > 1, 1), else_=0))).where(*mine)
         try:
             with self._engine.connect() as connection:
                 requests, refused, retries = connection.execute(wanted).one()
+                spent = money(map(spent_of, connection.execute(spent_by(*mine)))).total if exactly else NOTHING
         except SQLAlchemyError:
             self._last = None  # no tables yet, or away: the run goes on, and its figures say "?"
         else:
-            self._last = AttemptFigures(int(requests), int(refused or 0), int(retries or 0))
+            self._last = AttemptFigures(int(requests), int(refused or 0), int(retries or 0), spent)
         took_s = time.monotonic() - began_s
         self._next_s = time.monotonic() + max(0.5, took_s / _COUNTING_SHARE)
         return self._last

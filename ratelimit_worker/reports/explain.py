@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ratelimit_worker.calls import Attempt, Content, Mode, Outcome
+from ratelimit_worker.calls import Attempt, Content, Mode, Outcome, PriceSource
 from ratelimit_worker.flow.lane.decide import Rules
 from ratelimit_worker.plain_text import one_line
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.reports.bars import sentences
 from ratelimit_worker.reports.live import LaneState, cluster_state
+from ratelimit_worker.reports.money import dollars
 from ratelimit_worker.reports.start import Forecast
-from ratelimit_worker.reports.words import about, moment, seconds
+from ratelimit_worker.reports.words import about, count, moment, seconds
 from ratelimit_worker.stores.live import CallNow, Live
 
 MOST_SHOWN = 400  #: characters of a captured text that are shown to people
@@ -218,6 +219,38 @@ def _paces(lane: LaneState) -> dict[str, float]:
     return paces
 
 
+def _used(attempt: Attempt) -> str:
+    """What an attempt has used and cost, in a line; "" where nothing is known of it."""
+    of_input = [
+        f"{count(many)} {what}"
+        for many, what in ((attempt.cached_input_tokens, "cached"), (attempt.cache_write_tokens, "written to a cache"))
+        if many
+    ]
+    parts = []
+    if attempt.input_tokens is not None:
+        kinds = f" ({', '.join(of_input)})" if of_input else ""
+        parts.append(f"{count(attempt.input_tokens)} tokens in{kinds}")
+    if attempt.output_tokens is not None:
+        thought = f" ({count(attempt.reasoning_tokens)} of reasoning)" if attempt.reasoning_tokens else ""
+        parts.append(f"{count(attempt.output_tokens)} out{thought}")
+    if attempt.cost_nanousd is not None:
+        parts.append(f"{dollars(attempt.cost_nanousd)} ({_SAYS[attempt.price_source or PriceSource.ESTIMATED]})")
+    elif parts:
+        parts.append("no price is known")
+    if attempt.lost_attempts:
+        cost = f", taken to have cost {dollars(attempt.lost_nanousd)}" if attempt.lost_nanousd is not None else ""
+        parts.append(f"{count(attempt.lost_attempts)} before it lost with their worker{cost}")
+    return one_line(", ".join(parts))
+
+
+_SAYS = {
+    PriceSource.TOLD: "as the provider told",
+    PriceSource.OWN: "by MAISD_PRICES",
+    PriceSource.LIST: "by the published list",
+    PriceSource.ESTIMATED: "estimated",
+}
+
+
 def _content_lines(content: Content) -> list[str]:
     """What was captured of an attempt; long texts by their beginning, JSON output has them whole."""
     told = {"asked": content.asked, "answer": content.answer}
@@ -259,6 +292,8 @@ def explanation_text(found: Explanation) -> str:
             f"  attempt {attempt.number}  {moment(attempt.started_at)}  waited {seconds(attempt.waited_s)}, "
             f"took {seconds(attempt.latency_s)}: {', '.join(what)}"
         )
+        if used := _used(attempt):
+            lines.append(f"    {used}")
         lines += _content_lines(attempt.content) if attempt.content is not None else []
     if found.lost_at_s is not None:
         lines.append(f"  Redis has forgotten it; its caller was told at {moment(found.lost_at_s)}")

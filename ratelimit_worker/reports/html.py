@@ -11,6 +11,7 @@ from typing import Any
 from ratelimit_worker.calls import ModeChange
 from ratelimit_worker.reports.figures import Figures, Group, Point
 from ratelimit_worker.reports.live import LaneState
+from ratelimit_worker.reports.money import Money, Spend, dollars, without_price
 from ratelimit_worker.reports.outcomes import snoozed_words
 from ratelimit_worker.reports.stats import Stats
 from ratelimit_worker.reports.words import clock, count, moment, per_min, percent, seconds
@@ -82,6 +83,8 @@ svg {{ width: 100%; height: auto; }} .good {{ fill: var(--good); }} .bad {{ fill
 {functions}
 <h2>Contexts</h2>
 {contexts}
+<h2>Money</h2>
+{money}
 <h2>Retries</h2>
 {retries}
 <h2>Not answered, by category</h2>
@@ -109,6 +112,7 @@ def page(stats: Stats) -> str:
         lanes=_groups("lane", stats.lanes),
         functions=_groups("function", stats.functions),
         contexts=_groups("context", stats.contexts),
+        money=_money(stats.money),
         retries=joined(
             _retries(what, groups) for what, groups in (("lane", stats.lanes), ("function", stats.functions))
         ),
@@ -124,10 +128,7 @@ def page(stats: Stats) -> str:
 
 
 def _notes(stats: Stats) -> list[str]:
-    notes = list(stats.missing)
-    if stats.one_in > 1:
-        notes.append(f"Percentiles are told from one attempt in {stats.one_in}, and of rare groups from every one.")
-    return notes
+    return list(stats.missing)
 
 
 def _totals(stats: Stats) -> list[tuple[str, str]]:
@@ -149,11 +150,54 @@ def _totals(stats: Stats) -> list[tuple[str, str]]:
         ("waited p95", seconds(total.waited.p95_s)),
         ("tokens in", count(total.input_tokens)),
         ("tokens out", count(total.output_tokens)),
+        *_spent(stats.money.total),
         ("cache hits", stats.counted(stats.cache_hits)),
         ("joined", stats.counted(stats.joined)),
         ("stale answers", stats.counted(stats.cache_stale)),
         ("shed", stats.counted(stats.shed)),
     ]
+
+
+def _spent(spend: Spend) -> list[tuple[str, str]]:
+    if not spend.is_known:
+        return []
+    return [
+        ("spent", " ".join((dollars(spend.cost_nanousd), without_price(spend))).strip()),
+        ("charged without an answer", dollars(spend.wasted_nanousd)),
+        ("saved by cached input", dollars(spend.cached_saving_nanousd)),
+    ]
+
+
+def _money(money: Money) -> Markup:
+    """Who spends it; nothing where nobody knows a price."""
+    if not money.is_known:
+        return markup('<p class="note">No price is known: MAISD_PRICES names prices.</p>')
+    kinds = (
+        ("lane", money.lanes),
+        ("model", money.models),
+        ("function", money.functions),
+        ("context", money.contexts),
+        ("tenant", money.tenants),
+    )
+    heads = ("spent", "without an answer", "estimated", "saved by cached input", "attempts", "without a price")
+    return joined(
+        _table(
+            (what, *heads),
+            [
+                (
+                    one.name or "(none)",
+                    dollars(one.spend.cost_nanousd),
+                    dollars(one.spend.wasted_nanousd),
+                    dollars(one.spend.estimated_nanousd),
+                    dollars(one.spend.cached_saving_nanousd),
+                    count(one.spend.attempts),
+                    count(one.spend.unpriced_attempts),
+                )
+                for one in of[:_MOST_ROWS]
+            ],
+        )
+        for what, of in kinds
+    )
 
 
 def _groups(what: str, groups: Sequence[Group]) -> Markup:

@@ -9,6 +9,7 @@ from ratelimit_worker.calls import LaneLimits, Mode, ModeChange
 from ratelimit_worker.plain_text import one_line
 from ratelimit_worker.reports.figures import Group
 from ratelimit_worker.reports.live import ClusterState, LaneState
+from ratelimit_worker.reports.money import Money, Spender, dollars, spend_sentence
 from ratelimit_worker.reports.outcomes import snoozed_words
 from ratelimit_worker.reports.stats import Stats
 from ratelimit_worker.reports.words import (
@@ -154,6 +155,7 @@ def stats_tables(stats: Stats) -> str:
                 f"latency   p50 {seconds(total.latency.p50_s)}, p95 {seconds(total.latency.p95_s)}, {total.trend}",
                 f"waited    p50 {seconds(total.waited.p50_s)}, p95 {seconds(total.waited.p95_s)}",
                 f"tokens    {count(total.input_tokens)} in, {count(total.output_tokens)} out",
+                *_money_lines(stats.money),
                 f"cache     {stats.counted(stats.cache_hits)} hits, {stats.counted(stats.joined)} joined, "
                 f"{stats.counted(stats.cache_stale)} stale (since Redis counts)",
                 f"shed      {stats.counted(stats.shed)} calls while their lane was in EMERGENCY or HALT "
@@ -161,8 +163,6 @@ def stats_tables(stats: Stats) -> str:
             )
         ),
     ]
-    if stats.one_in > 1:
-        parts[-1] += f"\n          percentiles from one attempt in {stats.one_in}; of rare groups from every one"
     if total.attempts:
         over_time = _bars([point.attempts for point in stats.timeline])
         parts.append(f"attempts over time, {seconds(stats.slice_s)} each\n{over_time}")
@@ -171,6 +171,7 @@ def stats_tables(stats: Stats) -> str:
         for what, groups in (("lane", stats.lanes), ("function", stats.functions), ("context", stats.contexts))
         if groups
     ]
+    parts += [_spenders(what, of) for what, of in _by_spender(stats.money) if of]
     for what, groups in (("lane", stats.lanes), ("function", stats.functions)):
         if retried := _retries(what, groups):
             parts.append(retried)
@@ -209,6 +210,39 @@ def _groups(what: str, groups: Sequence[Group]) -> str:
         )
     more = f"\n… and {len(groups) - _MOST_ROWS} more" if len(groups) > _MOST_ROWS else ""
     return table((what, "calls", "failed", "errors", "snoozed", "p50", "p95", "wait50", "wait95"), rows) + more
+
+
+def _money_lines(money: Money) -> list[str]:
+    return [f"spent     {spend_sentence(money.total)}"] if money.is_known else []
+
+
+def _by_spender(money: Money) -> list[tuple[str, Sequence[Spender]]]:
+    """Groups that tell more than the total does."""
+    kinds = (
+        ("lane", money.lanes),
+        ("model", money.models),
+        ("function", money.functions),
+        ("context", money.contexts),
+        ("tenant", money.tenants),
+    )
+    return [(what, of) for what, of in kinds if money.is_known and (len(of) > 1 or what == "model")]
+
+
+def _spenders(what: str, of: Sequence[Spender]) -> str:
+    rows = [
+        (
+            one.name or "(none)",
+            dollars(one.spend.cost_nanousd)
+            if one.spend.cost_nanousd or not one.spend.unpriced_attempts
+            else "no price",
+            dollars(one.spend.wasted_nanousd),
+            dollars(one.spend.cached_saving_nanousd),
+            count(one.spend.attempts),
+        )
+        for one in of[:_MOST_ROWS]
+    ]
+    more = f"\n… and {len(of) - _MOST_ROWS} more" if len(of) > _MOST_ROWS else ""
+    return table((f"{what}: spent", "cost", "no answer", "saved by cache", "attempts"), rows) + more
 
 
 def _retries(what: str, groups: Sequence[Group]) -> str:

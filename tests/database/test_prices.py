@@ -9,15 +9,19 @@ from typing import Any
 import pytest
 import redis
 
-from ratelimit_worker.calls import Attempt, PriceSource, Usage
+from ratelimit_worker.calls import Attempt, Outcome, PriceSource, Usage
 from ratelimit_worker.contracts.price import PriceCard, Rate, Tariff
 from ratelimit_worker.flow.duty.price import AGAIN_S, Pair, Pricer
 from ratelimit_worker.flow.duty.record import record_once
 from ratelimit_worker.policy.estimate import key
 from ratelimit_worker.policy.price import PriceTable, name_of, own_cards
 from ratelimit_worker.ports import PriceListAway
+from ratelimit_worker.reports.explain import Explanation, Where, explanation_text
+from ratelimit_worker.reports.stats import Sources, stats
+from ratelimit_worker.reports.tables import stats_tables
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.prices import ListedPrices, PriceMemory, Prices
+from ratelimit_worker.stores.queries import Queries
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 from ratelimit_worker.stores.usage import UsageMemory
 from tests.builders import attempt
@@ -135,3 +139,54 @@ def test_what_an_answer_usually_costs_is_learned(
     name = key(attempt("x").task, "gpt")
     learned = usage.read([name])[name]
     assert (learned.nanousd, learned.nanousd_of) == (3_000_000, 6)
+
+
+def test_what_was_spent_is_added_up_by_the_database(database_url: str) -> None:
+    """On both databases, from the roll-ups: cost, waste, what was lost with workers, what has no price."""
+    tracker, at = Tracker(engine_for(database_url)), 1_800_000_000.0
+    priced: dict[str, Any] = {"model": "gpt", "tenant": "t", "input_tokens": 10, "finished_at": at}
+    rows = [
+        attempt("a", **priced, cost_nanousd=5 * 10**9, cached_saving_nanousd=7, price_source=PriceSource.LIST),
+        attempt("b", 1, Outcome.RETRIED, **priced, cost_nanousd=3, price_source=PriceSource.ESTIMATED),
+        attempt("b", 2, **priced, cost_nanousd=4, lost_attempts=1, lost_nanousd=4, price_source=PriceSource.TOLD),
+        attempt("c", **{**priced, "model": "home"}),
+        attempt("d", **{**priced, "finished_at": at - 7200}, cost_nanousd=10**9, price_source=PriceSource.LIST),
+        attempt("e", outcome=Outcome.FAILED, finished_at=at),
+    ]
+    tracker.record(rows)
+    queries = Queries(engine_for(database_url))
+    sources = Sources.of(queries, None, lambda: tracker)
+    total = stats(sources, 3600.0, at + 1).money.total
+    assert (total.cost_nanousd, total.wasted_nanousd, total.estimated_nanousd) == (5 * 10**9 + 11, 7, 7)
+    assert (total.cached_saving_nanousd, total.lost_attempts, total.unpriced_models) == (7, 1, ("home",))
+    shown = stats_tables(stats(sources, 3600.0, at + 1))
+    assert "spent     $5.00, $0.000000007 of it for attempts that gave no answer" in shown
+    assert "+ 1 model without a price" in shown
+    assert "no price" in shown.split("model: spent")[1]
+
+
+def test_explain_says_what_an_attempt_has_used(database_url: str) -> None:
+    """Its tokens by kind, its cost and who says so."""
+    tracker = Tracker(engine_for(database_url))
+    tracker.record(
+        [
+            attempt(
+                "a",
+                input_tokens=1000,
+                cached_input_tokens=400,
+                output_tokens=100,
+                reasoning_tokens=40,
+                cost_nanousd=3_000_000,
+                price_source=PriceSource.OWN,
+                lost_attempts=1,
+                lost_nanousd=3_000_000,
+            )
+        ]
+    )
+    said = explanation_text(
+        Explanation(call_id="a", where=Where.ANSWERED, standings=(), attempts=tuple(tracker.attempts_of("a")))
+    )
+    assert (
+        "1,000 tokens in (400 cached), 100 out (40 of reasoning), $0.0030 (by MAISD_PRICES), "
+        "1 before it lost with their worker, taken to have cost $0.0030" in said
+    )

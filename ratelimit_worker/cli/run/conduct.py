@@ -30,6 +30,7 @@ from ratelimit_worker.config import PREFIX, environment, read_settings
 from ratelimit_worker.errors import BadInput, RateLimitWorkerError, StoreUnavailable
 from ratelimit_worker.flow.duty.record import record_once
 from ratelimit_worker.providers.apis import APIS
+from ratelimit_worker.reports.money import spend_sentence
 from ratelimit_worker.stores.clock import redis_now_s
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.reach import redis_errors
@@ -100,6 +101,7 @@ class Summary:
             f"{requests} provider requests, {refused} of them 429, {retries} retries, in {self.seconds:.1f} s",
             *tally.ways_in_words,
             f"{tally.input_tokens:,} tokens in, {tally.output_tokens:,} out",
+            *([f"spent {spend_sentence(made.spend)}"] if made is not None and made.spend.is_known else []),
         ]
         if self.joined or self.cached:
             parts.append(f"identical lines: {self.joined:,} joined, {self.cached:,} cached")
@@ -120,6 +122,8 @@ class Summary:
                 "requests": made.requests if made else None,
                 "rate_limited": made.refused if made else None,
                 "retries": made.retries if made else None,
+                "cost_nanousd": made.spend.cost_nanousd if made else None,
+                "models_without_a_price": list(made.spend.unpriced_models) if made else None,
                 "joined": self.joined,
                 "cached": self.cached,
                 "seconds": round(self.seconds, 3),
