@@ -67,6 +67,7 @@ The sweep drops lanes whose hash has ended, and after a day those of which nobod
 | `rlw:fared:N:L` | HASH | of half minute N: attempts of lane L that failed, answers, by function | TTL: 330 s; 2,000 |
 | `rlw:probed:L` | HASH task (or process) → number | last probe of each, while L's provider is away | TTL: 1 hour; 16 |
 | `rlw:pins` | HASH lane (`*`: all) → pin | modes by hand | lanes that are pinned; dropped when the pin ends |
+| `rlw:pins:changes` | STRING | how often these were changed | TTL: 1 day after the last |
 | `rlw:lost` | ZSET id → s | forgotten calls, when a caller was told | TTL: 1 day after the last; 10,000 |
 | `rlw:outbox` | STREAM | outcomes on their way to the tracking database | 5,000,000 |
 | `rlw:database:lost` | HASH | when a tracking database was lost, and how (`at`, `what`) | TTL: 1 day |
@@ -146,6 +147,7 @@ MALFORMED = NAMESPACE + "malformed"
 COUNTERS = NAMESPACE + "counters"
 LANES = NAMESPACE + "lanes"
 PINS = NAMESPACE + "pins"
+PINS_CHANGES = PINS + ":changes"
 USAGE = NAMESPACE + "usage"
 PRICES = NAMESPACE + "prices"
 LATENCIES = NAMESPACE + "latencies"
