@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
 from ratelimit_worker.calls import Attempt, Category, ModeChange, Outcome, PriceSource, Usage
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, RowRefused, StoreUnavailable
-from ratelimit_worker.outage import Outage
+from ratelimit_worker.outage import Outage, cause_of
 from ratelimit_worker.policy import estimate, timeout
 from ratelimit_worker.policy.estimate import Learned, Sample
 from ratelimit_worker.ports import LatencyMemory, Outbox, Pricer, Tracker, UsageMemory
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 _Entry = tuple[str, Attempt | ModeChange]
 _PAUSE_BASE_S = 0.5
 _PAUSE_CAP_S = 30.0
+#: How often it is looked whether an older version's recorder has written attempts, and how long others may write
+#: between two chunks of them.
+_ROLL_UP_EVERY_S, _ROLL_UP_PAUSE_S = 60.0, 0.1
 
 
 def record_once(
@@ -203,6 +207,7 @@ class Recorder:
         self._jitter = jitter
         self.failures = 0  #: Tries that failed in a row; 0 while all is well.
         self._outage = Outage()
+        self._roll_up_at = 0.0  #: of the monotonic clock
 
     def run(self, stop: threading.Event) -> None:
         """Record until `stop` is set, then once more all that waits, unless something is away."""
@@ -227,7 +232,21 @@ class Recorder:
             log.info("recorder.back", extra={"failures": self.failures})
             self.failures = 0
             self._outage.over()
-        return 0.0 if done >= self._max_count else self._linger_s
+        if done >= self._max_count:
+            return 0.0
+        return self._roll_up() or self._linger_s
+
+    def _roll_up(self) -> float:
+        """Add some attempts from before there were roll-ups to them → seconds until more; 0: none is left."""
+        if time.monotonic() < self._roll_up_at:
+            return 0.0
+        try:
+            if self._tracker.roll_up():
+                return _ROLL_UP_PAUSE_S
+        except (StoreUnavailable, ConfigurationError) as error:
+            log.info("recorder.not_rolled_up", extra={"cause": cause_of(error)})
+        self._roll_up_at = time.monotonic() + _ROLL_UP_EVERY_S
+        return 0.0
 
     def _record(self, block_ms: int) -> int:
         beside = self._beside
