@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from ratelimit_worker.calls import Attempt, Failure, Mode, ModeChange
+from ratelimit_worker.contracts.kept import Keep
 from ratelimit_worker.contracts.lane import Fields, LaneState, Write
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.contracts.price import PriceCard
@@ -270,8 +271,10 @@ class AttemptLanes(Protocol):
         *,
         kind: AnswerKind = "value",
         outbox: bytes = b"",
+        keep: Keep | None = None,
     ) -> bool:
-        """Make the outcome safe; the first answer wins. `outbox`: the attempt, as the outbox holds it."""
+        """Make the outcome safe; the first answer wins. `outbox`: the attempt, as the outbox holds it. `keep`: how the
+        answer is kept, if it is; None: as one of which nothing is known."""
         ...
 
     def back(
@@ -334,6 +337,10 @@ class Lanes(AttemptLanes, Protocol):
 
     def count(self) -> int:
         """How many lanes are known."""
+        ...
+
+    def tuned(self) -> bool:
+        """Whether a tuner is at work."""
         ...
 
     def names(self) -> Sequence[str]:

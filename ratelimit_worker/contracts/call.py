@@ -39,6 +39,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     tags: Sequence[str] = ()
     func: str = ""
     stale_ttl_s: float = 0.0  #: so long beyond `ttl_s`, for a lane in EMERGENCY or HALT
+    answer: str = ""  #: the kept one, which the scripts had packed and the caller has unpacked
 
     @classmethod
     def of(cls, plan: Plan, func: str, *, at_once: bool) -> Claim | None:
@@ -80,6 +81,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
                 msgspec.json.encode(list(self.tags)).decode(),
                 self.func,
                 int(self.stale_ttl_s * 1000),
+                self.answer,
             ]
         )
 
@@ -265,6 +267,7 @@ class Asked(IntEnum):
     TAGS = 9
     FUNC = 10
     STALE_MS = 11
+    ANSWER = 12
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):

@@ -41,6 +41,7 @@ from ratelimit_worker.inprocess.lane import lane_of
 from ratelimit_worker.inprocess.mailbox import Turn
 from ratelimit_worker.inprocess.own_modes import OwnModes, apart_s
 from ratelimit_worker.inprocess.sharing import CacheKey, Sharing, check_key
+from ratelimit_worker.inprocess.slices import turn_to_begin
 from ratelimit_worker.person import this_person
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.policy.timeout import timeouts
@@ -176,6 +177,7 @@ class AdvancedRateLimiter:
     async def _call_async(
         self, func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: dict[str, Any], how: Options
     ) -> Any:
+        await turn_to_begin()
         driver = InLoop(self._sleep_async)
         steps = self._steps(func, name, args, kwargs, how, driver)
         return await driver.drive(steps, partial(func, *args, **kwargs))

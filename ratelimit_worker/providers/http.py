@@ -29,7 +29,7 @@ import httpx2 as httpx
 import msgspec
 
 import ratelimit_worker
-from ratelimit_worker.calls import Category, Failure, Response, saw, sighting_now, timeouts_left
+from ratelimit_worker.calls import Category, FailedAnswer, Failure, Response, saw, sighting_now, timeouts_left
 from ratelimit_worker.config import Settings, told_to_send
 from ratelimit_worker.errors import (
     AuthenticationFailed,
@@ -71,21 +71,8 @@ class KeyUnusable(ConfigurationError):
     """The file of a key is missing, empty or unreadable, or holds what cannot be one; it may in a moment."""
 
 
-class ProviderRefused(Exception):
-    """The provider answered with a status of 300 or more, or with a 2xx that has an error in it, or no answer.
-
-    Neither `str()` nor `repr()` shows its body.
-    """
-
-    def __init__(self, response: Response) -> None:
-        super().__init__(response)
-        self.response = response
-
-    def __str__(self) -> str:
-        return f"HTTP {self.response.status}"
-
-    def __repr__(self) -> str:
-        return f"ProviderRefused(HTTP {self.response.status})"
+class ProviderRefused(FailedAnswer):
+    """The provider answered with a status of 300 or more, or with a 2xx that has an error in it, or no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,15 +171,13 @@ def post(
             answer.close()
     response, is_json = _response(answer, raw, to.path, operation, heard_s, monotonic() - began)
     del raw, written  # what was read of it may be as large again
-    good = 200 <= response.status < 300
     model = _model(response.body) or model_of(to.path, body)[:256] or None
-    tells = good and is_json
     saw(
         response,
-        usage=usage_of(response.body) if tells else None,
+        usage=usage_of(response.body) if is_json else None,  # an error too may say what it used
         provider=provider,
         model=model,
-        finish_reason=finish_reason_of(response.body) if tells else None,
+        finish_reason=finish_reason_of(response.body) if is_json else None,
     )
     _check(response, is_json, operation)
     return response

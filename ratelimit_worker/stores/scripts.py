@@ -50,6 +50,7 @@ SHARED = (
     "let_go",
     "park",
     "release",
+    "kept",
     "claims",
     "back",
     "learn",
@@ -128,7 +129,15 @@ class Scripts:
         Raises:
             redis.RedisError: as redis-py does.
         """
-        commands = [("FCALL", f"{self._own}_{name}", 0, self.time_us, *args) for args in calls]
+        return self.several([(name, args) for args in calls])
+
+    def several(self, calls: Sequence[tuple[str, Iterable[Any]]]) -> list[Any]:
+        """Run these scripts, each with its arguments, in one round trip; other clients may come in between.
+
+        Raises:
+            redis.RedisError: as redis-py does.
+        """
+        commands = [("FCALL", f"{self._own}_{name}", 0, self.time_us, *args) for name, args in calls]
         try:
             return exchange(self.client, *commands)
         except ResponseError as error:

@@ -378,6 +378,33 @@ def test_a_pin_of_all_lanes_holds_in_each_and_is_told_once(stage: Stage) -> None
     assert {told.lane for told in ended} <= {ALL, "busy"}
 
 
+def test_very_many_idle_lanes_are_left_to_the_tuner(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command costs what the lanes with calls cost; the others follow some a turn, those the law has halted too."""
+    monkeypatch.setattr("ratelimit_worker.flow.lane.pin.MOST_AT_ONCE", MANY // 2)
+    monkeypatch.setattr("ratelimit_worker.flow.lane.tune.LEASE_S", 3_600.0)
+    make(stage, MANY)
+    stage.put(1, "busy")
+    stage.tune()
+    stage.told()
+    stage.client.config_resetstat()
+    changes = pin(stage.control, Mode.EMERGENCY, who="me", now=stage.now)
+    assert commands(stage.client) < MANY // 4
+    assert {change.lane for change in changes} == {"busy"}
+    assert stage.mode("busy") is Mode.EMERGENCY
+    turns(stage, 2 * MANY // MOST_LOOKED_AT)
+    assert all(stage.mode(name) is Mode.EMERGENCY for name in stage.lanes.names())
+    assert sorted(change.lane for change in stage.told()) == [ALL, "busy"]
+    stage.client.hset(keys.lane("user-5"), mapping={"mode": "HALT", "pin": ""})
+    auto(stage.control, who="me", now=stage.now)
+    assert stage.mode("busy") is Mode.NORMAL
+    assert stage.mode("user-5") is Mode.NORMAL
+    assert stage.mode("user-6") is Mode.EMERGENCY
+    turns(stage, 2 * MANY // MOST_LOOKED_AT)
+    assert all(stage.mode(name) is Mode.NORMAL for name in stage.lanes.names())
+    assert sorted(change.lane for change in stage.told()) == [ALL, "busy"]
+    assert stage.control.pins.read() == {}
+
+
 def test_what_a_killed_command_left_undone_the_tuner_does(stage: Stage) -> None:
     """The pin is written down first; some lanes a turn, those with calls first."""
     make(stage, MANY)

@@ -204,13 +204,18 @@ class Executor:
             lesson = structs.replace(lesson, answered=self.tally.take(facts.lane, conclusion.started_s))
         outbox = self.encode_outcome(row)
         if isinstance(end, Settle):
-            if isinstance(conclusion.result, Answered) and facts.settles_later(
-                Settlement(
-                    tag=facts.tag, lane=facts.lane, answer=end.answer, lesson=lesson, kind=end.kind, outbox=outbox
-                )
-            ):
+            told = Settlement(
+                tag=facts.tag,
+                lane=facts.lane,
+                answer=end.answer,
+                lesson=lesson,
+                kind=end.kind,
+                outbox=outbox,
+                keep=conclusion.keep,
+            )
+            if isinstance(conclusion.result, Answered) and facts.settles_later(told):
                 return conclusion.result
-            self.lanes.settle(facts.tag, facts.lane, end.answer, lesson, kind=end.kind, outbox=outbox)
+            self.lanes.settle(told.tag, told.lane, told.answer, lesson, kind=told.kind, outbox=outbox, keep=told.keep)
             return conclusion.result
         ours = self.lanes.back(facts.tag, facts.lane, lesson, after_s=end.after_s, tries=end.tries, outbox=outbox)
         return NotOurs() if isinstance(conclusion.result, Again) and not ours else conclusion.result

@@ -12,10 +12,10 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
-from ratelimit_worker.calls import Attempt, Category, ModeChange, Outcome, Usage
+from ratelimit_worker.calls import Attempt, Category, ModeChange, Outcome, PriceSource, Usage
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, RowRefused, StoreUnavailable
 from ratelimit_worker.outage import Outage, cause_of
 from ratelimit_worker.policy import estimate, timeout
@@ -62,7 +62,7 @@ def record_once(
     try:
         with outbox.holding([entry_id for entry_id, _ in entries]):
             if pricer is not None:
-                entries = _priced(entries, pricer)
+                entries = _priced(entries, pricer, usage)
             refused = _record(tracker, entries)
     except (StoreUnavailable, ConfigurationError):
         outbox.give_back([entry_id for entry_id, _ in entries])
@@ -78,10 +78,26 @@ def record_once(
     return len(entries)
 
 
-def _priced(entries: Sequence[_Entry], pricer: Pricer) -> list[_Entry]:
-    attempts = [row for _, row in entries if isinstance(row, Attempt)]
-    priced = iter(pricer.priced(attempts))
+def _priced(entries: Sequence[_Entry], pricer: Pricer, usage: UsageMemory | None) -> list[_Entry]:
+    attempts = pricer.priced([row for _, row in entries if isinstance(row, Attempt)])
+    priced = iter(_estimated(attempts, usage) if usage is not None else attempts)
     return [(entry_id, next(priced) if isinstance(row, Attempt) else row) for entry_id, row in entries]
+
+
+def _estimated(attempts: Sequence[Attempt], usage: UsageMemory) -> list[Attempt]:
+    """The attempts; one whose answer was lost is taken to have cost what answers to its task and model do."""
+    names = {
+        id(one): estimate.key(one.task, one.asked_model) for one in attempts if one.answer_lost and one.asked_model
+    }
+    known = usage.read(sorted(set(names.values()))) if names else {}
+
+    def estimated(one: Attempt) -> Attempt:
+        learned = known.get(names.get(id(one), ""))
+        if learned is None or not learned.nanousd_of:
+            return one
+        return replace(one, cost_nanousd=round(learned.nanousd), price_source=PriceSource.ESTIMATED)
+
+    return [estimated(one) for one in attempts]
 
 
 def learn(usage: UsageMemory, attempts: Sequence[Attempt]) -> int:

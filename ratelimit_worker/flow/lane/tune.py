@@ -33,7 +33,7 @@ MOST_BATCHES = 10  #: of lanes with news in a turn
 #: Looks of a turn. What news leaves of them goes to lanes that time alone may change, and so many in any case.
 LOOKS, LEAST_BY_TIME = 60, 6
 VISIT_EVERY_S = 1.0  #: pinned lanes are looked at so often though nothing is seen of them
-MOST_LOOKED_AT = 100  #: lanes that a walk over all, or over those that are not well, looks at in a turn
+MOST_LOOKED_AT = 200  #: lanes that a walk over all, or over those that are not well, looks at in a turn
 WALK_EVERY_S = 60.0  #: while all lanes are pinned, all are looked at so often, some at a time
 MANY_LANES = 100  #: with more, a pin of all is told once, not of each lane in which nothing waits
 MOST_TRIES = 8  #: at writing what follows from a lane, while a person sets its limits again and again

@@ -56,6 +56,7 @@ def test_a_claim_is_packed_as_the_scripts_read_it() -> None:
         "TAGS": '["a"]',
         "FUNC": "shop.ask",
         "STALE_MS": 9000,
+        "ANSWER": "",
     }
     assert len(values) == len(Asked)
 
