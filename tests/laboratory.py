@@ -446,7 +446,7 @@ class Laboratory:
             task=digest(job.task),
             process=digest(process),
             again=job.failing is not None,
-            suspect=kind == "sick" and job.failing is not None and beside.alone_s is None,
+            discounted=kind == "sick" and job.failing is not None and beside.alone_s is None,
             task_sent=self.answers_of.get((process, job.task), 0.0),
             process_sent=self.answers_of.get((process, ""), 0.0),
         )
@@ -475,7 +475,7 @@ class Laboratory:
         if not self.plane.heed(word, job.cost, gate_us, self.us, ticket) and seen:
             self.seen.append(seen)
         del self.out[seq]
-        if kind == "sick" and not witness.suspect:
+        if kind == "sick" and not witness.discounted:
             self.plane.witnesses.add(job.name)
         if kind == "sick":
             before = job.failing or Failing(self.now, sent_s, 0, sent_s)

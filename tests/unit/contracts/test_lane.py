@@ -121,9 +121,9 @@ def write(hashed: dict[str, bytes], fields: Any) -> dict[str, bytes]:
 def test_a_mode_that_binds_sets_aside_that_a_lane_is_unlimited() -> None:
     """What the person set is known all the while."""
     free = write({}, Told(limits=LaneLimits(unlimited=True)).encode())
-    bound = SetPoints(set_aside=True).encode_changes(LaneState.decode(free).points)
+    bound = SetPoints(unpaced_again=True).encode_changes(LaneState.decode(free).points)
     state = LaneState.decode(write(free, bound))
-    assert (state.points.unpaced, state.points.set_aside, state.memory.law) == (False, True, b"")
+    assert (state.points.unpaced, state.points.unpaced_again, state.memory.law) == (False, True, b"")
     assert state.told.limits.unlimited
     assert LaneState.decode(write(free, SetPoints(unpaced=True).encode_changes(state.points))).told.limits.unlimited
 
