@@ -224,9 +224,7 @@ def _ended(cells: Mapping[str, Cell], by: str, word: str, names: Names) -> Itera
         for kind, tokens_of in _TOKENS:
             _count(tokens, (label, kind), tokens_of(cell))
     yield _counter(f"{word}attempts", "Attempts that ended", (by, "outcome", "category"), attempts)
-    yield _counter(
-        f"{word}tokens", "Tokens as counted; cached, reasoning are parts", (by, "kind"), tokens
-    )
+    yield _counter(f"{word}tokens", "Tokens as counted; cached, reasoning are parts", (by, "kind"), tokens)
     for measure, words, value_of_cell in _AMOUNTS:
         sums: _Sums = {}
         for name, cell in cells.items():

@@ -33,8 +33,8 @@ def families() -> list[Metric]:
 def expressions(document: Any) -> list[str]:
     """What a dashboard or a file of rules asks Prometheus."""
     if isinstance(document, dict):
-        own = [value for name, value in document.items() if name in ("expr", "query", "definition") and isinstance(value, str)]
-        return own + [found for value in document.values() for found in expressions(value)]
+        named = [document[name] for name in ("expr", "query", "definition") if isinstance(document.get(name), str)]
+        return named + [found for value in document.values() for found in expressions(value)]
     return [found for value in document for found in expressions(value)] if isinstance(document, list) else []
 
 
