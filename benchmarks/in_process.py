@@ -36,15 +36,17 @@ class Steps:
 
     def __init__(self) -> None:
         self.longest_s = 0.0
+        self.longest_cpu_s = 0.0  #: of that thread's processor: what a busy machine takes away does not count
 
     def watch(self) -> None:
         """From here on, in every loop of this process."""
         run = asyncio.Handle._run
 
         def timed(handle: asyncio.Handle) -> None:
-            begun_s = time.perf_counter()
+            begun_s, begun_cpu_s = time.perf_counter(), time.thread_time()
             run(handle)
             self.longest_s = max(self.longest_s, time.perf_counter() - begun_s)
+            self.longest_cpu_s = max(self.longest_cpu_s, time.thread_time() - begun_cpu_s)
 
         asyncio.Handle._run = timed  # type: ignore[method-assign, assignment]
 
@@ -151,9 +153,7 @@ def measure(told: argparse.Namespace) -> int:
         f"{many:,} coroutines at once: {many / took_s:,.0f} calls/s; the loop was held up for {held_s * 1000:.0f} ms "
         f"({bare * 1000:.0f} ms by as many tasks that do nothing)"
     )
-    missed.append(
-        goal("longest step of the loop, our calls and the benchmark's own", steps.longest_s * 1000, STEP_MS, "ms")
-    )
+    missed.append(goal("longest step of the loop", steps.longest_s * 1000, STEP_MS, "ms"))
     missed.append(goal("CPU a call, coroutines", cpu_s / many * 1000, CPU_MS, "ms"))
     if told.profile:
         pstats.Stats(profile).sort_stats("tottime").print_stats(40)

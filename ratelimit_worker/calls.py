@@ -441,6 +441,7 @@ class Attempt:
     asked_model: str | None = None  #: under which its tokens are learned; None: they were not estimated
     estimated_tokens: int = 0  #: input, before any correction; 0: they were counted, or there was no text
     uncounted_input_tokens: int = 0  #: of the input, what took nothing of its budget
+    answer_lost: bool = False  #: the provider may have charged for it, and its process did not know how much
     unpriced: Usage | None = None  #: what it used, where its process knew no price: it is priced when it is recorded
 
     @property

@@ -39,6 +39,10 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     tags: Sequence[str] = ()
     func: str = ""
     stale_ttl_s: float = 0.0  #: so long beyond `ttl_s`, for a lane in EMERGENCY or HALT
+    answer: str = ""  #: the kept one, which the scripts had packed and the caller has unpacked
+    refresh: bool = False  #: no kept answer will do
+    stores: bool = True  #: its own is kept
+    heirs_ask: bool = False  #: where it fails, its first follower asks, and the others follow that one
 
     @classmethod
     def of(cls, plan: Plan, func: str, *, at_once: bool) -> Claim | None:
@@ -63,6 +67,9 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
             tags=plan.tags,
             func=func,
             stale_ttl_s=sharing.stale_ttl_s,
+            refresh=sharing.refresh,
+            stores=sharing.stores,
+            heirs_ask=sharing.heirs_ask,
         )
 
     def packed(self) -> bytes:
@@ -80,6 +87,10 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
                 msgspec.json.encode(list(self.tags)).decode(),
                 self.func,
                 int(self.stale_ttl_s * 1000),
+                self.answer,
+                int(self.refresh),
+                int(not self.stores),
+                int(self.heirs_ask),
             ]
         )
 
@@ -265,6 +276,10 @@ class Asked(IntEnum):
     TAGS = 9
     FUNC = 10
     STALE_MS = 11
+    ANSWER = 12
+    REFRESH = 13
+    UNKEPT = 14
+    HEIRS = 15
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):

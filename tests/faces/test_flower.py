@@ -394,3 +394,15 @@ def test_what_was_done_is_a_sentence(order: Order, until: float | None, says: st
     """Which lanes, what, and until when."""
     change = ModeChange(id="i", lane="x", from_mode=Mode.NORMAL, to_mode=Mode.NORMAL, at=0.0, cause="c", until=until)
     assert says in wording.done(order, [change])
+
+
+def test_flower_keeps_as_many_tasks_as_fit_into_its_memory() -> None:
+    """Its own default is 100,000, which took 650 MB; who wants more says so."""
+    code = (
+        "from ratelimit_worker.flower.serve import _read_options, options\n"
+        "for more in ([], ['--max_tasks=5']):\n"
+        "    _read_options(None, None, (), more)\n"
+        "    print(options.max_tasks)"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert made.stdout.split() == ["8000", "5"]

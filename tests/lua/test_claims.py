@@ -19,6 +19,7 @@ from ratelimit_worker.calls import LaneLimits, Priority
 from ratelimit_worker.cli import main
 from ratelimit_worker.config import Settings
 from ratelimit_worker.contracts.call import Claim
+from ratelimit_worker.contracts.kept import ENTRY_BYTES
 from ratelimit_worker.errors import CallFailed
 from ratelimit_worker.flow.call.enqueue import Kind, Said, limit_fields, plan
 from ratelimit_worker.reports.explain import Where, explain, explanation_text
@@ -396,7 +397,7 @@ def keep(cluster: Cluster, put: Put, name: str, **claims: Any) -> None:
 
 @pytest.mark.server
 def test_at_most_so_many_answers_are_kept(cluster: Cluster, put: Put) -> None:
-    """What was used longest ago goes first."""
+    """What was used least goes first; tests/lua/test_kept.py has the whole rule."""
     for name in ("a", "b", "c"):
         keep(cluster, put, name, max_entries=3)
     assert put("x", fingerprint="a", at_once=True) is not None
@@ -408,14 +409,16 @@ def test_at_most_so_many_answers_are_kept(cluster: Cluster, put: Put) -> None:
 @pytest.mark.server
 def test_at_most_so_many_bytes_are_kept(cluster: Cluster, put: Put) -> None:
     """An answer that is larger than all that may be kept is not kept, and drives none out."""
+    entry_bytes = ENTRY_BYTES + len("answer" + "[]")  # beside it, its tags
+    room = 2 * entry_bytes
     for name in ("a", "b", "c"):
-        keep(cluster, put, name, max_bytes=1100)
-    assert answers.size(cluster.client) == (2, 2 * 506)
-    put("big", fingerprint="big", max_bytes=1100)
+        keep(cluster, put, name, max_bytes=room)
+    assert answers.size(cluster.client) == (2, room)
+    put("big", fingerprint="big", max_bytes=room)
     tag, _ = cluster.begin()
-    cluster.settle(tag, b"x" * 1100)
+    cluster.settle(tag, b"x" * room)
     cluster.free(tag)
-    assert answers.size(cluster.client) == (2, 2 * 506)
+    assert answers.size(cluster.client) == (2, room)
 
 
 @pytest.mark.server
@@ -449,6 +452,57 @@ def test_without_joining_each_call_is_made(cluster: Cluster, put: Put) -> None:
 
 
 @pytest.mark.server
+def test_a_refresh_asks_though_an_answer_is_kept_and_its_own_takes_its_place(cluster: Cluster, put: Put) -> None:
+    """Of two at once one asks; whoever comes later gets the new answer."""
+    put("a")
+    cluster.run_one()
+    assert put("b", "c", refresh=True, at_once=True) is None
+    assert places(cluster.client) == {"out": ["b"], "followers": ["c"]}
+    assert put("d", at_once=True) == b"answer", "the old one, meanwhile"
+    tag, _ = cluster.begin()
+    cluster.settle(tag, b"new")
+    cluster.free(tag)
+    assert put("e", at_once=True) == b"new"
+    assert answers_of(cluster) == {"c": b"new"}
+
+
+@pytest.mark.server
+def test_what_is_not_to_be_stored_is_given_to_those_that_wait_and_kept_for_nobody(cluster: Cluster, put: Put) -> None:
+    """An answer that is kept will do, but its own is not kept."""
+    put("a", "b", stores=False)
+    cluster.run_one()
+    assert answers_of(cluster) == {"b": b"answer"}
+    assert put("c", at_once=True) is None
+    cluster.run_one()
+    assert put("d", stores=False, at_once=True) == b"answer"
+
+
+@pytest.mark.server
+def test_those_that_follow_a_failure_ask_for_themselves_where_they_may(cluster: Cluster, put: Put) -> None:
+    """The first follower asks, the others follow it; each that fails is followed by the next."""
+    put("a", "b", "c", heirs_ask=True)
+    tag, _ = cluster.begin()
+    cluster.settle(tag, b"error", kind="error")
+    cluster.free(tag)
+    cluster.pump()
+    assert places(cluster.client) == {"out": ["b"], "followers": ["c"]}
+    tag, begun = cluster.begin()
+    assert begun.state == "go"
+    cluster.settle(tag, b"at last")
+    cluster.free(tag)
+    assert answers_of(cluster) == {"c": b"at last"}
+    assert nothing_is_left(cluster.client)
+    put("x", "y", "z", fingerprint="g", heirs_ask=True)
+    for name in "xyz":
+        tag, _ = cluster.begin()
+        assert tag.rpartition(".")[0] == name
+        cluster.settle(tag, b"error", kind="error")
+        cluster.free(tag)
+        cluster.pump()
+    assert nothing_is_left(cluster.client)
+
+
+@pytest.mark.server
 def test_a_claim_has_so_many_followers_at_most(cluster: Cluster, put: Put) -> None:
     """The one after them is made on its own: nobody's settle holds up the server for long."""
     put(*(f"c{number}" for number in range(1003)))
@@ -471,7 +525,7 @@ def test_answers_are_forgotten_by_context_tag_and_task(cluster: Cluster, put: Pu
     assert answers.forget(cluster.client, context="x", tag="even") == 1
     assert answers.forget(cluster.client, func="other") == 0
     assert answers.forget(cluster.client, tag="even", func="ask") == 1
-    assert answers.size(cluster.client) == (2, 2 * 506)
+    assert answers.size(cluster.client) == (2, 2 * (ENTRY_BYTES + len("answer" + "y" + "[]" + "tasks.ask")))
     assert answers.forget(cluster.client) == 2
     assert cluster.client.keys("rlw:cache:*") == []
 

@@ -33,6 +33,7 @@ from ratelimit_worker.calls import (
     Timeouts,
     Usage,
 )
+from ratelimit_worker.contracts.kept import Keep
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Settlement, Verdict, Witness
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.contracts.price import Money
@@ -46,6 +47,7 @@ from ratelimit_worker.errors import (
 from ratelimit_worker.flow.call import observe
 from ratelimit_worker.flow.call.content import NOTHING, content_of
 from ratelimit_worker.flow.call.judge import Failed, Judged, Rules, Swallowed, first_failed, judge
+from ratelimit_worker.policy import worth
 from ratelimit_worker.policy.classification import was_sent
 from ratelimit_worker.policy.completion import cut_short
 from ratelimit_worker.policy.fault import digest
@@ -182,6 +184,7 @@ class Conclusion(Struct, frozen=True, kw_only=True):
     row: Attempt
     result: Answered | Again | GaveUp | PassedOn
     started_s: float = 0.0
+    keep: Keep | None = None  #: how its answer is kept for others; None: it is not
 
     @property
     def counts_as_answer(self) -> bool:
@@ -380,12 +383,28 @@ class _Case(Struct, frozen=True):
             verdict = self._verdict_of(failure)
         usage = self.ran.seen.usage if outcome is Outcome.ANSWERED else None
         resent = self.ran.resent and isinstance(end, Settle)
+        row = self._row(failure, Outcome.RETRIED if resent else outcome, cause)
         return Conclusion(
             end=end,
             lesson=self.lesson(verdict, failure, older=older, discounted=discounted, usage=usage, tried=tried),
-            row=self._row(failure, Outcome.RETRIED if resent else outcome, cause),
+            row=row,
             result=result,
             started_s=self.ran.started_s,
+            keep=self._keep(end, row.cost_nanousd),
+        )
+
+    def _keep(self, end: Settle | Back, paid_nanousd: int | None) -> Keep | None:
+        """How the answer is kept that others may get; None: there is none.
+
+        Args:
+            paid_nanousd: What it cost; None: it has no price.
+        """
+        plan, usage = self.facts.plan, self.ran.seen.usage
+        if plan.sharing is None or not isinstance(end, Settle) or end.kind != "value":
+            return None
+        return Keep(
+            again_nanousd=worth.again_nanousd(usage, plan.cost.tokens, paid_nanousd),
+            packs=plan.sharing.stale_ttl_s <= 0,
         )
 
     def lesson(
@@ -446,10 +465,17 @@ class _Case(Struct, frozen=True):
         seen, rules, model = self.ran.seen, self.rules, self.facts.plan.model
         if seen.usage is not None:
             return rules.price(seen.usage, seen.provider, seen.model or model, self.begun.now_s)
-        if failure is None or seen.response is not None or not was_sent(self.ran.error, failure):
+        if not self._lost_its_answer(failure):
             return None
         usual = rules.usual_nanousd(self.facts.task, model)
         return None if usual is None else Money(usual, PriceSource.ESTIMATED)
+
+    def _lost_its_answer(self, failure: Failure | None) -> bool:
+        """Whether the provider may charge for an answer that did not come through, or not whole."""
+        response = self.ran.seen.response
+        if failure is None or (response is not None and not 200 <= response.status < 300):
+            return False
+        return failure.category is Category.MALFORMED_RESPONSE or was_sent(self.ran.error, failure)
 
     def _row(self, failure: Failure | None, outcome: Outcome, cause: str | None) -> Attempt:
         facts, begun, seen, plan = self.facts, self.begun, self.ran.seen, self.facts.plan
@@ -492,6 +518,7 @@ class _Case(Struct, frozen=True):
             cached_saving_nanousd=money.cached_saving_nanousd if money else None,
             price_source=money.source if money else None,
             unpriced=seen.usage if money is None else None,
+            answer_lost=money is None and seen.usage is None and self._lost_its_answer(failure),
             lost_attempts=begun.lost if outcome in ENDS else 0,
             lost_nanousd=money.nanousd * begun.lost if money and begun.lost and outcome in ENDS else None,
             cause=cause or (failure.cause if failure else None),

@@ -26,8 +26,8 @@ from ratelimit_worker.policy.modes.counts import (
     totals,
     wilson,
 )
+from ratelimit_worker.policy.modes.rising import Slice, rises
 from ratelimit_worker.policy.modes.state import Answer, ModeState, Move, Thresholds
-from ratelimit_worker.policy.trend import Slice, Trend, latency_trend
 
 HOURLY_SICK = 20  #: more of them in an hour mean REDUCED at low volume
 RATE_LEAST = 5  #: answers without which the written rule's rate says nothing
@@ -298,7 +298,7 @@ def _slower(state: ModeState, at: float, thresholds: Thresholds) -> _Why | None:
     percent = in_percent(sick, good + sick)
     if good + sick < RATE_LEAST or percent <= thresholds.reduced_rate:
         return None
-    if latency_trend([Slice(count.timed, count.latency_s) for count in window]) is not Trend.DEGRADING:
+    if not rises([Slice(count.timed, count.latency_s) for count in window]):
         return None
     sick_too = _rate(sick, good + sick, f"threshold {thresholds.reduced_rate:g} %")
     return f"latency rises while {sick_too}", {**_numbers(state, at), "threshold": thresholds.reduced_rate}
