@@ -425,7 +425,18 @@ class Anything(RuleBasedStateMachine):
         known |= {f"rlw:lane:{PARENT}", f"rlw:shares:{PARENT}"}
         known |= {
             f"rlw:{name}"
-            for name in ("counters", "busy", "oncrews", "pump", "duty:pump", "duty:release", "lanes", "outbox", "seen")
+            for name in (
+                "counters",
+                "busy",
+                "oncrews",
+                "pump",
+                "duty:pump",
+                "duty:release",
+                "lanes",
+                "outbox",
+                "seen",
+                "urgent",
+            )
         }
         known |= {f"rlw:{name}" for name in ("workers", "held", "crew", "crews", "waiting")}
         assert {key for key in left - known if not key.startswith(("rlw:done:", "rlw:cache:", "rlw:day:"))} == set()
