@@ -17,6 +17,7 @@ from redis.exceptions import ConnectionError, TimeoutError
 
 from ratelimit_worker.errors import StoreUnavailable
 
+FRESH_S = 0.1  #: a connection that was answered so recently is taken to live
 DECIDE_S = 1.75  #: for `.delay()` and each step of a call in process; what is promised is 2 s
 
 
@@ -95,6 +96,15 @@ class _Bounded:
     _sock: Any
     socket_timeout: Any
     socket_connect_timeout: Any
+    #: When all that was asked had been answered, of the monotonic clock; None: something is asked. `exchange` says it.
+    answered_at: float | None = None
+
+    def can_read(self, timeout: float = 0, *args: Any, **kwargs: Any) -> bool:
+        """As redis-py's. A pool asks it of each connection that it hands out: a system call, and a turn of the GIL."""
+        at = self.answered_at
+        if timeout == 0 and at is not None and time.monotonic() - at < FRESH_S:
+            return False
+        return bool(super().can_read(timeout, *args, **kwargs))  # type: ignore[misc]
 
     def _connect(self) -> Any:
         decision = _current.get()
@@ -109,6 +119,7 @@ class _Bounded:
             self.socket_connect_timeout, self.socket_timeout = own
 
     def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+        self.answered_at = None
         self._in_time(super().send_packed_command, *args, **kwargs)  # type: ignore[misc]
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any
 
 from redis import Redis
@@ -25,7 +26,9 @@ def exchange(client: Redis, *commands: Sequence[Any]) -> list[Any]:
     def once() -> list[Any]:
         connection.send_packed_command(connection.pack_commands(commands))
         with answering():
-            return [_reply(connection) for _ in commands]
+            told = [_reply(connection) for _ in commands]
+        connection.answered_at = monotonic()
+        return told
 
     try:
         replies: list[Any] = connection.retry.call_with_retry(once, lambda _: connection.disconnect())

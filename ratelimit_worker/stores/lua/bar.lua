@@ -38,7 +38,7 @@ local function add_budget(L, held, to)                 -- gate, pace or quota; t
   elseif held.kind == 'pace' then
     to('pace', held.wait_us and now + held.wait_us or 0, DIMENSIONS[held.which])
   else
-    to('quota', now + held.wait_us, DAY_FIELDS[held.which], L.quota[held.which])
+    to('quota', now + held.wait_us, DAY.FIELDS[held.which], L.quota[held.which])
   end
 end
 local function add_parents(L, held)

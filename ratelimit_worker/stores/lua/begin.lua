@@ -65,7 +65,7 @@ if r[PERMIT] ~= USED then
   r[NUMBER] = r[NUMBER] + 1
   keep(ref, r)
   set_begun(tag, r)
-  pause = wait_us(r[LANE], known, r[COST][1])
+  pause = bars.pause_us(r[LANE], known, r[COST][1])
 end
 if not unbound and full.of(r[LANE]) == 'begins' then release(r[LANE], 2) end
 return {'go', body, r[ATTEMPTS], r[NUMBER], int(r[DEADLINE]), int(r[SINCE]), int(now), cmsgpack.pack(r[TICKET]),

@@ -50,3 +50,16 @@ local function bar(S, call, say)
   return bars.own(S, say) or bars.slots(S, call, say) or bars.itself(S, call, say) or bars.budget(S.L, call.cost, say)
     or bars.share(S) or bars.parents(S, call.cost, say)
 end
+-- How long a call that begins now has to wait before it is sent, µs, so that starts keep the pace too. Messages travel for some
+-- ms, some longer than others: what left at its pace may begin as a burst, on top of what the bucket then lets go. A bucket
+-- of starts (its virtual time: when it would be full again) takes half of what a lane may earn while a message travels, so that
+-- it and the way from here to the provider are within that. Slow lanes have no two calls on the way at once.
+-- known: as shut says of the lane
+function bars.pause_us(lane, known, cost)
+  local pace, burst = known.pace, known.pace and known.pace * LOOK_S / 2
+  if not pace or burst < 1 or cost <= 0 then return 0 end
+  local full = known.at and known.at < now + STEP_US and math.max(now, known.at) or now
+  local gap, depth = cost * 1e6 / pace, math.max(1, (known.depth or 1) - burst)
+  redis.call('HSET', lane_key(lane), FIELD.STARTS, int(full + gap))
+  return math.max(0, math.min(LOOK_S * 2e6, full - now - math.max(0, depth - cost) * 1e6 / pace))
+end

@@ -8,9 +8,8 @@ for i = 1, N do FIELDS[9 + i], FIELDS[13 + i] = FIELD.SENT[i], FIELD.PACE[i] end
 FIELDS[18], FIELDS[19], FIELDS[20] = FIELD.HEADERS_GOVERN, FIELD.MODE, FIELD.BOUNDS
 local BUCKETS = {}                                     -- by dimension: what is read of one that is bound
 for i = 1, N do BUCKETS[i] = {FIELD.LEVEL[i], FIELD.DEPTH[i], FIELD.GUARD[i], FIELD.BEYOND[i]} end
-local DAY_FIELDS, DAY_TTL_S = {'requests', 'tokens'}, 172800
 -- Days of a zone, as policy/day.py writes it down: {from s, offset s, from s, offset s, ...}; nil: UTC.
-local DAY = {}
+local DAY = {FIELDS = {'requests', 'tokens'}, TTL_S = 172800}
 function DAY.offset(zone, at)                          -- µs that its clock is ahead of UTC
   local offset = 0
   for i = 1, zone and #zone or 0, 2 do
@@ -51,10 +50,10 @@ local function bucket(lane)                            -- each field that is rea
   if h[20] then                                        -- what only some lanes have: {parents, rpd, tpd, zone, steps}
     local bounds = cjson.decode(h[20])
     L.names = bounds.parents
-    if bounds.rpd or bounds.tpd then                   -- of the day, in the order of DAY_FIELDS: quota, used
+    if bounds.rpd or bounds.tpd then                   -- of the day, in the order of DAY.FIELDS: quota, used
       L.zone, L.quota = bounds.steps, {bounds.rpd or false, bounds.tpd or false}
       L.day = DAY.number(L.zone, now)
-      local used = redis.call('HMGET', day_key(lane, L.day), unpack(DAY_FIELDS))
+      local used = redis.call('HMGET', day_key(lane, L.day), unpack(DAY.FIELDS))
       L.used = {tonumber(used[1]) or 0, tonumber(used[2]) or 0}
     end
   end
@@ -97,7 +96,7 @@ local function save(L)
   if L.counted then
     local k = day_key(L.name, L.day)
     if redis.call('HSET', k, 'requests', real(L.used[1]), 'tokens', real(L.used[2])) > 0 then
-      redis.call('EXPIRE', k, DAY_TTL_S)
+      redis.call('EXPIRE', k, DAY.TTL_S)
     end
   end
   if L.parents then
@@ -125,7 +124,7 @@ local function make(lane, from, most)
 end
 -- µs until every dimension admits the cost (0: now; nil: closed until set-points change); and which is the last to do so: gate,
 -- pace or quota. say({kind, wait_us, which}): is told of each that does not; pace (nil: closed) of a dimension, quota of a day in
--- the order of DAY_FIELDS
+-- the order of DAY.FIELDS
 local function admits_in(L, cost, say)
   local wait, kind, closed = math.max(0, L.gate - now), 'gate', false
   local idle = L.headers_govern and wait or 0           -- what headers tell is not earned behind the gate, see bucket
