@@ -104,8 +104,12 @@ def command(words: str) -> str:
     """What the command prints."""
     said = io.StringIO()
     sys.argv = ["ratelimit-worker", *words.split()]
-    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-        main()
+    with contextlib.redirect_stdout(said):
+        try:
+            main()
+        except SystemExit as ended:
+            if ended.code:
+                raise
     return said.getvalue()
 
 
