@@ -67,9 +67,12 @@ The sweep drops lanes whose hash has ended, and after a day those of which nobod
 | `rlw:fared:N:L` | HASH | of half minute N: attempts of lane L that failed, answers, by function | TTL: 330 s; 2,000 |
 | `rlw:probed:L` | HASH task (or process) → number | last probe of each, while L's provider is away | TTL: 1 hour; 16 |
 | `rlw:pins` | HASH lane (`*`: all) → pin | modes by hand | lanes that are pinned; dropped when the pin ends |
+| `rlw:pins:changes` | STRING | how often these were changed | TTL: 1 day after the last |
 | `rlw:lost` | ZSET id → s | forgotten calls, when a caller was told | TTL: 1 day after the last; 10,000 |
 | `rlw:outbox` | STREAM | outcomes on their way to the tracking database | 5,000,000 |
 | `rlw:database:lost` | HASH | when a tracking database was lost, and how (`at`, `what`) | TTL: 1 day |
+| `rlw:outbox:sums` | HASH | sums of outcomes beyond its bound | 50,000, then one an hour and lane |
+| `rlw:outbox:sums:taken` | HASH | the same, on their way to the database | as the row before |
 | `rlw:outbox:bad` | LIST | outcomes that the database will never take, and why | 1,000 |
 | `rlw:outbox:bad:count` | STRING | how many there were | 1 |
 | `rlw:alerts` | STREAM | alerts on their way to the web hook | TTL: 1 day after the last; 1,000 |
@@ -148,6 +151,7 @@ MALFORMED = NAMESPACE + "malformed"
 COUNTERS = NAMESPACE + "counters"
 LANES = NAMESPACE + "lanes"
 PINS = NAMESPACE + "pins"
+PINS_CHANGES = PINS + ":changes"
 USAGE = NAMESPACE + "usage"
 PRICES = NAMESPACE + "prices"
 LATENCIES = NAMESPACE + "latencies"
@@ -163,6 +167,16 @@ ANSWERED = NAMESPACE + "answered"
 SEEN = NAMESPACE + "seen"
 URGENT = NAMESPACE + "urgent"
 TUNE = NAMESPACE + "tune"  #: pub/sub channel: a refusal or a sick row, the tuner should look now
+
+
+def sums(outbox: str = OUTBOX) -> str:
+    """What outcomes beyond an outbox's bound add up to."""
+    return f"{outbox}:sums"
+
+
+def sums_taken(outbox: str = OUTBOX) -> str:
+    """The same, while it is added to the tracking database."""
+    return f"{outbox}:sums:taken"
 
 
 def bad(outbox: str = OUTBOX) -> str:
