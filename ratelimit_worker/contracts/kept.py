@@ -32,6 +32,7 @@ class Keep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How an answer is to be kept that others may get."""
 
     again_nanousd: int  #: what asking again would cost, billionths of a dollar: the more, the later it is evicted
+    paid_nanousd: int = 0  #: what it cost, which is what each further use saves; 0: no price is known
     #: Whether it may be packed. One that an emergency may give to calls that wait is not: a script does that, which
     #: cannot unpack.
     packs: bool = True

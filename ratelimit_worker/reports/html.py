@@ -151,6 +151,7 @@ def _totals(stats: Stats) -> list[tuple[str, str]]:
         ("tokens in", count(total.input_tokens)),
         ("tokens out", count(total.output_tokens)),
         *_spent(stats.money.total),
+        *([("saved by shared answers", dollars(saved))] if (saved := stats.shared_saving_nanousd) else []),
         ("cache hits", stats.counted(stats.cache_hits)),
         ("joined", stats.counted(stats.joined)),
         ("stale answers", stats.counted(stats.cache_stale)),

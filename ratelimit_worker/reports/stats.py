@@ -98,6 +98,16 @@ class Stats:
     shed: int  #: calls that failed at once for the same; since Redis counts them
     now: ClusterState | None  #: None: Redis is away
     missing: tuple[str, ...]  #: what could not be read, one sentence each
+    #: What answers had cost that further calls got (kept ones, ones past their time, those of calls in flight), as far
+    #: as their prices were known; since Redis counts them. Billionths of a dollar.
+    cache_saved_nanousd: int = 0
+    stale_saved_nanousd: int = 0
+    joined_saved_nanousd: int = 0
+
+    @property
+    def shared_saving_nanousd(self) -> int:
+        """All three together."""
+        return self.cache_saved_nanousd + self.stale_saved_nanousd + self.joined_saved_nanousd
 
     def counted(self, number: int) -> str:
         """A number that Redis counts, for people; `-` where it could not be asked."""
@@ -176,6 +186,9 @@ def stats(sources: Sources, window_s: float, now_s: float) -> Stats:
         joined=counters.get("joined", 0),
         cache_stale=counters.get("cache_stale", 0),
         shed=counters.get("shed", 0),
+        cache_saved_nanousd=counters.get("cache_saved_nanousd", 0),
+        stale_saved_nanousd=counters.get("stale_saved_nanousd", 0),
+        joined_saved_nanousd=counters.get("joined_saved_nanousd", 0),
         now=state,
         missing=tuple(missing),
     )

@@ -158,6 +158,7 @@ def stats_tables(stats: Stats) -> str:
                 *_money_lines(stats.money),
                 f"cache     {stats.counted(stats.cache_hits)} hits, {stats.counted(stats.joined)} joined, "
                 f"{stats.counted(stats.cache_stale)} stale (since Redis counts)",
+                *_saved_lines(stats),
                 f"shed      {stats.counted(stats.shed)} calls while their lane was in EMERGENCY or HALT "
                 "(since Redis counts)",
             )
@@ -214,6 +215,16 @@ def _groups(what: str, groups: Sequence[Group]) -> str:
 
 def _money_lines(money: Money) -> list[str]:
     return [f"spent     {spend_sentence(money.total)}"] if money.is_known else []
+
+
+def _saved_lines(stats: Stats) -> list[str]:
+    if not stats.shared_saving_nanousd:
+        return []
+    return [
+        f"saved     {dollars(stats.cache_saved_nanousd)} by cache hits, "
+        f"{dollars(stats.joined_saved_nanousd)} by joining, "
+        f"{dollars(stats.stale_saved_nanousd)} by stale answers (since Redis counts)"
+    ]
 
 
 def _by_spender(money: Money) -> list[tuple[str, Sequence[Spender]]]:

@@ -101,6 +101,7 @@ which scripts read too.
 | `rlw:cache:FP` | `answer`; `context`, `tags` (JSON), `func`: by which it is found; `size`: bytes |
 | `rlw:cache:FP` | `packed`: a large answer, in place of `answer` (contracts/kept.py) |
 | `rlw:cache:FP` | `ends`: µs since the epoch; `uses`: calls that got it, its own too; `worth`: of one, in its score |
+| `rlw:cache:FP` | `paid`: what it cost, which each use saves, 10⁻⁹ dollars |
 | `rlw:cache:sizes` | `FP`: bytes; `all`: their sum; `floor`: of the scores |
 | `rlw:full` | `L`: begins or ends, what one of its calls has to do |
 | `rlw:crew` | `WORKER`: {crew, slots, queue …}, packed |
@@ -126,6 +127,7 @@ which scripts read too.
 | `rlw:counters` | `restored`, `reclaimed`, `replaced`, `leaks`: put right by sweep, pump and known.lua |
 | `rlw:counters` | `expired`, `revoked`, `joined`, `shed`: calls |
 | `rlw:counters` | `refused_full`, `refused_lanes`: refused by a bound |
+| `rlw:counters` | `cache_saved_nanousd`, `stale_saved_nanousd`, `joined_saved_nanousd`: what answers had cost |
 | `rlw:counters` | `cache_hits`, `cache_stale`, `cache_evicted`, `cache_evicted_bytes`, `uncached`: kept answers |
 | `rlw:counters` | `unreadable`, `unrecorded`, `unheeded`, `untold`: what a script could not do |
 | `rlw:counters` | `malformed`: messages set aside |

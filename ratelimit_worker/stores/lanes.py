@@ -529,6 +529,7 @@ def _settle_args(told: Settlement) -> tuple[Any, ...]:
         lesson.tried(),
         told.keep.again_nanousd if told.keep is not None else USUAL_NANOUSD,
         packed(told.answer) if told.keep is not None and told.keep.packs else b"",
+        told.keep.paid_nanousd if told.keep is not None else 0,
     )
 
 

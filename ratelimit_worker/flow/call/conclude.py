@@ -404,6 +404,7 @@ class _Case(Struct, frozen=True):
             return None
         return Keep(
             again_nanousd=worth.again_nanousd(usage, plan.cost.tokens, paid_nanousd),
+            paid_nanousd=paid_nanousd or 0,
             packs=plan.sharing.stale_ttl_s <= 0,
         )
 

@@ -308,7 +308,7 @@ def test_how_an_answer_is_kept() -> None:
     assert SHARED.sharing is not None
     sharing = msgspec.structs.replace(SHARED.sharing, stale_ttl_s=60.0)
     stale = replace(FACTS, plan=msgspec.structs.replace(SHARED, sharing=sharing))
-    assert of(came(told), facts=stale, rules=priced).keep == Keep(again_nanousd=7, packs=False)
+    assert of(came(told), facts=stale, rules=priced).keep == Keep(again_nanousd=7, paid_nanousd=7, packs=False)
 
 
 def test_a_lesson_names_its_witness_and_place() -> None:

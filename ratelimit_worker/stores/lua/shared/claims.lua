@@ -86,7 +86,10 @@ local function share(ref, r, kind, answer, again)
   else
     for _, follower in ipairs(redis.call('ZRANGE', followers_key(r[CLAIM]), 0, -1)) do
       local f = record(follower)
-      if f then answered(follower, f, answer) end
+      if f then
+        answered(follower, f, answer)
+        if kind == 'value' then worth.saves('joined_saved_nanousd', again[3]) end
+      end
     end
   end
   redis.call('DEL', claim_key(r[CLAIM]), followers_key(r[CLAIM]))

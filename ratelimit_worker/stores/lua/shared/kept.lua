@@ -15,6 +15,10 @@ local function uncache(fp)                             -- 1 when it was there
   end
   return redis.call('DEL', cache_key(fp))
 end
+-- A call has got an answer that cost so much, and was not asked itself. Nothing is counted where no price is known.
+function worth.saves(counter, paid)
+  if (tonumber(paid or '') or 0) > 0 then count(counter, paid) end
+end
 function worth.floor()
   local floor = tonumber(redis.call('HGET', CACHE.SIZES, 'floor') or '')
   if floor then return floor end
@@ -50,7 +54,7 @@ function worth.make_room(size, claim)
   return floor
 end
 -- An answer is kept, past its time too where it may then be given in an emergency. again: {what asking again costs; the answer
--- packed, '': it is kept as it is}. O(gone · log entries).
+-- packed, '': it is kept as it is; what it cost, which each use saves}. O(gone · log entries).
 local function cache(claim, answer, again)
   local fp, field, stored = claim[ASKED.FP], 'answer', answer
   if again[2] ~= '' then field, stored = 'packed', again[2] end
@@ -62,7 +66,8 @@ local function cache(claim, answer, again)
   local floor, use = worth.make_room(size, claim), worth.of_one_use(tonumber(again[1]), size, claim)
   local ends = now + claim[ASKED.TTL_MS] * 1000
   redis.call('HSET', cache_key(fp), field, stored, 'context', claim[ASKED.CONTEXT], 'tags', claim[ASKED.TAGS],
-    'func', claim[ASKED.FUNC], 'size', size, 'ends', int(ends), 'worth', real(use), 'uses', uses)
+    'func', claim[ASKED.FUNC], 'size', size, 'ends', int(ends), 'worth', real(use), 'uses', uses,
+    'paid', again[3])
   redis.call('PEXPIRE', cache_key(fp), int(kept_ms(claim)))
   redis.call('ZADD', CACHE.USED, real(floor + uses * use), fp)
   redis.call('ZADD', CACHE.ENDS, int(now + kept_ms(claim) * 1000), fp)
@@ -75,7 +80,7 @@ end
 local function cached(claim, mode, whole)
   if kept_ms(claim) <= 0 or claim[ASKED.REFRESH] == 1 then return nil end
   local fp = claim[ASKED.FP]
-  local h = redis.call('HMGET', cache_key(fp), 'answer', 'ends', 'packed', 'worth', 'size')
+  local h = redis.call('HMGET', cache_key(fp), 'answer', 'ends', 'packed', 'worth', 'size', 'paid')
   local answer, ends = h[1] or (not whole and h[3]), tonumber(h[2] or '')
   if not answer or not ends then return nil end
   local fresh = claim[ASKED.TTL_MS] > 0 and now < ends
@@ -85,5 +90,6 @@ local function cached(claim, mode, whole)
   local use = tonumber(h[4] or '') or worth.of_one_use(KNOWN.USUAL_NANOUSD, tonumber(h[5] or '0'), claim)
   redis.call('ZADD', CACHE.USED, 'XX', real(worth.floor() + uses * use), fp)
   count(fresh and 'cache_hits' or 'cache_stale')
+  worth.saves(fresh and 'cache_saved_nanousd' or 'stale_saved_nanousd', h[6])
   return answer, not h[1]
 end
