@@ -165,19 +165,20 @@ class AdvancedRateLimiter:
             LaneFull, LaneShedding, BadInput: the lane refused it; `func` was not called.
             ConfigurationError: a setting is wrong.
         """
-        how = Options(context=context, **options)
         name = _name_of(func, func_name)
         given = dict(kwargs or {})
         if is_async(func):
-            return self._call_async(func, name, args, given, how)
+            return self._call_async(func, name, args, given, {**options, "context": context})
+        how = Options(context=context, **options)
         driver = InThread(self._sleep)
         steps = self._steps(func, name, args, given, how, driver)
         return driver.drive(steps, partial(func, *args, **given))
 
     async def _call_async(
-        self, func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: dict[str, Any], how: Options
+        self, func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: dict[str, Any], options: dict[str, Any]
     ) -> Any:
         await turn_to_begin()
+        how = Options(**options)  # not sooner: thousands of coroutines may be made in one step of a loop
         driver = InLoop(self._sleep_async)
         steps = self._steps(func, name, args, kwargs, how, driver)
         return await driver.drive(steps, partial(func, *args, **kwargs))
