@@ -201,6 +201,20 @@ class Response:
         return self.headers.get("x-request-id") or self.headers.get("request-id")
 
 
+class FailedAnswer(Exception):
+    """An HTTP answer that is a failure, as an exception. Neither `str()` nor `repr()` shows its body."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response)
+        self.response = response
+
+    def __str__(self) -> str:
+        return f"HTTP {self.response.status}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(HTTP {self.response.status})"
+
+
 @dataclass(slots=True)
 class Glimpse:
     """One request that a watched client made during an attempt, as far as it is known yet."""
@@ -427,6 +441,7 @@ class Attempt:
     asked_model: str | None = None  #: under which its tokens are learned; None: they were not estimated
     estimated_tokens: int = 0  #: input, before any correction; 0: they were counted, or there was no text
     uncounted_input_tokens: int = 0  #: of the input, what took nothing of its budget
+    answer_lost: bool = False  #: the provider may have charged for it, and its process did not know how much
     unpriced: Usage | None = None  #: what it used, where its process knew no price: it is priced when it is recorded
 
     @property

@@ -236,9 +236,10 @@ class Job:
     answered: bool = False
 
 
-def jobs_of(case: Case) -> list[Job]:
-    """The calls of a named case."""
-    return [Job(call.custom_id, msgspec.json.encode(call.body()), call.cost().vector()) for call in case.calls()]
+def jobs_of(case: Case, most: int | None = None) -> list[Job]:
+    """The calls of a named case, or the first `most` of them."""
+    calls = case.calls() if most is None else (case.workload.call(case.seed, number) for number in range(most))
+    return [Job(call.custom_id, msgspec.json.encode(call.body()), call.cost().vector()) for call in calls]
 
 
 @dataclass
@@ -446,7 +447,7 @@ class Laboratory:
             task=digest(job.task),
             process=digest(process),
             again=job.failing is not None,
-            suspect=kind == "sick" and job.failing is not None and beside.alone_s is None,
+            discounted=kind == "sick" and job.failing is not None and beside.alone_s is None,
             task_sent=self.answers_of.get((process, job.task), 0.0),
             process_sent=self.answers_of.get((process, ""), 0.0),
         )
@@ -475,7 +476,7 @@ class Laboratory:
         if not self.plane.heed(word, job.cost, gate_us, self.us, ticket) and seen:
             self.seen.append(seen)
         del self.out[seq]
-        if kind == "sick" and not witness.suspect:
+        if kind == "sick" and not witness.discounted:
             self.plane.witnesses.add(job.name)
         if kind == "sick":
             before = job.failing or Failing(self.now, sent_s, 0, sent_s)

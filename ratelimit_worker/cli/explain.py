@@ -33,7 +33,7 @@ def explain(ctx: click.Context, call_id: str, form: str) -> None:
     with open_sources() as opened:
         try:
             attempts = opened.services.tracker.attempts_of(call_id)
-            latency_s = mean_latency_s(opened.sources.queries.sums(time.time() - LATENCY_OVER_S, time.time()))
+            latency_s = mean_latency_s(opened.sources.queries.cells(time.time() - LATENCY_OVER_S, time.time(), 60.0))
         except StoreUnavailable as error:
             attempts, latency_s = [], {}
             say(f"Note: its attempts are unknown: {error}", err=True)

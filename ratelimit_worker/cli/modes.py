@@ -22,6 +22,7 @@ from ratelimit_worker.plain_text import one_line
 if TYPE_CHECKING:
     from ratelimit_worker.calls import ModeChange
 
+_LATER = "; those without calls, which are very many, within seconds"
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 
@@ -51,15 +52,16 @@ def _pinning(mode: str, does: str) -> click.Command:
     def command(lane: str | None, for_s: float | None, reason: str, verbose: bool) -> None:
         from ratelimit_worker.calls import Mode
         from ratelimit_worker.cli.sources import open_sources
-        from ratelimit_worker.flow.lane.pin import pin
+        from ratelimit_worker.flow.lane.pin import left_to_tuner, pin
         from ratelimit_worker.stores.reach import redis_errors
 
         with open_sources() as opened, redis_errors():
             opened.reach()
             control = opened.services.control
+            later = lane is None and left_to_tuner(control)
             changes = pin(control, Mode(mode.upper()), lane=lane, for_s=for_s, reason=reason, who=this_person())
         _show(changes, lane is not None or verbose)
-        say(f"{_lanes(lane)} pinned to {mode.upper()}{_until(changes)}.", err=True)
+        say(f"{_lanes(lane)} pinned to {mode.upper()}{_until(changes)}{_LATER if later else ''}.", err=True)
 
     return command
 
@@ -79,13 +81,15 @@ def auto(lane: str | None, reason: str, verbose: bool) -> None:
     """Give lanes that were pinned back to the law."""
     from ratelimit_worker.cli.sources import open_sources
     from ratelimit_worker.flow.lane.pin import auto as give_back
+    from ratelimit_worker.flow.lane.pin import left_to_tuner
     from ratelimit_worker.stores.reach import redis_errors
 
     with open_sources() as opened, redis_errors():
         opened.reach()
+        later = lane is None and left_to_tuner(opened.services.control)
         changes = give_back(opened.services.control, lane=lane, reason=reason, who=this_person())
     _show(changes, lane is not None or verbose)
-    say(f"{_lanes(lane)} left to the law.", err=True)
+    say(f"{_lanes(lane)} left to the law{_LATER if later else ''}.", err=True)
 
 
 resume = auto

@@ -40,18 +40,15 @@ _UNREACHABLE = 69
 def stats(ctx: click.Context, window: float, watch: bool, form: str, by: str) -> None:
     """Print calls, errors, retries, latency, waiting and tokens, by lane, function and context."""
     from ratelimit_worker.cli.sources import open_sources
+    from ratelimit_worker.policy.rollup import FIGURES_KEPT_S
     from ratelimit_worker.reports.stats import stats as figures
     from ratelimit_worker.reports.words import seconds
 
     if by != "lane" and form != "csv":
         raise click.UsageError("--by: goes with --format csv; table and json hold both")
     with open_sources() as opened:
-        reach_s = opened.settings.figures_reach_s
-        if window > reach_s:
-            raise click.UsageError(
-                f"--window: figures reach back {seconds(reach_s)} (MAISD_STATS_RETENTION_HOURS, MAISD_RETENTION_DAYS); "
-                "`analytics --since` reports all that is kept"
-            )
+        if window > FIGURES_KEPT_S:
+            raise click.UsageError(f"--window: figures reach back two years, {seconds(FIGURES_KEPT_S)}")
         found = figures(opened.sources, window, time.time())
         while watch:
             click.clear()  # on a terminal only

@@ -31,7 +31,7 @@ RETRY_SHARE, RETRIES_PER_S = 0.1, 10 / 60  #: of the permits that go to retries 
 #: Gate of a lane that is shut, µs since the epoch: a day that does not come, and that a double holds exactly.
 SHUT_US = 2**53
 #: Field `law` of a lane without pace whose `unlimited` a mode has set aside, in place of what the law remembers.
-_SET_ASIDE = b"unlimited"
+_UNPACED_AGAIN = b"unlimited"
 
 
 class Write(NamedTuple):
@@ -167,6 +167,9 @@ FIELDS = (
     ),
     Field("x#", "TURNED_BACK", "levels.turned_back", "units refused in all", "scripts", "scripts, tuner"),
     Field("seq", "SEQ", "levels.seq", "calls sent in all", "scripts", "scripts, health, limits"),
+    Field(
+        "full_at", "STARTS", "bucket of starts: when it would be full again", "µs since the epoch", "scripts", "scripts"
+    ),
     Field("sick", "SICK_ROW", "levels.sick_row", "sick answers in a row", "scripts", "scripts, faces"),
     Field("goods", "GOODS", "levels.goods", "plain good answers since the tuner last asked", "scripts", "tuner"),
     Field("took", "TOOK", "levels.took_us", "µs of all of these together", "scripts", "tuner"),
@@ -195,7 +198,7 @@ FIELDS = (
     Field(
         "law",
         "LAW",
-        "memory.law, points.set_aside",
+        "memory.law, points.unpaced_again",
         "packed, or `unlimited`: a mode has set that aside",
         "tuner",
         "tuner",
@@ -315,7 +318,9 @@ class SetPoints(msgspec.Struct, frozen=True, kw_only=True):
 
     paces: Mapping[str, Pacing] = {}  #: by dimension; those that are not there do not bind
     unpaced: bool = False  #: no pace binds, whatever stands in `paces`
-    set_aside: bool = False  #: a person has set it to be unlimited, and a mode binds it; when that ends, it is again
+    unpaced_again: bool = (
+        False  #: a person has set it to be unlimited; it is again when its mode binds it no more again
+    )
     headers_govern: bool = False  #: headers say how the lane stands, so nothing is earned behind a gate
     mode: Mode | None = None  #: None: nobody has said it yet, or a newer version has in a word of its own
     pin: str = ""  #: id of the mode by hand; "": the law governs
@@ -335,8 +340,8 @@ class SetPoints(msgspec.Struct, frozen=True, kw_only=True):
             changed |= _changed_paces(before.paces, self.paces)
         if self.unpaced != before.unpaced:
             changed["unlimited"] = int(self.unpaced)
-        if self.set_aside != before.set_aside:
-            changed["law"] = _SET_ASIDE.decode() if self.set_aside else ""
+        if self.unpaced_again != before.unpaced_again:
+            changed["law"] = _UNPACED_AGAIN.decode() if self.unpaced_again else ""
         if self.headers_govern != before.headers_govern:
             changed["told"] = int(self.headers_govern)
         if self.mode is not before.mode and self.mode is not None:
@@ -487,7 +492,7 @@ class LaneState(msgspec.Struct, frozen=True, kw_only=True):
     def limited(self) -> bool:
         """Whether it has been told what it may send. One that has not gets what was configured with its first call, and
         must have nothing in its place until then."""
-        return self.schema or self.points.unpaced or self.points.set_aside or "requests" in self.points.paces
+        return self.schema or self.points.unpaced or self.points.unpaced_again or "requests" in self.points.paces
 
     def level(self, dimension: str, at_us: float) -> float:
         """Units in the bucket of a dimension that has a pace, as the scripts reckon them (lua/shared/bucket.lua).
@@ -513,17 +518,17 @@ class LaneState(msgspec.Struct, frozen=True, kw_only=True):
             return _NO_LANE
         get = fields.get
         law = get("law") or b""
-        set_aside = law == _SET_ASIDE
+        unpaced_again = law == _UNPACED_AGAIN
         unlimited = get("unlimited")
         return cls(
             there=True,
             schema=bool(get("schema")),
             revision=int(get("rev") or 0),
-            told=_decode_told(fields, unlimited == b"1" or set_aside),
-            points=_decode_points(fields, unlimited == b"1", set_aside),
+            told=_decode_told(fields, unlimited == b"1" or unpaced_again),
+            points=_decode_points(fields, unlimited == b"1", unpaced_again),
             levels=_decode_levels(fields),
             memory=Memory(
-                law=b"" if set_aside else law, health=get("health") or b"", given_back=_given_back(get("resumed"))
+                law=b"" if unpaced_again else law, health=get("health") or b"", given_back=_given_back(get("resumed"))
             ),
         )
 
@@ -574,7 +579,7 @@ _NUMBERED = tuple((dimension, *(f"{letter}{i}" for letter in "pdglo")) for i, di
 _SENT, _REFUSED = (tuple(f"{letter}{i}" for i in range(1, len(DIMENSIONS) + 1)) for letter in "cx")
 
 
-def _decode_points(fields: Mapping[str, bytes], unpaced: bool, set_aside: bool) -> SetPoints:
+def _decode_points(fields: Mapping[str, bytes], unpaced: bool, unpaced_again: bool) -> SetPoints:
     get = fields.get
     paces = {
         dimension: Pacing(float(pace), float(get(d) or 1.0), float(get(g) or 0.0))
@@ -584,7 +589,7 @@ def _decode_points(fields: Mapping[str, bytes], unpaced: bool, set_aside: bool) 
     return SetPoints(
         paces=paces,
         unpaced=unpaced,
-        set_aside=set_aside,
+        unpaced_again=unpaced_again,
         headers_govern=float(get("told") or 0) == 1,
         mode=_MODES.get(get("mode") or b""),
         pin=(get("pin") or b"").decode(),

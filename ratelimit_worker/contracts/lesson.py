@@ -32,7 +32,7 @@ class Witness(NamedTuple):
     task: int
     process: int
     again: bool = False  #: the call's attempt before was sick too
-    suspect: bool = False  #: ... and others were answered since: it is no witness
+    discounted: bool = False  #: ... and others were answered since: it is no witness of how its provider is
     task_sent: float = 0.0  #: when the last request left that this process was answered for this task; 0: none yet
     process_sent: float = 0.0  #: ... for any task
 
@@ -94,10 +94,10 @@ class Lesson(msgspec.Struct, frozen=True, kw_only=True):
         """The verdict as the scripts take it.
 
         A refusal says in which dimension, by its number from 1, and `.0` where it was for calls at once. A sick answer
-        to a call that is no witness of how its provider is (`Witness.suspect`) is `sick.1`.
+        to a call that is no witness of how its provider is (`Witness.discounted`) is `sick.1`.
         """
         if self.verdict == "sick":
-            return "sick.1" if self.witness is not None and self.witness.suspect else "sick"
+            return "sick.1" if self.witness is not None and self.witness.discounted else "sick"
         if self.verdict == "refused" and self.reading.crowded:
             return "refused.0"
         if self.verdict == "refused" and self.reading.refused_in is not None:

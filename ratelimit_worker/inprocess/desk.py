@@ -23,7 +23,7 @@ from redis.exceptions import ResponseError
 
 from ratelimit_worker.contracts.call import Claim, Entry, Placed, Sent
 from ratelimit_worker.contracts.kept import Keep
-from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
+from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Settlement
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.flow.call.admit import Away, News
@@ -173,8 +173,10 @@ class Desk:
         outbox: bytes = b"",
         keep: Keep | None = None,
     ) -> bool:
-        """Make the outcome safe, now or when Redis is back."""
-        self._now_or_later(lambda lanes: lanes.settle(tag, lane, answer, lesson, kind=kind, outbox=outbox, keep=keep))
+        """Make the outcome safe, now or when Redis is back; a caller who has an outcome needs its releases no more."""
+        settlement = Settlement(tag=tag, lane=lane, answer=answer, lesson=lesson, kind=kind, outbox=outbox, keep=keep)
+        frees = self.mailbox.take_releases_by(tag)
+        self._now_or_later(lambda lanes: lanes.settle_and_free(settlement, frees or (tag,)))
         return True
 
     def back(self, tag: str, lane: str, lesson: Lesson, *, after_s: float, tries: int, outbox: bytes = b"") -> bool:

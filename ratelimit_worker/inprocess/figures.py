@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from ratelimit_worker.reports.analytics import as_builtins
-from ratelimit_worker.reports.stats import DAY_S, WINDOWS, Sources, Stats, stats
-from ratelimit_worker.reports.words import seconds
+from ratelimit_worker.reports.stats import WINDOWS, Sources, stats
 from ratelimit_worker.stores.database import engine_for
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.queries import Queries
@@ -19,7 +16,7 @@ from ratelimit_worker.wiring import Services
 def comprehensive_stats(live: Services, now_s: float) -> dict[str, Any]:
     """`reports.stats` of each of the usual windows, by its name.
 
-    Where no Redis is named, or it is away, `missing` says what is unknown; so it does where rows are not kept so long.
+    Where no Redis is named, or it is away, `missing` says what is unknown.
 
     Args:
         now_s: End of the windows, seconds since the epoch.
@@ -27,9 +24,8 @@ def comprehensive_stats(live: Services, now_s: float) -> dict[str, Any]:
         StoreUnavailable: the tracking database is away or locked.
         ConfigurationError: the database is newer than this version.
     """
-    from_all, kept_s = sources(live), live.settings.retention_days * DAY_S
-    found = {name: stats(from_all, window_s, now_s) for name, window_s in WINDOWS.items()}
-    return {name: as_builtins(replace(one, missing=(*one.missing, *_gone(one, kept_s)))) for name, one in found.items()}
+    from_all = sources(live)
+    return {name: as_builtins(stats(from_all, window_s, now_s)) for name, window_s in WINDOWS.items()}
 
 
 def sources(live: Services) -> Sources:
@@ -39,8 +35,3 @@ def sources(live: Services) -> Sources:
         return Sources.of(from_database, None, lambda: live.tracker)
     redis = live.redis
     return Sources.of(from_database, Live(redis), lambda: live.tracker, reach_once(redis))
-
-
-def _gone(window: Stats, kept_s: float) -> Iterator[str]:
-    if window.until_s - window.since_s > kept_s:
-        yield f"what is older than {seconds(kept_s)} is deleted (MAISD_RETENTION_DAYS)"

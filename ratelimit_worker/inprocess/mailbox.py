@@ -72,6 +72,11 @@ class Mailbox:
             tags, turn.tags = turn.tags, []
         return tags
 
+    def take_releases_by(self, tag: str) -> list[str]:
+        """As `take_releases`, of the caller to whom this release went; none where it waits no more."""
+        turn = self._turns.get(tag.rpartition(".")[0])
+        return [] if turn is None else self.take_releases(turn)
+
     def set_aside(self, turn: Turn) -> list[str]:
         """Those of the caller's releases that give up their place in the lane now, and had not before."""
         with self._dealing:

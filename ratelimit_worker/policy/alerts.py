@@ -5,13 +5,13 @@ Nothing of a call goes into one: numbers of the law, names of lanes, and what a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ratelimit_worker.calls import ModeChange
 from ratelimit_worker.policy.modes import ALL
-from ratelimit_worker.policy.trend import Slice, Trend, halves, latency_trend
+from ratelimit_worker.policy.trend import Finding, Trend
 
 SCHEMA = 1  #: of the JSON; grows with every change that is no addition
 KEEP_S = 86_400.0  #: an alert that waits so long is told no more
@@ -83,15 +83,14 @@ def of_change(change: ModeChange) -> Alert | None:
     )
 
 
-def of_latency(lane: str, slices: Sequence[Slice], at: float) -> Alert | None:
+def of_latency(lane: str, found: Finding, at: float) -> Alert | None:
     """The alert of a provider that gets slower; None where it does not.
 
     Args:
-        slices: Of equal length, oldest first, up to `at`.
+        found: Of the minutes up to `at`.
     """
-    if latency_trend(slices) is not Trend.DEGRADING:
+    if found.trend is not Trend.DEGRADING or found.before is None or found.latest is None:
         return None
-    before_s, after_s = halves(slices)
     return Alert(
         id=f"{SLOWER}:{at:.0f}:{lane}",
         event=SLOWER,
@@ -99,10 +98,12 @@ def of_latency(lane: str, slices: Sequence[Slice], at: float) -> Alert | None:
         before=Trend.STABLE.value,
         after=Trend.DEGRADING.value,
         at=at,
-        cause=f"answers take {after_s:.2f} s, and took {before_s:.2f} s before",
+        cause=f"answers take {found.latest:.3g} s, and took {found.before:.3g} s before",
         numbers={
-            "earlier_s": round(before_s, 3),
-            "later_s": round(after_s, 3),
-            "answers": sum(one.answers for one in slices),
+            "earlier_s": round(found.before, 6),
+            "later_s": round(found.latest, 6),
+            "minutes": found.minutes,
+            "answers": found.values_latest,
+            "answers_before": found.values_before,
         },
     )

@@ -10,7 +10,7 @@ a second come as before. If fewer come, the latency was not of our making, and t
 Two kinds of evidence, each with a bound of its own; the narrower holds:
 
 - *crowd*: refusals that are about calls at once and not about a rate. A refusal says so in words; or refusals come
-  again and again at the same number of calls out (`_suspect`), and then a trial with that width must bring none.
+  again and again at the same number of calls out (`_episode`), and then a trial with that width must bring none.
 - *knee*: no refusals, but latency grows with what is out, and answers a second do not.
 
 Both are probed upwards: a crowd by one call each `GROW_ANSWERS` answers, faster while nobody is refused; a knee by
@@ -101,8 +101,11 @@ class Trial(Struct, frozen=True, kw_only=True, omit_defaults=True):
     latency_s: float = inf  #: of the last window that spoke against it; while it falls, calls from before are answered
 
 
-class FlightState(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """All that is remembered of the calls out of one lane."""
+class FlightState(Struct, frozen=True, kw_only=True, omit_defaults=True, rename={"episodes": "suspects"}):
+    """All that is remembered of the calls out of one lane.
+
+    What is renamed is kept under its old name, which earlier versions read.
+    """
 
     window: Window = Window()
     # how long an answer takes when nobody crowds the provider: least mean of a window, seconds; now and the time before
@@ -110,7 +113,8 @@ class FlightState(Struct, frozen=True, kw_only=True, omit_defaults=True):
     floor_before_s: float = inf
     floor_at: float | None = None  #: since when it is counted
     crowd: Crowd = Crowd()
-    suspects: tuple[tuple[float, int, int], ...] = ()  #: refusals of late: (when, calls out, how many make evidence)
+    #: Refusals of late that do not say what they are about: (when, calls out, how many make evidence).
+    episodes: tuple[tuple[float, int, int], ...] = ()
     crowd_trial: Trial | None = None
     crowd_again_at: float = 0.0  #: no trial before, seconds
     crowd_again_s: float = AGAIN_S
@@ -175,7 +179,7 @@ def _refused(state: FlightState, seen: Observation) -> tuple[FlightState, bool]:
     if state.crowd_trial is not None:
         return _refused_in_trial(state, seen)
     if not crowd.bound or not crowd.inferred:
-        return _suspect(state, seen), False
+        return _episode(state, seen), False
     if seen.ticket.sent_at < crowd.since:
         return state, True  # sent under the bound before
     if crowd.good < crowd.bound and seen.older + 1 >= JUST_OVER * crowd.good:  # as was to be expected of a bound
@@ -206,10 +210,10 @@ def _crowded(state: FlightState, seen: Observation, *, inferred: bool) -> Flight
     else:
         bound = max(1, crowd.bound - 1)
     fresh = Crowd(bound=bound, good=bound, since=seen.at, inferred=inferred)
-    return _anew(replace(state, crowd=fresh, crowd_trial=None, suspects=()), seen.at, others)
+    return _anew(replace(state, crowd=fresh, crowd_trial=None, episodes=()), seen.at, others)
 
 
-def _suspect(state: FlightState, seen: Observation) -> FlightState:
+def _episode(state: FlightState, seen: Observation) -> FlightState:
     """A refusal that does not say what it is about: at how many calls out did it come?
 
     Refusals of one burst are one episode, and the first of it counts: the others were sent into the same crowd.
@@ -220,11 +224,11 @@ def _suspect(state: FlightState, seen: Observation) -> FlightState:
         needed = TOLD_EPISODES
     else:
         needed = NAMED_EPISODES if seen.stated or seen.refused_dimension is not None else EPISODES
-    last = state.suspects[-1] if state.suspects else None
+    last = state.episodes[-1] if state.episodes else None
     if last is not None and seen.ticket.sent_at <= last[0]:
         return state
     episode = (seen.at, max(1, seen.older), needed)
-    return replace(state, suspects=(*state.suspects, episode)[-NAMED_EPISODES:])
+    return replace(state, episodes=(*state.episodes, episode)[-NAMED_EPISODES:])
 
 
 def _refused_in_trial(state: FlightState, seen: Observation) -> tuple[FlightState, bool]:
@@ -243,7 +247,7 @@ def _give_up(state: FlightState, now: float) -> FlightState:
     """No crowd: the refusals were about something else."""
     again_s = min(AGAIN_MOST_S, 2 * state.crowd_again_s)
     later = replace(state, crowd_again_at=now + state.crowd_again_s, crowd_again_s=again_s)
-    return _anew(replace(later, crowd=Crowd(), crowd_trial=None, suspects=()), now)
+    return _anew(replace(later, crowd=Crowd(), crowd_trial=None, episodes=()), now)
 
 
 def _anew(state: FlightState, now: float, out: int = 0) -> FlightState:
@@ -332,7 +336,7 @@ def _grow_crowd(state: FlightState, now: float) -> FlightState:
 def _begin_crowd_trial(state: FlightState, now: float, out: int) -> FlightState:
     if state.crowd_trial is not None or state.crowd.bound or now < state.crowd_again_at:
         return state
-    least = _alike(state.suspects)
+    least = _alike(state.episodes)
     if least is None:
         return state
     window = state.window
@@ -352,12 +356,12 @@ def _judge_crowd_trial(state: FlightState, now: float) -> FlightState:
     return replace(state, crowd=found, crowd_trial=None, crowd_again_s=AGAIN_S)
 
 
-def _alike(suspects: Sequence[tuple[float, int, int]]) -> int | None:
+def _alike(episodes: Sequence[tuple[float, int, int]]) -> int | None:
     """The least number of calls out at which refusals came, where all came at about the same; None: they did not."""
-    needed = suspects[-1][2] if suspects else EPISODES
-    if len(suspects) < needed:
+    needed = episodes[-1][2] if episodes else EPISODES
+    if len(episodes) < needed:
         return None
-    out = [older for _, older, _ in suspects[-needed:]]
+    out = [older for _, older, _ in episodes[-needed:]]
     least, most = min(out), max(out)
     return least if least >= LEAST_CROWD and most <= ALIKE * least else None
 

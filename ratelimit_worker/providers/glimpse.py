@@ -166,7 +166,9 @@ class Reading:
                 self._event(line)
             return
         if response.status >= 300:
-            self._glimpse.response = replace(response, body=_error_of(body))
+            said = _error_of(body)
+            self._glimpse.response = replace(response, body=said)
+            self._glimpse.usage = usage_of(said)  # an error may say what it used
             self._seen.look()
             return
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import IntEnum, StrEnum
 from typing import Any, Protocol
@@ -16,8 +16,10 @@ from urllib.parse import urlsplit
 
 from ratelimit_worker.calls import Mode, Outcome
 from ratelimit_worker.config import PREFIX, SECRET_NAMES, Settings
+from ratelimit_worker.contracts.rollup import Cell, CellKey
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.plain_text import one_line
+from ratelimit_worker.policy import rollup
 from ratelimit_worker.policy.timeout import Latencies, learned_s, p99_s
 from ratelimit_worker.ports import BarKind
 from ratelimit_worker.providers import network
@@ -27,7 +29,6 @@ from ratelimit_worker.reports.stats import Sources, status
 from ratelimit_worker.reports.words import count, moment, overdue_call, per_min, seconds, unknown_task
 from ratelimit_worker.stores.live import DatabaseLost, Server
 from ratelimit_worker.stores.migrations import HEAD
-from ratelimit_worker.stores.queries import Sums
 
 SKEW_S = 1.0  #: difference of clocks that is worth a word; deadlines are made on this machine and kept on Redis
 NEARLY_FULL = 0.9  #: share of MAISD_MAX_LANES that is worth a word
@@ -128,7 +129,8 @@ def shown(name: str, value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Mapping):
-        return json.dumps({of: _told(asdict(limits)) for of, limits in value.items()}) if value else "-"
+        told = {of: one if isinstance(one, float) else _told(asdict(one)) for of, one in value.items()}
+        return json.dumps(told) if told else "-"
     if isinstance(value, float):
         return f"{value:g}"
     if name.upper() in SECRET_NAMES and value:
@@ -180,7 +182,7 @@ def examine(
     try:
         yield judge_revision(sources.queries.revision())
         now_s = time.time()
-        latency = mean_latency_s(sources.queries.sums(now_s - LATENCY_OVER_S, now_s))
+        latency = mean_latency_s(sources.queries.cells(now_s - LATENCY_OVER_S, now_s, 60.0))
     except StoreUnavailable as error:
         yield Finding("database", Level.WRONG, str(error), Code.UNREACHABLE)
     try:
@@ -390,7 +392,8 @@ def judge_outbox(backlog: int, full: bool, bad: int) -> Iterator[Finding]:
         yield Finding(
             "outbox",
             Level.WRONG,
-            f"{count(backlog)} outcomes wait and it is nearly full: the oldest will be lost; bring the database back",
+            f"{count(backlog)} outcomes wait and it is nearly full: of the oldest only sums are kept; bring the "
+            "database back",
             Code.FAILED,
         )
     elif backlog > MANY_WAIT:
@@ -448,13 +451,6 @@ def judge_settings(settings: Settings) -> Iterator[Finding]:
     ]
     for name in off:
         yield Finding("settings", Level.NOTE, f"{PREFIX}{name.upper()} is off")
-    if settings.stats_retention_hours * 3600.0 > settings.figures_reach_s:
-        yield Finding(
-            "settings",
-            Level.NOTE,
-            f"{PREFIX}STATS_RETENTION_HOURS={settings.stats_retention_hours:g} reaches beyond what "
-            f"{PREFIX}RETENTION_DAYS={settings.retention_days:g} keeps",
-        )
     if settings.capture_content:
         yield Finding(
             "settings",
@@ -466,13 +462,13 @@ def judge_settings(settings: Settings) -> Iterator[Finding]:
         yield Finding("settings", Level.NOTE, f"{PREFIX}EMERGENCY_MODE pins EMERGENCY whenever a worker starts")
 
 
-def mean_latency_s(rows: Iterator[Sums]) -> dict[str, float]:
+def mean_latency_s(cells: Iterable[tuple[CellKey, Cell]]) -> dict[str, float]:
     """Lane → mean seconds of an answered attempt."""
     took: dict[str, tuple[float, int]] = {}
-    for row in rows:
-        if row.outcome is Outcome.ANSWERED:
-            total_s, answers = took.get(row.lane, (0.0, 0))
-            took[row.lane] = (total_s + row.latency_s, answers + row.attempts)
+    for key, cell in cells:
+        if answers := rollup.outcomes(cell)[Outcome.ANSWERED]:
+            total_s, before = took.get(key.series.lane, (0.0, 0))
+            took[key.series.lane] = (total_s + cell.latency_s, before + answers)
     return {lane: total_s / answers for lane, (total_s, answers) in took.items()}
 
 

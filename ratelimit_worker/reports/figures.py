@@ -1,29 +1,31 @@
-"""What do attempts add up to? The figures of a lane, a function, a context or all of them, from sums and samples.
+"""What do attempts add up to? The figures of a lane, a function, a context, a tenant, a model or all of them.
 
-Pure: rows in, figures out. docs/operations.md says what each figure means.
+Pure: cells of the roll-ups in, figures out. docs/operations.md says what each figure means.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from typing import TypeVar
 
-from ratelimit_worker.calls import Outcome
-from ratelimit_worker.policy.trend import Slice, Trend, latency_trend
+from ratelimit_worker.calls import Category, Outcome
+from ratelimit_worker.contracts.rollup import MINUTE_S, Cell, CellKey, Series
+from ratelimit_worker.policy import rollup, trend
+from ratelimit_worker.policy.findings import findings, of_latency
+from ratelimit_worker.policy.histogram import Histogram, quantiles
+from ratelimit_worker.policy.trend import Finding, Trend
 from ratelimit_worker.reports.outcomes import why_snoozed
-from ratelimit_worker.stores.queries import RARE_SAMPLE, Drawn, Rare, Retried, Sums
+from ratelimit_worker.stores.queries import Spent
 
-#: Lanes, functions or contexts that have figures of their own; what comes beyond is added up under OTHERS.
+#: Lanes, functions or contexts that have figures of their own; what comes beyond is added up under `rollup.OTHERS`.
 MOST_GROUPS = 1_000
-OTHERS = "(others)"
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Median and 95th percentile, seconds; None: nothing to tell them from."""
+    """Median and 95th percentile, seconds, within 1 %; None: nothing to tell them from."""
 
     p50_s: float | None = None
     p95_s: float | None = None
@@ -51,8 +53,11 @@ class Figures:
     latency_mean_s: float | None  #: of answered attempts
     latency: Spread  #: the same
     waited: Spread  #: of all attempts, from acceptance or the attempt before to the start
-    trend: Trend  #: of the latency
+    trend: Trend  #: of the latency, at the end of the window
     snoozed_by: Mapping[str, int] = field(default_factory=dict)  #: the snoozed ones by reason (`outcomes.Snoozed`)
+    #: What the trends rest on, by figure: "latency" (s), "latency_per_token" (s), "tokens_per_s", "errors" (share),
+    #: "cost" (dollars a call)
+    trends: Mapping[str, Finding] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,220 +80,199 @@ class Point:
     input_tokens: int
     output_tokens: int
     snoozed_by: Mapping[str, int] = field(default_factory=dict)
+    latency: Spread = field(default_factory=Spread)  #: of answered attempts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """One lane, function or context."""
+    """One lane, function, context, tenant or model."""
 
     name: str
     figures: Figures
     timeline: tuple[Point, ...] = ()  #: of lanes only
 
 
-@dataclass(slots=True)
-class _Tally:
-    outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
-    categories: dict[str, int] = field(default_factory=dict)
-    snoozed_by: dict[str, int] = field(default_factory=dict)
-    refused: int = 0
-    latency_s: float = 0.0  #: of answered attempts
-    recovered: int = 0
-    backoff_s: float = 0.0
-    input_tokens: int = 0
-    output_tokens: int = 0
-
-    def add(self, row: Sums) -> None:
-        self.outcomes[row.outcome] += row.attempts
-        self.refused += row.refused
-        if row.outcome is Outcome.SNOOZED:
-            why = why_snoozed(row.category).value
-            self.snoozed_by[why] = self.snoozed_by.get(why, 0) + row.attempts
-        if row.outcome is Outcome.ANSWERED:
-            self.latency_s += row.latency_s
-        elif row.category is not None:
-            name = row.category.value
-            self.categories[name] = self.categories.get(name, 0) + row.attempts
-        self.input_tokens += row.input_tokens
-        self.output_tokens += row.output_tokens
-
-    def retry(self, row: Retried) -> None:
-        self.recovered += row.recovered
-        self.backoff_s += row.backoff_s
-
-    @property
-    def attempts(self) -> int:
-        return sum(self.outcomes.values())
-
-    @property
-    def error_rate(self) -> float:
-        errors = self.outcomes[Outcome.RETRIED] + self.outcomes[Outcome.FAILED]
-        judged = self.attempts - self.outcomes[Outcome.SNOOZED]
-        return errors / judged if judged else 0.0
-
-    def point(self, at_s: float) -> Point:
-        answered, failed = self.outcomes[Outcome.ANSWERED], self.outcomes[Outcome.FAILED]
-        return Point(
-            at_s=at_s,
-            calls=answered + failed,
-            answered=answered,
-            failed=failed,
-            attempts=self.attempts,
-            retried=self.outcomes[Outcome.RETRIED],
-            snoozed=self.outcomes[Outcome.SNOOZED],
-            refused=self.refused,
-            error_rate=self.error_rate,
-            recovered=self.recovered,
-            backoff_s=self.backoff_s,
-            categories=_most_first(self.categories),
-            latency_s=self.latency_s / answered if answered else None,
-            input_tokens=self.input_tokens,
-            output_tokens=self.output_tokens,
-            snoozed_by=_most_first(self.snoozed_by),
-        )
-
-
-_Slices = dict[int, _Tally]  # number of the slice → what happened in it; most groups are idle most of the time
-_NOTHING = _Tally()
-
-
-@dataclass(slots=True)
-class _Sample:
-    latency: list[tuple[float, int]] = field(default_factory=list)
-    waited: list[tuple[float, int]] = field(default_factory=list)
+#: What attempts are grouped by: a name of `contracts.rollup.Series`.
+KINDS = ("lane", "task", "context", "tenant", "model")
+_NOTHING = Cell()
+K = TypeVar("K")
 
 
 class Tally:
-    """Adds up a window: one `slice` after the other, oldest first, then the sample."""
+    """Adds up the cells of a window.
 
-    def __init__(self) -> None:
-        self._starts: list[float] = []
-        self._total: _Slices = {}
-        self._groups: dict[str, dict[str, _Slices]] = {"lane": {}, "task": {}, "context": {}}
-        self._samples: dict[tuple[str, str], _Sample] = defaultdict(_Sample)
+    Args:
+        starts: Beginnings of its slices, seconds since the epoch, oldest first; all but the first are multiples of
+            `slice_s`.
+    """
 
-    def slice(self, at_s: float, rows: Iterable[Sums], retried: Iterable[Retried] = ()) -> None:
-        """Add what finished from `at_s` on, before the next slice."""
-        number = len(self._starts)
-        self._starts.append(at_s)
-        for row in rows:
-            self._total.setdefault(number, _Tally()).add(row)
-            for kind, name in (("lane", row.lane), ("task", row.task), ("context", row.context)):
-                self._of(kind, name).setdefault(number, _Tally()).add(row)
-        for again in retried:
-            self._total.setdefault(number, _Tally()).retry(again)
-            for kind, name in (("lane", again.lane), ("task", again.task), ("context", again.context)):
-                self._of(kind, name).setdefault(number, _Tally()).retry(again)
+    def __init__(self, starts: Sequence[float], slice_s: float) -> None:
+        self._starts, self._slice_s = starts, slice_s
+        self._series: dict[Series, Cell] = {}
+        self._lanes: dict[str, dict[int, Cell]] = {}  # by number of the slice
+        self._minutes: dict[Series, dict[int, Cell]] = {}  # of the trends
+        self._minutes_from = 0
 
-    def rare(self, one_in: int) -> Rare:
-        """Groups of which one attempt in `one_in` is too little; the smallest first, until they are too many rows."""
-        if one_in == 1:
-            return Rare()
-        sizes = sorted(
-            (sum(tally.attempts for tally in slices.values()), kind, name)
-            for kind, names in self._groups.items()
-            for name, slices in names.items()
-            if name != OTHERS
-        )
-        chosen: dict[str, set[str]] = {"lane": set(), "task": set(), "context": set()}
-        left = RARE_SAMPLE
-        for size, kind, name in sizes:
-            if size > left or size // one_in >= _ENOUGH:
-                break
-            left -= size
-            chosen[kind].add(name)
-        return Rare(frozenset(chosen["lane"]), frozenset(chosen["task"]), frozenset(chosen["context"]))
+    def add(self, key: CellKey, cell: Cell) -> None:
+        """Add a cell of the window."""
+        at_s, series = key
+        number = int(at_s // self._slice_s - self._starts[0] // self._slice_s)
+        rollup.merge(_of(self._series, series), cell)
+        lane = self._lanes.get(series.lane)
+        if lane is None:
+            lane = self._lanes[series.lane] = {}
+        rollup.merge(_of(lane, number), cell)
 
-    def sample(self, rows: Iterable[Drawn]) -> None:
-        """Add attempts to tell percentiles from."""
-        for row in rows:
-            for kind, name in (("", ""), ("lane", row.lane), ("task", row.task), ("context", row.context)):
-                sample = self._samples[kind, self._known(kind, name)]
-                sample.waited.append((row.waited_s, row.weight))
-                if row.answered:
-                    sample.latency.append((row.latency_s, row.weight))
+    def judge(self, from_s: int, cells: Iterable[tuple[CellKey, Cell]]) -> None:
+        """Add the minutes by which trends are judged: `trend.LOOK_BACK_MIN` of them, from then on."""
+        self._minutes_from = from_s
+        for (at_s, series), cell in cells:
+            minutes = self._minutes.get(series)
+            if minutes is None:
+                minutes = self._minutes[series] = {}
+            rollup.merge(_of(minutes, (at_s - from_s) // MINUTE_S), cell)
 
     def total(self) -> Figures:
         """Figures of all that was added."""
-        return self._figures("", "", self._total)
+        return _figures(rollup.total(self._series.values()), self._findings(self._minutes))
+
+    def spent(self) -> Iterator[Spent]:
+        """What all of it cost, by series: the attempts that were answered, and the others."""
+        for series, cell in self._series.items():
+            answered = rollup.outcomes(cell)[Outcome.ANSWERED]
+            attempts = sum(cell.outcomes.values())
+            sums = (cell.estimated_nanousd, cell.saved_nanousd, cell.lost_attempts, cell.lost_nanousd, cell.unpriced)
+            yield Spent(*series, Outcome.ANSWERED, answered, cell.cost_nanousd - cell.wasted_nanousd, *sums)
+            if attempts > answered:
+                yield Spent(*series, Outcome.FAILED, attempts - answered, cell.wasted_nanousd, 0, 0, 0, 0, 0)
 
     def timeline(self) -> tuple[Point, ...]:
         """All that was added, by slice."""
-        return _points(self._starts, self._total)
+        slices: dict[int, Cell] = {}
+        for lane in self._lanes.values():
+            for number, cell in lane.items():
+                rollup.merge(_of(slices, number), cell)
+        return self._points(slices)
 
     def groups(self, kind: str) -> tuple[Group, ...]:
-        """Figures by "lane", "task" or "context"; most attempts first."""
+        """Figures by one of `KINDS`; most attempts first."""
+        place, cells, members = KINDS.index(kind), dict[str, Cell](), dict[str, list[Series]]()
+        for series, cell in self._series.items():
+            name = series[place]
+            if name not in cells and len(cells) >= MOST_GROUPS:
+                name = rollup.OTHERS
+            rollup.merge(_of(cells, name), cell)
+            members.setdefault(name, []).append(series)
         found = [
             Group(
                 name=name,
-                figures=self._figures(kind, name, slices),
-                timeline=_points(self._starts, slices) if kind == "lane" else (),
+                figures=_figures(cell, self._findings(members[name])),
+                timeline=self._points(self._lanes.get(name, {})) if kind == "lane" else (),
             )
-            for name, slices in self._groups[kind].items()
+            for name, cell in cells.items()
         ]
         return tuple(sorted(found, key=lambda group: (-group.figures.attempts, group.name)))
 
-    def _of(self, kind: str, name: str) -> _Slices:
-        names = self._groups[kind]
-        if name not in names and len(names) >= MOST_GROUPS:
-            name = OTHERS
-        return names.setdefault(name, {})
+    def _points(self, slices: Mapping[int, Cell]) -> tuple[Point, ...]:
+        return tuple(_point(at_s, slices.get(number, _NOTHING)) for number, at_s in enumerate(self._starts))
 
-    def _known(self, kind: str, name: str) -> str:
-        return name if not kind or name in self._groups[kind] else OTHERS
-
-    def _figures(self, kind: str, name: str, slices: _Slices) -> Figures:
-        tallies = slices.values()
-        outcomes = {outcome: sum(tally.outcomes[outcome] for tally in tallies) for outcome in Outcome}
-        categories, snoozed_by = Counter[str](), Counter[str]()
-        for tally in tallies:
-            categories.update(tally.categories)
-            snoozed_by.update(tally.snoozed_by)
-        answered, failed = outcomes[Outcome.ANSWERED], outcomes[Outcome.FAILED]
-        errors, judged = failed + outcomes[Outcome.RETRIED], sum(outcomes.values()) - outcomes[Outcome.SNOOZED]
-        recovered = sum(tally.recovered for tally in tallies)
-        sample = self._samples.get((kind, name), _Sample())
-        seen = [slices.get(number, _NOTHING) for number in range(len(self._starts))]
-        return Figures(
-            calls=answered + failed,
-            answered=answered,
-            failed=failed,
-            attempts=sum(outcomes.values()),
-            retried=outcomes[Outcome.RETRIED],
-            snoozed=outcomes[Outcome.SNOOZED],
-            refused=sum(tally.refused for tally in tallies),
-            error_rate=errors / judged if judged else 0.0,
-            met_failure=recovered + failed,
-            recovered=recovered,
-            retry_success_rate=recovered / (recovered + failed) if recovered + failed else None,
-            backoff_s=sum(tally.backoff_s for tally in tallies),
-            categories=_most_first(categories),
-            input_tokens=sum(tally.input_tokens for tally in tallies),
-            output_tokens=sum(tally.output_tokens for tally in tallies),
-            latency_mean_s=sum(tally.latency_s for tally in tallies) / answered if answered else None,
-            latency=spread(sample.latency),
-            waited=spread(sample.waited),
-            trend=latency_trend([Slice(tally.outcomes[Outcome.ANSWERED], tally.latency_s) for tally in seen]),
-            snoozed_by=_most_first(snoozed_by),
-        )
+    def _findings(self, members: Iterable[Series]) -> dict[str, Finding]:
+        """What the trends of these series together rest on."""
+        minutes: dict[int, Cell] = {}
+        for series in members:
+            for number, cell in self._minutes.get(series, {}).items():
+                rollup.merge(_of(minutes, number), cell)
+        return findings([minutes.get(number, _NOTHING) for number in range(trend.LOOK_BACK_MIN)])
 
 
-#: Attempts in a sample that are enough for a 95th percentile.
-_ENOUGH = 400
+def _of(cells: dict[K, Cell], key: K) -> Cell:
+    cell = cells.get(key)
+    if cell is None:
+        cell = cells[key] = Cell()
+    return cell
 
 
-def spread(weighted: Iterable[tuple[float, int]]) -> Spread:
-    """Percentiles of (value, weight): the smallest value at or below which lies that share of the weight."""
-    ordered = sorted(weighted)
-    if not ordered:
-        return Spread()
-    up_to = list(accumulate(weight for _, weight in ordered))
-    return Spread(*(ordered[bisect_left(up_to, share * up_to[-1])][0] for share in (0.50, 0.95)))
+def _categories(cell: Cell) -> dict[str, int]:
+    """Attempts that were not answered, by category; most first."""
+    found = Counter[str]()
+    for name, attempts in cell.outcomes.items():
+        outcome, _, category = name.partition(":")
+        if category and outcome != Outcome.ANSWERED:
+            found[category] += attempts
+    return _most_first(found)
+
+
+def _snoozed_by(cell: Cell) -> dict[str, int]:
+    found = Counter[str]()
+    for name, attempts in cell.outcomes.items():
+        outcome, _, category = name.partition(":")
+        if outcome == Outcome.SNOOZED:
+            found[why_snoozed(Category(category) if category else None).value] += attempts
+    return _most_first(found)
+
+
+def _error_rate(by: Mapping[Outcome, int]) -> float:
+    judged = sum(by.values()) - by[Outcome.SNOOZED]
+    return (by[Outcome.RETRIED] + by[Outcome.FAILED]) / judged if judged else 0.0
+
+
+def _figures(cell: Cell, found: Mapping[str, Finding]) -> Figures:
+    by, recovered = rollup.outcomes(cell), cell.recovered
+    answered, failed = by[Outcome.ANSWERED], by[Outcome.FAILED]
+    return Figures(
+        calls=answered + failed,
+        answered=answered,
+        failed=failed,
+        attempts=sum(by.values()),
+        retried=by[Outcome.RETRIED],
+        snoozed=by[Outcome.SNOOZED],
+        refused=cell.refused,
+        error_rate=_error_rate(by),
+        met_failure=recovered + failed,
+        recovered=recovered,
+        retry_success_rate=recovered / (recovered + failed) if recovered + failed else None,
+        backoff_s=cell.backoff_s,
+        categories=_categories(cell),
+        input_tokens=cell.input_tokens,
+        output_tokens=cell.output_tokens,
+        latency_mean_s=cell.latency_s / answered if answered else None,
+        latency=spread(cell.latency),
+        waited=spread(cell.waited),
+        trend=of_latency(found).trend,
+        snoozed_by=_snoozed_by(cell),
+        trends=dict(found),
+    )
+
+
+def _point(at_s: float, cell: Cell) -> Point:
+    by = rollup.outcomes(cell)
+    answered, failed = by[Outcome.ANSWERED], by[Outcome.FAILED]
+    return Point(
+        at_s=at_s,
+        calls=answered + failed,
+        answered=answered,
+        failed=failed,
+        attempts=sum(by.values()),
+        retried=by[Outcome.RETRIED],
+        snoozed=by[Outcome.SNOOZED],
+        refused=cell.refused,
+        error_rate=_error_rate(by),
+        recovered=cell.recovered,
+        backoff_s=cell.backoff_s,
+        categories=_categories(cell),
+        latency_s=cell.latency_s / answered if answered else None,
+        input_tokens=cell.input_tokens,
+        output_tokens=cell.output_tokens,
+        snoozed_by=_snoozed_by(cell),
+        latency=spread(cell.latency),
+    )
+
+
+def spread(counts: Histogram) -> Spread:
+    """Median and 95th percentile of a histogram."""
+    return Spread(*quantiles(counts, 0.50, 0.95))
 
 
 def _most_first(categories: Mapping[str, int]) -> dict[str, int]:
-    return dict(sorted(categories.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _points(starts: Sequence[float], slices: _Slices) -> tuple[Point, ...]:
-    return tuple(slices.get(number, _NOTHING).point(at_s) for number, at_s in enumerate(starts))
+    found = {name: number for name, number in categories.items() if number}
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))

@@ -128,10 +128,7 @@ def page(stats: Stats) -> str:
 
 
 def _notes(stats: Stats) -> list[str]:
-    notes = list(stats.missing)
-    if stats.one_in > 1:
-        notes.append(f"Percentiles are told from one attempt in {stats.one_in}, and of rare groups from every one.")
-    return notes
+    return list(stats.missing)
 
 
 def _totals(stats: Stats) -> list[tuple[str, str]]:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ratelimit_worker.calls import ModeChange
 from ratelimit_worker.config import NO_REDIS
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
+from ratelimit_worker.policy.trend import LOOK_BACK_MIN
 from ratelimit_worker.reports.figures import Figures, Group, Point, Tally
 from ratelimit_worker.reports.live import ClusterState, cluster_state
 from ratelimit_worker.reports.money import Money, money
 from ratelimit_worker.reports.words import count, moment
 from ratelimit_worker.stores.live import MOST_LANES, Live
-from ratelimit_worker.stores.queries import SAMPLE, Drawn, Queries
+from ratelimit_worker.stores.queries import Queries
 from ratelimit_worker.stores.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1  #: of Stats as JSON; grows with every change that is no addition
+SCHEMA = 2  #: of Stats as JSON; grows with every change that is no addition
 
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3_600.0, 86_400.0
 #: Windows by their usual names.
@@ -83,11 +83,12 @@ class Stats:
     since_s: float  #: seconds since the epoch
     until_s: float
     slice_s: float  #: length of a point of the timelines; the first is shorter where the window begins within one
-    one_in: int  #: percentiles are told from every so-manieth attempt
     total: Figures
     lanes: tuple[Group, ...]
     functions: tuple[Group, ...]
     contexts: tuple[Group, ...]
+    tenants: tuple[Group, ...]
+    models: tuple[Group, ...]
     timeline: tuple[Point, ...]
     money: Money
     modes: tuple[ModeChange, ...]  #: in the window, oldest first
@@ -145,18 +146,11 @@ def stats(sources: Sources, window_s: float, now_s: float) -> Stats:
     if window_s <= 0:
         raise ValueError(f"window_s must be above 0, got {window_s}")
     since_s, slice_s = now_s - window_s, slice_length_s(window_s)
-    queries, tally = sources.queries, Tally()
-    one_in = max(1, -(-queries.count(since_s, now_s) // SAMPLE))
-    # Two questions at a time: both databases answer outside the interpreter's lock, on a processor of their own.
-    with ThreadPoolExecutor(1, "rlw-stats") as aside:
-        cut = list(slices(since_s, now_s, slice_s))
-        retried = aside.submit(lambda: [list(queries.retried(*between)) for between in cut])
-        drawn = aside.submit(lambda: list(queries.sample(since_s, now_s, one_in)))
-        sums = [list(queries.sums(*between)) for between in cut]
-        spent = money(queries.spent(since_s, now_s))
-        for (start_s, _), rows, again in zip(cut, sums, retried.result(), strict=True):
-            tally.slice(start_s, rows, again)
-        tally.sample(_sample(queries, since_s, now_s, drawn.result(), tally, one_in))
+    tally = Tally([start_s for start_s, _ in slices(since_s, now_s, slice_s)], slice_s)
+    for key, cell in sources.queries.cells(since_s, now_s, slice_s):
+        tally.add(key, cell)
+    judged_from = int(now_s // MINUTE_S - LOOK_BACK_MIN) * int(MINUTE_S)
+    tally.judge(judged_from, sources.queries.cells(judged_from, judged_from + LOOK_BACK_MIN * MINUTE_S, MINUTE_S))
     state, missing = None, list[str]()
     try:
         state, unknown = status(sources)
@@ -169,13 +163,14 @@ def stats(sources: Sources, window_s: float, now_s: float) -> Stats:
         since_s=since_s,
         until_s=now_s,
         slice_s=slice_s,
-        one_in=one_in,
         total=tally.total(),
         lanes=tally.groups("lane"),
         functions=tally.groups("task"),
         contexts=tally.groups("context"),
+        tenants=tally.groups("tenant"),
+        models=tally.groups("model"),
         timeline=tally.timeline(),
-        money=spent,
+        money=money(tally.spent()),
         modes=tuple(sources.modes(since_s, now_s)),
         cache_hits=counters.get("cache_hits", 0),
         joined=counters.get("joined", 0),
@@ -198,15 +193,3 @@ def slices(since_s: float, until_s: float, slice_s: float) -> Iterator[tuple[flo
         end_s = min(until_s, (start_s // slice_s + 1) * slice_s)
         yield start_s, end_s
         start_s = end_s
-
-
-def _sample(
-    queries: Queries, since_s: float, until_s: float, drawn: Sequence[Drawn], tally: Tally, one_in: int
-) -> Iterator[Drawn]:
-    """What was drawn, but of rare groups every attempt."""
-    rare = tally.rare(one_in)
-    if not rare:
-        yield from drawn
-        return
-    yield from (row for row in drawn if not rare.holds(row))
-    yield from queries.whole(since_s, until_s, rare)

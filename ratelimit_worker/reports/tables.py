@@ -166,8 +166,6 @@ def stats_tables(stats: Stats, width: int | None = None) -> str:
             )
         ),
     ]
-    if stats.one_in > 1:
-        parts[-1] += f"\n          percentiles from one attempt in {stats.one_in}; of rare groups from every one"
     if total.attempts:
         over_time = _bars([point.attempts for point in stats.timeline])
         parts.append(f"attempts over time, {seconds(stats.slice_s)} each\n{over_time}")

@@ -109,7 +109,14 @@ def read(endpoint: Endpoint, body: bytes) -> Asked | str:
 
 
 def answer(
-    endpoint: Endpoint, asked: Asked, *, digest: bytes, seed: int, answer_id: str, created: int
+    endpoint: Endpoint,
+    asked: Asked,
+    *,
+    digest: bytes,
+    seed: int,
+    answer_id: str,
+    created: int,
+    cached_share: float = 0.0,
 ) -> tuple[bytes, Cost]:
     """A completion (or embeddings) as JSON, and the usage that it tells.
 
@@ -117,6 +124,7 @@ def answer(
         digest: sha256 of the request's body.
         answer_id: Unique per request.
         created: Seconds since the epoch.
+        cached_share: Of the input, what the provider has cached.
     """
     charged = asked.cost(endpoint)
     if endpoint is Endpoint.EMBEDDINGS:
@@ -125,7 +133,37 @@ def answer(
     full = length >= charged.output_tokens
     usage = Cost(input_tokens=charged.input_tokens, output_tokens=length)
     write = {Endpoint.CHAT: _chat, Endpoint.RESPONSES: _response, Endpoint.MESSAGES: _message}[endpoint]
-    return msgspec.json.encode(write(asked.model, text, full, usage, answer_id, created)), usage
+    written = write(asked.model, text, full, usage, answer_id, created)
+    if cached := cached_tokens(usage.input_tokens, cached_share):
+        _tell_cached(written["usage"], endpoint, cached)
+    return msgspec.json.encode(written), usage
+
+
+def cached_tokens(input_tokens: int, share: float) -> int:
+    """Of so much input, what the provider has cached."""
+    return int(input_tokens * share)
+
+
+def usage_told(input_tokens: int, output_tokens: int, cached: int) -> dict[str, Any]:
+    """The usage of a request, in the form of OpenAI's chat."""
+    told: dict[str, Any] = {
+        "prompt_tokens": input_tokens,
+        "completion_tokens": output_tokens,
+        "total_tokens": input_tokens + output_tokens,
+    }
+    if cached:
+        _tell_cached(told, Endpoint.CHAT, cached)
+    return told
+
+
+def _tell_cached(usage: dict[str, Any], endpoint: Endpoint, cached: int) -> None:
+    if endpoint is Endpoint.MESSAGES:  # whose total leaves it out
+        usage["input_tokens"] -= cached
+        usage["cache_read_input_tokens"] = cached
+    elif endpoint is Endpoint.RESPONSES:
+        usage["input_tokens_details"] = {"cached_tokens": cached}
+    else:
+        usage["prompt_tokens_details"] = {"cached_tokens": cached}
 
 
 def _text(digest: bytes, seed: int, most_tokens: int) -> tuple[str, int]:
@@ -152,11 +190,7 @@ def _chat(model: str, text: str, full: bool, usage: Cost, answer_id: str, create
                 "finish_reason": "length" if full else "stop",
             }
         ],
-        "usage": {
-            "prompt_tokens": usage.input_tokens,
-            "completion_tokens": usage.output_tokens,
-            "total_tokens": usage.tokens,
-        },
+        "usage": usage_told(usage.input_tokens, usage.output_tokens, 0),
         "system_fingerprint": "fp_simulated",
     }
 

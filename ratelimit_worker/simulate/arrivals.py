@@ -36,6 +36,8 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=
     cost_tokens: int = 0  #: prompt estimate + max_tokens: what the limit is asked for
     input_tokens: int = 0  #: usage that the answer tells
     output_tokens: int = 0
+    cached_input_tokens: int = 0  #: of the input
+    billed_nanousd: int = 0  #: what it is billed, billionths of a dollar
     latency_s: float = 0.0  #: from arrival to answer
     body: str = ""  #: sha256 of the request's body, hex
     request_id: str = ""  #: the provider's name for it

@@ -23,6 +23,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     most_admitted_in_1s: int
     input_tokens: int  #: usage told so far
     output_tokens: int
+    billed_nanousd: int  #: all of it, billionths of a dollar
     limits: dict[str, float]  #: units a minute by dimension, as they hold now
     uptime_s: float
 
@@ -50,7 +51,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.requests = self.admitted = self.answered = self.in_flight = 0
-        self.input_tokens = self.output_tokens = 0
+        self.input_tokens = self.output_tokens = self.billed_nanousd = 0
         self.by_status: Counter[str] = Counter()
         self.by_fault: Counter[str] = Counter()
         self.incidents: Counter[str] = Counter()
@@ -63,6 +64,7 @@ class Counters:
         self.by_status["none" if arrival.status is None else str(arrival.status)] += 1
         self.input_tokens += arrival.input_tokens
         self.output_tokens += arrival.output_tokens
+        self.billed_nanousd += arrival.billed_nanousd
         self._arrivals.add(arrival.t)
         if arrival.admitted:
             self.admitted += 1
@@ -93,6 +95,7 @@ class Counters:
             most_admitted_in_1s=self._admissions.most,
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,
+            billed_nanousd=self.billed_nanousd,
             limits=limits,
             uptime_s=uptime_s,
         )

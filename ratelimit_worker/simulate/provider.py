@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from enum import Enum, auto
 from hashlib import sha256
+
+import msgspec
 
 from ratelimit_worker.calls import Cost
 from ratelimit_worker.simulate import answers
@@ -193,6 +196,15 @@ class Provider:
         """How long the edge takes to refuse request `number`."""
         return self._refusal_latency.draw_s(self.scenario.seed, number) * factor
 
+    def bill_nanousd(self, usage: Cost, cached: int) -> int:
+        """What a request is billed, billionths of a dollar."""
+        scenario = self.scenario
+        read_usd = scenario.input_usd if scenario.cached_input_usd is None else scenario.cached_input_usd
+        prices = (scenario.input_usd, read_usd, scenario.output_usd)
+        units = (usage.input_tokens - cached, cached, usage.output_tokens)
+        exact = sum(Decimal(str(price)) * many for price, many in zip(prices, units, strict=True))
+        return round(exact * 1_000)  # dollars for a million tokens are thousands of billionths a token
+
     def id_of(self, number: int) -> str:
         """The part of all ids of one request that makes them unique."""
         return f"{self._run}{number:08x}"
@@ -252,6 +264,7 @@ class _Decision:
             seed=seed,
             answer_id=self.id,
             created=int(self.unix_s),
+            cached_share=self.provider.scenario.cached_share,
         )
         ending, promised = Ending.ANSWER, len(body)
         if fault is Fault.MALFORMED:
@@ -279,6 +292,13 @@ class _Decision:
         if fault in {Fault.MALFORMED, Fault.TRUNCATED} and self.endpoint is not None and self.asked is not None:
             return self._answered(self.endpoint, self.asked, factor, fault)
         reply = _Reply(fault=fault, admitted=admitted)
+        if (
+            admitted
+            and self.provider.scenario.charges_failures
+            and self.endpoint is not None
+            and self.asked is not None
+        ):
+            reply = replace(reply, usage=self._would_use(self.endpoint, self.asked))
         if fault is Fault.HANG:
             return self._verdict(replace(reply, ending=Ending.HANG), factor)
         if fault is Fault.DRIP:
@@ -287,11 +307,31 @@ class _Decision:
         if fault is Fault.RESET or (fault is Fault.OUTAGE and entry.how is not Outage.STATUS_503):
             return self._verdict(replace(reply, ending=Ending.RESET), factor)
         status, content_type, body = answers.fault_answer(fault, self.anthropic, self.request_id)
+        if reply.usage is not None:
+            body = self._with_usage(body, reply.usage)
         retry_after_s = entry.retry_after_s
         if retry_after_s is None and fault is Fault.RATE_LIMITED:
             retry_after_s = 1.0
         answer = replace(reply, status=status, body=body, content_type=content_type, retry_after_s=retry_after_s)
         return self._verdict(answer, factor)
+
+    def _would_use(self, endpoint: Endpoint, asked: Asked) -> Cost:
+        """What an answer to this request would have used."""
+        seed, created = self.provider.scenario.seed, int(self.unix_s)
+        made = answers.answer(
+            endpoint, asked, digest=self.digest.digest(), seed=seed, answer_id=self.id, created=created
+        )
+        return made[1]
+
+    def _with_usage(self, body: bytes, usage: Cost) -> bytes:
+        """An error that says what it used, where it is JSON."""
+        try:
+            said = msgspec.json.decode(body)
+        except msgspec.DecodeError:
+            return body
+        cached = answers.cached_tokens(usage.input_tokens, self.provider.scenario.cached_share)
+        told = answers.usage_told(usage.input_tokens, usage.output_tokens, cached)
+        return msgspec.json.encode({**said, "usage": told})
 
     def _refused(self, refused: Refused, budget: Budget, model: str, factor: float) -> Verdict:
         requested = {
@@ -336,6 +376,7 @@ class _Decision:
         else:
             latency_s = provider.refusal_latency_s(self.number, factor)
         headers = self.request.headers
+        cached = 0 if usage is None else answers.cached_tokens(usage.input_tokens, provider.scenario.cached_share)
         arrival = Arrival(
             n=self.number,
             t=self.now_s - provider.start_s,
@@ -348,6 +389,8 @@ class _Decision:
             cost_tokens=self.charged.tokens,
             input_tokens=0 if usage is None else usage.input_tokens,
             output_tokens=0 if usage is None else usage.output_tokens,
+            cached_input_tokens=cached,
+            billed_nanousd=0 if usage is None else provider.bill_nanousd(usage, cached),
             latency_s=latency_s,
             body=self.digest.hexdigest(),
             request_id=self.request_id,

@@ -179,6 +179,11 @@ class Scenario:
     retry_after: bool = True  #: whether refusals say when to come back
     retry_after_ms: bool = True  #: whether OpenAI's refusals tell that in milliseconds too
     words: bool = True  #: whether a refusal's body names limit and dimension
+    input_usd: float = 0.0  #: its bill: dollars for a million tokens of input
+    output_usd: float = 0.0  #: ... of output
+    cached_input_usd: float | None = None  #: ... of input that it had cached; None: as of any other
+    cached_share: float = 0.0  #: of the input of each request that it has cached, 0 to 1
+    charges_failures: bool = False  #: it bills what fails once it is admitted, or whose client is gone, as an answer
     seed: int = 0
     timeline: tuple[Entry, ...] = ()
     timeline_from: TimelineStart = TimelineStart.FIRST_REQUEST
@@ -192,6 +197,12 @@ class Scenario:
         _check_in_flight(self.in_flight)
         _need(self.knee is None or self.knee >= 1, f"knee = {self.knee}: use a number of requests from 1 up")
         _need(0 < self.knee_power < math.inf, f"knee_power = {self.knee_power}: use a number above 0")
+        for name in ("input_usd", "output_usd", "cached_input_usd"):
+            price = getattr(self, name)
+            _need(
+                price is None or _nonnegative(price), f"{name} = {price}: use dollars for a million tokens, from 0 up"
+            )
+        _need(0 <= self.cached_share <= 1, f"cached_share = {self.cached_share}: use a share from 0 to 1")
         Latency.parse(self.latency)
         Latency.parse(self.refusal_latency)
 

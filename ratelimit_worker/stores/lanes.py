@@ -125,7 +125,7 @@ class Lanes:
         state, *rest = self.run("begin", (tag, int(lease_s * US), int(alone), process, int(taken)))
         word = state.decode()
         if word == "go":
-            body, tries, number, deadline, accepted, now, ticket, failing, lost = rest
+            body, tries, number, deadline, accepted, now, ticket, failing, lost, pause = rest
             return Begun(
                 state="go",
                 body=body,
@@ -133,10 +133,11 @@ class Lanes:
                 number=number,
                 deadline_s=int(deadline) / US,
                 waiting_since_s=int(accepted) / US,
-                now_s=int(now) / US,
+                now_s=(int(now) + int(pause)) / US,
                 ticket=ticket,
                 failing=_failing(failing),
                 lost=int(lost),
+                pause_s=int(pause) / US,
             )
         if word == "settled":
             return Begun(state=word, answer=rest[0], body=rest[1])
@@ -177,6 +178,10 @@ class Lanes:
         """
         told = Settlement(tag=tag, lane=lane, answer=answer, lesson=lesson, kind=kind, outbox=outbox, keep=keep)
         return bool(self.run("settle", _settle_args(told)))
+
+    def settle_and_free(self, settlement: Settlement, tags: Sequence[str]) -> None:
+        """Settle a call for which nobody asks Celery, and close its ledger entries, in one round trip."""
+        self.run.several((("settle", _settle_args(settlement)), ("free", tags)))
 
     def finish(self, settlement: Settlement, result: Stored, frees: bool) -> bool:
         """Settle a call and store its result, in one step → whether it is freed too, and needs no ack.
@@ -467,6 +472,10 @@ class Lanes:
     def count(self) -> int:
         """How many lanes are known."""
         return int(self.client.zcard(keys.LANES))
+
+    def tuned(self) -> bool:
+        """Whether a tuner is at work, or was until two seconds ago."""
+        return bool(self.client.exists(keys.duty("tune")))
 
     def record(self, ref: str) -> Record | None:
         """The record of one call, as the scripts keep it; None: not there, or not to be read."""

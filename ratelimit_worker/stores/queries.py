@@ -1,12 +1,13 @@
 """What do the recorded attempts add up to? Read-only questions to the tracking database, for every face.
 
-All sums of a window are asked for slice by slice, over the index on `finished_at`: no date function is needed, which
-the two databases would not share, and each slice is sorted while it fits the processor's cache. (SQLite groups by
-sorting; a million attempts at once took twice as long as the same in 96 slices.)
+Sums of a window come from the roll-ups, so their cost goes by its length and by how many lanes, functions and contexts
+there are, not by how many calls they made.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,38 +25,23 @@ from sqlalchemy import (
     case,
     column,
     func,
-    literal_column,
     or_,
     select,
     table,
+    text,
 )
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import aliased
 
 from ratelimit_worker.calls import Category, Outcome, PriceSource
+from ratelimit_worker.contracts.rollup import Cell, CellKey, Cells
+from ratelimit_worker.policy import rollup
+from ratelimit_worker.stores import rollups
 from ratelimit_worker.stores.database import ours
 from ratelimit_worker.stores.migrations import VERSION_TABLE, upgrade
+from ratelimit_worker.stores.rollups import COUNTED, counted
 from ratelimit_worker.stores.sqlite_file import Identity, file_of, identity, is_protected
-from ratelimit_worker.stores.tables import AttemptRow
-
-#: Rows that a sample of a window has, about, at most; and those that its rare groups add, each group whole.
-SAMPLE, RARE_SAMPLE = 20_000, 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """Attempts of one slice that agree in lane, task, context, outcome and category."""
-
-    lane: str
-    task: str
-    context: str
-    outcome: Outcome
-    category: Category | None
-    attempts: int
-    latency_s: float  #: of all of them together, seconds
-    input_tokens: int
-    output_tokens: int
-    refused: int = 0  #: of the attempts, those that met a 429
+from ratelimit_worker.stores.tables import NOT_ROLLED_UP, AttemptRow
 
 
 class Spent(NamedTuple):
@@ -74,45 +60,6 @@ class Spent(NamedTuple):
     lost_attempts: int
     lost_nanousd: int
     unpriced: int  #: of the attempts, those that used tokens and have no price
-
-
-@dataclass(frozen=True, slots=True)
-class Retried:
-    """What came of the retries of one slice that agree in lane, task and context."""
-
-    lane: str
-    task: str
-    context: str
-    recovered: int  #: calls that were answered after an attempt of theirs had failed
-    backoff_s: float  #: from a failed attempt to the start of the next one, all of them together, seconds
-
-
-class Drawn(NamedTuple):  # there are thousands: a tuple is made four times as fast as a frozen dataclass
-    """One attempt of a sample."""
-
-    lane: str
-    task: str
-    context: str
-    answered: bool
-    latency_s: float
-    waited_s: float
-    weight: int  #: attempts that it stands for
-
-
-@dataclass(frozen=True, slots=True)
-class Rare:
-    """Groups that are taken whole, since a share of them would say nothing."""
-
-    lanes: frozenset[str] = frozenset()
-    tasks: frozenset[str] = frozenset()
-    contexts: frozenset[str] = frozenset()
-
-    def __bool__(self) -> bool:
-        return bool(self.lanes or self.tasks or self.contexts)
-
-    def holds(self, row: Drawn) -> bool:
-        """Whether the row belongs to one of them."""
-        return row.lane in self.lanes or row.task in self.tasks or row.context in self.contexts
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,92 +116,28 @@ class Queries:
         self._seen: Identity | None = None
 
     def count(self, since_s: float, until_s: float) -> int:
-        """Attempts in a window; reads the index alone."""
+        """Attempts in a window that are kept; reads the index alone."""
         with self._reading() as connection:
             return connection.scalar(select(func.count()).select_from(AttemptRow).where(_within(since_s, until_s))) or 0
 
-    def sums(self, since_s: float, until_s: float) -> Iterator[Sums]:
-        """The attempts of a window, added up by lane, task, context, outcome and category, in no order."""
-        key = (AttemptRow.lane, AttemptRow.task, AttemptRow.context, AttemptRow.outcome, AttemptRow.category)
-        wanted = (
-            select(
-                *key,
-                func.count(),
-                func.sum(AttemptRow.latency_s),
-                func.sum(AttemptRow.input_tokens),
-                func.sum(AttemptRow.output_tokens),
-                refusals(),
-            )
-            .where(_within(since_s, until_s))
-            .group_by(*key)
-        )
-        with self._reading() as connection:
-            for (
-                lane,
-                task,
-                context,
-                outcome,
-                category,
-                attempts,
-                latency_s,
-                tokens_in,
-                tokens_out,
-                refused,
-            ) in connection.execute(wanted):
-                yield Sums(
-                    lane,
-                    task,
-                    context,
-                    outcome,
-                    category,
-                    attempts,
-                    float(latency_s),
-                    int(tokens_in or 0),  # PostgreSQL adds bigints up to a numeric
-                    int(tokens_out or 0),
-                    int(refused or 0),
-                )
+    def cells(self, since_s: float, until_s: float, finest_s: float) -> Iterator[tuple[CellKey, Cell]]:
+        """What the attempts of a window add up to, by minute or hour and series; a key may come more than once.
 
-    def spent(self, since_s: float, until_s: float) -> Iterator[Spent]:
-        """What the attempts of a window cost, by lane, task, context, tenant, model and outcome, in no order."""
-        with self._reading() as connection:
-            yield from map(spent_of, connection.execute(spent_by(_within(since_s, until_s))))
+        It is read from the roll-ups. The ends of the window, where it begins and ends within a minute, and what the
+        roll-ups do not hold yet come from the attempts themselves, as long as these are kept.
 
-    def retried(self, since_s: float, until_s: float) -> Iterator[Retried]:
-        """What came of retries in a window, by lane, task and context; first attempts are not looked at."""
-        key = (AttemptRow.lane, AttemptRow.task, AttemptRow.context)
-        answered = and_(AttemptRow.outcome == Outcome.ANSWERED, _failed_before())
-        wanted = (
-            select(
-                *key,
-                func.sum(case((answered, 1), else_=0)),
-                func.sum(case((_outcome_before() == Outcome.RETRIED, AttemptRow.waited_s), else_=0.0)),
-            )
-            .where(_within(since_s, until_s), AttemptRow.number > 1)
-            .group_by(*key)
-        )
-        with self._reading() as connection:
-            for lane, task, context, recovered, backoff_s in connection.execute(wanted):
-                yield Retried(lane, task, context, int(recovered), float(backoff_s))
-
-    def sample(self, since_s: float, until_s: float, one_in: int) -> Iterator[Drawn]:
-        """One attempt in `one_in`, the same ones each time."""
-        wanted = _drawn_rows().where(_within(since_s, until_s))
-        yield from self._draw(wanted.where(self._drawn(one_in)) if one_in > 1 else wanted, one_in)
-
-    def whole(self, since_s: float, until_s: float, rare: Rare) -> Iterator[Drawn]:
-        """Every attempt that belongs to a rare group."""
-        belongs = or_(
-            AttemptRow.lane.in_(sorted(rare.lanes)),
-            AttemptRow.task.in_(sorted(rare.tasks)),
-            AttemptRow.context.in_(sorted(rare.contexts)),
-        )
-        yield from self._draw(_drawn_rows().where(_within(since_s, until_s), belongs), 1)
-
-    def _draw(self, wanted: Select[Any], weight: int) -> Iterator[Drawn]:
-        with self._reading() as connection:
-            rows = connection.execution_options(yield_per=2_000).execute(wanted)
-            for lane, task, context, answered, latency_s, waited_s in rows:
-                yield Drawn(lane, task, context, bool(answered), latency_s, waited_s, weight)
+        Args:
+            finest_s: Length of the slices that are wanted: from an hour on, hours are read instead of minutes.
+        """
+        with self._reading(whole=True) as connection:
+            first = connection.scalar(select(func.min(AttemptRow.finished_at)))
+            attempts_from_s = math.inf if first is None else first.timestamp()
+            for span_s, from_s, before_s in rollup.pieces(
+                since_s, until_s, finest_s=finest_s, attempts_from_s=attempts_from_s, now_s=time.time()
+            ):
+                if span_s:
+                    yield from rollups.read_cells(connection, span_s, int(from_s), int(before_s))
+                yield from _from_attempts(connection, from_s, before_s, new_only=span_s > 0).items()
 
     def recent(self, since_s: float, until_s: float) -> dict[str, Recent]:
         """Lane → what it did in a short window."""
@@ -280,14 +163,8 @@ class Queries:
         except SQLAlchemyError as error:
             raise ours(error, self._engine) from error
 
-    def _drawn(self, one_in: int) -> ColumnElement[bool]:
-        """Whether a row is in the sample: a number that says nothing of what the row holds."""
-        if self._engine.dialect.name == "sqlite":
-            return literal_column("attempts.rowid") % one_in == 0
-        return func.abs(func.hashtext(AttemptRow.call_id).op("%")(one_in)) == 0
-
     @contextmanager
-    def _reading(self) -> Iterator[Connection]:
+    def _reading(self, *, whole: bool = False) -> Iterator[Connection]:
         if self._path is not None and identity(self._path) != self._seen:
             self._prepared = False  # deleted or replaced: what is there now may have no tables yet
         if not self._prepared:
@@ -296,6 +173,11 @@ class Queries:
             self._seen = None if self._path is None else identity(self._path)
         try:
             with self._engine.connect() as connection:
+                if whole:  # all statements see the database as it was at the first
+                    if self._engine.dialect.name == "sqlite":
+                        connection.exec_driver_sql("BEGIN")
+                    else:
+                        connection.execution_options(isolation_level="REPEATABLE READ")
                 yield connection
         except DBAPIError as error:
             self._prepared = False  # whatever comes back may be another database
@@ -309,15 +191,22 @@ def _within(since_s: float, until_s: float) -> ColumnElement[bool]:
     )
 
 
-def _drawn_rows() -> Select[Any]:
-    return select(
-        AttemptRow.lane,
-        AttemptRow.task,
-        AttemptRow.context,
-        case((AttemptRow.outcome == Outcome.ANSWERED, 1), else_=0),
-        AttemptRow.latency_s,
-        AttemptRow.waited_s,
-    )
+def _from_attempts(connection: Connection, since_s: float, until_s: float, *, new_only: bool) -> Cells:
+    """What attempts add up to, by minute; `new_only`: those that the roll-ups do not hold."""
+    again = AttemptRow.number > 1
+    wanted = select(
+        *COUNTED,
+        case((again, _failed_before()), else_=None).label("after_failure"),
+        case((again, _outcome_before()), else_=None).label("before"),
+    ).where(_within(since_s, until_s))
+    if new_only:
+        wanted = wanted.where(text(NOT_ROLLED_UP))
+    cells: Cells = {}
+    for row in connection.execution_options(yield_per=2_000).execute(wanted):
+        *values, after_failure, before = row
+        backed_off = before == Outcome.RETRIED
+        rollup.add_attempt(cells, counted(values), after_failure=bool(after_failure), backed_off=backed_off)
+    return cells
 
 
 def _failed_before() -> ColumnElement[bool]:

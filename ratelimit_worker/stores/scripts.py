@@ -83,7 +83,8 @@ def library(key_prefix: str = "") -> tuple[str, str]:
         parts += [  # each in a block of its own: Lua takes 200 local names, and lua/shared has most of them
             f"do local function run()\n{text}\nend",
             f"redis.register_function{{function_name = '{own}_{name}'{flags},"
-            f" callback = function(_, args) start(args, {str(name in READS).lower()}) return run() end}} end",
+            f" callback = function(_, args) start(args, {str(name in READS).lower()})"
+            " local answer = run() census.write() return answer end} end",
         ]
     body = "\n".join(parts)
     return own, f"#!lua name={own}\n{body}\n"
@@ -129,7 +130,15 @@ class Scripts:
         Raises:
             redis.RedisError: as redis-py does.
         """
-        commands = [("FCALL", f"{self._own}_{name}", 0, self.time_us, *args) for args in calls]
+        return self.several([(name, args) for args in calls])
+
+    def several(self, calls: Sequence[tuple[str, Iterable[Any]]]) -> list[Any]:
+        """Run these scripts, each with its arguments, in one round trip; other clients may come in between.
+
+        Raises:
+            redis.RedisError: as redis-py does.
+        """
+        commands = [("FCALL", f"{self._own}_{name}", 0, self.time_us, *args) for name, args in calls]
         try:
             return exchange(self.client, *commands)
         except ResponseError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from sqlalchemy import BigInteger, DateTime, Dialect, Enum, Index, text
+from sqlalchemy import BigInteger, DateTime, Dialect, Enum, Index, LargeBinary, SmallInteger, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -65,6 +65,8 @@ class Base(DeclarativeBase):
     }
 
 
+#: Attempts that the roll-ups do not hold: from before there were any, or written by an older version.
+NOT_ROLLED_UP = "rolled_up = 0"
 END = "outcome IN ('answered', 'failed')"
 
 
@@ -82,6 +84,12 @@ class AttemptRow(Base):
         # A call ends once. A replica that takes over with an old state runs again what had its answer, as the next
         # attempt: the first end stands.
         Index("uq_attempts_end", "call_id", unique=True, sqlite_where=text(END), postgresql_where=text(END)),
+        Index(
+            "ix_attempts_not_rolled_up",
+            "finished_at",
+            sqlite_where=text(NOT_ROLLED_UP),
+            postgresql_where=text(NOT_ROLLED_UP),
+        ),
     )
 
     call_id: Mapped[str] = mapped_column(primary_key=True, comment="the Celery task id")
@@ -124,6 +132,41 @@ class AttemptRow(Base):
     price_source: Mapped[PriceSource | None] = mapped_column(comment="told, own, list, estimated")
     lost_attempts: Mapped[int | None] = mapped_column(comment="before this one, whose worker died")
     lost_nanousd: Mapped[int | None] = mapped_column(BigInteger, comment="what these are taken to have cost")
+    rolled_up: Mapped[int] = mapped_column(SmallInteger, server_default="0", comment="1: the roll-ups hold it")
+
+
+class SeriesRow(Base):
+    """Whose attempts the cells of a roll-up add up."""
+
+    __tablename__ = "rollup_series"
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False, comment="a digest of the rest")
+    lane: Mapped[str]
+    task: Mapped[str]
+    context: Mapped[str]
+    tenant: Mapped[str]
+    model: Mapped[str] = mapped_column(comment="empty: not known")
+
+
+class CellRow(Base):
+    """What the attempts of one series add up to in one minute or hour: `contracts.rollup.Cell`."""
+
+    __tablename__ = "rollups"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    span_s: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="60 or 3600")
+    at_s: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False, comment="its beginning, epoch")
+    series: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    cell: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class BatchRow(Base):
+    """Sums that were added to the roll-ups without rows (`stores.overflow`): the same ones are added once."""
+
+    __tablename__ = "rollup_batches"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
 
 
 class ContentRow(Base):

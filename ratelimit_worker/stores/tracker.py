@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, select, text, tuple_, update
+from sqlalchemy import Connection, Engine, bindparam, delete, select, text, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import InstrumentedAttribute
 
 from ratelimit_worker.calls import ENDS, Attempt, Content, ModeChange, Outcome
+from ratelimit_worker.contracts.rollup import Cells, NamedSums
 from ratelimit_worker.errors import RowRefused, StoreUnavailable
+from ratelimit_worker.policy import rollup
 from ratelimit_worker.policy.modes import ALL
+from ratelimit_worker.stores import rollups
 from ratelimit_worker.stores.database import engine_for, ours
 from ratelimit_worker.stores.migrations import upgrade
+from ratelimit_worker.stores.rollups import COUNTED, Counted, counted
 from ratelimit_worker.stores.sqlite_file import SqliteFile, file_of, is_damaged, read_only
 from ratelimit_worker.stores.sqlite_log import FIRST_CHUNK, HOLD_S, bound_log, next_chunk
 from ratelimit_worker.stores.storable import call_key, lane_key, storable, storable_change
-from ratelimit_worker.stores.tables import END, AttemptRow, Base, ContentRow, ModeChangeRow
+from ratelimit_worker.stores.tables import NOT_ROLLED_UP, AttemptRow, Base, BatchRow, ContentRow, ModeChangeRow
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +36,8 @@ __all__ = ["Tracker", "engine_for"]
 
 #: Rows that one transaction of a purge deletes in PostgreSQL; in SQLite writers wait for each other (`next_chunk`).
 _PURGE_CHUNK = 5_000
+_PURGED_UNSUMMED = 500  #: attempts that a purge adds to the roll-ups in one transaction, before it deletes them
+_IDS = 5_000  #: calls that one statement names
 _KEY = (AttemptRow.call_id, AttemptRow.number)
 _CONTENT_KEY = (ContentRow.call_id, ContentRow.number)
 _CONTENT = (ContentRow.asked, ContentRow.answer, ContentRow.traceback)
@@ -49,6 +57,7 @@ class Tracker:
     def __init__(self, engine: Engine, tell: Callable[[str], None] = lambda _: None) -> None:
         self._engine, self._tell = engine, tell
         self._prepared = False
+        self._series: set[int] = set()  #: that are known to be in the database
         path = file_of(engine)
         self._file = None if path is None else SqliteFile(path)
 
@@ -76,20 +85,59 @@ class Tracker:
             return 0
         try:
             clean = [storable(row) for row in rows if isinstance(row, Attempt)]
-            attempts = [_row(attempt) for attempt in clean]
+            clean.sort(key=lambda one: (one.call_id, one.number))
             contents = [_content_row(attempt, attempt.content) for attempt in clean if attempt.content is not None]
             changes = [_change_row(storable_change(row)) for row in rows if isinstance(row, ModeChange)]
         except (ValueError, TypeError, OverflowError) as error:
             raise RowRefused(f"a row has a {type(error).__name__} among its values") from error
         # In one order everywhere: two recorders with the same rows then wait for each other, and never deadlock.
-        for keyed in (attempts, contents):
-            keyed.sort(key=lambda row: (row["call_id"], row["number"]))
         changes.sort(key=lambda row: str(row["id"]))
         with self._transaction(writes=True) as connection:
-            _reopen(connection, attempts, {(one.call_id, one.number) for one in clean if one.anew})
-            new = _insert_new(connection, AttemptRow, _KEY, _first_ends(connection, attempts))
+            rollups.alone(connection)
+            cells: Cells = {}
+            new = _insert_new(connection, AttemptRow, _KEY, _joined(connection, clean, cells))
+            self._add(connection, cells)
             _insert_new(connection, ContentRow, _CONTENT_KEY, contents)
             return new + _insert_new(connection, ModeChangeRow, (ModeChangeRow.id,), changes)
+
+    def roll_up(self, most: int = 2_000) -> int:
+        """Add attempts to the roll-ups that are not in them yet, the newest first, calls as a whole → how many were.
+
+        They are from before there were any, or an older version has written them.
+
+        Raises:
+            StoreUnavailable: The database is away, locked, full or read-only; these attempts are added another time.
+        """
+        newest = (
+            select(AttemptRow.call_id).where(text(NOT_ROLLED_UP)).order_by(AttemptRow.finished_at.desc()).limit(most)
+        )
+        with self._transaction(writes=True) as connection:
+            rollups.alone(connection)
+            known, cells = _known(connection, set(connection.scalars(newest))), Cells()
+            for attempts in known.values():
+                rollup.add_call(cells, [one for one in attempts if one.rolled_up], -1)
+                rollup.add_call(cells, attempts)
+            self._add(connection, cells)
+            return _now_rolled_up(connection, [one for attempts in known.values() for one in attempts])
+
+    def add_sums(self, sums: NamedSums) -> bool:
+        """Add sums of outcomes that have no rows to the roll-ups, once for each name → whether they were new.
+
+        Raises:
+            StoreUnavailable: The database is away, locked, full or read-only; nothing was added.
+        """
+        with self._transaction(writes=True) as connection:
+            rollups.alone(connection)
+            named = [{"name": sums.name, "at": datetime.now(UTC)}]
+            new = _insert_new(connection, BatchRow, (BatchRow.name,), named) == 1
+            if new:
+                self._add(connection, sums.cells)
+            return new
+
+    def _add(self, connection: Connection, cells: Cells) -> None:
+        if not self._series:
+            self._series.update(rollups.all_series(connection))
+        rollups.add_cells(connection, cells, self._series)
 
     def attempts_of(self, call_id: str) -> list[Attempt]:
         """The recorded attempts of a call, first to last; empty where none is known.
@@ -128,6 +176,8 @@ class Tracker:
     def purge(self, older_than_s: float, now_s: float | None = None) -> int:
         """Delete attempts, contents and mode changes of more than `older_than_s` seconds before `now_s` → how many.
 
+        Their sums stay in the roll-ups, of which minutes go after 30 days, and hours after two years.
+
         Args:
             now_s: Seconds since the epoch; None: this machine's clock.
         Raises:
@@ -136,7 +186,14 @@ class Tracker:
         """
         if older_than_s < 0:
             raise ValueError(f"older_than_s must not be negative, got {older_than_s}")
-        before = datetime.fromtimestamp(time.time() if now_s is None else now_s, UTC) - timedelta(seconds=older_than_s)
+        now_s = time.time() if now_s is None else now_s
+        while self.roll_up(_PURGED_UNSUMMED):
+            time.sleep(HOLD_S)
+        before = datetime.fromtimestamp(now_s, UTC) - timedelta(seconds=older_than_s)
+        for span_s, kept_s in rollup.KEPT_S.items():
+            self._in_chunks(partial(rollups.purge_some, span_s=span_s, before_s=now_s - kept_s))
+        long_ago = datetime.fromtimestamp(now_s - max(rollup.KEPT_S.values()), UTC)
+        self._purge(BatchRow, (BatchRow.name,), BatchRow.at, long_ago)
         self._purge(ContentRow, _CONTENT_KEY, ContentRow.finished_at, before)
         attempts = self._purge(AttemptRow, _KEY, AttemptRow.finished_at, before)
         return attempts + self._purge(ModeChangeRow, (ModeChangeRow.id,), ModeChangeRow.at, before)
@@ -148,14 +205,21 @@ class Tracker:
         at: InstrumentedAttribute[datetime],
         before: datetime,
     ) -> int:
+        def oldest(connection: Connection, most: int) -> int:
+            wanted = select(*key).where(at < before).order_by(at).limit(most)
+            return connection.execute(delete(table).where(tuple_(*key).in_(wanted))).rowcount
+
+        return self._in_chunks(oldest)
+
+    def _in_chunks(self, delete_some: Callable[[Connection, int], int]) -> int:
+        """Delete as many at a time as others can wait for, while there are so many → how many."""
         purged, chunk = 0, _PURGE_CHUNK if self._file is None else FIRST_CHUNK
         while True:
-            oldest = select(*key).where(at < before).order_by(at).limit(chunk)
             with self._transaction() as connection:
                 if self._file is not None:
                     connection.exec_driver_sql("BEGIN IMMEDIATE")  # what it waits for others is not its own time
                 begun_s = time.monotonic()
-                deleted = connection.execute(delete(table).where(tuple_(*key).in_(oldest))).rowcount
+                deleted = delete_some(connection, chunk)
             took_s = time.monotonic() - begun_s
             purged += deleted
             if self._file is not None:
@@ -182,6 +246,7 @@ class Tracker:
             with self._engine.begin() as connection:
                 yield connection
         except SQLAlchemyError as error:
+            self._series.clear()  # what was added to them went back with the transaction
             known = ours(error, self._engine)
             if self._file is not None and is_damaged(error):
                 self._begin_anew(self._file, "damaged")
@@ -238,38 +303,85 @@ class Tracker:
 
     def _close(self) -> None:
         self._prepared = False
+        self._series.clear()
         self._engine.dispose()
         if self._file is not None:
             self._file.closed()
 
 
-def _reopen(connection: Connection, rows: Sequence[dict[str, Any]], anew: Collection[tuple[str, int]]) -> None:
-    """What calls had ended with before they were made anew is an attempt that was repeated.
+def _known(connection: Connection, call_ids: Iterable[str]) -> dict[str, list[Counted]]:
+    """The attempts at these calls that are in the database, by call and in the order of their numbers."""
+    ids = sorted(call_ids)
+    known: dict[str, list[Counted]] = {call_id: [] for call_id in ids}
+    for start in range(0, len(ids), _IDS):
+        wanted = select(*COUNTED).where(AttemptRow.call_id.in_(ids[start : start + _IDS]))
+        for row in connection.execute(wanted.order_by(AttemptRow.call_id, AttemptRow.number)):
+            known[row.call_id].append(counted(row))
+    return known
+
+
+def _joined(connection: Connection, attempts: Sequence[Attempt], cells: Cells) -> list[dict[str, Any]]:
+    """Rows of those attempts that are new and no second end of their call; what they change is added to `cells`.
+
+    Ends of calls that were made anew since become attempts that were repeated, here and in the database.
 
     Args:
-        anew: Call and number of attempts at calls that were made anew.
+        attempts: Sorted by call and number.
     """
-    for call_id, number in anew:
-        before = (AttemptRow.call_id == call_id) & (AttemptRow.number < number) & AttemptRow.outcome.in_(ENDS)
-        connection.execute(update(AttemptRow).where(before).values(outcome=Outcome.RETRIED))
-        for row in rows:
-            if row["call_id"] == call_id and row["number"] < number and row["outcome"] in ENDS:
-                row["outcome"] = Outcome.RETRIED
+    calls: dict[str, list[Attempt]] = {}
+    for one in attempts:
+        calls.setdefault(one.call_id, []).append(one)
+    known = _known(connection, calls)
+    rows = []
+    for call_id, told in calls.items():
+        there = known[call_id]
+        anew = max((one.number for one in told if one.anew), default=0)
+        held = [_repeated(one, anew) for one in there]
+        for before, after in zip(there, held, strict=True):
+            if before is not after:
+                here = (AttemptRow.call_id == call_id) & (AttemptRow.number == after.number)
+                connection.execute(update(AttemptRow).where(here).values(outcome=after.outcome))
+        fresh = _fresh([one if one.number >= anew else _ended_before(one) for one in told], held)
+        if there and (fresh or held != there):
+            rollup.add_call(cells, [one for one in there if one.rolled_up], -1)
+            _now_rolled_up(connection, there)
+        together: list[rollup.Recorded] = [*held, *fresh] if fresh or held != there else []
+        rollup.add_call(cells, sorted(together, key=lambda one: one.number))
+        rows += [_row(one) for one in fresh]
+    return rows
 
 
-def _first_ends(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without the ends of calls that have one, or an earlier one among these; rows are sorted by call and number."""
-    ids = {row["call_id"] for row in rows if row["outcome"] in ENDS}
-    known = select(AttemptRow.call_id).where(AttemptRow.call_id.in_(ids), text(END))
-    over = set(connection.scalars(known)) if ids else set()
-    first = []
-    for row in rows:
-        if row["outcome"] in ENDS:
-            if row["call_id"] in over:
-                continue
-            over.add(row["call_id"])
-        first.append(row)
-    return first
+def _now_rolled_up(connection: Connection, attempts: Iterable[Counted]) -> int:
+    """Note of those that were not in the roll-ups that they are → how many these were."""
+    new = [{"of_call": one.call_id, "of_number": one.number} for one in attempts if not one.rolled_up]
+    if new:
+        here = (AttemptRow.call_id == bindparam("of_call")) & (AttemptRow.number == bindparam("of_number"))
+        connection.execute(update(AttemptRow).where(here).values(rolled_up=1), new)
+    return len(new)
+
+
+def _repeated(one: Counted, anew: int) -> Counted:
+    """What a call had ended with before it was made anew as attempt `anew` is an attempt that was repeated."""
+    return one._replace(outcome=Outcome.RETRIED) if one.number < anew and one.outcome in ENDS else one
+
+
+def _ended_before(one: Attempt) -> Attempt:
+    return replace(one, outcome=Outcome.RETRIED) if one.outcome in ENDS else one
+
+
+def _fresh(told: Iterable[Attempt], held: Iterable[Counted]) -> list[Attempt]:
+    """Without those that are held, without repetitions, and without the ends of a call that has one or an earlier."""
+    numbers, over, fresh = set[int](), False, []
+    for known in held:
+        numbers.add(known.number)
+        over = over or known.outcome in ENDS
+    for one in told:
+        ends = one.outcome in ENDS
+        if one.number not in numbers and not (ends and over):
+            fresh.append(one)
+            numbers.add(one.number)
+            over = over or ends
+    return fresh
 
 
 def _insert_new(
@@ -324,6 +436,7 @@ def _row(attempt: Attempt) -> dict[str, Any]:
         "price_source": attempt.price_source,
         "lost_attempts": attempt.lost_attempts or None,
         "lost_nanousd": attempt.lost_nanousd,
+        "rolled_up": 1,
     }
 
 
@@ -339,7 +452,7 @@ def _content_row(attempt: Attempt, content: Content) -> dict[str, Any]:
 
 
 def _attempt(row: dict[str, Any]) -> Attempt:
-    del row["latency_s"]  # follows from the two times
+    del row["rolled_up"], row["latency_s"]  # the second follows from the two times
     content = {column.key: row.pop(column.key) for column in _CONTENT}
     row["content"] = None if content["asked"] is None else Content(**content)
     row["started_at"] = row["started_at"].timestamp()

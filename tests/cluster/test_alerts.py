@@ -22,7 +22,7 @@ from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.flow.duty.alert import Alerter
 from ratelimit_worker.flow.lane.pin import auto, pin
 from ratelimit_worker.policy.alerts import KEEP_S, of_change, of_latency
-from ratelimit_worker.policy.trend import Slice
+from ratelimit_worker.policy.trend import Finding, Trend
 from ratelimit_worker.providers.webhook import NotTaken, Webhook
 from ratelimit_worker.reports import doctor
 from ratelimit_worker.stores.alerts import MOST, Alerts
@@ -135,12 +135,13 @@ def test_a_mode_that_stays_is_no_event() -> None:
 
 
 def test_a_provider_that_gets_slower() -> None:
-    """Both halves are told; a steady one is no event."""
-    assert of_latency("gpt", [Slice(10, 10.0)] * 14, 60.0) is None
-    alert = of_latency("gpt", [Slice(10, 10.0)] * 7 + [Slice(10, 25.0)] * 7, 60.0)
+    """What was before and what is now are told; a steady one is no event."""
+    figures = {"before": 1.0, "latest": 2.5, "minutes": 4, "values_before": 600, "values_latest": 80}
+    assert of_latency("gpt", Finding(trend=Trend.STABLE, **figures), 60.0) is None  # type: ignore[arg-type]
+    alert = of_latency("gpt", Finding(trend=Trend.DEGRADING, **figures), 60.0)  # type: ignore[arg-type]
     assert alert is not None
     assert (alert.before, alert.after) == ("stable", "degrading")
-    assert alert.numbers == {"earlier_s": 1.0, "later_s": 2.5, "answers": 140}
+    assert alert.numbers == {"earlier_s": 1.0, "later_s": 2.5, "minutes": 4, "answers": 80, "answers_before": 600}
 
 
 # ── how it gets there ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -240,21 +241,21 @@ def test_nobody_at_the_address(redis_client: redis.Redis, tmp_path: Path) -> Non
 
 
 def test_a_degradation_is_told_once_while_it_lasts(redis_client: redis.Redis, hook: Hook, tmp_path: Path) -> None:
-    """A look a minute; fifteen minutes after it ended the next one is news."""
+    """A look a minute; an hour after it was told the next one is news."""
     url = f"sqlite:///{tmp_path}/t.db"
     bench = Bench(redis_client, hook.url, Queries(engine_for(url)))
     now_s = bench.now_s // 60 * 60
     Tracker(engine_for(url)).record(
         [
-            attempt(f"c-{n}", finished_at=now_s - 890 + n * 4, took_s=1.0 if n < 100 else 3.0, lane="gpt")
-            for n in range(220)  # for a quarter of an hour
+            attempt(f"c-{n}", finished_at=now_s - 4_000 + n * 4, took_s=1.0 if n < 880 else 3.0, lane="gpt")
+            for n in range(1_000)  # for eight minutes
         ]
     )
     bench.drain()
     bench.now_s += 60
     bench.drain()
     assert [(one["event"], one["lane"]) for one in hook.told] == [("latency_degrading", "gpt")]
-    assert 800 < redis_client.ttl("rlw:alerted:latency_degrading:gpt") <= 900
+    assert 3_500 < redis_client.ttl("rlw:alerted:latency_degrading:gpt") <= 3_600
     redis_client.delete("rlw:alerted:latency_degrading:gpt")
     bench.now_s += 60
     bench.drain()

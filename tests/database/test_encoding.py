@@ -55,7 +55,8 @@ def test_an_outcome_arrives(postgres_server: PostgresServer, encoding: str, lane
         assert found.content == attempt(1).content
     assert (found.lane, found.tags) == (lane, tags)
     assert [(one.lane, list(one.numbers.values())) for one in tracker.mode_changes(LANE)] == [(lane, [1.0])]
-    assert {row.lane: row.attempts for row in Queries(engine).sums(0, 2_000_000_000)} == {lane: 2}
+    cells = Queries(engine).cells(0, 2_000_000_000, 60.0)
+    assert sum(cell.outcomes["answered"] for key, cell in cells if key.series.lane == lane) == 2
     engine.dispose()
 
 

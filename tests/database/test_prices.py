@@ -17,7 +17,6 @@ from ratelimit_worker.policy.estimate import key
 from ratelimit_worker.policy.price import PriceTable, name_of, own_cards
 from ratelimit_worker.ports import PriceListAway
 from ratelimit_worker.reports.explain import Explanation, Where, explanation_text
-from ratelimit_worker.reports.money import money
 from ratelimit_worker.reports.stats import Sources, stats
 from ratelimit_worker.reports.tables import stats_tables
 from ratelimit_worker.stores.outbox import Outbox
@@ -143,7 +142,7 @@ def test_what_an_answer_usually_costs_is_learned(
 
 
 def test_what_was_spent_is_added_up_by_the_database(database_url: str) -> None:
-    """On both databases: cost, waste, what was lost with workers, and what has no price; in the window alone."""
+    """On both databases, from the roll-ups: cost, waste, what was lost with workers, what has no price."""
     tracker, at = Tracker(engine_for(database_url)), 1_800_000_000.0
     priced: dict[str, Any] = {"model": "gpt", "tenant": "t", "input_tokens": 10, "finished_at": at}
     rows = [
@@ -156,10 +155,11 @@ def test_what_was_spent_is_added_up_by_the_database(database_url: str) -> None:
     ]
     tracker.record(rows)
     queries = Queries(engine_for(database_url))
-    total = money(queries.spent(at - 3600, at + 1)).total
+    sources = Sources.of(queries, None, lambda: tracker)
+    total = stats(sources, 3600.0, at + 1).money.total
     assert (total.cost_nanousd, total.wasted_nanousd, total.estimated_nanousd) == (5 * 10**9 + 11, 7, 7)
     assert (total.cached_saving_nanousd, total.lost_attempts, total.unpriced_models) == (7, 1, ("home",))
-    shown = stats_tables(stats(Sources.of(queries, None, lambda: tracker), 3600.0, at + 1))
+    shown = stats_tables(stats(sources, 3600.0, at + 1))
     assert "spent     $5.00, $0.000000007 of it for attempts that gave no answer" in shown
     assert "+ 1 model without a price" in shown
     assert "no price" in shown.split("model: spent")[1]

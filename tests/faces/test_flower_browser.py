@@ -16,7 +16,8 @@ import httpx2 as httpx
 import pytest
 
 from ratelimit_worker import wiring
-from ratelimit_worker.calls import Mode
+from ratelimit_worker.calls import LaneLimits, Mode
+from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.flow.lane.pin import auto, pin
 from ratelimit_worker.reports.stats import Sources, status
 from ratelimit_worker.stores.database import engine_for
@@ -62,6 +63,10 @@ class Browser:
     def write(self, selector: str, text: str) -> None:
         """Type."""
         self._ask("POST", f"{self._element(selector)}/value", text=text)
+
+    def keys(self, actions: list[dict[str, str]]) -> None:
+        """Press and let go of keys, where the focus is."""
+        self._ask("POST", f"{self._session}/actions", actions=[{"type": "key", "id": "keyboard", "actions": actions}])
 
     def text(self, selector: str) -> str:
         """What can be read there; nothing where it is not there (yet). In one step, since the page renews its parts."""
@@ -152,6 +157,14 @@ def modes(cluster: Fleet) -> dict[str, str]:
     return {lane.lane: lane.mode.value for lane in state.lanes}
 
 
+def lanes_shown(browser: Browser) -> list[str]:
+    """The lanes of the table, in their order."""
+    shown: list[str] = browser.run(
+        "return Array.from(document.querySelectorAll('#rlw-lanes [data-lane]'), row => row.dataset.lane)"
+    )
+    return shown
+
+
 def fits(browser: Browser) -> bool:
     """Whether nothing reaches out of the page's width."""
     return bool(browser.run("return document.documentElement.scrollWidth <= window.innerWidth"))
@@ -220,6 +233,70 @@ def test_emergency_is_clicked_and_status_says_so(cluster: Fleet, page: str, brow
     normal = {"free": "NORMAL", "hush": "NORMAL", "stamp": "NORMAL"}
     wait_for(lambda: modes(cluster) == normal, what="the lanes are the law's again")
     assert browser.run("return document.querySelectorAll('.rlw-problem').length") == 0
+
+
+def press(browser: Browser, key: str) -> None:
+    """A key, where the focus is."""
+    codes = {"Tab": "\ue004", "Enter": "\ue007"}
+    keys = [{"type": kind, "value": codes[key]} for kind in ("keyDown", "keyUp")]
+    browser.keys(keys)
+
+
+def focus_on(browser: Browser, element_id: str) -> None:
+    """Go on by Tab until an element has the focus."""
+    for _ in range(60):
+        if browser.run("return document.activeElement.id") == element_id:
+            return
+        press(browser, "Tab")
+    raise AssertionError(f"Tab does not come to {element_id}")
+
+
+def test_many_lanes_have_pages_and_a_filter_by_keyboard(
+    cluster: Fleet, page: str, browser: Browser, tmp_path: Path
+) -> None:
+    """120 lanes: fifties, the halted one first; Next by Tab and Enter; a filter that buttons come back to; a phone."""
+    services = wiring.services()
+    for number in range(120):
+        services.lanes.establish(f"team-{number:03}", limit_fields(LaneLimits()))
+    pin(services.control, Mode.HALT, lane="team-119", who="ann")
+    browser.resize(1280, 800)
+    browser.open(page)
+    assert lanes_shown(browser)[0] == "team-119"
+    assert len(lanes_shown(browser)) == 50
+    assert browser.text("#rlw-left-out") == "Lanes 1 to 50 of 120 (1 HALT, 119 NORMAL)"
+    assert browser.text("#rlw-strictest") == "HALT"
+    assert browser.run("return document.documentElement.outerHTML.length") < 200_000
+    focus_on(browser, "rlw-next")
+    html = browser.run("return document.querySelector('#rlw-live table').dataset.seen = 'before'")
+    assert html == "before"
+    wait_for(
+        lambda: not browser.run("return document.querySelector('#rlw-live table').dataset.seen"), what="it is renewed"
+    )
+    assert browser.run("return document.activeElement.id") == "rlw-next"  # the focus stays
+    press(browser, "Enter")
+    wait_for(lambda: browser.text("#rlw-left-out").startswith("Lanes 51 to 100 of 120"), what="the next page")
+    assert lanes_shown(browser)[0] == "team-049"
+    browser.picture(tmp_path / "rate-limit-page.png")
+
+    focus_on(browser, "rlw-find-text")
+    browser.write("#rlw-find-text", "TEAM-10")
+    press(browser, "Enter")
+    wait_for(lambda: browser.text("#rlw-left-out").startswith("Lanes 1 to 10 of 10 with “TEAM-10”"), what="the filter")
+    assert lanes_shown(browser) == [f"team-{number}" for number in range(100, 110)]
+    browser.run("document.getElementById('rlw-lane').value = 'team-103'")
+    browser.click("button[value=REDUCED]")
+    wait_for(lambda: "team-103 is pinned to REDUCED" in browser.text("#rlw-said"), what="it is said")
+    assert lanes_shown(browser)[0] == "team-103"
+    assert len(lanes_shown(browser)) == 10  # the filter stays
+    browser.resize(400, 844)
+    wait_for(lambda: fits(browser), what="it fits a phone")
+    browser.picture(tmp_path / "rate-limit-filter-phone.png")
+    browser.open(f"{page}?page=2")
+    wait_for(lambda: fits(browser), what="pages fit a phone")
+    browser.picture(tmp_path / "rate-limit-page-phone.png")
+    browser.open(f"{page}?find=%3Ci%3Enobody&page=99")
+    assert browser.text("#rlw-none") == "No lane has “<i>nobody” in its name."
+    browser.resize(1280, 800)
 
 
 def test_redis_away_is_said_without_a_reload(cluster: Fleet, page: str, browser: Browser) -> None:

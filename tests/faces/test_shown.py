@@ -17,6 +17,7 @@ from ratelimit_worker.calls import Category, LaneLimits, Mode, Outcome
 from ratelimit_worker.cli.figures import AttemptFigures, Attempts, LaneFigures, figures_of, lane_figures
 from ratelimit_worker.contracts import lane as contract
 from ratelimit_worker.contracts.lane import MANY
+from ratelimit_worker.contracts.rollup import Cell, CellKey, Series
 from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.flow.lane.pin import pin
 from ratelimit_worker.flower import wording
@@ -33,7 +34,6 @@ from ratelimit_worker.reports.stats import stats
 from ratelimit_worker.reports.tables import lanes_table, stats_tables, status_table
 from ratelimit_worker.stores.database import engine_for
 from ratelimit_worker.stores.live import Live
-from ratelimit_worker.stores.queries import Sums
 from tests.database.test_queries import NOW, attempt, recorded
 from tests.lua.test_explain import Theatre
 from tests.unit.reports.test_reports_doctor import CLUSTER, LANE
@@ -228,9 +228,10 @@ def test_every_bar_has_a_sentence(kind: BarKind) -> None:
 @pytest.mark.parametrize("category", [None, *Category])
 def test_a_snoozed_attempt_is_named_for_what_it_met(category: Category | None) -> None:
     """Only a refusal for the rate is a 429; the parts are the whole."""
-    tally = Tally()
+    tally = Tally([0.0], 60.0)
     refused = 53 if category is Category.RATE_LIMITED else 0
-    tally.slice(0.0, [Sums("a", "t", "", Outcome.SNOOZED, category, 53, 1.0, 0, 0, refused)])
+    name = "snoozed" if category is None else f"snoozed:{category.value}"
+    tally.add(CellKey(0, Series("a", "t", "", "", "")), Cell(outcomes={name: 53}, refused=refused))
     total, (point,) = tally.total(), tally.timeline()
     assert sum(total.snoozed_by.values()) == total.snoozed == 53
     assert total.snoozed_by == point.snoozed_by == {why_snoozed(category).value: 53}

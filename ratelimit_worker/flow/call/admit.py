@@ -217,22 +217,23 @@ class Admission(Generic[T]):
                 turn.running = True
                 started_s = self.executor.clock()
                 try:
+                    if begun.pause_s > 0:
+                        yield Sleep(begun.pause_s)
+                        started_s = self.executor.clock()
                     ran = yield Run(turn, self.executor.timeouts(self.plan, self.task, begun), self.plan.lane)
                 except BaseException as cut:
                     self._cut_off(news, begun, Ran(started_s=started_s, ended_s=self.executor.clock(), error=cut))
                     raise
                 turn.running = False
-            result, back = yield Ask(partial(self._end, self._facts(news), begun, ran))
+            result, back = yield Ask(partial(self._end, turn, self._facts(news), begun, ran))
             self._number = max(self._number, begun.number)
             self._tries += back.tries if back is not None else 0
             match result:
                 case Answered(value):
-                    yield Ask(partial(self.desk.free, turn))
                     return ran or Ran(value=value)
                 case GaveUp(CallLost()) if ran is None:  # Redis lost its memory, and the arguments are here
                     return None
                 case GaveUp(error):
-                    yield Ask(partial(self.desk.free, turn))
                     if ran is None or ran.error is None:
                         raise error
                     return with_note(ran, ran.error, error)
@@ -242,19 +243,27 @@ class Admission(Generic[T]):
                 case _:
                     self.desk.dismiss(turn, news)
 
-    def _end(self, facts: Facts, begun: Begun, ran: Ran | None) -> tuple[Result, Back | None]:
+    def _end(self, turn: T, facts: Facts, begun: Begun, ran: Ran | None) -> tuple[Result, Back | None]:
         """What follows, made safe in Redis → what the caller hears, and how the call was to go back, if so.
 
         Args:
             ran: None: nothing was run, the lane did not say "go".
         """
+        back: Back | None = None
         if ran is None:
-            return self.executor.turned_back(facts, begun), None
-        conclusion = self.executor.conclude(facts, begun, ran)
-        if self.plan.fingerprint is not None:
-            conclusion = let_go(conclusion, ran)
-        end = conclusion.end
-        return self.executor.finish(facts, conclusion), end if isinstance(end, Back) else None
+            result = self.executor.turned_back(facts, begun)
+        else:
+            conclusion = self.executor.conclude(facts, begun, ran)
+            if self.plan.fingerprint is not None:
+                conclusion = let_go(conclusion, ran)
+            result = self.executor.finish(facts, conclusion)
+            back = conclusion.end if isinstance(conclusion.end, Back) else None
+        match result:
+            case GaveUp(CallLost()) if ran is None:  # it is entered anew
+                pass
+            case Answered() | GaveUp():
+                self.desk.free(turn)
+        return result, back
 
     def _cut_off(self, tag: str, begun: Begun, ran: Ran) -> None:
         """The attempt was cancelled, interrupted or thrown away: it has a row, and its caller does not wait for that.

@@ -267,8 +267,8 @@ def still_out(facts: Facts, begun: Begun, ran: Ran, beside: Beside, rules: Rules
     """
     failure = Failure(category=Category.TIMEOUT, cause="no answer yet")
     older = observe.older(begun.ticket, beside.health)
-    suspect = ran.caught is not None and ran.caught.suspect
-    return _Case(facts, begun, ran, beside, rules).lesson("sick", failure, older=older, suspect=suspect)
+    discounted = ran.caught is not None and ran.caught.discounted
+    return _Case(facts, begun, ran, beside, rules).lesson("sick", failure, older=older, discounted=discounted)
 
 
 # ── each way in which an attempt ends ────────────────────────────────────────────────────────────────────────────────
@@ -377,16 +377,16 @@ class _Case(Struct, frozen=True):
             cause: In place of the failure's own.
             tried: A failure that counts in the record of its function.
         """
-        failure, older, suspect = None, 0, False
+        failure, older, discounted = None, 0, False
         if judged is not None:
-            failure, older, suspect = judged.failure, judged.older, judged.suspect
+            failure, older, discounted = judged.failure, judged.older, judged.discounted
             verdict = self._verdict_of(failure)
         usage = self.ran.seen.usage if outcome is Outcome.ANSWERED else None
         resent = self.ran.resent and isinstance(end, Settle)
         row = self._row(failure, Outcome.RETRIED if resent else outcome, cause)
         return Conclusion(
             end=end,
-            lesson=self.lesson(verdict, failure, older=older, suspect=suspect, usage=usage, tried=tried),
+            lesson=self.lesson(verdict, failure, older=older, discounted=discounted, usage=usage, tried=tried),
             row=row,
             result=result,
             started_s=self.ran.started_s,
@@ -413,7 +413,7 @@ class _Case(Struct, frozen=True):
         failure: Failure | None,
         *,
         older: int = 0,
-        suspect: bool = False,
+        discounted: bool = False,
         usage: Usage | None = None,
         tried: bool = False,
     ) -> Lesson:
@@ -427,7 +427,7 @@ class _Case(Struct, frozen=True):
             reading=observe.read(self.ran.seen.response, verdict, at_s),
             cost=facts.plan.cost.vector(),
             older=older,
-            witness=self._witness(verdict, suspect),
+            witness=self._witness(verdict, discounted),
             usage=usage,
             reconcile=self.rules.reconcile(facts.lane) if usage is not None else None,
             failed_task=facts.task if tried else "",
@@ -439,7 +439,7 @@ class _Case(Struct, frozen=True):
             return "other"
         return observe.verdict_of(failure)
 
-    def _witness(self, verdict: Verdict, suspect: bool) -> Witness | None:
+    def _witness(self, verdict: Verdict, discounted: bool) -> Witness | None:
         if verdict not in {"good", "plain", "sick", "refused"}:
             return None
         facts, beside, sick = self.facts, self.beside, verdict == "sick"
@@ -448,7 +448,7 @@ class _Case(Struct, frozen=True):
             task=digest(facts.task),
             process=digest(facts.worker),
             again=self.begun.failing is not None,
-            suspect=sick and suspect,
+            discounted=sick and discounted,
             task_sent=beside.task_sent_s if sick else 0.0,
             process_sent=beside.process_sent_s if sick else 0.0,
         )
@@ -465,10 +465,17 @@ class _Case(Struct, frozen=True):
         seen, rules, model = self.ran.seen, self.rules, self.facts.plan.model
         if seen.usage is not None:
             return rules.price(seen.usage, seen.provider, seen.model or model, self.begun.now_s)
-        if failure is None or seen.response is not None or not was_sent(self.ran.error, failure):
+        if not self._lost_its_answer(failure):
             return None
         usual = rules.usual_nanousd(self.facts.task, model)
         return None if usual is None else Money(usual, PriceSource.ESTIMATED)
+
+    def _lost_its_answer(self, failure: Failure | None) -> bool:
+        """Whether the provider may charge for an answer that did not come through, or not whole."""
+        response = self.ran.seen.response
+        if failure is None or (response is not None and not 200 <= response.status < 300):
+            return False
+        return failure.category is Category.MALFORMED_RESPONSE or was_sent(self.ran.error, failure)
 
     def _row(self, failure: Failure | None, outcome: Outcome, cause: str | None) -> Attempt:
         facts, begun, seen, plan = self.facts, self.begun, self.ran.seen, self.facts.plan
@@ -511,6 +518,7 @@ class _Case(Struct, frozen=True):
             cached_saving_nanousd=money.cached_saving_nanousd if money else None,
             price_source=money.source if money else None,
             unpriced=seen.usage if money is None else None,
+            answer_lost=money is None and seen.usage is None and self._lost_its_answer(failure),
             lost_attempts=begun.lost if outcome in ENDS else 0,
             lost_nanousd=money.nanousd * begun.lost if money and begun.lost and outcome in ENDS else None,
             cause=cause or (failure.cause if failure else None),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from msgspec import Struct
 
-from ratelimit_worker.calls import Category, Failure, Mode, Outcome, Response, Usage
+from ratelimit_worker.calls import Category, FailedAnswer, Failure, Mode, Outcome, Usage
 from ratelimit_worker.contracts.price import Money
 from ratelimit_worker.flow.call import observe
 from ratelimit_worker.flow.call.answers import Answers
@@ -65,7 +65,7 @@ class Judged(Struct, frozen=True):
         free: Whether what follows costs none, now.
         escalates: Whether the law may change the lane's mode.
         older: As `observe.older`.
-        suspect: The call failed again, and others were answered since: it is no witness of how its provider is.
+        discounted: The call failed again, and others were answered since: it is no witness of how its provider is.
     """
 
     error: BaseException
@@ -75,21 +75,11 @@ class Judged(Struct, frozen=True):
     free: bool
     escalates: bool
     older: int
-    suspect: bool
+    discounted: bool
 
 
-class Swallowed(Exception):
-    """A provider's failure for which nothing was raised. Neither `str()` nor `repr()` shows its body."""
-
-    def __init__(self, response: Response) -> None:
-        super().__init__(response)
-        self.response = response
-
-    def __str__(self) -> str:
-        return f"HTTP {self.response.status}"
-
-    def __repr__(self) -> str:
-        return f"Swallowed(HTTP {self.response.status})"
+class Swallowed(FailedAnswer):
+    """A provider's failure for which nothing was raised."""
 
 
 def first_failed(errors: Sequence[BaseException | None], rules: Rules) -> Failed | None:
@@ -141,5 +131,5 @@ def judge(failed: Failed, begun: Begun, at_s: float, health: Health, rules: Rule
         free=isinstance(step, Snooze) or (isinstance(step, Halt) and health.escalates),
         escalates=health.escalates,
         older=observe.older(begun.ticket, health) if told else 0,
-        suspect=begun.failing is not None and beside.alone_s is None,
+        discounted=begun.failing is not None and beside.alone_s is None,
     )

@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from ratelimit_worker.calls import Outcome
+from ratelimit_worker.contracts.rollup import MINUTE_S, Cell, CellKey
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, StoreUnavailable
+from ratelimit_worker.policy import rollup
 from ratelimit_worker.policy.alerts import KEEP_S, Alert, Waiting, of_latency
-from ratelimit_worker.policy.trend import Slice
+from ratelimit_worker.policy.trend import LOOK_BACK_MIN
+from ratelimit_worker.policy.trend import of_values as trend_of
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +26,7 @@ IDLE_S = 1.0  #: between two looks where nothing waits
 PAUSE_BASE_S, PAUSE_CAP_S = 1.0, 10.0
 REFUSED_MOST = 5  #: times that a web hook may refuse an alert before it is given up
 SAY_EVERY_S = 60.0
-WINDOW_MIN = 15  #: minutes over which a provider may get slower
-MINUTE_S = 60.0
+QUIET_S = 3_600.0  #: a lane that gets slower is told of once in that time
 
 
 class Alerts(Protocol):
@@ -44,26 +45,11 @@ class Alerts(Protocol):
         ...
 
 
-class Row(Protocol):
-    """Attempts of a lane with one outcome."""
-
-    @property
-    def lane(self) -> str: ...
-    @property
-    def outcome(self) -> Outcome: ...
-    @property
-    def attempts(self) -> int: ...
-    @property
-    def latency_s(self) -> float:
-        """Seconds of all of them together."""
-        ...
-
-
 class History(Protocol):
     """The tracking database, as this needs it."""
 
-    def sums(self, since_s: float, until_s: float) -> Iterable[Row]:
-        """What ended in a window."""
+    def cells(self, since_s: float, until_s: float, finest_s: float) -> Iterable[tuple[CellKey, Cell]]:
+        """What ended in a window, by minute and series."""
         ...
 
 
@@ -142,24 +128,23 @@ class Alerter:
         """Whether a provider gets slower, over the last whole minutes."""
         until_s = now // MINUTE_S * MINUTE_S
         try:
-            for lane, slices in latencies(self._history(), until_s).items():
-                alert = of_latency(lane, slices, until_s)
+            for lane, minutes in by_lane(self._history(), until_s).items():
+                alert = of_latency(lane, trend_of([cell.latency for cell in minutes]), until_s)
                 if alert is not None:
-                    self._alerts.add_once(alert, WINDOW_MIN * MINUTE_S)
+                    self._alerts.add_once(alert, QUIET_S)
         except (StoreUnavailable, ConfigurationError) as error:
             _note(error)
 
 
-def latencies(history: History, until_s: float) -> Mapping[str, Sequence[Slice]]:
-    """Lane → what each of the last `WINDOW_MIN` minutes has seen, oldest first."""
-    found: dict[str, list[Slice]] = {}
-    for number in range(WINDOW_MIN):
-        start_s = until_s - (WINDOW_MIN - number) * MINUTE_S
-        for row in history.sums(start_s, start_s + MINUTE_S):
-            if row.outcome is Outcome.ANSWERED:
-                slices = found.setdefault(row.lane, [Slice(0, 0.0)] * WINDOW_MIN)
-                before = slices[number]
-                slices[number] = Slice(before.answers + row.attempts, before.latency_s + row.latency_s)
+def by_lane(history: History, until_s: float) -> Mapping[str, Sequence[Cell]]:
+    """Lane → what each of the last `LOOK_BACK_MIN` minutes has seen, oldest first."""
+    found: dict[str, list[Cell]] = {}
+    since_s = until_s - LOOK_BACK_MIN * MINUTE_S
+    for (at_s, series), cell in history.cells(since_s, until_s, MINUTE_S):
+        minutes = found.get(series.lane)
+        if minutes is None:
+            minutes = found[series.lane] = [Cell() for _ in range(LOOK_BACK_MIN)]
+        rollup.merge(minutes[int((at_s - since_s) // MINUTE_S)], cell)
     return found
 
 

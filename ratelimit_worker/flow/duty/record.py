@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
-from ratelimit_worker.calls import Attempt, Category, ModeChange, Outcome, Usage
+from ratelimit_worker.calls import Attempt, Category, ModeChange, Outcome, PriceSource, Usage
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, RowRefused, StoreUnavailable
-from ratelimit_worker.outage import Outage
+from ratelimit_worker.outage import Outage, cause_of
 from ratelimit_worker.policy import estimate, timeout
 from ratelimit_worker.policy.estimate import Learned, Sample
 from ratelimit_worker.ports import LatencyMemory, Outbox, Pricer, Tracker, UsageMemory
@@ -26,6 +27,10 @@ log = logging.getLogger(__name__)
 _Entry = tuple[str, Attempt | ModeChange]
 _PAUSE_BASE_S = 0.5
 _PAUSE_CAP_S = 30.0
+#: How often it is looked whether an older version's recorder has written attempts, and how long others may write
+#: between two chunks of them.
+_ROLL_UP_EVERY_S, _ROLL_UP_PAUSE_S = 60.0, 0.1
+_FOLDS_MOST = 100  #: batches that are folded before the database is asked again
 
 
 def record_once(
@@ -57,7 +62,7 @@ def record_once(
     try:
         with outbox.holding([entry_id for entry_id, _ in entries]):
             if pricer is not None:
-                entries = _priced(entries, pricer)
+                entries = _priced(entries, pricer, usage)
             refused = _record(tracker, entries)
     except (StoreUnavailable, ConfigurationError):
         outbox.give_back([entry_id for entry_id, _ in entries])
@@ -73,10 +78,26 @@ def record_once(
     return len(entries)
 
 
-def _priced(entries: Sequence[_Entry], pricer: Pricer) -> list[_Entry]:
-    attempts = [row for _, row in entries if isinstance(row, Attempt)]
-    priced = iter(pricer.priced(attempts))
+def _priced(entries: Sequence[_Entry], pricer: Pricer, usage: UsageMemory | None) -> list[_Entry]:
+    attempts = pricer.priced([row for _, row in entries if isinstance(row, Attempt)])
+    priced = iter(_estimated(attempts, usage) if usage is not None else attempts)
     return [(entry_id, next(priced) if isinstance(row, Attempt) else row) for entry_id, row in entries]
+
+
+def _estimated(attempts: Sequence[Attempt], usage: UsageMemory) -> list[Attempt]:
+    """The attempts; one whose answer was lost is taken to have cost what answers to its task and model do."""
+    names = {
+        id(one): estimate.key(one.task, one.asked_model) for one in attempts if one.answer_lost and one.asked_model
+    }
+    known = usage.read(sorted(set(names.values()))) if names else {}
+
+    def estimated(one: Attempt) -> Attempt:
+        learned = known.get(names.get(id(one), ""))
+        if learned is None or not learned.nanousd_of:
+            return one
+        return replace(one, cost_nanousd=round(learned.nanousd), price_source=PriceSource.ESTIMATED)
+
+    return [estimated(one) for one in attempts]
 
 
 def learn(usage: UsageMemory, attempts: Sequence[Attempt]) -> int:
@@ -187,6 +208,7 @@ class Recorder:
         self._jitter = jitter
         self.failures = 0  #: Tries that failed in a row; 0 while all is well.
         self._outage = Outage()
+        self._roll_up_at = 0.0  #: of the monotonic clock
 
     def run(self, stop: threading.Event) -> None:
         """Record until `stop` is set, then once more all that waits, unless something is away."""
@@ -206,12 +228,44 @@ class Recorder:
             self.failures += 1
             wait_s = pause_s(self.failures, self._jitter)
             self._say_away(error, wait_s)
+            self._make_room()
             return wait_s
         if self.failures:
             log.info("recorder.back", extra={"failures": self.failures})
             self.failures = 0
             self._outage.over()
-        return 0.0 if done >= self._max_count else self._linger_s
+        if done >= self._max_count:
+            return 0.0
+        return self._roll_up() or self._linger_s
+
+    def _make_room(self) -> None:
+        """While the database is away: of the oldest outcomes in a full outbox only sums are kept."""
+        try:
+            for _ in range(_FOLDS_MOST):
+                if not self._outbox.fold(self._max_count):
+                    return
+        except StoreUnavailable as error:
+            log.info("recorder.no_room_made", extra={"cause": cause_of(error)})
+
+    def _add_sums(self) -> None:
+        """Add to the database what was folded while it was away."""
+        sums = self._outbox.sums()
+        if sums is not None:
+            self._tracker.add_sums(sums)
+            self._outbox.forget_sums(sums)
+
+    def _roll_up(self) -> float:
+        """Add some attempts from before there were roll-ups to them → seconds until more; 0: none is left."""
+        if time.monotonic() < self._roll_up_at:
+            return 0.0
+        try:
+            self._add_sums()
+            if self._tracker.roll_up():
+                return _ROLL_UP_PAUSE_S
+        except (StoreUnavailable, ConfigurationError) as error:
+            log.info("recorder.not_rolled_up", extra={"cause": cause_of(error)})
+        self._roll_up_at = time.monotonic() + _ROLL_UP_EVERY_S
+        return 0.0
 
     def _record(self, block_ms: int) -> int:
         beside = self._beside

@@ -310,13 +310,13 @@ def _paced(points: SetPoints, written: Paces | None, limits: LaneLimits) -> SetP
 
 
 def _unbinding(points: SetPoints, kind: _Kind, held: Hold) -> tuple[SetPoints, Fields]:
-    """A mode that binds sets aside that a lane is unlimited, and its end gives it back → with the levels that go."""
-    if kind is not _Kind.UNBOUND or not (held.binds or points.set_aside):
+    """A mode that binds ends that a lane is unlimited, until it binds no more → with the levels that go."""
+    if kind is not _Kind.UNBOUND or not (held.binds or points.unpaced_again):
         return points, {}
     others = {name: one for name, one in points.paces.items() if name != "requests"}
     if held.binds:
-        return structs.replace(points, unpaced=False, set_aside=True, paces=others), {}
-    return structs.replace(points, unpaced=True, set_aside=False, paces=others), encode_levels(filled="requests")
+        return structs.replace(points, unpaced=False, unpaced_again=True, paces=others), {}
+    return structs.replace(points, unpaced=True, unpaced_again=False, paces=others), encode_levels(filled="requests")
 
 
 def _gate(points: SetPoints, pin: Pin | None, held: Hold, learned: _Learned, now: float) -> int | None:

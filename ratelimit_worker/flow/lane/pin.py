@@ -7,14 +7,14 @@ tuner does, since it looks at the pins. Waiting calls stay where they are; when 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 
 from msgspec import structs
 
 from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.config import Settings
-from ratelimit_worker.contracts.lane import Fields, GivenBack, LaneState, Write, encode_new
+from ratelimit_worker.contracts.lane import WALK_FIELDS, Fields, GivenBack, LaneState, Write, encode_new
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.flow.call import enqueue
 from ratelimit_worker.flow.lane.decide import decide
@@ -26,6 +26,13 @@ from ratelimit_worker.ports import LaneView
 
 MOST_WORDS = 500  #: characters of a name or a reason
 FROM_SETTING = "MAISD_EMERGENCY_MODE"
+#: Idle lanes that a command sets by itself, in a second at most; more are left to the tuner, where one is at work.
+MOST_AT_ONCE = 2_000
+
+
+def left_to_tuner(control: ControlPlane) -> bool:
+    """Whether a mode for all lanes reaches the idle ones by the tuner, within seconds, since they are very many."""
+    return control.lanes.count() > MOST_AT_ONCE and control.lanes.tuned()
 
 
 def pin(
@@ -46,7 +53,8 @@ def pin(
         who: The person, for the history.
         now: Seconds since the epoch; Redis clock when None.
     Returns:
-        A change for each lane that is concerned; where none is known yet, one for the lane "*".
+        A change for each lane that is concerned, but for idle ones that are left to the tuner; where none is known yet,
+        one for the lane "*".
     Raises:
         BadInput: `for_s` is not above 0, a word is too long or a lane has no name.
         StoreUnavailable: the outbox takes no event; the pin holds all the same.
@@ -54,7 +62,7 @@ def pin(
     at, made = _checked(control, lane, for_s, reason, who, now)
     made = replace(made, mode=mode)
     names = _first(control) if made.everywhere else [str(lane)]
-    before = {name: control.lanes.state(name) for name in names}
+    before = control.lanes.states(names)
     control.pins.write({ALL if made.everywhere else str(lane): made})
     pins = control.pins.read()
     changes = _told(control, _apply(control, before, pins, at))
@@ -63,7 +71,7 @@ def pin(
     many = control.lanes.count() > MANY_LANES
     if many or not before:
         _told(control, [began(ALL, Mode.NORMAL, made, at)])
-    others = _apply_to_idle(control, before, pins, at)
+    others = [] if left_to_tuner(control) else _apply_to_idle(control, before, pins, at)
     if not many:
         _told(control, others)
     return [*changes, *others] or [began(ALL, Mode.NORMAL, made, at)]
@@ -84,7 +92,7 @@ def auto(
     """
     at, made = _checked(control, lane, None, reason, who, now)
     names = _first(control) if made.everywhere else [str(lane)]
-    before = {name: control.lanes.state(name) for name in names}
+    before = dict(control.lanes.states(names))
     pins = control.pins.read()
     everywhere = pins.get(ALL)
     # Marked as ended first and dropped last: what a crash leaves undone in between, the tuner sees and does.
@@ -105,13 +113,15 @@ def auto(
     # A tuner that was quicker has dropped what has ended.
     pins = {**ended, **control.pins.read()}
     changes = _told(control, _apply(control, before, pins, at))
+    later = made.everywhere and left_to_tuner(control)
     if made.everywhere:
         many, pinned = control.lanes.count() > MANY_LANES, ended.get(ALL)
         if many and pinned is not None:
             _told(control, [ended_everywhere(pinned, at)])
-        others = _apply_to_idle(control, before, pins, at, given_back)
+        others = _apply_to_idle(control, before, pins, at, given_back, halted_only=later)
         changes += others if many else _told(control, others)
-    control.pins.drop(ended)
+    if not later:  # else the tuner does, when it has been to every lane
+        control.pins.drop(ended)
     return changes
 
 
@@ -209,6 +219,8 @@ def _apply_to_idle(
     pins: Mapping[str, Pin],
     now: float,
     given_back: GivenBack | None = None,
+    *,
+    halted_only: bool = False,
 ) -> list[ModeChange]:
     """The same for all lanes but those that are done, a batch at a time, so that nobody waits for it → what changed.
 
@@ -216,23 +228,30 @@ def _apply_to_idle(
 
     Args:
         given_back: When and by whom, for lanes that the law has halted; None: they stay so.
+        halted_only: Only to those; the others are left to the tuner.
     """
     changes: list[ModeChange] = []
-    for some in control.lanes.survey():
+    for some in _idle(control, done, halted_only):
         writes: dict[str, Write] = {}
-        for seen in some:
-            if seen.lane in done or not seen.state.there:
-                continue
-            state = seen.state
-            resumed: Fields = {}
-            if given_back is not None and _halted(state):
-                resumed, state = given_back.encode(), _given_back(state, given_back)
-            decision = decide(LaneView(lane=seen.lane, state=state, seen=()), now, control.rules, pins)
+        for lane, found in some.items():
+            state, resumed = found, dict[str, float | str | bytes]()
+            if given_back is not None and _halted(found):
+                resumed, state = given_back.encode(), _given_back(found, given_back)
+            decision = decide(LaneView(lane=lane, state=state, seen=()), now, control.rules, pins)
             changes += decision.changes
             if set_points := {**resumed, **decision.set_points}:
-                writes[seen.lane] = Write(state.revision, set_points)
+                writes[lane] = Write(state.revision, set_points)
         control.lanes.set_points_of(writes)
     return changes
+
+
+def _idle(control: ControlPlane, done: Container[str], halted_only: bool) -> Iterator[Mapping[str, LaneState]]:
+    for some in control.lanes.survey(WALK_FIELDS if halted_only else ()):
+        found = {seen.lane: seen.state for seen in some if seen.lane not in done and seen.state.there}
+        if halted_only:
+            yield control.lanes.states([lane for lane, state in found.items() if _halted(state)])
+        else:
+            yield found
 
 
 def _told(control: ControlPlane, changes: list[ModeChange]) -> list[ModeChange]:

@@ -75,7 +75,7 @@ def _probes(state: ModeState, now: float) -> Hold:
     if state.away_since is None:
         return Hold()
     gap_s = min(GAP_MOST_S, max(GAP_LEAST_S, GAP_SHARE * (now - state.away_since)))
-    return Hold(probes=state.width, gap_s=0.0 if state.good_row else gap_s)
+    return Hold(probes=state.probes, gap_s=0.0 if state.good_row else gap_s)
 
 
 def _pinned(state: ModeState, pin: Pin, now: float, rates: Rates, adaptive: bool, paced: bool) -> Hold:

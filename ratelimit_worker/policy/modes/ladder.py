@@ -26,8 +26,8 @@ from ratelimit_worker.policy.modes.counts import (
     totals,
     wilson,
 )
+from ratelimit_worker.policy.modes.rising import Slice, rises
 from ratelimit_worker.policy.modes.state import Answer, ModeState, Move, Thresholds
-from ratelimit_worker.policy.trend import Slice, Trend, latency_trend
 
 HOURLY_SICK = 20  #: more of them in an hour mean REDUCED at low volume
 RATE_LEAST = 5  #: answers without which the written rule's rate says nothing
@@ -172,7 +172,7 @@ def _doubted(state: ModeState, answer: Answer) -> bool:
     """Whether a sick answer says more about who asked than about the provider."""
     who = answer.witness
     return who is not None and (
-        who.suspect
+        who.discounted
         or fault.doubted(state.tasks, who.task, answer.at)
         or fault.doubted(state.processes, who.process, answer.at)
     )
@@ -213,7 +213,7 @@ def _changed(state: ModeState, mode: Mode, at: float) -> ModeState:
         barred=False,
         away_since=at if away else None,
         outages=(*(begun for begun in state.outages if at - begun < RELAPSE_S), at)[-6:] if away else state.outages,
-        width=1 if away else 0,
+        probes=1 if away else 0,
         share=REDUCED_SHARE if reduced else 1.0,
         trial=(at, before, 0, 0) if reduced else None,
     )
@@ -234,14 +234,14 @@ def _sick(state: ModeState, answer: Answer, thresholds: Thresholds) -> tuple[Mod
             ) or _slower(state, answer.at, thresholds)
             return _up(state, Mode.EMERGENCY, answer.at, why)
         case _:
-            return replace(state, width=1), None
+            return replace(state, probes=1), None
 
 
 def _good(state: ModeState, at: float) -> tuple[ModeState, Move | None]:
     if state.mode is Mode.EMERGENCY:
         good_row = state.good_row + 1
         if good_row < min(GOOD_MOST, GOOD_ENOUGH * 2 ** max(0, len(state.outages) - 1)):
-            return replace(state, good_row=good_row, width=min(PROBES_MOST, state.width * 2)), None
+            return replace(state, good_row=good_row, probes=min(PROBES_MOST, state.probes * 2)), None
         why = (f"{good_row} good answers in a row to probes", {"good_row": float(good_row)})
         return _down(state, Mode.REDUCED, at, why)
     if state.mode is Mode.REDUCED:
@@ -298,7 +298,7 @@ def _slower(state: ModeState, at: float, thresholds: Thresholds) -> _Why | None:
     percent = in_percent(sick, good + sick)
     if good + sick < RATE_LEAST or percent <= thresholds.reduced_rate:
         return None
-    if latency_trend([Slice(count.timed, count.latency_s) for count in window]) is not Trend.DEGRADING:
+    if not rises([Slice(count.timed, count.latency_s) for count in window]):
         return None
     sick_too = _rate(sick, good + sick, f"threshold {thresholds.reduced_rate:g} %")
     return f"latency rises while {sick_too}", {**_numbers(state, at), "threshold": thresholds.reduced_rate}

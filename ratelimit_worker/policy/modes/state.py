@@ -26,8 +26,11 @@ class Thresholds:
     escalates: bool = True  #: False: nothing moves by itself, and no provider counts as away
 
 
-class ModeState(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the law remembers of one lane's health. Bounded: windows of an hour in minutes and of a minute in spans."""
+class ModeState(Struct, frozen=True, kw_only=True, omit_defaults=True, rename={"probes": "width"}):
+    """What the law remembers of one lane's health. Bounded: windows of an hour in minutes and of a minute in spans.
+
+    What is renamed is kept under its old name, which earlier versions read.
+    """
 
     mode: Mode = Mode.NORMAL
     since: float = 0.0  #: last change, seconds; requests sent before it prove nothing
@@ -47,7 +50,7 @@ class ModeState(Struct, frozen=True, kw_only=True, omit_defaults=True):
     barred: bool = False  #: in HALT: because of the key; else the quota is used up
     away_since: float | None = None  #: of the outage, seconds; None: the provider is there
     outages: tuple[float, ...] = ()  #: when the late ones began, seconds; at most six
-    width: int = 0  #: probes at once; 0: no bound
+    probes: int = 0  #: so many at once; 0: no bound
     share: float = 1.0  #: of the pace, in REDUCED
     trial: tuple[float, float, int, int] | None = None  #: (begun at, sick share before, answers, sick ones) in REDUCED
     rate: float = 0.0  #: calls/s that a lane without pace sent at last, in NORMAL

@@ -4,7 +4,7 @@ A new revision is written by Alembic from the difference between `tables.py` and
 
     engine = engine_for("sqlite:////tmp/old.db"); upgrade(engine)
     with engine.connect() as connection:
-        command.revision(alembic_config(connection), "what and why", autogenerate=True, rev_id="0006")
+        command.revision(alembic_config(connection), "what and why", autogenerate=True, rev_id="0007")
 
 then `HEAD` moves. Revisions only add (nullable or defaulted columns, tables, indexes), so that workers of the
 version before go on writing during a deploy.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 #: The newest revision. Written down, so that a start at head costs one query and no import of Alembic.
-HEAD = "0005"
+HEAD = "0006"
 #: Not Alembic's default name: the database may be a team's own, with migrations of its own.
 VERSION_TABLE = "ratelimit_worker_version"
 

@@ -27,7 +27,7 @@ LIMITED = "Rate limit reached for gpt-4o on tokens per min (TPM): Limit 1000, Us
 REFUSED = Response(status=429, headers=HEADERS, body={"error": {"message": LIMITED}})
 CROWDED = Response(status=429, headers={}, body={"error": {"message": "too many concurrent requests"}})
 WITNESS = Witness(1, 2, 3, True, False, 4.0, 5.0)
-SUSPECT = WITNESS._replace(suspect=True)
+DISCOUNTED = WITNESS._replace(discounted=True)
 
 #: As the version before this value wrote them.
 BEFORE = (
@@ -89,7 +89,7 @@ LESSONS = [
     (lesson("refused", None, failed(Category.RATE_LIMITED)), "refused", f"a77265667573656480c0c0{PAID}0080c0c2"),
     (lesson("sick", None, failed(Category.OVERLOADED), 2, WITNESS), "sick", f"a47369636b80c0c0{PAID}0280{SEEN_BY}c2"),
     (
-        lesson("sick", None, failed(Category.OVERLOADED), 2, SUSPECT),
+        lesson("sick", None, failed(Category.OVERLOADED), 2, DISCOUNTED),
         "sick.1",
         f"a47369636b80c0c0{PAID}028097010203c3c3cb4010000000000000cb4014000000000000c2",
     ),

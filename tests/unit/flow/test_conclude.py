@@ -315,7 +315,7 @@ def test_a_lesson_names_its_witness_and_place() -> None:
     """Of what is sick, also when the process was answered last, and how many were sent before."""
     sick = of(came(error=Refused(ERRED))).lesson
     assert sick.witness is not None
-    assert (sick.witness.task_sent, sick.witness.process_sent, sick.witness.suspect) == (11.0, 12.0, False)
+    assert (sick.witness.task_sent, sick.witness.process_sent, sick.witness.discounted) == (11.0, 12.0, False)
     assert (sick.older, sick.ticket, sick.at_s, sick.cost) == (1, TICKET, NOW_S + 0.5, PLAN.cost.vector())
     good = of(came("v", seen=Sighting(OK))).lesson
     assert good.witness is not None

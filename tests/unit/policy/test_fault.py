@@ -157,9 +157,9 @@ def observed(*answers: tuple[str, Witness], state: ModeState | None = None, star
     return state
 
 
-def by(call: int, task: int = 1, process: int = 1, *, again: bool = False, suspect: bool = False) -> Witness:
+def by(call: int, task: int = 1, process: int = 1, *, again: bool = False, discounted: bool = False) -> Witness:
     """Who asked."""
-    return Witness(call, task, process, again, suspect)
+    return Witness(call, task, process, again, discounted)
 
 
 def test_one_call_moves_no_mode() -> None:
@@ -184,12 +184,12 @@ def test_a_task_or_process_that_always_fails_moves_no_mode(kind: str) -> None:
     assert observed(*answers).mode is Mode.NORMAL
 
 
-def test_a_failed_probe_of_a_suspect_does_not_reset_the_good_ones() -> None:
+def test_a_failed_probe_of_a_discounted_call_does_not_reset_the_good_ones() -> None:
     """Else one call that always fails would keep its lane in EMERGENCY."""
     away_ = observed(*[("-", by(i)) for i in range(10)])
     four = observed(*[("+", by(100 + i)) for i in range(4)], state=away_, start=1e6 + 10)
     assert four.good_row == 4
-    assert observed(("-", by(7, again=True, suspect=True)), state=four, start=1e6 + 11).good_row == 4
+    assert observed(("-", by(7, again=True, discounted=True)), state=four, start=1e6 + 11).good_row == 4
     assert observed(("-", by(7)), state=four, start=1e6 + 11).good_row == 0
     assert observed(("+", by(8)), state=four, start=1e6 + 11).mode is Mode.REDUCED
 

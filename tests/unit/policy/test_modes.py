@@ -235,11 +235,11 @@ def test_a_person_lets_a_halted_lane_go_on() -> None:
 def test_the_way_back() -> None:
     """EMERGENCY: five good probes, in widths 1, 2, 4 → REDUCED; ten good answers → NORMAL; each empties the window."""
     state, _ = run("-" * 10)
-    widths = [state.width]
+    widths = [state.probes]
     moves: list[Move] = []
     for number in range(5):
         state, more = run("+", state, start=2e6 + number)
-        widths.append(state.width)
+        widths.append(state.probes)
         moves += more
     assert widths == [1, 2, 4, 4, 4, 0]
     assert steps(moves) == ["EMERGENCY REDUCED"]
@@ -259,7 +259,7 @@ def test_who_falls_over_again_proves_itself_longer() -> None:
     assert steps(moves) == ["EMERGENCY REDUCED", "REDUCED NORMAL"]
     state, _ = run("-" * 10, state, start=1e6 + 20, every=0.1)
     state, moves = run("+" * 9, state, start=1e6 + 22, every=0.1)
-    assert (state.mode, state.width, moves) == (Mode.EMERGENCY, 4, [])
+    assert (state.mode, state.probes, moves) == (Mode.EMERGENCY, 4, [])
     state, moves = run("+" * 20, state, start=1e6 + 23, every=0.1)
     assert moves[0].cause == "10 good answers in a row to probes"
     state, _ = run("-" * 10, state, start=1e6 + 200, every=0.1)
@@ -270,7 +270,7 @@ def test_a_sick_probe_starts_the_way_back_anew() -> None:
     """Four good ones and a bad one: one probe at a time again."""
     state, _ = run("-" * 10)
     state, moves = run("++++-", state, start=2e6)
-    assert (state.mode, state.width, state.good_row, moves) == (Mode.EMERGENCY, 1, 0, [])
+    assert (state.mode, state.probes, state.good_row, moves) == (Mode.EMERGENCY, 1, 0, [])
 
 
 @pytest.mark.parametrize(
@@ -406,14 +406,14 @@ def test_what_the_laws_modes_do(mode: Mode, held: Hold) -> None:
 @pytest.mark.parametrize(("since_s", "gap_s"), [(1.0, 0.6), (100.0, 3.0), (3_600.0, 30.0)])
 def test_probes_are_a_share_of_the_outage_apart(since_s: float, gap_s: float) -> None:
     """3 % of it, between 0.6 and 30 s; a good probe takes the gap away."""
-    away = ModeState(mode=Mode.EMERGENCY, away_since=0.0, width=1)
+    away = ModeState(mode=Mode.EMERGENCY, away_since=0.0, probes=1)
     assert modes.hold(away, None, since_s, rates=RATES).gap_s == pytest.approx(gap_s)
-    assert modes.hold(structs.replace(away, good_row=1, width=2), None, since_s, rates=RATES) == Hold(probes=2)
+    assert modes.hold(structs.replace(away, good_row=1, probes=2), None, since_s, rates=RATES) == Hold(probes=2)
 
 
 def test_fixed_rates_by_mode() -> None:
     """60, 30 and 10 a minute; a lower rate of its own bounds them all."""
-    states = [ModeState(), ModeState(mode=Mode.REDUCED), ModeState(mode=Mode.EMERGENCY, away_since=1.0, width=1)]
+    states = [ModeState(), ModeState(mode=Mode.REDUCED), ModeState(mode=Mode.EMERGENCY, away_since=1.0, probes=1)]
     assert [modes.hold(state, None, 9.0, rates=RATES, adaptive=False).rpm for state in states] == [60.0, 30.0, 10.0]
     slow = Rates(normal=20.0)
     assert [modes.hold(state, None, 9.0, rates=slow, adaptive=False).rpm for state in states] == [20.0, 20.0, 10.0]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,17 +13,16 @@ import redis
 from ratelimit_worker import timeout_s
 from ratelimit_worker.calls import Attempt, Category, Outcome, Timeouts, within
 from ratelimit_worker.config import read_settings
-from ratelimit_worker.errors import BadInput, ConfigurationError, DeadlineExceeded, TimedOut
+from ratelimit_worker.errors import BadInput, ConfigurationError
 from ratelimit_worker.flow.call.enqueue import Kind, Said, plan, timeout_told_s
 from ratelimit_worker.flow.duty.record import learn_latencies
 from ratelimit_worker.inprocess.limiter import AdvancedRateLimiter
 from ratelimit_worker.policy.timeout import Latencies, Sample, key, learn, learned_s, p99_s, timeouts
 from ratelimit_worker.providers import openai
 from ratelimit_worker.stores.usage import LatencyMemory
-from ratelimit_worker.wiring import Services, services
+from ratelimit_worker.wiring import Services
 from tests.builders import attempt
-from tests.conftest import wait_for
-from tests.fleet import fleet
+from tests.dead_server import Dead
 
 NOW_S = 1_000_000.0
 LATER_S = NOW_S + 700.0  #: when no slow answer is a witness any more
@@ -179,44 +176,6 @@ def test_call_then_task_then_lane_then_all() -> None:
 # ── at a server ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Dead:
-    """Accepts, and then does what it is told: nothing, or a byte now and then until it is stopped.
-
-    Args:
-        drip: Says the next bytes; None: it says nothing.
-    """
-
-    def __init__(self, head: bytes, drip: bytes | None) -> None:
-        self.head, self.drip, self.accepted = head, drip, 0
-        self._stopped = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while not self._stopped.is_set():
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self.accepted += 1
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection:
-            try:
-                connection.sendall(self.head)
-                while not self._stopped.wait(0.02):
-                    if self.drip is not None:
-                        connection.sendall(self.drip)
-            except OSError:  # whom it would have answered has hung up
-                pass
-
-    def close(self) -> None:
-        self._stopped.set()
-        self._listener.close()
-
-
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 
 
@@ -262,41 +221,6 @@ def test_a_second_request_has_what_the_first_left(dead: Callable[..., Dead]) -> 
                 openai.request(to, "/chat/completions", {})
         assert timeout_s() == 0.001
     assert timeout_s() == 600.0
-
-
-@pytest.mark.worker
-def test_calls_at_a_provider_that_hangs(dead: Callable[..., Dead]) -> None:
-    """On a worker: call, task and learned history bound the attempt; what timed out is sick, and the deadline is the
-    end of it all; what the deadline alone has cut off says nothing of the provider."""
-    hanging = dead()
-    with fleet(OPENAI_BASE_URL=hanging.url, OPENAI_API_KEY="k") as made:
-        made.agent()
-        memory = LatencyMemory(made.valkey.client)
-        made.worker("w", "-P", "threads", "-c", "4", "-I", "tests.fleet_app")
-        from tests.fleet_app import asked, chat
-
-        told: Any = chat.apply_async(("a",), lane="told", timeout_s=0.2, deadline_s=20)
-        # Its next attempt would come too late; or, where its worker had no time for it, it does.
-        with pytest.raises((TimedOut, DeadlineExceeded)) as failed:
-            told.get(timeout=60)
-        assert isinstance(failed.value, TimedOut | DeadlineExceeded)
-        assert failed.value.category == Category.TIMEOUT
-        lane = services().lanes.fields("told")
-        assert int(lane["sick"]) >= 1
-        rows = services().tracker.attempts_of
-        wait_for(lambda: rows(told.id), what="its attempts are tracked")
-        sent = [row for row in rows(told.id) if row.cause != DeadlineExceeded.__name__]
-        assert {row.category for row in sent} == {Category.TIMEOUT}
-        assert all(row.latency_s < 5 for row in sent)
-
-        cut: Any = chat.apply_async(("b",), lane="cut", deadline_s=1)
-        with pytest.raises((TimedOut, DeadlineExceeded)):
-            cut.get(timeout=15)
-        assert services().lanes.fields("cut").get("sick", b"0") == b"0"
-
-        memory.write({key(asked.name, None, "learned"): history(*[0.2] * 50, at_s=time.time() - 3600)})
-        wait_for(lambda: asked.apply_async(lane="learned").get(timeout=15) == 30, what="the worker has learned it")
-        assert asked.apply_async(lane="learned", timeout_s=7).get(timeout=15) == 7
 
 
 def test_a_call_in_process_is_bounded_alike() -> None:

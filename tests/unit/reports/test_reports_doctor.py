@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ratelimit_worker.calls import LaneLimits, Mode, ModeChange, Outcome
+from ratelimit_worker.calls import LaneLimits, Mode, ModeChange
 from ratelimit_worker.cli.duration import DURATION
 from ratelimit_worker.config import read_settings
+from ratelimit_worker.contracts.rollup import Cell, CellKey, Series
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.policy.timeout import Latencies, Sample, learn
 from ratelimit_worker.reports import doctor, words
@@ -27,7 +28,6 @@ from ratelimit_worker.reports.stats import Stats
 from ratelimit_worker.reports.tables import mode_line, stats_tables
 from ratelimit_worker.stores.live import Server
 from ratelimit_worker.stores.migrations import HEAD
-from ratelimit_worker.stores.queries import Sums
 
 SERVER = Server(
     product="Valkey",
@@ -219,23 +219,27 @@ NASTY = '<script>alert("&")</script>'
 
 def a_report(lane: str = "gpt") -> Stats:
     """Two hours of one lane, and a mode change."""
-    tally = Tally()
-    tally.slice(7_000.0, [Sums(lane, "t", NASTY, Outcome.ANSWERED, None, 3, 6.0, 30, 3)])
-    tally.slice(7_200.0, [Sums(lane, "t", NASTY, Outcome.FAILED, None, 1, 1.0, 0, 0)])
-    tally.slice(8_100.0, [Sums(lane, "t", NASTY, Outcome.ANSWERED, None, 1, 4.0, 10, 1)])
+    tally, series = Tally([7_000.0, 7_200.0, 8_100.0], 900.0), Series(lane, "t", NASTY, "", "")
+    for at_s, cell in (
+        (7_020, Cell(outcomes={"answered": 3}, latency_s=6.0, input_tokens=30, output_tokens=3)),
+        (7_200, Cell(outcomes={"failed": 1})),
+        (8_100, Cell(outcomes={"answered": 1}, latency_s=4.0, input_tokens=10, output_tokens=1)),
+    ):
+        tally.add(CellKey(at_s, series), cell)
     change = ModeChange(
         id="1", lane=lane, from_mode=Mode.NORMAL, to_mode=Mode.HALT, at=7_100.0, cause=NASTY, who="me", reason="so"
     )
     return Stats(
-        schema=1,
+        schema=2,
         since_s=7_000.0,
         until_s=9_000.0,
         slice_s=900.0,
-        one_in=3,
         total=tally.total(),
         lanes=tally.groups("lane"),
         functions=tally.groups("task"),
         contexts=tally.groups("context"),
+        tenants=tally.groups("tenant"),
+        models=tally.groups("model"),
         timeline=tally.timeline(),
         money=Money(),
         modes=(change,),
@@ -262,7 +266,7 @@ def test_json_has_a_kind_and_a_schema() -> None:
     report = json.loads(to_json(a_report()))
     assert (report["kind"], report["schema"], report["generated"]) == (
         "ratelimit-worker.analytics",
-        1,
+        2,
         "1970-01-01T02:30:00+00:00",
     )
     assert (report["now"]["lanes"][0]["gate_s"], report["now"]["lanes"][0]["allowed_per_min"]) == (None, 0.0)
@@ -281,7 +285,6 @@ def test_tables_of_a_report() -> None:
     """Modes are told with who and why."""
     told = stats_tables(a_report())
     assert "gpt: NORMAL -> HALT by me" in told
-    assert "one attempt in 3" in told
     assert mode_line(a_report().modes[0]).endswith("; so")
 
 
@@ -295,7 +298,7 @@ def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_report(a_report(), tmp_path / "none" / "report.json")
     assert path.read_text() == "old"
     write_report(a_report(), path)
-    assert json.loads(path.read_text())["schema"] == 1
+    assert json.loads(path.read_text())["schema"] == 2
     assert [one.name for one in tmp_path.iterdir()] == ["report.json"]
     with pytest.raises(BadInput):
         export(None, tmp_path / "report.txt")  # type: ignore[arg-type]  # refused before it is asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from statistics import median
 
 import pytest
@@ -22,8 +23,9 @@ from tests.properties import share
 FIELDS: dict[str, float | str] = {"schema": 1, "p1": 5.0, "d1": 10.0, "g1": 0.0, "p2": 900.0, "d2": 2_000.0}
 
 
+@cache
 def run(name: str, seed: int, tune_every_s: float = 0.1) -> tuple[float, float, Result]:
-    """A named scenario → (share of the oracle, 429s among the requests, all that happened)."""
+    """A named scenario → (share of the oracle, 429s among the requests, all that happened); run once for all tests."""
     case = CASES[name].seeded(seed)
     result = Laboratory(case.provider, jobs_of(case), seed=seed, tune_every_s=tune_every_s).run(case.horizon_s + 2)
     mean = case.mean()
@@ -108,7 +110,7 @@ def test_batches_of_a_tenth_of_a_second_cost_little(name: str) -> None:
 
 def test_equal_runs_are_equal() -> None:
     """The same seed gives the same run, to the last arrival."""
-    assert run("brownout", 4)[2] == run("brownout", 4)[2]
+    assert run.__wrapped__("brownout", 4)[2] == run.__wrapped__("brownout", 4)[2]
 
 
 # ── the model of the scripts ───────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,168 @@
+"""What do roll-ups cost, and what do they save? `python -m benchmarks.record [--attempts 1000000] [--url URL]`.
+
+Writes attempts of 30 days into a new database (SQLite in a temporary folder; `--url postgresql://…`: an empty database
+there), in batches as the recorder does, and then asks for figures and cleans up. Each figure stands beside its goal.
+Speed is processor time (user + system) of the process that is measured, so that what else runs here matters little;
+delays are by the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ratelimit_worker.calls import Attempt, Category, Outcome
+from ratelimit_worker.stores.tracker import Tracker, engine_for
+
+BATCH, DAY_S = 1_000, 86_400.0
+GOAL_ROWS_PER_S, GOAL_TIMES, GOAL_STATS_S, GOAL_ANALYTICS_S, GOAL_DELAY_S = 5_000, 10, 0.3, 3.0, 0.5
+
+
+def attempts(mark: str, count: int, now_s: float, days: float) -> Iterator[list[Attempt]]:
+    """Batches of attempts, oldest first: 3 lanes, 5 functions, 2 tenants, 30 series in all; one call in ten fails
+    once first."""
+    drawn, batch = random.Random(11), list[Attempt]()
+    for number in range(count):
+        at_s = now_s - days * DAY_S * (1 - number / count)
+        again = number % 10 == 1
+        failed = number % 10 == 0
+        took_s = drawn.lognormvariate(0.5, 0.7)
+        kind = number // 10 % 6
+        batch.append(
+            Attempt(
+                call_id=f"{mark}{number - again:032x}",
+                number=2 if again else 1,
+                lane=f"openai:model-{kind % 3}",
+                task=f"app.function_{number // 60 % 5}",
+                context="code" if kind % 2 else "chat",
+                tenant=f"team-{kind // 3}",
+                outcome=Outcome.RETRIED if failed else Outcome.ANSWERED,
+                category=Category.SERVER_ERROR if failed else None,
+                started_at=at_s - took_s,
+                finished_at=at_s,
+                waited_s=drawn.expovariate(0.5),
+                queue="celery",
+                provider="openai",
+                model=f"model-{kind % 3}",
+                input_tokens=None if failed else drawn.randrange(2_000),
+                output_tokens=None if failed else drawn.randrange(1, 500),
+                worker="w@host",
+            )
+        )
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def told(what: str, figure: float, unit: str, goal: float, *, at_least: bool = False) -> None:
+    """A line: figure, goal and whether it is kept."""
+    kept = figure >= goal if at_least else figure <= goal
+    sign = "≥" if at_least else "≤"
+    print(f"{what:<58}{figure:>10,.2f} {unit:<7} goal {sign} {goal:,.2f}  {'kept' if kept else 'MISSED'}", flush=True)
+
+
+def write(tracker: Tracker, mark: str, count: int, now_s: float, days: float) -> float:
+    """Record them → rows a second of processor time, making them not counted."""
+    spent, rows = 0.0, 0
+    for batch in attempts(mark, count, now_s, days):
+        began = time.process_time()
+        rows += tracker.record(batch)
+        spent += time.process_time() - began
+    return rows / spent
+
+
+def one_by_one(tracker: Tracker, now_s: float) -> float:
+    """The same with one row a commit → rows a second of processor time."""
+    few = [one for batch in attempts("one", 1_000, now_s, 0.01) for one in batch]
+    began = time.process_time()
+    for number, one in enumerate(few):
+        tracker.record([replace(one, call_id=f"one-{number}", number=1)])
+    return len(few) / (time.process_time() - began)
+
+
+def command_s(url: str, state: Path, *words: str) -> float:
+    """Processor time of a command, seconds: the least of three."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MAISD_", "CELERY_"))}
+    env |= {"MAISD_DATABASE_URL": url, "MAISD_STATE_DIR": str(state), "MAISD_REDIS_URL": "redis://127.0.0.1:1/0"}
+    spent = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(
+            [sys.executable, "-m", "ratelimit_worker", *words], env=env, check=False, capture_output=True, timeout=600
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(spent)
+
+
+def longest_delay_s(write_one: Callable[[int], object], clean: Callable[[], object]) -> tuple[float, float]:
+    """The longest write while a clean-up runs, and how long that takes; seconds by the clock."""
+    over, longest = threading.Event(), [0.0]
+
+    def writes() -> None:
+        number = 0
+        while not over.is_set():
+            began = time.monotonic()
+            write_one(number)
+            longest[0] = max(longest[0], time.monotonic() - began)
+            number += 1
+            time.sleep(0.05)
+
+    writer = threading.Thread(target=writes)
+    writer.start()
+    began = time.monotonic()
+    clean()
+    took_s = time.monotonic() - began
+    over.set()
+    writer.join()
+    return longest[0], took_s
+
+
+def main() -> None:
+    """Measure, and print each figure beside its goal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--attempts", type=int, default=1_000_000)
+    parser.add_argument("--days", type=float, default=30.0)
+    parser.add_argument("--url", help="of an empty database; default: SQLite in a temporary folder")
+    wanted = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="rlw-record-") as folder:
+        url = wanted.url or f"sqlite:///{folder}/tracking.db"
+        tracker, now_s = Tracker(engine_for(url)), time.time()
+        tracker.open()
+        print(f"{wanted.attempts:,} attempts of {wanted.days:g} days; load {os.getloadavg()[0]:.1f}")
+        singly = one_by_one(tracker, now_s)
+        busy = write(Tracker(engine_for(url)), "busy", min(50_000, wanted.attempts), now_s, 50_000 / 86_400_000)
+        told("recorder, busy: rows a second of processor time", busy, "rows", GOAL_ROWS_PER_S, at_least=True)
+        told("... of those with one row a commit", busy / singly, "times", GOAL_TIMES, at_least=True)
+        sparse = write(tracker, "", wanted.attempts, now_s - 60, wanted.days)
+        told("recorder, a minute's calls spread over all series", sparse, "rows", GOAL_ROWS_PER_S, at_least=True)
+        state = Path(folder)
+        start = command_s(url, state, "stats", "--window", "1s")
+        hour = command_s(url, state, "stats", "--window", "1h")
+        month = command_s(url, state, "analytics", "--since", "30d", "-o", str(state / "report.json"))
+        print(f"{'stats --window 1s: start-up and an empty window':<58}{start:>10.2f} s")
+        told("stats --window 1h, beyond that", hour - start, "s", GOAL_STATS_S)
+        told("analytics --since 30d, beyond that", month - start, "s", GOAL_ANALYTICS_S)
+        one = next(attempts("late", 1, now_s, 0.01))[0]
+        delay_s, took_s = longest_delay_s(
+            lambda number: tracker.record([replace(one, call_id=f"late-{number}")]),
+            lambda: Tracker(engine_for(url)).purge(wanted.days / 2 * DAY_S, now_s),
+        )
+        print(f"{'clean-up of half of them':<58}{took_s:>10.2f} s")
+        told("longest write while it runs", delay_s, "s", GOAL_DELAY_S)
+
+
+if __name__ == "__main__":
+    main()
