@@ -214,7 +214,7 @@ def main(requests: int, script_requests: int, seeds: int) -> int:
         missed += times < kind.goal
         print(
             f"| {kind.name} | {before:.1%} | {after:.1%} | {times:.2f} "
-            f"| {kind.goal}{'' if times >= kind.goal else ' **missed**'} |",
+            f"| {kind.goal}{'' if times >= kind.goal else ' **MISSED**'} |",
             flush=True,
         )
     one = trace(KINDS[0], script_requests)
