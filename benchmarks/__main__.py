@@ -47,6 +47,7 @@ ALL = (
     Benchmark("record"),
     Benchmark("trends", quiet=False),
     Benchmark("ledger", quiet=False),
+    Benchmark("kept_answers", quiet=False),
     Benchmark("big_file", ("300000", "288000")),
 )
 

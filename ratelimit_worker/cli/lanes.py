@@ -6,7 +6,7 @@ import click
 
 from ratelimit_worker.cli.lane_name import LANE
 from ratelimit_worker.cli.named import of_app
-from ratelimit_worker.cli.terminal import say
+from ratelimit_worker.cli.terminal import columns, say
 
 
 @click.command()
@@ -30,7 +30,7 @@ def lanes(form: str, names: tuple[str, ...], find: str, verbose: bool) -> None:
     if form == "json":
         say(as_json(as_builtins(state)["lanes"]))
     elif state.lanes:
-        say(lanes_table(state))
+        say(lanes_table(state, columns()))
     elif find:
         say(f"no lane has {find!r} in its name", err=True)
     else:

@@ -15,7 +15,7 @@ import click
 from ratelimit_worker.cli.duration import MOST_S
 from ratelimit_worker.cli.lane_name import LANE
 from ratelimit_worker.cli.named import of_app
-from ratelimit_worker.cli.terminal import asks, say
+from ratelimit_worker.cli.terminal import asks, columns, say
 from ratelimit_worker.person import this_person
 from ratelimit_worker.plain_text import one_line
 
@@ -151,6 +151,8 @@ def _time(at: float) -> str:
 
 
 def _table(changes: Sequence[ModeChange]) -> str:
+    from ratelimit_worker.reports.words import table
+
     head = ("at", "lane", "from", "to", "who", "cause", "reason", "until")
     rows = [
         (
@@ -165,10 +167,7 @@ def _table(changes: Sequence[ModeChange]) -> str:
         )
         for change in changes
     ]
-    cells = [tuple(map(one_line, row)) for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
-    return "\n".join(line.rstrip() for line in lines)
+    return table(head, rows, columns(), texts=len(head))
 
 
 def _json(changes: Sequence[ModeChange]) -> str:

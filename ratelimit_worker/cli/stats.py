@@ -9,7 +9,7 @@ import click
 
 from ratelimit_worker.cli.duration import DURATION
 from ratelimit_worker.cli.named import of_app
-from ratelimit_worker.cli.terminal import say
+from ratelimit_worker.cli.terminal import columns, say
 
 if TYPE_CHECKING:
     from ratelimit_worker.reports.stats import Stats
@@ -70,7 +70,7 @@ def _show(found: Stats, form: str, by: str) -> None:
     from ratelimit_worker.reports.words import as_json
 
     if form == "table":
-        say(stats_tables(found))
+        say(stats_tables(found, columns()))
     elif form == "json":
         say(as_json(as_builtins(found)))
     else:

@@ -6,7 +6,7 @@ import click
 
 from ratelimit_worker.cli.lane_name import LANE
 from ratelimit_worker.cli.named import of_app
-from ratelimit_worker.cli.terminal import say
+from ratelimit_worker.cli.terminal import columns, say
 
 _EXIT_SICK = 3
 _LADDER = ("normal", "reduced", "emergency", "halt")
@@ -40,7 +40,7 @@ def status(
 
     with open_sources() as opened:
         state, missing = look(opened.sources, None if verbose else MOST_LANES, lanes or None, find=find)
-    say(as_json(as_builtins(state)) if form == "json" else status_table(state))
+    say(as_json(as_builtins(state)) if form == "json" else status_table(state, columns()))
     for says in missing:
         say(f"Note: {says}", err=True)
     if fail_on is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,11 @@ def say(text: str, *, err: bool = False, nl: bool = True, file: Any = None) -> N
         file: Another stream than these.
     """
     click.echo(shown(text), err=err, nl=nl, file=file)
+
+
+def columns() -> int | None:
+    """Of the terminal that is printed to; None: it is a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
 
 
 def asks(question: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

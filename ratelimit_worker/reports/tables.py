@@ -1,4 +1,7 @@
-"""How do figures look in a terminal? Tables of 80 columns, without colour: they read the same in a file."""
+"""How do figures look in a terminal? Tables without colour: they read the same in a file, where no line is folded.
+
+`width` is the columns of the terminal; None: it is a file or a pipe.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ _MOST_ROWS = 20
 _BARS = "·▁▂▃▄▅▆▇█"
 
 
-def status_table(state: ClusterState) -> str:
+def status_table(state: ClusterState, width: int | None = None) -> str:
     """Every lane in a line, and who works for them."""
     if not state.lanes:
         return f"no lane is known yet\n{workers_line(state)}"
@@ -47,9 +50,9 @@ def status_table(state: ClusterState) -> str:
         for lane in state.lanes
     ]
     heads = ("lane", "mode", "allowed", "used", "429s", "wait", "run", "oldest", "wrk/slots")
-    notes = lane_notes(state)
+    notes = lane_notes(state, width)
     said = "\n" + "\n".join([*notes, *left_out(state)]) if notes or state.left_out else ""
-    return f"{table(heads, rows)}{said}\n\nused and 429s: in the last minute. {workers_line(state)}"
+    return f"{table(heads, rows, width)}{said}\n\nused and 429s: in the last minute. {workers_line(state)}"
 
 
 def left_out(state: ClusterState) -> list[str]:
@@ -61,14 +64,14 @@ def left_out(state: ClusterState) -> list[str]:
     return [f"{more}; --find TEXT looks for some, --verbose shows them"]
 
 
-def lane_notes(state: ClusterState) -> list[str]:
+def lane_notes(state: ClusterState, width: int | None = None) -> list[str]:
     """A line for each lane whose mode is not NORMAL alone, or of which something holds the next call back."""
     said = []
     for lane in state.lanes:
         mode, held = str(lane.mode_now), lane.held_by(state.at_s)
         if mode != Mode.NORMAL or held:
-            note = f"{lane.lane}: {mode}{f'; next call held by {held}' if held else ''}"
-            said.append(textwrap.fill(note, 80, initial_indent="  ", subsequent_indent="    "))
+            note = f"  {lane.lane}: {mode}{f'; next call held by {held}' if held else ''}"
+            said.append(note if width is None else textwrap.fill(note, width, subsequent_indent="    "))
     return said
 
 
@@ -82,7 +85,7 @@ def workers_line(state: ClusterState) -> str:
     return "\n".join(lines)
 
 
-def lanes_table(state: ClusterState) -> str:
+def lanes_table(state: ClusterState, width: int | None = None) -> str:
     """What each lane was told and has learned."""
     rows: list[tuple[str, ...]] = []
     for lane in state.lanes:
@@ -105,7 +108,7 @@ def lanes_table(state: ClusterState) -> str:
     beside = [", ".join(_beside(lane.limits)) or "-" for lane in state.lanes]
     if not set(beside) <= {"-"}:
         heads, rows = (*heads, "beside"), [(*row, also) for row, also in zip(rows, beside, strict=True)]
-    return "\n".join((table(heads, rows), *lane_notes(state), *left_out(state)))
+    return "\n".join((table(heads, rows, width), *lane_notes(state, width), *left_out(state)))
 
 
 def _at_once(lane: LaneState) -> str:
@@ -138,7 +141,7 @@ def limits_line(limits: LaneLimits) -> str:
     return ", ".join([*(told or ["no limit told"]), kind])
 
 
-def stats_tables(stats: Stats) -> str:
+def stats_tables(stats: Stats, width: int | None = None) -> str:
     """Totals, lanes, functions, contexts, errors, volume over time and modes."""
     total = stats.total
     parts = [
@@ -168,20 +171,20 @@ def stats_tables(stats: Stats) -> str:
         over_time = _bars([point.attempts for point in stats.timeline])
         parts.append(f"attempts over time, {seconds(stats.slice_s)} each\n{over_time}")
     parts += [
-        _groups(what, groups)
+        _groups(what, groups, width)
         for what, groups in (("lane", stats.lanes), ("function", stats.functions), ("context", stats.contexts))
         if groups
     ]
-    parts += [_spenders(what, of) for what, of in _by_spender(stats.money) if of]
+    parts += [_spenders(what, of, width) for what, of in _by_spender(stats.money) if of]
     for what, groups in (("lane", stats.lanes), ("function", stats.functions)):
-        if retried := _retries(what, groups):
+        if retried := _retries(what, groups, width):
             parts.append(retried)
     if total.categories:
-        parts.append(table(("not answered", "attempts"), [(k, count(v)) for k, v in total.categories.items()]))
+        parts.append(table(("not answered", "attempts"), [(k, count(v)) for k, v in total.categories.items()], width))
     if stats.modes:
         parts.append("modes\n" + "\n".join(mode_line(change) for change in stats.modes[-_MOST_ROWS:]))
     if stats.now is not None and stats.now.lanes:
-        parts.append("now\n" + status_table(stats.now))
+        parts.append("now\n" + status_table(stats.now, width))
     return "\n\n".join(parts)
 
 
@@ -192,7 +195,7 @@ def mode_line(change: ModeChange) -> str:
     return f"{clock(change.at)}  {one_line(said)}"
 
 
-def _groups(what: str, groups: Sequence[Group]) -> str:
+def _groups(what: str, groups: Sequence[Group], width: int | None) -> str:
     rows = []
     for group in groups[:_MOST_ROWS]:
         figures = group.figures
@@ -210,7 +213,7 @@ def _groups(what: str, groups: Sequence[Group]) -> str:
             )
         )
     more = f"\n… and {len(groups) - _MOST_ROWS} more" if len(groups) > _MOST_ROWS else ""
-    return table((what, "calls", "failed", "errors", "snoozed", "p50", "p95", "wait50", "wait95"), rows) + more
+    return table((what, "calls", "failed", "errors", "snoozed", "p50", "p95", "wait50", "wait95"), rows, width) + more
 
 
 def _money_lines(money: Money) -> list[str]:
@@ -239,7 +242,7 @@ def _by_spender(money: Money) -> list[tuple[str, Sequence[Spender]]]:
     return [(what, of) for what, of in kinds if money.is_known and (len(of) > 1 or what == "model")]
 
 
-def _spenders(what: str, of: Sequence[Spender]) -> str:
+def _spenders(what: str, of: Sequence[Spender], width: int | None) -> str:
     rows = [
         (
             one.name or "(none)",
@@ -253,10 +256,10 @@ def _spenders(what: str, of: Sequence[Spender]) -> str:
         for one in of[:_MOST_ROWS]
     ]
     more = f"\n… and {len(of) - _MOST_ROWS} more" if len(of) > _MOST_ROWS else ""
-    return table((f"{what}: spent", "cost", "no answer", "saved by cache", "attempts"), rows) + more
+    return table((f"{what}: spent", "cost", "no answer", "saved by cache", "attempts"), rows, width) + more
 
 
-def _retries(what: str, groups: Sequence[Group]) -> str:
+def _retries(what: str, groups: Sequence[Group], width: int | None) -> str:
     """What came of failures, and which they were: the groups that had any."""
     met = [group for group in groups if group.figures.categories]
     if not met:
@@ -278,7 +281,8 @@ def _retries(what: str, groups: Sequence[Group]) -> str:
         for group in met[:_MOST_ROWS]
         for category, attempts in group.figures.categories.items()
     ]
-    return f"{table(heads, rows)}\n\n{table((f'{what}: not answered', 'category', 'attempts'), kinds)}"
+    of_kinds = table((f"{what}: not answered", "category", "attempts"), kinds, width)
+    return f"{table(heads, rows, width)}\n\n{of_kinds}"
 
 
 def _mode(lane: LaneState) -> str:

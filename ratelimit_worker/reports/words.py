@@ -1,4 +1,4 @@
-"""How are numbers written for people? With units, short, and so that columns line up in 80 characters."""
+"""How are numbers written for people? With units, short, and so that columns line up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # `classify` writes words where no Redis client is installed
     from ratelimit_worker.stores.overdue import OverdueCall
 
 UNKNOWN = "-"
-_WIDTH = 80
+_LEAST_FOLDED = 12  #: columns that a name has, however narrow the terminal
 
 
 def seconds(value_s: float | None) -> str:
@@ -76,23 +76,52 @@ def as_json(value: Any) -> str:
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int = _WIDTH) -> str:
-    """Columns two spaces apart: the first to the left, the others to the right.
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None, texts: int = 1) -> str:
+    """Columns two spaces apart: the first `texts` to the left, the others to the right. Nothing is ever cut.
 
-    Where not all fits `width`, the first loses its beginning: names differ at their end.
-
-    Letters are counted, not columns of a terminal: names in wide scripts may push a line.
+    Args:
+        width: Columns of the terminal: where a line is longer, names go on in the next. None: lines are as long as they
+            are, for files and pipes.
     """
-    rows = [tuple(map(one_line, row)) for row in rows]
-    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
-    others = sum(widths[1:]) + 2 * (len(heads) - 1)
-    widths[0] = min(widths[0], max(8, width - others))
-    lines = []
-    for row in (heads, *rows):
-        first = row[0] if len(row[0]) <= widths[0] else "…" + row[0][1 - widths[0] :]
-        cells = [first.ljust(widths[0]), *(cell.rjust(wide) for cell, wide in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    lines = [tuple(map(one_line, row)) for row in (heads, *rows)]
+    widths = [max(map(_columns, column)) for column in zip(*lines, strict=True)]
+    if width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
+        return _folded(lines, widths, width, texts)
+
+    def cell(text: str, at: int) -> str:
+        room = " " * (widths[at] - _columns(text))
+        return text + room if at < texts else room + text
+
+    return "\n".join("  ".join(cell(text, at) for at, text in enumerate(row)).rstrip() for row in lines)
+
+
+def _columns(text: str) -> int:
+    """Columns that a text takes in a terminal."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _folded(lines: Sequence[Sequence[str]], widths: Sequence[int], width: int, texts: int) -> str:
+    """As `table`: texts are folded so that figures keep their columns, unless these alone do not fit."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    figures = sum(widths[texts:]) + 2 * (len(widths) - 1)
+    least = figures + sum(min(wide, _LEAST_FOLDED) for wide in widths[:texts])
+    grid = Table.grid(padding=(0, 2))
+    for at in range(len(widths)):
+        is_text = at < texts
+        grid.add_column(justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
+    for row in lines:
+        grid.add_row(*map(Text, row))
+    console = Console(width=max(width, least), color_system=None, force_terminal=False, legacy_windows=False)
+    with console.capture() as printed:
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in printed.get().splitlines())
 
 
 def unknown_task(task: str, queue: str) -> str:

@@ -77,7 +77,7 @@ def test_a_lane_as_it_stands(lanes: Lanes, redis_client: redis.Redis) -> None:
     assert 0 <= lane.oldest_age_s < 60, "seconds, not µs, and since it came"
     assert (lane.workers, lane.slots, state.workers, state.slots) == (1, 2, 1, 2)
     assert lane.sent == 1
-    table = status_table(state)
+    table = status_table(state, 80)
     assert all(len(line) <= 80 for line in table.splitlines())
     assert "gpt" in lanes_table(state)
 

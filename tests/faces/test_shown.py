@@ -94,7 +94,7 @@ def page(state: LaneState) -> str:
 
 
 FACES: dict[str, Callable[[LaneState], str]] = {
-    "status": lambda lane: status_table(replace(CLUSTER, lanes=(lane,))),
+    "status": lambda lane: status_table(replace(CLUSTER, lanes=(lane,)), 80),
     "lanes": lambda lane: lanes_table(replace(CLUSTER, lanes=(lane,))),
     "doctor": lambda lane: "\n".join(one.says for one in doctor.judge_lanes(replace(CLUSTER, lanes=(lane,)))),
     "report": lambda lane: html._now((lane,)),

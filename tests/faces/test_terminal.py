@@ -7,6 +7,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from redis import Redis
 from ratelimit_worker.cli import COMMANDS, main
 from ratelimit_worker.cli.examples import EXAMPLES
 from ratelimit_worker.stores.lanes import Lanes
-from tests.builders import clean_environment
+from tests.builders import clean_environment, entry
 
 NAMES = ("openai:gpt-4o", "openai:o3", "anthropic")
 
@@ -168,3 +169,26 @@ def test_health_is_a_beat_of_this_machine(address: str, tmp_path: Path, redis_cl
     assert health("--worker", "gone@elsewhere") == 1
     environment["MAISD_REDIS_URL"] = "redis://127.0.0.1:1/0"
     assert health() == 69
+
+
+def test_a_narrow_terminal_folds_names_and_a_pipe_does_not(address: str, tmp_path: Path, redis_client: Redis) -> None:
+    """Whole in both, and found by `grep` in a pipe."""
+    name = "provider:" + "x" * 100 + ":end"
+    Lanes(redis_client).enqueue(entry("c", lane=name))
+    environment = clean_environment(MAISD_REDIS_URL=address, MAISD_STATE_DIR=str(tmp_path))
+    command = [sys.executable, "-m", "ratelimit_worker", "lanes"]
+    piped = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300).stdout
+    assert [line.split()[0] for line in piped.splitlines() if ":end" in line][:1] == [name], "then its mode, in words"
+    parent, child = os.openpty()
+    try:
+        termios.tcsetwinsize(child, (24, 90))
+        done = subprocess.run(
+            command, env=environment, stdin=child, stdout=child, stderr=subprocess.PIPE, check=True, timeout=300
+        )
+        assert done.stderr == b""
+        lines = os.read(parent, 65_536).decode().splitlines()
+    finally:
+        os.close(parent)
+        os.close(child)
+    assert max(map(len, lines)) <= 90
+    assert name in "".join(line.split()[0] for line in lines if line.split() and line.split()[0] != "lane")

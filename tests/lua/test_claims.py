@@ -602,6 +602,28 @@ def test_two_at_once_are_one_request(tasks: ModuleType, running: Fleet) -> None:
 
 
 @pytest.mark.worker
+def test_a_large_answer_is_kept_packed_and_comes_back_whole(tasks: ModuleType, running: Fleet) -> None:
+    """At once, and by way of a worker to what follows in a chain; with what it cost in its place among those kept."""
+    text = "A long answer, in the end. " * 1000
+    first = tasks.shared.apply_async((text,), lane="large").get(timeout=WAIT_S)
+    (kept,) = [
+        name
+        for name in running.valkey.client.scan_iter(keys.cache("*"))
+        if running.valkey.client.type(name) == b"hash" and running.valkey.client.hexists(name, "packed")
+    ]
+    stored: Any = running.valkey.client.hgetall(kept)
+    assert len(stored[b"packed"]) < len(text) / 10
+    assert float(stored[b"worth"]) > 0
+    again = tasks.shared.apply_async((text,), lane="large")
+    assert again.state == "SUCCESS"
+    assert again.get(timeout=WAIT_S) == first
+    linked = chain(tasks.shared.s(text).set(lane="large"), tasks.echo.s()).apply_async()
+    assert linked.get(timeout=WAIT_S) == first
+    assert tasks.shared.AsyncResult(linked.parent.id).get(timeout=WAIT_S) == first
+    assert runs(running, text) == 1
+
+
+@pytest.mark.worker
 def test_a_truncated_answer_is_its_callers_alone(tasks: ModuleType, running: Fleet) -> None:
     """Asked again, it is made again; a whole one is not, nor where the task or the call wants it so."""
     for reason, options, made in (

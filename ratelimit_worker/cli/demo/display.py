@@ -1,4 +1,4 @@
-"""How does the demo look while it runs? A panel where there is a terminal and rich is installed, else plain lines."""
+"""How does the demo look while it runs? A panel where there is a terminal, else plain lines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -59,7 +58,7 @@ class Display:
         self._counted = (0, 0)  #: second, requests by then
 
     def __enter__(self) -> Self:
-        if self._progress.live and find_spec("rich") is not None:
+        if self._progress.live:
             from rich.console import Console
             from rich.live import Live
 
