@@ -18,11 +18,10 @@ from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.deployment import remember
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.flow.call import enqueue
-from ratelimit_worker.inprocess.limiter import AdvancedRateLimiter
+from ratelimit_worker.policy import choices
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.rules import Rule
-from ratelimit_worker.providers.watch import watch_all
-from ratelimit_worker.worker import control, log_lines
+from ratelimit_worker.worker import control, log_lines, own_options
 from ratelimit_worker.worker.backend import BACKENDS, backend_url
 from ratelimit_worker.worker.first_look import one_line_to_celery
 from ratelimit_worker.worker.installed import (
@@ -55,6 +54,8 @@ def install(app: Celery, settings: Settings | None = None, *, watch: bool = Fals
         ConfigurationError: the app's broker is not one Redis, or a setting is wrong.
     """
     if watch:
+        from ratelimit_worker.providers.watch import watch_all
+
         watch_all()
     with one_line_to_celery():
         return _install(app, settings or read_settings())
@@ -149,6 +150,8 @@ def _eagerly(installation: Installation) -> Eagerly:
         rule: Rule | None,
     ) -> Any:
         live = installation.services()
+        from ratelimit_worker.inprocess.limiter import AdvancedRateLimiter
+
         limiter: AdvancedRateLimiter = live.once("eager", lambda: AdvancedRateLimiter(live))
         if not live.redis_url or not limiter.is_enabled():
             return function(*args, **kwargs)
@@ -201,6 +204,11 @@ def llm_task(
     shed_below: str | None = None,
     timeout_s: float | None = None,
     classify: Rule | None = None,
+    version: str | int = "",
+    ignore: Sequence[str] = (),
+    namespace: str | None = None,
+    share_across_tenants: bool = False,
+    on_leader_failure: str = "share",
     app: Celery | None = None,
     **options: Any,
 ) -> Any:
@@ -223,6 +231,12 @@ def llm_task(
         timeout_s: Seconds that one attempt may take. Built-in providers obey; a client of your own is told by
             `ratelimit_worker.timeout_s()`. None: `timeout_s` of the lane, `MAISD_TIMEOUT_SECONDS`, or what is learned.
         classify: Told what the task raised: its `Category`, a whole `Failure`, or None, and our own rules hold.
+        version: Of the function or its prompt: answers of another version are not found.
+        ignore: Names of arguments that change no answer (`trace_id`): calls that differ in nothing else are the same.
+        namespace: Only calls of the same one share answers; None: those of the same tenant.
+        share_across_tenants: Whether calls of all tenants share answers, where no `namespace` is named.
+        on_leader_failure: What becomes of calls that wait for the answer of one that fails: "share" its error, or
+            "retry": the first of them asks, and the others wait for that one.
     Raises:
         BadInput: a name, a class or a number that cannot be.
     """
@@ -235,7 +249,10 @@ def llm_task(
         "shed_below": shed_below,
         "timeout_s": timeout_s,
     }
-    enqueue.check(enqueue.Said(tags=tags, priority=priority, **said), cache_ttl)
+    enqueue.check(enqueue.Said(tags=tags, priority=priority, namespace=namespace, **said), cache_ttl)
+    shares: dict[str, Any] = {"cache_version": str(version), "cache_namespace": namespace}
+    shares |= {"cache_ignores": tuple(choices.names("ignore", ignore)), "share_across_tenants": share_across_tenants}
+    shares["on_leader_failure"] = enqueue.leader_failure(on_leader_failure)
 
     def decorate(run: Callable[P, R]) -> Any:
         own: dict[str, Any] = {
@@ -247,16 +264,20 @@ def llm_task(
             "cache": cache,
             "cache_ttl": cache_ttl,
             "cache_incomplete": cache_incomplete,
+            **shares,
             "classify": staticmethod(classify) if classify is not None else None,
         }
+        own_options.check_ignored(run, ignore)
         mine = said | own | options
-        if mine.get("rate_limit"):
-            raise ConfigurationError(
-                f"rate_limit={mine['rate_limit']!r}: a call is paced by its lane; give the lane an `rpm`"
-            )
+        _check_paced_by_lane(mine.get("rate_limit"))
         return app.task(**{**mine, "base": base_for(app, mine["base"])})(run) if app is not None else _shared(run, mine)
 
     return decorate(function) if function is not None else decorate
+
+
+def _check_paced_by_lane(rate_limit: Any) -> None:
+    if rate_limit:
+        raise ConfigurationError(f"rate_limit={rate_limit!r}: a call is paced by its lane; give the lane an `rpm`")
 
 
 def _shared(run: Callable[..., Any], options: dict[str, Any]) -> Any:

@@ -236,6 +236,16 @@ def sent_with(where: str, table: Mapping[str, Any]) -> SentWith:
     return SentWith(headers={name.lower(): value for name, value in headers.items()}, query=dict(query))
 
 
+def _seconds_by_name(text: str) -> Mapping[str, float]:
+    """Times to live by context, from JSON or a TOML file."""
+    found = {}
+    for name, seconds in _tables(text).items():
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= MOST_TTL_S:
+            raise ValueError(f"{name!r}: use a number of seconds from 0 to {MOST_TTL_S:,}")
+        found[str(name)] = float(seconds)
+    return found
+
+
 def _lanes(text: str) -> Mapping[str, LaneLimits]:
     """Lane limits from JSON, or from a TOML file named by its path."""
     raw = _tables(text)
@@ -351,6 +361,7 @@ class Settings:
     cache_size_mb: float = _setting(100.0, _number(0))
     max_cache_entries: int = _setting(1000, _whole(0))
     cache_ttl_seconds: float = _setting(3600.0, _number(0, MOST_TTL_S))
+    cache_ttl_by_context: Mapping[str, float] = _setting({}, _seconds_by_name)
     dedup_window_seconds: float = _setting(1.0, _number(0, MOST_TTL_S))
 
     emergency_error_rate_threshold: float = _setting(30.0, _number(0, 100))

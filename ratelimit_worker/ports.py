@@ -169,11 +169,12 @@ class Begun:
     number: int = 0
     deadline_s: float = 0.0  #: seconds since the epoch, Redis clock
     waiting_since_s: float = 0.0
-    now_s: float = 0.0  #: Redis clock
+    now_s: float = 0.0  #: Redis clock, when it is sent: after `pause_s`
     failed: Failure | None = None  #: what sent it back to its lane last; told where the state is expired
     ticket: bytes = b""  #: the call's place in the order of sending, to be handed back with the observation
     failing: Failing | None = None  #: its sick answers in a row so far; None: its last attempt was none
     lost: int = 0  #: attempts at it that ended with their worker: no row tells of them
+    pause_s: float = 0.0  #: to wait before it is sent, so that starts keep the pace too; some ms at most
 
 
 @dataclass(frozen=True, slots=True)

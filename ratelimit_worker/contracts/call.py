@@ -40,6 +40,9 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     func: str = ""
     stale_ttl_s: float = 0.0  #: so long beyond `ttl_s`, for a lane in EMERGENCY or HALT
     answer: str = ""  #: the kept one, which the scripts had packed and the caller has unpacked
+    refresh: bool = False  #: no kept answer will do
+    stores: bool = True  #: its own is kept
+    heirs_ask: bool = False  #: where it fails, its first follower asks, and the others follow that one
 
     @classmethod
     def of(cls, plan: Plan, func: str, *, at_once: bool) -> Claim | None:
@@ -64,6 +67,9 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
             tags=plan.tags,
             func=func,
             stale_ttl_s=sharing.stale_ttl_s,
+            refresh=sharing.refresh,
+            stores=sharing.stores,
+            heirs_ask=sharing.heirs_ask,
         )
 
     def packed(self) -> bytes:
@@ -82,6 +88,9 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
                 self.func,
                 int(self.stale_ttl_s * 1000),
                 self.answer,
+                int(self.refresh),
+                int(not self.stores),
+                int(self.heirs_ask),
             ]
         )
 
@@ -268,6 +277,9 @@ class Asked(IntEnum):
     FUNC = 10
     STALE_MS = 11
     ANSWER = 12
+    REFRESH = 13
+    UNKEPT = 14
+    HEIRS = 15
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):

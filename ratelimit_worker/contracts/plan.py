@@ -53,6 +53,10 @@ class Sharing(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     max_bytes: int  #: of all kept answers together
     stale_ttl_s: float = 0.0  #: so long beyond `ttl_s`, for a lane in EMERGENCY or HALT
     keeps_incomplete: bool = False  #: an answer that was truncated, refused or filtered is kept too
+    refresh: bool = False  #: it asks anew though an answer is kept, which its own takes the place of
+    stores: bool = True  #: its answer is kept
+    heirs_ask: bool = False  #: where it fails, those that follow it ask for themselves, and do not fail with it
+    namespace: str | None = None  #: only calls of the same share answers; None: of its tenant
 
 
 class Continuation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -132,8 +136,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             header["join"] = sharing.join
             header["cache_entries"] = sharing.max_entries
             header["cache_bytes"] = sharing.max_bytes
-            if sharing.keeps_incomplete:
-                header["short"] = True
+            _put_choices(header, sharing)
         if self.shedding is not None:
             header["sheds"] = self.shedding.value
         if self.sender is not Sender.BY_NAME:
@@ -204,7 +207,7 @@ NAMES = frozenset(
     {
         *("v", "lane", "tenant", "weight", "class", "cost", "deadline", "context", "tags", "pub"),
         *("max_waiting", "max_bytes", "size", "timeout", "ttl", "stale", "join", "cache_entries", "cache_bytes"),
-        *("short", "sheds", "at_once", "number", "anew", "again", "tries", "fp"),
+        *("short", "sheds", "at_once", "number", "anew", "again", "tries", "fp", "fresh", "unkept", "heirs", "ns"),
     }
 )
 
@@ -236,6 +239,20 @@ def _put_continuation(header: dict[str, Any], continuation: Continuation) -> Non
         header["tries"] = continuation.tries
 
 
+def _put_choices(header: dict[str, Any], sharing: Sharing) -> None:
+    """What few calls say of how they share."""
+    if sharing.keeps_incomplete:
+        header["short"] = True
+    if sharing.refresh:
+        header["fresh"] = True
+    if not sharing.stores:
+        header["unkept"] = True
+    if sharing.heirs_ask:
+        header["heirs"] = True
+    if sharing.namespace is not None:
+        header["ns"] = sharing.namespace
+
+
 def _sharing(header: Mapping[str, Any]) -> Sharing:
     return Sharing(
         ttl_s=header["ttl"],
@@ -244,4 +261,8 @@ def _sharing(header: Mapping[str, Any]) -> Sharing:
         max_bytes=header["cache_bytes"],
         stale_ttl_s=header.get("stale") or 0.0,
         keeps_incomplete=bool(header.get("short")),
+        refresh=bool(header.get("fresh")),
+        stores=not header.get("unkept"),
+        heirs_ask=bool(header.get("heirs")),
+        namespace=header.get("ns"),
     )

@@ -211,7 +211,9 @@ class AdvancedRateLimiter:
         )
         fingerprint = None
         if plan.sharing is not None:
-            fingerprint = self._sharing.fingerprint(func, name, lane, how.context, args, kwargs, how.cache_key)
+            fingerprint = self._sharing.fingerprint(
+                func, name, lane, how.context, args, kwargs, how.cache_key, plan.tenant
+            )
             if any(outer.fingerprint == fingerprint for outer in inside.get()):
                 fingerprint = None  # it would wait for itself
         shedding = Shedding.RAISE if plan.shedding is not None else None
@@ -287,7 +289,8 @@ class AdvancedRateLimiter:
             context = options.pop("context")
         how, name, given = Options(context=context, **options), _name_of(func, func_name), dict(kwargs or {})
         settings = self.services.settings
-        found = self._sharing.explain(func, name, _lane_of(func, given, how), context, args, given, how.cache_key)
+        lane, tenant = _lane_of(func, given, how), how.tenant or ""
+        found = self._sharing.explain(func, name, lane, context, args, given, how.cache_key, tenant)
         off = {
             "cache_enabled is false": not how.cache_enabled,
             "MAISD_ENABLE_ADVANCED_RATE_LIMITING is false": not settings.enable_advanced_rate_limiting,

@@ -1,8 +1,8 @@
 """When are two in-process calls the same, and which answers can stand for another? Only plain values travel unchanged.
 
-A call is known by its name for statistics, its lane, its context, the function itself and its arguments; or, where who
-calls knows better, by a `cache_key` in place of the last two. A wrong answer is worse than one request more, so
-arguments that cannot be told apart for certain are not shared:
+A call is known by its name for statistics, its lane, tenant and context, the function itself and its arguments; or,
+where who calls knows better, by a `cache_key` in place of the last two. A wrong answer is worse than one request more,
+so arguments that cannot be told apart for certain are not shared:
 
 | what | counts by |
 |---|---|
@@ -55,11 +55,13 @@ class Sharing:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         cache_key: CacheKey = None,
+        tenant: str = "",
     ) -> str | None:
         """What calls with the same answer have in common; None: this one is its caller's alone.
 
         Args:
             cache_key: As `key_parts`.
+            tenant: Who never gets the answers of another.
         Raises:
             BadInput: `cache_key` is no plain data.
         """
@@ -73,7 +75,7 @@ class Sharing:
             return None
         for path, what in left_out.items():
             self._say(name, f"share answers whatever {path} holds: {what}; cache_key= says otherwise")
-        return _digest(name, lane, context, parts)
+        return _digest(name, lane, context, tenant, parts)
 
     def parts(
         self,
@@ -116,6 +118,7 @@ class Sharing:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         cache_key: CacheKey = None,
+        tenant: str = "",
     ) -> dict[str, Any]:
         """How `fingerprint` decides, as plain values; of what the call holds only a few digits of hashes."""
         left_out: dict[str, str] = {}
@@ -124,11 +127,11 @@ class Sharing:
             parts = self.parts(func, name, args, kwargs, cache_key, left_out)
         except Unshareable as why:
             return {**told, "why": str(why)}
-        counts = {"name": name, "lane": lane, "context": context, **parts}
+        counts = {"name": name, "lane": lane, "context": context, **({"tenant": tenant} if tenant else {}), **parts}
         return {
             **told,
             "shares": True,
-            "key": _digest(name, lane, context, parts),
+            "key": _digest(name, lane, context, tenant, parts),
             "counts": {part: digest(part, "", [value])[:MARK] for part, value in counts.items()},
         }
 
@@ -157,8 +160,9 @@ class Sharing:
             log.info("calls of %s %s", name, why, extra={"func": name, "why": why})
 
 
-def _digest(name: str, lane: str, context: str, parts: Mapping[str, Any]) -> str:
-    return digest(name, lane, ["in process", context, parts])
+def _digest(name: str, lane: str, context: str, tenant: str, parts: Mapping[str, Any]) -> str:
+    # without a tenant as in versions before, whose answers are found on
+    return digest(name, lane, ["in process", context, parts, *([tenant] if tenant else [])])
 
 
 def check_key(cache_key: CacheKey) -> None:

@@ -129,7 +129,8 @@ def shown(name: str, value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Mapping):
-        return json.dumps({of: _told(asdict(limits)) for of, limits in value.items()}) if value else "-"
+        told = {of: one if isinstance(one, float) else _told(asdict(one)) for of, one in value.items()}
+        return json.dumps(told) if told else "-"
     if isinstance(value, float):
         return f"{value:g}"
     if name.upper() in SECRET_NAMES and value:

@@ -15,6 +15,7 @@ The sweep drops lanes whose hash has ended, and after a day those of which nobod
 | `rlw:queues:L` | SET | queues on which calls of L wait | queues; emptied with them |
 | `rlw:wait:N:L:Q` | ZSET ref → tag | calls of one lane that wait on one queue | `MAISD_MAX_WAITING` |
 | `rlw:due:N:L:Q` | ZSET ref → µs | calls of one lane and queue that wait for a time | `MAISD_MAX_WAITING` |
+| `rlw:waiting` | HASH | how many wait on each queue, over all lanes; counted anew every 10 minutes | queues |
 | `rlw:tenants:L` | ZSET class:tenant → finish tag | fair queueing | TTL: 1 hour; tenants ahead of the lane's `v` |
 | `rlw:turns:P` | ZSET lane → start tag | the row of parent P: lanes that wait for it | lanes |
 | `rlw:shares:P` | ZSET lane → finish tag | fair queueing of P's lanes | TTL: 1 hour; lanes ahead of P's `turn` |
@@ -66,6 +67,7 @@ The sweep drops lanes whose hash has ended, and after a day those of which nobod
 | `rlw:fared:N:L` | HASH | of half minute N: attempts of lane L that failed, answers, by function | TTL: 330 s; 2,000 |
 | `rlw:probed:L` | HASH task (or process) → number | last probe of each, while L's provider is away | TTL: 1 hour; 16 |
 | `rlw:pins` | HASH lane (`*`: all) → pin | modes by hand | lanes that are pinned; dropped when the pin ends |
+| `rlw:pins:changes` | STRING | how often these were changed | TTL: 1 day after the last |
 | `rlw:lost` | ZSET id → s | forgotten calls, when a caller was told | TTL: 1 day after the last; 10,000 |
 | `rlw:outbox` | STREAM | outcomes on their way to the tracking database | 5,000,000 |
 | `rlw:database:lost` | HASH | when a tracking database was lost, and how (`at`, `what`) | TTL: 1 day |
@@ -92,6 +94,7 @@ which scripts read too.
 | `rlw:day:N:L` | `requests`, `tokens`: used of the day's quota |
 | `rlw:lent` | `WORKER`: {lane: {queue: calls}}, packed |
 | `rlw:overdue` | `WORKER`: its calls, JSON |
+| `rlw:waiting` | `q:Q`: calls; `at`: when all were counted, µs |
 | `rlw:suspects:at` | `REF`: process, after a ! where it has that for itself |
 | `rlw:call:REF` | `i`: record, packed; `m`: message; `c`: claim, packed; `f`: its sick answers in a row, packed |
 | `rlw:call:REF` | `w`: what failed it last, packed |
@@ -146,6 +149,7 @@ MALFORMED = NAMESPACE + "malformed"
 COUNTERS = NAMESPACE + "counters"
 LANES = NAMESPACE + "lanes"
 PINS = NAMESPACE + "pins"
+PINS_CHANGES = PINS + ":changes"
 USAGE = NAMESPACE + "usage"
 PRICES = NAMESPACE + "prices"
 LATENCIES = NAMESPACE + "latencies"

@@ -125,7 +125,7 @@ class Lanes:
         state, *rest = self.run("begin", (tag, int(lease_s * US), int(alone), process, int(taken)))
         word = state.decode()
         if word == "go":
-            body, tries, number, deadline, accepted, now, ticket, failing, lost = rest
+            body, tries, number, deadline, accepted, now, ticket, failing, lost, pause = rest
             return Begun(
                 state="go",
                 body=body,
@@ -133,10 +133,11 @@ class Lanes:
                 number=number,
                 deadline_s=int(deadline) / US,
                 waiting_since_s=int(accepted) / US,
-                now_s=int(now) / US,
+                now_s=(int(now) + int(pause)) / US,
                 ticket=ticket,
                 failing=_failing(failing),
                 lost=int(lost),
+                pause_s=int(pause) / US,
             )
         if word == "settled":
             return Begun(state=word, answer=rest[0], body=rest[1])

@@ -83,7 +83,8 @@ def library(key_prefix: str = "") -> tuple[str, str]:
         parts += [  # each in a block of its own: Lua takes 200 local names, and lua/shared has most of them
             f"do local function run()\n{text}\nend",
             f"redis.register_function{{function_name = '{own}_{name}'{flags},"
-            f" callback = function(_, args) start(args, {str(name in READS).lower()}) return run() end}} end",
+            f" callback = function(_, args) start(args, {str(name in READS).lower()})"
+            " local answer = run() census.write() return answer end} end",
         ]
     body = "\n".join(parts)
     return own, f"#!lua name={own}\n{body}\n"

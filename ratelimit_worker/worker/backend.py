@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
@@ -425,19 +424,6 @@ def _where_results_are(app: Any, url: str) -> RedisServer:
     return replace(
         found, options={**shared, **own}, sentinel_options=told.get("sentinel_kwargs") or broker.sentinel_options
     )
-
-
-def stored_result(call_id: str, value: Any) -> dict[str, Any]:
-    """What is read of the result of a call that was answered when it was made."""
-    done = datetime.now(UTC).isoformat()
-    return {
-        "task_id": call_id,
-        "status": states.SUCCESS,
-        "result": value,
-        "date_done": done,
-        "traceback": None,
-        "children": [],
-    }
 
 
 def left_by(error: BaseException) -> Reject:

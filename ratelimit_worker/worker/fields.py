@@ -241,6 +241,10 @@ PLAN_MORE: Mapping[str, Row] = {
     "anew": TRUTH,
     "short": TRUTH,
     "fp": TEXT,
+    "fresh": TRUTH,
+    "unkept": TRUTH,
+    "heirs": TRUTH,
+    "ns": TEXT,
 }
 #: Body and headers of a broadcast to the workers' mailbox: kombu's pidbox, which connects anew after an error.
 BROADCAST: Mapping[str, Row] = {

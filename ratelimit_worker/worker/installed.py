@@ -68,6 +68,7 @@ class Asked:
         is_broadcast: Whether an exchange of that name is, by the app's queues, one that sends to everybody.
         refuse: Ends what a message has begun that no worker takes: (lanes, message, why; None: its deadline is over).
         lane_fields: Fields of a lane that is new: lane → set-points.
+        fingerprint: What calls with the same answer have in common: (task name, plan, args, kwargs) as JSON has them.
         result_form: How the result of a call is stored, where it is in the lanes' own Redis and a script can write it:
             (task name, id) → its form; None: its caller stores it.
         eagerly: How a call is made in process (`task_always_eager`).
@@ -79,6 +80,7 @@ class Asked:
     is_broadcast: Callable[[str], bool]
     refuse: Callable[[Lanes, bytes, str | None], None]
     lane_fields: Callable[[str], Fields]
+    fingerprint: Callable[[str, Plan, list[Any], dict[str, Any]], str]
     result_form: Callable[[str, str], ResultForm | None]
     eagerly: Eagerly
 

@@ -10,9 +10,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from typing import Any
 
-from celery import Celery
+from celery import Celery, states
 from celery.backends.base import DisabledBackend
 from celery.exceptions import TimeoutError
 from celery.result import AsyncResult, EagerResult, GroupResult, ResultSet
@@ -144,6 +145,12 @@ class CallResult(_Awaitable, AsyncResult):
             if self.revoked_with_await and not self._cache:
                 await revoke_unawaited(self)
             raise
+
+    def is_known(self, value: Any) -> None:
+        """It is stored, and whoever has this result need not ask Redis for it."""
+        done = datetime.now(UTC).isoformat()
+        more: dict[str, Any] = {"date_done": done, "traceback": None, "children": []}
+        self._maybe_set_cache({"task_id": self.id, "status": states.SUCCESS, "result": value, **more})
 
     def _maybe_reraise_parent_error(self) -> None:
         # Celery's own asks Redis for each step, each second; who waits for a result there is told of them here

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import os
 import random
 import sys
@@ -38,6 +39,7 @@ from ratelimit_worker.contracts.call import ResultForm
 from ratelimit_worker.contracts.lane import Fields
 from ratelimit_worker.contracts.plan import HEADER, Continuation, Plan, Sender, Shedding
 from ratelimit_worker.errors import BadInput, ConfigurationError, StoreUnavailable, TaskAborted
+from ratelimit_worker.fingerprint import ANY, Parameters, fingerprint
 from ratelimit_worker.flow.call import enqueue
 from ratelimit_worker.flow.call.answers import Answers
 from ratelimit_worker.flow.call.conclude import Again, Answered, Facts, GaveUp, PassedOn
@@ -57,14 +59,13 @@ from ratelimit_worker.policy.own_retry import Goes, Stays, Wish
 from ratelimit_worker.policy.retry import RetryPolicy
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.ports import Begun
-from ratelimit_worker.providers import http
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.decide import DECIDE_S, current, deciding
 from ratelimit_worker.stores.patient import PATIENCE, PatientLanes
 from ratelimit_worker.stores.reach import first_line, unavailable
 from ratelimit_worker.wiring import Services, policy_of
-from ratelimit_worker.worker import jobs, lost, sending
-from ratelimit_worker.worker.backend import GOES_ON, Backend, left_by, stored_result
+from ratelimit_worker.worker import jobs, lost, own_options, sending
+from ratelimit_worker.worker.backend import GOES_ON, Backend, left_by
 from ratelimit_worker.worker.ending import settles_later
 from ratelimit_worker.worker.installed import (
     Asked,
@@ -86,6 +87,7 @@ ANSWERS = Answers(dumps=dumps, loads=loads)
 CHOICES = (
     *("lane", "tenant", "context", "tags", "cost", "deadline_s", "timeout_s"),
     *("cache", "cache_incomplete", "stale_ttl", "shed_below"),
+    *("cache_ttl", "namespace", "refresh", "no_store"),
 )
 CANCEL = ("leave", "revoke")  #: what may become of a call that nobody awaits any more
 #: Options by which Celery sends a call for a canvas that is under way: nobody is there to catch an error.
@@ -150,6 +152,11 @@ class CallTask(Task):
     stale_ttl: ClassVar[float] = 0.0
     shed_below: ClassVar[str | None] = None
     timeout_s: ClassVar[float | None] = None
+    cache_version: ClassVar[str] = ""
+    cache_ignores: ClassVar[Sequence[str]] = ()
+    cache_namespace: ClassVar[str | None] = None
+    share_across_tenants: ClassVar[bool] = False
+    on_leader_failure: ClassVar[str] = "share"
     classify: ClassVar[Rule | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -192,6 +199,9 @@ class CallTask(Task):
             stale_ttl_s=self.stale_ttl,
             shed_below=self.shed_below,
             timeout_s=self.timeout_s,
+            namespace=self.cache_namespace,
+            across_tenants=self.share_across_tenants,
+            on_leader_failure=self.on_leader_failure,
         )
         live = services_of(self.app)
         if self.provider and options.get("lane") is None and self.lane is None and "model" not in kwargs:
@@ -209,6 +219,15 @@ class CallTask(Task):
             learned=live.learned_usage if live.redis_url else enqueue.nothing_learned,
             tokenizer=live.tokenizer,
         )
+
+    def fingerprint(self, plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """What calls with the same answer have in common.
+
+        Args:
+            args, kwargs: As JSON has them.
+        """
+        known = _parameters(self.run, tuple(self.cache_ignores))
+        return fingerprint(enqueue.scope_of(plan, self.name, self.cache_version), known.bound(args, kwargs))
 
     def delay(self, *args: Any, **kwargs: Any) -> Any:
         """As Celery's. `task_id=`, where the task's own function takes no such argument, is the call's id."""
@@ -283,13 +302,16 @@ class CallTask(Task):
             StoreUnavailable: Redis is away, full or read-only, and says so within 2 s; `accepted` tells whether the
                 call may run all the same.
         """
+        running = self.app.current_worker_task
+        if running is None or CANVAS.isdisjoint(options):  # else a canvas goes on, and nobody would hear of it
+            own_options.check_for(self, options, CHOICES)
         if self.app.conf.task_always_eager:
             return super().apply_async(args, kwargs, **_named(task_id, producer, link, link_error, shadow), **options)
         if in_memory(self.app):  # a queue within this process, which no worker reads: a test
             return self._here(args, kwargs, task_id, link, link_error, options)
         _check_way(self.app, options.get("connection"), producer)
         chosen = {name: options.pop(name, None) for name in CHOICES}
-        priority, running = options.pop("priority", None), self.app.current_worker_task
+        priority = options.pop("priority", None)
         # of attempts before, where a call that has ended is made anew under its id
         number = options.pop("number", None)
         # another task's, when it is replaced by this one
@@ -302,13 +324,7 @@ class CallTask(Task):
         if before is not None:
             plan = _going_on(plan, before, mine.get("rlw_number"), tries_used(task_id or ""))
         else:
-            raises = plan.shedding is not None and CANVAS.isdisjoint(options)
-            plan = structs.replace(
-                plan,
-                sender=Sender.CALLER,
-                continuation=Continuation(attempts=number, ended=True) if number is not None else None,
-                shedding=Shedding.RAISE if raises else plan.shedding,
-            )
+            plan = _of_a_caller(plan, number, told_by_raising=CANVAS.isdisjoint(options))
         task_id = task_id or uuid()
         headers = {**(options.pop("headers", None) or {}), HEADER: plan.encode()}
         options.setdefault("argsrepr", f"<{plan.lane}>")
@@ -409,7 +425,7 @@ class CallTask(Task):
         result = self.AsyncResult(task_id)
         result.ignored = options.get("ignore_result", self.ignore_result)
         if hit.stored:
-            result._maybe_set_cache(stored_result(task_id, value))  # nobody has to ask Redis for it
+            result.is_known(value)
         elif not result.ignored:
             # As of a call that ran: a backend that sends results asks for the queue of replies.
             request = Context(
@@ -637,6 +653,8 @@ def sends(app: Any) -> Callable[..., Any]:
         if current() is not None or not isinstance(task, CallTask):
             return send(name, *args, **options)
         _check_way(app, options.get("connection"), options.get("producer"))
+        if app.current_worker_task is None or CANVAS.isdisjoint(options):
+            own_options.check(options, CHOICES)
         chosen = {one: options.pop(one) for one in (*CHOICES, "priority") if one in options}
         if chosen:
             told = inspect.signature(send).bind(name, *args, **options).arguments
@@ -647,6 +665,11 @@ def sends(app: Any) -> Callable[..., Any]:
             return send(name, *args, producer=producer, **options)
 
     return send_task
+
+
+@cache
+def _parameters(run: Callable[..., Any], ignored: tuple[str, ...]) -> Parameters:
+    return Parameters.of(run, ignored, plain=lambda default: json.loads(dumps(default)))
 
 
 @cache
@@ -708,6 +731,15 @@ def _in_celerys_words(call_id: str, result: Result) -> Any:
             raise Ignore
 
 
+def _of_a_caller(plan: Plan, number: int | None, told_by_raising: bool) -> Plan:
+    return structs.replace(
+        plan,
+        sender=Sender.CALLER,
+        continuation=Continuation(attempts=number, ended=True) if number is not None else None,
+        shedding=Shedding.RAISE if plan.shedding is not None and told_by_raising else plan.shedding,
+    )
+
+
 def _going_on(plan: Plan, before: Plan, attempts: int, tries: int) -> Plan:
     """After self.retry or replace: the same call goes on, so its deadline and the count of its attempts do too."""
     return structs.replace(
@@ -731,6 +763,9 @@ def _as_before(plan: Plan, chosen: Mapping[str, Any]) -> dict[str, Any]:
         "stale_ttl": sharing.stale_ttl_s if sharing is not None else 0.0,
         "shed_below": "high" if plan.shedding is not None else "low",  # its class is the same, so: yes, or no
         "timeout_s": plan.timeout_s,
+        "cache_ttl": sharing.ttl_s if sharing is not None else None,
+        "refresh": sharing is not None and sharing.refresh,
+        "no_store": sharing is not None and not sharing.stores,
     }
     return {name: repeated.get(name) if value is None else value for name, value in chosen.items()}
 
@@ -813,6 +848,12 @@ def answers_of(app: Celery, eagerly: Eagerly) -> Asked:
         live = services_of(app)
         return pin.lane_fields(live.control, live.settings, lane)
 
+    def fingerprint_of(name: str, plan: Plan, args: list[Any], kwargs: dict[str, Any]) -> str:
+        task = app.tasks.get(name)
+        if isinstance(task, CallTask):
+            return task.fingerprint(plan, args, kwargs)
+        return fingerprint(enqueue.scope_of(plan, name), ANY.bound(args, kwargs))
+
     def result_form(name: str, call_id: str) -> ResultForm | None:
         backend = app.tasks[name].backend
         return backend.form_of(call_id) if isinstance(backend, Backend) else None
@@ -826,6 +867,7 @@ def answers_of(app: Celery, eagerly: Eagerly) -> Asked:
         ),
         refuse=refuse(app, ANSWERS, lambda attempt: services_of(app).encode_outcome(attempt)),
         lane_fields=lane_fields,
+        fingerprint=fingerprint_of,
         result_form=result_form,
         eagerly=eagerly,
     )
@@ -833,6 +875,9 @@ def answers_of(app: Celery, eagerly: Eagerly) -> Asked:
 
 def warm_up(live: Services, slots: int = 1) -> None:
     """Connect and load the scripts before the first call: released calls that meet a cold worker start as a burst."""
-    http.warm_up(min(slots, MOST_WARM_CLIENTS))
+    if "ratelimit_worker.providers.http" in sys.modules:  # else no task of this process asks by it
+        from ratelimit_worker.providers import http
+
+        http.warm_up(min(slots, MOST_WARM_CLIENTS))
     live.lanes.run.load()
     executor(live)

@@ -40,7 +40,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from ratelimit_worker.contracts.call import Claim, Entry, Sent
 from ratelimit_worker.contracts.plan import HEADER, Plan, Sender, Shedding
 from ratelimit_worker.errors import BadInput
-from ratelimit_worker.fingerprint import digest
+from ratelimit_worker.fingerprint import ANY, digest, fingerprint
+from ratelimit_worker.flow.call.enqueue import scope_of
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import Crew, Lanes
 from ratelimit_worker.stores.namespace import Namespaced
@@ -715,7 +716,7 @@ def entry(queue: str, message: Mapping[str, Any], plan: Plan, asked: Asked | Non
     # A call for later shares nothing: it would be answered before its time, or keep those of now waiting for it.
     if plan.sharing is not None and (due <= 0 or plan.goes_on):
         if not plan.goes_on:
-            plan = structs.replace(plan, fingerprint=asks)
+            plan = structs.replace(plan, fingerprint=_fingerprint(asked, headers["task"], plan, args, kwargs))
         alone = not headers.get("group") and not any((canvas or {}).values())
         claim = Claim.of(plan, headers["task"], at_once=plan.sender is Sender.CALLER and alone)
         if claim is not None and claim.at_once and asked is not None and not headers.get("ignore_result"):
@@ -750,6 +751,12 @@ def entry(queue: str, message: Mapping[str, Any], plan: Plan, asked: Asked | Non
         claim=claim,
         lane_fields=partial(asked.lane_fields, plan.lane) if asked is not None else None,
     )
+
+
+def _fingerprint(asked: Asked | None, task: str, plan: Plan, args: list[Any], kwargs: dict[str, Any]) -> str:
+    if asked is not None:
+        return asked.fingerprint(task, plan, args, kwargs)
+    return fingerprint(scope_of(plan, task), ANY.bound(args, kwargs))
 
 
 def _publication(headers: Mapping[str, Any], plan: Plan, asks: str) -> str:

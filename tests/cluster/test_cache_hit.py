@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 from celery import Celery, group
+from celery._state import _task_stack
 
 from ratelimit_worker import install, llm_task
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.errors import BadInput, LaneFull, LaneShedding, RateLimitWorkerError
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import Lanes
-from tests.lua.cluster import said
+from tests.lua.cluster import OPEN, said
 
 TIMES = 100
 
@@ -87,10 +88,19 @@ def place(redis_server: str, redis_client: redis.Redis, monkeypatch: pytest.Monk
     url = f"redis+socket://{redis_server}"
     monkeypatch.setenv("MAISD_REDIS_URL", url)
     monkeypatch.setenv("MAISD_MAX_WAITING", "2")
+    monkeypatch.setattr("ratelimit_worker.worker.task.DECIDE_S", 60.0)  # the machine's speed decides nothing here
     app = install(Celery("hits", broker=url, backend=url), read_settings())
 
     @llm_task(app=app, shared=False, lane="gpt", name="hits.ask")
     def ask(what: Any = None) -> Any:
+        return what
+
+    @llm_task(app=app, shared=False, lane="gpt", name="hits.traced", version=2, ignore=["trace_id"])
+    def traced(what: Any = None, model: str = "small", *, trace_id: str = "", **more: Any) -> Any:
+        return what
+
+    @llm_task(app=app, shared=False, lane="gpt", name="hits.everybodys", share_across_tenants=True)
+    def everybodys(what: Any = None) -> Any:
         return what
 
     made = Place(app, ask, redis_client, recorded(monkeypatch))
@@ -192,3 +202,147 @@ def test_a_refusal_keeps_its_connection(place: Place) -> None:
 
     nothing, one = Cost(0, 0, 0), Cost(TIMES, TIMES, 0)
     assert costs == {name: nothing if name.startswith("bad") else one for name in costs}
+
+
+@pytest.mark.parametrize(
+    ("task", "first", "second", "same"),
+    [
+        pytest.param("traced", (("a",), {}), ((), {"what": "a"}), True, id="by position or by name"),
+        pytest.param("traced", (("a",), {}), (("a", "small"), {}), True, id="a default given or left out"),
+        pytest.param("traced", ((1, "b"), {}), ((1.0, "b"), {}), True, id="1 and 1.0"),
+        pytest.param("traced", (((1, 2),), {}), (([1, 2],), {}), True, id="tuple and list"),
+        pytest.param("traced", (("a",), {"trace_id": "x"}), (("a",), {"trace_id": "y"}), True, id="what is ignored"),
+        pytest.param("traced", (("a",), {"n": 1}), (("a",), {}), False, id="one more by name"),
+        pytest.param("traced", ((True,), {}), ((1,), {}), False, id="True and 1"),
+        pytest.param("ask", (("a",), {}), (("a ",), {}), False, id="a letter"),
+        pytest.param("ask", (("a",), {}), (("a",), {"_tenant": "acme"}), False, id="another tenant"),
+        pytest.param("ask", (("a",), {}), (("a",), {"_context": "docs"}), False, id="another context"),
+        pytest.param("ask", (("a",), {}), (("a",), {"_lane": "gpt2"}), False, id="another lane"),
+        pytest.param(
+            "ask",
+            (("a",), {"_namespace": "n"}),
+            (("a",), {"_tenant": "b", "_namespace": "n"}),
+            True,
+            id="one namespace",
+        ),
+        pytest.param("ask", (("a",), {"_tenant": "n"}), (("a",), {"_namespace": "n"}), False, id="tenant or namespace"),
+        pytest.param("everybodys", (("a",), {"_tenant": "x"}), (("a",), {"_tenant": "y"}), True, id="across tenants"),
+    ],
+)
+def test_which_calls_get_the_answer_of_another(place: Place, task: str, first: Any, second: Any, same: bool) -> None:
+    """What may change the answer keeps calls apart, and nothing else does. Options begin with a `_` here."""
+    named = place.app.tasks[f"hits.{task}"]
+
+    def send(args: Any, kwargs: dict[str, Any]) -> Any:
+        options = {name.removeprefix("_"): value for name, value in kwargs.items() if name.startswith("_")}
+        return named.apply_async(args, {name: v for name, v in kwargs.items() if not name.startswith("_")}, **options)
+
+    send(*first)
+    place.answer_one(b'{"value": 7}')
+    assert (send(*second)._cache is not None) is same
+
+
+def test_a_call_says_for_itself_how_it_shares(place: Place) -> None:
+    """cache=False, refresh=True, no_store=True, cache_ttl=…; also for a call that is sent by its name."""
+    ask, kept = place.ask.apply_async, b'{"value": 7}'
+    place.lanes.establish("gpt", dict(OPEN))
+
+    def is_known(**options: Any) -> bool:
+        return ask((1,), **options)._cache is not None
+
+    ask((1,), no_store=True)
+    place.answer_one(kept)
+    assert not is_known(cache_ttl=500.0)
+    place.answer_one(kept)
+    (entry,) = place.client.scan_iter("rlw:cache:?" + "?" * 63)
+    left_s: Any = place.client.ttl(entry)
+    assert 400 < left_s <= 500
+    assert is_known()
+    assert not is_known(cache=False)
+    place.answer_one(b'{"value": "nobody sees it"}')
+    assert not is_known(refresh=True)
+    place.answer_one(b'{"value": 8}')
+    assert ask((1,)).get(timeout=0.1) == 8
+    place.app.send_task("hits.ask", (1,), refresh=True)
+    place.answer_one(b'{"value": 9}')
+    assert ask((1,)).get(timeout=0.1) == 9
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"cache_tll": 5.0}, r"cache_tll= is no option of a call: did you mean cache_ttl=\?"),
+        ({"nonsense_at_all": 1}, r"nonsense_at_all= is no option of a call$"),
+        ({"cache_ttl": -1.0}, "cache_ttl"),
+        ({"namespace": ""}, "namespace"),
+    ],
+)
+def test_an_option_that_nobody_knows_is_refused(place: Place, options: dict[str, Any], told: str) -> None:
+    """By the task, and by `send_task`; nothing is sent."""
+    for send in (place.ask.apply_async, lambda args, **more: place.app.send_task("hits.ask", args, **more)):
+        with pytest.raises(BadInput, match=told):
+            send((1,), **options)
+    assert place.client.zcard(keys.LEDGER) == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"ignore": ["trace"]}, "ignore='trace': ask has no such argument"),
+        ({"ignore": "what"}, "use a list of names"),
+        ({"on_leader_failure": "wait"}, "use share or retry"),
+        ({"namespace": ""}, "namespace"),
+    ],
+)
+def test_a_task_is_refused_that_says_what_cannot_be(place: Place, said: dict[str, Any], told: str) -> None:
+    """When it is made, and not when it is called."""
+
+    def ask(what: str) -> str:
+        return what
+
+    with pytest.raises(BadInput, match=told):
+        llm_task(app=place.app, shared=False, **said)(ask)
+
+
+def test_a_canvas_that_goes_on_is_not_refused_for_an_option(place: Place) -> None:
+    """A worker sends its next link, perhaps of a version that let it pass: nobody would hear of an error there."""
+    running = place.app.tasks["hits.ask"]
+    running.push_request(id="parent", called_directly=False)
+    _task_stack.push(running)
+    try:
+        place.ask.apply_async((1,), parent_id="parent", nonsense_at_all=1)
+        with pytest.raises(BadInput):
+            place.ask.apply_async((2,), nonsense_at_all=1)
+    finally:
+        _task_stack.pop()
+        running.pop_request()
+    assert place.client.zcard(keys.LEDGER) == 1
+
+
+def test_options_of_celery_and_kombu_are_known(place: Place) -> None:
+    """All that its documentation names, stamps, and what a message of AMQP may carry."""
+    place.ask.apply_async(
+        (1,),
+        countdown=0.0,
+        expires=60.0,
+        queue="celery",
+        retry=True,
+        retry_policy={"max_retries": 1},
+        headers={"mine": 1},
+        ignore_result=False,
+        add_to_parent=False,
+        time_limit=9,
+        soft_time_limit=8,
+        shadow="s",
+        reply_to="me",
+        correlation_id="c",
+        stamped_headers=["stamp"],
+        stamp="x",
+        priority=3,
+        link=place.ask.s(2),
+        link_error=place.ask.s(3),
+        delivery_mode=2,
+        app_id="a",
+        serializer="json",
+    )
+    assert place.client.zcard(keys.LEDGER) == 1

@@ -273,6 +273,15 @@ def test_an_answer_by_a_key_of_ones_own(place: SharingPlace) -> None:
     assert [agent.ask_by_key("decorated") for agent in agents] == [["decorated", 1]] * 2
 
 
+def test_tenants_share_no_answers(place: SharingPlace) -> None:
+    """Each asks for itself, and gets its own answer again; `explain_key` says the same."""
+    tenants = ("", "acme", "other")
+    assert [place.call(shared.ask, "whose", tenant=one) for one in tenants] == [["whose", n] for n in (1, 2, 3)]
+    assert [place.call(shared.ask, "whose", tenant=one) for one in tenants] == [["whose", n] for n in (1, 2, 3)]
+    keys = {place.limiter.explain_key(shared.ask, args=("whose",), tenant=one)["key"] for one in tenants}
+    assert len(keys) == len(tenants)
+
+
 def test_how_it_was_decided_can_be_asked(place: SharingPlace) -> None:
     """`explain_key`: what counts, what does not, and why a call shares nothing; no value is shown."""
     explain = place.limiter.explain_key

@@ -452,6 +452,57 @@ def test_without_joining_each_call_is_made(cluster: Cluster, put: Put) -> None:
 
 
 @pytest.mark.server
+def test_a_refresh_asks_though_an_answer_is_kept_and_its_own_takes_its_place(cluster: Cluster, put: Put) -> None:
+    """Of two at once one asks; whoever comes later gets the new answer."""
+    put("a")
+    cluster.run_one()
+    assert put("b", "c", refresh=True, at_once=True) is None
+    assert places(cluster.client) == {"out": ["b"], "followers": ["c"]}
+    assert put("d", at_once=True) == b"answer", "the old one, meanwhile"
+    tag, _ = cluster.begin()
+    cluster.settle(tag, b"new")
+    cluster.free(tag)
+    assert put("e", at_once=True) == b"new"
+    assert answers_of(cluster) == {"c": b"new"}
+
+
+@pytest.mark.server
+def test_what_is_not_to_be_stored_is_given_to_those_that_wait_and_kept_for_nobody(cluster: Cluster, put: Put) -> None:
+    """An answer that is kept will do, but its own is not kept."""
+    put("a", "b", stores=False)
+    cluster.run_one()
+    assert answers_of(cluster) == {"b": b"answer"}
+    assert put("c", at_once=True) is None
+    cluster.run_one()
+    assert put("d", stores=False, at_once=True) == b"answer"
+
+
+@pytest.mark.server
+def test_those_that_follow_a_failure_ask_for_themselves_where_they_may(cluster: Cluster, put: Put) -> None:
+    """The first follower asks, the others follow it; each that fails is followed by the next."""
+    put("a", "b", "c", heirs_ask=True)
+    tag, _ = cluster.begin()
+    cluster.settle(tag, b"error", kind="error")
+    cluster.free(tag)
+    cluster.pump()
+    assert places(cluster.client) == {"out": ["b"], "followers": ["c"]}
+    tag, begun = cluster.begin()
+    assert begun.state == "go"
+    cluster.settle(tag, b"at last")
+    cluster.free(tag)
+    assert answers_of(cluster) == {"c": b"at last"}
+    assert nothing_is_left(cluster.client)
+    put("x", "y", "z", fingerprint="g", heirs_ask=True)
+    for name in "xyz":
+        tag, _ = cluster.begin()
+        assert tag.rpartition(".")[0] == name
+        cluster.settle(tag, b"error", kind="error")
+        cluster.free(tag)
+        cluster.pump()
+    assert nothing_is_left(cluster.client)
+
+
+@pytest.mark.server
 def test_a_claim_has_so_many_followers_at_most(cluster: Cluster, put: Put) -> None:
     """The one after them is made on its own: nobody's settle holds up the server for long."""
     put(*(f"c{number}" for number in range(1003)))

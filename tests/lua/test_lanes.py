@@ -14,7 +14,7 @@ import redis
 from msgspec import structs
 
 from ratelimit_worker.calls import Cost, Priority
-from ratelimit_worker.contracts.call import US
+from ratelimit_worker.contracts.call import US, Placed
 from ratelimit_worker.contracts.plan import HEADER
 from ratelimit_worker.errors import BadInput, LaneFull
 from ratelimit_worker.stores import keys
@@ -513,10 +513,10 @@ def test_any_task_id_is_a_reference(cluster: Cluster, put: Put, ref: str) -> Non
 def test_a_publication_enters_once(cluster: Cluster, put: Put) -> None:
     """A publisher that lost the reply sends again: nothing happens, though the call may have ended meanwhile."""
     once = entry("a", lane_fields=OPEN)
-    assert cluster.lanes.enqueue(once) == (True, "a")
-    assert cluster.lanes.enqueue(once) == (False, "a")
+    assert cluster.lanes.enqueue(once) == Placed(True, "a")
+    assert cluster.lanes.enqueue(once) == Placed(False, "a")
     assert cluster.run_all() == ["a"]
-    assert cluster.lanes.enqueue(once) == (False, "a")
+    assert cluster.lanes.enqueue(once) == Placed(False, "a")
     assert cluster.ready() == []
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from ratelimit_worker.calls import Cost, Priority
-from ratelimit_worker.contracts.call import US, Claim, Place
+from ratelimit_worker.contracts.call import US, Claim, Place, Placed
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.live import Live
 from tests.builders import entry
@@ -115,8 +115,7 @@ class Anything(RuleBasedStateMachine):
                 claim=Claim(fingerprint=f"{same}{lane}", ttl_s=2.0, join=True, max_entries=1) if shares else None,
             )
             self.cluster.lanes.enqueue(call)
-            again = self.cluster.lanes.enqueue(call)
-            assert (again.released, again.ref) == (False, ref)
+            assert self.cluster.lanes.enqueue(call) == Placed(False, ref)
             self.accepted.add(ref)
             if shares:
                 self.sharing.add(ref)
@@ -276,6 +275,14 @@ class Anything(RuleBasedStateMachine):
         assert set(state["ready"]).isdisjoint(tag for tags in self.cluster.held.values() for tag in tags)
 
     @invariant()
+    def how_many_wait_on_a_queue_is_known(self) -> None:
+        there = dict.fromkeys(QUEUES, 0)
+        for lane in LANES:
+            for queue in QUEUES:
+                there[queue] += self.client.zcard(keys.waiting(lane, queue)) + self.client.zcard(keys.due(lane, queue))
+        assert {queue: self.cluster.lanes.size(queue) for queue in QUEUES} == there
+
+    @invariant()
     def places_are_kept_and_tenants_served_in_order(self) -> None:
         for ref, at in self._state()["scores"].items():
             score = at % BEHIND  # a retry waits behind the others, and keeps its place among its like
@@ -420,7 +427,7 @@ class Anything(RuleBasedStateMachine):
             f"rlw:{name}"
             for name in ("counters", "busy", "oncrews", "pump", "duty:pump", "duty:release", "lanes", "outbox", "seen")
         }
-        known |= {f"rlw:{name}" for name in ("workers", "held", "crew", "crews")}
+        known |= {f"rlw:{name}" for name in ("workers", "held", "crew", "crews", "waiting")}
         assert {key for key in left - known if not key.startswith(("rlw:done:", "rlw:cache:", "rlw:day:"))} == set()
 
     # ── helpers ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -31,7 +31,7 @@ def rows(pattern: str) -> dict[str, list[str]]:
 def test_every_setting_stands_there_with_its_default() -> None:
     """No name is missing, none is there that is not in the code, and each default is the code's."""
     defaults = {f"MAISD_{f.name.upper()}": shown(f.name, f.default) for f in fields(Settings) if "parse" in f.metadata}
-    defaults["MAISD_LANES"] = defaults["MAISD_PROVIDERS"] = defaults["MAISD_PRICES"] = "-"
+    defaults |= dict.fromkeys(("MAISD_LANES", "MAISD_PROVIDERS", "MAISD_PRICES", "MAISD_CACHE_TTL_BY_CONTEXT"), "-")
     defaults["RATE_LIMIT_DELAY"] = "1"
     assert set(defaults) == {*setting_names(), "RATE_LIMIT_DELAY"}
     documented = rows("[A-Z_]+")

@@ -13,11 +13,14 @@ from ratelimit_worker.config import Settings
 from ratelimit_worker.contracts.lane import Basic, Told, encode_basic, encode_escalates
 from ratelimit_worker.contracts.plan import Estimated, Plan, Sharing, Shedding
 from ratelimit_worker.errors import BadInput
+from ratelimit_worker.fingerprint import Scope
 from ratelimit_worker.policy import choices, day, estimate, pace
 from ratelimit_worker.policy.choices import MOST_DEADLINE_S, MOST_NAME, MOST_TIMEOUT_S, MOST_TTL_S
 from ratelimit_worker.policy.estimate import Learned, Size
 
 DEFAULT_LANE = "default"
+EVERYBODY = "*"  #: the namespace of tasks that share answers across tenants
+ON_LEADER_FAILURE = ("share", "retry")  #: what becomes of the calls that follow one that fails
 NOTHING_TOLD = LaneLimits()
 
 
@@ -42,6 +45,9 @@ class Kind:
     stale_ttl_s: float = 0.0  #: and so long beyond that, for a lane in EMERGENCY or HALT
     shed_below: str | None = None  #: calls of a class below this one fail while their lane is in EMERGENCY or HALT
     timeout_s: float | None = None  #: of one attempt; None: as lane and settings say, or by what is learned
+    namespace: str | None = None  #: only calls of the same share answers; None: of the same tenant
+    across_tenants: bool = False  #: calls of all tenants share answers
+    on_leader_failure: str = "share"  #: as of `ON_LEADER_FAILURE`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +66,10 @@ class Said:
     stale_ttl: float | None = None  #: seconds
     shed_below: str | None = None  #: a class
     timeout_s: float | None = None  #: of one attempt
+    cache_ttl: float | None = None  #: seconds for which its answer is kept
+    namespace: str | None = None  #: only calls of the same share answers
+    refresh: bool | None = None  #: it asks anew though an answer is kept, which its own takes the place of
+    no_store: bool | None = None  #: its answer is not kept
 
 
 def nothing_learned(_: str) -> Learned | None:
@@ -118,7 +128,7 @@ def plan(
         max_body_bytes=int(settings.max_payload_mb * 1024 * 1024),
         estimated=estimated,
         timeout_s=_timeout_s(_first(said.timeout_s, kind.timeout_s)),
-        sharing=_sharing(kind, settings, _first(said.cache, kind.cache), stale_s, incomplete),
+        sharing=_sharing(kind, settings, said, stale_s, incomplete),
         shedding=_shedding(its_class, _first(said.shed_below, kind.shed_below)),
     )
 
@@ -145,8 +155,11 @@ def check(said: Said, cache_ttl: float | None = None) -> None:
         choices.number("deadline_s", said.deadline_s, MOST_DEADLINE_S)
     if said.cost is not None and not callable(said.cost):
         choices.cost(said.cost)
-    if cache_ttl is not None:
-        choices.number("cache_ttl", cache_ttl, MOST_TTL_S, zero=True)
+    for seconds in (cache_ttl, said.cache_ttl):
+        if seconds is not None:
+            choices.number("cache_ttl", seconds, MOST_TTL_S, zero=True)
+    if said.namespace is not None:
+        choices.name("namespace", said.namespace)
     if said.stale_ttl is not None:
         _stale_s(said.stale_ttl)
     _shedding(Priority.NORMAL, said.shed_below)
@@ -241,17 +254,19 @@ def _cost(
     return estimate.cost(reserved, known), estimated
 
 
-def _sharing(kind: Kind, settings: Settings, wanted: bool, stale_s: float, incomplete: bool) -> Sharing | None:
+def _sharing(kind: Kind, settings: Settings, said: Said, stale_s: float, incomplete: bool) -> Sharing | None:
     """How a call shares answers; None where it does not."""
-    join, ttl_s = settings.enable_request_deduplication, 0.0
+    join, ttl_s, namespace = settings.enable_request_deduplication, 0.0, _namespace(kind, said)
+    context = _first(said.context, kind.context)
     if settings.enable_intelligent_caching:
-        said_s = _first(kind.cache_ttl_s, settings.cache_ttl_seconds)
+        by_context = settings.cache_ttl_by_context.get(context)
+        said_s = _first(said.cache_ttl, kind.cache_ttl_s, by_context, settings.cache_ttl_seconds)
         ttl_s = choices.number("cache_ttl", said_s, MOST_TTL_S, zero=True)
     elif join:  # a second call that comes just after the first's answer is a duplicate too
         ttl_s = settings.dedup_window_seconds
     if not settings.enable_intelligent_caching:
         stale_s = 0.0
-    if not wanted or not (join or ttl_s > 0 or stale_s > 0):
+    if not _first(said.cache, kind.cache) or not (join or ttl_s > 0 or stale_s > 0):
         return None
     return Sharing(
         ttl_s=ttl_s,
@@ -260,7 +275,40 @@ def _sharing(kind: Kind, settings: Settings, wanted: bool, stale_s: float, incom
         max_entries=settings.max_cache_entries,
         max_bytes=int(settings.cache_size_mb * 1024 * 1024),
         keeps_incomplete=incomplete,
+        refresh=bool(said.refresh),
+        stores=not said.no_store,
+        heirs_ask=leader_failure(kind.on_leader_failure) == "retry",
+        namespace=namespace,
     )
+
+
+def _namespace(kind: Kind, said: Said) -> str | None:
+    """Whose answers a call takes and gives, where that is not its tenant: `=` and a name, or everybody's."""
+    named = _first(said.namespace, kind.namespace)
+    if named is not None:
+        return f"={choices.name('namespace', named)}"
+    return EVERYBODY if kind.across_tenants else None
+
+
+def scope_of(plan: Plan, task: str, version: str = "") -> Scope:
+    """Among which calls the answer of one is shared.
+
+    Args:
+        version: Of the task's function or prompt.
+    """
+    told = plan.sharing.namespace if plan.sharing is not None else None
+    return Scope(task, plan.lane, f"of {plan.tenant}" if told is None else told, version, plan.context)
+
+
+def leader_failure(wish: str) -> str:
+    """What becomes of those that follow a call that has failed.
+
+    Raises:
+        BadInput: nothing that can be.
+    """
+    if wish not in ON_LEADER_FAILURE:
+        raise BadInput(f"on_leader_failure={wish!a:.60}: use {' or '.join(ON_LEADER_FAILURE)}")
+    return wish
 
 
 def _timeout_s(seconds: float | None) -> float | None:

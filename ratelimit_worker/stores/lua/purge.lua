@@ -21,7 +21,7 @@ for _, lane in ipairs(redis.call('ZRANGE', key('lanes'), 0, -1)) do
   for _, k in ipairs({wait_key(lane, queue), due_key(lane, queue)}) do
     for _, ref in ipairs(redis.call('ZRANGE', k, 0, math.max(0, most - n - 1))) do
       local r = record(ref)
-      redis.call('ZREM', k, ref)
+      census.change(queue, -redis.call('ZREM', k, ref))
       if r then purge(ref, r) else n = n + 1 end
     end
     if n >= most then break end

@@ -103,4 +103,5 @@ end
 local whole = #some == 2 * LANES_AT_A_TIME
 redis.call('HSET', PUMP, 'audit', whole and cursor + LANES_AT_A_TIME - gone or 0)
 feed(TRIES)
+census.take()
 return n

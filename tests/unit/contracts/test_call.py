@@ -23,7 +23,16 @@ PLAN = Plan(
     tags=("a",),
     max_waiting=7,
     estimated=Estimated("m"),
-    sharing=Sharing(ttl_s=5.0, join=True, max_entries=10, max_bytes=1000, stale_ttl_s=9.0),
+    sharing=Sharing(
+        ttl_s=5.0,
+        join=True,
+        max_entries=10,
+        max_bytes=1000,
+        stale_ttl_s=9.0,
+        refresh=True,
+        stores=False,
+        heirs_ask=True,
+    ),
     shedding=Shedding.RESULT,
     fingerprint="f",
 )
@@ -57,6 +66,9 @@ def test_a_claim_is_packed_as_the_scripts_read_it() -> None:
         "FUNC": "shop.ask",
         "STALE_MS": 9000,
         "ANSWER": "",
+        "REFRESH": 1,
+        "UNKEPT": 1,
+        "HEIRS": 1,
     }
     assert len(values) == len(Asked)
 

@@ -73,11 +73,13 @@ local function disband(fp, lane)
 end
 -- A call has its outcome ('value'; 'short': one that is not whole; 'error'; 'passed': it asks again, or never will; 'alone':
 -- nobody else can have it). Only a value is kept (again: as of cache); the followers of its claim get the outcome, or are let
--- go. O(followers · log).
+-- go; of an error that is the leader's alone the first follower asks anew. O(followers · log).
 local function share(ref, r, kind, answer, again)
-  local packed = kind == 'value' and redis.call('HGET', call_key(ref), 'c')
+  local packed = (kind == 'value' or kind == 'error') and redis.call('HGET', call_key(ref), 'c')
   local claim = packed and cmsgpack.unpack(packed)
-  if claim and kept_ms(claim) > 0 and not pcall(cache, claim, answer, again) then count('uncached') end
+  if claim and kind == 'error' and claim[ASKED.HEIRS] == 1 then return succeed(ref, r) end
+  local keeps = claim and kind == 'value' and kept_ms(claim) > 0 and claim[ASKED.UNKEPT] ~= 1
+  if keeps and not pcall(cache, claim, answer, again) then count('uncached') end
   if kind == 'passed' or redis.call('GET', claim_key(r[CLAIM])) ~= ref then return end
   if kind == 'alone' then
     disband(r[CLAIM], r[LANE])

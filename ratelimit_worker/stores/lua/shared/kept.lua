@@ -3,7 +3,7 @@
 -- floor. The floor begins ahead of the clock: an older version keeps the time of the last use there, and what it has used
 -- goes first.
 local worth = {AHEAD_US = 7 * DAY_US}
--- A claim, as Claim.packed writes it. STALE_MS: absent in claims of an older version.
+-- A claim, as Claim.packed writes it. STALE_MS and what comes after it: absent in claims of older versions.
 local function kept_ms(claim) return claim[ASKED.TTL_MS] + (claim[ASKED.STALE_MS] or 0) end
 local function uncache(fp)                             -- 1 when it was there
   redis.call('ZREM', CACHE.USED, fp)
@@ -73,7 +73,7 @@ end
 -- whole: it must not be packed, for it is given to a call that waits
 -- -> the answer; whether it is packed
 local function cached(claim, mode, whole)
-  if kept_ms(claim) <= 0 then return nil end
+  if kept_ms(claim) <= 0 or claim[ASKED.REFRESH] == 1 then return nil end
   local fp = claim[ASKED.FP]
   local h = redis.call('HMGET', cache_key(fp), 'answer', 'ends', 'packed', 'worth', 'size')
   local answer, ends = h[1] or (not whole and h[3]), tonumber(h[2] or '')

@@ -19,7 +19,7 @@ end
 local function let_go(S, call)
   local L, r = S.L, call.r
   if not call.new then
-    redis.call('ZREM', wait_key(L.name, call.queue), call.ref)
+    census.change(call.queue, -redis.call('ZREM', wait_key(L.name, call.queue), call.ref))
     redis.call('ZREM', EXPIRY, call.ref)
   end
   spend(L, r[COST])

@@ -37,7 +37,7 @@ function parking.call(S, call, held)
   if held.kind == 'newer' then
     S.room[call.queue] = 0                             -- it stays, with all behind it on its queue
   else
-    redis.call('ZREM', wait_key(S.L.name, call.queue), call.ref)
+    census.change(call.queue, -redis.call('ZREM', wait_key(S.L.name, call.queue), call.ref))
   end
   local at = held.at
   if held.kind == 'task' then
@@ -73,7 +73,7 @@ function parking.hungry(S, queue)
   local head = next(L.p) and (budget.first(L, {queue}, {[queue] = 1}) or head_of(L, queue))
   local r = head and record(head)
   if head and not r then
-    redis.call('ZREM', wait_key(L.name, queue), head)  -- its record outlived its time
+    census.change(queue, -redis.call('ZREM', wait_key(L.name, queue), head))  -- its record outlived its time
     step.soon(S, now)
     return false
   end

@@ -6,11 +6,11 @@ local now, ARGV                                        -- of the script that run
 local asking                                           -- whether it only asks, so that nothing may be written
 -- What the script has looked up already (a look-up costs 5 µs). Each entry belongs to the one part that also writes the key
 -- behind it, and that part keeps it true: lease, unplanned (plan.lua), aside, slots, lent (workers.lua), busy, oncrew
--- (ledger.lua), again (suspects.lua), full (park.lua).
+-- (ledger.lua), again (suspects.lua), full (park.lua), waiting (waiting.lua: what this script has changed, by queue).
 local memo
 local function start(args, asks)                       -- args[1]: the time, µs; 0: this server's clock
   ARGV, now, asking, memo = args, tonumber(args[1]), asks,
-    {slots = {}, busy = {}, oncrew = {}, full = {}}
+    {slots = {}, busy = {}, oncrew = {}, full = {}, waiting = {}}
   if now == 0 then
     local t = redis.call('TIME')
     now = t[1] * 1000000 + t[2]

@@ -66,14 +66,43 @@ end
 function failing.behind(ref, r)                        -- a suspect keeps its own place: its worker died, it failed nobody
   return r[LOST] == 0 and failing.of(ref, r) and BEHIND or 0
 end
+-- How many calls wait on each queue, for their turn or their time, over all lanes: `waiting`, which nobody counts anew but
+-- after an older version may have moved calls past it. What a script changes is written once, at its end.
+local census = {KEY = key('waiting'), EACH_US = 600e6}
+function census.change(queue, by)
+  if by ~= 0 then memo.waiting[queue] = (memo.waiting[queue] or 0) + by end
+end
+function census.write()
+  for queue, by in pairs(memo.waiting) do
+    if by ~= 0 then redis.call('HINCRBY', census.KEY, 'q:' .. queue, by) end
+  end
+end
+-- All are counted, unless that was done a short time ago. O(lanes), some µs each.
+function census.take()
+  local at = tonumber(redis.call('HGET', census.KEY, 'at') or '')
+  if at and math.abs(now - at) < census.EACH_US then return end
+  local totals, flat = {}, {'at', int(now)}
+  for _, lane in ipairs(redis.call('ZRANGE', key('lanes'), 0, -1)) do
+    for _, q in ipairs(redis.call('SMEMBERS', queues_key(lane))) do
+      totals[q] = (totals[q] or 0) + redis.call('ZCARD', wait_key(lane, q)) + redis.call('ZCARD', due_key(lane, q))
+    end
+  end
+  for q, n in pairs(totals) do
+    flat[#flat + 1] = 'q:' .. q
+    flat[#flat + 1] = n
+  end
+  redis.call('DEL', census.KEY)
+  for i = 1, #flat, 1000 do redis.call('HSET', census.KEY, unpack(flat, i, math.min(i + 999, #flat))) end
+  memo.waiting = {}                                    -- what this script has changed is in it
+end
 local degrade                                          -- what is done with them; below, since it needs claims
 local function wait(ref, r, behind, stands)            -- stands: its queue is known to be among the lane's
   degradable(ref, r, 1)
-  redis.call('ZADD', wait_key(r[LANE], r[QUEUE]), int(r[SCORE] + (behind or 0)), ref)
+  census.change(r[QUEUE], redis.call('ZADD', wait_key(r[LANE], r[QUEUE]), int(r[SCORE] + (behind or 0)), ref))
   if not stands then redis.call('SADD', queues_key(r[LANE]), r[QUEUE]) end
 end
 local function wait_until(due, ref, r)
-  redis.call('ZADD', due_key(r[LANE], r[QUEUE]), int(due), ref)
+  census.change(r[QUEUE], redis.call('ZADD', due_key(r[LANE], r[QUEUE]), int(due), ref))
   redis.call('SADD', queues_key(r[LANE]), r[QUEUE])
 end
 local function waits(ref, r)                            -- for its turn, its time, another's answer, or to be handed its own
@@ -81,8 +110,9 @@ local function waits(ref, r)                            -- for its turn, its tim
     or redis.call('ZSCORE', ANSWERED, ref) or (r[CLAIM] and redis.call('ZSCORE', followers_key(r[CLAIM]), ref))
 end
 local function unwait(ref, r)                          -- 1 when it waited
-  return redis.call('ZREM', wait_key(r[LANE], r[QUEUE]), ref) + redis.call('ZREM', due_key(r[LANE], r[QUEUE]), ref)
-    + redis.call('ZREM', ANSWERED, ref) + (r[CLAIM] and redis.call('ZREM', followers_key(r[CLAIM]), ref) or 0)
+  local n = redis.call('ZREM', wait_key(r[LANE], r[QUEUE]), ref) + redis.call('ZREM', due_key(r[LANE], r[QUEUE]), ref)
+  census.change(r[QUEUE], -n)
+  return n + redis.call('ZREM', ANSWERED, ref) + (r[CLAIM] and redis.call('ZREM', followers_key(r[CLAIM]), ref) or 0)
 end
 -- calls whose time has come go to their place, retries to theirs behind those that were not tried -> when the next one's
 -- comes
@@ -93,7 +123,7 @@ local function ripen(L, queues)
     local e = redis.call('ZRANGE', k, 0, 0, 'WITHSCORES')
     if e[2] and tonumber(e[2]) <= now then
       for _, ref in ipairs(redis.call('ZRANGEBYSCORE', k, '-inf', int(now), 'LIMIT', 0, 200)) do
-        redis.call('ZREM', k, ref)
+        census.change(q, -redis.call('ZREM', k, ref))
         local r = record(ref)
         if r then
           -- A call for later arrives now: had it its place since it was accepted, a thousand of them would put the
