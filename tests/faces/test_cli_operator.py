@@ -154,7 +154,7 @@ def test_every_face_tells_the_same(ran: Ran, tmp_path: Path) -> None:
 
     invoke("analytics", "-o", str(tmp_path / "report.json"))
     report = json.loads((tmp_path / "report.json").read_text())
-    assert (report["kind"], report["schema"]) == ("ratelimit-worker.analytics", 1)
+    assert (report["kind"], report["schema"]) == ("ratelimit-worker.analytics", 2)
     assert report["total"] == told["total"]
     invoke("analytics", "--output", str(tmp_path / "report.csv"), "--since", "90m")
     rows = list(csv.DictReader((tmp_path / "report.csv").open()))
