@@ -5,7 +5,8 @@
 One Valkey; a process that does what producers and workers do, by the scripts alone: 500 calls a second, in all, over
 5,000 lanes, half of which are told rate-limit headers; and the tuner in a process of its own. News of a lane is the end
 of a call; its delay is the time until the tuner has read it. Then modes by hand over 10,000 idle lanes: how long each
-takes to set, and what the tuner costs while they hold and nothing happens. Exit code 1: a goal was missed.
+takes to set, what the tuner costs while they hold and nothing happens, and how long `status` and Flower's page take and
+how large they are. Exit code 1: a goal was missed.
 """
 
 from __future__ import annotations
@@ -25,20 +26,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx2 as httpx
+
 from ratelimit_worker.calls import LaneLimits, Mode, Snapshot
 from ratelimit_worker.contracts.lesson import Lesson, Reading
 from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.flow.lane.pin import auto, pin
+from ratelimit_worker.flower.board import PAGE
+from ratelimit_worker.reports.analytics import as_builtins
+from ratelimit_worker.reports.stats import Sources, status
+from ratelimit_worker.reports.words import as_json
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.database import engine_for
 from ratelimit_worker.stores.lanes import Lanes
+from ratelimit_worker.stores.live import Live
+from ratelimit_worker.stores.queries import Queries
 from ratelimit_worker.wiring import Services, services
 from ratelimit_worker.worker.duties import Tune
 from tests.builders import entry
 from tests.conftest import wait_for
+from tests.faces.test_flower import LOGIN, flower
 from tests.fleet import Fleet, fleet
 
 #: Goals: seconds from news to look (99th percentile of all), share of a core, seconds to set a mode by hand.
 DELAY_S, CORE, PIN_S = 0.5, 0.15, 1.0
+LIST_S, LIST_KB = 0.3, 200.0  #: of a list of lanes: seconds, and its size
 #: Of a core, while all lanes are pinned and nothing happens: as much as without any lane, and this beside it.
 IDLE_CORE = 0.02
 LATENCY_S = 0.3  #: of a call
@@ -222,9 +234,11 @@ def busy(made: Fleet, count: int, per_s: float, seconds: float) -> list[Goal]:
         looked = tuner.looked()
     found = delays_s(world.news, looked, from_s, to_s)
     looks = sum(from_s <= at_s <= to_s for times in looked.values() for at_s in times)
+    each_us = share * seconds / max(1, looks) * 1e6
     print(
-        f"{len(found) / seconds:,.0f} news/s, {looks / seconds:,.0f} looks/s; server {server:.0%} of a core, "
-        f"its clients' commands included; delay p50 {found[len(found) // 2]:.3f} s, longest {found[-1]:.3f} s",
+        f"{len(found) / seconds:,.0f} news/s, {looks / seconds:,.0f} looks/s of {each_us:,.0f} µs each; "
+        f"server {server:.0%} of a core, its clients' commands included; "
+        f"delay p50 {found[len(found) // 2]:.3f} s, longest {found[-1]:.3f} s",
         flush=True,
     )
     return [
@@ -237,7 +251,7 @@ def pinned(made: Fleet, count: int, seconds: float) -> list[Goal]:
     """Modes by hand over idle lanes."""
     live = services()
     made.valkey.client.flushall()
-    found = []
+    found: list[Goal] = []
     with tuning(made) as tuner:
         nothing = tuner.share(seconds)
     flat = [part for pair in limit_fields(LaneLimits()).items() for part in pair]
@@ -253,6 +267,35 @@ def pinned(made: Fleet, count: int, seconds: float) -> list[Goal]:
             if mode is not None:
                 share = tuner.share(seconds) - nothing
                 found.append(Goal(f"tuner while all are in {mode}, beside none", share, IDLE_CORE, "of a core"))
+        found += lists(made, count)
+    return found
+
+
+def lists(made: Fleet, count: int) -> list[Goal]:
+    """`status` in this process, and Flower's page as a browser gets it; over the lanes that are there."""
+    live = services()
+    engine = engine_for(live.settings.database_url)
+    sources = Sources(queries=Queries(engine), live=Live(live.redis))
+    found = []
+    status(sources)  # connections and scripts are there
+    began_s = time.monotonic()
+    told = as_json(as_builtins(status(sources)[0]))
+    found.append(Goal(f"status of {count:,} lanes", time.monotonic() - began_s, LIST_S, "s"))
+    found.append(Goal("its size as JSON", len(told.encode()) / 1000, LIST_KB, "kB"))
+    engine.dispose()
+    largest = 0
+    with (
+        flower(made.env, made.folder / "flower.log", "--basic-auth", ":".join(LOGIN)) as address,
+        httpx.Client(base_url=address, auth=LOGIN, timeout=120.0, trust_env=False) as client,
+    ):
+        for path in ("", "?page=2", f"?page={count // PAGE}", "?find=user-99"):
+            client.get("/rate-limit").raise_for_status()
+            time.sleep(1.5)  # what was seen is shown again for a second
+            began_s = time.monotonic()
+            page = client.get(f"/rate-limit{path}").raise_for_status()
+            found.append(Goal(f"Flower's page {path}", time.monotonic() - began_s, LIST_S, "s"))
+            largest = max(largest, len(page.content))
+        found.append(Goal("its size, the largest", largest / 1000, LIST_KB, "kB"))
     return found
 
 

@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from ratelimit_worker.config import read_settings  # noqa: E402
-from ratelimit_worker.reports.money import Money, dollars, money, spend_sentence  # noqa: E402
+from ratelimit_worker.reports.money import Money, dollars, spend_sentence  # noqa: E402
+from ratelimit_worker.reports.stats import Sources, Stats, stats  # noqa: E402
 from ratelimit_worker.simulate import Entry, Fault, Scenario, Simulator  # noqa: E402
 from ratelimit_worker.stores.database import engine_for  # noqa: E402
 from ratelimit_worker.stores.queries import Queries  # noqa: E402
@@ -39,6 +40,7 @@ TIMEOUT_S = 3.0
 PATIENCE_S = 3600.0
 #: Shares of the requests: what says what it used, and what has to be estimated.
 TOLD, LOST = 0.01, 0.001
+WINDOW_S = 86_400.0  # holds all that is done here
 FAULTS = (
     *((fault, TOLD) for fault in (Fault.SERVER_ERROR, Fault.OVERLOADED)),
     *((fault, LOST) for fault in (Fault.RESET, Fault.HANG, Fault.TRUNCATED, Fault.MALFORMED)),
@@ -102,23 +104,23 @@ def has_answered(provider: Simulator, least: int) -> bool:
     return provider.stats().answered >= least
 
 
-def ended() -> int:
-    """Calls that have an end on record."""
+def recorded() -> Stats:
+    """What the tracking database says of all that was done here."""
     engine = engine_for(read_settings().database_url)
     try:
-        sums = Queries(engine).sums(0.0, time.time() + 60.0)
-        return sum(one.attempts for one in sums if one.outcome.value in ("answered", "failed"))
+        return stats(Sources(queries=Queries(engine), live=None), WINDOW_S, time.time() + 60.0)
     finally:
         engine.dispose()
+
+
+def ended() -> int:
+    """Calls that have an end on record."""
+    return recorded().total.calls
 
 
 def ledger() -> Money:
-    """What the tracking database says."""
-    engine = engine_for(read_settings().database_url)
-    try:
-        return money(Queries(engine).spent(0.0, time.time() + 60.0))
-    finally:
-        engine.dispose()
+    """What the tracking database says that they cost."""
+    return recorded().money
 
 
 def play(calls: int, kills: int, slots: int, seed: int) -> float:

@@ -18,11 +18,9 @@ from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.deployment import remember
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.flow.call import enqueue
-from ratelimit_worker.inprocess.limiter import AdvancedRateLimiter
 from ratelimit_worker.policy import choices
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.rules import Rule
-from ratelimit_worker.providers.watch import watch_all
 from ratelimit_worker.worker import control, log_lines, own_options
 from ratelimit_worker.worker.backend import BACKENDS, backend_url
 from ratelimit_worker.worker.first_look import one_line_to_celery
@@ -56,6 +54,8 @@ def install(app: Celery, settings: Settings | None = None, *, watch: bool = Fals
         ConfigurationError: the app's broker is not one Redis, or a setting is wrong.
     """
     if watch:
+        from ratelimit_worker.providers.watch import watch_all
+
         watch_all()
     with one_line_to_celery():
         return _install(app, settings or read_settings())
@@ -150,6 +150,8 @@ def _eagerly(installation: Installation) -> Eagerly:
         rule: Rule | None,
     ) -> Any:
         live = installation.services()
+        from ratelimit_worker.inprocess.limiter import AdvancedRateLimiter
+
         limiter: AdvancedRateLimiter = live.once("eager", lambda: AdvancedRateLimiter(live))
         if not live.redis_url or not limiter.is_enabled():
             return function(*args, **kwargs)

@@ -9,9 +9,11 @@ from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from ratelimit_worker.calls import Attempt, Failure, Mode, ModeChange
+from ratelimit_worker.contracts.kept import Keep
 from ratelimit_worker.contracts.lane import Fields, LaneState, Write
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.contracts.price import PriceCard
+from ratelimit_worker.contracts.rollup import NamedSums
 from ratelimit_worker.policy.estimate import Learned
 from ratelimit_worker.policy.fault import UNKNOWN, Failing, Lately
 from ratelimit_worker.policy.modes import Pin
@@ -41,6 +43,18 @@ class Outbox(Protocol):
         """These could not be recorded now; the next reader gets them at once."""
         ...
 
+    def fold(self, most: int) -> int:
+        """Where it is nearly full: keep but the sums of its oldest outcomes → how many; 0: there is room."""
+        ...
+
+    def sums(self) -> NamedSums | None:
+        """The sums of outcomes that were folded; the same until they are forgotten. None: there are none."""
+        ...
+
+    def forget_sums(self, sums: NamedSums) -> None:
+        """These are safe in the database."""
+        ...
+
     def set_aside(self, entry_id: str, why: str) -> None:
         """This one can never be recorded; keep it where a person finds it, out of the way of the others."""
         ...
@@ -56,6 +70,14 @@ class Tracker(Protocol):
             StoreUnavailable: The database is away, locked, full or read-only; nothing was kept.
             ConfigurationError: The database is not one this version can write to; nothing was kept.
             RowRefused: At least one of the rows can never be kept; nothing was kept.
+        """
+        ...
+
+    def add_sums(self, sums: NamedSums) -> bool:
+        """Add sums of outcomes that have no rows to the roll-ups, once for each name → whether they were new.
+
+        Raises:
+            StoreUnavailable: The database is away, locked, full or read-only; nothing was added.
         """
         ...
 
@@ -147,11 +169,12 @@ class Begun:
     number: int = 0
     deadline_s: float = 0.0  #: seconds since the epoch, Redis clock
     waiting_since_s: float = 0.0
-    now_s: float = 0.0  #: Redis clock
+    now_s: float = 0.0  #: Redis clock, when it is sent: after `pause_s`
     failed: Failure | None = None  #: what sent it back to its lane last; told where the state is expired
     ticket: bytes = b""  #: the call's place in the order of sending, to be handed back with the observation
     failing: Failing | None = None  #: its sick answers in a row so far; None: its last attempt was none
     lost: int = 0  #: attempts at it that ended with their worker: no row tells of them
+    pause_s: float = 0.0  #: to wait before it is sent, so that starts keep the pace too; some ms at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +272,10 @@ class AttemptLanes(Protocol):
         *,
         kind: AnswerKind = "value",
         outbox: bytes = b"",
+        keep: Keep | None = None,
     ) -> bool:
-        """Make the outcome safe; the first answer wins. `outbox`: the attempt, as the outbox holds it."""
+        """Make the outcome safe; the first answer wins. `outbox`: the attempt, as the outbox holds it. `keep`: how the
+        answer is kept, if it is; None: as one of which nothing is known."""
         ...
 
     def back(

@@ -19,7 +19,7 @@ from ratelimit_worker.outage import cause_of
 from ratelimit_worker.policy import estimate
 from ratelimit_worker.policy.price import PriceTable
 from ratelimit_worker.policy.retry import NO_RETRIES, RetryPolicy, by_backoff
-from ratelimit_worker.providers import http
+from ratelimit_worker.providers.bounds import bound_answers
 from ratelimit_worker.providers.tokenizer import Tokenizer
 from ratelimit_worker.stores import outbox as outbox_store
 from ratelimit_worker.stores.lanes import Lanes
@@ -246,7 +246,7 @@ def services() -> Services:
                 settings = current[1].settings if current else read_settings()
                 server = current[1].server if current else None
                 current = _services = (os.getpid(), Services(settings, server))
-                http.bound_answers(settings.max_answer_mb)
+                bound_answers(settings.max_answer_mb)
     return current[1]
 
 
@@ -255,5 +255,5 @@ def use(settings: Settings, server: RedisServer | str | None = None) -> Services
     global _services
     with _lock:
         _services = (os.getpid(), Services(settings, server))
-        http.bound_answers(settings.max_answer_mb)
+        bound_answers(settings.max_answer_mb)
         return _services[1]

@@ -36,6 +36,7 @@ def stats(form: str) -> None:
         "joined": counters.get("joined", 0),
         "stale": counters.get("cache_stale", 0),
         "evicted": counters.get("cache_evicted", 0),
+        "evicted_bytes": counters.get("cache_evicted_bytes", 0),
     }
     if form == "json":
         say(as_json(figures))
@@ -46,7 +47,7 @@ def stats(form: str) -> None:
         f"calls answered {figures['hits']:,} from the cache, {figures['joined']:,} by one that was on its way, "
         f"{figures['stale']:,} past its time in an emergency"
     )
-    say(f"evicted        {figures['evicted']:,}")
+    say(f"evicted        {figures['evicted']:,}, {figures['evicted_bytes'] / 1024 / 1024:,.1f} MB")
 
 
 @cache.command()

@@ -39,6 +39,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     tags: Sequence[str] = ()
     func: str = ""
     stale_ttl_s: float = 0.0  #: so long beyond `ttl_s`, for a lane in EMERGENCY or HALT
+    answer: str = ""  #: the kept one, which the scripts had packed and the caller has unpacked
     refresh: bool = False  #: no kept answer will do
     stores: bool = True  #: its own is kept
     heirs_ask: bool = False  #: where it fails, its first follower asks, and the others follow that one
@@ -86,6 +87,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
                 msgspec.json.encode(list(self.tags)).decode(),
                 self.func,
                 int(self.stale_ttl_s * 1000),
+                self.answer,
                 int(self.refresh),
                 int(not self.stores),
                 int(self.heirs_ask),
@@ -274,9 +276,10 @@ class Asked(IntEnum):
     TAGS = 9
     FUNC = 10
     STALE_MS = 11
-    REFRESH = 12
-    UNKEPT = 13
-    HEIRS = 14
+    ANSWER = 12
+    REFRESH = 13
+    UNKEPT = 14
+    HEIRS = 15
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):

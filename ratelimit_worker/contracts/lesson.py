@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from ratelimit_worker.calls import DIMENSIONS, Failure, Snapshot, Usage
+from ratelimit_worker.contracts.kept import Keep
 
 #: "plain": answered, and nothing beside the answer tells how the provider is (a function, an SDK).
 #: "quota": nothing is left until somebody pays; "barred": the key was not accepted.
@@ -186,6 +187,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     lesson: Lesson
     kind: AnswerKind = "value"  #: what the answer is to the calls that wait for it
     outbox: bytes = b""  #: the attempt, as the outbox holds it; empty: it has no row
+    keep: Keep | None = None  #: how its answer is kept, if its claim says that it is; None: nothing is known of it
 
 
 class Stored(NamedTuple):

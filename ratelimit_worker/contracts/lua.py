@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 
 from ratelimit_worker.calls import DIMENSIONS, SCHEMA_VERSION
-from ratelimit_worker.contracts import call, lane
+from ratelimit_worker.contracts import call, kept, lane
 from ratelimit_worker.contracts.call import Asked, Place
 
 _US = 1_000_000
@@ -27,6 +27,9 @@ KNOWN: Mapping[str, float] = {
     "SHUT_US": lane.SHUT_US,
     "REFS": call.REFS,
     "STALE_US": round(call.PARKED_STALE_S * _US),
+    "ENTRY_BYTES": kept.ENTRY_BYTES,
+    "WORTH_SCALE": kept.WORTH_SCALE,
+    "USUAL_NANOUSD": kept.USUAL_NANOUSD,
 }
 
 

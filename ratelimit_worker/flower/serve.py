@@ -40,6 +40,7 @@ from ratelimit_worker.worker.task import CallTask
 log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
+MOST_TASKS = 8_000  #: that Flower keeps in memory, at some 5 kB each; its own default is 100,000
 
 
 class NotServed(RateLimitWorkerError):
@@ -129,6 +130,7 @@ def _read_options(address: str | None, port: int | None, logins: Sequence[str], 
     unknown = [word for word in more if not word.startswith("--") or not is_flower_option(word)]
     if unknown:
         raise click.UsageError(f"Flower has no option {unknown[0].partition('=')[0]!r}; write --name=value")
+    options.max_tasks = MOST_TASKS
     apply_env_options()
     apply_options("flower", list(more))
     if address is not None:

@@ -22,6 +22,7 @@ from redis import RedisError
 from redis.exceptions import ResponseError
 
 from ratelimit_worker.contracts.call import Claim, Entry, Placed, Sent
+from ratelimit_worker.contracts.kept import Keep
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Settlement
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import StoreUnavailable
@@ -170,9 +171,10 @@ class Desk:
         *,
         kind: AnswerKind = "value",
         outbox: bytes = b"",
+        keep: Keep | None = None,
     ) -> bool:
         """Make the outcome safe, now or when Redis is back; a caller who has an outcome needs its releases no more."""
-        settlement = Settlement(tag=tag, lane=lane, answer=answer, lesson=lesson, kind=kind, outbox=outbox)
+        settlement = Settlement(tag=tag, lane=lane, answer=answer, lesson=lesson, kind=kind, outbox=outbox, keep=keep)
         frees = self.mailbox.take_releases_by(tag)
         self._now_or_later(lambda lanes: lanes.settle_and_free(settlement, frees or (tag,)))
         return True

@@ -30,7 +30,7 @@ import msgspec
 
 import ratelimit_worker
 from ratelimit_worker.calls import Category, FailedAnswer, Failure, Response, saw, sighting_now, timeouts_left
-from ratelimit_worker.config import Settings, told_to_send
+from ratelimit_worker.config import told_to_send
 from ratelimit_worker.errors import (
     AuthenticationFailed,
     BadInput,
@@ -43,8 +43,9 @@ from ratelimit_worker.policy.completion import flaw_of, not_whole
 from ratelimit_worker.policy.endpoints import Operation, ending_operation, model_of, operation_of
 from ratelimit_worker.policy.usage import finish_reason_of, usage_of
 from ratelimit_worker.providers import network
-from ratelimit_worker.providers.answer_bytes import ENCODINGS, MB, read_answer, too_large
+from ratelimit_worker.providers.answer_bytes import ENCODINGS, read_answer, too_large
 from ratelimit_worker.providers.answer_json import read_json
+from ratelimit_worker.providers.bounds import most_answer_bytes
 from ratelimit_worker.providers.forms import form, leaves_as_form
 
 #: An idle connection is dropped after this many seconds; the load balancers of providers wait for a minute or more.
@@ -166,7 +167,7 @@ def post(
         answer = client.send(request, stream=True, follow_redirects=False)
         heard_s = monotonic() - began
         try:
-            raw = read_answer(answer, _most_answer_bytes)
+            raw = read_answer(answer, most_answer_bytes())
         finally:
             answer.close()
     response, is_json = _response(answer, raw, to.path, operation, heard_s, monotonic() - began)
@@ -405,18 +406,9 @@ def _sound(raw: bytearray, kind: str) -> dict[str, str]:
     Raises:
         InvalidRequest: it is larger than `bound_answers` allows.
     """
-    if len(raw) * 4 // 3 > _most_answer_bytes:
-        raise too_large(_most_answer_bytes, 200)
+    if len(raw) * 4 // 3 > most_answer_bytes():
+        raise too_large(most_answer_bytes(), 200)
     return {"content_type": kind or "application/octet-stream", "data": b2a_base64(raw, newline=False).decode("ascii")}
-
-
-_most_answer_bytes = round(Settings().max_answer_mb * MB)
-
-
-def bound_answers(megabytes: float) -> None:
-    """From now on a good answer of this process may have so many MB, decoded."""
-    global _most_answer_bytes
-    _most_answer_bytes = round(megabytes * MB)
 
 
 # One process has one stack of clients; a call takes the one on top and puts it back. One client that all threads share

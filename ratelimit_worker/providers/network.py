@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx2 as httpx
-
 from ratelimit_worker.errors import ConfigurationError
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
@@ -59,6 +57,8 @@ def problem(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def _wrong_proxy(value: str) -> str | None:
+    import httpx2 as httpx  # a process that only sends calls, or runs own functions, does without it
+
     url = value if "://" in value else f"http://{value}"
     try:
         transport = httpx.HTTPTransport(proxy=httpx.Proxy(url), verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))

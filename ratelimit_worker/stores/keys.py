@@ -41,9 +41,9 @@ The sweep drops lanes whose hash has ended, and after a day those of which nobod
 | `rlw:degradable:L` | ZSET ref → 0, 1 | calls to answer or shed in an emergency | TTL: deadline + 1 day; calls |
 | `rlw:answered` | ZSET ref → µs | calls with another's answer, on their way to a worker | calls |
 | `rlw:cache:FP` | HASH | a kept answer; context, tags, func, size, ends | TTL: `cache_ttl` and `stale_ttl` |
-| `rlw:cache:used` | ZSET fp → µs | when it was used last | `MAISD_MAX_CACHE_ENTRIES` |
+| `rlw:cache:used` | ZSET fp → score | the lowest goes first (policy/worth.py) | `MAISD_MAX_CACHE_ENTRIES` |
 | `rlw:cache:ends` | ZSET fp → µs | when it goes, `stale_ttl` after its end | the same |
-| `rlw:cache:sizes` | HASH fp → bytes | its size; `all`: the sum | the same; `MAISD_CACHE_SIZE_MB` |
+| `rlw:cache:sizes` | HASH fp → bytes | its size; the sum, and the floor of scores | the same; `MAISD_CACHE_SIZE_MB` |
 | `rlw:expiry` | ZSET ref → µs | when a call is delivered without a permit: its deadline, or now if answered | calls |
 | `rlw:next` | ZSET lane → µs | when the pump must look at a lane, or (newline + P) at the row of parent P | lanes |
 | `rlw:hungry` | SET | queues with a row | queues |
@@ -67,9 +67,12 @@ The sweep drops lanes whose hash has ended, and after a day those of which nobod
 | `rlw:fared:N:L` | HASH | of half minute N: attempts of lane L that failed, answers, by function | TTL: 330 s; 2,000 |
 | `rlw:probed:L` | HASH task (or process) → number | last probe of each, while L's provider is away | TTL: 1 hour; 16 |
 | `rlw:pins` | HASH lane (`*`: all) → pin | modes by hand | lanes that are pinned; dropped when the pin ends |
+| `rlw:pins:changes` | STRING | how often these were changed | TTL: 1 day after the last |
 | `rlw:lost` | ZSET id → s | forgotten calls, when a caller was told | TTL: 1 day after the last; 10,000 |
 | `rlw:outbox` | STREAM | outcomes on their way to the tracking database | 5,000,000 |
 | `rlw:database:lost` | HASH | when a tracking database was lost, and how (`at`, `what`) | TTL: 1 day |
+| `rlw:outbox:sums` | HASH | sums of outcomes beyond its bound | 50,000, then one an hour and lane |
+| `rlw:outbox:sums:taken` | HASH | the same, on their way to the database | as the row before |
 | `rlw:outbox:bad` | LIST | outcomes that the database will never take, and why | 1,000 |
 | `rlw:outbox:bad:count` | STRING | how many there were | 1 |
 | `rlw:alerts` | STREAM | alerts on their way to the web hook | TTL: 1 day after the last; 1,000 |
@@ -96,8 +99,9 @@ which scripts read too.
 | `rlw:call:REF` | `i`: record, packed; `m`: message; `c`: claim, packed; `f`: its sick answers in a row, packed |
 | `rlw:call:REF` | `w`: what failed it last, packed |
 | `rlw:cache:FP` | `answer`; `context`, `tags` (JSON), `func`: by which it is found; `size`: bytes |
-| `rlw:cache:FP` | `ends`: µs since the epoch |
-| `rlw:cache:sizes` | `FP`: bytes; `all`: their sum |
+| `rlw:cache:FP` | `packed`: a large answer, in place of `answer` (contracts/kept.py) |
+| `rlw:cache:FP` | `ends`: µs since the epoch; `uses`: calls that got it, its own too; `worth`: of one, in its score |
+| `rlw:cache:sizes` | `FP`: bytes; `all`: their sum; `floor`: of the scores |
 | `rlw:full` | `L`: begins or ends, what one of its calls has to do |
 | `rlw:crew` | `WORKER`: {crew, slots, queue …}, packed |
 | `rlw:slots` | `WORKER`: {slots, queue …}, packed |
@@ -122,7 +126,7 @@ which scripts read too.
 | `rlw:counters` | `restored`, `reclaimed`, `replaced`, `leaks`: put right by sweep, pump and known.lua |
 | `rlw:counters` | `expired`, `revoked`, `joined`, `shed`: calls |
 | `rlw:counters` | `refused_full`, `refused_lanes`: refused by a bound |
-| `rlw:counters` | `cache_hits`, `cache_stale`, `cache_evicted`, `uncached`: kept answers |
+| `rlw:counters` | `cache_hits`, `cache_stale`, `cache_evicted`, `cache_evicted_bytes`, `uncached`: kept answers |
 | `rlw:counters` | `unreadable`, `unrecorded`, `unheeded`, `untold`: what a script could not do |
 | `rlw:counters` | `malformed`: messages set aside |
 """
@@ -145,6 +149,7 @@ MALFORMED = NAMESPACE + "malformed"
 COUNTERS = NAMESPACE + "counters"
 LANES = NAMESPACE + "lanes"
 PINS = NAMESPACE + "pins"
+PINS_CHANGES = PINS + ":changes"
 USAGE = NAMESPACE + "usage"
 PRICES = NAMESPACE + "prices"
 LATENCIES = NAMESPACE + "latencies"
@@ -160,6 +165,16 @@ ANSWERED = NAMESPACE + "answered"
 SEEN = NAMESPACE + "seen"
 URGENT = NAMESPACE + "urgent"
 TUNE = NAMESPACE + "tune"  #: pub/sub channel: a refusal or a sick row, the tuner should look now
+
+
+def sums(outbox: str = OUTBOX) -> str:
+    """What outcomes beyond an outbox's bound add up to."""
+    return f"{outbox}:sums"
+
+
+def sums_taken(outbox: str = OUTBOX) -> str:
+    """The same, while it is added to the tracking database."""
+    return f"{outbox}:sums:taken"
 
 
 def bad(outbox: str = OUTBOX) -> str:

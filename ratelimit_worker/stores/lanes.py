@@ -11,11 +11,13 @@ from math import isfinite
 from typing import Any, Literal, NamedTuple
 
 import msgspec
+from msgspec import structs
 from redis import Redis
 from redis.exceptions import ResponseError
 
 from ratelimit_worker.calls import Failure, Mode
 from ratelimit_worker.contracts.call import US, Entry, Placed, Record, Released, TakenOut
+from ratelimit_worker.contracts.kept import USUAL_NANOUSD, Keep, packed, unpacked
 from ratelimit_worker.contracts.lane import Fields, LaneState, Write
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Settlement, Stored
 from ratelimit_worker.errors import BadInput, LaneFull, LanesFull, LaneShedding
@@ -96,6 +98,9 @@ class Lanes:
             state, ref, *more = self.run("enqueue", entry.args())
         if len(self._known) < MOST_KNOWN:
             self._known.add(entry.lane)
+        if state == 4 and entry.claim is not None:  # a worker passes it on, of any version
+            claim = structs.replace(entry.claim, answer=unpacked(more[0]).decode())
+            return self.enqueue(structs.replace(entry, claim=claim))
         if state == -5:
             self._known.discard(entry.lane)
             raise LanesFull(entry.lane)
@@ -106,7 +111,7 @@ class Lanes:
         if state == -4:
             raise BadInput(f"task_id={entry.ref!r} is the id of a call with other arguments; use another, or none")
         if state == 3:
-            return Placed(False, ref.decode(), more[0], bool(more[1]))
+            return Placed(False, ref.decode(), unpacked(more[0]), bool(more[1]))
         return Placed(state == 1, ref.decode())
 
     def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
@@ -120,7 +125,7 @@ class Lanes:
         state, *rest = self.run("begin", (tag, int(lease_s * US), int(alone), process, int(taken)))
         word = state.decode()
         if word == "go":
-            body, tries, number, deadline, accepted, now, ticket, failing, lost = rest
+            body, tries, number, deadline, accepted, now, ticket, failing, lost, pause = rest
             return Begun(
                 state="go",
                 body=body,
@@ -128,10 +133,11 @@ class Lanes:
                 number=number,
                 deadline_s=int(deadline) / US,
                 waiting_since_s=int(accepted) / US,
-                now_s=int(now) / US,
+                now_s=(int(now) + int(pause)) / US,
                 ticket=ticket,
                 failing=_failing(failing),
                 lost=int(lost),
+                pause_s=int(pause) / US,
             )
         if word == "settled":
             return Begun(state=word, answer=rest[0], body=rest[1])
@@ -160,6 +166,7 @@ class Lanes:
         *,
         kind: AnswerKind = "value",
         outbox: bytes = b"",
+        keep: Keep | None = None,
     ) -> bool:
         """Make the outcome of a call safe; the first answer wins → whether this was the first.
 
@@ -167,8 +174,9 @@ class Lanes:
             answer: Empty: there is none to keep.
             kind: What the answer is to the calls that wait for it.
             outbox: The attempt, as the outbox holds it; empty: it has no row.
+            keep: How it is kept, if its call's claim says that it is; None: as one of which nothing is known.
         """
-        told = Settlement(tag=tag, lane=lane, answer=answer, lesson=lesson, kind=kind, outbox=outbox)
+        told = Settlement(tag=tag, lane=lane, answer=answer, lesson=lesson, kind=kind, outbox=outbox, keep=keep)
         return bool(self.run("settle", _settle_args(told)))
 
     def settle_and_free(self, settlement: Settlement, tags: Sequence[str]) -> None:
@@ -519,6 +527,8 @@ def _settle_args(told: Settlement) -> tuple[Any, ...]:
         told.kind,
         lesson.used(),
         lesson.tried(),
+        told.keep.again_nanousd if told.keep is not None else USUAL_NANOUSD,
+        packed(told.answer) if told.keep is not None and told.keep.packs else b"",
     )
 
 

@@ -25,6 +25,7 @@ from redis.exceptions import (
     TimeoutError,
 )
 
+from ratelimit_worker.contracts.kept import Keep
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Settlement, Stored
 from ratelimit_worker.ports import Begun, Health
 from ratelimit_worker.stores.lanes import Lanes
@@ -100,10 +101,18 @@ class PatientLanes(Lanes):
         return self._patiently(lambda: super(PatientLanes, self).begin(tag, lease_s, alone, process, taken))
 
     def settle(
-        self, tag: str, lane: str, answer: bytes, lesson: Lesson, *, kind: AnswerKind = "value", outbox: bytes = b""
+        self,
+        tag: str,
+        lane: str,
+        answer: bytes,
+        lesson: Lesson,
+        *,
+        kind: AnswerKind = "value",
+        outbox: bytes = b"",
+        keep: Keep | None = None,
     ) -> bool:
         told = super().settle
-        return self._patiently(lambda: told(tag, lane, answer, lesson, kind=kind, outbox=outbox))
+        return self._patiently(lambda: told(tag, lane, answer, lesson, kind=kind, outbox=outbox, keep=keep))
 
     def finish(self, settlement: Settlement, result: Stored, frees: bool) -> bool:
         told = super().finish

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from time import monotonic
+from typing import Any, NamedTuple
 
 import msgspec
 from redis import Redis, WatchError
@@ -19,6 +20,19 @@ from ratelimit_worker.stores.clock import redis_now_s
 
 log = logging.getLogger(__name__)
 
+_MANY = 100  #: pins
+_READ_AGAIN_S = 1.0
+_SAID_TTL_S = 86_400
+
+
+class _Read(NamedTuple):
+    """What was read last."""
+
+    pins: Mapping[str, Pin] = {}
+    changes: bytes | None = None  #: that had been made by then
+    at_s: float = float("-inf")  #: monotonic
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Pin).decode
 
@@ -28,43 +42,71 @@ class Pins:
 
     def __init__(self, client: Redis) -> None:
         self.client = client
+        self._read = _Read()
 
     def now(self) -> float:
         """Seconds since the epoch, Redis clock."""
         return redis_now_s(self.client)
 
-    def read(self) -> dict[str, Pin]:
-        """Pins by lane, those that have ended too; one that cannot be read (a newer version's) is left out."""
-        raw: Any = self.client.hgetall(keys.PINS)
+    def read(self) -> Mapping[str, Pin]:
+        """Pins by lane, those that have ended too; one that cannot be read (a newer version's) is left out.
+
+        Of many pins all are read only when something has changed. A version before this one does not say that it has
+        changed some: that is seen within `_READ_AGAIN_S`.
+        """
+        before, at_s = self._read, monotonic()
+        if len(before.pins) > _MANY and at_s - before.at_s < _READ_AGAIN_S and self._changes() == before.changes:
+            return before.pins
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.get(keys.PINS_CHANGES)
+            pipe.hgetall(keys.PINS)
+            changes, raw = pipe.execute()
         found: dict[str, Pin] = {}
         for lane, packed in raw.items():
             try:
                 found[lane.decode()] = _decode(packed)
             except msgspec.MsgspecError:
                 log.warning("pin.unreadable", extra={"lane": lane.decode()})
+        self._read = _Read(found, changes, at_s)
         return found
 
     def write(self, pins: Mapping[str, Pin]) -> None:
         """Set them, all at once."""
         if pins:
-            self.client.hset(keys.PINS, mapping={lane: _encode(pin) for lane, pin in pins.items()})
+            with self.client.pipeline(transaction=True) as pipe:
+                pipe.hset(keys.PINS, mapping={lane: _encode(pin) for lane, pin in pins.items()})
+                self._say(pipe)
+                pipe.execute()
 
     def drop(self, pins: Mapping[str, Pin]) -> None:
         """Delete these entries, but those that somebody has pinned anew meanwhile."""
-        for lane, pin in pins.items():
-            with self.client.pipeline(transaction=True) as pipe:
-                pipe.watch(keys.PINS)  # type: ignore[no-untyped-call]
-                held: Any = pipe.hget(keys.PINS, lane)
-                if held is None or _id(held) != pin.id:
-                    continue
-                pipe.multi()
-                pipe.hdel(keys.PINS, lane)
-                try:
-                    pipe.execute()
-                except WatchError:
-                    log.info(
-                        "pin.not_dropped", extra={"lane": lane}
-                    )  # another pin came in between: the next look does it
+        if not pins:
+            return
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.watch(keys.PINS)  # type: ignore[no-untyped-call]
+            held: Any = pipe.hmget(keys.PINS, list(pins))
+            ended = [
+                lane
+                for (lane, pin), packed in zip(pins.items(), held, strict=True)
+                if packed is not None and _id(packed) == pin.id
+            ]
+            if not ended:
+                return
+            pipe.multi()
+            pipe.hdel(keys.PINS, *ended)
+            self._say(pipe)
+            try:
+                pipe.execute()
+            except WatchError:  # another pin came in between: the next look does it
+                log.info("pin.not_dropped", extra={"lanes": len(ended)})
+
+    def _changes(self) -> Any:
+        return self.client.get(keys.PINS_CHANGES)
+
+    def _say(self, pipe: Any) -> None:
+        """That something has changed, with the change."""
+        pipe.incr(keys.PINS_CHANGES)
+        pipe.expire(keys.PINS_CHANGES, _SAID_TTL_S)
 
 
 def _id(packed: bytes) -> str:

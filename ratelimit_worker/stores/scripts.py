@@ -50,6 +50,7 @@ SHARED = (
     "let_go",
     "park",
     "release",
+    "kept",
     "claims",
     "back",
     "learn",

@@ -20,7 +20,6 @@ from ratelimit_worker.flow.duty.record import Beside, Recorder
 from ratelimit_worker.flow.lane.decide import rules_of
 from ratelimit_worker.flow.lane.tune import TUNE_EVERY_S, ControlPlane, Tuner
 from ratelimit_worker.outage import Outage
-from ratelimit_worker.providers.webhook import NotTaken, Webhook
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.alerts import Alerts
 from ratelimit_worker.stores.desks import Desks
@@ -202,6 +201,8 @@ class Alert(Duty):
     """Tells the web hook what happened: one worker at a time, so that it hears things once and in order."""
 
     def __init__(self, services: Services, owner: str) -> None:
+        from ratelimit_worker.providers.webhook import NotTaken, Webhook  # an HTTP client, which few need
+
         super().__init__("alert", services.server, owner)
         self.lease = Leases(self.client)
         self.waits = Outage()  #: for a store, within its turns

@@ -59,7 +59,6 @@ from ratelimit_worker.policy.own_retry import Goes, Stays, Wish
 from ratelimit_worker.policy.retry import RetryPolicy
 from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.ports import Begun
-from ratelimit_worker.providers import http
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.decide import DECIDE_S, current, deciding
 from ratelimit_worker.stores.patient import PATIENCE, PatientLanes
@@ -876,6 +875,9 @@ def answers_of(app: Celery, eagerly: Eagerly) -> Asked:
 
 def warm_up(live: Services, slots: int = 1) -> None:
     """Connect and load the scripts before the first call: released calls that meet a cold worker start as a burst."""
-    http.warm_up(min(slots, MOST_WARM_CLIENTS))
+    if "ratelimit_worker.providers.http" in sys.modules:  # else no task of this process asks by it
+        from ratelimit_worker.providers import http
+
+        http.warm_up(min(slots, MOST_WARM_CLIENTS))
     live.lanes.run.load()
     executor(live)

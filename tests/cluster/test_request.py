@@ -25,7 +25,7 @@ from ratelimit_worker.errors import (
     InvalidRequest,
     MalformedResponse,
 )
-from ratelimit_worker.providers import anthropic, apis, google, http, openai
+from ratelimit_worker.providers import anthropic, apis, bounds, google, http, openai
 from ratelimit_worker.providers.answer_bytes import MB
 from tests.conftest import wait_for
 from tests.fleet import Fleet, Worker, fleet
@@ -276,12 +276,12 @@ def test_a_sound_comes_as_base64(provider: Provider, ask: Any) -> None:
 def test_a_sound_has_a_bound(provider: Provider, ask: Any) -> None:
     """As base64 it is a third larger, and that is what is kept."""
     provider.replies["/v1/audio/speech"] = [(200, {"content-type": "audio/mpeg"}, b"x" * 900)]
-    http.bound_answers(1_000 / MB)
+    bounds.bound_answers(1_000 / MB)
     try:
         with pytest.raises(InvalidRequest, match="MAISD_MAX_ANSWER_MB"):
             ask("openai", "/v1/audio/speech", {"model": "tts-1", "input": "hi", "voice": "alloy"})
     finally:
-        http.bound_answers(Settings().max_answer_mb)
+        bounds.bound_answers(Settings().max_answer_mb)
 
 
 @pytest.mark.parametrize(

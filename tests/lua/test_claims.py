@@ -19,6 +19,7 @@ from ratelimit_worker.calls import LaneLimits, Priority
 from ratelimit_worker.cli import main
 from ratelimit_worker.config import Settings
 from ratelimit_worker.contracts.call import Claim
+from ratelimit_worker.contracts.kept import ENTRY_BYTES
 from ratelimit_worker.errors import CallFailed
 from ratelimit_worker.flow.call.enqueue import Kind, Said, limit_fields, plan
 from ratelimit_worker.reports.explain import Where, explain, explanation_text
@@ -396,7 +397,7 @@ def keep(cluster: Cluster, put: Put, name: str, **claims: Any) -> None:
 
 @pytest.mark.server
 def test_at_most_so_many_answers_are_kept(cluster: Cluster, put: Put) -> None:
-    """What was used longest ago goes first."""
+    """What was used least goes first; tests/lua/test_kept.py has the whole rule."""
     for name in ("a", "b", "c"):
         keep(cluster, put, name, max_entries=3)
     assert put("x", fingerprint="a", at_once=True) is not None
@@ -408,14 +409,16 @@ def test_at_most_so_many_answers_are_kept(cluster: Cluster, put: Put) -> None:
 @pytest.mark.server
 def test_at_most_so_many_bytes_are_kept(cluster: Cluster, put: Put) -> None:
     """An answer that is larger than all that may be kept is not kept, and drives none out."""
+    entry_bytes = ENTRY_BYTES + len("answer" + "[]")  # beside it, its tags
+    room = 2 * entry_bytes
     for name in ("a", "b", "c"):
-        keep(cluster, put, name, max_bytes=1100)
-    assert answers.size(cluster.client) == (2, 2 * 506)
-    put("big", fingerprint="big", max_bytes=1100)
+        keep(cluster, put, name, max_bytes=room)
+    assert answers.size(cluster.client) == (2, room)
+    put("big", fingerprint="big", max_bytes=room)
     tag, _ = cluster.begin()
-    cluster.settle(tag, b"x" * 1100)
+    cluster.settle(tag, b"x" * room)
     cluster.free(tag)
-    assert answers.size(cluster.client) == (2, 2 * 506)
+    assert answers.size(cluster.client) == (2, room)
 
 
 @pytest.mark.server
@@ -522,7 +525,7 @@ def test_answers_are_forgotten_by_context_tag_and_task(cluster: Cluster, put: Pu
     assert answers.forget(cluster.client, context="x", tag="even") == 1
     assert answers.forget(cluster.client, func="other") == 0
     assert answers.forget(cluster.client, tag="even", func="ask") == 1
-    assert answers.size(cluster.client) == (2, 2 * 506)
+    assert answers.size(cluster.client) == (2, 2 * (ENTRY_BYTES + len("answer" + "y" + "[]" + "tasks.ask")))
     assert answers.forget(cluster.client) == 2
     assert cluster.client.keys("rlw:cache:*") == []
 

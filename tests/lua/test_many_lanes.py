@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,12 +20,13 @@ from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.flow.lane.limit import Change, at_start, set_limits
 from ratelimit_worker.flow.lane.pin import auto, lane_fields, pin
 from ratelimit_worker.flow.lane.tune import BATCH, MANY_LANES, MOST_BATCHES, MOST_LOOKED_AT
-from ratelimit_worker.policy.modes import ALL
+from ratelimit_worker.policy.modes import ALL, Pin
 from ratelimit_worker.reports.doctor import Code, judge_number
 from ratelimit_worker.reports.live import cluster_state
 from ratelimit_worker.reports.tables import lanes_table, status_table
 from ratelimit_worker.stores import keys, live
 from ratelimit_worker.stores.live import Live
+from ratelimit_worker.stores.pins import Pins
 from tests.builders import entry
 from tests.lua.test_pin import PACED, Stage
 
@@ -403,6 +405,44 @@ def test_very_many_idle_lanes_are_left_to_the_tuner(stage: Stage, monkeypatch: p
     assert all(stage.mode(name) is Mode.NORMAL for name in stage.lanes.names())
     assert sorted(change.lane for change in stage.told()) == [ALL, "busy"]
     assert stage.control.pins.read() == {}
+
+
+def test_very_many_pins_of_lanes_of_their_own_cost_little(stage: Stage) -> None:
+    """Each comes into force and ends, some a turn; in between some are looked at each second, and calls go first."""
+    pinned = 3 * MOST_LOOKED_AT
+    make(stage, pinned)
+    stage.tune()
+
+    def one(mode: Mode, number: int) -> Pin:
+        return Pin(id=f"p{number}", mode=mode, at=stage.now, who="me", until=stage.now + 60.0)
+
+    stage.control.pins.write({f"user-{n}": one(Mode.REDUCED, n) for n in range(pinned)})
+    turns(stage, 4)
+    assert all(stage.mode(f"user-{n}") is Mode.REDUCED for n in range(pinned))
+    turns(stage, 10)
+    stage.client.config_resetstat()
+    turns(stage, 10)
+    assert commands(stage.client) < 5 * MOST_LOOKED_AT  # in a second 200 of the 600
+    stage.advance(60.0)
+    turns(stage, 5)
+    assert all(stage.mode(f"user-{n}") is Mode.NORMAL for n in range(pinned))
+    assert stage.control.pins.read() == {}
+
+
+def test_pins_are_read_again_when_somebody_has_changed_one(stage: Stage) -> None:
+    """Of more than a hundred the whole hash only then; what a version before wrote is seen within a second."""
+    ours, theirs = Pins(stage.client), Pins(stage.client)
+    one = Pin(id="x", mode=Mode.HALT, at=0.0, who="me")
+    theirs.write({f"lane-{n}": one for n in range(150)})
+    first = ours.read()
+    stage.client.config_resetstat()
+    assert ours.read() is first
+    theirs.drop({"lane-7": one})
+    assert set(first) - set(ours.read()) == {"lane-7"}
+    theirs.write({"lane-7": replace(one, id="y")})
+    assert ours.read()["lane-7"].id == "y"
+    theirs.drop({"lane-7": one, "lane-8": one})  # the first was pinned anew
+    assert {"lane-7"} == {"lane-7", "lane-8"} & set(ours.read())
 
 
 def test_what_a_killed_command_left_undone_the_tuner_does(stage: Stage) -> None:

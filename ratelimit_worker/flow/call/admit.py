@@ -217,6 +217,9 @@ class Admission(Generic[T]):
                 turn.running = True
                 started_s = self.executor.clock()
                 try:
+                    if begun.pause_s > 0:
+                        yield Sleep(begun.pause_s)
+                        started_s = self.executor.clock()
                     ran = yield Run(turn, self.executor.timeouts(self.plan, self.task, begun), self.plan.lane)
                 except BaseException as cut:
                     self._cut_off(news, begun, Ran(started_s=started_s, ended_s=self.executor.clock(), error=cut))

@@ -33,6 +33,7 @@ from ratelimit_worker.calls import (
     Timeouts,
     Usage,
 )
+from ratelimit_worker.contracts.kept import Keep
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Settlement, Verdict, Witness
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.contracts.price import Money
@@ -46,6 +47,7 @@ from ratelimit_worker.errors import (
 from ratelimit_worker.flow.call import observe
 from ratelimit_worker.flow.call.content import NOTHING, content_of
 from ratelimit_worker.flow.call.judge import Failed, Judged, Rules, Swallowed, first_failed, judge
+from ratelimit_worker.policy import worth
 from ratelimit_worker.policy.classification import was_sent
 from ratelimit_worker.policy.completion import cut_short
 from ratelimit_worker.policy.fault import digest
@@ -182,6 +184,7 @@ class Conclusion(Struct, frozen=True, kw_only=True):
     row: Attempt
     result: Answered | Again | GaveUp | PassedOn
     started_s: float = 0.0
+    keep: Keep | None = None  #: how its answer is kept for others; None: it is not
 
     @property
     def counts_as_answer(self) -> bool:
@@ -380,12 +383,28 @@ class _Case(Struct, frozen=True):
             verdict = self._verdict_of(failure)
         usage = self.ran.seen.usage if outcome is Outcome.ANSWERED else None
         resent = self.ran.resent and isinstance(end, Settle)
+        row = self._row(failure, Outcome.RETRIED if resent else outcome, cause)
         return Conclusion(
             end=end,
             lesson=self.lesson(verdict, failure, older=older, discounted=discounted, usage=usage, tried=tried),
-            row=self._row(failure, Outcome.RETRIED if resent else outcome, cause),
+            row=row,
             result=result,
             started_s=self.ran.started_s,
+            keep=self._keep(end, row.cost_nanousd),
+        )
+
+    def _keep(self, end: Settle | Back, paid_nanousd: int | None) -> Keep | None:
+        """How the answer is kept that others may get; None: there is none.
+
+        Args:
+            paid_nanousd: What it cost; None: it has no price.
+        """
+        plan, usage = self.facts.plan, self.ran.seen.usage
+        if plan.sharing is None or not isinstance(end, Settle) or end.kind != "value":
+            return None
+        return Keep(
+            again_nanousd=worth.again_nanousd(usage, plan.cost.tokens, paid_nanousd),
+            packs=plan.sharing.stale_ttl_s <= 0,
         )
 
     def lesson(

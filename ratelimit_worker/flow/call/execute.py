@@ -96,6 +96,7 @@ class Executor:
         given_up: Whether a call has been given up while its attempt ran; what comes of that is of no use any more.
         interrupted: Whether what an attempt raised says that its process is being ended, and nothing of the call.
         clock: Seconds; does not go back.
+        pause: Waits so many seconds before the request is sent, as its lane asks.
     """
 
     lanes: AttemptLanes
@@ -108,6 +109,7 @@ class Executor:
     timeout_told_s: Callable[[str], float | None] = lambda lane: None
     latencies: Callable[[str], Latencies | None] = lambda name: None
     clock: Callable[[], float] = time.monotonic
+    pause: Callable[[float], None] = time.sleep
 
     def execute(self, facts: Facts, run: Callable[[Begun], Any], restore: Callable[[bytes], None]) -> Result:
         """Make one attempt at a released call.
@@ -118,6 +120,8 @@ class Executor:
         """
         begun = self.lanes.begin(facts.tag, self.lease_s, facts.alone, facts.worker, facts.taken)
         if begun.state == "go":
+            if begun.pause_s > 0:
+                self.pause(begun.pause_s)
             return self._attempt(facts, begun, run)
         if begun.state in {"settled", "expired", "poison"}:
             restore(begun.body)
@@ -204,13 +208,18 @@ class Executor:
             lesson = structs.replace(lesson, answered=self.tally.take(facts.lane, conclusion.started_s))
         outbox = self.encode_outcome(row)
         if isinstance(end, Settle):
-            if isinstance(conclusion.result, Answered) and facts.settles_later(
-                Settlement(
-                    tag=facts.tag, lane=facts.lane, answer=end.answer, lesson=lesson, kind=end.kind, outbox=outbox
-                )
-            ):
+            told = Settlement(
+                tag=facts.tag,
+                lane=facts.lane,
+                answer=end.answer,
+                lesson=lesson,
+                kind=end.kind,
+                outbox=outbox,
+                keep=conclusion.keep,
+            )
+            if isinstance(conclusion.result, Answered) and facts.settles_later(told):
                 return conclusion.result
-            self.lanes.settle(facts.tag, facts.lane, end.answer, lesson, kind=end.kind, outbox=outbox)
+            self.lanes.settle(told.tag, told.lane, told.answer, lesson, kind=told.kind, outbox=outbox, keep=told.keep)
             return conclusion.result
         ours = self.lanes.back(facts.tag, facts.lane, lesson, after_s=end.after_s, tries=end.tries, outbox=outbox)
         return NotOurs() if isinstance(conclusion.result, Again) and not ours else conclusion.result

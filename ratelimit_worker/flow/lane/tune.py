@@ -64,6 +64,8 @@ class Tuner:
         self.control = control
         self._visited_at = float("-inf")
         self._pins: Mapping[str, Pin] | None = None  #: None: this is its first turn
+        self._to_visit: dict[str, None] = {}  #: lanes with a pin of their own, to be looked at; the next first
+        self._next_own = 0  #: of many such, the one with which the next second begins
         self._walk: Iterator[Sequence[LaneSeen]] | None = None  #: over all lanes, some a turn
         self._walking: _Everywhere | None = None  #: what that walk brings to the lanes
         self._walked: _Everywhere | None = None  #: what every lane has; None: this is its first turn
@@ -87,7 +89,7 @@ class Tuner:
         for _ in range(MOST_BATCHES):
             taken = self.control.lanes.take(owner, LEASE_S, BATCH, also=also)
             if taken is None:
-                self._pins, self._walk, self._walked, self._ailing = None, None, None, {}
+                self._pins, self._walk, self._walked, self._ailing, self._to_visit = None, None, None, {}, {}
                 self._attention = Attention()
                 return None
             now, also = taken.now_s, set()
@@ -101,9 +103,9 @@ class Tuner:
         self._visit(self._due(pins, now), pins, now)
         self._walk_on(pins, now)
         while views and (newer := self.control.pins.read()) != pins:
-            # Somebody pinned a mode while we wrote, and we may have overwritten it.
+            # Somebody pinned a mode while we wrote, and we may have overwritten it. Other lanes come in the next turn.
             pins = newer
-            self._visit({*(view.lane for view in views), *self._pinned(pins)}, pins, self.control.pins.now())
+            self._visit({view.lane for view in views}, pins, self.control.pins.now())
         self._give_back(pins, now)
         self._tell()
         return len(views)
@@ -143,17 +145,26 @@ class Tuner:
             self._ailing.pop(lane, None)
 
     def _due(self, pins: Mapping[str, Pin], now: float) -> Iterable[str]:
-        """Lanes that must be looked at though nothing was seen of them: pins begin and end there."""
-        ended = any(not modes.lives(pin, now) for pin in pins.values())
-        if ended or pins != self._pins or now - self._visited_at >= VISIT_EVERY_S:
-            self._pins, self._visited_at = pins, now
-            return self._pinned(pins)
-        return ()
-
-    def _pinned(self, pins: Mapping[str, Pin]) -> Iterable[str]:
-        """Lanes with a pin of their own; where all are pinned, those in which something waits or runs."""
-        own = [name for name in pins if name != ALL]
-        return {*own, *self.control.lanes.working()} if ALL in pins else own
+        """Lanes that must be looked at though nothing was seen of them: pins begin and end there. Some a turn: a pin
+        that has changed or ended first; then all of few, and of many some each second."""
+        changed = _changed(self._pins or {}, pins)
+        changed |= {name for name, pin in pins.items() if not modes.lives(pin, now)}
+        again = now - self._visited_at >= VISIT_EVERY_S
+        if not (changed or again or self._to_visit or self._pins is None):
+            return ()
+        everywhere = ALL in pins and (again or ALL in changed)
+        self._pins = pins
+        self._to_visit |= dict.fromkeys(changed - {ALL})
+        if again:
+            self._visited_at = now
+            own = [name for name in pins if name != ALL]
+            first = self._next_own if self._next_own < len(own) else 0
+            self._to_visit |= dict.fromkeys(own[first : first + MOST_LOOKED_AT])
+            self._next_own = first + MOST_LOOKED_AT
+        some = list(islice(self._to_visit, MOST_LOOKED_AT))
+        for name in some:
+            del self._to_visit[name]
+        return {*some, *self.control.lanes.working()} if everywhere else some
 
     def _walk_on(self, pins: Mapping[str, Pin], now: float) -> None:
         """Some lanes more of the walk that brings a pin of all lanes, or its end, to those that are idle.
@@ -224,6 +235,7 @@ class Tuner:
         done = {name: pin for name, pin in pins.items() if not modes.lives(pin, now) or (pin.mode is None and idle)}
         if ALL in done and self._walked != _Everywhere(done[ALL].id, False):
             del done[ALL]  # some lanes have not been given back yet
+        done = {name: pin for name, pin in done.items() if name not in self._to_visit}
         if done:
             self._tell_end(done.get(ALL), now)
             self.control.pins.drop(done)
@@ -241,3 +253,10 @@ class Tuner:
                 log.warning("mode.untold", extra={"changes": len(self._untold), "error": str(error)})
                 return
             self._untold.popleft()
+
+
+def _changed(before: Mapping[str, Pin], after: Mapping[str, Pin]) -> set[str]:
+    """Lanes whose pin has come, gone or changed."""
+    if before is after:
+        return set()
+    return {name for name in {*before, *after} if before.get(name) != after.get(name)}

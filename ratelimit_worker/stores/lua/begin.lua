@@ -2,7 +2,8 @@
 -- ARGV  now µs · tag · lease µs · 1: nothing else runs in its process · the process ('': its calls die with it, so that it
 --       is nobody's company) · 1: another has the process for itself
 -- returns  {state, …}: 'go', body, tries, number, deadline µs, waited since µs, now µs, ticket packed, its sick answers in a
---          row packed ('': none; see failing), attempts at it that ended with their worker
+--          row packed ('': none; see failing), attempts at it that ended with their worker,
+--          µs to wait before it is sent
 --          'settled', answer, body · 'closed' (it went back into its lane) ·
 --          'expired', body, number, waited since µs, now µs, what failed it last packed ('': nothing) ·
 --          'poison', lost, body, number, now µs · 'alone' (its last delivery: ask again when nothing else runs) · 'stale' (another's by now) · 'gone' (Redis has lost it)
@@ -31,12 +32,12 @@ local function leave_to_another()                      -- process, or to this on
 end
 local function lane_is_shut()                          -- since the release
   if r[PERMIT] == NONE then return true end
-  local closed, unbound = shut(r[LANE])
+  local closed, unbound, known = shut(r[LANE])
   if closed then return true, unbound end
   for i = 1, r[PARENTS] and #r[PARENTS] or 0 do
     if shut(r[PARENTS][i]) then return true end
   end
-  return false, unbound
+  return false, unbound, known
 end
 
 local answer, body = unpack(redis.call('MGET', key('settled:') .. ref, key('payload:') .. ref))
@@ -52,10 +53,10 @@ suspect.sits(ref, r, ARGV[5])
 -- The loss after which it is given up must be its own: beside others, it might be another's.
 if suspect.last(r) and ARGV[4] ~= '1' then return {'alone'} end
 if not body then return {'gone'} end
-local failed, unbound = failing.of(ref, r), false
+local failed, unbound, pause = failing.of(ref, r), false, 0
 if r[PERMIT] ~= USED then
-  local is_shut
-  is_shut, unbound = lane_is_shut()
+  local is_shut, known
+  is_shut, unbound, known = lane_is_shut()
   if is_shut then
     go_back(ref, tag, r, 0)
     return closed()
@@ -64,7 +65,8 @@ if r[PERMIT] ~= USED then
   r[NUMBER] = r[NUMBER] + 1
   keep(ref, r)
   set_begun(tag, r)
+  pause = wait_us(r[LANE], known, r[COST][1])
 end
 if not unbound and full.of(r[LANE]) == 'begins' then release(r[LANE], 2) end
 return {'go', body, r[ATTEMPTS], r[NUMBER], int(r[DEADLINE]), int(r[SINCE]), int(now), cmsgpack.pack(r[TICKET]),
-  failed or '', r[LOST]}
+  failed or '', r[LOST], int(pause)}

@@ -9,17 +9,18 @@ local FIELD = {SCHEMA = 'schema', RPM = 'rpm', TPM = 'tpm', CONCURRENCY = 'cap',
   UNPACED = 'unlimited', HEADERS_GOVERN = 'told', MODE = 'mode', PIN = 'pin', ESCALATES = 'escalates',
   AT_ONCE = 'width', PROBES = 'probes', RAMP = 'ramp', FLIGHT = 'flight', GAP = 'gap', SICK_SHARE = 'sick_share',
   GATE = 'gate', AT = 'ts', LEVEL = {'l1', 'l2', 'l3', 'l4'}, BEYOND = {'o1', 'o2', 'o3', 'o4'},
-  SENT = {'c1', 'c2', 'c3', 'c4'}, TURNED_BACK = {'x1', 'x2', 'x3', 'x4'}, SEQ = 'seq', SICK_ROW = 'sick',
-  GOODS = 'goods', TOOK = 'took', START = 'v', TURN = 'turn', REFUSALS = 'refusals', ANSWERED_AT = 'good_at',
-  ANSWERED_SENT = 'good_sent', WITNESS = 'witness', GAVE_BACK_AT = 'gave', DOUBT_UNTIL = 'doubt',
-  DOUBT_LASTS = 'doubted', RETRIES_LEFT = 'rb', RETRIES_SEQ = 'rs', RETRIES_AT = 'rt', LAW = 'law', HEALTH = 'health',
-  GIVEN_BACK = 'resumed'}
+  SENT = {'c1', 'c2', 'c3', 'c4'}, TURNED_BACK = {'x1', 'x2', 'x3', 'x4'}, SEQ = 'seq', STARTS = 'full_at',
+  SICK_ROW = 'sick', GOODS = 'goods', TOOK = 'took', START = 'v', TURN = 'turn', REFUSALS = 'refusals',
+  ANSWERED_AT = 'good_at', ANSWERED_SENT = 'good_sent', WITNESS = 'witness', GAVE_BACK_AT = 'gave',
+  DOUBT_UNTIL = 'doubt', DOUBT_LASTS = 'doubted', RETRIES_LEFT = 'rb', RETRIES_SEQ = 'rs', RETRIES_AT = 'rt',
+  LAW = 'law', HEALTH = 'health', GIVEN_BACK = 'resumed'}
 -- numbers that decide the same here and there
 local KNOWN = {SICK_ROW = 5, HALT_US = 300000000, ANSWERED_EVERY_US = 100000, RETRY_SHARE = 0.1,
-  RETRIES_PER_US = 1.6666666666666665e-07, MANY = 1000000, SHUT_US = 9007199254740992, REFS = 9, STALE_US = 60000000}
+  RETRIES_PER_US = 1.6666666666666665e-07, MANY = 1000000, SHUT_US = 9007199254740992, REFS = 9, STALE_US = 60000000,
+  ENTRY_BYTES = 1100, WORTH_SCALE = 1000, USUAL_NANOUSD = 1000000}
 -- places in the record of a call, and in its claim
 local VERSION, LANE, QUEUE, SCORE, CLASS, TENANT, COST, ACCEPTED, DEADLINE, RELEASE, ATTEMPTS, LOST, PERMIT, RESTORED,
   TICKET, PUB, SINCE, NUMBER, WEIGHT, BORN, CLAIM, DEGRADES, PARENTS, CREW
   = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24
 local ASKED = {FP = 1, TTL_MS = 2, JOIN = 3, AT_ONCE = 4, AGAIN = 5, ENTRIES = 6, BYTES = 7, CONTEXT = 8, TAGS = 9,
-  FUNC = 10, STALE_MS = 11, REFRESH = 12, UNKEPT = 13, HEIRS = 14}
+  FUNC = 10, STALE_MS = 11, ANSWER = 12, REFRESH = 13, UNKEPT = 14, HEIRS = 15}

@@ -10,7 +10,8 @@
 -- knows its id to be taken); one without what it asks is compared as a whole.
 -- returns  {1 released | 0 waits | 2 was there already | -1 lane full | -2 the lane is new, say its fields |
 --          -4 the id is another call's | -5 the lane is new, and there are too many, ref}, or
---          {3, ref, answer, 1: and that is its result | 0}: it is answered, {-3, ref, mode}: it is shed; nothing else was stored; an error when the message has
+--          {3, ref, answer, 1: and that is its result | 0}: it is answered; {4, ref, answer packed}: the call is to come again with
+--          that, unpacked; {-3, ref, mode}: it is shed; nothing else was stored; an error when the message has
 --          no place for a tag, or REFS messages of this task id are in lanes
 local lane, queue, wished, pub, class, tenant = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local cost = {tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])}
@@ -47,7 +48,8 @@ local function reference()
   end
   return nil, redis.error_reply('ERR too many messages of one task id')
 end
--- What the claim says of the call -> {answer; leads; follows}; nil, and the answer for a caller who takes it at once
+-- What the claim says of the call -> {answer; leads; follows}; nil, and the answer for a caller who takes it at once, or
+-- unpacks it and comes again
 local function claimed(L, shed)
   local c = {}
   if not fp then return c end
@@ -56,8 +58,13 @@ local function claimed(L, shed)
     c.leads = leader and not shed and (leader == wished or string.sub(leader, 1, #wished + 1) == wished .. '~')
     return c
   end
-  c.answer = cached(claim, L.mode)
-  if c.answer and claim[ASKED.AT_ONCE] == 1 then return nil, c.answer end
+  if (claim[ASKED.ANSWER] or '') ~= '' then            -- the caller has unpacked it
+    c.answer = claim[ASKED.ANSWER]
+    return c
+  end
+  local packed
+  c.answer, packed = cached(claim, L.mode)
+  if c.answer and (packed or claim[ASKED.AT_ONCE] == 1) then return nil, c.answer end
   if not c.answer and not shed and claim[ASKED.JOIN] == 1 then
     local leader, r = leader_for(fp, queue)
     c.leads = not leader
@@ -143,7 +150,7 @@ if not L.schema then
 end
 local shed = sheds ~= '0' and DEGRADED[L.mode] and due <= now
 local c, at_once = claimed(L, shed)
-if not c then return {3, ref, at_once, told(at_once)} end
+if not c then return {claim[ASKED.AT_ONCE] == 1 and 3 or 4, ref, at_once, told(at_once)} end
 if shed and not c.answer then
   c.answer = shedding(L)
   if sheds == '2' then return {-3, ref, L.mode} end

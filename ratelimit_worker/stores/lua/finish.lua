@@ -3,11 +3,11 @@
 -- ARGV  as settle, then: name of the result · the result · how long it is kept, s (0: for good) ·
 --       1: free the call too (0: its message is acknowledged later)
 -- returns  {as settle, 1: it is freed, and its message needs no ack | 0}
-local name, result, expires = ARGV[13], ARGV[14], tonumber(ARGV[15])
+local name, result, expires = ARGV[15], ARGV[16], tonumber(ARGV[17])
 -- First, for it is the one thing here that a server may refuse this user: then nothing has happened.
 if expires > 0 then redis.call('SET', name, result, 'EX', int(expires)) else redis.call('SET', name, result) end
 redis.call('PUBLISH', name, result)
-local settled, r, frees = ending.settle(ARGV, ARGV[16] == '1')
+local settled, r, frees = ending.settle(ARGV, ARGV[18] == '1')
 if not frees then return {settled, 0} end
 local lane = r[LANE]
 local _, begun = ending.free(ARGV[2], (split(ARGV[2])), r)

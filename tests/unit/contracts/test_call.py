@@ -65,6 +65,7 @@ def test_a_claim_is_packed_as_the_scripts_read_it() -> None:
         "TAGS": '["a"]',
         "FUNC": "shop.ask",
         "STALE_MS": 9000,
+        "ANSWER": "",
         "REFRESH": 1,
         "UNKEPT": 1,
         "HEIRS": 1,

@@ -33,6 +33,7 @@ ALLOWED = {
     "stores.live.Live.bars": "how many go before a call, and what holds it back",
     "ports.Outbox.read": "an entry's id and the entry, as Redis' streams have them",
     "worker.backend.Backend.": "Celery's own interface",
+    "worker.backend.stored_result": "a result, as Celery stores it",
     "worker.installed.Asked.fingerprint": "a task's arguments, as JSON has them",
     "worker.installed.Asked.plan": "a task's arguments, and options of Celery's",
     "worker.installed.over_tls": "options of redis-py's connections",

@@ -16,13 +16,16 @@ from ratelimit_worker.calls import (
     Failure,
     Mode,
     Outcome,
+    PriceSource,
     Response,
     Sighting,
     Timeouts,
     Usage,
 )
+from ratelimit_worker.contracts.kept import Keep
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Reading
 from ratelimit_worker.contracts.plan import Plan, Sharing
+from ratelimit_worker.contracts.price import Money
 from ratelimit_worker.errors import CallFailed, DeadlineExceeded, WorkerLostRepeatedly
 from ratelimit_worker.flow.call.admit import ALONE, let_go
 from ratelimit_worker.flow.call.answers import Answers
@@ -293,6 +296,21 @@ def test_tokens_are_made_good_only_for_an_answer() -> None:
     assert of(came(error=MINE, seen=Sighting(usage=Usage(20, 10)))).lesson.used() == b""
 
 
+def test_how_an_answer_is_kept() -> None:
+    """By what it cost, or else by its tokens; packed, but where a script may have to give it away."""
+    told = {"usage": {"prompt_tokens": 20, "completion_tokens": 10, "total_tokens": 30}, "choices": []}
+    shared = replace(FACTS, plan=SHARED)
+    assert of(came(told)).keep is None
+    assert of(came(told), facts=shared).keep == Keep(again_nanousd=30_000)
+    assert of(came(CUT), facts=shared).keep is None, "it is not whole"
+    assert of(came(error=MINE), facts=shared).keep is None
+    priced = replace(RULES, price=lambda usage, *_: Money(7, PriceSource.OWN))
+    assert SHARED.sharing is not None
+    sharing = msgspec.structs.replace(SHARED.sharing, stale_ttl_s=60.0)
+    stale = replace(FACTS, plan=msgspec.structs.replace(SHARED, sharing=sharing))
+    assert of(came(told), facts=stale, rules=priced).keep == Keep(again_nanousd=7, packs=False)
+
+
 def test_a_lesson_names_its_witness_and_place() -> None:
     """Of what is sick, also when the process was answered last, and how many were sent before."""
     sick = of(came(error=Refused(ERRED))).lesson
@@ -402,7 +420,15 @@ class Noted:
         return self.begun
 
     def settle(
-        self, tag: str, lane: str, answer: bytes, lesson: Lesson, *, kind: AnswerKind = "value", outbox: bytes = b""
+        self,
+        tag: str,
+        lane: str,
+        answer: bytes,
+        lesson: Lesson,
+        *,
+        kind: AnswerKind = "value",
+        outbox: bytes = b"",
+        keep: Keep | None = None,
     ) -> bool:
         self.told.append(("settle", tag, lane, answer, kind, outbox, lesson.tried()))
         return True

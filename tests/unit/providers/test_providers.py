@@ -32,7 +32,7 @@ from ratelimit_worker.errors import (
 from ratelimit_worker.policy.classification import classify_exception
 from ratelimit_worker.policy.completion import flaw_of
 from ratelimit_worker.policy.estimate import Size, cost
-from ratelimit_worker.providers import anthropic, http, openai
+from ratelimit_worker.providers import anthropic, bounds, http, openai
 from ratelimit_worker.providers.webhook import Webhook
 
 KEY = "sk-proj-CanaryKey0123456789"
@@ -557,8 +557,8 @@ GZIP, ZLIB, BARE = 31, 15, -15
 
 @pytest.fixture
 def most_mb() -> Iterator[Callable[[float], None]]:
-    yield http.bound_answers
-    http.bound_answers(Settings().max_answer_mb)
+    yield bounds.bound_answers
+    bounds.bound_answers(Settings().max_answer_mb)
 
 
 @pytest.mark.parametrize(

@@ -57,55 +57,6 @@ local function succeed(ref, r)
     end
   end
 end
-local function uncache(fp)                             -- 1 when it was there
-  redis.call('ZREM', CACHE.USED, fp)
-  redis.call('ZREM', CACHE.ENDS, fp)
-  local size = redis.call('HGET', CACHE.SIZES, fp)
-  if size then
-    redis.call('HDEL', CACHE.SIZES, fp)
-    redis.call('HINCRBY', CACHE.SIZES, 'all', -tonumber(size))
-  end
-  return redis.call('DEL', cache_key(fp))
-end
--- An answer is kept, past its time too where it may then be given in an emergency; what has ended goes, then what was used
--- longest ago, until it fits. O(gone · log entries).
--- A claim, as Claim.packed writes it. STALE_MS and what comes after it: absent in claims of older versions.
-local function kept_ms(claim) return claim[ASKED.TTL_MS] + (claim[ASKED.STALE_MS] or 0) end
-local ENTRY_BYTES = 500                                -- what an entry takes beside its answer, about
-local function cache(claim, answer)
-  local fp, size = claim[ASKED.FP], #answer + ENTRY_BYTES
-  if redis.call('HEXISTS', CACHE.SIZES, fp) == 1 then uncache(fp) end
-  if size > claim[ASKED.BYTES] or claim[ASKED.ENTRIES] < 1 then return end
-  for _, old in ipairs(redis.call('ZRANGEBYSCORE', CACHE.ENDS, '-inf', int(now), 'LIMIT', 0, 100)) do uncache(old) end
-  while redis.call('ZCARD', CACHE.USED) >= claim[ASKED.ENTRIES]
-    or tonumber(redis.call('HGET', CACHE.SIZES, 'all') or '0') + size > claim[ASKED.BYTES] do
-    local old = redis.call('ZRANGE', CACHE.USED, 0, 0)[1]
-    if not old then redis.call('DEL', CACHE.SIZES) break end  -- forgotten beside us: the sum is of nothing
-    uncache(old)
-    count('cache_evicted')
-  end
-  local ends = now + claim[ASKED.TTL_MS] * 1000
-  redis.call('HSET', cache_key(fp), 'answer', answer, 'context', claim[ASKED.CONTEXT], 'tags', claim[ASKED.TAGS],
-    'func', claim[ASKED.FUNC], 'size', size, 'ends', int(ends))
-  redis.call('PEXPIRE', cache_key(fp), int(kept_ms(claim)))
-  redis.call('ZADD', CACHE.USED, int(now), fp)
-  redis.call('ZADD', CACHE.ENDS, int(now + kept_ms(claim) * 1000), fp)
-  redis.call('HSET', CACHE.SIZES, fp, size)
-  redis.call('HINCRBY', CACHE.SIZES, 'all', size)
-end
--- The kept answer for a claim, which counts as a use; one past its time only while the lane is degraded.
-local function cached(claim, mode)
-  if kept_ms(claim) <= 0 or claim[ASKED.REFRESH] == 1 then return nil end
-  local fp = claim[ASKED.FP]
-  local h = redis.call('HMGET', cache_key(fp), 'answer', 'ends')
-  if not h[1] or not h[2] then return nil end
-  local ends = tonumber(h[2])
-  local fresh = claim[ASKED.TTL_MS] > 0 and now < ends
-  if not fresh and not (DEGRADED[mode] and now < ends + (claim[ASKED.STALE_MS] or 0) * 1000) then return nil end
-  redis.call('ZADD', CACHE.USED, 'XX', int(now), fp)
-  count(fresh and 'cache_hits' or 'cache_stale')
-  return h[1]
-end
 -- The followers of a claim go each its own way, at once: they arrive in their lane now, and share nothing any more.
 local function disband(fp, lane)
   local L = load(lane)                                 -- theirs too: it is part of the fingerprint
@@ -121,14 +72,14 @@ local function disband(fp, lane)
   note(lane, now)
 end
 -- A call has its outcome ('value'; 'short': one that is not whole; 'error'; 'passed': it asks again, or never will; 'alone':
--- nobody else can have it). Only a value is kept; the followers of its claim get the outcome, or are let go; of an error that
--- is the leader's alone the first follower asks anew. O(followers · log).
-local function share(ref, r, kind, answer)
+-- nobody else can have it). Only a value is kept (again: as of cache); the followers of its claim get the outcome, or are let
+-- go; of an error that is the leader's alone the first follower asks anew. O(followers · log).
+local function share(ref, r, kind, answer, again)
   local packed = (kind == 'value' or kind == 'error') and redis.call('HGET', call_key(ref), 'c')
   local claim = packed and cmsgpack.unpack(packed)
   if claim and kind == 'error' and claim[ASKED.HEIRS] == 1 then return succeed(ref, r) end
   local keeps = claim and kind == 'value' and kept_ms(claim) > 0 and claim[ASKED.UNKEPT] ~= 1
-  if keeps and not pcall(cache, claim, answer) then count('uncached') end
+  if keeps and not pcall(cache, claim, answer, again) then count('uncached') end
   if kind == 'passed' or redis.call('GET', claim_key(r[CLAIM])) ~= ref then return end
   if kind == 'alone' then
     disband(r[CLAIM], r[LANE])
@@ -159,7 +110,7 @@ function degrade(L)
       or (r[CLAIM] and redis.call('ZSCORE', followers_key(r[CLAIM]), ref)))
     if waiting and redis.call('EXISTS', key('settled:') .. ref) == 0 then
       local packed = r[CLAIM] and r[DEGRADES] % 2 == STALE and redis.call('HGET', call_key(ref), 'c')
-      local answer = packed and cached(cmsgpack.unpack(packed), L.mode)
+      local answer = packed and cached(cmsgpack.unpack(packed), L.mode, true)
       if not answer and r[DEGRADES] >= SHED then answer = shedding(L) end
       if answer then
         unwait(ref, r)

@@ -13,7 +13,7 @@ function ending.settle(A, frees)
     local ms = math.max(tonumber(A[9]), ttl_of(r) * 1000)
     if frees or redis.call('SET', key('settled:') .. ref, A[3], 'NX', 'PX', int(ms)) then
       settled = 1
-      if r[CLAIM] then share(ref, r, A[10], A[3]) end
+      if r[CLAIM] then share(ref, r, A[10], A[3], {A[13], A[14]}) end
       if not out then                                  -- it was taken for dead, and waits or runs again
         redis.call('ZADD', EXPIRY, int(now), ref)
         plan(now)

@@ -1,18 +1,33 @@
 -- Room: nothing is released that no worker can start. Slots of live workers, less what is out.
 
--- Whether nothing that has not begun may begin; and whether it never waits for one of its calls to begin (see own_room).
+-- Whether nothing that has not begun may begin; whether the lane never waits for one of its calls to begin (see own_room); and
+-- what start.wait_us asks for.
+local wait_us
 local function shut(lane)
   local h = redis.call('HMGET', lane_key(lane), FIELD.GATE, FIELD.AT_ONCE, FIELD.GAP, FIELD.UNPACED, FIELD.BOUNDS,
-    unpack(FIELD.PACE))
+    FIELD.STARTS, FIELD.DEPTH[1], unpack(FIELD.PACE))
   local width = tonumber(h[2] or '0') or 0
   local closed = width > 0 and redis.call('ZCOUNT', out_key(lane), 1, 1) >= width
   if width == 0 or (tonumber(h[3] or '0') or 0) == 0 then  -- else a probe's own release has set the gate
     closed = closed or (tonumber(h[1] or '0') or 0) > now
   end
   for i = 1, N do
-    closed = closed or (h[4] ~= '1' and (tonumber(h[5 + i] or '1') or 1) <= 0)
+    closed = closed or (h[4] ~= '1' and (tonumber(h[7 + i] or '1') or 1) <= 0)
   end
-  return closed, h[4] == '1' and not h[5]
+  return closed, h[4] == '1' and not h[5], {pace = h[4] ~= '1' and tonumber(h[8]), depth = tonumber(h[7]), at = tonumber(h[6])}
+end
+-- How long a call that begins now has to wait before it is sent, µs, so that starts keep the pace too. Messages travel for some
+-- ms, some longer than others: what left at its pace may begin as a burst, on top of what the bucket then lets go. A bucket
+-- of starts (its virtual time: when it would be full again) takes half of what a lane may earn while a message travels, so that
+-- it and the way from here to the provider are within that. Slow lanes have no two calls on the way at once.
+-- known: as shut says of the lane
+function wait_us(lane, known, cost)
+  local pace, burst = known.pace, known.pace and known.pace * LOOK_S / 2
+  if not pace or burst < 1 or cost <= 0 then return 0 end
+  local full = known.at and known.at < now + STEP_US and math.max(now, known.at) or now
+  local gap, depth = cost * 1e6 / pace, math.max(1, (known.depth or 1) - burst)
+  redis.call('HSET', lane_key(lane), FIELD.STARTS, int(full + gap))
+  return math.max(0, math.min(LOOK_S * 2e6, full - now - math.max(0, depth - cost) * 1e6 / pace))
 end
 -- Calls that are out on slots of crews. What an older version released counts too once it has no workers left, since then
 -- it runs there; before that, as soon as the beat of a worker with a crew holds it (see beat.lua).

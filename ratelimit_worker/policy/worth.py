@@ -1,0 +1,109 @@
+"""Which kept answers go when there is no room? Those that save least for what they take.
+
+The rule is GreedyDual-Size-Frequency (Cherkasova, 1998). An entry's score is
+
+    floor + uses * cost of asking again / bytes that it takes
+
+and the entry with the lowest score is evicted. The floor rises to the score of each one that is evicted, so an answer
+that was used much but long ago goes too. Two bounds hold, on bytes and on entries; whichever is short, an entry takes
+at least its even share of the bytes, so a small answer does not win because of its size while entries are short.
+
+`stores/lua/shared/kept.lua` does this in Redis. `Kept` is the same as a model, to which a test holds the script.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ratelimit_worker.calls import Usage
+from ratelimit_worker.contracts.kept import NANOUSD_PER_TOKEN, USUAL_NANOUSD, WORTH_SCALE
+
+
+def again_nanousd(usage: Usage | None, reserved_tokens: int = 0, paid_nanousd: int | None = None) -> int:
+    """What asking again would cost, in billionths of a dollar: what the answer cost, or else by its tokens; at least 1.
+
+    Args:
+        usage: What the provider counted; None: it told nothing.
+        reserved_tokens: What the call was estimated to take; 0: nobody knows.
+        paid_nanousd: What the answer cost; None: no price is known.
+    """
+    if paid_nanousd is not None:
+        return max(1, paid_nanousd)
+    used = (usage.input_tokens or 0) + (usage.output_tokens or 0) if usage is not None else 0
+    return (used or reserved_tokens) * NANOUSD_PER_TOKEN or USUAL_NANOUSD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """How much may be kept, of all answers together."""
+
+    entries: int
+    bytes: int
+
+
+def of_one_use(cost_nanousd: int, size: int, bounds: Bounds) -> float:
+    """How much one use of an entry adds to its score.
+
+    Args:
+        size: Bytes that it takes in all.
+    """
+    return WORTH_SCALE * cost_nanousd / max(size, bounds.bytes / bounds.entries)
+
+
+@dataclass(slots=True)
+class Entry:
+    """One kept answer."""
+
+    size: int
+    worth: float  #: of one use
+    uses: int
+    score: float
+
+
+@dataclass(slots=True)
+class Kept:
+    """All kept answers, by fingerprint: what the scripts do with them, as a model without a server.
+
+    What has ended is taken out by whoever knows the time (`forget`).
+    """
+
+    floor: float = 0.0
+    entries: dict[str, Entry] = field(default_factory=dict)
+    bytes: int = 0
+
+    def use(self, fingerprint: str) -> bool:
+        """Give an answer once more -> False: it is not kept."""
+        entry = self.entries.get(fingerprint)
+        if entry is None:
+            return False
+        entry.uses += 1
+        entry.score = self.floor + entry.uses * entry.worth
+        return True
+
+    def keep(self, fingerprint: str, size: int, cost_nanousd: int, bounds: Bounds) -> list[str]:
+        """Keep an answer -> those that were evicted for it, in that order. One larger than all room is not kept.
+
+        An answer that takes the place of an older one keeps the uses of that.
+        """
+        before = self.forget(fingerprint)
+        if bounds.entries < 1 or size > bounds.bytes:
+            return []
+        evicted = []
+        while self.entries and (len(self.entries) >= bounds.entries or self.bytes + size > bounds.bytes):
+            least = min(self.entries, key=lambda one: (self.entries[one].score, one))
+            gone = self.forget(least)
+            assert gone is not None
+            self.floor = max(self.floor, gone.score)
+            evicted.append(least)
+        uses = 1 + (before.uses if before is not None else 0)
+        worth = of_one_use(cost_nanousd, size, bounds)
+        self.entries[fingerprint] = Entry(size, worth, uses, self.floor + uses * worth)
+        self.bytes += size
+        return evicted
+
+    def forget(self, fingerprint: str) -> Entry | None:
+        """Take an answer out -> None: it was not kept."""
+        entry = self.entries.pop(fingerprint, None)
+        if entry is not None:
+            self.bytes -= entry.size
+        return entry
