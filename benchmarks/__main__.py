@@ -40,6 +40,7 @@ class Benchmark(NamedTuple):
 #: What is measured by the clock comes first, on a machine that has just been left alone; what takes long comes last.
 ALL = (
     Benchmark("in_process"),
+    Benchmark("cache_hit"),
     Benchmark("overhead", ("--pairs", "5")),
     Benchmark("busy_lanes"),
     Benchmark("awaited"),

@@ -7,6 +7,7 @@ that Redis has forgotten (`worker.lost`).
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import threading
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
@@ -22,7 +24,6 @@ from celery.backends import redis as stock
 from celery.backends.asynchronous import BaseResultConsumer, Drainer, _waiting_on
 from celery.exceptions import BackendStoreError, Reject, TimeoutError
 from celery.result import AsyncResult
-from kombu.utils.json import dumps
 from redis import RedisError, WatchError
 
 from ratelimit_worker.config import canonical_redis_url
@@ -252,7 +253,7 @@ class Backend(stock.RedisBackend):
         if not self._form:
             return None
         before, to_date, to_id, end = self._form
-        after = f"{to_date}{self.app.now().isoformat()}{to_id}{dumps(call_id)[1:-1]}{end}"
+        after = f"{to_date}{datetime.now(UTC).isoformat()}{to_id}{json.dumps(call_id)[1:-1]}{end}"
         return ResultForm(self.get_key_for_task(call_id).decode(), before, after, int(self.expires or 0))
 
     def _form_of_all(self) -> tuple[str, ...]:
