@@ -16,7 +16,7 @@ SPREAD ?= -n 3 --dist loadfile
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo flower test test-fast chaos audit fuzz test-compat lint lock wheel clean distclean
+.PHONY: help install demo flower test test-fast chaos bench audit fuzz test-compat lint lock wheel clean distclean
 
 help:  ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -40,6 +40,11 @@ test-fast: $(STAMP)  ## Tests of modules and of scripts alone
 # The table goes into docs/promises.md only when all faults were staged; ONLY="redis-full worker-killed" prints its own.
 chaos: $(STAMP)  ## Stage every fault REPEAT=3 times, judge by the provider's log, and write docs/promises.md; ONLY=name
 	@$(BIN)/python -m tests.chaos --repeat $(REPEAT) $(if $(ONLY),--only $(ONLY),--write docs/promises.md) $(ARGS)
+
+# By the clock, so nothing else should run meanwhile; some 40 minutes. ONLY="cleanup in_process" prints its own, and
+# writes nothing.
+bench: $(STAMP)  ## Run every benchmark that has a goal, and write benchmarks/RESULTS.md; exit 1: a goal was missed
+	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 audit: $(STAMP)  ## Known vulnerabilities of what requirements.lock pins; needs the network
 	@$(BIN)/python -m tests.audit

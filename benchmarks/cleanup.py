@@ -19,9 +19,13 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from ratelimit_worker.calls import Attempt, Outcome
-from ratelimit_worker.stores.sqlite_log import MB, log_size
-from ratelimit_worker.stores.tracker import Tracker, engine_for
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.goals import beside  # noqa: E402
+from ratelimit_worker.calls import Attempt, Outcome  # noqa: E402
+from ratelimit_worker.stores.sqlite_log import MB, log_size  # noqa: E402
+from ratelimit_worker.stores.tracker import Tracker, engine_for  # noqa: E402
 
 MOST_LOG_MB = 64.0
 MOST_P99_MS = 100.0
@@ -110,12 +114,15 @@ def main(rows: int = 200_000) -> int:
             process.join()
         p99_ms, log_mb = waits[int(len(waits) * 0.99)] * 1000, most / MB
         print(f"deleted {deleted.get():,} rows in {seconds:.1f} s; load average {os.getloadavg()[0]:.1f}")
-        print(f"log: at most {log_mb:.1f} MB (goal: {MOST_LOG_MB:.0f})")
         print(
-            f"a write of {BATCH} rows: p50 {waits[len(waits) // 2] * 1000:.1f} ms, p99 {p99_ms:.1f} ms "
-            f"(goal: {MOST_P99_MS:.0f}), most {waits[-1] * 1000:.1f} ms, {len(waits)} of them"
+            f"a write of {BATCH} rows: p50 {waits[len(waits) // 2] * 1000:.1f} ms, most {waits[-1] * 1000:.1f} ms, "
+            f"{len(waits)} of them"
         )
-    return int(log_mb > MOST_LOG_MB or p99_ms > MOST_P99_MS)
+    missed = [
+        beside("the log, at its largest", log_mb, MOST_LOG_MB, "MB"),
+        beside("a write, p99", p99_ms, MOST_P99_MS, "ms"),
+    ]
+    return int(any(missed))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from ratelimit_worker.contracts.kept import Keep
 from ratelimit_worker.contracts.lane import Fields, LaneState, Write
 from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
 from ratelimit_worker.contracts.price import PriceCard
+from ratelimit_worker.contracts.rollup import NamedSums
 from ratelimit_worker.policy.estimate import Learned
 from ratelimit_worker.policy.fault import UNKNOWN, Failing, Lately
 from ratelimit_worker.policy.modes import Pin
@@ -42,6 +43,18 @@ class Outbox(Protocol):
         """These could not be recorded now; the next reader gets them at once."""
         ...
 
+    def fold(self, most: int) -> int:
+        """Where it is nearly full: keep but the sums of its oldest outcomes → how many; 0: there is room."""
+        ...
+
+    def sums(self) -> NamedSums | None:
+        """The sums of outcomes that were folded; the same until they are forgotten. None: there are none."""
+        ...
+
+    def forget_sums(self, sums: NamedSums) -> None:
+        """These are safe in the database."""
+        ...
+
     def set_aside(self, entry_id: str, why: str) -> None:
         """This one can never be recorded; keep it where a person finds it, out of the way of the others."""
         ...
@@ -57,6 +70,14 @@ class Tracker(Protocol):
             StoreUnavailable: The database is away, locked, full or read-only; nothing was kept.
             ConfigurationError: The database is not one this version can write to; nothing was kept.
             RowRefused: At least one of the rows can never be kept; nothing was kept.
+        """
+        ...
+
+    def add_sums(self, sums: NamedSums) -> bool:
+        """Add sums of outcomes that have no rows to the roll-ups, once for each name → whether they were new.
+
+        Raises:
+            StoreUnavailable: The database is away, locked, full or read-only; nothing was added.
         """
         ...
 

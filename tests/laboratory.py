@@ -236,9 +236,10 @@ class Job:
     answered: bool = False
 
 
-def jobs_of(case: Case) -> list[Job]:
-    """The calls of a named case."""
-    return [Job(call.custom_id, msgspec.json.encode(call.body()), call.cost().vector()) for call in case.calls()]
+def jobs_of(case: Case, most: int | None = None) -> list[Job]:
+    """The calls of a named case, or the first `most` of them."""
+    calls = case.calls() if most is None else (case.workload.call(case.seed, number) for number in range(most))
+    return [Job(call.custom_id, msgspec.json.encode(call.body()), call.cost().vector()) for call in calls]
 
 
 @dataclass

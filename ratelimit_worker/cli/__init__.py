@@ -34,6 +34,7 @@ COMMANDS = {
     "health": "Whether the worker of this machine beats, for health checks.",
     "lanes": "What each lane was told, and what it has learned.",
     "limits": "Set what a lane may do at most.",
+    "metrics": "What Prometheus scrapes, on a port of its own.",
     "stats": "Calls, errors, retries, latency and tokens of a window.",
     "status": "How every lane stands now.",
     "auto": "Give lanes that were pinned back to the law.",

@@ -22,6 +22,7 @@ EXAMPLES = {
     "health": "health --worker celery@web-1",
     "lanes": "lanes --lane openai:gpt-4o",
     "limits set": "limits set openai:gpt-4o --rpm 500 --tpm 30000",
+    "metrics": "metrics -A mytasks --port 9464",
     "mode history": "mode history --lane openai:gpt-4o --limit 50",
     "normal": "normal --for 10m",
     "reduced": "reduced --lane openai:gpt-4o --for 30m",

@@ -168,7 +168,7 @@ FIELDS = (
     Field("x#", "TURNED_BACK", "levels.turned_back", "units refused in all", "scripts", "scripts, tuner"),
     Field("seq", "SEQ", "levels.seq", "calls sent in all", "scripts", "scripts, health, limits"),
     Field(
-        "starts", "STARTS", "bucket of starts: when it would be full again", "µs since the epoch", "scripts", "scripts"
+        "full_at", "STARTS", "bucket of starts: when it would be full again", "µs since the epoch", "scripts", "scripts"
     ),
     Field("sick", "SICK_ROW", "levels.sick_row", "sick answers in a row", "scripts", "scripts, faces"),
     Field("goods", "GOODS", "levels.goods", "plain good answers since the tuner last asked", "scripts", "tuner"),

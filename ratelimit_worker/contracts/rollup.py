@@ -81,3 +81,10 @@ def decode(data: bytes) -> Cell:
 
 Cells = dict[CellKey, Cell]
 AnyCells = Mapping[CellKey, Cell]
+
+
+class NamedSums(NamedTuple):
+    """Sums of outcomes that have no rows, on their way to the tracking database."""
+
+    name: str  #: the same however often they are told
+    cells: Cells

@@ -9,9 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+from prometheus_client import CollectorRegistry, generate_latest
+
 from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.flow.lane.pin import auto, pin
+from ratelimit_worker.reports.exporter import Exporter, asks_of
 from ratelimit_worker.reports.live import ClusterState
 from ratelimit_worker.reports.stats import Sources, status
 from ratelimit_worker.stores.database import engine_for
@@ -76,6 +79,8 @@ class Board:
         self._threads = ThreadPoolExecutor(2, "rate-limit-page")
         self._one_at_a_time = asyncio.Lock()
         self._seen: dict[View, tuple[float, Sight]] = {}
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(Exporter(asks_of(self._sources, services.outbox, lambda: services.redis)))
 
     async def sight(self, view: View = EVERYTHING) -> Sight:
         """How things stand, at most a second old."""
@@ -109,6 +114,10 @@ class Board:
             return await self._aside(lambda: self._give(order))
         finally:
             self._seen.clear()
+
+    async def metrics(self) -> bytes:
+        """What Prometheus gets of the lanes, in its text form."""
+        return await self._aside(lambda: generate_latest(self._registry))
 
     def close(self) -> None:
         """Wait for what is being asked, and close the connections."""

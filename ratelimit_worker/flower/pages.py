@@ -8,7 +8,8 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from flower.api import BaseApiHandler
-from flower.views import BaseHandler
+from flower.views import BaseHandler, monitor
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from tornado import web
 from tornado.web import url
 
@@ -188,6 +189,18 @@ class RateLimitApi(BaseApiHandler):
         self.finish(words.as_json(as_builtins(state)))
 
 
+class Metrics(monitor.Metrics):
+    """Flower's metrics and those of the lanes, behind Flower's login: names of lanes and what they cost are in them."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        """In Prometheus' text form."""
+        ours = await self.application.board.metrics()
+        await super().get()
+        self.write(ours)
+        self.set_header("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)
+
+
 class OurFile(web.StaticFileHandler):
     """Style and script of the page."""
 
@@ -201,4 +214,5 @@ HANDLERS: tuple[Any, ...] = (
     url(r"/rate-limit/live", LivePart, name="rate-limit-live"),
     url(r"/rate-limit/static/(.+)", OurFile, {"path": str(STATIC)}, name="rate-limit-static"),
     url(r"/api/rate-limit", RateLimitApi),
+    url(r"/metrics", Metrics),
 )

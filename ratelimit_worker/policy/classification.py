@@ -122,7 +122,8 @@ def was_sent(error: BaseException | None, failure: Failure) -> bool:
     for _ in range(_MOST_LINKS):
         if link is None:
             break
-        if class_name(link) in UNSENT_NAMES or isinstance(link, ConnectionRefusedError):
+        names = {kind.__name__ for kind in type(link).__mro__}
+        if names & UNSENT_NAMES or isinstance(link, ConnectionRefusedError):
             return False
         link = _next(link)[0]
     return True

@@ -48,8 +48,12 @@ def money_of(usage: Usage, card: PriceCard, at_s: float) -> Money | None:
     if not rates:
         return None
     counts, inputs = _counts(usage), usage.input_tokens or 0
-    pico = sum(tokens * _price(rates, unit, inputs) for unit, tokens in counts.items())
-    saved = counts["cached_input"] * (_price(rates, "input", inputs) - _price(rates, "cached_input", inputs))
+    pico = saved = 0
+    for unit, tokens in counts:
+        price = _price(rates, unit, inputs)
+        pico += tokens * price
+        if unit == "cached_input":
+            saved = tokens * (_price(rates, "input", inputs) - price)
     return Money(_nano(pico), card.source, max(0, _nano(saved)))
 
 
@@ -138,9 +142,11 @@ def _holds(tariff: Tariff, at_s: float) -> bool:
 
 
 def _price(rates: Mapping[str, Rate], unit: str, input_tokens: int) -> int:
-    rate = next((found for name in (unit, *_LIKE.get(unit, ())) if (found := rates.get(name)) is not None), None)
+    rate = rates.get(unit)
     if rate is None:
-        return 0
+        rate = next((found for name in _LIKE.get(unit, ()) if (found := rates.get(name)) is not None), None)
+        if rate is None:
+            return 0
     price = rate.picousd
     for start, higher in rate.above:
         if input_tokens > start:
@@ -148,33 +154,40 @@ def _price(rates: Mapping[str, Rate], unit: str, input_tokens: int) -> int:
     return price
 
 
-def _counts(usage: Usage) -> dict[str, int]:
+def _counts(usage: Usage) -> list[tuple[str, int]]:
     """Tokens by unit: each token in one of them."""
-    left = max(0, (usage.input_tokens or 0) - (usage.unbilled_input_tokens or 0))
-
-    def take(tokens: int | None) -> int:
-        nonlocal left
-        taken = min(left, tokens or 0)
-        left -= taken
-        return taken
-
     written = usage.cache_write_tokens or 0
-    long = take(min(written, usage.long_cache_write_tokens or 0))
-    counts = {
-        "cached_input": take(usage.cached_input_tokens),
-        "long_cache_write": long,
-        "cache_write": take(written - long),
-        "audio_input": take(usage.audio_input_tokens),
-        "image_input": take(usage.image_input_tokens),
-    }
-    counts["input"] = left
-    left = usage.output_tokens or 0
-    counts["audio_output"] = take(usage.audio_output_tokens)
-    counts["image_output"] = take(usage.image_output_tokens)
-    counts["reasoning"] = take(usage.reasoning_tokens)
-    counts["output"] = left
-    counts[_REQUEST] = 1
-    return counts
+    long = min(written, usage.long_cache_write_tokens or 0)
+    return [
+        *_shared_out(
+            max(0, (usage.input_tokens or 0) - (usage.unbilled_input_tokens or 0)),
+            "input",
+            ("long_cache_write", long),
+            ("cached_input", usage.cached_input_tokens),
+            ("cache_write", written - long),
+            ("audio_input", usage.audio_input_tokens),
+            ("image_input", usage.image_input_tokens),
+        ),
+        *_shared_out(
+            usage.output_tokens or 0,
+            "output",
+            ("audio_output", usage.audio_output_tokens),
+            ("image_output", usage.image_output_tokens),
+            ("reasoning", usage.reasoning_tokens),
+        ),
+        (_REQUEST, 1),
+    ]
+
+
+def _shared_out(total: int, rest: str, *kinds: tuple[str, int | None]) -> list[tuple[str, int]]:
+    """The tokens by kind, each in the first that claims it, and what is left."""
+    shares = []
+    for unit, tokens in kinds:
+        if tokens and total:
+            taken = min(total, tokens)
+            shares.append((unit, taken))
+            total -= taken
+    return [*shares, (rest, total)]
 
 
 def _nano(pico: int) -> int:

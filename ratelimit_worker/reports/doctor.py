@@ -392,7 +392,8 @@ def judge_outbox(backlog: int, full: bool, bad: int) -> Iterator[Finding]:
         yield Finding(
             "outbox",
             Level.WRONG,
-            f"{count(backlog)} outcomes wait and it is nearly full: the oldest will be lost; bring the database back",
+            f"{count(backlog)} outcomes wait and it is nearly full: of the oldest only sums are kept; bring the "
+            "database back",
             Code.FAILED,
         )
     elif backlog > MANY_WAIT:

@@ -71,6 +71,8 @@ The sweep drops lanes whose hash has ended, and after a day those of which nobod
 | `rlw:lost` | ZSET id → s | forgotten calls, when a caller was told | TTL: 1 day after the last; 10,000 |
 | `rlw:outbox` | STREAM | outcomes on their way to the tracking database | 5,000,000 |
 | `rlw:database:lost` | HASH | when a tracking database was lost, and how (`at`, `what`) | TTL: 1 day |
+| `rlw:outbox:sums` | HASH | sums of outcomes beyond its bound | 50,000, then one an hour and lane |
+| `rlw:outbox:sums:taken` | HASH | the same, on their way to the database | as the row before |
 | `rlw:outbox:bad` | LIST | outcomes that the database will never take, and why | 1,000 |
 | `rlw:outbox:bad:count` | STRING | how many there were | 1 |
 | `rlw:alerts` | STREAM | alerts on their way to the web hook | TTL: 1 day after the last; 1,000 |
@@ -163,6 +165,16 @@ ANSWERED = NAMESPACE + "answered"
 SEEN = NAMESPACE + "seen"
 URGENT = NAMESPACE + "urgent"
 TUNE = NAMESPACE + "tune"  #: pub/sub channel: a refusal or a sick row, the tuner should look now
+
+
+def sums(outbox: str = OUTBOX) -> str:
+    """What outcomes beyond an outbox's bound add up to."""
+    return f"{outbox}:sums"
+
+
+def sums_taken(outbox: str = OUTBOX) -> str:
+    """The same, while it is added to the tracking database."""
+    return f"{outbox}:sums:taken"
 
 
 def bad(outbox: str = OUTBOX) -> str:

@@ -23,10 +23,12 @@ import redis
 from redis.exceptions import RedisError, ResponseError
 
 from ratelimit_worker.calls import SCHEMA_VERSION, Attempt, ModeChange
+from ratelimit_worker.contracts.rollup import NamedSums
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.outage import cause_of
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.alerts import put_change
+from ratelimit_worker.stores.overflow import Overflow
 from ratelimit_worker.stores.reach import redis_errors
 from ratelimit_worker.stores.storable import storable, storable_change
 
@@ -34,9 +36,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Entries the outbox holds at most. Beyond it the oldest would be lost, so it is as large as memory can bear, not as
-#: work needs: at 50 attempts a second the database may be away for 27 hours, which then takes 2 GB (measured: 394
-#: bytes an ordinary entry). `full()` says so before outcomes are lost. The scripts trim at the same number.
+#: Entries the outbox holds at most, as many as memory can bear: at 50 attempts a second the database may be away for 27
+#: hours, which then takes 2 GB (measured: 394 bytes an ordinary entry). From nine tenths on only sums are kept of the
+#: oldest (`fold`). The scripts trim at the same number, should nobody be there to do so.
 MAX_LEN = 5_000_000
 #: Entries set aside that are kept for a person to look at, and the bytes kept of each.
 MAX_BAD = 1_000
@@ -155,6 +157,7 @@ class Outbox:
         self._max_len, self._claim_idle_ms = max_len, claim_idle_ms
         self._claim_from: bytes | str = "0-0"
         self._newer_noted_s = float("-inf")
+        self._overflow = Overflow(client, key, GROUP)
 
     def append(self, attempts: Sequence[Attempt]) -> None:
         """Put attempts at the end, all or none. In production SETTLE does it; this is for calls without a queue."""
@@ -249,8 +252,32 @@ class Outbox:
             return self._client.xlen(self._key)
 
     def full(self) -> bool:
-        """Whether nine tenths of the bound are taken: the database must come back before outcomes are lost."""
+        """Whether nine tenths of the bound are taken: of the oldest outcomes only sums are kept."""
         return self.backlog() >= _NEARLY * self._max_len
+
+    def fold(self, most: int) -> int:
+        """Where the outbox is nearly full: keep but the sums of its oldest outcomes → how many; 0: there is room.
+
+        Mode changes stay as they are.
+        """
+        if not self.full():
+            return 0
+        entries = self.read(most)
+        attempts = {entry_id: row for entry_id, row in entries if isinstance(row, Attempt)}
+        self.give_back([entry_id for entry_id, _ in entries if entry_id not in attempts])
+        if attempts:
+            with self.holding(list(attempts)):
+                self._overflow.add(attempts)
+            log.warning("outbox.folded", extra={"entries": len(attempts), "max_len": self._max_len})
+        return len(attempts)
+
+    def sums(self) -> NamedSums | None:
+        """The sums of outcomes that were folded; the same until they are forgotten. None: there are none."""
+        return self._overflow.take()
+
+    def forget_sums(self, sums: NamedSums) -> None:
+        """These are in the tracking database."""
+        self._overflow.forget(sums)
 
     def bad_count(self) -> int:
         """Entries that were ever set aside."""

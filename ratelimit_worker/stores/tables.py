@@ -160,6 +160,15 @@ class CellRow(Base):
     cell: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class BatchRow(Base):
+    """Sums that were added to the roll-ups without rows (`stores.overflow`): the same ones are added once."""
+
+    __tablename__ = "rollup_batches"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+
+
 class ContentRow(Base):
     """What an attempt was asked and what came of it: `calls.Content`, only while MAISD_CAPTURE_CONTENT is on.
 

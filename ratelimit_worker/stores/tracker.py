@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import InstrumentedAttribute
 
 from ratelimit_worker.calls import ENDS, Attempt, Content, ModeChange, Outcome
-from ratelimit_worker.contracts.rollup import Cells
+from ratelimit_worker.contracts.rollup import Cells, NamedSums
 from ratelimit_worker.errors import RowRefused, StoreUnavailable
 from ratelimit_worker.policy import rollup
 from ratelimit_worker.policy.modes import ALL
@@ -28,7 +28,7 @@ from ratelimit_worker.stores.rollups import COUNTED, Counted, counted
 from ratelimit_worker.stores.sqlite_file import SqliteFile, file_of, is_damaged, read_only
 from ratelimit_worker.stores.sqlite_log import FIRST_CHUNK, HOLD_S, bound_log, next_chunk
 from ratelimit_worker.stores.storable import call_key, lane_key, storable, storable_change
-from ratelimit_worker.stores.tables import NOT_ROLLED_UP, AttemptRow, Base, ContentRow, ModeChangeRow
+from ratelimit_worker.stores.tables import NOT_ROLLED_UP, AttemptRow, Base, BatchRow, ContentRow, ModeChangeRow
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +120,20 @@ class Tracker:
             self._add(connection, cells)
             return _now_rolled_up(connection, [one for attempts in known.values() for one in attempts])
 
+    def add_sums(self, sums: NamedSums) -> bool:
+        """Add sums of outcomes that have no rows to the roll-ups, once for each name → whether they were new.
+
+        Raises:
+            StoreUnavailable: The database is away, locked, full or read-only; nothing was added.
+        """
+        with self._transaction(writes=True) as connection:
+            rollups.alone(connection)
+            named = [{"name": sums.name, "at": datetime.now(UTC)}]
+            new = _insert_new(connection, BatchRow, (BatchRow.name,), named) == 1
+            if new:
+                self._add(connection, sums.cells)
+            return new
+
     def _add(self, connection: Connection, cells: Cells) -> None:
         if not self._series:
             self._series.update(rollups.all_series(connection))
@@ -178,6 +192,8 @@ class Tracker:
         before = datetime.fromtimestamp(now_s, UTC) - timedelta(seconds=older_than_s)
         for span_s, kept_s in rollup.KEPT_S.items():
             self._in_chunks(partial(rollups.purge_some, span_s=span_s, before_s=now_s - kept_s))
+        long_ago = datetime.fromtimestamp(now_s - max(rollup.KEPT_S.values()), UTC)
+        self._purge(BatchRow, (BatchRow.name,), BatchRow.at, long_ago)
         self._purge(ContentRow, _CONTENT_KEY, ContentRow.finished_at, before)
         attempts = self._purge(AttemptRow, _KEY, AttemptRow.finished_at, before)
         return attempts + self._purge(ModeChangeRow, (ModeChangeRow.id,), ModeChangeRow.at, before)

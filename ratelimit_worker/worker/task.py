@@ -302,14 +302,16 @@ class CallTask(Task):
             StoreUnavailable: Redis is away, full or read-only, and says so within 2 s; `accepted` tells whether the
                 call may run all the same.
         """
-        own_options.check_for(self, options, CHOICES)
+        running = self.app.current_worker_task
+        if running is None or CANVAS.isdisjoint(options):  # else a canvas goes on, and nobody would hear of it
+            own_options.check_for(self, options, CHOICES)
         if self.app.conf.task_always_eager:
             return super().apply_async(args, kwargs, **_named(task_id, producer, link, link_error, shadow), **options)
         if in_memory(self.app):  # a queue within this process, which no worker reads: a test
             return self._here(args, kwargs, task_id, link, link_error, options)
         _check_way(self.app, options.get("connection"), producer)
         chosen = {name: options.pop(name, None) for name in CHOICES}
-        priority, running = options.pop("priority", None), self.app.current_worker_task
+        priority = options.pop("priority", None)
         # of attempts before, where a call that has ended is made anew under its id
         number = options.pop("number", None)
         # another task's, when it is replaced by this one
@@ -651,7 +653,8 @@ def sends(app: Any) -> Callable[..., Any]:
         if current() is not None or not isinstance(task, CallTask):
             return send(name, *args, **options)
         _check_way(app, options.get("connection"), options.get("producer"))
-        own_options.check(options, CHOICES)
+        if app.current_worker_task is None or CANVAS.isdisjoint(options):
+            own_options.check(options, CHOICES)
         chosen = {one: options.pop(one) for one in (*CHOICES, "priority") if one in options}
         if chosen:
             told = inspect.signature(send).bind(name, *args, **options).arguments

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 from celery import Celery, group
+from celery._state import _task_stack
 
 from ratelimit_worker import install, llm_task
 from ratelimit_worker.config import read_settings
@@ -87,6 +88,7 @@ def place(redis_server: str, redis_client: redis.Redis, monkeypatch: pytest.Monk
     url = f"redis+socket://{redis_server}"
     monkeypatch.setenv("MAISD_REDIS_URL", url)
     monkeypatch.setenv("MAISD_MAX_WAITING", "2")
+    monkeypatch.setattr("ratelimit_worker.worker.task.DECIDE_S", 60.0)  # the machine's speed decides nothing here
     app = install(Celery("hits", broker=url, backend=url), read_settings())
 
     @llm_task(app=app, shared=False, lane="gpt", name="hits.ask")
@@ -300,6 +302,21 @@ def test_a_task_is_refused_that_says_what_cannot_be(place: Place, said: dict[str
 
     with pytest.raises(BadInput, match=told):
         llm_task(app=place.app, shared=False, **said)(ask)
+
+
+def test_a_canvas_that_goes_on_is_not_refused_for_an_option(place: Place) -> None:
+    """A worker sends its next link, perhaps of a version that let it pass: nobody would hear of an error there."""
+    running = place.app.tasks["hits.ask"]
+    running.push_request(id="parent", called_directly=False)
+    _task_stack.push(running)
+    try:
+        place.ask.apply_async((1,), parent_id="parent", nonsense_at_all=1)
+        with pytest.raises(BadInput):
+            place.ask.apply_async((2,), nonsense_at_all=1)
+    finally:
+        _task_stack.pop()
+        running.pop_request()
+    assert place.client.zcard(keys.LEDGER) == 1
 
 
 def test_options_of_celery_and_kombu_are_known(place: Place) -> None:

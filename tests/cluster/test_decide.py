@@ -156,11 +156,13 @@ def test_a_running_call_is_not_entered_again(made: Fleet) -> None:
     """Nor one that follows another; both have their answer once."""
     made.worker("first")
     tasks = made.agent()
-    slow = tasks.stamp.apply_async(("slow", 1.0), task_id="slow-1")
-    wait_for(made.stamps, what="it runs")
-    assert tasks.stamp.apply_async(("slow", 1.0), task_id="slow-1").get(timeout=60) == "slow"
-    assert slow.get(timeout=60) == "slow"
-    assert [what for _, what in made.stamps()] == ["slow"]
+    both = [tasks.meet.apply_async((2, "door"), task_id="slow-1")]
+    wait_for(lambda: made.stamps("door"), what="it runs")
+    both.append(tasks.meet.apply_async((2, "door"), task_id="slow-1"))
+    with (made.folder / "door").open("a") as door:
+        door.write("0 the test\n")  # the second that the first waits for
+    assert [result.get(timeout=60) for result in both] == [None, None]
+    assert [what for _, what in made.stamps("door")] == ["the test", "x"]
 
 
 def test_a_follower_is_not_entered_again(made: Fleet) -> None:

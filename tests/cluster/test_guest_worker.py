@@ -84,9 +84,10 @@ def test_a_pickled_canvas_holds_no_prompt(monkeypatch: pytest.MonkeyPatch) -> No
 def test_ordinary_tasks_are_acknowledged_as_their_app_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Early: what runs longer than the visibility timeout runs once."""
     with guest(monkeypatch) as (made, module):
-        running = module.plain.delay({1}, sleep_s=2.0)
+        running = module.plain.delay({1}, sleep_s=5.0)
         wait_for((made.folder / "plain").exists, what="it runs")
-        assert made.valkey.client.hlen("unacked") == 0
+        wait_for(lambda: not made.valkey.client.hlen("unacked"), what="it is acknowledged")
+        assert not running.ready()
         assert running.get(timeout=60)
 
 

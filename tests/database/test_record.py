@@ -18,17 +18,20 @@ from redis.retry import Retry
 from sqlalchemy import Engine, insert, inspect, text
 from sqlalchemy.exc import IntegrityError
 
-from ratelimit_worker.calls import Outcome
+from ratelimit_worker.calls import Mode, ModeChange, Outcome
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow.duty.record import Recorder, pause_s, record_once
 from ratelimit_worker.stores import migrations
 from ratelimit_worker.stores.outbox import CLAIM_IDLE_MS, Outbox
+from ratelimit_worker.stores.queries import Queries
 from ratelimit_worker.stores.tables import AttemptRow
 from ratelimit_worker.stores.tracker import Tracker, _row, engine_for
 from tests.builders import attempt, attempts
 from tests.conftest import PostgresServer, wait_for
 
 pytestmark = pytest.mark.server
+
+LANES = ("lane-0", "lane-1")
 
 
 def rows(engine: Engine) -> int:
@@ -129,6 +132,36 @@ def test_garbage_in_the_outbox_holds_up_nobody(
     outbox.append(attempts(2))
     assert record_once(outbox, tracker) == 2
     assert (rows(engine), outbox.backlog(), outbox.bad_count()) == (2, 0, 1)
+
+
+def test_outcomes_beyond_the_bound_are_summed_up_and_never_dropped(
+    tracker: Tracker, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database is away and the outbox nearly full: the oldest become sums, which it gets once when it is back."""
+    monkeypatch.setattr("ratelimit_worker.stores.overflow.MOST_MINUTES", 3)
+    outbox = Outbox(redis_client, max_len=40)
+    away = Recorder(outbox, Tracker(engine_for("postgresql://me@127.0.0.1:1/none")), block_ms=0, max_count=5)
+    told = [attempt(f"c-{n}", finished_at=6_000.0 + 60 * n, lane=f"lane-{n % 2}", context="x\ud800") for n in range(60)]
+    for start in range(0, len(told), 20):
+        outbox.append(told[start : start + 20])
+        away.step()
+        assert outbox.backlog() < 36
+    outbox.append_mode_change(ModeChange(id="m", lane="a", from_mode=Mode.NORMAL, to_mode=Mode.HALT, at=1.0, cause="c"))
+    kept = outbox.backlog() - 1
+    sums = outbox.sums()
+    assert sums is not None
+    assert outbox.sums() == sums
+    assert (tracker.add_sums(sums), tracker.add_sums(sums)) == (True, False)
+    recorder = Recorder(outbox, tracker, block_ms=0)
+    while outbox.backlog():
+        recorder.step()
+    assert outbox.sums() is None
+    cells = list(Queries(tracker._engine).cells(0.0, 20_000.0, 60.0))
+    assert sum(cell.outcomes["answered"] for _, cell in cells) == 60
+    by_lane = {lane: sum(c.outcomes["answered"] for key, c in cells if key.series.lane == lane) for lane in LANES}
+    assert by_lane == dict.fromkeys(LANES, 30)
+    assert kept == sum(len(tracker.attempts_of(one.call_id)) for one in told) < 36
+    assert not redis_client.exists("rlw:outbox:sums", "rlw:outbox:sums:taken")
 
 
 KILLED_BEFORE_COMMIT = """

@@ -17,12 +17,14 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from click.testing import CliRunner
+from prometheus_client.parser import text_string_to_metric_families
 
 from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.cli import main
 from ratelimit_worker.flower import loader, wording
 from ratelimit_worker.flower.board import Order
 from ratelimit_worker.flower.summaries import KEPT, without_answers
+from ratelimit_worker.reports.metrics import PREFIX
 from tests.builders import ROOT
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet, free_port
@@ -201,6 +203,34 @@ def test_the_api_says_what_status_says(cluster: Fleet, browser: httpx.Client) ->
         assert ours.keys() == theirs.keys()
         assert (ours["lane"], ours["mode"], ours["limits"]) == (theirs["lane"], theirs["mode"], theirs["limits"])
     assert "Access-Control-Allow-Origin" not in api.headers
+
+
+@pytest.mark.worker
+def test_prometheus_gets_flowers_metrics_and_ours(cluster: Fleet, browser: httpx.Client, address: str) -> None:
+    """Both as one text, behind the login; the command has ours on a port of its own, and ends by SIGTERM."""
+    assert httpx.get(f"{address}/metrics", timeout=60.0, trust_env=False).status_code == 401
+    text = browser.get("/metrics").raise_for_status().text
+    names = {family.name for family in text_string_to_metric_families(text)}
+    assert "flower_events" in names
+    assert PREFIX + "workers" in names
+    port = free_port()
+    command = [sys.executable, "-m", "ratelimit_worker", "metrics", "--port", str(port)]
+    process = subprocess.Popen(command, env={**os.environ, **cluster.env}, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("Metrics: http://127.0.0.1:")
+        own = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60.0, trust_env=False).text
+        told = {family.name: family for family in text_string_to_metric_families(own)}
+        assert [sample.value for sample in told[PREFIX + "workers"].samples] == [1.0]
+        up = {sample.labels["of"]: sample.value for sample in told[PREFIX + "up"].samples}
+        assert up == {"redis": 1, "database": 1}
+        taken = CliRunner().invoke(main, ["metrics", "--port", str(port)], env=cluster.env)
+        assert taken.exit_code == 1
+        assert f"cannot listen on 127.0.0.1:{port}" in taken.stderr
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 0
+        process.communicate()
 
 
 @pytest.mark.worker

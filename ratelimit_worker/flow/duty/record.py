@@ -30,6 +30,7 @@ _PAUSE_CAP_S = 30.0
 #: How often it is looked whether an older version's recorder has written attempts, and how long others may write
 #: between two chunks of them.
 _ROLL_UP_EVERY_S, _ROLL_UP_PAUSE_S = 60.0, 0.1
+_FOLDS_MOST = 100  #: batches that are folded before the database is asked again
 
 
 def record_once(
@@ -227,6 +228,7 @@ class Recorder:
             self.failures += 1
             wait_s = pause_s(self.failures, self._jitter)
             self._say_away(error, wait_s)
+            self._make_room()
             return wait_s
         if self.failures:
             log.info("recorder.back", extra={"failures": self.failures})
@@ -236,11 +238,28 @@ class Recorder:
             return 0.0
         return self._roll_up() or self._linger_s
 
+    def _make_room(self) -> None:
+        """While the database is away: of the oldest outcomes in a full outbox only sums are kept."""
+        try:
+            for _ in range(_FOLDS_MOST):
+                if not self._outbox.fold(self._max_count):
+                    return
+        except StoreUnavailable as error:
+            log.info("recorder.no_room_made", extra={"cause": cause_of(error)})
+
+    def _add_sums(self) -> None:
+        """Add to the database what was folded while it was away."""
+        sums = self._outbox.sums()
+        if sums is not None:
+            self._tracker.add_sums(sums)
+            self._outbox.forget_sums(sums)
+
     def _roll_up(self) -> float:
         """Add some attempts from before there were roll-ups to them → seconds until more; 0: none is left."""
         if time.monotonic() < self._roll_up_at:
             return 0.0
         try:
+            self._add_sums()
             if self._tracker.roll_up():
                 return _ROLL_UP_PAUSE_S
         except (StoreUnavailable, ConfigurationError) as error:

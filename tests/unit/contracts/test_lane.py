@@ -229,6 +229,10 @@ _ORDINARY |= {
 }
 
 
+#: The law's own memory of probes has had this name of a field since it was first kept.
+_OTHER = ("policy/modes/state.py", "width")
+
+
 def test_nobody_else_knows_a_field_by_its_stored_name() -> None:
     """Names that mean nothing else stand in no other module, and no raw hash leaves the stores."""
     fields = {name for field in FIELDS if field.stored not in _ORDINARY for name in stored(field.stored)}
@@ -236,6 +240,6 @@ def test_nobody_else_knows_a_field_by_its_stored_name() -> None:
     for path, tree in modules():
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant):
-                assert node.value not in fields, (path, node.lineno, node.value)
+                assert node.value not in fields or (str(path), node.value) == _OTHER, (path, node.lineno, node.value)
             if isinstance(node, ast.Subscript) and path.parts[0] != "stores":
                 assert not re.search(r"(Mapping|dict)\[str, bytes\]", ast.unparse(node)), (path, node.lineno)

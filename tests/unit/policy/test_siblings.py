@@ -93,7 +93,7 @@ def lab(
         seed=seed,
         timeline=timeline,
     )
-    jobs = jobs_of(replace(CASES["steady"], provider=scenario, seed=seed, horizon_s=150.0))
+    jobs = jobs_of(replace(CASES["steady"], provider=scenario, seed=seed, horizon_s=150.0), most=4000)
     return Laboratory(scenario, jobs[part::parts][:most], seed=10 * seed + part)
 
 

@@ -44,9 +44,16 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("span_s", "at_s", "series"),
         sqlite_with_rowid=False,
     )
+    op.create_table(
+        "rollup_batches",
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("name"),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("rollup_batches")
     op.drop_table("rollups")
     op.drop_table("rollup_series")
     op.drop_index("ix_attempts_not_rolled_up", "attempts")

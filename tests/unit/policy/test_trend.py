@@ -1,0 +1,134 @@
+"""Trends: what is called so, what is not, and what is told with it. `benchmarks/trends.py` counts errors."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from ratelimit_worker.contracts.rollup import Cell
+from ratelimit_worker.policy.findings import findings, of_latency
+from ratelimit_worker.policy.histogram import RELATIVE_ERROR, ZERO, Histogram, bucket, quantile, quantiles, value_of
+from ratelimit_worker.policy.modes.rising import Slice, rises
+from ratelimit_worker.policy.trend import LOOK_BACK_MIN, Trend, of_shares, of_values
+
+
+def minutes(per_min: int, factor: Callable[[int], float], seed: int = 1, sigma: float = 0.5) -> list[Histogram]:
+    """Latencies around `factor(minute)` seconds."""
+    drawn, found = random.Random(seed), []
+    for minute in range(LOOK_BACK_MIN):
+        counts = Histogram()
+        for _ in range(per_min):
+            index = bucket(factor(minute) * drawn.lognormvariate(0.0, sigma))
+            counts[index] = counts.get(index, 0) + 1
+        found.append(counts)
+    return found
+
+
+@pytest.mark.parametrize("value", [1e-6, 0.003, 0.999, 1.0, 1.01, 17.3, 600.0, 1e9])
+def test_a_value_is_told_within_one_percent(value: float) -> None:
+    """Whatever its size."""
+    assert value_of(bucket(value)) == pytest.approx(value, rel=RELATIVE_ERROR + 1e-9)
+
+
+def test_no_time_at_all_has_a_bucket_of_its_own() -> None:
+    """0, less than nothing and what is no number."""
+    assert {bucket(0.0), bucket(-1.0), bucket(float("nan"))} == {ZERO}
+    assert value_of(ZERO) == 0.0
+
+
+def test_percentiles_of_a_histogram() -> None:
+    """The smallest value at or below which lies that share."""
+    counts = {bucket(float(value)): 1 for value in (1, 2, 4, 8)}
+    assert quantiles(counts, 0.25, 0.5, 1.0) == [pytest.approx(value, rel=0.01) for value in (1, 2, 8)]
+    assert quantile({}, 0.5) is None
+    assert quantile({bucket(1.0): 98, bucket(9.0): 2}, 0.95) == pytest.approx(1.0, rel=0.01)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("per_min", "after"), [(5, 10), (20, 4)])
+def test_a_doubling_is_a_change(per_min: int, after: int, seed: int) -> None:
+    """At 5 calls a minute within 10 minutes, at 20 within 4; and half as long is better."""
+    found = of_values(minutes(per_min, lambda minute: 2.0 if minute >= LOOK_BACK_MIN - after else 1.0, seed))
+    assert found.trend is Trend.DEGRADING
+    assert found.ratio == pytest.approx(2.0, rel=0.5)
+    assert found.values_latest == found.minutes * per_min
+    better = of_values(minutes(per_min, lambda minute: 0.5 if minute >= LOOK_BACK_MIN - after else 1.0, seed))
+    assert better.trend is Trend.IMPROVING
+
+
+def test_more_may_be_better() -> None:
+    """Tokens a second, say."""
+    found = of_values(minutes(20, lambda minute: 2.0 if minute >= 140 else 1.0), more_is_worse=False)
+    assert found.trend is Trend.IMPROVING
+
+
+def test_a_slow_slide_is_found_by_its_slope() -> None:
+    """Two and a half times as slow over two and a half hours, no minute of which stands out."""
+    found = of_values(minutes(20, lambda minute: 2.5 ** (minute / LOOK_BACK_MIN)))
+    assert found.trend is Trend.DEGRADING
+    assert found.per_hour == pytest.approx(2.5 ** (60 / LOOK_BACK_MIN), rel=0.1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_is_stable(seed: int) -> None:
+    """Heavy tails, and a fifth more than usual."""
+    assert of_values(minutes(20, lambda _: 1.0, seed, sigma=1.2)).trend is Trend.STABLE
+    assert of_values(minutes(20, lambda minute: 1.2 if minute >= 140 else 1.0, seed)).trend is Trend.STABLE
+
+
+def test_too_little_is_said_to_be_too_little() -> None:
+    """Nothing at all, some answers, and many of late with nothing before."""
+    assert of_values([]).trend is Trend.UNKNOWN
+    assert of_values(minutes(1, lambda _: 1.0)[-20:]).trend is Trend.UNKNOWN
+    late = [Histogram()] * (LOOK_BACK_MIN - 5) + minutes(20, lambda _: 1.0)[-5:]
+    assert of_values(late).trend is Trend.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("before", "latest", "trend"),
+    [
+        ((0, 20), (6, 20), Trend.DEGRADING),
+        ((6, 20), (0, 20), Trend.IMPROVING),
+        ((1, 20), (2, 20), Trend.STABLE),
+        ((0, 0), (9, 20), Trend.UNKNOWN),
+    ],
+)
+def test_a_share_that_changes(before: tuple[int, int], latest: tuple[int, int], trend: Trend) -> None:
+    """Eight minutes of it, after two hours and more."""
+    assert of_shares([before] * 144 + [latest] * 8).trend is trend
+
+
+def test_longer_answers_are_not_slower_ones() -> None:
+    """Where tokens are known latency is judged for each of them."""
+    cells = [
+        Cell(outcomes={"answered": 20}, latency=latency, per_token=per_token)
+        for latency, per_token in zip(
+            minutes(20, lambda minute: 3.0 if minute >= 140 else 1.0), minutes(20, lambda _: 0.01), strict=True
+        )
+    ]
+    found = findings(cells)
+    assert found["latency"].trend is Trend.DEGRADING
+    assert of_latency(found).trend is found["tokens_per_s"].trend is Trend.STABLE
+    assert found["tokens_per_s"].latest == pytest.approx(100.0, rel=0.2)
+    assert found["errors"].latest == 0.0
+    assert findings([Cell()] * 9) == {}
+
+
+@pytest.mark.parametrize(
+    ("means", "answers", "expected"),
+    [
+        ([], 10, False),
+        ([1.0, 1.0, 1.24, 1.24], 10, False),
+        ([1.0, 1.0, 1.25, 1.25], 10, True),
+        ([1.0, 1.0, 9.0, 9.0], 4, False),  # too few answers to say
+        ([1.0, 1.0, 1.0, 1.0, 1.0, 60.0], 10, False),  # one bad minute
+        ([0.0, 0.0, 1.0, 1.0], 10, False),
+        ([1.0, 50.0, 1.0], 10, False),  # the middle belongs to neither half
+    ],
+)
+def test_rising_latency_beside_sick_answers(means: list[float], answers: int, expected: bool) -> None:
+    """The written rule: halves by the median of their minutes; idle minutes say nothing."""
+    slices = [Slice(answers, mean_s * answers) for mean_s in means]
+    assert rises(slices) is expected
