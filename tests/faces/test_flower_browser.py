@@ -17,6 +17,7 @@ import pytest
 
 from ratelimit_worker import wiring
 from ratelimit_worker.calls import LaneLimits, Mode
+from ratelimit_worker.config import read_settings
 from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.flow.lane.pin import auto, pin
 from ratelimit_worker.reports.stats import Sources, status
@@ -255,7 +256,7 @@ def test_many_lanes_have_pages_and_a_filter_by_keyboard(
     cluster: Fleet, page: str, browser: Browser, tmp_path: Path
 ) -> None:
     """120 lanes: fifties, the halted one first; Next by Tab and Enter; a filter that buttons come back to; a phone."""
-    services = wiring.services()
+    services = wiring.Services(read_settings(cluster.env))
     for number in range(120):
         services.lanes.establish(f"team-{number:03}", limit_fields(LaneLimits()))
     pin(services.control, Mode.HALT, lane="team-119", who="ann")

@@ -1,6 +1,6 @@
 -- The end of a call that was answered, in one step: its result where Celery looks for it, all that settle does, and its stay
 -- in the ledger, where nothing but that is left to do for it. O(followers + log waiting).
--- ARGV  now µs, and all else of settle, then: name of the result · the result · how long it is kept, s (0: for good) ·
+-- ARGV  now µs · as settle · then: name of the result · the result · how long it is kept, s (0: for good) ·
 --       1: free the call too (0: its message is acknowledged later)
 -- returns  {as settle, 1: it is freed, and its message needs no ack | 0}
 local name, result, expires = ARGV[16], ARGV[17], tonumber(ARGV[18])

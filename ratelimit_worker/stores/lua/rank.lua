@@ -14,8 +14,9 @@ end
 local some = redis.call('ZSCAN', key('lanes'), ARGV[2], 'COUNT', ARGV[3])
 for i = 1, #some[2], 2 do
   local lane = some[2][i]
-  local h = redis.call('HMGET', lane_key(lane), FIELD.MODE, FIELD.SCHEMA, FIELD.PIN)
-  if (h[1] or h[2] or h[3]) and (ARGV[5] == '' or string.find(string.lower(lane), ARGV[5], 1, true)) then
+  local h = redis.call('HMGET', lane_key(lane), FIELD.MODE, FIELD.SCHEMA)
+  local there = h[1] or h[2] or redis.call('EXISTS', lane_key(lane)) == 1
+  if there and (ARGV[5] == '' or string.find(string.lower(lane), ARGV[5], 1, true)) then
     local mode = h[1] or 'NORMAL'
     modes[mode] = (modes[mode] or 0) + 1
     ranked[#ranked + 1] = {lane, rank_of(lane, mode, tonumber(some[2][i + 1]))}
