@@ -11,9 +11,8 @@ from redis import Redis
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.scripts import Scripts
 
-CACHE = keys.CACHE
-AT_A_TIME = 500  #: keys; a large cache must not hold up everybody
-BESIDE = frozenset(name.encode() for name in (keys.CACHE_USED, keys.CACHE_ENDS, keys.CACHE_SIZES))
+AT_A_TIME = 500  #: entries; a large cache must not hold up everybody
+BESIDE = (keys.CACHE_USED, keys.CACHE_ENDS, keys.CACHE_SIZES)
 
 
 class Size(NamedTuple):
@@ -34,11 +33,9 @@ def forget(client: Redis, context: str | None = None, tag: str | None = None, fu
     run, gone = Scripts(client), 0
     everything = context is tag is func is None
     for page in _pages(client):
-        entries = [name for name in page if name not in BESIDE]
-        if not everything:
-            entries = _that_match(client, entries, context, tag, func)
+        entries = page if everything else _that_match(client, page, context, tag, func)
         if entries:
-            gone += int(run("uncache", [name.removeprefix(CACHE.encode()) for name in entries]))
+            gone += int(run("uncache", entries))
     if everything:
         client.unlink(*BESIDE)
     return gone
@@ -59,28 +56,27 @@ def size(client: Redis) -> Size:
     return Size(int(entries), int(total or 0))
 
 
-def _pages(client: Redis) -> Iterator[list[bytes]]:
+def _pages(client: Redis) -> Iterator[list[str]]:
+    """The fingerprints of all entries. Not by SCAN: a server may hold millions of other keys, and others' too."""
     cursor = 0
     while True:
-        page: Any = client.scan(cursor, match=CACHE + "*", count=AT_A_TIME)
-        cursor, names = page
-        if names:
-            yield names
+        page: Any = client.zscan(keys.CACHE_USED, cursor, count=AT_A_TIME)
+        cursor, pairs = page
+        if pairs:
+            yield [member.decode() for member, _ in pairs]
         if cursor == 0:
             return
 
 
 def _that_match(
-    client: Redis, names: list[bytes], context: str | None, tag: str | None, func: str | None
-) -> list[bytes]:
+    client: Redis, entries: list[str], context: str | None, tag: str | None, func: str | None
+) -> list[str]:
     with client.pipeline(transaction=False) as pipe:
-        for name in names:
-            pipe.hmget(name, "context", "tags", "func")
-        found = pipe.execute(raise_on_error=False)  # a key that is no entry is no hash
+        for entry in entries:
+            pipe.hmget(keys.cache(entry), "context", "tags", "func")
+        found = pipe.execute()
 
     def matches(said: Any) -> bool:
-        if not isinstance(said, list):
-            return False
         its_context, its_tags, its_func = (value.decode() if value else "" for value in said)
         return (
             (context is None or (said[0] is not None and its_context == context))
@@ -88,4 +84,4 @@ def _that_match(
             and (func is None or func in (its_func, its_func.rpartition(".")[2]))
         )
 
-    return [name for name, said in zip(names, found, strict=True) if matches(said)]
+    return [entry for entry, said in zip(entries, found, strict=True) if matches(said)]

@@ -119,6 +119,8 @@ which scripts read too.
 | `rlw:probed:L` | `PARTY`: number of the lane's call that was its last probe |
 | `rlw:pins` | `L`: pin, JSON; `*`: of all lanes |
 | `rlw:database:lost` | `at`: seconds since the epoch; `what`: in words |
+| `rlw:outbox:sums` | `name`: of these sums, which the database adds once; `(minute, series)`, packed: a cell, packed |
+| `rlw:outbox:sums:taken` | as of `rlw:outbox:sums` |
 | `rlw:usage` | `NAME`: task and model → means, JSON |
 | `rlw:prices` | `NAME`: provider and model → price card, packed |
 | `rlw:latencies` | `NAME`: task and model → histogram, JSON |

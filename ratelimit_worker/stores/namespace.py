@@ -16,16 +16,16 @@ from redis.client import Pipeline, PubSub
 #: Commands by where their keys (or channels) stand.
 _FIRST = frozenset(
     {
-        *("GET", "SET", "INCR", "TYPE", "TTL", "PTTL", "EXPIRE", "PEXPIRE", "PUBLISH"),
-        *("HGET", "HSET", "HDEL", "HGETALL", "HMGET", "HKEYS", "HLEN", "HINCRBY"),
+        *("GET", "SET", "INCR", "INCRBY", "TYPE", "TTL", "PTTL", "EXPIRE", "PEXPIRE", "PUBLISH"),
+        *("HGET", "HSET", "HDEL", "HGETALL", "HMGET", "HKEYS", "HLEN", "HINCRBY", "HSETNX"),
         *("SADD", "SREM", "SMEMBERS", "SISMEMBER", "SCARD"),
         *("LPUSH", "RPUSH", "LPOP", "RPOP", "LLEN", "LRANGE", "LTRIM", "LREM"),
-        *("ZADD", "ZREM", "ZCARD", "ZCOUNT", "ZSCORE", "ZRANGE", "ZRANGEBYSCORE", "ZREMRANGEBYRANK"),
+        *("ZADD", "ZREM", "ZCARD", "ZCOUNT", "ZSCORE", "ZRANGE", "ZRANGEBYSCORE", "ZREMRANGEBYRANK", "ZSCAN"),
         *("XADD", "XLEN", "XRANGE", "XREVRANGE", "XDEL", "XACK", "XCLAIM", "XAUTOCLAIM", "XTRIM", "XPENDING"),
         *("XGROUP CREATE", "XGROUP DESTROY", "XGROUP DELCONSUMER", "XINFO STREAM", "XINFO GROUPS"),
     }
 )
-_ALL = frozenset({"DEL", "UNLINK", "EXISTS", "MGET", "WATCH", "SUBSCRIBE", "UNSUBSCRIBE"})
+_ALL = frozenset({"DEL", "UNLINK", "RENAMENX", "EXISTS", "MGET", "WATCH", "SUBSCRIBE", "UNSUBSCRIBE"})
 _ALL_BUT_LAST = frozenset({"BRPOP", "BLPOP"})
 _AFTER_STREAMS = frozenset({"XREAD", "XREADGROUP"})  #: half of what follows that word; the rest is places in them
 _NONE = frozenset(

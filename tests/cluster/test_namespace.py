@@ -118,6 +118,7 @@ def test_two_deployments_share_a_server(shared: Fleet, monkeypatch: pytest.Monke
     pinned = command(shared, "halt", "--lane", "where", MAISD_NAMESPACE="one")
     assert "HALT" in pinned
     assert "HALT" in command(shared, "status", MAISD_NAMESPACE="one")
+    assert "answers forgotten" in command(shared, "cache", "clear", MAISD_NAMESPACE="one")
     theirs = command(shared, "status", MAISD_NAMESPACE="two_")
     assert "where" in theirs
     assert "HALT" not in theirs

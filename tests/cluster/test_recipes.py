@@ -72,7 +72,7 @@ def recipe(title: str, folder: Path, **before: str) -> Iterator[Scene]:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(textwrap.dedent(text))
     with Simulator(Scenario(rpm=6000)) as provider, fleet(OPENAI_BASE_URL=provider.base_url) as made:
-        env = clean_environment(**made.env, CELERY_BROKER_URL=made.valkey.url)
+        env = clean_environment(**made.env, CELERY_BROKER_URL=made.valkey.url, MAISD_LOG_CALLS="true")
         env.pop("MAISD_REDIS_URL")
         env["PYTHONPATH"] = f"{folder}:{env['PYTHONPATH']}"
         (console,) = re.findall(r"```console\n(.*?)```", section(title), re.DOTALL)

@@ -21,7 +21,7 @@ from ratelimit_worker.contracts.rollup import Cell, CellKey, Series
 from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.flow.lane.pin import pin
 from ratelimit_worker.flower import wording
-from ratelimit_worker.flower.board import Sight
+from ratelimit_worker.flower.board import Sight, View
 from ratelimit_worker.policy.modes import Pin
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.reports import doctor, html, words
@@ -89,7 +89,9 @@ def page(state: LaneState) -> str:
     """The living part of Flower's page."""
     folder = Path(ratelimit_worker.flower.__file__).parent / "templates"
     sight = Sight(state=replace(CLUSTER, lanes=(state,)), changes=(), missing=())
-    made = Loader(str(folder)).load("rate-limit-live.html").generate(sight=sight, words=words, wording=wording)
+    made = Loader(str(folder)).load("rate-limit-live.html").generate(
+        sight=sight, words=words, wording=wording, view=View(), address=lambda name, view: name
+    )
     return made.decode()
 
 
@@ -272,11 +274,12 @@ def test_every_count_of_429s_is_the_same(engine: Engine, database_url: str) -> N
     recent = recorded(engine, []).queries.recent(NOW - 120.0, NOW)["a"]
     assert (recent.attempts, recent.refused) == (5, 3)
     counted = Attempts(database_url, "run", NOW - 900.0)
-    assert counted.now(exactly=True) == AttemptFigures(requests=5, refused=3)
+    told = counted.now(exactly=True)
+    assert (told.requests, told.refused) == (5, 3)
     counted.close()
     assert set(found.total.snoozed_by) <= {reason.value for reason in Snoozed}
 
 
 def test_a_run_shows_no_figure_that_it_does_not_count() -> None:
     """While it goes on; what was joined or cached stands in its summary."""
-    assert {"requests", "refused", "retries"} == set(AttemptFigures.__dataclass_fields__)
+    assert {"requests", "refused", "retries", "spend"} == set(AttemptFigures.__dataclass_fields__)

@@ -6,7 +6,7 @@
 -- returns  for each lane: released at once | -1 the lane has another revision by now: nothing was written | an error, in words
 local MEMORY = {[FIELD.LAW] = true, [FIELD.HEALTH] = true, [FIELD.GIVEN_BACK] = true}  -- which no script obeys
 local function fields_of(from, n)                      -- -> what is to be written and to be deleted, anchors, and whether it is all memory
-  local write, drop, anchors, memory = {}, {}, {}, true
+  local write, drop, anchors, memory = {}, {}, {}, n > 0  -- nothing at all: the lane is reckoned up to now
   for i = from, from + 2 * n - 2, 2 do
     local kind, d = string.match(ARGV[i], '^([am])(%d)$')
     memory = memory and MEMORY[ARGV[i]] == true

@@ -90,7 +90,7 @@ def test_a_socks_proxy_without_its_package(monkeypatch: pytest.MonkeyPatch) -> N
     def without(*_: Any, **__: Any) -> Any:
         raise ImportError("socksio")
 
-    monkeypatch.setattr("ratelimit_worker.providers.network.httpx.HTTPTransport", without)
+    monkeypatch.setattr("httpx2.HTTPTransport", without)
     found = network.problem({"all_proxy": "socks5://proxy:1080"})
     assert found is not None
     assert found == (
