@@ -68,9 +68,7 @@ def _pages(client: Redis) -> Iterator[list[str]]:
             return
 
 
-def _that_match(
-    client: Redis, entries: list[str], context: str | None, tag: str | None, func: str | None
-) -> list[str]:
+def _that_match(client: Redis, entries: list[str], context: str | None, tag: str | None, func: str | None) -> list[str]:
     with client.pipeline(transaction=False) as pipe:
         for entry in entries:
             pipe.hmget(keys.cache(entry), "context", "tags", "func")

@@ -89,8 +89,10 @@ def page(state: LaneState) -> str:
     """The living part of Flower's page."""
     folder = Path(ratelimit_worker.flower.__file__).parent / "templates"
     sight = Sight(state=replace(CLUSTER, lanes=(state,)), changes=(), missing=())
-    made = Loader(str(folder)).load("rate-limit-live.html").generate(
-        sight=sight, words=words, wording=wording, view=View(), address=lambda name, view: name
+    made = (
+        Loader(str(folder))
+        .load("rate-limit-live.html")
+        .generate(sight=sight, words=words, wording=wording, view=View(), address=lambda name, view: name)
     )
     return made.decode()
 
