@@ -277,6 +277,7 @@ def test_every_count_of_429s_is_the_same(engine: Engine, database_url: str) -> N
     assert (recent.attempts, recent.refused) == (5, 3)
     counted = Attempts(database_url, "run", NOW - 900.0)
     told = counted.now(exactly=True)
+    assert told is not None
     assert (told.requests, told.refused) == (5, 3)
     counted.close()
     assert set(found.total.snoozed_by) <= {reason.value for reason in Snoozed}
