@@ -38,8 +38,8 @@ state = Path(sys.argv[1])
 with EmbeddedRedis(state) as redis, Children(redis.watcher) as children:
     child = children.start(json.loads(sys.argv[2]), dict(os.environ), state / "child.log")
     started = {"server": redis.pid, "watcher": redis.watcher.pid, "child": child.pid, "url": redis.url}
-    print(json.dumps(started), flush=True)
     try:
+        print(json.dumps(started), flush=True)  # from now on Ctrl-C may come
         sys.stdin.read()
     except KeyboardInterrupt:
         alive = client.Redis.from_url(redis.url).ping() and child.poll() is None

@@ -847,8 +847,8 @@ def test_cached_answers_are_forgotten(place: Place) -> None:
     """Of one context, or all."""
     for name, context in (("a", "x"), ("b", "y"), ("c", "y")):
         place.live.redis.hset(f"rlw:cache:{name}", mapping={"context": context})
-    place.live.redis.zadd("rlw:cache:index", {"a": 1})
+        place.live.redis.zadd("rlw:cache:used", {name: 1})
     assert place.limiter.invalidate_cache("y") == 2
-    assert sorted(place.live.redis.keys("rlw:cache:*")) == [b"rlw:cache:a", b"rlw:cache:index"]
+    assert sorted(place.live.redis.keys("rlw:cache:*")) == [b"rlw:cache:a", b"rlw:cache:used"]
     place.limiter.invalidate_cache()
     assert place.live.redis.keys("rlw:cache:*") == []
