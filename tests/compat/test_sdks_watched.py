@@ -97,6 +97,7 @@ MESSAGE_STREAM = _events(
     {"type": "message_stop"},
 )
 GEMINI_STREAM = _events({**GEMINI, "usageMetadata": {"promptTokenCount": 9}}, GEMINI)
+GEMINI_REPLIES = (Reply(200, GEMINI, LEFT), Reply(200, GEMINI_STREAM, STREAM))
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,11 @@ class Way:
     ask: Callable[..., Any]
     reply: Reply
     retries: int = 1  #: more than 1: its client tries again by itself
+
+    @property
+    def usage(self) -> Usage:
+        """What its reply tells: of Gemini's 12 tokens of output five are thoughts."""
+        return Usage(9, 12, reasoning_tokens=5 if self.reply in GEMINI_REPLIES else None)
 
     def __call__(self, url: str, watched: bool) -> Any:
         client = self.make(url)
@@ -390,7 +396,7 @@ def test_an_answer_is_seen_and_given_as_it_is(provider: Provider, way: Way) -> N
     assert ended.seen.response is not None
     assert ended.seen.response.status == 200
     assert ended.seen.response.headers["x-ratelimit-remaining-requests"] == "599"
-    assert ended.seen.usage == Usage(9, 12)
+    assert ended.seen.usage == way.usage
     assert provider.requests == 2
 
 
@@ -448,7 +454,7 @@ def test_watch_all_sees_whatever_is_made(provider: Provider, way: Way) -> None:
     watch_all()
     watch_all()
     provider.says(way.reply)
-    assert _end(way, provider.url, watched=False).seen.usage == Usage(9, 12)
+    assert _end(way, provider.url, watched=False).seen.usage == way.usage
     unwatch_all()
     assert _end(way, provider.url, watched=False).seen.response is None
 
