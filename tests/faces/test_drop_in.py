@@ -154,6 +154,7 @@ def test_the_one_liners(site: str, place: Fleet, tmp_path: Path) -> None:
     assert tracker.attempts_of("old") == []
 
     place.valkey.client.hset("rlw:cache:x", mapping={"context": "general"})
+    place.valkey.client.zadd("rlw:cache:used", {"x": 1})
     line = f"{site}\nfrom {NAME} import get_advanced_rate_limiter; get_advanced_rate_limiter().invalidate_cache()"
     done = run(line, tmp_path)
     assert done.returncode == 0, done.stderr
