@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import httpx2 as httpx
 
 from ratelimit_worker.calls import LaneLimits, Mode, Snapshot
-from ratelimit_worker.contracts.lesson import Lesson, Reading
+from ratelimit_worker.contracts.lesson import Lesson, Reading, Settlement
 from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.flow.lane.pin import auto, pin
 from ratelimit_worker.flower.board import PAGE
@@ -194,7 +194,7 @@ class World(threading.Thread):
             ticket=ticket,
             reading=Reading(snapshots={"requests": left} if headers else {}),
         )
-        self.lanes.settle(tag, lane, b"a", lesson)
+        self.lanes.settle(Settlement(tag=tag, lane=lane, answer=b"a", lesson=lesson))
         self.news.append((lane, time.time()))
         self.lanes.free([tag])
 

@@ -30,6 +30,7 @@ from msgspec import structs  # noqa: E402
 from benchmarks.goals import beside  # noqa: E402
 from ratelimit_worker import CallTask, install, llm_task  # noqa: E402
 from ratelimit_worker.config import read_settings  # noqa: E402
+from ratelimit_worker.contracts.lesson import Settlement  # noqa: E402
 from ratelimit_worker.errors import BadInput, LaneFull, LaneShedding  # noqa: E402
 from ratelimit_worker.stores import keys  # noqa: E402
 from ratelimit_worker.stores.lanes import Lanes  # noqa: E402
@@ -86,7 +87,9 @@ class Stage:
         ledger: Any = self.client.zrange(keys.LEDGER, 0, -1)
         tag = ledger[0].decode()
         lanes.begin(tag, 60.0)
-        lanes.settle(tag, "ask", b'{"value": "an answer of some words"}', said("good"))
+        lanes.settle(
+            Settlement(tag=tag, lane="ask", answer=b'{"value": "an answer of some words"}', lesson=said("good"))
+        )
         lanes.free([tag])
         assert ask.delay("known").get(timeout=1) == "an answer of some words"
         lanes.establish("ill", {"mode": "EMERGENCY"})

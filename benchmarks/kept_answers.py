@@ -29,6 +29,7 @@ from typing import Any
 
 from ratelimit_worker.contracts.call import Claim
 from ratelimit_worker.contracts.kept import ENTRY_BYTES, NANOUSD_PER_TOKEN, Keep
+from ratelimit_worker.contracts.lesson import Settlement
 from ratelimit_worker.policy.worth import Bounds, Kept
 from ratelimit_worker.stores import keys
 from tests.builders import entry
@@ -184,7 +185,7 @@ def saved_by_scripts(one: Trace, cluster: Cluster) -> tuple[int, int, int, float
         tag, _ = cluster.begin()
         text = b"x" * (one.size[prompt] - ENTRY_BYTES - TAGS)
         keep = Keep(again_nanousd=one.tokens[prompt] * NANOUSD_PER_TOKEN, packs=False)
-        cluster.lanes.settle(tag, "gpt", text, said("good"), keep=keep)
+        cluster.lanes.settle(Settlement(tag=tag, lane="gpt", answer=text, lesson=said("good"), keep=keep))
         cluster.free(tag)
         counted = int(client.hget(keys.CACHE_SIZES, "all"))
         assert counted <= one.bounds.bytes, f"{counted} bytes are kept, of at most {one.bounds.bytes}"

@@ -9,9 +9,8 @@ from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from ratelimit_worker.calls import Attempt, Failure, Mode, ModeChange
-from ratelimit_worker.contracts.kept import Keep
 from ratelimit_worker.contracts.lane import Fields, LaneState, Write
-from ratelimit_worker.contracts.lesson import AnswerKind, Lesson
+from ratelimit_worker.contracts.lesson import Lesson, Settlement
 from ratelimit_worker.contracts.price import PriceCard
 from ratelimit_worker.contracts.rollup import NamedSums
 from ratelimit_worker.policy.estimate import Learned
@@ -263,19 +262,8 @@ class AttemptLanes(Protocol):
         it for itself."""
         ...
 
-    def settle(
-        self,
-        tag: str,
-        lane: str,
-        answer: bytes,
-        lesson: Lesson,
-        *,
-        kind: AnswerKind = "value",
-        outbox: bytes = b"",
-        keep: Keep | None = None,
-    ) -> bool:
-        """Make the outcome safe; the first answer wins. `outbox`: the attempt, as the outbox holds it. `keep`: how the
-        answer is kept, if it is; None: as one of which nothing is known."""
+    def settle(self, settlement: Settlement) -> bool:
+        """Make the outcome safe; the first answer wins → whether this was the first."""
         ...
 
     def back(

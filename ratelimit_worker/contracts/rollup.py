@@ -12,7 +12,6 @@ from typing import NamedTuple
 import msgspec
 
 MINUTE_S, HOUR_S = 60, 3_600  #: the two lengths of a cell, seconds
-SPANS_S = (MINUTE_S, HOUR_S)
 
 
 class Series(NamedTuple):

@@ -22,8 +22,7 @@ from redis import RedisError
 from redis.exceptions import ResponseError
 
 from ratelimit_worker.contracts.call import Claim, Entry, Placed, Sent
-from ratelimit_worker.contracts.kept import Keep
-from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Settlement
+from ratelimit_worker.contracts.lesson import Lesson, Settlement
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.flow.call.admit import Away, News
@@ -162,21 +161,10 @@ class Desk:
 
     # ── for the executor: what has happened is told Redis now or later, and never costs the caller its answer ─────────
 
-    def settle(
-        self,
-        tag: str,
-        lane: str,
-        answer: bytes,
-        lesson: Lesson,
-        *,
-        kind: AnswerKind = "value",
-        outbox: bytes = b"",
-        keep: Keep | None = None,
-    ) -> bool:
+    def settle(self, settlement: Settlement) -> bool:
         """Make the outcome safe, now or when Redis is back; a caller who has an outcome needs its releases no more."""
-        settlement = Settlement(tag=tag, lane=lane, answer=answer, lesson=lesson, kind=kind, outbox=outbox, keep=keep)
-        frees = self.mailbox.take_releases_by(tag)
-        self._now_or_later(lambda lanes: lanes.settle_and_free(settlement, frees or (tag,)))
+        frees = self.mailbox.take_releases_by(settlement.tag) or (settlement.tag,)
+        self._now_or_later(lambda lanes: lanes.settle_and_free(settlement, frees))
         return True
 
     def back(self, tag: str, lane: str, lesson: Lesson, *, after_s: float, tries: int, outbox: bytes = b"") -> bool:
@@ -186,7 +174,8 @@ class Desk:
                 lambda: self.lanes.back(tag, lane, lesson, after_s=after_s, tries=tries, outbox=outbox), once=True
             )
         except StoreUnavailable:  # the caller enters it anew; what was learned is told later, by a tag that is over
-            self._later.append(lambda lanes: lanes.settle(tag, lane, b"", lesson, outbox=outbox))
+            told = Settlement(tag=tag, lane=lane, answer=b"", lesson=lesson, outbox=outbox)
+            self._later.append(lambda lanes: lanes.settle(told))
             return False
 
     def health(self, lane: str, task: str) -> Health:

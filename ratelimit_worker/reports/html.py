@@ -104,7 +104,7 @@ def page(stats: Stats) -> str:
         _PAGE,
         since=moment(stats.since_s),
         until=moment(stats.until_s),
-        notes=joined(markup('<p class="note">{says}</p>', says=says) for says in _notes(stats)),
+        notes=joined(markup('<p class="note">{says}</p>', says=says) for says in stats.missing),
         totals=joined(
             markup("<li>{what}<b>{value}</b></li>", what=what, value=value) for what, value in _totals(stats)
         ),
@@ -125,10 +125,6 @@ def page(stats: Stats) -> str:
         modes=_modes(stats.modes),
         now=_now(stats.now.lanes if stats.now is not None else ()),
     )
-
-
-def _notes(stats: Stats) -> list[str]:
-    return list(stats.missing)
 
 
 def _totals(stats: Stats) -> list[tuple[str, str]]:

@@ -17,9 +17,9 @@ from redis.exceptions import ResponseError
 
 from ratelimit_worker.calls import Failure, Mode
 from ratelimit_worker.contracts.call import US, Entry, Placed, Record, Released, TakenOut
-from ratelimit_worker.contracts.kept import USUAL_NANOUSD, Keep, packed, unpacked
+from ratelimit_worker.contracts.kept import USUAL_NANOUSD, packed, unpacked
 from ratelimit_worker.contracts.lane import Fields, LaneState, Write
-from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Settlement, Stored
+from ratelimit_worker.contracts.lesson import Lesson, Settlement, Stored
 from ratelimit_worker.errors import BadInput, LaneFull, LanesFull, LaneShedding
 from ratelimit_worker.policy import retry
 from ratelimit_worker.policy.fault import Failing, Lately
@@ -157,27 +157,9 @@ class Lanes:
             return Begun(state=word, tries=lost, body=body, number=number, now_s=at, waiting_since_s=at)
         return Begun(state=word)
 
-    def settle(
-        self,
-        tag: str,
-        lane: str,
-        answer: bytes,
-        lesson: Lesson,
-        *,
-        kind: AnswerKind = "value",
-        outbox: bytes = b"",
-        keep: Keep | None = None,
-    ) -> bool:
-        """Make the outcome of a call safe; the first answer wins → whether this was the first.
-
-        Args:
-            answer: Empty: there is none to keep.
-            kind: What the answer is to the calls that wait for it.
-            outbox: The attempt, as the outbox holds it; empty: it has no row.
-            keep: How it is kept, if its call's claim says that it is; None: as one of which nothing is known.
-        """
-        told = Settlement(tag=tag, lane=lane, answer=answer, lesson=lesson, kind=kind, outbox=outbox, keep=keep)
-        return bool(self.run("settle", _settle_args(told)))
+    def settle(self, settlement: Settlement) -> bool:
+        """Make the outcome of a call safe; the first answer wins → whether this was the first."""
+        return bool(self.run("settle", _settle_args(settlement)))
 
     def settle_and_free(self, settlement: Settlement, tags: Sequence[str]) -> None:
         """Settle a call for which nobody asks Celery, and close its ledger entries, in one round trip."""

@@ -25,8 +25,7 @@ from redis.exceptions import (
     TimeoutError,
 )
 
-from ratelimit_worker.contracts.kept import Keep
-from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Settlement, Stored
+from ratelimit_worker.contracts.lesson import Lesson, Settlement, Stored
 from ratelimit_worker.ports import Begun, Health
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.reach import first_line, unavailable
@@ -100,19 +99,8 @@ class PatientLanes(Lanes):
     def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
         return self._patiently(lambda: super(PatientLanes, self).begin(tag, lease_s, alone, process, taken))
 
-    def settle(
-        self,
-        tag: str,
-        lane: str,
-        answer: bytes,
-        lesson: Lesson,
-        *,
-        kind: AnswerKind = "value",
-        outbox: bytes = b"",
-        keep: Keep | None = None,
-    ) -> bool:
-        told = super().settle
-        return self._patiently(lambda: told(tag, lane, answer, lesson, kind=kind, outbox=outbox, keep=keep))
+    def settle(self, settlement: Settlement) -> bool:
+        return self._patiently(lambda: super(PatientLanes, self).settle(settlement))
 
     def finish(self, settlement: Settlement, result: Stored, frees: bool) -> bool:
         told = super().finish

@@ -367,7 +367,7 @@ class Backend(stock.RedisBackend):
         return True
 
     def _settle(self, told: Settlement, request: Any) -> None:
-        self._lanes.settle(told.tag, told.lane, told.answer, told.lesson, kind=told.kind, outbox=told.outbox)
+        self._lanes.settle(told)
         setattr(request, UNSETTLED, None)
 
     def _store_unless_over(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> Any:

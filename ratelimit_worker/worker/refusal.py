@@ -17,7 +17,7 @@ from celery.app.task import Context
 
 from ratelimit_worker.calls import Attempt, Outcome, Priority
 from ratelimit_worker.contracts.call import REFS, Record
-from ratelimit_worker.contracts.lesson import Lesson
+from ratelimit_worker.contracts.lesson import Lesson, Settlement
 from ratelimit_worker.contracts.plan import HEADER, described
 from ratelimit_worker.errors import BadInput, DeadlineExceeded, MessageRefused, RateLimitWorkerError
 from ratelimit_worker.flow.call.answers import Answers
@@ -67,7 +67,11 @@ def refuse(
         # Settled, told, freed: who dies in between leaves it to the lease, and the next one does the rest. Those that
         # follow a call whose deadline has passed have deadlines of their own.
         answer = b"" if why is None else answers.error(error)
-        lanes.settle(tag, record.lane, answer, Lesson(), kind="error", outbox=encode_outcome(row))
+        lanes.settle(
+            Settlement(
+                tag=tag, lane=record.lane, answer=answer, lesson=Lesson(), kind="error", outbox=encode_outcome(row)
+            )
+        )
         _fail(app, call_id, error, request_of(known, released.payload))
         lanes.free([tag])
 
@@ -92,7 +96,9 @@ def give_up(app: Any, encode_outcome: Callable[[Attempt], bytes], lanes: Lanes, 
     waited_s = max(0.0, started_s - record.since_s)
     row = replace(row, number=record.number, started_at=started_s, waited_s=waited_s)
     # As of one whose deadline passed while it waited: those that follow it have deadlines of their own.
-    lanes.settle(tag, record.lane, b"", Lesson(), kind="error", outbox=encode_outcome(row))
+    lanes.settle(
+        Settlement(tag=tag, lane=record.lane, answer=b"", lesson=Lesson(), kind="error", outbox=encode_outcome(row))
+    )
     _fail(app, call_id, error, request_of(released.message, released.payload))
     lanes.free([tag])
     return True

@@ -14,6 +14,7 @@ from celery._state import _task_stack
 
 from ratelimit_worker import install, llm_task
 from ratelimit_worker.config import read_settings
+from ratelimit_worker.contracts.lesson import Settlement
 from ratelimit_worker.errors import BadInput, LaneFull, LaneShedding, RateLimitWorkerError
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.lanes import Lanes
@@ -48,7 +49,7 @@ class Place:
         ledger: Any = self.client.zrange(keys.LEDGER, 0, -1)
         (tag,) = (one.decode() for one in ledger)
         assert self.lanes.begin(tag, 60.0).state == "go"
-        self.lanes.settle(tag, "gpt", answer, said("good"))
+        self.lanes.settle(Settlement(tag=tag, lane="gpt", answer=answer, lesson=said("good")))
         self.lanes.free([tag])
 
     def cost(self, do: Callable[[], object]) -> Cost:

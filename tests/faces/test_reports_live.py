@@ -13,6 +13,7 @@ import redis
 from ratelimit_worker.calls import Attempt, Category, LaneLimits, Mode, Outcome
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.contracts.lane import Write
+from ratelimit_worker.contracts.lesson import Settlement
 from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.flow.duty.clean import NAME, clean_once
@@ -108,7 +109,7 @@ def test_where_a_call_is_from_its_beginning_to_its_end(lanes: Lanes, redis_clien
     lanes.beat("w1", 2, 600.0, ["q"], 30.0, [tag])
     running = find(redis_client, "one")
     assert (running.where, running.standings[0].worker, running.standings[0].number) == (Where.RUNNING, "w1", 1)
-    lanes.settle(tag, "gpt", b"answer", said("good"))
+    lanes.settle(Settlement(tag=tag, lane="gpt", answer=b"answer", lesson=said("good")))
     assert find(redis_client, "one").where is Where.SETTLED
     lanes.free([tag])
     assert find(redis_client, "one").where is Where.UNKNOWN

@@ -134,7 +134,9 @@ class Cluster:
         kind: AnswerKind = "value",
         seen: bytes = b"",
     ) -> bool:
-        return self.lanes.settle(tag, lane, answer, said(verdict, gate_s, seen), kind=kind, outbox=b"row")
+        return self.lanes.settle(
+            Settlement(tag=tag, lane=lane, answer=answer, lesson=said(verdict, gate_s, seen), kind=kind, outbox=b"row")
+        )
 
     def end(self, tag: str, lane: str = "gpt", frees: bool = True, kind: AnswerKind = "value") -> bool:
         """Settle and store the result in one step → whether the call is freed too."""

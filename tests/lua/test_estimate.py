@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from benchmarks import tokens
 from ratelimit_worker.calls import Attempt, Cost, Outcome, Response, Usage
 from ratelimit_worker.config import Settings, read_settings
-from ratelimit_worker.contracts.lesson import Lesson
+from ratelimit_worker.contracts.lesson import Lesson, Settlement
 from ratelimit_worker.contracts.plan import Estimated, Plan
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.flow.call import observe
@@ -412,7 +412,9 @@ class Tokens(Cluster):
 
     def finish(self, tag: str, used: int | None, told: bool | None = None, answer: bytes = b"a") -> None:
         usage = None if used is None else Usage(100, used - 100)
-        self.lanes.settle(tag, "gpt", answer, said("plain", usage=usage, reconcile=told))
+        self.lanes.settle(
+            Settlement(tag=tag, lane="gpt", answer=answer, lesson=said("plain", usage=usage, reconcile=told))
+        )
 
     def refuse(self, tag: str, dimension: str | None = "tokens") -> None:
         response = Response(status=429, headers={}, body={"error": {"type": dimension or "x"}})

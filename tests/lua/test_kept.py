@@ -15,6 +15,7 @@ from msgspec import structs
 from ratelimit_worker.calls import Mode
 from ratelimit_worker.contracts.call import US, Claim
 from ratelimit_worker.contracts.kept import ENTRY_BYTES, PACKED_FROM_BYTES, USUAL_NANOUSD, Keep, packed
+from ratelimit_worker.contracts.lesson import Settlement
 from ratelimit_worker.policy.worth import Bounds, Entry, Kept, of_one_use
 from ratelimit_worker.stores import answers, keys
 from tests.builders import entry
@@ -42,7 +43,7 @@ def answer_once(cluster: Cluster, claim: Claim, answer: bytes, keep: Keep | None
     cluster.lanes.enqueue(entry(ref, claim=claim, lane_fields=UNPACED))
     tag, begun = cluster.begin()
     assert begun.state == "go"
-    cluster.lanes.settle(tag, "gpt", answer, said("good"), keep=keep)
+    cluster.lanes.settle(Settlement(tag=tag, lane="gpt", answer=answer, lesson=said("good"), keep=keep))
     cluster.free(tag)
 
 
@@ -55,7 +56,7 @@ def kept_answer(cluster: Cluster, claim: Claim) -> bytes | None:
     if placed.answer is not None:
         return placed.answer
     tag, _ = cluster.begin()
-    cluster.lanes.settle(tag, "gpt", b"", said("other"), kind="error")
+    cluster.lanes.settle(Settlement(tag=tag, lane="gpt", answer=b"", lesson=said("other"), kind="error"))
     cluster.free(tag)
     return None
 
@@ -252,7 +253,9 @@ def test_what_shared_answers_save_is_counted(cluster: Cluster) -> None:
         cluster.lanes.enqueue(entry(ref, claim=kept, lane_fields=UNPACED))
     tag, _ = cluster.begin()
     price = Keep(again_nanousd=1, paid_nanousd=3_000_000_000_000, packs=False)
-    assert cluster.lanes.settle(tag, "gpt", b'{"value": 1}', said("good"), keep=price)
+    assert cluster.lanes.settle(
+        Settlement(tag=tag, lane="gpt", answer=b'{"value": 1}', lesson=said("good"), keep=price)
+    )
     assert kept_answer(cluster, kept) == kept_answer(cluster, kept) == b'{"value": 1}'
     cluster.advance(2)
     cluster.worker()

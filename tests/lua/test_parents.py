@@ -18,6 +18,7 @@ from ratelimit_worker.cli import main
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.contracts.call import US, Place
 from ratelimit_worker.contracts.lane import LaneState
+from ratelimit_worker.contracts.lesson import Settlement
 from ratelimit_worker.errors import BadInput, ConfigurationError
 from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.flow.lane.limit import Change, set_limits
@@ -463,7 +464,7 @@ def test_tokens_that_an_answer_did_not_use_go_back_to_parents_and_quotas(cluster
     put(cluster, "gpt", "a", tokens=1000)
     assert put(cluster, "other", "b", tokens=700) == [False]
     tag, _ = cluster.begin()
-    cluster.lanes.settle(tag, "gpt", b"a", said("plain", usage=Usage(used, 0)))
+    cluster.lanes.settle(Settlement(tag=tag, lane="gpt", answer=b"a", lesson=said("plain", usage=Usage(used, 0))))
     today = [cluster.client.hget(keys.day(lane, cluster.now_us / US), "tokens") for lane in ("gpt", "org")]
     assert today == [b"%d" % used, b"%d" % used]
     assert (sent(cluster, "gpt", 2), sent(cluster, "org", 2)) == (used, used)

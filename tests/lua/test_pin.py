@@ -16,7 +16,7 @@ from ratelimit_worker.calls import Category, Failure, LaneLimits, Mode, ModeChan
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.contracts.call import US, Place
 from ratelimit_worker.contracts.lane import SHUT_US
-from ratelimit_worker.contracts.lesson import Lesson, Verdict
+from ratelimit_worker.contracts.lesson import Lesson, Settlement, Verdict
 from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.flow.duty.record import record_once
@@ -96,7 +96,7 @@ class Stage(Cluster):
             lesson = Lesson(verdict=verdict, at_s=self.now, ticket=begun.ticket, failure=failure)
             self.drop(tag)
             if verdict == "good":
-                self.lanes.settle(tag, lane, b"a", lesson)
+                self.lanes.settle(Settlement(tag=tag, lane=lane, answer=b"a", lesson=lesson))
                 self.lanes.free([tag])
             else:
                 self.lanes.back(tag, lane, lesson, after_s=0, tries=0)

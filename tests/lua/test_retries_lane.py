@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from benchmarks.retries import TRIALS, run
 from ratelimit_worker.calls import Attempt, Category, Mode, Outcome, Priority, Response
 from ratelimit_worker.contracts.call import Claim
+from ratelimit_worker.contracts.lesson import Settlement
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import CallFailed, StoreUnavailable
 from ratelimit_worker.flow.call.answers import Answers
@@ -351,7 +352,7 @@ def test_the_record_of_a_function_is_the_clusters(lane: Retrying) -> None:
         assert tag.startswith(ref)
         lesson = said("sick", failed_task=task, answered=answered)
         if settled:
-            cluster.lanes.settle(tag, "gpt", b"error", lesson, kind="error")
+            cluster.lanes.settle(Settlement(tag=tag, lane="gpt", answer=b"error", lesson=lesson, kind="error"))
         else:
             cluster.lanes.back(tag, "gpt", lesson, after_s=1000.0, tries=1)
         cluster.free(tag)
@@ -378,7 +379,9 @@ def test_a_record_is_bounded(lane: Retrying) -> None:
     lane.cluster.pump()
     tag, _ = lane.cluster.begin()
     names = {f"t{i}": 1 for i in range(3000)}
-    lane.cluster.lanes.settle(tag, "gpt", b"e", said("sick", failed_task="bad", answered=names))
+    lane.cluster.lanes.settle(
+        Settlement(tag=tag, lane="gpt", answer=b"e", lesson=said("sick", failed_task="bad", answered=names))
+    )
     (key,) = lane.client.keys("rlw:fared:*")
     assert lane.client.hlen(key) <= 2002
     assert lane.cluster.lanes.health("gpt", "bad").record == Record(1, 0, 0, 3000)

@@ -219,7 +219,7 @@ class Executor:
             )
             if isinstance(conclusion.result, Answered) and facts.settles_later(told):
                 return conclusion.result
-            self.lanes.settle(told.tag, told.lane, told.answer, lesson, kind=told.kind, outbox=outbox, keep=told.keep)
+            self.lanes.settle(told)
             return conclusion.result
         ours = self.lanes.back(facts.tag, facts.lane, lesson, after_s=end.after_s, tries=end.tries, outbox=outbox)
         return NotOurs() if isinstance(conclusion.result, Again) and not ours else conclusion.result
@@ -239,7 +239,7 @@ class Executor:
         facts = trial.facts
         beside = self._beside(facts, self.lanes.health(facts.lane, facts.task))
         lesson = still_out(facts, trial.begun, self._so_far(trial), beside, self.rules)
-        self.lanes.settle(facts.tag, facts.lane, b"", lesson)
+        self.lanes.settle(Settlement(tag=facts.tag, lane=facts.lane, answer=b"", lesson=lesson))
 
     def _own_retry(self, trial: _Trial, errors: Sequence[BaseException | None], wish: Wish) -> Stays | Goes | None:
         failed = first_failed(errors, self.rules)

@@ -23,7 +23,7 @@ from ratelimit_worker.calls import (
     Usage,
 )
 from ratelimit_worker.contracts.kept import Keep
-from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Reading
+from ratelimit_worker.contracts.lesson import AnswerKind, Lesson, Reading, Settlement
 from ratelimit_worker.contracts.plan import Plan, Sharing
 from ratelimit_worker.contracts.price import Money
 from ratelimit_worker.errors import CallFailed, DeadlineExceeded, WorkerLostRepeatedly
@@ -419,18 +419,9 @@ class Noted:
     def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
         return self.begun
 
-    def settle(
-        self,
-        tag: str,
-        lane: str,
-        answer: bytes,
-        lesson: Lesson,
-        *,
-        kind: AnswerKind = "value",
-        outbox: bytes = b"",
-        keep: Keep | None = None,
-    ) -> bool:
-        self.told.append(("settle", tag, lane, answer, kind, outbox, lesson.tried()))
+    def settle(self, settlement: Settlement) -> bool:
+        one = settlement
+        self.told.append(("settle", one.tag, one.lane, one.answer, one.kind, one.outbox, one.lesson.tried()))
         return True
 
     def back(self, tag: str, lane: str, lesson: Lesson, *, after_s: float, tries: int, outbox: bytes = b"") -> bool:
