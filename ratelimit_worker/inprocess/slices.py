@@ -14,23 +14,23 @@ AT_ONCE = 8  #: calls that begin in one turn of a loop
 
 
 class Slices:
-    """The beginnings of one loop, in the order in which they came."""
+    """The beginnings of one loop, in the order in which they came. It holds no loop: each is kept by its loop alone."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self._left = AT_ONCE
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._asked = False  #: whether the loop's next turn will be heard of
 
     async def turn(self) -> None:
         """Return when this coroutine may begin."""
+        loop = asyncio.get_running_loop()
         if not self._asked:
             self._asked = True
-            self._loop.call_soon(self._next)
+            loop.call_soon(self._next)
         if self._left > 0 and not self._waiting:
             self._left -= 1
             return
-        mine: asyncio.Future[None] = self._loop.create_future()
+        mine: asyncio.Future[None] = loop.create_future()
         self._waiting.append(mine)
         await mine
 
@@ -43,7 +43,7 @@ class Slices:
                 self._left -= 1
         self._asked = self._left < AT_ONCE
         if self._asked:
-            self._loop.call_soon(self._next)
+            asyncio.get_running_loop().call_soon(self._next)
 
 
 _slices: WeakKeyDictionary[asyncio.AbstractEventLoop, Slices] = WeakKeyDictionary()
@@ -54,5 +54,5 @@ async def turn_to_begin() -> None:
     loop = asyncio.get_running_loop()
     mine = _slices.get(loop)
     if mine is None:
-        mine = _slices[loop] = Slices(loop)
+        mine = _slices[loop] = Slices()
     await mine.turn()

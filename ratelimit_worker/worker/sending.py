@@ -11,7 +11,6 @@ import contextvars
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -29,6 +28,14 @@ THREADS = 4
 AWAY = (RedisError, OperationalError, OSError)  #: what Celery raises where Redis is away
 
 
+class _Room:
+    """How many of a loop's coroutines may be in a thread at once, and how many are here."""
+
+    def __init__(self) -> None:
+        self.semaphore = asyncio.Semaphore(THREADS)
+        self.users = 0
+
+
 class Sending:
     """The threads of one process."""
 
@@ -36,8 +43,7 @@ class Sending:
         self._clock = clock
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ratelimit-worker-send")
         self._failures, self._failed_at = 0, 0.0  #: in a row, and when the last was
-        self._rooms: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]
-        self._rooms = weakref.WeakKeyDictionary()
+        self._rooms: dict[asyncio.AbstractEventLoop, _Room] = {}  #: of loops in which somebody sends
 
     async def in_thread(self, send: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call `send(*args, **kwargs)` in one of them, in the context of whoever awaits.
@@ -51,8 +57,15 @@ class Sending:
         loop = asyncio.get_running_loop()
         # Thousands may be asked for in one go: while the loop takes them in a thread hardly runs, and it has 2 s.
         await asyncio.sleep(0)
-        async with self._rooms.setdefault(loop, asyncio.Semaphore(THREADS)):
-            return await loop.run_in_executor(self._pool, call)
+        room = self._rooms.setdefault(loop, _Room())
+        room.users += 1
+        try:
+            async with room.semaphore:
+                return await loop.run_in_executor(self._pool, call)
+        finally:
+            room.users -= 1
+            if not room.users:  # its semaphore knows the loop, which would stay for ever
+                del self._rooms[loop]
 
     def _send(self, asked_at: float, send: Callable[[], T]) -> T:
         late = self._clock() - asked_at >= DECIDE_S

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
+from collections.abc import Awaitable, Callable
+
+import pytest
 
 from ratelimit_worker.inprocess.slices import AT_ONCE, turn_to_begin
+from ratelimit_worker.worker.sending import THREADS, Sending
 
 
 def test_a_few_begin_in_each_turn_of_the_loop() -> None:
@@ -46,3 +52,29 @@ def test_one_alone_waits_for_nobody() -> None:
 
     for _ in range(2):
         asyncio.run(alone())
+
+
+_sending = Sending()
+
+
+async def _sends() -> None:
+    await asyncio.gather(*(_sending.in_thread(int) for _ in range(3 * THREADS)))
+
+
+async def _begins() -> None:
+    await asyncio.gather(*(turn_to_begin() for _ in range(3 * AT_ONCE)))
+
+
+@pytest.mark.parametrize("run", [_begins, _sends])
+def test_a_loop_that_is_over_is_forgotten(run: Callable[[], Awaitable[None]]) -> None:
+    """A script that calls `asyncio.run` for each of its calls keeps none of their loops."""
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+    async def one() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        await run()
+
+    for _ in range(3):
+        asyncio.run(one())
+    gc.collect()
+    assert [loop() for loop in loops] == [None, None, None]
