@@ -62,7 +62,7 @@ def look_up(models: Sequence[_Pair]) -> list[PriceCard]:
     """
     if not models:
         return []
-    command = [sys.executable, "-m", __name__]
+    command = [sys.executable, "-P", "-m", __name__]  # a module of the working directory is none of the list's
     try:
         asked = msgspec.json.encode(models)
         done = subprocess.run(command, input=asked, capture_output=True, timeout=LOOK_UP_S, check=True)

@@ -130,7 +130,8 @@ def test_what_a_greeting_tells(greeting: dict[Any, Any], why: str | None) -> Non
 
 @pytest.mark.worker
 def test_a_cluster_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ("--cluster-enabled", "yes")
+    # Its bus is at its port + 10,000 otherwise, which need not be a port, nor free.
+    options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     with server(str(get_binary_path()), tmp_path, *options) as port:
         with redis.Redis(port=port) as client:
             client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
