@@ -16,7 +16,7 @@ SPREAD ?= -n 3 --dist loadfile
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo flower test test-fast chaos bench audit fuzz test-compat lint lock wheel clean distclean
+.PHONY: help install demo flower test test-fast chaos bench report-sample report-schema audit fuzz test-compat docs lint lock wheel clean distclean
 
 help:  ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -46,6 +46,13 @@ chaos: $(STAMP)  ## Stage every fault REPEAT=3 times, judge by the provider's lo
 bench: $(STAMP)  ## Run every benchmark that has a goal, and write benchmarks/RESULTS.md; exit 1: a goal was missed
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
+report-sample: $(STAMP)  ## The report of a simulated day, as report-sample.html
+	@$(BIN)/python -m benchmarks.report_day $(ARGS)
+
+# After a change of what `analytics` writes as JSON.
+report-schema: $(STAMP)  ## Write docs/analytics.schema.json
+	@$(BIN)/python -m ratelimit_worker.reports.schema > docs/analytics.schema.json
+
 audit: $(STAMP)  ## Known vulnerabilities of what requirements.lock pins; needs the network
 	@$(BIN)/python -m tests.audit
 
@@ -60,12 +67,17 @@ SDKS := $(patsubst tests/compat/requirements-%.txt,$(COMPAT)/%/.installed,$(wild
 SERVERS := $(patsubst tests/compat/servers/requirements-%.txt,$(COMPAT)/%/.installed,$(wildcard tests/compat/servers/requirements-*.txt))
 AIMOCK := $(COMPAT)/aimock/.installed
 
-test-compat: $(SDKS) $(SERVERS) $(AIMOCK)  ## What real SDKs raise and real gateways send, in environments of their own
+test-compat: $(SDKS) $(SERVERS) $(AIMOCK) docs  ## What real SDKs raise and real gateways send, in environments of their own
 	@set -e; for stamp in $(SDKS); do set=`basename $$(dirname $$stamp)`; \
 		$(COMPAT)/$$set/bin/python -m pytest -q --confcutdir=tests/compat -p no:cacheprovider --disable-warnings \
 			tests/compat/test_$$set*.py $(ARGS); \
 	done
 	@$(PYTEST) -q tests/compat/servers $(ARGS)
+
+docs: $(COMPAT)/docs/.installed  ## The documents as a site, into .site/html; fails at a link that leads nowhere
+	@$(BIN)/python docs/site/pages.py .site/pages
+	@NO_MKDOCS_2_WARNING=1 $(COMPAT)/docs/bin/mkdocs build --strict --clean -f docs/site/mkdocs.yml $(ARGS)
+	@echo "Open .site/html/index.html"
 
 # Nothing of a package's own is run to install it.
 $(AIMOCK): tests/compat/servers/package.json tests/compat/servers/package-lock.json
@@ -91,6 +103,9 @@ endef
 $(COMPAT)/%/.installed: tests/compat/requirements-%.txt | $(STAMP)
 	$(environment)
 
+$(COMPAT)/%/.installed: docs/site/requirements-%.txt | $(STAMP)
+	$(environment)
+
 $(COMPAT)/%/.installed: tests/compat/servers/requirements-%.txt | $(STAMP)
 	$(environment)
 
@@ -106,7 +121,7 @@ lock:  ## Write requirements.lock from pyproject.toml (needs uv; ARGS=--upgrade 
 	echo editables | uv pip compile --quiet --universal --python-version 3.11 --all-extras --group dev \
 		--custom-compile-command "make lock" --no-emit-index-url --no-emit-find-links \
 		pyproject.toml - -o requirements.lock $(ARGS)
-	for set in tests/compat/*.in tests/compat/servers/*.in; do \
+	for set in tests/compat/*.in tests/compat/servers/*.in docs/site/*.in; do \
 		uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command "make lock" \
 			--no-emit-index-url --no-emit-find-links --no-annotate \
 			$$set -o `dirname $$set`/requirements-`basename $$set .in`.txt $(ARGS); \
@@ -120,7 +135,7 @@ clean:  ## Remove what was built and cached; keeps .venv and state/
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './$(COMPAT)/*' -prune -exec rm -rf {} +
 
 distclean: clean  ## Remove .venv and the other environments too
-	rm -rf $(VENV) $(COMPAT) .race
+	rm -rf $(VENV) $(COMPAT) .race .site
 
 # A python3.x on PATH need not run (pyenv's shims answer "command not found"), and Debian's comes without venv unless
 # python3-venv is installed: so each is tried. uv needs no venv module. An unfinished install leaves no stamp.

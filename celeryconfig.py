@@ -1,7 +1,7 @@
-"""The deployment's Celery settings: yours to change, but for those that the product's promises rest on.
+"""The deployment's Celery settings, which you may change.
 
-Those stand in ratelimit_worker/worker/settings.py, each with its reason, and hold whatever is said here; the others
-there are for what is not said. The broker comes from MAISD_REDIS_URL or CELERY_BROKER_URL.
+ratelimit_worker/worker/settings.py has REQUIRED settings, which override those here, and DEFAULTS for settings that are
+not made here, each with its reason. The broker comes from MAISD_REDIS_URL or CELERY_BROKER_URL.
 """
 
 #: Modules whose tasks the workers of this deployment know.
@@ -10,5 +10,5 @@ imports = ("ratelimit_worker.builtin", "tasks.llm", "tasks.maintenance")
 #: Results are kept for a day (seconds).
 result_expires = 86_400
 
-#: How long a worker that is asked to stop lets running calls finish (seconds); the rest goes back to its lanes.
+#: How long running calls may still finish when a worker stops (seconds); after that they go back to their lanes.
 worker_soft_shutdown_timeout = 30.0

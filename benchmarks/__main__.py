@@ -1,11 +1,11 @@
-"""Are all goals met, here and now? `make bench`: every benchmark that has a goal, one after the other.
+"""Are all goals met on this machine? `make bench` runs every benchmark that has a goal, one after the other.
 
     python -m benchmarks [--only overhead cleanup …] [--list]
 
-Each begins when the load average has fallen, or after three minutes. A goal is missed where a benchmark says MISSED or
-ends with another code than 0. All of them write what they printed into RESULTS.md, with machine, date and commit; what
-stands there below the line that begins with `<!-- by hand` stays as it is. With --only nothing is written. Exit code 1:
-a goal was missed.
+Each begins when the load average has fallen, or after three minutes. A goal is missed if a benchmark prints MISSED or
+ends with an exit code other than 0. What they printed is written into RESULTS.md, with machine, date and commit; the
+part of that file below the line that begins with `<!-- by hand` is kept. With --only nothing is written. Exit code 1: a
+goal was missed.
 """
 
 from __future__ import annotations
@@ -25,36 +25,45 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 BY_HAND = "<!-- by hand"
 MISSED = "MISSED"
-PAUSE_S = 180.0  #: at most, for the load of the one before to go
-MOST_LINES = 80  #: of what one has printed
+PAUSE_S = 180.0  #: longest wait for the load of the previous benchmark to fall
+MOST_LINES = 80  #: lines of a benchmark's output that are kept
 
 
 class Benchmark(NamedTuple):
-    """One that has goals."""
+    """A benchmark that has goals."""
 
     name: str
     arguments: tuple[str, ...] = ()
-    quiet: bool = True  #: it measures by the clock, so nothing else may run
+    quiet: bool = True  #: whether it measures by the clock, so that nothing else may run
 
 
-#: What is measured by the clock comes first, on a machine that has just been left alone; what takes long comes last.
+#: Benchmarks by the clock come first, while the machine is quiet; long ones come last.
 ALL = (
     Benchmark("in_process"),
+    Benchmark("footprint"),
     Benchmark("cache_hit"),
+    Benchmark("producer"),
     Benchmark("overhead", ("--pairs", "5")),
+    Benchmark("permits"),
     Benchmark("busy_lanes"),
     Benchmark("awaited"),
+    Benchmark("joined"),
+    Benchmark("pages"),
     Benchmark("cleanup"),
     Benchmark("record"),
+    Benchmark("record", ("--postgres",)),
+    Benchmark("waiting_memory", quiet=False),
+    Benchmark("otel"),
     Benchmark("trends", quiet=False),
     Benchmark("ledger", quiet=False),
+    Benchmark("budget", quiet=False),
     Benchmark("kept_answers", quiet=False),
     Benchmark("big_file", ("300000", "288000")),
 )
 
 
 class Outcome(NamedTuple):
-    """What came of one."""
+    """The result of a benchmark."""
 
     benchmark: Benchmark
     code: int
@@ -64,12 +73,12 @@ class Outcome(NamedTuple):
 
     @property
     def missed(self) -> bool:
-        """Whether a goal was missed, or it did not come to an end."""
+        """Whether a goal was missed, or the benchmark failed."""
         return self.code != 0 or MISSED in self.text
 
 
 def settle(load: Callable[[], float], sleep: Callable[[float], None] = time.sleep) -> float:
-    """Wait until the machine is quiet, three minutes at most → its load average then."""
+    """Wait until the machine is quiet, three minutes at most; returns the load average then."""
     waited_s, quiet = 0.0, (os.cpu_count() or 1) / 4
     while load() > quiet and waited_s < PAUSE_S:
         sleep(5.0)
@@ -78,7 +87,7 @@ def settle(load: Callable[[], float], sleep: Callable[[float], None] = time.slee
 
 
 def run(benchmark: Benchmark, show: Callable[[str], object], command: Sequence[str] = ()) -> Outcome:
-    """Run one in a process of its own, and show its lines as they come."""
+    """Run a benchmark in a process of its own, and show its lines as they come."""
     argv = list(command) or [sys.executable, "-m", f"benchmarks.{benchmark.name}", *benchmark.arguments]
     before, begun_s, lines = os.getloadavg()[0], time.monotonic(), list[str]()
     process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -116,7 +125,7 @@ def report(outcomes: Sequence[Outcome], where: str) -> str:
 
 
 def written(before: str, told: str) -> str:
-    """RESULTS.md anew: what is told, and below it what people have written."""
+    """The new text of RESULTS.md: `told`, and below it the part of `before` that is written by hand."""
     at = before.find(BY_HAND)
     return told if at < 0 else f"{told}\n{before[at:]}"
 

@@ -1,10 +1,10 @@
-"""How soon does who waits hear an answer? 10,000 results awaited in one process, beside `.get()` in threads.
+"""How soon does a waiting caller get an answer? 10,000 results awaited in one process, and `.get()` in threads.
 
     python benchmarks/awaited.py [--calls 10000] [--rate 200] [--threads 16] [--ways get,await]
 
-A worker answers at a fixed rate, so that nothing but the way to whoever waits is measured; each answer is the time at
-which its function returned (settle and the storing of the result come after, and are counted in). Both ways run one
-after the other on a fresh server, in a process of their own. Prints a Markdown table.
+A worker answers at a fixed rate, so that only the way of an answer to the caller is measured. Each answer is the time
+at which its function returned; settling the call and storing the result come after that, and are included. Each way to
+wait runs on a fresh server, in a process of its own. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def measure(way: str, calls: int, rate: int, threads: int) -> dict[str, Any]:
     )  # fmt: skip
     assert caller.stdout is not None
     assert caller.stdout.readline() == "waits\n"
-    # Only now: what is answered while others are still sent would be heard late for want of anybody who waits.
+    # Only now, since an answer that comes while calls are still being sent has no waiting caller yet.
     log = (folder / "worker.log").open("ab")
     command = ["-A", "bench_awaited", "worker", "-P", "threads", "-c", "16", "--without-gossip", "--without-mingle"]
     worker = subprocess.Popen(

@@ -1,11 +1,11 @@
-"""What does a large file cost `run`? Memory over time, lines a second, how soon it goes on, and two SIGKILLs on it.
+"""What does a large file cost `run`? Memory over time, lines a second, and time to resume after each of two SIGKILLs.
 
     python benchmarks/big_file.py [lines [done]]      (300,000 lines, 200 MB, by default)
 
-Against `simulate --rpm 1000000`. `done`: so many lines are in OUT when it begins, as an earlier start would have left
-them; on a machine that is busy the rest is done in minutes, and memory and resume are those of the whole file. The
-command is killed when a third and when two thirds of the rest are done. At the end each custom_id is in OUT once, and
-the provider's own log says what was paid for.
+The provider is `simulate --rpm 1000000`. `done`: this many lines are in OUT at the beginning, as if an earlier start
+had written them; so a busy machine does the rest in minutes, while memory and time to resume are those of the whole
+file. The command is killed when a third and when two thirds of the rest are done. At the end each custom_id must be in
+OUT once, and the provider's own log shows what was paid for.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ def answer(number: int, rnd: random.Random) -> dict[str, Any]:
 
 
 def rss_mb(pid: int) -> tuple[float, float]:
-    """Now, and the most so far."""
+    """Resident memory now, and the most so far, MB."""
     fields = dict(one.split(":", 1) for one in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in one)
     return int(fields["VmRSS"].split()[0]) / 1024, int(fields["VmHWM"].split()[0]) / 1024
 
 
 def cpu_s(pid: int) -> float:
-    """Of a process, user and system."""
+    """User and system time of a process, seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -1,12 +1,12 @@
-"""How soon is each of thousands of busy lanes looked at, and what does the tuner cost?
+"""How soon does the tuner read each of thousands of busy lanes, and what does it cost?
 
     python -m benchmarks.busy_lanes
 
-One Valkey; a process that does what producers and workers do, by the scripts alone: 500 calls a second, in all, over
-5,000 lanes, half of which are told rate-limit headers; and the tuner in a process of its own. News of a lane is the end
-of a call; its delay is the time until the tuner has read it. Then modes by hand over 10,000 idle lanes: how long each
-takes to set, what the tuner costs while they hold and nothing happens, and how long `status` and Flower's page take and
-how large they are. Exit code 1: a goal was missed.
+One Valkey; a process that runs the scripts of producers and workers: 500 calls a second in all, over 5,000 lanes, half
+of which get rate-limit headers; and the tuner in a process of its own. The end of a call is news of its lane; the delay
+is the time until the tuner has read it. Then modes are set by hand in 10,000 idle lanes: how long each takes to set,
+what the tuner costs while they are in force and nothing happens, and how long `status` and Flower's page take and how
+large they are. Exit code 1: a goal was missed.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ from tests.conftest import wait_for
 from tests.faces.test_flower import LOGIN, flower
 from tests.fleet import Fleet, fleet
 
-#: Goals: seconds from news to look (99th percentile of all), share of a core, seconds to set a mode by hand.
+#: Goals: seconds until news is read (99th percentile), share of a core, seconds to set a mode by hand.
 DELAY_S, CORE, PIN_S = 0.5, 0.15, 1.0
-LIST_S, LIST_KB = 0.3, 200.0  #: of a list of lanes: seconds, and its size
-#: Of a core, while all lanes are pinned and nothing happens: as much as without any lane, and this beside it.
+LIST_S, LIST_KB = 0.3, 200.0  #: goals of a list of lanes: seconds, and its size
+#: Share of a core that the tuner may take more than without any lane, while all lanes are pinned and nothing happens.
 IDLE_CORE = 0.02
 LATENCY_S = 0.3  #: of a call
-SETTLE_S = 8.0  #: until a change of load counts
+SETTLE_S = 8.0  #: wait after a change of load, before measuring
 
 Looked = dict[str, list[float]]  #: lane → when the tuner read it, seconds, Redis clock
 
 
 class Goal(NamedTuple):
-    """A figure, and what it is to be at most."""
+    """A figure, and the most that it may be."""
 
     what: str
     value: float
@@ -68,7 +68,7 @@ class Goal(NamedTuple):
     unit: str
 
     def line(self) -> str:
-        """The two beside each other, with the load."""
+        """Figure, goal and load average in one line."""
         word = "ok" if self.value <= self.most else "MISSED"
         return (
             f"{self.what:<58} {self.value:8.3f} {self.unit:<9} goal ≤ {self.most:g}  {word:<6}"
@@ -86,7 +86,7 @@ def cpu_s(pid: int) -> float:
 
 
 def tune(into: Path) -> None:
-    """Tune until SIGTERM; then write down when each lane was read."""
+    """Run the tuner until SIGTERM; then write to a file when each lane was read."""
     duty = Tune(services(), "bench")
     looked: Looked = {}
     lanes: Any = duty.tuner.control.lanes
@@ -112,14 +112,14 @@ class Tuning(NamedTuple):
     into: Path
 
     def looked(self) -> Looked:
-        """Stop it → when it read each lane."""
+        """Stop it; returns when it read each lane."""
         self.process.terminate()
         self.process.wait(timeout=120)
         found: Looked = json.loads(self.into.read_text())
         return found
 
     def share(self, seconds: float) -> float:
-        """Of a core that it takes from now on."""
+        """Share of a core that it takes in the next `seconds`."""
         before, began_s = cpu_s(self.process.pid), time.monotonic()
         time.sleep(seconds)
         return (cpu_s(self.process.pid) - before) / (time.monotonic() - began_s)
@@ -127,7 +127,7 @@ class Tuning(NamedTuple):
 
 @contextmanager
 def tuning(made: Fleet) -> Iterator[Tuning]:
-    """The tuner in a process of its own, from its first turn on."""
+    """The tuner in a process of its own; begins when it has the duty."""
     into = made.folder / "looked.json"
     command = [sys.executable, "-m", "benchmarks.busy_lanes", "--as-tuner", str(into)]
     process = subprocess.Popen(command, env={**os.environ, **made.env})
@@ -150,13 +150,13 @@ class World(threading.Thread):
         super().__init__(daemon=True)
         self.lanes, self.names, self.per_s = lanes, names, per_s
         self.stopping = threading.Event()
-        self.news: list[tuple[str, float]] = []  #: lane, when a call of it had ended
+        self.news: list[tuple[str, float]] = []  #: lane, and when a call of it ended
         self.told = limit_fields(LaneLimits())
         self._out: deque[tuple[float, str, str, bytes]] = deque()
         self._number = 0
 
     def run(self) -> None:
-        """Until `stopping`; behind time it catches up."""
+        """Run until `stopping`; catches up if it is late."""
         began_s, beat_s, rng = time.monotonic(), 0.0, random.Random(1)
         while not self.stopping.is_set():
             now_s = time.monotonic()
@@ -200,7 +200,7 @@ class World(threading.Thread):
 
 
 def delays_s(news: list[tuple[str, float]], looked: Looked, from_s: float, to_s: float) -> list[float]:
-    """From each news to the next look at its lane, sorted; inf: none came."""
+    """Delays from each news to the next reading of its lane, seconds, sorted; inf: it was not read."""
     found = []
     for lane, at_s in news:
         if from_s <= at_s <= to_s:
@@ -212,7 +212,7 @@ def delays_s(news: list[tuple[str, float]], looked: Looked, from_s: float, to_s:
 
 
 def busy(made: Fleet, count: int, per_s: float, seconds: float) -> list[Goal]:
-    """Thousands of lanes with a call now and then."""
+    """Thousands of lanes, each with a call from time to time."""
     live = services()
     names = [f"team-{number % 40}:model-{number}" for number in range(count)]
     with tuning(made) as tuner:
@@ -248,7 +248,7 @@ def busy(made: Fleet, count: int, per_s: float, seconds: float) -> list[Goal]:
 
 
 def pinned(made: Fleet, count: int, seconds: float) -> list[Goal]:
-    """Modes by hand over idle lanes."""
+    """Modes set by hand in idle lanes."""
     live = services()
     made.valkey.client.flushall()
     found: list[Goal] = []
@@ -272,12 +272,12 @@ def pinned(made: Fleet, count: int, seconds: float) -> list[Goal]:
 
 
 def lists(made: Fleet, count: int) -> list[Goal]:
-    """`status` in this process, and Flower's page as a browser gets it; over the lanes that are there."""
+    """`status` in this process, and Flower's page as a browser gets it, with the lanes that exist."""
     live = services()
     engine = engine_for(live.settings.database_url)
-    sources = Sources(queries=Queries(engine), live=Live(live.redis))
+    sources = Sources.of(Queries(engine), Live(live.redis))
     found = []
-    status(sources)  # connections and scripts are there
+    status(sources)  # opens connections and loads scripts
     began_s = time.monotonic()
     told = as_json(as_builtins(status(sources)[0]))
     found.append(Goal(f"status of {count:,} lanes", time.monotonic() - began_s, LIST_S, "s"))

@@ -1,12 +1,12 @@
-"""What does `.delay()` cost where nothing is to be sent: on a kept answer, and where the call is refused?
+"""What does `.delay()` cost if no request is made: for a kept answer, and for a call that is refused?
 
     python benchmarks/cache_hit.py [--rounds 400] [--lanes 10000]
 
-One agent, a server with an AOF, no worker. Each round makes one call of each kind, in turn, so that whatever else the
-machine does meets all alike; medians are told. First with no other lane, then beside as many as are asked for. What a
-hit sends to Redis is counted. Goals: a hit takes at most 0.6 ms, one script and no other exchange, and opens no
-connection; a refusal takes at most 1.2 times what a call takes that goes into its lane; a hit with its `.get()` at most
-1.5 times a `.delay()` of plain Celery; how many wait on a queue is told in at most 0.5 ms.
+One caller, a server with an AOF, no worker. Each round makes one call of each kind, in turn, so that other load on the
+machine affects all kinds equally; medians are printed. First with no other lane, then with `--lanes` others. What a hit
+sends to Redis is counted. Goals: a hit takes at most 0.6 ms, one script and no other exchange, and opens no connection;
+a refusal takes at most 1.2 times as long as a call that goes into its lane; a hit with its `.get()` at most 1.5 times
+as long as `.delay()` of plain Celery; reading how many calls wait on a queue at most 0.5 ms.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Bounded(CallTask):
     abstract = True
 
     def plan(self, *args: Any, **kwargs: Any) -> Any:
-        """As of any, but for that."""
+        """The plan of any task, with that bound."""
         return structs.replace(super().plan(*args, **kwargs), max_waiting=2)
 
 
@@ -98,7 +98,7 @@ class Stage:
             self.bounded.delay(self.next())
 
     def next(self) -> str:
-        """What nobody has asked yet."""
+        """A question that nobody has asked yet."""
         self.number += 1
         return f"question {self.number}"
 
@@ -126,7 +126,7 @@ class Stage:
 
 
 def refused(kind: type[Exception], task: Any, what: Any) -> None:
-    """Make a call that cannot be."""
+    """Make a call that must be refused with this error."""
     try:
         task.delay(what)
     except kind:
@@ -172,7 +172,7 @@ def main() -> int:
 
 
 def goals(ms: dict[str, float]) -> list[bool]:
-    """Print what was measured → which goals were missed."""
+    """Print what was measured; returns for each goal whether it was missed."""
     print("  " + "   ".join(f"{name} {value:.2f} ms" for name, value in ms.items()))
     missed = [beside("a hit", ms["hit"], MOST_HIT_MS, "ms")]
     for name in ("LaneFull", "LaneShedding", "BadInput"):
@@ -182,7 +182,10 @@ def goals(ms: dict[str, float]) -> list[bool]:
 
 
 def sent_to_redis(stage: Stage) -> list[bool]:
-    """Print what hits send → which goals were missed. A thread that looks for lost calls may ask once meanwhile."""
+    """Print what hits send to Redis; returns for each goal whether it was missed.
+
+    A thread that looks for lost calls may send a request meanwhile.
+    """
     before, cpu_s = stage.counts(), time.process_time()
     for _ in range(COUNTED):
         stage.ask.delay("known").get(timeout=1)

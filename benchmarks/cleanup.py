@@ -1,9 +1,9 @@
-"""What does a clean-up of SQLite cost those who write and read beside it? The log's size, and how long writes wait.
+"""How does a clean-up of SQLite affect others that write and read meanwhile? Size of the log, and time of writes.
 
     python benchmarks/cleanup.py [rows]      (200,000 by default: some 75 MB)
 
-One process records a batch of 20 outcomes 20 times a second, another reads all the time in transactions of 20 ms, and
-a third deletes all rows but theirs. Goals: a log of at most 64 MB, and 99 % of the writes within 100 ms.
+One process records a batch of 20 outcomes 20 times a second, another reads all the time in transactions of 20 ms, and a
+third deletes all older rows. Goals: a write-ahead log of at most 64 MB, and 99 % of the writes within 100 ms.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def outcome(finished_at: float) -> Attempt:
 
 
 def write(url: str, ends: Event, told: multiprocessing.Queue[list[float]]) -> None:
-    """Record batches until told to end; tells how long each took, seconds."""
+    """Record batches until `ends` is set, then put how long each took, in seconds, into `told`."""
     tracker, took_s = Tracker(engine_for(url)), list[float]()
     while not ends.is_set():
         rows = [outcome(time.time()) for _ in range(BATCH)]

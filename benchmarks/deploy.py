@@ -1,15 +1,15 @@
-"""Does a rolling deploy cost anything? An older checkout to this one under load and back, a stock worker beside.
+"""Does a rolling deploy lose or delay calls? From an older checkout to this one and back, with a plain Celery worker.
 
     git clone . /tmp/old && git -C /tmp/old checkout 624dc0e && make -C /tmp/old install
     python benchmarks/deploy.py --old /tmp/old [--rate 50] [--seconds 12] [--latency 0.1] [--stock new|always]
 
-One paced lane, calls sent a little faster than it lets them go, so that some always wait. The steps: two old workers;
-two new ones join; the old ones leave; the producer becomes new and sends a task that the old ones do not know; two
-old ones come back; the new ones leave. A worker of plain Celery with a task of the same name takes from the same
-queue: in the step in which no old worker lives (`new`; an old producer sends at its beginning), or all the time
-(`always`: what an old worker releases has always been readable by it). Judged: every call is answered once, with the
-answer to its own prompt; no worker sets a call aside; the rate of each step is within 10 % of the lane's own. Prints
-a Markdown table; exits with 1 when one of these is false.
+One paced lane; calls are sent a little faster than it releases them, so that some always wait. The steps: two old
+workers; two new ones join; the old ones leave; a new producer replaces the old one and sends a task that the old
+workers do not know; two old ones come back; the new ones leave. A worker of plain Celery ("stock") with a task of the
+same name consumes from the same queue: in the step without old workers (`new`; an old producer still sends at its
+beginning), or all the time (`always`: it has always been able to read what an old worker releases). Required: every
+call is answered once, with the answer to its own prompt; no worker sets a call aside; the rate of each step is within
+10 % of the lane's. Prints a Markdown table; exit code 1: one of these is false.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 from tests.conftest import wait_for  # noqa: E402
 from tests.fleet import Valkey  # noqa: E402
 
-LEAD = 1.05  #: calls are sent so much faster than the lane lets them go
+LEAD = 1.05  #: calls are sent faster than the lane's pace by this factor
 TOLERANCE = 0.10
 
 APP = """
@@ -150,7 +150,7 @@ class Run:
         wait_for((self.folder / f"{name}.up").exists, 60.0, f"{name} sends")
 
     def stop(self, *names: str) -> None:
-        """End processes in good order."""
+        """End processes in an orderly way."""
         for name in names:
             process = self.processes[name]
             if process.stdin is not None:
@@ -167,7 +167,7 @@ class Run:
 
 
 def steps(run: Run, stock_always: bool) -> list[tuple[str, Callable[[], None]]]:
-    """What is done, one after the other, under load."""
+    """The steps, in their order: name, and what to do."""
 
     def first() -> None:
         run.worker("old1", "old")
@@ -205,7 +205,7 @@ def steps(run: Run, stock_always: bool) -> list[tuple[str, Callable[[], None]]]:
 
 
 def main() -> int:
-    """Run it and print the table → 1 when a promise was broken."""
+    """Run it and print the table; returns 1 if a requirement is not met."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--old", type=Path, required=True, help="an older checkout")
     options.add_argument("--rate", type=float, default=50.0, help="calls a second of the lane")
@@ -264,7 +264,7 @@ def judge(
     got: dict[str, str | None],
     logs: str,
 ) -> int:
-    """Print what was seen → 1 when a promise was broken."""
+    """Print what was seen; returns 1 if a requirement is not met."""
     print("| step | starts/s | most in 1 s | least in 2 s | by old | by new | by stock |")
     print("|---|---|---|---|---|---|---|")
     broken = 0

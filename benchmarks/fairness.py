@@ -1,10 +1,10 @@
-"""Who starts when many want one lane? The scripts on a real Valkey in virtual time; prints a Markdown table.
+"""Is a lane fair if many calls want it? The scripts run on a real Valkey in virtual time; prints a Markdown table.
 
     python benchmarks/fairness.py [--calls 10000] [--seeds 3]
 
-Tenants of weights 1 and 3 with lognormal token costs that differ, a third one's single calls, low calls under a steady
-stream of high ones, and a lane's cap over three workers of which one is killed. `tests/lua/test_fairness.py` runs the
-same scenes small.
+Tenants of weights 1 and 3 with different lognormal token costs, and single calls of a third tenant; low calls beside a
+steady stream of high ones; and a lane's cap over three workers of which one is killed. `tests/lua/test_fairness.py`
+runs smaller versions of these scenes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.fleet import Valkey  # noqa: E402
 
 @contextmanager
 def server() -> Iterator[redis.Redis]:
-    """A Valkey of our own."""
+    """A Valkey server for this benchmark."""
     folder = Path(tempfile.mkdtemp(prefix="rlw-fair-"))
     valkey = Valkey(folder)
     valkey.start()
@@ -43,7 +43,7 @@ def server() -> Iterator[redis.Redis]:
 
 
 def tenants(client: redis.Redis, calls: int, seed: int, slower: float) -> tuple[str, bool]:
-    """Shares of the light tenant in every 10 s, and how long the third one's calls waited."""
+    """The share of the tenant with weight 1 in every 10 s, and how long the third tenant's calls waited."""
     got = two_tenants(client, calls, seed, slower=slower)
     late = [waited for waited, bound in got.waits_s if waited > bound]
     longest = max(waited for waited, _ in got.waits_s)
@@ -56,7 +56,7 @@ def tenants(client: redis.Redis, calls: int, seed: int, slower: float) -> tuple[
 
 
 def ageing(client: redis.Redis, seed: int) -> tuple[str, bool]:
-    """100 low calls under a stream of high ones that is more than the lane takes."""
+    """100 low calls beside a stream of high ones that is faster than the lane's pace."""
     got = low_under_high(client, lows=100, per_s=10, load=1.1 + seed / 20, for_s=340)
     said = (
         f"{got.finished} of 100 low calls began, the first after {got.first_s:.1f} s and {got.highs_before} high ones, "
@@ -73,7 +73,7 @@ def cap(client: redis.Redis, seed: int) -> tuple[str, bool]:
 
 
 def main() -> int:
-    """Run all scenes; exit code 1 when one does not hold."""
+    """Run all scenes; returns 1 if one of them fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=10_000, help="of each of the two tenants")
     parser.add_argument("--seeds", type=int, default=3)

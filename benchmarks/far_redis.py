@@ -1,9 +1,9 @@
-"""Does a lane keep its pace when Redis is far away? Workers talk to it over a way of so many milliseconds.
+"""Does a lane keep its pace if Redis is far away? Workers reach it with a latency of some milliseconds.
 
     python benchmarks/far_redis.py [--ways 0 10 30] [--rate 100] [--calls 600]
 
-Each line: milliseconds there, and as many back; what was asked for; and what the provider saw, calls a second between
-the first and the last tenth of the calls. Two workers of 32 threads; a call takes 50 ms.
+Each line: milliseconds in each direction; the rate that was set; and the rate that the provider saw, in calls a second,
+without the first and the last tenth of the calls. Two workers of 32 threads; a call takes 50 ms.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WORKERS, SLOTS = 2, 32
 
 
 class Way:
-    """Forwards TCP connections to a port, each direction late by so much."""
+    """Forwards TCP connections to a port, and delays each direction by `late_s` seconds."""
 
     def __init__(self, to: int, late_s: float) -> None:
         self._to, self._late_s, self._loop = to, late_s, asyncio.new_event_loop()
@@ -59,7 +59,7 @@ class Way:
         try:
             await asyncio.gather(self._forward(reader, back), self._forward(there, writer), return_exceptions=True)
         except asyncio.CancelledError:
-            return  # the way is closed, and asyncio's streams print what a connection ends with
+            return  # it is being closed, and asyncio's streams would print the error of each connection
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
@@ -69,7 +69,7 @@ class Way:
 
 @contextmanager
 def far(made: Fleet, late_s: float) -> Iterator[None]:
-    """All that workers say to Redis goes that way. This process is near: else `.delay()` would be the bound."""
+    """Workers reach Redis through such a `Way`. This process does not, or `.delay()` would be the bottleneck."""
     way = Way(made.valkey.port, late_s)
     url = f"redis://127.0.0.1:{way.port}/0"
     made.env["MAISD_REDIS_URL"] = url

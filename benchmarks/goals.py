@@ -1,13 +1,13 @@
-"""How does a benchmark say whether a goal is met? One line a figure, with the goal beside it."""
+"""How does a benchmark report whether a goal is met? One line for each figure, with its goal."""
 
 from __future__ import annotations
 
 
 def beside(what: str, found: float, wanted: float, unit: str, *, least: bool = False) -> bool:
-    """Print a figure beside its goal → whether it was missed.
+    """Print a figure with its goal; returns whether the goal was missed.
 
     Args:
-        least: The goal is the least that is wanted, not the most.
+        least: Whether the goal is a minimum, not a maximum.
     """
     missed = found < wanted if least else found > wanted
     said = f"goal: at {'least' if least else 'most'} {wanted:,g} {unit}"

@@ -1,8 +1,8 @@
-"""What do calls that hang cost other lanes? Eight of lane A on a worker's eight slots, then calls of lane B.
+"""How do calls that hang affect other lanes? Eight of lane A on a worker's eight slots, then calls of lane B.
 
     nice -n 19 python benchmarks/hung.py [--pools threads,gevent]
 
-Each line: B's time alone, and beside A's hung calls, as a median of `--rounds`. B comes as soon as A holds all slots.
+Each line: B's time alone, and with A's hung calls, as medians of `--rounds`. B's calls are sent when A has all slots.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def b_s(tasks: object, calls: int, each_s: float) -> float:
 
 
 def beside_s(made: Fleet, tasks: object, b: tuple[int, float], lane: str, backlog: int, after_s: float) -> float:
-    """The same beside calls of lane A that hang; these end afterwards."""
+    """The same while calls of lane A hang; these are ended afterwards."""
     seen = len(made.stamps("hung"))
     hung = [tasks.hang.apply_async((n, lane), lane=lane) for n in range(SLOTS + backlog)]  # type: ignore[attr-defined]
     wait_for(lambda: len(made.stamps("hung")) - seen >= SLOTS, WAIT_S, made.logs)
@@ -50,7 +50,7 @@ def beside_s(made: Fleet, tasks: object, b: tuple[int, float], lane: str, backlo
 
 
 def answered(tasks: object, lane: str, each_s: float) -> None:
-    """Lane A has answered before, at this latency."""
+    """Let lane A answer some calls at this latency, until the worker has learned it."""
     for result in [tasks.hang.apply_async((n, "never", each_s), lane=lane) for n in range(32)]:  # type: ignore[attr-defined]
         result.get(timeout=WAIT_S)
     key = timeout.key("tests.slots_app.hang", None, lane)

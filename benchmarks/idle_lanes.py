@@ -1,10 +1,10 @@
-"""What do ten thousand lanes cost that somebody made by accident, once they are idle, and while they are made?
+"""What do ten thousand lanes cost that were made by mistake, while they are made, and when they are idle?
 
     python -m benchmarks.idle_lanes --lanes 10000
 
-One Valkey, one worker of 8 threads, one busy lane without a pace. Times of `.delay()` and of the round trip, CPU of
-worker and server, each over the same number of calls: without idle lanes, with them, with all of them pinned. Then
-commands over all lanes, and the longest that the server did nothing else (its slow log).
+One Valkey, one worker of 8 threads, one busy lane without a pace. Times of `.delay()` and of the round trip, and CPU of
+worker and server, each over the same number of calls: without idle lanes, with them, and with all of them pinned. Then
+commands that read all lanes, and the longest time for which they blocked the server (its slow log).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def busy(made: Fleet, tasks: Any, what: str) -> None:
 
 
 def command(made: Fleet, *arguments: str) -> None:
-    """Run a command, and say how long it took, what it cost and how much it printed."""
+    """Run a command, and print how long it took, what it cost and how much it printed."""
     server = made.valkey._process
     assert server is not None
     made.valkey.client.slowlog_reset()
@@ -83,7 +83,7 @@ def command(made: Fleet, *arguments: str) -> None:
 
 
 def make(lanes: int, each: Callable[[str], object]) -> None:
-    """Make lanes as calls make them."""
+    """Make lanes as their first calls do."""
     start_s = time.monotonic()
     for number in range(lanes):
         each(f"user-{number}")
@@ -103,12 +103,12 @@ def main() -> None:
         live = services()
         make(lanes, lambda lane: live.lanes.establish(lane, pin.lane_fields(live.control, live.settings, lane)))
         busy(made, tasks, "just after")
-        time.sleep(20)  # the tuner has looked at each once, and forgets them
+        time.sleep(20)  # until the tuner has read each once, and forgets them
         busy(made, tasks, f"beside {lanes:,} idle lanes")
         command(made, "status")
         command(made, "doctor")
         command(made, "lanes")
-        command(made, "normal")  # which holds nobody back
+        command(made, "normal")  # a pin that holds no call back
         busy(made, tasks, "all pinned to NORMAL")
         command(made, "auto")
         busy(made, tasks, "given back")

@@ -1,11 +1,11 @@
-"""What do calls in process cost? Ten thousand coroutines that begin at once, threads, and answers that are kept.
+"""What do calls in process cost? Ten thousand coroutines that begin at once, threads, and kept answers.
 
     python benchmarks/in_process.py [--coroutines 10000] [--profile]
 
 One process and a Valkey of its own, an unlimited lane, tracking on, functions that do nothing. Goals: no step of the
 event loop longer than 20 ms, at most 0.7 ms of this process's processor time a call, at least 2,000 calls a second by
-threads, and at most 0.15 ms for an answer that is kept. "Held up" is the longest time for which the loop looked at
-nothing else; ten thousand tasks that do nothing at all hold it up for as long as stands beside it.
+threads, and at most 0.15 ms for a kept answer. "Held up" is the longest time for which the event loop was blocked; the
+same for ten thousand tasks that do nothing at all is printed with it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import pstats
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,18 +35,38 @@ STEP_MS, CPU_MS, THREADS_PER_S, HIT_MS = 20.0, 0.7, 2_000.0, 0.15  #: goals
 THREADS = 16
 
 
+def by_thread() -> dict[str, float]:
+    """Processor time of each thread of this process that lives, in seconds, by its name."""
+    spent: dict[str, float] = {}
+    for thread in threading.enumerate():
+        if thread.ident is not None:
+            taken_s = time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+            name = "callers" if thread.name.startswith("ThreadPool") else thread.name
+            spent[name] = spent.get(name, 0.0) + taken_s
+    return spent
+
+
+def shares(before: dict[str, float], calls: int) -> str:
+    """What each thread has spent since, in ms a call; those below a hundredth of the whole are left out."""
+    now = by_thread()
+    spent = {name: (taken_s - before.get(name, 0.0)) / calls * 1000 for name, taken_s in now.items()}
+    least = sum(spent.values()) / 100
+    told = sorted(((ms, name) for name, ms in spent.items() if ms >= least), reverse=True)
+    return "  of which " + ", ".join(f"{name} {ms:.3f}" for ms, name in told)
+
+
 class Steps:
-    """How long each step of the event loop takes: what a handle runs without giving way."""
+    """How long each step of the event loop takes: a handle that runs without a pause."""
 
     def __init__(self) -> None:
         self.longest_s = 0.0
-        self.longest_gc_s = 0.0  #: of Python's garbage collector, which looks at all that the process has
+        self.longest_gc_s = 0.0  #: longest run of Python's garbage collector, which scans all objects of the process
         self._gc_s = self._gc_began_s = 0.0
         self._made = False
-        self.longest_cpu_s = 0.0  #: of that thread's processor: what a busy machine takes away does not count
+        self.longest_cpu_s = 0.0  #: longest step by processor time of its thread, without pauses on a busy machine
 
     def leave_out(self) -> None:
-        """The step that runs makes the coroutines: it is whose they are."""
+        """Do not count the present step, in which the benchmark itself makes the coroutines."""
         self._made = True
 
     def _collects(self, phase: str, info: dict[str, int]) -> None:
@@ -56,7 +77,7 @@ class Steps:
             self._gc_s, self.longest_gc_s = self._gc_s + took_s, max(self.longest_gc_s, took_s)
 
     def watch(self) -> None:
-        """From here on, in every loop of this process."""
+        """Measure from now on, in every event loop of this process."""
         run = asyncio.Handle._run
         gc.callbacks.append(self._collects)
 
@@ -74,7 +95,7 @@ class Steps:
 
 
 async def held_up_s(work: Any) -> float:
-    """The longest time for which a loop could not look at a timer while `work` was done."""
+    """The longest time for which the loop could not run a timer while `work` was done, seconds."""
     longest, over = 0.0, False
 
     async def tick() -> None:
@@ -103,7 +124,7 @@ async def yields() -> None:
 
 
 async def begin_together(make: Callable[[], list[Any]], steps: Steps) -> None:
-    """All of them at once, each a task."""
+    """Start all of these coroutines at once, each as a task, and wait for them."""
     steps.leave_out()
     await asyncio.gather(*map(asyncio.create_task, make()))
 
@@ -132,7 +153,7 @@ def main() -> int:
 
 
 def measure(told: argparse.Namespace) -> int:
-    """All figures."""
+    """Measure and print all figures; returns 1 if a goal was missed."""
     from ratelimit_worker import get_advanced_rate_limiter
 
     limiter = get_advanced_rate_limiter()
@@ -157,7 +178,7 @@ def measure(told: argparse.Namespace) -> int:
 
         return await held_up_s(begin_together(calls, steps))
 
-    cpu_s, begun_s = time.process_time(), time.perf_counter()
+    before, cpu_s, begun_s = by_thread(), time.process_time(), time.perf_counter()
     if told.profile:
         profile.enable()
     held_s = asyncio.run(together())
@@ -173,16 +194,19 @@ def measure(told: argparse.Namespace) -> int:
         f"collection, which is not counted: {steps.longest_gc_s * 1000:.0f} ms"
     )
     missed.append(beside("CPU a call, coroutines", cpu_s / many * 1000, CPU_MS, "ms"))
+    print(shares(before, many))
     if told.profile:
         pstats.Stats(profile).sort_stats("tottime").print_stats(40)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        cpu_s, begun_s = time.process_time(), time.perf_counter()
+        before, cpu_s, begun_s = by_thread(), time.process_time(), time.perf_counter()
         made = pool.map(lambda n: call(plain, "plain", (n,), lane="free", cache_enabled=False), range(told.calls))
         assert sum(made) == sum(range(told.calls))
         cpu_s, took_s = time.process_time() - cpu_s, time.perf_counter() - begun_s
+        of_threads = shares(before, told.calls)
     missed.append(beside(f"{THREADS} threads", told.calls / took_s, THREADS_PER_S, "calls/s", least=True))
     missed.append(beside("CPU a call, threads", cpu_s / told.calls * 1000, CPU_MS, "ms"))
+    print(of_threads)
 
     assert call(plain, "plain", (7,), lane="free") == 7
     cpu_s, begun_s = time.process_time(), time.perf_counter()

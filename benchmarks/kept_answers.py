@@ -1,14 +1,14 @@
-"""What does it save to keep the answers that are worth most, instead of those that were used last?
+"""How much more does a cache save that keeps the answers of most worth, instead of those that were used last (LRU)?
 
     python -m benchmarks.kept_answers            (three minutes)
 
-Requests by Zipf's law (exponent 1.0) over 3,000 prompts, seeds fixed. Costs lie over two decades (100 to 10,000 tokens,
-uniform in the logarithm), sizes are lognormal (median 3 kB); both have nothing to do with how often a prompt comes. The
-first quarter fills the cache, and is not counted. Goals, at the same bytes: cost saved at least 1.2 times LRU's; where
-all costs are equal, at least 0.98 times. The other traces are where such a rule could do harm.
+Requests follow Zipf's law (exponent 1.0) over 3,000 prompts, with fixed seeds. Costs are from 100 to 10,000 tokens
+(uniform in the logarithm), sizes are lognormal (median 3 kB); both are independent of how often a prompt comes. The
+first quarter fills the cache, and is not counted. Goals, at the same bytes: the cost saved is at least 1.2 times that
+of LRU; if all costs are equal, at least 0.98 times. The other traces are cases in which such a rule could do harm.
 
-The traces run through the model (policy/worth.py); one of them through the scripts of a real Valkey too, which must
-save the same to the cent, within their bounds, and whose bytes are compared with what the server really holds.
+The traces run through the model (policy/worth.py). One of them also runs through the scripts on a real Valkey, which
+must save exactly the same within their bounds; the bytes that they count are compared with the server's real memory.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ from tests.fleet import Valkey
 from tests.lua.cluster import Cluster, said
 
 PROMPTS = 3000
-MANY = 10**6  #: entries, where only bytes are short
+MANY = 10**6  #: bound of entries if only bytes are short
 UNEQUAL, EQUAL = 1.2, 0.98
 TAGS = len("[]")
-MOST_BEYOND = 1.05  #: of the bytes that are counted, what the server may really hold
+MOST_BEYOND = 1.05  #: most bytes that the server may really use for each byte that is counted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A trace: how costs, sizes and popularity are."""
+    """The parameters of a trace."""
 
     name: str
     goal: float
     equal_costs: bool = False
     equal_sizes: bool = False
-    by_size: bool = False  #: a longer answer costs more, over a decade beside that
-    moves: float = 0.0  #: so many requests of one bring a new prompt in the place of another
-    lasts: int = 0  #: an answer is good for so many requests; 0: for ever
-    bytes: float = 0.03  #: of all answers that fit
-    entries: float = 0.0  #: of all prompts; 0: only bytes are short
+    by_size: bool = False  #: whether longer answers cost more, with a random factor of 1 to 10
+    moves: float = 0.0  #: share of requests before which a new prompt replaces another
+    lasts: int = 0  #: requests after which an answer expires; 0: never
+    bytes: float = 0.03  #: bound of bytes, as a share of the size of all answers
+    entries: float = 0.0  #: bound of entries, as a share of all prompts; 0: only bytes are bounded
 
 
 KINDS = (
@@ -77,7 +77,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Trace:
-    """What is asked, in order; what each answer costs and takes."""
+    """The prompts that are asked, in order, and cost and size of each answer."""
 
     asked: list[int]
     tokens: Mapping[int, int]
@@ -92,7 +92,7 @@ class Trace:
 
 
 def trace(kind: Kind, requests: int, seed: int = 1) -> Trace:
-    """Draw one."""
+    """Draw a trace."""
     draw = random.Random(seed)
     weights = list(accumulate(1 / (rank + 1) for rank in range(PROMPTS)))
     tokens: dict[int, int] = {}
@@ -117,7 +117,7 @@ def trace(kind: Kind, requests: int, seed: int = 1) -> Trace:
 
 
 def saved_by_value(one: Trace) -> tuple[int, int]:
-    """Tokens that the model saves, of those that are asked for."""
+    """Tokens that the model saves, and tokens of all requests."""
     kept, ends = Kept(), dict[str, int]()
     saved = total = 0
     for number, prompt in enumerate(one.asked):
@@ -134,8 +134,8 @@ def saved_by_value(one: Trace) -> tuple[int, int]:
 
 
 def saved_by_last_use(one: Trace) -> tuple[int, int]:
-    """The same with what was used longest ago evicted first, as before."""
-    kept: OrderedDict[int, int] = OrderedDict()  # prompt -> when it ends
+    """The same if the answer that was used longest ago is evicted first (LRU)."""
+    kept: OrderedDict[int, int] = OrderedDict()  # prompt -> request at which it expires
     saved = total = used = 0
     for number, prompt in enumerate(one.asked):
         counts = one.tokens[prompt] * (number >= one.from_here)
@@ -156,7 +156,7 @@ def saved_by_last_use(one: Trace) -> tuple[int, int]:
 
 
 def saved_by_scripts(one: Trace, cluster: Cluster) -> tuple[int, int, int, float]:
-    """Tokens saved, those asked for, commands of a hit in the script, and real bytes for each that is counted.
+    """Tokens saved, tokens of all requests, commands in the script of a hit, and real bytes for each that is counted.
 
     Raises:
         AssertionError: a bound did not hold.
@@ -195,13 +195,13 @@ def saved_by_scripts(one: Trace, cluster: Cluster) -> tuple[int, int, int, float
 
 
 def _commands(client: Any) -> int:
-    """Commands so far, but for INFO itself."""
+    """Redis commands so far, without INFO and FCALL."""
     stats = client.info("commandstats")
     return sum(one["calls"] for name, one in stats.items() if name not in {"cmdstat_info", "cmdstat_fcall"})
 
 
 def main(requests: int, script_requests: int, seeds: int) -> int:
-    """Print the table; 1 where a goal is missed."""
+    """Print the table; returns 1 if a goal is missed."""
     missed = 0
     print(f"{requests:,} requests, {PROMPTS:,} prompts, the worst of {seeds} seeds; load {os.getloadavg()[0]:.1f}\n")
     print("| trace | LRU saves | by value | x LRU's | goal |\n|---|---|---|---|---|")

@@ -1,12 +1,12 @@
-"""How good is the law? Every named scenario in virtual time, over many seeds, beside an all-knowing oracle.
+"""How good is the law? Every named scenario in virtual time, over many seeds, compared with the oracle.
 
     python benchmarks/law.py [--seeds 20] [--first 0] [--case steady …] [--jobs 2] [--refusals mute] [--travel 0.05]
-    python benchmarks/law.py --modes [--seeds 20]      does the mode move where nobody is away?
-    python benchmarks/law.py --fault [--seeds 20]      is one call, task or process taken for its provider?
+    python benchmarks/law.py --modes [--seeds 20]      does the mode change although the provider is not away?
+    python benchmarks/law.py --fault [--seeds 20]      is a fault of one call, task or process blamed on the provider?
 
-Goodput is a share of what the oracle gets answered within the horizon (simulate/oracle.py); of a finite case, the
-oracle's time as a share of the lane's. *429s*: of all requests. *adapts*: seconds after the last change of the provider
-until a second's good answers are within a fifth of what it then gives.
+Goodput is a share of the answers that the oracle gets within the horizon (simulate/oracle.py); in a finite case, the
+oracle's time as a share of the lane's. *429s*: share of all requests. *adapts*: seconds from the last change of the
+provider's limit until the good answers of a second reach four fifths of it.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from ratelimit_worker.simulate.oracle import delivered, oracle, oracle_time_s  #
 from ratelimit_worker.simulate.scenarios import CASES, Case  # noqa: E402
 from tests.laboratory import Job, Laboratory, jobs_of  # noqa: E402
 
-#: Calls that can run at once where 64 are too few to show what is asked.
+#: Slots in cases for which the usual 64 are too few.
 SLOTS = {"knee": 128, "knee_flat": 128}
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one seed came to."""
+    """The result of one seed."""
 
-    share: float  #: of the oracle
-    refused: float  #: 429s among the requests
+    share: float  #: of what the oracle gets
+    refused: float  #: share of 429s among the requests
     requests: int
     into_faults: int  #: requests that met a scripted fault
-    failed: int
-    twice: int
-    adapts_s: float | None
-    took_s: float
+    failed: int  #: calls that were given up
+    twice: int  #: calls that got more than one good answer
+    adapts_s: float | None  #: None: the limit does not change
+    took_s: float  #: of real time
 
 
-#: What refusals say beside Retry-After.
+#: What refusals contain in addition to Retry-After.
 REFUSALS: dict[str, dict[str, Any]] = {
     "wordy": {},  # the limit and its dimension, as the case has it
     "mute": {"words": False},
@@ -86,7 +86,7 @@ def run(name: str, seed: int, refusals: str = "wordy", travel_s: float = 0.003) 
 
 
 def adapts_s(case: Case, good: list[float]) -> float | None:
-    """Seconds from the last change of the limit to the first second with four fifths of it; None: nothing changes."""
+    """Seconds from the last change of the limit to the first second with four fifths of it; None: no change."""
     edges = [
         edge
         for entry in case.provider.timeline
@@ -109,7 +109,7 @@ def adapts_s(case: Case, good: list[float]) -> float | None:
     return case.horizon_s - last
 
 
-#: name → (calls, share of sick answers, policy). Failures come back ten times as fast as answers.
+#: name → (calls, share of sick answers, escalation policy). Failures come ten times as fast as answers.
 TRIALS = {
     "50,000 calls, 1 % sick, evidence": (50_000, 0.01, "evidence"),
     "2,000 calls, 10 % sick, evidence": (2_000, 0.10, "evidence"),
@@ -118,7 +118,7 @@ TRIALS = {
 
 
 def trial(name: str, seed: int) -> tuple[list[tuple[float, str]], int]:
-    """One seed → (moves of the mode with their times, calls given up)."""
+    """One seed; returns the changes of the mode with their times, and the number of calls given up."""
     calls, share, policy = TRIALS[name]
     faults = (Entry(fault=Fault.SERVER_ERROR, share=share), Entry(fault=Fault.SLOW, factor=10.0))
     rpm = 6000 if calls > 10_000 else 600
@@ -131,7 +131,7 @@ def trial(name: str, seed: int) -> tuple[list[tuple[float, str]], int]:
 
 
 def print_trials(seeds: int, jobs: int) -> None:
-    """A line a trial."""
+    """Print one line for each trial."""
     print("| trial | seeds that escalated | longest, s | EMERGENCY in | given up |\n|---|---|---|---|---|")
     with ProcessPoolExecutor(jobs) as pool:
         for name in TRIALS:
@@ -151,22 +151,22 @@ def print_trials(seeds: int, jobs: int) -> None:
 
 
 RPM, TRIAL_SLOTS, LATENCY = 600, 16, "lognormal(0.2, 0.3)"
-FIRST, SECOND, ALONE_S = 30, 300, 30.0  #: good calls before and after, and how long the bad ones are alone in between
+FIRST, SECOND, ALONE_S = 30, 300, 30.0  #: good calls before and after, and how long only bad ones are there in between
 BAD = "[[bad]]"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blamed:
-    """Calls that always fail in a lane that is well: 30 good ones, the bad ones alone, 300 good ones."""
+    """Calls that always fail in a healthy lane: 30 good ones, then only bad ones, then 300 good ones."""
 
-    tasks: tuple[str, ...] = ()  #: of a bad call each, which always gets `fault`
+    tasks: tuple[str, ...] = ()  #: one bad call for each of these tasks, which always gets `fault`
     fault: Fault = Fault.SERVER_ERROR
-    lost: int = 0  #: calls of a process, one of four, that does not find the provider
+    lost: int = 0  #: calls of one of four processes, which cannot reach the provider
 
 
 @dataclass(frozen=True, kw_only=True)
 class Away:
-    """A provider that answers nobody for so long, after 30 good calls, while so many wait."""
+    """An outage of `for_s` seconds after 30 good calls, while `calls` wait."""
 
     calls: int
     for_s: float = 30.0
@@ -184,7 +184,7 @@ AWAY = {f"outage of 30 s, {calls} waiting": Away(calls=calls) for calls in (1, 2
 
 
 def good_calls(count: int, prefix: str, at_s: float, processes: int) -> list[Job]:
-    """Calls that the provider takes, made at once by as many processes."""
+    """Calls that the provider answers, made at the same time by `processes` processes."""
     rows = jobs_of(replace(CASES["steady"], finite=count))
     return [
         replace(job, name=f"{prefix}{job.name}", at_s=at_s, process=f"p{i % processes}" if processes else None)
@@ -193,15 +193,19 @@ def good_calls(count: int, prefix: str, at_s: float, processes: int) -> list[Job
 
 
 def bad_call(name: str, task: str, process: str | None = None) -> Job:
-    """One that is alone."""
+    """A call that always fails, made after the first good ones."""
     (row,) = jobs_of(replace(CASES["steady"], finite=1))
     body = row.body.replace(b'"content":"', f'"content":"{BAD} '.encode())
     return replace(row, name=name, body=body, task=task, process=process, at_s=FIRST / RPM * 60 + 2)
 
 
 def blame(name: str, seed: int) -> tuple[float, float, float, int, list[str]]:
-    """One seed → (the good ones' time with the bad ones, and without; when the last bad one ended, seconds after the
-    good ones came, inf: it did not; its requests, at most; modes)."""
+    """One seed.
+
+    Returns:
+        Seconds that the second good calls take with the bad ones, and without; when the last bad one ended, in seconds
+        after these good calls came (inf: it did not); the most requests of a bad call; the changes of the mode.
+    """
     trial = BLAMED[name]
     provider = Scenario(rpm=RPM, latency=LATENCY, timeline=(Entry(fault=trial.fault, match=BAD),), seed=seed)
     processes = 3 if trial.lost else 0
@@ -224,7 +228,7 @@ def blame(name: str, seed: int) -> tuple[float, float, float, int, list[str]]:
 
 
 def away(name: str, seed: int) -> tuple[int, float, int]:
-    """One seed → (requests into the outage, seconds from its end to the first good answer, calls given up)."""
+    """One seed; returns requests during the outage, seconds from its end to the first good answer, calls given up."""
     trial = AWAY[name]
     at_s = FIRST / RPM * 60 + 2
     outage = Entry(at_s=at_s, for_s=trial.for_s, fault=trial.fault)
@@ -240,7 +244,7 @@ def away(name: str, seed: int) -> tuple[int, float, int]:
 
 
 def print_faults(seeds: int, jobs: int) -> None:
-    """A line a trial: whose fault it is."""
+    """Print one line for each trial of `--fault`."""
     with ProcessPoolExecutor(jobs) as pool:
         print("| trial | good calls, × their time without (most) | later by, s (most) | ended after, s (most) "
               "| requests of one (most) | seeds in EMERGENCY |\n|---|---|---|---|---|---|")  # fmt: skip

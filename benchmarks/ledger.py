@@ -1,14 +1,14 @@
-"""Does the record say what the provider bills? 10,000 calls with failures, aborts, retries and killed workers.
+"""Do recorded costs equal the provider's bill? 10,000 calls with failures, aborts, retries and killed workers.
 
     python benchmarks/ledger.py [--calls 10000] [--kills 3] [--slots 32] [--seed 1]
 
-A simulated provider that discounts cached input and charges for everything that it has admitted: answers, answers that
-nobody received (a client that timed out, a worker that was killed), broken answers, connections that it reset, and 5xx
-(whose body says what they used). Two workers; one of them at a time is killed by SIGKILL, and another starts. What the
-tracking database adds up to is held against the provider's own sum. Goal: within 0.1 % of it. Exit code 1: missed.
+The simulated provider discounts cached input and charges for everything that it has admitted: answers, answers that
+nobody received (the client timed out, or the worker was killed), broken answers, connections that it reset, and 5xx
+(whose body has their usage). Of two workers one at a time is killed by SIGKILL, and another starts. The sum of the
+tracking database is compared with the provider's own sum. Goal: they differ by at most 0.1 %. Exit code 1: missed.
 
-The record of 40 attempts or so has to be estimated, so the difference is a random number: its standard deviation is
-about 0.03 % of 10,000 calls.
+The cost of some 40 attempts has to be estimated, so the difference is random: its standard deviation is about 0.03 %
+for 10,000 calls.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from ratelimit_worker.stores.queries import Queries  # noqa: E402
 from tests.conftest import wait_for  # noqa: E402
 from tests.fleet import Fleet, Worker, fleet  # noqa: E402
 
-GOAL = 0.001  #: of the bill
+GOAL = 0.001  #: largest difference, as a share of the bill
 MODEL, INPUT_USD, CACHED_USD, OUTPUT_USD = "gpt-simulated", 2.5, 1.25, 10.0
 TIMEOUT_S = 3.0
 PATIENCE_S = 3600.0
-#: Shares of the requests: what says what it used, and what has to be estimated.
+#: Share of requests for each fault: whose body has the usage, and whose cost has to be estimated.
 TOLD, LOST = 0.01, 0.001
-WINDOW_S = 86_400.0  # holds all that is done here
+WINDOW_S = 86_400.0  # longer than the benchmark takes
 FAULTS = (
     *((fault, TOLD) for fault in (Fault.SERVER_ERROR, Fault.OVERLOADED)),
     *((fault, LOST) for fault in (Fault.RESET, Fault.HANG, Fault.TRUNCATED, Fault.MALFORMED)),
@@ -62,7 +62,7 @@ def scenario(seed: int) -> Scenario:
 
 
 def settings(base_url: str) -> dict[str, str]:
-    """What the fleet is told: our own prices, as the provider has them."""
+    """Environment variables of the workers, with the provider's prices."""
     prices = {MODEL: {"input": INPUT_USD, "cached_input": CACHED_USD, "output": OUTPUT_USD}}
     return {
         "OPENAI_BASE_URL": base_url,
@@ -75,7 +75,7 @@ def settings(base_url: str) -> dict[str, str]:
 
 
 def send(calls: int, seed: int) -> None:
-    """All calls, each of its own length."""
+    """Send all calls, of different lengths."""
     from ratelimit_worker.builtin import chat_completion
 
     drawn = random.Random(seed)
@@ -91,7 +91,7 @@ def send(calls: int, seed: int) -> None:
 
 
 def start(made: Fleet, number: int, slots: int) -> Worker:
-    """One more worker."""
+    """Start one more worker."""
     arguments = ("-P", "threads", "-c", str(slots))
     worker = Worker(f"w{number}", made.folder, made.env, arguments, "ratelimit_worker.app")
     made.workers.append(worker)
@@ -105,26 +105,26 @@ def has_answered(provider: Simulator, least: int) -> bool:
 
 
 def recorded() -> Stats:
-    """What the tracking database says of all that was done here."""
+    """The figures of this benchmark from the tracking database."""
     engine = engine_for(read_settings().database_url)
     try:
-        return stats(Sources(queries=Queries(engine), live=None), WINDOW_S, time.time() + 60.0)
+        return stats(Sources.of(Queries(engine), None), WINDOW_S, time.time() + 60.0)
     finally:
         engine.dispose()
 
 
 def ended() -> int:
-    """Calls that have an end on record."""
+    """The number of calls whose end is recorded."""
     return recorded().total.calls
 
 
 def ledger() -> Money:
-    """What the tracking database says that they cost."""
+    """The costs from the tracking database."""
     return recorded().money
 
 
 def play(calls: int, kills: int, slots: int, seed: int) -> float:
-    """The whole scene → by which share ledger and bill differ."""
+    """Run the whole scenario; returns the difference of recorded costs and bill, as a share of the bill."""
     with Simulator(scenario(seed)) as provider, fleet(**settings(provider.base_url)) as made:
         workers = [start(made, number, slots) for number in range(2)]
         began = time.monotonic()

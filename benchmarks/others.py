@@ -2,9 +2,9 @@
 
     python benchmarks/others.py [--seeds 20] [--case steady …] [--jobs 2]
 
-tenacity: 32 callers in a loop that is paced at the provider's true first rate, waits by full jitter up to 60 s, 10
-attempts. AIMD: the same callers behind additive increase and multiplicative decrease (race/aimd.py), told nothing, with
-the same waits up to 20 s. Neither reads a header; both are what people write first.
+tenacity: 32 callers in a loop that is paced at the provider's true initial rate, with full jitter up to 60 s, and 10
+attempts. AIMD: the same callers with additive increase and multiplicative decrease (race/aimd.py), which know no rate
+at first, with full jitter up to 20 s. Neither reads a header; these are usual first solutions.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from ratelimit_worker.simulate.scenarios import CASES, Case  # noqa: E402
 from tests.laboratory import PATH, jobs_of  # noqa: E402
 
 CALLERS, ATTEMPTS = 32, 10
-HANG_S = 600.0  # what an SDK waits for an answer
+HANG_S = 600.0  # time-out of an SDK
 
 
 class Limiter(Protocol):
-    """What holds a client's requests back."""
+    """A client's rate limiter."""
 
     def wait_s(self, now_s: float) -> float:
         """Seconds until the request may go."""
         ...
 
     def learn(self, now_s: float, refused: bool, /) -> None:
-        """An answer came."""
+        """Take note of an answer, and whether it was a 429."""
         ...
 
 
 class TrueRate:
-    """One interval after the other, at the rate that the provider had at first."""
+    """One request in each interval, at the provider's initial rate."""
 
     def __init__(self, rpm: float) -> None:
         self.interval_s, self.next_s = 60.0 / rpm, 0.0
@@ -60,7 +60,7 @@ class TrueRate:
         return turn_s - now_s
 
     def learn(self, now_s: float, refused: bool) -> None:
-        """It knows."""
+        """Do nothing: the rate is fixed."""
 
 
 CLIENTS: dict[str, tuple[Callable[[Case], Limiter], float, bool]] = {
@@ -81,12 +81,12 @@ class Client:
         self.line: deque[tuple[bytes, int]] = deque()
         self.events: list[tuple[float, int, Callable[[float], None]]] = []
         self.count = 0
-        self.seen: list[Arrival] = []  #: what the provider saw
+        self.seen: list[Arrival] = []  #: requests at the provider
         self.given_up = 0
         self.ended_s = 0.0  #: when the last call ended
 
     def run(self, horizon_s: float) -> None:
-        """All calls, or until the horizon."""
+        """Run all calls, or until the horizon (virtual seconds)."""
         for _ in range(CALLERS):
             self.at(0.0, self.next_call)
         while self.events and self.events[0][0] <= horizon_s:
@@ -114,7 +114,7 @@ class Client:
     def first_goes(self, now_s: float) -> None:
         body, attempt = self.line.popleft()
         self.send(body, attempt, now_s)
-        if self.line:  # one waits at a time, so that a rate which falls holds for all that come after it
+        if self.line:  # only one waits for the limiter, so that a lower rate applies to all after it
             self.at(now_s + self.limiter.wait_s(now_s), self.first_goes)
 
     def send(self, body: bytes, attempt: int, now_s: float) -> None:
@@ -140,7 +140,7 @@ class Client:
 
 
 def run(name: str, client: str, seed: int) -> tuple[float, float, int]:
-    """One seed → (share of the oracle, share of 429s, calls given up)."""
+    """One seed; returns the share of the oracle, the share of 429s, and the calls given up."""
     case = CASES[name].seeded(seed)
     mean, at_work = case.mean(), Client(case, client)
     if case.finite is not None:

@@ -3,11 +3,11 @@
     python benchmarks/overhead.py [--pairs 5] [--calls 3000] [--pools threads,prefork] [--levels INFO,WARNING]
     python benchmarks/overhead.py --before ../a-checkout-of-another-version
 
-Both sides: late acks, result stored, events off, one worker process, the same Valkey, the same environment (so hiredis
-on both). Ours: an unlimited lane, tracking on. Each pair runs one after the other on a fresh server; a ratio is taken
-pair by pair, and the median told. What is counted (commands, processor time by user and system of server, worker and
-producer) holds on a busy machine too; what is timed does not. Prints a Markdown table with the goal beside each figure.
-Exit code 1: a goal was missed.
+Both sides: late acks, results stored, events off, one worker process, the same Valkey, the same environment (so both
+use hiredis). Ours: an unlimited lane, tracking on. The runs of a pair follow each other, each on a fresh server; a
+ratio is computed for each pair, and the median is printed. Counts and processor time (commands; user and system time of
+server, worker and producer) are valid on a busy machine too; times by the clock are not. Prints a Markdown table of
+figures and goals. Exit code 1: a goal was missed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def noop(n):
 OURS = APP.format(
     prefetch=1,
     install="from ratelimit_worker import install, llm_task\ninstall(app)\n",
-    # each run counts: none may stand for another
+    # no call may get the answer of another one
     decorator='llm_task(app=app, name="noop", lane="bench", cache=False)',
 )
 # plain Celery as its users run it: prefetch multiplier 4 is its default and its fastest
@@ -99,21 +99,21 @@ print(json.dumps({"trip": trip, "delay": delay, "seconds": seconds, "each": each
 
 
 class Side(NamedTuple):
-    """Whose calls: what is measured, and beside what."""
+    """One of the sides that are compared."""
 
     name: str
     app: str
-    root: Path | None  #: of the checkout that it imports; None: none
+    root: Path | None  #: the checkout that it imports; None: plain Celery
 
 
 class Figure(NamedTuple):
-    """One figure of a run, and what it is to be."""
+    """One figure of a run, and its goal."""
 
     what: str
     of: Callable[[dict[str, Any]], float]
     goal: float
-    times: bool = True  #: the goal is a ratio to plain Celery's; False: it is of ours alone
-    least: bool = False  #: the goal is the least, not the most
+    times: bool = True  #: whether the goal is a ratio to plain Celery's figure, not a value of our own
+    least: bool = False  #: whether the goal is a minimum, not a maximum
 
     def holds(self, value: float) -> bool:
         return value >= self.goal if self.least else value <= self.goal
@@ -137,7 +137,7 @@ FIGURES = (
 
 @contextmanager
 def running(side: Side, pool: str, level: str) -> Iterator[Callable[[int, int], dict[str, Any]]]:
-    """A server, a worker and a driver of one side."""
+    """A server and a worker of one side; yields a function that makes calls and measures them."""
     folder = Path(tempfile.mkdtemp(prefix="rlw-bench-"))
     valkey = Valkey(folder)
     valkey.start()
@@ -186,7 +186,7 @@ def measured(pool: str, level: str, sides: list[Side], options: argparse.Namespa
 
 
 def told(pool: str, level: str, runs: dict[str, list[dict[str, Any]]]) -> bool:
-    """Print the rows of a pool → whether all goals are met."""
+    """Print the rows of a pool; returns whether all goals are met."""
     met = True
     for figure in FIGURES:
         each = {name: [figure.of(run) for run in some] for name, some in runs.items()}
@@ -207,7 +207,7 @@ def told(pool: str, level: str, runs: dict[str, list[dict[str, Any]]]) -> bool:
 
 
 def main() -> int:
-    """Run the pairs and print the table → 1: a goal was missed."""
+    """Run the pairs and print the table; returns 1 if a goal was missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--calls", type=int, default=3000)

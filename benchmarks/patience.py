@@ -1,10 +1,11 @@
-"""What does it cost to wait for a long Retry-After? Many calls wait for one, and a lane beside them goes on.
+"""What does it cost to wait for a long Retry-After? Many calls of a lane wait for it, while another lane goes on.
 
     python benchmarks/patience.py [calls [seconds]]      (20,000 calls and 75 s by default)
 
-The first calls of a lane get a 429 with Retry-After; all others wait in the lane. Meanwhile: the worker's memory
-against idle, the p95 of another lane's round trips against itself alone (medians of ROUNDS), and, with a visibility
-timeout of 30 s, what was delivered again. All calls are answered at the end, without a pace so that it ends.
+The first calls of a lane get a 429 with Retry-After; all others wait in the lane. Measured meanwhile: the worker's
+memory compared with that of an idle one; the p95 of another lane's round trips compared with those without waiting
+calls (medians of ROUNDS); and, with a visibility timeout of 30 s, which calls were delivered again. At the end all
+calls are answered, without a pace, to save time.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ LEASE_S = 30
 
 
 def p95_ms(tasks: Any) -> float:
-    """The p95 of round trips through another lane, one after the other: the median of ROUNDS."""
+    """The p95 of round trips through another lane, one after the other, as the median of ROUNDS."""
     rounds = []
     for _ in range(ROUNDS):
         took = []
@@ -58,8 +59,8 @@ def main(calls: int = 20_000, seconds: float = 75.0) -> None:
         start = time.time()
         results = [tasks.chat.delay(f"wait {n}") for n in range(calls)]
         sent = time.time() - start
-        gc.freeze()  # this process holds all results: its own garbage collector is not what is measured
-        time.sleep(10)  # what was sent is behind the server, its rewrite of the AOF too
+        gc.freeze()  # this process has all results in memory, and its own garbage collector must not be measured
+        time.sleep(10)  # until the server has processed all that was sent, and rewritten its AOF
         beside, waiting = p95_ms(tasks), rss_kb(worker)
         measured = time.time() - start
         wait_for(lambda: any(result.ready() for result in results[:100]), seconds + 60, "the first is answered")

@@ -1,4 +1,4 @@
-"""Are the promises kept that count seconds? Each scenario runs for real and prints what the provider's own log says.
+"""Are the promises about rates and times kept? Each scenario runs for real and prints figures of the provider's log.
 
     python benchmarks/promises.py [scenario …]      (all by default)
 
@@ -36,19 +36,19 @@ from tests.fleet import Fleet, Worker, fleet  # noqa: E402
 
 @contextmanager
 def stage(latency: str = "0.05", scenario: Scenario | None = None, **env: str) -> Iterator[tuple[Fleet, Simulator]]:
-    """A fleet whose tasks call a simulated provider: this one, or one without a limit."""
+    """A fleet whose tasks call a simulated provider: that of `scenario`, or one without a limit."""
     scenario = scenario or Scenario(latency=latency)
     with Simulator(scenario) as provider, fleet(OPENAI_BASE_URL=provider.base_url, **env) as made:
         yield made, provider
 
 
 def limited(rpm: float, *timeline: Entry, headers: HeaderStyle = HeaderStyle.AUTO) -> Scenario:
-    """A provider with a limit that nobody is told, and faults."""
+    """A provider with a limit that is not configured in the lane, and faults."""
     return Scenario(rpm=rpm, latency="lognormal(0.2, 0.3)", refusal_latency="0.02", headers=headers, timeline=timeline)
 
 
 def start_workers(made: Fleet, workers: int, slots: int) -> None:
-    """So many workers with so many threads each. Those that start at once starve two cores: wait for them."""
+    """Start workers with so many threads each, and wait until all are ready: their start takes the whole machine."""
     for n in range(workers):
         made.worker(f"w{n}", "-P", "threads", "-c", str(slots), wait=False)
     for worker in made.workers:
@@ -61,13 +61,13 @@ def has_stamps(made: Fleet, count: int) -> bool:
 
 
 def limit(lane: str, per_second: float | None) -> None:
-    """Configure a lane."""
+    """Configure a lane; None: unlimited."""
     told = LaneLimits(unlimited=True) if per_second is None else LaneLimits(rpm=per_second * 60)
     services().lanes.set_points(lane, limit_fields(told))
 
 
 def all_answered(results: list[Any], timeout_s: float = 180.0) -> int:
-    """Wait for the answers → how many are lost."""
+    """Wait for the answers; returns how many are lost."""
     left = list(results)
 
     def done() -> bool:
@@ -79,7 +79,7 @@ def all_answered(results: list[Any], timeout_s: float = 180.0) -> int:
 
 
 def say(name: str, **figures: Any) -> None:
-    """One line a figure."""
+    """Print the figures of a scenario in one line."""
     print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in figures.items()), flush=True)
 
 
@@ -92,7 +92,7 @@ def rss_kb(worker: Worker) -> int:
 
 
 def counted(provider: Simulator, results: list[Any]) -> dict[str, Any]:
-    """What the provider saw."""
+    """Figures of the provider's log."""
     arrivals = provider.arrivals()
     times = [arrival.t for arrival in arrivals]
     return {
@@ -173,7 +173,7 @@ def full_worker_killed() -> None:
 
 
 def two_queues() -> None:
-    """One lane at 50/s over two queues with a worker each; a third queue without a worker holds up nobody."""
+    """One lane at 50/s over two queues with a worker each; a third queue without a worker delays no other call."""
     with stage() as (made, provider):
         made.worker("a", "-P", "threads", "-c", "8", "-Q", "qa")
         made.worker("b", "-P", "threads", "-c", "8", "-Q", "qb")
@@ -200,7 +200,7 @@ def beside_a_blocked_lane() -> None:
 
 
 def slow_and_free() -> None:
-    """A lane at 1/s with 200 waiting and a free lane with 200: the free one takes at most 1.5 × its time alone."""
+    """A lane at 1/s with 200 waiting and an unlimited one with 200: the latter takes at most 1.5 × its time alone."""
     with stage() as (made, _):
         made.worker("w", "-P", "threads", "-c", "4")
         tasks = made.agent()
@@ -298,7 +298,7 @@ def redis_full() -> None:
 
 
 def flip() -> None:
-    """16 workers at 50/s, then 5/s, then EMERGENCY: when does the last call of the old rate come?"""
+    """16 workers at 50/s, then 5/s, then EMERGENCY: when does the last call at the old rate come?"""
     with stage() as (made, provider):
         start_workers(made, 16, 2)
         tasks = made.agent()
@@ -309,7 +309,7 @@ def flip() -> None:
         limit("chat", 5)
         time.sleep(5)
         later = [arrival.unix - changed_at for arrival in provider.arrivals() if arrival.unix > changed_at]
-        # A call of the old rate: one that comes sooner after the one before than 5/s allow (with its depth of 1.1).
+        # A call is of the old rate if it comes sooner after the one before than 5/s allow (with a depth of 1.1).
         old = [at for before, at in pairwise([0.0, *later]) if at - before < 0.1]
         say("50/s to 5/s over 16 workers", last_at_old_rate=f"{max(old, default=0.0):.3f} s", in_5_s=len(later))
         limit("chat", 50)
@@ -325,7 +325,7 @@ def flip() -> None:
 
 
 def one_budget() -> None:
-    """1, 4 and 16 workers on one budget of 600/min that nobody told them: the share of 429s."""
+    """1, 4 and 16 workers on one budget of 600/min that is not configured: the share of 429s."""
     for headers in (HeaderStyle.AUTO, HeaderStyle.NONE):
         for workers in (1, 4, 16):
             with stage(scenario=limited(600, headers=headers)) as (made, provider):
@@ -344,7 +344,7 @@ def one_budget() -> None:
 
 
 def tuner_killed() -> None:
-    """kill -9 of the tuner's holder 10 s into an outage of 20 s: requests into it and recovery, beside no kill."""
+    """An outage of 20 s, without and with a kill -9 of the tuner's worker in its middle: requests into it, recovery."""
     for kill in (False, True):
         outage = Entry(at_s=5, for_s=20, fault=Fault.OUTAGE)
         with stage(scenario=limited(600, outage)) as (made, provider):
@@ -372,7 +372,7 @@ def tuner_killed() -> None:
 
 
 def outages() -> None:
-    """An outage of 30 s after 30 good calls, with one call waiting and with a thousand: requests into it, and back."""
+    """An outage of 30 s after 30 good calls, with one waiting call and a thousand: requests into it, and recovery."""
     for calls in (1, 1000):
         with stage(scenario=limited(1200)) as (made, provider):
             start_workers(made, 2, 16)
@@ -419,7 +419,7 @@ def storm() -> None:
 
 
 def many_lanes() -> None:
-    """1,000 lanes of which 20 are busy: CPU of the tuner's worker, beside 20 lanes alone."""
+    """1,000 lanes of which 20 are busy: CPU of the worker with the tuner, compared with 20 lanes alone."""
     for idle in (0, 980):
         with stage() as (made, _):
             worker = made.worker("w", "-P", "threads", "-c", "16")

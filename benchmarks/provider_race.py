@@ -1,15 +1,15 @@
-"""How much of what a provider would give does a client get, and how many refusals does it take for it?
+"""How much of a provider's capacity does a client use, and how many refusals does it get for that?
 
     python benchmarks/provider_race.py [--client ours …] [--scenario steady …] [--seeds 0 1 2] [--seconds 60]
                                        [--jobs 1] [--json FILE]
 
-Each run: a simulated provider as a process of its own, and one client as another, in an environment of its own (made
-in .race/ at first use), over HTTP on loopback. All clients get the same calls, more than can be answered, and what
-counts is in the provider's log: good answers delivered within the horizon, which begins with the first request, as a
-share of what an all-knowing oracle could have had (ratelimit_worker/simulate/oracle.py). *429s* are a share of the
-requests that met no scripted fault. The calls of thousand_at_once are all waited for: there the share is the oracle's
-time by the client's (at most 1), times the share of the calls that it got answered.
-More than one job at a time measures the machine too.
+Each run: a simulated provider in one process and one client in another, in an environment of its own (made in .race/ at
+the first use), over HTTP on loopback. All clients get the same calls, more than can be answered, and the provider's log
+is evaluated: good answers delivered within the horizon, which begins with the first request, as a share of the oracle's
+(ratelimit_worker/simulate/oracle.py). *429s* are a share of the requests that met no scripted fault. In
+thousand_at_once all calls are waited for: there the share is the oracle's time divided by the client's (at most 1),
+times the share of the calls that were answered.
+With more than one job at a time the machine itself may limit the clients.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from ratelimit_worker.simulate import Simulator  # noqa: E402
 from ratelimit_worker.simulate.oracle import oracle_time_s  # noqa: E402
 from ratelimit_worker.simulate.scenarios import CASES, Case  # noqa: E402
 
-_START_S = 120.0  # a client that has sent nothing by then never will
+_START_S = 120.0  # after which a client that has sent nothing has failed
 _STOP_S = 20.0
-_PATIENCE = 5.0  # a client of a finite case may take so many times the oracle's time
-_SETTLE_S = 1.0  # after the horizon, so that the log has what the horizon's last requests became
+_PATIENCE = 5.0  # in a finite case a client may take so many times the oracle's time
+_SETTLE_S = 1.0  # wait after the horizon, so that the log has the ends of the last requests
 
 
 class Stopped(Exception):
-    """Somebody wants the race to end."""
+    """A signal has asked the race to end."""
 
 
 def race(client: Client, case: Case, seconds: float | None, stopping: threading.Event) -> Figures:
@@ -86,7 +86,7 @@ def race(client: Client, case: Case, seconds: float | None, stopping: threading.
 
 
 def main() -> None:
-    """Run what the command line names, print a line a run and a table."""
+    """Run what the command line names; print a line for each run, and a table."""
     given = _arguments()
     clients = [CLIENTS[name] for name in given.client]
     for client in clients:
@@ -109,7 +109,7 @@ def main() -> None:
                 figures = future.result()
             except Stopped:
                 continue
-            except Exception as error:  # one client that does not start is no reason to lose the others' figures
+            except Exception as error:  # the figures of the others are printed even if one client fails
                 broken += 1
                 print(f"{case.name} seed {case.seed} {client.name}: no figures: {error}", file=sys.stderr, flush=True)
                 continue
@@ -131,7 +131,7 @@ def _watch(
     horizon_s: float,
     stopping: threading.Event,
 ) -> bool:
-    """Wait until the horizon or the client is over; returns whether the client ended by itself."""
+    """Wait until the horizon is over or the client has ended; returns whether the client ended by itself."""
     started_s, begun_s = time.monotonic(), None
     empty = provider.log_path.stat().st_size  # the log's first line is the provider's own start
     while True:
@@ -149,7 +149,7 @@ def _watch(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a client, politely first, and whatever is left of the session that it leads."""
+    """End a client, by SIGTERM first, and all processes that are left in its session."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -158,7 +158,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.kill()
             process.wait()
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # the session that we made for it: its children, if any are left
+        os.killpg(process.pid, signal.SIGKILL)  # its children, if any are left
 
 
 def _batch_line(custom_id: str, body: object) -> str:

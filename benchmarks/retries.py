@@ -1,9 +1,10 @@
-"""Do retries help, and never storm? Requests a call in virtual time, over several seeds.
+"""Do retries help without overloading a provider? Requests for each call, in virtual time, over several seeds.
 
     python benchmarks/retries.py [--seeds 5] [--trial "5 % 500s" …] [--jobs 2]
 
-The law, the retry decision and the provider are real, the scripts are the model of tests/laboratory.py. *most* is what
-a trial may need at most; *failed* are calls that were given up, which none of these trials may do.
+The law, the retry decision and the provider are the real ones; the scripts are replaced by the model of
+tests/laboratory.py. *may need* is the largest allowed number of requests; *failed* are calls that were given up, which
+must not happen in these trials.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from tests.laboratory import Laboratory, jobs_of  # noqa: E402
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A provider, how many calls go to it, and how many requests they may need."""
+    """A provider, the number of calls to it, and the requests that they may need."""
 
     timeline: tuple[Entry, ...]
     most: Callable[[int], float]  #: calls → requests
     rpm: float | None = 1200
     calls: int = 2000
-    horizon_s: float = inf  #: where not all calls can end
+    horizon_s: float = inf  #: end of the trial, if not all calls can end
 
 
 def flaps(fault: Fault) -> tuple[Entry, ...]:
-    """Away for one second, back for one, for a minute."""
+    """A fault on everything in every second second, for a minute."""
     return tuple(Entry(at_s=2.0 * i, for_s=1.0, fault=fault) for i in range(30))
 
 
@@ -65,12 +66,12 @@ TRIALS = {
 
 @dataclass(frozen=True)
 class Figures:
-    """What one seed came to."""
+    """The result of one seed."""
 
     requests: int
-    failed: int
+    failed: int  #: calls that were given up
     left: int  #: calls that have not ended
-    took_s: float
+    took_s: float  #: virtual seconds
 
 
 def run(name: str, seed: int) -> Figures:

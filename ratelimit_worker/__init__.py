@@ -16,7 +16,6 @@ Names are loaded when they are first used, so that `import ratelimit_worker` cos
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -75,6 +74,11 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     if name == "__version__":
+        from importlib.metadata import (  # with the e-mail package, which `--help` can spare
+            PackageNotFoundError,
+            version,
+        )
+
         try:
             return version("ratelimit-worker")
         except PackageNotFoundError:  # run from a checkout that is not installed

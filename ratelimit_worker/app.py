@@ -1,4 +1,4 @@
-"""The Celery app; `install(app)` gives an app that you have the same; `@llm_task` makes a task that makes calls."""
+"""The product's Celery app; `install(app)` gives lanes to an app of yours; `@llm_task` makes tasks that use lanes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from celery.local import Proxy
 
 from ratelimit_worker import wiring
 from ratelimit_worker.calls import Cost
-from ratelimit_worker.config import Settings, read_settings
+from ratelimit_worker.config import Settings, environment, read_settings
 from ratelimit_worker.contracts.plan import Plan
-from ratelimit_worker.deployment import remember
+from ratelimit_worker.deployment import APP, REDIS_URL, deployment_of, installation_named, remember
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.flow.call import enqueue
 from ratelimit_worker.policy import choices
@@ -38,14 +38,17 @@ from ratelimit_worker.worker.task import answers_of, base_for, sends
 
 log = logging.getLogger(__name__)
 
+#: Given by name, as Celery allows: a worker imports it and its duties at its start; processes that only send never do.
+LANES_STEP = "ratelimit_worker.worker.presence:LanesStep"
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def install(app: Celery, settings: Settings | None = None, *, watch: bool = False) -> Celery:
-    """Give a Celery app lanes: transport, settings that the promises rest on, presence and duties of its workers.
+    """Give a Celery app lanes: the transport, the settings that lanes need, presence and duties of its workers.
 
-    Tasks made with `@llm_task` (or `base=CallTask`) become calls; every other task of the app goes on as it did.
+    Tasks made with `@llm_task` (or `base=CallTask`) become calls; every other task of the app works as before.
 
     Args:
         settings: From the environment when None.
@@ -63,7 +66,7 @@ def install(app: Celery, settings: Settings | None = None, *, watch: bool = Fals
 
 def _install(app: Celery, settings: Settings, redis_url: str = "") -> Celery:
     before = installation_of(app)
-    if before is not None:  # asked again, perhaps with other settings
+    if before is not None:  # called again, perhaps with other settings
         before.settings = settings
         before.reconfigured()
         wiring.use(settings, redis_url or None)
@@ -86,21 +89,19 @@ def _install(app: Celery, settings: Settings, redis_url: str = "") -> Celery:
         spread(app)
     else:
         app.on_after_finalize.connect(lambda **_: spread(installation.app), weak=False)
-    # Celery configures an app when it is first asked for a setting, and anew when it is told to.
+    # Celery configures an app when a setting is first read, and again when it is told to.
     app.on_after_configure.connect(configured, weak=False)
-    if app.configured or app._config_source is None:  # else its configuration is not there yet
+    if app.configured or app._config_source is None:  # otherwise its configuration is not read yet
         _put_in_force(installation)
     control.register()
     log_lines.register()
 
-    from ratelimit_worker.worker.presence import LanesStep
-
-    app.steps["consumer"].add(LanesStep)
+    app.steps["consumer"].add(LANES_STEP)
     return app
 
 
 def _put_in_force(installation: Installation) -> None:
-    """Make an app's configuration, as it now is, one with lanes.
+    """Adapt an app's present configuration to lanes.
 
     Raises:
         ConfigurationError: as `install`.
@@ -122,17 +123,17 @@ def _put_in_force(installation: Installation) -> None:
     if not {"json", "application/json"}.intersection(accepted):
         conf.accept_content = [*accepted, "json"]
     conf.broker_transport_options = {**BROKER_OPTIONS, **(conf.broker_transport_options or {})}
-    # A setting of Celery's, but its loader has read it by now
+    # Celery's own setting, but its loader has already read it
     loader = installation.app.loader
     conf.override_backends = loader.override_backends = {**BACKENDS, **(conf.get("override_backends") or {})}
     conf.result_backend_transport_options = {**BACKEND_OPTIONS, **(conf.result_backend_transport_options or {})}
     server = installation.server
-    if not server:  # decided when it is first needed: `up`, `run` and `demo` bring a server of their own
+    if not server:  # it is chosen at the first use: `up`, `run` and `demo` start a server of their own
         return
     if server.namespace:
         conf.broker_transport_options["global_keyprefix"] = server.namespace
         conf.result_backend_transport_options.setdefault("global_keyprefix", server.namespace)
-    if server.by_sentinels:  # others who look at the broker (Flower) ask there
+    if server.by_sentinels:  # other programs that look at the broker (Flower) read it there
         conf.broker_transport_options["master_name"] = server.master_name
     if not conf.result_backend:
         conf.result_backend = backend_url(server)
@@ -177,7 +178,7 @@ def _eagerly(installation: Installation) -> Eagerly:
 
 @signals.celeryd_init.connect(weak=False)
 def _worker_starts(instance: Any = None, **kwargs: Any) -> None:
-    """What was changed after `install` is put right before the worker reads it."""
+    """Correct settings that were changed after `install`, before the worker reads them."""
     installation = installation_of(instance.app)
     if installation is not None:
         installation.reconfigured()
@@ -201,7 +202,9 @@ def llm_task(
     cache_ttl: float | None = None,
     cache_incomplete: bool = False,
     stale_ttl: float = 0.0,
+    stale_while_revalidate: float = 0.0,
     shed_below: str | None = None,
+    over_budget: str = "wait",
     timeout_s: float | None = None,
     classify: Rule | None = None,
     version: str | int = "",
@@ -214,31 +217,38 @@ def llm_task(
 ) -> Any:
     """Make a Celery task whose calls go through a lane.
 
-    Without `app` it works like Celery's `shared_task`: the task is there in every app. `options` go to Celery as they
-    are (name, bind, max_retries, autoretry_for, …).
+    Without `app` it works like Celery's `shared_task`: every app has the task. `options` are passed to Celery unchanged
+    (name, bind, max_retries, autoretry_for, …).
 
     Args:
-        cost: (*args, **kwargs) of a call → what it takes from the budget (`Cost`), or what its arguments say of its
-            tokens (`policy.estimate.Size`), which the task's answers correct; None: the bytes of all its texts / 4.
+        cost: Function of a call's (*args, **kwargs). It returns what the call takes from the budget (`Cost`), or an
+            estimate of its tokens (`policy.estimate.Size`), which is corrected by what answers to this task have used.
+            None: the estimate is the bytes of all texts in the arguments / 4.
         cache: Whether calls with the same arguments share one request and its answer.
-        cache_ttl: Seconds for which an answer is kept; None: `MAISD_CACHE_TTL_SECONDS`; 0: not at all.
+        cache_ttl: Seconds for which an answer is kept; None: `MAISD_CACHE_TTL_SECONDS`; 0: it is not kept.
         cache_incomplete: Whether an answer that was truncated (`length`, `max_tokens`), refused or filtered is kept.
-            Its caller gets it in any case, and so do those that wait for the same.
-        stale_ttl: Seconds for which it is kept beyond that: while the lane is in EMERGENCY or HALT, a call that finds
-            no fresh answer gets this one at once.
+            Its caller gets it in any case, and so do calls that wait for the same answer.
+        stale_ttl: Seconds for which an answer is kept beyond `cache_ttl`: while the lane is in EMERGENCY or HALT, a
+            call that finds no fresh answer gets this one at once.
+        stale_while_revalidate: Seconds beyond `cache_ttl` in which, in any mode, a call gets the answer that is past
+            its time at once, while one request renews it.
         shed_below: "high", "normal" or "low": while the lane is in EMERGENCY or HALT, calls of a class below this one
             fail at once with `LaneShedding`; None: they wait.
-        timeout_s: Seconds that one attempt may take. Built-in providers obey; a client of your own is told by
-            `ratelimit_worker.timeout_s()`. None: `timeout_s` of the lane, `MAISD_TIMEOUT_SECONDS`, or what is learned.
-        classify: Told what the task raised: its `Category`, a whole `Failure`, or None, and our own rules hold.
-        version: Of the function or its prompt: answers of another version are not found.
-        ignore: Names of arguments that change no answer (`trace_id`): calls that differ in nothing else are the same.
-        namespace: Only calls of the same one share answers; None: those of the same tenant.
-        share_across_tenants: Whether calls of all tenants share answers, where no `namespace` is named.
-        on_leader_failure: What becomes of calls that wait for the answer of one that fails: "share" its error, or
-            "retry": the first of them asks, and the others wait for that one.
+        over_budget: What a call does while a budget of money is spent: "wait", or "fail" with `BudgetSpent`.
+        timeout_s: Seconds that one attempt may take. Built-in tasks obey it; give your own client
+            `ratelimit_worker.timeout_s()`. None: `timeout_s` of the lane, `MAISD_TIMEOUT_SECONDS`, or a learned value.
+        classify: Gets the exception that the task raised, and returns its `Category`, a whole `Failure`, or None: the
+            usual rules decide.
+        version: Version of the function or its prompt: kept answers of other versions are not used.
+        ignore: Names of arguments that do not change the answer (`trace_id`): calls that differ only in these are the
+            same.
+        namespace: Only calls with the same namespace share answers; None: only calls of the same tenant.
+        share_across_tenants: Whether calls of all tenants share answers, if there is no `namespace`.
+        on_leader_failure: What happens to calls that wait for the answer of a call that fails: "share": they get its
+            error; "retry": the first of them is sent, and the others wait for that one.
     Raises:
-        BadInput: a name, a class or a number that cannot be.
+        BadInput: a name, class or number is invalid.
+        ConfigurationError: `rate_limit` is among the options: calls are paced by their lane.
     """
     said: dict[str, Any] = {
         "lane": lane,
@@ -246,13 +256,14 @@ def llm_task(
         "tenant": tenant,
         "deadline_s": deadline_s,
         "stale_ttl": stale_ttl,
+        "stale_while_revalidate": stale_while_revalidate,
         "shed_below": shed_below,
+        "over_budget": over_budget,
         "timeout_s": timeout_s,
     }
     enqueue.check(enqueue.Said(tags=tags, priority=priority, namespace=namespace, **said), cache_ttl)
-    shares: dict[str, Any] = {"cache_version": str(version), "cache_namespace": namespace}
-    shares |= {"cache_ignores": tuple(choices.names("ignore", ignore)), "share_across_tenants": share_across_tenants}
-    shares["on_leader_failure"] = enqueue.leader_failure(on_leader_failure)
+    shares = _shares(version, namespace, ignore, share_across_tenants, on_leader_failure)
+    shares |= {"cache_ttl": cache_ttl, "cache_incomplete": cache_incomplete}
 
     def decorate(run: Callable[P, R]) -> Any:
         own: dict[str, Any] = {
@@ -262,8 +273,6 @@ def llm_task(
             "call_priority": priority,
             "cost": staticmethod(cost) if cost is not None else None,
             "cache": cache,
-            "cache_ttl": cache_ttl,
-            "cache_incomplete": cache_incomplete,
             **shares,
             "classify": staticmethod(classify) if classify is not None else None,
         }
@@ -275,15 +284,28 @@ def llm_task(
     return decorate(function) if function is not None else decorate
 
 
+def _shares(
+    version: str | int, namespace: str | None, ignore: Sequence[str], across_tenants: bool, on_failure: str
+) -> dict[str, Any]:
+    """The task options that say which calls share answers."""
+    return {
+        "cache_version": str(version),
+        "cache_namespace": namespace,
+        "cache_ignores": tuple(choices.names("ignore", ignore)),
+        "share_across_tenants": across_tenants,
+        "on_leader_failure": enqueue.leader_failure(on_failure),
+    }
+
+
 def _check_paced_by_lane(rate_limit: Any) -> None:
     if rate_limit:
         raise ConfigurationError(f"rate_limit={rate_limit!r}: a call is paced by its lane; give the lane an `rpm`")
 
 
 def _shared(run: Callable[..., Any], options: dict[str, Any]) -> Any:
-    """Celery's `shared_task`, with the class that each app has for its calls.
+    """Like Celery's `shared_task`, but with the task class that each app has for its calls.
 
-    Written anew because `shared_task` takes one class for all apps.
+    `shared_task` itself takes one class for all apps.
     """
     if type(run) is Proxy:
         raise TypeError("@llm_task was applied more than once to the same function")
@@ -320,16 +342,29 @@ def make_app(settings: Settings | None = None, redis_url: str | None = None, con
 
 
 def ensure_app() -> None:
-    """Make the product's app the default one where the process has no Celery app of its own."""
+    """Make our app the default one, if the process has no Celery app of its own."""
     if _state.default_app is None and _state._tls.current_app is None:
         _state.set_default_app(product_app())
 
 
 @cache
 def product_app() -> Celery:
-    """The product's own app, one a process; `celery -A ratelimit_worker.app` finds it as `app`."""
+    """Our own app, one for each process; `celery -A ratelimit_worker.app` finds it as `app`."""
     with one_line_to_celery():
         return make_app()
+
+
+def find_app(name: str | None) -> Celery:
+    """The deployment's app, found like `celery -A` does; None: the one that CELERY_APP names, else ours.
+
+    Raises:
+        ConfigurationError: there is none of that name, it has no lanes, or a setting is wrong.
+    """
+    named, said = (name, f"-A {name}") if name else (environment().get(APP, ""), APP)
+    if named:
+        return installation_named(named, said).app
+    settings = deployment_of().settings
+    return product_app() if settings.sources.get(REDIS_URL) in ("environment", "default") else make_app(settings)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,8 @@
 """What does a line of a Batch file ask for, and what does a line of its answer say? OpenAI's Batch format, as values.
 
-In: `{"custom_id": "q-1", "method": "POST", "url": "/v1/chat/completions", "body": {…}}`.
-Out: `{"id": "batch_req_…", "custom_id": "q-1", "response": {"status_code", "request_id", "body"}, "error": null}`.
+IN, the file of requests, has lines
+`{"custom_id": "q-1", "method": "POST", "url": "/v1/chat/completions", "body": {…}}`, and OUT, the file of answers,
+`{"id": "batch_req_…", "custom_id": "q-1", "response": {"status_code", "request_id", "body"}, "error": null}`.
 Nothing here does I/O.
 """
 
@@ -27,16 +28,16 @@ from ratelimit_worker.policy.usage import usage_of
 
 _HALF = "holds half a character (a lone surrogate); use whole ones"
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_MAYBE_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  #: an escape that may be half a character
+_MAYBE_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  #: an escape that may be a lone surrogate
 _MOST_MESSAGE = 300  #: characters of a message in OUT
 _MOST_WAY = 60  #: characters of a provider's code in a summary
 _OPENS, _CLOSES = b"{}"
 _OUT_ID = "batch_req_"
 _BAD = uuid.UUID("4f6d3f5e-8f0b-4c57-9e0a-0d5a6f5f7d10")
 #: Statuses that say nothing against the line itself: another time, or with another account, it would have been
-#: answered. As an end they are a failure; every other 4xx is the provider's answer.
+#: answered. A line that ends with one has failed; every other 4xx is the provider's refusal of the line.
 _FAILED = frozenset({401, 402, 403, 408, 409, 425, 429})
-#: ... and of these, those that are the account's fault: as a status, and as what `failure_line` calls them.
+#: Of these, the ones that are the account's fault: their statuses, and the codes that `failure_line` writes for them.
 _ACCOUNTS = frozenset({401, 402, 403})
 _ACCOUNTS_CODES = frozenset({str(Category.AUTH), str(Category.QUOTA_EXHAUSTED)})
 
@@ -72,7 +73,7 @@ class Cut(bytes):
 
     @classmethod
     def of(cls, beginning: bytes, size: int) -> Cut:
-        """A line that begins so."""
+        """A line with this beginning; `size` is that of the whole line, bytes."""
         made = cls(beginning)
         made.size = size
         return made
@@ -87,7 +88,7 @@ class End(Enum):
 
 
 class Kind(NamedTuple):
-    """How a line ended, and in which way: what a summary counts."""
+    """How a line ended, and why: what a summary counts."""
 
     end: End
     way: str = ""  #: of a failure its category, of a refusal its status and code; "" for answers
@@ -97,7 +98,7 @@ ANSWER = Kind(End.ANSWERED)
 
 
 class _Body(msgspec.Struct, gc=False):
-    """Of a line's body the members that may ask for something else than one whole answer."""
+    """The members of a line's body that may ask for something other than one whole answer."""
 
     stream: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     stream_format: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -111,7 +112,7 @@ class _Body(msgspec.Struct, gc=False):
 
 
 class _Line(msgspec.Struct, gc=False):
-    """A line of IN that is in order, as far as it can be seen without its body."""
+    """A valid line of IN, as far as that can be told without parsing its body."""
 
     custom_id: str | int
     method: str
@@ -139,7 +140,7 @@ class _OurBody(msgspec.Struct):
 
 
 class _Counted(msgspec.Struct, gc=False):
-    """What OpenAI and Anthropic say of an answer's tokens, in their most common spelling."""
+    """The token counts in an answer of OpenAI or Anthropic, under their most common names."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -149,7 +150,7 @@ class _Counted(msgspec.Struct, gc=False):
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """Of input, of output."""
+        """Tokens of input and of output."""
         asked = self.prompt_tokens if self.prompt_tokens is not None else self.input_tokens
         said = self.completion_tokens if self.completion_tokens is not None else self.output_tokens
         return (asked or 0) + (self.cache_creation_input_tokens or 0), said or 0
@@ -160,7 +161,7 @@ class _Told(msgspec.Struct, gc=False):
 
 
 class OutLine(msgspec.Struct):
-    """As much of a line of OUT as a resume has to know; bodies are skipped, not parsed."""
+    """The parts of a line of OUT that a resumed run needs; bodies are parsed only where a property needs them."""
 
     id: str
     custom_id: str | int | None
@@ -174,7 +175,7 @@ class OutLine(msgspec.Struct):
 
     @property
     def kind(self) -> Kind:
-        """How this line ended, and in which way."""
+        """How this line ended, and why."""
         end = self.end
         if end is End.ANSWERED:
             return ANSWER
@@ -211,7 +212,7 @@ class OutLine(msgspec.Struct):
 
     @property
     def accounts(self) -> bool:
-        """Whether it failed for the account's sake: with another key it would have been answered."""
+        """Whether it failed because of the account: with another key it would have been answered."""
         if self.response is None:
             said = _read_error(_decode_error, self.error)
             return said is not None and said.code in _ACCOUNTS_CODES
@@ -258,10 +259,10 @@ def _read_error(decode: Callable[[msgspec.Raw], _Read], raw: msgspec.Raw) -> _Re
 
 
 def allowed_path(path: str) -> str:
-    """A path that lines may ask for beside the known endpoints, as a person gave it.
+    """Check a path that a person allows lines to use, in addition to the known endpoints, and return it.
 
     Raises:
-        BadInput: it is no plain path.
+        BadInput: it is not a plain path.
     """
     if (flaw := flaw_of_path(path)) is not None:
         raise BadInput(f"{path[:60]!r} is {flaw}")
@@ -269,10 +270,10 @@ def allowed_path(path: str) -> str:
 
 
 def strange(head: bytes) -> str | None:
-    """What a file is instead of lines of UTF-8, and how it becomes that; None: nothing speaks against it.
+    """What a file is if it is not lines of UTF-8, and how to convert it; None: it may be such lines.
 
     Args:
-        head: Its first bytes, some hundred.
+        head: Its first bytes, a few hundred.
     """
     for mark, what in _MARKS:
         if head.startswith(mark):
@@ -280,9 +281,9 @@ def strange(head: bytes) -> str | None:
     if head[257:262] == b"ustar":
         return "a tar archive; unpack it first: tar -xf IN"
     text = head[:64]
-    for charset, size in (("UTF-32", 4), ("UTF-16", 2)):  # without a mark, as some write them
+    for charset, size in (("UTF-32", 4), ("UTF-16", 2)):  # without a byte order mark
         rows = [text[at::size] for at in range(size)]
-        letters = [row for row in rows if row.count(0) * 4 < len(row)]  # in one place of each character, never 0
+        letters = [row for row in rows if row.count(0) * 4 < len(row)]  # of ASCII text, one byte of each character
         if len(letters) == 1 and sum(row.count(0) * 2 >= len(row) > 0 for row in rows) == size - 1:
             return _converted(charset)
     return None
@@ -321,7 +322,7 @@ def array_of_lines(first: bytes, *, alone: bool) -> bool:
 
     Args:
         first: Its first line that is not blank.
-        alone: Whether it has no other.
+        alone: Whether all other lines are blank.
     """
     if first[:1] != b"[":
         return False
@@ -336,9 +337,9 @@ class LineReader:
     """Reads the lines of one run.
 
     Args:
-        run: Whose lines they are; call ids follow from it.
-        allowed: Paths that lines may ask for beside the known endpoints (`allowed_path`), letter by letter.
-        path_of: The path of a whole URL below the base URL; None: it leads elsewhere.
+        run: Id of the run; call ids are derived from it.
+        allowed: Paths that lines may use in addition to the known endpoints (`allowed_path`), compared exactly.
+        path_of: Returns the path of a whole URL below the base URL; None: the URL is not below it.
     """
 
     def __init__(
@@ -348,10 +349,10 @@ class LineReader:
         self._fine_urls: dict[str, bool] = {}
 
     def custom_id(self, text: bytes) -> str | None:
-        """The custom_id of a line that can be sent, at a glance; None: `read` has to look at it.
+        """The custom_id of a line that can be sent, found without parsing its body; None: `read` has to decide.
 
         Args:
-            text: Without blanks around it.
+            text: The line without blanks around it.
         """
         try:
             line = _line_decoder.decode(text)
@@ -362,10 +363,10 @@ class LineReader:
         return str(line.custom_id) or None
 
     def custom_ids(self, block: bytes) -> list[str] | None:
-        """The custom_ids of many lines each of which can be sent, at one glance; None: `custom_id` has to look at each.
+        """The custom_ids of a block of lines that can all be sent; None: `custom_id` has to look at each line.
 
         Args:
-            block: Of whole lines.
+            block: Whole lines.
         """
         try:
             lines = _line_decoder.decode_lines(block)
@@ -373,7 +374,7 @@ class LineReader:
             return None
         if not (_is_object_a_line(block, len(lines)) and _is_whole_text(block)):
             return None
-        fine, fine_url = self._is_fine, ""  # of the lines of a block most have one address
+        fine, fine_url = self._is_fine, ""  # most lines of a block have the same url
         ids = list[str]()
         for line in lines:
             if line.url != fine_url or line.method != "POST" or line.body.asks_for_more:
@@ -395,13 +396,13 @@ class LineReader:
         return fine and line.method.upper() == "POST" and not line.body.asks_for_more
 
     def read(self, text: bytes, number: int, offset: int, first: Callable[[str], int | None]) -> Ask | Bad:
-        """A line of IN.
+        """Parse and check a line of IN.
 
         Args:
-            text: Without blanks around it; of one that is too long a `Cut`.
-            number: From 1.
+            text: The line without blanks around it; a `Cut` if it is too long.
+            number: Of the line, from 1.
             offset: Of the line in the file, bytes.
-            first: Takes a custom_id; returns the number of the line before this one that has it, if any has.
+            first: Takes a custom_id; returns the number of the earlier line that has it, if there is one.
         """
         bad = partial(_bad, number, text)
         if isinstance(text, Cut):
@@ -429,7 +430,7 @@ class LineReader:
             return bad(f"custom_id is {custom_id!a:.60}; give each line a text or a whole number of its own")
         if not custom_id:
             return bad("no custom_id; give each line a text of its own")
-        if _SURROGATE.search(custom_id):  # no UTF-8, so nobody who reads OUT could find it
+        if _SURROGATE.search(custom_id):  # it cannot be UTF-8, so no reader of OUT could find it
             return bad(f"custom_id {_HALF}")
         used = first(custom_id)
         if used is not None:
@@ -461,7 +462,7 @@ def asks(
     """The lines of a Batch file, in order; blank ones are left out. Arguments as of `LineReader`.
 
     Args:
-        lines: With their ends, from the first line on; one that is too long as a `Cut`.
+        lines: With their line ends, from the first on; one that is too long is a `Cut`.
     """
     reader, seen = LineReader(run, allowed, path_of), dict[str, int]()
     for number, offset, text in numbered(lines):
@@ -472,7 +473,7 @@ def asks(
 
 
 def numbered(lines: Iterable[bytes], number: int = 1, offset: int = 0) -> Iterator[tuple[int, int, bytes]]:
-    """Of each line that is not blank its number, its offset in bytes, and its text without blanks around it.
+    """Number, offset in bytes, and text without blanks around it, of each line that is not blank.
 
     Args:
         number: Of the first line, from 1.
@@ -491,7 +492,7 @@ def without_mark(text: bytes) -> bytes:
 
 
 def same_ask(ask: Ask) -> str:
-    """What a line asks for, whoever asks: of two lines with the same text one answer serves both."""
+    """A text that is equal for lines that ask for the same, so that one answer serves them all."""
     return f"{ask.url}\n{json.dumps(ask.body, sort_keys=True)}"
 
 
@@ -504,12 +505,12 @@ def _is_object_a_line(block: bytes, many: int) -> bool:
     """Whether each of a block's lines is one JSON object from its first byte to its last.
 
     Args:
-        many: JSON values that were found in it: where each end of a line stands between two objects, and there are as
-            many lines as values, each line is one.
+        many: Number of JSON values found in it. If each line end is between two objects, and there are as many lines
+            as values, each line is one object.
     """
     if not (block.startswith(b"{") and block.endswith(b"}\n")):
         return False
-    find, end, last = block.find, block.find(b"\n"), len(block) - 1  # a byte is found in a third of `count`'s time
+    find, end, last = block.find, block.find(b"\n"), len(block) - 1  # `find` takes a third of `count`'s time
     while end != last:
         if block[end - 1] != _CLOSES or block[end + 1] != _OPENS:
             return False
@@ -519,8 +520,8 @@ def _is_object_a_line(block: bytes, many: int) -> bool:
 
 
 def _is_whole_text(text: bytes) -> bool:
-    """Whether it is UTF-8, and no escape in it may be half a character."""
-    # One byte is found ten times as fast as two are.
+    """Whether it is UTF-8, and no escape in it may be a lone surrogate."""
+    # A search for one byte is ten times as fast as one for two.
     return not (b"\\" in text and b"\\u" in text and _MAYBE_HALF.search(text)) and (text.isascii() or _is_utf8(text))
 
 
@@ -533,7 +534,7 @@ def _is_utf8(text: bytes) -> bool:
 
 
 def _bad(number: int, text: bytes, why: str, custom_id: str | None = None, *, is_object: bool = True) -> Bad:
-    # The id of no run: it is all by which a later start knows that a line without custom_id was reported.
+    # Not derived from the run: by this id alone a later start knows that a line without custom_id was reported.
     call_id = _call_id(_BAD, f"line {number}", text)
     return Bad(number=number, call_id=call_id, custom_id=custom_id, why=why, is_object=is_object)
 
@@ -555,7 +556,7 @@ def _refusal(line: Mapping[str, Any], allowed: Collection[str]) -> str | None:
 
 
 def _other_format(line: Mapping[str, Any]) -> str | None:
-    """Whose format a line is in instead, and how it becomes ours; None: nothing speaks against it."""
+    """Which other format a line is in, and how to convert it; None: none that is known here."""
     if line.get("method") is not None or line.get("url") is not None:
         return None
     for members, what in _OTHER_FORMATS:
@@ -593,7 +594,7 @@ _OTHER_FORMATS = (
 
 
 def _is_text(line: Mapping[str, Any]) -> bool:
-    """Whether all that it holds is UTF-8: neither Redis nor a provider takes half a character."""
+    """Whether all of it can be UTF-8: neither Redis nor a provider takes a lone surrogate."""
     try:
         json.dumps(line, ensure_ascii=False).encode()
     except (UnicodeEncodeError, RecursionError):
@@ -606,7 +607,7 @@ def _no_constant(name: str) -> Any:
 
 
 def _call_id(run: uuid.UUID, name: str, text: bytes) -> str:
-    # The text too: a line that was edited between two starts is another call.
+    # Of the text too: a line that was edited between two starts is another call.
     return str(uuid.uuid5(run, f"{name}\n{text.decode('utf-8', 'surrogateescape')!a}"))
 
 
@@ -619,7 +620,7 @@ def out_id(call_id: str) -> str:
 
 
 def answer_line(call_id: str, custom_id: str, value: Any) -> tuple[bytes, End]:
-    """The line for an answer of the provider, whatever its status.
+    """The line for an answer of the provider, whatever its status, and how it ended.
 
     Args:
         value: What the task `batch_line` returned.
@@ -630,7 +631,7 @@ def answer_line(call_id: str, custom_id: str, value: Any) -> tuple[bytes, End]:
 
 
 def failure_line(call_id: str, custom_id: str, error: BaseException) -> tuple[bytes, End]:
-    """The line for a call that was given up: its HTTP status where it has one, else an error."""
+    """The line for a call that was given up (its HTTP status if it has one, else an error), and how it ended."""
     if isinstance(error, CallFailed):
         if error.status is not None and error.status >= 400:  # a broken answer may have come with a 200
             body = {"error": {"message": first_line(error.cause) or str(error.category), "type": str(error.category)}}
@@ -641,18 +642,18 @@ def failure_line(call_id: str, custom_id: str, error: BaseException) -> tuple[by
 
 
 def line_for(line: bytes, call_id: str, custom_id: str) -> bytes:
-    """The same line of OUT for another line of IN, which asked the same."""
+    """A line of OUT, rewritten for another line of IN that asks for the same."""
     return json.dumps({**json.loads(line), "id": out_id(call_id), "custom_id": custom_id}).encode("ascii") + b"\n"
 
 
 def tokens_of(body: Any) -> tuple[int, int]:
-    """Tokens of input and of output that a provider counted for an answer; 0 where it told none."""
+    """Tokens of input and of output that a provider counted for an answer; 0 where it gives none."""
     usage = usage_of(body)
     return (0, 0) if usage is None else (usage.input_tokens or 0, usage.output_tokens or 0)
 
 
 def error_line(call_id: str, custom_id: str | None, code: str, message: str) -> bytes:
-    """The line for what never reached the provider, or got no HTTP answer from it."""
+    """The line for a request that never reached the provider, or got no HTTP answer from it."""
     return _line(call_id, custom_id, response=None, error={"code": code, "message": first_line(message)})
 
 
@@ -669,29 +670,29 @@ def end_of(status: int | None) -> End:
 
 
 def read_out(text: bytes) -> OutLine:
-    """A line of OUT.
+    """Decode a line of OUT.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     return _decode_out(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainAnswers:
-    """What many lines of OUT say, of which most are answers of the most common shape."""
+    """Totals of a block of lines of OUT, most of which are answers of the most common shape."""
 
-    custom_ids: list[str]  #: of those answers
-    input_tokens: int  #: of them all
+    custom_ids: list[str]  #: of the answers of that shape
+    input_tokens: int  #: of these answers together
     output_tokens: int
-    others: list[int]  #: lines that `read_out` has to look at, from 0
+    others: list[int]  #: positions in the block, from 0, of the lines that `read_out` has to decode
 
 
 def plain_answers(block: bytes) -> PlainAnswers | None:
-    """Many lines of OUT at one glance; None: `read_out` has to look at each.
+    """Totals of a block of lines of OUT; None: `read_out` has to decode each line.
 
     Args:
-        block: Of whole lines.
+        block: Whole lines.
     """
     try:
         lines = _decode_plain_lines(block)
@@ -711,7 +712,7 @@ def plain_answers(block: bytes) -> PlainAnswers | None:
             others.append(number)
             continue
         if usage.prompt_tokens and usage.completion_tokens and not usage.cache_creation_input_tokens:
-            input_tokens += usage.prompt_tokens  # as `tokens` says; a property costs as much as all of this
+            input_tokens += usage.prompt_tokens  # the same as `usage.tokens`, which takes longer than all of this
             output_tokens += usage.completion_tokens
         else:
             asked, said = usage.tokens
@@ -722,7 +723,7 @@ def plain_answers(block: bytes) -> PlainAnswers | None:
 
 
 def is_torn(text: bytes) -> bool:
-    """Whether a last line without its end is one of ours, cut short by a crash."""
+    """Whether a last line without a line end is one that this product wrote, cut short by a crash."""
     begin = b'{"id": "' + _OUT_ID.encode()
     return text[: len(begin)] == begin[: len(text)]
 

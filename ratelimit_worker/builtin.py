@@ -1,9 +1,9 @@
-"""Which calls come with the product? Those of the known APIs over HTTP, and one line of a Batch file.
+"""Built-in tasks: requests to the known APIs over HTTP, and one line of a Batch file.
 
 `chat_completion.delay(model="gpt-4o", messages=[...], max_tokens=200)`: the arguments are the provider's own request
 body. `request.delay(provider="google", path="/v1beta/models/gemini-2.5-flash:generateContent", body={...})` is the same
-for every other operation that is known. Where requests go and as whom says the environment alone (`OPENAI_BASE_URL`,
-`OPENAI_API_KEY`, …): an address or a key never comes out of a call's arguments.
+for every other known operation. Addresses and keys come only from the environment (`OPENAI_BASE_URL`,
+`OPENAI_API_KEY`, …), never from a call's arguments.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from ratelimit_worker.worker.task import CallTask
 
 ensure_app()
 
-#: What the provider says of a request itself: the answer to a Batch line. All else is nobody's answer.
+#: Refusals that are about the request itself and so are the answer to a Batch line; other failures are not.
 REFUSALS = frozenset({Category.INVALID_REQUEST, Category.CONTENT_FILTERED})
-#: Status of a refusal inside a 200 that tells none.
+#: Status of a refusal inside a 200, if it states none.
 _UNTOLD_STATUS = 400
 
 
-# The sizes are asked for when a call is made, so a stream is refused before anything waits or is sent.
+# The sizes are computed when a call is made, so a stream is refused before anything waits or is sent.
 def _openai_size(*args: Any, **body: Any) -> Size:
     _check_whole("", body)
     return openai.size(body)
@@ -69,7 +69,7 @@ def _check_files(path: str, body: Any) -> None:
 
 
 def _check_request(provider: Any, path: Any, body: Any) -> Api:
-    """Refuse what may not be asked for; whoever makes a call may be told of it by a stranger.
+    """Refuse requests that are not allowed: paths and bodies may come from outside.
 
     Raises:
         BadInput: one line.
@@ -89,10 +89,10 @@ def _check_request(provider: Any, path: Any, body: Any) -> Api:
 
 
 def _endpoint(api: Api) -> Endpoint:
-    """Where requests of a provider go, as `environment` says it now.
+    """Address and key of a provider, from the environment as it is now.
 
     Raises:
-        AuthenticationFailed: there is no key, or its file holds none for longer than a moment: no fault of the call's.
+        AuthenticationFailed: there is no key, or its file stays empty; the call itself is not at fault.
     """
     try:
         return wait_for_key(lambda: api.endpoint(environment()))
@@ -101,7 +101,7 @@ def _endpoint(api: Api) -> Endpoint:
 
 
 class _ByPath(CallTask):
-    """Calls whose lane follows from their path, where nobody names one."""
+    """Tasks whose lane, if none is named, follows from the path."""
 
     abstract = True
     lane_by: ClassVar[Callable[..., str]]
@@ -143,7 +143,7 @@ def message(**body: Any) -> Any:
     return anthropic.request(_endpoint(anthropic), body).body
 
 
-# What is no request gets no further than its size, which is asked for next.
+# Invalid arguments get a lane too; the size, which is computed next, refuses them.
 def _lane_of_request(provider: Any = "", path: Any = "", body: Any = None, *_: Any, **__: Any) -> str:
     return lane_of(provider, path, body) if isinstance(provider, str) and isinstance(path, str) else "default"
 
@@ -156,18 +156,18 @@ def request(provider: str, path: str, body: Any) -> Any:
     `{"data": base64, "filename": "a.mp3"}`; a sound comes back as `{"content_type": …, "data": base64}`.
 
     Args:
-        provider: Whose key and address: "openai" (and what speaks like it), "anthropic" or "google".
-        path: Such as "/v1/responses", with its version or without. Others than the known ones are allowed by
-            `MAISD_PROVIDERS` alone.
+        provider: Whose key and address: "openai" (and compatible APIs), "anthropic" or "google".
+        path: Such as "/v1/responses", with its version or without. Paths other than the known ones must be listed in
+            `MAISD_PROVIDERS`.
     Raises:
-        BadInput: the request may not be made, or asks for a stream.
+        BadInput: the request is not allowed, or asks for a stream.
         CallFailed: as `chat_completion`.
     """
     api = _check_request(provider, path, body)
     return apis.request(api, _endpoint(api), path, body).body
 
 
-# Whoever sends a Batch file wants each of its lines asked, the same question twice too.
+# Each line of a Batch file is sent, even if two lines are the same.
 @llm_task(
     name="ratelimit_worker.batch_line",
     base=_ByPath,
@@ -176,12 +176,12 @@ def request(provider: str, path: str, body: Any) -> Any:
     cache=False,
 )
 def batch_line(url: str, body: Any) -> dict[str, Any]:
-    """One line of a Batch file → {"status_code", "request_id", "body"}, also where the provider refuses that line.
+    """One line of a Batch file → {"status_code", "request_id", "body"}, also if the provider refuses that line.
 
     Args:
         url: The line's path, such as "/v1/chat/completions".
     Raises:
-        CallFailed: the provider gave no answer, after all retries, or does not answer this account, whatever it asks
+        CallFailed: the provider gave no answer, after all retries, or answers no request of this account
             (`AuthenticationFailed`, `QuotaExhausted`).
     """
     api = api_of(url)
@@ -196,9 +196,9 @@ def _refusal(response: Response) -> Response:
     """The provider's own refusal of a line, with the status that it means.
 
     Raises:
-        ProviderRefused: it is no word about the line.
+        ProviderRefused: the failure says nothing about the line itself.
     """
-    if response.status < 300:  # the provider behind said no, within a 200
+    if response.status < 300:  # a gateway passed on a refusal within a 200
         flaw = flaw_of(response.body, response.headers, response.path)
         status = flaw.status if flaw is not None and flaw.status is not None else response.status
         response = replace(response, status=status)

@@ -1,19 +1,21 @@
-"""What travels through the system? One call, its cost, its attempts and what was seen of the provider.
+"""The values that all parts use: a call, its cost, its attempts, and what was seen of the provider.
 
 Plain values only: nothing here does I/O, and every other module may import this one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import reduce
 from operator import add
 from time import monotonic
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
 
 #: Version of messages, call records and lane state. A worker leaves a newer one alone (rolling deploys).
 SCHEMA_VERSION = 1
@@ -23,7 +25,7 @@ DIMENSIONS = ("requests", "tokens", "input_tokens", "output_tokens")
 
 
 class Category(StrEnum):
-    """What kind of failure an attempt met; decides retry, and what the lane learns from it."""
+    """Kinds of failures of an attempt; they decide about retries, and what the lane learns."""
 
     RATE_LIMITED = "rate_limited"
     OVERLOADED = "overloaded"
@@ -39,7 +41,7 @@ class Category(StrEnum):
     PROGRAMMING = "programming"
 
 
-#: Categories that say that the provider (or the way to it) is sick.
+#: Categories that mean that the provider (or the network to it) has problems.
 SICK = frozenset(
     {
         Category.OVERLOADED,
@@ -52,7 +54,7 @@ SICK = frozenset(
 
 
 class Priority(StrEnum):
-    """Class of a call within its lane. Classes age: a low call waits at most its offset of service longer."""
+    """Class of a call within its lane. No class starves: a low call waits longer only by a fixed amount of service."""
 
     HIGH = "high"
     NORMAL = "normal"
@@ -60,7 +62,7 @@ class Priority(StrEnum):
 
 
 class Mode(StrEnum):
-    """How much a lane may send, for its provider's health or because a person says so; from most to least."""
+    """How carefully a lane is used, set by the law or by a person; from most to least that may be sent."""
 
     NORMAL = "NORMAL"
     REDUCED = "REDUCED"
@@ -82,23 +84,23 @@ ENDS = frozenset({Outcome.ANSWERED, Outcome.FAILED})
 
 
 class PriceSource(StrEnum):
-    """Who says what an attempt cost."""
+    """Where the cost of an attempt comes from."""
 
     TOLD = "told"  #: the provider, in its answer
     OWN = "own"  #: the table of MAISD_PRICES
     LIST = "list"  #: the published price list
-    ESTIMATED = "estimated"  #: nobody: its answer was lost, and it is taken to have cost what its like do
+    ESTIMATED = "estimated"  #: its answer was lost: estimated as the usual cost of such attempts
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What the provider counted for one attempt. None: it did not say.
 
-    The first two are totals, whatever a provider's own fields leave out; the others say what of them was of a kind.
+    The first two are totals, also where a provider's own fields leave something out; the others are parts of them.
     """
 
-    input_tokens: int | None = None  #: all of them: cached ones, and those written to a cache, too
-    output_tokens: int | None = None  #: all of them: reasoning too
+    input_tokens: int | None = None  #: all input, including cached tokens and those written to a cache
+    output_tokens: int | None = None  #: all output, including reasoning
     cached_input_tokens: int | None = None  #: of the input, read from the provider's cache
     cache_write_tokens: int | None = None  #: of the input, written to it
     reasoning_tokens: int | None = None  #: of the output
@@ -106,11 +108,12 @@ class Usage:
     audio_output_tokens: int | None = None  #: of the output
     image_input_tokens: int | None = None  #: of the input
     image_output_tokens: int | None = None  #: of the output
-    long_cache_write_tokens: int | None = None  #: of those written to a cache, for an hour and more: they cost more
-    uncounted_input_tokens: int | None = None  #: of the input, what takes nothing of an input budget, as its form says
-    unbilled_input_tokens: int | None = None  #: of the input, what costs nothing, as its form says
-    service_tier: str | None = None  #: at which it was billed, as the provider calls it
-    cost_nanousd: int | None = None  #: billed, as the answer itself says; billionths of a dollar
+    #: of those written to a cache, the ones kept for an hour or longer: they cost more
+    long_cache_write_tokens: int | None = None
+    uncounted_input_tokens: int | None = None  #: of the input, tokens that take nothing from an input budget
+    unbilled_input_tokens: int | None = None  #: of the input, tokens that cost nothing
+    service_tier: str | None = None  #: tier at which it was billed, in the provider's words
+    cost_nanousd: int | None = None  #: the bill according to the answer itself; billionths of a dollar
 
     @property
     def budget_input_tokens(self) -> int | None:
@@ -120,11 +123,11 @@ class Usage:
         return max(0, self.input_tokens - (self.uncounted_input_tokens or 0))
 
     def __or__(self, later: Usage) -> Usage:
-        """This usage, where the later one of the same request does not say otherwise: a stream tells it in pieces."""
+        """This usage, overwritten by a later one of the same request: a stream reports its usage in pieces."""
         return Usage(*(b if b is not None else a for a, b in zip(_values(self), _values(later), strict=True)))
 
     def __add__(self, other: Usage) -> Usage:
-        """The usage of two requests together; their tier is the one that both had."""
+        """The usage of two requests together; the tier is kept if both had the same."""
         pairs = zip(_values(self), _values(other), strict=True)
         total = [_sum(a, b) for a, b in pairs]
         return Usage(*total)
@@ -142,7 +145,7 @@ def _sum(one: Any, other: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a call takes out of a budget when it is admitted: requests and tokens."""
+    """What a call takes from a lane's budget when it gets its permit: requests and tokens."""
 
     requests: float = 1.0
     input_tokens: int = 0
@@ -160,7 +163,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why an attempt gave no completion."""
+    """Why an attempt was not answered."""
 
     category: Category
     cause: str  #: One line without prompt or key, fit for logs and the tracking database.
@@ -170,13 +173,13 @@ class Failure:
 
     @property
     def sick(self) -> bool:
-        """Whether this says that the provider is sick (as against busy, or the caller being wrong)."""
+        """Whether this means that the provider has problems (and not that it is busy, or that the caller is wrong)."""
         return self.category in SICK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """One dimension of a provider's rate-limit headers, as it stood when the answer left."""
+    """One dimension of a provider's rate-limit headers, at the time when the answer was sent."""
 
     limit: float  #: units per window
     window_s: float  #: length of the window, seconds
@@ -190,14 +193,14 @@ class Response:
 
     status: int
     headers: Mapping[str, str]  #: names in lower case
-    body: Any  #: parsed JSON; the text where it was no JSON
+    body: Any  #: parsed JSON; the text if it was not JSON
     elapsed_s: float = 0.0
-    path: str = ""  #: what was asked, such as "/v1/chat/completions"; "": not known
+    path: str = ""  #: path of the request, such as "/v1/chat/completions"; "": not known
     first_byte_s: float | None = None  #: from the request to the first byte of the answer; None: not measured
 
     @property
     def request_id(self) -> str | None:
-        """The provider's own name for this request."""
+        """The provider's own id of this request."""
         return self.headers.get("x-request-id") or self.headers.get("request-id")
 
 
@@ -220,7 +223,7 @@ class Glimpse:
     """One request that a watched client made during an attempt, as far as it is known yet."""
 
     response: Response | None = None  #: None: no answer came (so far)
-    usage: Usage | None = None  #: of a stream: what its events told last
+    usage: Usage | None = None  #: of a stream: as of its latest event that has one
     provider: str | None = None
     asked: str | None = None  #: the model that the request named
     model: str | None = None  #: the one that answered
@@ -229,10 +232,10 @@ class Glimpse:
 
 @dataclass(slots=True)
 class Sighting:
-    """What was seen of the provider during one attempt; providers fill it, `flow.call.conclude` reads it.
+    """What was seen of the provider during one attempt; the provider modules fill it, `flow.call.conclude` reads it.
 
-    A user's own function fills it where its client is watched (`providers.watch`); where it is not, the exception alone
-    is classified.
+    For a user's own function it is filled if its client is watched (`providers.watch`); otherwise only the exception is
+    classified.
     """
 
     response: Response | None = None
@@ -240,13 +243,13 @@ class Sighting:
     provider: str | None = None
     model: str | None = None
     lane: str = ""  #: of the attempt; "": outside any
-    sent_again: bool = True  #: whoever made the attempt repeats it where that helps, so a client need not
-    watched: bool = False  #: `response` is a watched client's, which need not have raised for it
+    sent_again: bool = True  #: the call is retried by its lane, so the client need not retry
+    watched: bool = False  #: `response` comes from a watched client, which may not have raised for it
     glimpses: list[Glimpse] = field(default_factory=list)
     finish_reason: str | None = None
 
     def so_far(self) -> Sighting:
-        """What was seen by now, as it stays: a stream may go on when its attempt has ended."""
+        """A copy of what was seen until now: a stream may go on after its attempt has ended."""
         return Sighting(
             self.response,
             self.usage,
@@ -260,7 +263,7 @@ class Sighting:
         )
 
     def look(self) -> None:
-        """Take what the glimpses tell by now.
+        """Take what the glimpses have seen until now.
 
         The tokens are those of all requests. The response is that of the last one; where some asked for the lane's own
         model ("provider:model"), of the last of these, so that a lane does not take the limits of the embeddings that
@@ -277,7 +280,7 @@ class Sighting:
 
 
 def _is_of(lane: str, model: str | None) -> bool:
-    """Whether a model is the one that a lane is named after; providers answer with a dated name of what was asked."""
+    """Whether a model is the one that a lane is named after; providers answer with a name that has a date added."""
     own = lane.partition(":")[2]
     return bool(own and model) and (model == own or str(model).startswith(f"{own}-"))
 
@@ -289,15 +292,28 @@ def _together(counted: Sequence[Usage]) -> Usage | None:
 _sighting: ContextVar[Sighting | None] = ContextVar("ratelimit_worker_sighting", default=None)
 
 
-@contextmanager
-def sighting(lane: str = "", *, sent_again: bool = True) -> Iterator[Sighting]:
+class _Inside(Generic[T]):
+    """A context variable has this value inside the block.
+
+    (A class, since a generator's context manager takes three times as long, and each attempt enters several.)
+    """
+
+    __slots__ = ("_token", "_value", "_variable")
+
+    def __init__(self, variable: ContextVar[Any], value: T) -> None:
+        self._variable, self._value = variable, value
+
+    def __enter__(self) -> T:
+        self._token = self._variable.set(self._value)
+        return self._value
+
+    def __exit__(self, *_: object) -> None:
+        self._variable.reset(self._token)
+
+
+def sighting(lane: str = "", *, sent_again: bool = True) -> AbstractContextManager[Sighting]:
     """Collect what providers see inside the block (one attempt; nests). The arguments are fields of `Sighting`."""
-    seen = Sighting(lane=lane, sent_again=sent_again)
-    token = _sighting.set(seen)
-    try:
-        yield seen
-    finally:
-        _sighting.reset(token)
+    return _Inside(_sighting, Sighting(lane=lane, sent_again=sent_again))
 
 
 def sighting_now() -> Sighting | None:
@@ -335,25 +351,21 @@ class Timeouts:
 
     connect_s: float = CONNECT_S
     first_byte_s: float = MOST_ATTEMPT_S
-    whole_s: float = MOST_ATTEMPT_S  #: with the first byte, and however the rest comes
-    by_deadline: bool = False  #: the call's deadline ends it before its provider can be expected to have answered
+    whole_s: float = MOST_ATTEMPT_S  #: until the end of the answer
+    by_deadline: bool = False  #: the call's deadline ends the attempt earlier than an answer can be expected
 
 
 _within: ContextVar[tuple[Timeouts, float] | None] = ContextVar("ratelimit_worker_timeouts", default=None)
 
 
-@contextmanager
-def within(timeouts: Timeouts) -> Iterator[None]:
-    """Bound the attempt inside the block, from now on: providers obey, and a task's own code asks `timeout_s`."""
-    token = _within.set((timeouts, monotonic()))
-    try:
-        yield
-    finally:
-        _within.reset(token)
+def within(timeouts: Timeouts) -> AbstractContextManager[object]:
+    """Limit the attempt inside the block, from now on: provider modules obey, a task's own code can read
+    `timeout_s`."""
+    return _Inside(_within, (timeouts, monotonic()))
 
 
 def timeouts_left() -> Timeouts:
-    """What is left of the running attempt's time-outs; outside one, those of an answer of which nothing is known."""
+    """What is left of the running attempt's time-outs; outside an attempt, the longest ones."""
     now = _within.get()
     if now is None:
         return Timeouts()
@@ -383,7 +395,7 @@ MOST_CONTENT = 20_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """What an attempt was asked and what came of it, kept only where MAISD_CAPTURE_CONTENT is on."""
+    """Prompt and answer of an attempt, kept only if MAISD_CAPTURE_CONTENT is on."""
 
     asked: str  #: the arguments, as JSON
     answer: str | None = None  #: as JSON
@@ -392,7 +404,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One request to a provider (or one that was turned back before it): a row of the tracking database.
+    """One request to a provider (or one that was stopped before it): a row of the tracking database.
 
     All times are seconds since the epoch (UTC) on the Redis server's clock where it is known.
     """
@@ -429,20 +441,20 @@ class Attempt:
     first_byte_s: float | None = None  #: from the request to the first byte of its answer
     finish_reason: str | None = None  #: in the provider's own word
     cost_nanousd: int | None = None  #: billionths of a dollar; None: no price is known
-    cached_saving_nanousd: int | None = None  #: what it would have cost more, had no input been cached
+    cached_saving_nanousd: int | None = None  #: by how much it was cheaper because of cached input
     price_source: PriceSource | None = None  #: None: there is no price
-    lost_attempts: int = 0  #: at the call, before this one, whose worker died: no row tells of them
-    lost_nanousd: int | None = None  #: what these are taken to have cost
+    lost_attempts: int = 0  #: earlier attempts at the call whose worker died: they have no rows
+    lost_nanousd: int | None = None  #: their estimated cost
     cause: str | None = None  #: one line without prompt or key
     worker: str = ""
     content: Content | None = None
-    # What the recorder goes by; not in the database.
-    anew: bool = False  #: the call had ended before, and was made anew under its id: that end was an attempt
-    asked_model: str | None = None  #: under which its tokens are learned; None: they were not estimated
+    # Needed by the recorder; not in the database.
+    anew: bool = False  #: the call had ended before and was made again under its id: its earlier end was an attempt
+    asked_model: str | None = None  #: model under which its tokens are learned; None: they were not estimated
     estimated_tokens: int = 0  #: input, before any correction; 0: they were counted, or there was no text
-    uncounted_input_tokens: int = 0  #: of the input, what took nothing of its budget
-    answer_lost: bool = False  #: the provider may have charged for it, and its process did not know how much
-    unpriced: Usage | None = None  #: what it used, where its process knew no price: it is priced when it is recorded
+    uncounted_input_tokens: int = 0  #: of the input, tokens that took nothing from the budget
+    answer_lost: bool = False  #: the provider may have charged for it, but its process does not know how much
+    unpriced: Usage | None = None  #: its usage, if its process knew no price: the recorder finds the price
 
     @property
     def latency_s(self) -> float:
@@ -457,8 +469,8 @@ class ModeChange:
     All times are seconds since the epoch (UTC), Redis clock.
     """
 
-    id: str  #: the same however often the event is told
-    lane: str  #: "*" where all lanes were pinned and none was known
+    id: str  #: the same however often the event is sent
+    lane: str  #: "*" if all lanes were pinned and none was known
     from_mode: Mode
     to_mode: Mode  #: may equal `from_mode`: a lane in NORMAL that is pinned to it
     at: float
@@ -471,19 +483,19 @@ class ModeChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentWith:
-    """What requests carry beside what the API itself wants: for a gateway, a beta, an API version.
+    """Additional headers and query parameters of requests: for a gateway, a beta, an API version.
 
-    A header's value may be `env:NAME` or `file:PATH`, where a secret is; it is read anew for each request.
+    For a secret, a header's value is `env:NAME` or `file:PATH`; it is read again for each request.
     """
 
     headers: Mapping[str, str] = field(default_factory=dict)  #: names in lower case; an empty value: not sent
     query: Mapping[str, str] = field(default_factory=dict)
-    paths: tuple[str, ...] = ()  #: of a provider: what may be asked for beside the known endpoints, letter by letter
+    paths: tuple[str, ...] = ()  #: of a provider: allowed in addition to the known endpoints; compared exactly
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneLimits:
-    """What a person told us about a lane. None: unknown, the lane finds out."""
+    """The configuration of a lane. None: not configured, the lane finds out."""
 
     rpm: float | None = None  #: requests a minute, never exceeded
     tpm: float | None = None  #: tokens a minute (input + output), never exceeded
@@ -494,10 +506,12 @@ class LaneLimits:
     unlimited: bool = False  #: no pace at all
     adaptive: bool = True
     #: Whether the provider gives back, after the answer, tokens that were reserved and not used, so that the lane may
-    #: too; None: it is taken to do so until it refuses for tokens. Headers that tell what is left are heeded alone.
+    #: too; None: it is assumed to until it refuses for tokens. Where headers say what is left, only they count.
     reconcile: bool | None = None
     parents: tuple[str, ...] = ()  #: lanes whose budgets it shares with other lanes
-    shared: bool = False  #: itself a parent: only what was told of it binds, since it has no calls to learn from
+    shared: bool = False  #: it is a parent: only its configured limits bind, since it has no calls to learn from
     tenants: Mapping[str, float] = field(default_factory=dict)  #: weights; 1 where a tenant is not named
     timeout_s: float | None = None  #: of one attempt, seconds
-    sent_with: SentWith = SentWith()  #: headers and query of its calls' requests, beside the provider's own
+    sent_with: SentWith = SentWith()  #: headers and query of its calls' requests, in addition to the provider's
+    usd_per_day: float | None = None  #: dollars a day; when they are spent, its calls wait for the next day
+    usd_per_month: float | None = None  #: dollars a calendar month

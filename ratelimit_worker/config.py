@@ -19,15 +19,17 @@ from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from ratelimit_worker.calls import LaneLimits, SentWith
+from ratelimit_worker.contracts.budget import Budget
 from ratelimit_worker.contracts.price import PriceCard
 from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.policy.budget import flaw_of_budget
 from ratelimit_worker.policy.choices import MOST_DEADLINE_S, MOST_TIMEOUT_S, MOST_TTL_S, flaw_of_name
 from ratelimit_worker.policy.day import zone_of
 from ratelimit_worker.policy.endpoints import ANTHROPIC, GOOGLE, OPENAI, flaw_of_path
 from ratelimit_worker.policy.price import own_cards
 
 PREFIX = "MAISD_"
-#: What is said where a Redis is needed and none is named.
+#: Error message where a Redis is needed and none is configured.
 NO_REDIS = (
     "no Redis: set MAISD_REDIS_URL or CELERY_BROKER_URL, name your app to commands (-A MODULE), "
     "or use `up`, `run` or `demo`"
@@ -35,7 +37,7 @@ NO_REDIS = (
 REDIS_PASSWORD_FILE = f"{PREFIX}REDIS_PASSWORD_FILE"
 
 #: Names of settings that carry secrets or credentials in URLs; never printed whole.
-SECRET_NAMES = frozenset({"REDIS_URL", "DATABASE_URL", "ALERT_WEBHOOK_URL", "PROVIDERS"})
+SECRET_NAMES = frozenset({"REDIS_URL", "DATABASE_URL", "ALERT_WEBHOOK_URL", "ALERT_WEBHOOK_SECRET", "PROVIDERS"})
 
 T = TypeVar("T")
 
@@ -79,6 +81,12 @@ def _whole(low: int, high: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def _names(text: str) -> str:
+    if not any(name.strip() for name in text.split(",")):
+        raise ValueError("use names with commas between")
+    return text
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         word = text.strip().lower()
@@ -110,7 +118,7 @@ def _redis_address(text: str) -> str:
 
 
 def namespace_prefix(text: str) -> str:
-    """What names of keys begin with in a namespace: it and a colon, unless it ends in a mark of its own."""
+    """The prefix of all key names in a namespace: its name and a colon, unless it ends in one of `:_-./` itself."""
     return text if not text or text[-1] in ":_-./" else f"{text}:"
 
 
@@ -124,10 +132,22 @@ def _webhook(text: str) -> str:
     try:
         parts = urlsplit(text)
         named = parts.scheme in {"http", "https"} and parts.hostname and (parts.port or True)
-    except ValueError:  # a port or an address that cannot be
+    except ValueError:  # an invalid port or address
         named = False
     if not named or any(letter.isspace() for letter in text):
         raise ValueError("use a whole URL, such as https://host/path")
+    return text
+
+
+LEAST_SECRET = 16  #: fewest characters of a signing secret
+
+
+def _signing(text: str) -> str:
+    kind, _, of = text.partition(":")
+    if kind in {"env", "file"} and of:
+        return text
+    if not text.isascii() or len(text) < LEAST_SECRET:
+        raise ValueError(f"use {LEAST_SECRET} letters and digits or more, whsec_ and base64, env:NAME or file:PATH")
     return text
 
 
@@ -143,7 +163,7 @@ def _zone(text: str) -> str:
     return text.strip()
 
 
-MOST_PARENTS = 4  #: of one lane: each is as much work for every call as the lane itself
+MOST_PARENTS = 4  #: most parents of one lane: each costs every call as much work as the lane itself
 
 MOST_ANSWER_MB = 500.0  #: Redis takes no value above 512 MB, and an answer has to be kept there
 
@@ -152,6 +172,8 @@ _LANE_FIELDS: dict[str, Callable[[str], Any]] = {
     "tpm": _number(0, above=True),
     "rpd": _number(0, above=True),
     "tpd": _number(0, above=True),
+    "usd_per_day": _number(0, above=True),
+    "usd_per_month": _number(0, above=True),
     "day_zone": _zone,
     "concurrency": _whole(1),
     "unlimited": _switch,
@@ -162,7 +184,7 @@ _LANE_FIELDS: dict[str, Callable[[str], Any]] = {
 
 
 def _tables(text: str) -> Mapping[str, Any]:
-    """JSON, or a TOML file named by its path."""
+    """The tables in a setting's value, which is JSON or the path of a TOML file."""
     text = text.strip()
     if text.startswith("{"):
         raw: Mapping[str, Any] = json.loads(text)
@@ -173,26 +195,50 @@ def _tables(text: str) -> Mapping[str, Any]:
         raise ValueError(f"use JSON or the path of a TOML file ({error.strerror or error})") from error
 
 
-#: Providers whose requests are made here.
+#: Providers to which the built-in tasks send requests.
 PROVIDERS = (OPENAI, ANTHROPIC, GOOGLE)
 
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-#: Headers that belong to the request itself.
+#: Headers that the HTTP client sets itself, so nobody can configure them.
 _OWN_HEADERS = frozenset(
     {"host", "content-length", "content-type", "transfer-encoding", "connection", "accept-encoding"}
 )
-#: What a header is called that holds a secret.
+#: Found in the name of a header that probably holds a secret.
 _SECRET_HEADER = re.compile(r"auth|key|token|secret|password|cookie", re.I)
 _REFERENCES = ("env:", "file:")
 
 
 def _prices(text: str) -> Mapping[str, PriceCard]:
-    """Prices of one's own, from JSON or a TOML file: dollars for a million tokens, by model."""
+    """The user's own prices by model, in dollars for a million tokens, from JSON or a TOML file."""
     return own_cards(_tables(text))
 
 
+_BUDGET_FIELDS: Mapping[str, Callable[[str], Any]] = {
+    "usd_per_day": _number(0, above=True),
+    "usd_per_month": _number(0, above=True),
+    "zone": _zone,
+}
+
+
+def _budgets(text: str) -> Mapping[str, Budget]:
+    """Budgets of money by name, from JSON or a TOML file."""
+    found = {}
+    for name, table in _tables(text).items():
+        if (flaw := flaw_of_budget(str(name))) is not None:
+            raise ValueError(f"budget {str(name)[:60]!a}: {flaw}")
+        if not isinstance(table, Mapping) or not table or set(table) - set(_BUDGET_FIELDS):
+            raise ValueError(f"budget {name!r}: use a table with usd_per_day, usd_per_month and zone")
+        try:
+            found[str(name)] = Budget(**{field: _BUDGET_FIELDS[field](str(value)) for field, value in table.items()})
+        except ValueError as error:
+            raise ValueError(f"budget {name!r}: {error}") from error
+        if not found[str(name)].bounds:
+            raise ValueError(f"budget {name!r}: name usd_per_day or usd_per_month")
+    return found
+
+
 def _providers(text: str) -> Mapping[str, SentWith]:
-    """What requests to a provider carry, from JSON or a TOML file."""
+    """Headers, query and additional paths of requests by provider, from JSON or a TOML file."""
     found = {}
     for name, table in _tables(text).items():
         if name not in PROVIDERS:
@@ -216,8 +262,10 @@ def _paths(provider: str, table: Mapping[str, Any]) -> tuple[str, ...]:
 def sent_with(where: str, table: Mapping[str, Any]) -> SentWith:
     """Check `headers` and `query` as a person wrote them.
 
+    Args:
+        where: The setting's place, with which error messages begin.
     Raises:
-        ValueError: names the place and the fix; no value is repeated.
+        ValueError: the message names the place and the fix, and repeats no value.
     """
     headers, query = table.get("headers", {}), table.get("query", {})
     for name, values in (("headers", headers), ("query", query)):
@@ -255,12 +303,12 @@ def _lanes(text: str) -> Mapping[str, LaneLimits]:
 
 
 def _with_parents(lanes: Mapping[str, LaneLimits], learning: Collection[str]) -> Mapping[str, LaneLimits]:
-    """The lanes, with those marked that are budgets of others.
+    """The lanes; parents are marked as shared, and do not adapt unless `learning` names them.
 
     Args:
-        learning: Lanes said to be adaptive: one of these that is a parent has calls of its own to learn from.
+        learning: Lanes with an explicit `adaptive`: a parent among them has calls of its own to learn from.
     Raises:
-        ValueError: a parent that cannot be; names the lane, the parent and the fix.
+        ValueError: a parent is unknown, has no limit, or has parents; the message names the lane, it and the fix.
     """
     for lane, limits in lanes.items():
         for parent in limits.parents:
@@ -272,7 +320,7 @@ def _with_parents(lanes: Mapping[str, LaneLimits], learning: Collection[str]) ->
                 )
             if parent not in learning and not bounds_others(lanes[parent]):
                 raise ValueError(
-                    f"lane {lane!r}: parent {parent!r} has no limit; tell it rpm, tpm, rpd, tpd or concurrency"
+                    f"lane {lane!r}: parent {parent!r} has no limit; tell it a rate, a quota, dollars or concurrency"
                 )
     parents = {parent for limits in lanes.values() for parent in limits.parents} - set(learning)
     return {
@@ -282,16 +330,17 @@ def _with_parents(lanes: Mapping[str, LaneLimits], learning: Collection[str]) ->
 
 
 def bounds_others(limits: LaneLimits) -> bool:
-    """Whether a budget that has no calls of its own bounds those of its lanes (`unlimited`: by its mode alone)."""
+    """Whether a parent without calls of its own limits its lanes at all (an `unlimited` one does by its mode alone)."""
     told = (limits.rpm, limits.tpm, limits.rpd, limits.tpd, limits.concurrency)
-    return limits.unlimited or any(limit is not None for limit in told)
+    dollars = (limits.usd_per_day, limits.usd_per_month)
+    return limits.unlimited or any(limit is not None for limit in told + dollars)
 
 
 def parents_of(lane: str, names: Any) -> tuple[str, ...]:
     """Check the names of a lane's parents.
 
     Raises:
-        ValueError: names the lane, the value and the fix.
+        ValueError: the message names the lane, the value and the fix.
     """
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"lane {lane!r}: parents={names!r}: use a list of lanes")
@@ -306,7 +355,7 @@ def lane_limits(lane: str, values: Any) -> LaneLimits:
     """Check one lane's limits as a person wrote them.
 
     Raises:
-        ValueError: names the lane, the value and the fix.
+        ValueError: the message names the lane, the value and the fix.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"lane {lane!r}: use a table of limits, not {values!r}")  # noqa: TRY004 - a setting's value
@@ -388,6 +437,12 @@ class Settings:
     max_payload_mb: float = _setting(16.0, _number(0, MOST_ANSWER_MB, above=True))
     max_answer_mb: float = _setting(64.0, _number(0, MOST_ANSWER_MB, above=True))
 
+    failed_calls_hours: float = _setting(24.0, _number(0, 24 * 30))
+    max_failed_calls: int = _setting(1_000, _whole(0))
+    failed_calls_mb: float = _setting(100.0, _number(0))
+
+    flower_operators: str = _setting("", _names)
+
     redis_url: str = _setting("", _redis_address)
     namespace: str = _setting("", _namespace)
     redis_password_file: str = _setting("", str)
@@ -395,13 +450,19 @@ class Settings:
     lanes: Mapping[str, LaneLimits] = _setting({}, _lanes)
     providers: Mapping[str, SentWith] = _setting({}, _providers)
     prices: Mapping[str, PriceCard] = _setting({}, _prices)
+    budgets: Mapping[str, Budget] = _setting({}, _budgets)
     alert_webhook_url: str = _setting("", _webhook)
+    alert_webhook_secret: str = _setting("", _signing)
+    alert_webhook_form: str = _setting("auto", _one_of("auto", "json", "slack"))
     capture_content: bool = _setting(False, _switch)
     log_calls: bool = _setting(False, _switch)
+    otel: str = _setting("auto", _one_of("auto", "on", "off"))
     state_dir: str = _setting("", str)
 
-    rate_limit_delay: float = 1.0  #: RATE_LIMIT_DELAY, without the prefix: seconds before a call in basic mode
-    sources: Mapping[str, str] = field(default_factory=dict)  #: where each was found: "environment", "default", …
+    #: RATE_LIMIT_DELAY (without the prefix): seconds between two calls while advanced rate limiting is off.
+    rate_limit_delay: float = 1.0
+    #: By environment name, where each setting was found: "environment", "default", …
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def deadline_s(self) -> float:
@@ -409,8 +470,13 @@ class Settings:
         return self.deadline_hours * 3600.0
 
     @property
+    def operators(self) -> frozenset[str]:
+        """Who may press buttons in Flower; empty: everybody who is logged in."""
+        return frozenset(name.strip() for name in self.flower_operators.split(",") if name.strip())
+
+    @property
     def figures_reach_s(self) -> float:
-        """The window of a report for which nobody names one, seconds."""
+        """Default window of a report, seconds."""
         return self.stats_retention_hours * 3600.0
 
     @property
@@ -475,15 +541,15 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
 
 
 def environment() -> Mapping[str, str]:
-    """The environment as it is, for providers' keys and addresses: read anew, so that a rotated key is taken up."""
+    """The live environment (not a copy), for providers' keys and addresses: a rotated key takes effect at once."""
     return os.environ
 
 
 def told_paths(environ: Mapping[str, str], provider: str) -> tuple[str, ...]:
-    """Paths of a provider that may be asked for beside the known endpoints, as MAISD_PROVIDERS says it.
+    """Paths of a provider that MAISD_PROVIDERS allows in addition to the known endpoints.
 
     Raises:
-        ConfigurationError: It is wrong.
+        ConfigurationError: MAISD_PROVIDERS is wrong.
     """
     try:
         told: SentWith = _read_once(_providers, environ.get(f"{PREFIX}PROVIDERS", "")).get(provider, SentWith())
@@ -493,10 +559,10 @@ def told_paths(environ: Mapping[str, str], provider: str) -> tuple[str, ...]:
 
 
 def told_to_send(environ: Mapping[str, str], provider: str, lane: str) -> SentWith:
-    """What requests of a lane to a provider carry, as MAISD_PROVIDERS and MAISD_LANES say it; the lane's word wins.
+    """Headers and query of a lane's requests to a provider. What MAISD_LANES sets replaces what MAISD_PROVIDERS sets.
 
     Raises:
-        ConfigurationError: One of them is wrong, or a secret that it names is not there.
+        ConfigurationError: one of these settings is wrong, or a secret to which it refers cannot be read.
     """
     try:
         of_provider = _read_once(_providers, environ.get(f"{PREFIX}PROVIDERS", "")).get(provider, SentWith())
@@ -510,9 +576,29 @@ def told_to_send(environ: Mapping[str, str], provider: str, lane: str) -> SentWi
     )
 
 
+def signing_secret(environ: Mapping[str, str], text: str) -> str:
+    """The secret of MAISD_ALERT_WEBHOOK_SECRET: its text itself, or the content of the variable or file that it names.
+
+    Raises:
+        ConfigurationError: the variable or file cannot be read, is too short, or is not ASCII.
+    """
+    kind, _, of = text.partition(":")
+    if kind not in {"env", "file"}:
+        return text
+    name = f"{PREFIX}ALERT_WEBHOOK_SECRET"
+    try:
+        found = environ.get(of, "") if kind == "env" else Path(of).expanduser().read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{name}: {text} cannot be read ({type(error).__name__})") from None
+    secret = found.strip()
+    if not secret.isascii() or len(secret) < LEAST_SECRET:
+        raise ConfigurationError(f"{name}: {text} holds less than {LEAST_SECRET} letters and digits")
+    return secret
+
+
 @lru_cache(maxsize=16)
 def _read_once(parse: Callable[[str], Mapping[str, T]], text: str) -> Mapping[str, T]:
-    """As all settings a process keeps what it read first; only what they refer to is read anew."""
+    """Parse a text once: the TOML file that it may name is not read again, but the secrets referred to there are."""
     return parse(text) if text else {}
 
 

@@ -1,9 +1,9 @@
-"""Which deployment does a command look at, where no setting names its Redis? That of an app, or of what ran here last.
+"""Which deployment does a command look at? The first of these that there is:
 
 1. the app that is named (`-A MODULE`), then MAISD_REDIS_URL or CELERY_BROKER_URL
 2. the app of CELERY_APP
-3. the server that `run`, `demo` or `up` has running on the state folder
-4. the broker of the last worker that kept its state there
+3. the embedded server of a `run`, `demo` or `up` that is running with this state folder
+4. the broker of the last worker that used this state folder
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ LAST_RUN = "last-run.json"  #: in the state folder
 class Deployment:
     """What a command works on."""
 
-    settings: Settings  #: `redis_url` as it was found, and `sources` says where
+    settings: Settings  #: with the `redis_url` that was found; `sources` says where
     services: Services
 
 
 def deployment_of(app_name: str | None = None) -> Deployment:
-    """The deployment that is meant; without a Redis where nothing tells of one.
+    """The deployment that a command is about; `redis_url` is empty if no Redis is found.
 
     Args:
-        app_name: As `celery -A` takes it; None: nobody has named one.
+        app_name: As `celery -A` takes it; None: the command was given none.
     Raises:
-        ConfigurationError: a setting is wrong, or the app is none, or has no lanes.
+        ConfigurationError: a setting is wrong, or the app is not found, or has no lanes.
     """
     settings = read_settings()
     if app_name is None and settings.redis_url:
@@ -54,7 +54,7 @@ def deployment_of(app_name: str | None = None) -> Deployment:
     name, said = (app_name, f"-A {app_name}") if app_name else (environment().get(APP, ""), APP)
     if name:
         installation = installation_named(name, said)
-        live = installation.services()  # with all that the app says of its connections
+        live = installation.services()  # with the app's own connection options
         return Deployment(_with(installation.settings, live.redis_url, said), live)
     if (url := running_url(settings.state_path)) is not None:
         settings = _with(settings, url, "runs on the state folder")
@@ -64,12 +64,12 @@ def deployment_of(app_name: str | None = None) -> Deployment:
 
 
 def installation_named(name: str, said: str) -> Installation:
-    """What `install` made of the app that `celery -A` finds by this name.
+    """The `Installation` of the app that `celery -A` finds by this name.
 
     Args:
-        said: How it was named, for what is raised.
+        said: How the user named it, for error messages.
     Raises:
-        ConfigurationError: there is none, it cannot be imported, it has no lanes, or its broker is not one Redis.
+        ConfigurationError: the app does not exist, cannot be imported, has no lanes, or its broker is not one Redis.
     """
     try:
         app = find_celery_app(name)
@@ -81,7 +81,7 @@ def installation_named(name: str, said: str) -> Installation:
     if installation is None:
         lacks = "an app without lanes; ratelimit_worker.install(app) gives it some"
         raise ConfigurationError(f"{_once(said, name)}: {lacks}")
-    installation.services()  # says at once what is wrong with its broker
+    installation.services()  # raises at once if something is wrong with its broker
     return installation
 
 
@@ -90,7 +90,7 @@ def _once(said: str, name: str) -> str:
 
 
 def remember(settings: Settings, redis_url: str) -> None:
-    """Note the broker of a worker in its state folder, without its password, for commands that are told of none."""
+    """Write a worker's broker URL, without its password, to the state folder, for commands that have no other Redis."""
     path = settings.state_path / LAST_RUN
     text = json.dumps({"redis_url": without_password(redis_url)})
     try:
@@ -104,7 +104,7 @@ def remember(settings: Settings, redis_url: str) -> None:
 
 
 def last_run(state_dir: Path) -> str | None:
-    """The broker of the last worker that kept its state in this folder; None: it is not known, or surely gone."""
+    """Broker URL of the last worker that used this folder; None: it is not known, or its socket is gone."""
     try:
         url = json.loads((state_dir / LAST_RUN).read_text("utf-8"))["redis_url"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -117,7 +117,7 @@ def last_run(state_dir: Path) -> str | None:
 
 
 def without_password(url: str) -> str:
-    """A Redis URL (of sentinels several, between semicolons) with its user alone."""
+    """A Redis URL (or several of Sentinels, with `;` between) without passwords; user names stay."""
     return ";".join(map(_without_password, url.split(";")))
 
 

@@ -2,16 +2,16 @@
 
 A process of its own, run as a script with the standard library alone (`python -I -S embedded_watch.py GRACE_S`), so
 that it starts in milliseconds and stays small. Its stdin is the read end of a pipe whose write end only the owner
-holds. Lines say what there is to end, and end of file says that the owner is gone, however it went:
+holds. Its lines name the processes to end, and its end of file means that the owner has ended, in whatever way:
 
     add RANK PID    end PID then; lower ranks first (workers before the server they talk to)
     drop PID        PID has ended already
 
 Every process named here leads a session of its own. SIGTERM goes to the leader alone, which ends its children in its
-own order; SIGKILL, after the grace period, goes to the whole group, so nothing that a dead leader left stays behind.
+own order; SIGKILL, after the grace period, goes to the whole group, so no child of a dead leader is left.
 
 Not used: Linux' PR_SET_PDEATHSIG. It fires when the *thread* that started the child ends, which kills children of a
-living owner, and macOS has no such thing.
+living owner, and macOS does not have it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _POLL_S = 0.02
 
 
 def main(arguments: list[str]) -> int:
-    """Wait for the owner's end, then end what it left. `arguments` is one number: the grace period in seconds."""
+    """Wait for the owner's end, then end its processes. `arguments` is one number: the grace period in seconds."""
     grace_s = float(arguments[0])
     for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)  # a stop of the whole service ends the owner too, and then it is our turn
+        signal.signal(signum, signal.SIG_IGN)  # a stop of the whole service ends the owner too: wait for that
     for rank in ranks(sys.stdin.buffer):
         end(rank, grace_s)
     return 0
@@ -66,7 +66,7 @@ def end(pids: Iterable[int], grace_s: float) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Whether `pid` runs. A zombie does not, where that can be seen (Linux): in a container it may never be reaped."""
+    """Whether `pid` runs. On Linux a zombie counts as ended: in a container it may never be reaped."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -90,7 +90,7 @@ def signal_process(pid: int, signum: signal.Signals) -> bool:
 
 
 def kill_group(leader: int) -> bool:
-    """SIGKILL to the session that `leader` began; False: nobody is left of it."""
+    """SIGKILL to the process group of `leader`; False: no process of it is left."""
     try:
         os.killpg(leader, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):

@@ -5,26 +5,28 @@ RateLimitWorkerError
 ├── StoreUnavailable       Redis or the database is away, full or read-only
 ├── BadInput               this call cannot be accepted as it is (not JSON, too large, ...)
 ├── LaneFull               the lane holds max_waiting calls
-├── LanesFull              the lane is new, and there are as many as may be
+├── LanesFull              the lane is new, and there are MAISD_MAX_LANES lanes already
 ├── LaneShedding           the lane is in EMERGENCY or HALT, and this call asked to be shed then
+├── BudgetSpent            a budget of money is spent, and this call asked not to wait for the next day or month
 ├── DeadlineExceeded       the call was not answered within its deadline
 ├── WorkerLostRepeatedly   the call's worker died again and again
 ├── TaskAborted            the task raised what ends a process, thread or greenlet (SystemExit, MemoryError, ...)
 ├── CallLost               Redis has forgotten the call, or its arguments
-├── MessageRefused         the call's message cannot be read, by no worker; it was set aside
+├── MessageRefused         no worker can take the call's message; it was set aside
 ├── CallFailedLater        the lane closed before the attempt; the call is back at its place
 ├── RowRefused             the database will never take this row
-└── CallFailed             the provider gave no completion; one class a category
+└── CallFailed             the provider gave no completion; one class for each category
     ├── Throttled  Overloaded  ServerError  TimedOut  ConnectionFailed  MalformedResponse
     ├── Conflict  QuotaExhausted  AuthenticationFailed  InvalidRequest  ContentFiltered
     └── ProgrammingError
 
-`args` alone rebuild every one of them, so they cross pickle and the JSON result backend whole.
-Messages carry neither prompt nor key.
+Each can be rebuilt from its `args` alone, so it passes pickle and the JSON result backend unchanged.
+Their texts contain neither prompts nor keys.
 """
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Literal
 
 from ratelimit_worker.calls import Category, Failure
@@ -35,17 +37,17 @@ class RateLimitWorkerError(Exception):
 
 
 class ConfigurationError(RateLimitWorkerError):
-    """A setting is wrong. `str()` is one line a setting, each naming the value and the fix."""
+    """A setting is wrong. `str()` has one line for each such setting, with its value and the fix."""
 
 
 class StoreUnavailable(RateLimitWorkerError):
     """Redis or the database cannot be reached, is full, or is read-only.
 
     Args:
-        said: One line.
-        call_id: Of the call that was being made; None: none was.
-        accepted: "maybe" where the call was sent and no answer came back: it may run. Making it again with the same
-            arguments and `task_id=call_id` is safe, it is one call then. "no": it will not run.
+        said: What is wrong, in one line.
+        call_id: Id of the call that was being sent; None: there was none.
+        accepted: "maybe": Redis was sent the call and did not reply, so the call may run. To send it again with the
+            same arguments and `task_id=call_id` is safe: it then runs once. "no": the call will not run.
     """
 
     def __init__(self, said: str = "", call_id: str | None = None, accepted: Literal["no", "maybe"] = "no") -> None:
@@ -79,7 +81,7 @@ class LaneFull(RateLimitWorkerError):
 
 
 class LanesFull(RateLimitWorkerError):
-    """There are as many lanes as may be, and this one is new."""
+    """There are MAISD_MAX_LANES lanes already, and this one is new."""
 
     def __init__(self, lane: str) -> None:
         super().__init__(lane)
@@ -93,7 +95,7 @@ class LanesFull(RateLimitWorkerError):
 
 
 class LaneShedding(RateLimitWorkerError):
-    """The lane sends next to nothing, and calls of this class asked not to wait for it (`shed_below`)."""
+    """The lane is in EMERGENCY or HALT, and calls of this class asked not to wait for its end (`shed_below`)."""
 
     def __init__(self, lane: str, mode: str) -> None:
         super().__init__(lane, mode)
@@ -103,13 +105,30 @@ class LaneShedding(RateLimitWorkerError):
         return f"lane {self.lane!r} is in {self.mode} and sheds calls of this priority; try later or with a higher one"
 
 
+class BudgetSpent(RateLimitWorkerError):
+    """A budget of money is spent, and this call does not wait for the next day or month (`over_budget="fail"`).
+
+    Args:
+        budget: Its name: "all", or "lane:", "tenant:" or "context:" and what it bounds.
+        until_s: When there is money again, seconds since the epoch.
+    """
+
+    def __init__(self, budget: str, until_s: int) -> None:
+        super().__init__(budget, until_s)
+        self.budget, self.until_s = budget, until_s
+
+    def __str__(self) -> str:
+        until = datetime.fromtimestamp(self.until_s, UTC)
+        return f"the budget {self.budget!r} is spent until {until:%Y-%m-%d %H:%M} UTC; no request was made"
+
+
 class DeadlineExceeded(RateLimitWorkerError):
     """The call was not answered within its deadline.
 
     Args:
-        attempts: Requests that were sent for it, those included that cost no try.
-        category: Of the last of them that failed, as `Category` has it; None: none was sent, or its worker died.
-        status, request_id, cause: Of the same, as in `CallFailed`.
+        attempts: Requests that were sent for it, including those that cost no try.
+        category: Value of the `Category` of its last failed attempt; None: none was made, or its worker died.
+        status, request_id, cause: Of the same attempt, as in `CallFailed`.
     """
 
     def __init__(
@@ -133,7 +152,7 @@ class DeadlineExceeded(RateLimitWorkerError):
 
 
 def deadline_exceeded(call_id: str, lane: str, attempts: int, last: Failure | None) -> DeadlineExceeded:
-    """The error of a call whose time is over, with what failed its last attempt."""
+    """The error of a call whose deadline has passed, with the failure of its last attempt (None: there is none)."""
     if last is None:
         return DeadlineExceeded(call_id, lane, attempts)
     why = (last.category.value, last.status, last.request_id, last.cause)
@@ -152,13 +171,13 @@ class WorkerLostRepeatedly(RateLimitWorkerError):
 
 
 class TaskAborted(RateLimitWorkerError):
-    """The task raised what is meant for its process, thread or greenlet; the call ended, and its worker did not.
+    """The task raised an exception that ends a process, thread or greenlet; the call ended, its worker did not.
 
-    It stands for what Celery cannot carry to a caller: `SystemExit`, `KeyboardInterrupt`, `MemoryError`,
-    `CancelledError`, `GreenletExit` and every other `BaseException` that is no `Exception`.
+    It replaces exceptions that Celery cannot send to a caller: `SystemExit`, `KeyboardInterrupt`, `MemoryError`,
+    `CancelledError`, `GreenletExit` and every other `BaseException` that is not an `Exception`.
 
     Args:
-        raised: The name of its class.
+        raised: Name of the exception's class.
     """
 
     def __init__(self, call_id: str, raised: str) -> None:
@@ -170,7 +189,7 @@ class TaskAborted(RateLimitWorkerError):
 
 
 class CallLost(RateLimitWorkerError):
-    """Redis has forgotten the call, or its arguments: it was flushed, lost what it had not written, or evicts keys.
+    """Redis has forgotten the call, or its arguments: it was flushed, lost writes not yet on disk, or evicts keys.
 
     Nobody runs it any more; whether an attempt was made before is not known. `explain` shows what is recorded of it.
     """
@@ -184,10 +203,10 @@ class CallLost(RateLimitWorkerError):
 
 
 class MessageRefused(RateLimitWorkerError):
-    """The message cannot be taken for a call, or names a task that its worker does not know; it was set aside.
+    """The message is not a valid call, or names a task that its worker does not know; it was set aside.
 
     Args:
-        why: One line without what the message holds.
+        why: One line, without the content of the message.
     """
 
     def __init__(self, call_id: str, why: str) -> None:
@@ -210,7 +229,7 @@ class CallFailedLater(RateLimitWorkerError):
 
 
 class RowRefused(RateLimitWorkerError):
-    """The database is there, but will never take this row. `str()` is one line without the row's values."""
+    """The database works, but will never accept this row. `str()` is one line without the row's values."""
 
 
 class CallFailed(RateLimitWorkerError):
@@ -237,7 +256,7 @@ class CallFailed(RateLimitWorkerError):
 
 
 class Throttled(CallFailed):
-    """HTTP 429 or its like, and nobody would wait."""
+    """HTTP 429 or an equivalent answer, and no further attempt is made."""
 
     category = Category.RATE_LIMITED
 
@@ -261,7 +280,7 @@ class TimedOut(CallFailed):
 
 
 class ConnectionFailed(CallFailed):
-    """The provider could not be reached, or hung up."""
+    """The provider could not be reached, or closed the connection."""
 
     category = Category.CONNECTION
 
@@ -285,7 +304,7 @@ class QuotaExhausted(CallFailed):
 
 
 class AuthenticationFailed(CallFailed):
-    """The key is missing, wrong or not allowed this."""
+    """The key is missing, wrong, or has no permission for this."""
 
     category = Category.AUTH
 
@@ -297,7 +316,7 @@ class InvalidRequest(CallFailed):
 
 
 class ContentFiltered(CallFailed):
-    """The provider refused for the content."""
+    """The provider refused the request or its answer because of the content."""
 
     category = Category.CONTENT_FILTERED
 

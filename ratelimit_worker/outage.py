@@ -1,4 +1,4 @@
-"""What is wrong just now, and has it been said? A cause is said when it is new, not each time it is met again."""
+"""The state of an outage, for logs: each cause is logged once, not at each failure."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 from ratelimit_worker.plain_text import one_line
 
 MOST_LETTERS = 300
-MOST_CAUSES = 20  #: of one outage; errors that name a number may differ without end
+MOST_CAUSES = 20  #: logged in one outage; errors that contain a number may differ without end
 _IN_URL = re.compile(r"(://[^\s:/@]*:)\S+(@)")
 _IN_QUERY = re.compile(r"(?i)\b([\w-]*(?:password|passwd|pwd|secret|token|api[_-]?key)=)[^\s&;,'\"]+")
 
 
 def without_passwords(text: str) -> str:
-    """The text with passwords of URLs, and of what looks like a setting, as ***."""
+    """The text with *** for passwords in URLs and in anything that looks like a setting."""
     return _IN_QUERY.sub(r"\1***", _IN_URL.sub(r"\1***\2", text))
 
 
@@ -34,7 +34,7 @@ class Outage:
         return bool(self._said)
 
     def news(self, error: BaseException) -> str | None:
-        """The cause, where this outage has not had it yet; None: it was said."""
+        """The cause, if it is new in this outage; None: it was logged already."""
         cause = cause_of(error)
         if cause in self._said or len(self._said) >= MOST_CAUSES:
             return None
@@ -42,7 +42,7 @@ class Outage:
         return cause
 
     def over(self) -> bool:
-        """All is well → whether it was not before."""
+        """End the outage. Returns whether there was one."""
         was = bool(self._said)
         self._said.clear()
         return was

@@ -1,4 +1,4 @@
-"""Who changes something here? What the history says of a person at this machine."""
+"""The name under which changes by a person at this machine are recorded."""
 
 from __future__ import annotations
 

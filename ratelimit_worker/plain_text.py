@@ -1,8 +1,7 @@
-"""How is a text shown that somebody else has written? So that a terminal or a log shows it, and does nothing else.
+"""Escapes text from outside, so that a terminal or a log shows it and does nothing else.
 
-Names of lanes and models, ids, file names and what providers say come from outside. A control character in one moves
-the cursor, rewrites lines that were printed before or sets the clipboard; a bidi control shows another text than there
-is.
+Names of lanes and models, ids, file names and messages of providers come from outside. A control character in one can
+move the cursor, overwrite printed lines or set the clipboard; a bidi control can make a text look like another.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ _ACTIVE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 
 
 def shown(text: str) -> str:
-    r"""The text with each such character as `\uXXXX`: what it means is the same where the text is JSON."""
+    r"""The text with each such character escaped as `\uXXXX`, which in JSON means the same character."""
     return _ACTIVE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def one_line(text: str) -> str:
-    """The same with newlines and tabs escaped too: for a name in a line or a cell, which it must not end."""
+    """The same with newlines and tabs escaped too: for text within a line or a cell."""
     return shown(text).replace("\n", "\\n").replace("\t", "\\t")

@@ -1,9 +1,9 @@
-"""Which rules have installed packages brought along? Entry points of the group `ratelimit_worker.classify`.
+"""Rules for failures from installed packages: entry points of the group `ratelimit_worker.classify`.
 
     [project.entry-points."ratelimit_worker.classify"]
     my-gateway = "my_gateway.errors:classify"
 
-They are looked for when a call first fails, once a process: nobody whose calls succeed pays for it.
+They are looked for at the first failure of a call in a process, so calls that succeed do not pay for it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def installed_rules() -> tuple[Rule, ...]:
     for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
         try:
             rule = point.load()
-        except Exception as error:  # another package's import: it must not take the attempt with it
+        except Exception as error:  # another package's import: it must not break the attempt
             log.warning("classify.rule_not_loaded rule=%s cause=%s", point.value, type(error).__name__)
             continue
         if callable(rule):
@@ -41,6 +41,6 @@ def installed_rules() -> tuple[Rule, ...]:
 
 
 def classifier(own: Rule | None = None) -> Callable[[BaseException], Failure | None]:
-    """What decides about the exceptions of a task: its own rule, then those installed, then ours."""
+    """The rules for the exceptions of a task: its own rule, then those of installed packages, then ours."""
     before = () if own is None else (own,)
     return lambda error: classify_exception(error, now_s=time.time(), rules=(*before, *installed_rules()))

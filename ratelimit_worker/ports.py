@@ -1,23 +1,28 @@
-"""What does the flow need from the outside world? One Protocol each; `wiring.py` says who fulfils it."""
+"""What the flow needs from the outside: one Protocol each; `wiring.py` builds the implementations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from ratelimit_worker.calls import Attempt, Failure, Mode, ModeChange
+from ratelimit_worker.contracts.call import Placed
 from ratelimit_worker.contracts.lane import Fields, LaneState, Write
 from ratelimit_worker.contracts.lesson import Lesson, Settlement
+from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.contracts.price import PriceCard
 from ratelimit_worker.contracts.rollup import NamedSums
 from ratelimit_worker.policy.estimate import Learned
 from ratelimit_worker.policy.fault import UNKNOWN, Failing, Lately
 from ratelimit_worker.policy.modes import Pin
-from ratelimit_worker.policy.retry import NO_RECORD, Record
+from ratelimit_worker.policy.retry import NO_TRACK_RECORD, TrackRecord
+from ratelimit_worker.policy.spans import Held
 from ratelimit_worker.policy.timeout import Latencies
+
+T = TypeVar("T")
 
 
 class Outbox(Protocol):
@@ -31,19 +36,19 @@ class Outbox(Protocol):
         ...
 
     def holding(self, entry_ids: Sequence[str]) -> AbstractContextManager[None]:
-        """While these are being recorded they stay this reader's, however long it takes."""
+        """Renew the claim on entries that are being recorded, however long that takes."""
         ...
 
     def commit(self, entry_ids: Sequence[str]) -> None:
-        """These are safe in the database; forget them."""
+        """Remove entries that are safe in the database."""
         ...
 
     def give_back(self, entry_ids: Sequence[str]) -> None:
-        """These could not be recorded now; the next reader gets them at once."""
+        """Give back entries that could not be recorded now; the next reader gets them at once."""
         ...
 
     def fold(self, most: int) -> int:
-        """Where it is nearly full: keep but the sums of its oldest outcomes → how many; 0: there is room."""
+        """If it is nearly full, replace its oldest outcomes by their sums. Returns how many; 0: it is not."""
         ...
 
     def sums(self) -> NamedSums | None:
@@ -51,16 +56,16 @@ class Outbox(Protocol):
         ...
 
     def forget_sums(self, sums: NamedSums) -> None:
-        """These are safe in the database."""
+        """Remove sums that are safe in the database."""
         ...
 
     def set_aside(self, entry_id: str, why: str) -> None:
-        """This one can never be recorded; keep it where a person finds it, out of the way of the others."""
+        """Move an entry that can never be recorded to where a person finds it."""
         ...
 
 
 class Tracker(Protocol):
-    """The tracking database, as the recorder sees it."""
+    """The tracking database, for the recorder."""
 
     def record(self, rows: Sequence[Attempt | ModeChange]) -> int:
         """Keep the rows, all or none, in one transaction; returns those that were new.
@@ -73,7 +78,7 @@ class Tracker(Protocol):
         ...
 
     def add_sums(self, sums: NamedSums) -> bool:
-        """Add sums of outcomes that have no rows to the roll-ups, once for each name → whether they were new.
+        """Add sums of outcomes that have no rows to the roll-ups, once for each name. Returns whether they were new.
 
         Raises:
             StoreUnavailable: The database is away, locked, full or read-only; nothing was added.
@@ -81,7 +86,7 @@ class Tracker(Protocol):
         ...
 
     def roll_up(self, most: int = 2_000) -> int:
-        """Add attempts to the roll-ups that an older version has written → how many were; 0: none is left.
+        """Add to the roll-ups attempts that an older version has recorded. Returns how many; 0: none is left.
 
         Raises:
             StoreUnavailable: The database is away, locked, full or read-only.
@@ -89,8 +94,28 @@ class Tracker(Protocol):
         ...
 
 
+class ReuseSums(Protocol):
+    """What reused answers have saved, by minute, as far as it is not in the tracking database yet."""
+
+    def over(self) -> Sequence[NamedSums]:
+        """Minutes that are over, the oldest first; the same until they are forgotten.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        ...
+
+    def forget(self, sums: NamedSums) -> None:
+        """Remove sums that are safe in the tracking database.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        ...
+
+
 class UsageMemory(Protocol):
-    """What the answers of each task and model have used."""
+    """The tokens that answers of each task and model have used."""
 
     def read(self, names: Iterable[str]) -> Mapping[str, Learned]:
         """What is known, by name (`estimate.key`)."""
@@ -126,10 +151,10 @@ class PriceMemory(Protocol):
 
 
 class Pricer(Protocol):
-    """Says what attempts cost, before they are recorded."""
+    """Computes what attempts cost, before they are recorded."""
 
     def priced(self, attempts: Sequence[Attempt]) -> Sequence[Attempt]:
-        """The attempts, with what they cost where a price is known.
+        """The attempts, with their cost if the price is known.
 
         Raises:
             StoreUnavailable: Redis is away.
@@ -155,11 +180,11 @@ class LatencyMemory(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """What the lane says to a worker that is about to run a released call."""
+    """The lane's answer to a worker that is about to run a released call."""
 
     #: go: run it · settled: it was answered before · closed: it went back to its place ·
     #: expired · poison: its workers died too often · alone: ask again when nothing else runs here ·
-    #: stale: another delivery runs it · gone: its record is lost
+    #: superseded: another delivery runs it · gone: its record is lost
     state: str
     body: bytes = b""  #: the payload: args, kwargs, canvas
     answer: bytes = b""
@@ -169,28 +194,56 @@ class Begun:
     deadline_s: float = 0.0  #: seconds since the epoch, Redis clock
     waiting_since_s: float = 0.0
     now_s: float = 0.0  #: Redis clock, when it is sent: after `pause_s`
-    failed: Failure | None = None  #: what sent it back to its lane last; told where the state is expired
+    failed: Failure | None = None  #: why it last went back to its lane; set only where the state is expired
     ticket: bytes = b""  #: the call's place in the order of sending, to be handed back with the observation
-    failing: Failing | None = None  #: its sick answers in a row so far; None: its last attempt was none
-    lost: int = 0  #: attempts at it that ended with their worker: no row tells of them
+    failing: Failing | None = None  #: its sick answers in a row so far; None: its last attempt was not sick
+    lost: int = 0  #: attempts at it whose worker died: they have no rows
     pause_s: float = 0.0  #: to wait before it is sent, so that starts keep the pace too; some ms at most
+
+
+class Admitted(NamedTuple):
+    """The result of adding a call whose caller makes the attempt itself; with the begin, if it may be sent now."""
+
+    placed: Placed
+    tag: str = ""  #: tag of its release; "": it waits, or its answer is there
+    begun: Begun | None = None  #: the begin of that release
+
+
+class Came(NamedTuple, Generic[T]):
+    """What came of one of several requests: a value, or the error in place of it."""
+
+    value: T | None = None
+    error: BaseException | None = None
+
+    def get(self) -> T:
+        """The value.
+
+        Raises:
+            BaseException: the error.
+        """
+        if self.error is not None:
+            try:
+                raise self.error
+            finally:
+                del self  # avoids a reference cycle through the traceback
+        return self.value  # type: ignore[return-value]  # a T where there is no error
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What an attempt that failed asks of its lane."""
+    """What the lane says about its provider, read for an attempt that has failed."""
 
-    lately: Lately = UNKNOWN  #: how the lane's calls fared
+    lately: Lately = UNKNOWN  #: how the lane's calls have recently done
     mode: Mode = Mode.NORMAL
     escalates: bool = True  #: whether the law may change the mode
     seq: int = 0  #: calls sent in all
     out: int = 0  #: calls that are released and not settled
-    record: Record = NO_RECORD  #: how the call's function fared of late, and the others of its lane
+    track_record: TrackRecord = NO_TRACK_RECORD  #: how often the function, and the others of its lane, failed lately
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneSeen:
-    """A lane as a look over all of them meets it."""
+    """A lane, as read when all lanes are looked at."""
 
     lane: str
     used_s: float  #: last use, to the hour; seconds since the epoch
@@ -200,26 +253,26 @@ class LaneSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneView:
-    """A lane as the tuner sees it, and what was seen since the last look."""
+    """A lane, as the tuner reads it, with the observations since the last time."""
 
     lane: str
     state: LaneState
     seen: Sequence[bytes]
-    goods: int = 0  #: good answers beside those of `seen`, which told nothing else
+    goods: int = 0  #: further good answers, of which only the number is known
     out: int | None = None  #: calls that are released and not settled; None: not asked
     took_s: float = 0.0  #: all of `goods` together, from permit to answer
 
 
 class Taken(NamedTuple):
-    """What a look of the tuner found."""
+    """What the tuner has read at one time."""
 
     now_s: float  #: Redis clock, since the epoch
     lanes: list[LaneView]
-    more: bool = False  #: something was seen of others, too
+    more: bool = False  #: there are observations of further lanes
 
 
 class BarKind(StrEnum):
-    """What may hold a call back (stores/lua/bar.lua)."""
+    """The kinds of bars (stores/lua/bar.lua)."""
 
     DUE = "due"  #: its time has not come: backoff, countdown
     CLAIM = "claim"  #: it gets the answer of another call, `detail`
@@ -230,6 +283,7 @@ class BarKind(StrEnum):
     GATE = "gate"  #: `detail`: refused (the provider said when), mode, or shut
     PACE = "pace"  #: the budget of a dimension, `detail`, is spent
     QUOTA = "quota"  #: of the lane's day, `number`; `detail`: requests or tokens
+    BUDGET = "budget"  #: of money, `detail`, is spent; `number`: 1 of the day, 2 of the month
     BEGINS = "begins"  #: `number` calls are released, and no worker has begun them
     PROBES = "probes"  #: of EMERGENCY or HALT: as many calls are out as may probe
     RAMP = "ramp"  #: the pace is not known yet, and as many are out as may be
@@ -243,27 +297,103 @@ class BarKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """One of the things that hold a call back. All of them must end; the last one counts."""
+    """One of the bars that hold a call back. All of them must end; the last one counts."""
 
     kind: BarKind
-    until_s: float | None = None  #: it ends then, seconds since the epoch, Redis clock; None: nobody knows when
-    event: bool = False  #: something that happens ends it (a call ends, a worker comes), and its lane is woken by that
+    until_s: float | None = None  #: when it ends, seconds since the epoch, Redis clock; None: not known
+    event: bool = False  #: an event ends it (a call ends, a worker comes), which also wakes its lane
     detail: str = ""
     number: int = 0
-    queue: str = ""  #: of which no worker knows the task `detail`
-    parent: Bar | None = None  #: what holds the parent of that name
+    queue: str = ""  #: the queue on which no worker knows the task `detail`
+    parent: Bar | None = None  #: what holds back the parent of that name
+
+
+class Traced(Protocol):
+    """A released call, as far as its trace needs it."""
+
+    @property
+    def call_id(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def tag(self) -> str:
+        """Of this release."""
+        ...
+
+    @property
+    def task(self) -> str:
+        """Its task's name."""
+        ...
+
+    @property
+    def plan(self) -> Plan:
+        """What was decided when it was made."""
+        ...
+
+
+class Sent(NamedTuple):
+    """The span of a call that is being put into its lane."""
+
+    trace: str | None  #: its W3C traceparent; None: it has none
+    tell: Callable[[Placed], None]  #: to be called with what happened to the call
+
+
+#: To be called once the outcome of an attempt is safe: with None, or with the kind of the error that prevented it.
+Settled = Callable[[str | None], None]
+
+
+class Tracer(Protocol):
+    """The traces of calls; there is none where tracing is off."""
+
+    def sending(self, plan: Plan, call_id: str, task: str, queue: str) -> AbstractContextManager[Sent]:
+        """A call is put into its lane within this block."""
+        ...
+
+    def looks(self, plan: Plan, begun: Begun) -> bool:
+        """Whether the trace of a call that begins is to say what held it. No I/O."""
+        ...
+
+    def look(self, lane: str) -> Sequence[Held]:
+        """What holds the lane back; may ask Redis."""
+        ...
+
+    def attempt(self, traced: Traced, begun: Begun, held: Sequence[Held]) -> AbstractContextManager[None]:
+        """An attempt begins, and runs within this block."""
+        ...
+
+    def dropped(self, tag: str, why: str) -> None:
+        """End the trace of an attempt without an outcome."""
+        ...
+
+    def settling(self, traced: Traced, row: Attempt) -> Settled:
+        """An attempt has ended, or a call that had none; its outcome is not safe yet."""
+        ...
+
+    def shared(self, traced: Traced, answer: bytes) -> None:
+        """A call has got an answer that another call has asked for."""
+        ...
+
+
+def not_traced() -> None:
+    """Returns the tracer where tracing is off: none."""
+    return
+
+
+def not_settling(error: str | None) -> None:
+    """`Settled` of an attempt without a trace: nobody needs to know."""
 
 
 class AttemptLanes(Protocol):
-    """The lanes, as one attempt at a released call sees them."""
+    """The lanes, as far as an attempt at a released call needs them."""
 
     def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
         """May this released call run now, in this process? `alone`: nothing else runs there; `taken`: another call has
-        it for itself."""
+        the process for itself. `lease_s`: seconds."""
         ...
 
     def settle(self, settlement: Settlement) -> bool:
-        """Make the outcome safe; the first answer wins → whether this was the first."""
+        """Make the outcome safe; the first answer wins. Returns whether this was the first."""
         ...
 
     def back(
@@ -276,36 +406,37 @@ class AttemptLanes(Protocol):
         tries: int,
         outbox: bytes = b"",
     ) -> bool:
-        """Return a released call to its lane. The lesson's failure is kept until the call expires, and a sick one joins
-        its row (`Begun.failing`), which all else ends."""
+        """Return a released call to its lane, due in `after_s` seconds (0: to its own place). The lesson's failure is
+        kept until the call expires; a sick one adds to the call's row (`Begun.failing`), any other ends that row.
+        False: the call is no longer this worker's."""
         ...
 
     def health(self, lane: str, task: str) -> Health:
-        """How the lane takes its provider to be, now, and how this function fared in it."""
+        """The lane's present view of its provider, and how this function fared in it."""
         ...
 
 
 class Lanes(AttemptLanes, Protocol):
-    """The lanes, as the tuner sees them too."""
+    """The lanes, as far as the tuner needs them."""
 
     def take(self, owner: str, lease_s: float, most: int = 50, also: Iterable[str] = ()) -> Taken | None:
-        """What was seen since the last take, and the lanes of `also`; None when another tunes."""
+        """The observations since the last time, and the lanes of `also`; None: another process tunes."""
         ...
 
     def set_points(self, lane: str, fields: Fields, read: int | None = None) -> int | None:
-        """Write set-points; None: the lane has another revision than `read` by now, and nothing was written."""
+        """Write set-points; None: the lane no longer has the revision `read`, and nothing was written."""
         ...
 
     def tell(self, lane: str, fields: Fields, read: int | None = None) -> bool:
-        """Write what a person sets, as a new revision; False: the lane has another than `read` by now."""
+        """Write a person's configuration, as a new revision; False: the lane no longer has the revision `read`."""
         ...
 
     def establish(self, lane: str, fields: Fields) -> bool:
-        """Make a lane that is not there yet, with these fields."""
+        """Make a lane with these fields. False: it existed, and nothing was written."""
         ...
 
     def state(self, lane: str) -> LaneState:
-        """The lane's hash as it is."""
+        """The lane's hash."""
         ...
 
     def survey(self, fields: Sequence[str] = (), most: int = 200) -> Iterator[list[LaneSeen]]:
@@ -313,11 +444,12 @@ class Lanes(AttemptLanes, Protocol):
         ...
 
     def working(self, most: int = 200) -> Sequence[str]:
-        """Lanes of which calls wait or are out."""
+        """Lanes with calls that wait or are out."""
         ...
 
     def set_points_of(self, changes: Mapping[str, Write]) -> Sequence[str]:
-        """Write set-points of several lanes, by name, at once → those that have another revision by now, left alone."""
+        """Write set-points of several lanes, by name, at once. Returns the lanes with a changed revision, which were
+        not written."""
         ...
 
     def states(self, lanes: Sequence[str], fields: Sequence[str] = ()) -> Mapping[str, LaneState]:
@@ -329,7 +461,7 @@ class Lanes(AttemptLanes, Protocol):
         ...
 
     def tuned(self) -> bool:
-        """Whether a tuner is at work."""
+        """Whether a tuner is running."""
         ...
 
     def names(self) -> Sequence[str]:
@@ -338,22 +470,22 @@ class Lanes(AttemptLanes, Protocol):
 
 
 class Pins(Protocol):
-    """Modes by hand, in force for the whole cluster."""
+    """The pins, for the whole cluster."""
 
     def now(self) -> float:
         """Seconds, Redis clock."""
         ...
 
     def read(self) -> Mapping[str, Pin]:
-        """By lane, also those that have ended; `policy.modes.ALL`: of all lanes."""
+        """Pins by lane, also those that have ended; `policy.modes.ALL`: the pin of all lanes."""
         ...
 
     def write(self, pins: Mapping[str, Pin]) -> None:
-        """Add them, or put them in the place of what was there."""
+        """Add pins, or replace those that were there."""
         ...
 
     def drop(self, pins: Mapping[str, Pin]) -> None:
-        """Forget these, but not what has taken their place."""
+        """Remove these pins, but not pins that have replaced them."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""Who may read the files that we make? Their owner alone: they hold prompts, answers, keys and what tells of them.
+"""Files and folders that only their owner may read, since they contain prompts, answers or keys.
 
-What is there already keeps its mode: a folder or file that somebody has made is theirs to open up. A umask can only
-take more away, so each mode is set once more on what we have just made.
+Files and folders that exist already keep their mode: their owner decides. Since a umask can only remove rights, the
+mode is also set on what was just created.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import os
 from pathlib import Path
 
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
-UMASK = 0o077  #: for a process whose files are all ours
+UMASK = 0o077  #: for processes all of whose files are private
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it that are missing; each of them is its owner's alone.
+    """Make a folder, and missing folders above it; only their owner may use them.
 
     Raises:
-        OSError: it cannot be made, or is no folder.
+        OSError: it cannot be made, or is not a folder.
     """
     if path.is_dir():
         return
@@ -33,7 +33,7 @@ def make_folder(path: Path) -> None:
 
 
 def open_file(path: str | os.PathLike[str], flags: int) -> int:
-    """`os.open` for writing; a file that is not there yet is made, its owner's alone. An `opener` for `open`, too.
+    """`os.open` for writing; a missing file is made, readable by its owner only. Also an `opener` for `open`.
 
     Raises:
         OSError: it cannot be opened or made.
@@ -41,13 +41,13 @@ def open_file(path: str | os.PathLike[str], flags: int) -> int:
     try:
         made = os.open(path, flags | os.O_CREAT | os.O_EXCL, FILE_MODE)
     except FileExistsError:
-        return os.open(path, flags | os.O_CREAT, FILE_MODE)  # made here only where a link led to nothing
+        return os.open(path, flags | os.O_CREAT, FILE_MODE)  # O_CREAT for a symbolic link whose target is missing
     os.fchmod(made, FILE_MODE)
     return made
 
 
 def make_file(path: Path) -> None:
-    """Make an empty file of its owner's alone where there is none.
+    """Make an empty file that only its owner may read, if there is none.
 
     Raises:
         OSError: it cannot be made.

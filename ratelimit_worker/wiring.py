@@ -1,4 +1,4 @@
-"""Who fulfils the ports? Settings in, live objects out: the only module that builds adapters from settings."""
+"""Builds the objects of a process from its settings: the only module that creates adapters for the ports."""
 
 from __future__ import annotations
 
@@ -10,28 +10,35 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
+from ratelimit_worker import telemetry
 from ratelimit_worker.config import Settings, canonical_redis_url, read_settings
+from ratelimit_worker.contracts.budget import LANE, Budget, Spent
+from ratelimit_worker.contracts.lane import PARENT_FIELDS
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
-from ratelimit_worker.flow.call import enqueue
-from ratelimit_worker.flow.lane.decide import rules_of
-from ratelimit_worker.flow.lane.tune import ControlPlane
 from ratelimit_worker.outage import cause_of
 from ratelimit_worker.policy import estimate
+from ratelimit_worker.policy.budget import Standing
 from ratelimit_worker.policy.price import PriceTable
 from ratelimit_worker.policy.retry import NO_RETRIES, RetryPolicy, by_backoff
+from ratelimit_worker.policy.spans import Held
+from ratelimit_worker.ports import Tracer
 from ratelimit_worker.providers.bounds import bound_answers
 from ratelimit_worker.providers.tokenizer import Tokenizer
 from ratelimit_worker.stores import outbox as outbox_store
+from ratelimit_worker.stores.budgets import Budgets
+from ratelimit_worker.stores.clock import redis_now_s
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.own_rules import OwnRules
 from ratelimit_worker.stores.pins import Pins
 from ratelimit_worker.stores.prices import ListedPrices, PriceMemory, Prices
 from ratelimit_worker.stores.server import RedisServer
+from ratelimit_worker.stores.shelf import Bounds, Shelf
 from ratelimit_worker.stores.usage import LatencyMemory, LearnedLatencies, LearnedUsage, UsageMemory
 
 if TYPE_CHECKING:
     from ratelimit_worker.flow.duty.price import Pricer
+    from ratelimit_worker.flow.lane.tune import ControlPlane
     from ratelimit_worker.stores.queries import Queries
     from ratelimit_worker.stores.tracker import Tracker
 
@@ -52,9 +59,12 @@ class Services:
         self.server = server if isinstance(server, RedisServer) else server_of(settings, server or "")
         self._lock = threading.RLock()
         self._made: dict[str, Any] = {}
+        if settings.otel == "on":
+            telemetry.check()
+        self._traces = settings.otel == "on" or (settings.otel == "auto" and telemetry.named())
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` gives the first time that it is asked for by this name."""
+        """The object of this name; `make` builds it at the first use."""
         found = self._made.get(name)
         if found is None:
             with self._lock:
@@ -65,7 +75,7 @@ class Services:
 
     @property
     def redis_url(self) -> str:
-        """Where Redis is, as redis-py spells it; "": no server is configured."""
+        """Address of Redis, in redis-py's spelling; "": no server is configured."""
         return canonical_redis_url(self.server.url)
 
     @property
@@ -85,6 +95,37 @@ class Services:
         return lanes
 
     @property
+    def budgets(self) -> Budgets:
+        """Budgets of money."""
+        budgets: Budgets = self.once("budgets", lambda: Budgets(self.redis))
+        return budgets
+
+    def spent_before(self, name: str, budget: Budget) -> Spent:
+        """What was spent of a budget in the present day and month, by the tracking database.
+
+        Raises:
+            StoreUnavailable: The database is away.
+        """
+        from ratelimit_worker.flow.lane.budget import spent_before
+
+        children = (
+            [
+                one.lane
+                for some in self.lanes.survey(PARENT_FIELDS)
+                for one in some
+                if name.removeprefix(LANE) in one.state.told.limits.parents
+            ]
+            if name.startswith(LANE)
+            else []
+        )
+        return spent_before(self.queries, name, budget.zone, redis_now_s(self.redis), children)
+
+    def spending(self) -> tuple[Standing, ...]:
+        """How all budgets of money stand, including those of lanes."""
+        seen = (one for some in self.lanes.survey(PARENT_FIELDS) for one in some)
+        return self.budgets.standing({one.lane: one.state.told for one in seen}, redis_now_s(self.redis))
+
+    @property
     def outbox(self) -> Outbox:
         """Outcomes on their way to the tracking database."""
         box: Outbox = self.once("outbox", lambda: Outbox(self.redis))
@@ -98,7 +139,7 @@ class Services:
 
     @property
     def queries(self) -> Queries:
-        """Questions to the tracking database."""
+        """Queries of the tracking database."""
         queries: Queries = self.once("queries", self._open_queries)
         return queries
 
@@ -118,18 +159,28 @@ class Services:
     def _tell_lost(self, what: str) -> None:
         try:
             self.outbox.tell_lost(what)
-        except (StoreUnavailable, ConfigurationError) as error:  # the log has it
+        except (StoreUnavailable, ConfigurationError) as error:  # what was lost is in the log
             log.info("database.lost_untold cause=%s", cause_of(error))
 
     @property
+    def shelf(self) -> Shelf:
+        """Calls that have failed and can be run again."""
+        settings = self.settings
+        bounds = Bounds(
+            settings.max_failed_calls, int(settings.failed_calls_mb * 1e6), int(settings.failed_calls_hours * 3600)
+        )
+        shelf: Shelf = self.once("shelf", lambda: Shelf(self.redis, bounds))
+        return shelf
+
+    @property
     def usage(self) -> UsageMemory:
-        """What answers have used, in Redis."""
+        """Tokens that answers have used, in Redis."""
         memory: UsageMemory = self.once("usage", lambda: UsageMemory(self.redis))
         return memory
 
     @property
     def learned_usage(self) -> LearnedUsage:
-        """The same, as far as this process knows it; never waits."""
+        """Tokens that answers have used, as far as this process knows; a look-up never waits for Redis."""
         learned: LearnedUsage = self.once("learned_usage", lambda: LearnedUsage(lambda: self.usage))
         return learned
 
@@ -141,7 +192,7 @@ class Services:
 
     @property
     def learned_latencies(self) -> LearnedLatencies:
-        """The same, as far as this process knows it; never waits."""
+        """How long answers took, as far as this process knows; a look-up never waits for Redis."""
         learned: LearnedLatencies = self.once("learned_latencies", lambda: LearnedLatencies(lambda: self.latencies))
         return learned
 
@@ -153,14 +204,14 @@ class Services:
 
     @property
     def prices(self) -> Prices:
-        """What requests cost, as far as this process knows it; never waits."""
+        """What requests cost, as far as this process knows; a look-up never waits for Redis."""
         listed = self.once("listed_prices", lambda: ListedPrices(lambda: PriceMemory(self.redis)))
         prices: Prices = self.once("prices", lambda: Prices(self.own_prices, listed))
         return prices
 
     @property
     def pricer(self) -> Pricer:
-        """The same for the recorder, which asks the published list."""
+        """Computes costs for the recorder, which also reads the published price list."""
         pricer: Pricer = self.once("pricer", self._open_pricer)
         return pricer
 
@@ -171,7 +222,7 @@ class Services:
         return Pricer(self.own_prices, PriceMemory(self.redis), price_list.look_up, price_list.release())
 
     def usual_nanousd(self, task: str, model: str | None) -> int | None:
-        """What an answer of a task and model usually costs, as far as this process knows it."""
+        """What an answer of a task and model usually costs, billionths of a dollar; None: not known in this process."""
         learned = None if model is None else self.learned_usage(estimate.key(task, model))
         return round(learned.nanousd) if learned is not None and learned.nanousd_of else None
 
@@ -189,21 +240,43 @@ class Services:
 
     @property
     def control(self) -> ControlPlane:
-        """What it takes to steer lanes, by the law or by hand."""
+        """Everything that is needed to change lanes, by the law or by hand."""
+        from ratelimit_worker.flow.lane.decide import rules_of  # the law: a process that only sends does not need it
+        from ratelimit_worker.flow.lane.tune import ControlPlane
+
         return ControlPlane(
             lanes=self.lanes, pins=Pins(self.redis), mode_log=self.outbox, rules=rules_of(self.settings)
         )
 
+    @property
+    def tracer(self) -> Tracer | None:
+        """The traces of this process's calls; None: tracing is off, or (by MAISD_OTEL=auto) no provider is set yet."""
+        if self.settings.otel == "off":
+            return None
+        found: Tracer | None = self._made.get("tracer")
+        if found is None and (self._traces or telemetry.configured()):
+            found = self.once("tracer", lambda: telemetry.Tracer(self._holding))
+        return found
+
+    def _holding(self, lane: str) -> tuple[Held, ...]:
+        """What holds the lane's next call back, for traces."""
+        from ratelimit_worker.stores.live import Live
+
+        told = Live(self.redis).bars(lane)
+        return () if told is None else tuple(Held(one.kind.value, one.detail, one.until_s) for one in told[1])
+
     def encode_outcome(self, attempt: Any) -> bytes:
-        """An attempt as the outbox holds it."""
+        """An attempt, encoded for the outbox."""
         return outbox_store.encode(attempt)
 
 
 def policy_of(settings: Settings) -> Callable[[str], RetryPolicy]:
     """How calls are retried, by lane: those without adaptive pace by MAISD_BASE_DELAY and MAISD_MAX_DELAY.
 
-    What is asked is MAISD_LANES as this process has it; `limits set --fixed` changes the pace, not the backoff.
+    It depends on MAISD_LANES of this process; `limits set --fixed` changes the pace, not the backoff.
     """
+    from ratelimit_worker.flow.call import enqueue  # and with it the law of paces, which commands do not need
+
     if not settings.enable_smart_retries:
         return lambda lane: NO_RETRIES
     adaptive, fixed = RetryPolicy(), by_backoff(settings.base_delay, settings.max_delay)

@@ -1,6 +1,6 @@
-"""The deployment's own tasks: a team puts its own here. `celery -A tasks worker` runs them.
+"""A deployment's own tasks: a team puts theirs here. `celery -A tasks worker` runs them.
 
-Not in the wheel, which brings the built-in tasks (`ratelimit_worker.builtin`) only.
+This folder is not in the wheel, which has only the built-in tasks (`ratelimit_worker.builtin`).
 """
 
 from ratelimit_worker import make_app

@@ -1,4 +1,4 @@
-"""Agents' calls, as a team would write them: a function that calls its provider, under `@llm_task`."""
+"""Examples of calls, as a team would write them: functions that call a provider, decorated with `@llm_task`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SUMMARY_MODEL = "gpt-4o-mini"
 
 @llm_task(lane=f"openai:{SUMMARY_MODEL}", context="summary", tags=["agents"])
 def summarize(text: str, sentences: int = 3) -> str:
-    """A summary of `text`, in about so many sentences."""
+    """A summary of `text`, in about this many sentences."""
     answer = chat_completion.run(
         model=SUMMARY_MODEL,
         max_tokens=60 * sentences,

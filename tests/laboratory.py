@@ -24,13 +24,14 @@ from ratelimit_worker.contracts.lane import LaneState
 from ratelimit_worker.contracts.lesson import Lesson, Witness
 from ratelimit_worker.flow.call import observe
 from ratelimit_worker.flow.call.enqueue import limit_fields
+from ratelimit_worker.flow.call.self_doubt import SelfDoubt
 from ratelimit_worker.flow.lane.attention import BUSY_S
 from ratelimit_worker.flow.lane.decide import Rules, decide
 from ratelimit_worker.flow.lane.tune import TUNE_EVERY_S, VISIT_EVERY_S
 from ratelimit_worker.policy.classification import classify_response
-from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, Failing, Lately, compared, digest
+from ratelimit_worker.policy.fault import LOST_PASSES, OTHERS_FARE_WELL, UNKNOWN, Failing, Lately, compared, digest
 from ratelimit_worker.policy.pace import Paces
-from ratelimit_worker.policy.retry import GiveUp, Halt, Retry, RetryPolicy, Snooze, next_step
+from ratelimit_worker.policy.retry import GiveUp, Halt, Retry, RetryPolicy, Snooze, aside_s, next_step
 from ratelimit_worker.ports import LaneView
 from ratelimit_worker.simulate.arrivals import Arrival
 from ratelimit_worker.simulate.http1 import Request
@@ -43,7 +44,8 @@ LANE = "lab"
 PATH = "/v1/chat/completions"
 SICK_ROW = 5
 LOOK_S = 0.02
-HALT_S = 300.0
+PAUSE_S = 0.25  #: until a call that was left to another process is released again
+HALT_S = 2.0
 ENDLESS = frozenset({Ending.HANG, Ending.DRIP})  #: until the client's time is over
 MOST_RETRIES = 10.0
 Units = tuple[float, float, float, float]
@@ -161,7 +163,7 @@ class Plane:
             return verdict == "plain" and well
         if verdict == "sick":
             self.sick += 1
-        elif verdict == "quota":
+        elif verdict == "quota" and not number:
             self.earn(now)  # what was earned before the gate closed stays
             self.gate = max(self.gate, now + int(HALT_S * US))
         elif verdict == "refused":
@@ -182,10 +184,11 @@ class Plane:
             adaptive = self.fields.get("adaptive", "1") not in {"0", "0.0"}
             if named == 0 and adaptive and self.fields.get("unlimited") not in {"1", "1.0"}:
                 gate_us = 50_000 * (0.5 + (now % 1000) / 2000)
-            elif gate_us <= 0:
+            else:
                 if self.gate <= now:
                     self.refusals += 1
-                gate_us = min(15e6, 50_000 * 2.0 ** max(0, self.refusals - 1)) * (0.5 + (now % 1000) / 2000)
+                backoff_us = 50_000 * 2.0 ** max(0, self.refusals - 1) * (0.5 + (now % 1000) / 2000)
+                gate_us = max(gate_us, min(1e6, backoff_us / 8)) if gate_us > 0 else min(15e6, backoff_us)
             self.gate = max(self.gate, now + int(gate_us))
         return False
 
@@ -288,6 +291,7 @@ class Laboratory:
         self.plane = Plane(fields)
         self.rules, self.policy, self.slots, self.travel_s, self.every = rules, policy, slots, travel_s, tune_every_s
         self.workers, self.lost = workers, lost
+        self.doubts = {worker: SelfDoubt(lambda: self.now) for worker in workers}
         self.waiting: deque[Job] = deque(job for job in jobs if not job.at_s)
         self.later = sorted((job for job in jobs if job.at_s), key=lambda job: job.at_s)
         self.answers_of: dict[tuple[str, str], float] = {}  #: process, task ("": any) → when its last good one left
@@ -403,9 +407,15 @@ class Laboratory:
             (self.waiting if job.failing is None else self.retries).appendleft(job)
             self.release()
             return
+        process = job.process or self.random.choice(self.workers)
+        if process in self.doubts and self.doubts[process].leaves(LANE):
+            del self.out[seq]
+            self.plane.give_back(job.cost, self.us)
+            self.after(PAUSE_S, partial(self.comes_back, job))
+            self.release()
+            return
         self.out[seq] = True
         job.sent += 1
-        process = job.process or self.random.choice(self.workers)
         if process in self.lost:
             self.result.unreachable += 1
             failure = Failure(category=Category.CONNECTION, cause="nobody listens there")
@@ -436,18 +446,26 @@ class Laboratory:
         older = 0
         if kind in {"sick", "refused"}:
             older = max(0, len(self.out) - 1 - (self.plane.seq - seq))
-        beside = OTHERS_FARE_WELL
-        if kind == "sick":
+        beside, lately, guarded = OTHERS_FARE_WELL, UNKNOWN, False
+        if kind in {"sick", "quota"}:
             plane = self.plane
             lately = Lately(plane.good_at, plane.good_sent, plane.number("sick_share"), len(plane.witnesses) > 1)
             guarded = plane.fields.get("escalates") != "0"
             beside = compared(self.now, sent_s, job.failing, lately, guarded=guarded)
+        doubt = self.doubts.get(process)
+        never_left = guarded and response is None and process in self.lost
+        lost = never_left and doubt is not None and doubt.failed(LANE, job.name, sent_s, self.now, lately)
+        own_quota = kind == "quota" and beside.alone_s is None
+        passes = job.failing is None or job.failing.row < LOST_PASSES
+        beside = replace(beside, lost=lost and passes, own_quota=own_quota)
+        if doubt is not None and response is not None:
+            doubt.reached(LANE, sent_s)
         witness = Witness(
             call=digest(job.name),
             task=digest(job.task),
             process=digest(process),
             again=job.failing is not None,
-            discounted=kind == "sick" and job.failing is not None and beside.alone_s is None,
+            discounted=lost or own_quota or (kind == "sick" and job.failing is not None and beside.alone_s is None),
             task_sent=self.answers_of.get((process, job.task), 0.0),
             process_sent=self.answers_of.get((process, ""), 0.0),
         )
@@ -478,7 +496,7 @@ class Laboratory:
         del self.out[seq]
         if kind == "sick" and not witness.discounted:
             self.plane.witnesses.add(job.name)
-        if kind == "sick":
+        if kind in {"sick", "quota"}:
             before = job.failing or Failing(self.now, sent_s, 0, sent_s)
             job.failing = replace(before, sent_at=sent_s, row=before.row + 1)
         else:
@@ -491,12 +509,15 @@ class Laboratory:
                 job.tries += 1
                 self.after(after_s, lambda: self.comes_back(job))
             case Snooze(after_s):
-                if kind == "refused" or after_s <= 0:
+                if kind == "refused":
+                    asked_s = failure.retry_after_s if failure is not None else None
+                    after_s = aside_s(asked_s, job.sent, self.now - self.plane.good_at, self.random.random)
+                if after_s <= 0:
                     self.waiting.appendleft(job)
                 else:
                     self.after(after_s, lambda: self.comes_back(job))
             case Halt():
-                self.waiting.appendleft(job)
+                self.retries.append(job)
             case GiveUp():
                 self.left -= 1
                 job.ended_s = self.now - self.start

@@ -45,6 +45,8 @@ async def ask_async(what: Any, sleep_s: float = 0.0) -> list[Any]:
 
     number = _say(what)
     await asyncio.sleep(sleep_s)
+    while _hold(what).exists():
+        await asyncio.sleep(0.02)
     return [what, number]
 
 

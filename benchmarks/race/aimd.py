@@ -1,7 +1,7 @@
-"""How does a client limit itself by additive increase and multiplicative decrease (Chiu and Jain 1989)?
+"""A client's rate limiter by additive increase and multiplicative decrease (Chiu and Jain 1989).
 
-The rate grows by a fixed amount a second and is halved at a refusal, once for all refusals of one second. Pure: time is
-passed in, in seconds.
+The rate grows by a fixed amount each second and is halved at a refusal, once for all refusals of one second. Pure: the
+time is an argument, in seconds.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ class AimdRate:
         self._next_s, self._grown_s, self._halved_s = now_s, now_s, float("-inf")
 
     def wait_s(self, now_s: float) -> float:
-        """Take the next turn and say how long to wait for it. Asked by one caller at a time."""
+        """Take the next turn; returns how many seconds to wait for it. Only one caller may ask at a time."""
         self._grow(now_s)
         turn_s = max(self._next_s, now_s)
         self._next_s = turn_s + 1.0 / self.rate
         return turn_s - now_s
 
     def learn(self, now_s: float, refused: bool) -> None:
-        """An answer came, a 429 or not."""
+        """Take note of an answer, and whether it was a 429."""
         self._grow(now_s)
         if refused and now_s - self._halved_s >= _ONCE_S:
             self.rate, self._halved_s = max(LEAST, BETA * self.rate), now_s

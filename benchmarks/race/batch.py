@@ -1,4 +1,4 @@
-"""What do all clients of the race share? The file of calls, the file of answers, and callers that work it off.
+"""What all clients of the race have in common: the file of calls, the file of answers, and threads that send the calls.
 
 Standard library only: it runs in each client's own environment.
 """
@@ -26,19 +26,19 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 
 def tied(command: Sequence[str]) -> list[str]:
-    """The command, as a child that dies with the thread that starts it, however that ends (Linux)."""
+    """The command as a child that is killed when the thread that started it ends in any way (Linux)."""
     return [sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), *command]
 
 
 class Arguments(NamedTuple):
-    """What the harness tells every client."""
+    """The command line of every client."""
 
     source: Path  #: OpenAI Batch lines
-    target: Path  #: where the lines of answers go
+    target: Path  #: file for the lines of answers
     base_url: str
-    rpm: float  #: what the provider takes a minute at first, for clients that have to be told
+    rpm: float  #: the provider's initial limit a minute, for clients that need to know it
     callers: int  #: calls at once
-    attempts: int | None  #: of one call; None: the client's default
+    attempts: int | None  #: most attempts of one call; None: the client's default
 
 
 def arguments() -> Arguments:
@@ -60,9 +60,9 @@ def calls(source: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def answered(target: Path, custom_id: str, status: int | None, why: str = "") -> None:
-    """Append the end of one call, as much of a Batch answer as is counted: its status, or why it has none.
+    """Append the end of one call, with the parts of a Batch answer that are counted: its status, or why it has none.
 
-    One write to a file opened for appending, so that several processes may write to one file.
+    A single write to a file opened for appending, so that several processes may write to one file.
     """
     response = None if status is None else {"status_code": status}
     line = json.dumps({"custom_id": custom_id, "response": response, "error": why or None}) + "\n"
@@ -74,7 +74,7 @@ def answered(target: Path, custom_id: str, status: int | None, why: str = "") ->
 
 
 class Pace:
-    """A sleep-paced loop: each turn comes one interval after the last."""
+    """Paces callers by sleeping: each turn comes one interval after the last."""
 
     def __init__(self, rpm: float) -> None:
         self._interval_s = 60.0 / rpm
@@ -90,13 +90,13 @@ class Pace:
 
 
 def work_off(given: Arguments, send: Callable[[dict[str, Any]], int | None]) -> None:
-    """Have `callers` threads send all calls, in order; `send` takes a body, and gives the call's last status."""
+    """Send all calls in order, by `callers` threads; `send` takes a body, and returns the call's last status."""
 
     def one(call: tuple[str, dict[str, Any]]) -> None:
         custom_id, body = call
         try:
             status, why = send(body), ""
-        except Exception as error:  # whatever a client raises is how this call ended
+        except Exception as error:  # any error of a client is the end of this call
             status, why = None, f"{type(error).__name__}: {error}"[:300]
         answered(given.target, custom_id, status, why)
 

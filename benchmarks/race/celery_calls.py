@@ -1,6 +1,6 @@
 """Plain Celery, as its documentation advises: rate_limit, autoretry_for, retry_backoff (with its jitter), 10 retries.
 
-Imported by the workers; RACE_… in their environment says what to call.
+Imported by the workers; variables RACE_… of their environment configure it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Refused(Exception):
 
 
 class Tell(Task):
-    """Tells the race how a call ended."""
+    """Writes the end of each call to the file of answers."""
 
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
         answered(_target, args[0], 200)

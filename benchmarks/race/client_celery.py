@@ -1,6 +1,6 @@
 """Plain Celery: a Valkey of its own, two prefork workers of 16, all calls sent at once; ends when all are done.
 
-Prefork is Celery's default pool; in a pool of threads its rate_limit of 600/m let two calls a second through.
+Prefork is Celery's default pool; in a threads pool a rate_limit of 600/m allowed only two calls a second.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
             while _lines(given.target) < len(all_calls):
                 time.sleep(0.2)
         finally:
-            for process in reversed(started):  # workers before their broker, and not warmly: calls may wait for hours
+            for process in reversed(started):  # workers before their broker; killed, since calls may wait for hours
                 process.kill()
                 process.wait()
 

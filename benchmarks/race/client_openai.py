@@ -1,4 +1,4 @@
-"""The openai SDK with 32 callers and its own retries: 2 by default, or --attempts less the first."""
+"""The openai SDK with 32 callers and its own retries: 2 by default, or --attempts minus 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The true rate, known beforehand, and tenacity: a sleep-paced loop, exponential waits with jitter, 10 attempts."""
+"""A loop paced at the provider's true rate, and tenacity: exponential waits with jitter, 10 attempts."""
 
 from __future__ import annotations
 

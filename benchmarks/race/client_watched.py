@@ -1,4 +1,4 @@
-"""An agent, its Valkey and two workers of 16 threads: sends all calls at once, and ends when all are answered.
+"""A caller, its Valkey and two workers of 16 threads: sends all calls at once, and ends when all are answered.
 
     client_watched.py FOLDER CALLS TASK
 
@@ -24,7 +24,7 @@ WORKERS, THREADS = 2, 16
 
 
 def main() -> None:
-    """Start everything, send, wait, tell, end everything."""
+    """Start everything, send, wait, print the figures, end everything."""
     folder, calls, task = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 
     def stop(number: int, frame: FrameType | None) -> None:

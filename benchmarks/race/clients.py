@@ -1,4 +1,4 @@
-"""Which clients take part, in which environment, by which command?"""
+"""The clients of the race, with their environments and commands."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class Client:
     """One way to send calls."""
 
     name: str
-    environment: str  #: of ENVIRONMENTS, made of requirements-<environment>.txt
-    script: str | None  #: None: ours
+    environment: str  #: folder in ENVIRONMENTS, made from requirements-<environment>.txt
+    script: str | None  #: None: `ratelimit-worker run`
     arguments: tuple[str, ...] = ()
-    share_of_rpm: float = 1.0  #: of the provider's true rate, what the client is told
+    share_of_rpm: float = 1.0  #: share of the provider's true rate that is given to the client
 
     def command(self, source: Path, target: Path, base_url: str, rpm: float) -> list[str]:
-        """What to run: a file of calls in, a file of answers out."""
+        """The command that reads a file of calls and writes a file of answers."""
         if self.script is None:
             run = [self._bin("ratelimit-worker"), "run", str(source), "-o", str(target), "--workers", str(WORKERS)]
-            return [*run, "--base-url", base_url]  # and nothing of any limit
+            return [*run, "--base-url", base_url]  # without any limit
         told = ["--rpm", f"{rpm * self.share_of_rpm:g}", *self.arguments]
         return [self._bin("python"), str(HERE / self.script), str(source), str(target), base_url, *told]
 
     def prepare(self) -> None:
-        """Make the environment, unless it is there as its requirements want it.
+        """Make the environment, unless it exists with the present requirements.
 
         Raises:
             subprocess.CalledProcessError: It cannot be made.
@@ -69,7 +69,7 @@ class Client:
 
 
 def environment(folder: Path, base: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What a client's process sees: none of this machine's settings, brokers and proxies, and a folder of its own."""
+    """Environment of a client's process: without this machine's settings, brokers and proxies, with its own folder."""
     ours = ("MAISD_", "CELERY_", "OPENAI_", "ANTHROPIC_", "PYTHON", "VIRTUAL_ENV", "RACE_")
     kept = {
         name: value for name, value in base.items() if not name.startswith(ours) and not name.lower().endswith("_proxy")
@@ -91,7 +91,7 @@ CLIENTS = {
         Client("cubic", "cubic", "client_cubic.py"),
         Client("aimd", "cubic", "client_aimd.py"),
         Client("celery", "celery", "client_celery.py"),
-        # Celery's rate_limit is each worker's own: told its share of the true rate, two workers make the true rate.
+        # Celery's rate_limit applies to each worker: with half of the true rate each, two workers have the true rate.
         Client("celery_split", "celery", "client_celery.py", share_of_rpm=1 / WORKERS),
     )
 }

@@ -1,7 +1,4 @@
-"""What did a client get, and at what price? Figures of one run from the provider's log, and their table.
-
-Pure: logs and answers in, figures out.
-"""
+"""Figures of one run from the provider's log and the client's answers, and the table of all runs. Pure."""
 
 from __future__ import annotations
 
@@ -23,18 +20,18 @@ class Figures:
     client: str
     case: str
     seed: int
-    seconds: float  #: the horizon; of a finite case, what the client took
-    calls: int  #: that the client was given
-    ended: int  #: ... and of which it says how they ended
+    seconds: float  #: the horizon; in a finite case, the client's time
+    calls: int  #: calls that the client was given
+    ended: int  #: calls whose end the client has written down
     good: int  #: good answers delivered within the horizon
-    oracle: float  #: what the oracle had, in calls; of a finite case, in seconds
-    share: float  #: of the oracle
+    oracle: float  #: the oracle's result, in calls; in a finite case, in seconds
+    share: float  #: the client's result as a share of the oracle's
     requests: int  #: within the horizon
     refusals: float  #: 429s of the limit, as a share of the requests that met no scripted fault
-    in_outage: int  #: requests sent into an outage
-    failed: int  #: calls that the client gave up (400 excepted, which is the call's own fault)
-    lost: int | None  #: calls of which the client says nothing at its end; None: it was stopped at the horizon
-    duplicates: int  #: calls that were answered well more than once
+    in_outage: int  #: requests sent during an outage
+    failed: int  #: calls that the client gave up (without those with a 400, which is their own fault)
+    lost: int | None  #: calls without an end in the client's file; None: it was stopped at the horizon
+    duplicates: int  #: calls that got a good answer more than once
 
     def line(self) -> str:
         """One line for a person."""
@@ -66,9 +63,9 @@ def count(client: str, case: Case, seconds: float, log: Log, ends: Mapping[str, 
     """The figures of one run.
 
     Args:
-        seconds: The horizon; of a finite case, until when it was let run.
-        ends: By `statuses`, of the client's answers.
-        ended: Whether the client came to its end by itself.
+        seconds: The horizon; in a finite case, the time after which the client was stopped.
+        ends: The client's answers, from `statuses`.
+        ended: Whether the client ended by itself.
     Raises:
         ValueError: The provider saw no request.
     """
@@ -88,7 +85,7 @@ def count(client: str, case: Case, seconds: float, log: Log, ends: Mapping[str, 
     else:
         told = oracle_time_s(case.provider, case.finite, case.mean())
         took_s = max((one.t + one.latency_s - first_s for one in good), default=seconds)
-        # Who gives most of the calls up is done early: that is no speed.
+        # A client that gives up most calls ends early, so the share of answered calls counts too.
         share = len({one.custom_id for one in good}) / case.finite * min(1.0, told / took_s)
     answers = Counter(one.custom_id for one in log.delivered())
     return Figures(
@@ -111,7 +108,7 @@ def count(client: str, case: Case, seconds: float, log: Log, ends: Mapping[str, 
 
 
 def table(runs: Sequence[Figures]) -> str:
-    """A Markdown table of medians, a row a case and client; least share and most 429s beside them."""
+    """A Markdown table of medians, with a row for each case and client, and with the least share and the most 429s."""
     rows = [
         "| scenario | client | seeds | share of the oracle | least | 429s | most | into the outage | given up | lost "
         "| duplicates |",

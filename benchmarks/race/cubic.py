@@ -1,8 +1,8 @@
-"""How does an AWS SDK in "adaptive" retry mode limit itself? Written after AWS's documentation of that mode.
+"""The rate limiter of an AWS SDK in "adaptive" retry mode, written after AWS's documentation of that mode.
 
-Until the first throttling answer nothing is limited. From then on a token bucket precedes each request, whose rate
-falls to 0.7 of the measured one at each throttling answer and grows along a cubic curve from there (Ha, Rhee, Xu:
-CUBIC, 2008), at most to twice of what is measured. Pure: time is passed in, in seconds.
+Until the first throttling answer nothing is limited. From then on each request takes a token from a bucket, whose rate
+falls to 0.7 of the measured one at each throttling answer and then grows along a cubic curve (Ha, Rhee, Xu: CUBIC,
+2008), at most to twice the measured rate. Pure: the time is an argument, in seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class AdaptiveRate:
         self._sent, self._slot_s = 0, self._slot(now_s)
 
     def wait_s(self, now_s: float) -> float:
-        """Take a token and say how long to wait before the request is sent; later callers queue up behind it."""
+        """Take a token; returns how many seconds to wait before the request is sent. Later callers wait longer."""
         if self.rate is None:
             return 0.0
         self._fill(now_s)
@@ -34,7 +34,7 @@ class AdaptiveRate:
         return max(0.0, -self._level / self.rate)
 
     def learn(self, now_s: float, throttled: bool) -> None:
-        """An answer came, with a throttling error or not."""
+        """Take note of an answer, and whether it was a throttling error."""
         self._measure(now_s)
         if throttled:
             before = self.measured if self.rate is None else min(self.measured, self.rate)
@@ -71,7 +71,7 @@ class AdaptiveRate:
 
 
 class RetryQuota:
-    """The standard mode's brake: a retry costs 5 of 500 units, of which a success gives back what its retry cost."""
+    """The retry quota of the standard mode: a retry costs 5 of 500 units, and a success gives units back."""
 
     def __init__(self) -> None:
         self.left = 500
@@ -84,7 +84,7 @@ class RetryQuota:
         return True
 
     def succeeded(self, retried: bool) -> None:
-        """A call was answered: give back its last retry's cost, else 1."""
+        """Take note that a call was answered: give back the cost of its last retry, or 1 if it had none."""
         self.left = min(500, self.left + (5 if retried else 1))
 
 

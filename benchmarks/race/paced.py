@@ -1,4 +1,4 @@
-"""How does a client with a rate limiter of its own send a file? One httpx client, callers behind the limiter."""
+"""How a client with its own rate limiter sends a file: one httpx client, and callers that wait for the limiter."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _TRANSIENT = {500, 502, 503, 504, 529}
 
 
 class Rate(Protocol):
-    """What holds requests back."""
+    """A client's rate limiter."""
 
     def wait_s(self, now_s: float) -> float:
         """Seconds until the request may go."""
         ...
 
     def learn(self, now_s: float, refused: bool, /) -> None:
-        """An answer came."""
+        """Take note of an answer, and whether it was a refusal."""
         ...
 
 
@@ -33,13 +33,13 @@ def send_paced(
     answered: Callable[[bool], None],
     backoff_s: Callable[[int], float],
 ) -> None:
-    """Have all callers send all calls, at most 10 attempts each.
+    """Send all calls by all callers, with at most `given.attempts` attempts each (10 by default).
 
     Args:
-        limiter: Makes the limiter, given the time.
-        may_retry: Asked before each retry.
-        answered: Told of each answer, and whether it took a retry.
-        backoff_s: Wait before a retry, from 0, seconds.
+        limiter: Makes the limiter from the time, seconds.
+        may_retry: Called before each retry; returns whether it may be made.
+        answered: Called when a call has its answer (neither 429 nor transient), with whether it took a retry.
+        backoff_s: Returns the wait before a retry (from 0), seconds.
     """
     attempts = given.attempts or 10
     lock, turn, rate = threading.Lock(), threading.Lock(), limiter(time.monotonic())
@@ -51,7 +51,7 @@ def send_paced(
     )
 
     def once(body: dict[str, Any]) -> int | None:
-        with turn:  # one waits at a time, so that a rate which falls holds for all that come after it
+        with turn:  # only one waits for the limiter, so that a lower rate applies to all after it
             with lock:
                 wait_s = rate.wait_s(time.monotonic())
             time.sleep(wait_s)

@@ -1,4 +1,4 @@
-"""Own functions that ask by the openai SDK, and the built-in task beside them. Imported by workers and by their agent.
+"""A function of a team's own that uses the openai SDK, and the built-in tasks. Imported by the workers and the caller.
 
 RACE_WATCH in the environment: whether the app watches.
 """
@@ -21,6 +21,6 @@ client = OpenAI()
 
 @llm_task(app=app, lane=f"openai:{MODEL}", cache=False)
 def complete(custom_id: str, body: dict[str, Any]) -> str:
-    """One completion, as a team would write it: the SDK as it comes, and the text alone goes back."""
+    """One completion, as a team would write it: with the SDK's defaults; returns only the text."""
     answer = client.chat.completions.create(**body, metadata={"custom_id": custom_id})
     return answer.choices[0].message.content or ""

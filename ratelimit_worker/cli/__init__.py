@@ -1,6 +1,6 @@
-"""Which commands are there? `ratelimit-worker`: each is imported when it is used.
+"""The command line `ratelimit-worker`: the table of its commands, each of which is imported when it is used.
 
-`--help` shows this table and imports neither celery nor redis nor any command. Exit codes: 0, 1 failed, 2 usage,
+`--help` prints this table and imports neither celery nor redis nor any command. Exit codes: 0, 1 failed, 2 usage,
 69 Redis or the database cannot be reached, 78 a setting is wrong.
 """
 
@@ -21,31 +21,35 @@ from ratelimit_worker.cli.terminal import say
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, StoreUnavailable
 from ratelimit_worker.plain_text import shown
 
-#: Command → what it does; its function has its name and stands in the module of its name, or in the one of `HOMES`:
-#: a module of this folder, or one with its whole name where the command belongs to the face that it opens.
+#: Command → what it does. Its function has the same name, and is in the module of that name in this folder, or in the
+#: module that `HOMES` gives (a name in this folder, or a full name).
 COMMANDS = {
+    "alerts": "What is wrong now, and what was.",
     "analytics": "A report of the last hours or days: JSON, CSV or HTML.",
-    "cache": "How many answers are kept; forget some or all.",
-    "classify": "What becomes of a call that meets this answer or exception.",
+    "budgets": "What may be spent in dollars, and what was; set it.",
+    "cache": "Show how many answers are kept; delete some or all.",
+    "calls": "Search calls; cancel waiting ones, run failed ones again.",
+    "classify": "What happens to a call that gets this answer or exception.",
     "cleanup": "Delete old rows of the tracking database.",
-    "doctor": "What is in force and where it came from, and what is wrong.",
+    "doctor": "Show every setting and its source, and what is wrong.",
     "explain": "Where a call is, and what it waits for.",
     "flower": "Flower on this app, with a page for the lanes and their modes.",
     "health": "Whether the worker of this machine beats, for health checks.",
-    "lanes": "What each lane was told, and what it has learned.",
-    "limits": "Set what a lane may do at most.",
-    "metrics": "What Prometheus scrapes, on a port of its own.",
+    "lanes": "Limits of each lane: configured and learned.",
+    "limits": "Set the limits of a lane.",
+    "metrics": "Serve metrics for Prometheus.",
     "stats": "Calls, errors, retries, latency and tokens of a window.",
-    "status": "How every lane stands now.",
+    "status": "The state of every lane now.",
     "auto": "Give lanes that were pinned back to the law.",
     "emergency": "Pin EMERGENCY: at most 10 calls a minute and lane.",
     "halt": "Pin HALT: nothing is sent; calls wait.",
-    "mode": "How the modes of lanes have changed.",
+    "mode": "Changes of modes in the past.",
     "normal": "Pin NORMAL: the law's pace, without escalation.",
     "reduced": "Pin REDUCED: half the pace.",
     "resume": "The same as auto.",
+    "watch": "A live screen of all lanes, or of one.",
     "demo": "600 calls against a provider with a hidden limit, in a minute.",
-    "run": "Send a Batch file through a lane; answers to another, resumable.",
+    "run": "Send the requests of a Batch file; resumable.",
     "simulate": "A simulated LLM provider with a true rate limit and scripted faults.",
     "up": "Redis, a worker and Flower for development, in one terminal.",
 }
@@ -57,7 +61,7 @@ HOMES = {
 
 
 class Sentence(click.ClickException):
-    """An error of ours as one line a problem, without a traceback."""
+    """One of our errors, printed without a traceback, with a line for each problem."""
 
     def show(self, file: Any = None) -> None:
         """Print it to stderr."""
@@ -78,7 +82,7 @@ class Misconfigured(Sentence):
 
 
 def sentence(error: RateLimitWorkerError) -> Sentence:
-    """The sentence, and with it the exit code, for an error of ours."""
+    """The message and exit code for one of our errors."""
     words = str(error) or type(error).__name__
     match error:
         case StoreUnavailable():
@@ -89,15 +93,18 @@ def sentence(error: RateLimitWorkerError) -> Sentence:
             return Sentence(words)
 
 
+_INTERRUPTED = 130  #: exit code after Ctrl-C, as in a shell
+
+
 class Commands(DYMGroup):  # type: ignore[misc] # untyped
-    """The commands of the table, loaded by name; a name that is nearly one is told what it is near to."""
+    """The commands of the table, loaded by name; for a misspelt name a similar one is suggested."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Their names."""
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one; None: there is no such command."""
+        """Import a command; None: there is no such command."""
         if cmd_name not in COMMANDS:
             return None
         home = HOMES.get(cmd_name, cmd_name)
@@ -105,16 +112,19 @@ class Commands(DYMGroup):  # type: ignore[misc] # untyped
         return with_example(command, cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the table, without importing what is in it."""
+        """Print the table, without importing the commands."""
         with formatter.section("Commands"):
             formatter.write_dl(sorted(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; what it raises of ours becomes a sentence, and click's own sentences are made harmless."""
+        """Run the command; our errors become messages, and control characters in click's messages are escaped."""
         try:
             return super().invoke(ctx)
         except RateLimitWorkerError as error:
             raise sentence(error) from error
+        except KeyboardInterrupt:  # click itself would exit with 1, as for a command that failed
+            say("", err=True)
+            ctx.exit(_INTERRUPTED)
         except click.ClickException as error:
             told = shown(error.format_message())
             error.format_message = lambda: told  # type: ignore[method-assign]
@@ -122,22 +132,28 @@ class Commands(DYMGroup):  # type: ignore[misc] # untyped
 
 
 def _open_standard_streams() -> None:
-    """Give a number of which nobody made use (`2>&-`) to nobody: else a file that is opened next would have it, and
-    what others write there, a library or a child, would stand in that file."""
+    """Open closed standard streams (`2>&-`) on /dev/null.
+
+    Otherwise the next file that is opened gets that number, and output of libraries and child processes goes into it.
+    """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number, which is this one
 
 
 def _version(ctx: click.Context, parameter: click.Parameter, asked: bool) -> None:
-    if asked:  # click's own option cannot tell the version of a checkout that is not installed
+    if asked:  # click's own option does not know the version of a checkout that is not installed
         say(f"ratelimit-worker, version {ratelimit_worker.__version__}")
         ctx.exit()
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="\b\nExample:\n  ratelimit-worker status --find gpt",
+)
 @of_app
 @click.option(
     "-V",
@@ -154,7 +170,7 @@ def main() -> None:
 
 
 def begin() -> None:
-    """What stands before every command, whoever's command line it came from."""
+    """Set up what every command needs, on every command line."""
     _open_standard_streams()
-    # What a command does it says itself; without a handler of ours logging prints warnings to stderr, without fields.
+    # Commands report themselves; without this handler, logging would print warnings to stderr, without fields.
     logging.getLogger("ratelimit_worker").addHandler(logging.NullHandler())

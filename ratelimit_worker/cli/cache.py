@@ -1,4 +1,4 @@
-"""`ratelimit-worker cache`: how many answers are kept, and which are to be forgotten."""
+"""`ratelimit-worker cache`: how many answers are kept, and deleting them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ratelimit_worker.cli.terminal import asks, say
 
 @click.group()
 def cache() -> None:
-    """Answers that stand for calls with the same arguments."""
+    """Kept answers, which calls that are the same get without a request."""
 
 
 @cache.command()
 @of_app
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def stats(form: str) -> None:
-    """Print how many answers are kept, what they take, and how often one was used."""
+    """Print how many answers are kept, their size, and how often they were used."""
     from ratelimit_worker.cli.sources import open_sources
     from ratelimit_worker.reports.words import as_json
     from ratelimit_worker.stores import answers
@@ -45,7 +45,7 @@ def stats(form: str) -> None:
     say(f"size           {size.bytes / 1024 / 1024:,.1f} MB of at most {settings.cache_size_mb:,.1f} MB")
     say(
         f"calls answered {figures['hits']:,} from the cache, {figures['joined']:,} by one that was on its way, "
-        f"{figures['stale']:,} past its time in an emergency"
+        f"{figures['stale']:,} past its time (since Redis counts; `stats` has windows)"
     )
     say(f"evicted        {figures['evicted']:,}, {figures['evicted_bytes'] / 1024 / 1024:,.1f} MB")
 
@@ -55,9 +55,9 @@ def stats(form: str) -> None:
 @click.option("--context", help="Only answers of this context.")
 @click.option("--tag", help="Only answers with this tag.")
 @click.option("--func", help="Only answers of this task, by its name or the last part of it.")
-@asks("Forget these answers? Calls that ask for them again are paid again.")
+@asks("Delete these answers? Calls that need them again will be paid for again.")
 def clear(context: str | None, tag: str | None, func: str | None) -> None:
-    """Forget kept answers; without an option, all."""
+    """Delete kept answers; without an option, all of them."""
     from ratelimit_worker.cli.sources import open_sources
     from ratelimit_worker.stores import answers
     from ratelimit_worker.stores.reach import redis_errors

@@ -1,6 +1,6 @@
-"""`celery -A MODULE ratelimit …`: the commands of `ratelimit-worker` where Celery's users look for them.
+"""`celery -A MODULE ratelimit …`: the commands of `ratelimit-worker` within Celery's command line.
 
-Celery loads it at each of its commands, by the entry point `celery.commands`: it imports no more than the table.
+Celery loads this for each of its commands, by the entry point `celery.commands`, so it only imports the table.
 """
 
 from __future__ import annotations

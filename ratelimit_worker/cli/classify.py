@@ -1,4 +1,4 @@
-"""`ratelimit-worker classify`: what would become of a call that met this answer, or this exception?"""
+"""`ratelimit-worker classify`: what would happen to a call that gets this answer or exception?"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ratelimit_worker.cli.terminal import say
+from ratelimit_worker.number_options import Whole
 
 if TYPE_CHECKING:
     from ratelimit_worker.calls import Failure
@@ -17,15 +18,15 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("exception", required=False)
-@click.option("--status", type=click.IntRange(100, 599), help="The HTTP status of an answer.")
+@click.option("--status", type=Whole(100, 599), help="The HTTP status of an answer.")
 @click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="One of its headers; repeatable.")
 @click.option("--body", metavar="TEXT|@FILE|-", help="Its body: text, a file's, or what comes on stdin.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def classify(exception: str | None, status: int | None, headers: tuple[str, ...], body: str | None, form: str) -> None:
-    """Say what kind of failure an answer or an EXCEPTION is, and what follows its first time.
+    """Print what kind of failure an answer or an EXCEPTION is, and what follows the first time.
 
-    EXCEPTION is a dotted name such as openai.RateLimitError, as an instance would be that carries nothing; its package
-    must be installed. Rules that installed packages bring along are asked, a task's own `classify=` is not.
+    EXCEPTION is a dotted name such as openai.RateLimitError, and stands for an empty instance of it; its package must
+    be installed. Rules of installed packages are asked; a task's own `classify=` is not.
     """
     import time
 
@@ -79,7 +80,7 @@ def _figures(failure: Failure) -> dict[str, Any]:
     def step(draw: float) -> Step:
         return next_step(
             failure, 1, policy, lambda: draw, now_s=0.0, deadline_s=math.inf
-        )  # a lane that is well, and a call without a deadline
+        )  # for a healthy lane and a call without a deadline
 
     first, last = step(0.0), step(1.0)
     rule = policy.rules.get(failure.category)
@@ -127,7 +128,7 @@ def _lines(figures: dict[str, Any]) -> list[str]:
 
 
 def _bare_instance(name: str) -> BaseException:
-    """An exception of the class with this dotted name, that carries nothing."""
+    """An empty exception of the class with this dotted name."""
     import builtins
     from importlib import import_module
 
@@ -145,7 +146,7 @@ def _bare_instance(name: str) -> BaseException:
     kind = getattr(home, kind_name, None)
     if not (isinstance(kind, type) and issubclass(kind, BaseException)):
         raise click.UsageError(f"{name} is no exception; give a dotted name such as openai.RateLimitError")
-    with suppress(Exception):  # most SDKs' want an answer to stand for; then what the class alone says is enough
+    with suppress(Exception):  # most SDKs' classes need a response; then the class alone is enough
         return kind()
     try:
         return kind.__new__(kind)
@@ -177,5 +178,5 @@ def _parsed(text: str) -> Any:
 
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):  # no JSON: then the text is the body, as for an answer that came over HTTP
+    except (ValueError, RecursionError):  # it is not JSON: the text is the body, as for an answer over HTTP
         return text

@@ -1,4 +1,4 @@
-"""`ratelimit-worker cleanup`: old rows of the tracking database go."""
+"""`ratelimit-worker cleanup`: delete old rows of the tracking database."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ratelimit_worker.cli.terminal import asks, say
 def cleanup(older_than: float | None) -> None:
     """Delete recorded attempts and mode changes that are older than --older-than.
 
-    Workers do the same by themselves every MAISD_CLEANUP_INTERVAL_HOURS. Calls that wait or run are not touched.
+    Workers do the same by themselves every MAISD_CLEANUP_INTERVAL_HOURS. Waiting and running calls are not affected.
     """
     from ratelimit_worker.cli.sources import open_sources
     from ratelimit_worker.reports.words import count, seconds

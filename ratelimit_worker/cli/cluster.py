@@ -1,4 +1,4 @@
-"""Where do the calls of a command run? On the cluster that is configured, else on one of its own that ends with it."""
+"""The cluster on which a command's calls run: the configured one, or its own, which ends with the command."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.reach import reach, redis_errors
 
-_STOP_S = 15.0  #: for calls that run when the workers are told to stop
-_MOST_RESTARTS = 3
+_STOP_S = 15.0  #: time for running calls when the workers are told to stop
+_MOST_RESTARTS = 3  #: of all workers together
 
 
 class WorkersFailed(RateLimitWorkerError):
@@ -42,7 +42,7 @@ class Cluster:
 
     app: Celery
     settings: Settings
-    environ: dict[str, str]  #: of workers: settings, addresses and keys of providers
+    environ: dict[str, str]  #: the workers' environment: settings, addresses and keys of providers
     embedded: bool
     children: Children
     _workers: list[_Worker] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Cluster:
 
     @property
     def services(self) -> wiring.Services:
-        """The live objects of this process."""
+        """The live services of this process."""
         return wiring.services()
 
     def start_workers(self, count: int, concurrency: int, queue: str) -> None:
@@ -64,10 +64,10 @@ class Cluster:
             self._start(_Worker(argv, self.settings.state_path / "logs" / f"{queue}-{number}.log"))
 
     def check_workers(self) -> list[Exited]:
-        """Start anew what has ended by itself; returns what had.
+        """Restart workers that have ended by themselves; returns a description of each that ended.
 
         Raises:
-            WorkersFailed: that happens again and again.
+            WorkersFailed: it happened more than three times.
         """
         gone = self.children.exited()
         for exited in gone:
@@ -80,11 +80,11 @@ class Cluster:
         return gone
 
     def stop_workers(self, grace_s: float = _STOP_S) -> None:
-        """Let what runs finish, at most `grace_s` seconds; what waits stays in its lane."""
+        """Let running calls finish, for at most `grace_s` seconds; waiting calls stay in their lanes."""
         self.children.stop(grace_s)
 
     def remove_logs(self) -> None:
-        """The workers' logs are of no more use."""
+        """Delete the workers' logs, which are not needed any more."""
         for worker in self._workers:
             worker.log_path.unlink(missing_ok=True)
 
@@ -97,12 +97,12 @@ class Cluster:
 def open_cluster(
     state_dir: Path | None = None, *, alone: bool = False, extra: Mapping[str, str] | None = None
 ) -> Iterator[Cluster]:
-    """The configured cluster, or one of this command's own on `state_dir`; it and its workers end with the block.
+    """The configured cluster, or this command's own on `state_dir`; its own, and its workers, end with the block.
 
     Args:
-        state_dir: MAISD_STATE_DIR when None.
-        alone: One of its own in any case.
-        extra: Variables for the environment of workers.
+        state_dir: None: MAISD_STATE_DIR.
+        alone: Use its own cluster in any case.
+        extra: Further variables for the workers' environment.
     Raises:
         ConfigurationError: a setting is wrong, or no server runs here.
         StoreUnavailable: the server does not answer.
@@ -129,7 +129,7 @@ def open_cluster(
             children = opened.enter_context(Children())
         app = make_app(settings)
         app.set_default()  # for all threads of this process
-        import_module("ratelimit_worker.builtin")  # now, or it would make an app of its own the default
+        import_module("ratelimit_worker.builtin")  # now; imported later, it would make its own app the default
         cluster = Cluster(app=app, settings=settings, environ=environ, embedded=embedded, children=children)
         opened.callback(app.close)
         reach(cluster.services.redis)
@@ -139,8 +139,10 @@ def open_cluster(
 
 
 def _take_back(cluster: Cluster) -> None:
-    """Calls that were out when the last owner of this state folder was killed: its workers are gone for certain, so
-    nobody has to wait until their leases end."""
+    """Give back calls that were out when the last owner of this state folder was killed.
+
+    Its workers have ended with it, so there is no need to wait until their leases end.
+    """
     lanes = cluster.services.lanes
     with redis_errors():
         tags: Any = lanes.client.zrange(keys.LEDGER, 0, -1)
@@ -149,7 +151,7 @@ def _take_back(cluster: Cluster) -> None:
 
 
 def _python_path(environ: Mapping[str, str]) -> str:
-    """Workers find this package as this process did, also where it is a checkout that is not installed."""
+    """The path by which workers find this package, also if it is a checkout that is not installed."""
     root = str(Path(__file__).resolve().parents[2])
     given = environ.get("PYTHONPATH", "")
     if root in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:

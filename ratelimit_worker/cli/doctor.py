@@ -1,4 +1,4 @@
-"""`ratelimit-worker doctor`: what is in force, and what is wrong?"""
+"""`ratelimit-worker doctor`: every setting, and what is wrong."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def doctor(ctx: click.Context, form: str) -> None:
     from ratelimit_worker.reports.doctor import (
         Code,
         Finding,
-        Level,
+        Grade,
         exit_code,
         findings_text,
         judge_network,
@@ -42,19 +42,21 @@ def doctor(ctx: click.Context, form: str) -> None:
     )
     from ratelimit_worker.reports.words import as_json
 
-    settings = read_settings()  # all that is wrong at once, as a sentence each
+    settings = read_settings()  # raises all that is wrong at once, in a sentence each
     findings: list[Finding] = [judge_network()]
     with ExitStack() as open_:
         opened: Opened | None = None
-        for named in (True, False):  # an app that cannot be had: the rest is looked at all the same
+        for named in (True, False):  # if the app cannot be loaded, the rest is checked without it
             try:
-                opened = open_.enter_context(open_sources(named=named))
+                found_here = open_.enter_context(open_sources(named=named))
+                found_here.sources.queries  # noqa: B018 - raises what is wrong with the database's address
+                opened = found_here
                 break
             except ConfigurationError as error:
-                finding = Finding("app" if named else "settings", Level.WRONG, str(error), Code.CONFIGURATION)
+                finding = Finding("app" if named else "settings", Grade.WRONG, str(error), Code.CONFIGURATION)
                 findings += [] if any(one.says == finding.says for one in findings) else [finding]
             except StoreUnavailable as error:
-                findings.append(Finding("database", Level.WRONG, str(error), Code.UNREACHABLE))
+                findings.append(Finding("database", Grade.WRONG, str(error), Code.UNREACHABLE))
                 break
         found = settings_in_force(settings if opened is None else opened.settings, environment())
         if form == "table":
@@ -70,7 +72,7 @@ def _examined(opened: Opened) -> Iterator[Finding]:
 
     services = opened.services
 
-    def latencies() -> Mapping[str, Latencies]:  # asked once Redis has answered
+    def latencies() -> Mapping[str, Latencies]:  # called after Redis has answered
         return services.latencies.everything()
 
     def own_rules() -> Mapping[str, str]:

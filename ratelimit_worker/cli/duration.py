@@ -1,4 +1,4 @@
-"""How is a length of time written on the command line? 90s, 15m, 24h, 7d, and 1h30m."""
+"""Durations on the command line: 90s, 15m, 24h, 7d, and 1h30m."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # not generic before
     name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Seconds of a text."""
+        """Parse a text such as 1h30m to seconds; click's error if it is none, or is above `MOST_S`."""
         if isinstance(value, float):
             return value
         text = str(value).strip().lower()

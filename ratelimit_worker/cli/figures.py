@@ -1,4 +1,4 @@
-"""How do lanes go, and what came of the attempts? Figures for those who watch a run."""
+"""Figures of lanes and attempts, for the progress of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.queries import refusals, spent_by, spent_of
 from ratelimit_worker.stores.tables import AttemptRow
 
-#: A count takes at most this share of the time.
+#: Counting takes at most this share of the time.
 _COUNTING_SHARE = 0.05
 
 
@@ -26,9 +26,9 @@ _COUNTING_SHARE = 0.05
 class LaneFigures:
     """What lanes do now."""
 
-    pace_per_min: float | None  #: of all the lanes together; None: one of them is bound by nothing, or none is known
+    pace_per_min: float | None  #: sum over the lanes; None: one of them has no pace, or none is known
     mode_now: ModeNow = field(default_factory=ModeNow)  #: of the lane that may send least
-    lane: str | None = None  #: that lane, where there are several
+    lane: str | None = None  #: that lane, if there are several
     held_by: str = ""  #: what holds its next call back
 
     @property
@@ -51,7 +51,7 @@ def lane_figures(live: Live, names: Iterable[str]) -> LaneFigures:
 
 
 def figures_of(lanes: Iterable[LaneState], at_s: float) -> LaneFigures:
-    """The lanes together, and the one that may send least."""
+    """The lanes together, and the lane that may send least."""
     known = list(lanes)
     if not known:
         return LaneFigures(None)
@@ -67,20 +67,20 @@ def figures_of(lanes: Iterable[LaneState], at_s: float) -> LaneFigures:
 
 @dataclass(frozen=True, slots=True)
 class AttemptFigures:
-    """What came of the attempts since a moment."""
+    """Figures of the attempts since a moment."""
 
     requests: int = 0  #: attempts made
     refused: int = 0  #: of these, 429s
     retries: int = 0  #: of these, not the first of their call
-    spend: Spend = NOTHING  #: what they cost; told at the end
+    spend: Spend = NOTHING  #: what they cost; only at the end
 
 
 class Attempts:
     """The attempts of one context, counted in the tracking database, which is a fraction of a second behind.
 
     Args:
-        context: As the calls were sent with.
-        since_s: Count what started from then on; seconds since the epoch.
+        context: The calls' context.
+        since_s: Only attempts that started at this time or later are counted; seconds since the epoch.
     """
 
     def __init__(self, database_url: str, context: str, since_s: float) -> None:
@@ -90,7 +90,7 @@ class Attempts:
         self._next_s = 0.0
 
     def now(self, *, exactly: bool = False) -> AttemptFigures | None:
-        """The figures, a little old unless `exactly`; None: the database is away."""
+        """The figures; without `exactly` they may be a little old. None: the database is away."""
         if not exactly and time.monotonic() < self._next_s:
             return self._last
         began_s = time.monotonic()
@@ -103,7 +103,7 @@ class Attempts:
                 requests, refused, retries = connection.execute(wanted).one()
                 spent = money(map(spent_of, connection.execute(spent_by(*mine)))).total if exactly else NOTHING
         except SQLAlchemyError:
-            self._last = None  # no tables yet, or away: the run goes on, and its figures say "?"
+            self._last = None  # no tables yet, or no database: the run goes on, and shows "?"
         else:
             self._last = AttemptFigures(int(requests), int(refused or 0), int(retries or 0), spent)
         took_s = time.monotonic() - began_s
@@ -120,5 +120,5 @@ class Attempts:
             return 0
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the connections to the database."""
         self._engine.dispose()

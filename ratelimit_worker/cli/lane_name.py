@@ -1,6 +1,8 @@
-"""How is a lane named on the command line? As text; a shell that completes it is told the lanes that there are."""
+"""Names of lanes on the command line: any text, with completion by the existing lanes."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 import click
 from click.shell_completion import CompletionItem
@@ -9,12 +11,12 @@ from ratelimit_worker.errors import RateLimitWorkerError
 
 
 class LaneName(click.types.StringParamType):
-    """Any text: a lane need not be there yet."""
+    """Any text, since a lane need not exist yet."""
 
     name = "lane"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """The lanes whose names begin so, busy ones first; none where Redis can't be asked."""
+        """The lanes whose names begin with this, busy ones first; none if Redis can't be reached."""
         from ratelimit_worker.cli.sources import open_sources
         from ratelimit_worker.stores.reach import redis_errors
 
@@ -22,8 +24,21 @@ class LaneName(click.types.StringParamType):
             with open_sources() as opened, redis_errors():
                 names = [lane.lane for lane in opened.sources.server.now().lanes]
         except RateLimitWorkerError:
-            return []  # whatever is printed here stands in the line that is being typed
+            return []  # silently, since anything printed would appear in the line that is being typed
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 LANE = LaneName()
+
+
+def unknown(asked: Sequence[str], found: Iterable[str]) -> list[str]:
+    """A sentence for each lane that was asked for and not found: its name may be misspelt."""
+    there = set(found)
+    return [f"lane {name} is not known (yet)" for name in dict.fromkeys(asked) if name not in there]
+
+
+def none_found(asked: Sequence[str], find: str) -> str:
+    """Why no lane is shown."""
+    if asked:
+        return "no such lane"
+    return f"no lane has {find!r} in its name" if find else "no lane is known yet"

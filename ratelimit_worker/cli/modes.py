@@ -1,4 +1,4 @@
-"""`ratelimit-worker emergency|reduced|normal|halt`, `auto` and `mode history`: modes by hand, and what they were."""
+"""`ratelimit-worker emergency|reduced|normal|halt`, `auto` and `mode history`: pinning modes, and their history."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from ratelimit_worker.cli.duration import MOST_S
 from ratelimit_worker.cli.lane_name import LANE
 from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.terminal import asks, columns, say
+from ratelimit_worker.number_options import Whole
 from ratelimit_worker.person import this_person
 from ratelimit_worker.plain_text import one_line
 
 if TYPE_CHECKING:
     from ratelimit_worker.calls import ModeChange
 
-_LATER = "; those without calls, which are very many, within seconds"
+_MOST_CHANGES = 10_000  #: most mode changes in one command
+_LATER = "; idle lanes, which are very many, follow within seconds"
+_NOT_KNOWN = "is no lane that is known (yet); is its name misspelt?"
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 
@@ -39,16 +42,16 @@ def _seconds(_ctx: click.Context, _parameter: click.Parameter, text: str | None)
 
 
 def _pinning(mode: str, does: str) -> click.Command:
-    @click.command(
-        name=mode, help=f"Pin the mode {mode.upper()}: {does} It wins over the law until `auto`, or for --for."
-    )
+    told = f"Pin the mode {mode.upper()}: {does} It overrides the law until `auto`, or for the time of --for."
+
+    @click.command(name=mode, help=told)
     @of_app
-    @click.option("--lane", type=LANE, metavar="L", help="Only this lane. Default: all, also those that come later.")
+    @click.option("--lane", type=LANE, metavar="L", help="Only this lane. Default: all, also future ones.")
     @click.option(
         "--for", "for_s", callback=_seconds, metavar="TIME", help="Such as 90s, 15m, 2h. Default: until `auto`."
     )
     @click.option("--reason", default="", metavar="TEXT", help="For the history.")
-    @click.option("-v", "--verbose", is_flag=True, help="A line for each lane that changes, where all are pinned.")
+    @click.option("-v", "--verbose", is_flag=True, help="Print a line for each lane that changes, also without --lane.")
     def command(lane: str | None, for_s: float | None, reason: str, verbose: bool) -> None:
         from ratelimit_worker.calls import Mode
         from ratelimit_worker.cli.sources import open_sources
@@ -59,9 +62,12 @@ def _pinning(mode: str, does: str) -> click.Command:
             opened.reach()
             control = opened.services.control
             later = lane is None and left_to_tuner(control)
+            known = lane is None or control.lanes.state(lane).there
             changes = pin(control, Mode(mode.upper()), lane=lane, for_s=for_s, reason=reason, who=this_person())
         _show(changes, lane is not None or verbose)
         say(f"{_lanes(lane)} pinned to {mode.upper()}{_until(changes)}{_LATER if later else ''}.", err=True)
+        if not known:
+            say(f"Note: {lane} {_NOT_KNOWN} The mode holds from its first call on.", err=True)
 
     return command
 
@@ -69,16 +75,16 @@ def _pinning(mode: str, does: str) -> click.Command:
 emergency = _pinning("emergency", "at most MAISD_EMERGENCY_CALLS_PER_MINUTE calls a minute and lane (10).")
 reduced = _pinning("reduced", "half the pace.")
 normal = _pinning("normal", "the law's pace, without escalation.")
-halt = asks("Send nothing any more, and let calls wait?")(_pinning("halt", "nothing is sent; calls wait."))
+halt = asks("Stop sending, and let calls wait?")(_pinning("halt", "nothing is sent; calls wait."))
 
 
 @click.command()
 @of_app
 @click.option("--lane", type=LANE, metavar="L", help="Only this lane. Default: all.")
 @click.option("--reason", default="", metavar="TEXT", help="For the history.")
-@click.option("-v", "--verbose", is_flag=True, help="A line for each lane that changes, where all are given back.")
+@click.option("-v", "--verbose", is_flag=True, help="Print a line for each lane that changes, also without --lane.")
 def auto(lane: str | None, reason: str, verbose: bool) -> None:
-    """Give lanes that were pinned back to the law."""
+    """End pins, so that the law sets the modes of lanes again."""
     from ratelimit_worker.cli.sources import open_sources
     from ratelimit_worker.flow.lane.pin import auto as give_back
     from ratelimit_worker.flow.lane.pin import left_to_tuner
@@ -86,10 +92,14 @@ def auto(lane: str | None, reason: str, verbose: bool) -> None:
 
     with open_sources() as opened, redis_errors():
         opened.reach()
-        later = lane is None and left_to_tuner(opened.services.control)
-        changes = give_back(opened.services.control, lane=lane, reason=reason, who=this_person())
+        control = opened.services.control
+        later = lane is None and left_to_tuner(control)
+        known = lane is None or control.lanes.state(lane).there
+        changes = give_back(control, lane=lane, reason=reason, who=this_person())
     _show(changes, lane is not None or verbose)
-    say(f"{_lanes(lane)} left to the law{_LATER if later else ''}.", err=True)
+    say(f"{_lanes(lane)} given back to the law{_LATER if later else ''}.", err=True)
+    if not known:
+        say(f"Note: {lane} {_NOT_KNOWN}", err=True)
 
 
 resume = auto
@@ -97,18 +107,18 @@ resume = auto
 
 @click.group()
 def mode() -> None:
-    """How the modes of lanes have changed."""
+    """Changes of modes in the past."""
 
 
 @mode.command()
 @of_app
 @click.option("--lane", type=LANE, metavar="L", help="Only this lane. Default: all.")
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many changes.")
+@click.option("--limit", type=Whole(1, _MOST_CHANGES), default=20, show_default=True, help="At most so many changes.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def history(lane: str | None, limit: int, form: str) -> None:
-    """Print the newest mode changes, newest first, with who or what caused them.
+    """Print the newest mode changes, newest first, with the person or cause behind each.
 
-    They come from the tracking database; those that are still on their way to it, in Redis, are told of on stderr.
+    They come from the tracking database; a note on stderr says how many are still on their way to it, in Redis.
     """
     from ratelimit_worker.cli.sources import open_sources
     from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
@@ -126,7 +136,7 @@ def history(lane: str | None, limit: int, form: str) -> None:
 
 
 def _show(changes: Sequence[ModeChange], each: bool) -> None:
-    """The changes: a line each, or one that counts them."""
+    """Print the changes: a line for each, or one with their number."""
     for change in changes if each else ():
         lane = "all lanes" if change.lane == "*" else change.lane
         say(one_line(f"{lane}: {change.from_mode.value} -> {change.to_mode.value}"))
@@ -153,6 +163,8 @@ def _time(at: float) -> str:
 def _table(changes: Sequence[ModeChange]) -> str:
     from ratelimit_worker.reports.words import table
 
+    if not changes:
+        return "no change of a mode is recorded yet"
     head = ("at", "lane", "from", "to", "who", "cause", "reason", "until")
     rows = [
         (

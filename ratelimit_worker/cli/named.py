@@ -1,4 +1,4 @@
-"""Which app did the command line name? `-A MODULE`, before the command or after it."""
+"""The option `-A MODULE`, before the command or after it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OWN = ("flower", "up")  #: commands with an option of their own for it
 
 def _keep(ctx: click.Context, _parameter: click.Parameter, name: str | None) -> None:
     if name is not None:
-        ctx.meta[_KEPT] = name  # one for a command and those above it
+        ctx.meta[_KEPT] = name  # shared by a command and its groups
         if ctx.parent is None:
             ctx.default_map = {**(ctx.default_map or {}), **{one: {"app_name": name} for one in _OWN}}
 
@@ -31,12 +31,12 @@ def of_app(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def name_app(ctx: click.Context, name: str) -> None:
-    """Take this app for all commands under `ctx` that name none."""
+    """Use this app for all commands under `ctx` that do not name one."""
     ctx.meta[_KEPT] = name
 
 
 def app_name() -> str | None:
-    """What was named; None: nothing."""
+    """The app that was named; None: none was."""
     ctx = click.get_current_context(silent=True)
     name: str | None = ctx.meta.get(_KEPT) if ctx is not None else None
     return name

@@ -1,4 +1,4 @@
-"""How is one told how it goes? On a terminal one line that is refreshed, elsewhere a plain line now and then."""
+"""Progress on stderr: on a terminal one line that is refreshed, otherwise a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -17,46 +17,47 @@ from ratelimit_worker.cli.terminal import say
 from ratelimit_worker.plain_text import one_line
 
 _REFRESH_S = 0.25
+_BETWEEN = " · "
 
 
 class Progress:
-    """Words on stderr.
+    """Messages on stderr.
 
     Args:
-        every_s: Seconds between two lines where there is no terminal.
-        stream: stderr when None.
+        every_s: Seconds between two lines if there is no terminal.
+        stream: None: stderr.
     """
 
     def __init__(self, every_s: float = 5.0, stream: Any = None) -> None:
         told = stream if stream is not None else sys.stderr
-        self._stream: Any = _Nobody() if told is None else told  # None where it was closed before this began
-        #: Whether there is a terminal that takes a line back.
+        self._stream: Any = _Nobody() if told is None else told  # None: it was closed before this began
+        #: Whether it is a terminal on which a line can be overwritten.
         self.live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._every_s = _REFRESH_S if self.live else every_s
         self._next_s = time.monotonic() + (0.0 if self.live else every_s)
         self._shown = False
 
     def tick(self, words: Callable[[], str]) -> None:
-        """Show `words()` if it is time to."""
+        """Show `words()` if the next refresh is due."""
         now_s = time.monotonic()
         if now_s < self._next_s:
             return
         line = words()
         if self.live:
             columns = shutil.get_terminal_size().columns
-            self._put(f"\r\x1b[K{one_line(line)[: columns - 1]}")
+            self._put(f"\r\x1b[K{fitting(one_line(line), columns - 1)}")
             self._shown = True
         else:
             self._say(line)
         self._next_s = time.monotonic() + self._every_s
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that is not overwritten."""
         self.clear()
         self._say(text)
 
     def clear(self) -> None:
-        """Take the refreshed line away."""
+        """Remove the refreshed line."""
         if self._shown:
             self._put("\r\x1b[K")
             self._shown = False
@@ -71,7 +72,7 @@ class Progress:
 
     @contextmanager
     def _whoever_listens(self) -> Iterator[None]:
-        """Who ends what is told (`2>&1 | head`, a terminal that is closed) does not end what is under way."""
+        """Ignore errors in writing: if stderr is closed (`2>&1 | head`, a closed terminal), the command goes on."""
         try:
             yield
         except (OSError, ValueError):
@@ -84,18 +85,28 @@ class Progress:
         self.clear()
 
 
+def fitting(line: str, columns: int) -> str:
+    """A line of parts with " · " between them, in so many columns: the first part and the last are left out last."""
+    from rich.cells import cell_len, set_cell_size
+
+    parts = line.split(_BETWEEN)
+    while len(parts) > 2 and cell_len(_BETWEEN.join(parts)) > columns:
+        del parts[-2]
+    return set_cell_size(_BETWEEN.join(parts), columns).rstrip()
+
+
 class _Nobody:
-    """In place of a stream to which nobody listens."""
+    """Replaces a closed stream."""
 
     def write(self, text: str) -> int:
-        """Taken, and gone."""
+        """Discard the text."""
         return len(text)
 
     def flush(self) -> None:
-        """There is nothing to be flushed."""
+        """Does nothing."""
 
     def isatty(self) -> bool:
-        """It is no terminal."""
+        """False."""
         return False
 
 

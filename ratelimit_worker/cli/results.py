@@ -1,4 +1,4 @@
-"""Which calls are answered? Celery's results of many calls, asked for in one request."""
+"""Which calls have ended? Celery's results of many calls, read in one request."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from celery.states import READY_STATES
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.stores.reach import redis_errors
 
-_FEWEST, _MOST = 32, 2_000  #: calls in one question
-_MOST_BYTES = 8 * 1024 * 1024  #: answers of one question
+_FEWEST, _MOST = 32, 2_000  #: calls in one request to Redis: at first, and at most
+_MOST_BYTES = 8 * 1024 * 1024  #: size of the answers in one reply, estimated by the largest so far
 
 
 class _State(msgspec.Struct):
@@ -27,7 +27,7 @@ _decode_state = msgspec.json.Decoder(_State).decode
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A call that is over."""
+    """A call that has ended, with its answer or its error."""
 
     call_id: str
     value: Any = None
@@ -48,15 +48,16 @@ class Results:
                 f"results are kept by {type(self._backend).__name__}; this command reads them from Redis: "
                 "unset CELERY_RESULT_BACKEND"
             )
-        # A subscription a call, which nobody would read, costs a round trip each and fills the server's buffers.
+        # Celery would subscribe for each call: a round trip each, and messages that are never read fill the server's
+        # buffers.
         self._backend.on_task_call = _no_subscription
-        self._largest = 0  #: bytes of an answer, the largest so far
-        #: For how many calls to ask in one question: few until it is known how large answers are, and never so many
-        #: that they could fill the memory.
+        self._largest = 0  #: bytes of the largest answer so far
+        #: How many calls to ask for in one request: few until the size of answers is known, and never so many that they
+        #: could fill the memory.
         self.at_once = _FEWEST
 
     def settled(self, call_ids: Sequence[str]) -> list[Settled]:
-        """Those of the calls that are over.
+        """Those of these calls that have ended.
 
         Raises:
             StoreUnavailable: Redis is away.
@@ -71,7 +72,7 @@ class Results:
         return [self._read(call_id, raw) for call_id, raw in zip(call_ids, found, strict=True) if raw and _over(raw)]
 
     def over(self, call_ids: Sequence[str]) -> set[str]:
-        """Those of the calls that are over, without their answers.
+        """Ids of those of the calls that have ended, without their answers.
 
         Raises:
             StoreUnavailable: Redis is away.
@@ -83,7 +84,7 @@ class Results:
         return found
 
     def forget(self, call_ids: Sequence[str]) -> None:
-        """These answers are safe elsewhere.
+        """Delete these results.
 
         Raises:
             StoreUnavailable: Redis is away.
@@ -101,9 +102,9 @@ class Results:
 
 
 def _no_subscription(producer: Any, call_id: str) -> None:
-    """In place of the backend's `on_task_call`."""
+    """Replaces the backend's `on_task_call`."""
 
 
 def _over(raw: bytes) -> bool:
-    # A call that waits for its next attempt has a result too; reading its exception each time would cost too much.
+    # A call that waits for its next attempt has a result too; decoding its exception each time would cost too much.
     return _decode_state(raw).status in READY_STATES

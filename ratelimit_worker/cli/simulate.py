@@ -1,4 +1,4 @@
-"""`ratelimit-worker simulate`: the command lives with the simulator, which also runs without this package."""
+"""`ratelimit-worker simulate`: defined in ratelimit_worker.simulate, which also runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do commands speak? Through `say`, which makes harmless what lanes, providers and files have put into a text."""
+"""Output of commands: `say` escapes control characters that lanes, providers and files may have put into a text."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from ratelimit_worker.plain_text import shown
 
 
 def say(text: str, *, err: bool = False, nl: bool = True, file: Any = None) -> None:
-    """Print a text, control characters escaped.
+    """Print a text with control characters escaped.
 
     Args:
-        err: To stderr.
-        nl: With a newline behind it.
-        file: Another stream than these.
+        err: Print to stderr instead of stdout.
+        nl: Add a newline.
+        file: Another stream to print to.
     """
     click.echo(shown(text), err=err, nl=nl, file=file)
 
 
 def columns() -> int | None:
-    """Of the terminal that is printed to; None: it is a file or a pipe."""
+    """Width of the terminal in characters; None: output goes to a file or a pipe."""
     return shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
 
 
 def asks(question: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The option `--yes`, and for people on a terminal who leave it out a question before the command does anything.
+    """Add the option `--yes`. Without it, a person on a terminal is asked before the command does anything.
 
-    Scripts, whose input is no terminal, are not asked. Who answers no ends the command with exit code 1.
+    Scripts, whose input is not a terminal, are not asked. The answer no ends the command with exit code 1.
 
     Args:
         question: What is about to be done, with a question mark.

@@ -17,6 +17,7 @@ import click
 
 from ratelimit_worker.cli.terminal import say
 from ratelimit_worker.errors import RateLimitWorkerError
+from ratelimit_worker.number_options import Whole
 
 if TYPE_CHECKING:
     from ratelimit_worker.cli.cluster import Cluster
@@ -26,10 +27,10 @@ _LOOPBACK = "127.0.0.1"
 
 
 class Page(NamedTuple):
-    """Where Flower is."""
+    """Where Flower listens, and who may log in."""
 
     port: int
-    login: str  #: name:password, perhaps several with commas between
+    login: str  #: name:password, or several separated by commas
 
 
 class NotUp(RateLimitWorkerError):
@@ -38,20 +39,20 @@ class NotUp(RateLimitWorkerError):
 
 @click.command()
 @click.option("-A", "--app", "app_name", metavar="MODULE", default="ratelimit_worker.app", show_default=True)
-@click.option("--port", type=click.IntRange(min=1, max=65_535), default=5555, show_default=True, help="Of Flower.")
-@click.option("--concurrency", type=click.IntRange(min=1), default=16, show_default=True, help="Calls at once.")
+@click.option("--port", type=Whole(1, 65_535), default=5555, show_default=True, help="Of Flower.")
+@click.option("--concurrency", type=Whole(min=1), default=16, show_default=True, help="Calls at once.")
 @click.option(
     "--state-dir",
     metavar="D",
     type=click.Path(file_okay=False, path_type=Path),
-    help="What Redis and the tracking database keep, and logs. Default: MAISD_STATE_DIR.",
+    help="Folder for the data of Redis, the tracking database, and logs. Default: MAISD_STATE_DIR.",
 )
 def up(app_name: str, port: int, concurrency: int, state_dir: Path | None) -> None:
     """Run Redis, one worker and Flower for development, until Ctrl-C.
 
-    They are this command's own, whatever MAISD_REDIS_URL says, and end with it in whichever way it ends. What waits is
-    there again at the next start. Stdout is the lines for a shell that is to use them. Where the extra `flower` is not
-    installed the rest is run without it.
+    They belong to this command, whatever MAISD_REDIS_URL says, and end with it. Waiting calls are there again at the
+    next start. Stdout has the lines for a shell that is to use them. If the extra `flower` is not installed, only the
+    others run.
     """
     from ratelimit_worker.cli.cluster import open_cluster
 
@@ -83,7 +84,7 @@ def _start(cluster: Cluster, app_name: str, concurrency: int, page: Page | None)
         flower = ("flower", "-A", app_name, "--address", _LOOPBACK, "--port", str(page.port))
         cluster.children.start(
             [*python, "ratelimit_worker", *flower],
-            # Not as an argument: those can be read by everybody on the machine.
+            # Not as an argument, which all users of the machine can read.
             {**cluster.environ, "FLOWER_BASIC_AUTH": page.login},
             logs / "up-flower.log",
         )
@@ -94,7 +95,7 @@ def _start(cluster: Cluster, app_name: str, concurrency: int, page: Page | None)
         if time.monotonic() > deadline:
             raise NotUp(f"not up after {_START_S:.0f} s; the logs are in {logs}")
         time.sleep(_POLL_S)
-    _check(cluster)  # the port may be somebody else's
+    _check(cluster)  # the port may belong to another program
 
 
 def _check(cluster: Cluster) -> None:
@@ -112,14 +113,14 @@ def _answers(port: int) -> bool:
     import httpx2 as httpx
 
     try:
-        with httpx.Client(trust_env=False) as client:  # a proxy of the environment is not for loopback
+        with httpx.Client(trust_env=False) as client:  # the environment's proxy must not be used for loopback
             return client.get(f"http://{_LOOPBACK}:{port}/healthcheck", timeout=2.0).is_success
     except httpx.HTTPError:
         return False
 
 
 def _shell_lines(cluster: Cluster) -> str:
-    """What another shell needs to use this Redis and this database."""
+    """The lines for another shell that is to use this Redis and this database."""
     settings = cluster.settings
     lines: Mapping[str, str] = {
         "MAISD_REDIS_URL": settings.redis_url,
@@ -144,7 +145,7 @@ def _directions(cluster: Cluster, page: Page | None) -> str:
 
 @contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, in the same order."""
+    """Let SIGTERM end the block as Ctrl-C does, in the same order."""
 
     def interrupt(_number: int, _frame: Any) -> None:
         raise KeyboardInterrupt

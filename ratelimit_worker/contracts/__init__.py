@@ -1,1 +1,1 @@
-"""What crosses a floor, a process or a script? Frozen values, each with the one codec of its encoding."""
+"""The values that travel between floors, processes and scripts: frozen structs, each with its one codec."""

@@ -1,4 +1,4 @@
-"""How do the scripts take a call in, and how do they keep it? Its entry, its claim, and its record.
+"""A call as the scripts see it: its entry (what they are given), its claim, and its record (what they keep).
 
 Each has its encoding here: what `enqueue` gets (stores/lua/enqueue.lua), what it reads of a claim (`Asked`), and the
 packed array that every script keeps of a call (`Place`).
@@ -19,38 +19,39 @@ from ratelimit_worker.contracts.plan import ONE, Plan, Shedding
 from ratelimit_worker.errors import BadInput
 
 US = 1_000_000  #: microseconds of a second; the scripts' times are in µs
-LEAST_LEFT_S = 0.001  #: of a deadline: one that has passed is told by the lane
-REFS = 9  #: messages of one task id that may be in lanes at once
-PARKED_STALE_S = 60.0  #: a task that nobody has asked for by then is gone from those that wait for a worker
+LEAST_LEFT_S = 0.001  #: time left that a call is entered with when its deadline has passed; the lane then expires it
+REFS = 9  #: most messages with the same task id that may be in lanes at once
+PARKED_LISTED_S = 60.0  #: a parked call that is overdue by this is no longer listed as waiting for a worker
 _SHEDS = {None: 0, Shedding.RESULT: 1, Shedding.RAISE: 2}  #: as enqueue.lua reads it
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """How a call shares answers with those that are the same."""
+    """How a call shares answers with calls that are the same."""
 
     fingerprint: str
-    ttl_s: float  #: its answer is kept so long, and a kept one is good for it; 0: neither
-    join: bool  #: it follows one that is on its way, and others follow it
-    at_once: bool = False  #: the caller takes an answer in place of the call (`Placed.answer`)
-    again: bool = False  #: a retry of the same call, which keeps what it has claimed
+    ttl_s: float  #: how long its answer is kept; a kept answer of this age or less will do for it; 0: neither
+    join: bool  #: it may follow a call that is on its way, and others may follow it
+    at_once: bool = False  #: its caller wants a kept answer returned now, instead of a queued call (`Placed.answer`)
+    again: bool = False  #: it is the same call once more (a retry), and keeps the claim that it has
     max_entries: int = 1000
     max_bytes: int = 100 * 1024 * 1024
     context: str = ""
     tags: Sequence[str] = ()
     func: str = ""
-    stale_ttl_s: float = 0.0  #: so long beyond `ttl_s`, for a lane in EMERGENCY or HALT
-    answer: str = ""  #: the kept one, which the scripts had packed and the caller has unpacked
-    refresh: bool = False  #: no kept answer will do
-    stores: bool = True  #: its own is kept
-    heirs_ask: bool = False  #: where it fails, its first follower asks, and the others follow that one
+    stale_ttl_s: float = 0.0  #: how long beyond `ttl_s` it is kept, for use while its lane is in EMERGENCY or HALT
+    revalidate_s: float = 0.0  #: how long beyond `ttl_s`, in any mode, it is given while one call renews it
+    answer: str = ""  #: the kept answer, which the scripts returned compressed and the caller has unpacked
+    refresh: bool = False  #: a kept answer will not do: it asks anew
+    stores: bool = True  #: its own answer is kept
+    heirs_ask: bool = False  #: if it fails, its first follower asks the provider, and the other followers wait for that
 
     @classmethod
     def of(cls, plan: Plan, func: str, *, at_once: bool) -> Claim | None:
-        """As the call's plan says; None: it shares nothing.
+        """The claim that a call's plan asks for; None: it shares nothing.
 
         Args:
             func: Name of the task, or of the function.
-            at_once: As the field; not where the call goes on, which asks for no answer any more.
+            at_once: As the field. Ignored for a call that goes on (a retry), which looks for no kept answer.
         """
         sharing = plan.sharing
         if sharing is None or plan.fingerprint is None:
@@ -67,13 +68,14 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
             tags=plan.tags,
             func=func,
             stale_ttl_s=sharing.stale_ttl_s,
+            revalidate_s=sharing.revalidate_s,
             refresh=sharing.refresh,
             stores=sharing.stores,
             heirs_ask=sharing.heirs_ask,
         )
 
     def packed(self) -> bytes:
-        """As the scripts read it (`Asked`)."""
+        """Packed as an array for the scripts; `Asked` has the positions."""
         return msgspec.msgpack.encode(
             [
                 self.fingerprint,
@@ -91,14 +93,15 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
                 int(self.refresh),
                 int(not self.stores),
                 int(self.heirs_ask),
+                int(self.revalidate_s * 1000),
             ]
         )
 
 
 class ResultForm(NamedTuple):
-    """How the result of a call is stored, for an answer that is kept: the script writes it, so that nobody else has to.
+    """How Celery stores the result of a call, so that a script can do it when it finds a kept answer.
 
-    What is stored is `before`, the JSON of the value, `after`.
+    The stored text is `before` + the value as JSON + `after`.
     """
 
     key: str
@@ -116,9 +119,31 @@ class Sent(NamedTuple):
 
     queue: str
     ref: str
-    message: bytes  #: whole message, with `"delivery_tag": "@"` before anything else
+    message: bytes  #: whole message; begins with `"delivery_tag": "@"`, where the scripts put the tag
     body: bytes
-    result: ResultForm | None = None  #: None: whoever takes an answer at once stores it
+    result: ResultForm | None = None  #: None: a caller that is given a kept answer stores the result itself
+
+
+class Money(NamedTuple):
+    """What budgets of money need to know of a call."""
+
+    usual_nanousd: int = 0  #: what such a call usually costs, billionths of a dollar; 0: not known
+    over_budget: Shedding | None = None  #: how it fails while a budget is spent; None: it waits for the next period
+    context: str = ""
+
+    @classmethod
+    def of(cls, plan: Plan) -> Money:
+        """As the call's plan says."""
+        return cls(plan.usual_nanousd, plan.over_budget, plan.context)
+
+    def packed(self) -> bytes:
+        """As the scripts read it (`Place.MONEY`); empty: nothing differs from the default."""
+        if self == NO_MONEY:
+            return b""
+        return msgspec.msgpack.encode([self.usual_nanousd, _SHEDS[self.over_budget], self.context])
+
+
+NO_MONEY = Money()
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,9 +151,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
     lane: str
     queue: str
-    ref: str  #: wished; a message has a reference of its own where the wished one is taken
-    #: The same for every attempt to publish one message, so that a second attempt does nothing; with what it asks, as
-    #: enqueue.lua has it, also the same for who makes the call once more
+    ref: str  #: the reference wanted; the scripts choose another where it is taken
+    #: The same for every attempt to publish one message, so that a second attempt does nothing. It also has a digest of
+    #: what the call asks, by which a call that is made twice under one id is recognised (see enqueue.lua).
     publication: str
     message: bytes  #: whole message, with `"delivery_tag": "@"` before anything else
     body: bytes
@@ -143,8 +168,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting: int = 0
     claim: Claim | None = None
     shedding: Shedding | None = None  #: None: it waits in EMERGENCY and HALT
-    result: ResultForm | None = None  #: as of `Sent`
-    #: The lane's set-points where it is new, or what makes them: most calls go to a lane that is there.
+    money: Money = NO_MONEY
+    result: ResultForm | None = None  #: as in `Sent`
+    #: First set-points for the case that the lane is new, or a function that makes them: most lanes exist already.
     lane_fields: Fields | Callable[[], Fields] = {}
 
     @classmethod
@@ -159,11 +185,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         claim: Claim | None = None,
         lane_fields: Callable[[], Fields] | None = None,
     ) -> Entry:
-        """What a plan makes of a call, whether it waits on a queue or in process.
+        """The entry of a call by its plan, for calls on a queue and in process alike.
 
         Args:
-            left_s: Until it must be answered, from now; below 0: that has passed.
-            publication: None: that of its plan.
+            left_s: Seconds from now to its deadline; below 0: the deadline has passed.
+            publication: None: the plan's.
         """
         before = plan.continuation
         return cls(
@@ -184,15 +210,18 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
             max_waiting=plan.max_waiting,
             claim=claim,
             shedding=plan.shedding,
+            money=Money.of(plan),
             result=sent.result,
             lane_fields=lane_fields if lane_fields is not None else {},
         )
 
     def args(self, new_lane: bool = True) -> list[Any]:
-        """The arguments of enqueue.lua after the time; what a new lane needs is as much again as the rest.
+        """The arguments of enqueue.lua after the time.
+
+        Those for a new lane are left out unless asked for: they are as long as all others together.
 
         Raises:
-            BadInput: a cost, a weight or a time that no bucket can hold.
+            BadInput: a cost, weight or time is not a usable number.
         """
         cost = self.cost.vector()
         if not all(isfinite(units) and units >= 0 for units in cost):
@@ -226,44 +255,64 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
             self.claim.packed() if self.claim is not None else b"",
             _SHEDS[self.shedding],
             self.result.packed() if self.result is not None else b"",
+            self.money.packed(),
             *fields,
         ]
 
 
 class Place(IntEnum):
-    """Where each field of a record stands, from 1 as Lua counts.
+    """Where each part of a call's record stands: a position in the packed array, counted from 1 as Lua does.
 
-    Newer versions only append: a record may end before the last of them, or go on behind it.
+    Times are µs since the epoch. Newer versions only append, so a record may be shorter or longer than this list.
     """
 
-    VERSION = 1
+    VERSION = 1  #: of the schema in which the record was written
     LANE = 2
     QUEUE = 3
-    SCORE = 4
-    CLASS = 5
+    SCORE = 4  #: its tag in the waiting list (start-time fair queueing); -1: it has had no place there yet
+    CLASS = 5  #: high, normal or low
     TENANT = 6
-    COST = 7
-    ACCEPTED = 8
+    COST = 7  #: units by dimension: estimated, and from its answer on what it really took
+    ACCEPTED = 8  #: when it was put into its lane
     DEADLINE = 9
-    RELEASE = 10
-    ATTEMPTS = 11
-    LOST = 12
-    PERMIT = 13
-    RESTORED = 14
-    TICKET = 15
-    PUB = 16
-    SINCE = 17
-    NUMBER = 18
-    WEIGHT = 19
-    BORN = 20
-    CLAIM = 21
-    DEGRADES = 22
-    PARENTS = 23
-    CREW = 24
+    RELEASE = 10  #: number of its last release; with the reference it makes the tag of the released call
+    ATTEMPTS = 11  #: attempts that cost a try
+    LOST = 12  #: workers that died while they ran it, in a row
+    PERMIT = 13  #: a `Permit`
+    RESTORED = 14  #: 1: it may have been delivered before, so its message says "redelivered"
+    TICKET = 15  #: of its last release: {number among the lane's calls, when, units sent in all, by dimension}
+    PUB = 16  #: its publication: the same for every attempt to publish one message
+    SINCE = 17  #: since when it waits
+    NUMBER = 18  #: attempts that have begun
+    WEIGHT = 19  #: of its tenant
+    BORN = 20  #: releases of all calls before its own first: answers to those are not its own; until then out of reach
+    CLAIM = 21  #: fingerprint; absent or false: it shares nothing
+    DEGRADES = 22  #: a sum of `Degrades`; absent or false: it waits, whatever the lane's mode
+    PARENTS = 23  #: names of the parents whose budgets it was charged to; absent or false: none, or it is not released
+    CREW = 24  #: to which it was released; absent: it is not released, or by a version that had no crews
+    #: {what it is expected to cost, billionths of a dollar (0: unknown), what it does over budget (0 waits, 1 fails,
+    #: 2 fails where it is sent), context}; absent or false: {0, 0, ""}
+    MONEY = 25
+    RESERVED = 26  #: {what it took of budgets of money, their names …} while it is released; absent or false: nothing
+
+
+class Permit(IntEnum):
+    """Whether a call has a permit."""
+
+    NONE = 0
+    TAKEN = 1  #: its cost was taken from the buckets when it was released; it has not begun
+    USED = 2  #: it has begun
+
+
+class Degrades(IntEnum):
+    """What a waiting call may get in place of its turn while its lane is in EMERGENCY or HALT; they add up."""
+
+    STALE = 1  #: a kept answer that is past its time
+    SHED = 2  #: an error
 
 
 class Asked(IntEnum):
-    """Where each part of a packed claim stands, from 1 as Lua counts."""
+    """Where each part of a packed claim stands, counted from 1; `Claim.packed` writes it, and says what they mean."""
 
     FP = 1
     TTL_MS = 2
@@ -280,10 +329,11 @@ class Asked(IntEnum):
     REFRESH = 13
     UNKEPT = 14
     HEIRS = 15
+    REVALIDATE_MS = 16
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """One call as the scripts keep it, as far as anybody but them asks. Times are seconds since the epoch."""
+    """The parts of a call's record that Python uses. Times are seconds since the epoch."""
 
     ref: str
     lane: str
@@ -294,11 +344,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float
     release: int  #: number of its last release; with `ref` the tag
     tries: int  #: attempts that cost a try
-    lost: int  #: deliveries whose worker died
-    since_s: float  #: waits since
+    lost: int  #: workers that died while they ran it, in a row
+    since_s: float  #: since when it waits
     number: int  #: attempts begun
     claim: str = ""  #: fingerprint, where it shares its answer
-    #: What its permit takes, in the order of `DIMENSIONS`; once it is answered, the tokens that it took
+    #: Units in the order of `DIMENSIONS`: reserved when it was released, and from its answer on really used.
     cost: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0)
 
     @property
@@ -308,17 +358,17 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def tokens(self) -> int:
-        """That it reserves; once it is answered, those that it took."""
+        """Tokens: reserved, and from its answer on really used."""
         return int(self.cost[1])
 
     @classmethod
     def decode(cls, ref: str, packed: bytes | None) -> Record | None:
-        """The record under a reference; None: there is none, or it cannot be read, as the scripts have it."""
+        """Decode a record; None: there is none, or the scripts could not read it either."""
         if packed is None:
             return None
         try:
             read = msgspec.msgpack.decode(packed, strict=False)
-            # an object: a version that knew fewer fields has left a hole in it
+            # msgpack in Lua writes a map where the array has a hole, which a version with fewer fields may have left
             at = dict(enumerate(read, 1)) if isinstance(read, list) else read
             return cls(
                 ref=ref,
@@ -341,23 +391,24 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Placed(NamedTuple):
-    """Where a call went that was put into its lane."""
+    """What happened to a call that was put into its lane."""
 
-    released: bool  #: at once; else it waits, or its answer is there
-    ref: str  #: under which it stands there
-    answer: bytes | None = None  #: it needs no lane: this one is kept, and the caller takes it; nothing was stored
-    stored: bool = False  #: the answer is the call's result by now (`ResultForm`)
+    released: bool  #: True: it has its permit already; False: it waits, or has its answer
+    ref: str  #: the reference that it got
+    answer: bytes | None = None  #: a kept answer, which the caller takes; the call itself was not stored
+    stored: bool = False  #: the script has stored that answer as the call's result (`ResultForm`)
+    renews: bool = False  #: its answer is past its time, and its sender is the one to have it renewed
 
 
 class TakenOut(NamedTuple):
-    """A call that waited and was taken out of its lane for good."""
+    """A waiting call that was taken out of its lane for good."""
 
     message: bytes
     payload: bytes  #: args, kwargs, canvas, as they are stored
 
 
 class Released(msgspec.Struct, frozen=True, kw_only=True):
-    """A call that is out under a tag."""
+    """A released call, found by its tag."""
 
     record: Record
     message: bytes

@@ -1,7 +1,7 @@
-"""What is told of an answer that is to be kept, and how is a large one packed?
+"""How an answer is kept: what the cache knows about it, and how a large one is compressed.
 
-Small answers are kept as they are, large ones as one zstd frame. A frame never begins as JSON does, so whoever has
-either can tell which it is.
+Small answers are kept as they are, large ones as one zstd frame. JSON never begins with the bytes of such a frame, so
+the two can be told apart.
 """
 
 from __future__ import annotations
@@ -13,33 +13,37 @@ import msgspec
 
 from ratelimit_worker.errors import StoreUnavailable
 
-PACKED_FROM_BYTES = 2048  #: a smaller answer would save less than an entry takes beside it
-#: What a token is taken to cost where no price is known, billionths of a dollar: a dollar a million, about what the
-#: cheaper models take. It ranks answers with a price and answers without one in one order.
+PACKED_FROM_BYTES = 2048  #: below this, compression saves less than an entry's fixed overhead
+#: Assumed price of a token where none is known, billionths of a dollar: a dollar per million tokens, about what the
+#: cheaper models charge. With it, answers with and without a price can be ranked in one order.
 NANOUSD_PER_TOKEN = 1000
-#: What an answer cost of which nothing is known: the tokens of a short chat.
+#: Assumed cost of an answer of which not even the tokens are known: those of a short chat.
 USUAL_NANOUSD = 1000 * NANOUSD_PER_TOKEN
-#: Lifts scores above the resolution of the floor, which begins at the clock's microseconds: a double there tells 0.25
-#: apart, and a cent that is saved by 100 kB is 100,000.
+#: Scores are multiplied by this, since they are added to the floor, which begins at the clock's microseconds: a double
+#: of that size resolves 0.25. A cent saved by an answer of 100 kB then counts 100,000.
 WORTH_SCALE = 1000
-#: Bytes that an entry takes in Redis beside what it holds: keys, fields, and its places in three indexes. Measured with
-#: Valkey 9: 1,028 to 1,084 a kept answer of 100 B to 10 kB, less below.
+#: Bytes that an entry takes in Redis beside the answer itself: keys, fields, and its places in three indexes. Measured
+#: with Valkey 9: 1,028 to 1,084 for answers of 100 B to 10 kB, less for smaller ones.
 ENTRY_BYTES = 1100
+#: If the renewal of an answer past its time has brought nothing after so many seconds, another one is sent.
+RENEW_AGAIN_S = 30.0
 _FRAME = b"\x28\xb5\x2f\xfd"  #: how each zstd frame begins
 
 
 class Keep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """How an answer is to be kept that others may get."""
+    """How an answer is kept for other calls."""
 
-    again_nanousd: int  #: what asking again would cost, billionths of a dollar: the more, the later it is evicted
-    paid_nanousd: int = 0  #: what it cost, which is what each further use saves; 0: no price is known
-    #: Whether it may be packed. One that an emergency may give to calls that wait is not: a script does that, which
-    #: cannot unpack.
+    again_nanousd: int  #: what asking again would cost, billionths of a dollar; expensive answers are evicted last
+    paid_nanousd: int = 0  #: what it cost, which each further use saves; 0: no price is known
+    input_tokens: int = 0  #: what it took, which each further use saves; 0: not known
+    output_tokens: int = 0
+    #: Whether it may be compressed. Not where waiting calls may get it in an emergency: a script gives it to them, and
+    #: scripts cannot unpack.
     packs: bool = True
 
 
 def packed(answer: bytes) -> bytes:
-    """A large answer in less room; empty: it is kept as it is."""
+    """The compressed answer; empty: it is small, or did not get smaller, and is kept as it is."""
     if len(answer) < PACKED_FROM_BYTES:
         return b""
     frame = _zstd().compress(answer)
@@ -47,7 +51,7 @@ def packed(answer: bytes) -> bytes:
 
 
 def unpacked(stored: bytes) -> bytes:
-    """An answer as it was, from what is kept of it.
+    """The answer as it was, from its kept form.
 
     Raises:
         StoreUnavailable: what is kept is damaged.
@@ -62,7 +66,7 @@ def unpacked(stored: bytes) -> bytes:
 
 
 def _zstd() -> Any:
-    """Loaded with the first large answer: most processes never see one."""
+    """The zstd module, imported with the first large answer: most processes never see one."""
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:

@@ -1,12 +1,12 @@
-"""What does Redis know of a lane? One hash, `rlw:lane:L`: what each field means, and the one codec of all of it.
+"""The state of a lane in Redis: one hash, `rlw:lane:L`, with the meaning of each field and its one codec.
 
 `FIELDS` is the table: the name under which a field is stored, what it means, its unit, and who writes and reads it. A
 field whose name ends in `#` stands four times, numbered from 1 in the order of `DIMENSIONS`. Scripts have the stored
 names from contract.lua, which `contracts.lua` writes; everybody else reads a `LaneState`, decoded once, and writes what
 the functions here encode.
 
-An older and a newer version use the same hash while a deploy lasts: stored names stay, and what is not there has the
-meaning of its default.
+During a deploy an older and a newer version use the same hash: stored names never change, and a missing field means its
+default.
 """
 
 from __future__ import annotations
@@ -18,35 +18,38 @@ import msgspec
 
 from ratelimit_worker.calls import DIMENSIONS, SCHEMA_VERSION, LaneLimits, Mode
 
-#: Fields on their way to Redis, by stored name; "": the field goes. Only the functions of this module make them.
+#: Fields to write, by stored name; an empty value deletes the field. Only the functions of this module make them.
 Fields = Mapping[str, float | str | bytes]
 Units = tuple[float, float, float, float]  #: in the order of `DIMENSIONS`
 NOTHING: Units = (0.0, 0.0, 0.0, 0.0)
-#: Bound on calls out at once that bounds nothing, where a gap between two calls is to hold: that needs a bound.
+#: A bound on calls out at once that is never reached. It is used for a gap between two calls without a bound: the gap
+#: is kept only where there is a bound.
 MANY = 1_000_000
 SICK_ROW = 5  #: sick answers in a row that mean REDUCED, and wake the tuner
 HALT_GAP_S = 300.0  #: between probes while the law has halted a lane
-ANSWERED_EVERY_S = 0.1  #: a lane notes when it was answered no more often
-RETRY_SHARE, RETRIES_PER_S = 0.1, 10 / 60  #: of the permits that go to retries while others wait; and beside these
-#: Gate of a lane that is shut, µs since the epoch: a day that does not come, and that a double holds exactly.
+HALT_FIRST_GAP_S = 2.0  #: the first of these after an answer that the quota is used up: it may be one call's own
+ANSWERED_EVERY_S = 0.1  #: the time of a lane's last answer is written at most this often
+RETRY_SHARE, RETRIES_PER_S = 0.1, 10 / 60  #: while others wait, retries get this share of the permits, plus so many/s
+#: Gate of a lane that is shut, µs since the epoch: far in the future, and a number that a double holds exactly.
 SHUT_US = 2**53
-#: Field `law` of a lane without pace whose `unlimited` a mode has set aside, in place of what the law remembers.
+#: Value of the field `law` in a lane that a person has set to be unlimited, while a mode holds it back: the lane is
+#: unlimited again afterwards. Such a lane has no pace that the law would have to remember.
 _UNPACED_AGAIN = b"unlimited"
 
 
 class Write(NamedTuple):
-    """What is to be written of a lane, unless a person has set its limits since it was read."""
+    """Fields to write into a lane, unless a person has set its limits since it was read."""
 
-    revision: int  #: that was read
+    revision: int  #: of the lane when it was read
     fields: Fields
 
 
 class Field(NamedTuple):
     """One field of the hash."""
 
-    stored: str  #: its name in Redis; `#` at its end: one a dimension
+    stored: str  #: its name in Redis; `#` at its end: there is one for each dimension
     key: str  #: how scripts call it: `FIELD.GATE`, and `FIELD.PACE[1]` to `[4]`
-    name: str  #: where it is in a `LaneState`, or in words what scripts alone use
+    name: str  #: its place in a `LaneState`; in words, where only scripts use it
     unit: str
     written_by: str
     read_by: str
@@ -66,7 +69,7 @@ FIELDS = (
         "bounds",
         "BOUNDS",
         "told.limits, told.day_steps",
-        "JSON: parents, rpd, tpd, zone, steps",
+        "JSON: parents, rpd, tpd, usd_per_day, usd_per_month, zone, steps",
         "a person",
         "scripts, sweep, faces",
     ),
@@ -144,7 +147,7 @@ FIELDS = (
         "sick_share",
         "SICK_SHARE",
         "points.sick_share",
-        "share of late calls whose first try was sick",
+        "share of recent calls whose first attempt was sick",
         "tuner",
         "health",
     ),
@@ -206,7 +209,13 @@ FIELDS = (
     Field("health", "HEALTH", "memory.health", "packed ModeState", "tuner", "tuner, faces, run"),
     Field("resumed", "GIVEN_BACK", "memory.given_back", "seconds since the epoch, and who", "a person", "tuner"),
 )
-#: Not a field: an argument of enqueue.lua that stands among those of a new lane, the most lanes that there may be.
+#: Not stored: arguments that setpoints.lua takes beside the fields. An anchor says when a bucket will be empty, in
+#: units sent in all and not refused; the script subtracts what was sent by now, and writes the difference as the level.
+ANCHORS = (
+    Field("a#", "ANCHOR", "Anchor", "units sent when the bucket is empty", "tuner", "setpoints.lua"),
+    Field("m#", "ANCHOR_LOWERS", "Anchor.lowers", "the same; it never raises the level", "tuner", "setpoints.lua"),
+)
+#: Not stored: an argument of enqueue.lua beside the fields of a new lane, the most lanes that there may be.
 MOST_LANES = "most_lanes"
 
 
@@ -221,13 +230,15 @@ class Basic(msgspec.Struct, frozen=True):
 
 
 class _Bounds(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What only some lanes have, in one field."""
+    """Limits that only few lanes have, together in one field."""
 
     parents: tuple[str, ...] = ()
     rpd: float | int | None = None
     tpd: float | int | None = None
     zone: str | None = None
     steps: tuple[int, ...] = ()  #: of the zone, as `policy.day` writes them down
+    usd_per_day: float | int | None = None
+    usd_per_month: float | int | None = None
 
 
 _decode_bounds = msgspec.json.Decoder(_Bounds).decode
@@ -237,18 +248,18 @@ _decode_basic = msgspec.json.Decoder(Basic).decode
 class Told(msgspec.Struct, frozen=True, kw_only=True):
     """What a person set: by MAISD_LANES, `limits set` or a switch."""
 
-    limits: LaneLimits = LaneLimits()  #: without what only settings hold: weights, time-outs, headers of requests
+    limits: LaneLimits = LaneLimits()  #: without weights, time-outs and request headers, which stay in the settings
     day_steps: tuple[int, ...] = ()  #: of the zone in which its days end, as `policy.day` writes them down
-    basic_json: bytes = b""  #: `basic`, as it is stored
-    configured: bool = False  #: a person has said something of it, so that it stays when it is idle
+    basic_json: bytes = b""  #: `basic` in its stored form
+    configured: bool = False  #: a person has named it in a setting or command, so it is kept when it is idle
 
     @property
     def basic(self) -> Basic | None:
-        """What it goes back to; None: advanced rate limiting is on."""
+        """The limits to restore when advanced rate limiting is switched on again; None: it is on."""
         return _decode_basic(self.basic_json) if self.basic_json else None
 
     def encode(self) -> dict[str, float | str | bytes]:
-        """Fields for the limits; what the law remembers of others goes."""
+        """Fields for these limits; what the law had learned under others is deleted."""
         limits = self.limits
         return {
             "rpm": "" if limits.rpm is None else limits.rpm,
@@ -261,35 +272,42 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
         }
 
     def encode_bounds(self) -> dict[str, float | str | bytes]:
-        """Fields for those limits that say nothing of a pace."""
+        """Fields for the limits that do not concern the pace."""
         limits = self.limits
         bounds = _Bounds(
-            limits.parents, limits.rpd or None, limits.tpd or None, limits.day_zone or None, self.day_steps
+            limits.parents,
+            limits.rpd or None,
+            limits.tpd or None,
+            limits.day_zone or None,
+            self.day_steps,
+            limits.usd_per_day or None,
+            limits.usd_per_month or None,
         )
         said = "" if bounds == _Bounds() else msgspec.json.encode(bounds).decode()
         return {"cap": limits.concurrency or 0, "bounds": said}
 
 
 def encode_configured() -> dict[str, float | str | bytes]:
-    """That a person has said something of the lane."""
+    """Mark the lane as named by a person."""
     return {"configured": 1}
 
 
 def encode_basic(basic: Basic | None) -> dict[str, float | str | bytes]:
-    """What it goes back to; None: nothing any more."""
+    """What the lane goes back to when advanced rate limiting is on again; None: forget it."""
     return {"basic": "" if basic is None else msgspec.json.encode(basic).decode()}
 
 
 def encode_schema() -> dict[str, float | str | bytes]:
-    """That the lane is there."""
+    """Mark the lane as made, in this version's schema."""
     return {"schema": SCHEMA_VERSION}
 
 
 def encode_new(most_lanes: int | None) -> dict[str, float | str | bytes]:
-    """What a new lane has beside its limits.
+    """Fields of a new lane beside its limits.
 
     Args:
-        most_lanes: It is not made where there are so many; None: a person has named it, so it is and stays.
+        most_lanes: The lane is refused where there are this many already; None: a person has named it, so it is made
+            in any case, and is kept when it is idle.
     """
     return encode_configured() if most_lanes is None else {MOST_LANES: most_lanes}
 
@@ -300,41 +318,43 @@ def encode_new(most_lanes: int | None) -> dict[str, float | str | bytes]:
 class Pacing(msgspec.Struct, frozen=True):
     """Set-points of one dimension."""
 
-    pace: float  #: units/s; 0: closed
+    pace: float  #: units/s; 0: nothing is released
     depth: float = 1.0  #: units that may leave back to back
     guard: float = 0.0  #: units kept in hand
 
 
 class Anchor(msgspec.Struct, frozen=True):
-    """A level that is to be written: units that will have been sent in all, and not refused, when the bucket is empty.
-    The script subtracts what has been by then, so calls that leave between decision and writing are counted."""
+    """A level to be written, as the number of units sent in all, and not refused, at which the bucket is empty.
+
+    The script subtracts what was sent by the time of writing, so calls that leave between decision and writing count.
+    """
 
     units: float
-    lowers: bool = False  #: it may only lower the level: headers are in doubt, or a person has set a ceiling
+    lowers: bool = False  #: it must not raise the level: headers are in doubt, or a person has set a ceiling
 
 
 class SetPoints(msgspec.Struct, frozen=True, kw_only=True):
-    """What scripts obey until the tuner, or a person, writes again."""
+    """What the scripts obey until the tuner, or a person, writes again."""
 
-    paces: Mapping[str, Pacing] = {}  #: by dimension; those that are not there do not bind
-    unpaced: bool = False  #: no pace binds, whatever stands in `paces`
+    paces: Mapping[str, Pacing] = {}  #: by dimension; one that is missing has no pace
+    unpaced: bool = False  #: no pace holds, whatever stands in `paces`
     unpaced_again: bool = (
-        False  #: a person has set it to be unlimited; it is again when its mode binds it no more again
+        False  #: a person has set the lane to be unlimited, and a mode holds it back: it is unlimited again after that
     )
     headers_govern: bool = False  #: headers say how the lane stands, so nothing is earned behind a gate
-    mode: Mode | None = None  #: None: nobody has said it yet, or a newer version has in a word of its own
+    mode: Mode | None = None  #: None: none is written yet, or it is one that only a newer version knows
     pin: str = ""  #: id of the mode by hand; "": the law governs
     escalates: bool = True  #: whether the law may change the mode
     at_once: int = 0  #: calls out at once, the narrowest of the next three; 0: no bound
-    probes: int = 0  #: of a mode: while the provider is away, half-open probes; `MANY`: as many as go, with a gap
-    ramp: int = 0  #: while the pace is not known yet, or nothing but refusals come
-    flight: int = 0  #: as many as the provider answers well
-    gap_us: int = 0  #: between two calls, where `at_once` bounds
-    sick_share: float = 0.0  #: of the calls of late, those whose first attempt was sick
-    gate_us: int = 0  #: nothing leaves before, µs since the epoch; scripts set it too, after refusals and probes
+    probes: int = 0  #: bound of a mode, as for half-open probes; `MANY`: any number, with a gap between them
+    ramp: int = 0  #: bound while the pace is not known yet, or only refusals come; 0: none
+    flight: int = 0  #: bound that answers have taught: as many as the provider serves well; 0: none
+    gap_us: int = 0  #: between two calls, where `at_once` is set
+    sick_share: float = 0.0  #: share of recent calls whose first attempt was sick, 0 to 1
+    gate_us: int = 0  #: nothing is released before, µs since the epoch; scripts set it too, after refusals and probes
 
     def encode_changes(self, before: SetPoints) -> dict[str, float | str | bytes]:
-        """Fields in which it differs from what was there."""
+        """The fields in which these differ from `before`."""
         changed: dict[str, float | str | bytes] = {}
         if self.paces != before.paces:
             changed |= _changed_paces(before.paces, self.paces)
@@ -387,7 +407,7 @@ def encode_escalates(escalates: bool) -> dict[str, float | str | bytes]:
 
 
 def encode_paces(paces: Mapping[str, Pacing], headers_govern: bool) -> dict[str, float | str | bytes]:
-    """All that paces a lane anew: dimensions that are not named are not bound."""
+    """New paces for a lane; dimensions that are not named get none."""
     cleared: dict[str, float | str | bytes] = {
         f"{letter}{number}": "" for letter, _ in _PACING for number in range(1, len(DIMENSIONS) + 1)
     }
@@ -400,30 +420,31 @@ def encode_paces(paces: Mapping[str, Pacing], headers_govern: bool) -> dict[str,
 class Levels(msgspec.Struct, frozen=True, kw_only=True):
     """Levels and counters, which scripts write."""
 
-    at_us: float | None = None  #: as of when the levels are, µs since the epoch; None: nothing was sent yet
-    level: Mapping[str, float] = {}  #: units by dimension; one that is not there is full
-    beyond: Mapping[str, float] = {}  #: units by dimension that were given back and did not fit into the bucket
+    at_us: float | None = None  #: time of the levels, µs since the epoch; None: nothing was sent yet
+    level: Mapping[str, float] = {}  #: units in the bucket, by dimension; one that is missing is full
+    beyond: Mapping[str, float] = {}  #: units that were given back and did not fit into the bucket, by dimension
     sent: Units = NOTHING  #: in all, refused ones too
     turned_back: Units = NOTHING  #: refused in all
     seq: int = 0  #: calls sent in all
     sick_row: int = 0  #: sick answers in a row
-    goods: int = 0  #: good answers that told nothing else, since the tuner last asked
-    took_us: float = 0.0  #: all of these together, from permit to answer, µs
+    goods: int = 0  #: plain good answers since the tuner last asked
+    took_us: float = 0.0  #: time from permit to answer, summed over these, µs
 
 
 def encode_levels(
     anchors: Mapping[str, Anchor] | None = None, emptied: str | None = None, filled: str | None = None
 ) -> dict[str, float | str | bytes]:
-    """Levels that are set.
+    """Fields and arguments that set levels.
 
     Args:
-        anchors: By dimension, what the script derives them from.
-        emptied: A dimension of which nothing is left.
-        filled: A dimension of which nothing is known any more: it is full.
+        anchors: By dimension; the script derives the level from it.
+        emptied: A dimension whose bucket is to be empty.
+        filled: A dimension whose level is to be forgotten, which makes it full.
     """
     fields: dict[str, float | str | bytes] = {}
     for dimension, anchor in (anchors or {}).items():
-        fields[f"{'m' if anchor.lowers else 'a'}{DIMENSIONS.index(dimension) + 1}"] = anchor.units
+        name = ANCHORS[1 if anchor.lowers else 0].stored
+        fields[name.replace("#", str(DIMENSIONS.index(dimension) + 1))] = anchor.units
     if emptied is not None:
         fields[f"l{DIMENSIONS.index(emptied) + 1}"] = 0.0
     if filled is not None:
@@ -435,25 +456,25 @@ def encode_levels(
 
 
 class GivenBack(msgspec.Struct, frozen=True):
-    """A person has given the lane back to the law; the tuner takes note, and takes this away."""
+    """A note that a person has given the lane back to the law; the tuner acts on it and deletes it."""
 
     at_s: float
     who: str
 
     def encode(self) -> dict[str, float | str | bytes]:
-        """The field that says so."""
+        """The field with that note."""
         return {"resumed": f"{self.at_s!r} {self.who}"}
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """What the law remembers, packed as the tuner packs it, and what it is told to take note of."""
+    """What the law remembers of a lane, packed by the tuner, and the note that a person has left for it."""
 
     law: bytes = b""
     health: bytes = b""
     given_back: GivenBack | None = None
 
     def encode_changes(self, before: Memory) -> dict[str, float | str | bytes]:
-        """Fields in which it differs from what was there."""
+        """The fields in which this differs from `before`."""
         changed: dict[str, float | str | bytes] = {}
         if self.law != before.law:
             changed["law"] = self.law
@@ -468,10 +489,10 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LaneState(msgspec.Struct, frozen=True, kw_only=True):
-    """A lane's hash, decoded once."""
+    """A lane's whole hash, decoded."""
 
-    there: bool = False  #: whether there is anything in it
-    schema: bool = False  #: whether the lane has been made; one that was only given a mode, say, has not
+    there: bool = False  #: whether the hash exists
+    schema: bool = False  #: whether the lane has been made; it has not when it was only given a mode, say
     revision: int = 0  #: how often a person has set its limits
     told: Told = Told()
     points: SetPoints = SetPoints()
@@ -485,20 +506,20 @@ class LaneState(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def pinned(self) -> bool:
-        """Whether the mode is one by hand."""
+        """Whether a person has set the mode."""
         return bool(self.points.pin)
 
     @property
     def limited(self) -> bool:
-        """Whether it has been told what it may send. One that has not gets what was configured with its first call, and
-        must have nothing in its place until then."""
+        """Whether it has limits or paces. One that has none gets the configured ones with its first call, and nothing
+        may be written in their place before that."""
         return self.schema or self.points.unpaced or self.points.unpaced_again or "requests" in self.points.paces
 
     def level(self, dimension: str, at_us: float) -> float:
-        """Units in the bucket of a dimension that has a pace, as the scripts reckon them (lua/shared/bucket.lua).
+        """Units in the bucket of a dimension that has a pace, calculated as in lua/shared/bucket.lua.
 
         Args:
-            at_us: When, µs since the epoch; before the levels' own time nothing has been earned.
+            at_us: The time asked about, µs since the epoch; before the time of the levels, nothing has been added.
         """
         one, levels = self.points.paces[dimension], self.levels
         since_us = at_us if levels.at_us is None else levels.at_us
@@ -509,10 +530,10 @@ class LaneState(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def decode(cls, fields: Mapping[str, bytes]) -> LaneState:
-        """From the hash, or from as much of it as was asked for: the rest has its defaults.
+        """Decode the hash, or the part of it that was read: missing fields have their defaults.
 
         Raises:
-            ValueError: what is to be a number is none.
+            ValueError: a field that should be a number is not.
         """
         if not fields:
             return _NO_LANE
@@ -534,18 +555,18 @@ class LaneState(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, fields: Fields) -> LaneState:
-        """A new lane as its fields will make it."""
+        """The state of a lane that is made with these fields."""
         return cls.decode(
             {name: value if isinstance(value, bytes) else str(value).encode() for name, value in fields.items()}
         )
 
 
 _NO_LANE = LaneState()
-#: What the tuner's walk over all lanes looks at.
+#: Fields that the tuner reads of every lane when it walks over all of them.
 WALK_FIELDS = ("schema", "mode", "pin")
-#: A lane's parents.
+#: Fields that name a lane's parents.
 PARENT_FIELDS = ("bounds",)
-#: What says whether the law has halted a lane, for what, and whether it may.
+#: Fields that say whether the law has halted a lane, why, and whether it may.
 HALT_FIELDS = ("mode", "pin", "health", "escalates")
 
 
@@ -560,6 +581,8 @@ def _decode_told(fields: Mapping[str, bytes], unlimited: bool) -> Told:
             tpm=float(tpm) if tpm else None,
             rpd=bounds.rpd,
             tpd=bounds.tpd,
+            usd_per_day=bounds.usd_per_day,
+            usd_per_month=bounds.usd_per_month,
             day_zone=bounds.zone,
             concurrency=int(float(get("cap") or 0)) or None,
             unlimited=unlimited,

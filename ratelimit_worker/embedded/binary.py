@@ -1,4 +1,4 @@
-"""Which server runs on this machine?"""
+"""Finds a server program that runs on this machine."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _candidates() -> Iterator[Path]:
 
 
 def _runs(server: Path) -> bool:
-    """Whether this binary runs on this machine; gives back the executable bit that some installers lose."""
+    """Whether this binary runs on this machine; restores the executable bit that some installers lose."""
     try:
         if not os.access(server, os.X_OK):
             server.chmod(server.stat().st_mode | stat.S_IXUSR)

@@ -1,4 +1,4 @@
-"""How do processes work for this one, and end with it?"""
+"""Child processes that work for this process, and end with it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Children:
 
     @property
     def watcher(self) -> Watcher:
-        """Who ends the children when this process dies."""
+        """The process that ends the children when this process dies."""
         assert self._watcher is not None
         return self._watcher
 

@@ -1,4 +1,4 @@
-"""Whose is a state folder? One server runs on it, and its lock says whose and where."""
+"""Ownership of a state folder: at most one server runs on it, and the lock file names its owner and address."""
 
 from __future__ import annotations
 
@@ -60,9 +60,12 @@ def private_folder(path: Path) -> Path:
 
 @contextlib.contextmanager
 def owned(state_dir: Path) -> Iterator[int]:
-    """Hold the lock of a state folder; gives its descriptor.
+    """Take the lock of a state folder → its descriptor.
 
-    Whoever was left by a killed owner holds it too, until it has ended: for that, and only for that, this waits.
+    Processes that a killed owner has left hold it too until they end: this waits for them, and for nobody else.
+
+    Raises:
+        ConfigurationError: another process owns the folder, such processes do not end, or there are no file locks.
     """
     lock = os.open(state_dir / "redis" / "owner.lock", os.O_RDWR | os.O_CREAT, 0o600)
     lifeline.hold(lock)
@@ -71,7 +74,7 @@ def owned(state_dir: Path) -> Iterator[int]:
         os.ftruncate(lock, 0)
         write_owner(lock)
         yield lock
-        os.ftruncate(lock, 0)  # a process id that stays here would some day be another's
+        os.ftruncate(lock, 0)  # the process id would some day belong to another process
     finally:
         lifeline.close(lock)
 
@@ -105,12 +108,12 @@ def _try_lock(lock: int, kind: int) -> bool:
 
 
 def write_owner(lock: int, **server: object) -> None:
-    """Say who holds the lock, and what is known of the server; each text begins with the one before and is longer."""
+    """Write who holds the lock, and what is known of the server; each text must be longer than the one it replaces."""
     os.pwrite(lock, json.dumps({"owner": os.getpid(), **server}).encode(), 0)
 
 
 def _read_owner(lock: int) -> dict[str, Any]:
-    """Who holds the lock, as far as it has said so yet."""
+    """Who holds the lock, as far as it has written that already."""
     try:
         owner = json.loads(os.pread(lock, 65536, 0))
     except ValueError:
@@ -120,7 +123,7 @@ def _read_owner(lock: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def free_socket_path(folder: Path) -> Iterator[Path]:
-    """A path on which a socket can listen, free of what a crash left, as short and plain as clients need it."""
+    """A path on which a socket can listen, short and plain enough for clients, and cleared of a crash's remains."""
     path = folder / "valkey.sock"
     if _can_listen(path):
         yield path
@@ -138,7 +141,8 @@ def free_socket_path(folder: Path) -> Iterator[Path]:
 
 
 def _can_listen(path: Path) -> bool:
-    """Try it: the length that a path may have differs by system, and some shared folders have no sockets at all."""
+    """Whether a socket can listen there, by trying: the longest path differs by system, and some shared folders have
+    no sockets at all."""
     if not re.fullmatch(r"[A-Za-z0-9/._-]+", str(path)):
         return False  # clients differ in how they unquote a URL
     path.unlink(missing_ok=True)

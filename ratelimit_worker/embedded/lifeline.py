@@ -1,7 +1,8 @@
-"""By which descriptors do others see that this process lives?
+"""File descriptors by which others see that this process is alive.
 
-The write end of a watcher's pipe, and the lock of a state folder: who holds one is alive, and the kernel closes them at
-any death. No child may hold them on. They close at exec by themselves; at a bare fork, here.
+They are the write end of a watcher's pipe, and the lock of a state folder: while one is open, its process is alive, and
+the kernel closes it however the process ends. No child may keep them open: at exec they close by themselves, and after
+a fork without exec they are closed here.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ _held: set[int] = set()
 
 
 def hold(fd: int) -> None:
-    """Count this descriptor among those that end with this process and are in no child of it."""
+    """Register a descriptor that ends with this process and is closed in its children."""
     _held.add(fd)
 
 
 def close(fd: int) -> None:
-    """Close it, unless that was done: here before, or because this is a child."""
+    """Close it, unless it is closed already: here before, or because this is a child."""
     if fd in _held:
         _held.discard(fd)
         os.close(fd)

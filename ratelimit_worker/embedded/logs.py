@@ -1,4 +1,4 @@
-"""What did a process that has ended say last?"""
+"""The last lines of the log of a process that has ended."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def log_end(path: Path, lines: int = 10) -> str:
-    """ ": " and the last lines of a log, or where it should have been."""
+    """The last lines of a log, or why there is none, as a text to append to an error message."""
     try:
         with path.open("rb") as log:
             log.seek(max(0, path.stat().st_size - 8192))

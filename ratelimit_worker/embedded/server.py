@@ -1,4 +1,4 @@
-"""How does a server of one owner start, and end when its owner does?"""
+"""A server that belongs to one process: it starts for it, and ends with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.private_files import UMASK
 
 _POLL_S = 0.02
-#: A server that has said nothing at all after this many seconds will not.
+#: A server that has not answered after this many seconds is given up.
 _SILENCE_S = 30.0
 #: One that answers LOADING is alive and reads its AOF: gigabytes take minutes.
 _LOADING_S = 600.0
@@ -33,8 +33,8 @@ class EmbeddedRedis:
     at the next start. It ends a few seconds after its owner if that dies.
 
     Args:
-        state_dir: Made if it is not there. Unix sockets have short paths (107 bytes): under a deep or odd one the
-            socket lies in a private folder of the system's temporary folder.
+        state_dir: Made if it is not there. If its path is too long for a unix socket (107 bytes), or has characters
+            that clients unquote differently, the socket is in a private folder of the temporary folder.
     Raises (on entering):
         ConfigurationError: no server on this machine, the folder cannot be written, or another process owns it.
         StoreUnavailable: the server did not start; with the end of its log.
@@ -79,7 +79,7 @@ class EmbeddedRedis:
 
     def __enter__(self) -> Self:
         server = find_server()
-        with contextlib.ExitStack() as opening:  # undone in this order's reverse if any step fails, Ctrl-C included
+        with contextlib.ExitStack() as opening:  # undone in reverse order if any step fails, Ctrl-C included
             folder = private_folder(self.state_dir / "redis")
             lock = opening.enter_context(owned(self.state_dir))
             self._socket = opening.enter_context(free_socket_path(folder))
@@ -88,7 +88,7 @@ class EmbeddedRedis:
             self.watcher = opening.enter_context(Watcher(keep_fds=[lock]))
             self._process = self.watcher.spawn(
                 [server, *_options(folder, self._socket)],
-                env={"LC_ALL": "C"},  # it needs nothing of ours, least of all API keys
+                env={"LC_ALL": "C"},  # it needs none of our variables, least of all API keys
                 log_path=self.log_path,
                 rank=SERVER_RANK,
                 cwd=folder,
@@ -129,7 +129,7 @@ def _options(folder: Path, socket_path: Path) -> list[str | Path]:
         "unixsocketperm": "700",
         "dir": folder,
         "daemonize": "no",
-        "logfile": "",  # stdout, which is the log: so it has what is said before the configuration is read, too
+        "logfile": "",  # stdout, which is our log: so it also has what is written before the options are read
         "appendonly": "yes",
         "appendfsync": "everysec",
         "save": "",

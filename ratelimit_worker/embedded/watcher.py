@@ -1,4 +1,4 @@
-"""How does nothing that was started here outlive its owner? A small process waits for the owner's end."""
+"""A small process that waits for its owner's end, and then ends everything that the owner has started."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.private_files import make_folder, open_file
 
 WORKER_RANK, SERVER_RANK = 0, 1  #: workers end before the server that they talk to
-#: Time for what a killed owner left to end, workers and then the server, seconds.
+#: Seconds for the processes of a killed owner to end: workers, then the server.
 ORPHAN_GRACE_S = 3.0
 
-# The child waits at this gate until the watcher knows it: an owner killed in between leaves a gate that reads the end
-# of its stdin, not an orphan. SIGPIPE goes back to what the child would have without Python before it.
+# The child begins with this program, which waits until the watcher knows it: if the owner is killed before that, the
+# program reads the end of its stdin and ends. SIGPIPE is reset to what the child would have without Python.
 _GATE = """\
 import os, signal, sys
 if not os.read(0, 1):
@@ -76,12 +76,12 @@ class Watcher:
         cwd: Path | None = None,
         umask: int = -1,
     ) -> subprocess.Popen[bytes]:
-        """Start `argv` in a session of its own, its output appended to `log_path`, its stdin at its end.
+        """Start `argv` in a session of its own, with its output appended to `log_path` and nothing on its stdin.
 
         A program that cannot be executed shows as an early exit, with the reason in the log.
 
         Args:
-            umask: What its files lose; -1: as this process has it.
+            umask: Its umask; -1: that of this process.
 
         Raises:
             StoreUnavailable: the watcher is gone, so that nothing may be started.
@@ -103,7 +103,7 @@ class Watcher:
         assert gate is not None
         try:
             self._tell(f"add {rank} {process.pid}")
-            # Broken: it died at its gate, which the caller sees by its exit and its log.
+            # A broken pipe: it died before it began, which the caller sees by its exit and its log.
             with contextlib.suppress(BrokenPipeError):
                 gate.write(b"\n")
                 gate.flush()
@@ -113,9 +113,9 @@ class Watcher:
         return process
 
     def ended(self, process: subprocess.Popen[bytes]) -> None:
-        """Say that a process has ended, after ending what it left of its group."""
+        """Tell the watcher that a process has ended, after killing what is left of its group."""
         embedded_watch.kill_group(process.pid)
-        with contextlib.suppress(StoreUnavailable):  # no watcher, nobody who has to know
+        with contextlib.suppress(StoreUnavailable):  # without a watcher nobody has to know
             self._tell(f"drop {process.pid}")
 
     def close(self) -> None:

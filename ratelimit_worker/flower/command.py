@@ -1,4 +1,4 @@
-"""`ratelimit-worker flower`: Flower on this app, with a page on which lanes are seen and set."""
+"""`ratelimit-worker flower`: Flower for an app, with pages that show lanes and set their modes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import click
 
 from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.number_options import Whole
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -18,7 +19,7 @@ from ratelimit_worker.errors import ConfigurationError
     help="The deployment's app, such as tasks. Default: CELERY_APP, else ours.",
 )
 @click.option("--address", help="Listen here. Default: FLOWER_ADDRESS, else 127.0.0.1.")
-@click.option("--port", type=click.IntRange(min=1, max=65_535), help="Default: FLOWER_PORT, else 5555.")
+@click.option("--port", type=Whole(1, 65_535), help="Default: FLOWER_PORT, else 5555.")
 @click.option(
     "--basic-auth",
     "logins",
@@ -26,9 +27,17 @@ from ratelimit_worker.errors import ConfigurationError
     metavar="USER:PASSWORD",
     help="Who may log in; may be given more than once. Others can read this line in `ps`: better FLOWER_BASIC_AUTH.",
 )
+@click.option(
+    "--make-login", is_flag=True, help="Where no login is set, make one and print it, for as long as this runs."
+)
 @click.argument("more", nargs=-1, type=click.UNPROCESSED, metavar="[--FLOWER_OPTION=VALUE]...")
 def flower(
-    app_name: str | None, address: str | None, port: int | None, logins: tuple[str, ...], more: tuple[str, ...]
+    app_name: str | None,
+    address: str | None,
+    port: int | None,
+    logins: tuple[str, ...],
+    make_login: bool,
+    more: tuple[str, ...],
 ) -> None:
     """Run Flower with the page "Rate limit": how every lane stands, and buttons for its mode.
 
@@ -39,6 +48,7 @@ def flower(
         raise ConfigurationError("Flower is not installed: pip install 'ratelimit-worker[flower]'")
     if wrong := [login for login in logins if not all(login.partition(":"))]:
         raise click.BadParameter(f"{len(wrong)} of {len(logins)}: write USER:PASSWORD", param_hint="--basic-auth")
-    from ratelimit_worker.flower.serve import find_app, serve
+    from ratelimit_worker.app import find_app
+    from ratelimit_worker.flower.serve import serve
 
-    serve(find_app(app_name), address=address, port=port, logins=logins, more=more)
+    serve(find_app(app_name), address=address, port=port, logins=logins, more=more, makes_login=make_login)

@@ -1,4 +1,4 @@
-"""How does our link get into the navigation of all of Flower's pages? Its templates stay its own; one gets a line."""
+"""Adds a link to the navigation of all of Flower's pages: one line in one of its templates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _END_OF_LINKS = "</ul>"
 
 
 class Loader(template.Loader):
-    """Our templates, else Flower's; Flower's navigation with our link at the end of its first list.
+    """Loads templates of this package, or else Flower's; adds a link at the end of the first list of the navigation.
 
     Args:
         stock: The folder of Flower's templates.
@@ -35,7 +35,7 @@ class Loader(template.Loader):
 
 
 def with_link(navigation: str, link: str) -> str:
-    """Flower's navigation with `link` as the last entry of its first list; unchanged where there is no list."""
+    """Flower's navigation with `link` as the last entry of its first list; unchanged if there is no list."""
     if _END_OF_LINKS not in navigation:
         log.warning("this Flower's navigation has no list: the page is at /rate-limit, without a link to it")
         return navigation

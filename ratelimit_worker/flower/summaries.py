@@ -1,4 +1,4 @@
-"""What may Flower's task pages show of a call? Its lane, context and size; what was asked and answered never."""
+"""What Flower's task pages show of a call: its lane, context and size, but neither prompt nor answer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ KEPT = "<not shown: it may hold what was asked>"
 def without_answers(
     makes_calls: Callable[[str | None], bool], then: Callable[[Any], Any] | None = None
 ) -> Callable[[Any], Any]:
-    """A `format_task` of Flower's that takes the result out of calls.
+    """A `format_task` for Flower that removes the results of calls.
 
-    Their arguments are summaries when they get here: the transport wrote them.
+    Their arguments are summaries already, since the transport gives only these to Celery.
 
     Args:
-        makes_calls: Whether the task of a name makes calls.
-        then: The deployment's own `format_task`.
+        makes_calls: Returns whether the task with this name makes calls.
+        then: The deployment's own `format_task`, called afterwards.
     """
 
     def format_task(task: Any) -> Any:

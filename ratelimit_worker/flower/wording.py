@@ -1,4 +1,4 @@
-"""What does the page say? Sentences and words for what is shown and done."""
+"""Words and sentences for the pages."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ def gate(lane: LaneState) -> str:
 
 
 def waiting(lane: LaneState) -> str:
-    """How many wait for a permit, and how many for a time."""
+    """The number of calls that wait for a permit, and of those that wait for a time."""
     later = f" + {words.count(lane.due_later)} later" if lane.due_later else ""
     return f"{words.count(lane.waiting)}{later}"
 
 
 def lane_name(name: str) -> str:
-    """A lane's name, or that it stands for all."""
+    """A lane's name, or "all lanes"."""
     return "all lanes" if name == ALL else name
 
 
 def used(state: ClusterState) -> str:
-    """Requests of all lanes in the last minute."""
+    """Requests of the lanes on the page in the last minute, in words."""
     counts = [lane.used_per_min for lane in state.lanes]
     return words.count(None if None in counts else sum(count or 0 for count in counts))
 
 
 def strictest(state: ClusterState) -> Mode:
-    """The mode of the lane that may send least, of all that were looked for; NORMAL where there is no lane."""
+    """The strictest mode of all lanes that match; NORMAL if there are none."""
     modes = [mode for mode in Mode if state.modes.get(mode)]
     return modes[-1] if modes else Mode.NORMAL
 
 
 def found(state: ClusterState) -> int:
-    """Lanes that were looked for."""
+    """The number of lanes that match, on all pages."""
     return sum(state.modes.values())
 
 
 def shown(state: ClusterState, view: View) -> str:
-    """Which of them are on the page, such as "Lanes 51 to 100 of 10,000 with “gpt” in their names"."""
+    """Which lanes are on the page, such as "Lanes 51 to 100 of 10,000 with “gpt” in their names"."""
     count, named = words.count(found(state)), f" with “{view.find}” in their names" if view.find else ""
     first, last = state.skipped + 1, state.skipped + len(state.lanes)
     modes = ", ".join(f"{words.count(lanes)} {mode}" for mode, lanes in sorted(state.modes.items()))
@@ -70,7 +70,8 @@ def done(order: Order, changes: Sequence[ModeChange]) -> str:
     which = "All lanes" if order.lane is None else f"Lane {order.lane}"
     verb = "are" if order.lane is None else "is"
     if order.mode is None:
-        return f"{which} {verb} left to the law." if changes else f"{which} {verb} left to the law; nothing was pinned."
+        said = f"{which} {verb} given back to the law"
+        return f"{said}." if changes else f"{said}; nothing was pinned."
     ends = next((change.until for change in changes if change.until is not None), None)
     until = "until Auto" if ends is None else f"until {words.moment(ends)}"
     return f"{which} {verb} pinned to {order.mode} {until}."

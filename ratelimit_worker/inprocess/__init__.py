@@ -1,8 +1,8 @@
-"""Calls without a queue: they wait in their lane, and run in the thread or event loop of whoever makes them.
+"""Calls without a queue: they wait in their lane, and run in the thread or event loop of their caller.
 
 limiter.make_rate_limited_call(func, …)
   │ admit    the call is planned and entered into its lane, for this process's own queue
-  │ desk     its release arrives here; the caller wakes
+  │ desk     its release arrives here, and the caller is woken
   │ execute  begin, one attempt by the caller, settle: as in a worker; or back into the lane
   ▼ free     what the function returned, or raised
 """

@@ -1,4 +1,4 @@
-"""What paces calls where there are no lanes? One per `RATE_LIMIT_DELAY` in this process, and once a minute a word."""
+"""The basic pace without lanes: one call per `RATE_LIMIT_DELAY` in this process, and a log line once a minute."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class BasicPace:
         self._lock = threading.Lock()
 
     def reserve(self, delay_s: float, why: str) -> float:
-        """Take the next start → seconds to wait for it.
+        """Reserve the next start → seconds to wait for it.
 
         Args:
-            why: Why there are no lanes, for the log.
+            why: Why lanes are not used, for the log.
         """
         with self._lock:
             now = self._clock()

@@ -1,4 +1,4 @@
-"""How does a function become a call each time it is called? `@optimize_api_call`."""
+"""`@optimize_api_call`: makes each call of a function a call in its lane."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
 from ratelimit_worker.inprocess.drive import is_async
-from ratelimit_worker.inprocess.limiter import Options, get_advanced_rate_limiter
+from ratelimit_worker.inprocess.limiter import get_advanced_rate_limiter
+from ratelimit_worker.inprocess.options import Options
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
 class Optimized:
-    """What stands under the decorator, for `explain_key`."""
+    """The decorated function and its options, for `explain_key`."""
 
     function: Callable[..., Any]
     name: str | None
@@ -42,21 +43,22 @@ def optimize_api_call(
 ) -> Any:
     """Send each call of a function, method or `async def` through its lane: pace, retries, tracking.
 
-    Works bare, too: `@optimize_api_call`.
+    Also works without parentheses: `@optimize_api_call`.
 
     Args:
         func_name: What statistics call it; the function's own name when None.
-        options: As of `make_rate_limited_call`: lane, tenant, priority, deadline_s, cost, stale_ttl, shed_below,
-            timeout_s, classify, cache_key.
+        options: As of `make_rate_limited_call`: lane, tenant, priority, deadline_s, cost, stale_ttl,
+            stale_while_revalidate, shed_below, over_budget, timeout_s, classify, cache_key, cache_ttl, refresh,
+            no_store, namespace, version, ignore.
     Raises:
-        TypeError: a generator: it makes its request while it is read, which is after the call.
-        BadInput: an option that cannot be.
+        TypeError: the function is a generator, which makes its request only when it is read, after the call.
+        BadInput: an option is invalid.
     """
     if func_name is not None and not isinstance(func_name, str):
         return optimize_api_call()(func_name)
 
     how = {"context": context, "context_tags": context_tags, "cache_enabled": cache_enabled, **options}
-    Options(**how)  # what cannot be is said where it stands, not at the first call
+    Options(**how).check()  # raises where the option is written, not at the first call
 
     def decorate(function: Any) -> Any:
         if isinstance(function, (staticmethod, classmethod)):

@@ -1,18 +1,18 @@
-"""Who does the cluster's duties while no Celery worker lives? A process that calls in process: somebody has to."""
+"""The cluster's duties in a process that makes calls in process, while there is no Celery worker."""
 
 from __future__ import annotations
 
-from ratelimit_worker.flow.lane import limit, pin
+from ratelimit_worker.flow.lane import budget, limit, pin
 from ratelimit_worker.wiring import Services
-from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
+from ratelimit_worker.worker.duties import Alert, Clean, Duty, Recording, Release, Rules, Tune
 
 
 class StandIn:
-    """The duties of all lanes, for as long as no worker does them.
+    """The duties of the cluster, as long as no worker does them.
 
     Args:
-        owner: This process's queue: whose leases they are.
-        lease_s: How long a released call stays its caller's without a beat, seconds.
+        owner: This process's queue, under which it holds the duties' leases.
+        lease_s: How long a released call belongs to its caller without a beat, seconds.
     """
 
     def __init__(self, live: Services, owner: str, lease_s: float) -> None:
@@ -30,11 +30,13 @@ class StandIn:
         live, owner = self._live, self._owner
         pin.at_start(live.control, live.settings.emergency_mode)
         limit.at_start(live.control, live.settings)
+        budget.at_start(live.budgets, live.settings.budgets, live.spent_before)
         self._duties = [
             Release(live.server, owner, self._lease_s),
             Tune(live, owner),
-            Record(live, owner),
+            Recording(live, owner),
             Clean(live, owner),
+            Rules(live, owner),
         ]
         if live.settings.alert_webhook_url:
             self._duties.append(Alert(live, owner))
@@ -42,7 +44,7 @@ class StandIn:
             duty.start()
 
     def give_up(self) -> list[Duty]:
-        """Ask what was begun to end → those threads."""
+        """Ask the threads that were begun to end → those threads."""
         duties, self._duties = self._duties, []
         for duty in duties:
             duty.stop()

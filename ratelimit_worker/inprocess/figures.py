@@ -1,4 +1,4 @@
-"""What does a program get to see of the figures? Those of the usual windows, as plain values."""
+"""Figures of the usual windows as plain values, for programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ratelimit_worker.wiring import Services
 def comprehensive_stats(live: Services, now_s: float) -> dict[str, Any]:
     """`reports.stats` of each of the usual windows, by its name.
 
-    Where no Redis is named, or it is away, `missing` says what is unknown.
+    If no Redis is configured, or it is away, `missing` says what is unknown.
 
     Args:
         now_s: End of the windows, seconds since the epoch.
@@ -29,7 +29,7 @@ def comprehensive_stats(live: Services, now_s: float) -> dict[str, Any]:
 
 
 def sources(live: Services) -> Sources:
-    """Where the figures of this deployment come from."""
+    """The sources of this deployment's figures."""
     from_database = Queries(engine_for(live.settings.database_url))
     if not live.redis_url:
         return Sources.of(from_database, None, lambda: live.tracker)

@@ -1,4 +1,4 @@
-"""Which lane is a call of, when nobody says? `<provider>:<model>`, from the argument `model` and the function."""
+"""The lane of a call for which none is named: `<provider>:<model>`, from the argument `model` and the function."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-#: Top-level package of an SDK → provider. Who is asked says more than what a model is called: groq, too, serves llama.
+#: Top-level package of an SDK → provider. It comes before the model's name, since several providers serve llama.
 SDKS = {
     "openai": "openai",
     "anthropic": "anthropic",
@@ -36,10 +36,10 @@ FAMILIES = {
 
 
 def lane_of(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> str | None:
-    """The lane that function and arguments speak of; None where they name no model, or nobody's.
+    """The lane by function and arguments; None: they name no model, or one of an unknown provider.
 
-    `model="openai/gpt-4o"` (LiteLLM's spelling) names its provider; else the SDK that defines the function does, or the
-    family of the model.
+    The provider is that in `model="openai/gpt-4o"` (LiteLLM's spelling), else that of the SDK which defines the
+    function, else that of the model's family.
     """
     while isinstance(function, partial):
         kwargs = {**function.keywords, **kwargs}

@@ -1,7 +1,8 @@
-"""What can a program ask for that makes its calls itself? `get_advanced_rate_limiter()`: one object a process.
+"""The API for programs that make calls in process: `get_advanced_rate_limiter()`, one object in a process.
 
-A call waits in its lane like one on a queue, fair with those, and runs in the caller's thread or event loop. Where
-there is no lane to wait in (switched off, or Redis is away) it goes ahead all the same, `RATE_LIMIT_DELAY` apart.
+A call waits in its lane like calls on queues, shares it fairly with them, and runs in the caller's thread or event
+loop. If lanes cannot be used (they are switched off, or Redis is away), it goes on all the same, `RATE_LIMIT_DELAY`
+apart.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,102 +25,50 @@ from msgspec import structs
 from redis import RedisError
 
 from ratelimit_worker import plugins
-from ratelimit_worker.calls import Cost, Mode, ModeChange
+from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.config import NO_REDIS
-from ratelimit_worker.contracts.plan import Sender, Shedding
+from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import BadInput, ConfigurationError, DeadlineExceeded, StoreUnavailable
+from ratelimit_worker.fingerprint import Scope
 from ratelimit_worker.flow.call import enqueue
 from ratelimit_worker.flow.call.admit import LOOK_AGAIN_S, Admission, Sleep, Steps, inside, run_unpaced
 from ratelimit_worker.flow.call.answers import Answers
 from ratelimit_worker.flow.call.execute import Executor
 from ratelimit_worker.flow.call.judge import Rules
 from ratelimit_worker.flow.lane import pin
+from ratelimit_worker.inprocess.alike import Alike, InLane, Sets
 from ratelimit_worker.inprocess.basic import BasicPace
 from ratelimit_worker.inprocess.desk import Desk
 from ratelimit_worker.inprocess.drive import InLoop, InThread, Mail, is_async
 from ratelimit_worker.inprocess.lane import lane_of
 from ratelimit_worker.inprocess.mailbox import Turn
+from ratelimit_worker.inprocess.options import Options
 from ratelimit_worker.inprocess.own_modes import OwnModes, apart_s
-from ratelimit_worker.inprocess.sharing import CacheKey, Sharing, check_key
+from ratelimit_worker.inprocess.renewal import Renewals
+from ratelimit_worker.inprocess.sharing import Sharing
 from ratelimit_worker.inprocess.slices import turn_to_begin
 from ratelimit_worker.person import this_person
-from ratelimit_worker.policy.rules import Rule
 from ratelimit_worker.policy.timeout import timeouts
 from ratelimit_worker.stores.decide import deciding
 from ratelimit_worker.stores.desks import Desks
 from ratelimit_worker.stores.reach import reach, redis_errors
-from ratelimit_worker.wiring import Services, policy_of, services
+from ratelimit_worker.wiring import Services, services
 
 log = logging.getLogger(__name__)
 
 DAY_S = 86_400.0
-PROBE_EVERY_S = 3.0  #: `is_enabled` asks a Redis that nobody has called on so often at most
+PROBE_EVERY_S = 3.0  #: before the first call, `is_enabled` asks Redis at most this often, seconds
 
-#: Of an answer that is not shared nothing goes to Redis: nobody but the caller waits for it.
+#: Settled in place of an answer that is not shared, so that the answer does not go to Redis.
 UNKEPT = Answers(dumps=lambda _: "", loads=json.loads)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How a call is to be made, beside what it calls.
-
-    Args:
-        lane: None: `<provider>:<model>` as far as the arguments tell, else "default".
-        cache_enabled: Whether its answer is shared: one that is kept or on its way may stand for the call.
-        cache_incomplete: Whether an answer that was truncated, refused or filtered is kept, too.
-        stale_ttl: Seconds for which an answer is kept beyond its time, for a lane in EMERGENCY or HALT.
-        shed_below: A call of a class below this one raises `LaneShedding` while its lane is in EMERGENCY or HALT.
-        timeout_s: Seconds that one attempt may take: built-in providers obey, and the function may ask
-            `ratelimit_worker.timeout_s()`; None: as lane and settings say, or by what is learned.
-        classify: Told what the function raised, as for a task: its `Category`, a `Failure`, or None for our own rules.
-        cache_key: Calls with the same one share, whatever function, `self` and arguments are: plain data, or a function
-            of the call's arguments (`self` first) that returns it; None from it: this call shares nothing.
-    """
-
-    context: str = "general"
-    context_tags: Sequence[str] = ()
-    cache_enabled: bool = True
-    cache_incomplete: bool = False
-    lane: str | None = None
-    tenant: str = ""
-    priority: str | int = "normal"
-    deadline_s: float | None = None
-    cost: Cost | None = None
-    stale_ttl: float = 0.0
-    shed_below: str | None = None
-    timeout_s: float | None = None
-    classify: Rule | None = None
-    cache_key: CacheKey = None
-
-    def __post_init__(self) -> None:
-        enqueue.check(self.said)
-        check_key(self.cache_key)
-
-    @property
-    def said(self) -> enqueue.Said:
-        """What that says of the call, as every call says it."""
-        return enqueue.Said(
-            lane=self.lane,
-            tenant=self.tenant,
-            context=self.context,
-            tags=self.context_tags,
-            priority=self.priority,
-            deadline_s=self.deadline_s,
-            cost=self.cost,
-            cache=self.cache_enabled,
-            cache_incomplete=self.cache_incomplete,
-            stale_ttl=self.stale_ttl,
-            shed_below=self.shed_below,
-            timeout_s=self.timeout_s,
-        )
-
-
 class AdvancedRateLimiter:
-    """In-process calls, and the cluster as a program sees it.
+    """In-process calls, and the cluster's functions for programs.
 
     Args:
         live: None: the process's own services, from the environment.
-        clock, sleep, sleep_async, jitter: Of the waits that this process chooses; tests pass theirs.
+        clock, sleep, sleep_async, jitter: For this process's own waits; tests pass theirs.
     """
 
     def __init__(
@@ -135,7 +84,9 @@ class AdvancedRateLimiter:
         self._clock, self._sleep, self._sleep_async, self._jitter = clock, sleep, sleep_async, jitter
         self._basic = BasicPace(clock)
         self._own_modes = OwnModes()
+        self._sets = Sets()
         self._sharing = Sharing()
+        self._renewals = Renewals()
         self._desk: Desk | None = None
         self._probed: tuple[float, bool] = (float("-inf"), False)
         self._lock = threading.Lock()
@@ -151,48 +102,54 @@ class AdvancedRateLimiter:
         context: str = "general",
         **options: Any,
     ) -> Any:
-        """Call `func(*args, **kwargs)` when its lane lets it, and again where a failure is worth it.
+        """Call `func(*args, **kwargs)` when its lane releases it, and again after failures that are retried.
 
-        An `async def` function gives a coroutine to await; it runs in the caller's loop.
+        For an `async def` function, a coroutine is returned; it runs in the caller's loop.
 
         Args:
             func_name: What statistics call it; the function's own name when None.
             options: As `Options`: lane, context_tags, cache_enabled, cache_incomplete, tenant, priority, deadline_s,
-                cost, stale_ttl, shed_below, timeout_s, classify, cache_key.
+                cost, stale_ttl, stale_while_revalidate, shed_below, over_budget, timeout_s, classify, cache_key,
+                cache_ttl, refresh, no_store, namespace, version, ignore.
         Raises:
-            Exception: what `func` raised last, as it was.
-            DeadlineExceeded: the lane had no turn for it within its deadline.
-            LaneFull, LaneShedding, BadInput: the lane refused it; `func` was not called.
+            Exception: what `func` last raised, unchanged.
+            DeadlineExceeded: it was not its turn before its deadline.
+            LaneFull, LanesFull, LaneShedding, BudgetSpent, BadInput: the lane refused it; `func` was not called.
             ConfigurationError: a setting is wrong.
         """
         name = _name_of(func, func_name)
         given = dict(kwargs or {})
         if is_async(func):
-            return self._call_async(func, name, args, given, {**options, "context": context})
-        how = Options(context=context, **options)
+            return self._call_async(func, name, args, given, context, options)
+        alike = self._sets.of(name, context, options)
         driver = InThread(self._sleep)
-        steps = self._steps(func, name, args, given, how, driver)
+        steps = self._steps(func, alike, args, given, driver)
         return driver.drive(steps, partial(func, *args, **given))
 
     async def _call_async(
-        self, func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: dict[str, Any], options: dict[str, Any]
+        self,
+        func: Callable[..., Any],
+        name: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        context: str,
+        options: dict[str, Any],
     ) -> Any:
         await turn_to_begin()
-        how = Options(**options)  # not sooner: thousands of coroutines may be made in one step of a loop
+        alike = self._sets.of(name, context, options)  # only now, since thousands may be made in one step of a loop
         driver = InLoop(self._sleep_async)
-        steps = self._steps(func, name, args, kwargs, how, driver)
+        steps = self._steps(func, alike, args, kwargs, driver)
         return await driver.drive(steps, partial(func, *args, **kwargs))
 
     def _steps(
         self,
         func: Callable[..., Any],
-        name: str,
+        alike: Alike,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        how: Options,
         driver: InThread | InLoop,
     ) -> Steps:
-        live = self.services
+        live, how = self.services, alike.how
         settings = live.settings
         lane = _lane_of(func, kwargs, how)
         if not settings.enable_advanced_rate_limiting:
@@ -200,55 +157,87 @@ class AdvancedRateLimiter:
         if not live.redis_url:
             return self._without_lanes(live, lane, how, NO_REDIS)
         desk = self._desk_of(live)
-        plan = enqueue.plan(
-            enqueue.Kind(task=name, lane=lane),
-            args,
-            kwargs,
-            settings,
-            how.said,
-            now=time.time(),
-            learned=live.learned_usage,
-            tokenizer=live.tokenizer,
+        here = desk.in_lanes.of(alike, lane)
+        plan = enqueue.filled(
+            here.frame, args, kwargs, now=time.time(), learned=live.learned_usage, tokenizer=live.tokenizer
         )
-        fingerprint = None
-        if plan.sharing is not None:
-            fingerprint = self._sharing.fingerprint(
-                func, name, lane, how.context, args, kwargs, how.cache_key, plan.tenant
-            )
-            if any(outer.fingerprint == fingerprint for outer in inside.get()):
-                fingerprint = None  # it would wait for itself
-        shedding = Shedding.RAISE if plan.shedding is not None else None
-        plan = structs.replace(plan, sender=Sender.CALLER, shedding=shedding, fingerprint=fingerprint)
+        fingerprint = self._fingerprint(plan, func, alike, args, kwargs)
+        if fingerprint is not None:
+            plan = structs.replace(plan, fingerprint=fingerprint)
 
         def take_part(ref: str) -> Turn:
             hear: Callable[[Mail], None] = driver.mailbox()
             return desk.wait(ref, hear, fingerprint)
 
         return Admission(
-            call_id=uuid.uuid4().hex,
-            task=name,
+            call_id=plan.publication,
+            task=alike.name,
             plan=plan,
             worker=desk.worker,
             desk=desk,
             take_part=take_part,
-            executor=self._executor(
-                desk,
-                plan.lane,
-                UNKEPT if fingerprint is None else self._sharing.answers(name, plan.max_body_bytes),
-                how,
-            ),
+            executor=self._executor(desk, alike, here, plan),
             unpaced=lambda: self._basic.reserve(settings.rate_limit_delay, desk.why or "Redis is away"),
             arguments=(lambda: (args, kwargs)) if settings.capture_content else None,
+            renew=lambda: self._renew(func, alike, args, kwargs, driver),
         ).steps()
 
-    def _executor(self, desk: Desk, lane: str, answers: Answers, how: Options) -> Executor:
+    def _fingerprint(
+        self,
+        plan: Plan,
+        func: Callable[..., Any],
+        alike: Alike,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> str | None:
+        """Return what identifies equal calls; None: the call shares nothing, or runs inside its equal."""
+        if plan.sharing is None:
+            return None
+        scope = enqueue.scope_of(plan, alike.name, alike.how.version)
+        fingerprint = self._sharing.fingerprint(func, scope, args, kwargs, alike.how.by)
+        if any(outer.fingerprint == fingerprint for outer in inside.get()):
+            return None  # it would wait for itself
+        return fingerprint
+
+    def _renew(
+        self,
+        func: Callable[..., Any],
+        alike: Alike,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        driver: InThread | InLoop,
+    ) -> None:
+        """Make the call as a renewal, behind the calls that somebody waits for; its answer replaces the old one."""
+        anew = Alike(alike.name, replace(alike.how, refresh=True, priority="low", shed_below=None))
+        lane, attempt = _lane_of(func, kwargs, alike.how), partial(func, *args, **kwargs)
+        if isinstance(driver, InLoop):
+            loop = InLoop(self._sleep_async)
+            self._renewals.in_loop(lane, lambda: loop.drive(self._steps(func, anew, args, kwargs, loop), attempt))
+        else:
+            thread = InThread(self._sleep)
+            self._renewals.in_thread(lane, lambda: thread.drive(self._steps(func, anew, args, kwargs, thread), attempt))
+
+    def _executor(self, desk: Desk, alike: Alike, here: InLane, plan: Plan) -> Executor:
+        """What makes the attempts at a call: the same for all calls that are made alike."""
+        if plan.fingerprint is None:
+            found = here.unshared
+            if found is None:
+                found = here.unshared = self._new_executor(desk, plan.lane, UNKEPT, alike.how)
+            return found
+        found = here.shared
+        if found is None:
+            answers = self._sharing.answers(alike.name, plan.max_body_bytes)
+            found = here.shared = self._new_executor(desk, plan.lane, answers, alike.how)
+        return found
+
+    def _new_executor(self, desk: Desk, lane: str, answers: Answers, how: Options) -> Executor:
         live, settings = desk.live, desk.live.settings
         return Executor(
             lanes=desk,
             rules=Rules(
                 answers=answers,
                 jitter=self._jitter,
-                policy=policy_of(settings)(lane),
+                policy=desk.policy_of(lane),
                 classify=plugins.classifier(how.classify),
                 price=live.prices,
                 usual_nanousd=live.usual_nanousd,
@@ -259,6 +248,7 @@ class AdvancedRateLimiter:
             tally=desk.tally,
             timeout_told_s=lambda lane: enqueue.timeout_told_s(settings, lane),
             latencies=live.learned_latencies,
+            tracer=lambda: live.tracer,
         )
 
     def explain_key(
@@ -270,17 +260,17 @@ class AdvancedRateLimiter:
         context: str = "general",
         **options: Any,
     ) -> dict[str, Any]:
-        """Which calls share an answer with this one, and by what that is decided; the call is not made.
+        """Explain which calls share an answer with this one, without making it.
 
         Args:
-            func: Also one under `@optimize_api_call`, or a method that is: then with the options that it has there.
-            options: As of `make_rate_limited_call`.
+            func: May be decorated with `@optimize_api_call`; its options there are used.
+            options: As for `make_rate_limited_call`.
         Returns:
-            `shares`; `why` not; `key`, the same for calls that share; `counts`, for each part that does (`argument 0`,
-            `self.model`) a few digits by which two calls can be compared, and nothing of its value; `left_out`, what of
-            `self` does not count, and what it is.
+            `shares`: whether it does; `why` not; `key`: equal for calls that share; `counts`: for each part that counts
+            (`argument 0`, `self.model`) a few digits of a hash, by which two calls can be compared; `left_out`: parts
+            of `self` that do not count, and what they are.
         Raises:
-            BadInput: an option or a `cache_key` that cannot be.
+            BadInput: an option or a `cache_key` is invalid.
         """
         called = getattr(func, "__func__", func)
         if (decorated := getattr(called, "optimized", None)) is not None:
@@ -289,9 +279,11 @@ class AdvancedRateLimiter:
             func, func_name, options = decorated.function, decorated.name, {**decorated.options, **options}
             context = options.pop("context")
         how, name, given = Options(context=context, **options), _name_of(func, func_name), dict(kwargs or {})
+        how.check()
         settings = self.services.settings
         lane, tenant = _lane_of(func, given, how), how.tenant or ""
-        found = self._sharing.explain(func, name, lane, context, args, given, how.cache_key, tenant)
+        scope = Scope(name, lane, enqueue.namespace_of(how.namespace, tenant), how.version, context)
+        found = self._sharing.explain(func, scope, args, given, how.by)
         off = {
             "cache_enabled is false": not how.cache_enabled,
             "MAISD_ENABLE_ADVANCED_RATE_LIMITING is false": not settings.enable_advanced_rate_limiting,
@@ -304,7 +296,8 @@ class AdvancedRateLimiter:
         return {**found, **next(({"shares": False, "why": why} for why, holds in off.items() if holds), {})}
 
     def _without_lanes(self, live: Services, lane: str, how: Options, why: str) -> Steps:
-        """One attempt at the basic pace, or as the mode that this process has set for itself lets it."""
+        """One attempt at the basic pace, or at that of the mode that this process has set for itself."""
+        how.check()
         settings = live.settings
         deadline_s = settings.deadline_s if how.deadline_s is None else how.deadline_s
         told_s = enqueue.timeout_of(how.timeout_s, settings, lane)
@@ -320,9 +313,9 @@ class AdvancedRateLimiter:
     # ── the cluster ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def is_enabled(self) -> bool:
-        """Whether calls go through lanes now: the switch is on, and Redis was there at the last look.
+        """Whether calls go through lanes now: they are switched on, and Redis was there at the last look.
 
-        Once this process has made a call its desk looks all the time; before, this asks Redis, every 3 s at most.
+        Once this process has made a call, its desk looks all the time; before that, this asks Redis, at most every 3 s.
         """
         live = self.services
         if not live.settings.enable_advanced_rate_limiting:
@@ -337,9 +330,9 @@ class AdvancedRateLimiter:
     def set_mode(
         self, mode: str, lane: str | None = None, for_s: float | None = None, reason: str = ""
     ) -> list[ModeChange]:
-        """Pin a mode for the whole cluster: normal, reduced, emergency or halt; "auto" (or "resume") gives it back.
+        """Pin a mode for the whole cluster: normal, reduced, emergency or halt; "auto" (or "resume") ends the pin.
 
-        Where no Redis is named it holds for the calls of this process: a pace in REDUCED and EMERGENCY, a wait in HALT.
+        If no Redis is configured, it holds for this process only: a pace in REDUCED and EMERGENCY, a wait in HALT.
 
         Args:
             lane: None: all lanes.
@@ -366,17 +359,17 @@ class AdvancedRateLimiter:
         """Volume, errors, cache, retries, latency and modes: `{"15m": …, "1h": …, "24h": …}`, each as `stats` has it.
 
         Raises:
-            StoreUnavailable: the tracking database is away. Where Redis is, `missing` says what could not be told.
+            StoreUnavailable: the tracking database is away. (If Redis is away, `missing` says what is unknown.)
         """
         from ratelimit_worker.inprocess.figures import comprehensive_stats
 
         return comprehensive_stats(self.services, time.time())
 
     def export_analytics(self, path: str | Path | None = None) -> dict[str, Any] | None:
-        """The report of the last 24 hours: written to `path` (.json, .csv or .html), returned where there is none.
+        """The report of the last 24 hours: written to `path` (.json, .csv or .html), or returned if that is None.
 
         Raises:
-            BadInput: the name ends otherwise.
+            BadInput: the name has another ending.
             StoreUnavailable: the tracking database is away.
         """
         from ratelimit_worker.inprocess.figures import sources
@@ -385,10 +378,10 @@ class AdvancedRateLimiter:
         return analytics.export(sources(self.services), path)
 
     def invalidate_cache(self, context: str | None = None) -> int:
-        """Forget kept answers (of one context; None: all) → how many. Where no Redis is named none are kept.
+        """Delete kept answers (of one context; None: all) → how many. Without a configured Redis none are kept.
 
         Raises:
-            StoreUnavailable: Redis is away, and what it keeps could be answered from again.
+            StoreUnavailable: Redis is away, and may still have kept answers.
         """
         from ratelimit_worker.stores.answers import forget
 
@@ -400,10 +393,10 @@ class AdvancedRateLimiter:
             return forget(live.redis, context)
 
     def cleanup(self) -> dict[str, int]:
-        """Delete what is past its time → how many: outcomes older than `MAISD_RETENTION_DAYS`, calls of dead processes.
+        """Delete outcomes older than `MAISD_RETENTION_DAYS` and calls of dead processes → how many.
 
         Raises:
-            StoreUnavailable: the tracking database is away. A Redis that is away holds nothing to clean, and is logged.
+            StoreUnavailable: the tracking database is away. (If Redis is away, this is only logged.)
         """
         live = self.services
         done = {"outcomes": live.tracker.purge(live.settings.retention_days * DAY_S), "abandoned_calls": 0}
@@ -419,7 +412,7 @@ class AdvancedRateLimiter:
         return done
 
     def close(self) -> None:
-        """End this process's part in the cluster; the next call begins anew. Ends by itself with the process."""
+        """End this process's part in the cluster; the next call begins anew. It also ends when the process ends."""
         with self._lock:
             desk, self._desk = self._desk, None
         if desk is not None:
@@ -427,7 +420,7 @@ class AdvancedRateLimiter:
 
     @property
     def services(self) -> Services:
-        """What this works on.
+        """The services that this uses.
 
         Raises:
             ConfigurationError: a setting is wrong.
@@ -444,7 +437,7 @@ class AdvancedRateLimiter:
                 return old
             desk = self._desk = Desk(live)
         if old is not None:
-            old.close()  # another server; of a parent process it is none of ours, and stays
+            old.close()  # the server has changed; a parent process's own services are not closed here
         return desk
 
 
@@ -479,7 +472,7 @@ def get_advanced_rate_limiter() -> AdvancedRateLimiter:
 
 def _after_fork() -> None:
     global _limiter, _making
-    _limiter, _making = None, threading.Lock()  # the parent's threads, and whoever held the lock, are not here
+    _limiter, _making = None, threading.Lock()  # the parent's threads, which may hold the lock, are not here
 
 
 os.register_at_fork(after_in_child=_after_fork)

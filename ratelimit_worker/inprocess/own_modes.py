@@ -1,4 +1,4 @@
-"""Which mode has this process set, where there is no Redis to keep one for all? It holds for its own calls alone."""
+"""Modes that a process sets without a Redis: they hold for its own calls only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MINUTE_S = 60.0
 
 
 class OwnModes:
-    """Modes by hand, by lane; a pin of all lanes is under "*".
+    """Pinned modes by lane; a pin of all lanes is under "*".
 
     Args:
         clock: Seconds since the epoch.
@@ -41,7 +41,7 @@ class OwnModes:
     def pin(
         self, settings: Settings, mode: Mode | None, *, lane: str | None, for_s: float | None, reason: str, who: str
     ) -> list[ModeChange]:
-        """Set a mode (None: give it back) for a lane (None: for all) → the change.
+        """Pin a mode (None: end the pin) for a lane (None: for all) → the change.
 
         Args:
             for_s: Seconds until it ends by itself; None: it stays.

@@ -1,21 +1,20 @@
-"""What of the object that a method belongs to tells its calls apart? Its plain data, and what its clients were told.
+"""Which parts of a method's object tell its calls apart? Its plain data, and what its clients were constructed with.
 
-A client in it builds pools and counts requests as it is used, and every instance has one of its own: if that counted,
-the same question would be paid for again after each first use, and once an instance.
+A client changes as it is used (pools, counters), and every instance of the object has its own: if that counted, the
+same question would be paid for again after each first use, and once for each instance.
 
 | what an attribute holds | counts by |
 |---|---|
 | text, numbers, dates and the like; lists, tuples, sets and dicts of them, of any class | value |
-| a record: a dataclass, a model of pydantic, attrs or msgspec, what has no methods | class, and such data in it |
+| a record: a dataclass, a model of pydantic, attrs or msgspec, an object without methods | class, and such data in it |
 | a function, a class | name, or code |
-| any other object (a client, a pool, a lock) | class, and such data as its constructor takes and it keeps |
+| any other object (a client, a pool, a lock) | class, and those constructor arguments that it keeps and are such data |
 | None, and an object where there was none when the owner was first seen | nothing: it is made on first use |
-| what holds more than can be looked at (an array, an iterator) | not to be told: the call is not shared |
+| what holds more than can be looked at (an array, an iterator) | cannot be known: the call is not shared |
 """
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import io
 import json
@@ -30,7 +29,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import date, timedelta
 from decimal import Decimal
 from enum import Enum
-from functools import cached_property, lru_cache, partial
+from functools import partial
 from pathlib import PurePath
 from types import (
     BuiltinFunctionType,
@@ -43,41 +42,36 @@ from types import (
 )
 from typing import Any, Generic, TypeVar
 
+from ratelimit_worker.canonical import attributes_of, declared, of_class
+
 T = TypeVar("T")
 
 MOST_STATE = 2_000  #: values in an owner; to look at more would cost more than it is worth
-DEEP = 3  #: records within records that are looked at
-MOST_CLASSES = 1_000  #: whose constructors are remembered
+DEEP = 3  #: levels of records within records that are looked at
 
 SCALARS = (str, int, float, bool, type(None))
-#: Whose `repr` says all.
+#: Types whose `repr` is the whole value.
 _VALUES = (bytes, bytearray, date, timedelta, Decimal, uuid.UUID, PurePath, Enum, complex, range, re.Pattern)
 _ROWS = (list, tuple, deque, UserList)
 _TABLES = (dict, UserDict, MappingProxyType)
 #: Special methods that make an object more than a record.
 _DOES = ("__call__", "__enter__", "__aenter__", "__getattr__", "__getattribute__", "__next__", "__await__")
 _POINTER_BYTES = struct.calcsize("P")
-_OUT = object()  #: it does not count
-
-
-def _of_class(ask: Callable[[type], T]) -> Callable[[type], T]:
-    """Asked once a class."""
-    kept: Callable[[Any], T] = lru_cache(MOST_CLASSES)(ask)
-    return kept
+_OUT = object()  #: stands for a value that does not count
 
 
 class Unshareable(Exception):
-    """This call cannot be told apart from others, `str()` says why. Nobody but the in-process API sees it."""
+    """This call cannot be told apart from others; `str()` says why. It never leaves the in-process API."""
 
 
 class Owner:
-    """What of one object counts, by its path from `self`, and what does not, with the reason.
+    """The parts of one object that count, by their path from `self`; and those that do not, with the reason.
 
     Args:
-        function: How a function counts.
-        named: How a class counts.
+        function: Returns what a function counts by.
+        named: Returns what a class or module counts by.
     Raises:
-        Unshareable: it holds what cannot be looked at.
+        Unshareable: it holds something that cannot be looked at, or too many values.
     """
 
     def __init__(
@@ -94,7 +88,7 @@ class Owner:
         if _unreadable(value):
             raise Unshareable(f"self is a {kind.__name__}")
         self.counts["self"] = list(named(kind))
-        attributes = _attributes(value)
+        attributes = attributes_of(value)
         at_first = _FIRST.of(value, lambda: frozenset(name for name, held in attributes.items() if _is_object(held)))
         for name, held in attributes.items():
             path = f"self.{name}"
@@ -104,10 +98,13 @@ class Owner:
                 self.counts[path] = found
 
     def _value(self, path: str, value: Any, deep: int, *, told: bool) -> Any:
-        """As JSON, or `_OUT`.
+        """The value as JSON, or `_OUT` if it does not count.
 
         Args:
-            told: Whether an object that is no record counts by its class and what it was told.
+            deep: Levels of records that may still be entered.
+            told: Whether an object that is no record counts, by its class and its constructor's arguments.
+        Raises:
+            Unshareable: it cannot be looked at.
         """
         self._left -= 1
         if self._left < 0:
@@ -167,7 +164,7 @@ class Owner:
             items = sorted(json.dumps(held(item)) for item in value)
         if kind in (list, tuple, dict, set, frozenset):
             return [kind.__name__, items]
-        own = {} if isinstance(value, UserDict | UserList) else _attributes(value)
+        own = {} if isinstance(value, UserDict | UserList) else attributes_of(value)
         return ["container", *_name(kind), items, self._fields(path, own, deep - 1)]
 
     def _held_function(self, path: str, value: Any, deep: int) -> list[Any]:
@@ -194,7 +191,7 @@ def _is_object(value: Any) -> bool:
 
 
 def _unreadable(value: Any) -> bool:
-    """Whether it holds others that cannot be looked at without reading it, or not at all."""
+    """Whether it holds values that can be looked at only by iterating over it, or not at all."""
     kind = type(value)
     if isinstance(value, (Mapping, Sequence, Set)) or hasattr(kind, "__array__"):
         return True
@@ -203,34 +200,21 @@ def _unreadable(value: Any) -> bool:
 
 
 def _is_url(kind: type) -> bool:
-    """HTTP libraries have classes of their own for what is a text elsewhere."""
+    """Whether it is a URL: HTTP libraries have their own classes for what is text elsewhere."""
     return kind.__name__.lower().endswith("url")
 
 
 def _record(value: Any) -> Mapping[str, Any] | None:
-    """The fields of a record; None: it is none."""
+    """The fields of a record; None: it is not one."""
     kind = type(value)
-    names = _declared(kind)
+    names = declared(kind)
     if names is not None:
-        attributes = _attributes(value)
+        attributes = attributes_of(value)
         return {name: attributes[name] for name in names if name in attributes}
-    return _attributes(value) if _has_no_methods(kind) else None
+    return attributes_of(value) if _has_no_methods(kind) else None
 
 
-@_of_class
-def _declared(kind: type) -> tuple[str, ...] | None:
-    """The fields that a class declares, of those that its constructor takes; None: it is of no such kind."""
-    if dataclasses.is_dataclass(kind):
-        return tuple(field.name for field in dataclasses.fields(kind) if field.init)
-    for mark in ("__pydantic_fields__", "__fields__", "__struct_fields__"):  # pydantic 2 and 1, msgspec
-        if any(mark in vars(base) for base in kind.__mro__):
-            return tuple(getattr(kind, mark))
-    if (attributes := getattr(kind, "__attrs_attrs__", None)) is not None:
-        return tuple(field.name for field in attributes if field.init)
-    return None
-
-
-@_of_class
+@of_class
 def _has_no_methods(kind: type) -> bool:
     if kind is SimpleNamespace:
         return True
@@ -246,8 +230,8 @@ def _has_no_methods(kind: type) -> bool:
 
 
 def _told(value: Any) -> dict[str, Any]:
-    """What the constructor of an object takes, as far as the object keeps it under that name."""
-    attributes, kind = _attributes(value), type(value)
+    """The constructor's arguments that the object keeps under their names (also with underscores in front)."""
+    attributes, kind = attributes_of(value), type(value)
     return {
         name: attributes[kept]
         for name in _parameters(kind)
@@ -256,10 +240,10 @@ def _told(value: Any) -> dict[str, Any]:
     }
 
 
-@_of_class
+@of_class
 def _parameters(kind: type) -> tuple[str, ...]:
     names: dict[str, None] = {}
-    for base in kind.__mro__[:-1]:  # a subclass often hands on what it was told as **kwargs
+    for base in kind.__mro__[:-1]:  # a subclass often passes arguments on as **kwargs
         if "__init__" in vars(base):
             try:
                 names |= dict.fromkeys(list(inspect.signature(vars(base)["__init__"]).parameters)[1:])
@@ -268,29 +252,8 @@ def _parameters(kind: type) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _attributes(value: Any) -> dict[str, Any]:
-    """What it keeps in `__dict__` and `__slots__`, as far as it is set, and is not derived from the rest."""
-    kind = type(value)
-    slots = {name: getattr(value, name) for name in _members(kind) if hasattr(value, name)}
-    kept = {**(getattr(value, "__dict__", None) or {}), **slots}
-    return {name: held for name, held in kept.items() if not isinstance(_class_has(kind, name), cached_property)}
-
-
-def _class_has(kind: type, name: str) -> Any:
-    return next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
-
-
-def _members(kind: type) -> list[str]:
-    return [
-        name
-        for base in kind.__mro__
-        for name, made in vars(base).items()
-        if isinstance(made, MemberDescriptorType) and not name.startswith("__")
-    ]
-
-
 def _holds_more(kind: type) -> bool:
-    """Whether its objects have room for more than their attributes: an array, a lock, whatever is written in C."""
+    """Whether its objects store more than their attributes: an array, a lock, most types written in C."""
     members = sum(
         isinstance(made, MemberDescriptorType) and name not in ("__dict__", "__weakref__")
         for base in kind.__mro__
@@ -301,7 +264,7 @@ def _holds_more(kind: type) -> bool:
 
 
 class PerObject(Generic[T]):
-    """What was made once for each object, as long as it lives."""
+    """A value for each object, made once, and forgotten when the object is collected."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[weakref.ref[Any], T]] = {}
@@ -310,7 +273,7 @@ class PerObject(Generic[T]):
         os.register_at_fork(after_in_child=self._after_fork)
 
     def of(self, value: Any, make: Callable[[], T]) -> T | None:
-        """What was made for it; None: nobody could tell when it is gone."""
+        """Return the object's value, made now if there is none; None: the object allows no weak reference."""
         with self._lock:
             if self._pid != os.getpid():  # a copy in a forked child is another object
                 self._known, self._pid = {}, os.getpid()

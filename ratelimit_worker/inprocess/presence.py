@@ -1,4 +1,4 @@
-"""Is this process among the workers, and is Redis there for it? It beats like a worker, with slots for its callers."""
+"""The presence of a process that makes calls in process: it beats like a worker, with slots for its callers."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from ratelimit_worker.stores.server import RedisServer
 from ratelimit_worker.worker.duties import Duty
 
 BEAT_S, LIFE_S = 1.0, 3.5
-PATIENCE_S = 15.0  #: a restart or a pause of Redis is waited for; after that, calls go ahead without it
-PROBE_S = 2.0  #: between looks at a Redis that is not waited for
-#: Slots beyond the callers that there are. Ready calls of other queues may fill the cluster's slots and a few more
-#: (`SUPPLY` in lua/shared/record.lua), and room is what all slots leave: without spare ones our callers, who need
-#: nobody's slot, would wait for those.
+PATIENCE_S = 15.0  #: how long a restart or pause of Redis is waited for; after that, calls go on without it
+PROBE_S = 2.0  #: between looks at a Redis that is not waited for any more
+#: Spare slots beyond the callers. Ready calls of other queues may fill the cluster's slots and a few more (`SUPPLY` in
+#: lua/shared/record.lua), and room is counted over all slots: without spare slots, our callers, who need no worker's
+#: slot, would wait for those calls.
 SPARE_SLOTS = 64
 
 
 class Presence:
-    """What this process knows of Redis, and what Redis knows of it.
+    """The state of Redis for this process, and this process's entry in Redis.
 
     Args:
-        queue: Its own, under which it is among the workers.
-        lease_s: How long a release stays its caller's without a beat, seconds.
-        mailbox: Who waits here: each needs a slot, and hears of an outage that lasts.
+        queue: Its own queue, and its name among the workers.
+        lease_s: How long a release belongs to its caller without a beat, seconds.
+        mailbox: The waiting callers: each needs a slot, and is told of a long outage.
         clock: Monotonic seconds.
     """
 
@@ -43,13 +43,13 @@ class Presence:
         self.why = ""  #: why Redis could not be used the last time
         self._mailbox = mailbox
         self._away_since: float | None = None
-        self._known = False  #: Redis was there once
-        self._slots = 0  #: as Redis knows them
+        self._known = False  #: whether Redis was ever there
+        self._slots = 0  #: slots in Redis
         self._beating = threading.Lock()
 
     @property
     def away(self) -> bool:
-        """Whether Redis was found to be away, and not yet to be back."""
+        """Whether Redis was found to be away, and was not found to be back yet."""
         return self._away_since is not None
 
     def patient(self) -> bool:
@@ -58,12 +58,12 @@ class Presence:
         return self._known and since is not None and self.clock() - since < PATIENCE_S
 
     def came(self) -> None:
-        """Redis is there."""
+        """Note that Redis is there."""
         self._away_since, self._known = None, True
         self.there.set()
 
     def went(self, error: Exception) -> None:
-        """Redis could not be used; once it has been so for long, everybody who waits is told."""
+        """Note that Redis could not be used; after `PATIENCE_S` all waiting callers are told."""
         if not isinstance(error, StoreUnavailable):
             self.why = f"Redis said {type(error).__name__}"
         if self._away_since is None:
@@ -73,28 +73,36 @@ class Presence:
             self._mailbox.tell_all(News.AWAY)
 
     def beat(self, lanes: Lanes) -> None:
-        """Live on, with slots enough for whoever waits.
+        """Beat, with enough slots for all waiting callers.
 
         Raises:
             redis.RedisError, OSError: Redis is away.
         """
         with self._beating:
-            slots = SPARE_SLOTS + (1 << max(0, self._mailbox.most_turns() - 1).bit_length())
-            lanes.beat(self.queue, slots, LIFE_S, [self.queue], self.lease_s, self._mailbox.held())
-            Desks(lanes.client).here(self.queue)
-            self._slots = slots
+            self._beat(lanes)
 
     def take_seats(self, lanes: Lanes) -> None:
-        """Return when Redis knows of slots enough for all callers.
+        """Return when Redis has enough slots for all callers.
 
         Raises:
             redis.RedisError, OSError: Redis is away.
         """
-        if self._slots < len(self._mailbox) + SPARE_SLOTS:
-            self.beat(lanes)
+        if self._are_short():
+            with self._beating:
+                if self._are_short():  # else another caller has just done it
+                    self._beat(lanes)
+
+    def _are_short(self) -> bool:
+        return self._slots < len(self._mailbox) + SPARE_SLOTS
+
+    def _beat(self, lanes: Lanes) -> None:
+        slots = SPARE_SLOTS + (1 << max(0, self._mailbox.most_turns() - 1).bit_length())
+        lanes.beat(self.queue, slots, LIFE_S, [self.queue], self.lease_s, self._mailbox.held())
+        Desks(lanes.client).here(self.queue)
+        self._slots = slots
 
     def leave(self, lanes: Lanes) -> None:
-        """Be no longer among the workers.
+        """Leave the register of workers.
 
         Raises:
             redis.RedisError, OSError: Redis is away.
@@ -107,8 +115,8 @@ class Beat(Duty):
     """Beats once a second; looks for Redis while it is away.
 
     Args:
-        beat: One beat of the process, and what else it has to tell Redis.
-        look: What the process looks after, at every other beat.
+        beat: One beat of the process, with what else is to be written to Redis.
+        look: Called at every other beat.
     """
 
     def __init__(

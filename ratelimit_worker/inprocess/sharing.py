@@ -1,12 +1,12 @@
-"""When are two in-process calls the same, and which answers can stand for another? Only plain values travel unchanged.
+"""When are two in-process calls the same, and which answers can be shared? Those that JSON gives back unchanged.
 
-A call is known by its name for statistics, its lane, tenant and context, the function itself and its arguments; or,
-where who calls knows better, by a `cache_key` in place of the last two. A wrong answer is worse than one request more,
-so arguments that cannot be told apart for certain are not shared:
+A call is identified by its name for statistics, its lane, namespace and context, the function itself and its arguments;
+or by a `cache_key` in place of the last two, if the caller gives one. A wrong answer is worse than one more request, so
+calls whose arguments cannot be told apart for certain are not shared:
 
 | what | counts by |
 |---|---|
-| arguments | value: text, numbers, booleans, None, and lists, tuples and dicts of them; anything else is not shared |
+| arguments | parameter name and value, as for calls on a queue: fingerprint.py, canonical.py |
 | a function of a module or class | its name |
 | one made inside another function, or in the script that runs | its code, and the plain values that it closes over |
 | `self` (of a bound method, or a first parameter of that name) | class and plain data: owner.py |
@@ -23,24 +23,42 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
+from ratelimit_worker.canonical import Unwritable, canonical
 from ratelimit_worker.errors import BadInput
-from ratelimit_worker.fingerprint import digest
+from ratelimit_worker.fingerprint import Parameters, Scope, digest, fingerprint
 from ratelimit_worker.flow.call.answers import Answers
 from ratelimit_worker.inprocess.owner import SCALARS, Owner, PerObject, Unshareable
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 MOST_WRAPPERS = 50
-MARK = 8  #: digits that tell one value of a part from another
-MOST_NAMES = 10_000  #: functions that are remembered
+MARK = 8  #: digits of a hash by which `explain` shows whether a part differs
+MOST_NAMES = 10_000  #: most functions that are remembered
 
 CacheKey = Callable[..., Any] | str | int | float | bool | list[Any] | tuple[Any, ...] | dict[str, Any] | None
 
 
+class By(NamedTuple):
+    """What a caller says about which parts identify its call.
+
+    Args:
+        cache_key: Counts in place of function, `self` and arguments; None: those count.
+        ignored: Names of arguments that do not count.
+    """
+
+    cache_key: CacheKey = None
+    ignored: tuple[str, ...] = ()
+
+
+NOTHING_SAID = By()
+
+
 class Sharing:
-    """What this process knows of functions whose calls share nothing."""
+    """Fingerprints of in-process calls, and which functions of this process give answers that cannot be shared."""
 
     def __init__(self) -> None:
         self._apart: set[str] = set()  #: names of functions that gave an answer which cannot be kept
@@ -49,94 +67,95 @@ class Sharing:
     def fingerprint(
         self,
         func: Callable[..., Any],
-        name: str,
-        lane: str,
-        context: str,
+        scope: Scope,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        cache_key: CacheKey = None,
-        tenant: str = "",
+        by: By = NOTHING_SAID,
     ) -> str | None:
-        """What calls with the same answer have in common; None: this one is its caller's alone.
+        """The fingerprint of a call; None: it shares no answers.
 
         Args:
-            cache_key: As `key_parts`.
-            tenant: Who never gets the answers of another.
+            scope: Its `task` is the function's name for statistics.
         Raises:
             BadInput: `cache_key` is no plain data.
         """
-        if name in self._apart:  # which was said then
+        name = scope.task
+        if name in self._apart:  # this was logged when it was added
             return None
         left_out: dict[str, str] = {}
         try:
-            parts = self.parts(func, name, args, kwargs, cache_key, left_out)
+            made = self._written(func, name, args, kwargs, by, left_out, lambda parts: _digest(scope, parts))
         except Unshareable as why:
             self._say(name, f"share no answers: {why}")
             return None
         for path, what in left_out.items():
             self._say(name, f"share answers whatever {path} holds: {what}; cache_key= says otherwise")
-        return _digest(name, lane, context, tenant, parts)
+        return made
 
-    def parts(
+    def _written(
         self,
         func: Callable[..., Any],
         name: str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        cache_key: CacheKey,
+        by: By,
         left_out: dict[str, str],
-    ) -> dict[str, Any]:
-        """What of a call counts, by what it is called.
+        write: Callable[[dict[str, Any]], T],
+    ) -> T:
+        """What `write`, which writes JSON, makes of the parts of a call that count, by name.
 
         Args:
-            left_out: Is told what of `self` does not count, and why.
+            left_out: Gets the parts of `self` that do not count, by path, with the reason.
         Raises:
             Unshareable: the call cannot be told apart from others, or the function's answers are no JSON.
             BadInput: `cache_key` is no plain data.
         """
         if name in self._apart:
             raise Unshareable("an answer of this function was no JSON")
-        if cache_key is not None:
-            return {"cache_key": _given_key(cache_key, args, kwargs)}
+        if by.cache_key is not None:
+            return write({"cache_key": _given_key(by.cache_key, args, kwargs)})
         try:
-            parts = identity(func, args, kwargs, left_out)
-            json.dumps(parts)
+            return write(identity(func, args, kwargs, left_out, by.ignored))
         except RecursionError as error:
             raise Unshareable("its arguments are nested too deeply") from error
         except Unshareable:
             raise
-        except Exception as error:  # a number of ten thousand digits; an object that answers nobody outside a request
+        except Exception as error:  # e.g. a number of ten thousand digits; a proxy that works only in a web request
             raise Unshareable(type(error).__name__) from error
-        return parts
 
     def explain(
         self,
         func: Callable[..., Any],
-        name: str,
-        lane: str,
-        context: str,
+        scope: Scope,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        cache_key: CacheKey = None,
-        tenant: str = "",
+        by: By = NOTHING_SAID,
     ) -> dict[str, Any]:
-        """How `fingerprint` decides, as plain values; of what the call holds only a few digits of hashes."""
+        """How `fingerprint` decides, as plain values; what the call holds is shown only as a few digits of hashes."""
         left_out: dict[str, str] = {}
         told: dict[str, Any] = {"shares": False, "why": "", "key": None, "counts": {}, "left_out": left_out}
         try:
-            parts = self.parts(func, name, args, kwargs, cache_key, left_out)
+            parts, key = self._written(
+                func, scope.task, args, kwargs, by, left_out, lambda parts: (parts, _digest(scope, parts))
+            )
         except Unshareable as why:
             return {**told, "why": str(why)}
-        counts = {"name": name, "lane": lane, "context": context, **({"tenant": tenant} if tenant else {}), **parts}
+        always = {"name": scope.task, "lane": scope.lane, "context": scope.context}
+        said = {"namespace": scope.namespace, "version": scope.version}
+        counts = {**always, **{name: value for name, value in said.items() if value not in ("", "of ")}, **parts}
         return {
             **told,
             "shares": True,
-            "key": _digest(name, lane, context, tenant, parts),
+            "key": key,
             "counts": {part: digest(part, "", [value])[:MARK] for part, value in counts.items()},
         }
 
     def answers(self, name: str, most_bytes: int) -> Answers:
-        """How this function's answers are kept; from the first that cannot be, none of its calls is shared."""
+        """How this function's answers are kept; after the first that cannot be, none of its calls is shared.
+
+        Args:
+            most_bytes: Size of an answer in JSON up to which it is kept.
+        """
 
         def dumps(value: Any) -> str:
             try:
@@ -160,13 +179,12 @@ class Sharing:
             log.info("calls of %s %s", name, why, extra={"func": name, "why": why})
 
 
-def _digest(name: str, lane: str, context: str, tenant: str, parts: Mapping[str, Any]) -> str:
-    # without a tenant as in versions before, whose answers are found on
-    return digest(name, lane, ["in process", context, parts, *([tenant] if tenant else [])])
+def _digest(scope: Scope, parts: Mapping[str, Any]) -> str:
+    return fingerprint(scope, {"in process": parts})  # no argument of a task can have this name
 
 
 def check_key(cache_key: CacheKey) -> None:
-    """Whether a key that is no function can be one.
+    """Check a cache key that is not a function.
 
     Raises:
         BadInput: it is no plain data.
@@ -176,21 +194,19 @@ def check_key(cache_key: CacheKey) -> None:
 
 
 def _given_key(cache_key: CacheKey, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What who calls says that counts, of this call.
+    """The call's `cache_key` as plain data; if it is a function, what it returns for the call's arguments.
 
     Raises:
-        Unshareable: it says None.
+        Unshareable: it is None.
         BadInput: it is no plain data.
     """
     key = cache_key(*args, **kwargs) if callable(cache_key) else cache_key
     if key is None:
         raise Unshareable("cache_key says None")
     try:
-        json.dumps(plain := _plain(key))
-    except (Unshareable, TypeError, ValueError, RecursionError) as error:
-        raise BadInput(
-            f"cache_key={type(key).__name__}: use text, numbers, and lists, tuples and dicts of them"
-        ) from error
+        json.dumps(plain := canonical(key, _named))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadInput(f"cache_key={type(key).__name__}: use plain data: text, numbers, lists, dicts …") from error
     return plain
 
 
@@ -199,11 +215,13 @@ def identity(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     left_out: dict[str, str] | None = None,
+    ignored: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Function, self, positional and keyword arguments as plain values, by what they are called.
+    """Function, self and arguments as plain values, by name.
 
     Args:
-        left_out: Is told what of `self` does not count, and why.
+        left_out: Gets the parts of `self` that do not count, by path, with the reason; None: not wanted.
+        ignored: Names of arguments that do not count.
     Raises:
         Unshareable: they hold something that has no value of its own.
     """
@@ -229,8 +247,29 @@ def identity(
         parts |= found.counts
         if left_out is not None:
             left_out |= found.left_out
-    parts |= {f"argument {number}": _plain(value) for number, value in enumerate(args)}
-    return parts | {f"keyword {name}": _plain(value) for name, value in kwargs.items()}
+    known = _parameters(func, ignored, bool(owner))
+    try:
+        bound = known.bound(args, kwargs, _named)
+    except Unwritable as why:
+        raise Unshareable(f"an argument is no plain data ({why})") from why
+    return parts | {f"argument {name}": value for name, value in bound.items()}
+
+
+def _parameters(func: Callable[..., Any], ignored: tuple[str, ...], without_first: bool) -> Parameters:
+    """The parameters of a function, without the first if that is `self` and looked at separately."""
+
+    def read() -> Parameters:
+        known = Parameters.of(func, ignored, named=_named)
+        takes_it = without_first and not isinstance(func, type | BuiltinFunctionType)
+        return known.without_first() if takes_it else known
+
+    by_asked = _PARAMETERS.of(func, dict)
+    if by_asked is None:  # the function allows no weak reference, so nothing is remembered for it
+        return read()
+    asked = (ignored, without_first)
+    if asked not in by_asked:
+        by_asked[asked] = read()
+    return by_asked[asked]
 
 
 def _takes_self(func: Any) -> bool:
@@ -238,22 +277,8 @@ def _takes_self(func: Any) -> bool:
     return code is not None and code.co_argcount > 0 and code.co_varnames[0] in ("self", "cls")
 
 
-def _plain(value: Any) -> Any:
-    """As JSON in which a list, a tuple and a dict cannot be taken for each other."""
-    kind = type(value)
-    if kind in SCALARS:
-        return value
-    if kind is list or kind is tuple:
-        return [kind.__name__, *(_plain(item) for item in value)]
-    if kind is dict:
-        if not all(type(name) is str for name in value):
-            raise Unshareable("an argument has keys that are no text")
-        return {name: _plain(item) for name, item in value.items()}
-    raise Unshareable(f"an argument is no JSON ({kind.__name__})")
-
-
 def _check_plain(value: Any) -> None:
-    """Whether JSON gives back the same.
+    """Check that JSON gives back the same value.
 
     Raises:
         TypeError: it does not.
@@ -275,7 +300,7 @@ def _check_plain(value: Any) -> None:
 
 
 def _function(func: Any) -> list[Any]:
-    """A function by its name where that says all; else by its code, and what it closes over."""
+    """A function by its name if it can be found by that; else by its code, defaults and the values it closes over."""
     module, name = getattr(func, "__module__", None) or "", getattr(func, "__qualname__", "")
     if module != "__main__" and _is_at(func, module, name):
         return [module, name]
@@ -298,10 +323,10 @@ def _function(func: Any) -> list[Any]:
 
 
 def _is_at(func: Any, module: str, name: str) -> bool:
-    """Whether this is what the module has under that name, whatever else is wrapped around it there."""
+    """Whether the module has this object under that name, perhaps within wrappers."""
     found: Any = sys.modules.get(module)
     for part in name.split("."):
-        found = getattr(found, "__dict__", {}).get(part)  # of the class that defines it; no descriptor is asked
+        found = getattr(found, "__dict__", {}).get(part)  # not getattr, which would run descriptors
     for _ in range(MOST_WRAPPERS):
         if found is None:
             return False
@@ -312,9 +337,13 @@ def _is_at(func: Any, module: str, name: str) -> bool:
 
 
 def _code(code: CodeType) -> str:
+    return _CODES.of(code, lambda: _digest_of(code)) or _digest_of(code)
+
+
+def _digest_of(code: CodeType) -> str:
     parts: list[str] = [code.co_code.hex(), repr(code.co_names), repr(code.co_varnames)]
     for constant in code.co_consts:
-        # the order of a set's repr is each process's own
+        # the repr of a set has another order in each process
         text = sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant
         parts.append(_code(constant) if isinstance(constant, CodeType) else f"{type(constant).__name__} {text!r}")
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
@@ -341,11 +370,14 @@ def _enclosed_value(value: Any) -> Any:
 
 
 def _named(value: Any) -> list[str | None]:
-    """A class or module by its name; a class that is nowhere to be imported from stands for itself."""
+    """A class or module by its name; a class that cannot be imported by its name is equal only to itself."""
     module, name = getattr(value, "__module__", ""), getattr(value, "__qualname__", value.__name__)
     if isinstance(value, type) and (module == "__main__" or not _is_at(value, module, name)):
         return ["this", module, name, _TOKENS.of(value, lambda: uuid.uuid4().hex)]
     return ["name", module, name]
 
 
-_TOKENS: PerObject[str] = PerObject()  #: names that no other object of any process has
+#: For each function: its parameters, by the arguments `ignored` and `without_first` of `_parameters`.
+_PARAMETERS: PerObject[dict[tuple[tuple[str, ...], bool], Parameters]] = PerObject()
+_CODES: PerObject[str] = PerObject()  #: digests of functions' code
+_TOKENS: PerObject[str] = PerObject()  #: random names, one for each class, unique over all processes

@@ -1,7 +1,7 @@
 """How do ten thousand coroutines begin without holding up their event loop? A few in each of its turns.
 
 A loop runs all that is ready before it looks at timers and sockets again, and to begin a call (its plan, its
-fingerprint) takes some 0.2 ms. So whoever begins beyond the first few of a turn waits for one of the next.
+fingerprint) takes some 0.2 ms. So calls beyond the first few of a turn begin in one of the next.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ AT_ONCE = 8  #: calls that begin in one turn of a loop
 
 
 class Slices:
-    """The beginnings of one loop, in the order in which they came. It holds no loop: each is kept by its loop alone."""
+    """The coroutines of one loop that wait to begin, in order. It keeps no reference to the loop (see `_slices`)."""
 
     def __init__(self) -> None:
         self._left = AT_ONCE
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._asked = False  #: whether the loop's next turn will be heard of
+        self._asked = False  #: `_next` is scheduled for the loop's next turn
 
     async def turn(self) -> None:
         """Return when this coroutine may begin."""

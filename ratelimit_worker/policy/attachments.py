@@ -1,7 +1,7 @@
-"""What does a part of a prompt cost that is no text? Pictures by their pixels where the provider's rule is known.
+"""How many tokens do pictures, sounds and files in a prompt cost? Pictures by pixels, if the provider's rule is known.
 
-Base64 says nothing of tokens, wherever it stands: it is known by its look, and by the fields that hold nothing else.
-Pure; arguments are strangers' values, and nothing here raises.
+The length of base64 text says nothing about its tokens. It is recognised by its alphabet and length, and by the names
+of fields that hold nothing else. Pure; arguments may be any values, and nothing here raises.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from math import ceil
 from typing import Any
 
-#: A picture of which nothing is known, a sound or a file: about what a picture of 1024 x 1024 costs.
+from ratelimit_worker.policy.pattern import lazy
+
+#: Tokens of a sound, a file, or a picture of unknown size: about what a picture of 1024 x 1024 costs.
 ATTACHMENT_TOKENS = 1_000
 
-#: Text of this many characters or more may be base64; shorter, it costs little as text too.
+#: Shorter texts are not checked for base64: counted as text they cost little.
 LEAST_ENCODED = 1_024
-_SAMPLE = 512  #: characters that are looked at, at the beginning, in the middle and at the end
-_HEAD = 65_536  #: characters of a picture in which its size is looked for (a JPEG's may stand behind a thumbnail)
+_SAMPLE = 512  #: characters that are checked at the beginning, in the middle and at the end of a text
+_HEAD = 65_536  #: characters of a picture that are searched for its size (a JPEG may begin with a thumbnail)
 
-#: A tuple: the schema of a tool may say `"type": ["string", "null"]`, and a list cannot be looked up in a set.
+#: A tuple and not a set: a tool's schema may say `"type": ["string", "null"]`, and a list cannot be looked up in a set.
 _TYPES = (
     "image",
     "audio",
@@ -32,7 +34,7 @@ _TYPES = (
     "redacted_thinking",
     "document",
 )
-#: Fields that hold nothing but data, whatever they are part of.
+#: Fields that always hold data and never text.
 _FIELDS = frozenset(
     {
         *("inline_data", "inlineData", "file_data", "fileData", "encrypted_content", "b64_json"),
@@ -47,33 +49,33 @@ _FIELDS = frozenset(
         ),
     }
 )
-_ENCODED = re.compile(r"[A-Za-z0-9+/_=\r\n-]*")
-_DATA_URL = re.compile(r"data:([A-Za-z0-9.+/-]*)[^,\s\"']{0,100};base64,([A-Za-z0-9+/_=-]*)")
+_ENCODED = lazy(r"[A-Za-z0-9+/_=\r\n-]*")
+_DATA_URL = lazy(r"data:([A-Za-z0-9.+/-]*)[^,\s\"']{0,100};base64,([A-Za-z0-9+/_=-]*)")
 
-#: Data in the midst of a text, such as JSON that a tool has returned: a long run of letters and digits, also in lines.
-#: (Possessive: a run is looked at once, however long it is.)
-_RUN = re.compile(r"(?:[A-Za-z0-9+/_-]{60,}+=*+(?:\r?\n|(?:\\r)?\\n)?+)++")
-_LEAST_RUN = 4_096  #: characters; up to here data costs as much as text
-#: A run of that length covers one of the places at this distance, with what is looked at behind it: most texts are
-#: found to have none at a thousandth of what searching them would take.
+#: Data within a text, such as JSON that a tool has returned: a long run of letters and digits, perhaps with line ends.
+#: (The quantifier is possessive, so that each run is scanned only once.)
+_RUN = lazy(r"(?:[A-Za-z0-9+/_-]{60,}+=*+(?:\r?\n|(?:\\r)?\\n)?+)++")
+_LEAST_RUN = 4_096  #: characters; shorter runs are counted as text
+#: A run of that length must cover at least one of the sample positions at this distance. Checking these takes a
+#: thousandth of the time of a search, and most texts are found to have no such run.
 _EVERY = _LEAST_RUN // 2
-_MAYBE_RUN = re.compile(r"[A-Za-z0-9+/_=\r\n\\-]{64}")
+_MAYBE_RUN = lazy(r"[A-Za-z0-9+/_=\r\n\\-]{64}")
 
 _PROVIDERS = {"openai": ("gpt", "o1", "o3", "o4", "chatgpt"), "google": ("gemini", "gemma")}
 
 
 def rule_of(model: Any) -> str:
-    """Whose rule for pictures a model follows: "openai", "anthropic", "google"; "" where it is not known."""
+    """Whose rule for pictures a model follows: "openai", "anthropic", "google"; "": unknown."""
     if not isinstance(model, str):
         return ""
     name = model.rpartition("/")[2]
-    if "claude" in name:  # Bedrock puts a region and a maker before it
+    if "claude" in name:  # Bedrock puts region and vendor before it
         return "anthropic"
     return next((rule for rule, begin in _PROVIDERS.items() if name.startswith(begin)), "")
 
 
 def measured(text: str, rule: str) -> tuple[int, int]:
-    """(bytes that are text, tokens of what is not) of one text, in which data may stand."""
+    """(bytes of text, tokens of data) in one text that may contain data."""
     if len(text) < LEAST_ENCODED:
         return _bytes(text), 0
     if is_encoded(text):
@@ -105,7 +107,7 @@ def _without_runs(text: str, rule: str) -> tuple[int, int]:
 
 
 def is_encoded(text: str) -> bool:
-    """Whether a long text is base64: its alphabet and nothing else, and of that all kinds."""
+    """Whether a long text is base64: only characters of its alphabet, and of every kind (upper, lower case, digits)."""
     if len(text) < LEAST_ENCODED:
         return False
     middle = len(text) // 2
@@ -118,14 +120,14 @@ def is_encoded(text: str) -> bool:
 
 
 def holds_data(text: str) -> bool:
-    """Whether some of a text is base64."""
+    """Whether a text contains base64."""
     if len(text) < LEAST_ENCODED:
         return False
     return is_encoded(text) or ";base64," in text or _without_runs(text, "")[1] > 0
 
 
 def opened(part: Mapping[Any, Any], rule: str) -> tuple[Iterable[Any], int]:
-    """(what in a part of a prompt is to be measured further, tokens of the rest)."""
+    """(values in a part of a prompt that are still to be measured, tokens of the rest)."""
     kind = part.get("type")
     if isinstance(kind, str) and _is_attached(kind):
         if kind == "document" and (inside := _text_of_document(part)) is not None:
@@ -148,18 +150,18 @@ def opened(part: Mapping[Any, Any], rule: str) -> tuple[Iterable[Any], int]:
 
 
 def is_piece(part: Mapping[Any, Any]) -> bool:
-    """Whether something in a part of a prompt is no text."""
+    """Whether a part of a prompt contains something other than text."""
     return opened(part, "")[1] > 0
 
 
 def data_tokens(media: str, data: str, rule: str) -> int:
-    """Tokens of one piece of base64, by its media type or its first bytes; text that was encoded counts as text."""
+    """Tokens of one piece of base64, by its media type or first bytes; encoded text counts as text."""
     if media.startswith("text/") or media == "application/json":
         return len(data) * 3 // 4 // 4
     size = picture_size(data)
     if size is not None:
         return picture_tokens(*size, rule)
-    return min(ATTACHMENT_TOKENS, len(data) // 4)  # a signature is not as dear as a film
+    return min(ATTACHMENT_TOKENS, len(data) // 4)  # small data, such as a signature, costs less
 
 
 def picture_tokens(width: int, height: int, rule: str, *, low: bool = False) -> int:
@@ -188,7 +190,7 @@ def picture_tokens(width: int, height: int, rule: str, *, low: bool = False) -> 
 
 
 def picture_size(data: str) -> tuple[int, int] | None:
-    """Width and height of a PNG, GIF, JPEG or WebP in base64; None: it is none of these, or does not say."""
+    """Width and height of a PNG, GIF, JPEG or WebP in base64; None: another format, or the size was not found."""
     head = re.sub(r"[\r\n]", "", data[:_HEAD]).translate({ord("-"): "+", ord("_"): "/"})
     try:
         raw = binascii.a2b_base64(head[: len(head) // 4 * 4])
@@ -231,9 +233,9 @@ def _is_attached(kind: str) -> bool:
 
 
 def _text_of_document(part: Mapping[Any, Any]) -> Iterable[Any] | None:
-    """What a document says in text; None where it is a file (a PDF, an address, an id)."""
+    """The text of a document; None if it is a file (a PDF, an address, an id)."""
     source = part.get("source")
-    if not isinstance(source, Mapping):  # Cohere's and others': its text stands in it
+    if not isinstance(source, Mapping):  # Cohere and others put the text there directly
         return [value for name, value in part.items() if name != "type"]
     if source.get("type") in ("text", "content"):
         return [value for name, value in part.items() if name not in ("type", "source")] + [

@@ -1,12 +1,13 @@
-"""Can what a caller says of a call be? Names and numbers, checked alike at every door.
+"""Are the names and numbers that a caller gives for a call valid?
 
-A door is an option of a call, a decorator, a call in process, the command line or a setting.
+The same checks hold for options of a call, decorators, in-process calls, the command line and settings.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any
 
 from ratelimit_worker.calls import Cost
@@ -18,19 +19,21 @@ MOST_DEADLINE_S = 10 * 365 * 86_400.0
 MOST_TIMEOUT_S = 86_400.0
 MOST_TTL_S = 365 * 86_400.0
 MOST_UNITS = 1e12  #: requests or tokens of one call
+_UNITS = ("requests", "input_tokens", "output_tokens")
+_units_of = attrgetter(*_UNITS)
 
-#: Controls, halves of surrogate pairs, ends of lines and paragraphs: nothing that a log, a key or a terminal can take.
+#: Control characters, halves of surrogate pairs, line and paragraph separators: they break logs, keys or terminals.
 _UNPRINTED = frozenset({"Cc", "Cs", "Zl", "Zp"})
 _BIDI = frozenset(
     "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-)  #: turn what follows around
+)  #: characters that reverse the direction of the text behind them
 
 
 def flaw_of_name(value: Any, *, empty: bool = False) -> str | None:
-    """How a name should be instead; None: it can be.
+    """What to use instead of an invalid name; None: it is valid.
 
     Args:
-        empty: Whether it may say nothing.
+        empty: Whether it may be empty.
     """
     if not isinstance(value, str) or len(value) > MOST_NAME or not (value or empty):
         return f"use text of {0 if empty else 1} to {MOST_NAME} characters"
@@ -42,10 +45,10 @@ def flaw_of_name(value: Any, *, empty: bool = False) -> str | None:
 
 
 def name(what: str, value: Any, *, empty: bool = False) -> str:
-    """A name that can be.
+    """Check a name, and return it.
 
     Raises:
-        BadInput: it cannot; one line.
+        BadInput: it is invalid; one line.
     """
     flaw = flaw_of_name(value, empty=empty)
     if flaw is not None:
@@ -54,10 +57,10 @@ def name(what: str, value: Any, *, empty: bool = False) -> str:
 
 
 def names(what: str, values: Any) -> list[str]:
-    """Names that can be.
+    """Check a list of names, and return them.
 
     Raises:
-        BadInput: one of them cannot, or there is no list of them.
+        BadInput: one of them is invalid, or it is not a list.
     """
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise BadInput(f"{what}={_shown(values)}: use a list of names")
@@ -68,10 +71,10 @@ def names(what: str, values: Any) -> list[str]:
 
 
 def number(what: str, value: Any, most: float, unit: str = "seconds", *, zero: bool = False) -> float:
-    """A finite number above 0 (`zero`: or 0), to `most`. A bool is a number to Python, and to nobody else.
+    """Check for a finite number above 0 (`zero`: from 0) and up to `most`, and return it. A bool is no number here.
 
     Raises:
-        BadInput: it is none; one line.
+        BadInput: it is not; one line.
     """
     good = not isinstance(value, bool) and isinstance(value, int | float) and value <= most
     if not good or not (value > 0 or (zero and value == 0)):  # nan is neither
@@ -80,19 +83,20 @@ def number(what: str, value: Any, most: float, unit: str = "seconds", *, zero: b
 
 
 def cost(value: Any) -> Cost:
-    """A cost that a bucket can be charged with.
+    """Check a cost, and return it.
 
     Raises:
-        BadInput: it is none.
+        BadInput: it is not a `Cost`, or one of its numbers is invalid.
     """
     if not isinstance(value, Cost):
         raise BadInput(f"cost={_shown(value)}: use ratelimit_worker.Cost(requests, input_tokens, output_tokens)")
-    for what in ("requests", "input_tokens", "output_tokens"):
-        number(f"cost: {what}", getattr(value, what), MOST_UNITS, "a number", zero=True)
+    for what, units in zip(_UNITS, _units_of(value), strict=True):
+        if not (type(units) in (int, float) and 0 <= units <= MOST_UNITS):  # words for it are only put together then
+            number(f"cost: {what}", units, MOST_UNITS, "a number", zero=True)
     return value
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, str | int | float | None | bytes):
         return f"{value[:60]!a}…" if isinstance(value, str | bytes) and len(value) > 60 else f"{value!a:.80}"
-    return f"<{type(value).__name__}>"  # it may be large, and hold anything
+    return f"<{type(value).__name__}>"  # the value itself may be large, and secret

@@ -6,10 +6,10 @@ providers leave no other sign, the start of the message. No SDK is imported: cla
 defines them.
 
 vocabulary   the tables: words, statuses, class names
-evidence     what one answer or exception says for itself, and what of it may be shown
-completion   which 2xx are none
-rules        who is asked before us
-here         the verdict, and the walk along causes, contexts and groups
+evidence     what one answer or exception says, and which part of that may be shown
+completion   which 2xx are not a good answer
+rules        rules of users and packages, which are asked first
+here         the verdict, and the walk along an exception's causes, contexts and groups
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ from ratelimit_worker.policy.vocabulary import (
 
 _C = Category
 
-#: After these, budgets in which nothing is left are what was met.
+#: With these categories, a budget of which headers say that nothing is left is taken to be the reason.
 _REFUSED = frozenset({_C.RATE_LIMITED, _C.QUOTA_EXHAUSTED})
-#: With these a proxy keeps its door shut: without a password, or to this host.
+#: With these statuses a proxy refuses to connect: the password is missing, or this host is not allowed.
 PROXYS_OWN = (403, 407)
 
 _MOST_LINKS, _MOST_MEMBERS = 32, 64
 
 
 def classify_response(response: Response, *, now_s: float | None = None) -> Failure | None:
-    """Say what kind of failure `response` is; None for a good answer (2xx with a completion, or not ours to judge).
+    """What kind of failure `response` is; None: a good answer (a 2xx with a completion, or one that we cannot judge).
 
-    A 2xx fails when it carries an error (Anthropic's `overloaded_error`, OpenRouter, MiniMax's `base_resp`, an error
-    event of a stream), is empty, HTML or text that claims to be JSON, has nothing of what was asked for (no choice), or
-    holds nothing but a refusal: every choice withheld and no text (content_filtered). An answer that was cut short by a
-    filter but has text is an answer; its finish reason says the rest.
+    A 2xx is a failure if it carries an error (Anthropic's `overloaded_error`, OpenRouter, MiniMax's `base_resp`, an
+    error event of a stream), is empty, is HTML, claims to be JSON and is not, has nothing of what was asked for (no
+    choice), or holds only a refusal (every choice withheld, and no text: content_filtered). An answer that has text and
+    was cut short by a filter is an answer; its finish reason says so.
 
     Args:
         now_s: Our clock, seconds since the epoch, for a Retry-After that is a date; None: read it against `Date`.
@@ -87,20 +87,20 @@ def classify_response(response: Response, *, now_s: float | None = None) -> Fail
 def classify_exception(
     error: BaseException, *, now_s: float | None = None, rules: Sequence[Rule] = ()
 ) -> Failure | None:
-    """Say what kind of failure `error` is; None: unknown to us, so Celery's own rules hold.
+    """What kind of failure `error` is; None: unknown, so Celery's own rules apply.
 
-    The outermost error of the chain (`__cause__`, `__context__`, a client's `reason`) that we know decides; what it was
-    raised from may sharpen it (a wrapper's 429 that was an `insufficient_quota`) and adds Retry-After and request id.
-    Of an exception group, the first member that is worth a retry decides, else the first that we know.
+    Of the chain of errors (`__cause__`, `__context__`, a client's `reason`), the outermost that is known decides. The
+    errors behind it may make it more exact (a wrapper's 429 that was an `insufficient_quota`), and add Retry-After and
+    request id. Of an exception group, the first member that is worth a retry decides, else the first that is known.
 
-    Plain Python mistakes count as PROGRAMMING only as the outermost error. Decode errors count as the provider's only
-    when they passed through a client's code: a task that fails to parse what the model wrote says nothing about the
-    provider's health. Errors of Redis, databases and Celery itself are never the provider's.
+    Python's own errors (TypeError and similar) count as PROGRAMMING only as the outermost error. Errors of decoding
+    count as the provider's only if they were raised in a client's code: a task that cannot parse what the model wrote
+    says nothing about the provider. Errors of Redis, databases and Celery are never the provider's.
 
     Args:
         now_s: Our clock, seconds since the epoch, for a Retry-After that is a date; None: read it against `Date`.
-        rules: Asked first, in order, about `error` itself. A category takes the place of ours, with all else that we
-            found (status, Retry-After, request id); a `Failure` is the verdict.
+        rules: Asked first, in order, about `error` itself. If one returns a category, that replaces ours, and the rest
+            stays as found (status, Retry-After, request id). If it returns a `Failure`, that is the result.
     """
     said = opinion(error, rules) if rules else None
     if isinstance(said, Failure):
@@ -112,9 +112,9 @@ def classify_exception(
 
 
 def was_sent(error: BaseException | None, failure: Failure) -> bool:
-    """Whether a request that got no answer may have reached its provider, who then may charge for it.
+    """Whether a request without an answer may have reached its provider, who then may charge for it.
 
-    Not where no connection came about, or nothing of the kind was met.
+    False if no connection was made, or the failure was of another kind.
     """
     if failure.category not in {_C.TIMEOUT, _C.CONNECTION}:
         return False
@@ -129,11 +129,16 @@ def was_sent(error: BaseException | None, failure: Failure) -> bool:
     return True
 
 
+def never_left(error: BaseException | None, failure: Failure) -> bool:
+    """Whether a request did not leave for its provider: there was no connection to it (refused, no route, no name)."""
+    return failure.category in {_C.TIMEOUT, _C.CONNECTION} and not was_sent(error, failure)
+
+
 def _of_chain(error: BaseException, now_s: float | None, seen: set[int]) -> Failure | None:
     found: Failure | None = None
     link: BaseException | None = error
-    explicit = True  # all links since the one that decides were raised `from` each other
-    guess = False  # the one that decides gave a status that nobody sent
+    explicit = True  # whether all errors behind the deciding one were raised `from` each other
+    guess = False  # whether the deciding one has a status that no server sent
     for depth in range(_MOST_LINKS):
         if link is None or id(link) in seen:
             break
@@ -158,12 +163,12 @@ def _not_the_providers(error: BaseException) -> bool:
     if isinstance(error, RateLimitWorkerError):
         return not isinstance(error, CallFailed)
     if not isinstance(error, Exception | BaseExceptionGroup):
-        return True  # KeyboardInterrupt, SystemExit, CancelledError: somebody wants this to end
+        return True  # KeyboardInterrupt, SystemExit, CancelledError: the program is being stopped
     return any(root_of(kind) in OTHER_ROOTS for kind in type(error).__mro__)
 
 
 def _next(error: BaseException) -> tuple[BaseException | None, bool]:
-    """What `error` came from, and whether it says so itself."""
+    """The error behind `error`, and whether it was named explicitly (`raise … from`)."""
     if error.__cause__ is not None:
         return error.__cause__, True
     # urllib3 and urllib; aiohttp; botocore; litellm's broken streams
@@ -171,12 +176,12 @@ def _next(error: BaseException) -> tuple[BaseException | None, bool]:
         inner = attribute(error, name)
         if isinstance(inner, BaseException):
             return inner, True
-    # litellm raises its own while it handles what it stands for, without saying `from`
+    # litellm raises its own errors while it handles the original, without `from`
     return (None if error.__suppress_context__ else error.__context__), root_of(type(error)) == "litellm"
 
 
 def _is_guess(error: BaseException) -> bool:
-    """Whether its class and status mean little: litellm says 500 to whatever it cannot map, resets and 529s too."""
+    """Whether its class and status mean little: litellm says 500 for all that it cannot map, even resets and 529s."""
     return root_of(type(error)) == "litellm" and attribute(error, "status_code") == 500
 
 
@@ -188,11 +193,11 @@ def _of_group(group: BaseExceptionGroup[BaseException], now_s: float | None, see
 
 
 def _sharpened(found: Failure, deeper: Failure, *, guess: bool) -> Failure:
-    """A wrapper's verdict with what the error behind it adds, or corrects where the wrapper guessed."""
+    """A wrapper's verdict, completed by the error behind it, or corrected if the wrapper guessed."""
     special = deeper.category in {_C.QUOTA_EXHAUSTED, _C.CONTENT_FILTERED}
     vague = found.category in {_C.RATE_LIMITED, _C.INVALID_REQUEST, _C.SERVER_ERROR, _C.AUTH}
     if found.category is _C.CONNECTION and found.status is None and deeper.status in PROXYS_OWN:
-        guess = True  # an SDK's "connection error", and a proxy that let nobody through
+        guess = True  # the SDK said "connection error", but it was the proxy that refused
     return Failure(
         category=deeper.category if guess or (special and vague) else found.category,
         cause=f"{found.cause} from {deeper.cause}"[:300] if deeper.cause not in found.cause else found.cause,
@@ -203,9 +208,9 @@ def _sharpened(found: Failure, deeper: Failure, *, guess: bool) -> Failure:
 
 
 def _of_link(error: BaseException, now_s: float | None, *, outermost: bool) -> Failure | None:
-    """The verdict on one exception, whatever it came from."""
+    """The verdict on one exception, without those behind it."""
     if isinstance(error, CallFailed) and isinstance(attribute(error, "category"), Category):
-        # A class that derives from ours need not have called our constructor
+        # A class derived from ours may not have called our constructor
         cause, status, request_id = (attribute(error, name) for name in ("cause", "status", "request_id"))
         return Failure(
             category=error.category,
@@ -219,7 +224,7 @@ def _of_link(error: BaseException, now_s: float | None, *, outermost: bool) -> F
         return None if failure is None else replace(failure, cause=f"{class_name(error)}: {failure.cause}")
     names = [(root_of(kind), kind.__name__) for kind in type(error).__mro__ if root_of(kind) in PROVIDER_ROOTS]
     proxys = proxy_status(error) if any("Proxy" in name for _, name in names) else None
-    if proxys is not None:  # a proxy's word about its own door, of which the provider has heard nothing
+    if proxys is not None:  # the proxy refused, and the provider never saw the request
         cause = f"{class_name(error)}: HTTP {proxys} from the proxy"
         return Failure(category=of_status(proxys), cause=cause, status=proxys)
     headers, body, evidence = testimony(error, response, providers=bool(names))

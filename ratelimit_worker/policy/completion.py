@@ -1,7 +1,7 @@
-"""Is a 2xx the answer that was asked for? It may carry an error, be no JSON, have nothing in it, or only a refusal.
+"""Is a 2xx the answer that was asked for? It may hold an error, broken JSON, nothing, or only a refusal.
 
-`flaw_of` says why it is none. `cut_short` says of one that is whether it is whole: what was truncated, refused or
-filtered is an answer, and not one to keep for others.
+`flaw_of` says why it is not a good answer. `cut_short` says whether a good one is incomplete: an answer that was
+truncated, refused or filtered is an answer, but not one to keep for other calls.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from typing import Any, NamedTuple
 from ratelimit_worker.calls import Category
 from ratelimit_worker.policy.endpoints import operation_of, wanted_of
 from ratelimit_worker.policy.evidence import LONGEST_JSON, Evidence, parsed, status_of
+from ratelimit_worker.policy.pattern import lazy
 from ratelimit_worker.policy.vocabulary import QUOTA_429
 
 _C = Category
-# Tuples, since what a stranger sends may be a list, which cannot be looked up in a set.
+# Tuples and not sets: a provider may send a list here, which cannot be looked up in a set.
 _BEDROCK_REFUSALS = ("guardrail_intervened", "content_filtered")
 _GEMINI_REFUSALS = (
     *("SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "RECITATION", "LANGUAGE", "IMAGE_SAFETY"),
     *("IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION"),
 )
-#: Reasons with which an answer ends before it is whole, in lower case.
+#: Finish reasons of incomplete answers, in lower case.
 _CUT = (
     "length",
     "max_tokens",
@@ -40,28 +41,27 @@ _CUT = (
     "error_toxic",
     *(reason.lower() for reason in _GEMINI_REFUSALS),
 )
-#: Reasons with which a provider says that it broke off by its own fault, in lower case (OpenRouter, Cohere; DeepSeek;
-#: Z.ai; Cohere).
+#: Finish reasons that mean a failure of the provider, in lower case (OpenRouter, Cohere; DeepSeek; Z.ai; Cohere).
 _BROKE_OFF = {
     "error": _C.SERVER_ERROR,
     "insufficient_system_resource": _C.OVERLOADED,
     "network_error": _C.SERVER_ERROR,
     "timeout": _C.TIMEOUT,
 }
-#: Reasons with which Gemini ends as if all were well; with these and no word it has said nothing at all.
+#: Gemini's finish reasons of normal ends; with one of these and no text, the answer is empty.
 _GEMINI_ENDS = (None, "", "STOP", "OTHER", "FINISH_REASON_UNSPECIFIED")
 
-#: Of these an empty list, or one of empty items, is no answer: there is no vector and no picture.
+#: If one of these members is an empty list, or has empty items, there is no vector or picture: it is not an answer.
 _VALUES = ("data", "embeddings", "embedding")
-#: What an item of such a list says of itself, beside the vector or the picture that was asked for.
+#: Members of an item of such a list in addition to the vector or picture that was asked for.
 _BESIDE = ("object", "index", "type", "revised_prompt", "statistics", "mime_type", "mimeType")
-#: Members in which some API or other has its answer; what has none of them, and a complaint, is none.
+#: Members in which known APIs put their answer. A body that has none of them, but an error text, is not an answer.
 _ANSWERS = (
     *("choices", "content", "output", "output_text", "outputs", "candidates", "data", "results", "result", "text"),
     *("embedding", "embeddings", "completion", "generations", "predictions", "response", "audio", "images", "url"),
 )
 _COMPLAINTS = ("detail", "details", "msg", "message", "error_msg", "error_message", "errors", "error_code", "code")
-#: MiniMax's and its like's own numbers, in `base_resp` of a 200.
+#: Error numbers of MiniMax and similar APIs, in `base_resp` of a 200.
 _BASE_RESP = {
     **dict.fromkeys((1002, 1039, 1041, 2045), _C.RATE_LIMITED),
     **dict.fromkeys((1004, 2049), _C.AUTH),
@@ -70,12 +70,12 @@ _BASE_RESP = {
     **dict.fromkeys((1042, 1043, 1044, 2013, 20132, 2037, 2038, 2039, 2042, 2048), _C.INVALID_REQUEST),
     1001: _C.TIMEOUT,
 }
-#: What the sentence of an error inside a 200 means, where neither a status nor a machine word says it.
+#: What the message of an error inside a 200 means, if neither a status nor a machine word says it.
 _SENTENCES = (
     (QUOTA_429, _C.QUOTA_EXHAUSTED),
-    (re.compile(r"rate.?limit|too many requests|throttl|\bqps\b|request limit reached", re.I), _C.RATE_LIMITED),
+    (lazy(r"rate.?limit|too many requests|throttl|\bqps\b|request limit reached", re.I), _C.RATE_LIMITED),
     (
-        re.compile(
+        lazy(
             r"unauthori[sz]ed|forbidden|not authenticated|(?:invalid|incorrect|missing) (?:api.?key|token|credential)"
             r"|(?:api.?key|access token) (?:is )?(?:invalid|expired)",
             re.I,
@@ -83,35 +83,35 @@ _SENTENCES = (
         _C.AUTH,
     ),
     (
-        re.compile(
+        lazy(
             r"\bmodel\b.{0,80}\b(?:not found|does not exist)|maximum context length|context (?:length|size|window)",
             re.I,
         ),
         _C.INVALID_REQUEST,
     ),
-    (re.compile(r"overloaded|at capacity|temporarily unavailable|service unavailable", re.I), _C.OVERLOADED),
+    (lazy(r"overloaded|at capacity|temporarily unavailable|service unavailable", re.I), _C.OVERLOADED),
 )
 _MOST_SENTENCE = 200
-#: What LM Studio says with a 200 where it has no such path: a base URL without /v1.
-_NO_SUCH_PATH = re.compile(r"unexpected endpoint or method", re.I)
-#: Texts in the place of an error that say that there is none.
+#: LM Studio's text, in a 200, for an unknown path: the base URL lacks /v1.
+_NO_SUCH_PATH = lazy(r"unexpected endpoint or method", re.I)
+#: Texts in the place of an error that mean that there is no error.
 _NO_ERROR = frozenset({"", "none", "null", "ok", "false", "success", "no error"})
 
 
 class Flaw(NamedTuple):
-    """Why a 2xx is no answer."""
+    """Why a 2xx is not a good answer."""
 
     category: Category
-    words: tuple[str, ...]  #: machine words of the provider's, or one of ours
-    status: int | None = None  #: of the provider behind, where the body tells it
+    words: tuple[str, ...]  #: machine words of the provider, or one of ours
+    status: int | None = None  #: of the provider behind a gateway, if the body has it
 
 
 def flaw_of(body: Any, headers: Mapping[str, str], path: str = "") -> Flaw | None:
-    """Why a 2xx is no good answer; None: it is one, or not ours to judge.
+    """Why a 2xx is not a good answer; None: it is one, or that cannot be told.
 
     Args:
-        path: What was asked, such as "/v1/chat/completions": its answer has to hold what such answers hold. "": not
-            known, so only what could be no answer to anything is a flaw.
+        path: Path of the request, such as "/v1/chat/completions": the answer must have the members of such answers.
+            "": unknown, so only what cannot be an answer to any request is a flaw.
     """
     kind, wanted = headers.get("content-type", "").lower(), wanted_of(path)
     if isinstance(body, bytes | str):
@@ -127,7 +127,7 @@ def flaw_of(body: Any, headers: Mapping[str, str], path: str = "") -> Flaw | Non
 
 
 def cut_short(body: Any) -> bool:
-    """Whether an answer is not whole: truncated, refused or filtered, or without a word in it."""
+    """Whether an answer is incomplete: truncated, refused, filtered, or without any text."""
     if not isinstance(body, Mapping):
         return False
     if body.get("object") == "response" and body.get("status") not in (None, "completed"):
@@ -143,8 +143,10 @@ def cut_short(body: Any) -> bool:
 
 
 def not_whole(path: str, body: Any) -> str | None:
-    """What of a request asks for something else than one whole answer: a stream, which nobody here reads to its end, or
-    an answer that comes later, which nobody fetches. Such as '"stream" asks for a stream'; None: nothing."""
+    """Whether a request asks for something other than one whole answer: a stream, or an answer that is fetched later.
+
+    Neither is supported here. Returns the reason, such as '"stream" asks for a stream'; None: it does not.
+    """
     streamed = _streams(path, body)
     if streamed is not None:
         return f"{streamed} asks for a stream"
@@ -180,14 +182,14 @@ def _of_text(text: str, kind: str, wanted: tuple[str, ...], *, may_be_blank: boo
         event = _error_event(text)
         if event is not None or "event-stream" in kind:
             return None if event is None else _of_error(event)
-    elif begin.startswith("{") and "\n" in text.strip():  # a stream as lines of JSON (Ollama)
+    elif begin.startswith("{") and "\n" in text.strip():  # a stream of JSON lines (Ollama)
         first = parsed(text.lstrip()[:LONGEST_JSON].partition("\n")[0])
         if isinstance(first, Mapping) and _is_error(first.get("error")):
             return _of_error(first)
-    if not text.strip() and not (text and may_be_blank):  # the words in a silence are a blank line
+    if not text.strip() and not (text and may_be_blank):  # a transcript of silence is a blank line
         return Flaw(_C.MALFORMED_RESPONSE, ("empty",))
     page = text.lstrip()[:15].lower().startswith(("<!doctype html", "<html"))
-    # Text that nobody called JSON is an answer in its own right (a transcript, a prompt's raw completion).
+    # Text that does not claim to be JSON is an answer (a transcript, a raw completion).
     if wanted or page or "json" in kind or "html" in kind:
         return Flaw(_C.MALFORMED_RESPONSE, ("not_json",))
     return None
@@ -221,7 +223,7 @@ def _has_an_answer(part: Mapping[Any, Any], wanted: tuple[str, ...]) -> bool:
 
 
 def _is_empty(part: Mapping[Any, Any]) -> bool:
-    """Whether the place of its completions is there, and holds none."""
+    """Whether the member for completions is there and empty."""
     if "choices" in part:
         choices = _items(part["choices"])
         return not any(
@@ -240,10 +242,10 @@ def _is_empty(part: Mapping[Any, Any]) -> bool:
 
 
 def _holds(value: Any, *, whole: bool) -> bool:
-    """Whether there is something in a list of vectors or pictures.
+    """Whether a list of vectors or pictures has content.
 
     Args:
-        whole: In each item: a list of vectors of which one is missing answers nobody.
+        whole: Whether every item must have it: a list of vectors is useless if one is missing.
     """
     if not isinstance(value, list):
         return bool(value) and not (isinstance(value, Mapping) and not any(map(_something, value.values())))
@@ -261,7 +263,7 @@ def _something(value: Any) -> bool:
 
 
 def _is_error(value: Any) -> bool:
-    """Whether what stands in the place of an error is one: some put it there always, with nothing in it."""
+    """Whether the error member really holds an error: some APIs always send it, empty."""
     if isinstance(value, Mapping):
         return any(value.values())
     return value.strip().lower() not in _NO_ERROR if isinstance(value, str) else bool(value)
@@ -297,7 +299,7 @@ def _broke_off(part: Mapping[Any, Any]) -> Flaw | None:
 
 def _of_error(body: Mapping[Any, Any], otherwise: Category = _C.SERVER_ERROR) -> Flaw:
     evidence, status = Evidence.of(None, {}, body), status_of(body)
-    if status is not None:  # OpenRouter puts the upstream's status into `code`
+    if status is not None:  # OpenRouter puts the status of the provider behind it into `code`
         evidence = replace(evidence, status=status)
     if status is None and any(_NO_SUCH_PATH.match(said) for said in evidence.messages):
         return Flaw(_C.INVALID_REQUEST, evidence.words, 404)
@@ -315,7 +317,7 @@ def _by_sentence(messages: Iterable[Any]) -> Category | None:
 
 
 def _error_event(text: str) -> Mapping[Any, Any] | None:
-    """The error event of a server-sent stream, where there is one."""
+    """The error event of a server-sent stream; None: it has none."""
     named = False
     for line in text[-LONGEST_JSON:].splitlines():
         if line.startswith("event:"):

@@ -1,30 +1,31 @@
-"""Which operation of which API is a path? Those that are known, and what each wants to be sent and gives back. Pure.
+"""Which operation of which API does a path name? The known operations, what each is sent and what it returns. Pure.
 
-A path is as in a Batch line: below a base URL, with its version or without.
+Paths are written as in a line of a Batch file: relative to the base URL, with or without the version.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
+
+from ratelimit_worker.policy.pattern import lazy
 
 OPENAI, ANTHROPIC, GOOGLE = "openai", "anthropic", "google"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One thing that an API does."""
+    """One operation of an API."""
 
-    name: str  #: its path below the version; of Google's, what stands behind the model
-    provider: str  #: whose API has it; others may have copied it
-    wanted: tuple[str, ...]  #: where its answer stands: one of these members has to be there
-    form: Literal["never", "files", "always"] = "never"  #: when its body leaves as a form and not as JSON
-    gives: Literal["json", "text", "sound"] = "json"  #: text: JSON or text, as the body asks
-    writes: bool = True  #: whether its answer takes output tokens
-    apart: bool = False  #: counts against a limit of its own, not the model's
+    name: str  #: its path behind the version; for Google, the part behind the model
+    provider: str  #: whose API it is; others may have copied it
+    wanted: tuple[str, ...]  #: an answer must have one of these members
+    form: Literal["never", "files", "always"] = "never"  #: when the body is sent as a form and not as JSON
+    gives: Literal["json", "text", "sound"] = "json"  #: kind of answer; text: JSON or text, as the request asks
+    writes: bool = True  #: whether its answer costs output tokens
+    apart: bool = False  #: whether it has a rate limit of its own, and not the model's
 
 
 _MANY = (
@@ -50,43 +51,43 @@ _GOOGLES = (
     Operation(name="countTokens", provider=GOOGLE, wanted=("totalTokens",), writes=False, apart=True),
     Operation(name="predict", provider=GOOGLE, wanted=("predictions",), writes=False),
 )
-#: What a person may be told of them.
+#: Their names, for messages.
 KNOWN = tuple(sorted([one.name for one in _MANY] + [f"models/MODEL:{one.name}" for one in _GOOGLES]))
 
 _BY_NAME = {one.name: one for one in _MANY}
 _BY_METHOD = {one.name.lower(): one for one in _GOOGLES}
 _VERSION = r"(?:/v\d{1,2}[a-z0-9]{0,8})?"
-_PLAIN = re.compile(rf"{_VERSION}/(?:{'|'.join(_BY_NAME)})/?")
+_PLAIN = lazy(rf"{_VERSION}/(?:{'|'.join(_BY_NAME)})/?")
 _METHODS = "|".join(one.name for one in _GOOGLES)
-_OF_A_MODEL = re.compile(rf"{_VERSION}/(?:models|tunedModels)/(?!\.{{1,2}}:)[A-Za-z0-9._-]{{1,128}}:(?:{_METHODS})")
-_MODEL = re.compile(r"/(?:models?|tunedModels|deployments)/([^/:?]{1,256})")
-#: Beside those of `Operation.wanted`: Bedrock's, which an SDK sends.
+_OF_A_MODEL = lazy(rf"{_VERSION}/(?:models|tunedModels)/(?!\.{{1,2}}:)[A-Za-z0-9._-]{{1,128}}:(?:{_METHODS})")
+_MODEL = lazy(r"/(?:models?|tunedModels|deployments)/([^/:?]{1,256})")
+#: In addition to `Operation.wanted`: members of Bedrock's answers.
 _WANTED_ELSEWHERE = {"/converse": ("output",)}
 
 
-#: A path of plain segments, with a query or without; nothing that a server could read as another path.
-_PLAIN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\?|$))[A-Za-z0-9._~:@-]+)+/?(?:\?[A-Za-z0-9._~:=&,+-]*)?")
+#: A path of plain segments, with or without a query; nothing that a server could take for another path (no `..`).
+_PLAIN_PATH = lazy(r"(?:/(?!\.{1,2}(?:/|\?|$))[A-Za-z0-9._~:@-]+)+/?(?:\?[A-Za-z0-9._~:=&,+-]*)?")
 _MOST_PATH = 500  #: characters
 
 
 def flaw_of_path(path: str) -> str | None:
-    """What is wrong with a path that a person allows beside the known ones, and how it should be; None: nothing."""
+    """What is wrong with a path that a setting allows in addition to the known ones; None: nothing."""
     if len(path) > _MOST_PATH or not _PLAIN_PATH.fullmatch(path):
-        return "no plain path; use one such as /openai/deployments/d/chat/completions?api-version=1"
+        return "not a plain path; use one such as /openai/deployments/d/chat/completions?api-version=1"
     return None
 
 
 def is_known(path: str) -> bool:
-    """Whether anybody may ask for a path: one of the known operations, with its version or without, and nothing else.
+    """Whether a path may be asked for without a setting: only the known operations, with or without the version.
 
-    With an account's key every other path may be the account's own affairs.
+    Requests carry the account's key, so other paths could read or change the account itself.
     """
     return _PLAIN.fullmatch(path) is not None or _OF_A_MODEL.fullmatch(path) is not None
 
 
 @lru_cache(maxsize=1024)
 def operation_of(path: str) -> Operation | None:
-    """The operation at the end of a path, whatever stands before it (a gateway, a deployment); None: none we know."""
+    """The operation at the end of a path, whatever is before it (a gateway, a deployment); None: it is not known."""
     end = path.partition("?")[0].rstrip("/").lower()
     before, colon, method = end.rpartition(":")
     if colon and "/" in before and "/" not in method:
@@ -98,7 +99,7 @@ def operation_of(path: str) -> Operation | None:
 
 
 def ending_operation(base_path: str) -> str:
-    """What the path of a base URL ends in and should not: people paste the whole address of their first request."""
+    """An operation at the end of a base URL, which should not be there: people paste the address of a whole request."""
     end = base_path.rstrip("/")
     for operation in _MANY:
         if end.endswith(f"/{operation.name}"):
@@ -109,18 +110,18 @@ def ending_operation(base_path: str) -> str:
 
 @lru_cache(maxsize=1024)
 def provider_of(path: str) -> str:
-    """Whose key and address a request for a path takes, where nobody says: OpenAI's, for what speaks like it."""
+    """Whose key and base URL a request for a path uses if none is named: OpenAI's, unless the path is another's."""
     operation = operation_of(path)
     if operation is None:
         return OPENAI
-    if operation.provider == ANTHROPIC:  # "/v1/threads/1/messages" is none of theirs
+    if operation.provider == ANTHROPIC:  # "/v1/threads/1/messages" is not theirs
         end = path.partition("?")[0].rstrip("/")
         return ANTHROPIC if is_known(end) or end.endswith(f"/v1/{operation.name}") else OPENAI
     return operation.provider
 
 
 def wanted_of(path: str) -> tuple[str, ...]:
-    """Members of which an answer to a request for this path has one; (): not known."""
+    """Members of which an answer to this path must have one; (): unknown."""
     operation = operation_of(path)
     if operation is not None:
         return operation.wanted
@@ -129,7 +130,7 @@ def wanted_of(path: str) -> tuple[str, ...]:
 
 
 def model_of(path: str, body: Any) -> str:
-    """The model that a request names, in its body or its path; "": it names none."""
+    """The model that a request names in its body or path; "": none."""
     model = body.get("model") if isinstance(body, Mapping) else None
     if isinstance(model, str) and model:
         return model
@@ -138,7 +139,7 @@ def model_of(path: str, body: Any) -> str:
 
 
 def lane_of(provider: str, path: str, body: Any) -> str:
-    """The lane of a request, where nobody names one: its provider and model; what it does, where it names no model."""
+    """The lane of a request for which none is named: its provider and model, or its operation if it names no model."""
     model, operation = model_of(path, body), operation_of(path)
     if operation is None:
         return f"{provider}:{model}" if model else "default"

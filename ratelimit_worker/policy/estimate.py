@@ -1,12 +1,11 @@
-"""How many tokens will a call take out of its budget? A guess from its arguments, corrected by what its like have used.
+"""How many tokens will a call take from its budget? An estimate from its arguments, corrected by what answers used.
 
-Input: bytes of the call's texts / 4, times a factor learned per task and model. Output: the most that the arguments
-allow; where they name no maximum, the mean of what this task and model have answered so far, else 256. The mean, not a
-high quantile: over many calls it is what a budget of tokens a minute is made of. A quantile was tried beside it
-(`benchmarks/tokens.py`): where nothing is given back after the answer, the p90 of lognormal lengths left 28 % of the
-budget unused.
+Input: bytes of the call's texts / 4, times a factor learned for each task and model. Output: the maximum that the
+arguments name; if they name none, the mean of what this task and model have answered so far; if nothing is known, 256.
+The mean and not a high quantile, since the sum over many calls is what must fit into the budget: with the p90 of
+lognormal lengths, 28 % of the budget stayed unused where nothing is given back (`benchmarks/tokens.py`).
 
-Pure. Arguments and answers are strangers' values: what makes no sense counts as nothing, and nothing here raises.
+Pure. Arguments and answers may be any values: what makes no sense counts as 0, and nothing here raises.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ from ratelimit_worker.policy import attachments
 #: Output tokens of a call that names no maximum, while nothing is learned.
 DEFAULT_OUTPUT_TOKENS = 256
 
-#: What was learned counts from so many answers on: fewer are no mean.
+#: Answers from which on a learned mean is used.
 LEAST_ANSWERS = 5
 
-#: Bounds of the factor: beyond, something else is wrong, and the estimate must not run away with it.
+#: Bounds of the factor: beyond them something else is wrong, and the estimate must not follow it.
 LEAST_FACTOR, MOST_FACTOR = 0.1, 10.0
 
 MOST_TOKENS = 10_000_000  #: of one part of a call
 _MOST_ANSWERS = 1_000_000_000
 _BYTES_PER_TOKEN = 4
-_MOST_PARTS = 100_000  #: of the arguments that are looked at
+_MOST_PARTS = 100_000  #: parts of the arguments that are looked at
 
-#: Weight of the newest answer once there were many: a mean over about the last hundred. Lognormal lengths with
-#: sigma 0.8 leave it a standard error of 7 %.
+#: Least weight of a new answer, which makes a mean over about the last hundred. With lognormal lengths of sigma 0.8
+#: its standard error is 7 %.
 _WEIGHT = 0.01
 
-#: How SDKs and frameworks spell the most tokens that may come back; the first that is there holds.
+#: Names under which SDKs and frameworks give the maximum of output tokens; the first that is there counts.
 OUTPUT_LIMITS = (
     "max_completion_tokens",
     "max_output_tokens",
@@ -49,25 +48,25 @@ OUTPUT_LIMITS = (
 
 
 class Size(NamedTuple):
-    """What a call's arguments say of its tokens, before anything else is known.
+    """What a call's arguments say about its tokens, before any correction.
 
-    A task's `cost` may return it in place of a `Cost`: then what was learned of the task corrects it. (A tuple, since
-    every `.delay()` makes one: a frozen dataclass takes 1 µs more.)
+    A task's `cost` function may return a `Size` in place of a `Cost`: then it is corrected by what was learned of the
+    task. (A NamedTuple, since every `.delay()` makes one, and a frozen dataclass takes 1 µs more.)
     """
 
     input_tokens: int = 0  #: bytes / 4
-    output_tokens: int | None = None  #: the most that may come back, of one choice; None: the call names no maximum
-    choices: int = 1  #: answers that the call asks for at once
+    output_tokens: int | None = None  #: maximum of output tokens of one choice; None: the call names none
+    choices: int = 1  #: choices (completions) that the call asks for
     model: str = ""  #: "": the arguments name none
-    counted: bool = False  #: `input_tokens` was counted by a tokenizer: nothing is to be corrected
+    counted: bool = False  #: `input_tokens` was counted by a tokenizer, so it is not corrected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
-    """What the answers of one task and model have taught; exponentially weighted means."""
+    """What was learned from the answers of one task and model: exponentially weighted means."""
 
     answers: int = 0
-    factor: float = 1.0  #: input tokens that the provider counted / that were estimated
+    factor: float = 1.0  #: input tokens: counted by the provider / estimated
     factor_of: int = 0  #: answers in `factor`
     output_tokens: float = 0.0  #: of one answer
     output_of: int = 0  #: answers in `output_tokens`
@@ -80,14 +79,14 @@ class Learned:
 class Sample:
     """What one answer teaches."""
 
-    estimated_tokens: int | None  #: input, before any correction; None: it was not estimated
+    estimated_tokens: int | None  #: input tokens as estimated, before correction; None: they were not estimated
     usage: Usage
     at: float  #: seconds since the epoch
     nanousd: int | None = None  #: what it cost; None: no price is known
 
 
 def cost(size: Size, learned: Learned | None) -> Cost:
-    """What the call is charged when it is admitted; `learned` is None while nothing is known of its task and model."""
+    """The cost that a call reserves; `learned` is None while nothing is known of its task and model."""
     input_tokens, output_tokens, choices, _, counted = size
     if learned is not None and learned.factor_of >= LEAST_ANSWERS and not counted:
         input_tokens = round(input_tokens * min(MOST_FACTOR, max(LEAST_FACTOR, learned.factor)))
@@ -103,10 +102,10 @@ def cost(size: Size, learned: Learned | None) -> Cost:
 
 
 def learn(learned: Learned | None, sample: Sample) -> Learned:
-    """What is known after one more answer.
+    """The means after one more answer.
 
-    The factor is the mean of actual / estimated, each within its bounds; the weight of an answer is 1/n at first, and
-    0.01 once there were a hundred.
+    The factor is the mean of actual / estimated, each within the bounds. The n-th answer has the weight 1/n, but at
+    least 0.01.
     """
     before = learned or Learned()
     factor, factor_of = before.factor, before.factor_of
@@ -116,7 +115,7 @@ def learn(learned: Learned | None, sample: Sample) -> Learned:
         factor_of = min(_MOST_ANSWERS, factor_of + 1)
         seen = min(MOST_FACTOR, max(LEAST_FACTOR, counted / estimated))
         factor += (seen - factor) * max(1.0 / factor_of, _WEIGHT)
-        factor = min(MOST_FACTOR, max(LEAST_FACTOR, factor))  # what rounding may have brought beyond them
+        factor = min(MOST_FACTOR, max(LEAST_FACTOR, factor))  # again, because of rounding
     if sample.usage.output_tokens is not None and sample.usage.output_tokens >= 0:
         output_of = min(_MOST_ANSWERS, output_of + 1)
         output += (min(sample.usage.output_tokens, MOST_TOKENS) - output) * max(1.0 / output_of, _WEIGHT)
@@ -142,10 +141,10 @@ def key(task: str, model: str) -> str:
 
 
 def size_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Size:
-    """The size of a call of any function: all texts in its arguments, and a maximum under any of its usual names.
+    """The size of a call of any function: all texts in its arguments, and the maximum of output under its usual names.
 
-    The maximum may stand among the keyword arguments, or one level below, in an argument that is a mapping (a request
-    body, a `generation_config`).
+    The maximum may be a keyword argument, or in an argument that is a mapping (a request body, a
+    `generation_config`).
     """
     rule = attachments.rule_of(kwargs.get("model")) if kwargs else ""
     size, _, attached = _measure((*args, *kwargs.values()) if kwargs else args, rule)
@@ -174,10 +173,10 @@ def size_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Size:
 
 
 def embeds(body: Mapping[str, Any]) -> bool:
-    """Whether a request asks for embeddings, which have no output: a lone `input` of texts, `inputs`, `texts` or
-    `documents`.
+    """Whether a request seems to ask for embeddings, which have no output: it has a lone `input` of texts, `inputs`,
+    `texts` or `documents`.
 
-    A response may look the same; what it used is known when it is answered.
+    A request for a response (OpenAI's Responses API) may look the same; its answer then corrects the estimate.
     """
     if "max_output_tokens" in body:
         return False
@@ -190,14 +189,14 @@ def embeds(body: Mapping[str, Any]) -> bool:
 
 
 def text_tokens(*prompt: Any, model: Any = None) -> int:
-    """Tokens in parts of a prompt, by their text: UTF-8 bytes / 4, rounded up; attachments by the piece (pictures by
-    their pixels, where the model's rule is known), token ids one each."""
+    """Tokens of parts of a prompt: text by its UTF-8 bytes / 4, rounded up; pictures by pixels if the model's rule is
+    known, other attachments at a fixed number each; token ids one each."""
     size, numbers, attached = _measure(prompt, attachments.rule_of(model))
     return min(MOST_TOKENS, attached + numbers - (-size // _BYTES_PER_TOKEN))
 
 
 def texts_of(values: Iterable[Any], most_characters: int) -> list[str] | None:
-    """All texts in values of any depth; None where they are longer, or something beside them counts (attachments)."""
+    """All texts in values of any depth; None if they are longer, or contain anything else that counts (attachments)."""
     texts, waiting, left = list[str](), list(values), most_characters
     while waiting:
         part = waiting.pop()
@@ -218,7 +217,7 @@ def texts_of(values: Iterable[Any], most_characters: int) -> list[str] | None:
 
 
 def stated_tokens(body: Mapping[Any, Any], *names: str) -> int | None:
-    """The first of the named fields that holds a count: a whole number from 0, at most 10 million."""
+    """The first of these fields that holds a count: a whole number from 0 to 10 million."""
     for name in names:
         value = body.get(name)
         if value is None:
@@ -229,8 +228,8 @@ def stated_tokens(body: Mapping[Any, Any], *names: str) -> int | None:
 
 
 def most_output(body: Mapping[Any, Any], *names: str) -> int | None:
-    """The most output of one choice that a request allows: the first of the named limits, and never less than it gives
-    the model to think; None: it names neither."""
+    """The maximum of output tokens of one choice: the first of these limits, and at least the request's budget for
+    thinking; None: it names neither."""
     return _with_thoughts(stated_tokens(body, *names), _thinks(body))
 
 
@@ -244,7 +243,7 @@ def _thinks(body: Mapping[Any, Any]) -> int:
     return max((tokens for part in _thinking(body) if (tokens := stated_tokens(part, *_BUDGETS))), default=0)
 
 
-#: Where requests say how much a model may think: Anthropic, OpenRouter, Gemini in its two spellings.
+#: Where requests give a budget for thinking: Anthropic, OpenRouter, Gemini in its two spellings.
 _THINKING = ("thinking", "reasoning", "thinking_config", "thinkingConfig")
 _BUDGETS = ("budget_tokens", "max_tokens", "thinking_budget", "thinkingBudget")
 

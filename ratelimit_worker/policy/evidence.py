@@ -1,7 +1,7 @@
-"""What does one answer, or one exception, say for itself? Status, machine words and message, from wherever they stand.
+"""The evidence in one answer or exception: status, machine words (error types and codes) and messages.
 
-All of it belongs to strangers: it may be hostile, and may echo prompt or key. Nothing here raises because of it, and
-what may be shown (`one_line`) is built from status, machine words of our tables and class names only.
+All of it comes from outside: it may be hostile, and may repeat prompt or key. Nothing here raises because of it, and
+text that is shown (`one_line`) is built only from status, machine words in our tables, and class names.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from ratelimit_worker.calls import Category
 from ratelimit_worker.policy.headers import error_objects, lower_case, sentences, stated_limit
+from ratelimit_worker.policy.pattern import lazy
 from ratelimit_worker.policy.vocabulary import (
     ACCOUNT_400,
     DECISIVE_WORDS,
@@ -42,21 +43,21 @@ _MOST_MEMBERS, _LONGEST_MESSAGE, LONGEST_JSON = 64, 2_000, 262_144
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Status, machine words and message of one refusal, from wherever they were found."""
+    """Status, machine words and messages of one failure."""
 
     status: int | None
-    words: tuple[str, ...]  #: as they were written; at most 16
-    messages: tuple[str, ...]  #: to be searched, never to be shown; at most 8
-    per_day: bool  #: the quota that was hit is one of a day or more
-    never: bool  #: a quota of 0: this key may not use this model at all
+    words: tuple[str, ...]  #: as written; at most 16
+    messages: tuple[str, ...]  #: searched, but never shown; at most 8
+    per_day: bool  #: the quota that was hit is for a day or longer
+    never: bool  #: the quota is 0: this key may not use this model at all
     accepted: bool = False  #: the answer behind an exception was a 2xx
 
     @classmethod
     def of(cls, status: int | None, headers: Mapping[str, str], body: Any, *, also: tuple[Any, ...] = ()) -> Evidence:
-        """Gather what an error body says; `also` are words (or a message, the only one with a space) from elsewhere.
+        """Collect what an error body says. `also`: words from elsewhere (one with a space in it is a message).
 
-        A gateway may put the error of the provider behind it, as JSON, into a message of its own: what that says counts
-        as well. Of a bad request only where nothing but the names of errors stands before it: it may quote its input.
+        A gateway may quote the error of the provider behind it, as JSON, in its own message: that counts as well. Of a
+        bad request it counts only directly behind names of errors, since the message may quote the request.
         """
         body = parsed(body)
         words: list[str] = []
@@ -84,32 +85,32 @@ class Evidence:
         return cls(status, short, told, per_day, never)
 
     def category(self) -> Category | None:
-        """The verdict; None where there is neither a status nor a word that we know."""
+        """The category; None: neither its status nor any of its words is known."""
         words = [bare(word) for word in self.words]
         decisive = known(words, DECISIVE_WORDS)
         if decisive is not None:
             return decisive
         if self.status is None or self.status in VAGUE_STATUS:
             telling = known(words, TELLING_WORDS)
-            # A 404 is about what was asked, whatever its type is called: Ollama's like say api_error to all.
+            # A 404 is about the request, whatever the error's type: Ollama and others say api_error for everything.
             vague = self.status == 403 or (self.status == 404 and telling is _C.SERVER_ERROR)
             if telling is _C.RATE_LIMITED or (telling is not None and not vague):
                 return self._refined(telling)
         return None if self.status is None else self._refined(of_status(self.status))
 
     def quota(self) -> Category | None:
-        """QUOTA_EXHAUSTED where the messages begin by saying so, whatever the status; else None."""
+        """QUOTA_EXHAUSTED if a message begins by saying so, whatever the status; else None."""
         return _C.QUOTA_EXHAUSTED if any(QUOTA_400.match(message) for message in self.messages) else None
 
     def _refined(self, category: Category) -> Category:
-        """Tell quotas, and requests that will never fit, from mere rate limits and bad requests."""
+        """Tell used-up quotas, and requests that can never fit, from ordinary rate limits and bad requests."""
         if category is _C.RATE_LIMITED:
             if self.never or self._says(NO_LIMIT):
                 return _C.QUOTA_EXHAUSTED
             for message in self.messages:
                 fits = NEVER_FITS.match(message)
                 if fits is not None and int(fits[2]) > int(fits[1]):
-                    return _C.INVALID_REQUEST  # OpenAI says 429 to a call larger than the minute's whole budget
+                    return _C.INVALID_REQUEST  # OpenAI's 429 for a call larger than the whole budget of a minute
             if self.per_day or self._used_up() or self._own_quota() or self._long_windows_only():
                 return _C.QUOTA_EXHAUSTED
             return category
@@ -133,24 +134,25 @@ class Evidence:
         return any(QUOTA_429.search(OFFER.sub("", message)) for message in self.messages)
 
     def _own_quota(self) -> bool:
-        """OpenAI's sentence for an account without credit, its code lost; Gemini says the same of a minute's quota."""
+        """Whether it is OpenAI's message for an account without credit, without its code. Gemini has the same sentence
+        for a quota of a minute, so that is excluded."""
         return self._says(OWN_QUOTA) and not self._says(_GOOGLES) and "resourceexhausted" not in map(bare, self.words)
 
     def _long_windows_only(self) -> bool:
-        """Whether the limits that the messages state are of days and months."""
+        """Whether the messages state limits of days or months."""
         stated = [limit for message in self.messages for limit in stated_limit({"message": message}).values()]
         return bool(stated) and all(limit.window_s >= _DAY_S for limit in stated)
 
 
 #: Names of quotas: GenerateRequestsPerDayPerProject, .../generate_requests_per_model_per_day, free_tier_daily.
-_A_DAYS = re.compile(r"Per(?:Day|Month)|per_(?:day|month)|daily|monthly")
-_GOOGLES = re.compile(r"google|gemini|vertex|generativelanguage|quota exceeded for metric|limit: [1-9]", re.I)
+_A_DAYS = lazy(r"Per(?:Day|Month)|per_(?:day|month)|daily|monthly")
+_GOOGLES = lazy(r"google|gemini|vertex|generativelanguage|quota exceeded for metric|limit: [1-9]", re.I)
 _DAY_S, _MOST_MESSAGES = 86_400.0, 8
 _STATUS_NAMES = ("code", "status_code", "statusCode", "status", "http_code", "http_status", "httpStatus")
 
 
 def status_of(body: Any) -> int | None:
-    """The HTTP status that an error's body tells, as a number or as text; None: none."""
+    """The HTTP status in an error's body, as number or text; None: there is none."""
     for fields in error_objects(body):
         for name in _STATUS_NAMES:
             value: Any = fields.get(name)
@@ -170,18 +172,18 @@ def _is_success(value: Any) -> bool:
 
 
 def parsed(body: Any) -> Any:
-    """JSON that a client left as text or bytes; anything else as it is."""
+    """A body that is JSON in text or bytes, decoded; anything else as it is."""
     if isinstance(body, bytes | bytearray):
         body = bytes(body[: LONGEST_JSON + 1]).decode("utf-8", "replace")
     if not isinstance(body, str) or len(body) > LONGEST_JSON or body.lstrip()[:1] not in ("{", "["):
         return body
     try:
         return json.loads(body)
-    except (ValueError, RecursionError):  # no JSON after all: the text itself is what was said
+    except (ValueError, RecursionError):  # it is not JSON, so the text itself is the message
         return body
 
 
-#: Where exceptions keep machine words: the SDKs; pydantic-ai; litellm ("budget" as a limit of its own).
+#: Attributes of exceptions that hold machine words, in SDKs, pydantic-ai and litellm (whose own budget is "budget").
 _WORD_ATTRIBUTES = (
     "code",
     "type",
@@ -195,12 +197,12 @@ _WORD_ATTRIBUTES = (
 
 
 def testimony(error: BaseException, response: Any, *, providers: bool) -> tuple[dict[str, str], Any, Evidence]:
-    """Headers, body and evidence that an exception carries, in the ways of the SDKs that we know."""
+    """Headers, body and evidence of an exception, in the ways of the known SDKs."""
     if response is None:
         response = attribute(error, "raw_response")  # mistralai
     headers: dict[str, str] = {}
     also: list[Any] = []
-    # aiohttp warns whoever asks for its `code`, an old name of `status`
+    # aiohttp warns when its `code` is read, an old name of `status`
     old_names = {"code"} if root_of(type(error)) == "aiohttp" else set()
     statuses = [
         attribute(error, name) for name in ("status_code", "http_status", "status", "code") if name not in old_names
@@ -218,7 +220,7 @@ def testimony(error: BaseException, response: Any, *, providers: bool) -> tuple[
         headers, body = lower_case(attribute(response, "headers")), _text_of(response)
     for name in ("headers", "litellm_response_headers"):
         headers = {**lower_case(attribute(error, name)), **headers}
-    for name in ("body", "details", "error"):  # the SDKs' own reading of the body
+    for name in ("body", "details", "error"):  # the body as the SDK has decoded it
         said = attribute(error, name)
         if isinstance(said, Mapping | bytes) or (isinstance(said, str) and said[:1] in ("{", "[")):
             body = said
@@ -230,7 +232,7 @@ def testimony(error: BaseException, response: Any, *, providers: bool) -> tuple[
     if providers or status is not None:
         also = [attribute(error, name) for name in _WORD_ATTRIBUTES if name not in old_names]
         also += [_grpc_code(error), attribute(error, "message"), message_of(error)]
-        if body is None:  # litellm keeps the provider's error in its message alone
+        if body is None:  # litellm keeps the provider's error only in its message
             body = next((said for said in also[-2:] if isinstance(said, str) and "{" in said), None)
     evidence = Evidence.of(status, headers, body, also=tuple(also))
     accepted = providers and status is None and any(_is_success(value) for value in statuses)
@@ -238,8 +240,8 @@ def testimony(error: BaseException, response: Any, *, providers: bool) -> tuple[
 
 
 def _text_of(response: Any) -> Any:
-    """The body that a client's response has already read; reading on would be I/O, and is left alone."""
-    if attribute(response, "_content_consumed") is False:  # requests would go to the network for `.text`
+    """The body of a client's response, if it was read already: reading it here would be I/O."""
+    if attribute(response, "_content_consumed") is False:  # `.text` of requests would read from the network
         return None
     for name in ("text", "content", "body"):
         said = attribute(response, name)
@@ -249,7 +251,7 @@ def _text_of(response: Any) -> Any:
 
 
 def _plain_details(item: Any) -> Any:
-    """One of google.rpc's error details: protobuf messages as the JSON they stand for."""
+    """One of google.rpc's error details, a protobuf message as JSON."""
     if isinstance(item, Mapping):
         return item
     delay = attribute(item, "retry_delay")
@@ -265,7 +267,7 @@ def _plain_details(item: Any) -> Any:
 
 
 def _grpc_code(error: BaseException) -> Any:
-    """grpc's errors say their code by a method."""
+    """The code of a grpc error, which has a method for it."""
     if not any(root_of(kind) == "grpc" for kind in type(error).__mro__):
         return None
     code = attribute(error, "code")
@@ -273,18 +275,18 @@ def _grpc_code(error: BaseException) -> Any:
         return None
     try:
         return attribute(code(), "name")
-    except Exception:  # a stranger's method: what it cannot say is not known
+    except Exception:  # foreign code: if it fails, the code is unknown
         return None
 
 
-_SHOWABLE = re.compile(r"[A-Za-z]{1,24}(?:[_. -]?[A-Za-z]{1,24}){0,6}|[0-9]{1,4}")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/=+-]{0,127}")
+_SHOWABLE = lazy(r"[A-Za-z]{1,24}(?:[_. -]?[A-Za-z]{1,24}){0,6}|[0-9]{1,4}")
+_REQUEST_ID = lazy(r"[A-Za-z0-9][A-Za-z0-9_.:/=+-]{0,127}")
 
 
 def one_line(name: str, status: int | None, words: tuple[str, ...]) -> str:
-    """One line: class name, status, and those machine words that are in our tables.
+    """One line: class name, status, and the machine words that are in our tables.
 
-    A provider may put anything into `code`, the key included; what we have never heard of is not repeated.
+    A provider may put anything into `code`, even the key, so unknown words are left out.
     """
     shown = [word for word in words if _SHOWABLE.fullmatch(word) and familiar(word)]
     sent = "" if status is None else f"HTTP {status}"
@@ -308,7 +310,7 @@ def class_name(error: BaseException) -> str:
 
 
 def place_of(error: BaseException) -> str:
-    """Where a mistake is, since its message cannot be shown: the last frame's file and line."""
+    """Where an error was raised (file and line of the last frame), since its message must not be shown."""
     trace = error.__traceback__
     if trace is None:
         return ""
@@ -318,18 +320,18 @@ def place_of(error: BaseException) -> str:
 
 
 def attribute(thing: Any, name: str) -> Any:
-    """An attribute of a stranger's object; None where there is none, or where asking for it raises."""
+    """An attribute of a foreign object; None if there is none, or if reading it raises."""
     try:
         return getattr(thing, name, None)
-    except Exception:  # httpx raises from `.text` of a body that was not read; others may do worse
+    except Exception:  # httpx raises from `.text` of a body that was not read, for one
         return None
 
 
-_PROXYS = re.compile(r"(?:^|Tunnel connection failed: )(403|407)\b")
+_PROXYS = lazy(r"(?:^|Tunnel connection failed: )(403|407)\b")
 
 
 def proxy_status(error: BaseException) -> int | None:
-    """The status with which a proxy refused to connect; clients tell it in their message alone, but for aiohttp."""
+    """The status with which a proxy refused to connect; all clients but aiohttp give it only in their message."""
     status = attribute(error, "status")
     if isinstance(status, int) and status in {403, 407}:
         return status
@@ -340,7 +342,7 @@ def proxy_status(error: BaseException) -> int | None:
 def message_of(error: BaseException) -> str | None:
     try:
         return str(error)[:_LONGEST_MESSAGE]
-    except Exception:  # a stranger's __str__
+    except Exception:  # a foreign __str__
         return None
 
 

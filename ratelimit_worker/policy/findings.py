@@ -1,4 +1,4 @@
-"""How do the figures of a lane or function go? Each figure's trend, from what its minutes have seen."""
+"""Do the figures of a lane or function get better or worse? The trend of each, from its minutes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from ratelimit_worker.calls import Outcome
 from ratelimit_worker.contracts.rollup import Cell
 from ratelimit_worker.policy import trend
 from ratelimit_worker.policy.rollup import outcomes
-from ratelimit_worker.policy.trend import NOTHING, Finding
+from ratelimit_worker.policy.trend import NOTHING, Finding, Trend
 
 LATENCY, PER_TOKEN, SPEED, ERRORS, COST = "latency", "latency_per_token", "tokens_per_s", "errors", "cost"
 
 
 def findings(minutes: Sequence[Cell]) -> dict[str, Finding]:
-    """How each figure goes, by its name; those of which nothing was seen are left out.
+    """The trend of each figure, by name; figures without data are left out.
 
     Args:
-        minutes: What each minute has seen, oldest first: `trend.LOOK_BACK_MIN` of them, to the last whole one.
+        minutes: The data of each minute, oldest first: `trend.LOOK_BACK_MIN` of them, up to the last whole one.
     """
     if not any(cell.outcomes for cell in minutes):
         return {}
@@ -35,5 +35,7 @@ def findings(minutes: Sequence[Cell]) -> dict[str, Finding]:
 
 
 def of_latency(found: Mapping[str, Finding]) -> Finding:
-    """How latency goes: for each output token where that is known, since answers may just have become longer."""
-    return found.get(PER_TOKEN) or found.get(LATENCY) or NOTHING
+    """The trend of latency: per output token if that is known of enough answers, since these may only have become
+    longer."""
+    per_token = found.get(PER_TOKEN, NOTHING)
+    return per_token if per_token.trend is not Trend.UNKNOWN else found.get(LATENCY, NOTHING)

@@ -1,11 +1,11 @@
-"""When is a call that has no answer yet taken to hang, and whose slots are lent to others? Pure.
+"""When does a call without an answer count as hanging? Pure.
 
-silent   It has been out for longer than its task and model take, or so many of its lane's calls are out without any
-         answer that this is no chance: their slots are no longer kept from other lanes.
-sick     It has been out for several times as long as usual: the lane hears of it now, not only when it times out.
-overdue  Its deadline has passed by more than a grace, so whoever was to keep its time-out does not: it is given up.
+silent   It has been out for longer than its task and model usually take, or so many of its lane's calls are out
+         without any answer that this cannot be chance: its slot is lent to other lanes.
+sick     It has been out for several times as long as usual: it counts as a sick answer now, and not when it times out.
+overdue  Its deadline has passed by more than a grace, so its time-out does not work: it is given up.
 
-A wrong guess costs a thread for as long as a call takes, and the call itself goes on.
+A wrong guess costs one more thread while the call lasts; the call itself goes on.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from dataclasses import dataclass
 
 from ratelimit_worker.policy.timeout import Latencies, p99_s, slower_share
 
-#: Nothing is said of a call that has been out for less, seconds. Of a task and model that never answered it is enough.
+#: A call that has been out for less never counts as silent, seconds; one of a task and model without any answer so far
+#: does after this time.
 LEAST_OUT_S = 0.25
-#: A silence that is less likely than this, if all were well, is no chance.
+#: A silence that would be less probable than this if all were well is not chance.
 CHANCE = 0.01
-#: Of the p99, and no sooner than so many seconds.
+#: Sick: so many times the p99, and at least so many seconds.
 SICK_TIMES, LEAST_SICK_S = 3.0, 10.0
-#: After the deadline, for a client whose clock or last read is late, seconds.
+#: Overdue: seconds after the deadline, since a client's clock or last read may be late.
 GRACE_S = 10.0
 
 
@@ -32,12 +33,12 @@ class Out:
     tag: str
     lane: str
     out_s: float  #: since it left
-    quiet_s: float  #: of these, those since a call of its lane ended in this worker; all of them, where none did
-    known: Latencies | None  #: of its task and model
+    quiet_s: float  #: the part of `out_s` since a call of its lane last ended in this worker
+    known: Latencies | None  #: latencies of its task and model
 
 
 def silent(calls: Sequence[Out]) -> set[str]:
-    """Tags of those calls that hang, by what is known of how long their like take."""
+    """Tags of the calls that are silent."""
     found: set[str] = set()
     lanes: dict[str, list[Out]] = {}
     for call in calls:
@@ -50,20 +51,20 @@ def silent(calls: Sequence[Out]) -> set[str]:
             if slower <= CHANCE:
                 found.add(call.tag)
             then = slower_share(call.known, max(0.0, call.out_s - call.quiet_s))
-            chance *= slower / then if then > 0 else 1.0  # one that hangs already says nothing more
+            chance *= slower / then if then > 0 else 1.0  # a call beyond all known latencies adds nothing
         if chance <= CHANCE:
             found.update(call.tag for call in alike)
     return found
 
 
 def sick_after_s(known: Latencies | None) -> float | None:
-    """Seconds after which a call without an answer is a sick answer; None: too little is known to say so."""
+    """Seconds after which a call without an answer counts as a sick answer; None: too little is known."""
     usual_s = p99_s(known)
     return None if usual_s is None else max(LEAST_SICK_S, SICK_TIMES * usual_s)
 
 
 def sick(calls: Sequence[Out]) -> set[str]:
-    """Tags of those that count as sick answers: of lanes all of whose calls are out for so long."""
+    """Tags of calls that count as sick answers: of lanes all of whose calls have been out for that long."""
     late: dict[str, set[str]] = {}
     well: set[str] = set()
     for call in calls:
@@ -76,5 +77,5 @@ def sick(calls: Sequence[Out]) -> set[str]:
 
 
 def is_overdue(now_s: float, deadline_s: float) -> bool:
-    """Whether a call should have ended long ago; both in seconds since the epoch."""
+    """Whether a call should have ended long ago; both times in seconds since the epoch."""
     return now_s > deadline_s + GRACE_S

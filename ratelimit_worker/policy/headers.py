@@ -1,7 +1,7 @@
 """What does an answer say about the budget: when to come back, how much is left, which dimension refused?
 
 Reads the headers and error bodies of OpenAI, Anthropic, Azure, Gemini, Groq, Mistral, Cerebras, Bedrock and the
-LiteLLM proxy. Everything here takes what strangers sent: a value that makes no sense is unknown (None), never an error.
+LiteLLM proxy. A value that makes no sense counts as unknown (None); nothing here raises because of what was sent.
 """
 
 from __future__ import annotations
@@ -20,37 +20,39 @@ from itertools import product
 from typing import Any
 
 from ratelimit_worker.calls import Snapshot
+from ratelimit_worker.policy.pattern import lazy
 
-#: No provider is believed when it asks for more than a day, seconds.
+#: Longest wait that is accepted from a provider, seconds: a day.
 MAX_DELAY_S = 86_400.0
 
-#: Below this difference between our clock and the answer's `Date` (whole seconds) ours is the finer one, seconds.
+#: If our clock and the answer's `Date` (in whole seconds) differ by less than this, ours is used, seconds.
 _CLOCK_SKEW_S = 2.0
 
-#: A minute's budget is full again within a minute; one whose reset is further away has a longer window, seconds.
+#: A budget whose reset is further away than this has a longer window than a minute, seconds.
 _MINUTE_RESET_S = 90.0
 
-#: Budgets of more than an hour are quotas, not rates: a lane paced at limit/86,400 would starve beside a full bucket.
+#: Budgets for longer than this are quotas and not rates, seconds: a lane paced at a day's limit / 86,400 would send far
+#: less than it may.
 _LONGEST_WINDOW_S = 3_600.0
 
-#: Units/s. Less than one unit in the longest window is no limit, or a header that means something else: a lane that is
-#: paced by it would be closed for good.
+#: Lowest rate that is accepted, units/s: one unit in the longest window. Less is not a limit, or the header means
+#: something else; a lane paced by it would be closed for ever.
 LEAST_RATE = 1 / _LONGEST_WINDOW_S
 
-#: Numbers from here on are no delay but an instant: 2001, in seconds since the epoch.
+#: Numbers from here on are a time and not a delay: the year 2001, in seconds since the epoch.
 _LEAST_EPOCH_S = 1e9
 
-_LONGEST_LIST, _LIST_COMMA = 256, re.compile(r",(?! ?[0-9]{1,2} [A-Z][a-z]{2} [0-9]{4})")
+_LONGEST_LIST, _LIST_COMMA = 256, lazy(r",(?! ?[0-9]{1,2} [A-Z][a-z]{2} [0-9]{4})")
 _MOST_HEADERS, _LONGEST_VALUE, _MOST_OBJECTS, _LONGEST_MESSAGE = 256, 1_024, 64, 2_000
 
-_NUMBER = re.compile(r"[0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18}")
-_SIGNED = re.compile(r"[+-]?(?:[0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})")
-_DURATION = re.compile(
+_NUMBER = lazy(r"[0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18}")
+_SIGNED = lazy(r"[+-]?(?:[0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})")
+_DURATION = lazy(
     rf"(?:(?:{_NUMBER.pattern})\s?(?:days?|d|hours?|hrs?|h|ms|minutes?|mins?|m|seconds?|secs?|s|us|µs|ns)\s?)+", re.I
 )
-_DURATION_PART = re.compile(rf"({_NUMBER.pattern})\s?([a-zµ]+)", re.I)
+_DURATION_PART = lazy(rf"({_NUMBER.pattern})\s?([a-zµ]+)", re.I)
 _UNIT_S = {"ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0}
-_RFC3339 = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}")
+_RFC3339 = lazy(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}")
 
 #: The last but three: GitHub's; the last three: what LiteLLM's proxy passes on from the provider behind it.
 _RETRY_HEADERS = (
@@ -89,26 +91,24 @@ _RETRY_FIELDS = (
 _AMOUNT = (
     rf"(?:{_NUMBER.pattern}|\ban?\b|\bone\b)\s?(?:days?|hours?|hrs?|minutes?|mins?|seconds?|secs?|ms|d|h|m|s)(?![a-z])"
 )
-_ASKED_TO_WAIT = re.compile(
+_ASKED_TO_WAIT = lazy(
     r"(?:try(?:ing)? again|retry(?:ing)?(?: (?:your|the|this) request)?|available(?: again)?|resets?|replenished"
     r"|\bwait)"
     rf"(?: (?:in|after|for))?(?: about| approximately| at least)?:? ((?:{_AMOUNT}(?:,? (?:and )?)?)+)",
     re.I,
 )
-_ONE = re.compile(r"\b(?:an?|one) ", re.I)
+_ONE = lazy(r"\b(?:an?|one) ", re.I)
 #: The header's own words in a sentence: "(Retry-After: 17)".
-_HEADER_TO_WAIT = re.compile(rf"\bretry[-_ ]after[\"']?\s?[:=]\s?[\"']?({_NUMBER.pattern})(?![\w.,:-])", re.I)
+_HEADER_TO_WAIT = lazy(rf"\bretry[-_ ]after[\"']?\s?[:=]\s?[\"']?({_NUMBER.pattern})(?![\w.,:-])", re.I)
 #: In other languages: Chinese and Japanese, Korean, Russian, German, French, Spanish, Portuguese, Italian.
 _ELSEWHERE_TO_WAIT = (
-    re.compile(
+    lazy(
         rf"(?P<many>{_NUMBER.pattern})\s?(?:(?P<s>秒钟?|秒鐘?)|(?P<m>分钟?|分鐘?)|(?P<h>小时|小時|時間))\s?(?:之?[后後]|以[后後])"
     ),
-    re.compile(rf"(?P<many>{_NUMBER.pattern})\s?(?:(?P<s>초)|(?P<m>분)|(?P<h>시간))\s?(?:후|뒤)"),
-    re.compile(
-        rf"через\s(?P<many>{_NUMBER.pattern})\s?(?:(?P<s>с(?:ек)?)|(?P<m>м(?:ин)?)|(?P<h>ч(?:ас)?))[а-я]*\b", re.I
-    ),
-    # "100 Anfragen in 30 Sekunden" is a rate, so these say that one should try again, too.
-    re.compile(
+    lazy(rf"(?P<many>{_NUMBER.pattern})\s?(?:(?P<s>초)|(?P<m>분)|(?P<h>시간))\s?(?:후|뒤)"),
+    lazy(rf"через\s(?P<many>{_NUMBER.pattern})\s?(?:(?P<s>с(?:ек)?)|(?P<m>м(?:ин)?)|(?P<h>ч(?:ас)?))[а-я]*\b", re.I),
+    # "100 Anfragen in 30 Sekunden" is a rate, so these patterns also need words such as "try again".
+    lazy(
         rf"\b(?:versuch|wart|r[ée]essay|reint|int[ée]nt[aeé]|tent[ea]|riprov|attend|esper|aguard)[^.\n]{{0,40}}?"
         rf"(?:\b(?:in|dans|en|dentro de|em|tra|fra)\s)?\b(?P<many>{_NUMBER.pattern})\s?"
         r"(?:(?P<s>sekunden?|secondes?|segundos?|second[oi])|(?P<m>minuten?|minutos?|minut[oi]|minutes?)"
@@ -117,8 +117,8 @@ _ELSEWHERE_TO_WAIT = (
     ),
 )
 #: .NET's way to write a duration, [days.]hours:minutes:seconds: Azure API Management.
-_CLOCK_TO_WAIT = re.compile(r"\b(?:in|after) (?:([0-9]{1,4})\.)?([0-9]{1,2}):([0-9]{2}):([0-9]{2})\b", re.I)
-_DAY_TO_WAIT = re.compile(
+_CLOCK_TO_WAIT = lazy(r"\b(?:in|after) (?:([0-9]{1,4})\.)?([0-9]{1,2}):([0-9]{2}):([0-9]{2})\b", re.I)
+_DAY_TO_WAIT = lazy(
     r"(?:try again|retry|resets?|available|regain access|replenished)\b[^\n]{0,40}?\b(?:at|until|after|on) "
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:T| at | )([0-9]{2}:[0-9]{2}(?::[0-9]{2})?)"
     r"(?:\.[0-9]{1,9})?([+-][0-9]{2}:?[0-9]{2})?",
@@ -131,32 +131,32 @@ _SENTENCES_IN = (
     *("error_msg", "error_message", "errorMessage", "upstreamBody"),
 )
 _MOST_EMBEDDED, _LONGEST_EMBEDDED, _LONGEST_PREFIX = 4, 20_000, 200
-#: What a gateway writes before the error that it passes on: names of errors, and nothing of the request.
-_WRAPPER = re.compile(r"""(?:[A-Za-z_.]{0,64}(?:Error|Exception)\b[\s:,-]*|Error code: [0-9]{3}[\s-]*)*[\s"'b]*""")
+#: What a gateway writes before an error that it passes on: names of errors, and no part of the request.
+_WRAPPER = lazy(r"""(?:[A-Za-z_.]{0,64}(?:Error|Exception)\b[\s:,-]*|Error code: [0-9]{3}[\s-]*)*[\s"'b]*""")
 _json = json.JSONDecoder(strict=False)
 
 
 def retry_after_s(
     headers: Mapping[str, str], body: Any = None, *, now_s: float | None, refused: bool = False
 ) -> float | None:
-    """How long the provider asks us to stay away, in seconds from now; None: it did not say, or nothing sensible.
+    """How long the provider asks us to wait, in seconds from now; None: it did not say, or nothing sensible.
 
     Understands seconds, milliseconds (`retry-after-ms`, `x-ms-retry-after-ms`), HTTP-date, RFC 3339, epoch seconds,
-    durations ("1h2m3.5s", "120ms"), Gemini's `retryDelay` in the body, and last the body's own sentence ("Please try
-    again in 120ms", "Quota will be replenished in 5.03:23:11"): an SDK's exception may have no headers. Of a header
-    that is there twice, the longest. At most `MAX_DELAY_S`.
+    durations ("1h2m3.5s", "120ms"), Gemini's `retryDelay` in the body, and at last a sentence in the body ("Please try
+    again in 120ms", "Quota will be replenished in 5.03:23:11"), since an SDK's exception may have no headers. If a
+    header is there twice, the longer wait counts. At most `MAX_DELAY_S`.
 
     Args:
         now_s: Our clock, seconds since the epoch. Where the answer's `Date` disagrees by more than two seconds, or
             `now_s` is None, points in time are read against `Date`; without either they are unknown.
-        refused: It is a 429 or its like, so the reset of a budget in which nothing is left is a wait, too.
+        refused: It is a 429 or similar, so the reset of a budget in which nothing is left counts as a wait too.
     """
     known = lower_case(headers)
     now_s = _reference_s(known, now_s)
     told = [_delay_s(known.get(name), unit_s, now_s) for name, unit_s in _RETRY_HEADERS if name in known]
     if first_s := next((delay_s for delay_s in told if delay_s), None):
         return first_s
-    at_once = 0.0 in told  # a whole second that was cut to none: whoever says more is right
+    at_once = 0.0 in told  # a fraction of a second was cut to 0, so longer waits from other places count
     for fields in error_objects(body):
         for name, unit_s in _RETRY_FIELDS:
             delay_s = _delay_s(fields.get(name), unit_s, now_s)
@@ -172,9 +172,9 @@ def retry_after_s(
 
 
 def sentences(fields: Mapping[Any, Any]) -> list[str]:
-    """What an error's object says for people to read, from whichever member it stands in."""
+    """The texts for people in an error object, from any of the usual members."""
     found = [(name, fields[name]) for name in _SENTENCES_IN if isinstance(fields.get(name), str)]
-    return [text for name, text in found if name != "error" or " " in text.strip()]  # a lone word there is a code
+    return [text for name, text in found if name != "error" or " " in text.strip()]  # a single word there is a code
 
 
 def _asked_s(sentence: str, now_s: float | None) -> float | None:
@@ -198,13 +198,14 @@ def _asked_s(sentence: str, now_s: float | None) -> float | None:
 
 
 def _reset_s(headers: Mapping[str, str], body: Any, now_s: float | None) -> float | None:
-    """When a budget in which nothing is left is there again; of several, the longest wait; None: none is told.
+    """When a budget in which nothing is left is available again; the longest wait of several; None: unknown.
 
-    Left to the pace is a budget whose limit and remaining units are told beside a duration: there a reset is when the
-    bucket is *full*, and the next unit is there much sooner. A point in time is the end of a window, but Anthropic's.
+    Budgets are left out whose limit and remaining units are given with a duration: there the reset is when the bucket
+    is *full*, while the next unit comes much sooner, so the pace takes care of them. A reset given as a point in time
+    is the end of a window, except Anthropic's.
     """
     told = dict(headers)
-    for fields in error_objects(body):  # OpenRouter repeats its headers in the body
+    for fields in error_objects(body):  # OpenRouter repeats the headers in the body
         inner = fields.get("headers")
         if isinstance(inner, Mapping):
             told |= lower_case(inner)
@@ -220,16 +221,16 @@ def _reset_s(headers: Mapping[str, str], body: Any, now_s: float | None) -> floa
 
 
 def snapshots(headers: Mapping[str, str], *, now_s: float | None) -> dict[str, Snapshot]:
-    """The rate-limit headers of one answer, by dimension (`calls.DIMENSIONS`); empty where there are none.
+    """The rate-limit headers of one answer, by dimension (`calls.DIMENSIONS`); empty if there are none.
 
-    Where several budgets bind one dimension (a proxy's key and the provider behind it; a second's and a minute's),
-    the one with the lowest rate is told: it binds in the long run, and stays the same from answer to answer. Left out
-    are limits ≤ 0 or of less than a unit an hour, a `remaining` that is negative or unreadable (gateways send -1 for
-    "unknown"), and windows of more than an hour: named so, or told by a reset more than 90 s away (Groq's and
-    OpenAI's requests a day look like any other).
+    If one dimension has several budgets (a proxy's key and the provider behind it; per second and per minute), the one
+    with the lowest rate is returned: it limits in the long run, and is the same for every answer. Left out are limits
+    ≤ 0 or below one unit an hour, a `remaining` that is negative or unreadable (gateways send -1 for "unknown"), and
+    windows of more than an hour, by name or by a reset more than 90 s away (the daily requests of Groq and OpenAI have
+    the same header names as others).
 
     Args:
-        now_s: Our clock, seconds since the epoch, for resets that are points in time; as in `retry_after_s`.
+        now_s: Our clock, seconds since the epoch, for resets that are points in time; see `retry_after_s`.
     """
     known = lower_case(headers)
     budgets = _budgets(known)
@@ -252,14 +253,14 @@ _Budgets = dict[tuple[str, str, float | None], dict[str, str]]
 
 
 def _budgets(known: Mapping[str, str]) -> _Budgets:
-    """(whose, dimension, window that its name tells) → kind of value → value."""
+    """(owner, dimension, window in its name) → kind of value → value."""
     budgets: _Budgets = {}
     for name, value in known.items():
         field = _field(name)
         if field is not None:
             budgets.setdefault(field[:3], {})[field[3]] = value
     policy = known.get("ratelimit-policy", "")
-    if policy and '"' not in policy:  # the IETF's fields as they were before each budget had a name
+    if policy and '"' not in policy:  # the IETF's older draft, in which budgets had no names
         for (_, _, window_s), values in budgets.items():
             if window_s == UNTOLD and "limit" in values and ";" not in values["limit"]:
                 values["limit"] = f"{values['limit']}, {policy}"
@@ -282,11 +283,11 @@ class _Policy:
         return Snapshot(limit=self.limit, window_s=self.window_s, remaining=self.remaining, reset_s=self.reset_s)
 
 
-_LIST_ITEM = re.compile(r'\s*("[^"]{0,128}"|[^,;"]{1,64})((?:;\s*[a-z]{1,8}=(?:"[^"]{0,64}"|[^,;"]{0,64}))*)\s*(?:,|$)')
+_LIST_ITEM = lazy(r'\s*("[^"]{0,128}"|[^,;"]{1,64})((?:;\s*[a-z]{1,8}=(?:"[^"]{0,64}"|[^,;"]{0,64}))*)\s*(?:,|$)')
 
 
 def _items(text: str) -> list[tuple[str, dict[str, str]]]:
-    """The members of a structured list: (item, parameters); quotes are taken off. Empty where it is none."""
+    """The members of a structured list: (item, parameters), without quotes. Empty: it is not such a list."""
     found, at = [], 0
     while at < len(text):
         item = _LIST_ITEM.match(text, at)
@@ -323,15 +324,15 @@ def _policies(known: Mapping[str, str], now_s: float | None) -> list[_Policy]:
     return found
 
 
-_CONCURRENCY = re.compile(
+_CONCURRENCY = lazy(
     r"concurren(?:t|cy|tly)|simultaneous|in[ _-]?flight|\bparallel\b|at the same time|too many (?:open )?connections",
     re.I,
 )
 
 
 def about_concurrency(body: Any) -> bool:
-    """Whether a 429's own words say that it is about calls at once, not about a rate: "too many concurrent requests",
-    "concurrency limit", "simultaneous", "in flight", "parallel"."""
+    """Whether a 429 says in words that it is for too many calls at once, and not for the rate: "too many concurrent
+    requests", "concurrency limit", "simultaneous", "in flight", "parallel"."""
     for fields in error_objects(body):
         for said in (*sentences(fields), *(fields.get(name) for name in ("type", "code", "reason"))):
             if isinstance(said, str) and _CONCURRENCY.search(said[:_LONGEST_MESSAGE]):
@@ -340,9 +341,9 @@ def about_concurrency(body: Any) -> bool:
 
 
 def refused_dimension(headers: Mapping[str, str], body: Any = None) -> str | None:
-    """Which of `calls.DIMENSIONS` a 429 was refused in; None: it does not say, so it counts in all.
+    """The dimension (`calls.DIMENSIONS`) in which a 429 was refused; None: unknown, so it counts in all.
 
-    The body's own words come first; else the one dimension whose headers say that nothing remains.
+    The body's words decide; else the only dimension in which headers say that nothing remains.
     """
     known = lower_case(headers)
     for fields in error_objects(body):
@@ -363,19 +364,19 @@ def refused_dimension(headers: Mapping[str, str], body: Any = None) -> str | Non
 
 @dataclass(frozen=True, slots=True)
 class StatedLimit:
-    """A limit that an error names in words."""
+    """A limit that an error states in words."""
 
     limit: float  #: units per window
-    window_s: float  #: length of the window, seconds; 86,400: a quota of a day, which is no rate
+    window_s: float  #: length of the window, seconds; 86,400: a daily quota, which is not a rate
 
 
 def stated_limit(body: Any) -> dict[str, StatedLimit]:
-    """The limits that a 429's body states, by dimension (`calls.DIMENSIONS`); empty where it states none.
+    """The limits that a 429's body states in words, by dimension (`calls.DIMENSIONS`); empty: none.
 
     Reads the sentences of OpenAI and Groq ("on tokens per min (TPM): Limit 30000, Used ..."), Anthropic ("rate limit of
     40,000 input tokens per minute"), GitHub Models ("Rate limit of 15 per 60s exceeded for UserByMinute") and Cohere
-    ("limited to 10 API calls / minute"), and Gemini's quota violations. Where one body states several windows of one
-    dimension the shortest is told: that is the rate. Limits ≤ 0 are left out.
+    ("limited to 10 API calls / minute"), and Gemini's quota violations. If one body states several windows of one
+    dimension, the shortest is returned: that is the rate. Limits ≤ 0 are left out.
     """
     found: dict[str, StatedLimit] = {}
     for fields in error_objects(body):
@@ -387,10 +388,10 @@ def stated_limit(body: Any) -> dict[str, StatedLimit]:
 
 
 def lower_case(headers: Any) -> dict[str, str]:
-    """Headers of any client as a plain dict with names in lower case; what is no text is left out.
+    """Headers of any client as a plain dict with names in lower case; values that are not text are left out.
 
-    Takes mappings and iterables of pairs, of str or bytes; one that is there twice is a list, as in HTTP. Bounded: 256
-    headers of 1,024 characters.
+    Takes mappings and iterables of pairs, of str or bytes. Values of a header that is there twice are joined by commas,
+    as in HTTP. At most 256 headers of 1,024 characters.
     """
     known: dict[str, str] = {}
     try:
@@ -403,7 +404,7 @@ def lower_case(headers: Any) -> dict[str, str]:
                 name_text, value_text = name_text.lower(), value_text[:_LONGEST_VALUE].strip()
                 before = known.get(name_text)
                 known[name_text] = value_text if before is None else f"{before}, {value_text}"[:_LONGEST_VALUE]
-    except Exception:  # a stranger's object that is no mapping after all: what was read so far is what it said
+    except Exception:  # foreign code that fails: what was read so far counts
         return known
     return known
 
@@ -411,10 +412,10 @@ def lower_case(headers: Any) -> dict[str, str]:
 def error_objects(body: Any, *, quotes_input: bool = False) -> Iterator[Mapping[Any, Any]]:
     """Every JSON object of an error body that may say what went wrong, outermost first; at most 64.
 
-    Also those that stand as JSON in a text, as gateways pass on the error of the provider behind them.
+    Includes JSON within texts, since gateways pass on a provider's error like that.
 
     Args:
-        quotes_input: Its texts may quote the request; JSON in them counts only behind names of errors.
+        quotes_input: Its texts may quote the request, so JSON in them counts only directly behind names of errors.
     """
     waiting, seen, embedded = [body], 0, 0
     while waiting and seen < _MOST_OBJECTS:
@@ -437,18 +438,18 @@ def error_objects(body: Any, *, quotes_input: bool = False) -> Iterator[Mapping[
 
 
 def _embedded(text: str, *, quotes_input: bool) -> Any:
-    """The JSON within a text; None where there is none, or it may be the request's."""
+    """The JSON within a text; None: there is none, or it may be part of the request."""
     start = text.index("{")
     if text[max(0, start - 1) : start] == "[":
         start -= 1
     if quotes_input and (start > _LONGEST_PREFIX or _WRAPPER.fullmatch(text[:start]) is None):
         return None
     piece = text[start : start + _LONGEST_EMBEDDED]
-    # Python's own way to print bytes, as LiteLLM does it: line ends stand as backslash and n.
+    # Bytes as Python prints them (LiteLLM does that): line ends are written as backslash and n.
     for attempt in (piece, piece.replace("\\n", "\n").replace("\\'", "'")):
         with suppress(ValueError, RecursionError):
             return _json.raw_decode(attempt)[0]
-    if "\\" not in piece:  # ... and to print a dict
+    if "\\" not in piece:  # ... or a dict as Python prints it
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
             return literal_eval(piece[: piece.rindex("}") + 1][:_LONGEST_VALUE])
     return None
@@ -463,7 +464,7 @@ def _text(value: Any) -> str | None:
 
 
 def _reference_s(headers: Mapping[str, str], now_s: float | None) -> float | None:
-    """The instant that the answer's points in time count from: our clock, unless the provider's differs from it."""
+    """The present by which the answer's points in time are read: our clock, unless the provider's differs from it."""
     date_s = _instant_s(headers.get("date", ""))
     if date_s is None or (now_s is not None and abs(date_s - now_s) <= _CLOCK_SKEW_S):
         return now_s
@@ -471,7 +472,7 @@ def _reference_s(headers: Mapping[str, str], now_s: float | None) -> float | Non
 
 
 def _delay_s(value: Any, unit_s: float, now_s: float | None) -> float | None:
-    """A delay from `value` in units of `unit_s`, whatever its form; None where it is negative or no delay at all."""
+    """The delay that `value` states, in any form; numbers are in units of `unit_s`. None: negative, or not a delay."""
     if isinstance(value, Mapping):  # protobuf's Duration in JSON: {"seconds": "12", "nanos": 5}
         parts = [_delay_s(value.get(name), unit, None) for name, unit in (("seconds", 1.0), ("nanos", 1e-9))]
         given = [part for part in parts if part is not None]
@@ -479,17 +480,17 @@ def _delay_s(value: Any, unit_s: float, now_s: float | None) -> float | None:
     text = (_text(value) or "").strip()
     if not text or len(text) > _LONGEST_LIST:
         return None
-    # A header that is there twice is a list; a date has a comma of its own.
+    # Commas separate the values of a header that is there twice, and also belong to a date.
     found = [_plain_delay_s(part.strip(), unit_s, now_s) for part in _LIST_COMMA.split(text)]
     known = [part for part in found if part is not None and math.isfinite(part) and part >= 0]
     return min(max(known), MAX_DELAY_S) if known else None
 
 
 #: What XML and .NET call a duration: PT1M30.5S, [d.]hh:mm:ss[.fff].
-_ISO_DURATION = re.compile(
+_ISO_DURATION = lazy(
     rf"P(?:([0-9]{{1,4}})D)?(?:T(?:([0-9]{{1,4}})H)?(?:([0-9]{{1,6}})M)?(?:({_NUMBER.pattern})S)?)?", re.I
 )
-_CLOCK_DURATION = re.compile(r"(?:([0-9]{1,4})\.)?([0-9]{1,2}):([0-9]{2}):([0-9]{2}(?:\.[0-9]{1,9})?)")
+_CLOCK_DURATION = lazy(r"(?:([0-9]{1,4})\.)?([0-9]{1,2}):([0-9]{2}):([0-9]{2}(?:\.[0-9]{1,9})?)")
 
 
 def _plain_delay_s(text: str, unit_s: float, now_s: float | None) -> float | None:
@@ -498,7 +499,7 @@ def _plain_delay_s(text: str, unit_s: float, now_s: float | None) -> float | Non
         number_s = float(text) * unit_s
         if number_s < _LEAST_EPOCH_S:
             return number_s
-        # Some send the instant itself, in seconds or milliseconds since the epoch: believed when it is within a day.
+        # Some send a time, in seconds or milliseconds since the epoch: accepted if it is within a day.
         if now_s is None:
             return None
         for instant_s in (number_s, number_s / 1e3, number_s / 1e6):
@@ -539,12 +540,12 @@ def _instant_s(text: str) -> float | None:
         return None
 
 
-UNTOLD = -1.0  #: in place of a window: neither dimension nor window are named
+UNTOLD = -1.0  #: in place of a window: the name has neither dimension nor window
 _KINDS = {"limit": "limit", "remaining": "remaining", "reset": "reset", "renewalperiod": "window"}
 _WINDOWS = {"second": 1.0, "minute": 60.0, "min": 60.0, "hour": 3_600.0, "day": 86_400.0, "month": 2_592_000.0}
 _WINDOWS |= {"1s": 1.0, "1m": 60.0, "60s": 60.0, "1h": 3_600.0, "1d": 86_400.0, "24h": 86_400.0}
 _WINDOWS |= {"secondly": 1.0, "minutely": 60.0, "hourly": 3_600.0, "daily": 86_400.0, "monthly": 2_592_000.0}
-#: Words that name dimension and window at once.
+#: Words that name both dimension and window.
 _BOTH = {
     f"{letter}p{window[0]}": (dimension, _WINDOWS[window])
     for letter, dimension in (("r", "requests"), ("t", "tokens"))
@@ -582,7 +583,7 @@ _SCOPE_WORDS = frozenset(
 
 @lru_cache(maxsize=1_024)
 def _field(name: str) -> tuple[str, str, float | None, str] | None:
-    """(whose budget, dimension, window_s if named, kind of value) of a header's name; None: not about a rate limit."""
+    """(owner, dimension, window_s if named, kind of value) of a header's name; None: it is not about a rate limit."""
     before, found, after = name.replace("rate-limit", "ratelimit").partition("ratelimit")
     if not found or len(name) > 128:
         return None
@@ -600,9 +601,9 @@ def _field(name: str) -> tuple[str, str, float | None, str] | None:
         elif word in _SCOPE_WORDS:
             scope.append(word)
         else:
-            return None  # images, audio, unified, ...: a budget that no dimension of ours stands for
+            return None  # images, audio, unified, ...: there is no dimension for these
     if len(dimensions) == 2:
-        dimensions.discard("tokens")  # "input-tokens" is one dimension in two words
+        dimensions.discard("tokens")  # "input-tokens" is one dimension
     if not dimensions:
         dimensions.add("requests")  # Kong's `x-ratelimit-limit-minute`; the IETF's `ratelimit-limit: 10, 10;w=60`
         windows = windows or [UNTOLD]
@@ -618,7 +619,7 @@ def _snapshot(values: Mapping[str, str], named_window_s: float | None, now_s: fl
     reset_s = _delay_s(values.get("reset"), 1.0, now_s)
     window_s = _window_of(values["limit"], limit) or named_window_s or _delay_s(values.get("window"), 1.0, None)
     if window_s == UNTOLD:
-        return None  # of what, and in which time, nobody has said
+        return None  # neither the dimension nor the window is known
     if not window_s:
         if reset_s is not None and reset_s > _MINUTE_RESET_S:
             return None
@@ -637,7 +638,7 @@ def _amount(text: str | None) -> float | None:
 
 
 def _strictest(text: str | None) -> float | None:
-    """The least of the numbers of a header that is there twice; None where one makes no sense."""
+    """The least number of a header that is there twice; None if one makes no sense."""
     if text is None or len(text) > _LONGEST_LIST:
         return None
     numbers = [_amount(part.partition(";")[0].strip()) for part in text.split(",")]
@@ -645,7 +646,7 @@ def _strictest(text: str | None) -> float | None:
 
 
 def _window_of(text: str, limit: float) -> float | None:
-    """The window that a limit names itself, seconds: `ratelimit-limit: 10, 10;w=1, 600;w=60`."""
+    """The window in a limit's own value, seconds: `ratelimit-limit: 10, 10;w=1, 600;w=60`."""
     for item, values in _items(text) if ";" in text else ():
         if _amount(item) == limit and (window_s := _amount(values.get("w"))):
             return window_s
@@ -653,10 +654,10 @@ def _window_of(text: str, limit: float) -> float | None:
 
 
 def _without_sums(found: dict[str, Snapshot]) -> dict[str, Snapshot]:
-    """Leave `tokens` out where it only adds up the other two.
+    """Leave `tokens` out if it is only the sum of the other two.
 
-    Anthropic sends the sum of its input and output limits as `tokens`, or another budget when that binds first; a sum
-    says nothing that its parts do not, and a shadow of it would be charged for what is no bucket of the provider's.
+    Anthropic sends as `tokens` the sum of its input and output limits, or another budget if that is reached first. A
+    sum adds nothing to its parts, and is not a bucket that the provider has.
     """
     parts = [found[name] for name in ("input_tokens", "output_tokens") if name in found]
     if len(parts) == 2 and "tokens" in found and found["tokens"].limit >= sum(part.limit for part in parts):
@@ -664,12 +665,10 @@ def _without_sums(found: dict[str, Snapshot]) -> dict[str, Snapshot]:
     return found
 
 
-_INPUT = re.compile(r"input[ _-]?tokens?|prompt[ _-]tokens?|request tokens|inputtoken", re.I)
-_OUTPUT = re.compile(r"output[ _-]?tokens?|completion[ _-]tokens?|outputtoken", re.I)
-_TOKENS = re.compile(r"\bTP[MD]\b|\btokens? per |token[ _]?(?:count|rate)|too many tokens|TokensPer", re.I)
-_REQUESTS = re.compile(
-    r"\b(?:RP[MD])\b|\brequests? per |request[ _]?(?:count|rate)|too many requests|RequestsPer", re.I
-)
+_INPUT = lazy(r"input[ _-]?tokens?|prompt[ _-]tokens?|request tokens|inputtoken", re.I)
+_OUTPUT = lazy(r"output[ _-]?tokens?|completion[ _-]tokens?|outputtoken", re.I)
+_TOKENS = lazy(r"\bTP[MD]\b|\btokens? per |token[ _]?(?:count|rate)|too many tokens|TokensPer", re.I)
+_REQUESTS = lazy(r"\b(?:RP[MD])\b|\brequests? per |request[ _]?(?:count|rate)|too many requests|RequestsPer", re.I)
 
 
 def _named_dimension(value: Any, *, prose: bool) -> str | None:
@@ -696,11 +695,11 @@ _PER = r"(?P<per>second|sec|minute|min|hour|day|month)s?\b"
 _UNIT = r"(?P<unit>(?:(?:input|output|prompt|completion|request)[ _-])?tokens?|requests?|(?:api )?calls?)"
 _COUNT = r"(?P<limit>[0-9][0-9,]{0,17}(?:\.[0-9]{1,9})?)"
 _SENTENCES = (
-    re.compile(rf"\b{_UNIT} per {_PER}(?: ?\([a-z]{{2,8}}\))?[:.] ?limit:? ?{_COUNT}", re.I),
-    re.compile(rf"\blimit(?:ed)?\b[^.\n]{{0,80}}? (?:of|to) {_COUNT} {_UNIT} ?(?:per|/) ?{_PER}", re.I),
-    re.compile(rf"\blimit of {_COUNT} per (?P<window_s>[0-9]{{1,9}})s exceeded for (?P<unit>[a-z]{{1,64}})", re.I),
+    lazy(rf"\b{_UNIT} per {_PER}(?: ?\([a-z]{{2,8}}\))?[:.] ?limit:? ?{_COUNT}", re.I),
+    lazy(rf"\blimit(?:ed)?\b[^.\n]{{0,80}}? (?:of|to) {_COUNT} {_UNIT} ?(?:per|/) ?{_PER}", re.I),
+    lazy(rf"\blimit of {_COUNT} per (?P<window_s>[0-9]{{1,9}})s exceeded for (?P<unit>[a-z]{{1,64}})", re.I),
 )
-_QUOTA_WINDOW = re.compile(r"Per(?P<per>Second|Minute|Hour|Day|Month)")
+_QUOTA_WINDOW = lazy(r"Per(?P<per>Second|Minute|Hour|Day|Month)")
 
 
 def _limits_in(messages: Iterable[str]) -> Iterator[tuple[str, StatedLimit]]:

@@ -1,8 +1,8 @@
-"""A task retries by itself (`autoretry_for`, `self.retry`): whose is the retry, and when may it go?
+"""A task retries by itself (`autoretry_for`, `self.retry`): does the lane or the task retry, and when?
 
-What costs no try stays the lane's: a refusal, what fails while the provider is known to be away, a quota that is used
-up. The call goes back to its lane, and none of the task's retries is used. What costs a try stays the task's: counted
-and bounded as it says, but never before the provider's Retry-After. The lane hears of both.
+After failures that cost no try the lane does: a refusal, a failure while the provider is known to be away, a used-up
+quota. The call goes back to its lane, and none of the task's retries is used. After failures that cost a try the task
+does, with its own count and bound, but never before the provider's Retry-After. The lane learns from both.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ratelimit_worker.policy.vocabulary import OTHER_ROOTS, PROVIDER_ROOTS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What the task asks for when it retries.
+    """What a task asks for when it retries.
 
     Args:
-        wait_s: Seconds until the retry; None: neither call nor task says, and the framework's default would hold.
-        same: The call is to be made again as it was: the same arguments, queue and lane.
-        same_lane: It stays in its lane at least.
-        goes_on: The task does not end with its wish (`throw=False`), so that the attempt cannot be taken back.
+        wait_s: Seconds until the retry; None: neither call nor task gives a time (the framework has a default).
+        same: The call is to be made again unchanged: the same arguments, queue and lane.
+        same_lane: It at least stays in its lane.
+        goes_on: The task continues after the request (`throw=False`), so its attempt cannot be taken back.
     """
 
     wait_s: float | None = None
@@ -36,14 +36,14 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Stays:
-    """The call goes back to its lane, not before `after_s` seconds (0: to its own place), and uses no retry."""
+    """The call goes back to its lane for at least `after_s` seconds (0: to its own place), and uses no retry."""
 
     after_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Goes:
-    """The task sends it again and counts the retry, in `after_s` seconds; None: when it wished to."""
+    """The task sends it again after `after_s` seconds and counts the retry; None: at the time that it asked for."""
 
     after_s: float | None
 
@@ -51,18 +51,18 @@ class Goes:
 def whose(failure: Failure, step: Step, free: bool, wish: Wish) -> Stays | Goes:
     """Decide who retries.
 
-    A time that somebody chose is kept where it is longer than Retry-After. Where nobody chose one, the framework's
-    default (Celery's 180 s) gives way to what is known: Retry-After, the lane's gate, or the backoff of the category.
+    A time that call or task has chosen holds if it is longer than Retry-After. If none was chosen, Retry-After, the
+    lane's gate or the category's backoff replace the framework's default (Celery's 180 s).
 
     Args:
         step: What would follow if the task did not retry by itself.
-        free: Whether that costs no try.
+        free: Whether that would cost no try.
     """
     least_s = max(0.0, failure.retry_after_s or 0.0)
     if free and wish.same and not wish.goes_on:
-        # At its own place it is the first to go when the lane's gate opens.
+        # In its own place it goes first when the lane's gate opens.
         return Stays(wish.wait_s if wish.wait_s is not None and wish.wait_s > least_s else 0.0)
-    if not wish.same_lane:  # another budget's, of which this failure says nothing
+    if not wish.same_lane:  # the other lane has another budget, about which this failure says nothing
         return Goes(None)
     if wish.wait_s is not None:
         return Goes(least_s if wish.wait_s < least_s else None)
@@ -75,14 +75,14 @@ def whose(failure: Failure, step: Step, free: bool, wish: Wish) -> Stays | Goes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnRule:
-    """How a task retries by itself, as its definition says."""
+    """How a task retries by itself, from its definition."""
 
     task: str
-    caught: tuple[str, ...] = ()  #: names of the classes in `autoretry_for`, where one of them is a provider's failure
+    caught: tuple[str, ...] = ()  #: names of the classes in `autoretry_for`, if these catch failures of a provider
     asks: bool = False  #: its own code calls `retry`
     max_retries: int | None = 3  #: None: no bound
     backoff: bool = False  #: `retry_backoff`
-    delay_s: float | None = None  #: that the task chose; None: it chose none
+    delay_s: float | None = None  #: the task's own delay; None: it sets none
 
     def __str__(self) -> str:
         how = [f"autoretry_for={', '.join(self.caught)}"] if self.caught else []
@@ -102,7 +102,7 @@ class OwnRule:
 
 
 def catches_providers(caught: Sequence[type[BaseException]]) -> bool:
-    """Whether a rule for these classes (`autoretry_for`) catches failures of a provider, ours or an SDK's."""
+    """Whether `autoretry_for` with these classes catches a provider's failures, of our classes or an SDK's."""
     return any(_catches_providers(kind) for kind in caught)
 
 

@@ -1,4 +1,4 @@
-"""What did a request cost? Its usage, times the prices that held when it was made. Pure, and exact.
+"""What did a request cost? Its usage times the prices that were valid when it was made. Pure, and exact.
 
 `docs/money.md` has the rules in words.
 """
@@ -15,12 +15,12 @@ from ratelimit_worker.calls import PriceSource, Usage
 from ratelimit_worker.contracts.price import UNITS, Money, PriceCard, Rate, Tariff
 
 PICO_OF_NANO = 1_000
-#: In a table of one's own, prices are dollars: for a million tokens, or for one request.
+#: In a user's own table, prices are dollars: for a million tokens, or for one request.
 _PICO_PER_TOKEN, _PICO_PER_REQUEST = 10**6, 10**12
 _MOST_PRICE_USD = 1_000_000
 _REQUEST = "request"
 
-#: In whose place a unit is charged that has no price of its own, in turn.
+#: For a unit without a price: the units whose price is used instead, in this order.
 _LIKE: Mapping[str, tuple[str, ...]] = {
     "cached_input": ("input",),
     "cache_write": ("input",),
@@ -36,7 +36,7 @@ _LIKE: Mapping[str, tuple[str, ...]] = {
 def money_of(usage: Usage, card: PriceCard, at_s: float) -> Money | None:
     """What a request cost; None: the card has no price.
 
-    What the provider says that it billed counts, unless the card is a table of one's own. Tokens that are of two kinds
+    If the provider says what it billed, that counts, unless the card is from the user's own table. Tokens of two kinds
     (cached, and of a picture) count as cached.
 
     Args:
@@ -63,12 +63,12 @@ def name_of(provider: str | None, model: str) -> str:
 
 
 def told_by(usage: Usage) -> Money | None:
-    """What the provider says that it billed; None: it does not say."""
+    """The amount that the provider says it has billed; None: it does not say."""
     return None if usage.cost_nanousd is None else Money(usage.cost_nanousd, PriceSource.TOLD)
 
 
 class PriceTable:
-    """A table of one's own: prices by model, or by "provider:model"; `*` at the end of a name stands for any rest."""
+    """A user's own table: prices by model or "provider:model"; `*` at the end of a name stands for any rest."""
 
     def __init__(self, cards: Mapping[str, PriceCard]) -> None:
         self._exact = {name: card for name, card in cards.items() if "*" not in name}
@@ -90,7 +90,7 @@ class PriceTable:
 
 
 def own_cards(tables: Mapping[str, Any]) -> dict[str, PriceCard]:
-    """The price cards of a table as a person wrote it: model → unit → dollars for a million tokens.
+    """Parse a user's table: model → unit → dollars for a million tokens.
 
     Raises:
         ValueError: names the model, the value and the fix.
@@ -124,7 +124,7 @@ def _rates(card: PriceCard, tier: str | None, at_s: float) -> Mapping[str, Rate]
     if tier is None or not card.tiers:
         return standard
     rates = dict(standard)
-    for one in reversed(card.tiers):  # the first that has a price for a unit counts
+    for one in reversed(card.tiers):  # the first with a price for a unit counts
         if one.tier == tier and _holds(one, at_s):
             rates.update(one.rates)
     return rates
@@ -155,7 +155,7 @@ def _price(rates: Mapping[str, Rate], unit: str, input_tokens: int) -> int:
 
 
 def _counts(usage: Usage) -> list[tuple[str, int]]:
-    """Tokens by unit: each token in one of them."""
+    """Tokens by unit; each token counts in one of them."""
     written = usage.cache_write_tokens or 0
     long = min(written, usage.long_cache_write_tokens or 0)
     return [
@@ -180,7 +180,7 @@ def _counts(usage: Usage) -> list[tuple[str, int]]:
 
 
 def _shared_out(total: int, rest: str, *kinds: tuple[str, int | None]) -> list[tuple[str, int]]:
-    """The tokens by kind, each in the first that claims it, and what is left."""
+    """The tokens by kind, each counted in the first kind that it belongs to, and the rest."""
     shares = []
     for unit, tokens in kinds:
         if tokens and total:

@@ -1,6 +1,6 @@
 """What follows a failed attempt: another one, a wait that costs nothing, or the end?
 
-Design section 5, as a value. The caller acts on it: due times wait in the lane, never in a worker's memory.
+The decision is a value, which the caller carries out: calls wait in the lane, and never in a worker's memory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from math import inf, ldexp, sqrt
 from types import MappingProxyType
 
 from ratelimit_worker.calls import Category, Failure
-from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, Compared, alone_bound_s, tries_allowed
+from ratelimit_worker.policy.fault import LOST_S, OTHERS_FARE_WELL, Compared, alone_bound_s, tries_allowed
 
 #: Returns a float in [0, 1): `random.random` in production, a constant in tests.
 Jitter = Callable[[], float]
@@ -22,8 +22,8 @@ Jitter = Callable[[], float]
 class Backoff:
     """How waits grow from attempt to attempt."""
 
-    base_s: float  #: the widest first wait, seconds
-    cap_s: float  #: no wait is longer, seconds
+    base_s: float  #: longest first wait, seconds
+    cap_s: float  #: longest wait of all, seconds
 
     def __post_init__(self) -> None:
         if not 0 < self.base_s <= self.cap_s:
@@ -42,8 +42,8 @@ class Rule:
             raise ValueError(f"need tries >= 1, got {self}")
 
 
-#: The table of the design. A category without a rule is not retried: 429 is snoozed, a used-up quota halts the lane,
-#: and the rest is the caller's to mend.
+#: The table in docs/failures.md. A category without a rule is not retried: a 429 is snoozed, a used-up quota halts the
+#: lane, and the others are the caller's mistakes.
 RULES: Mapping[Category, Rule] = MappingProxyType(
     {
         Category.OVERLOADED: Rule(Backoff(2.0, 60.0), tries=8),
@@ -56,16 +56,21 @@ RULES: Mapping[Category, Rule] = MappingProxyType(
 )
 
 
+#: Of a call that is told that its quota is used up while others of its lane are answered: it may be that of a key or
+#: project of its own.
+OWN_QUOTA = Rule(Backoff(2.0, 60.0), tries=6)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
     """Which failures are retried, how often and how far apart.
 
-    A rule for `RATE_LIMITED` makes refusals cost tries and wait by backoff: that is for lanes without adaptive pace
+    With a rule for `RATE_LIMITED`, refusals cost tries and wait by backoff: for lanes without adaptive pace
     (`by_backoff`).
     """
 
     rules: Mapping[Category, Rule] = field(default_factory=lambda: RULES)
-    patient: bool = True  #: a provider that answers nobody is waited for, at no try
+    patient: bool = True  #: while no call is answered, failures cost no try
 
     def retries(self, category: Category) -> bool:
         """Whether a failure of this category may be followed by another try."""
@@ -73,11 +78,11 @@ class RetryPolicy:
         return rule is not None and rule.tries > 1
 
 
-#: `MAISD_ENABLE_SMART_RETRIES=false`: whatever fails is raised, refusals too, and nobody waits for a sick provider.
+#: With `MAISD_ENABLE_SMART_RETRIES=false`: every failure is raised, also refusals and those of a sick provider.
 NO_RETRIES = RetryPolicy(rules={category: Rule(Backoff(1.0, 1.0), tries=1) for category in Category}, patient=False)
 
 
-#: Attempts of a refused call where refusals cost tries.
+#: Tries of a refused call, if refusals cost tries.
 REFUSALS_TRIES = 8
 
 
@@ -85,27 +90,28 @@ def by_backoff(base_s: float, cap_s: float) -> RetryPolicy:
     """The policy of a lane without adaptive pace: one backoff for all, doubled for refusals, which cost tries there.
 
     Args:
-        base_s, cap_s: As of `Backoff`, seconds.
+        base_s, cap_s: As in `Backoff`, seconds.
     """
     rules = {category: Rule(Backoff(base_s, cap_s), rule.tries) for category, rule in RULES.items()}
     return RetryPolicy(rules=rules | {Category.RATE_LIMITED: Rule(Backoff(2 * base_s, 2 * cap_s), REFUSALS_TRIES)})
 
 
-#: The bad-record rule: a function that failed more than BAD_FAILURES times in RECORD_S seconds, and is at fault for it
-#: itself, gets BAD_TRIES tries.
+#: The bad-record rule: a function that failed more than BAD_FAILURES times in RECORD_S seconds, by its own fault, gets
+#: BAD_TRIES tries.
 RECORD_S, BAD_FAILURES, BAD_TRIES = 300.0, 5, 2
-#: Others fare well while at most this share of their attempts fails: what a lane in REDUCED may have to be NORMAL.
+#: Others do well if at most this share of their attempts fails: the same share with which a lane leaves REDUCED.
 OTHERS_WELL = 0.10
-#: A function is at fault when it fails so many times as often as the others, and by so many standard deviations more.
-#: Looked at after every failure, chance reaches four of them once in some ten thousand looks, and three every day.
+#: A function is at fault if it fails so many times as often as the others, and by so many standard deviations more. The
+#: test is made after every failure, so chance reaches three of them every day, and four once in some ten thousand
+#: tests.
 TIMES_AS_OFTEN, DEVIATIONS = 3.0, 4.0
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """How a function, and all others of its lane, fared in the last RECORD_S seconds. Attempts, over the cluster.
+class TrackRecord:
+    """Attempts of a function, and of its lane's other functions, in the last RECORD_S seconds, over the cluster.
 
-    What failed is what cost a try; an answer may be missing as long as its process has had no failure.
+    Failures are those that cost a try. Answers of a process are missing until it has a failure.
     """
 
     failed: int = 0
@@ -114,24 +120,24 @@ class Record:
     others_answered: int = 0
 
 
-NO_RECORD = Record()
+NO_TRACK_RECORD = TrackRecord()
 
 
-def at_fault(record: Record) -> bool:
-    """Whether the function has a bad record of its own: it fails, and the others in its lane do not.
+def at_fault(track: TrackRecord) -> bool:
+    """Whether the function itself has a bad record: it fails, and the others in its lane do not.
 
-    Without others nobody can tell the function from its provider, and it is the provider's failure. Two shares are
-    compared by the pooled z-test, so that two functions on a provider that fails one in twenty are not told apart.
+    Without others it cannot be decided, and counts as the provider's failure. The two shares are compared by a pooled
+    z-test, so that with a provider that fails one in twenty, no function is found at fault by chance.
     """
-    if record.failed <= BAD_FAILURES:
+    if track.failed <= BAD_FAILURES:
         return False
-    own, others = record.failed + record.answered, record.others_failed + record.others_answered
+    own, others = track.failed + track.answered, track.others_failed + track.others_answered
     if not others:
         return False
-    share, usual = record.failed / own, record.others_failed / others
+    share, usual = track.failed / own, track.others_failed / others
     if usual > OTHERS_WELL or share < TIMES_AS_OFTEN * usual:
         return False
-    pooled = (record.failed + record.others_failed) / (own + others)
+    pooled = (track.failed + track.others_failed) / (own + others)
     return share - usual >= DEVIATIONS * sqrt(pooled * (1 - pooled) * (1 / own + 1 / others))
 
 
@@ -139,7 +145,7 @@ class Why(StrEnum):
     """Why a call is given up."""
 
     CATEGORY = "category"  #: this kind of failure is never retried
-    TRIES = "tries"  #: it has had its tries
+    TRIES = "tries"  #: its tries are used up
     DEADLINE = "deadline"  #: the next attempt would come after the call's deadline
 
 
@@ -152,7 +158,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Snooze:
-    """Back into the lane, not before `after_s` seconds; the attempt cost no try."""
+    """Back into the lane for at least `after_s` seconds; the attempt cost no try."""
 
     after_s: float
 
@@ -167,12 +173,21 @@ class GiveUp:
 
 @dataclass(frozen=True, slots=True)
 class Halt:
-    """Nothing more can be sent on this lane until somebody pays: stop the lane and park the call, at no try."""
+    """The quota is used up: halt the lane, and let the call wait, which costs no try."""
 
     failure: Failure
 
 
 Step = Retry | Snooze | GiveUp | Halt
+
+#: A refused call waits in its own place, and so goes first when the gate opens. If it alone is refused each time,
+#: nobody else of its lane would ever go. So from this attempt on it lets others go first, twice as long each time.
+ASIDE_FROM = 5
+ASIDE_S = 0.25
+#: Longest time: shorter than the longest gap between probes; longer if others are answered, as it is its own fault.
+ASIDE_MOST_S, ASIDE_ALONE_S = 10.0, 60.0
+#: An answer to another call is recent for so long, seconds.
+ASIDE_LATE_S = 60.0
 
 
 def backoff_s(attempt: int, backoff: Backoff, jitter: Jitter) -> float:
@@ -185,8 +200,22 @@ def backoff_s(attempt: int, backoff: Backoff, jitter: Jitter) -> float:
     """
     if attempt < 1:
         raise ValueError(f"attempts count from 1, got {attempt}")
-    doublings = min(attempt - 1, 64)  # far beyond any cap, and no float overflows on the way
+    doublings = min(attempt - 1, 64)  # far beyond any cap, but no overflow
     return jitter() * min(backoff.cap_s, ldexp(backoff.base_s, doublings))
+
+
+def aside_s(asked_s: float | None, number: int, answered_s: float, jitter: Jitter) -> float:
+    """How long a refused call lets others go first, in seconds from its refusal; 0: it keeps its place.
+
+    Args:
+        asked_s: Its Retry-After; None: there is none.
+        number: Attempts at it so far, this one included.
+        answered_s: Time since another call of its lane was answered, seconds.
+    """
+    if number < ASIDE_FROM:
+        return 0.0
+    most_s = ASIDE_ALONE_S if answered_s <= ASIDE_LATE_S else ASIDE_MOST_S
+    return max(0.0, asked_s or 0.0) + (0.5 + jitter() / 2) * min(most_s, ldexp(ASIDE_S, min(number - ASIDE_FROM, 64)))
 
 
 def next_step(
@@ -198,39 +227,42 @@ def next_step(
     now_s: float,
     deadline_s: float,
     beside: Compared = OTHERS_FARE_WELL,
-    record: Record = NO_RECORD,
+    track_record: TrackRecord = NO_TRACK_RECORD,
 ) -> Step:
     """Decide what follows `failure`.
 
-    Retry-After is a floor of every wait that we choose, and no wait outlives the deadline. A sick answer costs a try
-    where the lane answered others meanwhile. Where it did not, nobody can tell the call from its provider: it waits, at
-    no try, by a backoff of its own that grows with the time since its first failure (`fault.alone_bound_s`). But a 2xx
-    that was no answer always costs one, and a brown-out gives it no more: its provider is there, and is paid for each.
-    A function that is at fault itself has fewer tries; the caller asks for that only while the lane's mode is NORMAL.
+    Retry-After is a lower bound of every wait, and no wait ends after the deadline. A sick answer costs a try if the
+    lane answered others meanwhile. If it did not, nobody can say whose fault it is: the call waits, which costs no try,
+    by its own backoff, which grows with the time since its first failure (`fault.alone_bound_s`), unless it has failed
+    so often among others before that the fault is its own. But a 2xx that was not an answer always costs a try, and its
+    tries are not raised when many other calls fail (`fault.tries_allowed`), since each is paid for. A function that is
+    at fault itself has fewer tries; the caller passes its record only while the lane is in NORMAL.
 
     Args:
-        attempt: Attempts made that cost a try, this one included, from 1.
-        now_s: The clock that `deadline_s` is on, seconds.
-        deadline_s: No attempt starts after this instant; `math.inf` for none.
-        beside: A sick answer beside those of others; of no other failure it is looked at.
-        record: Of the call's function up to this failure, which it does not count; empty where the lane is not NORMAL.
+        attempt: Attempts that have cost a try, this one included, from 1.
+        now_s: The present, on the clock of `deadline_s`, seconds.
+        deadline_s: No attempt starts after this time; `math.inf`: no deadline.
+        beside: For a sick answer, or a quota that is used up: the comparison with other calls.
+        record: The record of the call's function, without this failure; empty if the lane is not in NORMAL.
     Raises:
         ValueError: `attempt` is below 1.
     """
     if attempt < 1:
         raise ValueError(f"attempts count from 1, got {attempt}")
-    if failure.category is Category.QUOTA_EXHAUSTED:
+    if failure.category is Category.QUOTA_EXHAUSTED and not beside.own_quota:
         return Halt(failure)
     asked_s = max(0.0, failure.retry_after_s or 0.0)
-    rule = policy.rules.get(failure.category)
+    rule = policy.rules.get(failure.category, OWN_QUOTA if beside.own_quota else None)
     step: Retry | Snooze
     paid = failure.category is Category.MALFORMED_RESPONSE and failure.status is not None and failure.status < 300
-    if failure.sick and beside.alone_s is not None and policy.patient and not paid:
+    if failure.sick and beside.lost and policy.patient and not paid:
+        step = Snooze(max(asked_s, jitter() * LOST_S))
+    elif failure.sick and beside.alone_s is not None and beside.unknown(attempt) and policy.patient and not paid:
         cap_s = rule.backoff.cap_s if rule is not None else inf
         step = Snooze(max(asked_s, jitter() * alone_bound_s(beside.alone_s, cap_s)))
     elif rule is not None:
-        tries: float = min(rule.tries, BAD_TRIES) if at_fault(record) else rule.tries
-        if failure.sick and policy.patient and not at_fault(record) and not paid:
+        tries: float = min(rule.tries, BAD_TRIES) if at_fault(track_record) else rule.tries
+        if failure.sick and policy.patient and not at_fault(track_record) and not paid:
             tries = tries_allowed(rule.tries, attempt, beside)
         if attempt >= tries:
             return GiveUp(failure, Why.TRIES)

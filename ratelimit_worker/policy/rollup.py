@@ -1,4 +1,4 @@
-"""What does an attempt add to the sums of its minute? Pure; the recorder keeps these sums beside the attempts."""
+"""What an attempt adds to the sums of its minute. Pure; the recorder stores these sums together with the attempts."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ratelimit_worker.contracts.rollup import HOUR_S, MINUTE_S, AnyCells, Cell, 
 from ratelimit_worker.policy.histogram import bucket
 
 KEPT_S = {MINUTE_S: 30 * 86_400.0, HOUR_S: 2 * 365 * 86_400.0}  #: how long cells of a length are kept, seconds
-FIGURES_KEPT_S = max(KEPT_S.values())  #: how far back figures reach
+FIGURES_KEPT_S = max(KEPT_S.values())  #: how far back figures reach, seconds
 K = TypeVar("K", int, str)
-OTHERS = "(others)"  #: what stands for the names of groups beyond a bound
+OTHERS = "(others)"  #: stands for groups beyond the bound
 
 
 class Piece(NamedTuple):
-    """A part of a window, and from what it is read."""
+    """A part of a window, and the source from which it is read."""
 
     span_s: int  #: cells of this length; 0: the attempts themselves
     since_s: float
@@ -24,14 +24,14 @@ class Piece(NamedTuple):
 
 
 def pieces(since_s: float, until_s: float, *, finest_s: float, attempts_from_s: float, now_s: float) -> list[Piece]:
-    """What a window is read from, oldest first: hours where these do, minutes around them, attempts at its ends.
+    """The parts of a window, oldest first: hours where possible, minutes around them, attempts at its ends.
 
-    Where attempts have gone by their retention a window begins with the whole minute in which it begins, and where
-    minutes have gone with the whole hour.
+    If the attempts at its beginning have been deleted, the window begins with the whole minute; if the minutes have
+    too, with the whole hour.
 
     Args:
-        finest_s: Length of the slices for which it is read.
-        attempts_from_s: All attempts are kept that finished from then on; inf: none is.
+        finest_s: Length of the slices that are needed.
+        attempts_from_s: Attempts that finished from this time on are still kept; inf: none.
     """
     whole = _up(since_s, MINUTE_S) if since_s >= attempts_from_s else _down(since_s, MINUTE_S)
     end = _down(until_s, MINUTE_S) if until_s >= attempts_from_s else _up(until_s, MINUTE_S)
@@ -50,6 +50,11 @@ def pieces(since_s: float, until_s: float, *, finest_s: float, attempts_from_s: 
     return [*found, Piece(0, end, until_s)] if end < until_s else found
 
 
+def whole_minute(at_s: float) -> int:
+    """The first minute that begins at or after this time; seconds since the epoch."""
+    return _up(at_s, MINUTE_S)
+
+
 def _up(at_s: float, span_s: int) -> int:
     return int(-(-at_s // span_s)) * span_s
 
@@ -59,7 +64,7 @@ def _down(at_s: float, span_s: int) -> int:
 
 
 class Recorded(Protocol):
-    """An attempt, as the sums need it: `calls.Attempt`, or its row."""
+    """The parts of an attempt that the sums need: of `calls.Attempt`, or of its row."""
 
     @property
     def number(self) -> int: ...
@@ -111,10 +116,10 @@ class Recorded(Protocol):
 
 
 def add_call(cells: Cells, attempts: Sequence[Recorded], sign: int = 1) -> None:
-    """Add what the attempts at one call add up to, each in its minute, or take it away (`sign` -1).
+    """Add the attempts at one call to the cells of their minutes, or subtract them (`sign` -1).
 
     Args:
-        attempts: Those that are known, in the order of their numbers.
+        attempts: The known attempts, in the order of their numbers.
     """
     failed, before = False, None
     for one in attempts:
@@ -128,7 +133,7 @@ def add_attempt(cells: Cells, one: Recorded, *, after_failure: bool, backed_off:
 
     Args:
         after_failure: An earlier attempt at the same call has failed.
-        backed_off: The one just before it did, so that its wait is backoff.
+        backed_off: The previous attempt has failed, so the wait is backoff.
     """
     at_s = int(one.finished_at // MINUTE_S) * MINUTE_S
     key = CellKey(at_s, Series(one.lane, one.task, one.context, one.tenant, one.model or ""))
@@ -181,12 +186,31 @@ def _add_usage(cell: Cell, one: Recorded, sign: int) -> None:
 
 
 def merge(into: Cell, other: Cell) -> Cell:
-    """Add the other's sums to `into`, which is returned."""
-    _count(into.outcomes, other.outcomes)
-    _count(into.latency, other.latency)
-    _count(into.waited, other.waited)
+    """Add the other cell to `into`, which is returned."""
+    merge_window(into, other)
     _count(into.per_token, other.per_token)
     _count(into.cost, other.cost)
+    return into
+
+
+def merge_window(into: Cell, other: Cell) -> None:
+    """Add what the figures of a window show: all except the histograms that only trends use (`per_token`, `cost`)."""
+    merge_slice(into, other)
+    _count(into.waited, other.waited)
+
+
+def merge_slice(into: Cell, other: Cell) -> None:
+    """Add what a point of a timeline shows: the same without `waited`. A report of a month does this for each hour of
+    each series, and most of its time goes into histograms."""
+    merge_sums(into, other)
+    _count(into.latency, other.latency)
+
+
+def merge_sums(into: Cell, other: Cell) -> None:
+    """Add counts, tokens and money: all except the histograms."""
+    _count(into.outcomes, other.outcomes)
+    if other.reuse:
+        _count(into.reuse, other.reuse)
     into.refused += other.refused
     into.latency_s += other.latency_s
     into.input_tokens += other.input_tokens
@@ -203,7 +227,20 @@ def merge(into: Cell, other: Cell) -> Cell:
     into.estimated_nanousd += other.estimated_nanousd
     into.lost_attempts += other.lost_attempts
     into.lost_nanousd += other.lost_nanousd
-    return into
+
+
+def judged_together(cells: Sequence[Cell]) -> Cell:
+    """The sum of some cells, with what trends are judged by and nothing else. A single one is returned as it is, since
+    a report asks this for each minute of each lane, function, context, tenant and model."""
+    if len(cells) == 1:
+        return cells[0]
+    found = Cell()
+    for cell in cells:
+        _count(found.outcomes, cell.outcomes)
+        _count(found.latency, cell.latency)
+        _count(found.per_token, cell.per_token)
+        _count(found.cost, cell.cost)
+    return found
 
 
 def _count(into: dict[K, int], other: Mapping[K, int]) -> None:
@@ -216,10 +253,11 @@ def _count(into: dict[K, int], other: Mapping[K, int]) -> None:
 
 
 def tidy(cell: Cell) -> Cell:
-    """Without what was counted and taken away again."""
+    """Remove entries that became 0, in place; returns the cell."""
     cell.outcomes = _left(cell.outcomes)
     cell.latency, cell.waited = _left(cell.latency), _left(cell.waited)
     cell.per_token, cell.cost = _left(cell.per_token), _left(cell.cost)
+    cell.reuse = _left(cell.reuse)
     return cell
 
 
@@ -227,16 +265,30 @@ def _left(counts: dict[K, int]) -> dict[K, int]:
     return counts if all(counts.values()) else {name: count for name, count in counts.items() if count}
 
 
+def spent_nanousd(cell: Cell) -> int:
+    """What all attempts cost, with those that ended with their worker; billionths of a dollar."""
+    return cell.cost_nanousd + cell.lost_nanousd
+
+
+def wasted_nanousd(cell: Cell) -> int:
+    """The part of `spent_nanousd` for attempts that gave no answer."""
+    return cell.wasted_nanousd + cell.lost_nanousd
+
+
+_NO_OUTCOMES = dict.fromkeys(Outcome, 0)
+_BY_VALUE = {outcome.value: outcome for outcome in Outcome}
+
+
 def outcomes(cell: Cell) -> dict[Outcome, int]:
     """Attempts by outcome."""
-    found = dict.fromkeys(Outcome, 0)
+    found = _NO_OUTCOMES.copy()
     for name, attempts in cell.outcomes.items():
-        found[Outcome(name.partition(":")[0])] += attempts
+        found[_BY_VALUE[name.partition(":")[0]]] += attempts
     return found
 
 
 def total(cells: Iterable[Cell]) -> Cell:
-    """All of them together."""
+    """The sum of all these cells."""
     found = Cell()
     for cell in cells:
         merge(found, cell)
@@ -244,7 +296,7 @@ def total(cells: Iterable[Cell]) -> Cell:
 
 
 def longer(cells: AnyCells, span_s: int) -> Cells:
-    """The same by cells of `span_s` seconds."""
+    """The same sums in longer cells, of `span_s` seconds."""
     found: Cells = {}
     for (at_s, series), cell in cells.items():
         key = CellKey(at_s // span_s * span_s, series)

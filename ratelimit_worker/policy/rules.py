@@ -1,6 +1,6 @@
-"""Does somebody know better? Rules of a task, or of an installed package, that are asked before our own.
+"""Rules of a task or of an installed package for exceptions, which are asked before our own.
 
-A rule belongs to its writer: one that raises, or answers with something else, has no opinion, and the log says so.
+If a rule raises, or returns something else than a category, this is logged, and it counts as having no opinion.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from ratelimit_worker.policy.headers import MAX_DELAY_S
 
 log = logging.getLogger("ratelimit_worker.classify")
 
-#: Told what a task raised: its category (also by its word, "timeout"), the whole failure, or None: no opinion.
+#: Gets the exception that a task raised; returns a category (or its name, "timeout"), a whole failure, or None: no
+#: opinion.
 Rule = Callable[[BaseException], "Category | Failure | str | None"]
 
 
 def opinion(error: BaseException, rules: Iterable[Rule]) -> Category | Failure | None:
-    """What the first rule that has an opinion says of `error`; None: none has.
+    """The answer of the first rule that has an opinion on `error`; None: none has.
 
-    No rule is asked about an error of this package that is no `CallFailed` (Redis away, a deadline): those are nobody's
-    failure but ours. A `Failure` is kept fit for logs and lanes: one line of cause, a sensible Retry-After or none.
+    Rules are not asked about this package's own errors, except `CallFailed`: others (Redis away, a deadline) are not a
+    provider's failures. A returned `Failure` is cleaned: its cause is one line, its Retry-After sensible or None.
     """
     if isinstance(error, RateLimitWorkerError) and not isinstance(error, CallFailed):
         return None
@@ -35,14 +36,14 @@ def opinion(error: BaseException, rules: Iterable[Rule]) -> Category | Failure |
                 return _fit(said)
             if said is not None:
                 return Category(said)
-        except Exception as wrong:  # a stranger's code, or an answer that is no category: neither may lose the attempt
-            # Neither message nor answer: both may quote what the call asked.
+        except Exception as wrong:  # foreign code, or an invalid answer: neither may lose the attempt
+            # Log neither message nor answer, since both may quote the prompt.
             log.warning("classify.rule_failed rule=%s cause=%s", name_of(rule), type(wrong).__name__)
     return None
 
 
 def name_of(rule: Rule) -> str:
-    """What the log calls a rule: module and name."""
+    """A rule's name in the log: module and name."""
     kind = type(rule)
     return f"{getattr(rule, '__module__', kind.__module__)}.{getattr(rule, '__qualname__', kind.__qualname__)}"
 

@@ -1,14 +1,13 @@
-"""Do two lanes draw on one budget of their provider, and how much of it is each lane's?
+"""Do two lanes use the same budget of their provider, and how is it divided?
 
-Two models of one key, or two names of one model, are two lanes; a provider may count them as one. Nobody tells us, but
-headers show it: each lane sees the same limit, and what is missing from its refill is what the others send. Left alone,
-whichever lane was first keeps nearly all: the other measures the little that is left, and goes at that.
+Two models of one key, or two names of one model, are two lanes, but a provider may count them together. Headers show
+it: both lanes see the same limit, and the units that others send are missing from a lane's refill. Without this module,
+the lane that came first would keep nearly all: the other measures the little that is left, and goes at that pace.
 
-Lanes that are found to share get max-min fair shares of the limit (Bertsekas and Gallager, Data Networks, 6.5.2): a
-lane that asks for less than an equal part leaves the rest to the others.
+Lanes that are found to share a budget get max-min fair shares of the limit (Bertsekas and Gallager, Data Networks,
+6.5.2): a lane that needs less than an equal part leaves the rest to the others.
 
-Pure: how lanes stand and the time go in, shares come out. The tuner keeps `Siblings`; a new holder of its duty learns
-it anew within seconds.
+Pure: the lanes' figures and the time in, shares out. The tuner keeps `Siblings`; a new tuner learns it within seconds.
 """
 
 from __future__ import annotations
@@ -18,24 +17,25 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import NamedTuple
 
-RATE_S = 4.0  #: rates are taken over about so many seconds
-LATE_S = 15.0  #: a lane of which nothing was heard for so long asks for nothing
-#: Others' rates below this part of the limit explain nothing, and above the second must show in a lane's refill.
+RATE_S = 4.0  #: rates are measured over about so many seconds
+LATE_S = 15.0  #: a lane without news for this long needs nothing, seconds
+#: Shares of the limit: others' rates below the first show nothing; above the second, they must be missing from the
+#: refill.
 LITTLE, MUCH = 0.05, 0.2
-LEAST = 0.05  #: of the limit that a lane has in any case, so that it can begin to ask for more
-#: More lanes than this that may draw on one budget are judged together only so often (seconds): each counts for little.
+LEAST = 0.05  #: share of the limit that a lane always has, so that it can begin to need more
+#: If more lanes than this may share a budget, they are judged only every so many seconds, since each counts for little.
 LARGE, LARGE_S = 8, 1.0
-EXPLAINED = 0.5  #: of what the others send must be missing from a lane's refill, for them to be of one budget
+EXPLAINED = 0.5  #: share of the others' rate that must be missing from a lane's refill to conclude that they share
 WANTING = 0.8  #: a lane that sends this part of its pace asks for more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counted:
-    """One dimension of a lane, as the provider's headers tell it."""
+    """One dimension of a lane, according to the provider's headers."""
 
     limit: float  #: units per window
     window_s: float
-    measured: float  #: units/s that flow in for this lane, as it was measured
+    measured: float  #: measured inflow for this lane, units/s
     pace: float  #: units/s that the lane may send
     sent: float  #: units sent in all
 
@@ -47,22 +47,22 @@ class Counted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """One lane at one moment."""
+    """One lane's figures at one moment."""
 
     lane: str
     at: float  #: seconds, Redis clock
-    dimensions: Mapping[str, Counted]  #: those of which headers are fresh
+    dimensions: Mapping[str, Counted]  #: those with fresh headers
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """How a lane stands now, and how it stood some seconds ago."""
+    """A lane's figures now and some seconds ago."""
 
     now: Standing
     before: Standing
 
     def rate(self, dimension: str) -> float:
-        """Units/s sent since `before`; 0 where nothing is known of that."""
+        """Units/s sent since `before`; 0: unknown."""
         then, since_s = self.before.dimensions.get(dimension), self.now.at - self.before.at
         if then is None or since_s <= 0:
             return 0.0
@@ -70,7 +70,7 @@ class _Known:
 
 
 class _Family(NamedTuple):
-    """What lanes have in common that may draw on one budget: the provider, and what its headers tell."""
+    """What lanes that may share a budget have in common: the provider, and the limits in its headers."""
 
     provider: str
     dimension: str
@@ -80,11 +80,11 @@ class _Family(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Siblings:
-    """How the lanes of all providers stood of late."""
+    """Recent figures of the lanes of all providers."""
 
-    known: Mapping[str, _Known]  #: the one that was noted last at the end
+    known: Mapping[str, _Known]  #: the one that was last noted is at the end
     families: Mapping[_Family, Mapping[str, _Known]]
-    #: When shares were found, and by lane, {} where the lanes have a budget each; found when somebody asks.
+    #: When the shares were calculated, and the shares by lane ({}: each lane has its own budget); calculated on demand.
     found: dict[_Family, tuple[float, Mapping[str, float]]]
 
     @classmethod
@@ -93,12 +93,12 @@ class Siblings:
         return cls({}, {}, {})
 
     def note(self, standings: Sequence[Standing], now: float) -> Siblings:
-        """With what was seen just now, and without lanes that were silent for long."""
+        """Add what was seen just now, and drop lanes that were silent for long."""
         known, families = dict(self.known), dict(self.families)
         touched: dict[_Family, dict[str, _Known]] = {}
 
         def members(family: _Family) -> dict[str, _Known]:
-            if family not in touched:  # the others stay as they are, and are not copied
+            if family not in touched:  # the others stay the same, and are not copied
                 touched[family] = families[family] = dict(families.get(family, {}))
             return touched[family]
 
@@ -134,7 +134,7 @@ class Siblings:
         return Siblings(known, families, fresh)
 
     def shares(self, lane: str) -> dict[str, float]:
-        """The part of each dimension's limit that is this lane's, 0 to 1; without those that it has alone."""
+        """This lane's share of each dimension's limit, 0 to 1; without dimensions that it does not share."""
         own = self.known.get(lane)
         if own is None:
             return {}
@@ -160,12 +160,12 @@ def _families(standing: Standing) -> Iterator[_Family]:
 
 
 def provider_of(lane: str) -> str:
-    """What stands before the colon in a lane's name; the whole name where there is none."""
+    """The part of a lane's name before the colon; the whole name if there is none."""
     return lane.partition(":")[0]
 
 
 def _one_budget(family: Mapping[str, _Known], name: str) -> bool:
-    """Whether what the others send is missing from the refill of each, as far as they send enough to tell."""
+    """Whether the others' units are missing from the refill of each lane, as far as they send enough to tell."""
     rates = {lane: one.rate(name) for lane, one in family.items()}
     shown = False
     for lane, one in family.items():
@@ -181,7 +181,8 @@ def _one_budget(family: Mapping[str, _Known], name: str) -> bool:
 
 
 def _fair(family: Mapping[str, _Known], name: str) -> dict[str, float]:
-    """Max-min fair shares: who asks for less than an equal part gets that, the rest is divided among the others."""
+    """Max-min fair shares: a lane that needs less than an equal part gets that; the rest is divided among the
+    others."""
     told = next(iter(family.values())).now.dimensions[name].told
     asks: dict[str, float] = {}
     for lane, one in family.items():

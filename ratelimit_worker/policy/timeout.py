@@ -1,12 +1,12 @@
-"""How long may one attempt take? What a person says, else what the answers of the same task and model have taught.
+"""How long may one attempt take? As configured, else by the latencies of the same task and model.
 
 Learned: four times the p99 of about the last thousand answers, between 30 s and 600 s, and never beyond the call's
-deadline. An attempt that is cut off teaches nothing of how long its answer would have taken, so three things keep a
-provider that has become slower from being taken for one that hangs, for ever:
+deadline. A time-out does not show how long the answer would have taken. So three rules prevent that a provider that has
+become slower is taken for a hanging one for ever:
 
-- each try that a call has used doubles its time;
-- an answer of the last ten minutes is a witness: half as long again must be allowed;
-- while attempts time out and none is answered, the time grows to a quarter of how long that has gone on.
+- each try that a call has used doubles its time-out;
+- the time-out is at least 1.5 times the slowest answer of the last ten minutes;
+- while attempts time out and none is answered, it grows to a quarter of the time since that began.
 
 Pure. Latencies are kept as a histogram of buckets a fifth apart.
 """
@@ -20,19 +20,20 @@ from math import ceil, inf, log2
 from ratelimit_worker.calls import CONNECT_S, MOST_ATTEMPT_S, Timeouts
 from ratelimit_worker.policy import estimate
 
-#: The least that is allowed for an answer of which something is known, seconds.
+#: The shortest learned time-out, seconds.
 LEAST_S = 30.0
-#: So many times the p99.
+#: Factor on the p99.
 TIMES = 4.0
-#: A p99 of fewer than twenty answers is none; the first of them count a little less by then.
+#: Weight from which on a p99 is used: about twenty answers, of which the first count a little less by then.
 LEAST_ANSWERS = 19.5
-#: Answers that are remembered, about: each new one makes those before it count less.
+#: About how many answers are remembered: each new one reduces the weight of earlier ones.
 MEMORY = 1000.0
-#: A slow answer is a witness for so long, seconds, and so much more than it took is allowed.
-WITNESS_S, WITNESS_TIMES = 600.0, 1.5
-#: Of the time in which attempts timed out and none was answered.
+#: How long the slowest answer is remembered, seconds, and the factor on it.
+SLOWEST_S, SLOWEST_TIMES = 600.0, 1.5
+#: Share of the time in which attempts timed out and none was answered.
 HANGING_SHARE = 0.25
-#: While nothing is known, of a call that names a maximum of output: so long, and a slow model's time for each token.
+#: While nothing is known, for a call that names a maximum of output: this time, plus a slow model's time for each
+#: token.
 START_S, TOKENS_PER_S = 120.0, 5.0
 LEAST_LEFT_S = 0.001
 
@@ -44,10 +45,10 @@ _LEAST_WEIGHT = 0.001
 class Latencies:
     """How long the answers of one task and model took."""
 
-    weights: Mapping[int, float] = field(default_factory=dict)  #: answers by bucket; older ones count less
-    slowest_s: float = 0.0  #: of the last ten minutes, when it came
+    weights: Mapping[int, float] = field(default_factory=dict)  #: weighted answers by bucket; older ones count less
+    slowest_s: float = 0.0  #: latency of the slowest recent answer
     slowest_at: float = 0.0
-    hanging_since: float = 0.0  #: the first time-out since the last answer, seconds since the epoch; 0: none
+    hanging_since: float = 0.0  #: when the first time-out after the last answer came, seconds since the epoch; 0: none
     at: float = 0.0  #: of the last answer or time-out, seconds since the epoch
 
 
@@ -61,7 +62,7 @@ class Sample:
 
 
 def key(task: str, model: str | None, lane: str) -> str:
-    """The name under which latencies are learned: task and model, or the lane where no model is known."""
+    """The name under which latencies are learned: task and model, or the lane if no model is known."""
     return estimate.key(task, model or lane)
 
 
@@ -79,7 +80,7 @@ def learn(known: Latencies | None, samples: Iterable[Sample]) -> Latencies:
         weights = {bucket: weight * (1.0 - 1.0 / MEMORY) for bucket, weight in weights.items()}
         bucket = _bucket(sample.latency_s)
         weights[bucket] = weights.get(bucket, 0.0) + 1.0
-        if sample.latency_s >= slowest_s or sample.at - slowest_at > WITNESS_S:
+        if sample.latency_s >= slowest_s or sample.at - slowest_at > SLOWEST_S:
             slowest_s, slowest_at = sample.latency_s, sample.at
     return Latencies(
         weights={bucket: weight for bucket, weight in weights.items() if weight >= _LEAST_WEIGHT},
@@ -91,7 +92,7 @@ def learn(known: Latencies | None, samples: Iterable[Sample]) -> Latencies:
 
 
 def p99_s(known: Latencies | None) -> float | None:
-    """Seconds within which 99 of 100 answers came, at most a fifth too many; None: too few are known."""
+    """The p99 of latency, seconds, at most a fifth too high; None: too few answers are known."""
     if known is None or (total := sum(known.weights.values())) < LEAST_ANSWERS:
         return None
     above, found = 0.0, 0
@@ -103,7 +104,7 @@ def p99_s(known: Latencies | None) -> float | None:
 
 
 def slower_share(known: Latencies | None, out_s: float) -> float:
-    """Of the answers that are remembered, the share that took longer than `out_s`; 0 where there is none."""
+    """Share of the remembered answers that took longer than `out_s`; 0 if there are none."""
     total = sum(known.weights.values()) if known is not None else 0.0
     if known is None or total <= 0:
         return 0.0
@@ -112,11 +113,11 @@ def slower_share(known: Latencies | None, out_s: float) -> float:
 
 
 def learned_s(known: Latencies | None, now_s: float, most_tokens: int | None = None) -> float:
-    """What is allowed for an answer by what is known, seconds.
+    """The learned time-out, seconds.
 
     Args:
         now_s: Seconds since the epoch.
-        most_tokens: The output that the call allows; None: it names no maximum.
+        most_tokens: The call's maximum of output tokens; None: it names none.
     """
     p99 = p99_s(known)
     if p99 is not None:
@@ -124,8 +125,8 @@ def learned_s(known: Latencies | None, now_s: float, most_tokens: int | None = N
     else:
         allowed_s = inf if most_tokens is None else START_S + most_tokens / TOKENS_PER_S
     if known is not None:
-        if now_s - known.slowest_at <= WITNESS_S:
-            allowed_s = max(allowed_s, WITNESS_TIMES * known.slowest_s)
+        if now_s - known.slowest_at <= SLOWEST_S:
+            allowed_s = max(allowed_s, SLOWEST_TIMES * known.slowest_s)
         if known.hanging_since > 0:
             allowed_s = max(allowed_s, HANGING_SHARE * (now_s - known.hanging_since))
     return min(MOST_ATTEMPT_S, allowed_s)
@@ -143,9 +144,9 @@ def timeouts(
     """The time-outs of one attempt.
 
     Args:
-        told_s: What a person said of the call, its task, its lane or all of them; held as it is, but for the deadline.
-        left_s: Until the call's deadline.
-        tries: That the call has used before.
+        told_s: The configured time-out of call, task, lane or all; only the deadline can shorten it.
+        left_s: Seconds until the call's deadline.
+        tries: Tries that the call has used before.
         most_tokens: As in `learned_s`.
     """
     if told_s is not None:

@@ -1,16 +1,17 @@
-"""Does it get worse? The latest minutes against the two hours before them, by tests that quiet noise does not pass.
+"""Does a figure get worse? The latest minutes are compared with the two hours before them, by tests that ignore noise.
 
 Two ways lead to "degrading" or "improving", over the last 152 minutes at most:
 
-- **A change.** The values of the last 3 to 32 minutes are ranked among those before them (Mann-Whitney). They have to
-  rank higher even when they are divided by 1.25, by more than chance allows; and chance is measured, not assumed: by
-  how far blocks of minutes before them lie apart. So bursts, calls that are slow together, and heavy tails are what
-  that lane is used to, and no news.
+- **A change.** The values of the last 3 to 32 minutes are ranked among those before them (Mann-Whitney). Even divided
+  by 1.25, they must rank higher by more than chance. Chance is not assumed but measured, by how much blocks of earlier
+  minutes differ from each other. So bursts, calls that are slow together, and heavy tails, if usual for this lane, do
+  not count as a change.
 - **A slide.** The medians of groups of minutes rise steadily (Mann-Kendall, corrected for their correlation), and their
-  slope (Theil-Sen) makes at least 1.75 times as much over the time that is looked at.
+  slope (Theil-Sen) amounts to a factor of at least 1.75 over the whole time.
 
-For rates (errors) a change is a share of failures that the share before makes next to impossible (binomial, with the
-same measure of chance), and at least 5 percentage points away. What has too little to tell is "not enough data".
+For rates (errors), a change is a share of failures that would be next to impossible with the earlier share (binomial,
+with the same measure of chance), and differs by at least 5 percentage points. With too few values it is "not enough
+data".
 """
 
 from __future__ import annotations
@@ -21,24 +22,23 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate, pairwise
 from math import exp, inf, lgamma, log, sqrt
-from statistics import median
 
 from ratelimit_worker.policy import histogram
 from ratelimit_worker.policy.histogram import Histogram
 
-BASELINE_MIN = 120  #: minutes before the latest ones, at most
+BASELINE_MIN = 120  #: most minutes before the latest ones
 TAILS_MIN = (3, 4, 6, 8, 10, 16, 32)  #: lengths of "the latest minutes" that are tried
 LOOK_BACK_MIN = BASELINE_MIN + TAILS_MIN[-1]
-FEWEST_LATEST, FEWEST_BEFORE = 18, 60  #: values that a change is told from
+FEWEST_LATEST, FEWEST_BEFORE = 18, 60  #: least values for finding a change
 FEWEST_BLOCKS = 4
 MARGIN = 1.25  #: a change within this factor is none
 CHANGE_Z = 2.6  #: standard errors beyond the margin
-GROUP_MIN, GROUP_VALUES = 5, 10  #: of a slide: a group has so many minutes and values, at least
+GROUP_MIN, GROUP_VALUES = 5, 10  #: for a slide: least minutes and values of a group
 FEWEST_GROUPS = 8
 SLIDE_Z, SLIDE_RATIO = 4.0, 1.75
-RATE_POINTS = 0.05  #: a change of a share below this is none
-RATE_RATIO = 1.5  #: ... and so is one within this factor
-RATE_CHANCE = 1e-6  #: of a share that has not changed to be told as changed, at one look
+RATE_POINTS = 0.05  #: a smaller change of a share is ignored
+RATE_RATIO = 1.5  #: ... and so is a change within this factor
+RATE_CHANCE = 1e-6  #: probability that an unchanged share is reported as changed, in one test
 
 
 class Trend(StrEnum):
@@ -52,38 +52,41 @@ class Trend(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A trend, with the figures that it rests on. Values: seconds, dollars …, or shares from 0 to 1."""
+    """A trend, with the figures behind it. Values: seconds, dollars …, or shares from 0 to 1."""
 
     trend: Trend
-    before: float | None = None  #: what was typical before; None: unknown
-    latest: float | None = None  #: what is typical of the latest minutes
-    minutes: int = 0  #: how many these are
-    values_before: int = 0  #: calls that these figures are told from
+    before: float | None = None  #: typical value before; None: unknown
+    latest: float | None = None  #: typical value of the latest minutes
+    minutes: int = 0  #: number of latest minutes
+    values_before: int = 0  #: number of earlier values
     values_latest: int = 0
-    z: float = 0.0  #: of the change, standard errors beyond the margin; of a share: minus log10 of its chance
+    z: float = 0.0  #: size of the change: standard errors beyond the margin; of a share: minus log10 of its probability
     per_hour: float | None = None  #: factor by which the figure grows in an hour (Theil-Sen); None: unknown
 
     @property
     def ratio(self) -> float | None:
-        """Latest ÷ before; None: unknown, or nothing before."""
+        """Latest ÷ before; None: unknown, or 0 before."""
         return self.latest / self.before if self.before and self.latest is not None else None
 
 
-NOTHING = Finding(trend=Trend.UNKNOWN)
+NOTHING = Finding(trend=Trend.UNKNOWN, minutes=TAILS_MIN[-1])  #: there are no values
 
 
 def of_values(minutes: Sequence[Mapping[int, int]], *, more_is_worse: bool = True) -> Finding:
     """The trend of values such as latencies.
 
     Args:
-        minutes: Histograms of one minute each, oldest first, to the last whole one; empty where nothing was seen.
+        minutes: Histograms of one minute each, oldest first, up to the last whole one; empty: no values.
     """
     minutes = minutes[-LOOK_BACK_MIN:]
+    values = [sum(one.values()) for one in minutes]
+    if sum(values) < FEWEST_LATEST + FEWEST_BEFORE:  # too few for a slide, too
+        return _too_few(values)
     ranked = _ranked(minutes)
-    tried = {tail: z for tail in TAILS_MIN if tail < len(ranked) and (z := _change(ranked, tail)) is not None}
+    tried = {tail: z for tail in TAILS_MIN if tail < len(minutes) and (z := _change(ranked, tail)) is not None}
     slide = _slide(minutes)
     if not tried and slide is None:
-        return NOTHING
+        return _too_few(values)
     per_hour, slides = slide if slide is not None else (None, 0)
     tail = max(tried, key=lambda one: (abs(tried[one]), one), default=len(minutes) // 2)
     found = _told(minutes, tail, tried.get(tail, 0.0))
@@ -95,15 +98,15 @@ def of_values(minutes: Sequence[Mapping[int, int]], *, more_is_worse: bool = Tru
 
 
 def of_shares(minutes: Sequence[tuple[int, int]]) -> Finding:
-    """The trend of a share such as that of errors: the more, the worse.
+    """The trend of a share for which more is worse, such as errors.
 
     Args:
-        minutes: (of that kind, all) of each minute, oldest first, to the last whole one.
+        minutes: (number of that kind, number of all) of each minute, oldest first, up to the last whole one.
     """
     minutes = minutes[-LOOK_BACK_MIN:]
     found = [one for tail in TAILS_MIN if (one := _share_change(minutes, tail)) is not None]
     if not found:
-        return NOTHING
+        return _too_few([of_all for _, of_all in minutes])
     changed = max(found, key=lambda one: one.z)
     if changed.z < -log(RATE_CHANCE) / log(10):
         return changed
@@ -112,7 +115,7 @@ def of_shares(minutes: Sequence[tuple[int, int]]) -> Finding:
 
 
 def inverted(one: Finding) -> Finding:
-    """The same of 1 ÷ the figure, of which more is better."""
+    """The same trend for 1 ÷ the figure, for which more is better."""
     return Finding(
         trend=one.trend,
         before=1 / one.before if one.before else None,
@@ -122,6 +125,17 @@ def inverted(one: Finding) -> Finding:
         values_latest=one.values_latest,
         z=-one.z,
         per_hour=1 / one.per_hour if one.per_hour else None,
+    )
+
+
+def _too_few(values: Sequence[int]) -> Finding:
+    """Not enough data, with the number of values that there are in the longest "latest minutes", and before these."""
+    latest = values[-TAILS_MIN[-1] :]
+    return Finding(
+        trend=Trend.UNKNOWN,
+        minutes=TAILS_MIN[-1],
+        values_before=sum(values) - sum(latest),
+        values_latest=sum(latest),
     )
 
 
@@ -155,72 +169,89 @@ def _add(into: Histogram, counts: Mapping[int, int]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Ranked:
-    """The values of a minute: how many, and their ranks together, as they are and moved by the margin."""
+    """The values of all minutes up to each: how many, and the sums of their ranks, as they are and moved by the margin.
 
-    values: int
-    ranks: float
-    lowered: float  #: ranks of the values divided by the margin
-    raised: float  #: ... and multiplied by it
+    Each begins with 0, so the sum over minutes from `a` on and before `b` is the difference of items `b` and `a`.
+    """
+
+    values: list[int]
+    ranks: list[float]
+    lowered: list[float]  #: the same for the values divided by the margin
+    raised: list[float]  #: ... and multiplied by it
+
+    @property
+    def minutes(self) -> int:
+        """How many minutes there are."""
+        return len(self.values) - 1
 
 
-def _ranked(minutes: Sequence[Mapping[int, int]]) -> list[_Ranked]:
-    """Each value's rank among those of long ago: from 0, below all of them, to 1, above all; empty: there are none."""
+def _ranked(minutes: Sequence[Mapping[int, int]]) -> _Ranked:
+    """Each value's rank among the earlier ones: from 0 (below all) to 1 (above all). There must be some values."""
     reference = _merged(minutes[: -TAILS_MIN[-1]])
     if sum(reference.values()) < FEWEST_BEFORE:
         reference = _merged(minutes)
-    if not reference:
-        return []
     indexes = sorted(reference)
     up_to = [0, *accumulate(reference[index] for index in indexes)]
-    known: dict[int, float] = {}
+    margin, every = histogram.buckets_of_ratio(MARGIN), 2 * up_to[-1]
+    known: dict[int, tuple[float, float, float]] = {}
 
     def rank(index: int) -> float:
-        found = known.get(index)
-        if found is None:
-            lies = up_to[bisect_left(indexes, index)] + up_to[bisect_right(indexes, index)]
-            found = known[index] = lies / 2 / up_to[-1]
-        return found
+        return (up_to[bisect_left(indexes, index)] + up_to[bisect_right(indexes, index)]) / every
 
-    margin = histogram.buckets_of_ratio(MARGIN)
-    return [
-        _Ranked(
-            values=sum(counts.values()),
-            ranks=sum(count * rank(index) for index, count in counts.items()),
-            lowered=sum(count * rank(index - margin) for index, count in counts.items()),
-            raised=sum(count * rank(index + margin) for index, count in counts.items()),
-        )
-        for counts in minutes
-    ]
+    found = _Ranked([0], [0.0], [0.0], [0.0])
+    number, ranks, lowered, raised = 0, 0.0, 0.0, 0.0
+    for counts in minutes:
+        for index, count in counts.items():
+            its = known.get(index)
+            if its is None:
+                its = known[index] = (rank(index), rank(index - margin), rank(index + margin))
+            number += count
+            ranks += count * its[0]
+            lowered += count * its[1]
+            raised += count * its[2]
+        found.values.append(number)
+        found.ranks.append(ranks)
+        found.lowered.append(lowered)
+        found.raised.append(raised)
+    return found
 
 
-def _change(minutes: Sequence[_Ranked], tail: int) -> float | None:
-    """How far the last `tail` minutes stand out, standard errors beyond the margin; None: too little to tell."""
-    earlier, latest = minutes[:-tail][-BASELINE_MIN:], minutes[-tail:]
-    before, now = sum(one.values for one in earlier), sum(one.values for one in latest)
+def _change(minutes: _Ranked, tail: int) -> float | None:
+    """How far the last `tail` minutes differ, standard errors beyond the margin; None: too few values."""
+    end = minutes.minutes - tail
+    begin = max(0, end - BASELINE_MIN)
+    values, ranks = minutes.values, minutes.ranks
+    before, now = values[end] - values[begin], values[-1] - values[end]
     if now < FEWEST_LATEST or before < FEWEST_BEFORE:
         return None
-    usual = sum(one.ranks for one in earlier) / before
+    usual = (ranks[end] - ranks[begin]) / before
     length = max(TAILS_MIN[0], tail // 2)
-    blocks = [
-        (sum(one.values for one in block), sum(one.ranks for one in block))
-        for block in (earlier[end - length : end] for end in range(len(earlier), length - 1, -length))
-    ]
-    means = [(values, ranks / values - usual) for values, ranks in blocks if values]
+    means = []
+    for last in range(end, begin + length - 1, -length):
+        if many := values[last] - values[last - length]:
+            means.append((many, (ranks[last] - ranks[last - length]) / many - usual))
     if len(means) < FEWEST_BLOCKS:
         return None
-    error = sqrt(_overdispersion(means) / 12 * (1 / now + 1 / before))
-    higher = sum(one.lowered for one in latest) / now - usual
-    lower = sum(one.raised for one in latest) / now - usual
+    error = sqrt((1 / now + 1 / before) / 12 + _shared_variance(means) * length / tail)
+    higher = (minutes.lowered[-1] - minutes.lowered[end]) / now - usual
+    lower = (minutes.raised[-1] - minutes.raised[end]) / now - usual
     return max(higher, 0.0) / error or min(lower, 0.0) / error
 
 
-def _overdispersion(blocks: Sequence[tuple[int, float]]) -> float:
-    """How much wider the means of blocks lie apart than those of independent ranks would; at least 1.
+def _shared_variance(blocks: Sequence[tuple[int, float]]) -> float:
+    """The variance of a block's mean that all its calls share: what is left without that of independent ranks.
 
-    Few blocks may lie close by chance: their spread is widened by what its own error may hide.
+    This is DerSimonian and Laird's estimate. It does not depend on how many calls a block has, so a burst among the
+    earlier minutes does not hide a change in minutes with few calls. A few blocks may be close to each other by chance,
+    so the spread is first increased by its own standard error.
+
+    Args:
+        blocks: (number of values, mean rank - mean rank of all) of each block; at least two.
     """
-    found = sum(values * mean * mean for values, mean in blocks) * 12 / (len(blocks) - 1)
-    return max(1.0, found * (1 + 1 / sqrt(len(blocks))))
+    every, free = sum(values for values, _ in blocks), len(blocks) - 1
+    found = sum(values * mean * mean for values, mean in blocks) * 12 / free
+    beyond = max(0.0, found * (1 + 1 / sqrt(len(blocks))) - 1)
+    return beyond * free / 12 / (every - sum(values * values for values, _ in blocks) / every)
 
 
 def _told(minutes: Sequence[Mapping[int, int]], tail: int, z: float) -> Finding:
@@ -240,7 +271,7 @@ def _told(minutes: Sequence[Mapping[int, int]], tail: int, z: float) -> Finding:
 
 
 def _slide(minutes: Sequence[Mapping[int, int]]) -> tuple[float, int] | None:
-    """Factor an hour, and whether the figure rises (1) or falls (-1) steadily; None: too little to tell."""
+    """Factor by hour, and whether the figure rises (1) or falls (-1) steadily; None: too few values."""
     points = _medians(minutes)
     if len(points) < FEWEST_GROUPS:
         return None
@@ -249,7 +280,8 @@ def _slide(minutes: Sequence[Mapping[int, int]]) -> tuple[float, int] | None:
         for number, (at_earlier, earlier) in enumerate(points)
         for at_later, later in points[number + 1 :]
     )
-    slope = median(slopes)
+    middle = len(slopes) // 2
+    slope = (slopes[middle] + slopes[~middle]) / 2  # their median
     z = _mann_kendall(points, slope)
     span = points[-1][0] - points[0][0]
     steady = abs(z) >= SLIDE_Z and abs(slope) * span >= log(SLIDE_RATIO)
@@ -257,7 +289,7 @@ def _slide(minutes: Sequence[Mapping[int, int]]) -> tuple[float, int] | None:
 
 
 def _medians(minutes: Sequence[Mapping[int, int]]) -> list[tuple[float, float]]:
-    """(minute, logarithm of the median) of groups of minutes that have enough values."""
+    """(minute, logarithm of the median) of groups of minutes with enough values."""
     points, group, first = [], Histogram(), 0
     for number, counts in enumerate(minutes):
         _add(group, counts)
@@ -332,10 +364,9 @@ def _share_overdispersion(blocks: Sequence[tuple[int, int]], share: float) -> fl
 
 
 def _at_least(of_one: float, all_one: int, of_other: float, all_other: int) -> float:
-    """The chance of so many of the one or more, where its share is `RATE_RATIO` times the other's.
+    """The probability of this number or more in the first period, if its share is `RATE_RATIO` times the second's.
 
-    Given how many there are of both together, that of the one is binomial. The numbers of events may be fractions,
-    where they come in bursts.
+    Given the total of both, the number in the first is binomial. Numbers may be fractions, if events come in bursts.
     """
     weight = RATE_RATIO * all_one
     p = weight / (weight + all_other)

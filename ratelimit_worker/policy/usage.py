@@ -1,8 +1,8 @@
-"""What has a provider counted for one request? Read from an answer's body, or from an SDK's object of it.
+"""The usage that a provider has counted for one request, from an answer's body or an SDK's object of it.
 
-Each provider leaves other tokens out of its totals; here they are made whole, and what was of a kind is told beside
-them. `docs/money.md` has the table of spellings. Pure. Answers are strangers' values: what makes no sense counts as
-nothing, and nothing here raises.
+Providers leave different tokens out of their totals. Here totals are completed, and kinds of tokens are given in
+addition. `docs/money.md` has the table of spellings. Pure. Answers may contain any values: what makes no sense is
+ignored, and nothing here raises.
 """
 
 from __future__ import annotations
@@ -16,36 +16,39 @@ from ratelimit_worker.calls import Usage
 from ratelimit_worker.policy.estimate import MOST_TOKENS
 
 NANO = 1_000_000_000  #: billionths in a dollar
-_MOST_COST_USD = 1_000_000  #: of one request; beyond, it is no amount of money
+_MOST_COST_USD = 1_000_000  #: largest cost of one request that is believed
 _MOST_WORD = 64  #: characters of a tier or a reason
 
 _USAGES = ("usage", "usage_metadata", "usageMetadata")
 
 
 class _Is(StrEnum):
-    """What a field of a usage counts."""
+    """The meaning of a field of a usage."""
 
     INPUT = auto()
     OUTPUT = auto()
     TOTAL = auto()
-    READ_BESIDE = auto()  #: from a cache, where the input is told without it: Anthropic, Bedrock
+    READ_BESIDE = auto()  #: read from a cache, and not included in the input: Anthropic, Bedrock
     WRITTEN_BESIDE = auto()
-    READ_OF = auto()  #: the same, of the input: DeepSeek, Gemini, Mistral, Cohere, Moonshot
-    THOUGHTS = auto()  #: Gemini's, beside the candidates
-    TOOLS = auto()  #: what Gemini's tools put in, beside the prompt
-    # of the details of input or output
+    READ_OF = auto()  #: read from a cache, and included in the input: DeepSeek, Gemini, Mistral, Cohere, Moonshot
+    THOUGHTS = auto()  #: Gemini's, not included in the candidates
+    TOOLS = auto()  #: input of Gemini's tools, not included in the prompt
+    # in the details of input or output
     WRITTEN_OF = auto()
     REASONING = auto()
     AUDIO = auto()
     IMAGE = auto()
 
 
-#: Each field by all its names; where an answer has two of them, the first counts.
+#: Each field by all its names; if an answer has two of them, the first counts.
 _NAMES: Mapping[_Is, tuple[str, ...]] = {
-    _Is.INPUT: ("prompt_tokens", "input_tokens", "prompt_token_count", "promptTokenCount", "inputTokens"),
+    _Is.INPUT: (
+        *("prompt_tokens", "input_tokens", "prompt_token_count", "promptTokenCount", "inputTokens"),
+        *("prompt_eval_count", "inputTextTokenCount"),
+    ),
     _Is.OUTPUT: (
         *("completion_tokens", "output_tokens", "candidates_token_count", "candidatesTokenCount"),
-        "outputTokens",
+        *("outputTokens", "eval_count", "generation_token_count"),
     ),
     _Is.TOTAL: ("total_tokens",),
     _Is.READ_BESIDE: ("cache_read_input_tokens", "cacheReadInputTokens", "cacheReadInputTokenCount"),
@@ -71,23 +74,31 @@ _OUTPUT_DETAILS = frozenset(
 #: Gemini's lists of tokens by modality.
 _INPUT_MODALITIES = ("prompt_tokens_details", "promptTokensDetails")
 _OUTPUT_MODALITIES = ("candidates_tokens_details", "candidatesTokensDetails")
-#: What Groq tells beside the tokens, and nobody else does; what it reads from its cache is free of its limits.
+#: Counts that are members of the answer itself, without a usage: of Ollama, of Llama and Titan on Bedrock.
+BESIDE = ("prompt_eval_count", "eval_count", "generation_token_count", "inputTextTokenCount")
+#: A field that only Groq has. Tokens that Groq reads from its cache do not count against its limits.
 _GROQ = ("queue_time", "prompt_time")
-#: Where answers say why they ended, by the place: of a choice, of the answer.
+#: Members with the finish reason, by place: of a choice, of the answer.
 _ENDS = ("finish_reason", "stop_reason", "finishReason", "stopReason")
 
 
 def usage_of(answer: Any) -> Usage | None:
-    """What a provider counted, in any of the spellings that are known; None: it tells no tokens.
+    """The usage in an answer, in any known spelling; None: it has no tokens.
 
     OpenAI (chat, responses, embeddings, images, transcripts), Anthropic, Gemini, Cohere, Mistral, DeepSeek, Groq, xAI,
-    OpenRouter (with what it billed), Bedrock, Voyage, LiteLLM and LangChain.
+    OpenRouter (with what it billed), Bedrock, Voyage, Ollama, LiteLLM and LangChain.
     """
     fields = _fields(answer)
+    if not fields:  # most answers of functions: a text
+        return None
     counted = next((found for name in _USAGES if (found := fields.get(name))), None)
     meta = fields.get("meta")
     if counted is None and isinstance(meta, Mapping) and ("billed_units" in meta or "tokens" in meta):
         counted = meta  # Cohere, before its version 2
+    if counted is None:
+        counted = _fields(fields.get("x_groq")).get("usage")  # at the end of Groq's streams
+    if counted is None and any(fields.get(name) is not None for name in BESIDE):
+        counted = fields
     if counted is None:
         return None
     told = _fields(counted)
@@ -97,7 +108,8 @@ def usage_of(answer: Any) -> Usage | None:
 
 
 def finish_reason_of(answer: Any) -> str | None:
-    """Why an answer ended, in its provider's own word ("stop", "end_turn", "MAX_TOKENS", …); None: it does not say."""
+    """The finish reason of an answer, as the provider spells it ("stop", "end_turn", "MAX_TOKENS", …); None: it has
+    none."""
     fields = _fields(answer)
     details = _fields(fields.get("incomplete_details"))
     choices = [
@@ -112,7 +124,7 @@ def finish_reason_of(answer: Any) -> str | None:
 
 
 def counted_tokens(value: Any) -> int | None:
-    """A count, as providers write it: also as a text, or with a fraction; None: it is none."""
+    """A count as providers write it, also as text or with a fraction; None: it is not a count."""
     if isinstance(value, str) and len(value) <= 12 and value.isascii() and value.isdigit():
         value = int(value)
     if isinstance(value, float) and 0 <= value < MOST_TOKENS:
@@ -123,7 +135,7 @@ def counted_tokens(value: Any) -> int | None:
 
 
 def nanousd(amount: Any) -> int | None:
-    """An amount of dollars as billionths; None: it is no amount, or more than one request can cost."""
+    """An amount of dollars as billionths; None: it is not an amount, or more than one request can cost."""
     if isinstance(amount, bool) or not isinstance(amount, int | float | str | Decimal):
         return None
     try:
@@ -136,7 +148,7 @@ def nanousd(amount: Any) -> int | None:
 
 
 def _counts(told: Mapping[str, Any]) -> dict[_Is, int]:
-    """The fields that hold a count. One look at each field that is there: names are many, and fields few."""
+    """The fields that hold a count. Loops over the fields that are there, since known names are many."""
     found: dict[_Is, int] = {}
     ranks: dict[_Is, int] = {}
     for name, value in told.items():
@@ -198,11 +210,11 @@ def _reasoning(
 ) -> tuple[int | None, int | None]:
     """Tokens of reasoning, and the output with them."""
     thoughts = counts.get(_Is.THOUGHTS)
-    if thoughts is not None:  # Gemini counts them beside the candidates
+    if thoughts is not None:  # Gemini does not include them in the candidates
         return thoughts, (outputs or 0) + thoughts
     reasoning = output_of.get(_Is.REASONING)
     if reasoning and outputs is not None and counts.get(_Is.TOTAL) == (inputs or 0) + outputs + reasoning:
-        return reasoning, outputs + reasoning  # xAI counts them beside the completion, as its total shows
+        return reasoning, outputs + reasoning  # xAI does not include them in the completion, as its total shows
     return reasoning, outputs
 
 
@@ -218,7 +230,7 @@ def _long_writes(told: Mapping[str, Any]) -> int | None:
 
 
 def _cohere(told: Mapping[str, Any]) -> Usage:
-    """What its models read ("tokens") has a system prompt of its own, which is not billed ("billed_units")."""
+    """Cohere counts its own system prompt in "tokens", but does not bill it ("billed_units")."""
     read, billed = _counts(_fields(told.get("tokens"))), _counts(_fields(told.get("billed_units")))
     inputs, outputs, billed_inputs = read.get(_Is.INPUT), read.get(_Is.OUTPUT), billed.get(_Is.INPUT)
     if inputs is None and outputs is None:
@@ -232,7 +244,7 @@ def _cohere(told: Mapping[str, Any]) -> Usage:
 
 
 def _billed(told: Mapping[str, Any]) -> int | None:
-    """What the answer says that it cost: OpenRouter in dollars, Perplexity in parts, xAI in ten-billionths."""
+    """The cost in an answer: OpenRouter gives dollars, Perplexity several parts, xAI ten-billionths of a dollar."""
     cost = told.get("cost")
     if isinstance(cost, Mapping) or _kept(cost):
         return nanousd(_fields(cost).get("total_cost"))
@@ -241,7 +253,7 @@ def _billed(told: Mapping[str, Any]) -> int | None:
         if own is None or told.get("is_byok") is not True:
             return own
         upstream = nanousd(_fields(told.get("cost_details")).get("upstream_inference_cost"))
-        return own + (upstream or 0)  # with a key of one's own, `cost` is OpenRouter's fee alone
+        return own + (upstream or 0)  # if the user has their own key, `cost` is only OpenRouter's fee
     ticks = told.get("cost_in_usd_ticks")
     if isinstance(ticks, int) and not isinstance(ticks, bool) and 0 <= ticks <= _MOST_COST_USD * 10**10:
         return (ticks + 5) // 10
@@ -278,6 +290,6 @@ def _fields(of: Any) -> Mapping[str, Any]:
 
 
 def _kept(of: Any) -> Mapping[str, Any]:
-    """The attributes that an object keeps; its properties are not called, for they may do anything."""
+    """The attributes stored in an object; properties are not called, since they may do anything."""
     kept = getattr(of, "__dict__", None)
     return kept if isinstance(kept, dict) else {}

@@ -1,7 +1,7 @@
-"""What do providers and their SDKs call their failures? Tables alone: words, statuses, messages, class names.
+"""How providers and their SDKs name failures. Only tables: words, statuses, messages, class names.
 
-Machine words are compared without case and punctuation. Classes are known by the package that defines them, so no SDK
-is imported. What is read from them stands in `classification`.
+Machine words are compared without case and punctuation. Classes are recognised by the package that defines them, so no
+SDK is imported. `classification` uses these tables.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 
 from ratelimit_worker.calls import Category
+from ratelimit_worker.policy.pattern import lazy
 
 _C = Category
 
@@ -21,7 +22,7 @@ def _split(words: str) -> list[str]:
 
 # --- Machine words, compared without case and punctuation: `rate_limit_exceeded` and `RateLimitExceeded` are one. ---
 
-#: Words that say more than any status does.
+#: Words that decide, whatever the status.
 DECISIVE_WORDS: Mapping[str, Category] = {
     **dict.fromkeys(
         _split(
@@ -64,7 +65,7 @@ DECISIVE_WORDS: Mapping[str, Category] = {
     "modeltimeoutexception": _C.TIMEOUT,
 }
 
-#: Words that decide where the status does not: errors inside a 200 or a stream, a 400 or 403 that means something else.
+#: Words that decide if the status does not: for errors inside a 200 or a stream, and where 400 or 403 is too general.
 TELLING_WORDS: Mapping[str, Category] = {
     **dict.fromkeys(
         _split(
@@ -119,12 +120,12 @@ STATUS: Mapping[int, Category] = {
     407: _C.AUTH,
     408: _C.TIMEOUT,
     409: _C.CONFLICT,
-    420: _C.RATE_LIMITED,  # no standard's: "Enhance your calm"
+    420: _C.RATE_LIMITED,  # in no standard: "Enhance your calm"
     424: _C.SERVER_ERROR,  # Bedrock: the model behind it failed
     425: _C.CONFLICT,
     429: _C.RATE_LIMITED,
     498: _C.OVERLOADED,  # Groq: flex capacity exceeded
-    499: _C.CONNECTION,  # a gateway on the way gave the connection up
+    499: _C.CONNECTION,  # a gateway on the way has closed the connection
     503: _C.OVERLOADED,
     522: _C.TIMEOUT,  # Cloudflare: the provider behind it did not answer
     524: _C.TIMEOUT,
@@ -133,15 +134,15 @@ STATUS: Mapping[int, Category] = {
     599: _C.TIMEOUT,
 }
 
-#: Statuses so general that a telling word wins over them.
+#: Statuses so general that a specific word overrides them.
 VAGUE_STATUS = frozenset({400, 403, 404, 422})
 
 #: Statuses of requests that are wrong in themselves: their messages may quote the request.
 ECHOING_STATUS = frozenset({400, 404, 413, 415, 422})
 
-# --- Messages: only where a provider gives no machine word for it. A 400's may echo input: only its very start. ---
+# --- Messages: only where a provider has no machine word. A 400 may repeat its input, so only its start counts. ---
 
-#: A day or more, or money: where one of these is said, waiting a minute does not help.
+#: Words about a day or longer, or about money: waiting a minute does not help.
 _USED_UP = (
     r"insufficient[_ ](?:quota|credit|balance|fund)|credit balance|(?:out of|not enough|no remaining) credits?"
     r"|(?:used|spent) (?:up )?all (?:of )?(?:your |the )?(?:available |remaining )?(?:credits?|quota|balance)"
@@ -163,43 +164,43 @@ _USED_UP = (
     r"|l[ií]mite (?:diari[oa]|mensual|mensal)|quota (?:journalier|quotidien|mensuel)\w*|limite giornalier[oa]"
     r"|guthaben (?:ist )?(?:aufgebraucht|nicht ausreichend|reicht nicht|erschöpft)|(?:tages|monats)(?:limit|kontingent)"
 )
-#: Anywhere in a message that quotes no request.
-QUOTA_429 = re.compile(_USED_UP, re.I)
-#: What a provider offers to those who pay is not what was refused ("Add 10 credits to unlock 1000 requests per day").
-OFFER = re.compile(r"\b(?:add [0-9]+ credits?|upgrade|to unlock)\b[^.\n]*", re.I)
-QUOTA_400 = re.compile(
+#: Anywhere in a message that does not quote the request.
+QUOTA_429 = lazy(_USED_UP, re.I)
+#: Offers to pay, which do not say what was refused ("Add 10 credits to unlock 1000 requests per day").
+OFFER = lazy(r"\b(?:add [0-9]+ credits?|upgrade|to unlock)\b[^.\n]*", re.I)
+QUOTA_400 = lazy(
     r"\W*(?:your (?:account'?s? )?credit balance is too low|you have reached your specified (?:\w+ )?usage limits?"
     r"|billing hard limit has been reached|your account is not active, please check your billing"
     r"|insufficient (?:account )?(?:balance|credits?|funds|quota)|you have run out of credits|out of call volume quota"
     r"|credit limit exceeded|account [\w-]{1,64} is suspended, possibly due to reaching the monthly spending limit)",
     re.I,
 )
-#: A 403 that is a quota, and no key: at a 429 the same words may be about a minute.
-QUOTA_403 = re.compile(
+#: A 403 that means a quota and not the key; in a 429, the same words may be about a minute.
+QUOTA_403 = lazy(
     r"\bquota (?:has been |is |was )?(?:exceeded|exhausted)\b"
     r"|\b(?:exceeded|exhausted) (?:your|the|its)\b.{0,20}\bquota\b"
     r"|\bfree tier\b.{0,40}\bexhausted\b",
     re.I,
 )
-#: A 403 that is about what was asked (OpenRouter's moderation).
-FLAGGED_403 = re.compile(r"\b(?:input|prompt|content|request) (?:was |is |has been )?flagged\b", re.I)
-#: A 400 that is about it, where no word says so, by how its message begins (Z.ai).
-FILTERED_400 = re.compile(r"\W*系统检测到输入或生成内容可能包含不安全或敏感内容")
-#: A 400 that is the account's doing, by how its message begins.
-ACCOUNT_400 = re.compile(
+#: A 403 that is about the request's content (OpenRouter's moderation).
+FLAGGED_403 = lazy(r"\b(?:input|prompt|content|request) (?:was |is |has been )?flagged\b", re.I)
+#: A 400 that is about the content, without a machine word, by the start of its message (Z.ai).
+FILTERED_400 = lazy(r"\W*系统检测到输入或生成内容可能包含不安全或敏感内容")
+#: A 400 that is about the account, by the start of its message.
+ACCOUNT_400 = lazy(
     r"\W*(?:this organization has been disabled|(?:incorrect|invalid) api key\b|api key (?:not valid|expired)"
     r"|user location is not supported)",
     re.I,
 )
 #: OpenAI's sentence for an account that has no credit.
-OWN_QUOTA = re.compile(r"exceeded your current quota", re.I)
-#: A limit of 0 is no rate: this key may not use this at all until somebody pays.
-NO_LIMIT = re.compile(r"\blimit(?:ed)?(?: is| to)?[:=]? ?0(?![.,]?[0-9])", re.I)
-NEVER_FITS = re.compile(r"\W*request too large .{0,300}?limit:? ([0-9]{1,12}), requested:? ([0-9]{1,12})", re.I | re.S)
+OWN_QUOTA = lazy(r"exceeded your current quota", re.I)
+#: A limit of 0: this key may not use this at all, until somebody pays.
+NO_LIMIT = lazy(r"\blimit(?:ed)?(?: is| to)?[:=]? ?0(?![.,]?[0-9])", re.I)
+NEVER_FITS = lazy(r"\W*request too large .{0,300}?limit:? ([0-9]{1,12}), requested:? ([0-9]{1,12})", re.I | re.S)
 
 # --- Class names, by the package that defines the class or one of its bases. ---
 
-#: Packages whose errors speak of a provider or the way to it.
+#: Packages whose errors are about a provider or the way to it.
 PROVIDER_ROOTS = frozenset(
     _split(
         "openai anthropic google vertexai grpc mistralai cohere groq botocore boto3 aiobotocore "
@@ -211,12 +212,12 @@ PROVIDER_ROOTS = frozenset(
     )
 )
 
-#: Packages whose errors speak of our own house: broker, database, Celery's control flow. No failure of a provider.
+#: Packages whose errors are about broker, database or Celery's control flow, and never a provider's failure.
 OTHER_ROOTS = frozenset(
     _split("redis valkey kombu celery billiard amqp vine sqlalchemy alembic psycopg psycopg2 asyncpg sqlite3 pymongo")
 )
 
-#: Class names that say more than the status the class carries (litellm gives its APIConnectionError a 500).
+#: Class names that say more than the status of the exception (litellm gives its APIConnectionError a 500).
 DECISIVE_NAMES: Mapping[str, Category] = {
     **dict.fromkeys(
         _split(
@@ -237,7 +238,7 @@ DECISIVE_NAMES: Mapping[str, Category] = {
         ),
         _C.CONNECTION,
     ),
-    # urllib3 derives this from a timeout, though it says that the connection was refused.
+    # In urllib3 this derives from a timeout, but means that the connection was refused.
     **dict.fromkeys(("NewConnectionError", "NameResolutionError"), _C.CONNECTION),
     **dict.fromkeys(
         _split(
@@ -274,7 +275,7 @@ DECISIVE_NAMES: Mapping[str, Category] = {
     **dict.fromkeys(("BudgetExceededError", "ModelQuotaExceededError"), _C.QUOTA_EXHAUSTED),
 }
 
-#: Class names of errors that come before a request has left.
+#: Class names of errors that come before the request was sent.
 UNSENT_NAMES = frozenset(
     _split(
         "ConnectError ConnectTimeout PoolTimeout ProxyError NewConnectionError NameResolutionError ConnectTimeoutError "
@@ -282,7 +283,7 @@ UNSENT_NAMES = frozenset(
     )
 )
 
-#: Class names that decide where there is neither status nor word.
+#: Class names that decide if there is neither status nor word.
 TELLING_NAMES: Mapping[str, Category] = {
     **dict.fromkeys(
         _split(
@@ -317,7 +318,7 @@ TELLING_NAMES: Mapping[str, Category] = {
     ),
 }
 
-#: Bases of SDK errors that, raised as they are, carry an error event of a stream or a missing key.
+#: Base classes of SDK errors; raised themselves, they stand for an error event of a stream or a missing key.
 BARE_NAMES: Mapping[str, Category] = {
     "openai.APIError": _C.SERVER_ERROR,
     "openai.APIStatusError": _C.SERVER_ERROR,

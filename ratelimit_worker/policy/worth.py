@@ -1,14 +1,14 @@
-"""Which kept answers go when there is no room? Those that save least for what they take.
+"""Which kept answers are evicted when the cache is full? Those that save least for their size.
 
 The rule is GreedyDual-Size-Frequency (Cherkasova, 1998). An entry's score is
 
     floor + uses * cost of asking again / bytes that it takes
 
-and the entry with the lowest score is evicted. The floor rises to the score of each one that is evicted, so an answer
-that was used much but long ago goes too. Two bounds hold, on bytes and on entries; whichever is short, an entry takes
-at least its even share of the bytes, so a small answer does not win because of its size while entries are short.
+and the entry with the lowest score is evicted. The floor rises to the score of each evicted entry, so an answer that
+was used much but long ago is evicted in time. There are two bounds, on bytes and on entries. An entry counts as taking
+at least its even share of the bytes, so that small answers have no advantage while entries are the tighter bound.
 
-`stores/lua/shared/kept.lua` does this in Redis. `Kept` is the same as a model, to which a test holds the script.
+`stores/lua/shared/kept.lua` does this in Redis. `Kept` is a model of it, with which a test compares the script.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ratelimit_worker.contracts.kept import NANOUSD_PER_TOKEN, USUAL_NANOUSD, WO
 
 
 def again_nanousd(usage: Usage | None, reserved_tokens: int = 0, paid_nanousd: int | None = None) -> int:
-    """What asking again would cost, in billionths of a dollar: what the answer cost, or else by its tokens; at least 1.
+    """Cost of asking again, in billionths of a dollar: what the answer cost, or else by its tokens; at least 1.
 
     Args:
-        usage: What the provider counted; None: it told nothing.
-        reserved_tokens: What the call was estimated to take; 0: nobody knows.
+        usage: The provider's count; None: unknown.
+        reserved_tokens: The call's estimate; 0: unknown.
         paid_nanousd: What the answer cost; None: no price is known.
     """
     if paid_nanousd is not None:
@@ -35,14 +35,14 @@ def again_nanousd(usage: Usage | None, reserved_tokens: int = 0, paid_nanousd: i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """How much may be kept, of all answers together."""
+    """The bounds on all kept answers together."""
 
     entries: int
     bytes: int
 
 
 def of_one_use(cost_nanousd: int, size: int, bounds: Bounds) -> float:
-    """How much one use of an entry adds to its score.
+    """What one use of an entry adds to its score.
 
     Args:
         size: Bytes that it takes in all.
@@ -62,9 +62,9 @@ class Entry:
 
 @dataclass(slots=True)
 class Kept:
-    """All kept answers, by fingerprint: what the scripts do with them, as a model without a server.
+    """All kept answers, by fingerprint: a model of what the scripts do, without a server.
 
-    What has ended is taken out by whoever knows the time (`forget`).
+    Expired entries are removed by the caller (`forget`).
     """
 
     floor: float = 0.0
@@ -72,7 +72,7 @@ class Kept:
     bytes: int = 0
 
     def use(self, fingerprint: str) -> bool:
-        """Give an answer once more -> False: it is not kept."""
+        """Use a kept answer -> False: there is none."""
         entry = self.entries.get(fingerprint)
         if entry is None:
             return False
@@ -81,9 +81,9 @@ class Kept:
         return True
 
     def keep(self, fingerprint: str, size: int, cost_nanousd: int, bounds: Bounds) -> list[str]:
-        """Keep an answer -> those that were evicted for it, in that order. One larger than all room is not kept.
+        """Keep an answer -> those that were evicted for it, in order. One that is larger than the bound is not kept.
 
-        An answer that takes the place of an older one keeps the uses of that.
+        An answer that replaces an older one keeps that one's number of uses.
         """
         before = self.forget(fingerprint)
         if bounds.entries < 1 or size > bounds.bytes:
@@ -102,7 +102,7 @@ class Kept:
         return evicted
 
     def forget(self, fingerprint: str) -> Entry | None:
-        """Take an answer out -> None: it was not kept."""
+        """Remove an answer -> None: it was not kept."""
         entry = self.entries.pop(fingerprint, None)
         if entry is not None:
             self.bytes -= entry.size

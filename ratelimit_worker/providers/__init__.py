@@ -1,1 +1,1 @@
-"""Providers call: one HTTP client, and the shapes of the APIs behind it."""
+"""Calls to providers: one HTTP client, and one module for each API."""

@@ -1,7 +1,7 @@
-"""How many bytes of an answer may come into memory? It is decoded piece by piece, and counted as it is decoded.
+"""Reads an answer within a bound of bytes: it is decoded piece by piece, and counted while it is decoded.
 
-httpx decodes whatever came in one read at once: 1.7 kB of `Content-Encoding: gzip, gzip` become 2 GB before anybody
-could count them. Here no step makes more than `PIECE_BYTES` at a time, and none makes more than the bound in all.
+httpx decodes everything that one read brought at once: 1.7 kB of `Content-Encoding: gzip, gzip` become 2 GB before
+anybody can count them. Here no step produces more than `PIECE_BYTES` at a time, and none more than the bound in all.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import httpx2 as httpx
 from ratelimit_worker.errors import InvalidRequest
 
 PIECE_BYTES = 64 * 1024
-MOST_ENCODINGS = 2  #: that one answer may have, one inside the other; honest servers use one
-#: Of the body of a refusal as much is kept: what it says of its cause stands at its beginning.
+MOST_ENCODINGS = 2  #: most encodings of one answer, one inside the other; honest servers use one
+#: Most bytes that are kept of the body of a refusal: its cause is at the beginning.
 MOST_REFUSAL_BYTES = 1024 * 1024
 MB = 1024 * 1024
 
@@ -26,17 +26,18 @@ _WINDOWS = {
     "deflate": (zlib.MAX_WBITS, -zlib.MAX_WBITS),  # with zlib's header, as the standard says, or bare
 }
 
-#: What is asked for: what is read here.
+#: Sent as `Accept-Encoding`: the encodings that can be read here.
 ENCODINGS = "gzip, deflate"
 
 
 def read_answer(answer: httpx.Response, most_bytes: int) -> bytearray:
     """The decoded body of a streamed answer. One buffer that grows: the pieces are never kept beside the whole.
 
-    What is encoded in a way that nobody asked for stays as it came.
+    A body with an encoding that was not asked for is left as it came.
 
     Args:
-        most_bytes: Bound of a good answer (2xx), decoded or not. Of any other at most `MOST_REFUSAL_BYTES` are read.
+        most_bytes: Bound of a good answer (2xx), decoded or not. Of other answers at most `MOST_REFUSAL_BYTES` are
+            read.
     Raises:
         InvalidRequest: A good answer is larger than that, or encoded more than `MOST_ENCODINGS` times. Final: the same
             question would bring the same answer.
@@ -67,7 +68,7 @@ def too_large(most_bytes: int, status: int) -> InvalidRequest:
 
 
 class _TooLarge(Exception):
-    """More came than may."""
+    """More bytes came than are allowed."""
 
 
 def _decoded(answer: httpx.Response, most: int) -> Iterator[bytes]:
@@ -77,7 +78,7 @@ def _decoded(answer: httpx.Response, most: int) -> Iterator[bytes]:
         return answer.iter_raw()
     if len(encodings) > MOST_ENCODINGS:
         if not 200 <= answer.status_code < 300:
-            return iter(())  # its status says what it is about
+            return iter(())  # its status says enough
         raise InvalidRequest(f"the answer is encoded {len(encodings)} times", answer.status_code)
     pieces: Iterator[bytes] = answer.iter_raw()
     for name in reversed(encodings):  # the last was applied last
@@ -97,8 +98,8 @@ def _inflated(pieces: Iterable[bytes], windows: tuple[int, ...], most: int) -> I
         while rest:
             if inflater.eof:
                 if len(windows) > 1 or rest[:1] != b"\x1f":
-                    break  # what stands behind the end is nobody's
-                inflater = zlib.decompressobj(windows[0])  # gzip's files may stand one behind the other
+                    break  # anything after the end is ignored
+                inflater = zlib.decompressobj(windows[0])  # several gzip files may follow each other
             try:
                 out = inflater.decompress(rest, PIECE_BYTES)
             except zlib.error as error:

@@ -1,8 +1,9 @@
-"""What does the body of an answer say, read as JSON as servers write it?
+"""Reads the body of an answer as JSON, with the mistakes that servers make.
 
-Most of it is JSON, and is read as fast as can be. What the fast reader refuses is looked at once more: some servers put
-a byte order mark before it, declare another charset, or let line ends and half characters into their texts. An answer
-that was paid for is not thrown away for these. NaN and infinite numbers are no JSON: nobody after us could read them.
+Most bodies are valid JSON, which a fast reader reads. A body that it refuses is read a second time: some servers put
+a byte order mark in front, declare another charset, or have raw line ends and half surrogate pairs in their texts. An
+answer that was paid for is not thrown away for these. NaN and infinite numbers are refused: no JSON reader could read
+them.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from ratelimit_worker.policy.completion import without_comments
 
 _BOM = b"\xef\xbb\xbf"
 _CHARSET = re.compile(r"charset=\"?([a-z0-9_-]{3,20})")
-#: Of other charsets those in which an answer may come. (Python knows many that are none, and some that are slow.)
+#: Other charsets in which an answer may come. (Python knows many codecs that are no charsets, and some that are slow.)
 _CHARSETS = re.compile(r"iso-8859-|latin|windows-125|cp125|utf-?16|utf-?32|gb|big5|shift_?jis|euc-")
-#: Half a character of two, as an escape; escaped backslashes before it are passed over.
+#: Half of a surrogate pair, as an escape; escaped backslashes before it are skipped.
 _HALF = re.compile(
     r"((?:\\\\|\\[^u\\]|\\u(?![dD][89a-fA-F])[0-9a-fA-F]{4}|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})+)"
     r"|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
@@ -30,7 +31,7 @@ _decode = msgspec.json.Decoder().decode
 
 
 def read_json(raw: bytes | bytearray, content_type: str) -> Any:
-    """The value that a body holds; what has half a character has U+FFFD in its place.
+    """The value in a body; half surrogate pairs are replaced by U+FFFD.
 
     Args:
         raw: Decoded (`answer_bytes`).

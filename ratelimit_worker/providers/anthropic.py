@@ -1,4 +1,4 @@
-"""What does an Anthropic-shaped API want to hear, and what does its answer say?"""
+"""Requests and answers of Anthropic's API, and of others with its format."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ MESSAGES_PATH = "/v1/messages"
 
 
 def endpoint(environment: Mapping[str, str], base_url: str | None = None) -> http.Endpoint:
-    """Who we are to the API: `ANTHROPIC_BASE_URL`, `ANTHROPIC_API_KEY` or `ANTHROPIC_API_KEY_FILE`.
+    """Address and key for the API: `ANTHROPIC_BASE_URL`, `ANTHROPIC_API_KEY` or `ANTHROPIC_API_KEY_FILE`.
 
     Args:
         environment: The process's environment, as `config` read it.
-        base_url: Instead of `ANTHROPIC_BASE_URL`. The key goes there too: it must not come out of a call's arguments.
+        base_url: Instead of `ANTHROPIC_BASE_URL`; never from a call's arguments, since the key is sent there too.
     Raises:
         ConfigurationError, AuthenticationFailed: As in `http.endpoint`.
     """
@@ -51,9 +51,9 @@ def request(to: http.Endpoint, body: Any, path: str = MESSAGES_PATH, timeout_s: 
 
 
 def size(body: Any, path: str = MESSAGES_PATH) -> Size:
-    """What a body says of its tokens: bytes / 4 of messages, system and tools, and `max_tokens`.
+    """Estimate of a request's tokens: bytes / 4 of messages, system and tools, and `max_tokens`.
 
-    The API demands `max_tokens`, and refuses a body without it. Never raises.
+    The API requires `max_tokens`, and refuses a body without it. Never raises.
     """
     if not isinstance(body, Mapping):
         return Size(output_tokens=0)
@@ -66,7 +66,7 @@ def size(body: Any, path: str = MESSAGES_PATH) -> Size:
 
 
 def refusal(body: Any) -> str | None:
-    """The text that came with a refusal, "" where none did; None where there was no refusal. Not fit for a log."""
+    """The text that came with a refusal, "" if there was none; None: there was no refusal. Must not be logged."""
     if not isinstance(body, Mapping) or finish_reason_of(body) != "refusal":
         return None
     content = body.get("content")

@@ -1,4 +1,4 @@
-"""Which APIs are spoken here, and how does a request for any of their paths go out? One name for each account."""
+"""The known APIs, by name, and one way to send a request to any of their paths."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ratelimit_worker.providers import anthropic, google, http, openai
 
 
 class Api(Protocol):
-    """A module that speaks an API."""
+    """A module for one API."""
 
     PROVIDER: str
     ACCOUNT: http.Account
 
     def endpoint(self, environment: Mapping[str, str], base_url: str | None = None) -> http.Endpoint:
-        """Who we are to it."""
+        """Address and key for it."""
         ...
 
     def size(self, body: Any, path: str = "") -> Size:
-        """What a body says of its tokens."""
+        """Estimate of a request's tokens."""
         ...
 
 
@@ -43,18 +43,18 @@ def api_named(provider: Any) -> Api:
 
 
 def api_of(path: str) -> Api:
-    """The API that a path belongs to, where nobody names a provider."""
+    """The API that a path belongs to, if no provider is named."""
     return APIS[provider_of(path)]
 
 
 def size(body: Any, path: str) -> Size:
-    """What a request says of its tokens, by the shape that its operation has, whoever answers it."""
+    """Estimate of a request's tokens, by the format of its operation, whichever provider answers."""
     operation = operation_of(path)
     return APIS[operation.provider if operation is not None else openai.PROVIDER].size(body, path)
 
 
 def request(api: Api, to: http.Endpoint, path: str, body: Any, timeout_s: float | None = None) -> Response:
-    """Send one request for whatever path.
+    """Send one request to any path.
 
     Raises:
         As `http.send`.

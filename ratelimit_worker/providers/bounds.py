@@ -1,4 +1,4 @@
-"""How large may an answer be? Apart from the HTTP client, which a process that only sends calls does not load."""
+"""The bound on the size of an answer; not in `http`, since a process that only sends calls does not load that."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _most_answer_bytes = round(Settings().max_answer_mb * MB)
 
 
 def most_answer_bytes() -> int:
-    """So many bytes a good answer of this process may have, decoded."""
+    """Most bytes that a good answer may have in this process, decoded."""
     return _most_answer_bytes
 
 
 def bound_answers(megabytes: float) -> None:
-    """From now on a good answer of this process may have so many MB, decoded."""
+    """Set how many MB a good answer may have in this process, decoded."""
     global _most_answer_bytes
     _most_answer_bytes = round(megabytes * MB)

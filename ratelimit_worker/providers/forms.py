@@ -1,7 +1,7 @@
-"""How do a sound or a picture travel in a call? In its arguments as base64, and to the provider in a form.
+"""Audio and images in requests: base64 in a call's arguments, and a multipart form for the provider.
 
-A file is `{"data": base64, "filename": "a.mp3"}` (or `"content_type"` in place of the name), or a `data:` URL. Nothing
-is read from a disk or an address: both would be the worker's, named by whoever makes the call.
+A file is `{"data": base64, "filename": "a.mp3"}` (or `"content_type"` instead of the name), or a `data:` URL. Nothing
+is read from a disk or an address: else any caller could have files of the worker's machine sent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ratelimit_worker.policy.endpoints import Operation
 
 #: Fields that are files; a `data:` URL in any other is a text.
 FILES = ("file", "image", "mask")
-#: What the types of sounds and pictures are called at the end of a name; Python's own table varies with the machine.
+#: File extensions of audio and image types; Python's own table varies with the machine.
 _ENDINGS = {
     "audio/mpeg": "mp3",
     "audio/mp3": "mp3",
@@ -57,7 +57,7 @@ def form(body: Mapping[str, Any]) -> list[tuple[str, Part]]:
     """The parts of a body; lists and tables are named as OpenAI's clients name them (`a[]`, `a[b]`).
 
     Raises:
-        BadInput: a file is none.
+        BadInput: a file is invalid.
     """
     parts: list[tuple[str, Part]] = []
     for name, value in body.items():

@@ -1,7 +1,7 @@
-"""What does one answer tell of the provider, while the caller alone reads it? Its status, headers and tokens.
+"""Status, headers and tokens of an answer that a caller's own client reads.
 
-Nothing here reads from a connection: it is handed what the caller has read, and keeps no more than it must. All of it
-is a stranger's; what makes no sense counts as nothing.
+Nothing here reads from a connection: it gets what the caller has read, and keeps no more than it must. All of it comes
+from outside; what makes no sense is ignored.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from typing import Any
 import msgspec
 
 from ratelimit_worker.calls import Glimpse, Response, Sighting, Usage
+from ratelimit_worker.policy.hosts import provider_at
 from ratelimit_worker.policy.usage import finish_reason_of, usage_of
 
-#: Bytes of a streamed JSON answer, or of a line of an event stream, that are kept; a longer one tells no tokens.
+#: Most bytes that are kept of a streamed JSON answer or a line of an event stream; of longer ones no tokens are read.
 MOST_KEPT = 8 * 1024 * 1024
-#: Bytes of an error's body: what says which limit was met stands at its beginning.
+#: Most bytes that are kept of an error's body: the limit that was met is named at its beginning.
 MOST_ERROR = 64 * 1024
 
-#: Requests of which an answer tells how a provider is, by the end of their path. A client that nobody named is heeded
-#: for these alone: a page that a task fetches on the way may have rate limits too.
+#: Ends of the paths whose answers are read. For clients that `watch` did not name, only these requests are read, since
+#: a web page that a task fetches may have rate limits too.
 _ENDPOINT = re.compile(
     r"(?:/(?:chat|fim|agents)/completions|/completions|/responses|/embeddings|/moderations|/rerank|/ocr"
     r"|/v\d[^/]*/(?:messages|chat|embed|conversations)|/images/(?:generations|edits|variations)"
@@ -32,18 +33,10 @@ _ENDPOINT = re.compile(
     r"|:(?:stream)?(?:[gG]enerateContent|[rR]awPredict)|:(?:batch)?[eE]mbedContents?|:predict|/api/(?:chat|generate|embed))/?$"
 )
 _PATH_MODEL = re.compile(r"/(?:models?|deployments)/([^/:]+)")
-_PROVIDERS = {
-    "api.openai.com": "openai",
-    "api.anthropic.com": "anthropic",
-    "generativelanguage.googleapis.com": "google",
-    "api.mistral.ai": "mistral",
-    "api.groq.com": "groq",
-    "api.cohere.com": "cohere",
-}
 
 
 class _Told(msgspec.Struct):
-    """What is read of an answer, or of one of its events; the rest is passed over without being kept."""
+    """The fields that are read of an answer, or of one of its events; the rest is skipped and not kept."""
 
     model: Any = None
     modelVersion: Any = None  # noqa: N815 - Gemini's spelling
@@ -54,10 +47,14 @@ class _Told(msgspec.Struct):
     response: Any = None  #: the events of OpenAI's Responses
     meta: Any = None  #: Cohere's, before its version 2
     service_tier: Any = None
+    delta: Any = None  #: Cohere's last event
+    x_groq: Any = None  #: Groq's last event
+    prompt_eval_count: Any = None  #: Ollama's
+    eval_count: Any = None
 
 
 class _End(msgspec.Struct):
-    """How a choice, or a whole answer, says why it ended."""
+    """The fields in which a choice, or a whole answer, says why it ended."""
 
     finish_reason: Any = None
     stop_reason: Any = None
@@ -88,7 +85,7 @@ _SAYS_WHY = re.compile(rb'[eE]ason"\s*:\s*"')
 
 
 def is_endpoint(path: str) -> bool:
-    """Whether a path is one at which providers answer prompts."""
+    """Whether providers answer prompts at this path."""
     return _ENDPOINT.search(path) is not None
 
 
@@ -108,7 +105,7 @@ def model_asked(path: str, body: Any) -> str | None:
 
 
 class Reading:
-    """One request of an attempt, and what its answer tells as it comes in."""
+    """One request of an attempt, and what is read of its answer as it arrives."""
 
     def __init__(self, seen: Sighting, host: str, path: str, body: Any) -> None:
         self._seen = seen
@@ -116,25 +113,26 @@ class Reading:
         self._glimpse = Glimpse(asked=asked, model=asked, provider=_provider(host, path))
         self._kept: list[bytes] = []
         self._size = 0
-        self._events = False
+        self._events = self._lines = False
         self._sent_s = monotonic()
         seen.glimpses.append(self._glimpse)
         seen.look()
 
     def answered(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
-        """Status and headers have come."""
+        """Note status and headers."""
         told: dict[str, str] = {}
         for written, value in headers:
             name = written.lower()
-            if name != "set-cookie":  # of no use to anybody here, and not ours to keep
+            if name != "set-cookie":  # not needed, and may be secret
                 told[name] = f"{told[name]}, {value}" if name in told else value
         self._events = "event-stream" in told.get("content-type", "") and status < 300
+        self._lines = "ndjson" in told.get("content-type", "")
         heard_s = monotonic() - self._sent_s
         self._glimpse.response = Response(status=status, headers=told, body=None, first_byte_s=heard_s)
         self._seen.look()
 
     def part(self, data: bytes | str) -> None:
-        """The caller has read this much more of the body."""
+        """Note a part of the body that the caller has read."""
         raw = data.encode("utf-8", "replace") if isinstance(data, str) else data
         if self._events and b"\n" in raw:
             *lines, raw = b"".join((*self._kept, raw)).split(b"\n")
@@ -148,7 +146,7 @@ class Reading:
             self._kept = []
 
     def end(self) -> None:
-        """The caller has read the body to its end, or will read no more of it."""
+        """Note that the caller has read the body to its end, or will read no more of it."""
         kept, size = b"".join(self._kept), self._size
         self._kept, self._size = [], 0
         if self._events:
@@ -157,11 +155,11 @@ class Reading:
             self.whole(kept)
 
     def whole(self, body: bytes) -> None:
-        """This is the whole body."""
+        """Note the whole body."""
         response = self._glimpse.response
         if response is None or not body:
             return
-        if self._events:  # read to its end before anybody looked
+        if self._events:  # an event stream that the client has read to its end by itself
             for line in body.split(b"\n"):
                 self._event(line)
             return
@@ -171,10 +169,12 @@ class Reading:
             self._glimpse.usage = usage_of(said)  # an error may say what it used
             self._seen.look()
             return
+        if self._lines:  # Ollama streams one JSON object a line, and counts in the last
+            body = body.rstrip().rpartition(b"\n")[2]
         try:
             told = _told(body)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
-            return  # a sound, a page, half an answer: it tells nothing
+            return  # audio, a web page, half an answer: nothing to read
         for one in told if isinstance(told, list) else (told,):  # Gemini streams a list
             if one is not None:
                 self._take(one)
@@ -197,12 +197,15 @@ class Reading:
         self._seen.look()
 
     def _take(self, told: _Told) -> None:
-        nested = next((part for part in (told.message, told.response) if isinstance(part, Mapping)), {})
+        nested = next(
+            (part for part in (told.message, told.response, told.delta, told.x_groq) if isinstance(part, Mapping)), {}
+        )
         model = _name(told.model) or _name(told.modelVersion) or _name(nested.get("model"))
         self._glimpse.model = model or self._glimpse.model
         counted = told.usage or told.usageMetadata or told.usage_metadata or nested.get("usage")
         tier = told.service_tier or nested.get("service_tier")
-        usage = usage_of({"usage": counted, "meta": told.meta, "service_tier": tier})
+        beside = {"prompt_eval_count": told.prompt_eval_count, "eval_count": told.eval_count}
+        usage = usage_of({"usage": counted, "meta": told.meta, "service_tier": tier, **beside})
         if usage is not None:  # Anthropic tells the input at the beginning, and the output at the end
             self._glimpse.usage = (self._glimpse.usage or Usage()) | usage
 
@@ -229,7 +232,7 @@ def _name(value: Any) -> str | None:
 
 
 def _provider(host: str, path: str) -> str | None:
-    known = _PROVIDERS.get(host)
+    known = provider_at(host, path)
     if known is None and path.endswith("/messages"):
         return "anthropic"
     if known is None and "enerateContent" in path:

@@ -1,4 +1,4 @@
-"""What does Google's own API (Gemini: generateContent, embedContent, …) want to hear, and what does its answer say?"""
+"""Requests and answers of Google's own API (Gemini: generateContent, embedContent, …)."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _CONFIGS = ("generationConfig", "generation_config")
 
 
 def endpoint(environment: Mapping[str, str], base_url: str | None = None) -> http.Endpoint:
-    """Who we are to the API: `GOOGLE_GEMINI_BASE_URL`; `GOOGLE_API_KEY`, `GEMINI_API_KEY` or one of them with `_FILE`.
+    """Address and key for the API: `GOOGLE_GEMINI_BASE_URL`; `GOOGLE_API_KEY`, `GEMINI_API_KEY`, or one with `_FILE`.
 
     Args:
         environment: The process's environment, as `config` read it.
-        base_url: Instead of `GOOGLE_GEMINI_BASE_URL`. The key goes there too.
+        base_url: Instead of `GOOGLE_GEMINI_BASE_URL`; never from a call's arguments, since the key is sent there too.
     Raises:
         ConfigurationError, AuthenticationFailed: As in `http.endpoint`.
     """
@@ -43,7 +43,7 @@ def endpoint(environment: Mapping[str, str], base_url: str | None = None) -> htt
 
 
 def request(to: http.Endpoint, path: str, body: Any, timeout_s: float | None = None) -> Response:
-    """Send one request; the model stands in its path ("/v1beta/models/gemini-2.5-flash:generateContent").
+    """Send one request; its path contains the model ("/v1beta/models/gemini-2.5-flash:generateContent").
 
     Raises:
         As `http.send`.
@@ -52,9 +52,9 @@ def request(to: http.Endpoint, path: str, body: Any, timeout_s: float | None = N
 
 
 def size(body: Any, path: str = "") -> Size:
-    """What a body says of its tokens: the prompt's bytes / 4, and the most output, for each of `candidateCount`.
+    """Estimate of a request's tokens: the prompt's bytes / 4, and the most output, for each of `candidateCount`.
 
-    The model is the path's. Never raises; what has no known shape has no tokens.
+    The model is that of the path. Never raises; a body of unknown shape has no tokens.
     """
     if not isinstance(body, Mapping):
         return Size(output_tokens=0)

@@ -1,7 +1,7 @@
-"""How does one request reach a provider, as whom, and what comes back?
+"""Sends one request to a provider, with its account's key, and reads the answer.
 
-No retries, no redirects, no HTTP/2: retries are the lane's business, and theirs would multiply ours. Transport errors
-leave as httpx's own; `policy.classification` knows them.
+No retries, no redirects, no HTTP/2: the lane retries, and retries of the client would multiply that. Transport errors
+are raised as httpx's own; `policy.classification` knows them.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from ratelimit_worker.errors import (
 )
 from ratelimit_worker.policy.completion import flaw_of, not_whole
 from ratelimit_worker.policy.endpoints import Operation, ending_operation, model_of, operation_of
+from ratelimit_worker.policy.hosts import provider_at
 from ratelimit_worker.policy.usage import finish_reason_of, usage_of
 from ratelimit_worker.providers import network
 from ratelimit_worker.providers.answer_bytes import ENCODINGS, read_answer, too_large
@@ -51,25 +52,25 @@ from ratelimit_worker.providers.forms import form, leaves_as_form
 #: An idle connection is dropped after this many seconds; the load balancers of providers wait for a minute or more.
 _KEEPALIVE_S = 30.0
 
-_MOST_KEY_BYTES = 64 * 1024  #: of a key's file; a device has no end
-#: A key file that is replaced, by whatever tool, is whole again within this many seconds.
+_MOST_KEY_BYTES = 64 * 1024  #: most bytes read of a key's file, since a device could be endless
+#: A key file that is being replaced, by whatever tool, is complete again within this many seconds.
 KEY_PATIENCE_S, _KEY_POLL_S = 2.0, 0.05
 _VERSION = re.compile(r"v\d.*", re.I)
-#: A version in an address ("/v1/", "/v1beta/"), or what stands for one (Azure's deployments).
+#: A version in an address ("/v1/", "/v1beta/"), or its equivalent (Azure's deployments).
 _VERSIONED = re.compile(r"/v\d[^/]*/|/deployments/", re.I)
 
 _MOST_PORT = 65_535
-#: What examples have in the place of a key: ${OPENAI_API_KEY}, <your key>.
+#: Placeholders for a key from examples: ${OPENAI_API_KEY}, <your key>.
 _PLACEHOLDER = re.compile(r"\$\{?\w*\}?|<[^<>]*>")
 
-#: Headers by which an account is known, beside what its key fills.
+#: Headers that identify an account, besides those with its key.
 _AUTH_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "ocp-apim-subscription-key", "x-goog-api-key"})
 
 _encode = msgspec.json.Encoder().encode
 
 
 class KeyUnusable(ConfigurationError):
-    """The file of a key is missing, empty or unreadable, or holds what cannot be one; it may in a moment."""
+    """The file of a key is missing, empty or unreadable, or contains no key; a moment later it may be right."""
 
 
 class ProviderRefused(FailedAnswer):
@@ -78,18 +79,18 @@ class ProviderRefused(FailedAnswer):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A provider as one account sees it."""
+    """A provider's address with one account's key."""
 
     base_url: str  #: without a slash at its end
     headers: Mapping[str, str] = field(repr=False)  #: sent with each request; they hold the key
     query: Mapping[str, str] = field(default_factory=dict, repr=False)  #: of each request
-    version: str = ""  #: below which paths stand where neither they nor the base URL name one
+    version: str = ""  #: version that is added if neither path nor base URL has one
 
     def url(self, path: str) -> str:
-        """The address of `path` below the base; a version that both name ("/v1") is said once.
+        """The address of `path` below the base; a version that both have ("/v1") is used once.
 
         Raises:
-            BadInput: `path` is no plain path, so the key could leave for another host.
+            BadInput: `path` is not a plain path, so the key might be sent to another host.
         """
         url = _join(self.base_url, path, self.version)
         return f"{url}{'&' if '?' in url else '?'}{urlencode(self.query)}" if self.query else url
@@ -106,7 +107,7 @@ def send(
     """Send one request; `path` is as in a Batch line ("/v1/chat/completions") or below the base ("/embeddings").
 
     Raises:
-        As `post`, and `BadInput` where `path` is no plain path.
+        As `post`, and `BadInput` where `path` is not a plain path.
         InvalidRequest: 404, at an address without any version.
     """
     url = to.url(path)
@@ -129,21 +130,21 @@ def post(
 ) -> Response:
     """Send `body` and read the answer to its end; note it as seen (`calls.saw`), whatever its status.
 
-    The body is JSON, or a form where the operation takes files (`providers.forms`). So is the answer JSON, but where
-    the operation gives something else: text, or a sound, which is `{"content_type", "data"}` with base64.
+    The body is sent as JSON, or as a form if the operation takes files (`providers.forms`). The answer is JSON too,
+    except for operations that return text, or audio, which becomes `{"content_type", "data"}` with base64.
 
     Args:
-        timeout_s: Longest time for the whole answer, however it comes, seconds; None: what is left of the attempt's
-            time-outs (`calls.within`).
-        provider: Who answers, for the record of the attempt.
+        timeout_s: Longest time for the whole answer, also if it comes slowly, seconds; None: what is left of the
+            attempt's time-outs (`calls.within`).
+        provider: Name of the provider for the attempt's row, unless the host is known to be another's.
     Raises:
-        ProviderRefused: Status 400 or more, or a 2xx that holds an error, or nothing of what was asked for. A model's
+        ProviderRefused: Status 400 or more, or a 2xx that contains an error, or nothing that was asked for. A model's
             refusal is an answer.
-        InvalidRequest: A redirect, which is not followed: a key goes to its base URL's host alone; or a 2xx that is
-            larger than `bound_answers` allows.
-        MalformedResponse: A 2xx that is no JSON, where its operation gives nothing else.
-        BadInput: `body` cannot be written as JSON (or as a form), or asks for a stream: nobody here would read it, and
-            it is paid for.
+        InvalidRequest: A redirect, which is not followed, since a key is sent only to the host of its base URL; or a
+            2xx that is larger than `bound_answers` allows.
+        MalformedResponse: A 2xx that is not JSON, though its operation returns JSON.
+        BadInput: `body` cannot be written as JSON (or as a form), or asks for a stream: it would be paid for, and
+            nobody here reads it.
         httpx.TransportError, httpx.DecodingError, httpx.InvalidURL: No answer, or one that could not be read.
     """
     began, bound = monotonic(), timeouts_left()
@@ -171,12 +172,12 @@ def post(
         finally:
             answer.close()
     response, is_json = _response(answer, raw, to.path, operation, heard_s, monotonic() - began)
-    del raw, written  # what was read of it may be as large again
+    del raw, written  # the value read from them may be as large again
     model = _model(response.body) or model_of(to.path, body)[:256] or None
     saw(
         response,
         usage=usage_of(response.body) if is_json else None,  # an error too may say what it used
-        provider=provider,
+        provider=provider_at(to.host, to.path) or provider,
         model=model,
         finish_reason=finish_reason_of(response.body) if is_json else None,
     )
@@ -185,13 +186,13 @@ def post(
 
 
 def _check(response: Response, is_json: bool, operation: Operation | None) -> None:
-    """Return where this is what was asked for; else raise as `post` says."""
+    """Return if this is what was asked for; otherwise raise as described at `post`."""
     if 300 <= response.status < 400:
         raise _redirected(response)
     if not 200 <= response.status < 300:
         raise ProviderRefused(response)
     flaw = flaw_of(response.body, response.headers, response.path)  # Anthropic's overloaded_error may come with a 200
-    errs = flaw is not None and flaw.category is not Category.MALFORMED_RESPONSE  # in a stream that nobody asked for
+    errs = flaw is not None and flaw.category is not Category.MALFORMED_RESPONSE  # e.g. a stream, unasked
     if not is_json and not errs and (operation is None or operation.gives != "text"):
         raise MalformedResponse("the answer is no JSON", response.status, response.request_id)
     if flaw is not None and flaw.category is not Category.CONTENT_FILTERED:
@@ -200,12 +201,12 @@ def _check(response: Response, is_json: bool, operation: Operation | None) -> No
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """Under which names the environment says who we are to a provider, as its SDK reads them."""
+    """Names of the environment variables with key and address for a provider, the same as its SDK uses."""
 
     provider: str
-    keys: tuple[str, ...]  #: of its key; the first that is set holds. `<key>_FILE` names a file with it
-    address: str  #: of its base URL
-    base_url: str  #: where nobody says another
+    keys: tuple[str, ...]  #: variables with the key; the first that is set is used. `<key>_FILE` names a file with it
+    address: str  #: variable with the base URL
+    base_url: str  #: the default base URL
     version: str = ""  #: `Endpoint.version`
 
     def key_file(self, environment: Mapping[str, str]) -> str:
@@ -234,8 +235,8 @@ def endpoint(
         headers: Makes the headers of every request from the key, None where there is none.
         base_url: Instead of `account.address`.
     Raises:
-        KeyUnusable: The key file is missing or empty, cannot be read, or holds what no header can carry.
-        ConfigurationError: The base URL is none, or the key in the variable cannot stand in a header.
+        KeyUnusable: The key file is missing or empty, cannot be read, or contains characters that no header can carry.
+        ConfigurationError: The base URL is not valid, or the key in the variable cannot be sent in a header.
         AuthenticationFailed: There is no key.
     """
     origin = base_url_of(environment, account, base_url)
@@ -265,7 +266,7 @@ def endpoint(
 
 
 def wait_for_key(find: Callable[[], Endpoint], patience_s: float = KEY_PATIENCE_S) -> Endpoint:
-    """What `find` returns; a key file without a key is looked at again for a moment: it may be being replaced.
+    """What `find` returns; a key file without a key is read again for a moment, since it may just be being replaced.
 
     Args:
         find: Such as `lambda: openai.endpoint(environment())`.
@@ -335,13 +336,13 @@ def _join(base_url: str, path: str, version: str = "") -> str:
     below = path.removeprefix("/")
     plain = all("!" <= letter <= "~" for letter in path) and not any(mark in path for mark in ("\\", "#", "@", "://"))
     segments = below.partition("?")[0].removesuffix("/").split("/")
-    # A percent sign may hide a dot or a slash from us and not from the server.
+    # A percent sign may hide a dot or a slash that the server would see.
     if not plain or "%" in "".join(segments) or any(segment in {"", ".", ".."} for segment in segments):
         raise BadInput("a request's url must be a plain path such as /v1/chat/completions")
     root, _, last = base_url.rpartition("/")
     named = segments[0] if len(segments) > 1 and _VERSION.fullmatch(segments[0]) else ""
     if named == "v1" and _VERSIONED.search(f"{base_url}/"):
-        # A Batch file says /v1 whoever is asked; below a base URL with a version of its own nobody has another one.
+        # A Batch file has /v1 for all providers; a base URL with a version of its own has no other versions below it.
         below = below.removeprefix("v1/")
     elif named and _VERSION.fullmatch(last):
         base_url = root  # the request's own version is the one that it was written for
@@ -362,7 +363,7 @@ def _model(answer: Any) -> str | None:
 
 
 def _written(operation: Operation | None, body: Any) -> dict[str, Any]:
-    """A body as httpx takes it.
+    """A body in the form that httpx needs.
 
     Raises:
         BadInput: it cannot be written.
@@ -378,17 +379,17 @@ def _written(operation: Operation | None, body: Any) -> dict[str, Any]:
 def _response(
     answer: httpx.Response, raw: bytearray, path: str, operation: Operation | None, heard_s: float, elapsed_s: float
 ) -> tuple[Response, bool]:
-    """What came, and whether it is JSON (a sound is, by then)."""
+    """The answer's value, and whether it is JSON (audio has become JSON by then)."""
     headers: dict[str, str] = {}
     for name, value in answer.headers.multi_items():  # names come in lower case
-        if name != "set-cookie":  # of no use to anybody here, and not ours to store
+        if name != "set-cookie":  # not needed, and may be secret
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
     kind, good = headers.get("content-type", "").lower(), 200 <= answer.status_code < 300
     gives = operation.gives if operation is not None and good else "json"
     body: Any
     if gives == "sound" and raw and "json" not in kind and not kind.startswith("text/"):
         body, is_json = _sound(raw, kind), True
-    elif gives == "text" and kind.startswith("text/"):  # "42" may be what was said
+    elif gives == "text" and kind.startswith("text/"):  # not read as JSON: "42" may be a transcript
         body, is_json = raw.decode("utf-8", "replace"), False
     else:
         try:
@@ -401,7 +402,7 @@ def _response(
 
 
 def _sound(raw: bytearray, kind: str) -> dict[str, str]:
-    """A sound as an answer can be kept: base64, a third larger, so the bound is looked at once more.
+    """Audio as a JSON value: base64 makes it a third larger, so the bound is checked once more.
 
     Raises:
         InvalidRequest: it is larger than `bound_answers` allows.
@@ -414,7 +415,7 @@ def _sound(raw: bytearray, kind: str) -> dict[str, str]:
 # One process has one stack of clients; a call takes the one on top and puts it back. One client that all threads share
 # was tried first: its pool looks at every connection, under a lock, for every request, so at 32 threads a call cost
 # 2.3 x the CPU (1,090 against 480 µs) and half as many went through. A client per thread does not fit greenlets, which
-# live for one task. The stack grows to the most calls that ever ran at once; those at its bottom let go of their
+# live for one task. The stack grows to the most calls that ever ran at once; those at its bottom close their idle
 # connections when they are next used. Both ends of the deque are atomic, so it needs no lock.
 _idle: deque[_Client] = deque()
 _abandoned: list[deque[_Client]] = []
@@ -442,7 +443,7 @@ def warm_up(clients: int) -> None:
 
 
 def _redirected(response: Response) -> CallFailed:
-    """Says where it goes, by scheme and host: a path or a query may hold what nobody else should see."""
+    """The error names only scheme and host of the target: path and query may contain secrets."""
     try:
         to = httpx.URL(response.headers.get("location", ""))
     except httpx.InvalidURL:
@@ -456,16 +457,17 @@ def _redirected(response: Response) -> CallFailed:
 
 
 class _Client(httpx.Client):
-    """One that `providers.watch` leaves alone: `post` says what it saw."""
+    """A client that `providers.watch` ignores, since `post` reports what it saw."""
 
     tells_the_attempt = True
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        #: What each request says of its sender. Without a User-Agent some gateways refuse it (Cloudflare: 1010).
+        #: Headers of each request that identify its sender. Without a User-Agent some gateways refuse it (Cloudflare:
+        #: 1010).
         self.defaults = {
             "user-agent": _user_agent(),
-            # The client would ask for what it can read: zstd and br too, where their packages are there.
+            # The client itself would also ask for zstd and br, if their packages are installed.
             "accept-encoding": ENCODINGS,
         }
 
@@ -484,15 +486,15 @@ def _new_client() -> _Client:
         follow_redirects=False,
         limits=httpx.Limits(max_connections=8, max_keepalive_connections=4, keepalive_expiry=_KEEPALIVE_S),
     )
-    # httpx takes no network of one's own, except together with all that it reads from the environment.
+    # httpx accepts a network backend only in a transport, which would replace proxies and certificates too.
     for transport in (client._transport, *client._mounts.values()):
         if isinstance(transport, httpx.HTTPTransport):
             transport._pool._network_backend = _Network(transport._pool._network_backend)
     return client
 
 
-# A server that drips, headers or body, never falls silent, so that no timeout of a socket ends it: each byte begins it
-# anew. So a socket waits for no longer than its request may take, whose end its thread knows.
+# A socket's timeout begins again with each byte, so it never ends an answer that comes a byte at a time. So no wait of
+# a socket is longer than the time that is left for its request, which its thread knows.
 _ends: ContextVar[float] = ContextVar("ratelimit_worker_request_ends", default=inf)
 
 
@@ -573,7 +575,7 @@ def _tls_context() -> SSLContext:
 
 
 def _forget_after_fork() -> None:
-    """A child must not talk over its parent's connections, nor end them: it keeps them, unused, and starts anew."""
+    """A forked child must neither use nor close its parent's connections: it keeps them unused, and makes its own."""
     global _idle, _tls_lock
     _abandoned.append(_idle)
     _idle = deque()

@@ -1,6 +1,7 @@
-"""Which proxies and certificates does the environment name, and can they be used?
+"""Checks the proxies and certificates that the environment names.
 
-Found out once, in words, before the first request: a client that cannot be made would otherwise fail each call.
+It is done once, before the first request, with an error in words: otherwise each call would fail when its client is
+made.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ def check(environ: Mapping[str, str] = os.environ) -> None:
     _fine = seen
 
 
-#: What was looked at last, and found in order: a worker makes a client for each of its threads, and reading the
-#: certificates takes longer than all else in that.
+#: What was checked last, and is in order: a worker makes a client for each of its threads, and reading the
+#: certificates takes most of that time.
 _fine: tuple[tuple[str, str], ...] | None = None
 
 
 def problem(environ: Mapping[str, str] = os.environ) -> str | None:
-    """What is wrong with them, in one line; None: nothing is."""
+    """What is wrong with them, in one line; None: nothing."""
     for name, value in sorted(environ.items()):
         if name.upper() in _PROXIES and value.strip():
             told = _wrong_proxy(value.strip())
@@ -52,7 +53,7 @@ def problem(environ: Mapping[str, str] = os.environ) -> str | None:
             told = _wrong_certificates(name, value)
             if told is not None:
                 return f"{name}={value}: {told}"
-            break  # the second is not looked at where there is the first
+            break  # if the first is set, the second is not used
     return None
 
 
@@ -71,7 +72,7 @@ def _wrong_proxy(value: str) -> str | None:
 
 
 def _place(url: str) -> str:
-    """A proxy's URL without who one is there."""
+    """A proxy's URL without user and password."""
     try:
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port else ""

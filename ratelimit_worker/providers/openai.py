@@ -1,4 +1,4 @@
-"""What does an OpenAI-shaped API (chat, responses, embeddings) want to hear, and what does its answer say?"""
+"""Requests and answers of OpenAI's API, and of others with its format (chat, responses, embeddings)."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ EMBEDDINGS_PATH = "/embeddings"
 _PROMPT = (
     *("messages", "input", "prompt", "instructions", "tools", "functions", "response_format"),
     *("message", "chat_history", "preamble"),  # Cohere's
-    *("inputs", "texts", "documents", "query"),  # Voyage, Cohere and rerankers, behind the same door
+    *("inputs", "texts", "documents", "query"),  # Voyage, Cohere and rerankers, in this format
     *("file", "image", "images", "mask"),
 )
 
 
 def endpoint(environment: Mapping[str, str], base_url: str | None = None) -> http.Endpoint:
-    """Who we are to the API: `OPENAI_BASE_URL`, `OPENAI_API_KEY` or `OPENAI_API_KEY_FILE`, `OPENAI_ORG_ID`, ...
+    """Address and key for the API: `OPENAI_BASE_URL`, `OPENAI_API_KEY` or `OPENAI_API_KEY_FILE`, `OPENAI_ORG_ID`, ...
 
     Args:
         environment: The process's environment, as `config` read it.
-        base_url: Instead of `OPENAI_BASE_URL`. The key goes there too, so it must not come out of a call's arguments.
+        base_url: Instead of `OPENAI_BASE_URL`; never from a call's arguments, since the key is sent there too.
     Raises:
         ConfigurationError, AuthenticationFailed: As in `http.endpoint`.
     """
@@ -57,10 +57,11 @@ def request(to: http.Endpoint, path: str, body: Any, timeout_s: float | None = N
 
 
 def size(body: Any, path: str = "") -> Size:
-    """What a body says of its tokens: the prompt's bytes / 4, and the most output that may come, for each of `n`.
+    """Estimate of a request's tokens: the prompt's bytes / 4, and the most output that may come, for each of `n`.
 
-    The maximum is `max_completion_tokens`, `max_output_tokens` or `max_tokens`; 0 for embeddings and what else writes
-    nothing, by the path or, without one, by its looks. Never raises; what has no known shape has no tokens.
+    The maximum is `max_completion_tokens`, `max_output_tokens` or `max_tokens`; 0 for embeddings and other operations
+    without output, recognised by the path or, without one, by the body's fields. Never raises; a body of unknown shape
+    has no tokens.
     """
     if not isinstance(body, Mapping):
         return Size(output_tokens=0)
@@ -80,7 +81,7 @@ def size(body: Any, path: str = "") -> Size:
 
 
 def refusal(body: Any) -> str | None:
-    """The text with which the model refused; None where it did not. It is the model's, so not fit for a log."""
+    """The text with which the model refused; None: it did not. It is the model's text, so it must not be logged."""
     for choice in _objects(body, "choices"):
         message = choice.get("message")
         if isinstance(message, Mapping) and _string(message.get("refusal")):

@@ -1,8 +1,8 @@
-"""What do providers charge by the published list (`genai-prices`)? Asked in a process of its own, which ends.
+"""Prices of the published list (`genai-prices`), read by a separate process that ends afterwards.
 
-The list takes 125 MB of memory and most of a second to load, for a few hundred bytes of what this deployment needs; so
+The list takes 125 MB of memory and most of a second to load, and a deployment needs a few hundred bytes of it; so
 no worker loads it. `python -m ratelimit_worker.providers.price_list` reads pairs [provider or null, model] as JSON and
-writes what is known of each.
+writes what the list has for each.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _UNITS = {
     "output_image_mtok": "image_output",
     "requests_kcount": "request",
 }
-#: What providers are called in the list, where it is not what they are called here.
+#: Names of providers in the list that differ from those used here.
 _PROVIDERS = {"xai": "x-ai", "bedrock": "aws"}
 
 _Pair = tuple[str | None, str]
@@ -55,14 +55,14 @@ def release() -> str:
 
 
 def look_up(models: Sequence[_Pair]) -> list[PriceCard]:
-    """The cards of (provider, model), in their order; without a tariff where the list has none.
+    """The cards of (provider, model), in their order; without a tariff if the list has none.
 
     Raises:
         PriceListAway: it could not be read.
     """
     if not models:
         return []
-    command = [sys.executable, "-P", "-m", __name__]  # a module of the working directory is none of the list's
+    command = [sys.executable, "-P", "-m", __name__]  # -P: import no modules from the working directory
     try:
         asked = msgspec.json.encode(models)
         done = subprocess.run(command, input=asked, capture_output=True, timeout=LOOK_UP_S, check=True)
@@ -72,7 +72,11 @@ def look_up(models: Sequence[_Pair]) -> list[PriceCard]:
 
 
 def read_list(models: Iterable[_Pair], at_s: float) -> list[PriceCard]:
-    """The same, in this process, which loads the list."""
+    """As `look_up`, but in this process, which loads the list.
+
+    Args:
+        at_s: The time that each card gets, seconds since the epoch.
+    """
     from genai_prices.data_snapshot import get_snapshot
 
     snapshot, told = get_snapshot(), release()
@@ -97,7 +101,7 @@ def read_list(models: Iterable[_Pair], at_s: float) -> list[PriceCard]:
 
 
 class _Always:
-    """Prices that hold at any time, in the shape of those that do not."""
+    """Prices that hold at any time, in the same shape as those that depend on the time."""
 
     constraint = None
 

@@ -1,8 +1,9 @@
-"""Where do clients of others let one see what they send and what they read? One seam a library, and its way back.
+"""Wraps the methods of other libraries' clients by which each request is sent (seams), so that a lane can learn from
+them.
 
-A seam is a method that each request passes. It is wrapped once, in its class, and the wrapper does what the method
-does; inside an attempt, and for clients that are watched alone, it also notes what it sees. What goes wrong while it
-notes is logged and reaches nobody: the caller gets what the client gives or raises. No library is imported here.
+Each method is wrapped once, in its class, and can be unwrapped. The wrapper does what the method does; inside an
+attempt, and only for clients that are watched, it also notes what it sees. Errors while noting are logged and go no
+further: the caller gets what the client returns or raises. No library is imported here.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ _on_its_way: ContextVar[bool] = ContextVar("ratelimit_worker_watched_request", d
 
 
 class Seams:
-    """The methods that are wrapped, so that they can be given back.
+    """The methods that are wrapped, so that they can be unwrapped.
 
     Args:
-        named: Whether this client is watched because somebody said so.
-        everybody: Whether clients that nobody named are watched too, for requests to providers' endpoints.
+        named: Whether this client was named by `watch`.
+        everybody: Whether clients that were not named are watched too, for requests to providers' endpoints.
     """
 
     def __init__(self, named: Named, everybody: Callable[[], bool]) -> None:
@@ -46,7 +47,7 @@ class Seams:
         self._wrapped: dict[tuple[type, str], tuple[Any, Any]] = {}
 
     def open(self, module: ModuleType) -> None:
-        """Wrap what this module has, of what its like have (versions differ); it may be asked again."""
+        """Wrap those of the known methods that this module has (versions differ); may be called again."""
         for kind_name, name, wrap in _seams_of(module.__name__):
             kind = getattr(module, kind_name, None)
             method = vars(kind).get(name) if isinstance(kind, type) else None
@@ -57,28 +58,29 @@ class Seams:
             self._wrapped[kind, name] = (method, wrapper)
 
     def close(self) -> None:
-        """Give every method back, but for one that somebody has wrapped in turn: ours then goes on doing nothing."""
+        """Unwrap every method, except those that others have wrapped in turn: our wrapper stays there and notes
+        nothing."""
         for (kind, name), (method, wrapper) in list(self._wrapped.items()):
             if vars(kind).get(name) is wrapper:
                 setattr(kind, name, method)
                 del self._wrapped[kind, name]
 
     def attempt(self, *clients: Any) -> Sighting | None:
-        """The attempt that is running here, where one of these clients (an SDK and what it sends with) is watched."""
+        """The attempt that is running here, if one of these clients (an SDK and what it sends with) is watched."""
         seen = sighting_now()
         if seen is None or self._everybody() or _through.get():
             return seen
         return seen if any(self._named(client) for client in clients if client is not None) else None
 
     def retries(self, *clients: Any) -> bool:
-        """Whether an SDK may repeat its requests: not where whoever makes the attempt does so."""
+        """Whether an SDK may repeat its requests: not inside an attempt that is itself repeated when it fails."""
         seen = self.attempt(*clients)
         return seen is None or not seen.sent_again
 
     def reading(self, client: Any, method: Any, url: Any, body: Any) -> Reading | None:
-        """The beginning of one request; None: it is not to be seen."""
+        """Begin to note one request; None: it is not to be noted."""
         seen = None if _on_its_way.get() else self.attempt(client)
-        if seen is None or getattr(client, "tells_the_attempt", False):  # our own, which says it by itself
+        if seen is None or getattr(client, "tells_the_attempt", False):  # our own, which reports by itself
             return None
         try:
             parts = urlsplit(str(url))
@@ -92,7 +94,7 @@ class Seams:
 
 
 def _complain(error: Exception) -> None:
-    """What was to be seen is not known then; the call is not to suffer from it."""
+    """Log an error while noting: what it would have noted stays unknown, and the call goes on."""
     log.warning("watch.failed cause=%s", type(error).__name__, extra={"cause": type(error).__name__})
 
 
@@ -174,7 +176,7 @@ def _httpx_async_send(seams: Seams, send: Any) -> Any:
 
 
 def _httpx_reading(seams: Seams, client: Any, request: Any) -> Reading | None:
-    # The body of a request that streams it has not been read, and httpx raises for whoever asks
+    # The body of a request that streams it has not been read, and httpx raises an error if it is asked for
     return seams.reading(client, getattr(request, "method", ""), getattr(request, "url", ""), lambda: _sent(request))
 
 
@@ -197,7 +199,7 @@ def _httpx_answered(reading: Reading, response: Any) -> None:
 
 
 def _tap(response: Any, reading: Reading, methods: Mapping[str, Callable[..., Any]]) -> None:
-    """Let the next call of one of a response's methods, which return what iterates over its body, be seen."""
+    """Wrap those methods of one response that iterate over its body, for the next call of any of them."""
 
     def tap(original: Any, tapped: Callable[..., Any]) -> Callable[..., Any]:
         def once(*args: Any, **kwargs: Any) -> Any:
@@ -250,7 +252,7 @@ def _sending(reading: Reading) -> Iterator[None]:
 
 
 def _raised(reading: Reading, error: Exception) -> None:
-    """A client that raises for a status by itself has had an answer all the same."""
+    """Note the answer behind the exception of a client that raises for a status."""
     with _noting():
         response = getattr(error, "response", None)
         told = error if response is None else response
@@ -287,7 +289,7 @@ def _requests_once(seams: Seams, send: Any) -> Any:
         retries: Any = getattr(self, "max_retries", None)
         if not getattr(retries, "total", None) or seams.retries():
             return send(self, request, *args, **kwargs)
-        once = object.__new__(type(self))  # the same connections; the adapter itself is other threads' too
+        once = object.__new__(type(self))  # the same connections; the adapter itself is shared by threads
         vars(once).update(vars(self), max_retries=type(retries)(0, read=False))
         return send(once, request, *args, **kwargs)
 
@@ -392,7 +394,7 @@ class _Reader:
 
 @contextmanager
 def _sdk(seams: Seams, *clients: Any) -> Iterator[None]:
-    """What a watched SDK sends inside is seen, whatever it sends it with."""
+    """Within this block, what a watched SDK sends is noted, whichever client it sends it with."""
     token = _through.set(True) if seams.attempt(*clients) is not None and not seams._everybody() else None
     try:
         yield
@@ -402,7 +404,7 @@ def _sdk(seams: Seams, *clients: Any) -> Iterator[None]:
 
 
 def _once(seams: Seams, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """The arguments of one of Stainless' `request` methods, with no retries where there are to be none."""
+    """The arguments of one of Stainless' `request` methods, without retries unless the SDK may retry."""
     if seams.retries(client, getattr(client, "_client", None)):
         return args
 

@@ -1,7 +1,7 @@
-"""How many tokens is a prompt, counted and not guessed? By tiktoken, where it is installed; it is never required.
+"""Counts the tokens of a prompt by tiktoken, if that is installed; it is never required.
 
-It serves while nothing is learned of a task and model: afterwards the factor of real answers is as good, and costs
-nothing. Its vocabularies may have to be fetched, so a thread of its own loads them, and until then nothing is counted.
+It is used until something is learned of a task and model: from then on the factor learned from answers is as good, and
+costs nothing. Its vocabularies may have to be downloaded, so a thread loads them, and until then nothing is counted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ratelimit_worker.policy.estimate import texts_of
 log = logging.getLogger(__name__)
 
 MODULE = "tiktoken"
-MOST_CHARACTERS = 4_000  #: of a prompt that is counted: some hundred µs; a longer one is guessed
+MOST_CHARACTERS = 4_000  #: longest prompt that is counted, which takes some hundred µs; longer ones are estimated
 MOST_MODELS = 32
 
 #: Text → its tokens.
@@ -29,8 +29,9 @@ class Tokenizer:
     """Counts tokens as OpenAI's models do.
 
     Args:
-        load: The encoder of a model; it may take long, and raise anything. None: tiktoken's, where that is installed.
-        spawn: Runs a function beside the caller.
+        load: Returns the encoder of a model; it may take long, and raise anything. None: tiktoken's, if it is
+            installed.
+        spawn: Runs a function in the background.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class Tokenizer:
     ) -> None:
         self._load = load or (_tiktoken if find_spec(MODULE) is not None else None)
         self._spawn = spawn or _in_thread
-        self._encoders: dict[str, Encode | None] = {}  #: None: it is on its way, or there is none
+        self._encoders: dict[str, Encode | None] = {}  #: None: it is being loaded, or there is none
 
     def __call__(self, values: Iterable[Any], model: str) -> int | None:
-        """Tokens of all texts in `values`; None: they are long, or nothing here knows the model (yet). Never waits."""
+        """Tokens of all texts in `values`; None: they are too long, or the model's encoder is unknown or not loaded.
+        Never waits."""
         if self._load is None or not model:
             return None
         if model not in self._encoders:
@@ -63,7 +65,7 @@ class Tokenizer:
             return
         try:
             self._encoders[model] = load(model)
-        except Exception as error:  # a stranger's library, and whatever stands between it and its vocabularies
+        except Exception as error:  # another library, which may also use the network
             log.info("tokenizer.unusable", extra={"model": model, "cause": type(error).__name__})
 
 

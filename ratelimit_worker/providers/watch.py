@@ -1,7 +1,7 @@
-"""Which clients of others are watched, so that a lane learns from the calls of a user's own functions?
+"""Which clients of other libraries are watched, so that a lane learns from the calls of a user's own functions?
 
-`watch(client)` names one, `watch_all()` says all. What is seen of a request during an attempt (status, headers, tokens)
-goes to that attempt (`calls.sighting`); the caller gets what the client gives. Outside an attempt nothing changes.
+`watch(client)` watches one, `watch_all()` all. What is seen of a request during an attempt (status, headers, tokens) is
+passed to that attempt (`calls.sighting`); the caller gets what the client returns. Outside an attempt nothing changes.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _seams = Seams(lambda client: client in _named, lambda: _all)
 def watch(client: C) -> C:
     """Let lanes learn from what this client sends and gets during an attempt; returns the client.
 
-    Its own retries are off inside an attempt. Copies that it makes of itself (`with_options`) are watched too. It may
-    be said again.
+    Its own retries are off inside an attempt. Copies that it makes of itself (`with_options`) are watched too. Can be
+    repeated.
 
     Raises:
         BadInput: It is none of the clients that are known.
@@ -61,10 +61,10 @@ def unwatch(client: C) -> C:
 
 
 def watch_all() -> None:
-    """Watch every client of this process, whoever makes it and whenever: for requests to providers' endpoints alone.
+    """Watch every client of this process, also those made later, but only their requests to providers' endpoints.
 
-    Such are the paths at which providers answer prompts (`/chat/completions`, `/messages`, `:generateContent`, …), so
-    that the rate limits of a page which a task fetches are not taken for its provider's. It may be said again.
+    These are the paths at which providers answer prompts (`/chat/completions`, `/messages`, `:generateContent`, …), so
+    that the rate limits of a page which a task fetches are not taken for its provider's. Can be repeated.
     """
     global _all
     with _changing:
@@ -75,7 +75,7 @@ def watch_all() -> None:
 
 
 def unwatch_all() -> None:
-    """Watch nothing any more, what `watch` named included."""
+    """Watch nothing any more, not even clients that `watch` named."""
     global _all
     with _changing:
         _all = False
@@ -99,7 +99,7 @@ def _close_if_idle() -> None:
 
 
 def _parts_of(client: Any) -> Iterator[Any]:
-    """What a client sends with, where its requests can be seen."""
+    """The objects by which a client sends its requests, and whose methods are seams."""
     yield from (part for part in _own_parts(client) if part is not None)
 
 

@@ -1,1 +1,1 @@
-"""What is told to people: figures, states, findings. One function a question, the same for every face."""
+"""Figures, states and findings for people: one function for each question, used by all commands and pages."""

@@ -1,4 +1,4 @@
-"""How does a report leave the house? As JSON with a schema version, as CSV of lanes by hour, or as one HTML page."""
+"""Reports as files: JSON with a schema version, CSV of lanes by hour, or one HTML page."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from typing import Any
 import msgspec
 
 from ratelimit_worker.calls import Category
+from ratelimit_worker.contracts.reuse import Reuse
 from ratelimit_worker.errors import BadInput, RateLimitWorkerError
 from ratelimit_worker.reports.figures import Group, Point
 from ratelimit_worker.reports.html import page
 from ratelimit_worker.reports.live import ClusterState
+from ratelimit_worker.reports.money import NANO, Spend
 from ratelimit_worker.reports.outcomes import Snoozed
-from ratelimit_worker.reports.stats import DAY_S, HOUR_S, Sources, Stats
+from ratelimit_worker.reports.stats import DAY_S, HOUR_S, Sources, Stats, fitted
 from ratelimit_worker.reports.stats import stats as figures
 from ratelimit_worker.reports.words import as_json
 
 KIND = "ratelimit-worker.analytics"
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  #: how a cell begins that a spreadsheet may run
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  #: a spreadsheet may run a cell that begins with one of these
 
 #: Columns of the CSV; new ones come at the end.
 COLUMNS = (
@@ -49,18 +51,24 @@ COLUMNS = (
     "backoff_s",
     *(f"not_answered_{category.value}" for category in Category),
     *(f"snoozed_{reason.value}" for reason in Snoozed),
+    "cost_usd",
+    "wasted_usd",
+    "cached_saving_usd",
+    *(f"cache_{name.value}" for name in Reuse),
+    "estimated_usd",
+    "unpriced_attempts",
 )
 
-#: The same of functions, each over the whole window.
+#: Columns of the CSV of functions, each over the whole window.
 FUNCTION_COLUMNS = ("from", "function", *COLUMNS[2:])
 
 
 class NotWritten(RateLimitWorkerError):
-    """The report could not be written; what was there before is untouched."""
+    """The report could not be written; an existing file is unchanged."""
 
 
 def write_report(stats: Stats, path: Path) -> None:
-    """Write the report in the form that the name of the file says, whole or not at all.
+    """Write the report in the format of the file name's ending, completely or not at all.
 
     Raises:
         BadInput: the name ends neither in .json, .csv nor .html.
@@ -74,14 +82,14 @@ def write_report(stats: Stats, path: Path) -> None:
         ) as made:
             made.write(text)
         temporary = Path(made.name)
-        temporary.chmod(0o666 & ~_umask())  # a temporary file is its owner's alone; a report is as any other file
+        temporary.chmod(0o666 & ~_umask())  # a temporary file has 0600; a report gets the usual permissions
         os.replace(temporary, path)
     except OSError as error:
         raise NotWritten(f"{path}: {error.strerror or error}") from error
 
 
 def export(sources: Sources, path: Path | str | None = None, window_s: float = DAY_S) -> dict[str, Any] | None:
-    """The report of the last `window_s` seconds: written to `path`, or returned as plain values where there is none.
+    """The report of the last `window_s` seconds: written to `path`, or returned as plain values if that is None.
 
     Raises:
         BadInput: the name ends neither in .json, .csv nor .html.
@@ -90,7 +98,8 @@ def export(sources: Sources, path: Path | str | None = None, window_s: float = D
     """
     if path is not None:
         check_name(Path(path))
-    found = figures(sources, window_s, time.time())
+    now_s = time.time()
+    found = figures(sources, fitted(sources, window_s, now_s), now_s)
     if path is None:
         return as_report(found)
     write_report(found, Path(path))
@@ -98,7 +107,7 @@ def export(sources: Sources, path: Path | str | None = None, window_s: float = D
 
 
 def check_name(path: Path) -> None:
-    """Whether the name says a form that there is.
+    """Check that the name ends like one of the formats.
 
     Raises:
         BadInput: it ends neither in .json, .csv nor .html.
@@ -118,13 +127,15 @@ def as_report(stats: Stats) -> dict[str, Any]:
 
 
 def to_csv(stats: Stats, per_s: float = HOUR_S) -> str:
-    """A row a lane and hour (or slice of `per_s`) in which something happened, oldest first; times in UTC."""
+    """One row for each lane and hour (or slice of `per_s`) in which something happened, oldest first; times in UTC."""
     return _csv(COLUMNS, _rows(stats, per_s))
 
 
 def to_function_csv(stats: Stats) -> str:
-    """A row a function: the whole window; times in UTC."""
-    return _csv(FUNCTION_COLUMNS, (_function_row(stats.since_s, group) for group in stats.functions))
+    """One row for each function, over the whole window; times in UTC."""
+    spent = {one.name: one.spend for one in stats.money.functions}
+    rows = (_function_row(stats.since_s, group, spent.get(group.name)) for group in stats.functions)
+    return _csv(FUNCTION_COLUMNS, rows)
 
 
 def _csv(columns: Sequence[str], rows: Iterable[tuple[object, ...]]) -> str:
@@ -136,10 +147,10 @@ def _csv(columns: Sequence[str], rows: Iterable[tuple[object, ...]]) -> str:
 
 
 def _cell(value: object) -> object:
-    """A text that a spreadsheet would run as a formula begins with ' there; numbers are none."""
+    """Put a ' before text that a spreadsheet would run as a formula; numbers stay as they are."""
     if not isinstance(value, str):
         return value
-    text = value.replace("\r", "\\r")  # `csv` does not quote it, and readers take it for the end of a row
+    text = value.replace("\r", "\\r")  # `csv` does not quote CR, and readers take it for the end of a row
     return f"'{text}" if value.startswith(_FORMULA) else text
 
 
@@ -147,7 +158,8 @@ FORMS: dict[str, Callable[[Stats], str]] = {".json": to_json, ".csv": to_csv, ".
 
 
 def as_builtins(value: Stats | ClusterState) -> dict[str, Any]:
-    """Dicts and lists, as JSON has them, with what lanes are allowed beside their set-points."""
+    """Dicts and lists, as in JSON; lanes also get the rate that they are allowed, which is derived from their
+    set-points."""
     made: dict[str, Any] = msgspec.to_builtins(value)
     state = value.now if isinstance(value, Stats) else value
     rows = made["now"] if isinstance(value, Stats) else made
@@ -169,7 +181,7 @@ def _rows(stats: Stats, per_s: float) -> Iterator[tuple[object, ...]]:
 
 def _row(at_s: float, lane: str, points: list[Point]) -> tuple[object, ...] | None:
     attempts, answered = sum(p.attempts for p in points), sum(p.answered for p in points)
-    if not attempts:
+    if not attempts and not any(p.reuse for p in points):
         return None
     errors = sum(p.retried + p.failed for p in points)
     judged = attempts - sum(p.snoozed for p in points)
@@ -195,10 +207,18 @@ def _row(at_s: float, lane: str, points: list[Point]) -> tuple[object, ...] | No
             sum((Counter(p.categories) for p in points), Counter()),
         ),
         *_snoozed_cells(sum((Counter(p.snoozed_by) for p in points), Counter())),
+        *_money_cells(
+            sum(p.cost_nanousd for p in points),
+            sum(p.wasted_nanousd for p in points),
+            sum(p.cached_saving_nanousd for p in points),
+        ),
+        *(sum(getattr(p.reuse, name, 0) for p in points) for name in Reuse),
+        *_money_cells(sum(p.estimated_nanousd for p in points)),
+        sum(p.unpriced_attempts for p in points),
     )
 
 
-def _function_row(since_s: float, group: Group) -> tuple[object, ...]:
+def _function_row(since_s: float, group: Group, spend: Spend | None) -> tuple[object, ...]:
     f = group.figures
     return (
         datetime.fromtimestamp(since_s, UTC).isoformat(timespec="seconds"),
@@ -216,6 +236,13 @@ def _function_row(since_s: float, group: Group) -> tuple[object, ...]:
         f.output_tokens,
         *_retry_cells(f.recovered, f.failed, f.backoff_s, f.categories),
         *_snoozed_cells(f.snoozed_by),
+        *(
+            _money_cells(spend.cost_nanousd, spend.wasted_nanousd, spend.cached_saving_nanousd)
+            if spend is not None
+            else ("", "", "")  # its costs are in the sum of all groups beyond the bound
+        ),
+        *(getattr(f.reuse, name) for name in Reuse),
+        *((*_money_cells(spend.estimated_nanousd), spend.unpriced_attempts) if spend is not None else ("", "")),
     )
 
 
@@ -227,6 +254,11 @@ def _retry_cells(recovered: int, failed: int, backoff_s: float, categories: Mapp
 
 def _snoozed_cells(by_reason: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(by_reason.get(reason.value, 0) for reason in Snoozed)
+
+
+def _money_cells(*nanousd: int) -> tuple[float, ...]:
+    """Billionths of a dollar as dollars."""
+    return tuple(one / NANO for one in nanousd)
 
 
 def _umask() -> int:

@@ -1,6 +1,6 @@
-"""What holds a call back, in words: sentences for `explain`, a few words for tables. Pure.
+"""Bars in words: what holds a call back, as sentences for `explain` and as a few words for tables. Pure.
 
-What it is and until when says the script that decides it (stores/lua/bar.lua); nothing is guessed here.
+What the bar is, and until when, comes from the script that decides it (stores/lua/bar.lua); nothing is guessed here.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _SHORT = {
     BarKind.GATE: "gate",
     BarKind.PACE: "pace",
     BarKind.QUOTA: "quota of the day",
+    BarKind.BUDGET: "budget of money",
     BarKind.BEGINS: "calls that no worker has begun",
     BarKind.PROBES: "probes that are out",
     BarKind.RAMP: "ramp",
@@ -35,13 +36,13 @@ _SHORT = {
 
 
 def binding(bars: Sequence[Bar]) -> tuple[Bar, ...]:
-    """The bars that count: of those that end at a known time the last, and all of which nobody knows when they end."""
+    """The bars that decide: the one with the latest known end, and all whose end is not known."""
     last_s = max((bar.until_s for bar in bars if bar.until_s is not None), default=None)
     return tuple(bar for bar in bars if bar.until_s is None or bar.until_s == last_s)
 
 
 def held_by(bars: Sequence[Bar] | None, at_s: float) -> str:
-    """What holds a lane's next call back, in a few words such as "gate, 12.0 s"; "": nothing, or nobody knows."""
+    """What holds a lane's next call back, in a few words such as "gate, 12.0 s"; "": nothing, or it is not known."""
     return "; ".join(_brief(bar, at_s) for bar in binding(bars or ()))
 
 
@@ -52,6 +53,8 @@ def _brief(bar: Bar, at_s: float) -> str:
             return "gate, shut"
         case Bar(kind=BarKind.GATE, detail="refused"):
             what = "gate after a refusal"
+        case Bar(kind=BarKind.BUDGET):
+            what = f"budget {bar.detail}, spent"
         case Bar(kind=BarKind.SLOTS, number=0):
             what = f"no worker on queue {bar.detail}"
         case Bar(kind=BarKind.SLOTS):
@@ -76,10 +79,10 @@ def sentences(
 
     Args:
         at_s: Now, seconds since the epoch, Redis clock.
-        paces: Of the call's lane.
-        parents: The same of its lane's parents, by name.
-        tried: An attempt at it has failed.
-        pin_ends_s: When the lane's pin ends by itself, seconds since the epoch; None: it is not pinned, or does not.
+        paces: Paces of the call's lane.
+        parents: Paces of the lane's parents, by name.
+        tried: Whether an attempt at the call was made before.
+        pin_ends_s: When the lane's pin ends by itself, seconds since the epoch; None: no pin, or one without an end.
     """
     shown = binding(bars)
     turn = next((bar for bar in shown if bar.kind is BarKind.TURN), None)
@@ -121,6 +124,9 @@ def _sentence(bar: Bar, at_s: float) -> str:
             return "pace: the lane is closed (0/min)"
         case BarKind.QUOTA:
             return f"quota: {count(bar.number)} {bar.detail} a day are used up until {_next_day(bar)}"
+        case BarKind.BUDGET:
+            period, until = "month" if bar.number == 2 else "day", "" if bar.until_s is None else moment(bar.until_s)
+            return f"money: the budget {bar.detail!r} of this {period} is spent; there is money again {until}"
         case BarKind.BEGINS:
             return f"room: {count(bar.number)} calls are released, and no worker has begun them"
         case BarKind.PROBES:

@@ -1,6 +1,6 @@
-"""Is this installation sound? What is in force and where it came from, and what is wrong, with the fix.
+"""Checks of an installation: the settings in force and their sources, and what is wrong, with the fix.
 
-`examine` looks; every judgement is a function of what it saw.
+`examine` reads everything; each check is a function of what was read.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from ratelimit_worker.reports.words import count, moment, overdue_call, per_min,
 from ratelimit_worker.stores.live import DatabaseLost, Server
 from ratelimit_worker.stores.migrations import HEAD
 
-SKEW_S = 1.0  #: difference of clocks that is worth a word; deadlines are made on this machine and kept on Redis
-NEARLY_FULL = 0.9  #: share of MAISD_MAX_LANES that is worth a word
-MANY_WAIT = 10_000  #: outcomes on their way to the database that are worth a word
-LATENCY_OVER_S = 900.0  #: the last 15 minutes say how long a call takes
-#: Bars of a lane in NORMAL that somebody may want to do something about.
-_WORTH_A_WORD = frozenset({BarKind.GATE, BarKind.QUOTA, BarKind.NEWER, BarKind.PROBES})
-MOST_LEARNED = 5  #: tasks and models whose time-outs are told one by one
+SKEW_S = 1.0  #: difference of clocks that is reported; deadlines are set by this machine's clock and checked by Redis'
+NEARLY_FULL = 0.9  #: share of MAISD_MAX_LANES from which the number of lanes is reported
+MANY_WAIT = 10_000  #: outcomes on their way to the database, above which they are reported
+LATENCY_OVER_S = 900.0  #: window of the mean latency, seconds
+#: Bars of a lane in NORMAL that a person may want to do something about.
+_WORTH_A_WORD = frozenset({BarKind.GATE, BarKind.QUOTA, BarKind.BUDGET, BarKind.NEWER, BarKind.PROBES})
+MOST_LEARNED = 5  #: tasks and models whose time-outs are shown one by one
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _HIDDEN = "***"
 
 
-class Level(StrEnum):
+class Grade(StrEnum):
     """How a check ended."""
 
     OK = "ok"
-    NOTE = "note"  #: worth a word
+    NOTE = "note"  #: not wrong, but worth knowing
     WRONG = "wrong"
 
 
 class Code(IntEnum):
-    """What the process exits with for a finding that is wrong."""
+    """Exit code of the process for a finding that is wrong."""
 
     FINE = 0
     FAILED = 1
@@ -63,8 +63,8 @@ class Finding:
     """One check."""
 
     check: str
-    level: Level
-    says: str  #: one sentence, with the fix where it is not ok
+    level: Grade
+    says: str  #: one sentence, with the fix if it is not ok
     code: Code = Code.FINE
 
 
@@ -78,7 +78,7 @@ class InForce:
 
 
 class Box(Protocol):
-    """The outbox, as this needs it."""
+    """What these checks need of the outbox."""
 
     def backlog(self) -> int:
         """Entries that are not in the database yet."""
@@ -94,7 +94,7 @@ class Box(Protocol):
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
-    """What the process exits with: a configuration error tells most, then what cannot be reached."""
+    """Exit code of the process: a wrong setting goes first, then a server that cannot be reached."""
     return int(max((finding.code for finding in findings), default=Code.FINE))
 
 
@@ -102,7 +102,7 @@ def exit_code(findings: Sequence[Finding]) -> int:
 
 
 def settings_in_force(settings: Settings, environ: Mapping[str, str]) -> list[InForce]:
-    """Every setting with its value and where it came from; what is secret is masked."""
+    """Every setting with its value and its source; secrets are masked."""
     found = []
     for name in (field.name for field in fields(settings) if "parse" in field.metadata):
         variable = PREFIX + name.upper()
@@ -123,7 +123,7 @@ def _source(variable: str, settings: Settings, environ: Mapping[str, str]) -> st
 
 
 def shown(name: str, value: object) -> str:
-    """A setting's value for people: a URL keeps where it leads, and loses what opens the door there."""
+    """A setting's value for people: passwords are masked; of a URL, the host stays readable."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -133,13 +133,15 @@ def shown(name: str, value: object) -> str:
         return json.dumps(told) if told else "-"
     if isinstance(value, float):
         return f"{value:g}"
+    if name.upper() == "ALERT_WEBHOOK_SECRET" and value:
+        return str(value) if str(value).startswith(("env:", "file:")) else _HIDDEN
     if name.upper() in SECRET_NAMES and value:
         return masked(str(value))
     return str(value) or "-"
 
 
 def _told(table: Mapping[str, Any]) -> dict[str, Any]:
-    """A lane's or a provider's table as it was written, without what says nothing."""
+    """A lane's or a provider's table as it was written, without empty values."""
     flat = {**table, **table.get("sent_with", {})}
     if not flat.get("paths"):
         flat.pop("paths", None)
@@ -147,7 +149,7 @@ def _told(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def masked(url: str) -> str:
-    """A URL without passwords: those of a user, those of a query, and a web hook's whole path, which is one."""
+    """A URL without secrets: the user's password, passwords in the query, and a web hook's whole path."""
     if ";" in url and url.startswith("sentinel"):
         return ";".join(masked(one if "://" in one else f"sentinel://{one.strip()}") for one in url.split(";"))
     scheme, _, rest = url.partition("://")
@@ -161,7 +163,7 @@ def masked(url: str) -> str:
     return f"{scheme}://" + re.sub(r"(?i)([?&][^=&]*(?:pass|secret|key|token)[^=&]*=)[^&]*", rf"\1{_HIDDEN}", safe)
 
 
-# ── what is looked at ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── checks ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def examine(
@@ -171,12 +173,12 @@ def examine(
     latencies: Callable[[], Mapping[str, Latencies]],
     own_rules: Callable[[], Mapping[str, str]],
 ) -> Iterator[Finding]:
-    """All checks, each as soon as it is known.
+    """All checks; each finding is yielded as soon as it is known.
 
     Args:
-        outbox: None: no Redis is named.
-        latencies: How long answers took, by task and model.
-        own_rules: How tasks retry by themselves, in words, by task.
+        outbox: None: no Redis is configured.
+        latencies: Reads how long answers took, by task and model.
+        own_rules: Reads how tasks retry by themselves, in words, by task.
     """
     latency: dict[str, float] = {}
     try:
@@ -184,7 +186,7 @@ def examine(
         now_s = time.time()
         latency = mean_latency_s(sources.queries.cells(now_s - LATENCY_OVER_S, now_s, 60.0))
     except StoreUnavailable as error:
-        yield Finding("database", Level.WRONG, str(error), Code.UNREACHABLE)
+        yield Finding("database", Grade.WRONG, str(error), Code.UNREACHABLE)
     try:
         began_s = time.time()
         live = sources.server
@@ -204,52 +206,54 @@ def examine(
         yield judge_timeouts(settings, latencies(), now_s=server.at_s)
         yield from judge_own_rules(own_rules())
     except StoreUnavailable as error:
-        yield Finding("Redis", Level.WRONG, str(error).removeprefix("Redis: "), Code.UNREACHABLE)
+        yield Finding("Redis", Grade.WRONG, str(error).removeprefix("Redis: "), Code.UNREACHABLE)
     except ConfigurationError as error:
-        yield Finding("Redis", Level.WRONG, str(error), Code.CONFIGURATION)
+        yield Finding("Redis", Grade.WRONG, str(error), Code.CONFIGURATION)
     yield from judge_settings(settings)
 
 
 def judge_network() -> Finding:
-    """Proxies and certificates of this process's environment; nothing else need be reachable to tell."""
+    """Proxies and certificates of this process's environment; checked without any connection."""
     problem = network.problem()
     if problem is not None:
-        return Finding("network", Level.WRONG, problem, Code.CONFIGURATION)
-    return Finding("network", Level.OK, "proxies and certificates of the environment can be used")
+        return Finding("network", Grade.WRONG, problem, Code.CONFIGURATION)
+    return Finding("network", Grade.OK, "proxies and certificates of the environment can be used")
 
 
 def judge_server(server: Server) -> Iterator[Finding]:
     """The Redis server and its settings."""
-    yield Finding("Redis", Level.OK, f"{server.product} {server.version} answers")
+    yield Finding("Redis", Grade.OK, f"{server.product} {server.version} answers")
     if server.silent:
         yield Finding(
             "Redis",
-            Level.NOTE,
+            Grade.NOTE,
             "this user may not ask INFO, so eviction, persistence and memory were not looked at: allow it with +info",
         )
         return
     policy = server.maxmemory_policy
     if policy is None:
-        yield Finding("eviction", Level.NOTE, "the server does not tell maxmemory-policy; it must be noeviction")
+        yield Finding("eviction", Grade.NOTE, "the server does not tell maxmemory-policy; it must be noeviction")
     elif policy != "noeviction":
         yield Finding(
             "eviction",
-            Level.WRONG,
+            Grade.WRONG,
             f"maxmemory-policy is {policy}, so calls would vanish: CONFIG SET maxmemory-policy noeviction",
             Code.CONFIGURATION,
         )
     else:
-        yield Finding("eviction", Level.OK, "maxmemory-policy is noeviction")
+        yield Finding("eviction", Grade.OK, "maxmemory-policy is noeviction")
     if server.appendonly is False:
         yield Finding(
-            "persistence", Level.NOTE, "appendonly is off: waiting calls are lost when the server restarts; turn it on"
+            "persistence",
+            Grade.NOTE,
+            "appendonly is off: waiting calls are lost when the server restarts; turn it on",
         )
     elif server.appendonly:
-        yield Finding("persistence", Level.OK, "appendonly is on")
+        yield Finding("persistence", Grade.OK, "appendonly is on")
     if server.maxmemory and server.used_memory > 0.9 * server.maxmemory:
         share = server.used_memory / server.maxmemory
         yield Finding(
-            "memory", Level.WRONG, f"{share:.0%} of maxmemory is used; new calls will be refused", Code.FAILED
+            "memory", Grade.WRONG, f"{share:.0%} of maxmemory is used; new calls will be refused", Code.FAILED
         )
 
 
@@ -258,88 +262,91 @@ def judge_clock(ahead_s: float, asked_for_s: float) -> Finding:
 
     Args:
         ahead_s: Redis' clock minus ours when its answer had come.
-        asked_for_s: How long the questions took; so much of the difference proves nothing.
+        asked_for_s: How long the requests took; a difference up to this proves nothing.
     """
     skew_s = max(0.0, abs(ahead_s) - asked_for_s)
     if skew_s > SKEW_S:
         way = "ahead of" if ahead_s > 0 else "behind"
         return Finding(
             "clock",
-            Level.NOTE,
+            Grade.NOTE,
             f"Redis' clock is {seconds(skew_s)} {way} this machine's: deadlines are off by that; run NTP on both",
         )
-    return Finding("clock", Level.OK, "this machine and Redis agree on the time")
+    return Finding("clock", Grade.OK, "this machine and Redis agree on the time")
 
 
 def judge_revision(revision: str | None) -> Finding:
-    """The database's schema."""
+    """Whether the database's schema is of this version; None: it has no tables yet."""
     if revision is None:
-        return Finding("database", Level.OK, f"reachable; its tables (revision {HEAD}) are made when they are needed")
+        return Finding("database", Grade.OK, f"reachable; its tables (revision {HEAD}) are made when they are needed")
     if revision == HEAD:
-        return Finding("database", Level.OK, f"reachable, at revision {HEAD}")
+        return Finding("database", Grade.OK, f"reachable, at revision {HEAD}")
     if revision > HEAD:
         return Finding(
             "database",
-            Level.WRONG,
+            Grade.WRONG,
             f"its revision {revision} is newer than this version's {HEAD}: update ratelimit-worker here",
             Code.CONFIGURATION,
         )
-    return Finding("database", Level.NOTE, f"at revision {revision}; the next use brings it to {HEAD}")
+    return Finding("database", Grade.NOTE, f"at revision {revision}; the next use brings it to {HEAD}")
 
 
 def judge_number(lanes: int, left_out: int, most: int) -> Iterator[Finding]:
-    """How many lanes there are, where that says that a lane is something else than a provider's budget."""
+    """The number of lanes, if it is so large that lanes can hardly be budgets of providers."""
     bound = f"of at most {count(most)} (MAISD_MAX_LANES)" if most else "and no bound is set (MAISD_MAX_LANES)"
     if most and lanes >= NEARLY_FULL * most:
         says = f"there are {count(lanes)} {bound}: calls of new ones are refused then; is a lane named after a user?"
         yield Finding(
-            "lanes", Level.WRONG if lanes >= most else Level.NOTE, says, Code.FAILED if lanes >= most else Code.FINE
+            "lanes",
+            Grade.WRONG if lanes >= most else Grade.NOTE,
+            says,
+            Code.FAILED if lanes >= most else Code.FINE,
         )
     if left_out:
         yield Finding(
-            "lanes", Level.NOTE, f"{count(left_out)} of {count(lanes)} lanes, used less of late, were not looked at"
+            "lanes", Grade.NOTE, f"{count(left_out)} of {count(lanes)} lanes, used less of late, were not looked at"
         )
 
 
 def judge_file(read_only: str | None, lost: DatabaseLost | None) -> Iterator[Finding]:
-    """A SQLite file that takes no rows, and one that was lost of late.
+    """A SQLite file that cannot be written, and one that was lost recently.
 
     Args:
-        read_only: The file that may not be written.
-        lost: None: none was.
+        read_only: Path of the file that cannot be written; None: it can be.
+        lost: None: no file was lost.
     """
     if read_only is not None:
         says = f"{read_only} is read-only: outcomes wait in Redis; make it writable (chmod u+w)"
-        yield Finding("database", Level.WRONG, says, Code.FAILED)
+        yield Finding("database", Grade.WRONG, says, Code.FAILED)
     if lost is not None:
-        yield Finding("database", Level.NOTE, f"{moment(lost.at_s)}: {lost.what}; its rows are missing in all figures")
+        yield Finding("database", Grade.NOTE, f"{moment(lost.at_s)}: {lost.what}; its rows are missing in all figures")
 
 
 def judge_workers(state: ClusterState, latency_s: Mapping[str, float]) -> Iterator[Finding]:
-    """Whether somebody does the work, and whether they are enough.
+    """Whether workers run, and whether there are enough.
 
     Args:
         latency_s: Lane → mean seconds of an answered attempt.
     """
     queues = ", ".join(f"{queue.queue}: {queue.slots}" for queue in state.queues)
     if state.workers:
-        yield Finding("workers", Level.OK, f"{state.workers} alive with {state.slots} slots ({queues})")
+        yield Finding("workers", Grade.OK, f"{state.workers} alive with {state.slots} slots ({queues})")
     else:
         waiting = sum(lane.waiting + lane.due_later for lane in state.lanes if not lane.workers)
-        level, code = (Level.WRONG, Code.FAILED) if waiting else (Level.NOTE, Code.FINE)
+        level, code = (Grade.WRONG, Code.FAILED) if waiting else (Grade.NOTE, Code.FINE)
         yield Finding("workers", level, f"none is alive, and {count(waiting)} calls wait: start one", code)
     for one in state.unknown:
         says = f"{unknown_task(one.task, one.queue)}, and {count(one.calls)} calls wait: start a worker that does"
-        yield Finding("tasks", Level.WRONG, says, Code.FAILED)
+        yield Finding("tasks", Grade.WRONG, says, Code.FAILED)
     for call in state.overdue:
         says = f"{overdue_call(call, state.at_s)}. Give its client a time-out, see `ratelimit_worker.timeout_s`"
-        level, code = (Level.NOTE, Code.FINE) if call.replaced else (Level.WRONG, Code.FAILED)
+        level, code = (Grade.NOTE, Code.FINE) if call.replaced else (Grade.WRONG, Code.FAILED)
         yield Finding("slots", level, says, code)
     for lane in state.lanes:
         if state.workers and lane.waiting and not lane.workers:
             yield Finding(
                 f"lane {lane.lane}",
-                Level.WRONG,
+                Grade.WRONG,
                 f"{count(lane.waiting)} calls wait on {', '.join(lane.queues)}, from which no worker takes any",
                 Code.FAILED,
             )
@@ -347,30 +354,30 @@ def judge_workers(state: ClusterState, latency_s: Mapping[str, float]) -> Iterat
         if allowed and took_s and lane.workers and allowed / 60 * took_s > lane.slots:
             yield Finding(
                 f"lane {lane.lane}",
-                Level.NOTE,
+                Grade.NOTE,
                 f"{per_min(allowed)} of {seconds(took_s)} each need {allowed / 60 * took_s:.0f} slots, and there are "
                 f"{lane.slots}: the budget is wasted for want of workers",
             )
 
 
 def judge_lanes(state: ClusterState) -> Iterator[Finding]:
-    """Whether lanes go at their own pace: their modes, and what holds up those in which calls wait."""
+    """Lanes that do not send at their own pace: their modes, and what holds back lanes in which calls wait."""
     for lane in state.lanes:
         says = [] if lane.mode is Mode.NORMAL and not lane.pinned else [f"it is in {lane.mode_now}"]
         held = lane.held_by(state.at_s) if says else _stuck(lane, state.at_s)
         if held and lane.waiting:
             says.append(f"{count(lane.waiting)} calls wait, the next is held by {held}")
         if says:
-            yield Finding(f"lane {lane.lane}", Level.NOTE, "; ".join(says))
+            yield Finding(f"lane {lane.lane}", Grade.NOTE, "; ".join(says))
 
 
 def _stuck(lane: LaneState, at_s: float) -> str:
-    """What holds a lane in NORMAL that is neither its pace nor what comes and goes with its calls; "": nothing."""
+    """What holds back a lane in NORMAL, of the bars in `_WORTH_A_WORD`, in a few words; "": none of them."""
     return held_by([bar for bar in lane.bars or () if (bar.parent or bar).kind in _WORTH_A_WORD], at_s)
 
 
 def judge_counters(counters: Mapping[str, int]) -> Iterator[Finding]:
-    """What went wrong quietly."""
+    """Counters of messages set aside, calls refused or shed, outcomes not recorded, and slots leaked."""
     wrong = {
         "malformed": "messages could not be calls and were set aside (LRANGE rlw:malformed 0 9)",
         "refused_full": "calls were refused since their lane was full",
@@ -381,9 +388,9 @@ def judge_counters(counters: Mapping[str, int]) -> Iterator[Finding]:
     }
     found = [f"{count(counters[name])} {says}" for name, says in wrong.items() if counters.get(name)]
     for says in found:
-        yield Finding("counters", Level.NOTE, says)
+        yield Finding("counters", Grade.NOTE, says)
     if not found:
-        yield Finding("counters", Level.OK, "nothing was set aside, refused or leaked")
+        yield Finding("counters", Grade.OK, "nothing was set aside, refused or leaked")
 
 
 def judge_outbox(backlog: int, full: bool, bad: int) -> Iterator[Finding]:
@@ -391,35 +398,35 @@ def judge_outbox(backlog: int, full: bool, bad: int) -> Iterator[Finding]:
     if full:
         yield Finding(
             "outbox",
-            Level.WRONG,
+            Grade.WRONG,
             f"{count(backlog)} outcomes wait and it is nearly full: of the oldest only sums are kept; bring the "
             "database back",
             Code.FAILED,
         )
     elif backlog > MANY_WAIT:
-        yield Finding("outbox", Level.NOTE, f"{count(backlog)} outcomes wait for the database: is a worker alive?")
+        yield Finding("outbox", Grade.NOTE, f"{count(backlog)} outcomes wait for the database: is a worker alive?")
     else:
-        yield Finding("outbox", Level.OK, f"{count(backlog)} outcomes on their way to the database")
+        yield Finding("outbox", Grade.OK, f"{count(backlog)} outcomes on their way to the database")
     if bad:
-        yield Finding("outbox", Level.NOTE, f"{count(bad)} outcomes were set aside (LRANGE rlw:outbox:bad 0 9)")
+        yield Finding("outbox", Grade.NOTE, f"{count(bad)} outcomes were set aside (LRANGE rlw:outbox:bad 0 9)")
 
 
 def judge_alerts(url: str, waiting: int) -> Iterator[Finding]:
-    """The web hook; whether its URL can be one was read with the settings."""
+    """The web hook; its URL was checked with the settings."""
     if not url:
-        yield Finding("alerts", Level.OK, f"nobody is told of mode changes: {PREFIX}ALERT_WEBHOOK_URL is not set")
+        yield Finding("alerts", Grade.OK, f"nobody is told of alerts: {PREFIX}ALERT_WEBHOOK_URL is not set")
         return
     parts = urlsplit(url)
     if parts.scheme == "http" and parts.hostname not in LOOPBACK:
-        yield Finding("alerts", Level.NOTE, f"{masked(url)} is reached in clear: use https")
+        yield Finding("alerts", Grade.NOTE, f"{masked(url)} is reached in clear: use https")
     if waiting:
         yield Finding(
             "alerts",
-            Level.NOTE,
+            Grade.NOTE,
             f"{count(waiting)} wait for {masked(url)}: is it away? alert.failed in the log of a worker says why",
         )
     else:
-        yield Finding("alerts", Level.OK, f"{masked(url)} is told of mode changes")
+        yield Finding("alerts", Grade.OK, f"{masked(url)} is told of alerts and mode changes")
 
 
 def judge_timeouts(settings: Settings, latencies: Mapping[str, Latencies], now_s: float) -> Finding:
@@ -433,33 +440,33 @@ def judge_timeouts(settings: Settings, latencies: Mapping[str, Latencies], now_s
         said += [f"{name.replace(chr(10), ' ')} {seconds(learned_s(learned[name], now_s))}" for name in newest]
         said += [f"{len(learned) - len(newest)} more learned"] if len(learned) > len(newest) else []
         said.append("what is not known yet 10 min at most")
-    return Finding("time-outs", Level.OK, f"an attempt may take: {', '.join(said)}")
+    return Finding("time-outs", Grade.OK, f"an attempt may take: {', '.join(said)}")
 
 
 def judge_own_rules(rules: Mapping[str, str]) -> Iterator[Finding]:
     """Tasks that retry by themselves."""
     for says in rules.values():
-        yield Finding("retries", Level.NOTE, f"task {says}")
+        yield Finding("retries", Grade.NOTE, f"task {says}")
 
 
 def judge_settings(settings: Settings) -> Iterator[Finding]:
-    """Settings that are right each, and odd."""
+    """Settings that are valid but unusual."""
     off = [
         field.name
         for field in fields(settings)
         if field.name.startswith("enable_") and not getattr(settings, field.name)
     ]
     for name in off:
-        yield Finding("settings", Level.NOTE, f"{PREFIX}{name.upper()} is off")
+        yield Finding("settings", Grade.NOTE, f"{PREFIX}{name.upper()} is off")
     if settings.capture_content:
         yield Finding(
             "settings",
-            Level.NOTE,
+            Grade.NOTE,
             f"{PREFIX}CAPTURE_CONTENT is on: arguments, answers and tracebacks are kept in the tracking database for "
             f"{settings.retention_days:g} days",
         )
     if settings.emergency_mode:
-        yield Finding("settings", Level.NOTE, f"{PREFIX}EMERGENCY_MODE pins EMERGENCY whenever a worker starts")
+        yield Finding("settings", Grade.NOTE, f"{PREFIX}EMERGENCY_MODE pins EMERGENCY whenever a worker starts")
 
 
 def mean_latency_s(cells: Iterable[tuple[CellKey, Cell]]) -> dict[str, float]:
@@ -472,11 +479,11 @@ def mean_latency_s(cells: Iterable[tuple[CellKey, Cell]]) -> dict[str, float]:
     return {lane: total_s / answers for lane, (total_s, answers) in took.items()}
 
 
-# ── how it is told ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── output ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def settings_text(found: Sequence[InForce]) -> str:
-    """A line a setting: name, value and, where it is no default, the source."""
+    """One line for each setting: name, value and, if it is not the default, the source."""
     wide = max(len(one.name) for one in found)
     return "\n".join(
         f"{one.name.ljust(wide)}  {one.value}{'' if one.source == 'default' else f'  ({one.source})'}" for one in found
@@ -484,13 +491,13 @@ def settings_text(found: Sequence[InForce]) -> str:
 
 
 def findings_text(findings: Sequence[Finding]) -> str:
-    """A line a finding; what is wrong last, where it is seen."""
-    order = sorted(findings, key=lambda finding: list(Level).index(finding.level))
+    """One line for each finding; those that are wrong come last, nearest to the prompt."""
+    order = sorted(findings, key=lambda finding: list(Grade).index(finding.level))
     return "\n".join(f"{finding.level:<5}  {finding.check}: {one_line(finding.says)}" for finding in order)
 
 
 def report(found: Sequence[InForce], findings: Sequence[Finding]) -> dict[str, object]:
-    """All of it as plain values."""
+    """Settings and findings as plain values, for JSON."""
     return {
         "settings": [asdict(one) for one in found],
         "findings": [{"check": one.check, "level": one.level.value, "says": one.says} for one in findings],

@@ -1,4 +1,4 @@
-"""Where is this call, and what does it wait for? Pure, but for `explain`, which looks."""
+"""Where a call is, and what it waits for. Pure, except `explain`, which reads Redis and the database."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ratelimit_worker.plain_text import one_line
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.reports.bars import sentences
 from ratelimit_worker.reports.live import LaneState, cluster_state
-from ratelimit_worker.reports.money import dollars
+from ratelimit_worker.reports.money import dollars, spend_sentence, spent_of_call
 from ratelimit_worker.reports.start import Forecast
 from ratelimit_worker.reports.words import about, count, moment, seconds
 from ratelimit_worker.stores.live import CallNow, Live
@@ -24,16 +24,16 @@ MOST_SHOWN = 400  #: characters of a captured text that are shown to people
 class Where(StrEnum):
     """Where a call is."""
 
-    WAITING = "waiting"  #: for a permit
-    DUE_LATER = "due later"  #: for a time
-    FOLLOWING = "following"  #: for the answer of a call that is the same
+    WAITING = "waiting"  #: waits for a permit
+    DUE_LATER = "due later"  #: waits for a time
+    FOLLOWING = "following"  #: waits for the answer of a call that is the same
     READY = "ready"  #: released, no worker has begun it
     RUNNING = "running"
     SETTLED = "settled"  #: its answer is safe; Celery has not acknowledged the message yet
     ANSWERED = "answered"
     FAILED = "failed"  #: for good
-    ENDED = "ended"  #: it is in no lane, and no final attempt is recorded: expired, revoked, or recorded in a moment
-    LOST = "lost"  #: Redis has forgotten it, and its caller was told
+    ENDED = "ended"  #: in no lane, and no final attempt is recorded: expired, revoked, or about to be recorded
+    LOST = "lost"  #: Redis has lost it, and its caller got `CallLost`
     UNKNOWN = "unknown"
 
 
@@ -52,11 +52,12 @@ class Standing:
     number: int  #: attempts begun
     lost: int  #: deliveries whose worker died
     place: int | None  #: calls of its lane that go before it
-    starts_in_s: float | None  #: about when its turn comes; None: nobody knows
-    waits_for: tuple[str, ...]  #: what holds it up, one sentence each
+    starts_in_s: float | None  #: about when its turn comes, seconds from now; None: it cannot be known
+    waits_for: tuple[str, ...]  #: what holds it back, one sentence each
     worker: str | None
     bars: tuple[Bar, ...] = ()  #: the same as values
-    expires_first: bool = False  #: its deadline passes before its turn comes, unless calls before it go without theirs
+    #: whether its deadline comes before its turn, unless calls before it expire or are revoked
+    expires_first: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,7 @@ class Explanation:
     where: Where
     standings: tuple[Standing, ...]  #: usually one; none when it has left the lanes
     attempts: tuple[Attempt, ...]  #: recorded so far, first to last
-    lost_at_s: float | None = None  #: when its caller was told that Redis has forgotten it; seconds since the epoch
+    lost_at_s: float | None = None  #: when its caller was told that Redis has lost it; seconds since the epoch
 
 
 def explain(
@@ -81,9 +82,9 @@ def explain(
     """What is known of a call.
 
     Args:
-        attempts: Those that are recorded of it, first to last.
-        latency_s: Lane → mean seconds of an answered attempt of late; None: not known.
-        rules: What a person has set of the law; it says what a lane may send when a pin has ended.
+        attempts: Its recorded attempts, first to last.
+        latency_s: Lane → recent mean of an answered attempt, seconds; None: not known.
+        rules: Settings of the law, which say what a lane may send when a pin has ended.
     Raises:
         StoreUnavailable: Redis is away.
     """
@@ -121,7 +122,7 @@ def explain(
 
 
 def ended(attempts: Sequence[Attempt]) -> Where:
-    """Where a call is that has left the lanes."""
+    """The state of a call that has left the lanes."""
     if not attempts:
         return Where.UNKNOWN
     match attempts[-1].outcome:
@@ -140,11 +141,11 @@ def standing(
     parents: Mapping[str, LaneState] | None = None,
     forecast: Forecast | None = None,
 ) -> Standing:
-    """How one message of a call stands.
+    """The state of one message of a call.
 
     Args:
         parents: The lane's parents, by name.
-        forecast: Tells when it starts; None: nobody does.
+        forecast: For the time of its start; None: that is not known.
     """
     record = call.record
     where = _where(call)
@@ -181,14 +182,15 @@ def _where(call: CallNow) -> Where:
         return Where.RUNNING if call.begun else Where.READY
     if call.leader is not None:
         return Where.FOLLOWING
-    knows_none = any(bar.kind is BarKind.TASK for bar in call.bars or ())  # then its time is only when it asks again
+    # If no worker knows its task, its due time is only when the lane looks for one again.
+    knows_none = any(bar.kind is BarKind.TASK for bar in call.bars or ())
     return Where.DUE_LATER if call.due_s is not None and not knows_none else Where.WAITING
 
 
 def waits_for(
     call: CallNow, lane: LaneState | None, at_s: float, parents: Mapping[str, LaneState] | None = None
 ) -> tuple[str, ...]:
-    """What holds a waiting call up, one sentence each.
+    """What holds a waiting call back, one sentence each.
 
     Args:
         parents: The lane's parents, by name.
@@ -207,20 +209,20 @@ def waits_for(
     )
     if lane.mode is Mode.NORMAL and not lane.pinned:
         return reasons
-    # The mode is the cause of gates and paces, and stands after them.
+    # The mode is the cause of gates and paces, so it comes after them.
     return (*reasons, f"mode: the lane is in {lane.mode_now}")
 
 
 def _paces(lane: LaneState) -> dict[str, float]:
-    """Units a minute by dimension; of requests, what the mode's gap leaves."""
+    """Units a minute by dimension; requests are limited by the gap that the mode keeps between calls."""
     paces = {what: level.pace_per_min for what, level in lane.levels.items()}
     if "requests" in paces and lane.allowed_per_min:
         paces["requests"] = lane.allowed_per_min
     return paces
 
 
-def _used(attempt: Attempt) -> str:
-    """What an attempt has used and cost, in a line; "" where nothing is known of it."""
+def used(attempt: Attempt) -> str:
+    """What an attempt has used and cost, in a line; "" if nothing is known."""
     of_input = [
         f"{count(many)} {what}"
         for many, what in ((attempt.cached_input_tokens, "cached"), (attempt.cache_write_tokens, "written to a cache"))
@@ -235,6 +237,8 @@ def _used(attempt: Attempt) -> str:
         parts.append(f"{count(attempt.output_tokens)} out{thought}")
     if attempt.cost_nanousd is not None:
         parts.append(f"{dollars(attempt.cost_nanousd)} ({_SAYS[attempt.price_source or PriceSource.ESTIMATED]})")
+        if attempt.cached_saving_nanousd:
+            parts.append(f"{dollars(attempt.cached_saving_nanousd)} saved by cached input")
     elif parts:
         parts.append("no price is known")
     if attempt.lost_attempts:
@@ -251,8 +255,14 @@ _SAYS = {
 }
 
 
+def cost_in_all(attempts: Sequence[Attempt]) -> str:
+    """What a call's attempts cost together; "" if that is what its only attempt cost, or nothing is known."""
+    spend = spent_of_call(attempts)
+    return spend_sentence(spend) if spend.is_known and (len(attempts) > 1 or spend.lost_attempts) else ""
+
+
 def _content_lines(content: Content) -> list[str]:
-    """What was captured of an attempt; long texts by their beginning, JSON output has them whole."""
+    """The captured content of an attempt; long texts are cut (JSON output has them in full)."""
     told = {"asked": content.asked, "answer": content.answer}
     lines = [f"    {name}: {textwrap.shorten(said, MOST_SHOWN)}" for name, said in told.items() if said is not None]
     return lines + textwrap.indent(content.traceback or "", "    ").splitlines()
@@ -292,9 +302,11 @@ def explanation_text(found: Explanation) -> str:
             f"  attempt {attempt.number}  {moment(attempt.started_at)}  waited {seconds(attempt.waited_s)}, "
             f"took {seconds(attempt.latency_s)}: {', '.join(what)}"
         )
-        if used := _used(attempt):
-            lines.append(f"    {used}")
+        if said := used(attempt):
+            lines.append(f"    {said}")
         lines += _content_lines(attempt.content) if attempt.content is not None else []
+    if in_all := cost_in_all(found.attempts):
+        lines.append(f"  in all it cost {in_all}")
     if found.lost_at_s is not None:
         lines.append(f"  Redis has forgotten it; its caller was told at {moment(found.lost_at_s)}")
     if found.where is Where.ENDED:

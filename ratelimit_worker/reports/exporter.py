@@ -1,7 +1,7 @@
-"""When Prometheus asks: the lanes now, and totals that only grow. One for each process that is scraped.
+"""Figures for Prometheus: the lanes now, and totals that only grow. Each process that is scraped has one exporter.
 
-Totals begin with the minute in which the exporter began. Minutes that are over for a while, with nothing on its way to
-the database, are added up once and kept; what is newer is read anew, so that rows that come late are counted too.
+Totals begin with the minute in which the exporter started. Minutes that ended 15 minutes ago are added up once, if
+nothing is on its way to the database; newer ones are read again at each scrape, so that late rows are counted too.
 """
 
 from __future__ import annotations
@@ -22,27 +22,28 @@ from ratelimit_worker.errors import RateLimitWorkerError
 from ratelimit_worker.outage import cause_of
 from ratelimit_worker.policy.rollup import merge
 from ratelimit_worker.reports.live import ClusterState
-from ratelimit_worker.reports.metrics import Names, Seen, Totals, families
+from ratelimit_worker.reports.metrics import Labels, Seen, Totals, families
 from ratelimit_worker.reports.stats import Sources, status
 from ratelimit_worker.stores import answers
-from ratelimit_worker.stores.answers import Size
+from ratelimit_worker.stores.answers import CacheSize
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.reach import redis_errors
 
 log = logging.getLogger(__name__)
 
-LATELY_S = 900.0  #: for the mean latency; and rows are taken to come no later than this, where none is on its way
-MOST_LOOKED_AT = 1_000  #: lanes, those that matter most: a quarter of a second of 10,000, where all take 1.5 s
+LATELY_S = 900.0  #: window of the mean latency; also how late a row may still come when the outbox is empty, seconds
+#: Only so many lanes are read, the most important ones: this takes 0.25 s if there are 10,000; all would take 1.5 s.
+MOST_LOOKED_AT = 1_000
 
 
 class CellSource(Protocol):
-    """Where sums by minute and hour are read, as `Queries.cells`."""
+    """A function that reads sums by minute and hour, such as `Queries.cells`."""
 
     def __call__(self, since_s: float, until_s: float, finest_s: float) -> Iterable[tuple[CellKey, Cell]]: ...
 
 
 class Running:
-    """Totals since a minute."""
+    """Totals from the minute of `now_s` on."""
 
     def __init__(self, cells: CellSource, now_s: float) -> None:
         self._cells = cells
@@ -51,7 +52,7 @@ class Running:
         self._tasks: dict[str, Cell] = {}
 
     def at(self, now_s: float, nothing_on_its_way: bool) -> tuple[Totals, dict[str, float]]:
-        """The totals, and each lane's mean latency of late, seconds.
+        """The totals, and each lane's mean latency in the last `LATELY_S`, seconds.
 
         Raises:
             StoreUnavailable: the database is away.
@@ -96,19 +97,19 @@ def _copy(cell: Cell) -> Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asks:
-    """What a scrape asks. Each raises an error of ours where what knows it is away."""
+    """The functions by which a scrape reads. Each raises one of this package's errors if its server is away."""
 
     state: Callable[[], ClusterState]
     cells: CellSource
     outbox_lag: Callable[[], int]
-    cache: Callable[[], Size]
+    cache: Callable[[], CacheSize]
     clock_s: Callable[[], float] = time.time
 
 
 def asks_of(sources: Sources, outbox: Outbox, redis: Callable[[], Redis]) -> Asks:
-    """What a scrape asks of a deployment. `redis` is called when it is first asked, and may say that there is none."""
+    """The functions for a deployment. `redis` is first called by a scrape; it may raise if none is configured."""
 
-    def cache() -> Size:
+    def cache() -> CacheSize:
         with redis_errors():
             return answers.size(redis())
 
@@ -126,17 +127,17 @@ class Exporter(Collector):
     def __init__(self, asks: Asks) -> None:
         self._asks = asks
         self._running = Running(asks.cells, asks.clock_s())
-        self._lanes, self._tasks = Names(), Names()
-        self._alone = threading.Lock()  #: two scrapes at once would both add what is over
+        self._labels = Labels()
+        self._alone = threading.Lock()  #: two scrapes at once would both add the minutes that have ended
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing, so that a registry asks nobody when this joins it."""
+        """Nothing, so that registering this collector reads nothing."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        """All families; what could not be asked is missing, and `ratelimit_worker_up` says so."""
+        """All metric families; those that could not be read are missing, and `ratelimit_worker_up` is 0."""
         with self._alone:
-            return list(families(self._look(), self._lanes, self._tasks))
+            return list(families(self._look(), self._labels))
 
     def _look(self) -> Seen:
         state, lag, cache, totals, latencies_s = None, None, None, None, dict[str, float]()

@@ -1,210 +1,186 @@
-"""How does the report look in a browser? One page that needs nothing from elsewhere. Every value is escaped."""
+"""The report as one HTML page without scripts, which loads nothing from other hosts.
+
+This module decides what it shows, and in which order; templates/report.html decides how it looks, and escapes every
+value.
+"""
 
 from __future__ import annotations
 
-import html
-import string
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 from ratelimit_worker.calls import ModeChange
-from ratelimit_worker.reports.figures import Figures, Group, Point
+from ratelimit_worker.policy.advice import advice
+from ratelimit_worker.reports import drawn, rows
+from ratelimit_worker.reports.chart import Chart
+from ratelimit_worker.reports.counsel import facts, knows_money, lead, total_tokens, trend_words
+from ratelimit_worker.reports.figures import Figures, Group
 from ratelimit_worker.reports.live import LaneState
-from ratelimit_worker.reports.money import Money, Spend, dollars, without_price
+from ratelimit_worker.reports.money import Money, Spender, dollars, in_total, without_price
 from ratelimit_worker.reports.outcomes import snoozed_words
+from ratelimit_worker.reports.rows import Rows, named
+from ratelimit_worker.reports.spells import lengths_s, spells
 from ratelimit_worker.reports.stats import Stats
 from ratelimit_worker.reports.words import clock, count, moment, per_min, percent, seconds
 
-_WIDTH, _HEIGHT = 960, 160
-_MOST_ROWS = 200
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+MOST_ROWS = 50  #: rows of a table; most attempts, or most money, first
+MOST_LANES = 6  #: lanes with charts of their own; the others are only in the table
+MOST_ADVICE = 8
 
 
-class Markup(str):
-    """Text that is HTML already."""
+class Headline(NamedTuple):
+    """One of the few figures at the top."""
 
-    __slots__ = ()
-
-
-class _Escaping(string.Formatter):
-    """str.format that escapes whatever is not `Markup`, so that nobody can forget to."""
-
-    def format_field(self, value: Any, format_spec: str) -> str:
-        text = format(value, format_spec)
-        return text if isinstance(value, Markup) else html.escape(text)
+    what: str
+    value: str
+    note: str
 
 
-_formatter = _Escaping()
+class Sheet(NamedTuple):
+    """A table of the page."""
+
+    table: Rows
+    left_out: int = 0
+    texts: bool = False  #: whether its cells are words, not figures
 
 
-def markup(template: str, **values: object) -> Markup:
-    """HTML from a template, with every value escaped."""
-    return Markup(_formatter.vformat(template, (), values))
+class Share(NamedTuple):
+    """A row of a table with a bar in it."""
+
+    name: str
+    value: str
+    percent: float
 
 
-def joined(parts: Iterable[Markup]) -> Markup:
-    """HTML after HTML."""
-    return Markup("\n".join(parts))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneSheet:
+    """What the report shows of one lane."""
 
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Rate limit report, {until}</title>
-<style>
-:root {{ color-scheme: light dark; --line: #8884; --good: #2a9d5c; --bad: #d1495b; --wait: #e0a030; }}
-body {{ font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.5rem; margin-bottom: 0; }} h2 {{ font-size: 1.1rem; margin: 2rem 0 .5rem; }}
-.when, .note {{ color: #888; }}
-.totals {{ display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.5rem 0; padding: 0; list-style: none; }}
-.totals li {{ border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .9rem; min-width: 7rem; }}
-.totals b {{ display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; }}
-.scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
-th, td {{ text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; white-space: normal; overflow-wrap: anywhere; }}
-svg {{ width: 100%; height: auto; }} .good {{ fill: var(--good); }} .bad {{ fill: var(--bad); }}
-.wait {{ fill: var(--wait); }} svg text {{ fill: #888; font-size: 11px; }}
-.key i {{ display: inline-block; width: .7em; height: .7em; margin: 0 .3em 0 1em; border-radius: 2px; }}
-</style>
-</head>
-<body>
-<h1>Rate limit report</h1>
-<p class="when">{since} to {until}</p>
-{notes}
-<ul class="totals">{totals}</ul>
-<h2>Attempts over time</h2>
-{timeline}
-<h2>Lanes</h2>
-{lanes}
-<h2>Functions</h2>
-{functions}
-<h2>Contexts</h2>
-{contexts}
-<h2>Money</h2>
-{money}
-<h2>Retries</h2>
-{retries}
-<h2>Not answered, by category</h2>
-{categories}
-<h2>Modes</h2>
-{modes}
-<h2>Lanes at the end of the window</h2>
-{now}
-</body>
-</html>
-"""
+    name: str
+    facts: str
+    pace: Chart
+    latency: Chart | None
 
 
 def page(stats: Stats) -> str:
     """The report as one HTML page."""
-    return markup(
-        _PAGE,
+    advised = advice(facts(stats))
+    total, money = stats.total, stats.money
+    return _template().render(
         since=moment(stats.since_s),
         until=moment(stats.until_s),
-        notes=joined(markup('<p class="note">{says}</p>', says=says) for says in stats.missing),
-        totals=joined(
-            markup("<li>{what}<b>{value}</b></li>", what=what, value=value) for what, value in _totals(stats)
-        ),
-        timeline=_timeline(stats.timeline, stats.slice_s),
-        lanes=_groups("lane", stats.lanes),
-        functions=_groups("function", stats.functions),
-        contexts=_groups("context", stats.contexts),
-        money=_money(stats.money),
-        retries=joined(
-            _retries(what, groups) for what, groups in (("lane", stats.lanes), ("function", stats.functions))
-        ),
-        categories=joined(
-            _categories(what, groups, list(stats.total.categories))
+        only=_only(stats),
+        missing=stats.missing,
+        lead=lead(stats, advised),
+        headlines=_headlines(stats),
+        advised=advised[:MOST_ADVICE],
+        money=drawn.money_by_time(stats),
+        money_unknown=not knows_money(stats) and total_tokens(stats) > 0,
+        spenders=_spenders(money),
+        attempts=drawn.attempts(stats),
+        latency=drawn.latency(stats, stats.timeline) if len(stats.lanes) != 1 else None,
+        lanes=[_lane(stats, group) for group in stats.lanes[:MOST_LANES]],
+        groups=[_groups("lane", stats.lanes), _groups("function", stats.functions), _groups("context", stats.contexts)],
+        categories=_shares(total.categories, total.attempts),
+        by_category=[
+            _categories(what, groups, list(total.categories))
             for what, groups in (("lane", stats.lanes), ("function", stats.functions))
-        )
-        if stats.total.categories
-        else _table((), ()),
+        ],
+        reused=[_sheet(rows.reused(stats.functions, "function")), _sheet(rows.reused(stats.contexts, "context"))],
+        retries=[_sheet(rows.retries(stats.lanes, "lane")), _sheet(rows.retries(stats.functions, "function"))],
+        spells=_spells(stats),
         modes=_modes(stats.modes),
+        figures=_all_figures(stats),
         now=_now(stats.now.lanes if stats.now is not None else ()),
     )
 
 
-def _totals(stats: Stats) -> list[tuple[str, str]]:
-    total = stats.total
-    return [
-        ("calls", count(total.calls)),
-        ("answered", count(total.answered)),
-        ("failed", count(total.failed)),
-        ("attempts", count(total.attempts)),
-        ("error rate", percent(total.error_rate)),
-        ("429s", count(total.refused)),
-        ("snoozed", snoozed_words(total.snoozed_by)),
-        ("retries that helped", percent(total.retry_success_rate)),
-        ("lost to backoff", seconds(total.backoff_s)),
-        ("latency p50", seconds(total.latency.p50_s)),
-        ("latency p95", seconds(total.latency.p95_s)),
-        ("latency trend", str(total.trend)),
-        ("waited p50", seconds(total.waited.p50_s)),
-        ("waited p95", seconds(total.waited.p95_s)),
-        ("tokens in", count(total.input_tokens)),
-        ("tokens out", count(total.output_tokens)),
-        *_spent(stats.money.total),
-        *([("saved by shared answers", dollars(saved))] if (saved := stats.shared_saving_nanousd) else []),
-        ("cache hits", stats.counted(stats.cache_hits)),
-        ("joined", stats.counted(stats.joined)),
-        ("stale answers", stats.counted(stats.cache_stale)),
-        ("shed", stats.counted(stats.shed)),
-    ]
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # JSON and CSV do not need it
+
+    made = Environment(
+        loader=PackageLoader("ratelimit_worker.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return made.get_template("report.html")
 
 
-def _spent(spend: Spend) -> list[tuple[str, str]]:
-    if not spend.is_known:
-        return []
-    return [
-        ("spent", " ".join((dollars(spend.cost_nanousd), without_price(spend))).strip()),
-        ("charged without an answer", dollars(spend.wasted_nanousd)),
-        ("saved by cached input", dollars(spend.cached_saving_nanousd)),
-    ]
+def _only(stats: Stats) -> str:
+    words = {"task": "function"}
+    told = [f"{words.get(name, name)} {named(value)}" for name, value in stats.only.named() if value is not None]
+    return ", ".join(told)
 
 
-def _money(money: Money) -> Markup:
-    """Who spends it; nothing where nobody knows a price."""
-    if not money.is_known:
-        return markup('<p class="note">No price is known: MAISD_PRICES names prices.</p>')
-    kinds = (
-        ("lane", money.lanes),
-        ("model", money.models),
+def _headlines(stats: Stats) -> list[Headline]:
+    spend, total = stats.money.total, stats.total
+    shared = stats.shared_saving_nanousd
+    if knows_money(stats):
+        spent = Headline("Spent", dollars(spend.cost_nanousd), without_price(spend) or f"{count(total.calls)} calls")
+        saved = Headline(
+            "Saved",
+            dollars(shared + spend.cached_saving_nanousd),
+            f"{dollars(shared)} by shared answers, {dollars(spend.cached_saving_nanousd)} by cached input",
+        )
+        lost = Headline(
+            "Lost to errors", dollars(spend.wasted_nanousd), f"and {seconds(total.backoff_s)} of waiting to try again"
+        )
+    else:
+        spent = Headline("Used", f"{count(total_tokens(stats))} tokens", "no price is known: MAISD_PRICES")
+        saved = Headline("Answered", count(total.answered), f"of {count(total.calls)} calls")
+        lost = Headline(
+            "Lost to errors",
+            seconds(total.backoff_s),
+            f"of waiting; failed calls: {count(total.failed)}",
+        )
+    basis = f"p50 {seconds(total.latency.p50_s)}, p95 {seconds(total.latency.p95_s)} in all of it"
+    return [spent, saved, lost, Headline("Latency at the end", trend_words(stats), basis)]
+
+
+def _sheet(table: Rows, *, texts: bool = False) -> Sheet:
+    return Sheet(Rows(table.heads, table.rows[:MOST_ROWS]), max(0, len(table.rows) - MOST_ROWS), texts)
+
+
+def _spenders(money: Money) -> list[Sheet]:
+    """Who spends the money; functions and contexts come first, since people can change these."""
+    kinds: tuple[tuple[str, Sequence[Spender]], ...] = (
         ("function", money.functions),
         ("context", money.contexts),
         ("tenant", money.tenants),
+        ("model", money.models),
+        ("lane", money.lanes),
     )
-    heads = ("spent", "without an answer", "estimated", "saved by cached input", "attempts", "without a price")
-    return joined(
-        _table(
-            (what, *heads),
-            [
-                (
-                    one.name or "(none)",
-                    dollars(one.spend.cost_nanousd),
-                    dollars(one.spend.wasted_nanousd),
-                    dollars(one.spend.estimated_nanousd),
-                    dollars(one.spend.cached_saving_nanousd),
-                    count(one.spend.attempts),
-                    count(one.spend.unpriced_attempts),
-                )
-                for one in of[:_MOST_ROWS]
-            ],
-        )
-        for what, of in kinds
+    return [_sheet(rows.spenders(of, what)) for what, of in kinds if money.is_known and of]
+
+
+def _lane(stats: Stats, group: Group) -> LaneSheet:
+    f = group.figures
+    spans = [span for span in stats.spans if span.lane == group.name]
+    told = [
+        f"{count(f.calls)} calls, {count(f.refused)} 429s, errors {percent(f.error_rate)}",
+        f"waited p95 {seconds(f.waited.p95_s)}",
+    ]
+    if spans:
+        told.append(f"at most {count(max(span.waiting for span in spans))} calls waited")
+    return LaneSheet(
+        name=named(group.name),
+        facts="; ".join(told),
+        pace=drawn.pace(stats, group.timeline, spans, spells(group.name, stats.modes, stats.since_s, stats.until_s)),
+        latency=drawn.latency(stats, group.timeline),
     )
 
 
-def _groups(what: str, groups: Sequence[Group]) -> Markup:
-    heads = (what, "calls", "failed", "errors", "429s", "retries ok", "p50", "p95", "wait p50", "wait p95", "trend")
-    made = _table(
-        (*heads, "tokens"), [(group.name or "(none)", *_cells(group.figures)) for group in groups[:_MOST_ROWS]]
-    )
-    if len(groups) <= _MOST_ROWS:
-        return made
-    return joined((made, markup('<p class="note">and {more} more</p>', more=len(groups) - _MOST_ROWS)))
+def _groups(what: str, groups: Sequence[Group]) -> Sheet:
+    heads = (what, "calls", "failed", "errors", "429s", "p50", "p95", "waited p95", "trend", "tokens")
+    return _sheet(Rows(heads, [(named(group.name), *_cells(group.figures)) for group in groups]))
 
 
 def _cells(figures: Figures) -> tuple[str, ...]:
@@ -213,50 +189,51 @@ def _cells(figures: Figures) -> tuple[str, ...]:
         count(figures.failed),
         percent(figures.error_rate),
         count(figures.refused),
-        percent(figures.retry_success_rate),
         seconds(figures.latency.p50_s),
         seconds(figures.latency.p95_s),
-        seconds(figures.waited.p50_s),
         seconds(figures.waited.p95_s),
         str(figures.trend),
         count(figures.input_tokens + figures.output_tokens),
     )
 
 
-def _retries(what: str, groups: Sequence[Group]) -> Markup:
-    rows = [
-        (
-            group.name or "(none)",
-            count(figures.met_failure),
-            count(figures.recovered),
-            percent(figures.retry_success_rate),
-            count(figures.retried),
-            seconds(figures.backoff_s),
-        )
-        for group in groups[:_MOST_ROWS]
-        if (figures := group.figures).met_failure or figures.retried
+def _shares(categories: Mapping[str, int], attempts: int) -> list[Share]:
+    most = max(categories.values(), default=0)
+    return [
+        Share(name, f"{count(number)} ({percent(number / attempts)})", round(100.0 * number / most, 1))
+        for name, number in categories.items()
     ]
-    return _table((what, "met failure", "recovered", "success", "retried attempts", "lost to backoff"), rows)
 
 
-def _categories(what: str, groups: Sequence[Group], categories: Sequence[str]) -> Markup:
-    rows = [
-        (group.name or "(none)", *(count(group.figures.categories.get(category, 0)) for category in categories))
-        for group in groups[:_MOST_ROWS]
+def _categories(what: str, groups: Sequence[Group], categories: Sequence[str]) -> Sheet:
+    found = [
+        (named(group.name), *(count(group.figures.categories.get(category, 0)) for category in categories))
+        for group in groups
         if group.figures.categories
     ]
-    return _table((what, *categories), rows)
+    return _sheet(Rows((what, *categories), found))
 
 
-def _modes(changes: Sequence[ModeChange]) -> Markup:
-    rows = [
-        (clock(c.at), c.lane, f"{c.from_mode} → {c.to_mode}", c.who, c.cause, c.reason) for c in changes[-_MOST_ROWS:]
+def _spells(stats: Stats) -> Sheet:
+    """How long each lane was in each mode."""
+    found = []
+    for group in stats.lanes:
+        for mode, length_s in lengths_s(spells(group.name, stats.modes, stats.since_s, stats.until_s)).items():
+            share = length_s / (stats.until_s - stats.since_s)
+            found.append((named(group.name), str(mode), seconds(length_s), percent(share)))
+    return _sheet(Rows(("lane", "mode", "for", "of the time"), found), texts=True)
+
+
+def _modes(changes: Sequence[ModeChange]) -> Sheet:
+    found = [
+        (clock(c.at), c.lane, f"{c.from_mode} → {c.to_mode}", c.who, f"{c.cause}: {c.reason}" if c.reason else c.cause)
+        for c in reversed(changes)
     ]
-    return _table(("when (UTC)", "lane", "mode", "by", "cause", "reason"), rows)
+    return _sheet(Rows(("when (UTC)", "lane", "mode", "by", "cause"), found), texts=True)
 
 
-def _now(lanes: Sequence[LaneState]) -> Markup:
-    rows = [
+def _now(lanes: Sequence[LaneState]) -> Sheet:
+    found = [
         (
             lane.lane,
             str(lane.mode_now),
@@ -266,64 +243,39 @@ def _now(lanes: Sequence[LaneState]) -> Markup:
             seconds(lane.oldest_age_s),
             f"{lane.workers} / {lane.slots}",
         )
-        for lane in lanes[:_MOST_ROWS]
+        for lane in lanes
     ]
-    return _table(("lane", "mode", "allowed", "waiting", "running", "oldest", "workers / slots"), rows)
+    return _sheet(Rows(("lane", "mode", "allowed", "waiting", "running", "oldest", "workers / slots"), found))
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    if not rows:
-        return Markup('<p class="note">none</p>')
-    head = joined(markup("<th>{text}</th>", text=text) for text in heads)
-    body = joined(
-        markup("<tr>{cells}</tr>", cells=joined(markup("<td>{text}</td>", text=text) for text in row)) for row in rows
-    )
-    return markup(
-        '<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>',
-        head=head,
-        body=body,
-    )
-
-
-def _timeline(points: Sequence[Point], slice_s: float) -> Markup:
-    most = max((point.attempts for point in points), default=0)
-    if not most:
-        return Markup('<p class="note">none</p>')
-    step = _WIDTH / len(points)
-    bars = joined(_bar(point, i * step, step, most) for i, point in enumerate(points))
-    return markup(
-        '<svg viewBox="0 0 {width} {height}" role="img" aria-label="Attempts over time, {most} at most">{bars}'
-        '<text x="0" y="{below}">{first}</text><text x="{width}" y="{below}" text-anchor="end">{last}</text></svg>'
-        '<p class="key note">{slice} each, {most} at most<i style="background:var(--good)"></i>answered'
-        '<i style="background:var(--bad)"></i>failed or retried<i style="background:var(--wait)"></i>'
-        "snoozed: {snoozed}</p>",
-        width=_WIDTH,
-        height=_HEIGHT + 18,
-        below=_HEIGHT + 14,
-        bars=bars,
-        first=clock(points[0].at_s),
-        last=clock(points[-1].at_s),
-        slice=seconds(slice_s),
-        most=count(most),
-        snoozed=snoozed_words(sum((Counter(point.snoozed_by) for point in points), Counter())),
-    )
-
-
-def _bar(point: Point, x: float, step: float, most: int) -> Markup:
-    parts, top = [], float(_HEIGHT)
-    for kind, value in (("good", point.answered), ("bad", point.failed + point.retried), ("wait", point.snoozed)):
-        if value:
-            height = value / most * (_HEIGHT - 4)
-            top -= height
-            parts.append(
-                markup(
-                    '<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"/>',
-                    kind=kind,
-                    x=x,
-                    y=top,
-                    width=max(1.0, step - 1),
-                    height=height,
-                )
-            )
-    says = f"{clock(point.at_s)}: {count(point.attempts)} attempts, {percent(point.error_rate)} errors"
-    return markup("<g><title>{says}</title>{parts}</g>", says=says, parts=joined(parts))
+def _all_figures(stats: Stats) -> list[tuple[str, str]]:
+    total, spend = stats.total, stats.money.total
+    return [
+        ("calls", count(total.calls)),
+        ("answered", count(total.answered)),
+        ("failed", count(total.failed)),
+        ("attempts", count(total.attempts)),
+        ("error rate of attempts", percent(total.error_rate)),
+        ("429s", count(total.refused)),
+        ("snoozed", snoozed_words(total.snoozed_by)),
+        ("retries that helped", percent(total.retry_success_rate)),
+        ("lost to backoff", seconds(total.backoff_s)),
+        ("latency p50", seconds(total.latency.p50_s)),
+        ("latency p95", seconds(total.latency.p95_s)),
+        ("waited p50", seconds(total.waited.p50_s)),
+        ("waited p95", seconds(total.waited.p95_s)),
+        ("tokens in", count(total.input_tokens)),
+        ("of it cached", count(total.cached_input_tokens)),
+        ("tokens out", count(total.output_tokens)),
+        ("of it reasoning", count(total.reasoning_tokens)),
+        ("spent", in_total(spend) if knows_money(stats) else "no price known"),
+        ("of it without an answer", dollars(spend.wasted_nanousd)),
+        ("of it estimated", dollars(spend.estimated_nanousd)),
+        ("saved by cached input", dollars(spend.cached_saving_nanousd)),
+        ("cache hits", count(stats.cache_hits)),
+        ("joined", count(stats.joined)),
+        ("stale answers", count(stats.cache_stale)),
+        ("without a request", percent(total.reuse.rate)),
+        ("shed", stats.counted(stats.shed)),
+        ("saved by shared answers", dollars(stats.shared_saving_nanousd)),
+    ]

@@ -1,4 +1,4 @@
-"""How does each lane stand now? Its set-points, its queue and its mode, in the words and units that people use.
+"""The state of each lane now: its set-points, its queue and its mode, in words and units for people.
 
 Pure: what Redis holds goes in, frozen states come out.
 """
@@ -14,14 +14,16 @@ import msgspec
 
 from ratelimit_worker.calls import LaneLimits, Mode
 from ratelimit_worker.contracts import lane as contract
+from ratelimit_worker.contracts.alert import Alert
 from ratelimit_worker.contracts.call import US
+from ratelimit_worker.contracts.sums import Recent
+from ratelimit_worker.policy.budget import Standing
 from ratelimit_worker.ports import Bar
 from ratelimit_worker.reports.bars import held_by
 from ratelimit_worker.reports.mode import ModeNow, mode_now
 from ratelimit_worker.stores.desks import PREFIX
 from ratelimit_worker.stores.live import LaneNow, Now, UnknownTask, WorkerNow
 from ratelimit_worker.stores.overdue import OverdueCall
-from ratelimit_worker.stores.queries import Recent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,50 +31,48 @@ class Level:
     """One dimension of a lane's budget."""
 
     pace_per_min: float  #: units a minute that may go now
-    level: float  #: units that may go at once, now; below 0: owed
-    depth: float  #: most that may go at once
-    learned_per_min: float | None  #: what the provider's headers say it gives; None: they say nothing
+    level: float  #: units in the bucket: may go at once, now; below 0: must be earned first
+    depth: float  #: most units that the bucket can hold
+    learned_per_min: float | None  #: the provider's limit according to its headers; None: they do not say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneState:
-    """One lane as it stands."""
+    """The state of one lane."""
 
     lane: str
     mode: Mode
-    pinned: bool  #: by hand
-    away: bool  #: the provider is, by the law: only probes go out
-    limits: LaneLimits  #: what a person told
-    used_today: Mapping[str, float]  #: of its day, where a quota is told: by "requests" and "tokens"
+    pinned: bool  #: whether a person has set the mode
+    away: bool  #: whether the provider is away, according to the law: only probes are sent
+    limits: LaneLimits  #: what a person has set
+    used_today: Mapping[str, float]  #: "requests" and "tokens" of its day, if a daily quota is set
     levels: Mapping[str, Level]  #: by dimension; a dimension that is not bound is missing
-    at_once_learned: (
-        int | None
-    )  #: calls that may be out at once, as the provider has shown; None: it has shown no bound
+    at_once_learned: int | None  #: calls that may be out at once, learned from the provider; None: no bound was learned
     gap_s: float  #: least time between two starts; 0: none
-    gate_s: float  #: seconds until anything may go; 0: now; inf: shut until somebody opens it
-    waiting: int  #: for a permit
-    due_later: int  #: for a time (backoff, countdown)
-    ready: int  #: released, no worker has begun
-    running: int
-    reserved_tokens: int  #: by those that are ready or running
+    gate_s: float  #: seconds until the gate opens; 0: it is open; inf: it does not open by itself
+    waiting: int  #: calls that wait for a permit
+    due_later: int  #: calls that wait for a time (backoff, countdown)
+    ready: int  #: calls that are released and not begun by a worker
+    running: int  #: calls
+    reserved_tokens: int  #: by calls that are ready or running
     oldest_age_s: float | None  #: since the oldest of the waiting calls was accepted; None: none waits
     queues: tuple[str, ...]  #: on which its calls wait
-    workers: int  #: that take calls from one of these queues (of all queues, where none waits)
+    workers: int  #: that take calls from one of these queues (all workers, if none of its calls wait)
     slots: int  #: of those workers
     sick_row: int  #: sick answers in a row
-    sent: int  #: requests since the lane is known
+    sent: int  #: requests since the lane was made
     used_per_min: int | None  #: attempts that ended in the last minute; None: the database is away
     refused_last_min: int | None  #: of these, 429s
-    pinned_until_s: float | None = None  #: the pin ends by itself, seconds since the epoch; None: it does not
-    halted: str = ""  #: in HALT by the law, for what: "key" or "quota"
-    ramping: bool = False  #: the pace is not known yet, and grows
-    #: What holds its next call back; empty: nothing, or none waits; None: the server would not say
+    pinned_until_s: float | None = None  #: when the pin ends, seconds since the epoch; None: no pin, or it has no end
+    halted: str = ""  #: why the law has set HALT: "key" or "quota"; "": it has not
+    ramping: bool = False  #: whether the pace is not known yet, and the ramp grows
+    #: What holds its next call back; empty: nothing, or no call waits; None: the server's script could not run
     bars: tuple[Bar, ...] | None = ()
-    row: int = 0  #: lanes that wait for it: it is their parent
+    row: int = 0  #: lanes that wait for their turn at it, if it is a parent
 
     @property
     def mode_now(self) -> ModeNow:
-        """The mode with what belongs to it, whose `str` every face shows."""
+        """The mode with its notes; all commands and pages show it by `str`."""
         return ModeNow(
             mode=self.mode,
             pinned=self.pinned,
@@ -83,17 +83,17 @@ class LaneState:
         )
 
     def held_by(self, at_s: float) -> str:
-        """What holds its next call back, in a few words; "": nothing."""
+        """What holds its next call back at `at_s` (seconds since the epoch), in a few words; "": nothing."""
         return held_by(self.bars, at_s)
 
     @property
     def out(self) -> int:
-        """Released and not freed."""
+        """Calls that are released and not freed."""
         return self.ready + self.running
 
     @property
     def used_up(self) -> tuple[str, ...]:
-        """Quotas of its day of which nothing is left, such as "500 requests a day"."""
+        """Daily quotas of which nothing is left, in words such as "500 requests a day"."""
         quotas = (("requests", self.limits.rpd), ("tokens", self.limits.tpd))
         return tuple(
             f"{quota:,.0f} {what} a day"
@@ -103,7 +103,7 @@ class LaneState:
 
     @property
     def allowed_per_min(self) -> float | None:
-        """Requests a minute that may go now; None: not bound."""
+        """Requests a minute that may be sent now; None: not bound."""
         if math.isinf(self.gate_s) or self.used_up:
             return 0.0
         bounds = [60.0 / self.gap_s] if self.gap_s > 0 else []
@@ -131,16 +131,18 @@ class ClusterState:
     slots: int
     queues: tuple[QueueState, ...]
     counters: Mapping[str, int]
-    unknown: tuple[UnknownTask, ...] = ()  #: tasks that calls wait for, and no living worker of their queue knows
-    overdue: tuple[OverdueCall, ...] = ()  #: calls that were given up, though their functions still run in a worker
-    left_out: int = 0  #: lanes that were looked for and are not among `lanes`: of very many the most important are told
-    #: Mode → lanes in it, of all that were looked for.
+    unknown: tuple[UnknownTask, ...] = ()  #: tasks of waiting calls that no living worker of their queue knows
+    overdue: tuple[OverdueCall, ...] = ()  #: calls that were given up while their functions still run in a worker
+    left_out: int = 0  #: lanes that match and are not in `lanes`: of very many only the most important are read
+    #: Mode → number of lanes in it, of all that match.
     modes: Mapping[str, int] = field(default_factory=dict)
-    skipped: int = 0  #: lanes that go before the first of `lanes`
+    skipped: int = 0  #: lanes on the pages before this one
+    alerts: tuple[Alert, ...] = ()  #: open alerts, newest first
+    budgets: tuple[Standing, ...] = ()  #: budgets of money: those of these lanes, and those that are not a lane's
 
 
 def cluster_state(now: Now, recent: Mapping[str, Recent] | None) -> ClusterState:
-    """The cluster as it stands.
+    """The state of the cluster.
 
     Args:
         recent: Lane → what it did in the last minute; None: the database is away.
@@ -162,16 +164,17 @@ def cluster_state(now: Now, recent: Mapping[str, Recent] | None) -> ClusterState
         left_out=now.left_out,
         modes=dict(now.modes),
         skipped=now.skipped,
+        budgets=now.budgets,
     )
 
 
 def _consumers(workers: Sequence[WorkerNow]) -> list[WorkerNow]:
-    """Those that take others' calls; a process that makes calls without a queue beats too, and serves itself alone."""
+    """The workers without in-process callers, which send heartbeats too, but run only their own calls."""
     return [worker for worker in workers if not worker.name.startswith(PREFIX)]
 
 
 def serving(workers: Sequence[WorkerNow], queues: Sequence[str]) -> list[WorkerNow]:
-    """The workers that take calls from one of the queues; all of them where none is named."""
+    """The workers that take calls from one of the queues; all of them if no queue is named."""
     return [worker for worker in workers if not queues or set(queues) & set(worker.queues)]
 
 
@@ -213,7 +216,7 @@ def _lane(lane: LaneNow, now: Now, recent: Mapping[str, Recent] | None) -> LaneS
 
 
 def _gate_s(gate_us: int, at_s: float) -> float:
-    """Seconds until a lane's gate opens; 0: it is open; inf: it does not by itself."""
+    """Seconds until a lane's gate opens; 0: it is open; inf: it does not open by itself."""
     return math.inf if gate_us >= contract.SHUT_US else max(0.0, gate_us / US - at_s)
 
 
@@ -233,13 +236,13 @@ def _levels(lane: contract.LaneState, at_s: float) -> dict[str, Level]:
 
 
 def _learned(law: bytes) -> dict[str, float]:
-    """Units a minute that the provider's headers promise, by dimension; read loosely, for any version's law."""
+    """Units a minute that the provider's headers promise, by dimension; empty if another version wrote the law."""
     try:
         decoded: Any = msgspec.msgpack.decode(law) if law else {}
         known = decoded["pace"]["dimensions"] if law else {}
         return {name: float(of["refill"]) * 60 for name, of in known.items() if of.get("refill") is not None}
     except (msgspec.MsgspecError, KeyError, TypeError, AttributeError, ValueError):
-        return {}  # another version's: it is shown what is known without it
+        return {}  # another version has written it; the rest of the state is shown without it
 
 
 def _slots(workers: Sequence[WorkerNow]) -> int:

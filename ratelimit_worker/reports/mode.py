@@ -1,7 +1,7 @@
-"""In which mode is a lane, and by whom or what? Its own words, the same on every face. Pure.
+"""The mode of a lane, and who or what set it, in the words that all commands and pages use. Pure.
 
-"Provider away" is EMERGENCY by the law alone, where only probes go out; a lane that is new and does not know its pace
-yet also bounds the calls that are out, and is "ramping up".
+"Provider away" means that the law has set EMERGENCY and only probes are sent. A new lane that does not know its pace
+yet also limits the calls that are out: it is "ramping up".
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ratelimit_worker.calls import Mode
 from ratelimit_worker.contracts.lane import MANY, LaneState
-from ratelimit_worker.flow.lane.decide import halted_by
+from ratelimit_worker.flow.lane.health import halted_by
 from ratelimit_worker.policy.modes import Pin
 from ratelimit_worker.reports.words import moment
 
@@ -19,18 +19,18 @@ LADDER = tuple(Mode)  #: from most to least that may be sent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModeNow:
-    """A lane's mode, and what belongs to it."""
+    """A lane's mode, with who set it and why."""
 
     mode: Mode = Mode.NORMAL
-    pinned: bool = False  #: by hand
-    until_s: float | None = None  #: the pin ends then, seconds since the epoch; None: it does not by itself
-    away: bool = False  #: the law takes the provider to be away: only probes go out
-    halted: str = ""  #: in HALT by the law, for what: "key" or "quota"
-    ramping: bool = False  #: the pace is not known yet, and grows until the first header or refusal
+    pinned: bool = False  #: whether a person has set it
+    until_s: float | None = None  #: when the pin ends, seconds since the epoch; None: no pin, or one without an end
+    away: bool = False  #: whether the provider is away, according to the law: only probes are sent
+    halted: str = ""  #: why the law has halted it: "key" or "quota"; "": it has not
+    ramping: bool = False  #: whether the pace is not known yet; the ramp grows until the first header or refusal
 
     @property
     def asides(self) -> tuple[str, ...]:
-        """What belongs to the mode, a few words each: "pinned by hand", "provider away", "key not accepted"."""
+        """Notes on the mode, a few words each: "pinned by hand", "provider away", "key not accepted"."""
         said = []
         if self.pinned:
             said.append("pinned by hand" + (f" until {moment(self.until_s)[5:]}" if self.until_s is not None else ""))
@@ -47,10 +47,10 @@ class ModeNow:
 
 
 def mode_now(lane: LaneState, pin: Pin | None = None) -> ModeNow:
-    """The mode of a lane, and of the pin that holds there.
+    """The mode of a lane, with the pin that is in force for it.
 
-    What bounds the calls that are out has a number of its own each. Where the tuner is an older worker, `at_once` alone
-    says it, and only the mode tells what it means.
+    Each limit on the calls that are out has a field of its own. A tuner of an older version writes only `at_once`,
+    whose meaning depends on the mode.
     """
     mode, pinned, points = lane.mode, lane.pinned, lane.points
     return ModeNow(
@@ -64,5 +64,5 @@ def mode_now(lane: LaneState, pin: Pin | None = None) -> ModeNow:
 
 
 def severity(mode: Mode) -> int:
-    """0: NORMAL; the less may be sent, the more."""
+    """0 for NORMAL; higher for stricter modes."""
     return LADDER.index(mode)

@@ -1,19 +1,21 @@
-"""What was spent, saved and lost? By lane, model, function, context and tenant. Pure: sums in, figures out.
+"""What was spent, saved and lost, by lane, model, function, context and tenant. Pure: sums in, figures out.
 
 All amounts are billionths of a dollar, added up as whole numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from ratelimit_worker.calls import Outcome
-from ratelimit_worker.stores.queries import Spent
+from ratelimit_worker.calls import Attempt, Outcome, PriceSource
+from ratelimit_worker.contracts.rollup import Cell, Series
+from ratelimit_worker.contracts.sums import Spent
+from ratelimit_worker.policy.rollup import outcomes
 
-MOST_GROUPS = 1_000  #: that have figures of their own; what comes beyond is added up under OTHERS
+MOST_GROUPS = 1_000  #: most groups of a kind with figures of their own; the rest is added up under OTHERS
 OTHERS = "(others)"
-NANO = 1_000_000_000  #: in a dollar
+NANO = 1_000_000_000  #: billionths in a dollar
 _CENT = NANO // 100
 
 
@@ -22,17 +24,18 @@ class Spend:
     """What some attempts cost; billionths of a dollar."""
 
     attempts: int = 0
-    cost_nanousd: int = 0  #: of all of them, and of those that were lost with their workers
-    wasted_nanousd: int = 0  #: of these: charged, and not answered
-    estimated_nanousd: int = 0  #: of these: nobody told, taken from what such attempts cost
-    cached_saving_nanousd: int = 0  #: what the provider's discount for cached input came to
-    lost_attempts: int = 0  #: whose worker died: no row tells of them
-    unpriced_attempts: int = 0  #: that used tokens at a price that nobody knows
-    unpriced_models: tuple[str, ...] = ()  #: of these
+    cost_nanousd: int = 0  #: of all attempts, including those whose worker died
+    wasted_nanousd: int = 0  #: part of the cost: attempts that were charged, but not answered
+    #: part of the cost: not stated by anybody, estimated from what such attempts usually cost
+    estimated_nanousd: int = 0
+    cached_saving_nanousd: int = 0  #: the provider's discount for cached input
+    lost_attempts: int = 0  #: attempts whose worker died: they have no row
+    unpriced_attempts: int = 0  #: attempts that used tokens without a known price
+    unpriced_models: tuple[str, ...] = ()  #: their models
 
     @property
     def is_known(self) -> bool:
-        """Whether anything is known of money, or missing of it."""
+        """Whether there is anything to say about money: a cost, or models without a price."""
         return bool(self.cost_nanousd or self.unpriced_models)
 
     def __add__(self, other: Spend) -> Spend:
@@ -61,7 +64,7 @@ class Spender:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Money:
-    """All of a window; groups with most cost first."""
+    """All costs of a window; groups with most cost first."""
 
     total: Spend = NOTHING
     lanes: tuple[Spender, ...] = ()
@@ -72,12 +75,23 @@ class Money:
 
     @property
     def is_known(self) -> bool:
-        """Whether anything is known of money, or missing of it."""
+        """Whether there is anything to say about money: a cost, or models without a price."""
         return self.total.is_known
+
+    def by(self, kind: str) -> tuple[Spender, ...]:
+        """The groups by a field of `contracts.rollup.Series`."""
+        groups = {
+            "lane": self.lanes,
+            "model": self.models,
+            "task": self.functions,
+            "context": self.contexts,
+            "tenant": self.tenants,
+        }
+        return groups[kind]
 
 
 def money(rows: Iterable[Spent]) -> Money:
-    """The figures of some sums."""
+    """The costs from sums by series, in total and by group."""
     groups: dict[str, dict[str, Spend]] = {kind: {} for kind in ("lane", "model", "task", "context", "tenant")}
     total = NOTHING
     for row in rows:
@@ -98,8 +112,41 @@ def money(rows: Iterable[Spent]) -> Money:
     )
 
 
+def spent_of_cell(series: Series, cell: Cell) -> Iterator[Spent]:
+    """The costs in a cell: one item for answered attempts, one for the others; none if it holds no attempts."""
+    if not cell.outcomes:
+        return
+    answered, attempts = outcomes(cell)[Outcome.ANSWERED], sum(cell.outcomes.values())
+    sums = (cell.estimated_nanousd, cell.saved_nanousd, cell.lost_attempts, cell.lost_nanousd, cell.unpriced)
+    yield Spent(*series, Outcome.ANSWERED, answered, cell.cost_nanousd - cell.wasted_nanousd, *sums)
+    if attempts > answered or cell.wasted_nanousd:
+        yield Spent(*series, Outcome.FAILED, attempts - answered, cell.wasted_nanousd, 0, 0, 0, 0, 0)
+
+
+def spent_of_call(attempts: Iterable[Attempt]) -> Spend:
+    """What these attempts cost together."""
+    return money(
+        Spent(
+            lane=one.lane,
+            task=one.task,
+            context=one.context,
+            tenant=one.tenant,
+            model=one.model,
+            outcome=one.outcome,
+            attempts=1,
+            cost_nanousd=one.cost_nanousd or 0,
+            estimated_nanousd=one.cost_nanousd or 0 if one.price_source is PriceSource.ESTIMATED else 0,
+            cached_saving_nanousd=one.cached_saving_nanousd or 0,
+            lost_attempts=one.lost_attempts or 0,
+            lost_nanousd=one.lost_nanousd or 0,
+            unpriced=int(one.cost_nanousd is None and bool(one.input_tokens or one.output_tokens)),
+        )
+        for one in attempts
+    ).total
+
+
 def dollars(nanousd: int | None) -> str:
-    """ "$1,234.50", "$0.0021": cents, or where these say too little two digits that do."""
+    """ "$1,234.50", "$0.0021": to the cent, or to two significant digits if that is too coarse; "-" for None."""
     if nanousd is None:
         return "-"
     if nanousd == 0 or nanousd >= 10 * _CENT:
@@ -114,9 +161,21 @@ def dollars(nanousd: int | None) -> str:
 
 
 def without_price(spend: Spend) -> str:
-    """ "+ 3 models without a price"; "" where all have one."""
+    """ "+ 3 models without a price"; "" if all have one."""
     many = len(spend.unpriced_models)
     return "" if not many else f"+ {many} model{'s' if many > 1 else ''} without a price"
+
+
+def amount(spend: Spend) -> str:
+    """A cost for a cell of a table: "$1.20", "no price", or "$1.20 + unpriced" if it leaves attempts out."""
+    if not spend.unpriced_attempts:
+        return dollars(spend.cost_nanousd)
+    return f"{dollars(spend.cost_nanousd)} + unpriced" if spend.cost_nanousd else "no price"
+
+
+def in_total(spend: Spend) -> str:
+    """A total with the models that it leaves out: "$1.20 + 3 models without a price"."""
+    return " ".join(part for part in (dollars(spend.cost_nanousd), without_price(spend)) if part)
 
 
 def spend_sentence(spend: Spend) -> str:

@@ -1,6 +1,6 @@
-"""Why was an attempt snoozed? It costs no try, for one of four reasons, and a 429 is only one of them. Pure.
+"""Why attempts were snoozed: one of four reasons, of which a 429 is only one. Pure.
 
-What counts as a 429 says stores/queries.py, for every figure alike: an answer with that status, or one of its like.
+stores/queries.py defines what counts as a 429 in all figures: an answer with that status, or an equivalent one.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from ratelimit_worker.reports.words import count
 
 
 class Snoozed(StrEnum):
-    """Why an attempt went back to its place."""
+    """Why an attempt was snoozed."""
 
-    REFUSED = "refused"  #: for the rate: a 429 or its like
-    SICK = "sick"  #: while the lane took its provider to be away
-    QUOTA = "quota"  #: nothing was left to spend, and the lane was halted
-    SENT_BACK = "sent_back"  #: by the task itself, or for another reason that is nobody's failure
+    REFUSED = "refused"  #: because of the rate: a 429 or an equivalent
+    SICK = "sick"  #: failed while the lane was in the state "provider away"
+    QUOTA = "quota"  #: the quota was used up, and the lane was halted
+    SENT_BACK = "sent_back"  #: sent back by the task itself, or for another reason that is no failure
 
 
 _WORDS = {
@@ -30,7 +30,7 @@ _WORDS = {
 
 
 def why_snoozed(category: Category | None) -> Snoozed:
-    """The reason, from the category of what the attempt met; None: it met no failure."""
+    """The reason, from the category of the attempt's failure; None: it had no failure."""
     if category is Category.RATE_LIMITED:
         return Snoozed.REFUSED
     if category is Category.QUOTA_EXHAUSTED:
@@ -39,5 +39,5 @@ def why_snoozed(category: Category | None) -> Snoozed:
 
 
 def snoozed_words(by_reason: Mapping[str, int]) -> str:
-    """Such as "12 refused (429), 41 provider away"; "none" where nothing was snoozed."""
+    """Such as "12 refused (429), 41 provider away"; "none" if no attempt was snoozed."""
     return ", ".join(f"{count(n)} {_WORDS[Snoozed(reason)]}" for reason, n in by_reason.items() if n) or "none"

@@ -1,9 +1,9 @@
-"""About when does a waiting call start? From what holds it, its place, and the paces that its lane has by then. Pure.
+"""When does a waiting call start? A forecast from its bars, its place and the coming paces of its lane. Pure.
 
-A lane's hash is its budget: a call with so many before it goes when each dimension has earned what they take together.
-Where a pin ends before that, the tuner's own decision says what the lane may send from then on. Of a parent a lane gets
-its turn among the lanes that wait there. Nobody knows when an outage ends, or how fast a new lane may go: then nothing
-is said.
+The budget is in the lane's hash: a call starts when each bucket has filled by the cost of the call and of all calls
+before it. If a pin ends before that, the tuner's own decision function says what the lane may send from then on. At a
+parent, a lane takes its turn among the lanes that wait there. There is no forecast during an outage, or while a new
+lane does not know its pace.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from ratelimit_worker.stores.live import CallNow, LaneNow
 
 DAY_S = 86_400.0
 Cost = Sequence[float]  #: in the order of `DIMENSIONS`
-_MOST_PINS = 3  #: that end one after the other before the call goes
+_MOST_PINS = 3  #: how many pins are considered that end one after the other before the call starts
 _NEVER = frozenset(
     {BarKind.NEWER, BarKind.SUSPECT, BarKind.CLAIM, BarKind.PROBES, BarKind.RAMP, BarKind.TASK}
-)  #: known to nobody who only looks
-SURE_S = 1.0  #: what a pace that is not known yet may make of a start that is told all the same, seconds
+)  #: bars whose end cannot be known
+SURE_S = 1.0  #: a forecast is shown only if a pace that is not known yet can change it by at most so many seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ahead:
-    """What goes before a call, and what it takes itself."""
+    """How many calls go before a call, what they cost, and what it costs itself."""
 
     calls: float
-    mean: Cost  #: what each of them takes
+    mean: Cost  #: mean cost of each of them
     own: Cost
 
     def less(self, calls: float) -> Ahead:
-        """The same when so many of them have gone."""
+        """The same after this many of the calls before it have left."""
         return replace(self, calls=max(0.0, self.calls - calls))
 
     def times(self, share: float) -> Ahead:
-        """The same where others' calls leave beside each of them."""
+        """The same if `share` calls leave in the time of each of them (itself, and those of other lanes)."""
         return replace(self, calls=self.calls * share)
 
 
@@ -62,15 +62,15 @@ class _Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a lane's hash allows from a moment on, if nothing changes."""
+    """What a lane may send from a moment on, according to its hash, if nothing changes."""
 
-    gate_s: float  #: nothing leaves before: now, or when its gate opens, seconds since the epoch; inf: it does not
-    gap_s: float
+    gate_s: float  #: seconds since the epoch; nothing leaves before: now, or when its gate opens; inf: never
+    gap_s: float  #: least time between two starts
     buckets: Mapping[int, _Bucket]  #: by number of the dimension, from 0
 
     @classmethod
     def of(cls, lane: LaneState, at_s: float) -> Budget:
-        """Of a lane as it is, from `at_s` on."""
+        """The budget of a lane in its present state, from `at_s` on."""
         points = lane.points
         gate_s = inf if points.gate_us >= SHUT_US else max(at_s, points.gate_us / US)
         opens_us = min(gate_s, at_s + DAY_S) * US
@@ -83,7 +83,7 @@ class Budget:
         return cls(gate_s=gate_s, gap_s=gap_s, buckets=buckets)
 
     def when_s(self, ahead: Ahead) -> float:
-        """When the call is admitted, seconds since the epoch; inf: never."""
+        """When the budget releases the call, seconds since the epoch; inf: never."""
         if self.gate_s == inf:
             return inf
         when_s = self.gate_s + ahead.calls * self.gap_s
@@ -95,13 +95,13 @@ class Budget:
         return when_s
 
     def each_s(self, mean: Cost) -> float:
-        """Seconds from one call to the next, when many wait; inf: it is shut, or closed."""
+        """Seconds from one call to the next when many wait; inf: its gate is shut, or its pace is 0."""
         many = 1e6
         first_s, last_s = (self.when_s(Ahead(calls=calls, mean=mean, own=mean)) for calls in (0.0, many))
         return inf if last_s == inf else (last_s - first_s) / many
 
     def gone_by(self, ahead: Ahead, until_s: float) -> float:
-        """How many of those before it have gone by then."""
+        """How many of the calls before it have left by `until_s` (seconds since the epoch)."""
         first_s, each_s = self.when_s(replace(ahead, calls=0.0, own=ahead.mean)), self.each_s(ahead.mean)
         if first_s > until_s:
             return 0.0
@@ -110,13 +110,15 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """What it takes to tell a start.
+    """Everything that a forecast needs.
 
     Args:
-        parents: The lane's, by name.
-        pins: All that are in force, by lane.
-        latency_s: Mean of an answered attempt of late; None: not known.
-        slots: That the lane's calls may use.
+        at_s: Now, seconds since the epoch.
+        parents: The lane's parents, by name.
+        pins: All pins that are in force, by lane.
+        rules: Settings of the law.
+        latency_s: Recent mean of an answered attempt; None: not known.
+        slots: Slots that the lane's calls may use.
     """
 
     at_s: float
@@ -128,7 +130,7 @@ class Forecast:
     slots: int
 
     def starts_in_s(self, call: CallNow) -> float | None:
-        """Seconds from now; None: nobody knows."""
+        """Seconds from now until the call starts; None: it cannot be known."""
         bars = call.bars
         if bars is None or not self._knowable(bars):
             return None
@@ -136,7 +138,7 @@ class Forecast:
         mean = self.lane.cost or own
         due_s = max((bar.until_s or self.at_s for bar in bars if bar.kind is BarKind.DUE), default=self.at_s)
         place = call.place
-        if place is None:  # it comes to its place when its time does: a retry before those that wait, others after them
+        if place is None:  # it gets a place when it is due: a retry before the waiting calls, others after them
             place = 0 if call.record.number else self.lane.waiting
         ahead = Ahead(calls=place, mean=mean, own=own)
         starts_s = self._admitted_s(self.lane, ahead, 1.0)
@@ -147,7 +149,7 @@ class Forecast:
                 starts_s = min(starts_s, self._budgeted_s(ahead, bar.number / 1e4))
         held = {bar.detail for bar in bars if bar.kind is BarKind.PARENT}
         for name, parent in self.parents.items():
-            lanes = parent.row + (0 if name in held else 1)  # this one stands there when it waits for it
+            lanes = parent.row + (0 if name in held else 1)  # `row` counts this lane if it waits for that parent
             starts_s = max(starts_s, self._admitted_s(parent, ahead, max(1, lanes)))
         room_s = self._room_s(bars, place)
         if starts_s == inf or room_s is None:
@@ -167,16 +169,16 @@ class Forecast:
         return True
 
     def _grown(self) -> LaneNow:
-        """The lane when it knows its requests: as if these did not bind."""
+        """The lane once its pace of requests is known: as if requests were no limit."""
         points = self.lane.state.points
         tokens = {name: one for name, one in points.paces.items() if name != "requests"}
         return replace(self.lane, state=structs.replace(self.lane.state, points=structs.replace(points, paces=tokens)))
 
     def _admitted_s(self, lane: LaneNow, ahead: Ahead, share: float) -> float:
-        """When its budget lets the call go, over the ends of pins.
+        """When a lane's budget releases the call, seconds since the epoch, with the pins that end before; inf: never.
 
         Args:
-            share: Calls that leave for each of ours, ours included.
+            share: Calls that leave for each of this lane's, including that one: more than 1 at a parent.
         """
         state, at_s = lane.state, self.at_s
         for _ in range(_MOST_PINS):
@@ -192,7 +194,7 @@ class Forecast:
         return max(budget.when_s(ahead.times(share)), self._quota_s(lane, budget, ahead))
 
     def _after(self, lane: str, state: LaneState, budget: Budget, ahead: Ahead, gone: float, at_s: float) -> LaneState:
-        """The lane when the pin has ended, as the tuner will write it."""
+        """The lane's state when the pin has ended, as the tuner will write it."""
         level = dict(state.levels.level)
         for i, bucket in budget.buckets.items():
             earned = bucket.level + bucket.pace * max(0.0, at_s - budget.gate_s) - gone * ahead.mean[i]
@@ -200,14 +202,14 @@ class Forecast:
         state = structs.replace(state, levels=structs.replace(state.levels, at_us=at_s * US, level=level))
         decision = decide(LaneView(lane=lane, state=state, seen=()), at_s, self.rules, self.pins)
         sent, turned_back = state.levels.sent, state.levels.turned_back
-        for i, dimension in enumerate(DIMENSIONS):  # an anchor: the level follows from what was sent in all
+        for i, dimension in enumerate(DIMENSIONS):  # with an anchor, the level follows from all that was sent
             anchor = decision.anchors.get(dimension)
             if anchor is not None:
                 level[dimension] = anchor.units - (sent[i] + gone * ahead.mean[i]) + turned_back[i]
         return structs.replace(decision.after, levels=structs.replace(state.levels, level=level))
 
     def _quota_s(self, lane: LaneNow, budget: Budget, ahead: Ahead) -> float:
-        """When the quotas of the lane's day have room for it: now, or on a later day after those before it then."""
+        """When the lane's daily quotas allow the call: now, or on a later day after the calls before it."""
         told, when_s = lane.state.told, self.at_s
         limits, zone = told.limits, told.day_steps
         for i, (what, quota) in enumerate((("requests", limits.rpd), ("tokens", limits.tpd))):
@@ -221,13 +223,16 @@ class Forecast:
         return when_s
 
     def _budgeted_s(self, ahead: Ahead, left: float) -> float:
-        """When the retry budget lets it go before the others."""
+        """When the retry budget lets the call go before the others, seconds since the epoch."""
         pace = Budget.of(self.lane.state, self.at_s)
         requests = pace.buckets[0].pace if 0 in pace.buckets else 0.0
         return self.at_s + max(0.0, 1.0 - left) / (RETRY_SHARE * requests + RETRIES_PER_S)
 
     def _room_s(self, bars: Sequence[Bar], place: int) -> float | None:
-        """When as many have ended as must before it: so many at once, each for the latency of late."""
+        """When a place for it is free: a limited number of calls run at once, each for the recent mean latency.
+
+        Seconds since the epoch; None: all places are taken, and the latency is not known.
+        """
         room_s = self.at_s
         caps = [float(cap) for cap in (self.lane.state.told.limits.concurrency,) if cap]
         flight = float(self.lane.state.points.flight)
@@ -238,6 +243,6 @@ class Forecast:
             return None if full else room_s
         for most in bounds:
             out = self.lane.ready + self.lane.running
-            ended = place + max(out, most if full else 0) - most + 1  # so many must have ended before it starts
+            ended = place + max(out, most if full else 0) - most + 1  # calls that must end before it starts
             room_s = max(room_s, self.at_s + max(0.0, ended) * self.latency_s / most)
         return room_s

@@ -1,8 +1,9 @@
-"""How are numbers written for people? With units, short, and so that columns line up."""
+"""Numbers in words for people: short, with units, and so that columns line up."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,11 @@ import msgspec
 
 from ratelimit_worker.plain_text import one_line
 
-if TYPE_CHECKING:  # `classify` writes words where no Redis client is installed
+if TYPE_CHECKING:  # `classify` uses this module even if no Redis client is installed
     from ratelimit_worker.stores.overdue import OverdueCall
 
 UNKNOWN = "-"
-_LEAST_FOLDED = 12  #: columns that a name has, however narrow the terminal
+_LEAST_FOLDED = 12  #: characters that a name keeps in a line, however narrow the terminal is
 
 
 def seconds(value_s: float | None) -> str:
@@ -31,7 +32,7 @@ def seconds(value_s: float | None) -> str:
 
 
 def about(value_s: float) -> str:
-    """A time that nobody knows exactly, in two digits or one: "4.2 s", "85 s", "12 min", "3 h", "4 days"."""
+    """An uncertain time, with one or two digits: "4.2 s", "85 s", "12 min", "3 h", "4 days"."""
     if value_s < 10.0:
         return f"{value_s:.1f} s"
     for unit, length_s, below in (("s", 1.0, 100.0), ("min", 60.0, 6_000.0), ("h", 3_600.0, 2e5)):
@@ -47,6 +48,13 @@ def count(value: float | None) -> str:
     if value >= 10_000_000:
         return f"{value / 1e6:,.1f} M"
     return f"{value:,.0f}"
+
+
+def tokens(into: int, out: int, *, cached: int = 0, written: int = 0, reasoning: int = 0) -> str:
+    """ "1,000 in (400 cached), 100 out (40 of reasoning)"; the numbers in brackets are parts of the others."""
+    of_input = [f"{count(many)} {what}" for many, what in ((cached, "cached"), (written, "written to a cache")) if many]
+    kinds = f" ({', '.join(of_input)})" if of_input else ""
+    return f"{count(into)} in{kinds}, {count(out)} out{f' ({count(reasoning)} of reasoning)' if reasoning else ''}"
 
 
 def percent(share: float | None) -> str:
@@ -80,13 +88,14 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int | None
     """Columns two spaces apart: the first `texts` to the left, the others to the right. Nothing is ever cut.
 
     Args:
-        width: Columns of the terminal: where a line is longer, names go on in the next. None: lines are as long as they
-            are, for files and pipes.
+        width: Columns of the terminal: if a line would be longer, its names are continued in the next one, and if even
+            the figures do not fit, each row takes several lines. None: lines are not folded, for files and pipes.
     """
     lines = [tuple(map(one_line, row)) for row in (heads, *rows)]
     widths = [max(map(_columns, column)) for column in zip(*lines, strict=True)]
     if width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
-        return _folded(lines, widths, width, texts)
+        least = sum(widths[texts:]) + sum(min(wide, _LEAST_FOLDED) for wide in widths[:texts]) + 2 * (len(widths) - 1)
+        return _folded(lines, width, texts) if least <= width else _stacked(lines, width)
 
     def cell(text: str, at: int) -> str:
         room = " " * (widths[at] - _columns(text))
@@ -104,21 +113,52 @@ def _columns(text: str) -> int:
     return cell_len(text)
 
 
-def _folded(lines: Sequence[Sequence[str]], widths: Sequence[int], width: int, texts: int) -> str:
-    """As `table`: texts are folded so that figures keep their columns, unless these alone do not fit."""
+def folded(text: str, width: int | None, indent: int = 4) -> str:
+    """A text whose lines fit a terminal, each broken between words.
+
+    Args:
+        width: Columns of the terminal; None: there is none, and lines stay as they are.
+        indent: Spaces before what was broken off.
+    """
+    if width is None:
+        return text
+    deep = " " * min(indent, max(0, width - _LEAST_FOLDED))
+    lines = (textwrap.wrap(line, width, subsequent_indent=deep, break_on_hyphens=False) for line in text.split("\n"))
+    return "\n".join("\n".join(broken) for broken in lines)
+
+
+def _stacked(lines: Sequence[Sequence[str]], width: int) -> str:
+    """A table that is too wide for its terminal: each row's name has lines of its own, and below it stands the rest."""
+    from rich.cells import chop_cells
+
+    heads, *rows = lines
+    deep = "  " if width > _LEAST_FOLDED else ""
+    said = [heads[0]]
+    for name, *cells in rows:
+        said += [name, deep]
+        for phrase in (f"{head} {cell}" for head, cell in zip(heads[1:], cells, strict=True) if cell):
+            begun = said[-1].strip()
+            if begun and _columns(f"{said[-1]}  {phrase}") > width:
+                said.append(f"{deep}{phrase}")
+            else:
+                said[-1] += f"  {phrase}" if begun else phrase
+    broken = (piece for line in said for part in folded(line, width).split("\n") for piece in chop_cells(part, width))
+    return "\n".join(line.rstrip() for line in broken)
+
+
+def _folded(lines: Sequence[Sequence[str]], width: int, texts: int) -> str:
+    """Like `table`, with folded texts, so that figures keep their columns."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    figures = sum(widths[texts:]) + 2 * (len(widths) - 1)
-    least = figures + sum(min(wide, _LEAST_FOLDED) for wide in widths[:texts])
     grid = Table.grid(padding=(0, 2))
-    for at in range(len(widths)):
+    for at in range(len(lines[0])):
         is_text = at < texts
         grid.add_column(justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
     for row in lines:
         grid.add_row(*map(Text, row))
-    console = Console(width=max(width, least), color_system=None, force_terminal=False, legacy_windows=False)
+    console = Console(width=width, color_system=None, force_terminal=False, legacy_windows=False)
     with console.capture() as printed:
         console.print(grid)
     return "\n".join(line.rstrip() for line in printed.get().splitlines())
@@ -130,7 +170,7 @@ def unknown_task(task: str, queue: str) -> str:
 
 
 def overdue_call(call: OverdueCall, at_s: float) -> str:
-    """Which call holds a thread of a worker though its time is over, and what that costs."""
+    """A call that still runs after its deadline, and what that costs its worker."""
     past = seconds(max(0.0, at_s - call.deadline_s))
     costs = "another runs in its place" if call.replaced else "it takes the worker's only slot: restart that worker"
     return f"call {call.call_id} (lane {call.lane}, task {call.task}) still runs {past} after its deadline; {costs}"

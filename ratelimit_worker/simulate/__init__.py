@@ -5,9 +5,9 @@
         ...
         assert most_in_window([arrival.t for arrival in provider.arrivals()]) <= 11
 
-bucket, window, draws, timeline, headers, answers, provider: decisions, pure, with the time passed in
-http1, server: the same over HTTP · process: the same as a process of its own · arrivals: what it saw
-scenarios, oracle: against which providers a client is measured, and what could have been had of them
+bucket, window, draws, timeline, headers, answers, provider: decisions; pure, the time is an argument
+http1, server: the provider over HTTP · process: the server as a process of its own · arrivals: its log
+scenarios, oracle: providers against which clients are measured, and the most that a client could reach there
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What does the provider say? Request bodies read, completions and error bodies written, in both shapes.
+"""Reads request bodies, and writes completions and error bodies, in the formats of OpenAI and Anthropic.
 
 The answer to a body is a function of the body and the seed: the same text and the same usage every time. It never
 echoes the prompt.
@@ -17,9 +17,9 @@ import msgspec
 from ratelimit_worker.calls import Cost
 from ratelimit_worker.simulate.scenario import Fault
 
-#: Charged for a request that names no maximum of its own.
+#: Output tokens that a request without max_tokens is charged.
 DEFAULT_MAX_TOKENS = 256
-#: No answer is longer, whatever max_tokens allows.
+#: Longest answer, even if max_tokens allows more.
 LONGEST_ANSWER_TOKENS = 2048
 _DEFAULT_DIMENSIONS = 16
 _LARGEST_DIMENSIONS = 4096
@@ -33,7 +33,7 @@ _WORDS = (
     "quickly often rarely usually clearly together apart again enough almost perhaps instead therefore because and "
     "but or so while although under over between beside after before during without within across toward"
 )
-#: An answer is a slice of it that begins at one of the first 4096 words: far cheaper than drawing each word.
+#: An answer is a slice of this list that begins at one of the first 4096 words: far cheaper than drawing each word.
 _POOL = Random(7).choices(_WORDS.split(), k=4096 + LONGEST_ANSWER_TOKENS)
 
 
@@ -47,7 +47,7 @@ class Endpoint(StrEnum):
 
 
 class Asked(msgspec.Struct):
-    """What is read of a request's body."""
+    """The fields of a request's body that are read."""
 
     model: str = "simulated"
     messages: msgspec.Raw = msgspec.Raw(b"")
@@ -67,7 +67,7 @@ class Asked(msgspec.Struct):
         return Cost(input_tokens=math.ceil(prompt_bytes / 4), output_tokens=self._most(endpoint))
 
     def name(self, field: str) -> str | None:
-        """A text of the metadata."""
+        """A string from the metadata; None: the field is missing or not a string."""
         value = (self.metadata or {}).get(field)
         return value if isinstance(value, str) else None
 
@@ -84,9 +84,9 @@ _ASKED = msgspec.json.Decoder(Asked)
 
 
 def read(endpoint: Endpoint, body: bytes) -> Asked | str:
-    """The request's body; else, in one line, why the provider answers 400."""
+    """The request's decoded body, or one line that says why the provider answers 400."""
     try:
-        body.decode()  # msgspec leaves what it keeps raw unread, bytes that are no text too
+        body.decode()  # msgspec does not check fields that stay raw, which may be invalid UTF-8
         asked = _ASKED.decode(body)
         if endpoint is Endpoint.EMBEDDINGS and asked.input:
             msgspec.json.decode(asked.input)
@@ -118,13 +118,13 @@ def answer(
     created: int,
     cached_share: float = 0.0,
 ) -> tuple[bytes, Cost]:
-    """A completion (or embeddings) as JSON, and the usage that it tells.
+    """A completion (or embeddings) as JSON, and the usage in it.
 
     Args:
         digest: sha256 of the request's body.
         answer_id: Unique per request.
         created: Seconds since the epoch.
-        cached_share: Of the input, what the provider has cached.
+        cached_share: Share of the input that the provider has cached, 0 to 1.
     """
     charged = asked.cost(endpoint)
     if endpoint is Endpoint.EMBEDDINGS:
@@ -140,12 +140,12 @@ def answer(
 
 
 def cached_tokens(input_tokens: int, share: float) -> int:
-    """Of so much input, what the provider has cached."""
+    """Input tokens that the provider has cached; `share`: 0 to 1."""
     return int(input_tokens * share)
 
 
 def usage_told(input_tokens: int, output_tokens: int, cached: int) -> dict[str, Any]:
-    """The usage of a request, in the form of OpenAI's chat."""
+    """The usage of a request, as in OpenAI's chat completions."""
     told: dict[str, Any] = {
         "prompt_tokens": input_tokens,
         "completion_tokens": output_tokens,
@@ -157,7 +157,7 @@ def usage_told(input_tokens: int, output_tokens: int, cached: int) -> dict[str, 
 
 
 def _tell_cached(usage: dict[str, Any], endpoint: Endpoint, cached: int) -> None:
-    if endpoint is Endpoint.MESSAGES:  # whose total leaves it out
+    if endpoint is Endpoint.MESSAGES:  # Anthropic's input_tokens do not include cached ones
         usage["input_tokens"] -= cached
         usage["cache_read_input_tokens"] = cached
     elif endpoint is Endpoint.RESPONSES:
@@ -167,7 +167,7 @@ def _tell_cached(usage: dict[str, Any], endpoint: Endpoint, cached: int) -> None
 
 
 def _text(digest: bytes, seed: int, most_tokens: int) -> tuple[str, int]:
-    """Between a quarter of the most and all of it, a word a token; the first word tells answers apart."""
+    """An answer of a quarter to all of the maximum, one word a token, and its tokens; each has another first word."""
     drawn = blake2b(digest, digest_size=24, key=str(seed).encode()[:64]).digest()
     longest = min(most_tokens, LONGEST_ANSWER_TOKENS)
     shortest = max(1, longest // 4)
@@ -222,7 +222,7 @@ def _response(model: str, text: str, full: bool, usage: Cost, answer_id: str, cr
 
 
 def _message(model: str, text: str, full: bool, usage: Cost, answer_id: str, created: int) -> dict[str, Any]:
-    del created  # Anthropic does not tell it
+    del created  # Anthropic's answers do not have it
     return {
         "id": f"msg_{answer_id}",
         "type": "message",
@@ -249,7 +249,7 @@ def _embeddings(asked: Asked, input_tokens: int, seed: int) -> bytes:
 
 
 def _vector(item: object, size: int, seed: int) -> list[float]:
-    """A vector of length one that depends on nothing but the input and the seed."""
+    """A vector of length 1 that depends only on the input and the seed."""
     chance = Random(blake2b(msgspec.json.encode(item), digest_size=16, key=str(seed).encode()[:64]).digest())
     raw = [chance.gauss(0.0, 1.0) for _ in range(size)]
     length = math.hypot(*raw)
@@ -318,12 +318,12 @@ _SAME_AS = {Fault.AUTH: Fault.UNAUTHORIZED, Fault.OUTAGE: Fault.UNAVAILABLE}
 def fault_answer(fault: Fault, anthropic: bool, request_id: str) -> tuple[int, str, bytes]:
     """Status, content type and body of a fault that is an HTTP answer other than 200."""
     if fault is Fault.QUOTA:
-        if anthropic:  # which tells it by a 400, not by a status of its own
+        if anthropic:  # a 400, not a status of its own
             message = "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing."
             return 400, _JSON, anthropic_error("invalid_request_error", message, request_id)
         message = "You exceeded your current quota, please check your plan and billing details."
         return 429, _JSON, openai_error(message, "insufficient_quota", "insufficient_quota")
-    if fault in {Fault.BAD_GATEWAY, Fault.GATEWAY_TIMEOUT}:  # the proxy before the engine speaks HTML
+    if fault in {Fault.BAD_GATEWAY, Fault.GATEWAY_TIMEOUT}:  # the proxy in front of the engine answers in HTML
         title = "502 Bad Gateway" if fault is Fault.BAD_GATEWAY else "504 Gateway Time-out"
         page = f"<html><head><title>{title}</title></head><body><center><h1>{title}</h1></center></body></html>\r\n"
         return int(title[:3]), _HTML, page.encode()
@@ -344,7 +344,14 @@ def refusal(
     request_id: str,
     words: bool = True,
 ) -> bytes:
-    """The body of a true 429: `dimension` of `ratelimit_worker.calls.DIMENSIONS` ran out; words: whether it says so."""
+    """The body of a 429 of the rate limit: the budget of a dimension of `calls.DIMENSIONS` is used up.
+
+    Args:
+        limit: Units a minute.
+        requested: Units that the request would cost.
+        retry_after_s: inf: it can never pass.
+        words: Whether the message names dimension and limit.
+    """
     if not words:
         message = "Slow down."
         if anthropic:
@@ -368,7 +375,7 @@ def refusal(
 
 
 def crowded(*, bound: int | None, model: str, anthropic: bool, request_id: str) -> bytes:
-    """The body of a 429 for one request too many in hand; `bound` None: it does not say so."""
+    """The body of a 429 since `bound` requests are in flight; None: the message does not name this reason."""
     if anthropic:
         about = "concurrent connections" if bound is not None else "acceleration limit"
         message = f"Number of {about} has exceeded your rate limit. Please try again later."

@@ -1,8 +1,8 @@
-"""What did the provider see? Its log, and the figures that decide whether a promise was kept.
+"""The provider's log, and figures of it by which tests decide whether a client kept its limits.
 
-The log is JSON lines: an `Arrival` a request, written the moment it was decided; an `Incident` where a connection
-ended otherwise than by an answer; a `Started` for each start of the process that appended to the file.
-Everything but `read_log` is pure.
+The log is JSON lines: an `Arrival` for each request, written when its answer is decided; an `Incident` if a connection
+ended without an answer; a `Started` for each start of a process that appends to the file. Everything but `read_log` is
+pure.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="start", omit_defaults=True):
-    """A server began to append to this log."""
+    """A server has begun to append to this log."""
 
     unix: float  #: seconds since the epoch, where `t` of the lines that follow is zero
     pid: int
@@ -23,21 +23,21 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="request", omit_defaults=True):
-    """One request as the provider saw and decided it."""
+    """One request, with the provider's decision."""
 
     n: int  #: number of the request, from 1
     t: float  #: seconds since the server's start, on its monotonic clock
     unix: float  #: seconds since the epoch
     path: str
-    status: int | None = None  #: HTTP status of the answer; None: it gets none (reset, hang)
-    admitted: bool = False  #: it passed the rate limit and was charged
+    status: int | None = None  #: HTTP status of the answer; None: there is no answer (reset, hang)
+    admitted: bool = False  #: whether it passed the rate limit and was charged
     fault: str | None = None  #: the scripted fault that met it
     key: str | None = None  #: first 12 hex digits of the key's sha256
-    cost_tokens: int = 0  #: prompt estimate + max_tokens: what the limit is asked for
-    input_tokens: int = 0  #: usage that the answer tells
+    cost_tokens: int = 0  #: estimate of the prompt + max_tokens: what is taken from the limit
+    input_tokens: int = 0  #: usage in the answer
     output_tokens: int = 0
-    cached_input_tokens: int = 0  #: of the input
-    billed_nanousd: int = 0  #: what it is billed, billionths of a dollar
+    cached_input_tokens: int = 0  #: part of the input tokens
+    billed_nanousd: int = 0  #: its price, billionths of a dollar
     latency_s: float = 0.0  #: from arrival to answer
     body: str = ""  #: sha256 of the request's body, hex
     request_id: str = ""  #: the provider's name for it
@@ -54,12 +54,12 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=
 
     @property
     def identity(self) -> str:
-        """What says best which logical call this is: its id, else its body."""
+        """What identifies the logical call: its id, otherwise its body."""
         return self.call_id or self.idempotency_key or self.custom_id or self.client_request_id or self.body
 
 
 class Incident(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="incident", omit_defaults=True):
-    """A connection that ended otherwise than by an answer."""
+    """A connection that ended without an answer."""
 
     what: str  #: reset (by us), gone (the client left before its answer), bad_request (not HTTP), aborted (outage)
     t: float  #: seconds since the server's start
@@ -68,7 +68,7 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag
 
 
 class Log(msgspec.Struct, frozen=True):
-    """A log, read."""
+    """The content of a log."""
 
     arrivals: list[Arrival]
     incidents: list[Incident]
@@ -85,10 +85,11 @@ _LINE = msgspec.json.Decoder(Started | Arrival | Incident)
 
 
 def read_log(path: Path) -> Log:
-    """Read a log. A last line that a kill cut short is left out.
+    """Read a log. A last line that was cut off by a kill is left out.
 
     Raises:
-        ValueError: Another line is not one of ours.
+        OSError: It cannot be read.
+        ValueError: A line is not of such a log.
     """
     return parse_log(path.read_bytes())
 
@@ -110,7 +111,7 @@ def parse_log(text: bytes) -> Log:
 
 
 def most_in_window(times: Iterable[float], window_s: float = 1.0) -> int:
-    """The largest number of times that any window [t, t + window_s) holds, wherever it begins."""
+    """The largest number of these times (seconds) in any window [t, t + window_s)."""
     ordered = sorted(times)
     most = first = 0
     for last, time_s in enumerate(ordered):
@@ -121,7 +122,7 @@ def most_in_window(times: Iterable[float], window_s: float = 1.0) -> int:
 
 
 def rate(times: Sequence[float]) -> float:
-    """Events a second between the first and the last; 0.0 below two events or when all are at once."""
+    """Events a second between the first and the last; 0.0 for fewer than two events, or if all are at once."""
     if len(times) < 2:
         return 0.0
     span_s = max(times) - min(times)
@@ -129,9 +130,9 @@ def rate(times: Sequence[float]) -> float:
 
 
 def goodput(arrivals: Iterable[Arrival], after_s: float = 0.0, until_s: float | None = None) -> float:
-    """Good answers a second among the arrivals with after_s <= t < until_s (None: up to and with the last arrival).
+    """Good answers a second among the arrivals with after_s <= t < until_s (None: up to the last one, included).
 
-    0.0 when there is no such time.
+    0.0 if that interval is empty.
     """
     seen = list(arrivals)
     end_s = max((arrival.t for arrival in seen), default=0.0) if until_s is None else until_s
@@ -142,12 +143,12 @@ def goodput(arrivals: Iterable[Arrival], after_s: float = 0.0, until_s: float | 
 
 
 def identity(arrival: Arrival) -> str:
-    """The identity by which calls are told apart unless the caller knows better."""
+    """The default for `by`: `Arrival.identity`."""
     return arrival.identity
 
 
 def duplicates(arrivals: Iterable[Arrival], by: Callable[[Arrival], str | None] = identity) -> dict[str, int]:
-    """Identity -> number of arrivals, of those that came more than once; arrivals without identity are left out."""
+    """Identity -> number of arrivals, for those that came more than once; arrivals without identity are left out."""
     counts = Counter(name for arrival in arrivals if (name := by(arrival)) is not None)
     return {name: count for name, count in counts.items() if count > 1}
 

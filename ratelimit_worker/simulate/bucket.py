@@ -1,7 +1,7 @@
-"""Does a provider's limit take this request now, and if not, when? The token bucket, and the budget of a key.
+"""A provider's limits: the token bucket, and the budget of a key. They decide whether a request passes now, or when.
 
-Pure: time is passed in, in seconds on any clock that does not run backwards, so the same buckets serve the
-HTTP server in real time and the laboratory in virtual time.
+Pure: the time is an argument, in seconds on any clock that does not run backwards, so the same buckets serve the
+HTTP server in real time and simulations in virtual time.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from dataclasses import dataclass
 from ratelimit_worker.calls import DIMENSIONS, Cost
 from ratelimit_worker.simulate.window import SlidingWindow
 
-#: Nobody measures time better than this; without it a client that waits exactly `retry_after_s` loses to rounding.
+#: Tolerance: without it a client that waits exactly `retry_after_s` could be refused because of rounding.
 _TICK_S = 1e-9
-#: Calls of a neighbour that wait for the budget at most; the rest of what it cannot have is refused to it.
+#: How many calls of a neighbour (another client on the same budget) wait for units at most; further ones are refused.
 _NEIGHBOURS_LINE = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """The request goes; its cost is taken."""
+    """The request passes; its cost is taken."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The request does not go; nothing is taken."""
+    """The request does not pass; nothing is taken."""
 
     retry_after_s: float  #: seconds until it would fit if nobody else came; inf: it never fits
-    dimension: str  #: of `DIMENSIONS`: the one that has to be waited for longest
+    dimension: str  #: the one of `DIMENSIONS` with the longest wait
 
 
 ADMITTED = Admitted()
@@ -50,11 +50,11 @@ class TokenBucket:
             raise ValueError(f"need 0 < rate and 0 < depth, both finite; got {rate=} {depth=}")
         self.rate, self.depth = rate, depth
         self._level, self._at_s = depth, now_s
-        self.owed = 0.0  #: units that a neighbour waits for, as of the last look
+        self.owed = 0.0  #: units that a neighbour waits for, as of the last operation
 
     @property
     def capacity(self) -> float:
-        """The most that can be left: the depth."""
+        """The most units that can be in the bucket: the depth."""
         return self.depth
 
     def level(self, now_s: float) -> float:
@@ -70,7 +70,7 @@ class TokenBucket:
         return self._level
 
     def wait_s(self, now_s: float, cost: float) -> float:
-        """Seconds until `cost` fits if nobody else comes; 0.0 when it fits now."""
+        """Seconds until `cost` fits if nobody else comes; 0.0 if it fits now."""
         missing = min(cost, self.depth) - self.level(now_s)
         return 0.0 if missing <= self.rate * _TICK_S + self.depth * 1e-12 else (missing + self.owed) / self.rate
 
@@ -79,10 +79,10 @@ class TokenBucket:
         self._level = self.level(now_s) - cost
 
     def owe(self, now_s: float, units: float, most: float) -> None:
-        """A neighbour wants units: it takes what is there, and the rest of the inflow before anybody else does.
+        """A neighbour wants units: it takes what is there, and gets the rest from the inflow before anybody else.
 
         Args:
-            most: Units that wait at most; the neighbour goes away with the rest.
+            most: Units that the neighbour waits for at most; it gives up the rest.
         """
         there = max(0.0, self.level(now_s))
         wanted = self.owed + units
@@ -91,9 +91,9 @@ class TokenBucket:
         self.owed = min(wanted - paid, most)
 
     def give_back(self, now_s: float, units: float, taken_s: float = 0.0) -> None:
-        """Put units back that were charged and not used, whenever that was; what exceeds the depth is lost.
+        """Put units back that were charged and not used; what exceeds the depth is lost. `taken_s` is not used.
 
-        A neighbour that waits gets them before anybody else does.
+        A neighbour that waits gets them before anybody else.
         """
         del taken_s
         self._level = min(self.depth, self.level(now_s) + units)
@@ -104,7 +104,7 @@ class TokenBucket:
         return (self.depth - self.level(now_s)) / self.rate
 
     def change(self, now_s: float, rate: float, depth: float) -> None:
-        """Another rate and depth from now on; what is in the bucket stays, as far as it fits."""
+        """Set another rate and depth; what is in the bucket stays, as far as it fits."""
         self._level = min(self.level(now_s), depth)
         self.rate, self.depth = rate, depth
 
@@ -117,7 +117,7 @@ class Budget:
         burst_s: Depth of each bucket in seconds of its rate; a bucket holds at least one unit.
         window_s: Sliding windows of this length instead of buckets, each of its share of the minute's limit; a
             window that would hold less than one unit is as long as one unit takes.
-        lag_s: `as_it_was` tells the state of so many seconds ago.
+        lag_s: `as_it_was` returns the state of so many seconds ago.
     """
 
     __slots__ = ("_burst_s", "_journal", "_lag_s", "_past", "_window_s", "buckets", "per_minute")
@@ -134,7 +134,7 @@ class Budget:
         self._burst_s, self._window_s, self._lag_s = burst_s, window_s, lag_s
         self.per_minute: dict[str, float] = {}
         self.buckets: dict[str, TokenBucket | SlidingWindow] = {}
-        # The past is a budget of its own that gets every change `lag_s` later, at the change's own time.
+        # The past is a second budget that gets every change `lag_s` later, with the time of the change.
         self._past = Budget(per_minute, burst_s, now_s, window_s=window_s) if lag_s > 0 else None
         self._journal: deque[tuple[float, Callable[[Budget], None]]] = deque()
         self._change(now_s, per_minute)
@@ -147,8 +147,8 @@ class Budget:
     def admit(self, now_s: float, cost: Cost) -> Admitted | Refused:
         """Take `cost` from every bucket, or refuse and take nothing.
 
-        A request with more tokens than flow in in a minute (or fit into a window) is refused for good, as the real
-        providers do. The wait that a refusal tells knows nothing of neighbours to come.
+        A request with more tokens than a minute's limit (or than fit into a window) can never pass (`inf`), as at real
+        providers. The wait in a refusal does not consider neighbours that come later.
         """
         units = _units(cost)
         longest_s, slowest = 0.0, ""
@@ -166,22 +166,22 @@ class Budget:
         return ADMITTED
 
     def give_back(self, now_s: float, unused: Cost, taken_s: float) -> None:
-        """Reconcile: put back what was charged on admission at `taken_s` and not used."""
+        """Put back what was charged on admission at `taken_s` and not used."""
         units = _units(unused)
         self._give_back(now_s, units, taken_s)
         self._note(now_s, lambda past: past._give_back(now_s, units, taken_s))
 
     def neighbour(self, now_s: float, cost: Cost) -> None:
-        """A neighbour's request: it takes what is there, and what then flows in before anybody else does.
+        """A neighbour's request: it takes what is there, and gets the rest from the inflow before anybody else.
 
-        A dimension never gives more than it has; at most ten such requests wait, what is above that goes away.
+        A dimension never gives more than it has; at most ten such requests wait, further ones are given up.
         """
         units = _units(cost)
         self._neighbour(now_s, units)
         self._note(now_s, lambda past: past._neighbour(now_s, units))
 
     def as_it_was(self, now_s: float) -> tuple[Budget, float]:
-        """The budget that headers tell of, and the time at which to look at it: `lag_s` ago."""
+        """The budget that headers show, and the time at which to read it: `lag_s` ago."""
         if self._past is None:
             return self, now_s
         self._catch_up(self._past, now_s)
@@ -228,7 +228,7 @@ class Budget:
     def _note(self, now_s: float, change: Callable[[Budget], None]) -> None:
         if self._past is not None:
             self._journal.append((now_s, change))
-            self._catch_up(self._past, now_s)  # here too, or it would grow where nobody reads headers
+            self._catch_up(self._past, now_s)  # here too, or the journal would grow while nobody reads headers
 
     def _catch_up(self, past: Budget, now_s: float) -> None:
         while self._journal and self._journal[0][0] <= now_s - self._lag_s:

@@ -1,6 +1,6 @@
 """The command `simulate`: a provider with a real limit, from the command line.
 
-It lives here and not in `ratelimit_worker.cli`, which stands above this package, because
+It is defined here and not in `ratelimit_worker.cli`, which may import this package but not the reverse, because
 `python -m ratelimit_worker.simulate` is the same command.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from ratelimit_worker.errors import ConfigurationError
+from ratelimit_worker.number_options import Amount, Whole
 from ratelimit_worker.private_files import make_file
 from ratelimit_worker.simulate.counters import Stats
 from ratelimit_worker.simulate.scenario import HeaderStyle, Limiter, Scenario, read_scenario
@@ -25,33 +26,33 @@ _PARENT_LOOK_S = 1.0
 
 
 @click.command()
-@click.option("--rpm", type=float, help="Requests a minute. Default: no limit.")
-@click.option("--tpm", type=float, help="Tokens a minute, input and output. Default: no limit.")
-@click.option("--itpm", type=float, help="Input tokens a minute. Default: no limit.")
-@click.option("--otpm", type=float, help="Output tokens a minute. Default: no limit.")
-@click.option("--burst-s", type=float, help="Depth of each bucket in seconds of its rate. Default: 1.")
+@click.option("--rpm", type=Amount(), help="Requests a minute. Default: no limit.")
+@click.option("--tpm", type=Amount(), help="Tokens a minute, input and output. Default: no limit.")
+@click.option("--itpm", type=Amount(), help="Input tokens a minute. Default: no limit.")
+@click.option("--otpm", type=Amount(), help="Output tokens a minute. Default: no limit.")
+@click.option("--burst-s", type=Amount(), help="Depth of each bucket in seconds of its rate. Default: 1.")
 @click.option("--limiter", type=click.Choice([str(kind) for kind in Limiter]), help="Default: bucket.")
-@click.option("--window-s", type=float, help="Length of each window of --limiter sliding. Default: 60.")
+@click.option("--window-s", type=Amount(), help="Length of each window of --limiter sliding. Default: 60.")
 @click.option("--per-key/--one-for-all", default=None, help="A budget for each key. Default: one for all.")
-@click.option("--in-flight", type=int, help="Requests in hand at once; the next gets a 429. Default: no bound.")
+@click.option("--in-flight", type=Whole(), help="Requests in flight at once; the next gets a 429. Default: no bound.")
 @click.option("--in-flight-told/--in-flight-untold", default=None, help="Whether that 429 says why. Default: it does.")
-@click.option("--knee", type=int, help="Requests in hand beyond which each takes longer. Default: none.")
-@click.option("--knee-power", type=float, help="Longer by (in hand / knee) to this power. Default: 1.")
+@click.option("--knee", type=Whole(), help="With more requests in flight each takes longer. Default: none.")
+@click.option("--knee-power", type=Amount(), help="Longer by (in flight / knee) to this power. Default: 1.")
 @click.option("--reconcile/--no-reconcile", default=None, help="Give unused output tokens back with the answer.")
 @click.option("--latency", metavar="S", help='"0.05" (default), "0.05±0.02" or "lognormal(0.05, 0.5)", seconds.')
 @click.option("--headers", type=click.Choice([str(style) for style in HeaderStyle]), help="Default: auto, by path.")
-@click.option("--header-lag-s", type=float, help="Headers tell the state of so many seconds ago. Default: 0.")
-@click.option("--header-round", type=float, help="Round what is left down to this share of the most. Default: 0.")
+@click.option("--header-lag-s", type=Amount(), help="Headers tell the state of so many seconds ago. Default: 0.")
+@click.option("--header-round", type=Amount(), help="Round what is left down to this share of the most. Default: 0.")
 @click.option("--retry-after/--no-retry-after", default=None, help="Whether refusals say when to come back.")
 @click.option("--retry-after-ms/--no-retry-after-ms", default=None, help="Whether it is told in milliseconds too.")
 @click.option("--words/--no-words", default=None, help="Whether refusals name limit and dimension.")
-@click.option("--seed", type=int, help="Of answers, latencies and faults. Default: 0.")
+@click.option("--seed", type=Whole(), help="Of answers, latencies and faults. Default: 0.")
 @click.option(
     "--scenario", "scenario_path", type=click.Path(path_type=Path), help="TOML or JSON file; options win over it."
 )
 @click.option("--log", "log_path", type=click.Path(path_type=Path), help="Append arrivals to it as JSON lines.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Default: any free one.")
+@click.option("--port", type=Whole(0, 65_535), default=0, help="Default: any free one.")
 @click.option("--until-stdin-closes", is_flag=True, hidden=True, help="End when stdin or the parent does.")
 def simulate(
     scenario_path: Path | None,
@@ -96,7 +97,7 @@ async def _run(scenario: Scenario, host: str, port: int, log_path: Path | None, 
         loop.add_signal_handler(number, over.set)
     async with await serve(scenario, host, port, log_path) as server:
         if until_stdin_closes:
-            _watch_parent(loop, over)  # before it is told that we listen: it may die the next moment
+            _watch_parent(loop, over)  # before the address is printed: the parent may die right after that
         click.echo(server.base_url)
         sys.stdout.flush()
         click.echo(f"limits a minute: {_limits(scenario)}; Anthropic's base URL: {server.url}; Ctrl-C ends", err=True)
@@ -111,9 +112,9 @@ async def _run(scenario: Scenario, host: str, port: int, log_path: Path | None, 
 
 
 def _watch_parent(loop: asyncio.AbstractEventLoop, over: asyncio.Event) -> None:
-    """End when stdin closes or the parent dies.
+    """Set `over` when stdin closes or the parent dies.
 
-    Both, since a fork of the parent (a pool's worker) keeps the pipe open after the parent's death.
+    Both are watched, since a fork of the parent (a pool's worker) keeps the pipe open after the parent's death.
     """
     parent = os.getppid()
 
@@ -132,7 +133,7 @@ def _watch_parent(loop: asyncio.AbstractEventLoop, over: asyncio.Event) -> None:
 
 
 class _BadInput(click.ClickException):
-    """One line that names the value and the fix."""
+    """A wrong option or file; the message is one line with the value and the fix."""
 
     exit_code = 2
 

@@ -1,4 +1,4 @@
-"""How is the provider doing? Counts of what it saw, kept up as requests come."""
+"""What has the provider seen so far? Counts that are updated with each request."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from ratelimit_worker.simulate.arrivals import Arrival, Incident
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """What GET /_stats tells."""
+    """The answer to GET /_stats."""
 
     requests: int  #: requests that came
-    admitted: int  #: ... and were charged
-    answered: int  #: answers sent, whatever their status
+    admitted: int  #: requests that passed the limits and were charged
+    answered: int  #: answers sent, with any status
     in_flight: int  #: requests whose answer is still to come (a hang stays in flight)
-    by_status: dict[str, int]  #: by decided status; "none" where no answer is given
+    by_status: dict[str, int]  #: by decided status; "none": no answer
     by_fault: dict[str, int]  #: scripted faults that met a request
     incidents: dict[str, int]
     most_in_1s: int  #: most requests in any second, wherever it begins
     most_admitted_in_1s: int
-    input_tokens: int  #: usage told so far
+    input_tokens: int  #: sum of the usage in all answers
     output_tokens: int
-    billed_nanousd: int  #: all of it, billionths of a dollar
+    billed_nanousd: int  #: sum of all prices, billionths of a dollar
     limits: dict[str, float]  #: units a minute by dimension, as they hold now
     uptime_s: float
 
@@ -58,7 +58,7 @@ class Counters:
         self._arrivals, self._admissions = SlidingMost(), SlidingMost()
 
     def arrived(self, arrival: Arrival) -> None:
-        """A request came and was decided."""
+        """Count a request that was decided."""
         self.requests += 1
         self.in_flight += 1
         self.by_status["none" if arrival.status is None else str(arrival.status)] += 1
@@ -73,12 +73,12 @@ class Counters:
             self.by_fault[arrival.fault] += 1
 
     def ended(self, *, answered: bool) -> None:
-        """A request is over."""
+        """Count the end of a request."""
         self.in_flight -= 1
         self.answered += answered
 
     def incident(self, incident: Incident) -> None:
-        """A connection ended otherwise than by an answer."""
+        """Count a connection that ended without an answer."""
         self.incidents[incident.what] += 1
 
     def stats(self, limits: dict[str, float], uptime_s: float) -> Stats:

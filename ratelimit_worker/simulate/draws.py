@@ -1,4 +1,4 @@
-"""Which number comes up for request n? The same one for the same seed, in every run and on every machine."""
+"""Random numbers for request n: the same for the same seed, in every run and on every machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOGNORMAL = re.compile(rf"\s*lognormal\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)\s*")
 
 
 def uniform(seed: int, number: int, purpose: str) -> float:
-    """A float in [0, 1) that depends on nothing but its three arguments."""
+    """A float in [0, 1) that depends only on its three arguments."""
     digest = blake2b(f"{seed}:{number}:{purpose}".encode(), digest_size=7).digest()
     return (int.from_bytes(digest) >> 3) / 2**53
 
@@ -34,7 +34,7 @@ class Law(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """How long the provider thinks: fixed, normal or lognormal."""
+    """Distribution of the provider's latency: fixed, normal or lognormal."""
 
     law: Law
     middle_s: float  #: mean; the median of a lognormal
@@ -59,7 +59,7 @@ class Latency:
 
     @property
     def mean_s(self) -> float:
-        """The mean in seconds; of a normal what it would be without the cut at zero."""
+        """The mean in seconds; of a normal distribution, without regard to the cut at zero."""
         return self.middle_s * exp(self.spread**2 / 2) if self.law is Law.LOGNORMAL else self.middle_s
 
     def draw_s(self, seed: int, number: int) -> float:

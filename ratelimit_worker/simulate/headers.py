@@ -1,4 +1,4 @@
-"""How does the provider tell its limits? Header lines in the names and formats of OpenAI and Anthropic."""
+"""The rate-limit headers of answers, with the names and formats of OpenAI and Anthropic."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def limit_lines(style: HeaderStyle, budget: Budget, now_s: float, unix_s: float,
     """Header lines with the limits a minute and what is left of them now, each ended by CRLF.
 
     Args:
-        style: OPENAI, ANTHROPIC or NONE; AUTO has been decided by the path.
-        now_s: On the budget's clock.
+        style: OPENAI, ANTHROPIC or NONE; the caller has replaced AUTO by one of these.
+        now_s: Seconds on the budget's clock.
         unix_s: The same moment in seconds since the epoch.
-        round_to: What is left is rounded down to a multiple of this share of the most that can be left; 0: to units.
+        round_to: The remainder is rounded down to a multiple of this share of its maximum; 0: to whole units.
     """
     if style is HeaderStyle.OPENAI:
         return _openai_lines(budget, now_s, round_to)
@@ -53,9 +53,9 @@ def limit_lines(style: HeaderStyle, budget: Budget, now_s: float, unix_s: float,
 
 
 def retry_lines(style: HeaderStyle, retry_after_s: float, whole: bool = False) -> str:
-    """Retry-After in whole seconds, rounded up; OpenAI also tells milliseconds, unless only `whole` seconds are told.
+    """Retry-After in whole seconds, rounded up; for OpenAI also in milliseconds, unless `whole`.
 
-    Nothing for an endless wait.
+    "" if the wait is endless.
     """
     if math.isinf(retry_after_s):
         return ""
@@ -87,7 +87,7 @@ def _anthropic_lines(budget: Budget, now_s: float, unix_s: float, round_to: floa
         for dimension, bucket in budget.buckets.items()
     }
     if "tokens" not in told and "input_tokens" in told and "output_tokens" in told:
-        # Where input and output are limited apart, Anthropic tells their sum as "tokens".
+        # If input and output have separate limits, Anthropic gives their sum as "tokens".
         both = (told["input_tokens"], told["output_tokens"])
         told["tokens"] = (both[0][0] + both[1][0], both[0][1] + both[1][1], max(both[0][2], both[1][2]))
     lines = ""

@@ -1,6 +1,6 @@
-"""What did the client send? Just enough HTTP/1.1: requests with a content-length, one after the other.
+"""A minimal parser of HTTP/1.1: requests with a content-length, one after the other.
 
-Written by hand because h11 costs more than the whole rest of the simulator.
+Written by hand because h11 takes more time than all the rest of the simulator.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus} | {529: "Site 
 
 
 class BadRequest(Exception):
-    """The bytes are no request that this server understands; the connection is of no more use."""
+    """The bytes are no request that this server understands; the connection has to be closed."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(status, message)
@@ -33,7 +33,7 @@ class Request:
 
 
 class Reader:
-    """Bytes in, requests out."""
+    """Parses the requests of one connection from its bytes."""
 
     __slots__ = ("_buffer", "_head", "_length", "expects_continue")
 
@@ -44,11 +44,11 @@ class Reader:
         self.expects_continue = False  #: the client waits for "100 Continue"; the caller resets it
 
     def feed(self, data: bytes) -> None:
-        """Take what the connection brought."""
+        """Add bytes from the connection."""
         self._buffer += data
 
     def next(self) -> Request | None:
-        """The next request that is whole; None: more bytes are needed.
+        """The next complete request; None: more bytes are needed.
 
         Raises:
             BadRequest: The bytes are not HTTP, too large, or chunked.
@@ -100,11 +100,11 @@ def _parse_head(head: bytes) -> tuple[tuple[str, str, dict[str, str], bool], int
 def render(
     status: int, lines: str, body: bytes, *, content_type: str = "application/json", promised: int | None = None
 ) -> bytes:
-    """An answer as it goes over the wire.
+    """The bytes of an answer.
 
     Args:
         lines: Further header lines, each ended by CRLF.
-        promised: The content-length, where it is not the body's.
+        promised: The content-length; None: the length of the body.
     """
     length = len(body) if promised is None else promised
     head = (

@@ -1,9 +1,8 @@
-"""How many calls could a client have had answered that knows everything beforehand? The measure of all clients.
+"""How many answers could a client get that knows everything in advance? All clients are measured by that.
 
-The oracle sees limits, faults and neighbours to come, spends every unit the moment it is worth most, and sends
-neither too early nor too late. Pure: functions of the scenario. It counts in units, not in whole requests, so it is a
-bound that real requests reach up to a request or two. Where a share of requests fails by chance, it is the mean: luck
-may go a little above it.
+The oracle knows all limits, faults and neighbours to come, and spends every unit at the best moment. Pure: functions of
+the scenario. It counts in units, not in whole requests, so it is a bound that real requests reach up to a request or
+two. If a share of requests fails at random, it is the mean, which a client may exceed a little by luck.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ _LONGEST_S = 24 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """What the oracle gets."""
+    """The result of the oracle."""
 
-    calls: float  #: of mean cost, answered well; inf: nothing limits them
-    dimension: str  #: the one that binds, of `DIMENSIONS`
+    calls: float  #: calls of mean cost with a good answer; inf: nothing limits them
+    dimension: str  #: the one of `DIMENSIONS` that limits them
 
     def worth(self, arrivals: Iterable[Arrival], mean: Mapping[str, float]) -> float:
-        """What these answers come to in calls of mean cost, in the dimension that binds.
+        """These answers expressed in calls of mean cost, in the dimension that limits.
 
-        Where tokens bind, a client is measured by the tokens that it got answered: who gets short calls through and
-        leaves the long ones has more answers and has not used the budget better.
+        If tokens limit, a client is measured by the tokens of its answers: one that sends only short calls has more
+        answers, but has not used the budget better.
         """
         if self.dimension != "tokens":
             return float(sum(1 for _ in arrivals))
@@ -51,15 +50,15 @@ def delivered(arrivals: Iterable[Arrival], seconds: float) -> list[Arrival]:
 
 
 def oracle(scenario: Scenario, seconds: float, mean: Mapping[str, float] = _ONE_REQUEST) -> Best:
-    """The most calls that can be sent and answered well within `seconds` of the first request.
+    """The most calls that can be sent and get a good answer within `seconds` of the first request.
 
-    In each dimension: what a full bucket holds and what flows in while the timeline runs, less what neighbours take,
-    times the share of charged requests that does not fail; in an outage nothing, and the bucket saves up to its
-    depth; a sliding window is filled whenever it has room. A provider with a bound on requests in hand, or with a knee,
-    answers at most so many in each mean latency. What gives the fewest calls decides.
+    In each dimension: the content of a full bucket and its inflow during the timeline, less what neighbours take, times
+    the share of charged requests that does not fail. In an outage nothing is sent, and the bucket fills to its depth. A
+    sliding window is filled whenever it has space. A provider with a limit on requests in flight, or a knee, answers at
+    most so many in each mean latency. The smallest number of calls is the result.
 
     Args:
-        seconds: The horizon. What is sent in the last median latency is not answered in time.
+        seconds: The horizon; a call that is sent less than a median latency before its end is not answered in time.
         mean: Mean cost of a call, by dimension.
     """
     until_s = seconds - Latency.parse(scenario.latency).middle_s
@@ -78,10 +77,10 @@ def oracle(scenario: Scenario, seconds: float, mean: Mapping[str, float] = _ONE_
 
 
 def oracle_time_s(scenario: Scenario, calls: float, mean: Mapping[str, float] = _ONE_REQUEST) -> float:
-    """The least seconds in which that many calls can be sent and answered well, to a millisecond.
+    """The least seconds in which that many calls can be sent and get a good answer, to a millisecond.
 
     Raises:
-        ValueError: Not within a day.
+        ValueError: They take more than a day.
     """
     if oracle(scenario, _LONGEST_S, mean).calls < calls:
         raise ValueError(f"{calls} calls take more than a day of this scenario; give it more, or fewer calls")
@@ -97,13 +96,13 @@ def oracle_time_s(scenario: Scenario, calls: float, mean: Mapping[str, float] = 
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """A time in which nothing changes, seconds: limit a minute of one dimension, and what becomes of requests."""
+    """A time without changes, in seconds: the limit a minute of one dimension, and how many requests fail."""
 
     start_s: float
     end_s: float
     per_minute: float | None  #: None: no limit
-    good: float  #: share of the charged requests that is answered well; 0: nothing goes
-    neighbours: tuple[tuple[float, float], ...]  #: when, units
+    good: float  #: share of the charged requests that gets a good answer; 0: none passes
+    neighbours: tuple[tuple[float, float], ...]  #: their requests: time, units
 
     @property
     def length_s(self) -> float:
@@ -122,7 +121,7 @@ def _units(scenario: Scenario, dimension: str, until_s: float) -> float:
 def _spans(scenario: Scenario, dimension: str, until_s: float) -> list[_Span]:
     timeline = Timeline(scenario.seed)
     planned = timeline.plan(scenario.timeline, 0.0)
-    # An edge in the last moment makes a span of no length: what was saved until then can go in it.
+    # An edge at the very end makes a span of length 0, in which what was saved until then can be spent.
     edges = {edge_s for one in planned for edge_s in (one.start_s, one.end_s) if 0 < edge_s <= until_s}
     place = DIMENSIONS.index(dimension)
     spans = []
@@ -135,7 +134,7 @@ def _spans(scenario: Scenario, dimension: str, until_s: float) -> list[_Span]:
 
 
 def _good(entry: Entry) -> float:
-    """The share of units that the entry leaves: what the edge turns away for free costs none, unless it is all."""
+    """Share of units that an entry leaves usable. Faults that cost nothing leave all, unless they hit all requests."""
     if entry.fault is None or entry.fault is Fault.SLOW or entry.match is not None:
         return 1.0
     if entry.fault.charged:
@@ -144,9 +143,9 @@ def _good(entry: Entry) -> float:
 
 
 def _through_engine(scenario: Scenario, until_s: float) -> float:
-    """Calls answered well by an engine that never has more in hand than is allowed, nor than makes it slower.
+    """Good answers of an engine that always has as many requests in flight as is allowed without getting slower.
 
-    Little's law: requests in hand over the mean latency. inf: it takes any number at once.
+    Little's law: requests in flight divided by the mean latency. inf: any number may be in flight.
     """
     timeline = Timeline(scenario.seed)
     planned = timeline.plan(scenario.timeline, 0.0)
@@ -165,14 +164,14 @@ def _through_engine(scenario: Scenario, until_s: float) -> float:
 
 
 def _through_bucket(scenario: Scenario, dimension: str, spans: Sequence[_Span]) -> float:
-    """Units answered well: at the end of each span the oracle has spent all it has, or saved what the bucket keeps."""
+    """Units with a good answer: in each span the oracle spends all, or saves what the bucket can hold at its end."""
 
-    @cache  # the levels that come up are few: nothing, or what the bucket keeps
+    @cache  # there are few different levels: 0, or what the bucket can hold
     def most(place: int, level: float) -> float:
         if place == len(spans):
             return 0.0
         span = spans[place]
-        if span.per_minute is None:  # nothing goes here; a limit that is new begins with a full bucket
+        if span.per_minute is None:  # nothing passes here; a new limit begins with a full bucket
             return most(place + 1, math.inf)
         here = Budget({dimension: span.per_minute}, scenario.burst_s, span.start_s).buckets[dimension]
         assert isinstance(here, TokenBucket)
@@ -188,7 +187,7 @@ def _through_bucket(scenario: Scenario, dimension: str, spans: Sequence[_Span]) 
 
 
 def _through_window(scenario: Scenario, dimension: str, spans: Sequence[_Span]) -> float:
-    """Units answered well: the window is filled as soon as it has room, since what goes early leaves early."""
+    """Units with a good answer: the window is filled as soon as it has space, since early units leave it early."""
     budget: Budget | None = None
     units = 0.0
     for span in spans:
@@ -208,7 +207,7 @@ def _through_window(scenario: Scenario, dimension: str, spans: Sequence[_Span]) 
                 window.take(now_s, left)
                 units += left * span.good
             wait_s = window.wait_s(now_s, min(1e-6, window.capacity))
-            # wait_s is 0 where nothing is sent though there is room
+            # wait_s is 0 if there is space and nothing is sent
             later_s = now_s + wait_s if wait_s > 0 else math.inf
             now_s = min(later_s, coming[0][0] if coming else math.inf)
             if now_s > span.end_s:

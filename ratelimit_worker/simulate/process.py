@@ -1,4 +1,4 @@
-"""How does a demo or a test get a provider that does not share its interpreter? As a process of its own."""
+"""The simulated provider as a process of its own, so that a demo or test does not share its interpreter."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _ANSWER_S = 30.0
 
 
 class SimulatorFailed(RateLimitWorkerError):
-    """The simulator's process did not start, or died. `str()` has its last words."""
+    """The simulator's process did not start, or died. `str()` has what it wrote to stderr."""
 
 
 class Simulator:
     """A simulated provider in a process of its own, from `start` (or `with`) to `stop`.
 
-    It ends with this process too, however that ends: the child watches a pipe from here and its parent's id.
+    It also ends when this process ends in any way: the child watches a pipe from here, and its parent's id.
 
     Args:
         port: 0: any free one.
         host: Address to listen on.
-        log_path: File to which arrivals are appended; None: one that is removed at the end (`arrivals` still knows it).
+        log_path: File to which arrivals are appended; None: a file that is removed at the end (`arrivals` still works).
     """
 
     def __init__(
@@ -97,12 +97,12 @@ class Simulator:
             raise
 
     def stop(self) -> None:
-        """End the process, politely first. The log stays readable through `arrivals`."""
+        """End the process: by closing its stdin, after 5 s by SIGKILL. The log stays readable through `arrivals`."""
         process, self._process = self._process, None
         if process is not None:
             assert process.stdin is not None
             assert process.stdout is not None
-            process.stdin.close()  # which it takes as its end
+            process.stdin.close()  # it ends when its stdin is closed
             try:
                 process.wait(_STOP_S)
             except subprocess.TimeoutExpired:
@@ -121,7 +121,7 @@ class Simulator:
         self.stop()
 
     def log(self) -> Log:
-        """The whole log, now or as it was at the end."""
+        """The whole log so far, or as it was at the end."""
         if self._process is None and self._last_log is not None:
             return parse_log(self._last_log)
         return parse_log(self.log_path.read_bytes())
@@ -138,7 +138,8 @@ class Simulator:
         """Put an entry on the timeline, from now (or `at_s` seconds from now); `clear=True` forgets all others.
 
         Raises:
-            ConfigurationError: The entry is not understood.
+            ConfigurationError: The entry is not valid.
+            SimulatorFailed: The process does not answer.
         """
         self._ask("POST", "/_control", msgspec.json.encode(entry))
 
@@ -157,7 +158,7 @@ class Simulator:
                 stderr=words,
                 text=True,
                 cwd=_checkout(),
-                # Ctrl-C in the terminal is for whoever holds the simulator, which then ends it in its own order.
+                # Ctrl-C in the terminal goes only to this process, which ends the simulator itself.
                 start_new_session=True,
             )
         assert self._process.stdout is not None
@@ -169,7 +170,7 @@ class Simulator:
         self.url = line.removesuffix("/v1")
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
-        # http.client, since httpx and urllib would go through a proxy that the environment names.
+        # http.client, since httpx and urllib would use a proxy of the environment.
         address = urlsplit(self.url)
         connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=_ANSWER_S)
         try:
@@ -187,11 +188,11 @@ class Simulator:
     def _last_words(self) -> str:
         if self._process is not None:
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(1.0)  # what ends is given the time to say why
+                self._process.wait(1.0)  # if it is ending, give it time to write why
         return "" if self._words is None else " ".join(self._words.read_text("utf-8", "replace").split())
 
 
 def _checkout() -> Path | None:
-    """The folder in which `python -m` finds this package; None where it is installed."""
+    """The folder in which `python -m` finds this package; None: it is installed."""
     root = Path(__file__).resolve().parents[2]
     return None if str(root) in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")} else root

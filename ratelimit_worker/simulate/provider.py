@@ -1,8 +1,8 @@
-"""What becomes of this request? The provider's whole decision, without I/O and with the time passed in.
+"""The provider's whole decision about a request, without I/O; the time is an argument.
 
-The order of a real provider: its edge first (faults that cost nothing: 4xx, auth, quota, outage), then the limits
-(requests in hand at once, then the rate), then the engine (faults of a request that was charged: 5xx, resets, broken
-answers). A request is in hand from the moment it is admitted until `Provider.ended` is told.
+The order is that of a real provider: first its edge (faults that cost nothing: 4xx, auth, quota, outage), then the
+limits (requests in flight, then the rate), then the engine (faults of a request that was charged: 5xx, resets, broken
+answers). A request is in flight from its admission until `Provider.ended` is called.
 """
 
 from __future__ import annotations
@@ -29,43 +29,43 @@ from ratelimit_worker.simulate.timeline import Planned, Timeline
 
 _ENDPOINTS: dict[str, Endpoint] = {endpoint.value: endpoint for endpoint in Endpoint}
 _NO_KEY, _FOR_ALL = "none", ""
-_ENDLESS = 1_000_000  # bytes that an answer promises which comes a byte at a time
-_CROWDED_RETRY_S = 1.0  # Retry-After of a request too many in hand: when one will end nobody knows
+_ENDLESS = 1_000_000  # content-length of an answer that comes a byte at a time
+_CROWDED_RETRY_S = 1.0  # Retry-After if too many are in flight: it is not known when one will end
 
 
 class Ending(Enum):
-    """How a connection goes on after the request."""
+    """What happens to a connection after the request."""
 
     ANSWER = auto()
-    TRUNCATE = auto()  #: send what there is, which is less than promised, and close
+    TRUNCATE = auto()  #: send the body, which is shorter than its content-length, and close
     RESET = auto()
     HANG = auto()
-    DRIP = auto()  #: send what there is, and then a blank at a time for as long as the client stays
+    DRIP = auto()  #: send the body, then one blank after the other for as long as the client stays
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of one request."""
+    """The decision about one request."""
 
     arrival: Arrival  #: its line in the log
     ending: Ending
-    answer: bytes  #: head and body as they go over the wire
+    answer: bytes  #: head and body as they are sent
     unused: Cost | None  #: to be given back with the answer
-    decided_s: float  #: when, on the provider's clock
+    decided_s: float  #: time of the decision on the provider's clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Reply:
-    """What a request is told, and how its connection goes on."""
+    """The answer to a request, and what happens to its connection."""
 
-    status: int | None = None  #: None: nothing
+    status: int | None = None  #: None: no answer
     body: bytes = b""
     content_type: str = "application/json"
-    promised: int | None = None  #: bytes that the head says; None: as many as there are
+    promised: int | None = None  #: content-length; None: the length of the body
     ending: Ending = Ending.ANSWER
     retry_after_s: float | None = None
     fault: Fault | None = None
-    admitted: bool = False  #: it came past the limits, and is charged
+    admitted: bool = False  #: whether it passed the limits and is charged
     usage: Cost | None = None
     unused: Cost | None = None  #: to be given back with the answer
 
@@ -86,30 +86,30 @@ class Provider:
         self._budgets: dict[str, Budget] = {}
         self._in_hand: Counter[str] = Counter()
         self._limits = scenario.limits()
-        if not scenario.per_key:  # full from the start on, not with the limits of the first request that gets to it
+        if not scenario.per_key:  # made at the start, with the limits of that time, and not at the first request
             self._budgets[_FOR_ALL] = self._new_budget(now_s)
-        self._at_s = now_s  # what the timeline does to the budgets is done until then
+        self._at_s = now_s  # the timeline has been applied to the budgets up to this time
         self._latency = Latency.parse(scenario.latency)
         self._refusal_latency = Latency.parse(scenario.refusal_latency)
         self.begun = False  #: whether the scenario's timeline runs
 
     def begin(self, now_s: float) -> Sequence[Planned]:
-        """Start the scenario's timeline, once; returns what that put on the clock."""
+        """Start the scenario's timeline, once; returns the entries that were planned."""
         if self.begun:
             return ()
         self.begun = True
         return self.timeline.plan(self.scenario.timeline, now_s)
 
     def limits(self, now_s: float) -> dict[str, float]:
-        """Dimension -> units a minute, as it holds now."""
+        """Dimension -> units a minute, as in force now."""
         self._catch_up(now_s)
         return dict(self._limits)
 
     def decide(self, request: Request, now_s: float, unix_s: float) -> Verdict:
-        """Count the request, charge it or refuse it, and write its answer. The timeline is the caller's to begin.
+        """Count the request, charge it or refuse it, and write its answer. The caller has to begin the timeline.
 
         Args:
-            now_s: When it had arrived whole, seconds, on the clock of `Provider`.
+            now_s: When it had arrived completely, in seconds on the clock of `Provider`.
             unix_s: The same moment, seconds since the epoch.
         """
         self._requests += 1
@@ -117,37 +117,37 @@ class Provider:
         return _Decision(self, request, self._requests, now_s, unix_s).verdict()
 
     def ended(self, verdict: Verdict) -> None:
-        """The request is in hand no more: its answer leaves, or its client is gone. To be told once of each."""
+        """Call once for each request that is no longer in flight: its answer is sent, or its client is gone."""
         if verdict.arrival.admitted:
             self._in_hand[self._name_of(verdict.arrival.key)] -= 1
 
     def in_hand(self, key: str | None) -> int:
-        """Requests that are in hand now, of this key (of all unless `per_key`)."""
+        """Requests that are in flight now, of this key (of all unless `per_key`)."""
         return self._in_hand[self._name_of(key)]
 
     def take_in_hand(self, key: str | None) -> None:
-        """One more is in hand."""
+        """One more is in flight."""
         self._in_hand[self._name_of(key)] += 1
 
     def crowded(self, key: str | None, now_s: float) -> int | None:
-        """The bound on requests in hand, where one more would break it; None: it may come."""
+        """The limit on requests in flight, if one more would exceed it; None: one more may come."""
         bound = self.timeline.in_flight(now_s) or self.scenario.in_flight
         return bound if bound is not None and self.in_hand(key) >= bound else None
 
     def slowed(self, key: str | None) -> float:
-        """How many times as long a request takes for all that is in hand with it."""
+        """Factor by which a request takes longer because of the others in flight."""
         scenario = self.scenario
         if scenario.knee is None:
             return 1.0
         return float(max(1.0, self.in_hand(key) / scenario.knee) ** scenario.knee_power)
 
     def give_back(self, verdict: Verdict, now_s: float) -> None:
-        """Reconcile, when the answer leaves: output tokens that were charged and not used."""
+        """Give back output tokens that were charged and not used, when the answer is sent."""
         if verdict.unused is not None:
             self.budget(verdict.arrival.key, now_s).give_back(now_s, verdict.unused, verdict.decided_s)
 
     def budget(self, key: str | None, now_s: float) -> Budget:
-        """The buckets of this key (all requests' buckets unless `per_key`), with the limits that hold now."""
+        """The budget of this key (one for all requests unless `per_key`), with the limits in force now."""
         self._catch_up(now_s)
         name = self._name_of(key)
         if (found := self._budgets.get(name)) is None:
@@ -163,13 +163,13 @@ class Provider:
         return Budget(self._limits, scenario.burst_s, now_s, window_s=window_s, lag_s=scenario.header_lag_s)
 
     def limit_lines(self, style: HeaderStyle, key: str | None, now_s: float, unix_s: float) -> str:
-        """The rate-limit headers of an answer that was decided now."""
+        """The rate-limit headers of an answer that is decided now."""
         past, then_s = self.budget(key, now_s).as_it_was(now_s)
         return limit_lines(style, past, then_s, unix_s - (now_s - then_s), self.scenario.header_round)
 
     def _catch_up(self, now_s: float) -> None:
-        """Do to the budgets what the timeline did since the last look, each change at its own time."""
-        self._set_limits()  # an entry may have been planned in the very moment of the last look
+        """Apply the timeline to the budgets since the last call, each change at its own time."""
+        self._set_limits()  # an entry may have been planned at the very time of the last call
         while (edge_s := self.timeline.next_edge_s(self._at_s)) <= now_s:
             self._pass(edge_s)
         if now_s > self._at_s:
@@ -189,21 +189,21 @@ class Provider:
                 budget.change(self._at_s, limits)
 
     def latency_s(self, number: int, factor: float) -> float:
-        """How long the engine takes for request `number`."""
+        """How long the engine takes for request `number`, seconds."""
         return self._latency.draw_s(self.scenario.seed, number) * factor
 
     def refusal_latency_s(self, number: int, factor: float) -> float:
-        """How long the edge takes to refuse request `number`."""
+        """How long the edge takes to refuse request `number`, seconds."""
         return self._refusal_latency.draw_s(self.scenario.seed, number) * factor
 
     def bill_nanousd(self, usage: Cost, cached: int) -> int:
-        """What a request is billed, billionths of a dollar."""
+        """The price of a request, billionths of a dollar; `cached`: input tokens that the provider had cached."""
         scenario = self.scenario
         read_usd = scenario.input_usd if scenario.cached_input_usd is None else scenario.cached_input_usd
         prices = (scenario.input_usd, read_usd, scenario.output_usd)
         units = (usage.input_tokens - cached, cached, usage.output_tokens)
         exact = sum(Decimal(str(price)) * many for price, many in zip(prices, units, strict=True))
-        return round(exact * 1_000)  # dollars for a million tokens are thousands of billionths a token
+        return round(exact * 1_000)  # $1 for a million tokens is 1,000 billionths of a dollar a token
 
     def id_of(self, number: int) -> str:
         """The part of all ids of one request that makes them unique."""
@@ -232,7 +232,7 @@ class _Decision:
         self.charged = Cost()
 
     def verdict(self) -> Verdict:
-        # The endpoint's own checks come last at the edge: an outage does not read bodies.
+        # The endpoint's own checks come last at the edge: in an outage nobody reads bodies.
         entry, factor = self.provider.timeline.hit(self.number, self.request.body, self.now_s)
         read = None if self.endpoint is None else answers.read(self.endpoint, self.request.body)
         if self.endpoint is not None and isinstance(read, Asked):
@@ -324,7 +324,7 @@ class _Decision:
         return made[1]
 
     def _with_usage(self, body: bytes, usage: Cost) -> bytes:
-        """An error that says what it used, where it is JSON."""
+        """An error's body with the usage added, if it is JSON."""
         try:
             said = msgspec.json.decode(body)
         except msgspec.DecodeError:
@@ -417,6 +417,6 @@ class _Decision:
 
 
 def _key_hash(request: Request) -> str | None:
-    """A name for the key; the key itself is never kept."""
+    """A short hash of the request's key, which is never kept itself; None: there is no key."""
     key = request.headers.get("x-api-key") or request.headers.get("authorization")
     return None if key is None else sha256(key.removeprefix("Bearer ").encode()).hexdigest()[:12]

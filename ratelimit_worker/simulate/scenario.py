@@ -1,4 +1,4 @@
-"""What does the simulated provider do, and when? Limits, latency and a timeline of faults, as plain frozen values.
+"""A scenario: limits, latency and a timeline of faults of the simulated provider, as plain frozen values.
 
 A scenario comes from Python, from the command line, or from a TOML or JSON file (docs/simulate.md).
 """
@@ -36,7 +36,7 @@ class HeaderStyle(StrEnum):
 class Limiter(StrEnum):
     """How the provider counts."""
 
-    BUCKET = "bucket"  #: a token bucket a dimension, `burst_s` deep; 60 is a real one-minute bucket
+    BUCKET = "bucket"  #: a token bucket for each dimension, `burst_s` deep; 60 makes it hold a whole minute's limit
     SLIDING = "sliding"  #: at most the limit in any trailing `window_s` seconds
 
 
@@ -44,7 +44,7 @@ class TimelineStart(StrEnum):
     """What `at_s = 0` of a scenario's timeline means."""
 
     FIRST_REQUEST = "first_request"
-    START = "start"  #: the server listens
+    START = "start"  #: when the server begins to listen
 
 
 class Fault(StrEnum):
@@ -67,23 +67,22 @@ class Fault(StrEnum):
     OVERLOADED = "529"
     AUTH = "auth"  #: 401, the key is wrong
     QUOTA = "quota"  #: no credit left
-    OUTAGE = "outage"  #: nothing answers; `how` says in which way
+    OUTAGE = "outage"  #: the provider is away; `how` says in which way
     RESET = "reset"  #: connection reset after the request was read
     MALFORMED = "malformed"  #: 200 with JSON that ends in the middle
-    TRUNCATED = "truncated"  #: 200 whose content-length promises more than comes
+    TRUNCATED = "truncated"  #: 200 with a body shorter than its content-length
     HANG = "hang"  #: no answer; the connection stays open
-    DRIP = "drip"  #: 200 whose body comes a byte at a time, and has no end
+    DRIP = "drip"  #: 200 whose body comes a byte at a time, without an end
     SLOW = "slow"  #: latency times `factor`; other faults may hit the same request
 
     @property
     def status(self) -> int | None:
-        """The HTTP status, where the fault is one."""
+        """The HTTP status, if the fault is one; None otherwise."""
         return int(self.value) if self.value.isdecimal() else None
 
     @property
     def charged(self) -> bool:
-        """Whether the request passes the rate limit first: the provider's edge refuses for free, its engine fails
-        after it has charged."""
+        """Whether the request is charged: the provider's edge refuses for free, its engine fails after the limits."""
         return (self.status or 500) >= 500 and self not in _AT_THE_EDGE
 
 
@@ -91,11 +90,11 @@ _AT_THE_EDGE = frozenset({Fault.AUTH, Fault.QUOTA, Fault.OUTAGE})
 
 
 class Outage(StrEnum):
-    """In which way nothing answers."""
+    """How an outage shows itself."""
 
     STATUS_503 = "503"
     RESET = "reset"  #: connections are accepted and reset when they send a request
-    REFUSED = "refused"  #: nobody listens on the port; open connections are reset
+    REFUSED = "refused"  #: nothing listens on the port; open connections are reset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,11 +110,11 @@ class Entry:
     fault: Fault | None = None
     share: float = 1.0  #: of the requests, 0 to 1, drawn from the seed and the request's number
     match: str | None = None  #: only requests whose body contains this text
-    factor: float = 10.0  #: of the latency, for `slow`
+    factor: float = 10.0  #: by which the latency is multiplied, for `slow`
     how: Outage = Outage.STATUS_503  #: for `outage`
     retry_after_s: float | None = None  #: Retry-After of the fault's answer; None: 1 for 429, else none
-    in_flight: int | None = None  #: requests in hand at once while it lasts; None: unchanged
-    neighbour_rpm: float | None = None  #: requests a minute that somebody else sends on the same budget
+    in_flight: int | None = None  #: most requests in flight while it lasts; None: unchanged
+    neighbour_rpm: float | None = None  #: requests a minute that another client sends on the same budget
     neighbour_tokens: int = 0  #: input tokens that each of them costs
 
     def __post_init__(self) -> None:
@@ -145,7 +144,7 @@ class Entry:
         )
         _need(self.match != "", "match is empty: leave it out to hit every request")
         if self.fault is Fault.OUTAGE and self.how is Outage.REFUSED:
-            # Nobody could end it: /_control is behind the same closed door.
+            # Nobody could end it: /_control is on the same port.
             _need(self.for_s is not None, 'how = "refused" needs for_s: nobody could end it')
             _need(self.share == 1 and self.match is None, 'how = "refused" takes neither share nor match')
 
@@ -166,24 +165,24 @@ class Scenario:
     burst_s: float = 1.0  #: depth of each bucket in seconds of its rate; at least one unit
     window_s: float = 60.0  #: length of each sliding window
     per_key: bool = False  #: a budget for each key; else one for all
-    in_flight: int | None = None  #: requests in hand at once, by key as budgets are; the next: 429. None: any number
-    in_flight_told: bool = True  #: whether such a 429 says what it is about; else it reads as one of the rate
-    knee: int | None = None  #: requests in hand beyond which each takes longer; None: it never does
-    knee_power: float = 1.0  #: ... by (in hand / knee) to this power; above 1 fewer are then answered a second
-    reconcile: bool = False  #: give back, with the answer, the output tokens that were charged and not used
+    in_flight: int | None = None  #: most requests in flight (by key if `per_key`), one more gets a 429; None: no limit
+    in_flight_told: bool = True  #: whether such a 429 names its reason; otherwise it looks like one of the rate limit
+    knee: int | None = None  #: with more requests than this in flight each takes longer; None: never
+    knee_power: float = 1.0  #: ... by the factor (in flight / knee) to this power; above 1 the throughput then falls
+    reconcile: bool = False  #: whether output tokens that were charged and not used are given back with the answer
     latency: str = "0.05"  #: seconds: "0.05", "0.05±0.02" or "lognormal(0.05, 0.5)"
-    refusal_latency: str = "0"  #: the same for what the edge refuses: 4xx, 429 and outages
+    refusal_latency: str = "0"  #: the same for refusals of the edge: 4xx, 429 and outages
     headers: HeaderStyle = HeaderStyle.AUTO
-    header_lag_s: float = 0.0  #: headers tell the limits and what is left as they were so many seconds earlier
-    header_round: float = 0.0  #: what is left is rounded down to a multiple of this share of the most; 0: exact
-    retry_after: bool = True  #: whether refusals say when to come back
-    retry_after_ms: bool = True  #: whether OpenAI's refusals tell that in milliseconds too
+    header_lag_s: float = 0.0  #: headers show limits and remainders as they were this many seconds earlier
+    header_round: float = 0.0  #: the remainder is rounded down to a multiple of this share of its maximum; 0: exact
+    retry_after: bool = True  #: whether refusals have a Retry-After
+    retry_after_ms: bool = True  #: whether OpenAI's refusals also have it in milliseconds
     words: bool = True  #: whether a refusal's body names limit and dimension
-    input_usd: float = 0.0  #: its bill: dollars for a million tokens of input
-    output_usd: float = 0.0  #: ... of output
-    cached_input_usd: float | None = None  #: ... of input that it had cached; None: as of any other
-    cached_share: float = 0.0  #: of the input of each request that it has cached, 0 to 1
-    charges_failures: bool = False  #: it bills what fails once it is admitted, or whose client is gone, as an answer
+    input_usd: float = 0.0  #: price of a million input tokens, dollars
+    output_usd: float = 0.0  #: ... of a million output tokens
+    cached_input_usd: float | None = None  #: ... of a million cached input tokens; None: as of any input
+    cached_share: float = 0.0  #: share of each request's input that the provider has cached, 0 to 1
+    charges_failures: bool = False  #: whether an admitted request that fails, or whose client is gone, is billed too
     seed: int = 0
     timeline: tuple[Entry, ...] = ()
     timeline_from: TimelineStart = TimelineStart.FIRST_REQUEST
@@ -219,8 +218,8 @@ def read_scenario(path: Path) -> Scenario:
     """Read a scenario file: TOML, or JSON when its name ends so.
 
     Raises:
-        ConfigurationError: It cannot be read or says something that is not understood; one line that names the
-            file, the place in it and the fix.
+        ConfigurationError: It cannot be read or is not valid; the message is one line with the file, the place in it
+            and the fix.
     """
     try:
         text = path.read_text("utf-8")
@@ -259,7 +258,7 @@ def entry_of(raw: object) -> Entry:
     """Check one parsed entry of a timeline, as /_control gets it; `status` is another name for `fault`.
 
     Raises:
-        ConfigurationError: naming the field, its value and the fix.
+        ConfigurationError: It is not valid; the message has the field, its value and the fix.
     """
     table = _table(raw, "an entry")
     if "status" in table:
@@ -268,7 +267,7 @@ def entry_of(raw: object) -> Entry:
         table["fault"] = table.pop("status")
     for name in ("fault", "how"):
         if isinstance(table.get(name), int):
-            table[name] = str(table[name])  # 500 is as good as "500"
+            table[name] = str(table[name])  # 500 means "500"
     return _convert(table, Entry)
 
 

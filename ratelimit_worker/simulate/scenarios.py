@@ -1,10 +1,10 @@
-"""Against which providers is a client measured? Named scenarios, as data, for real HTTP and for virtual time alike.
+"""Named scenarios in which clients are measured, as data: for real HTTP and for virtual time.
 
     case = CASES["step_down"].seeded(2)
     case.provider   the provider's script
-    case.calls()    more calls than it can answer within case.horizon_s (all of a finite case), as bodies to send
+    case.calls()    the calls to send: more than it can answer within case.horizon_s, or all of a finite case
 
-A seed varies latencies, faults, the neighbour's moments and the prompts; limits and times stay.
+A seed varies latencies, faults, the times of the neighbour's requests and the prompts; limits and times stay.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ratelimit_worker.simulate.draws import uniform
 from ratelimit_worker.simulate.scenario import Entry, Fault, HeaderStyle, Limiter, Scenario
 
 MODEL = "gpt-4o-mini"
-#: In the prompt of a call that the provider will never take.
+#: Text in the prompt of a call that the provider always refuses.
 POISON = "[[poison]]"
-#: Calls a second on top of what the limits let through: a client that gives calls up goes through so many, and one
-#: that ran out of calls would be measured by how many it was given.
+#: Calls a second in addition to what the limits allow, for clients that give calls up: if a client ran out of calls,
+#: it would be measured by the number that it was given.
 _SPARE_PER_S = 200
 _STANDARD_NORMAL = NormalDist()
 
@@ -56,9 +56,9 @@ class RaceCall:
 class Workload:
     """What the calls of a case ask for."""
 
-    max_tokens: int = 32  #: the median where they vary
-    spread: float = 0.0  #: standard deviation of the logarithm of max_tokens; 0: all are alike
-    least_tokens: int = 16  #: ... and within these
+    max_tokens: int = 32  #: the median, if they vary
+    spread: float = 0.0  #: standard deviation of the logarithm of max_tokens; 0: all are equal
+    least_tokens: int = 16  #: bounds of max_tokens, if they vary
     most_tokens: int = 2000
     poison: float = 0.0  #: share of the calls whose prompt has `POISON`
 
@@ -76,16 +76,16 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A provider, the calls that clients have for it, and for how long they are watched."""
+    """A provider, the calls that clients send to it, and how long they are measured."""
 
     name: str
     what: str
     provider: Scenario
     horizon_s: float = 60.0  #: from the first request on
     workload: Workload = field(default_factory=Workload)
-    #: Calls that are all there is and are waited for; None: more than can be answered within the horizon.
+    #: Number of calls, until all of which are answered it is measured; None: more than can be answered in the horizon.
     finite: int | None = None
-    nominal_rpm: float  #: calls a minute that the provider takes at first: all that a static client knows
+    nominal_rpm: float  #: calls a minute that the provider takes at first; a static client knows only this
     seed: int = 0
 
     def seeded(self, seed: int) -> Case:
@@ -93,11 +93,11 @@ class Case:
         return replace(self, seed=seed, provider=replace(self.provider, seed=seed))
 
     def calls(self, horizon_s: float | None = None) -> list[RaceCall]:
-        """The calls that each client gets, for a horizon other than the case's own if need be."""
+        """The calls that each client gets; `horizon_s`: seconds, None for the case's own horizon."""
         return [self.workload.call(self.seed, number) for number in range(self._count(horizon_s))]
 
     def mean(self, horizon_s: float | None = None) -> dict[str, float]:
-        """Mean cost of a call by dimension of `DIMENSIONS`, of the calls that the provider takes."""
+        """Mean cost of a call by dimension of `DIMENSIONS`, without calls that are always refused."""
         costs = [call.cost().vector() for call in self.calls(horizon_s) if POISON not in call.prompt]
         return dict(zip(DIMENSIONS, (fmean(column) for column in zip(*costs, strict=True)), strict=True))
 
@@ -163,7 +163,7 @@ def _limits_that_move() -> Iterator[Case]:
 
 
 def _bad_days() -> Iterator[Case]:
-    """What else happens to a provider and to the calls for it."""
+    """Outages, slow answers, neighbours, bad requests, and many calls at once."""
     yield Case(
         name="outage",
         what="600/min, and 503 on everything for 30 s in the middle",
@@ -177,7 +177,7 @@ def _bad_days() -> Iterator[Case]:
         provider=_provider(
             rpm=600,
             timeline=(
-                # The 529 comes first, so it is as quick as ever: failures come back faster than answers.
+                # The 529 comes first, so that it is not slowed down: failures come back faster than answers.
                 Entry(at_s=15, for_s=30, fault=Fault.OVERLOADED, share=0.2),
                 Entry(at_s=15, for_s=30, fault=Fault.SLOW, factor=10),
             ),
@@ -207,7 +207,7 @@ def _bad_days() -> Iterator[Case]:
 
 
 def _other_windows() -> Iterator[Case]:
-    """Limits that are counted otherwise than in a shallow bucket, and headers that come late."""
+    """Limits that are not counted in a shallow bucket, and headers that come late."""
     yield Case(
         name="minute_bucket",
         what="600/min in a bucket as deep as the minute",
@@ -236,10 +236,10 @@ def _other_windows() -> Iterator[Case]:
 
 
 def _bound_in_hand() -> Iterator[Case]:
-    """Limits of what is in hand at once, and a provider that errs."""
+    """Limits on requests in flight, and a provider with random faults."""
     yield Case(
         name="in_flight",
-        what="20 requests in hand at once, no other limit; a 429 says that it is about concurrency",
+        what="20 requests in flight at once, no other limit; a 429 says that it is about concurrency",
         provider=_provider(in_flight=20, latency="lognormal(0.5, 0.5)", headers=HeaderStyle.NONE),
         nominal_rpm=2100,
     )
@@ -263,7 +263,7 @@ def _bound_in_hand() -> Iterator[Case]:
     )
     yield Case(
         name="knee",
-        what="no limit; beyond 30 in hand latency grows, so that fewer are answered a second the more there are",
+        what="no limit; beyond 30 in flight latency grows, so that fewer are answered a second the more there are",
         provider=_provider(knee=30, knee_power=1.5, headers=HeaderStyle.NONE),
         nominal_rpm=8500,
     )
@@ -284,7 +284,7 @@ def _bound_in_hand() -> Iterator[Case]:
 
 
 def _told_by_refusals() -> Iterator[Case]:
-    """Providers of which no header tells anything."""
+    """Providers without rate-limit headers."""
     yield Case(
         name="sawtooth_no_headers",
         what="900 and 300/min in turn, 10 s each, told by nothing but 429s and their Retry-After",
@@ -337,5 +337,5 @@ def _told_by_refusals() -> Iterator[Case]:
     )
 
 
-#: Name -> case with seed 0, in the order in which they are told.
+#: Name -> case with seed 0, in the order in which they are shown.
 CASES: dict[str, Case] = {case.name: case for case in _cases()}

@@ -1,7 +1,7 @@
-"""How do requests come in and answers go out? One process, one event loop, one provider.
+"""The HTTP server: one process, one event loop, one provider.
 
-A request's line is in the log before anything is sent, so what a client may have seen is there even when the
-process is killed in the next moment.
+A request's line is in the log before anything is sent, so that whatever a client may have seen is there even if the
+process is killed right after that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ratelimit_worker.simulate.timeline import Planned, shuts_the_door
 _NO_LINGER = struct.pack("ii", 1, 0)  # closing sends RST instead of FIN
 _CLOSE = "connection: close\r\n"
 _BACKLOG = 4096
-_DRIP_S = 0.2  # between two bytes of an answer that comes a byte at a time
+_DRIP_S = 0.2  # time between two bytes of an answer that comes a byte at a time
 
 
 async def serve(scenario: Scenario, host: str = "127.0.0.1", port: int = 0, log: Path | None = None) -> Server:
@@ -65,10 +65,10 @@ class Server:
         self._start_s, self._start_unix_s = self._loop.time(), time.time()
         self._provider = Provider(scenario, self._start_s, os.urandom(4).hex())
         self._counters = Counters()
-        self._under_way: dict[int, Verdict] = {}  # by request, from its decision until it is in hand no more
+        self._under_way: dict[int, Verdict] = {}  # by request, from its decision until it is no longer in flight
         self._connections: set[Connection] = set()
         self._listener: asyncio.Server | None = None
-        self._held_port: socket.socket | None = None  # bound, not listening, while the door is shut
+        self._held_port: socket.socket | None = None  # bound and not listening, during an outage of kind "refused"
         self._doors: set[asyncio.TimerHandle] = set()
         self._closed = False
         #: Done when the server cannot go on (its log cannot be written, it has a bug); the exception says why.
@@ -77,7 +77,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where the server is, such as http://127.0.0.1:8080: Anthropic's base URL."""
+        """The server's address, such as http://127.0.0.1:8080, which is Anthropic's base URL."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self._port}"
 
@@ -122,7 +122,7 @@ class Server:
             self.failed.cancel()
 
     def broken(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """An event loop's exception handler: a provider that made an error of its own proves nothing, so it ends."""
+        """An event loop's exception handler: after an error of its own the server ends, as its log proves nothing."""
         loop.default_exception_handler(context)
         self._fail(context.get("exception") or RuntimeError(context["message"]))
 
@@ -144,14 +144,14 @@ class Server:
         """Decide a request and answer it in due time."""
         if request.path.startswith("/_"):
             last = request.path == "/_control"
-            if last:  # it may have ordered the outage that resets every connection but its own
+            if last:  # it may begin an outage, which resets every connection except its own
                 self._connections.discard(connection)
             connection.send(self._own_page(request), request.keep_alive and not last)
             return
         now_s = self._loop.time()
         if not self._provider.begun:  # the first request starts the timeline, unless the server's start has
             self._plan_doors(self._provider.begin(now_s))
-        # One clock for both times: `unix` must not jump against `t` when somebody sets the machine's clock.
+        # One clock for both times: `unix` must not jump against `t` if the machine's clock is set.
         verdict = self._provider.decide(request, now_s, self._start_unix_s + now_s - self._start_s)
         self._counters.arrived(verdict.arrival)
         self._write(verdict.arrival)
@@ -175,13 +175,13 @@ class Server:
             self._incident("gone", number)
 
     def bad_request(self, connection: Connection, error: BadRequest) -> None:
-        """Something came that is not HTTP."""
+        """Answer bytes that are not HTTP."""
         self._incident("bad_request", None)
         body = msgspec.json.encode({"error": {"message": error.message, "type": "invalid_request_error"}})
         connection.send(render(error.status, _CLOSE, body), keep_alive=False)
 
     def aborted(self, what: str, number: int) -> None:
-        """A connection was reset by us while a request was under way."""
+        """The server has reset a connection while a request was under way."""
         self._left(number)
         self._counters.ended(answered=False)
         self._incident(what, number)
@@ -208,7 +208,7 @@ class Server:
         connection.wait(number, self._loop.call_later(_DRIP_S, self._drip, connection, number))
 
     def _left(self, number: int) -> None:
-        """A request is in hand no more, in whichever way it ended."""
+        """A request is no longer in flight, in whichever way it ended."""
         if (verdict := self._under_way.pop(number, None)) is not None:
             self._provider.ended(verdict)
 
@@ -239,9 +239,9 @@ class Server:
     def _write(self, line: Arrival | Incident | Started) -> None:
         try:
             self._log.write(msgspec.json.encode(line) + b"\n")
-            self._log.flush()  # to the operating system: our own death loses nothing
+            self._log.flush()  # to the operating system, so that nothing is lost if this process dies
         except OSError as error:
-            # A provider whose log has holes proves nothing: whoever runs the server ends it.
+            # A log with gaps proves nothing, so whoever runs the server ends it.
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
@@ -255,7 +255,7 @@ class Server:
             offset += len(chunk)
         return b"".join(chunks)
 
-    # --- the door: an outage in which nobody listens ------------------------------------------------------------------
+    # --- the door: shut in an outage of kind "refused", in which nothing listens --------------------------------------
 
     def _plan_doors(self, planned: Iterable[Planned]) -> None:
         for one in planned:
@@ -264,7 +264,7 @@ class Server:
                     self._doors.add(self._loop.call_at(edge_s, self._update_door))
 
     def _update_door(self) -> None:
-        # A timer may fire a clock tick early; the next millisecond belongs to the same edge.
+        # A timer may fire a clock tick early, so the next millisecond is looked at.
         shut = self._provider.timeline.door_shut(self._loop.time() + 0.001)
         if shut and self._listener is not None:
             self._listener.close()
@@ -289,7 +289,7 @@ class Server:
 
 
 class Connection(asyncio.Protocol):
-    """One client's connection: requests one after the other, the next is read when the last is answered."""
+    """One client's connection: requests one after the other; the next is read when the last was answered."""
 
     __slots__ = ("_busy", "_number", "_reader", "_server", "_timer", "_transport")
 
@@ -322,12 +322,12 @@ class Connection(asyncio.Protocol):
         self._number, self._timer = number, timer
 
     def write(self, part: bytes) -> None:
-        """A part of an answer; the request is under way still."""
+        """Send a part of an answer; the request stays under way."""
         if self._transport is not None:
             self._transport.write(part)
 
     def send(self, answer: bytes, keep_alive: bool) -> None:
-        """Answer the request, and go on to the next or close."""
+        """Answer the request, then go on to the next or close."""
         self._number = self._timer = None
         if self._transport is None:
             return
@@ -339,7 +339,7 @@ class Connection(asyncio.Protocol):
         self._next()
 
     def abort(self, what: str) -> None:
-        """Reset the connection; `what` goes into the log when a request was under way."""
+        """Reset the connection; `what` is logged if a request was under way."""
         if self._timer is not None:
             self._timer.cancel()
         if self._number is not None:

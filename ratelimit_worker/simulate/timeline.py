@@ -1,6 +1,6 @@
-"""Which limits, which fault and which neighbours hold for this request, at this moment?
+"""The timeline: which limits, faults and neighbours are in force for a request at a moment.
 
-Pure: time is passed in, chance is drawn from the seed and the request's number.
+Pure: the time is an argument, and random numbers depend only on the seed and the request's number.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from ratelimit_worker.simulate.scenario import Entry, Fault, Outage
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """An entry with its place on the clock, seconds: it holds from `start_s` until before `end_s`."""
+    """An entry with its times, in seconds: it is in force from `start_s` until before `end_s`."""
 
     entry: Entry
     start_s: float
     end_s: float
-    draw: str  #: names the entry's own row of chances
+    draw: str  #: name of the entry's own series of random numbers
     needle: bytes = field(init=False)  #: what the body must contain
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "needle", (self.entry.match or "").encode())
 
     def holds(self, now_s: float) -> bool:
-        """Whether now is within the entry's time."""
+        """Whether the entry is in force at `now_s`."""
         return self.start_s <= now_s < self.end_s
 
 
 class Timeline:
-    """Entries by time. An entry that was planned earlier wins for faults, the one that began last for limits."""
+    """Entries by time. For faults the entry that was planned first wins, for limits the one that began last."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -41,10 +41,10 @@ class Timeline:
         self._neighbours: list[Planned] = []
         self._count = 0
         self._active: list[Planned] = []
-        self._active_until_s = -math.inf  # self._active is right until then
+        self._active_until_s = -math.inf  # self._active is valid until then
 
     def plan(self, entries: Iterable[Entry], now_s: float) -> list[Planned]:
-        """Put entries on the clock, `at_s` seconds from now."""
+        """Plan entries, each `at_s` seconds after `now_s`."""
         new = []
         for entry in entries:
             start_s = now_s + entry.at_s
@@ -70,7 +70,7 @@ class Timeline:
         return changed
 
     def in_flight(self, now_s: float) -> int | None:
-        """Requests in hand at once that entries allow now, the one that began last; None: they change nothing."""
+        """Most requests in flight that entries allow now (the one that began last); None: they change nothing."""
         found = None
         for planned in sorted(self.active(now_s), key=lambda planned: planned.start_s):
             found = planned.entry.in_flight or found
@@ -98,9 +98,9 @@ class Timeline:
         return self._active_until_s
 
     def neighbours(self, after_s: float, until_s: float) -> list[tuple[float, Cost]]:
-        """When neighbours' requests come with after_s < time <= until_s, in order, and what each costs.
+        """Neighbours' requests with after_s < time <= until_s, in order: (time, cost).
 
-        A neighbour sends one in each interval of its rate, at a moment of it that is drawn from the seed.
+        A neighbour sends one in each interval of its rate, at a random time within it.
         """
         coming = []
         for planned in self._neighbours:
@@ -116,11 +116,11 @@ class Timeline:
         return sorted(coming, key=lambda request: request[0])
 
     def door_shut(self, now_s: float) -> bool:
-        """Whether nobody listens now."""
+        """Whether the port is closed now."""
         return any(shuts_the_door(planned.entry) for planned in self.active(now_s))
 
     def active(self, now_s: float) -> list[Planned]:
-        """Entries that hold now, in the order in which they were planned."""
+        """Entries in force now, in the order in which they were planned."""
         if now_s >= self._active_until_s:
             self._planned = [planned for planned in self._planned if planned.end_s > now_s]
             self._active = [planned for planned in self._planned if planned.holds(now_s)]
@@ -130,5 +130,5 @@ class Timeline:
 
 
 def shuts_the_door(entry: Entry) -> bool:
-    """Whether the entry takes the port away."""
+    """Whether the entry closes the port."""
     return entry.fault is Fault.OUTAGE and entry.how is Outage.REFUSED

@@ -1,6 +1,6 @@
-"""Does a provider's sliding window take this request now, and if not, when?
+"""A provider's sliding window, which decides whether a request passes now, or when.
 
-Pure, as `ratelimit_worker.simulate.bucket`, whose interface it has: time is passed in and never runs backwards.
+Pure, with the interface of `TokenBucket`: the time is an argument, and never runs backwards.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 
-#: Nobody measures time better than this; without it a client that waits exactly `wait_s` loses to rounding.
+#: Tolerance: without it a client that waits exactly `wait_s` could be refused because of rounding.
 _TICK_S = 1e-9
-_CRUMB = 1e-9  # units lost in sums of fractions
+_CRUMB = 1e-9  # units by which sums of fractions may be wrong
 
 
 class SlidingWindow:
     """One dimension: at most `limit` units in any trailing `window_s` seconds, by an exact log of what was taken.
 
-    What was taken at t counts until before t + window_s. Every operation is O(1) amortised, but for `wait_s` where
-    it is not 0: it walks over the oldest units that have to leave.
+    What was taken at t counts until before t + window_s. Every operation is O(1) amortised, except `wait_s` if it is
+    not 0: it iterates over the oldest units that have to leave.
     """
 
     __slots__ = ("_at_s", "_taken", "_used", "limit", "owed", "window_s")
@@ -28,11 +28,11 @@ class SlidingWindow:
         self.limit, self.window_s = limit, window_s
         self._taken: OrderedDict[float, float] = OrderedDict()  # when -> units, oldest first
         self._used, self._at_s = 0.0, now_s
-        self.owed = 0.0  #: units that a neighbour waits for, as of the last look
+        self.owed = 0.0  #: units that a neighbour waits for, as of the last operation
 
     @property
     def capacity(self) -> float:
-        """The most that can be left: the limit of an empty window."""
+        """The most units that can be left: the limit."""
         return self.limit
 
     def level(self, now_s: float) -> float:
@@ -41,14 +41,14 @@ class SlidingWindow:
         gone_s = self._at_s - self.window_s + _TICK_S
         while self._taken and (oldest_s := next(iter(self._taken))) <= gone_s:
             self._used -= self._taken.pop(oldest_s)
-            if self.owed > 0:  # which takes them when they come free, not when somebody looks
+            if self.owed > 0:  # a neighbour takes them at the time when they come free, not at `now_s`
                 self._pay(oldest_s + self.window_s)
         if not self._taken:
-            self._used = 0.0  # sums of fractions leave crumbs
+            self._used = 0.0  # removes rounding errors
         return self.limit - self._used
 
     def wait_s(self, now_s: float, cost: float) -> float:
-        """Seconds until `cost` fits if nobody else comes; 0.0 when it fits now, inf when it is above the limit."""
+        """Seconds until `cost` fits if nobody else comes; 0.0 if it fits now, inf if it is above the limit."""
         missing = cost - self.level(now_s)
         if missing <= _CRUMB:
             return 0.0
@@ -68,10 +68,10 @@ class SlidingWindow:
         self._used += cost
 
     def owe(self, now_s: float, units: float, most: float) -> None:
-        """A neighbour wants units: it takes what is left, and the rest as it comes free, before anybody else does.
+        """A neighbour wants units: it takes what is left, and gets the rest as units come free, before anybody else.
 
         Args:
-            most: Units that wait at most; the neighbour goes away with the rest.
+            most: Units that the neighbour waits for at most; it gives up the rest.
         """
         self.level(now_s)
         self.owed += units
@@ -79,7 +79,7 @@ class SlidingWindow:
         self.owed = min(self.owed, most)
 
     def give_back(self, now_s: float, units: float, taken_s: float) -> None:
-        """Put units back that were charged at `taken_s` and not used; what has left the window has left."""
+        """Put units back that were charged at `taken_s` and not used, if they are still in the window."""
         self.level(now_s)
         back = min(units, self._taken.get(taken_s, 0.0))
         if back > 0:
@@ -93,7 +93,7 @@ class SlidingWindow:
         return max(0.0, next(reversed(self._taken)) + self.window_s - self._at_s) if self._taken else 0.0
 
     def change(self, now_s: float, limit: float, window_s: float) -> None:
-        """Another limit and window from now on; what is in the window stays in it."""
+        """Set another limit and window; what is in the window stays in it."""
         self.level(now_s)
         self.limit, self.window_s = limit, window_s
         self._pay(self._at_s)

@@ -1,1 +1,1 @@
-"""REMEMBER: thin adapters over Redis and SQL; decisions live in policy and in the Lua scripts."""
+"""Stores remember: thin adapters over Redis and SQL. Decisions are made in `policy` and in the Lua scripts."""

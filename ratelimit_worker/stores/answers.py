@@ -1,4 +1,4 @@
-"""Which answers are kept, and how are they forgotten? Keys `rlw:cache:*`; an entry is a hash with a field `context`."""
+"""Kept answers: how many there are, and how they are deleted. Keys `rlw:cache:*`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from redis import Redis
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.scripts import Scripts
 
-AT_A_TIME = 500  #: entries; a large cache must not hold up everybody
+AT_A_TIME = 500  #: entries in one script, so that a large cache does not block the server
 BESIDE = (keys.CACHE_USED, keys.CACHE_ENDS, keys.CACHE_SIZES)
 
 
-class Size(NamedTuple):
+class CacheSize(NamedTuple):
     """How much is kept."""
 
     entries: int
@@ -23,12 +23,12 @@ class Size(NamedTuple):
 
 
 def forget(client: Redis, context: str | None = None, tag: str | None = None, func: str | None = None) -> int:
-    """Forget kept answers of a context, with a tag, of a task (all that is told must hold; None: any) → how many.
+    """Delete kept answers of a context, with a tag, of a task (all conditions must hold; None: any) → how many.
 
-    Where nothing is told, all go, and what else is kept beside them.
+    Without a condition, all are deleted, with their index.
 
     Raises:
-        redis.RedisError: Redis is away; what went until then stays gone.
+        redis.RedisError: Redis is away; entries deleted until then stay deleted.
     """
     run, gone = Scripts(client), 0
     everything = context is tag is func is None
@@ -41,10 +41,10 @@ def forget(client: Redis, context: str | None = None, tag: str | None = None, fu
     return gone
 
 
-def size(client: Redis) -> Size:
-    """Entries that are kept, and the bytes that they take, about.
+def size(client: Redis) -> CacheSize:
+    """The number of entries, and about how many bytes they take.
 
-    One past its time counts as long as it is kept for an emergency, and then until another is kept.
+    An entry past its time counts while it is kept for an emergency, and after that until the next answer is kept.
 
     Raises:
         redis.RedisError: Redis is away.
@@ -53,11 +53,11 @@ def size(client: Redis) -> Size:
         pipe.zcard(keys.CACHE_USED)
         pipe.hget(keys.CACHE_SIZES, "all")
         entries, total = pipe.execute()
-    return Size(int(entries), int(total or 0))
+    return CacheSize(int(entries), int(total or 0))
 
 
 def _pages(client: Redis) -> Iterator[list[str]]:
-    """The fingerprints of all entries. Not by SCAN: a server may hold millions of other keys, and others' too."""
+    """The fingerprints of all entries. Not by SCAN, since the server may hold millions of other keys."""
     cursor = 0
     while True:
         page: Any = client.zscan(keys.CACHE_USED, cursor, count=AT_A_TIME)

@@ -1,4 +1,4 @@
-"""What time is it on Redis' clock? It is the one clock that all processes share."""
+"""The time of Redis' clock, the one clock that all processes share."""
 
 from __future__ import annotations
 

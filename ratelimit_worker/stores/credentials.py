@@ -1,7 +1,7 @@
-"""With which password does a connection to Redis begin? With the one that stands in a file then, where one is named.
+"""The password of Redis from a file, which is read anew for each connection.
 
-A URL is read once, when a process starts: after a rotation its password is wrong until it is started anew.
-A file is read for each new connection, so a process that waits for Redis goes on by itself once the file is changed.
+A URL is read once, when a process starts: after the password is changed, the process must be restarted. With a file, a
+process that waits for Redis goes on by itself once the file is changed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from redis.exceptions import AuthenticationError
 
 from ratelimit_worker.config import REDIS_PASSWORD_FILE, environment
 
-MOST_BYTES = 4096  #: of the file; no password is longer, and a device has no end
+MOST_BYTES = 4096  #: most bytes that are read, since the path may be a device without an end
 
 
 class PasswordFile(CredentialProvider):
@@ -24,11 +24,11 @@ class PasswordFile(CredentialProvider):
         self._path, self._user = path, user
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        """As redis-py asks for them.
+        """The credentials, for redis-py.
 
         Raises:
-            AuthenticationError: the file cannot be read or is empty; one line that names it. Passes like a wrong
-                password: who waits for Redis looks again.
+            AuthenticationError: the file cannot be read or is empty; one line that names it. As with a wrong password,
+                a process that waits for Redis tries again.
         """
         try:
             with self._path.open("rb") as file:
@@ -42,9 +42,9 @@ class PasswordFile(CredentialProvider):
 
 
 def credentials_of(url: str) -> tuple[str, PasswordFile | None]:
-    """(address, who gives its password): the URL as it is and None where MAISD_REDIS_PASSWORD_FILE names no file.
+    """(URL, source of the password). The source is None if MAISD_REDIS_PASSWORD_FILE is not set.
 
-    Otherwise the URL without its user, whom the other one knows: redis-py and kombu take a user from one place only.
+    With a source, the user is removed from the URL, since redis-py and kombu accept a user from one place only.
     """
     path = environment().get(REDIS_PASSWORD_FILE, "").strip()
     if not path:

@@ -1,4 +1,4 @@
-"""How is the tracking database reached, and what do its errors mean for us?"""
+"""The connection to the tracking database, and what its errors mean for us."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ratelimit_worker.stores.encoding import json_text, tell
 from ratelimit_worker.stores.sqlite_file import identity
 from ratelimit_worker.stores.sqlite_log import KEPT
 
-#: SQLSTATE classes that blame the row: data exception, integrity violation, program limit (a text too long to index).
+#: SQLSTATE classes of errors in a row: data exception, integrity violation, program limit (text too long to index).
 _ROW_AT_FAULT = ("22", "23", "54")
 _LOCKED_PAUSE_S = 0.02
 
@@ -34,8 +34,8 @@ _LOCKED_PAUSE_S = 0.02
 def engine_for(url: str, *, busy_timeout_s: float = 5.0, connect_timeout_s: int = 5) -> Engine:
     """An engine for `url`: `sqlite:///path`, or PostgreSQL by psycopg (`postgresql://`, `postgres://`).
 
-    SQLite's parent folder is created; it runs in WAL mode, so readers and the recorder do not wait for each other.
-    PostgreSQL is first connected to when it is needed, so it may be away now.
+    SQLite's folder is created, and WAL mode is set, so that readers and the recorder do not wait for each other. A
+    connection to PostgreSQL is made when it is first needed, so it may be away now.
 
     Args:
         busy_timeout_s: How long SQLite waits for another writer.
@@ -51,10 +51,10 @@ def engine_for(url: str, *, busy_timeout_s: float = 5.0, connect_timeout_s: int 
 
 
 def ours(error: SQLAlchemyError, engine: Engine) -> RateLimitWorkerError:
-    """The error of this package that `error` stands for: `RowRefused` or `StoreUnavailable`, one line, no secrets."""
+    """Translate `error` to `RowRefused` or `StoreUnavailable`: one line, without secrets."""
     line = f"{_place(engine.url)}: {_without_secrets(_first_line(error), engine.url)}"
     if _row_at_fault(error):
-        # The first line names constraint or type; the row's values come in later ones (PostgreSQL's DETAIL).
+        # The first line names the constraint or type; later lines (PostgreSQL's DETAIL) repeat the row's values.
         return RowRefused(line)
     return StoreUnavailable(line)
 
@@ -63,7 +63,7 @@ def _parse(url: str) -> URL:
     try:
         parsed = make_url(url.strip())
     except (ArgumentError, ValueError):
-        # The reason may repeat the URL with its password, so neither it nor its cause is passed on.
+        # The error may repeat the URL with its password, so neither it nor its cause is passed on.
         raise ConfigurationError(
             "the database URL cannot be read; write sqlite:////absolute/path or postgresql://user:password@host/name"
         ) from None
@@ -74,7 +74,7 @@ def _parse(url: str) -> URL:
             f"the tracking database can be SQLite or PostgreSQL, not {parsed.get_backend_name()!r}"
         )
     driver = parsed.drivername.partition("+")[2]
-    if driver not in {"", "psycopg", "pysqlite"}:  # others fail at their first use, some with no word of why
+    if driver not in {"", "psycopg", "pysqlite"}:  # others fail at their first use, some without a reason
         raise ConfigurationError(
             f"the database URL names the driver {driver!r}: leave it out, {parsed.get_backend_name()}://…"
         )
@@ -92,7 +92,7 @@ def _sqlite(url: URL, busy_timeout_s: float) -> Engine:
     path = Path(url.database or "")
 
     def make_private(_dialect: Dialect, _entry: ConnectionPoolEntry | None, _args: Any, _options: Any) -> None:
-        # SQLite would make the file readable by everybody; what it makes beside it has the modes of the file.
+        # SQLite would make the file readable by all users; files that it makes beside it get the mode of this file.
         try:
             make_file(path)
         except OSError as error:
@@ -101,17 +101,18 @@ def _sqlite(url: URL, busy_timeout_s: float) -> Engine:
     def prepare(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
         cursor = connection.cursor()
         _to_wal(cursor, busy_timeout_s)
-        cursor.execute("PRAGMA synchronous=NORMAL")  # in WAL: a power cut may cost the last commits, never the file
-        cursor.execute(f"PRAGMA journal_size_limit={KEPT}")  # what a busy hour made of the log does not stay for ever
+        # with WAL, a power cut may lose the last commits, but never the file
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.execute(f"PRAGMA journal_size_limit={KEPT}")  # so that a log that has grown large is shortened again
         cursor.close()
         entry.info["file"] = identity(path)
 
     def still_there(_connection: DBAPIConnection, entry: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
-        # SQLite goes on reading and writing a file that was deleted or replaced, and nobody would ever see the rows.
+        # SQLite goes on with a file that was deleted or replaced, and the rows would never be seen.
         if entry.info["file"] != identity(path):
             raise DisconnectionError("the database file was replaced")
 
-    if not (url.database or "").startswith("file:"):  # SQLite's own URLs may be read-only
+    if not (url.database or "").startswith("file:"):  # such URLs may be read-only
         event.listen(engine, "do_connect", make_private)
     event.listen(engine, "connect", prepare)
     event.listen(engine, "checkout", still_there)
@@ -119,7 +120,7 @@ def _sqlite(url: URL, busy_timeout_s: float) -> Engine:
 
 
 def _to_wal(cursor: DBAPICursor, patience_s: float) -> None:
-    """Switch the file to WAL. Where several processes open a new file at once SQLite does not wait for the first."""
+    """Switch the file to WAL. Repeated, since SQLite does not wait if several processes open a new file at once."""
     until = time.monotonic() + patience_s
     while True:
         try:
@@ -134,7 +135,7 @@ def _to_wal(cursor: DBAPICursor, patience_s: float) -> None:
 def _postgresql(url: URL, connect_timeout_s: int) -> Engine:
     wanted: dict[str, Any] = {
         "connect_timeout": connect_timeout_s,
-        # A server that vanishes without a word must not hold the recorder for the kernel's two hours.
+        # If a server vanishes, the recorder must not wait for two hours (the kernel's default).
         "keepalives_idle": 30,
         "keepalives_interval": 10,
         "keepalives_count": 3,
@@ -144,7 +145,7 @@ def _postgresql(url: URL, connect_timeout_s: int) -> Engine:
     try:
         engine = create_engine(
             url,
-            # Whatever the server keeps its texts in: else those of SQL_ASCII come as bytes.
+            # Whatever the server's encoding; without this, texts from SQL_ASCII come as bytes.
             connect_args={name: value for name, value in wanted.items() if name not in url.query}
             | {"client_encoding": "utf8"},
             json_serializer=json_text,
@@ -162,7 +163,7 @@ def _postgresql(url: URL, connect_timeout_s: int) -> Engine:
 
 
 def _place(url: URL) -> str:
-    """Where the database is, for a person: no user, no password, no options."""
+    """Where the database is, for messages: without user, password and options."""
     if url.get_backend_name() == "sqlite":
         return f"database {url.database}"
     host = url.host or url.query.get("host", "localhost")
@@ -176,7 +177,7 @@ def _first_line(error: SQLAlchemyError) -> str:
 
 def _row_at_fault(error: SQLAlchemyError) -> bool:
     if not isinstance(error, DBAPIError):
-        return isinstance(error, StatementError)  # a value that SQLAlchemy itself could not translate
+        return isinstance(error, StatementError)  # SQLAlchemy could not convert a value
     sqlstate = getattr(error.orig, "sqlstate", None) or ""
     return isinstance(error, (DataError, IntegrityError)) or sqlstate.startswith(_ROW_AT_FAULT)
 

@@ -1,7 +1,7 @@
-"""Which processes make calls without a queue, and which of them died with calls in the lanes?
+"""The register of processes that make calls in process, and the removal of calls of those that died.
 
-Each such process is a small worker with a queue of its own, which nobody else serves: when it dies, what waits there
-would wait until its deadline. So each says that it is there, and whoever comes by forgets the calls of the others.
+Each such process is a small worker with its own queue, which no other serves: when it dies, its calls would wait until
+their deadlines. So each process reports that it is there, and any other deletes the calls of those that are gone.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.clock import redis_now_s
 from ratelimit_worker.stores.lanes import Lanes
 
-PREFIX = "inproc:"  #: names of their queues, and of the processes as workers, begin so
-ABSENT_S = 10.0  #: a process that was silent for so long is taken for dead; if it was frozen, it enters its calls anew
+PREFIX = "inproc:"  #: prefix of the names of their queues, and of the processes as workers
+ABSENT_S = 10.0  #: a process silent for this long counts as dead; one that was only frozen enters its calls anew
 LOOK_EVERY_S = 5.0
 
 
 class Desks:
-    """The register of such processes. All methods raise redis-py's errors as they are."""
+    """The register of such processes. All methods raise redis-py's errors."""
 
     def __init__(self, client: Redis) -> None:
         self._client = client
 
     def here(self, queue: str) -> None:
-        """This process lives."""
+        """Report that the process with this queue is alive."""
         self._client.zadd(keys.DESKS, {queue: redis_now_s(self._client)})
 
     def gone(self, queue: str) -> None:
-        """This process ends in good order; what it left is forgotten."""
+        """Remove the process with this queue, which ends in good order, and delete the calls that it left."""
         Lanes(self._client).purge(queue)
         self._client.zrem(keys.DESKS, queue)
         self._client.delete(queue, keys.ready(keys.ALL, queue))
 
     def workers_live(self) -> bool:
-        """Whether a Celery worker lives; exact to its lifetime after its last beat (3.5 s)."""
+        """Whether a Celery worker is alive; a dead one counts as alive for 3.5 s after its last beat."""
         names: Any = self._client.zrange(keys.WORKERS, 0, -1)
         return any(not name.startswith(PREFIX.encode()) for name in names)
 
     def forget_absent(self, owner: str, lease_s: float) -> int:
-        """Forget the calls of processes that died → how many; 0 when somebody has just looked.
+        """Delete the calls of processes that died → how many; 0 also if another process has just looked.
 
-        A dead process is looked at until its last call can have come back from the ledger.
+        A dead process stays in the register until the leases of its last calls have ended.
         """
         if not self._client.set(keys.duty("desks"), owner, nx=True, px=int(LOOK_EVERY_S * 1000)):
             return 0

@@ -1,7 +1,7 @@
-"""Which texts can a database of another encoding than UTF-8 keep? What it has no letter for is written as its escape.
+"""Texts for a database with another encoding than UTF-8: characters that it does not have are written as escapes.
 
-PostgreSQL's own answer is to refuse the whole row, and an outcome must arrive. A server in SQL_ASCII keeps bytes as
-they come, so it gets UTF-8; all connections speak UTF-8.
+PostgreSQL would refuse the whole row, but an outcome must arrive. A server with SQL_ASCII keeps bytes as they come, so
+it gets UTF-8; all connections use UTF-8.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ATTRIBUTE = "ratelimit_worker_codec"
 
 
 def codec_of(server_encoding: str) -> str | None:
-    """Python's name for an encoding of PostgreSQL's; None: it takes every letter."""
+    """Python's name for an encoding of PostgreSQL; None: it has every character."""
     name = server_encoding.upper()
     if name in {"UTF8", "UNICODE", "SQL_ASCII", ""}:
         return None
@@ -29,19 +29,19 @@ def codec_of(server_encoding: str) -> str | None:
 
 
 def fitting(text: str, codec: str | None) -> str:
-    """The text as it can be kept: `\\u65e5` for a letter that there is none for."""
+    """The text with escapes such as `\\u65e5` for characters that the encoding does not have."""
     if codec is None or text.isascii():
         return text
     return text.encode(codec, "backslashreplace").decode(codec)
 
 
 def tell(dialect: Dialect, server_encoding: str) -> None:
-    """The encoding of the server behind an engine, once it is connected."""
+    """Note the encoding of the server behind an engine, once it is connected."""
     setattr(dialect, _ATTRIBUTE, codec_of(server_encoding))
 
 
 class FittingText(TypeDecorator[str]):
-    """A text, as far as the server has letters for it; the same in conditions as in rows."""
+    """A text column with such escapes; they are used in conditions as in rows."""
 
     impl = String
     cache_ok = True
@@ -52,13 +52,13 @@ class FittingText(TypeDecorator[str]):
 
 
 class FittingJson(TypeDecorator[Any]):
-    """The same of all texts in a value that is kept as JSON (binary where the database has it)."""
+    """The same for all texts in a value that is kept as JSON (binary if the database has that)."""
 
     impl = JSON
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Which type a database has for it."""
+        """The column's type in this database."""
         return dialect.type_descriptor(JSONB() if dialect.name == "postgresql" else JSON())
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
@@ -68,7 +68,7 @@ class FittingJson(TypeDecorator[Any]):
 
 
 def json_text(value: Any) -> str:
-    """JSON without escapes: a server that is not in UTF-8 takes none."""
+    """JSON without Unicode escapes, which servers without UTF-8 refuse."""
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -1,7 +1,7 @@
-"""Can this server hold lanes? Each connection of ours asks it, of what the server says of itself when it is greeted.
+"""Can this server hold lanes? Each of our connections checks it, by the server's reply to HELLO.
 
-So the answer is the same wherever a server is met first: at a worker's start, by a caller, by `doctor`. It costs
-nothing: redis-py greets each server (HELLO) anyway.
+So the result is the same wherever a server is first met: when a worker starts, in a caller, in `doctor`. It costs
+nothing, since redis-py sends HELLO anyway.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ TOO_OLD = "use Redis 7, Valkey 7.2 or newer"
 
 
 class Unfit(ConfigurationError):
-    """A server that cannot hold lanes. `str()` says why, and what to do."""
+    """The server cannot hold lanes. `str()` says why, and what to do."""
 
 
 def said(greeting: Mapping[Any, Any]) -> dict[str, str]:
-    """What a server says of itself: `server`, `version`, `mode`."""
+    """The server's reply to HELLO: `server`, `version`, `mode`."""
     texts = {_text(name): _text(value) for name, value in greeting.items()}
     return {name: texts.get(name, "") for name in ("server", "version", "mode")}
 
 
 def why_unfit(greeting: Mapping[Any, Any]) -> str | None:
-    """Why a server cannot hold lanes; None: it can, or does not say enough to tell."""
+    """Why a server cannot hold lanes; None: it can, or its reply does not say."""
     told = said(greeting)
     if told["mode"] == "cluster":
         return (
@@ -44,12 +44,12 @@ def why_unfit(greeting: Mapping[Any, Any]) -> str | None:
 
 
 def product(server: str) -> str:
-    """How a server is called, from what it calls itself."""
+    """The product's name, from the server's own name."""
     return "Valkey" if server == "valkey" else "Redis"
 
 
 class _Fit:
-    """What a connection does once it has greeted its server."""
+    """Makes a connection check its server after HELLO."""
 
     handshake_metadata: Any
     db: Any
@@ -69,7 +69,7 @@ class _Fit:
             raise self._refused(why)
 
     def _refused(self, why: str) -> Unfit:
-        self.disconnect()  # type: ignore[attr-defined]  # else it would be taken for one that works
+        self.disconnect()  # type: ignore[attr-defined]  # otherwise it would be used
         return Unfit(why)
 
 
@@ -77,7 +77,7 @@ _fit: dict[type, type] = {}
 
 
 def fit(kind: type) -> type:
-    """The same kind of connection, which refuses servers that cannot hold lanes."""
+    """The same connection class, which refuses servers that cannot hold lanes."""
     if kind not in _fit:
         _fit[kind] = type(kind.__name__, (_Fit, kind), {})
     return _fit[kind]

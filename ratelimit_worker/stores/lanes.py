@@ -1,14 +1,14 @@
-"""Where do calls wait, and how do they leave? The lanes in Redis: a thin adapter over the scripts in `lua/`."""
+"""The lanes in Redis: a thin adapter over the scripts in `lua/`, which enter, release, settle and free calls."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import structs
@@ -20,22 +20,25 @@ from ratelimit_worker.contracts.call import US, Entry, Placed, Record, Released,
 from ratelimit_worker.contracts.kept import USUAL_NANOUSD, packed, unpacked
 from ratelimit_worker.contracts.lane import Fields, LaneState, Write
 from ratelimit_worker.contracts.lesson import Lesson, Settlement, Stored
-from ratelimit_worker.errors import BadInput, LaneFull, LanesFull, LaneShedding
+from ratelimit_worker.errors import BadInput, BudgetSpent, LaneFull, LanesFull, LaneShedding
 from ratelimit_worker.policy import retry
 from ratelimit_worker.policy.fault import Failing, Lately
-from ratelimit_worker.ports import Begun, Health, LaneSeen, LaneView, Taken
-from ratelimit_worker.stores import keys
+from ratelimit_worker.ports import Admitted, Begun, Health, LaneSeen, LaneView, Taken
+from ratelimit_worker.stores import keys, set_aside
 from ratelimit_worker.stores.scripts import Scripts
 
+if TYPE_CHECKING:
+    from ratelimit_worker.stores.together import Dialogue
+
 _LIVES = 2  #: as restore.lua reads it
-MOST_LOST, LOST_TTL_S = 10_000, 86_400  #: calls that were told to be lost, for `explain`
-KEEP_ANSWER_S = 86_400  #: an answer waits so long for its ack; FREE deletes it earlier
+MOST_LOST, LOST_TTL_S = 10_000, 86_400  #: calls whose callers got `CallLost`, for `explain`
+KEEP_ANSWER_S = 86_400  #: how long a settled answer is kept at most; free.lua deletes it earlier
 
 _failure = msgspec.msgpack.Decoder(Failure)
 _DECLINED: tuple[Literal["none", "back", "over"], ...] = ("none", "back", "over")  #: as decline.lua answers
 
 
-TASKS_TTL_S = 3600  #: what a crew knows is kept so long after its last beat
+TASKS_TTL_S = 3600  #: how long the names of a crew's tasks are kept after its last beat
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +60,11 @@ EVERY_TASK = Crew(keys.ALL)
 
 
 def as_escaped(task: str) -> str:
-    """A task's name as the scripts find it in a message: escaped as in JSON, up to its first quote."""
+    """A task's name as the scripts find it in a message: escaped as in JSON, up to the first quote."""
     return json.dumps(task)[1:-1].partition('"')[0]
 
 
-_WRITTEN_AT_ONCE = 50  #: lanes in one script, so that others wait for some milliseconds at most
+_WRITTEN_AT_ONCE = 50  #: lanes in one script, so that other clients wait for a few milliseconds at most
 MOST_KNOWN = 10_000  #: lanes that one process remembers
 
 
@@ -73,34 +76,72 @@ class Pumped(NamedTuple):
 
 
 class Lanes:
-    """All lanes of one Redis server.
+    """All lanes of one Redis server. The arguments are those of `Scripts`.
 
-    Every method is one script, atomic on the server, and raises redis-py's errors as they are: the transport needs to
-    tell a broken connection from a refusal; `wiring` and the faces translate them.
+    What changes a call or lane is one script, atomic on the server (`purge` takes several). All methods raise
+    redis-py's errors, since the transport must tell a broken connection from a refusal; `wiring` and the commands
+    translate them.
     """
 
-    def __init__(self, client: Redis, time_us: int = 0) -> None:
+    def __init__(self, client: Redis, time_us: int = 0, send: Callable[..., list[Any]] | None = None) -> None:
         self.client = client
-        self.run = Scripts(client, time_us)
-        self._known: set[str] = set()  #: lanes that were there when they were last used
+        self.run = Scripts(client, time_us, send)
+        self._known: set[str] = set()  #: lanes that existed when this process last used them
 
     def enqueue(self, entry: Entry) -> Placed:
-        """Put a call into its lane, unless it has an answer that its caller takes at once.
+        """Put a call into its lane, unless a kept answer is returned instead.
 
         Raises:
             LaneFull: the lane holds `max_waiting` calls; nothing was stored.
-            LanesFull: the lane is new, and there are as many as may be; nothing was stored.
+            LanesFull: the lane is new, and there are too many lanes already; nothing was stored.
             LaneShedding: the lane is in EMERGENCY or HALT, and the entry says "raise"; nothing was stored.
-            BadInput: a cost, a weight or a time that no bucket can hold, or the id of another call.
+            BudgetSpent: a budget of money is spent, and the entry says "raise"; nothing was stored.
+            BadInput: a cost, weight or time is not a usable number, or the id belongs to another call.
         """
-        state, ref, *more = self.run("enqueue", entry.args(new_lane=entry.lane not in self._known))
-        if state == -2:  # it was there once, and has gone since
-            state, ref, *more = self.run("enqueue", entry.args())
-        if len(self._known) < MOST_KNOWN:
-            self._known.add(entry.lane)
-        if state == 4 and entry.claim is not None:  # a worker passes it on, of any version
+        state, ref, *more = self._put("enqueue", (), entry)
+        if state == 4 and entry.claim is not None:  # unpack here, since a script or an older worker may pass it on
             claim = structs.replace(entry.claim, answer=unpacked(more[0]).decode())
-            return self.enqueue(structs.replace(entry, claim=claim))
+            return self.enqueue(structs.replace(entry, claim=claim))._replace(renews=bool(more[2]))
+        return self._placed(entry, state, ref, more)
+
+    def admit(self, entry: Entry, lease_s: float) -> Admitted:
+        """As `enqueue`, for a caller that makes its attempt itself: what the lane lets go at once has begun with it.
+
+        Args:
+            lease_s: As of `begin`.
+        Raises:
+            LaneFull, LanesFull, LaneShedding, BudgetSpent, BadInput: as `enqueue`.
+        """
+        return self._admitted(entry, *self._put("admit", (int(lease_s * US),), entry))
+
+    def admitting(self, entry: Entry, lease_s: float) -> Dialogue[Admitted]:
+        """As `admit`, in exchanges that may be shared with others."""
+        lease_us = int(lease_s * US)
+        told = yield from self.run.asking("admit", (lease_us, *entry.args(new_lane=entry.lane not in self._known)))
+        if told[0] == -2:  # as in `_put`
+            told = yield from self.run.asking("admit", (lease_us, *entry.args()))
+        self._knows(entry.lane)
+        return self._admitted(entry, *told)
+
+    def _admitted(self, entry: Entry, state: int, ref: bytes, *more: Any) -> Admitted:
+        if state in (1, 2) and more:
+            tag, *begun = more
+            return Admitted(Placed(True, ref.decode()), tag.decode(), _begun(*begun))
+        return Admitted(self._placed(entry, state, ref, list(more)))
+
+    def _put(self, script: str, before: tuple[Any, ...], entry: Entry) -> list[Any]:
+        """Run one of the scripts that take a call in; the fields of a new lane are only sent if it may be new."""
+        told = self.run(script, (*before, *entry.args(new_lane=entry.lane not in self._known)))
+        if told[0] == -2:  # the lane was there once, and has gone since
+            told = self.run(script, (*before, *entry.args()))
+        self._knows(entry.lane)
+        return list(told)
+
+    def _knows(self, lane: str) -> None:
+        if len(self._known) < MOST_KNOWN:
+            self._known.add(lane)
+
+    def _placed(self, entry: Entry, state: int, ref: bytes, more: list[Any]) -> Placed:
         if state == -5:
             self._known.discard(entry.lane)
             raise LanesFull(entry.lane)
@@ -108,68 +149,41 @@ class Lanes:
             raise LaneFull(entry.lane, entry.max_waiting)
         if state == -3:
             raise LaneShedding(entry.lane, more[0].decode())
+        if state == -6:
+            raise BudgetSpent(more[0].decode(), more[1])
         if state == -4:
             raise BadInput(f"task_id={entry.ref!r} is the id of a call with other arguments; use another, or none")
         if state == 3:
-            return Placed(False, ref.decode(), unpacked(more[0]), bool(more[1]))
-        return Placed(state == 1, ref.decode())
+            return Placed(False, ref.decode(), unpacked(more[0]), bool(more[1]), bool(more[2]))
+        return Placed(state == 1, ref.decode(), renews=bool(more and more[0]))
 
     def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
-        """Ask whether a released call may run now; a closed gate sends it back to its place.
+        """Ask whether a released call may run now; if the gate is closed, it goes back to its place.
 
         Args:
-            alone: Nothing else runs in this process. A call that has one loss left begins only then.
-            process: What dies with the call if that kills; "": the call is nobody's company there.
-            taken: Another call has the process for itself: this one goes back, for another process or for later.
+            alone: Nothing else runs in this process. A suspect on its last loss begins only then.
+            process: The process that would die with the call; "": no other call runs in it.
+            taken: Another call has the process for itself, so this one goes back, for another process or for later.
         """
-        state, *rest = self.run("begin", (tag, int(lease_s * US), int(alone), process, int(taken)))
-        word = state.decode()
-        if word == "go":
-            body, tries, number, deadline, accepted, now, ticket, failing, lost, pause = rest
-            return Begun(
-                state="go",
-                body=body,
-                tries=tries,
-                number=number,
-                deadline_s=int(deadline) / US,
-                waiting_since_s=int(accepted) / US,
-                now_s=(int(now) + int(pause)) / US,
-                ticket=ticket,
-                failing=_failing(failing),
-                lost=int(lost),
-                pause_s=int(pause) / US,
-            )
-        if word == "settled":
-            return Begun(state=word, answer=rest[0], body=rest[1])
-        if word == "expired":
-            body, number, waiting, now, failed = rest
-            return Begun(
-                state=word,
-                body=body,
-                number=number,
-                waiting_since_s=int(waiting) / US,
-                now_s=int(now) / US,
-                failed=_failure.decode(failed) if failed else None,
-            )
-        if word == "poison":
-            lost, body, number, now = rest
-            at = int(now) / US
-            return Begun(state=word, tries=lost, body=body, number=number, now_s=at, waiting_since_s=at)
-        return Begun(state=word)
+        return _begun(*self.run("begin", (tag, int(lease_s * US), int(alone), process, int(taken))))
 
     def settle(self, settlement: Settlement) -> bool:
         """Make the outcome of a call safe; the first answer wins → whether this was the first."""
         return bool(self.run("settle", _settle_args(settlement)))
 
     def settle_and_free(self, settlement: Settlement, tags: Sequence[str]) -> None:
-        """Settle a call for which nobody asks Celery, and close its ledger entries, in one round trip."""
-        self.run.several((("settle", _settle_args(settlement)), ("free", tags)))
+        """Settle a call without a message of Celery's, and free it, in one round trip."""
+        self.run.several(_settles_and_frees(settlement, tags))
+
+    def to_settle_and_free(self, settlement: Settlement, tags: Sequence[str]) -> list[tuple[Any, ...]]:
+        """The commands of `settle_and_free`, for a caller that sends them together with others."""
+        return self.run.commands(_settles_and_frees(settlement, tags))
 
     def finish(self, settlement: Settlement, result: Stored, frees: bool) -> bool:
-        """Settle a call and store its result, in one step → whether it is freed too, and needs no ack.
+        """Settle a call and store its result, in one step → whether it was freed too, and needs no ack.
 
         Args:
-            frees: Nothing but the ack is left to do for it.
+            frees: Only its ack would be left to do, so free it too.
         """
         args = (*_settle_args(settlement), result.name, result.value, result.expires_s, int(frees))
         _, freed = self.run("finish", args)
@@ -185,13 +199,13 @@ class Lanes:
         tries: int,
         outbox: bytes = b"",
     ) -> bool:
-        """Return a released call to its lane, due in `after_s` (0: to its own place) → False when it was not ours.
+        """Return a released call to its lane, due in `after_s` (0: to its own place) → False: it is not ours any more.
 
         Args:
-            lesson: Its failure is what `begin` tells, should the deadline pass before the next attempt. A sick one
-                joins the call's row of such, which all else ends.
-            tries: That the attempt has cost.
-            outbox: As of `settle`.
+            lesson: `begin` returns its failure if the deadline passes before the next attempt. A sick answer adds to
+                the call's row of sick answers, and one that the quota is used up likewise; any other ends the row.
+            tries: Tries that the attempt costs.
+            outbox: As for `settle`.
         """
         failure = lesson.failure
         args = (
@@ -205,28 +219,30 @@ class Lanes:
             lane,
             lesson.tried(),
             b"" if failure is None else msgspec.msgpack.encode(failure),
-            int(failure is not None and failure.sick),
+            int(failure is not None and (failure.sick or lesson.verdict == "quota")),
+            lesson.cost_nanousd,
         )
         return bool(self.run("back", args))
 
     def free(self, tags: Sequence[str]) -> int:
-        """Close the ledger entries of acknowledged messages."""
+        """Free the calls of acknowledged messages → how many were not freed before."""
         return int(self.run("free", tags))
 
     def step_aside(self, tags: Sequence[str]) -> int:
-        """These calls wait for others, and are no longer among the running of their lanes."""
+        """Stop counting these calls as running in their lanes, since they wait for calls that they have made → how
+        many were counted before."""
         return int(self.run("aside", tags))
 
     def restore(self, tags: Sequence[str], lost: bool = True) -> int:
         """Return released calls to their own places → how many.
 
         Args:
-            lost: Their worker died; it counts for those that had begun. False: it ends in good order.
+            lost: Their worker died, which counts as a loss of those that had begun. False: it ends in good order.
         """
         return int(self.run("restore", (int(lost), *tags)))
 
     def restore_unbegun(self, tags: Sequence[str]) -> int:
-        """The same by a worker that lives: of these only the calls that it has not begun → how many."""
+        """The same for a worker that continues: only calls that it has not begun → how many."""
         return int(self.run("restore", (_LIVES, *tags)))
 
     def pump(self, owner: str, lease_ms: int) -> Pumped:
@@ -235,7 +251,7 @@ class Lanes:
         return Pumped(int(moved), int(sleep_us) / US)
 
     def sweep(self, lease_s: float, most: int = 100) -> int:
-        """Return calls that nobody renewed to their lanes."""
+        """Return calls whose lease has ended to their lanes → how many."""
         return int(self.run("sweep", (int(lease_s * US), most)))
 
     def beat(
@@ -249,12 +265,13 @@ class Lanes:
         crew: Crew = EVERY_TASK,
         lent: Collection[str] = (),
     ) -> int:
-        """Say that a worker lives, with its slots, queues and tasks, and renew what it holds → slots of all workers.
+        """Report that a worker lives, with its slots, queues and crew, and renew its calls' leases → slots of all
+        workers.
 
-        The names of the tasks travel only when Redis does not know what this crew knows.
+        The names of its tasks are sent only if Redis does not have those of this crew.
 
         Args:
-            lent: Those of the tags that it holds which take none of its slots from other lanes.
+            lent: Those of its tags that are lent.
         """
         args = (worker, slots, int(life_s * 1000), len(queues), *queues, int(lease_s * US), crew.name, TASKS_TTL_S)
         first = [tag for tag in held if tag in lent]
@@ -266,7 +283,7 @@ class Lanes:
         return int(total)
 
     def waiting_for_slots(self, queues: Sequence[str], most: int = 8) -> set[str]:
-        """Lanes with a permit that wait for a slot on one of these queues; at most so many of each."""
+        """Lanes that wait for a slot on one of these queues; at most `most` of each."""
         with self.client.pipeline(transaction=False) as pipe:
             for queue in queues:
                 pipe.zrange(keys.hungry(queue), 0, most - 1)
@@ -275,33 +292,33 @@ class Lanes:
     def _tell(self, crew: Crew) -> None:
         name = keys.tasks(crew.name)
         with self.client.pipeline(transaction=True) as pipe:
-            pipe.sadd(name, "", *map(as_escaped, sorted(crew.tasks)))  # "" is no task: a set is never empty
+            pipe.sadd(name, "", *map(as_escaped, sorted(crew.tasks)))  # with "", since a set cannot be empty
             pipe.expire(name, TASKS_TTL_S)
             pipe.execute()
 
     def decline(self, tag: str) -> Literal["back", "over", "none"]:
-        """Give a released call back whose task this worker does not know.
+        """Give back a released call whose task this worker does not know.
 
         Returns:
-            back: it went. over: its deadline has passed, and no living worker of its queue knows its task, so that this
-            one has to tell its caller. none: the tag is no call that is out.
+            back: it went back. over: its deadline has passed and no living worker of its queue knows its task, so this
+            worker must end it. none: no call is out under this tag.
         """
         return _DECLINED[int(self.run("decline", (tag,)))]
 
     def set_points(self, lane: str, fields: Fields, read: int | None = None) -> int | None:
-        """Write fields of a lane; they hold for the next permit → released at once.
+        """Write fields of a lane, which hold from the next permit on → number of calls released at once.
 
         Args:
-            read: The revision that they follow from; None: they hold whatever a person has set meanwhile.
+            read: The revision from which they were calculated; None: write them in any case.
         Returns:
             None: the lane has another revision by now, and nothing was written.
         Raises:
-            ValueError: a number is NaN or infinite: a level would never recover from it.
+            ValueError: a number is NaN or infinite, from which a level would never recover.
         """
         return self._write([_set_points_args(lane, fields, read)])[0]
 
     def tell(self, lane: str, fields: Fields, read: int | None = None) -> bool:
-        """Write what a person sets, which gives the lane a new revision → False: it has another than `read` by now.
+        """Write limits set by a person, which gives the lane a new revision → False: it is not at `read` any more.
 
         Raises:
             ValueError: as `set_points`.
@@ -309,8 +326,8 @@ class Lanes:
         return self._write([_set_points_args(lane, fields, read, anew=True)])[0] is not None
 
     def set_points_of(self, changes: Mapping[str, Write]) -> list[str]:
-        """Write fields of several lanes in one round trip, as `set_points` does → those that have another revision by
-        now, and were left alone.
+        """Write fields of several lanes in one round trip, as `set_points` does → lanes that have another revision by
+        now, and were not written.
 
         Raises:
             ValueError: as `set_points`.
@@ -321,7 +338,7 @@ class Lanes:
         return [lane for lane, released in zip(changes, done, strict=True) if released is None]
 
     def _write(self, lanes: Sequence[Sequence[Any]]) -> list[int | None]:
-        """Released at once, by lane; None: it has another revision. All are written before an error is raised."""
+        """Calls released at once, by lane; None: it has another revision. All are written before an error is raised."""
         some = [lanes[first : first + _WRITTEN_AT_ONCE] for first in range(0, len(lanes), _WRITTEN_AT_ONCE)]
         told = self.run.each("setpoints", [[part for one in batch for part in one] for batch in some])
         done = [one for batch in told for one in batch]
@@ -331,18 +348,19 @@ class Lanes:
         return [None if released < 0 else int(released) for released in done]
 
     def establish(self, lane: str, fields: Fields) -> bool:
-        """Make a lane without a call of its own, a parent of others, with these fields → False: it was there."""
+        """Make a lane without calls of its own, a parent of others, with these fields → False: it existed."""
         flat: list[Any] = []
         for name, value in fields.items():
             flat += (name, value)
         return bool(self.run("establish", (lane, *flat)))
 
     def known(self, call_ids: Sequence[str]) -> list[bool]:
-        """Whether each call waits, is out, or has ended within the hour; what has lost its place gets one again."""
+        """Whether each call waits, is out, or has ended within the hour; a call that has lost its place gets it
+        again."""
         return [bool(there) for there in self.run("known", call_ids)]
 
     def lost(self, call_id: str) -> None:
-        """Redis has forgotten a call, and its caller is told so: `explain` can say it."""
+        """Note for `explain` that Redis has forgotten a call, and that its caller got `CallLost`."""
         with self.client.pipeline(transaction=True) as pipe:
             pipe.zadd(keys.LOST, {call_id: time.time()})
             pipe.zremrangebyrank(keys.LOST, 0, -MOST_LOST - 1)
@@ -350,7 +368,7 @@ class Lanes:
             pipe.execute()
 
     def revoke(self, task_id: str) -> list[TakenOut]:
-        """Take a waiting call out for good → each message that waited under that id."""
+        """Take a waiting call out of its lane for good → the messages that waited under that id."""
         flat = self.run("revoke", (task_id,))
         return list(map(TakenOut, flat[::2], flat[1::2]))
 
@@ -359,27 +377,27 @@ class Lanes:
         return int(self.run("size", (queue,)))
 
     def ready(self, queue: str) -> int:
-        """Calls that are released to the crews of a queue, and read by no worker yet."""
+        """Calls that are released to the crews of a queue and not read by a worker yet."""
         return int(self.run("ready", (queue,)))
 
     def has_crew(self, queue: str) -> bool:
-        """Whether a worker that reads ready lists serves a queue; exact to a beat."""
+        """Whether a worker of a crew serves a queue, by the last beats."""
         packed: Any = self.client.hget(keys.CREWS, f"q:{queue}")
         return packed is not None and msgspec.msgpack.decode(packed)[0] > 0
 
     def purge(self, queue: str) -> int:
-        """Forget all calls that wait on a queue or lie ready there → how many."""
+        """Delete all calls that wait on a queue or lie ready there → how many."""
         gone, more = 0, 1
-        while more:  # a million at once would hold up everybody for seconds
+        while more:  # in parts, since a million at once would block the server for seconds
             some, more = self.run("purge", (queue, 1000))
             gone += int(some)
         return gone
 
     def take(self, owner: str, lease_s: float, most: int = 50, also: Iterable[str] = ()) -> Taken | None:
-        """What was seen since the last take; None: another tunes.
+        """The observations since the last take; None: another holds the tuner's duty.
 
         Args:
-            also: Lanes that are wanted though nothing may have been seen of them.
+            also: Lanes to be returned even without news.
         """
         got = self.run("take", (owner, int(lease_s * 1000), most, *also))
         if got is None:
@@ -394,14 +412,14 @@ class Lanes:
         return {name.decode(): value for name, value in raw.items()}
 
     def state(self, lane: str) -> LaneState:
-        """The lane's hash as it is: what was told of it, set-points, levels, counters."""
+        """The lane's decoded hash: limits, set-points, levels, counters."""
         return LaneState.decode(self.fields(lane))
 
     def states(self, lanes: Sequence[str], fields: Sequence[str] = ()) -> dict[str, LaneState]:
         """Several lanes, by name, in one round trip.
 
         Args:
-            fields: Of their hashes, by stored name (`contracts.lane` has what belongs together); none: all.
+            fields: Fields of their hashes by stored name (`contracts.lane` has useful groups); none: all.
         """
         with self.client.pipeline(transaction=False) as pipe:
             for lane in lanes:
@@ -416,7 +434,7 @@ class Lanes:
         return {lane: LaneState.decode(one) for lane, one in zip(lanes, whole, strict=True)}
 
     def health(self, lane: str, task: str = "") -> Health:
-        """How the lane takes its provider to be, now, and how this function fared in it."""
+        """The lane's view of its provider now, and the record of this function in it."""
         good_us, sent_us, several, mode, escalates, seq, out, share, *record = self.run("health", (lane, task))
         known = {mode.value.encode(): mode for mode in Mode}
         return Health(
@@ -425,7 +443,7 @@ class Lanes:
             escalates != b"0",
             int(seq),
             int(out),
-            retry.Record(*map(int, record)),
+            retry.TrackRecord(*map(int, record)),
         )
 
     def names(self) -> list[str]:
@@ -434,11 +452,12 @@ class Lanes:
         return sorted(name.decode() for name in raw)
 
     def survey(self, fields: Sequence[str] = (), most: int = 200) -> Iterator[list[LaneSeen]]:
-        """All lanes, some at a time, each batch one script; those that come or go meanwhile may be met or not.
+        """All lanes, some at a time, with one script for each batch; lanes that are made or deleted meanwhile may be
+        missing.
 
         Args:
             fields: Of their hashes, by stored name (`contracts.lane` has what belongs together); none: all.
-            most: About so many at a time.
+            most: About how many at a time.
         """
         cursor = b"0"
         while True:
@@ -448,7 +467,7 @@ class Lanes:
                 return
 
     def working(self, most: int = 200) -> list[str]:
-        """Lanes of which calls wait or are out; some of them where there are very many."""
+        """Lanes with calls that wait or are out; only some of them if there are very many."""
         return [name.decode() for name in self.run("working", (most,))]
 
     def count(self) -> int:
@@ -456,16 +475,16 @@ class Lanes:
         return int(self.client.zcard(keys.LANES))
 
     def tuned(self) -> bool:
-        """Whether a tuner is at work, or was until two seconds ago."""
+        """Whether a tuner is running, or was until two seconds ago."""
         return bool(self.client.exists(keys.duty("tune")))
 
     def record(self, ref: str) -> Record | None:
-        """The record of one call, as the scripts keep it; None: not there, or not to be read."""
+        """The record of one call; None: there is none, or it cannot be read."""
         packed: Any = self.client.hget(keys.call(ref), "i")
         return Record.decode(ref, packed)
 
     def out(self, tag: str) -> Released | None:
-        """A call that is released under this tag; None: none is."""
+        """The call that is released under this tag; None: there is none."""
         ref = tag.rpartition(".")[0]
         with self.client.pipeline(transaction=True) as pipe:
             pipe.zscore(keys.LEDGER, tag)
@@ -477,15 +496,12 @@ class Lanes:
             return None
         return Released(record=record, message=message or b"", payload=payload or b"")
 
-    def set_aside(self, raw: bytes, why: str) -> None:
-        """Keep a message that cannot be a call, with a counter, so that nobody trips over it again."""
+    def set_aside(self, raw: bytes, why: str, queue: str) -> None:
+        """Set a message aside that cannot be a call, and count it, so that it is not read again."""
         with self.client.pipeline(transaction=False) as pipe:
-            pipe.lpush(
-                keys.MALFORMED,
-                msgspec.json.encode({"why": why, "raw": raw[:65536].decode("utf-8", "replace")}),
-            )
-            pipe.ltrim(keys.MALFORMED, 0, 999)
-            pipe.expire(keys.MALFORMED, 7 * 86_400)
+            pipe.lpush(keys.MALFORMED, set_aside.encode(raw, why, queue))
+            pipe.ltrim(keys.MALFORMED, 0, set_aside.MOST - 1)
+            pipe.expire(keys.MALFORMED, set_aside.TTL_S)
             pipe.hincrby(keys.COUNTERS, "malformed", 1)
             pipe.execute()
 
@@ -493,6 +509,10 @@ class Lanes:
         """Counters by name."""
         raw: Any = self.client.hgetall(keys.COUNTERS)
         return {name.decode(): int(value) for name, value in raw.items()}
+
+
+#: The last arguments of finish.lua for a call that is freed, without a result and a message of Celery's.
+_NO_RESULT = ("", "", 0, 1)
 
 
 def _settle_args(told: Settlement) -> tuple[Any, ...]:
@@ -512,7 +532,17 @@ def _settle_args(told: Settlement) -> tuple[Any, ...]:
         told.keep.again_nanousd if told.keep is not None else USUAL_NANOUSD,
         packed(told.answer) if told.keep is not None and told.keep.packs else b"",
         told.keep.paid_nanousd if told.keep is not None else 0,
+        lesson.cost_nanousd,
+        told.keep.input_tokens if told.keep is not None else 0,
+        told.keep.output_tokens if told.keep is not None else 0,
     )
+
+
+def _settles_and_frees(settlement: Settlement, tags: Sequence[str]) -> tuple[tuple[str, Sequence[Any]], ...]:
+    told = _settle_args(settlement)
+    if len(tags) == 1 and tags[0] == settlement.tag:
+        return (("finish", (*told, *_NO_RESULT)),)
+    return ("settle", told), ("free", tags)
 
 
 def _set_points_args(lane: str, fields: Fields, read: int | None, *, anew: bool = False) -> list[Any]:
@@ -550,3 +580,40 @@ def _failing(packed: bytes) -> Failing | None:
         return None
     first_us, sent_us, row, first_sent_us = msgspec.msgpack.decode(packed)
     return Failing(first_us / US, sent_us / US, int(row), first_sent_us / US)
+
+
+def _begun(state: bytes, *rest: Any) -> Begun:
+    """What begin.lua has answered."""
+    word = state.decode()
+    if word == "go":
+        body, tries, number, deadline, accepted, now, ticket, failing, lost, pause = rest
+        return Begun(
+            state="go",
+            body=body,
+            tries=tries,
+            number=number,
+            deadline_s=int(deadline) / US,
+            waiting_since_s=int(accepted) / US,
+            now_s=(int(now) + int(pause)) / US,
+            ticket=ticket,
+            failing=_failing(failing),
+            lost=int(lost),
+            pause_s=int(pause) / US,
+        )
+    if word == "settled":
+        return Begun(state=word, answer=rest[0], body=rest[1])
+    if word == "expired":
+        body, number, waiting, now, failed = rest
+        return Begun(
+            state=word,
+            body=body,
+            number=number,
+            waiting_since_s=int(waiting) / US,
+            now_s=int(now) / US,
+            failed=_failure.decode(failed) if failed else None,
+        )
+    if word == "poison":
+        lost, body, number, now = rest
+        at = int(now) / US
+        return Begun(state=word, tries=lost, body=body, number=number, now_s=at, waiting_since_s=at)
+    return Begun(state=word)

@@ -1,4 +1,4 @@
-"""Whose turn is it? A named lease on Redis: one of all workers holds it, and it ends by itself."""
+"""Named leases in Redis: one worker at a time holds a lease, and it ends by itself."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class Leases:
         self._client = client
 
     def take(self, name: str, owner: str, for_s: float) -> bool:
-        """Hold the lease for so long, unless somebody holds it already (this owner too) → whether it is ours now."""
+        """Take the lease for this time, unless it is held already (even by this owner) → whether it is ours now."""
         with redis_errors():
             taken: Any = self._client.set(keys.duty(name), owner, nx=True, px=max(1, int(for_s * 1000)))
             return bool(taken)
 
     def hold(self, name: str, owner: str, for_s: float) -> bool:
-        """Hold the lease for so long from now on, if it is this owner's or nobody's → whether it is ours now."""
+        """Take or renew the lease for this time, if it is free or this owner's → whether it is ours now."""
         return self.take(name, owner, for_s) or self._if_mine(name, owner, for_s)
 
     def drop(self, name: str, owner: str) -> None:
-        """Let the next one have it, if it is this owner's."""
+        """Give the lease up, if it is this owner's."""
         self._if_mine(name, owner, 0.0)
 
     def _if_mine(self, name: str, owner: str, for_s: float) -> bool:
@@ -40,10 +40,10 @@ class Leases:
                 pipe.multi()
                 pipe.pexpire(key, int(for_s * 1000))  # 0 deletes it
                 return bool(pipe.execute()[0])
-            except WatchError:  # it ended, and somebody took it
+            except WatchError:  # it ended, and another has taken it
                 return False
 
     def keep(self, name: str, owner: str, for_s: float) -> None:
-        """Hold the lease for so long from now on, whoever held it last."""
+        """Take the lease for this time, whoever held it."""
         with redis_errors():
             self._client.set(keys.duty(name), owner, px=max(1, int(for_s * 1000)))

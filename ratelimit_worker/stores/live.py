@@ -1,13 +1,14 @@
-"""What is in Redis right now? Lanes, workers and single calls as the scripts keep them, read and never written.
+"""What is in Redis right now: lanes, workers and single calls. Read-only.
 
-A look takes several commands, so what moves between two of them may be counted twice or not at all; nothing is held up.
-What holds a call back says the script that decides it (lua/bar.lua).
+A look takes several commands, so a call that moves between two of them may be counted twice or not at all; nothing is
+locked. What holds a call back is asked of the scripts that decide it (lua/bar.lua).
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,36 +18,45 @@ from redis import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
 from ratelimit_worker.calls import DIMENSIONS
-from ratelimit_worker.contracts.call import PARKED_STALE_S, REFS, US, Record
+from ratelimit_worker.contracts.alert import Alert
+from ratelimit_worker.contracts.call import PARKED_LISTED_S, REFS, US, Record
 from ratelimit_worker.contracts.lane import LaneState, Told
+from ratelimit_worker.contracts.rollup import NamedSums
 from ratelimit_worker.policy import day
+from ratelimit_worker.policy.budget import Standing
 from ratelimit_worker.policy.modes import ALL, Pin, governing
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.alert_states import AlertStates
+from ratelimit_worker.stores.budgets import Budgets
 from ratelimit_worker.stores.clock import redis_now_s
+from ratelimit_worker.stores.exchange import ask, pairs
 from ratelimit_worker.stores.fitness import product, said
 from ratelimit_worker.stores.overdue import OverdueCall, Overdues
 from ratelimit_worker.stores.pins import Pins
 from ratelimit_worker.stores.reach import redis_errors
+from ratelimit_worker.stores.reuse import ReuseMinutes
 from ratelimit_worker.stores.scripts import Scripts
 
 log = logging.getLogger(__name__)
 
-#: Waiting calls of a lane and queue that are looked at to find the oldest. Places follow classes and tenants, not age,
-#: so an older one may stand further back; with one class and tenant the first is the oldest.
+#: How many waiting calls of a lane and queue are looked at to find the oldest. They are ordered by class and tenant,
+#: and not by age, so there may be an older one; with one class and one tenant, the first is the oldest.
 LOOKED_AT = 20
-#: Lanes of which a look tells, of very many: a table that people read, and 200 kB as JSON.
+#: Most lanes that a look returns: as many as people can read, and 200 kB as JSON.
 MOST_LANES = 100
 _AT_ONCE = 200  #: lanes that are read in one round trip
-_RANKED = 500  #: lanes that the server looks at in one go, some milliseconds
+_RANKED = 500  #: lanes that the server ranks in one script, a few milliseconds
+MANY_LANES = 1_000  #: with more of them, their order is worth keeping for a while
+_MOST_ORDERS = 20
 _GROUP = 10_000_000  #: as in rank.lua
 
 
 class DatabaseLost(NamedTuple):
-    """A tracking database is gone, and another was begun."""
+    """A note that a tracking database was lost, and another was begun."""
 
     at_s: float  #: seconds since the epoch
-    what: str  #: happened to it
+    what: str  #: what happened to it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,20 +64,20 @@ class LaneNow:
     """One lane."""
 
     lane: str
-    state: LaneState  #: its hash: what was told of it, set-points, levels, counters
+    state: LaneState  #: its hash: limits, set-points, levels, counters
     queues: tuple[str, ...]  #: on which calls of it wait
     waiting: int  #: for a permit
     due_later: int  #: for a time: backoff, countdown
     ready: int  #: released, not begun
     running: int
-    reserved_tokens: int  #: by those that are out, ready or running
+    reserved_tokens: int  #: by calls that are out
     oldest_s: float | None  #: when the oldest of the waiting calls was accepted; seconds since the epoch
     used_today: Mapping[str, float]  #: requests and tokens of its day, where the lane has a quota
-    pin: Pin | None = None  #: by hand; None: the law governs
-    #: What holds its next call back; empty: nothing, or none waits; None: the server would not say
+    pin: Pin | None = None  #: None: the law decides
+    #: What holds its next call back; empty: nothing, or none waits; None: the server refused to say
     bars: tuple[Bar, ...] | None = ()
     cost: tuple[float, ...] | None = None  #: mean of its first waiting calls, as `Record.cost`; None: none waits
-    row: int = 0  #: other lanes that wait for it: it is their parent
+    row: int = 0  #: lanes that wait for it as their parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,71 +88,72 @@ class WorkerNow:
     slots: int
     queues: tuple[str, ...]
     held: tuple[str, ...] = ()  #: tags
-    crew: str | None = None  #: names the tasks that it knows; None: it is of a version that does not tell
+    crew: str | None = None  #: stands for the tasks that it knows; None: its version does not report them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnknownTask:
-    """A task that none of the workers of a queue knows, though some live and all tell what they know."""
+    """A task that no worker of a queue knows, although there are workers and all report what they know."""
 
     queue: str
     task: str
-    calls: int  #: that were found to wait for a worker that knows it; more may stand behind others
+    calls: int  #: parked calls; there may be more behind other calls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Now:
-    """All of it at one moment."""
+    """The state of everything at one moment."""
 
     at_s: float  #: seconds since the epoch, Redis clock
     lanes: tuple[LaneNow, ...]
     workers: tuple[WorkerNow, ...]
     counters: Mapping[str, int]
-    pins: Mapping[str, Pin] = field(default_factory=dict)  #: modes by hand, by lane; those too that have ended
+    pins: Mapping[str, Pin] = field(default_factory=dict)  #: pins by lane, also those that have ended
     unknown: tuple[UnknownTask, ...] = ()
-    overdue: tuple[OverdueCall, ...] = ()  #: given up, though their functions still run
-    #: Of all lanes that were looked for, also those that are left out of `lanes`: mode → how many are in it.
+    overdue: tuple[OverdueCall, ...] = ()  #: calls that were given up although their functions still run
+    #: Mode → number of lanes, of all that match, also those that are left out of `lanes`.
     modes: Mapping[str, int] = field(default_factory=dict)
-    skipped: int = 0  #: lanes that go before the first of `lanes`
+    skipped: int = 0  #: lanes before the first of `lanes`
+    budgets: tuple[Standing, ...] = ()  #: of money: of these lanes, and those of no lane
 
     @property
     def left_out(self) -> int:
-        """Lanes that were looked for and are not among `lanes`."""
+        """Number of lanes that match and are not in `lanes`."""
         return max(0, sum(self.modes.values()) - len(self.lanes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallNow:
-    """One message of a call, and where it stands."""
+    """One message of a call, and where it is."""
 
     record: Record
     place: int | None  #: calls of its lane that go before it; None: it does not wait for a permit
-    due_s: float | None  #: it waits for this time; seconds since the epoch
-    lease_end_s: float | None  #: released: until when, unless it is renewed
+    due_s: float | None  #: the time that it waits for, seconds since the epoch
+    lease_end_s: float | None  #: if released: when its lease ends, unless it is renewed
     begun: bool
     settled: bool  #: its answer is safe, and its message not acknowledged yet
-    worker: WorkerNow | None  #: that held it at its last beat
-    leader: str | None = None  #: it waits for the answer of this message
-    bars: tuple[Bar, ...] | None = ()  #: what holds it back while it waits; None: the server would not say
+    worker: WorkerNow | None  #: the worker that held it at its last beat
+    leader: str | None = None  #: the message whose answer it waits for
+    bars: tuple[Bar, ...] | None = ()  #: what holds it back while it waits; None: the server refused to say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """What matters of a Redis or Valkey server's settings."""
+    """The relevant settings of a Redis or Valkey server."""
 
     product: str
     version: str
-    maxmemory_policy: str | None  #: None: the server does not tell
+    maxmemory_policy: str | None  #: None: the server does not say
     appendonly: bool | None
     used_memory: int  #: bytes
     maxmemory: int  #: bytes; 0: no bound
     at_s: float  #: its clock, seconds since the epoch
-    silent: bool = False  #: it tells this user nothing of its settings
+    silent: bool = False  #: this user may not read its settings
 
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """What waits in a lane."""
+    """Waiting calls of a lane."""
 
     waiting: int = 0
     due_later: int = 0
@@ -154,21 +165,33 @@ class _Head:
 
     @property
     def cost(self) -> tuple[float, ...] | None:
-        """What a permit of theirs takes, in the mean."""
+        """Their mean cost."""
         if not self.first:
             return None
         return tuple(sum(record.cost[i] for record in self.first) / len(self.first) for i in range(len(DIMENSIONS)))
 
 
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """Which lanes a look shows."""
+
+    modes: Mapping[str, int]  #: mode → lanes in it, of all that match
+    names: tuple[str, ...]
+    skipped: int = 0  #: lanes before these
+
+
 class Live:
-    """The lanes of one Redis server, to be looked at. All methods raise `StoreUnavailable` where it is away.
+    """The lanes of one Redis server, for reading. All methods raise `StoreUnavailable` if it is away.
 
     Args:
-        time_us: What is taken for now, µs since the epoch; 0: the server's clock. Tests set it.
+        time_us: The present time, µs since the epoch; 0: the server's clock. Tests set it.
+        order_for_s: How long, in seconds, the choice of the lanes that matter most is kept if there are more than
+            `MANY_LANES`, since it takes a look at every lane. 0: it is made anew at each look.
     """
 
-    def __init__(self, client: Redis, time_us: int = 0) -> None:
-        self._client, self._time_us = client, time_us
+    def __init__(self, client: Redis, time_us: int = 0, *, order_for_s: float = 0.0) -> None:
+        self._client, self._time_us, self._order_for_s = client, time_us, order_for_s
+        self._orders: dict[tuple[int | None, str, int], tuple[float, _Order]] = {}
         self._run = Scripts(client, time_us)
 
     def now(
@@ -177,54 +200,78 @@ class Live:
         """The lanes (or only these), every worker, all counters.
 
         Args:
-            most: Of very many lanes so many, those that matter most: in a stricter mode, with a pin of their own, with
+            most: At most this many lanes, those that matter most: in a stricter mode, with a pin of their own, with
                 calls, used last; None: all.
-            find: Only lanes with this in their names, in large or small letters.
-            page: From 0: those that come after so many times `most` others; beyond the last it is the last.
+            find: Only lanes with this text in their names, in upper or lower case.
+            page: Page of `most` lanes, from 0; beyond the last one, it is the last.
         Returns:
-            The groups that matter most first, and the lanes of each by name; those of `only` as they are named there.
+            Lanes in groups, those that matter most first, and by name within a group; lanes of `only` in that order.
             Workers by name.
         """
         with redis_errors():
             at_s = self._clock_s()
             workers = self._workers(at_s)
-            modes, names, skipped = ({}, list(only), 0) if only is not None else self._choose(most, find, page)
+            order = _Order({}, tuple(only)) if only is not None else self._choose(most, find, page)
             counters: Any = self._client.hgetall(keys.COUNTERS)
             pins = Pins(self._client).read()
+            lanes = tuple(lane for lane in self._lanes(order.names, at_s, pins) if lane.state.there)
+            told = {lane.lane: lane.state.told for lane in lanes}
             return Now(
                 at_s=at_s,
-                lanes=tuple(lane for lane in self._lanes(names, at_s, pins) if lane.state.there),
+                lanes=lanes,
                 workers=workers,
                 counters={name.decode(): int(value) for name, value in counters.items()},
                 pins=pins,
                 unknown=tuple(self._unknown(workers, at_s)),
                 overdue=Overdues(self._client).read(at_s),
-                modes=modes,
-                skipped=skipped,
+                modes=order.modes,
+                skipped=order.skipped,
+                budgets=Budgets(self._client).standing(told, at_s),
             )
 
-    def _choose(self, most: int | None, find: str, page: int) -> tuple[dict[str, int], list[str], int]:
-        """How many lanes there are in each mode, those that are shown, and how many go before them."""
-        wanted = -1 if most is None else most * (page + 1)
+    def forget_order(self) -> None:
+        """Let the next look decide anew which lanes matter most: the caller has just changed something."""
+        self._orders.clear()
+
+    def _choose(self, most: int | None, find: str, page: int) -> _Order:
+        asked = (most, find, page)
+        kept = self._orders.get(asked)
+        if kept is not None and time.monotonic() - kept[0] < self._order_for_s:
+            return kept[1]
+        order = self._rank(most, find, page)
+        if self._order_for_s and sum(order.modes.values()) > MANY_LANES:
+            if len(self._orders) >= _MOST_ORDERS:
+                self._orders.clear()
+            self._orders[asked] = (time.monotonic(), order)
+        return order
+
+    def _rank(self, most: int | None, find: str, page: int) -> _Order:
         part = find.encode("utf-8", "surrogatepass").lower()
+        wanted = None if most is None else most * (page + 1)
         cursor, modes, ranked = b"0", dict[str, int](), dict[str, int]()
+        order: list[str] = []
         while True:
-            at_most = _RANKED * 100 if wanted < 0 else wanted
-            cursor, counts, named = self._run("rank", (cursor, _RANKED, at_most, part))
+            last: tuple[Any, Any] = ("", "")
+            if wanted is not None and len(order) == wanted:
+                last = (ranked[order[-1]], order[-1])
+            at_most = _RANKED * 100 if wanted is None else wanted
+            cursor, counts, named = self._run("rank", (cursor, _RANKED, at_most, part, *last))
             for mode, lanes in zip(counts[::2], counts[1::2], strict=True):
                 modes[mode.decode()] = modes.get(mode.decode(), 0) + int(lanes)
             ranked.update(zip((name.decode() for name in named[::2]), map(int, named[1::2]), strict=True))
+            order = sorted({*order, *(name.decode() for name in named[::2])}, key=lambda lane: (-ranked[lane], lane))
+            order = order[:wanted]
             if cursor == b"0":
                 break
-        order = sorted(ranked, key=lambda lane: (-ranked[lane], lane))
         found, skipped = sum(modes.values()), 0
         if most is not None:
             skipped = most * min(page, max(0, found - 1) // most)
             order = order[skipped : skipped + most]
-        return modes, sorted(order, key=lambda lane: (-(ranked[lane] // _GROUP), lane)), skipped
+        names = sorted(order, key=lambda lane: (-(ranked[lane] // _GROUP), lane))
+        return _Order(modes=modes, names=tuple(names), skipped=skipped)
 
     def call(self, call_id: str) -> list[CallNow]:
-        """The messages of a call that are in lanes or out, usually one; empty: it is not here (any more)."""
+        """The messages of a call that are in lanes or out, usually one; empty: it is not here."""
         with redis_errors():
             at_s = self._clock_s()
             found = []
@@ -235,18 +282,18 @@ class Live:
             return found
 
     def lost_at_s(self, call_id: str) -> float | None:
-        """When a caller was told that Redis has forgotten this call, seconds since the epoch; None: none was."""
+        """When a caller was told that Redis has forgotten this call, seconds since the epoch; None: never."""
         with redis_errors():
             at: Any = self._client.zscore(keys.LOST, call_id)
             return None if at is None else float(at)
 
     def bars(self, lane: str, ref: str = "") -> tuple[int | None, tuple[Bar, ...]] | None:
-        """Calls that go before it (None: it does not wait for its turn), and all that holds it back.
+        """How many calls go before it (None: it does not wait for its turn), and all bars that hold it back.
 
         Args:
-            ref: The message; "": the lane's next call, or one that came now where none waits.
+            ref: The message; "": the lane's next call, or a call that would come now if none waits.
         Returns:
-            None: the server would not say (no leave to run functions, or no memory to load them).
+            None: the server refused (this user may not run functions, or there is no memory to load them).
         """
         with redis_errors():
             try:
@@ -257,10 +304,10 @@ class Live:
         return None if place < 0 else int(place), tuple(_bar(bar) for bar in bars)
 
     def _bars_of(self, lanes: Sequence[str]) -> dict[str, tuple[Bar, ...] | None]:
-        """What holds the next call of each of these lanes back, as `bars` says it, in one round trip."""
+        """The same for the next call of each of these lanes, in one round trip."""
         try:
             told = self._run.each("bar", [(lane, "") for lane in lanes]) if lanes else []
-        except ResponseError:  # of one of them: each for itself
+        except ResponseError:  # for one of them: ask for each separately
             held = {lane: self.bars(lane) for lane in lanes}
             return {lane: None if one is None else one[1] for lane, one in held.items()}
         return {lane: tuple(_bar(bar) for bar in bars) for lane, (_, *bars) in zip(lanes, told, strict=True)}
@@ -271,13 +318,21 @@ class Live:
             found: Any = self._client.hgetall(keys.DATABASE_LOST)
         return DatabaseLost(float(found[b"at"]), found[b"what"].decode()) if found else None
 
+    def reuse(self, since_s: float) -> list[NamedSums]:
+        """What reused answers have saved in minutes that begin from `since_s` on, if no recorder has taken them yet."""
+        return ReuseMinutes(self._client).since(since_s)
+
+    def alerts(self) -> list[Alert]:
+        """The open alerts, newest first."""
+        return AlertStates(self._client).read().open
+
     def alerts_waiting(self) -> int:
-        """Alerts that the web hook has not taken yet."""
+        """Notices that the web hook has not accepted yet."""
         with redis_errors():
             return int(self._client.xlen(keys.ALERTS))
 
     def server(self) -> Server:
-        """The server itself."""
+        """The server's version, settings and memory."""
         with redis_errors():
             try:
                 info: Any = self._client.info()
@@ -294,7 +349,7 @@ class Live:
             )
 
     def _greeted(self) -> Server:
-        """What a user is told who may not ask for more."""
+        """The same from the reply to HELLO, for a user that may not read the rest."""
         pool = self._client.connection_pool
         connection: Any = pool.get_connection()
         told = said(getattr(connection, "handshake_metadata", None) or {})
@@ -336,7 +391,7 @@ class Live:
             place=place,
             due_s=None if due is None else due / US,
             lease_end_s=None if lease_end is None else lease_end / US,
-            begun=begun == 1,
+            begun=bool(begun),
             settled=bool(settled),
             worker=holder,
             leader=None if follows is None or leader is None else leader.decode(),
@@ -347,13 +402,14 @@ class Live:
         rows: Any = self._client.smembers(keys.PARKED)
         for row in sorted(rows):
             queue, task = _queue_and_task(row)
-            since: Any = f"{(at_s - PARKED_STALE_S) * US:.0f}"
+            since: Any = f"{(at_s - PARKED_LISTED_S) * US:.0f}"
             calls: Any = self._client.zcount(keys.parked(queue, task), since, "+inf")
             if calls and self._knows(workers, queue, task) is False:
                 yield UnknownTask(queue=queue, task=_unescaped(task), calls=int(calls))
 
     def _knows(self, workers: Sequence[WorkerNow], queue: str, task: str) -> bool | None:
-        """Whether a worker of the queue knows a task, by its name as JSON has it; None: nobody is there, or tells."""
+        """Whether a worker of the queue knows a task, by its name as in JSON; None: there is no worker, or it does not
+        report."""
         crews = {worker.crew for worker in workers if queue in worker.queues}
         if not crews or None in crews:
             return None
@@ -369,18 +425,20 @@ class Live:
             yield from self._some_lanes(names[start : start + _AT_ONCE], at_s, pins)
 
     def _some_lanes(self, names: Sequence[str], at_s: float, pins: Mapping[str, Pin]) -> Iterator[LaneNow]:
-        with self._client.pipeline(transaction=False) as pipe:
-            for lane in names:
-                pipe.hgetall(keys.lane(lane))
-                pipe.smembers(keys.queues(lane))
-                pipe.zrange(keys.out(lane), 0, -1, withscores=True)
-                pipe.zcard(keys.turns(lane))
-            raw = pipe.execute()
-        out = {lane: raw[4 * i + 2] for i, lane in enumerate(names)}
+        asked: list[tuple[Any, ...]] = []
+        for lane in names:
+            asked += (
+                ("HGETALL", keys.lane(lane)),
+                ("SMEMBERS", keys.queues(lane)),
+                ("ZRANGE", keys.out(lane), 0, -1, "WITHSCORES"),
+                ("ZCARD", keys.turns(lane)),
+            )
+        raw = ask(self._client, asked)
+        out = {lane: pairs(raw[4 * i + 2]) for i, lane in enumerate(names)}
         reserved = self._reserved(out)
         heads = self._heads({lane: _sorted(raw[4 * i + 1]) for i, lane in enumerate(names)})
         states = {
-            lane: LaneState.decode({name.decode(): value for name, value in raw[4 * i].items()})
+            lane: LaneState.decode({name.decode(): value for name, value in pairs(raw[4 * i])})
             for i, lane in enumerate(names)
         }
         used = self._used_today({lane: state.told for lane, state in states.items()}, at_s)
@@ -394,20 +452,20 @@ class Live:
                 queues=_sorted(raw[4 * i + 1]),
                 waiting=head.waiting,
                 due_later=head.due_later,
-                ready=sum(begun == 0 for _, begun in out[lane]),
-                running=sum(begun == 1 for _, begun in out[lane]),
+                ready=sum(float(begun) == 0 for _, begun in out[lane]),
+                running=sum(float(begun) > 0 for _, begun in out[lane]),
                 reserved_tokens=reserved[lane],
                 oldest_s=head.oldest_s,
                 used_today=used.get(lane, {}),
-                # Until the tuner has looked at the lane, it is still as the pin before has left it.
+                # Until the tuner has looked at the lane, it is in the state of the previous pin.
                 pin=pin if pin is not None and state.points.pin == pin.id else None,
                 bars=bars.get(lane, ()),
                 cost=head.cost,
                 row=int(raw[4 * i + 3]),
             )
 
-    def _reserved(self, out: Mapping[str, Sequence[tuple[bytes, float]]]) -> dict[str, int]:
-        """Lane → tokens that its calls which are out have reserved; there are no more of them than slots."""
+    def _reserved(self, out: Mapping[str, Sequence[tuple[bytes, Any]]]) -> dict[str, int]:
+        """Lane → tokens that its calls which are out have reserved."""
         refs = {lane: [tag.decode().rpartition(".")[0] for tag, _ in tags] for lane, tags in out.items()}
         records = self._records(sorted({ref for some in refs.values() for ref in some}))
         return {lane: sum(records[ref].tokens for ref in some if ref in records) for lane, some in refs.items()}
@@ -424,19 +482,21 @@ class Live:
         }
 
     def _heads(self, queues_of: Mapping[str, Sequence[str]]) -> dict[str, _Head]:
-        pairs = [(lane, queue) for lane, queues in queues_of.items() for queue in queues]
+        stands = [(lane, queue) for lane, queues in queues_of.items() for queue in queues]
         found = dict.fromkeys(queues_of, _Head())
-        if not pairs:
+        if not stands:
             return found
-        with self._client.pipeline(transaction=False) as pipe:
-            for lane, queue in pairs:
-                pipe.zcard(keys.waiting(lane, queue))
-                pipe.zcard(keys.due(lane, queue))
-                pipe.zrange(keys.waiting(lane, queue), 0, LOOKED_AT - 1)
-            raw = pipe.execute()
-        refs = {pair: [ref.decode() for ref in raw[3 * i + 2]] for i, pair in enumerate(pairs)}
+        asked: list[tuple[Any, ...]] = []
+        for lane, queue in stands:
+            asked += (
+                ("ZCARD", keys.waiting(lane, queue)),
+                ("ZCARD", keys.due(lane, queue)),
+                ("ZRANGE", keys.waiting(lane, queue), 0, LOOKED_AT - 1),
+            )
+        raw = ask(self._client, asked)
+        refs = {stand: [ref.decode() for ref in raw[3 * i + 2]] for i, stand in enumerate(stands)}
         records = self._records([ref for some in refs.values() for ref in some])
-        for i, (lane, queue) in enumerate(pairs):
+        for i, (lane, queue) in enumerate(stands):
             first = tuple(records[ref] for ref in refs[lane, queue] if ref in records)
             head = found[lane]
             waiting, due_later = int(raw[3 * i]), int(raw[3 * i + 1])
@@ -444,10 +504,7 @@ class Live:
         return found
 
     def _records(self, refs: Sequence[str]) -> dict[str, Record]:
-        with self._client.pipeline(transaction=False) as pipe:
-            for ref in refs:
-                pipe.hget(keys.call(ref), "i")
-            raw = pipe.execute() if refs else []
+        raw = ask(self._client, [("HGET", keys.call(ref), "i") for ref in refs])
         records = map(Record.decode, refs, raw)
         return {record.ref: record for record in records if record is not None}
 

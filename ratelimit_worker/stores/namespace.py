@@ -1,8 +1,8 @@
-"""How do two deployments share a database of one server? All names of one begin with its namespace.
+"""Namespaces, by which two deployments can share a database of one server: all keys of one begin with its namespace.
 
-A client adds it to every key and channel that it sends, so stores name keys as if they were alone. Scripts know it by
-themselves (`K`): their keys are no arguments. A command of which it is not known here where its keys stand is refused:
-it would reach into the other deployment.
+A client adds it to every key and channel that it sends, so the stores need not know about it. Scripts add it themselves
+(`K`), since their keys are not passed as arguments. A command is refused if the positions of its keys are not listed
+here, since it could reach into the other deployment.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from redis import Redis
 from redis.client import Pipeline, PubSub
 
-#: Commands by where their keys (or channels) stand.
+#: Commands by the positions of their keys (or channels).
 _FIRST = frozenset(
     {
         *("GET", "SET", "INCR", "INCRBY", "TYPE", "TTL", "PTTL", "EXPIRE", "PEXPIRE", "PUBLISH"),
@@ -27,7 +27,7 @@ _FIRST = frozenset(
 )
 _ALL = frozenset({"DEL", "UNLINK", "RENAMENX", "EXISTS", "MGET", "WATCH", "SUBSCRIBE", "UNSUBSCRIBE"})
 _ALL_BUT_LAST = frozenset({"BRPOP", "BLPOP"})
-_AFTER_STREAMS = frozenset({"XREAD", "XREADGROUP"})  #: half of what follows that word; the rest is places in them
+_AFTER_STREAMS = frozenset({"XREAD", "XREADGROUP"})  #: keys are the first half of the words after STREAMS
 _NONE = frozenset(
     {
         *("FCALL", "FUNCTION LOAD", "PING", "TIME", "INFO", "HELLO", "AUTH", "SELECT", "UNWATCH", "WAIT"),
@@ -40,7 +40,7 @@ def named(namespace: str, command: Sequence[Any]) -> list[Any]:
     """A command, as redis-py writes it, with the namespace before each key.
 
     Raises:
-        NotImplementedError: nobody has said here where its keys stand.
+        NotImplementedError: the positions of its keys are not listed here.
     """
     name, *rest = command
     if name in _NONE:
@@ -63,7 +63,7 @@ def _with(namespace: str, key: Any) -> Any:
 
 
 def namespace_of(client: Redis) -> str:
-    """What a client puts before each name; "": nothing."""
+    """The namespace of a client; "": it has none."""
     found: str = getattr(client, "namespace", "")
     return found
 
@@ -83,7 +83,7 @@ class _PubSub(PubSub):
 
 
 class Namespaced(Redis):
-    """A client of one deployment. Names in answers keep the namespace."""
+    """A client of one deployment. Names in replies still have the namespace."""
 
     def __init__(self, *args: Any, namespace: str, **options: Any) -> None:
         super().__init__(*args, **options)

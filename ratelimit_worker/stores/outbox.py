@@ -1,11 +1,11 @@
-"""Which outcomes are not in the tracking database yet? A Redis stream, from which an entry goes only when it is.
+"""The outbox: a Redis stream of outcomes, from which an entry is removed once it is in the tracking database.
 
-SETTLE appends in its own script, so an outcome is in the outbox exactly when its answer is safe. The contract with
-it: `XADD <key> MAXLEN ~ <max_len> * a <encode(attempt)>`. The recorder reads through a consumer group: what a dead
-recorder had read goes to the next one, and what could not be recorded is given back.
+settle.lua appends to it, so an outcome is in the outbox exactly when its answer is safe. The format is
+`XADD <key> MAXLEN ~ <max_len> * a <encode(attempt)>`. The recorder reads through a consumer group: entries that a dead
+recorder had read go to the next one, and entries that could not be recorded are given back.
 
-Mode changes travel the same way, in a field of their own; in the field `a` such an entry says "of a newer version", so
-that a recorder that knows attempts only leaves it to one that knows more.
+Mode changes are sent in the same way, in a field of their own. The field `a` of such an entry says "of a newer
+version", so that a recorder that only knows attempts leaves it to one that knows more.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
+from operator import attrgetter
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -27,7 +28,6 @@ from ratelimit_worker.contracts.rollup import NamedSums
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.outage import cause_of
 from ratelimit_worker.stores import keys
-from ratelimit_worker.stores.alerts import put_change
 from ratelimit_worker.stores.overflow import Overflow
 from ratelimit_worker.stores.reach import redis_errors
 from ratelimit_worker.stores.storable import storable, storable_change
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 #: Entries the outbox holds at most, as many as memory can bear: at 50 attempts a second the database may be away for 27
 #: hours, which then takes 2 GB (measured: 394 bytes an ordinary entry). From nine tenths on only sums are kept of the
-#: oldest (`fold`). The scripts trim at the same number, should nobody be there to do so.
+#: oldest (`fold`). The scripts trim at the same number, in case no recorder runs.
 MAX_LEN = 5_000_000
 #: Entries set aside that are kept for a person to look at, and the bytes kept of each.
 MAX_BAD = 1_000
@@ -47,11 +47,11 @@ MAX_BAD_BYTES = 4_096
 FIELD = b"a"
 CHANGE_FIELD = b"c"
 GROUP = "recorder"
-#: One name for all recorders: entries are claimed by their age and acknowledged by the group, so names of their own
-#: would only pile up in the group with every restart.
+#: One name for all recorders: entries are claimed by age and acknowledged by the group, so separate names have no use,
+#: and would pile up in the group with every restart.
 CONSUMER = "recorder"
-#: Entries that are read but not committed for so long belong to a dead recorder: a living one renews what it holds,
-#: three times in that. What one that was frozen holds is recorded twice at worst, which the database's key makes once.
+#: Age at which entries that were read and not committed count as a dead recorder's; a living one renews its entries
+#: three times in that time. Entries of a frozen recorder may be recorded twice, which the database's key prevents.
 CLAIM_IDLE_MS = 3_000
 _NEARLY = 0.9
 LOST_TTL_S = 86_400
@@ -59,7 +59,7 @@ _NEWER_NOTE_EVERY_S = 60.0
 
 
 class Undecodable(ValueError):
-    """The bytes are no attempt of any version known here. `str()` names the reason, not the content."""
+    """The bytes are not an attempt of any version known here. `str()` has the reason, and not the content."""
 
 
 class NewerVersion(ValueError):
@@ -70,20 +70,22 @@ class _Versioned(msgspec.Struct):
     v: int
 
 
-_FIELDS = tuple((f.name, f.default) for f in fields(Attempt))
+_NAMES = tuple(f.name for f in fields(Attempt))
+_DEFAULTS = tuple(f.default for f in fields(Attempt))
+_values_of = attrgetter(*_NAMES)
 _encode = msgspec.msgpack.Encoder().encode
 _version = msgspec.msgpack.Decoder(_Versioned)
 _attempt = msgspec.msgpack.Decoder(Attempt)
 _change = msgspec.msgpack.Decoder(ModeChange)
-#: What a recorder that knows attempts only finds where it looks for one: version 1 leaves version 2 alone.
+#: What a recorder that only knows attempts finds in the field of an attempt: version 1 leaves version 2 alone.
 _NOT_FOR_VERSION_1 = _encode({"v": 2})
 
 
 def encode(attempt: Attempt) -> bytes:
     """The attempt as one MessagePack map with its schema version `v`; fields at their default are left out.
 
-    Never fails for odd values: SETTLE depends on it. Text that is no Unicode and numbers beyond 64 bits are bent as
-    `storable` does it.
+    Never fails for odd values, since settling depends on it. Invalid Unicode and numbers beyond 64 bits are changed as
+    in `storable`.
     """
     try:
         return _encode(_to_map(attempt))
@@ -96,13 +98,14 @@ def decode(data: bytes) -> Attempt:
 
     Raises:
         NewerVersion: A newer version wrote it.
-        Undecodable: It is no attempt.
+        Undecodable: It is not an attempt.
     """
     return _decode(data, _attempt)
 
 
 def encode_change(change: ModeChange) -> bytes:
-    """The mode change as one MessagePack map with its schema version `v`; values are bent as `storable_change` does."""
+    """The mode change as one MessagePack map with its schema version `v`; odd values are changed by
+    `storable_change`."""
     return _encode({"v": SCHEMA_VERSION, **msgspec.to_builtins(storable_change(change))})
 
 
@@ -111,7 +114,7 @@ def decode_change(data: bytes) -> ModeChange:
 
     Raises:
         NewerVersion: A newer version wrote it.
-        Undecodable: It is no mode change.
+        Undecodable: It is not a mode change.
     """
     return _decode(data, _change)
 
@@ -128,9 +131,8 @@ def _decode(data: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
 
 def _to_map(attempt: Attempt) -> dict[str, Any]:
     data: dict[str, Any] = {"v": SCHEMA_VERSION}
-    for name, default in _FIELDS:
-        value = getattr(attempt, name)
-        if default is MISSING or value != default:
+    for name, default, value in zip(_NAMES, _DEFAULTS, _values_of(attempt), strict=True):
+        if value is not default and (default is MISSING or value != default):  # mostly it is the default itself
             data[name] = value
     return data
 
@@ -141,7 +143,7 @@ class Outbox:
     All methods raise `StoreUnavailable` where Redis is away, full or read-only.
 
     Args:
-        max_len: Entries kept at most.
+        max_len: Most entries.
         claim_idle_ms: Age at which entries that were read and not committed go to the next reader.
     Raises:
         ConfigurationError: The client decodes responses, so it cannot read the entries.
@@ -160,7 +162,7 @@ class Outbox:
         self._overflow = Overflow(client, key, GROUP)
 
     def append(self, attempts: Sequence[Attempt]) -> None:
-        """Put attempts at the end, all or none. In production SETTLE does it; this is for calls without a queue."""
+        """Append attempts, all or none. Usually settle.lua does this; this method is for tests and other writers."""
         if not attempts:
             return
         with redis_errors("outbox"), self._client.pipeline(transaction=True) as pipe:
@@ -169,7 +171,9 @@ class Outbox:
             pipe.execute()
 
     def append_mode_change(self, change: ModeChange) -> None:
-        """Put a mode change at the end, and with it what is to be told of it; the same one twice is recorded once."""
+        """Append a mode change, together with its notice; if it is appended twice it is recorded once."""
+        from ratelimit_worker.stores.alerts import put_change  # loads the rules of alerts, which few processes need
+
         entry: dict[Any, Any] = {FIELD: _NOT_FOR_VERSION_1, CHANGE_FIELD: encode_change(change)}
         with redis_errors("outbox"), self._client.pipeline(transaction=True) as pipe:
             pipe.xadd(self._key, entry, maxlen=self._max_len, approximate=True)
@@ -177,10 +181,11 @@ class Outbox:
             pipe.execute()
 
     def read(self, max_count: int, block_ms: int = 0) -> list[tuple[str, Attempt | ModeChange]]:
-        """The next entries, at most `max_count`, as (id, what is to be recorded).
+        """The next entries, at most `max_count`, as (id, attempt or mode change).
 
-        Entries of dead readers and entries given back come first. What cannot be decoded is set aside; what a newer
-        version wrote is left for a worker of that version. So the list may be empty though entries were there.
+        Entries of dead readers and entries that were given back come first. Entries that cannot be decoded are set
+        aside; those of a newer version are left for a worker of that version. So the list may be empty although there
+        were entries.
 
         Args:
             block_ms: How long to wait for an entry, below the client's socket timeout; 0: not at all.
@@ -191,14 +196,14 @@ class Outbox:
             except ResponseError as error:
                 if not str(error).startswith("NOGROUP"):
                     raise
-                # First use, or the server lost its data. "0": what was appended before the group counts too.
+                # First use, or the server has lost its data. "0": also read entries from before the group was made.
                 self._create_group()
                 entries = self._read_new(max_count, block_ms)
             return self._decoded(entries)
 
     @contextmanager
     def holding(self, entry_ids: Sequence[str]) -> Iterator[None]:
-        """Renew these entries until the block ends, so that no other reader takes them for a dead one's."""
+        """Renew these entries until the block ends, so that no other reader claims them."""
         over = threading.Event()
         renewing = threading.Thread(target=self._renew, args=(list(entry_ids), over), name="rlw-outbox", daemon=True)
         renewing.start()
@@ -206,14 +211,15 @@ class Outbox:
             yield
         finally:
             over.set()
-            renewing.join()  # else it could take back what is given back next
+            renewing.join()  # otherwise it could claim entries that are given back next
 
     def _renew(self, entry_ids: Sequence[str], over: threading.Event) -> None:
         while not over.wait(self._claim_idle_ms / 3000):
             try:
                 self._client.xclaim(self._key, GROUP, CONSUMER, 0, list(entry_ids), justid=True)
             except RedisError as error:
-                log.info("outbox.not_renewed", extra={"cause": cause_of(error)})  # tried again; at worst recorded twice
+                # it is tried again; at worst they are recorded twice
+                log.info("outbox.not_renewed", extra={"cause": cause_of(error)})
 
     def tell_lost(self, what: str) -> None:
         """Note for a day that a tracking database was lost, for `doctor` and `status`."""
@@ -223,7 +229,7 @@ class Outbox:
             pipe.execute()
 
     def commit(self, entry_ids: Sequence[str]) -> None:
-        """Forget entries that are safe in the database."""
+        """Remove entries that are safe in the database."""
         if not entry_ids:
             return
         with redis_errors("outbox"), self._client.pipeline(transaction=True) as pipe:
@@ -232,7 +238,7 @@ class Outbox:
             pipe.execute()
 
     def give_back(self, entry_ids: Sequence[str]) -> None:
-        """Let the next reader have these entries at once, rather than when they look abandoned."""
+        """Give entries to the next reader at once, and not only when they have become old."""
         if not entry_ids:
             return
         with redis_errors("outbox"):
@@ -240,7 +246,7 @@ class Outbox:
         self._claim_from = "0-0"
 
     def set_aside(self, entry_id: str, why: str) -> None:
-        """Move an entry out of the way, to the bounded list `<key>:bad`; it is counted and logged."""
+        """Move an entry to the bounded list `<key>:bad`; it is counted and logged."""
         with redis_errors("outbox"):
             found = cast("list[tuple[bytes, dict[bytes, bytes]]]", self._client.xrange(self._key, entry_id, entry_id))
             for _, values in found:
@@ -251,14 +257,24 @@ class Outbox:
         with redis_errors("outbox"):
             return self._client.xlen(self._key)
 
+    def age_s(self, now_s: float) -> float:
+        """For how long the oldest entry waits, seconds; 0: none does.
+
+        Args:
+            now_s: Redis clock, seconds since the epoch.
+        """
+        with redis_errors("outbox"):
+            first: Any = self._client.xrange(self._key, count=1)
+        return max(0.0, now_s - int(first[0][0].partition(b"-")[0]) / 1000) if first else 0.0
+
     def full(self) -> bool:
-        """Whether nine tenths of the bound are taken: of the oldest outcomes only sums are kept."""
+        """Whether nine tenths of the bound are reached, so that the oldest outcomes are to be folded."""
         return self.backlog() >= _NEARLY * self._max_len
 
     def fold(self, most: int) -> int:
-        """Where the outbox is nearly full: keep but the sums of its oldest outcomes → how many; 0: there is room.
+        """If the outbox is nearly full, replace its oldest outcomes by sums → how many; 0: it is not.
 
-        Mode changes stay as they are.
+        Mode changes are not affected.
         """
         if not self.full():
             return 0
@@ -272,11 +288,11 @@ class Outbox:
         return len(attempts)
 
     def sums(self) -> NamedSums | None:
-        """The sums of outcomes that were folded; the same until they are forgotten. None: there are none."""
+        """The sums of folded outcomes; the same ones until they are removed. None: there are none."""
         return self._overflow.take()
 
     def forget_sums(self, sums: NamedSums) -> None:
-        """These are in the tracking database."""
+        """Remove sums that are in the tracking database."""
         self._overflow.forget(sums)
 
     def bad_count(self) -> int:
@@ -285,7 +301,7 @@ class Outbox:
             return int(cast("bytes | None", self._client.get(self._bad_count_key)) or 0)
 
     def _claim(self, max_count: int) -> list[_Entry]:
-        """Entries that were read and neither committed nor given back in time; those given back are among them."""
+        """Entries that were read and not committed in time, including those that were given back."""
         reply = cast(
             "Sequence[Any]",
             self._client.xautoclaim(
@@ -294,7 +310,7 @@ class Outbox:
         )
         self._claim_from, entries, gone = reply[0], reply[1], reply[2]
         if gone:
-            # Acknowledged entries leave the group's list with the stream, so these were trimmed: the bound was hit.
+            # Acknowledged entries leave both the group's list and the stream, so these were trimmed at the bound.
             log.error("outbox.lost", extra={"entries": len(gone), "max_len": self._max_len})
         return [(entry_id, values) for entry_id, values in entries]
 
@@ -349,7 +365,7 @@ class Outbox:
         log.warning("outbox.set_aside", extra={"entry_id": entry_id, "why": why})
 
     def _note_newer(self, entries: int) -> None:
-        """Say once a minute that entries wait for a newer worker; during a deploy that is nothing to worry about."""
+        """Log once a minute that entries wait for a newer worker, which is normal during a deploy."""
         if (now_s := time.monotonic()) - self._newer_noted_s >= _NEWER_NOTE_EVERY_S:
             self._newer_noted_s = now_s
             log.info("outbox.newer_version", extra={"entries": entries, "known": SCHEMA_VERSION})

@@ -1,4 +1,4 @@
-"""Which calls still hold a thread of a worker though their time is over? Each worker names its own."""
+"""Overdue calls: given up, although they still hold a thread of a worker. Each worker lists its own."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from redis import Redis
 
 from ratelimit_worker.stores import keys
 
-TTL_S = 60  #: of all, after the last worker named one
-STALE_S = 30.0  #: a worker that has said nothing for so long is gone; clocks may differ
+TTL_S = 60  #: TTL of the whole list, after a worker last wrote to it
+SILENT_S = 30.0  #: entries of a worker that was silent for this long are ignored; clocks may differ
 
 
 class OverdueCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,7 +23,7 @@ class OverdueCall(msgspec.Struct, frozen=True, kw_only=True):
     task: str
     deadline_s: float  #: seconds since the epoch
     replaced: bool  #: whether its worker runs another in its place
-    told_s: float  #: when its worker last said so, seconds since the epoch
+    told_s: float  #: when its worker last listed it, seconds since the epoch
 
 
 _encode = msgspec.json.Encoder().encode
@@ -37,10 +37,10 @@ class Overdues:
         self._client, self._key = client, keys.OVERDUE
 
     def tell(self, worker: str, calls: Sequence[OverdueCall]) -> None:
-        """All of a worker; none: it has none any more.
+        """Replace the list of a worker.
 
         Raises:
-            redis.RedisError: it is away.
+            redis.RedisError: Redis is away.
         """
         if not calls:
             self._client.hdel(self._key, worker)
@@ -51,16 +51,16 @@ class Overdues:
             pipe.execute()
 
     def read(self, at_s: float) -> tuple[OverdueCall, ...]:
-        """Of all workers that have said so lately.
+        """Overdue calls of all workers that have listed them recently.
 
         Args:
             at_s: Now, seconds since the epoch.
         Raises:
-            redis.RedisError: it is away.
+            redis.RedisError: Redis is away.
         """
         raw: Any = self._client.hgetall(self._key)
         found: list[OverdueCall] = []
         for packed in raw.values():
             with suppress(msgspec.MsgspecError):  # a newer version's
-                found += [call for call in _decode(packed) if at_s - call.told_s < STALE_S]
+                found += [call for call in _decode(packed) if at_s - call.told_s < SILENT_S]
         return tuple(sorted(found, key=lambda call: (call.deadline_s, call.call_id)))

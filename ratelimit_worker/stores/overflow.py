@@ -1,8 +1,8 @@
-"""What of outcomes that the outbox has no room for? Their sums, in Redis, until the tracking database is back.
+"""When the outbox is nearly full, only sums of its oldest outcomes are kept in Redis, until the database is back.
 
-A database that is away for days would fill Redis with rows. So the oldest are added up by minute and series, as the
-roll-ups are, and only their sums are kept: figures stay whole, rows are missing. The sums get a name of their own,
-under which the database adds them once, however often they are told.
+While the database is away for days, rows would fill Redis. So the oldest are added up by minute and series, as in the
+roll-ups, and only the sums are kept: figures stay complete, but these rows are missing. The sums have an id, so that
+the database adds them once, even if they are sent several times.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.reach import redis_errors
 from ratelimit_worker.stores.storable import storable
 
-#: Sums by minute and series; those that come beyond it are kept by hour and lane alone.
+#: Most sums by minute and series; beyond that, sums are kept by hour and lane only.
 MOST_MINUTES = 50_000
 _NAME = b"name"
 _encode_key = msgspec.msgpack.Encoder().encode
@@ -30,14 +30,14 @@ _decode_key = msgspec.msgpack.Decoder(tuple[int, str, str, str, str, str]).decod
 
 
 class Overflow:
-    """The sums beside an outbox. All methods raise `StoreUnavailable` where Redis is away, full or read-only."""
+    """The sums of an outbox. All methods raise `StoreUnavailable` if Redis is away, full or read-only."""
 
     def __init__(self, client: redis.Redis, outbox: str, group: str) -> None:
         self._client, self._outbox, self._group = client, outbox, group
         self._key, self._taken = keys.sums(outbox), keys.sums_taken(outbox)
 
     def add(self, entries: Mapping[str, Attempt]) -> None:
-        """Add these outcomes to the sums, and forget them, all or none.
+        """Add these outcomes to the sums and remove them, all or none.
 
         Args:
             entries: By their ids in the outbox.
@@ -66,7 +66,8 @@ class Overflow:
         pipe.xdel(self._outbox, *entry_ids)
 
     def take(self) -> NamedSums | None:
-        """The sums, of which there are none more from now on until they are forgotten; None: there are none."""
+        """The sums for the database; they are the same until they are removed, and new ones are kept apart. None:
+        none."""
         with redis_errors("outbox"):
             if not self._client.exists(self._taken):
                 if not self._client.exists(self._key):
@@ -78,7 +79,7 @@ class Overflow:
         return NamedSums(name, cells) if name else None
 
     def forget(self, sums: NamedSums) -> None:
-        """These are in the tracking database."""
+        """Remove sums that are in the tracking database."""
         with redis_errors("outbox"):
             self._client.transaction(lambda pipe: self._drop(pipe, sums.name.encode()), self._taken)
 

@@ -1,4 +1,4 @@
-"""Which tasks retry by themselves, for `doctor`? What each worker says of its tasks when it starts."""
+"""Tasks that retry by themselves, for `doctor`: each worker stores those that it knows when it starts."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class OwnRules:
         self._client, self._key = client, keys.RETRIES
 
     def tell(self, known: Iterable[str], rules: Mapping[str, str]) -> None:
-        """Say how tasks retry.
+        """Store how tasks retry.
 
         Args:
-            known: All tasks that this worker knows: one without a rule has none any more.
+            known: All tasks that this worker knows; rules of those not in `rules` are removed.
             rules: In words, by task.
         """
         none = [name for name in known if name not in rules]

@@ -1,8 +1,8 @@
-"""What does a worker do while Redis is away, full or read-only? It waits with what it has in hand.
+"""While Redis is away, full or read-only, a worker waits with its calls and answers.
 
-A call that was released has its slot, and an answer that has come is paid for: neither may be dropped because Redis is
-restarting. Each of these scripts may be sent again after a lost reply: begin counts one attempt more, settle and back
-find their work done.
+A released call has its slot, and an answer that has come is paid for: neither may be dropped because Redis restarts.
+Each of these scripts can be repeated after a lost reply: begin counts one attempt more, settle and back find their work
+done.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FIRST_PAUSE_S, MOST_PAUSE_S = 0.05, 1.0
-#: AuthenticationError is a ConnectionError: a password is rotated here and there, and not in the same instant.
+#: AuthenticationError is among them (a ConnectionError): a password is not changed everywhere at the same moment.
 AWAY = (
     ConnectionError,
     TimeoutError,
@@ -45,7 +45,7 @@ AWAY = (
     NoPermissionError,
     OSError,
 )
-#: First words of answers that pass with the state of the server.
+#: First words of errors that end with a state of the server.
 PASSING = (
     "NOAUTH",
     "WRONGPASS",
@@ -63,16 +63,16 @@ PASSING = (
 
 
 class Patience:
-    """How long a process waits for Redis: for ever, until its worker is told to end; then so many seconds more.
+    """How long a process waits for Redis: for ever, until its worker is told to end; then for some seconds more.
 
-    A worker's forked children see what it was told: the page is shared, and the clock is the machine's.
+    A worker's forked children see this too: it is in shared memory, and the clock is the machine's.
     """
 
     def __init__(self) -> None:
         self._told = mmap.mmap(-1, _TOLD.size)
 
     def ends_in(self, grace_s: float) -> None:
-        """The worker was told to end. Said again, it holds from then on."""
+        """The worker was told to end; if repeated, the time counts from the last one."""
         _TOLD.pack_into(self._told, 0, monotonic(), grace_s)
 
     def holds(self) -> None:
@@ -80,20 +80,20 @@ class Patience:
         _TOLD.pack_into(self._told, 0, 0.0, 0.0)
 
     def is_over(self, since: float = 0.0) -> bool:
-        """Whether who waits since then (of the monotonic clock) has waited its grace, counted from the order to end."""
+        """Whether a wait that began at this time (monotonic clock) is over, after the order to end."""
         told, grace_s = _TOLD.unpack_from(self._told, 0)
         return bool(told) and monotonic() - max(told, since) >= grace_s
 
 
-_TOLD = struct.Struct("dd")  #: when, of the monotonic clock; and how long from then
+_TOLD = struct.Struct("dd")  #: when the order came, monotonic clock; how long to wait from then on
 PATIENCE = Patience()  #: of this process and the children that it forks
 
 
 class PatientLanes(Lanes):
     """Lanes for a worker's attempts: waits for Redis instead of failing the call.
 
-    When `PATIENCE` is over the error goes on: the call is left to its lease. What waiting does not mend is
-    `StoreUnavailable`, which the call's result can hold.
+    When `PATIENCE` is over, the error is raised, and the call is left to its lease. An error that waiting cannot cure
+    becomes `StoreUnavailable`, which can be stored as the call's result.
     """
 
     def begin(self, tag: str, lease_s: float, alone: bool = False, process: str = "", taken: bool = False) -> Begun:
@@ -119,7 +119,7 @@ class PatientLanes(Lanes):
             try:
                 return ask()
             except (RedisError, OSError) as error:
-                if not passes(error):  # a script that fails on what it found, a key of another type
+                if not passes(error):  # such as a key of another type
                     raise unavailable(error, "the call cannot go on, Redis said") from error
                 if PATIENCE.is_over(since):
                     raise
@@ -131,7 +131,7 @@ class PatientLanes(Lanes):
 
 
 def passes(error: Exception) -> bool:
-    """Whether the same command may succeed a little later."""
+    """Whether the same command may succeed later."""
     if isinstance(error, ResponseError) and not isinstance(error, AWAY):
         return str(error).startswith(PASSING)
     return isinstance(error, AWAY)

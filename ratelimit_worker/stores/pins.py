@@ -1,7 +1,7 @@
-"""Which modes are pinned by hand? One small hash for the whole cluster: lane, or "*" for all, → pin.
+"""The pins: one small hash for the whole cluster: lane, or "*" for all, → pin.
 
-One hash and not a field in each lane, so that the tuner sees all pins in one look, and a lane that is not yet known
-can be pinned. An entry stays past its end until the lanes have been given back; whoever reads compares the times.
+It is one hash, and not a field in each lane, so that the tuner reads all pins at once, and a lane that does not exist
+yet can be pinned. An entry stays after its end until the lanes have been given back, so readers must compare times.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Read(NamedTuple):
     """What was read last."""
 
     pins: Mapping[str, Pin] = {}
-    changes: bytes | None = None  #: that had been made by then
+    changes: bytes | None = None  #: number of changes made until then
     at_s: float = float("-inf")  #: monotonic
 
 
@@ -38,7 +38,7 @@ _decode = msgspec.msgpack.Decoder(Pin).decode
 
 
 class Pins:
-    """The pins of one Redis server. Errors of redis-py go on as they are, like those of `Lanes`."""
+    """The pins of one Redis server. Methods raise redis-py's errors, like those of `Lanes`."""
 
     def __init__(self, client: Redis) -> None:
         self.client = client
@@ -49,10 +49,10 @@ class Pins:
         return redis_now_s(self.client)
 
     def read(self) -> Mapping[str, Pin]:
-        """Pins by lane, those that have ended too; one that cannot be read (a newer version's) is left out.
+        """Pins by lane, also those that have ended; pins that cannot be read (a newer version's) are left out.
 
-        Of many pins all are read only when something has changed. A version before this one does not say that it has
-        changed some: that is seen within `_READ_AGAIN_S`.
+        If there are many, all are read only after a change. Older versions do not count their changes, so those are
+        seen within `_READ_AGAIN_S`.
         """
         before, at_s = self._read, monotonic()
         if len(before.pins) > _MANY and at_s - before.at_s < _READ_AGAIN_S and self._changes() == before.changes:
@@ -79,7 +79,7 @@ class Pins:
                 pipe.execute()
 
     def drop(self, pins: Mapping[str, Pin]) -> None:
-        """Delete these entries, but those that somebody has pinned anew meanwhile."""
+        """Delete these entries, except those that were pinned anew meanwhile."""
         if not pins:
             return
         with self.client.pipeline(transaction=True) as pipe:
@@ -97,14 +97,14 @@ class Pins:
             self._say(pipe)
             try:
                 pipe.execute()
-            except WatchError:  # another pin came in between: the next look does it
+            except WatchError:  # another pin came in between; it is done at the next look
                 log.info("pin.not_dropped", extra={"lanes": len(ended)})
 
     def _changes(self) -> Any:
         return self.client.get(keys.PINS_CHANGES)
 
     def _say(self, pipe: Any) -> None:
-        """That something has changed, with the change."""
+        """Count a change, in the same transaction."""
         pipe.incr(keys.PINS_CHANGES)
         pipe.expire(keys.PINS_CHANGES, _SAID_TTL_S)
 

@@ -1,4 +1,4 @@
-"""What do models charge, as far as this deployment has looked it up? A hash in Redis, and a copy in each process."""
+"""Published prices of models that this deployment has looked up: a hash in Redis, and a copy in each process."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ class PriceMemory(Memory[PriceCard]):
 
 
 class ListedPrices(Copy[PriceCard]):
-    """What this process knows of the published list."""
+    """This process's copy of the published list."""
 
 
 class Prices:
-    """What a request cost, as far as this process knows; never waits.
+    """What a request cost, by the prices that this process knows; never blocks.
 
     Args:
         own: The table of MAISD_PRICES.
-        listed: By `price.name_of`.
+        listed: Cards by `price.name_of`.
     """
 
     def __init__(self, own: PriceTable, listed: Callable[[str], PriceCard | None]) -> None:
         self._own, self._listed = own, listed
 
     def __call__(self, usage: Usage, provider: str | None, model: str | None, at_s: float) -> Money | None:
-        """What it cost; None: no price is known here (yet)."""
+        """What it cost; None: no price is known here yet."""
         if model is None:
             return told_by(usage)
         card = self._own.card(provider, model) or self._listed(name_of(provider, model))

@@ -1,6 +1,6 @@
-"""Is Redis there, and what does it say where it is not? One line for people, and no longer wait than they have.
+"""Is Redis there? Its errors become one line for people, and no command waits long for it.
 
-A frozen server takes connections and answers nothing, so who asks it something first asks whether it lives.
+A frozen server accepts connections and does not answer, so commands first check whether it answers at all.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ratelimit_worker.outage import without_passwords
 from ratelimit_worker.plain_text import one_line
 from ratelimit_worker.stores.decide import deciding
 
-REACH_S = 1.0  #: for a server that lives, its first answer; a command is promised to end within 2 s
+REACH_S = 1.0  #: time for the first answer; a command is promised to end within 2 s
 MOST_LETTERS = 200
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, as one line without passwords; its class where it says nothing."""
+    """An error's text in one line without passwords, or its class if it has no text."""
     said = next((line for line in str(error).splitlines() if line.strip()), "")
     return one_line(without_passwords(said))[:MOST_LETTERS] or type(error).__name__
 
@@ -33,7 +33,7 @@ def unavailable(
     call_id: str | None = None,
     accepted: Literal["no", "maybe"] = "no",
 ) -> StoreUnavailable:
-    """Our error for one of Redis or of what talks to it: `what`, and its first line. One that is ours keeps its words.
+    """Our error for one of Redis or its client: `what`, and the first line of the error. Our own errors stay the same.
 
     Args:
         call_id, accepted: As in `StoreUnavailable`.
@@ -44,7 +44,7 @@ def unavailable(
 
 @contextmanager
 def redis_errors(what: str = "Redis") -> Iterator[None]:
-    """redis-py's errors as ours, which begin with `what`.
+    """Translate redis-py's errors to ours, which begin with `what`.
 
     Raises:
         StoreUnavailable: Redis is away, full or read-only.
@@ -74,7 +74,7 @@ def reach(client: Redis, most_s: float = REACH_S) -> None:
 
 
 def reach_once(client: Redis) -> Callable[[], None]:
-    """`reach` for who asks several things in a row: a server that has not answered is not waited for again."""
+    """`reach` for several exchanges in a row: a server that has not answered once is not waited for again."""
     failed: list[StoreUnavailable] = []
 
     def asked() -> None:

@@ -1,7 +1,7 @@
-"""Where are the sums by minute and hour kept, and how do new ones join them? Two tables beside that of the attempts.
+"""The roll-ups: sums by minute and hour, in two tables beside that of the attempts.
 
-Cells are read, added to and written back, so whoever writes them does it alone (`alone`): two recorders wait for each
-other, and none overwrites what the other has added.
+Cells are read, added to and written back, so only one recorder at a time may write them (`alone`): otherwise one could
+overwrite what another has added.
 """
 
 from __future__ import annotations
@@ -14,17 +14,29 @@ from sqlalchemy import Connection, delete, select, text, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ratelimit_worker.calls import Category, Outcome, PriceSource
-from ratelimit_worker.contracts.rollup import HOUR_S, MINUTE_S, AnyCells, Cell, CellKey, Series, decode, encode
+from ratelimit_worker.contracts.rollup import (
+    ALL,
+    HOUR_S,
+    MINUTE_S,
+    AnyCells,
+    Cell,
+    CellKey,
+    Only,
+    Series,
+    decode,
+    encode,
+)
 from ratelimit_worker.policy.rollup import longer, merge, tidy
-from ratelimit_worker.stores.tables import AttemptRow, Base, CellRow, SeriesRow
+from ratelimit_worker.stores.tables import AttemptRow, Base, BatchRow, CellRow, SeriesRow
 
 #: Any constant, the same in all versions: PostgreSQL's lock around what writes cells ("rlw" in ASCII and a 2).
 _ADVISORY_LOCK = 0x726C7702
+_MOST_NAMED = 500  #: series that a statement names
 _CHUNK = 2_000  #: cells that one statement names
 
 
 class Counted(NamedTuple):
-    """An attempt that the database holds, as roll-ups need it."""
+    """The parts of a stored attempt that the roll-ups need."""
 
     call_id: str
     number: int
@@ -52,7 +64,7 @@ class Counted(NamedTuple):
     rolled_up: int
 
 
-#: Its columns.
+#: The columns of a `Counted`.
 COUNTED = tuple(getattr(AttemptRow, name) for name in Counted._fields)
 
 
@@ -63,7 +75,7 @@ def counted(row: Any) -> Counted:
 
 
 def alone(connection: Connection) -> None:
-    """Hold off all others that write cells, until this transaction ends. Before its first statement."""
+    """Lock the cells until this transaction ends; must be its first statement."""
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")  # the driver alone would begin at the first INSERT
     else:
@@ -71,16 +83,21 @@ def alone(connection: Connection) -> None:
 
 
 def series_id(series: Series) -> int:
-    """The number under which a series is kept: 64 bits of a digest, so that nobody has to look it up."""
+    """The id of a series: 64 bits of a digest, so that it need not be looked up."""
     digest = blake2b("\0".join(series).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
 
 
+def told(connection: Connection, names: Sequence[str]) -> set[str]:
+    """Those of these names whose sums the roll-ups hold already."""
+    return set(connection.scalars(select(BatchRow.name).where(BatchRow.name.in_(names)))) if names else set()
+
+
 def add_cells(connection: Connection, minutes: AnyCells, known: set[int]) -> None:
-    """Add these cells of a minute to those that are kept, and to those of their hours. The caller is `alone`.
+    """Add cells of minutes to the stored ones, and to those of their hours. The caller holds the lock (`alone`).
 
     Args:
-        known: Series that are in the database; those that this adds join them.
+        known: Series that are in the database; new ones are added to it.
     """
     if not minutes:
         return
@@ -120,31 +137,41 @@ def _insert(connection: Connection, table: type[Base], rows: Sequence[Mapping[st
     connection.execute(statement, rows)
 
 
-def read_cells(connection: Connection, span_s: int, since_s: int, until_s: int) -> Iterator[tuple[CellKey, Cell]]:
-    """The cells of a length that begin from `since_s` on and before `until_s`, oldest first."""
-    names = {
-        row[0]: Series(*row[1:])
-        for row in connection.execute(
-            select(SeriesRow.id, SeriesRow.lane, SeriesRow.task, SeriesRow.context, SeriesRow.tenant, SeriesRow.model)
-        )
-    }
+def series_by_id(connection: Connection, only: Only = ALL) -> dict[int, Series]:
+    """The stored series that are wanted, by their ids."""
+    row = SeriesRow
+    every = connection.execute(select(row.id, row.lane, row.task, row.context, row.tenant, row.model))
+    return {row_id: series for row_id, *parts in every if only.takes(series := Series(*parts))}
+
+
+def read_cells(
+    connection: Connection, span_s: int, since_s: int, until_s: int, names: Mapping[int, Series], *, every: bool = False
+) -> Iterator[tuple[CellKey, Cell]]:
+    """The cells of a length that begin from `since_s` on and before `until_s`, oldest first.
+
+    Args:
+        names: The wanted series, by id (`series_by_id`).
+        every: Whether these are all that are stored.
+    """
     wanted = (
         select(CellRow.at_s, CellRow.series, CellRow.cell)
         .where(CellRow.span_s == span_s, CellRow.at_s >= since_s, CellRow.at_s < until_s)
         .order_by(CellRow.at_s)
     )
-    for at_s, series, cell in connection.execution_options(yield_per=2_000).execute(wanted):
-        if series in names:  # else one that came after these were read
-            yield CellKey(at_s, names[series]), decode(cell)
+    if not every and len(names) <= _MOST_NAMED:  # if there are more, all cells are read, and some skipped
+        wanted = wanted.where(CellRow.series.in_(list(names)))
+    for at_s, number, cell in connection.execution_options(yield_per=2_000).execute(wanted):
+        if number in names:  # else it is not wanted, or came after these were read
+            yield CellKey(at_s, names[number]), decode(cell)
 
 
 def purge_some(connection: Connection, most: int, *, span_s: int, before_s: float) -> int:
-    """Delete some of the cells of a length that begin before then, the oldest → how many."""
+    """Delete some of the oldest cells of a length that begin before this time → how many."""
     key = (CellRow.span_s, CellRow.at_s, CellRow.series)
     oldest = select(*key).where(CellRow.span_s == span_s, CellRow.at_s < before_s).order_by(CellRow.at_s).limit(most)
     return connection.execute(delete(CellRow).where(tuple_(*key).in_(oldest))).rowcount
 
 
 def all_series(connection: Connection) -> Iterable[int]:
-    """The numbers of the series that are kept."""
+    """The ids of the stored series."""
     return connection.scalars(select(SeriesRow.id))

@@ -1,9 +1,9 @@
-"""Where is the one Redis, and what does a connection to it need? Every client of ours, the broker's channels and the
-results get their parameters here, so that an address means the same to all of them.
+"""The one Redis server and the parameters of connections to it, for our clients, the broker's channels and results, so
+that an address means the same to all of them.
 
-An address is redis-py's or Celery's: `redis://`, `rediss://`, `unix://` (`redis+socket://`), or the sentinels that know
-the master, `sentinel://one:26379;sentinel://two:26379/0` with `master_name`. What Celery keeps apart from its address
-(`broker_use_ssl`, transport options) is told beside it.
+An address has redis-py's or Celery's form: `redis://`, `rediss://`, `unix://` (`redis+socket://`), or the sentinels
+that know the master, `sentinel://one:26379;sentinel://two:26379/0` with `master_name`. Options that Celery has outside
+of the address (`broker_use_ssl`, transport options) are passed separately.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from ratelimit_worker.stores.fitness import fit
 from ratelimit_worker.stores.namespace import Namespaced
 
 SENTINEL_PORT = 26_379
-SENTINEL_TIMEOUT_S = 0.5  #: for each sentinel to connect and to answer; the next one is asked then
-#: What an address may say of connections, beside those whose name begins with `ssl_` or `sentinel_`.
+SENTINEL_TIMEOUT_S = 0.5  #: time for a sentinel to connect and to answer; then the next one is asked
+#: Options that an address may have, beside those that begin with `ssl_` or `sentinel_`.
 _KNOWN = frozenset(
     {
         *("db", "virtual_host", "username", "password", "credential_provider", "client_name", "protocol"),
@@ -40,7 +40,7 @@ _KNOWN = frozenset(
         *("master_name", "min_other_sentinels"),
     }
 )
-#: What Celery and kombu say of times and pools; of these an address that says it itself is right.
+#: Celery's and kombu's options about times and pools; an address that has one itself overrides them.
 TOLD = frozenset(
     {
         *("socket_timeout", "socket_connect_timeout", "socket_keepalive", "socket_keepalive_options"),
@@ -53,7 +53,7 @@ _VERIFY = {
     "none": ssl.CERT_NONE, "cert_none": ssl.CERT_NONE,
 }  # fmt: skip
 _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_ca_path")
-_NOT_ITS_OWN = ("ssl", "min_other_sentinels")  #: options that no connection takes as they are
+_NOT_ITS_OWN = ("ssl", "min_other_sentinels")  #: options that connections do not accept
 _NOT_OF_SOCKETS = ("socket_connect_timeout", "socket_keepalive", "socket_keepalive_options", "host", "port")
 
 
@@ -63,9 +63,9 @@ class RedisServer:
 
     Args:
         url: Its address; "": none is configured.
-        namespace: What all names of keys and channels begin with.
-        options: More for each connection, as redis-py names it (`ssl_ca_certs`, `username`); `ssl`: over TLS.
-        master: As the sentinels call it, where the address does not say it.
+        namespace: Prefix of all keys and channels.
+        options: Further options of connections, by redis-py's names (`ssl_ca_certs`, `username`); `ssl`: use TLS.
+        master: The master's name for the sentinels, if the address does not have it.
         sentinel_options: For connections to the sentinels themselves.
     """
 
@@ -80,7 +80,7 @@ class RedisServer:
 
     @property
     def by_sentinels(self) -> bool:
-        """Whether sentinels say where it is."""
+        """Whether it is found by sentinels."""
         return self.url.startswith("sentinel://")
 
     def client(self, **told: Any) -> Redis:
@@ -94,7 +94,7 @@ class RedisServer:
         if not self.url:
             raise ConfigurationError(NO_REDIS)
         params = self.parameters(**told)
-        # The caller decides whether to try again: a script sent twice is not the same as once.
+        # The caller decides whether to repeat: running a script twice is not the same as once.
         params["retry"] = Retry(NoBackoff(), 0)
         pool = self.pool(params)
         made = (
@@ -115,12 +115,12 @@ class RedisServer:
         )
 
     def parameters(self, **told: Any) -> dict[str, Any]:
-        """What redis-py wants to know of one connection, its class included.
+        """The parameters of one connection for redis-py, with its class.
 
         Args:
-            told: Times and bounds that hold where the address says nothing of them.
+            told: Time-outs and bounds, used unless the address has its own.
         Raises:
-            ConfigurationError: the address is wrong; one line that names what.
+            ConfigurationError: the address is wrong; one line that says what.
         """
         query = self._query()
         first = self._addresses()[0]
@@ -168,7 +168,7 @@ class RedisServer:
         """The number of its database.
 
         Raises:
-            ConfigurationError: it is none.
+            ConfigurationError: it is not valid.
         """
         query, addresses = self._query(), self._addresses()
         paths = [] if addresses[0].startswith("unix://") else [urlsplit(one).path.strip("/") for one in addresses]
@@ -180,7 +180,7 @@ class RedisServer:
 
     @property
     def place(self) -> tuple[str, ...]:
-        """What tells it from other servers, databases and namespaces, as far as its address says."""
+        """Its identity among servers, databases and namespaces, by its address."""
         addresses = self._addresses()
         if addresses[0].startswith("unix://"):
             return urlsplit(addresses[0]).path, self.database, self.namespace
@@ -190,7 +190,7 @@ class RedisServer:
 
     @property
     def shown(self) -> str:
-        """Where it is, for people: no secrets."""
+        """Where it is, for messages: without secrets."""
         canonical = canonical_redis_url(self.url)
         if canonical.startswith("unix://"):
             return urlsplit(canonical).path
@@ -199,10 +199,10 @@ class RedisServer:
         )
 
     def _addresses(self) -> list[str]:
-        """One each server, or sentinel.
+        """The URLs: one, or one for each sentinel.
 
         Raises:
-            ConfigurationError: several servers, where one is needed.
+            ConfigurationError: there are several servers.
         """
         several = [one.strip() for one in self.url.split(";") if one.strip()]
         scheme = self.url.partition("://")[0]
@@ -212,10 +212,10 @@ class RedisServer:
         return addresses or [""]
 
     def _query(self) -> dict[str, str]:
-        """What all addresses say behind their question mark.
+        """The query options of all addresses.
 
         Raises:
-            ConfigurationError: a name in it that nobody knows, lest a misspelt one be passed over.
+            ConfigurationError: an option is unknown, and probably misspelt.
         """
         query: dict[str, str] = {}
         for one in self._addresses():
@@ -239,10 +239,10 @@ class RedisServer:
 
     @property
     def master_name(self) -> str:
-        """As the sentinels call it.
+        """The master's name for the sentinels.
 
         Raises:
-            ConfigurationError: nobody says it.
+            ConfigurationError: it is not configured.
         """
         name = self._query().get("master_name") or self.master
         if not name:
@@ -253,7 +253,7 @@ class RedisServer:
         return name
 
     def _sentinel(self) -> Sentinel:
-        """Who knows the master. Its own connections are short and bounded: `.delay()` waits for them."""
+        """The sentinels' client, with short time-outs, since `.delay()` waits for it."""
         query = self._query()
         told = {name.removeprefix("sentinel_"): value for name, value in query.items() if name.startswith("sentinel_")}
         options = {**told, **self.sentinel_options}
@@ -272,10 +272,10 @@ class RedisServer:
 
 
 def _tls(told: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of TLS in redis-py's spelling, from Celery's or its own.
+    """TLS options in redis-py's form, from Celery's or redis-py's own.
 
     Raises:
-        ConfigurationError: one that cannot be.
+        ConfigurationError: an option is invalid.
     """
     found = {name: value for name, value in told.items() if value is not None}
     verify = found.get("ssl_cert_reqs")
@@ -301,7 +301,7 @@ def _tls(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _provider(told: Any) -> Any:
-    """A credential provider, which Celery takes by its dotted path too."""
+    """A credential provider, given as an object or, as in Celery, by its dotted path."""
     if not isinstance(told, str):
         return told
     try:

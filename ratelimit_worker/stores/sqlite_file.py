@@ -1,7 +1,7 @@
-"""Is the file that we write to still the one that others will read? A deleted SQLite file takes rows without a word.
+"""Is the SQLite file that we write to still the one that others read? A deleted file accepts rows silently.
 
-SQLite keeps its handle: what it writes after somebody has deleted, replaced or truncated the file is seen by nobody.
-So the recorder looks before each batch, and once more after it, before it forgets the outcomes.
+SQLite keeps the file open: rows that are written after it was deleted, replaced or truncated are lost. So the recorder
+checks the file before each batch, and again after it, before it removes the outcomes from the outbox.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ratelimit_worker.private_files import make_file, make_folder
 
-#: What SQLite says of a file whose content is no database (any more).
+#: SQLite's errors for a file whose content is not a database.
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _BESIDE = ("-wal", "-shm")
 
@@ -27,7 +27,7 @@ Identity = tuple[int, int]
 
 
 def identity(path: Path) -> Identity | None:
-    """Which file the path names now: device and number; None: none."""
+    """The file that the path names now: device and inode; None: there is none."""
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -36,12 +36,12 @@ def identity(path: Path) -> Identity | None:
 
 
 def read_only(path: Path) -> bool:
-    """Whether a file that is there may not be written by this process."""
+    """Whether an existing file is not writable by this process."""
     return is_protected(path) or (path.exists() and not os.access(path, os.W_OK))
 
 
 def is_protected(path: Path) -> bool:
-    """Whether a file that is there may be written by nobody, by its mode; root's processes could all the same."""
+    """Whether an existing file is read-only by its mode; processes of root could write to it all the same."""
     try:
         return not path.stat().st_mode & 0o222
     except (FileNotFoundError, NotADirectoryError):
@@ -49,20 +49,20 @@ def is_protected(path: Path) -> bool:
 
 
 def file_of(engine: Engine) -> Path | None:
-    """The SQLite file behind an engine; None: it has another database."""
+    """The SQLite file of an engine; None: it is another kind of database."""
     url = engine.url
     named = url.database or ""
     return Path(named) if url.get_backend_name() == "sqlite" and not named.startswith("file:") else None
 
 
 def is_damaged(error: BaseException) -> bool:
-    """Whether SQLite says that the file is no database."""
+    """Whether SQLite says that the file is damaged, or not a database."""
     said = error.orig if isinstance(error, DBAPIError) else error
     return isinstance(said, sqlite3.Error) and (getattr(said, "sqlite_errorcode", 0) & 0xFF) in _DAMAGED
 
 
 class SqliteFile:
-    """One file, as a writer of rows knows it."""
+    """What a writer remembers about the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -71,23 +71,23 @@ class SqliteFile:
 
     @property
     def known(self) -> bool:
-        """Whether it was found to be ours."""
+        """Whether it was checked and found to be ours."""
         return self._known is not None
 
     def remember(self) -> None:
-        """This is the file with our tables."""
+        """Remember that this is the file with our tables."""
         self._known, self._log = identity(self.path), identity(self._beside("-wal"))
 
     def closed(self) -> None:
-        """All connections of this process are closed, so SQLite may have taken the log away."""
+        """Forget the log: all connections of this process are closed, so SQLite may have deleted it."""
         self._log = None
 
     def forget(self) -> None:
-        """Whatever is found next is right."""
+        """Forget everything, so that any file is accepted next."""
         self._known = self._log = None
 
     def change(self) -> str | None:
-        """What has been done to the file since `remember`, as in "it was deleted"; None: it is the same."""
+        """What has happened to the file since `remember`, as in "it was deleted"; None: it is the same."""
         if self._known is None:
             return None
         now = identity(self.path)
@@ -100,13 +100,13 @@ class SqliteFile:
         log = identity(self._beside("-wal"))
         if self._log is None:
             self._log = log
-        # While a connection is open nobody but a stranger takes its log away, and with it what was committed last.
+        # While a connection is open, only another program can delete the log, and with it the last commits.
         return "deprived of its write-ahead log" if log != self._log else None
 
     def clear_away(self, why: str) -> str:
-        """Make room for a new file → what was done with the old one, for people.
+        """Move the old file out of the way → what was done with it, in words.
 
-        A truncated one is removed; one that is damaged is kept beside under another name, for whoever can mend it.
+        A truncated file is removed; a damaged one is kept under another name, so that it can be repaired.
         """
         if why not in ("truncated", "damaged"):
             return "what it held is gone"
@@ -145,7 +145,7 @@ class SqliteFile:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Of several recorders that see the same one clears away, and the others find a new file."""
+        """A lock, so that one of several recorders moves the file, and the others find the new one."""
         folder = os.open(self.path.parent, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)

@@ -1,9 +1,9 @@
-"""How large may the write-ahead log of a SQLite file become while much is deleted from it?
+"""Keeps the write-ahead log of a SQLite file small while much is deleted from the file.
 
-What is committed stands in the log until it has been copied into the file (a checkpoint), and the log begins anew only
-at a moment in which all of it was copied and nobody reads in it. Beside a busy writer and busy readers that moment
-never comes by itself: a clean-up of 372 MB once left a log of 3.7 GB. So who deletes makes that moment, between two
-transactions, and deletes no more while it does not come.
+Commits are in the log until they are copied into the file (a checkpoint). The log only begins anew at a moment when all
+of it was copied and nobody reads from it. With a busy writer and busy readers that moment never comes by itself: a
+clean-up of 372 MB once left a log of 3.7 GB. So the code that deletes creates that moment, between two transactions,
+and waits until it succeeds.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from sqlalchemy import Engine
 from ratelimit_worker.errors import StoreUnavailable
 
 MB = 1 << 20
-KEPT = 8 * MB  #: bytes: what SQLite may keep of a log that begins anew, and from which on it is worth beginning anew
-MOST = 32 * MB  #: bytes: while it is larger nothing is deleted; what others write meanwhile comes on top
-PATIENCE_S = 60.0  #: how long to wait for the moment
+KEPT = 8 * MB  #: size to which SQLite shortens the log, and above which it is worth doing so, bytes
+MOST = 32 * MB  #: while the log is larger, nothing is deleted; others may still write, bytes
+PATIENCE_S = 60.0  #: how long to wait for that moment
 _PAUSE_S = 0.05
-_BUSY_MS = 20  #: a writer waits for as long as we wait for a reader; so not for long
+_BUSY_MS = 20  #: how long to wait for readers; short, since writers wait meanwhile
 
-HOLD_S = 0.02  #: how long one transaction of a clean-up should keep other writers waiting
-FIRST_CHUNK, LEAST_CHUNK, MOST_CHUNK = 100, 20, 500  #: rows of one transaction; each may change some seven pages
+HOLD_S = 0.02  #: intended length of one transaction of a clean-up, for which other writers wait, seconds
+FIRST_CHUNK, LEAST_CHUNK, MOST_CHUNK = 100, 20, 500  #: rows in one transaction; each may change about seven pages
 
 
 def log_size(path: Path) -> int:
@@ -36,19 +36,19 @@ def log_size(path: Path) -> int:
 
 
 def next_chunk(rows: int, took_s: float) -> int:
-    """How many rows the next transaction should delete, after one of so many took so long (`HOLD_S`)."""
+    """How many rows the next transaction should delete, from the time that the last one took."""
     if took_s > HOLD_S:
         return max(LEAST_CHUNK, rows // 2)
     return min(MOST_CHUNK, rows * 2) if took_s < HOLD_S / 3 else rows
 
 
 def bound_log(engine: Engine, path: Path, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Let the log begin anew if it has grown; while it is larger than `MOST`, wait until it can.
+    """Let the log begin anew if it has grown; if it is larger than `MOST`, wait until that succeeds.
 
     Args:
         path: Of the database file of `engine`.
     Raises:
-        StoreUnavailable: somebody has been reading in it for longer than a minute.
+        StoreUnavailable: a reader has prevented it for longer than a minute.
         SQLAlchemyError: the database cannot be used.
     """
     until_s = time.monotonic() + PATIENCE_S
@@ -62,9 +62,9 @@ def bound_log(engine: Engine, path: Path, sleep: Callable[[float], None] = time.
 
 
 def begin_anew(engine: Engine) -> bool:
-    """Copy what the log holds into the file, and cut it to nothing → whether that could be done.
+    """Copy the log into the file, and truncate it → whether that succeeded.
 
-    Most is copied while others write; they wait only for the rest.
+    Most is copied while others write; they only wait for the rest.
 
     Raises:
         SQLAlchemyError: the database cannot be used.

@@ -1,7 +1,7 @@
-"""What of an attempt can every store keep? Texts, numbers and times that UTF-8, SQLite and PostgreSQL all take.
+"""Changes the values of an attempt so that every store accepts them: UTF-8, SQLite and PostgreSQL.
 
-Providers and users send what they like: NUL bytes, half surrogate pairs, `nan`, counts beyond 64 bits, pages of
-text. An outcome must arrive all the same, so values are bent to fit rather than refused.
+Providers and users may send anything: NUL bytes, halves of surrogate pairs, `nan`, counts beyond 64 bits, very long
+texts. An outcome must arrive all the same, so such values are changed and not refused.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ import math
 from dataclasses import replace
 from hashlib import blake2s
 
+from msgspec.structs import replace as replace_struct
+
 from ratelimit_worker.calls import MOST_CONTENT, Attempt, Content, ModeChange
+from ratelimit_worker.contracts.alert import Alert
+from ratelimit_worker.contracts.rollup import Series
 
 #: Longest text that is indexed, in characters: at 4 bytes each still below PostgreSQL's 2,704 bytes an index row.
 MAX_KEY_CHARS = 512
@@ -24,17 +28,16 @@ _INT64 = 2**63 - 1
 
 
 def storable(attempt: Attempt) -> Attempt:
-    """The attempt with every value bent to what all stores take; the same object where nothing is to be done.
+    """The attempt with values that all stores accept; the same object if nothing has to be changed.
 
-    NUL and half surrogate pairs become U+FFFD, texts are cut, numbers are clamped, and what is not a number is
-    unknown (None) or 0.
+    NUL and halves of surrogate pairs become U+FFFD, texts are cut, numbers are clamped, and NaN becomes None or 0.
     """
     clean = {name: value for name, value in _cleaned(attempt).items() if value is not getattr(attempt, name)}
     return replace(attempt, **clean) if clean else attempt  # type: ignore[arg-type]
 
 
 def storable_change(change: ModeChange) -> ModeChange:
-    """The mode change with every value bent to what all stores take, as `storable` does it; `nan` figures go."""
+    """The mode change with values that all stores accept, as in `storable`; `nan` figures are removed."""
     numbers = list(change.numbers.items())[:MAX_TAGS]
     return replace(
         change,
@@ -49,8 +52,26 @@ def storable_change(change: ModeChange) -> ModeChange:
     )
 
 
+def storable_alert(alert: Alert) -> Alert:
+    """The alert with values that all stores accept, as in `storable`; `nan` figures are removed."""
+    numbers = list(alert.numbers.items())[:MAX_TAGS]
+    return replace_struct(
+        alert,
+        lane=lane_key(alert.lane),
+        about=_text(alert.about, MAX_TEXT_CHARS),
+        since_s=_number(alert.since_s, 0.0, MAX_EPOCH_S),
+        cause=_text(alert.cause, MAX_TEXT_CHARS),
+        numbers={_text(name, MAX_KEY_CHARS): float(value) for name, value in numbers if math.isfinite(value)},
+        opened_s=_optional_number(alert.opened_s),
+        closed_s=_optional_number(alert.closed_s),
+        ended=_text(alert.ended, MAX_TEXT_CHARS),
+        acked_by=_text(alert.acked_by, MAX_TEXT_CHARS),
+        acked_s=_optional_number(alert.acked_s),
+    )
+
+
 def call_key(call_id: str) -> str:
-    """The call's id as it is stored: a long one keeps its beginning and ends in a digest, so it stays unique."""
+    """The call's id as it is stored: a long one is cut and ends in a digest, so that it stays unique."""
     text = _text(call_id, len(call_id))
     if len(text) <= MAX_KEY_CHARS:
         return text
@@ -61,6 +82,11 @@ def call_key(call_id: str) -> str:
 def lane_key(lane: str) -> str:
     """The lane's name as it is stored."""
     return _text(lane, MAX_KEY_CHARS)
+
+
+def storable_series(series: Series) -> Series:
+    """The series with its names as they are stored in the rows of its attempts."""
+    return Series(lane_key(series.lane), *(_text(name, MAX_TEXT_CHARS) for name in series[1:]))
 
 
 def _cleaned(attempt: Attempt) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What does the tracking database keep? Its tables, as typed models; `migrations/` brings a database to this state."""
+"""The tables of the tracking database, as typed models; `migrations/` brings a database to this state."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ratelimit_worker.stores.encoding import FittingJson, FittingText
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """A moment, aware and in UTC on both sides; SQLite has no zones and gets the UTC wall time.
+    """A time, aware and in UTC in Python; SQLite has no time zones and stores UTC.
 
     Raises:
-        ValueError: The moment to be stored is naive, so nobody knows when it was.
+        ValueError: The time to be stored has no time zone.
     """
 
     impl = DateTime(timezone=True)
@@ -65,24 +65,25 @@ class Base(DeclarativeBase):
     }
 
 
-#: Attempts that the roll-ups do not hold: from before there were any, or written by an older version.
+#: Attempts that are not in the roll-ups: from before there were roll-ups, or written by an older version.
 NOT_ROLLED_UP = "rolled_up = 0"
 END = "outcome IN ('answered', 'failed')"
+FAILED = "outcome = 'failed'"
 
 
 class AttemptRow(Base):
-    """One request to a provider, or one that was turned back before it: `calls.Attempt`, field for field.
+    """One request to a provider, or an attempt that ended before sending one: the fields of `calls.Attempt`.
 
-    The key is what the promise rests on: an outcome that is delivered twice cannot count twice. It is also the
-    index for "all attempts of a call", so there is no separate id and one index less to feed at every insert.
+    The key guarantees that an outcome which is delivered twice counts once. It is also the index for "all attempts of a
+    call", so there is no separate id, and one index less to update at every insert.
     """
 
     __tablename__ = "attempts"
     __table_args__ = (
         Index("ix_attempts_lane_finished_at", "lane", "finished_at"),
         Index("ix_attempts_finished_at", "finished_at"),  # all lanes at once, and the purge
-        # A call ends once. A replica that takes over with an old state runs again what had its answer, as the next
-        # attempt: the first end stands.
+        # A call ends once. A replica that takes over with an old state may run an answered call again, as a further
+        # attempt; the first end stays.
         Index("uq_attempts_end", "call_id", unique=True, sqlite_where=text(END), postgresql_where=text(END)),
         Index(
             "ix_attempts_not_rolled_up",
@@ -90,6 +91,8 @@ class AttemptRow(Base):
             sqlite_where=text(NOT_ROLLED_UP),
             postgresql_where=text(NOT_ROLLED_UP),
         ),
+        # Few among many: a search for failed calls need not read answered ones.
+        Index("ix_attempts_failed", "finished_at", sqlite_where=text(FAILED), postgresql_where=text(FAILED)),
     )
 
     call_id: Mapped[str] = mapped_column(primary_key=True, comment="the Celery task id")
@@ -99,7 +102,7 @@ class AttemptRow(Base):
     outcome: Mapped[Outcome]
     started_at: Mapped[datetime]
     finished_at: Mapped[datetime]
-    #: finished_at - started_at once more: the two databases have no common way to subtract moments.
+    #: finished_at - started_at, stored since the two databases have no common way to subtract times.
     latency_s: Mapped[float]
     waited_s: Mapped[float]
     queue: Mapped[str]
@@ -136,7 +139,7 @@ class AttemptRow(Base):
 
 
 class SeriesRow(Base):
-    """Whose attempts the cells of a roll-up add up."""
+    """The series of a roll-up: whose attempts its cells add up."""
 
     __tablename__ = "rollup_series"
 
@@ -149,7 +152,7 @@ class SeriesRow(Base):
 
 
 class CellRow(Base):
-    """What the attempts of one series add up to in one minute or hour: `contracts.rollup.Cell`."""
+    """Sums over the attempts of one series in one minute or hour: a packed `contracts.rollup.Cell`."""
 
     __tablename__ = "rollups"
     __table_args__ = ({"sqlite_with_rowid": False},)
@@ -161,7 +164,7 @@ class CellRow(Base):
 
 
 class BatchRow(Base):
-    """Sums that were added to the roll-ups without rows (`stores.overflow`): the same ones are added once."""
+    """Ids of sums that were added to the roll-ups without rows (`stores.overflow`), so that each is added once."""
 
     __tablename__ = "rollup_batches"
 
@@ -169,10 +172,26 @@ class BatchRow(Base):
     at: Mapped[datetime]
 
 
-class ContentRow(Base):
-    """What an attempt was asked and what came of it: `calls.Content`, only while MAISD_CAPTURE_CONTENT is on.
+class LaneSampleRow(Base):
+    """How a lane stood in one minute: `contracts.lane_sample.LaneSample`, field for field."""
 
-    A table of its own: figures never read it, and one statement empties it.
+    __tablename__ = "lane_samples"
+    __table_args__ = (Index("ix_lane_samples_at_s", "at_s"), {"sqlite_with_rowid": False})
+
+    lane: Mapped[str] = mapped_column(primary_key=True)
+    at_s: Mapped[int] = mapped_column(
+        BigInteger, primary_key=True, autoincrement=False, comment="the minute's beginning, epoch"
+    )
+    allowed_per_min: Mapped[float | None] = mapped_column(comment="requests; NULL: not bound")
+    waiting: Mapped[int] = mapped_column(BigInteger, comment="the most")
+    running: Mapped[int] = mapped_column(BigInteger, comment="the most")
+    mode: Mapped[Mode] = mapped_column(comment="the strictest")
+
+
+class ContentRow(Base):
+    """The captured content of an attempt: `calls.Content`, only while MAISD_CAPTURE_CONTENT is on.
+
+    It has its own table, since figures never read it, and one statement can empty it.
     """
 
     __tablename__ = "contents"
@@ -187,7 +206,7 @@ class ContentRow(Base):
 
 
 class ModeChangeRow(Base):
-    """One transition of a lane's mode, by the law or by hand: `calls.ModeChange`, field for field."""
+    """One change of a lane's mode, by the law or by hand: the fields of `calls.ModeChange`."""
 
     __tablename__ = "mode_changes"
     __table_args__ = (
@@ -205,3 +224,23 @@ class ModeChangeRow(Base):
     who: Mapped[str] = mapped_column(comment="law, or who pinned the mode")
     reason: Mapped[str]
     until: Mapped[datetime | None] = mapped_column(comment="when a pin ends by itself")
+
+
+class AlertRow(Base):
+    """Something that was wrong, from when it opened until it closed: `contracts.alert.Alert`, in its latest state."""
+
+    __tablename__ = "alerts"
+    __table_args__ = (Index("ix_alerts_opened_at", "opened_at"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    lane: Mapped[str] = mapped_column(comment="empty: the deployment as a whole; * for all lanes")
+    about: Mapped[str] = mapped_column(comment="which function, quota or budget")
+    since: Mapped[datetime] = mapped_column(comment="what is wrong was seen first")
+    opened_at: Mapped[datetime]
+    closed_at: Mapped[datetime | None] = mapped_column(comment="NULL: it is open")
+    cause: Mapped[str]
+    numbers: Mapped[dict[str, float]] = mapped_column(comment="the figures behind the cause")
+    ended: Mapped[str] = mapped_column(comment="why it closed")
+    acked_by: Mapped[str] = mapped_column(comment="empty: nobody")
+    acked_at: Mapped[datetime | None]

@@ -1,4 +1,4 @@
-"""Which attempts were made, how did modes change? The tracking database: each once, however often it is told."""
+"""Writes attempts and mode changes into the tracking database, each once, even if it is delivered several times."""
 
 from __future__ import annotations
 
@@ -9,55 +9,70 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, bindparam, delete, select, text, tuple_, update
+import msgspec
+from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, select, text, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import InstrumentedAttribute
 
 from ratelimit_worker.calls import ENDS, Attempt, Content, ModeChange, Outcome
+from ratelimit_worker.contracts import reuse
+from ratelimit_worker.contracts.alert import Alert, Kind
+from ratelimit_worker.contracts.lane_sample import LaneSample
 from ratelimit_worker.contracts.rollup import Cells, NamedSums
 from ratelimit_worker.errors import RowRefused, StoreUnavailable
-from ratelimit_worker.policy import rollup
+from ratelimit_worker.policy import lane_sample, rollup
 from ratelimit_worker.policy.modes import ALL
-from ratelimit_worker.stores import rollups
+from ratelimit_worker.stores import alert_rows, rollups
 from ratelimit_worker.stores.database import engine_for, ours
 from ratelimit_worker.stores.migrations import upgrade
+from ratelimit_worker.stores.reuse import NAMED
 from ratelimit_worker.stores.rollups import COUNTED, Counted, counted
 from ratelimit_worker.stores.sqlite_file import SqliteFile, file_of, is_damaged, read_only
 from ratelimit_worker.stores.sqlite_log import FIRST_CHUNK, HOLD_S, bound_log, next_chunk
 from ratelimit_worker.stores.storable import call_key, lane_key, storable, storable_change
-from ratelimit_worker.stores.tables import NOT_ROLLED_UP, AttemptRow, Base, BatchRow, ContentRow, ModeChangeRow
+from ratelimit_worker.stores.tables import (
+    NOT_ROLLED_UP,
+    AlertRow,
+    AttemptRow,
+    Base,
+    BatchRow,
+    ContentRow,
+    LaneSampleRow,
+    ModeChangeRow,
+)
 
 log = logging.getLogger(__name__)
 
 __all__ = ["Tracker", "engine_for"]
 
-#: Rows that one transaction of a purge deletes in PostgreSQL; in SQLite writers wait for each other (`next_chunk`).
+#: Rows that one transaction of a purge deletes in PostgreSQL; in SQLite the number is adapted (`next_chunk`).
 _PURGE_CHUNK = 5_000
 _PURGED_UNSUMMED = 500  #: attempts that a purge adds to the roll-ups in one transaction, before it deletes them
 _IDS = 5_000  #: calls that one statement names
 _KEY = (AttemptRow.call_id, AttemptRow.number)
 _CONTENT_KEY = (ContentRow.call_id, ContentRow.number)
+Moment = TypeVar("Moment", datetime, datetime | None, int)
 _CONTENT = (ContentRow.asked, ContentRow.answer, ContentRow.traceback)
 
 
 class Tracker:
-    """Attempts and mode changes behind an engine of `engine_for`. Threads may share one; a forked child needs its own.
+    """Attempts and mode changes of an engine from `engine_for`. Threads may share one; a forked child needs its own.
 
-    The tables are made, or brought up to date, before the first use and again after the database was away, so
-    neither a database that comes up late nor one that comes back empty needs a restart. So they are where somebody has
-    deleted, replaced or truncated the SQLite file; rows that were being written then are refused, to be written again.
+    The tables are made or upgraded before the first use and again after the database was away, so that neither a
+    database that comes up late nor one that comes back empty needs a restart. The same is done if the SQLite file was
+    deleted, replaced or truncated; rows that were being written at that time are refused, and written again later.
 
     Args:
-        tell: Is told, in one sentence, when a file with rows was lost.
+        tell: Called with a sentence when a file with rows was lost.
     """
 
     def __init__(self, engine: Engine, tell: Callable[[str], None] = lambda _: None) -> None:
         self._engine, self._tell = engine, tell
         self._prepared = False
-        self._series: set[int] = set()  #: that are known to be in the database
+        self._series: set[int] = set()  #: series that are known to be in the database
         path = file_of(engine)
         self._file = None if path is None else SqliteFile(path)
 
@@ -71,15 +86,15 @@ class Tracker:
         upgrade(self._engine)
 
     def record(self, rows: Sequence[Attempt | ModeChange]) -> int:
-        """Insert the rows in one transaction and return how many were new, contents not counted.
+        """Insert the rows in one transaction and return how many were new, without contents.
 
-        Those whose key (call_id and number, or the change's id) is there already are left as they are, and so is the
-        end of a call that has one. Values are bent by `storable`.
+        Rows whose key (call_id and number, or the change's id) exists already are skipped, and so is a second end of a
+        call. Values are changed by `storable`.
 
         Raises:
-            StoreUnavailable: The database is away, locked, full or read-only; nothing was kept.
-            ConfigurationError: The database is newer than this version; nothing was kept.
-            RowRefused: At least one row can never be kept; nothing was kept.
+            StoreUnavailable: The database is away, locked, full or read-only; nothing was stored.
+            ConfigurationError: The database is newer than this version; nothing was stored.
+            RowRefused: At least one row can never be stored; nothing was stored.
         """
         if not rows:
             return 0
@@ -90,7 +105,7 @@ class Tracker:
             changes = [_change_row(storable_change(row)) for row in rows if isinstance(row, ModeChange)]
         except (ValueError, TypeError, OverflowError) as error:
             raise RowRefused(f"a row has a {type(error).__name__} among its values") from error
-        # In one order everywhere: two recorders with the same rows then wait for each other, and never deadlock.
+        # Always in the same order, so that two recorders with the same rows wait for each other and never deadlock.
         changes.sort(key=lambda row: str(row["id"]))
         with self._transaction(writes=True) as connection:
             rollups.alone(connection)
@@ -101,9 +116,9 @@ class Tracker:
             return new + _insert_new(connection, ModeChangeRow, (ModeChangeRow.id,), changes)
 
     def roll_up(self, most: int = 2_000) -> int:
-        """Add attempts to the roll-ups that are not in them yet, the newest first, calls as a whole → how many were.
+        """Add attempts to the roll-ups that are not in them yet, newest first, whole calls at a time → how many.
 
-        They are from before there were any, or an older version has written them.
+        Such attempts are from before there were roll-ups, or were written by an older version.
 
         Raises:
             StoreUnavailable: The database is away, locked, full or read-only; these attempts are added another time.
@@ -134,6 +149,17 @@ class Tracker:
                 self._add(connection, sums.cells)
             return new
 
+    def keep_samples(self, samples: Sequence[LaneSample]) -> None:
+        """Keep how lanes stood, one row a lane and minute; where there is one, it stays.
+
+        Raises:
+            StoreUnavailable: The database is away, locked, full or read-only; nothing was kept.
+            ConfigurationError: The database is newer than this version; nothing was kept.
+        """
+        rows = [{**msgspec.structs.asdict(one), "lane": lane_key(one.lane)} for one in samples]
+        with self._transaction(writes=True) as connection:
+            _insert_new(connection, LaneSampleRow, (LaneSampleRow.lane, LaneSampleRow.at_s), rows)
+
     def _add(self, connection: Connection, cells: Cells) -> None:
         if not self._series:
             self._series.update(rollups.all_series(connection))
@@ -159,9 +185,9 @@ class Tracker:
         """The newest mode changes, newest first.
 
         Args:
-            lane: Only this lane's, and those of all lanes; None: of every lane.
-            since: Only from then on, seconds since the epoch.
-            limit: At most so many.
+            lane: Only changes of this lane and of all lanes together; None: of every lane.
+            since: Only changes from this time on, seconds since the epoch.
+            limit: Most changes.
         Raises:
             StoreUnavailable: The database is away or locked.
         """
@@ -173,10 +199,46 @@ class Tracker:
         with self._transaction() as connection:
             return [_change(row._asdict()) for row in connection.execute(wanted)]
 
-    def purge(self, older_than_s: float, now_s: float | None = None) -> int:
-        """Delete attempts, contents and mode changes of more than `older_than_s` seconds before `now_s` → how many.
+    def record_alerts(self, alerts: Sequence[Alert]) -> None:
+        """Keep alerts as they are now, one row each; one that has closed stays so.
 
-        Their sums stay in the roll-ups, of which minutes go after 30 days, and hours after two years.
+        Raises:
+            StoreUnavailable: The database is away, locked, full or read-only; nothing was kept.
+            RowRefused: One of them can never be kept; nothing was.
+        """
+        with self._transaction(writes=True) as connection:
+            alert_rows.put(connection, alerts)
+
+    def alerts(
+        self,
+        *,
+        since_s: float | None = None,
+        kinds: Sequence[Kind] = (),
+        lane: str | None = None,
+        only_open: bool = False,
+        limit: int = 100,
+    ) -> list[Alert]:
+        """The newest alerts, newest first.
+
+        Args:
+            since_s: Only those that were open at some time from then on, seconds since the epoch.
+            kinds: Only of these; none: of all.
+            lane: Only this lane's; None: of every lane, and of the deployment.
+            limit: At most so many.
+        Raises:
+            StoreUnavailable: The database is away or locked.
+        """
+        wanted = alert_rows.wanted(since_s=since_s, kinds=kinds, lane=lane, only_open=only_open, limit=limit)
+        with self._transaction() as connection:
+            found = [alert_rows.alert_of(row) for row in connection.execute(wanted)]
+        return [one for one in found if one is not None]
+
+    def purge(self, older_than_s: float, now_s: float | None = None) -> int:
+        """Delete attempts, contents, mode changes and past alerts of more than `older_than_s` seconds before `now_s`.
+
+        Returns how many attempts and mode changes these were.
+
+        Their sums stay in the roll-ups: minutes for 30 days, hours for two years.
 
         Args:
             now_s: Seconds since the epoch; None: this machine's clock.
@@ -194,6 +256,11 @@ class Tracker:
             self._in_chunks(partial(rollups.purge_some, span_s=span_s, before_s=now_s - kept_s))
         long_ago = datetime.fromtimestamp(now_s - max(rollup.KEPT_S.values()), UTC)
         self._purge(BatchRow, (BatchRow.name,), BatchRow.at, long_ago)
+        told_no_more = datetime.fromtimestamp(now_s - 2 * reuse.KEPT_S, UTC)
+        self._purge(BatchRow, (BatchRow.name,), BatchRow.at, told_no_more, BatchRow.name.startswith(NAMED))
+        sample_key = (LaneSampleRow.lane, LaneSampleRow.at_s)
+        self._purge(LaneSampleRow, sample_key, LaneSampleRow.at_s, int(now_s - lane_sample.KEPT_S))
+        self._purge(AlertRow, (AlertRow.id,), AlertRow.closed_at, before)
         self._purge(ContentRow, _CONTENT_KEY, ContentRow.finished_at, before)
         attempts = self._purge(AttemptRow, _KEY, AttemptRow.finished_at, before)
         return attempts + self._purge(ModeChangeRow, (ModeChangeRow.id,), ModeChangeRow.at, before)
@@ -202,22 +269,26 @@ class Tracker:
         self,
         table: type[Base],
         key: Sequence[InstrumentedAttribute[Any]],
-        at: InstrumentedAttribute[datetime],
-        before: datetime,
+        at: InstrumentedAttribute[Moment],
+        before: Moment,
+        which: ColumnElement[bool] | None = None,
     ) -> int:
+        """Delete rows of before then, all of them or `which` → how many."""
+        rows = at < before if which is None else (at < before) & which
+
         def oldest(connection: Connection, most: int) -> int:
-            wanted = select(*key).where(at < before).order_by(at).limit(most)
+            wanted = select(*key).where(rows).order_by(at).limit(most)
             return connection.execute(delete(table).where(tuple_(*key).in_(wanted))).rowcount
 
         return self._in_chunks(oldest)
 
     def _in_chunks(self, delete_some: Callable[[Connection, int], int]) -> int:
-        """Delete as many at a time as others can wait for, while there are so many → how many."""
+        """Delete in transactions that are short enough for other writers → how many."""
         purged, chunk = 0, _PURGE_CHUNK if self._file is None else FIRST_CHUNK
         while True:
             with self._transaction() as connection:
                 if self._file is not None:
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")  # what it waits for others is not its own time
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")  # first, so that waiting for others is not measured
                 begun_s = time.monotonic()
                 deleted = delete_some(connection, chunk)
             took_s = time.monotonic() - begun_s
@@ -228,7 +299,8 @@ class Tracker:
                 return purged
             if self._file is not None:
                 chunk = next_chunk(chunk, took_s)
-                time.sleep(max(HOLD_S, took_s))  # SQLite has no queue of writers: who comes back at once is first again
+                # SQLite has no queue of writers: without a pause this one would be the first again
+                time.sleep(max(HOLD_S, took_s))
 
     def _bound_log(self, file: SqliteFile) -> None:
         try:
@@ -246,19 +318,19 @@ class Tracker:
             with self._engine.begin() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            self._series.clear()  # what was added to them went back with the transaction
+            self._series.clear()  # series added in this transaction were rolled back
             known = ours(error, self._engine)
             if self._file is not None and is_damaged(error):
                 self._begin_anew(self._file, "damaged")
             elif isinstance(known, StoreUnavailable):
-                # Whatever comes back may be another file or server: connect anew, and look at its tables again.
+                # It may be another file or server when it is back: reconnect, and check its tables again.
                 self._close()
             raise known from error
         if writes and self._file is not None and (why := self._file.change()):
             raise StoreUnavailable(f"database {self._file.path} was {why} while rows were written; they are kept")
 
     def _look(self, file: SqliteFile, writes: bool) -> None:
-        """Whether the file is still the one that was prepared, and may be written.
+        """Check whether the file is still the one that was prepared, and writable.
 
         Raises:
             StoreUnavailable: It is read-only.
@@ -269,7 +341,7 @@ class Tracker:
             raise StoreUnavailable(f"database {file.path}: {error.strerror}") from error
         if why:
             self._begin_anew(file, why)
-        elif closed:  # an open handle would go on writing, and the next start could not
+        elif closed:  # an open handle could still write, but the next start could not
             raise StoreUnavailable(f"database {file.path} is read-only: make it writable (chmod u+w)")
 
     def _prepare(self) -> None:
@@ -284,7 +356,7 @@ class Tracker:
             self._file.remember()
 
     def _begin_anew(self, file: SqliteFile, why: str) -> None:
-        """The rows of this file are gone, or lie elsewhere: go on with a new one, and say so."""
+        """The rows of this file are lost, or were moved elsewhere: go on with a new file, and report it."""
         if not file.known:  # damaged when it was opened first: it may be anybody's
             return
         try:
@@ -310,7 +382,7 @@ class Tracker:
 
 
 def _known(connection: Connection, call_ids: Iterable[str]) -> dict[str, list[Counted]]:
-    """The attempts at these calls that are in the database, by call and in the order of their numbers."""
+    """The stored attempts at these calls, by call and in the order of their numbers."""
     ids = sorted(call_ids)
     known: dict[str, list[Counted]] = {call_id: [] for call_id in ids}
     for start in range(0, len(ids), _IDS):
@@ -321,9 +393,9 @@ def _known(connection: Connection, call_ids: Iterable[str]) -> dict[str, list[Co
 
 
 def _joined(connection: Connection, attempts: Sequence[Attempt], cells: Cells) -> list[dict[str, Any]]:
-    """Rows of those attempts that are new and no second end of their call; what they change is added to `cells`.
+    """Rows of the attempts that are new and not a second end of their call; changes of sums are added to `cells`.
 
-    Ends of calls that were made anew since become attempts that were repeated, here and in the database.
+    If a call was made anew, its former end becomes a retried attempt, here and in the database.
 
     Args:
         attempts: Sorted by call and number.
@@ -352,7 +424,7 @@ def _joined(connection: Connection, attempts: Sequence[Attempt], cells: Cells) -
 
 
 def _now_rolled_up(connection: Connection, attempts: Iterable[Counted]) -> int:
-    """Note of those that were not in the roll-ups that they are → how many these were."""
+    """Mark attempts as being in the roll-ups → how many were not marked before."""
     new = [{"of_call": one.call_id, "of_number": one.number} for one in attempts if not one.rolled_up]
     if new:
         here = (AttemptRow.call_id == bindparam("of_call")) & (AttemptRow.number == bindparam("of_number"))
@@ -361,7 +433,7 @@ def _now_rolled_up(connection: Connection, attempts: Iterable[Counted]) -> int:
 
 
 def _repeated(one: Counted, anew: int) -> Counted:
-    """What a call had ended with before it was made anew as attempt `anew` is an attempt that was repeated."""
+    """Make the former end of a call that was made anew, as attempt `anew`, a retried attempt."""
     return one._replace(outcome=Outcome.RETRIED) if one.number < anew and one.outcome in ENDS else one
 
 
@@ -370,7 +442,7 @@ def _ended_before(one: Attempt) -> Attempt:
 
 
 def _fresh(told: Iterable[Attempt], held: Iterable[Counted]) -> list[Attempt]:
-    """Without those that are held, without repetitions, and without the ends of a call that has one or an earlier."""
+    """Without stored attempts, repetitions, and further ends of a call that has an end."""
     numbers, over, fresh = set[int](), False, []
     for known in held:
         numbers.add(known.number)
@@ -387,7 +459,7 @@ def _fresh(told: Iterable[Attempt], held: Iterable[Counted]) -> list[Attempt]:
 def _insert_new(
     connection: Connection, table: type[Base], key: Sequence[InstrumentedAttribute[Any]], rows: Sequence[dict[str, Any]]
 ) -> int:
-    """Insert those whose key is not there yet → how many."""
+    """Insert rows whose key does not exist yet → how many."""
     if not rows:
         return 0
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert

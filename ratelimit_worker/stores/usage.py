@@ -1,6 +1,6 @@
-"""What have the answers of each task and model used, and how long did they take?
+"""Learned usage and latencies of each task and model.
 
-Each of the two is a hash in Redis, and a copy in each process that wants to know.
+Each of the two is a hash in Redis, with a copy in each process that needs it.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from ratelimit_worker.stores.reach import redis_errors
 log = logging.getLogger(__name__)
 
 TTL_S = 30 * 86_400
-MOST_KEPT = 2_000  #: tasks and models; when there are more, a tenth goes, those that were quiet for longest
-REFRESH_S = 10.0  #: a process looks so often at most
-#: A lane that is new learns how long its answers take in a few seconds, and a provider may hang in the next.
+MOST_KEPT = 2_000  #: tasks and models; beyond that, the tenth that was not used for longest is deleted
+REFRESH_S = 10.0  #: how often a process reads them at most
+#: The same for latencies: a new lane learns them within seconds, and they may be needed soon after.
 LATENCIES_REFRESH_S = 2.0
-MOST_ASKED = 1_000  #: tasks and models that one process looks for
+MOST_ASKED = 1_000  #: most tasks and models that one process reads
 
 _encode = msgspec.msgpack.Encoder().encode
 
 
 class _Dated(Protocol):
-    """What is learned has a time."""
+    """Something learned, with its time."""
 
     @property
     def at(self) -> float:
-        """Of the last that taught something, seconds since the epoch."""
+        """Time of the last answer that it is learned from, seconds since the epoch."""
         ...
 
 
@@ -47,14 +47,14 @@ T = TypeVar("T", bound=_Dated)
 class Memory(Generic[T]):
     """One hash, by task and model. All methods raise `StoreUnavailable` where Redis is away, full or read-only.
 
-    Two that learn at the same time may lose some of each other's answers; a mean over a hundred of them bears that.
+    Two processes that learn at the same time may lose some answers, which a mean over a hundred can bear.
     """
 
     def __init__(self, client: Redis, key: str, kind: type[T]) -> None:
         self._client, self._key, self._decode = client, key, msgspec.msgpack.Decoder(kind).decode
 
     def read(self, names: Iterable[str]) -> dict[str, T]:
-        """What is known, by name (`estimate.key`); one that is not known, or another version's, is left out."""
+        """Learned values by name (`estimate.key`); unknown ones, and those of other versions, are left out."""
         wanted = list(names)
         if not wanted:
             return {}
@@ -64,14 +64,14 @@ class Memory(Generic[T]):
         return {name: learned for name, learned in found if learned is not None}
 
     def everything(self) -> dict[str, T]:
-        """All that is known, by name."""
+        """All learned values, by name."""
         with redis_errors():
             raw: Any = self._client.hgetall(self._key)
         found = ((name.decode(), self._read(value)) for name, value in raw.items())
         return {name: learned for name, learned in found if learned is not None}
 
     def write(self, learned: Mapping[str, T]) -> None:
-        """Keep what was learned, for 30 days after the last answer of any task."""
+        """Store learned values, for 30 days after the last answer of any task."""
         if not learned:
             return
         with redis_errors():
@@ -113,11 +113,11 @@ class LatencyMemory(Memory[Latencies]):
 
 
 class Copy(Generic[T]):
-    """What this process knows of it: `learned(name)` never waits. What is asked for the first time is not known yet; a
-    thread of its own looks for it, and again for all that was asked for every `every_s` while somebody asks.
+    """This process's copy: `learned(name)` never blocks. A name that is asked for the first time is unknown at first; a
+    thread reads it, and again all names that were asked for, every `every_s` while they are asked for.
 
     Args:
-        memory: Gives the hash; called in that thread.
+        memory: Returns the hash; called in that thread.
         clock: Monotonic seconds.
         spawn: Runs a function beside the caller.
     """

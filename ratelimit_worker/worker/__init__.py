@@ -1,1 +1,1 @@
-"""Celery's side of the house: transport, task, result, presence and duties, in Celery's own words."""
+"""The part that speaks to Celery: transport, task, result, presence and duties."""

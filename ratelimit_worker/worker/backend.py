@@ -1,8 +1,8 @@
-"""How is the result of a call stored, and waited for? As Celery's Redis backend does it, but for three things.
+"""The result backend: Celery's Redis backend with three changes.
 
-It takes one round trip where Celery's takes two; what asks Redis is bounded by `stores.decide`; and who waits for a
-result is told by one thread of the process (`worker.listener`), which goes on when Redis is back, and hears of calls
-that Redis has forgotten (`worker.lost`).
+Storing a result takes one round trip instead of two. Exchanges with Redis are bounded in time by `stores.decide`. And
+all waiting callers of a process are served by one thread (`worker.listener`), which goes on when Redis is back, and
+tells them about calls that Redis has forgotten (`worker.lost`).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from ratelimit_worker.contracts.lesson import Settlement, Stored
 from ratelimit_worker.contracts.plan import HEADER
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.outage import cause_of
+from ratelimit_worker.ports import Settled
 from ratelimit_worker.stores.decide import deciding
 from ratelimit_worker.stores.exchange import exchange
 from ratelimit_worker.stores.patient import PATIENCE, PatientLanes
@@ -45,61 +46,65 @@ from ratelimit_worker.worker.waiter import Waiter, results_before, results_of
 
 log = logging.getLogger(__name__)
 
-#: `override_backends`: what Celery takes in place of its own for these result backends.
+#: For `override_backends`: the classes that Celery uses in place of its own for these result backends.
 BACKENDS = dict.fromkeys(("redis", "rediss", "redis+socket", "sentinel"), f"{__name__}:Backend")
 INTERVAL_S = 1.0  #: between two calls of `on_interval`, as in Celery
-LOOK_FIRST_S = 1.0  #: who has less time looks whether the answer is there, before it is listened for
-LEAST_S = 0.5  #: such a look may take so long, though there be no time at all
+LOOK_FIRST_S = 1.0  #: a caller with less time than this first looks whether the answer is there, and then listens
+LEAST_S = 0.5  #: such a look may take this long, even if the caller's time-out is 0
 
 T = TypeVar("T")
 
 
-#: Of a request whose task sent itself again and went on (`retry(throw=False)`): what it returns is nobody's answer.
+#: Mark of a request whose task sent itself again and went on (`retry(throw=False)`): its return value is not the
+#: answer.
 GOES_ON = "rlw_goes_on"
-#: Of a request whose answer is settled with its result (`worker.ending`): an `Unsettled`.
+#: Name under which a request holds its `Unsettled`, if its answer is settled together with its result
+#: (`worker.ending`).
 UNSETTLED = "rlw_unsettled"
 
 
 class Unsettled(NamedTuple):
-    """An answer that is not safe yet."""
+    """An answer that is still to be settled."""
 
     settlement: Settlement
     frees: bool  #: nothing but the ack is left to do for its call
+    settled: Settled  #: for its trace
 
 
 class ResultConsumer(BaseResultConsumer):
-    """Tells whoever waits in this process what its listener hears; looks for calls that Redis has forgotten."""
+    """Gives the callers that wait in this process what its listener receives; looks for calls that Redis has
+    forgotten."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.drainer = Drainer(self)  # nobody drains: there is a thread, or a greenlet, that listens
+        self.drainer = Drainer(self)  # it is never used, since a thread or greenlet listens
         self.search = Search(self.backend, self._waited_for)
         self.listener = Listener(lambda: self.backend.client, self._is_wanted, self._heard)
         self._prefix = text(self.backend.get_key_for_task("-"))[:-1]
         self._forget_waiters()
 
     def _forget_waiters(self) -> None:
-        self._lock = threading.Lock()  #: around changes; a destructor may read
+        self._lock = threading.Lock()  #: held for changes, but not for reading, since destructors read
         self._waiters: dict[str, tuple[Waiter, ...]] = {}
 
     def on_after_fork(self) -> None:
-        """Who waited in the parent process waits there."""
+        """In a forked child: callers that wait are in the parent process."""
         self._forget_waiters()
 
     def key_of(self, call_id: str) -> str:
-        """The key under which a result is stored, and told."""
+        """The key under which a result is stored, and the channel on which it is published."""
         return f"{self._prefix}{call_id}"
 
     @contextmanager
     def waiting(
         self, result: Any, wake: Callable[[], object], *, parents: bool = True, messages: bool = False
     ) -> Iterator[Waiter]:
-        """Be told, inside, of a result or a set of them.
+        """Listen for a result or a set of results while the block runs.
 
         Args:
             wake: Called in another thread whenever something has come.
-            parents: Be told of those before it in its canvas too, whose failure ends the wait.
-            messages: Keep what is heard, whatever its state (`Waiter.messages`).
+            parents: Listen for the earlier steps of its canvas too, whose failure ends the wait.
+            messages: Keep every message, whatever its state (`Waiter.messages`).
         """
         waiter = Waiter(results_of(result), results_before(result) if parents else (), wake, messages)
         keys = [self.key_of(one) for one in waiter.by_id]
@@ -142,7 +147,8 @@ class ResultConsumer(BaseResultConsumer):
         until = None if timeout is None else time.monotonic() + timeout
         woken = threading.Event()
         with self.waiting(result, woken.set, messages=on_message is not None) as waiter:
-            if timeout is not None and timeout < LOOK_FIRST_S:  # it may be there, and there is no time to listen first
+            # it may be there already, and there is no time to subscribe first
+            if timeout is not None and timeout < LOOK_FIRST_S:
                 self._look_now(waiter, timeout)
             while not waiter.is_over():
                 left = INTERVAL_S if until is None else min(INTERVAL_S, until - time.monotonic())
@@ -172,7 +178,7 @@ class ResultConsumer(BaseResultConsumer):
             log.info("results.away cause=%s", cause_of(error), extra={"cause": cause_of(error)})
 
     def on_state_change(self, meta: Any, message: Any = None) -> None:
-        """As Celery's, but nothing is kept of results that nobody waits for: who comes later looks first."""
+        """As Celery's, but results that no caller waits for are not kept: a later caller looks in Redis first."""
         call_id = meta["task_id"]
         if meta["status"] in states.READY_STATES:
             self.search.ended(call_id)
@@ -187,7 +193,7 @@ class ResultConsumer(BaseResultConsumer):
         for waiter in self._waiters.get(self.key_of(call_id), ()):
             waiter.hear(meta)
 
-    # ── the listener's ───────────────────────────────────────────────────────────────────────────────────────────────
+    # ── for the listener ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def _is_wanted(self, key: str) -> bool:
         return key in self._waiters or bool(_waiting_on(self._pending_results, key.removeprefix(self._prefix)))
@@ -215,38 +221,40 @@ class ResultConsumer(BaseResultConsumer):
 
 
 class Backend(stock.RedisBackend):
-    """Celery's own, but for what it does when a call has its answer, and when Redis is away."""
+    """Celery's own, except for storing the answer of a call, and for outages of Redis."""
 
     ResultConsumer = ResultConsumer
 
     def __init__(self, *args: Any, url: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)  # without the address, of which Celery takes some spellings only
+        super().__init__(*args, **kwargs)  # without the address, since Celery accepts only some forms of it
         self.url = url
-        self._form: tuple[str, ...] | None = None  #: None: nobody has asked
-        whole = f"redis+{url}" if url and url.startswith("socket://") else url  # Celery has taken the rest for the kind
+        self._form: tuple[str, ...] | None = None  #: None: not yet made
+        whole = f"redis+{url}" if url and url.startswith("socket://") else url  # Celery has cut off the scheme
         self._server = _where_results_are(self.app, whole or "")
         told: dict[str, Any] = self.connparams  # type: ignore[has-type]
         self.connparams = self._server.parameters(**told)
-        self.thread_safe = True  # else each thread had a backend, a connection and a listener of its own
+        self.thread_safe = True  # otherwise each thread would have its own backend, connection and listener
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
-        """Nothing: Celery subscribes with each call, waited for or not. Who begins to wait looks first here."""
+        """Does nothing. Celery subscribes for each call that is sent; here, a caller subscribes when it begins to
+        wait."""
 
     def _get_pool(self, **params: Any) -> Any:
         return self._server.pool(params)
 
     def as_uri(self, include_password: bool = False) -> str:
-        """Where results are; without `include_password` fit to be shown."""
+        """Where results are; without `include_password` it can be shown."""
         return str(self.url) if include_password else f"{str(self.url).partition('://')[0]}://{self._server.shown}"
 
     def exception_safe_to_retry(self, exc: Exception) -> bool:
-        """As Celery's, until the worker's time to end is over: the answer is safe, and its call is delivered again."""
+        """As Celery's, but it ends when the worker's time to end is over: the answer is safe, and the call comes
+        again."""
         return bool(super().exception_safe_to_retry(exc)) and not PATIENCE.is_over()
 
     def form_of(self, call_id: str) -> ResultForm | None:
-        """How a successful result of this call is stored, but for its value; None: no script can write it.
+        """How a script can store a successful result of this call; None: it cannot.
 
-        One can where results are in the lanes' own Redis, and JSON that holds nothing else of the call.
+        It can if results are in the lanes' Redis, and are JSON that contains nothing else about the call.
         """
         if self._form is None:
             self._form = self._form_of_all()
@@ -257,7 +265,7 @@ class Backend(stock.RedisBackend):
         return ResultForm(self.get_key_for_task(call_id).decode(), before, after, int(self.expires or 0))
 
     def _form_of_all(self) -> tuple[str, ...]:
-        """The text before the value, between value and date, between date and id, and after it; (): there is none."""
+        """The text before the value, between value and date, between date and id, and after it; (): not possible."""
         installation = installation_of(self.app)
         server = installation.server if installation is not None else RedisServer()
         here = bool(server) and replace(server, namespace="").place == self._server.place
@@ -282,7 +290,7 @@ class Backend(stock.RedisBackend):
         for call_id, meta in super().iter_native(result, *args, **kwargs):
             told.add(call_id)
             yield call_id, meta
-        for one in result.results:  # of two that wait for the same, Celery tells one
+        for one in result.results:  # if two of them have the same id, Celery yields only one
             if one.id not in told and getattr(one, "_cache", None):
                 yield one.id, one._cache
 
@@ -296,7 +304,7 @@ class Backend(stock.RedisBackend):
         return self._decided(super().save_group, *args, **kwargs)
 
     def _decided(self, ask: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """What makes a canvas, before any of its calls is sent.
+        """Prepare a canvas (as Celery's), before any of its calls is sent.
 
         Raises:
             StoreUnavailable: Redis is away, full or read-only.
@@ -310,22 +318,22 @@ class Backend(stock.RedisBackend):
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:
-        # Celery reads what is stored first, lest a task that was lost and ran again overwrites its earlier success. Of
-        # a call SETTLE lets one answer through, which each of its deliveries returns.
+        # Celery first reads what is stored, so that a task that was lost and ran again does not overwrite its earlier
+        # success. A call has one settled answer, which each of its deliveries returns.
         call = request is not None and request.get(HEADER) is not None
         unsettled: Unsettled | None = request.get(UNSETTLED) if call else None
         if unsettled is not None and state != states.SUCCESS:  # the answer could not be stored
-            self._settle(unsettled.settlement, request)
+            self._settle(unsettled, request)
         if call and state not in states.READY_STATES:
             return self._store_unless_over(task_id, result, state, traceback, request)
         if not call or state != states.SUCCESS:
             return super()._store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
         if request.get(GOES_ON):
-            return result  # the next attempt has the call's answer, and may have stored it by now
+            return result  # the next delivery gets the call's answer, and may have stored it by now
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = task_id
         try:
-            # Bytes, made once: SET and PUBLISH would each make their own of a text, and the text would stay.
+            # Encoded once: SET and PUBLISH would each encode a text, and the text would stay in memory too.
             encoded = self.encode(meta)
             stored = encoded.encode() if isinstance(encoded, str) else encoded  # pickle, say, gives bytes
             if unsettled is not None:
@@ -338,7 +346,7 @@ class Backend(stock.RedisBackend):
         return result
 
     def is_on(self, server: RedisServer) -> bool:
-        """Whether results are on that server, and whoever may store them may do so there."""
+        """Whether results are on that server, under the same user."""
         if not server or replace(server, namespace="").place != replace(self._server, namespace="").place:
             return False
         mine, theirs = self._server.parameters(), server.parameters()
@@ -351,7 +359,7 @@ class Backend(stock.RedisBackend):
         return lanes
 
     def _finish(self, unsettled: Unsettled, result: Stored, request: Any) -> bool:
-        """Make an answer safe together with its result → False: what is in Redis does not let it, and never will.
+        """Settle an answer together with its result → False: data in Redis prevents it, and always will.
 
         Raises:
             redis.RedisError: Redis is away, and the worker's time to end is over.
@@ -359,22 +367,25 @@ class Backend(stock.RedisBackend):
         try:
             if self._lanes.finish(unsettled.settlement, result, unsettled.frees):
                 FREED.add(unsettled.settlement.tag)
-        except StoreUnavailable:  # the answer is there and paid for: its caller gets it all the same
+            unsettled.settled(None)
+        except StoreUnavailable as error:  # the answer is paid for, so its caller gets it all the same
             log.exception("call.unsettled")
+            unsettled.settled(type(error).__name__)
             return False
         finally:
             setattr(request, UNSETTLED, None)
         return True
 
-    def _settle(self, told: Settlement, request: Any) -> None:
-        self._lanes.settle(told)
+    def _settle(self, unsettled: Unsettled, request: Any) -> None:
+        self._lanes.settle(unsettled.settlement)
+        unsettled.settled(None)
         setattr(request, UNSETTLED, None)
 
     def _store_unless_over(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> Any:
-        """That an attempt is not the last, unless the call has ended meanwhile.
+        """Store that the call is retried, unless it has ended meanwhile.
 
-        The lane may send it again before the thread of the attempt comes to say so: written over the call's end, its
-        caller would wait for ever.
+        The lane may send it again, and it may end, before this thread stores the retry. Written over the end, that
+        would make its caller wait for ever.
         """
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = task_id
@@ -389,7 +400,7 @@ class Backend(stock.RedisBackend):
             pipe.publish(key, encoded)
             try:
                 pipe.execute()
-            except WatchError:  # a later attempt has said something by now
+            except WatchError:  # a later attempt has stored something by now
                 log.debug("result.outrun call_id=%s state=%s", task_id, state)
         return result
 
@@ -399,7 +410,7 @@ class Backend(stock.RedisBackend):
 
 
 def backend_url(server: RedisServer) -> str:
-    """The result backend on a Redis server, as Celery spells it."""
+    """The URL of the result backend on a Redis server, as Celery spells it."""
     canonical = canonical_redis_url(server.url)
     scheme, _, rest = canonical.partition("://")
     return f"redis+socket://{rest}" if scheme == "unix" else canonical
@@ -408,7 +419,7 @@ def backend_url(server: RedisServer) -> str:
 def _where_results_are(app: Any, url: str) -> RedisServer:
     """The server of a result backend, with what the app's configuration says of connections to it.
 
-    Where that is the broker's server, what is told of the broker holds, unless something is told of results.
+    If that is the broker's server, the broker's options hold, unless there are options for results.
     """
     conf = app.conf
     told = dict(conf.result_backend_transport_options or {})
@@ -428,6 +439,7 @@ def _where_results_are(app: Any, url: str) -> RedisServer:
 
 
 def left_by(error: BaseException) -> Reject:
-    """What a worker raises that ends without Redis: the message goes back, where Redis is there again, or waits."""
+    """The exception that a worker raises if it ends while Redis is away: its message goes back if Redis is there again;
+    else it stays where it is."""
     log.warning("call.left cause=%s", cause_of(error))
     return Reject(f"the worker ends, and Redis is away: {cause_of(error)}", requeue=True)

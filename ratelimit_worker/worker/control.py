@@ -18,42 +18,40 @@ from ratelimit_worker.worker.task import CallTask
 
 _stock_revoke = control.Panel.data["revoke"]
 _stock_rate_limit = control.Panel.data["rate_limit"]
-#: What the event `task-revoked` says of a call that waited.
+#: Fields of the event `task-revoked` of a call that waited.
 NOT_BEGUN = {"terminated": False, "signum": None, "expired": False}
+
+MOST_S = 60.0  #: longest time to revoke some hundred calls that a person has chosen, seconds
 
 
 def revoke(state: Any, task_id: Any, *args: Any, **kwargs: Any) -> Any:
-    """Celery's revoke; a call that waits leaves its lane then and there."""
+    """Celery's revoke; a waiting call leaves its lane at once."""
     for call_id in _take_out(services_of(state.app).lanes, maybe_list(task_id) or [], state.app):
         state.consumer.event_dispatcher.send("task-revoked", uuid=call_id, **NOT_BEGUN)
     return _stock_revoke(state, task_id, *args, **kwargs)
 
 
 def rate_limit(state: Any, task_name: str, rate_limit: Any, **kwargs: Any) -> Any:
-    """Celery's rate_limit, of tasks that make no calls: in the worker's memory a call would hold up its lane."""
+    """Celery's rate_limit, for ordinary tasks only: calls that the worker keeps in memory would hold up their lane."""
     if isinstance(state.app.tasks.get(task_name), CallTask):
         return control.nok(f"{task_name} makes calls: its lane paces them, see `limits set`")
     return _stock_rate_limit(state, task_name, rate_limit, **kwargs)
 
 
 def register() -> None:
-    """Put our commands in the place of Celery's."""
+    """Replace Celery's commands by ours."""
     control.Panel.data["revoke"] = revoke
     control.Panel.data["rate_limit"] = rate_limit
 
 
 def give_control(app: Celery) -> None:
-    """Let whatever revokes calls from an app's process empty their lanes too, with or without a worker."""
+    """Let a revoke from any process of the app take calls out of their lanes, with or without a worker."""
 
     class Control(symbol_by_name(app.control_cls)):  # type: ignore[misc]
         def revoke(self, task_id: Any, destination: Any = None, **kwargs: Any) -> Any:
             taken = _revoked_here(self.app, task_id) if destination is None else []
             answer = super().revoke(task_id, destination, **kwargs)
-            if taken and self.app.conf.task_send_sent_event:  # who heard that they were sent hears that they are gone
-                events = self.app.events.Dispatcher(enabled=False)
-                with self.app.producer_or_acquire() as producer:
-                    for call_id in taken:
-                        events.publish("task-revoked", {"uuid": call_id, **NOT_BEGUN}, producer)
+            _tell(self.app, taken)
             return answer
 
     if "control" in vars(app):
@@ -61,8 +59,25 @@ def give_control(app: Celery) -> None:
     app.control_cls = Control
 
 
+def revoke_waiting(app: Celery, call_ids: Iterable[str]) -> list[str]:
+    """Revoke those of these calls that wait; the others go on, and no worker is told → those that were revoked."""
+    with deciding(MOST_S):
+        taken = _revoked_here(app, list(call_ids))
+        _tell(app, taken)
+    return taken
+
+
+def _tell(app: Celery, taken: Iterable[str]) -> None:
+    """Send `task-revoked` events for these calls, if the app sends events for sent calls too."""
+    if taken and app.conf.task_send_sent_event:
+        events = app.events.Dispatcher(enabled=False)
+        with app.producer_or_acquire() as producer:
+            for call_id in taken:
+                events.publish("task-revoked", {"uuid": call_id, **NOT_BEGUN}, producer)
+
+
 def _revoked_here(app: Celery, task_id: Any) -> list[str]:
-    """Take what waits under these ids out of its lanes, in an agent → the ids of what did."""
+    """Take waiting calls with these ids out of their lanes, in an agent → the ids of calls that waited."""
     live = services_of(app)
     if in_memory(app) or not live.redis_url:
         return []
@@ -71,7 +86,7 @@ def _revoked_here(app: Celery, task_id: Any) -> list[str]:
 
 
 def _take_out(lanes: Lanes, call_ids: Iterable[str], app: Celery) -> list[str]:
-    """Take calls out of their lanes, and tell whoever waits for them, or for a canvas of theirs → the ids of those."""
+    """Take waiting calls out of their lanes, and end the wait of their callers and canvases → their ids."""
     taken = []
     for call_id in call_ids:
         for raw, payload in lanes.revoke(call_id)[:1]:

@@ -1,9 +1,9 @@
-"""When is an answer settled? With its result, in one step, where nothing of Celery's stands between the two.
+"""When is an answer settled? Together with its result, in one step, unless Celery does something between the two.
 
-Celery sends what follows a call (links, the rest of a chain) before it stores the result, and that must not happen for
-an answer that is not safe; everywhere else the settlement waits for the result, which is stored at once. Where only the
-ack would be left to do, the call is freed in the same step too. What runs after that (`on_success`, handlers of
-signals) is made up for when a worker dies, so a task that has such is freed by its ack.
+Celery sends what follows a call (links, the rest of a chain) before it stores the result. That must not happen before
+the answer is safe, so such a call is settled first. In all other cases the settlement waits for the result, which comes
+at once. If only the ack would be left to do, the call is freed in the same step too. A task with `on_success` or signal
+handlers, which run after the result, is freed by its ack: if its worker dies in between, they run again.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from typing import Any, NamedTuple
 from celery import Task, signals
 
 from ratelimit_worker.contracts.lesson import Settlement
+from ratelimit_worker.ports import Settled
 from ratelimit_worker.worker.backend import GOES_ON, UNSETTLED, Backend, Unsettled
 from ratelimit_worker.worker.installed import services_of
 
-#: Whose handlers of signals look at no arguments, and leave nothing undone when their process dies.
+#: Packages whose signal handlers do not read arguments, and leave nothing undone if their process dies.
 OURS = ("ratelimit_worker.", "celery.")
 
 
 class _Kind(NamedTuple):
-    """What does not change from call to call of a task."""
+    """Facts about a task that are the same for all its calls."""
 
-    results_here: bool  #: they are stored on the server of the lanes, by our own backend
+    results_here: bool  #: results are stored on the lanes' server, by our own backend
     has_hooks: bool
 
 
-def settles_later(task: Any, request: Any) -> Callable[[Settlement], bool]:
-    """What takes over the settlement of an attempt at this request; asked when the attempt has been answered."""
+def settles_later(task: Any, request: Any) -> Callable[[Settlement, Settled], bool]:
+    """The function that takes over the settlement of an attempt at this request, once the attempt has its answer."""
 
-    def take_over(settlement: Settlement) -> bool:
+    def take_over(settlement: Settlement, settled: Settled) -> bool:
         kind = _kind_of(task)
         if not kind.results_here or task.ignore_result or request.ignore_result or request.is_eager:
             return False
@@ -39,14 +40,14 @@ def settles_later(task: Any, request: Any) -> Callable[[Settlement], bool]:
             return False
         frees = not (request.chord or kind.has_hooks or heard_by_others(signals.task_success, task))
         frees = frees and not heard_by_others(signals.task_postrun, task)
-        setattr(request, UNSETTLED, Unsettled(settlement, frees))
+        setattr(request, UNSETTLED, Unsettled(settlement, frees, settled))
         return True
 
     return take_over
 
 
 def heard_by_others(signal: Any, sender: Any) -> bool:
-    """Whether somebody beside us and Celery has a handler of a signal."""
+    """Whether a signal has a handler other than ours and Celery's."""
     live = signal._live_receivers(sender)
     return any(not str(getattr(one, "__module__", "")).startswith(OURS) for one in live)
 

@@ -1,9 +1,9 @@
-"""Of which type is each field of a task's message? Celery and kombu read them without asking, and a worker ends of the
-first that is of another: a timelimit that is text, an eta that is a list.
+"""The type of each field of a task's message. Celery and kombu do not check them, and one field of a wrong type ends
+the worker: a timelimit that is text, an eta that is a list.
 
-The tables name every field of kombu's envelope and of Celery's message protocol 2 (protocol 1 is read as the same, see
-`intake`), and of the header of a call. A field that may be absent may be null. What has no row is the sender's own, and
-only has to be shallow (`depth`). Beside each: who reads it.
+The tables have every field of kombu's envelope, of Celery's message protocol 2 (protocol 1 is converted to it, see
+`intake`) and of the header of a call, with a note of who reads it. A field that may be absent may also be null. A field
+without a row is the sender's own, and must only not be nested too deep (`depth`).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ MOST_NAME = 1024  #: characters of an id or a name
 MOST_WHOLE = 2**31 - 1
 MOST_NUMBER = 1e15
 MOST_TIME_S = 253_370_764_800.0  #: the year 9999
-MOST_DEPTH = 100  #: of the envelope: kombu writes it back as JSON, and fails on what is deeper than its stack
-MOST_BODY_DEPTH = 400  #: of the body, which is read in a thread, and written back by a retry
-#: Character sets of a body: others are no text (zlib unpacks), or take quadratic time (punycode).
+MOST_DEPTH = 100  #: nesting of the envelope: kombu writes it back as JSON, which fails beyond the depth of the stack
+MOST_BODY_DEPTH = 400  #: nesting of the body, which is read in a thread, and written back by a retry
+#: Allowed character sets of a body: others are not text (zlib unpacks), or take quadratic time (punycode).
 CHARSETS = frozenset({"utf-8", "ascii", "iso8859-1"})
 
 
 class Row(NamedTuple):
-    """What a field has to be: the check, and the same in words."""
+    """What a field must be: a check, and its description."""
 
     right: Callable[[Any], bool]
     words: str
@@ -41,7 +41,7 @@ def _text(value: Any) -> bool:
 
 
 def _writable(text: str) -> bool:
-    """Whether it is UTF-8: a lone surrogate is not, and fails where it is sent on."""
+    """Whether it can be encoded as UTF-8: a lone surrogate cannot, and fails later when it is sent on."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -120,7 +120,7 @@ def _size(value: Any) -> bool:
 
 
 def _charset(value: Any) -> bool:
-    if value == "binary":  # kombu's word for: as it is
+    if value == "binary":  # kombu's name for unencoded bytes
         return True
     try:
         return isinstance(value, str) and len(value) < 40 and codecs.lookup(value).name in CHARSETS
@@ -188,7 +188,7 @@ HEADERS: Mapping[str, Row] = {
     "redelivered": TRUTH,
     "compression": TEXT,
     "rlw_body": TEXT,
-    # what Celery sets itself, or reads of the body's canvas, and of a header where that has none
+    # set by Celery itself, or read from the body's canvas, or from a header if that has none
     "callbacks": SIGNATURES,
     "errbacks": SIGNATURES,
     "chain": SIGNATURES,
@@ -209,7 +209,7 @@ HEADERS: Mapping[str, Row] = {
     "args": LIST,
     "kwargs": OBJECT,
 }
-#: The header of a call, which `contracts.plan` decodes; a test holds the names here to those there.
+#: The header of a call, which `contracts.plan` decodes; a test compares the names.
 PLAN: Mapping[str, Row] = {
     "v": COUNT,
     "lane": TEXT,
@@ -224,7 +224,10 @@ PLAN: Mapping[str, Row] = {
     "max_waiting": COUNT,
     "max_bytes": NUMBER,
 }
-#: ... what it may have beside that.
+#: ... those that must be there. Each of the others has a default if it is missing; it is written all the same, since
+#: versions before this one, which may still be running, set a message without it aside.
+PLAN_NEEDS = ("lane", "deadline", "pub")
+#: ... and its optional fields.
 PLAN_MORE: Mapping[str, Row] = {
     "size": Row(_size, "a model and one or two numbers"),
     "timeout": POSITIVE,
@@ -234,6 +237,8 @@ PLAN_MORE: Mapping[str, Row] = {
     "cache_entries": NUMBER,
     "cache_bytes": NUMBER,
     "sheds": Row(lambda value: value in ("raise", "result", ""), "raise or result"),
+    "nanousd": NUMBER,
+    "over": Row(lambda value: value in ("raise", "result", ""), "raise or result"),
     "number": COUNT,
     "tries": COUNT,
     "again": TRUTH,
@@ -241,10 +246,12 @@ PLAN_MORE: Mapping[str, Row] = {
     "anew": TRUTH,
     "short": TRUTH,
     "fp": TEXT,
+    "trace": TEXT,
     "fresh": TRUTH,
     "unkept": TRUTH,
     "heirs": TRUTH,
     "ns": TEXT,
+    "swr": NUMBER,
 }
 #: Body and headers of a broadcast to the workers' mailbox: kombu's pidbox, which connects anew after an error.
 BROADCAST: Mapping[str, Row] = {
@@ -261,18 +268,18 @@ BROADCAST: Mapping[str, Row] = {
     "clock": NUMBER,
     "expires": NUMBER,
 }
-#: Names that Celery's own methods have: a header of that name would take their place in the task's request.
+#: Names of methods of Celery's request: a header with such a name would replace the method.
 METHODS = frozenset(name for name in dir(Context) if callable(getattr(Context, name)) or name.startswith("_"))
 
 
 def wrong(
     fields: Mapping[str, Any], table: Mapping[str, Row], where: str = "", needs: Iterable[str] = ()
 ) -> str | None:
-    """What is wrong with the fields that a table names, in one line that does not repeat their values; None: nothing.
+    """What is wrong with the fields in a table, in one line without their values; None: nothing.
 
     Args:
-        where: Put before a field's name.
-        needs: Fields that have to be there; the others may be absent, or null.
+        where: Prefix of a field's name in the message.
+        needs: Fields that must be there; others may be absent or null.
     """
     for name in needs:
         if fields.get(name) is None:
@@ -285,17 +292,17 @@ def wrong(
 
 
 def wrong_plan(plan: Any) -> str | None:
-    """The same of a call's header."""
+    """The same for a call's header."""
     if not isinstance(plan, dict):
         return "rlw is not an object"
-    said = wrong(plan, PLAN, "rlw.", PLAN) or wrong(plan, PLAN_MORE, "rlw.")
+    said = wrong(plan, PLAN, "rlw.", PLAN_NEEDS) or wrong(plan, PLAN_MORE, "rlw.")
     if said is None and plan.get("ttl") is not None:
         said = wrong(plan, PLAN_MORE, "rlw.", ("join", "cache_entries", "cache_bytes"))
     return said
 
 
 def right_ones(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """The headers that are what they have to be: enough to tell whoever waits for a call that it was refused."""
+    """The headers that are valid: enough to tell a caller that its call was refused."""
     return {
         name: value
         for name, value in headers.items()
@@ -304,7 +311,7 @@ def right_ones(headers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def deeper_than(most: int, value: dict[str, Any] | list[Any]) -> bool:
-    """Whether lists and objects stand in each other more than `most` deep."""
+    """Whether lists and objects are nested deeper than `most`."""
     level = [value]
     for _ in range(most + 1):
         inner: list[Any] = []

@@ -1,6 +1,7 @@
-"""What can never work ends a worker before anything else, with one line: a setting, an address, a server without lanes.
+"""A worker that can never work ends at once, with one line: a wrong setting or address, or a server that cannot hold
+lanes.
 
-Celery would show a traceback, or try for ever. A server that is merely away is waited for, as Celery does.
+Celery would show a traceback, or try for ever. A server that is only away is waited for, as Celery does.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ EX_CONFIG = 78
 
 @signals.celeryd_init.connect(weak=False)
 def look(instance: Any = None, **_: Any) -> None:
-    """Before a worker of an app with lanes is set up.
+    """Called before a worker of an app with lanes is set up.
 
     Raises:
-        SystemExit: it could never work.
+        SystemExit: it can never work.
     """
     installation = installation_of(instance.app)
     if installation is None:
@@ -45,10 +46,10 @@ def look(instance: Any = None, **_: Any) -> None:
 
 @contextmanager
 def one_line_to_celery() -> Iterator[None]:
-    """Around what a module does that the command `celery -A` imports: it would print the whole way to our one line.
+    """Around code that `celery -A` imports: Celery would print a whole traceback above our one line.
 
     Raises:
-        SystemExit: within that command, in place of ConfigurationError.
+        SystemExit: in that command, in place of ConfigurationError.
     """
     try:
         yield

@@ -1,9 +1,9 @@
-"""When does a worker that was told to end really end? When its calls have ended; without Redis, after its grace.
+"""When does a worker that was told to end really end? When its calls have ended; without Redis, after a grace.
 
-SIGTERM lets what runs finish. A call that has its answer waits for Redis so long, which may be away for hours. So the
-wait ends `worker_soft_shutdown_timeout` seconds (10 where that is 0) after the order: what is in hand is left to its
-lease, and runs elsewhere. Where something hangs all the same, with Redis away all that time, the process ends itself:
-for Redis this is a worker that was killed, which loses nothing.
+SIGTERM lets running calls finish. A call with its answer waits for Redis, which may be away for hours. So that wait
+ends `worker_soft_shutdown_timeout` seconds (10 if that is 0) after the order to end; the calls are left to their
+leases, and run elsewhere. If something still hangs, with Redis away all that time, the process ends itself. For Redis
+that is a worker that was killed, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ratelimit_worker.wiring import connect
 log = logging.getLogger(__name__)
 
 USUAL_S = 10.0
-MORE_S = 10.0  #: after the grace, for what the end itself asks Redis; then the process ends itself
+MORE_S = 10.0  #: seconds after the grace, for the shutdown's own exchanges with Redis; then the process ends itself
 LOOK_EVERY_S = 0.5
 PING_S = 1.0
 EX_UNAVAILABLE = 69
 
 
 class Grace(threading.Thread):
-    """Looks whether the worker was told to end, from its start to the end of its process.
+    """Watches, all its life, whether the worker was told to end.
 
     Args:
         server: The Redis server.
@@ -47,7 +47,7 @@ class Grace(threading.Thread):
         self.client = connect(server, answer_timeout_s=PING_S)
         self.told, self.last_words = told, last_words
         self.grace_s = grace_s or USUAL_S
-        self._look = threading.Event()  #: nobody sets it
+        self._look = threading.Event()  #: never set; used to wait
 
     def run(self) -> None:
         """Until the process ends."""
@@ -71,7 +71,7 @@ class Grace(threading.Thread):
 
 
 def begin(server: RedisServer, told: Callable[[], bool], conf: Any, last_words: Callable[[], object]) -> Grace:
-    """Start to look, for a worker that starts."""
+    """Begin to watch, for a worker that starts."""
     PATIENCE.holds()
     made = Grace(server, told, float(conf.worker_soft_shutdown_timeout or 0.0), last_words)
     made.start()

@@ -1,7 +1,7 @@
-"""What did `install(app)` make of an app? One Redis server, the services over it, and what its transport asks.
+"""What `install(app)` adds to an app: one Redis server, the services over it, and answers to its transport's questions.
 
-All of it is decided when it is first needed, from the configuration that is then in force: an app may be configured
-before `install` or after it, and again.
+All of it is decided when first needed, from the configuration at that time: an app may be configured before `install`,
+after it, and again.
 """
 
 from __future__ import annotations
@@ -27,21 +27,22 @@ from ratelimit_worker.contracts.lane import Fields
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.policy.rules import Rule
+from ratelimit_worker.ports import Tracer
 from ratelimit_worker.stores.lanes import Lanes
 from ratelimit_worker.stores.server import RedisServer
 from ratelimit_worker.wiring import Services
 from ratelimit_worker.worker.producers import amqp_with
 
-#: Redis URL schemes and what they are called where calls wait in lanes.
+#: Redis URL schemes and the schemes of the transport with lanes that replace them.
 TO_LANES = {
     "redis": "lanes", "rediss": "laness", "unix": "lanes+socket", "redis+socket": "lanes+socket", "sentinel": "lanes"
 }  # fmt: skip
-OPTION = "lanes_of"  #: transport option: which installation a connection belongs to
-ELSEWHERE = "lanes_at"  #: transport option: the address of a connection that does not lead to its broker
+OPTION = "lanes_of"  #: transport option: the installation that a connection belongs to
+ELSEWHERE = "lanes_at"  #: transport option: the address of a connection to another server than the app's broker
 
 
 class Eagerly(Protocol):
-    """Makes a call here and now, in this process."""
+    """Makes a call at once, in this process."""
 
     def __call__(
         self,
@@ -52,26 +53,26 @@ class Eagerly(Protocol):
         kwargs: Mapping[str, Any],
         rule: Rule | None,
     ) -> Any:
-        """Call `function(*args, **kwargs)`, through the lane of its plan where there is one."""
+        """Call `function(*args, **kwargs)`, through the lane of its plan if it has one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is asked of an app by its transport and its tasks.
+    """What an app's transport and tasks ask of it.
 
     Args:
-        plan: (task name, args, kwargs, properties of its message) of a call that was published without a plan
-            (`send_task`, a stock producer) → its header; None: a task that makes no calls. An option of
-            `apply_async` that Celery does not know is a property there: its lane, say.
+        plan: (task name, args, kwargs, message properties) of a call that was published without a plan (`send_task`, a
+            stock producer) → its header; None: an ordinary task. Options of `apply_async` that Celery does not know,
+            such as the lane, are among the properties.
         is_call: Whether a task of that name makes calls.
         calls: Names of the tasks that make calls.
-        is_broadcast: Whether an exchange of that name is, by the app's queues, one that sends to everybody.
-        refuse: Ends what a message has begun that no worker takes: (lanes, message, why; None: its deadline is over).
-        lane_fields: Fields of a lane that is new: lane → set-points.
-        fingerprint: What calls with the same answer have in common: (task name, plan, args, kwargs) as JSON has them.
-        result_form: How the result of a call is stored, where it is in the lanes' own Redis and a script can write it:
-            (task name, id) → its form; None: its caller stores it.
-        eagerly: How a call is made in process (`task_always_eager`).
+        is_broadcast: Whether an exchange of that name is a broadcast, by the app's queues.
+        refuse: Ends the call of a message that no worker can take: (lanes, message, why; None: its deadline passed).
+        lane_fields: Fields of a new lane, by its name.
+        fingerprint: The fingerprint of a call: (task name, plan, args, kwargs as decoded from JSON).
+        result_form: (task name, id) → how a script can store its result; None: its caller stores it.
+        tracer: The traces of the app's calls; None: they are not traced.
+        eagerly: Makes a call in process (`task_always_eager`).
     """
 
     plan: Callable[[str, list[Any], dict[str, Any], Mapping[str, Any]], Plan | None]
@@ -82,6 +83,7 @@ class Asked:
     lane_fields: Callable[[str], Fields]
     fingerprint: Callable[[str, Plan, list[Any], dict[str, Any]], str]
     result_form: Callable[[str, str], ResultForm | None]
+    tracer: Callable[[], Tracer | None]
     eagerly: Eagerly
 
 
@@ -91,13 +93,14 @@ class Installation:
     def __init__(self, app: Celery, settings: Settings, redis_url: str = "") -> None:
         """
         Args:
-            redis_url: The server to use whatever the app's configuration says; "": the configuration's.
+            redis_url: The server to use in any case; "": the one in the app's configuration.
         """
         self._app = weakref.ref(app)
         self.settings = settings
         self.asked: Asked | None = None
         self._given = redis_url
         self._server: RedisServer | None = None
+        self._in_memory: bool | None = None
         self._own: tuple[int, Services] | None = None
         self._shared: Services | None = None
         self._lock = threading.RLock()
@@ -112,12 +115,12 @@ class Installation:
         return found
 
     def reconfigured(self) -> None:
-        """The app was configured anew: what was decided before is decided again."""
-        self._server, self._own, self._shared = None, None, None
+        """The app was configured anew: decide everything again."""
+        self._server, self._own, self._shared, self._in_memory = None, None, None, None
 
     @property
     def url(self) -> str:
-        """The Redis server, as redis-py takes it; "": none is configured.
+        """The Redis server's URL for redis-py; "": none is configured.
 
         Raises:
             ConfigurationError: The app's broker is not one Redis server, or two places name different ones.
@@ -126,7 +129,7 @@ class Installation:
 
     @property
     def server(self) -> RedisServer:
-        """The Redis server, with all that the app's configuration says of connections to it.
+        """The Redis server, with the app's options for connections to it.
 
         Raises:
             ConfigurationError: as `url`; or the address is wrong, or two places name different namespaces.
@@ -136,7 +139,7 @@ class Installation:
             url = self._given or self._configured() or self.settings.redis_url
             found = self._server = self._told(url)
             if found:
-                found.parameters()  # what is wrong with it is said now
+                found.parameters()  # raises at once if something is wrong with it
         return found
 
     def _told(self, url: str) -> RedisServer:
@@ -152,7 +155,7 @@ class Installation:
         )
 
     def _namespace(self, prefix: str) -> str:
-        """What all keys begin with: kombu's `global_keyprefix`, and MAISD_NAMESPACE for whoever has no app."""
+        """The prefix of all keys: kombu's `global_keyprefix`, or MAISD_NAMESPACE for processes without an app."""
         told = self.settings.namespace
         if prefix and told and namespace_prefix(prefix) != told:
             raise ConfigurationError(
@@ -163,11 +166,15 @@ class Installation:
 
     @property
     def in_memory(self) -> bool:
-        """Whether the app's messages never leave this process (`memory://`), as tests have it."""
-        return not self._given and str(self.app.conf.broker_write_url or "").partition("://")[0] == "memory"
+        """Whether the app's messages stay in this process (`memory://`, in tests)."""
+        found = self._in_memory
+        if found is None:
+            url = str(self.app.conf.broker_write_url or "")  # reading it may configure the app, and then this anew
+            found = self._in_memory = not self._given and url.partition("://")[0] == "memory"
+        return found
 
     def _configured(self) -> str:
-        """The broker of the app's own configuration; "": it names none."""
+        """The broker in the app's own configuration; "": it names none."""
         conf = self.app.conf
         if self.in_memory:
             return ""
@@ -188,7 +195,7 @@ class Installation:
         return str(urls[0]) if urls else ""
 
     def services(self) -> Services:
-        """The live objects over this app's server: the process's own where that is the same server.
+        """The live services over this app's server; the process's own ones if that is the same server.
 
         Raises:
             ConfigurationError: as `url`.
@@ -211,53 +218,54 @@ class Installation:
             return found[1]
 
     def lanes_url_of(self, url: str | None) -> str | None:
-        """The URL with which a connection of the app is opened; one to somewhere else stays as it is."""
+        """The URL with which a connection of the app is opened; one to another server stays as it is."""
         conf = self.app.conf
         if self.in_memory:
             return url
         if url and url not in (conf.broker_read_url, conf.broker_write_url):
             return lanes_url(url) if canonical_redis_url(url).partition("://")[0] in TO_LANES else url
         if not self.url and conf.task_always_eager:
-            return "memory://"  # nothing is sent; Celery wants to know how arguments are encoded
+            return "memory://"  # nothing is sent, but Celery needs a connection to encode arguments
         if not self.url:
             raise ConfigurationError(NO_REDIS)
         return lanes_url(self.url)
 
     def leads_elsewhere(self, url: str | None) -> bool:
-        """Whether a URL with which a connection is opened is that of another server than the app's broker."""
+        """Whether a connection's URL names another server than the app's broker."""
         conf = self.app.conf
         if not url or url in (conf.broker_read_url, conf.broker_write_url):
             return False
-        return canonical_redis_url(url).partition("://")[0] in TO_LANES  # else kombu's own spelling of ours
+        # other schemes are kombu's own forms of our broker
+        return canonical_redis_url(url).partition("://")[0] in TO_LANES
 
 
 _BY_KEY: weakref.WeakValueDictionary[str, Installation] = weakref.WeakValueDictionary()
 _ATTRIBUTE = "_ratelimit_worker"
-_NUMBERS = itertools.count()  #: an id would be that of another installation again, once this one is gone
-_GONE: deque[str] = deque()  #: keys of installations whose app is gone, and whose connections kombu still keeps
+_NUMBERS = itertools.count()  #: names installations; `id()` would be used again once one is gone
+_GONE: deque[str] = deque()  #: keys of installations whose app is gone, while kombu still keeps their connections
 
 
 def keep(installation: Installation) -> None:
-    """Remember what was made of an app: on the app, so that both end together, and their connections with them."""
+    """Attach an installation to its app, so that both end together, and their connections with them."""
     _close_connections()
     setattr(installation.app, _ATTRIBUTE, installation)
     weakref.finalize(installation.app, _GONE.append, installation.key).atexit = False
 
 
 def installation_of(app: Celery) -> Installation | None:
-    """What `install` made of an app; None: it has no lanes."""
+    """The installation of an app; None: it has no lanes."""
     found: Installation | None = getattr(app, _ATTRIBUTE, None)
     return found
 
 
 def services_of(app: Celery) -> Services:
-    """The live objects of an app; of an app without lanes: the process's."""
+    """The live services of an app; the process's own ones if the app has no lanes."""
     found = installation_of(app)
     return found.services() if found is not None else wiring.services()
 
 
 def asked_of_app(app: Celery) -> Asked | None:
-    """What an app answers; None: it has no lanes."""
+    """The app's answers for its transport; None: it has no lanes."""
     found = installation_of(app)
     return found.asked if found is not None else None
 
@@ -269,13 +277,13 @@ def in_memory(app: Celery) -> bool:
 
 
 def asked_of(connection: Connection) -> Asked | None:
-    """What the app behind a broker connection answers; None: it has no lanes, or is gone."""
+    """The answers of the app behind a broker connection; None: it has no lanes, or is gone."""
     found = _behind(connection)
     return found.asked if found is not None else None
 
 
 def server_of(connection: Connection) -> RedisServer:
-    """The Redis server that a broker connection leads to, with all that was told of it."""
+    """The Redis server that a broker connection leads to, with its options."""
     if elsewhere := (connection.transport_options or {}).get(ELSEWHERE):
         return RedisServer(elsewhere)
     found = _behind(connection)
@@ -287,8 +295,8 @@ def _behind(connection: Connection) -> Installation | None:
 
 
 def connection_class(installation: Installation) -> type[Connection]:
-    """The class of an app's broker connections: those to its broker have lanes, whenever and wherever it was named."""
-    # By its key: kombu keeps the connections of every app for ever, and would keep the app with them.
+    """The class of an app's broker connections: those to its broker get lanes, wherever the broker was configured."""
+    # By a key and not the app itself: kombu keeps connections for ever, and would keep the app with them.
     key = installation.key
 
     class LanesConnection(Connection):
@@ -301,15 +309,15 @@ def connection_class(installation: Installation) -> type[Connection]:
                 if installation.leads_elsewhere(hostname):
                     options[ELSEWHERE] = hostname
                 hostname = installation.lanes_url_of(hostname)
-                kwargs["transport"] = None  # the URL says it
+                kwargs["transport"] = None  # it follows from the URL
             kwargs["transport_options"] = options
             super().__init__(hostname, *args, **kwargs)
 
         def ensure(
             self, obj: Any, fun: Any, errback: Any = None, max_retries: Any = None, *args: Any, **more: Any
         ) -> Any:
-            # None is for ever, and Celery's heartbeat says so: its worker's only loop would wait for Redis in it, hear
-            # of no broken connection, and not end when told to. An event that is not sent is kept, and sent later.
+            # Celery's heartbeat passes None, which means for ever: the worker's only loop would wait for Redis in it,
+            # notice no broken connection, and not end when told to. An event that is not sent now is sent later.
             exchange, installation = getattr(getattr(obj, "exchange", None), "name", None), _BY_KEY.get(key)
             if max_retries is None and installation and exchange == installation.app.conf.event_exchange:
                 max_retries = 1
@@ -319,10 +327,10 @@ def connection_class(installation: Installation) -> type[Connection]:
 
 
 def _close_connections() -> None:
-    """What kombu keeps of the connections of apps that are gone goes too; they are no other app's, unlike stock ones.
+    """Remove connections of apps that are gone from kombu's pools; unlike stock ones, no other app uses them.
 
-    When the next app gets its lanes, and not in the finalizer: that runs anywhere, in the middle of kombu's own loops
-    over its pools as well.
+    This is done when the next app gets its lanes, and not in the finalizer, which may run in the middle of kombu's own
+    loops over its pools.
     """
     gone = set[str]()
     while _GONE:
@@ -338,7 +346,7 @@ def _close_connections() -> None:
 
 
 def give_lanes(app: Celery, installation: Installation) -> None:
-    """Let every broker connection that an app opens from now on be one with lanes."""
+    """Make every broker connection that an app opens from now on one with lanes."""
     made = connection_class(installation)
     if "amqp" in vars(app):
         app.amqp.__class__ = amqp_with(type(app.amqp), made)
@@ -347,7 +355,7 @@ def give_lanes(app: Celery, installation: Installation) -> None:
 
 
 def lanes_url(url: str) -> str:
-    """The transport with lanes, at a Redis address of any spelling; what opens the door there is asked for apart.
+    """The URL of the transport with lanes, for a Redis address in any form; credentials are looked up separately.
 
     Raises:
         ConfigurationError: not a Redis URL.
@@ -366,10 +374,10 @@ def lanes_url(url: str) -> str:
 
 
 def same_server(one: str, other: str, *, master: str = "") -> bool:
-    """Whether two URLs name the same database of the same server, as far as their text says.
+    """Whether two URLs name the same database of the same server, by their text.
 
     Args:
-        master: How sentinels call it, where a URL does not say it.
+        master: Name of the master for sentinels, if a URL does not have it.
     """
     return RedisServer(one, master=master).place == RedisServer(other, master=master).place
 

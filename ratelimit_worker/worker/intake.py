@@ -1,6 +1,6 @@
-"""Can this message be a task at all? Asked of whatever comes out of a queue, before Celery sees it.
+"""Is this message a valid task message? Checked for everything that comes out of a queue, before Celery sees it.
 
-Garbage in a queue stops a stock worker for good, and the next one too; here it is set aside.
+An invalid message stops a stock worker for ever, and the next one too; here it is set aside.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from kombu.utils.json import dumps, loads
 from ratelimit_worker.contracts.plan import HEADER
 from ratelimit_worker.worker import fields
 
-#: A body larger than this is not looked into, and none is unpacked to more (seconds of CPU, and memory, for a bomb).
+#: A larger body is not checked, and none is unpacked to more than this (a decompression bomb would take much CPU and
+#: memory).
 MOST_BODY_BYTES = 64 * 1024 * 1024
-MOST_LZMA_BYTES = 128 * 1024 * 1024  #: of memory, to unpack
+MOST_LZMA_BYTES = 128 * 1024 * 1024  #: memory for unpacking
 TYPED = b'"__type__"'  #: in JSON with which kombu carries a datetime or a UUID
 JSON = "application/json"
 MAILBOX = ".pidbox"  #: end of the names of kombu's queues for broadcasts, and for the replies to them:
@@ -33,9 +34,9 @@ _read = msgspec.json.Decoder().decode
 
 @dataclass(slots=True)
 class Intake:
-    """What this process takes in; a worker fills it when it starts to consume.
+    """What this process accepts; a worker fills it when it starts to consume.
 
-    A process that is no worker consumes only replies, and `queues` stays empty.
+    Other processes consume only replies, and leave `queues` empty.
     """
 
     queues: Container[str] = field(default_factory=frozenset)  #: queues of tasks
@@ -43,10 +44,10 @@ class Intake:
     accepts: Container[str] = field(default_factory=lambda: frozenset({JSON}))
 
     def refusal(self, message: Any, queue: str) -> str | None:
-        """Why this message cannot be taken; None: it can."""
+        """Why this message cannot be accepted; None: it can."""
         if not isinstance(message, dict):
             return "not a message"
-        if queue not in self.queues:  # a reply or an event: the rest is kombu's own business
+        if queue not in self.queues:  # a reply or an event, which kombu handles
             broadcast = queue.endswith(MAILBOX) and not REPLIES.fullmatch(queue)
             return _envelope_refusal(message) or (_broadcast_refusal(message) if broadcast else None)
         headers = message.get("headers")
@@ -57,7 +58,7 @@ class Intake:
         return _envelope_refusal(message) or self._task_refusal(message, headers)
 
     def lacks_task_of(self, message: Any) -> bool:
-        """Whether a message with headers names a task that is not registered here; another worker may know it."""
+        """Whether a message names a task that is not registered here; another worker may know it."""
         headers = message.get("headers") if isinstance(message, dict) else None
         return isinstance(headers, dict) and isinstance(headers.get("task"), str) and headers["task"] not in self.tasks
 
@@ -80,24 +81,24 @@ class Intake:
 
 
 def read_json(raw: bytes) -> Any:
-    """The value of a message, or of its body: as kombu reads it, in a tenth of the time.
+    """Decode the JSON of a message or its body: as kombu does, in a tenth of the time.
 
     Raises:
-        ValueError, RecursionError: it is none.
+        ValueError, RecursionError: it is not valid.
     """
     if TYPED not in raw:
         try:
             return _read(raw)
         except msgspec.DecodeError:
-            pass  # kombu takes more than JSON: NaN, lone surrogates
+            pass  # kombu accepts more than JSON: NaN, lone surrogates
     try:
         return loads(raw.decode())
-    except Exception as error:  # a decimal or a UUID that is none raises what it likes
+    except Exception as error:  # an invalid decimal or UUID may raise anything
         raise ValueError(f"not JSON: {type(error).__name__}") from error
 
 
 def prepared(message: Any) -> Any:
-    """A message of a queue of tasks as the checks know it: unpacked, of protocol 2. What cannot be so is left."""
+    """A task message in the form that the checks expect: uncompressed, of protocol 2. If impossible, as it is."""
     if not isinstance(message, dict) or not isinstance(message.get("properties"), dict):
         return message
     headers, body = message.get("headers"), message.get("body")
@@ -105,7 +106,7 @@ def prepared(message: Any) -> Any:
         message = _unpacked(message, headers)
     elif isinstance(body, str) and not message["properties"].get("body_encoding"):
         message = _with_body(message, headers, body.encode("utf-8", "replace"))
-    # In base64 an object, which is protocol 1, begins with this letter; a list does not.
+    # Protocol 1 has an object as body, which begins with this letter in base64; a list (protocol 2) does not.
     body = message.get("body")
     if isinstance(body, str) and body.startswith("e"):
         message = _as_protocol_2(message)
@@ -120,7 +121,7 @@ def _with_body(message: Mapping[str, Any], headers: Any, body: bytes) -> dict[st
 def _as_protocol_2(message: dict[str, Any]) -> dict[str, Any]:
     """A message of Celery's protocol 1 (the task's fields stand in its body) as one of protocol 2; others as they are.
 
-    So there is one table of fields, and calls of old producers find their lanes.
+    So one table of fields is enough, and calls of old producers find their lanes.
     """
     headers = message.get("headers")
     if headers is not None and not isinstance(headers, dict):
@@ -146,7 +147,7 @@ def _as_protocol_2(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unpacked(message: dict[str, Any], headers: Mapping[str, Any]) -> dict[str, Any]:
-    """A compressed message (`task_compression`) with its body unpacked; one that cannot be, as it is."""
+    """A compressed message (`task_compression`) with its body unpacked; as it is if that fails."""
     method = headers["compression"]
     unpack = _UNPACK.get(method) if isinstance(method, str) else None
     if unpack is None:
@@ -178,7 +179,7 @@ def _unpack_lzma(packed: bytes) -> bytes | None:
     return body if stream.eof else None
 
 
-#: kombu's methods, by its names for them. What unpacks to more than `MOST_BODY_BYTES` stays packed, and is refused.
+#: kombu's compression methods. A body that unpacks to more than `MOST_BODY_BYTES` stays packed, and is refused.
 _UNPACK: Mapping[str, Callable[[bytes], bytes | None]] = {
     **dict.fromkeys(("application/x-gzip", "gzip", "zlib"), _inflate),
     **dict.fromkeys(("application/x-bz2", "bzip2", "bzip"), _unpack_bz2),
@@ -190,7 +191,7 @@ def _bytes_of(message: Mapping[str, Any]) -> bytes:
     """The body's bytes.
 
     Raises:
-        ValueError, TypeError: it has none.
+        ValueError, TypeError: it has no valid body.
     """
     body, properties = message.get("body"), message.get("properties")
     if not isinstance(body, str) or not isinstance(properties, dict) or len(body) > MOST_BODY_BYTES:
@@ -219,7 +220,7 @@ def _broadcast_refusal(message: Mapping[str, Any]) -> str | None:
     headers = message.get("headers") or {}
     if headers.get("compression"):
         return "compressed"
-    if message.get("content-type") != JSON:  # kombu reads it, if the app accepts it
+    if message.get("content-type") != JSON:  # kombu decodes it, if the app accepts it
         return None
     try:
         told = read_json(_bytes_of(message))
@@ -236,7 +237,7 @@ def _body_refusal(message: Mapping[str, Any]) -> str | None:
         return "no body"
     if len(body) > MOST_BODY_BYTES:
         return "body too large"
-    if message.get("content-type") != JSON:  # the app's own choice, for tasks that are no calls
+    if message.get("content-type") != JSON:  # the app's own choice, for ordinary tasks
         return "a call that is not JSON" if HEADER in message["headers"] else None
     try:
         text = _bytes_of(message)

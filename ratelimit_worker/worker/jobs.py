@@ -1,9 +1,9 @@
-"""What becomes of a slot when something escapes from its job? It is heard, the job ends, and the slot is free.
+"""When an exception escapes from a pool's job, the job is ended all the same, and its slot is free.
 
-Celery's pools expect that whatever a task does ends in one call of `on_success` or `on_failure`. A threads pool keeps
-what escapes in a Future that nobody looks at; gevent and eventlet print it, solo raises it through the consumer. The
-message is then acknowledged by nobody: it counts as being in hand for ever, and a worker with as many such messages as
-slots is deaf.
+Celery's pools expect that every job ends in one call of `on_success` or `on_failure`. If an exception escapes, a
+threads pool keeps it in a Future that is never read; gevent and eventlet print it; solo raises it through the consumer.
+The message is then never acknowledged and counts against the prefetch limit for ever. A worker with as many such
+messages as slots takes no more calls.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from ratelimit_worker.worker.transport import HELD
 
 log = logging.getLogger(__name__)
 
-#: The store is away: what the call has come to may be safe already, so it is delivered again, and asks.
+#: The store is away: the call's outcome may be safe already, so the message is delivered again, which finds out.
 _AWAY = (RedisError, OSError, OperationalError, StoreUnavailable, Reject)
 _GUARD = "ratelimit_worker_guards"
 
 
 @dataclass(frozen=True, slots=True)
 class Escaped:
-    """What a job raised instead of returning what came of its task."""
+    """An exception that escaped from a job."""
 
     error: BaseException
 
 
 def guard(pool: Any) -> None:
-    """From now on each job of a Celery pool ends, whatever escapes from it. Twice is once."""
+    """Make every job of a Celery pool end, whatever escapes from it. Can be repeated."""
     if getattr(pool, _GUARD, False):
         return
     stock = pool.on_apply
-    elsewhere = kind_of(pool) == "prefork"  # its jobs run in children, which say themselves what they raised
+    elsewhere = kind_of(pool) == "prefork"  # its jobs run in children, which report themselves what they raised
 
     def on_apply(target: Any, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         request = getattr(options.get("callback"), "__self__", None)
@@ -62,7 +62,8 @@ def guard(pool: Any) -> None:
 
         def terminate_job(pid: int, *args: Any) -> None:
             _killed.add(pid)
-            pool.spawn_n(kill, pid, *args)  # eventlet's waits for the end, and a task may catch what it is killed with
+            # eventlet's kill waits for the end, but a task may catch the exception that kills it
+            pool.spawn_n(kill, pid, *args)
 
         pool.terminate_job = terminate_job
     pool.on_apply = on_apply
@@ -70,13 +71,13 @@ def guard(pool: Any) -> None:
 
 
 def interrupted(error: BaseException) -> bool:
-    """Whether a job ends because its worker does, or Celery has killed its greenlet: its call has not failed."""
+    """Whether a job ends because its worker does, or Celery killed its greenlet; then its call has not failed."""
     if isinstance(error, (WorkerShutdown, WorkerTerminate)):
         return HELD.stopping()
     return any(kind.__name__ == "GreenletExit" for kind in type(error).__mro__) and _greenlet() in _killed
 
 
-#: Greenlets that Celery has killed, by what its pool takes for their process id.
+#: Greenlets that Celery has killed, by the number that its pool uses as their process id.
 _killed: set[int] = set()
 
 
@@ -91,7 +92,7 @@ def _caught(target: Callable[..., Any]) -> Callable[..., Any]:
             return target(*args, **kwargs)
         except (WorkerShutdown, WorkerTerminate) as error:
             if HELD.stopping():
-                raise  # of a signal's handler, in the one thread of a solo pool
+                raise  # raised by a signal handler, in the only thread of a solo pool
             return Escaped(error)
         except BaseException as error:
             return Escaped(error)
@@ -128,7 +129,7 @@ def _tag_of(request: Any) -> str:
 
 
 def _told(request: Any, accept: Callable[..., Any] | None) -> Callable[..., Any]:
-    """That a job has begun is told, where it can be: it runs all the same."""
+    """Report that a job has begun; if that fails, it runs all the same."""
 
     def accepted(*args: Any, **kwargs: Any) -> None:
         try:
@@ -141,10 +142,10 @@ def _told(request: Any, accept: Callable[..., Any] | None) -> Callable[..., Any]
 
 
 def end(request: Any, error: BaseException) -> None:
-    """The end of a request out of which something has escaped. Its slot is free afterwards, in any case."""
+    """End a request from whose job an exception has escaped. Its slot is free afterwards, in any case."""
     if interrupted(error):
         log.info("slot.left call_id=%s", request.id, extra={"call_id": request.id})
-        return  # Celery cancelled it, or has told its caller already
+        return  # Celery has cancelled it, or told its caller already
     fields = {"call_id": request.id, "task": request.name, "cause": type(error).__name__}
     log.error("slot.escaped call_id=%(call_id)s task=%(task)s cause=%(cause)s", fields, extra=fields, exc_info=error)
     try:
@@ -162,14 +163,15 @@ def end(request: Any, error: BaseException) -> None:
 def _fail(request: Any, error: BaseException) -> None:
     backend = request.task.backend
     state = backend.get_task_meta(request.id)["status"] if request.store_errors else states.PENDING
-    if state not in states.READY_STATES and state != states.RETRY:  # else only what came after that has failed
+    # otherwise something failed only after the result was stored
+    if state not in states.READY_STATES and state != states.RETRY:
         told = TaskAborted(request.id, type(error).__name__)
         backend.mark_as_failure(request.id, told, request=request._context, store_result=request.store_errors)
     request.acknowledge()
 
 
 def _leave(request: Any) -> None:
-    """To its lease: nobody renews it here any more, and it does not count as being in hand."""
+    """Leave it to its lease: it is not renewed here any more, and does not count against the prefetch limit."""
     channel = request.message.channel
     if request.acknowledged or not hasattr(channel, "lanes"):
         return

@@ -1,9 +1,9 @@
-"""Who hears of an answer first? One thread of a process, over one connection, for all that wait in it.
+"""One thread of a process listens for answers, over one connection, for all callers that wait in it.
 
-Celery lets whoever waits read the socket in turn: a restart of Redis then reaches every one of them, each mends the
-connection under the others' hands, and an event loop cannot take part at all. Here a thread of its own subscribes,
-reads and reconnects; threads and event loops are told. Whoever begins to wait is subscribed first and looked up then,
-so that an answer cannot fall between; after an outage all are, so that none which came meanwhile is missed.
+In Celery the waiting callers read the socket in turn: after a restart of Redis each of them repairs the connection
+while others use it, and event loops cannot take part. Here one thread subscribes, reads and reconnects, and wakes
+threads and event loops. For a new caller it first subscribes and then looks whether the answer is there already, so
+that none is missed in between; after an outage it does the same for all.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from ratelimit_worker.stores.decide import deciding
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, MOST_PAUSE_S = 0.05, 1.0  #: between two attempts to connect
-QUIET_S = 10.0  #: of silence, before the server is asked whether it is there; as long again, and it counts as away
-IDLE_S = 10.0  #: without anybody who waits, before thread and connection end
-ASK_S = 5.0  #: a look-up may take so long
-MOST_KEYS = 500  #: in one SUBSCRIBE
-MOST_LOOKED_UP = 100  #: answers in one MGET: each may be large
+QUIET_S = 10.0  #: silence after which the server is pinged; after as much again it counts as away
+IDLE_S = 10.0  #: how long without callers until thread and connection end
+ASK_S = 5.0  #: time-out of a look-up
+MOST_KEYS = 500  #: most keys in one SUBSCRIBE
+MOST_LOOKED_UP = 100  #: most answers in one MGET, since each may be large
 
 
 class Listener:
-    """The thread that listens, while somebody waits.
+    """The thread that listens while callers wait.
 
     Args:
-        client: Gives the client whose pool the connection is taken from.
-        wanted: Whether anybody waits for a key still.
-        heard: Told of (key, what is stored there), in this thread; what it raises is logged.
+        client: Returns the client from whose pool the connection is taken.
+        wanted: Whether any caller still waits for a key.
+        heard: Called with (key, stored result) in this thread; what it raises is logged.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class Listener:
         _LISTENERS.add(self)
 
     def begin_anew(self) -> None:
-        """In a forked child: the connection is the parent's, and the thread is not here."""
+        """In a forked child: forget the parent's connection; the thread is not here."""
         self._start = threading.Lock()
         self._thread: threading.Thread | None = None
         self._asked: deque[tuple[bool, str]] = deque()  #: (begin or end, key); appended to by any thread
         self._bell: socket.socket | None = None
         self._door: socket.socket | None = None
-        self._keys: set[str] = set()  #: subscribed, or to be
-        self._fresh: list[str] = []  #: of these, those that are subscribed and not looked up yet
+        self._keys: set[str] = set()  #: keys that are subscribed, or will be
+        self._fresh: list[str] = []  #: subscribed keys that were not looked up yet
         self._connection: Any = None
         self._last_heard = 0.0
         self._asked_whether_there = False
@@ -69,7 +69,7 @@ class Listener:
     # ── for any thread ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def begin(self, keys: Iterable[str]) -> None:
-        """Listen for these, and look them up once."""
+        """Listen for these keys, and look them up once."""
         with self._start:
             self._asked.extend((True, key) for key in keys)
             if self._bell is None:
@@ -82,18 +82,18 @@ class Listener:
         self._ring()
 
     def end(self, keys: Iterable[str]) -> None:
-        """Nobody waits for these any more, unless `wanted` says otherwise. Never blocks: destructors call it."""
+        """Stop listening for these, unless `wanted` says otherwise. Never blocks, since destructors call it."""
         if self._thread is not None:
             self._asked.extend((False, key) for key in keys)
 
     @property
     def is_mine(self) -> bool:
-        """Whether this is the listening thread itself, in a callback of somebody who waited."""
+        """Whether this code runs in the listening thread itself, in a callback."""
         return threading.current_thread() is self._thread
 
     def _ring(self) -> None:
         assert self._bell is not None
-        with suppress(BlockingIOError):  # it has rung often enough
+        with suppress(BlockingIOError):  # the buffer is full, so it will wake in any case
             self._bell.send(b"!")
 
     # ── in the thread ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -124,10 +124,10 @@ class Listener:
         return True
 
     def turn(self, most_s: float) -> None:
-        """Do what was asked, and take in what has come; wait for it at most so long.
+        """One turn: change subscriptions as asked, and handle messages; wait for these at most so long.
 
         Raises:
-            redis.RedisError, OSError, StoreUnavailable: Redis is away; the next turn connects anew.
+            redis.RedisError, OSError, StoreUnavailable: Redis is away; the next turn reconnects.
         """
         self._take_requests()
         if self._connection is None:
@@ -140,7 +140,7 @@ class Listener:
         if not self._has_come():
             self._sleep(most_s, self._connection)
             self._check_there()
-        for _ in range(MOST_KEYS):  # then whoever begins to wait has a turn
+        for _ in range(MOST_KEYS):  # then new callers get a turn
             if not self._has_come():
                 return
             self._read()
@@ -150,7 +150,7 @@ class Listener:
         while self._asked:
             begins, key = self._asked.popleft()
             asked[key] = begins or asked.get(key, False)
-        now = {key: self._wanted(key) for key in asked}  # not as it was asked: others may have come or gone since
+        now = {key: self._wanted(key) for key in asked}  # asked now, since callers may have come or gone since
         self._fresh += [key for key, begins in asked.items() if begins and now[key] and key in self._keys]
         over = [key for key in asked if not now[key] and key in self._keys]
         new = [key for key in asked if now[key] and key not in self._keys]
@@ -170,7 +170,8 @@ class Listener:
     def _send(self, command: str, keys: list[str]) -> None:
         for start in range(0, len(keys), MOST_KEYS):
             packed = self._connection.pack_command(command, *keys[start : start + MOST_KEYS])
-            self._connection.send_packed_command(packed, check_health=False)  # its answer would be a message here
+            # a health check's answer would be taken for a message
+            self._connection.send_packed_command(packed, check_health=False)
 
     def _hang_up(self) -> None:
         connection, self._connection = self._connection, None
@@ -179,26 +180,27 @@ class Listener:
             self._client().connection_pool.release(connection)
 
     def _sleep(self, most_s: float, connection: Any) -> None:
-        """Until something has come, somebody has rung, or the time is over."""
+        """Wait until a message comes, another thread wakes this one, or the time is over."""
         assert self._door is not None
-        with selectors.DefaultSelector() as selector:  # made each time: gevent and eventlet patch it after import
+        # made here each time, since gevent and eventlet patch it after import
+        with selectors.DefaultSelector() as selector:
             selector.register(self._door, selectors.EVENT_READ)
             if connection is not None:
                 selector.register(connection._sock, selectors.EVENT_READ)
             selector.select(most_s)
-        with suppress(BlockingIOError):  # nobody has
+        with suppress(BlockingIOError):  # no thread has
             self._door.recv(65536)
 
     def _has_come(self) -> bool:
-        if not self._connection.is_connected:  # `can_read` would connect anew, without what was subscribed
+        if not self._connection.is_connected:  # `can_read` would reconnect, without the subscriptions
             raise ConnectionError("the connection was closed")
         return bool(self._connection.can_read(timeout=0))
 
     def _check_there(self) -> None:
-        """A server that is frozen, or behind a network that drops everything, closes no connection.
+        """Check a silent connection: a frozen server, or a network that drops everything, does not close it.
 
         Raises:
-            ConnectionError: It says nothing.
+            ConnectionError: the server does not answer.
         """
         quiet_s = time.monotonic() - self._last_heard
         if quiet_s >= 2 * QUIET_S and self._asked_whether_there and not self._has_come():
@@ -217,7 +219,7 @@ class Listener:
                 self._fresh.append(text(key))
 
     def _look_up(self) -> None:
-        """What was stored before we were subscribed, or while Redis was away."""
+        """Look up results that were stored before we subscribed, or while Redis was away."""
         client = self._client()
         while self._fresh:
             keys = self._fresh[:MOST_LOOKED_UP]
@@ -231,12 +233,12 @@ class Listener:
     def _tell(self, key: str, data: bytes) -> None:
         try:
             self._heard(key, data)
-        except Exception:  # a callback of somebody who waits for one answer; others wait for theirs
+        except Exception:  # the callback of one caller must not affect the others
             log.exception("results.callback_failed")
 
 
 def text(key: bytes | str) -> str:
-    """A key, however it came."""
+    """A key as text."""
     return key.decode() if isinstance(key, bytes) else key
 
 

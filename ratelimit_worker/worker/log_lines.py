@@ -1,8 +1,8 @@
-"""What may a worker's log line hold? What others have written, but no control character of theirs.
+"""A worker's log lines: control characters from outside are escaped, and fields of events are printed.
 
-Formatters differ (Celery's own writes colours), so each handler that Celery sets up gets one around its own, which
-makes message and traceback harmless before they are put together. Our own lines are events with fields; Celery's
-formats print no fields, so they are put behind the event.
+Formatters differ (Celery's own writes colours), so the formatter of each handler that Celery sets up is wrapped by one
+that escapes message and traceback before they are put together. Our own lines are events with fields. Celery's formats
+do not print fields, so they are added behind the event.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from ratelimit_worker.plain_text import one_line, shown
 
 _OURS = "ratelimit_worker."
 _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-#: What tasks print, colours and all, is theirs.
+#: The logger for what tasks print, which is left as it is, with colours.
 _PRINTED = "celery.redirected"
 
 
 class HarmlessFormatter(logging.Formatter):
-    """Another formatter, told of messages and tracebacks with their control characters escaped."""
+    """Wraps another formatter, which gets messages and tracebacks with control characters escaped."""
 
     def __init__(self, inner: logging.Formatter) -> None:
         super().__init__()
         self.inner = inner
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line; the record stays as it is, for other handlers."""
+        """Format the line; the record itself stays unchanged, for other handlers."""
         if record.name == _PRINTED:
             return self.inner.format(record)
         harmless = logging.makeLogRecord(record.__dict__)
@@ -45,20 +45,20 @@ class HarmlessFormatter(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord, said: str) -> str:
-    """The fields of an event that its line does not have yet: " lane=… cause=…"."""
+    """The fields of an event that are not in its line yet: " lane=… cause=…"."""
     more = {name: value for name, value in vars(record).items() if name not in _USUAL and f"{name}=" not in said}
     return "".join(f" {name}={one_line(str(value))}" for name, value in more.items())
 
 
 def protect(logger: logging.Logger | None = None, **_: Any) -> None:
-    """Give each handler of a logger such a formatter."""
+    """Wrap the formatter of each handler of a logger."""
     for handler in logger.handlers if logger is not None else ():
         if not isinstance(handler.formatter, HarmlessFormatter):
             handler.setFormatter(HarmlessFormatter(handler.formatter or logging.Formatter()))
 
 
 class _WithoutCalls(logging.Filter):
-    """Celery's lines of each call that is received and that succeeds are not written: they cost too much."""
+    """Suppresses Celery's two lines for each call (received, succeeded), which cost too much."""
 
     def __init__(self, is_call: Callable[[str], bool]) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class _WithoutCalls(logging.Filter):
 
 
 def leave_out_calls(is_call: Callable[[str], bool]) -> None:
-    """Write Celery's two lines of each task no more where it is a call. Said again, the last holds.
+    """Stop writing Celery's two lines of a task if it is a call. Can be repeated; the last one holds.
 
     Args:
         is_call: Whether a task of this name makes calls.
@@ -85,6 +85,6 @@ def leave_out_calls(is_call: Callable[[str], bool]) -> None:
 
 
 def register() -> None:
-    """From now on, whenever Celery sets logging up; once a process, however many apps there are."""
+    """Call `protect` whenever Celery sets up logging; registered once in a process, for any number of apps."""
     for signal in (after_setup_logger, after_setup_task_logger):
         signal.connect(protect, weak=False, dispatch_uid="ratelimit_worker.log_lines")

@@ -1,9 +1,9 @@
-"""Who tells a caller that Redis has forgotten its call? Any process that waits for it, and the one that made it.
+"""Callers are told when Redis has forgotten their calls, by any process that waits for them, or the one that made them.
 
-It looks every few seconds for the calls that it waits for, and stores `CallLost` as the result of one that is gone, so
-that all others who wait for it hear of it too, also those that begin to wait later. While it waits for none it looks
-for one of those that it made: where that is gone, all may be. A worker that runs a call whose record is gone says so
-with each beat: that call is known, and its answer comes.
+A process looks every few seconds for the calls that it waits for. It stores `CallLost` as the result of one that is
+gone, so that all others that wait for it, now or later, get it too. While it waits for none, it looks for one of the
+calls that it made: if that is gone, all may be. A worker that runs a call whose record is gone reports it with each
+beat: such a call is known, and its answer will come.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from ratelimit_worker.worker.installed import services_of
 log = logging.getLogger(__name__)
 
 LOOK_S = 3.0
-UNAWAITED_LOOK_S = 10.0  #: while nobody waits
-ASK_S = 1.0  #: a look may take so long
-MOST_AT_ONCE = 1000  #: calls in one script
-REMEMBERED_S = 3_000.0  #: since a call was made: for an hour after its end Redis knows it
+UNAWAITED_LOOK_S = 10.0  #: the same while no caller waits
+ASK_S = 1.0  #: time-out of a look
+MOST_AT_ONCE = 1000  #: most calls in one script
+REMEMBERED_S = 3_000.0  #: how long a call is looked for after it was made; Redis knows it for an hour after its end
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What is known of a call where it was made."""
+    """What the process that made a call knows about it."""
 
     task: str
     lane: str
@@ -47,42 +47,42 @@ class Made:
     tags: tuple[str, ...]
     tenant: str
     priority: Priority
-    begun: int  #: attempts before it was made: it is a retry
+    begun: int  #: earlier attempts, if it is a retry
     at_s: float  #: seconds since the epoch
 
 
 def made(app: Celery, call_id: str, task: str, plan: Plan) -> None:
-    """A call was accepted. Where its results are not in Redis nobody is told of its loss."""
+    """Note that a call was accepted. If results are not in Redis, callers cannot be told of its loss."""
     search = getattr(getattr(app.backend, "result_consumer", None), "search", None)
     if isinstance(search, Search):
         search.made(call_id, task, plan)
 
 
 class Search:
-    """The looks of one result backend, by a thread of its own while somebody waits.
+    """Looks for the calls of one result backend, in its own thread while callers wait.
 
     Args:
         backend: Where results are stored.
-        waited_for: The results that somebody waits for now.
+        waited_for: The results that callers wait for now.
     """
 
     def __init__(self, backend: Any, waited_for: Callable[[], Sequence[AsyncResult]]) -> None:
         self._backend, self._waited_for = backend, waited_for
-        self._seen = Seen()  #: of this process and this server; with each call that was made here, what its row says
+        self._seen = Seen()  #: calls of this process and server; with a `Made` for each call that was made here
         self._looked_at = 0.0
-        self._turn = 0  #: of those that are waited for, where the next look begins
+        self._turn = 0  #: where the next look begins, among calls that are waited for
         self.begin_anew()
         _SEARCHES.add(self)
 
     def begin_anew(self) -> None:
-        """In a forked child, which has no thread of it yet, and not the one that held a lock."""
+        """In a forked child: it has no such thread yet, and locks may be held by threads that are not here."""
         self._start = threading.Lock()
-        self._lock = threading.Lock()  #: around each use of what was seen, and no longer
+        self._lock = threading.Lock()  #: held for each use of `_seen`, and no longer
         self._thread: threading.Thread | None = None
 
     def made(self, call_id: str, task: str, plan: Plan) -> None:
         """A call was accepted."""
-        # not the whole plan: thousands of these are kept
+        # not the whole plan, since thousands of these are kept
         kept = Made(
             task=task,
             lane=plan.lane,
@@ -98,12 +98,12 @@ class Search:
         self.keep_looking()
 
     def ended(self, call_id: str) -> None:
-        """A call's answer has come: nobody needs to look for it."""
+        """Note that a call's answer has come: it need not be looked for."""
         with self._lock:
             self._seen.forget((call_id,))
 
     def keep_looking(self) -> None:
-        """There is something to look for."""
+        """Begin to look, if that is not done yet."""
         if self._thread is not None:
             return
         with self._start:
@@ -115,7 +115,7 @@ class Search:
                 thread.start()
 
     def turn(self) -> bool:
-        """Look, if it is time → whether there may be something to look for later."""
+        """Look, if it is time → whether the thread should go on."""
         now = time.monotonic()
         if self._waited_for() or (self._one_made() is not None and now - self._looked_at >= UNAWAITED_LOOK_S):
             self._looked_at = now
@@ -124,7 +124,7 @@ class Search:
             self._thread = None
             if not self._waited_for() and self._one_made() is None:
                 return False
-            return self._goes_on()  # somebody came in between, and took this thread for one that does
+            return self._goes_on()  # a new caller came in between, and relies on this thread
         return True
 
     def _goes_on(self) -> bool:
@@ -135,14 +135,14 @@ class Search:
         return True
 
     def _one_made(self) -> str | None:
-        """One of the calls that were made here, and may be known to Redis: one that was away, or the last."""
+        """One call that was made here and should be known to Redis: one that was missing, or the last."""
         with self._lock:
             call_id = self._seen.away() or self._seen.made_last()
             theirs = None if call_id is None else self._seen.what(call_id)
         return call_id if isinstance(theirs, Made) and time.time() - theirs.at_s < REMEMBERED_S else None
 
     def look(self) -> None:
-        """Look once. Never raises: who waits goes on waiting."""
+        """Look once. Never raises: callers go on waiting."""
         try:
             with deciding(ASK_S):
                 self._look(self._waited_for(), time.monotonic())
@@ -150,7 +150,7 @@ class Search:
             with self._lock:
                 self._seen.blind()
             log.info("lost.blind", extra={"cause": type(error).__name__})
-        except Exception:  # of what somebody stored, or a callback: the next look is another
+        except Exception:  # from a stored result or a callback; the next look may succeed
             log.exception("lost.failed")
 
     def _look(self, waited_for: Sequence[AsyncResult], now: float) -> None:
@@ -158,9 +158,9 @@ class Search:
         ids = list(dict.fromkeys([*before, *(one for steps in before.values() for step in steps for one in step)]))
         some = self._in_turn(ids) or [one for one in (self._one_made(),) if one is not None]
         known = self._known(some)
-        if not all(known.values()):  # what one has lost others may have: all are looked for
+        if not all(known.values()):  # if one is missing, others may be: look for all
             known |= self._known([one for one in ids if one not in known])
-        with self._lock:  # where one is lost others may be: who asks for them one by one need not wait anew
+        with self._lock:  # also for callers that ask for them one by one, who then need not wait again
             others = self._seen.others(known)
         known |= self._known(others)
         with self._lock:
@@ -179,11 +179,12 @@ class Search:
         for call_id in gone - answered - before.keys():
             with self._lock:
                 theirs = self._seen.what(call_id)
-            if isinstance(theirs, Made) and time.time() - theirs.at_s < REMEMBERED_S:  # else Redis need not know it
+            # later, Redis may have dropped it
+            if isinstance(theirs, Made) and time.time() - theirs.at_s < REMEMBERED_S:
                 self._tell(call_id, CallLost(call_id))
 
     def _in_turn(self, ids: list[str]) -> list[str]:
-        """As many as one script takes: thousands each time would hold up Redis, and this process."""
+        """As many as one script takes: thousands at once would hold up Redis and this process."""
         if len(ids) <= MOST_AT_ONCE:
             return ids
         self._turn = self._turn % len(ids)
@@ -210,7 +211,7 @@ class Search:
     def _tell(self, call_id: str, error: CallLost) -> None:
         """Store the error as the call's result, unless it has one by now."""
         with self._lock:
-            kept = self._seen.what(call_id)  # whoever hears the error forgets the call
+            kept = self._seen.what(call_id)  # taken now, since receiving the error forgets the call
         backend, key = self._backend, self._backend.get_key_for_task(call_id)
         meta = backend._get_result_meta(backend.prepare_exception(error), states.FAILURE, None, None)
         told = backend.encode({**meta, "task_id": call_id})
@@ -240,7 +241,7 @@ def _ids(step: Any) -> list[str]:
 
 
 def _row(call_id: str, known: object) -> Attempt | None:
-    """The end of a call that nobody has begun, as far as is known; where an attempt of it is recorded, that stands."""
+    """The recorded end of a call that, as far as is known, has not begun; if an attempt is recorded, that stays."""
     if not isinstance(known, Made):
         return None
     now = time.time()
@@ -264,10 +265,10 @@ def _row(call_id: str, known: object) -> Attempt | None:
 def _keep_looking(found: weakref.ref[Search]) -> None:
     goes_on = True
     while goes_on:
-        time.sleep(LOOK_S)  # most calls are answered before anybody needs to look
+        time.sleep(LOOK_S)  # most calls are answered before the first look
         search = found()
         goes_on = search is not None and search.turn()
-        del search  # an app that nobody has any more ends, and this with it
+        del search  # so that it can end with its app
 
 
 _SEARCHES: weakref.WeakSet[Search] = weakref.WeakSet()

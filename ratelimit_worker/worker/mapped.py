@@ -1,6 +1,6 @@
-"""What becomes of `map`, `starmap` and `chunks` of a call? Each item is a call of its own, in its lane.
+"""`map`, `starmap` and `chunks` of a call: each item becomes a call of its own, in its lane.
 
-Celery runs all items as plain function calls within one task: nothing would pace, retry or track them.
+Celery runs all items as plain function calls within one task, so they would not be paced, retried or tracked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SPREADS = "_ratelimit_worker_spreads"  #: marks the function of a task that was 
 
 
 def spread(app: Celery) -> None:
-    """Let an app's `celery.map` and `celery.starmap` give the items of a call to its lane."""
+    """Change an app's `celery.map` and `celery.starmap` so that items of a call go into its lane."""
     _spread(app.tasks["celery.map"], lambda item: (item,))
     _spread(app.tasks["celery.starmap"], tuple)
 
@@ -49,10 +49,10 @@ def _spread(mapped: Task, arguments: Callable[[Any], Sequence[Any]]) -> None:
 
 
 def _can_collect(mapped: Task) -> bool:
-    """Whether the answers can be brought together in a list → False: nobody asks for that.
+    """Whether the answers are to be collected in a list.
 
     Raises:
-        ConfigurationError: Somebody does, and the result backend cannot.
+        ConfigurationError: They are, and the result backend cannot do that.
     """
     try:
         mapped.backend.ensure_chords_allowed()
@@ -69,7 +69,7 @@ def _can_collect(mapped: Task) -> bool:
 
 
 def _elsewhere(mapped: Task) -> dict[str, str]:
-    """Where the items go: as the call's own route says, unless the whole was sent to a queue that is not the app's."""
+    """The queue of the items: by the call's own route, unless the whole was sent to another queue than the default."""
     sent = mapped.request.delivery_info or {}
     conf, key = mapped.app.conf, sent.get("routing_key")
     if not key or key in (conf.task_default_routing_key, conf.task_default_queue):

@@ -1,7 +1,7 @@
-"""Which options may a call be sent with? Celery's, kombu's and ours; another is a slip of the pen, and is refused.
+"""Options of `apply_async`: Celery's, kombu's and ours are known; any other is refused as a misspelling.
 
-Celery puts an option that it does not know into the properties of the message, where nobody looks: `cache_tll=60` was
-accepted, and did nothing.
+Celery puts an unknown option into the message's properties, where it has no effect: `cache_tll=60` was accepted, and
+did nothing.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from kombu import Producer
 
 from ratelimit_worker.errors import BadInput
 
-#: What Celery takes in functions without a signature (`send_task_message`), and reads of options on their way.
+#: Options that Celery reads in functions whose signatures do not name them (`send_task_message`).
 _CELERYS = ("event_dispatcher", "exchange_type", "ignore_result", "headers", "queue", "visitor_headers", "origin")
-#: Properties of a message of AMQP, which kombu passes on.
+#: Properties of an AMQP message, which kombu passes on.
 _PROPERTIES = ("app_id", "cluster_id", "correlation_id", "message_id", "timestamp", "type", "user_id")
 _OURS = ("priority", "number")
 
@@ -33,10 +33,10 @@ def _known() -> frozenset[str]:
 
 
 def check_ignored(function: Callable[..., Any], ignored: Sequence[str]) -> None:
-    """Whether a function can be given the arguments that are not to count.
+    """Check that a function has the arguments that are to be ignored.
 
     Raises:
-        BadInput: it has none of that name.
+        BadInput: it has no argument of that name.
     """
     parameters = inspect.signature(function).parameters
     takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
@@ -46,7 +46,7 @@ def check_ignored(function: Callable[..., Any], ignored: Sequence[str]) -> None:
 
 
 def check_for(task: Task, options: Mapping[str, Any], ours: Collection[str]) -> None:
-    """`check`, unless a class behind the task's has an `apply_async` of its own, with options that it alone knows.
+    """`check`, unless a base class of the task has its own `apply_async`, which may know further options.
 
     Raises:
         BadInput: as `check`.
@@ -57,12 +57,12 @@ def check_for(task: Task, options: Mapping[str, Any], ours: Collection[str]) -> 
 
 
 def check(options: Mapping[str, Any], ours: Collection[str]) -> None:
-    """Whether all of them are known.
+    """Check that all options are known.
 
     Args:
-        ours: Names of ours, beside Celery's.
+        ours: Names of our options.
     Raises:
-        BadInput: one is not; says which is meant, perhaps.
+        BadInput: one is not; suggests a similar one.
     """
     known = _known()
     for name in options:

@@ -1,4 +1,4 @@
-"""Which tasks of this worker retry by themselves around a provider? Told once, when it starts."""
+"""Tasks of this worker that retry by themselves after a provider's failure are logged once, when it starts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ log = logging.getLogger(__name__)
 
 
 def own_rules(tasks: Iterable[Any]) -> list[OwnRule]:
-    """The rules of those tasks that make calls and retry by themselves, by name."""
+    """The retry rules of tasks that make calls and retry by themselves, by name."""
     found = [_rule(task) for task in tasks if isinstance(task, CallTask)]
     return sorted((rule for rule in found if rule is not None), key=lambda rule: rule.task)
 
 
 def say(rules: Iterable[OwnRule]) -> None:
-    """A line a task in the worker's log."""
+    """Write a line for each of these tasks into the worker's log."""
     for rule in rules:
         log.warning("task.retries_itself %s", rule)
 

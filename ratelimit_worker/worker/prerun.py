@@ -1,6 +1,6 @@
-"""What do an app's handlers of `task_prerun` see of a call? Its arguments, as `before_start` and `__call__` do.
+"""An app's handlers of `task_prerun` get a call's real arguments, as `before_start` and `__call__` do.
 
-A message holds a reference in their place, which nobody's tenant or language can be read from.
+The message only holds a reference in their place, from which a handler could not read a tenant or a language.
 """
 
 from __future__ import annotations
@@ -31,5 +31,5 @@ def _put_back(sender: Task | None = None, task: Task | None = None, **_: Any) ->
         return
     try:
         task.show_arguments()
-    except (RedisError, OSError) as error:  # the attempt waits for Redis; handlers do not
+    except (RedisError, OSError) as error:  # the attempt will wait for Redis; handlers do not
         log.warning("prerun.without_arguments task=%s cause=%s", task.name, cause_of(error))

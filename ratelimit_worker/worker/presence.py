@@ -1,6 +1,4 @@
-"""Is this worker there, and what does it hold? A bootstep: its slots count while it consumes, and what it runs stays
-invisible to others.
-"""
+"""The presence of a worker: a bootstep that reports its slots while it consumes, and renews the leases of its calls."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ratelimit_worker.contracts.plan import HEADER
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
-from ratelimit_worker.flow.lane import limit, pin
+from ratelimit_worker.flow.lane import budget, limit, pin
 from ratelimit_worker.outage import cause_of
 from ratelimit_worker.providers import network
 from ratelimit_worker.stores.lanes import Crew, Lanes
@@ -32,7 +30,7 @@ from ratelimit_worker.stores.patient import passes
 from ratelimit_worker.stores.server import RedisServer
 from ratelimit_worker.wiring import Services
 from ratelimit_worker.worker import jobs, own_rules
-from ratelimit_worker.worker.duties import Alert, Clean, Duty, Record, Release, Tune
+from ratelimit_worker.worker.duties import Alert, Clean, Duty, Recording, Release, Rules, Sample, Tune
 from ratelimit_worker.worker.grace import Grace, begin
 from ratelimit_worker.worker.installed import in_memory, services_of
 from ratelimit_worker.worker.log_lines import leave_out_calls
@@ -46,16 +44,16 @@ from ratelimit_worker.worker.watch import LOOK_EVERY_S, Watch
 log = logging.getLogger(__name__)
 
 BEAT_S, LIFE_S = 1.0, 3.5
-SETTLING_S = 3.0  #: a request that started so recently may not have reached task_prerun yet
-MOST_ACKS = 100  #: in one script
-MOST_STARTS = 3  #: in a row that fail for a cause that is not Redis
+SETTLING_S = 3.0  #: a request may take this long from its start to task_prerun
+MOST_ACKS = 100  #: most acks in one script
+MOST_STARTS = 3  #: starts in a row that may fail for another cause than Redis
 FIRST_PAUSE_S, MOST_PAUSE_S = 0.25, 2.0  #: between starts
-ENDS_WITHIN_S = 5.0  #: threads of duties, once they were told to
+ENDS_WITHIN_S = 5.0  #: how long the duties' threads may take to end
 EX_CONFIG = 78
-UNCLAIMED_S = 5.0  #: a message that is no request's is renewed so long: it may be on its way to one
+UNCLAIMED_S = 5.0  #: how long a message without a request is renewed, since it may become one
 
-#: Task ids between task_prerun and task_postrun in this process. A threads pool never finishes a request whose result
-#: could not be stored: it stays in active_requests for ever, so that set alone says nothing.
+#: Task ids between task_prerun and task_postrun in this process. Celery's active_requests are not enough: in a threads
+#: pool, a request whose result could not be stored stays in them for ever.
 _RUNNING: set[str] = set()
 
 
@@ -78,7 +76,8 @@ def _forked(**_: Any) -> None:
         _quieten(live, current_app)
         warm_up(live)
     except (RedisError, OSError, StoreUnavailable, ConfigurationError) as error:
-        log.info("child.cold cause=%s", cause_of(error))  # its first call connects; of a setting its parent ends
+        # its first call will connect; for a wrong setting the parent ends
+        log.info("child.cold cause=%s", cause_of(error))
 
 
 def _quieten(live: Services, app: Any) -> None:
@@ -87,7 +86,7 @@ def _quieten(live: Services, app: Any) -> None:
 
 
 class Presence(Duty):
-    """Beats once a second and renews what lives."""
+    """Beats once a second, and renews the leases of this worker's calls."""
 
     def __init__(self, live: Services, consumer: Any, lease_s: float) -> None:
         super().__init__("presence", live.server, f"{os.getpid()}-{uuid.uuid4().hex[:8]}")
@@ -100,9 +99,9 @@ class Presence(Duty):
         self.prefork = kind_of(consumer.pool) == "prefork"
         self._unclaimed: dict[str, float] = {}
         self._asked = threading.Event()
-        self._counts = False  #: whether Redis may know of this worker
-        #: One beat at a time: one that was decided before the worker began to leave, and came after its last, would
-        #: count its slots until that beat's life is over, and calls that it gives back would be released to it again.
+        self._counts = False  #: whether Redis may count this worker's slots
+        #: One beat at a time. A beat that was prepared before the worker began to leave, and arrived after its last
+        #: one, would count its slots again, and calls that it has given back would be released to it.
         self._beating = threading.RLock()
         self._left = False
 
@@ -116,7 +115,7 @@ class Presence(Duty):
                 self.watch.lend(late)
 
     def ask(self) -> None:
-        """Beat now: what this worker has to offer is another."""
+        """Beat now, since this worker's slots have changed."""
         self._asked.set()
 
     def stop(self) -> None:
@@ -124,34 +123,34 @@ class Presence(Duty):
         self._asked.set()
 
     def beat(self, slots: int | None = None, late: frozenset[str] | set[str] = frozenset()) -> None:
-        """Say what this worker has and holds.
+        """Report this worker's slots and calls.
 
         Args:
-            late: Tags that are lent beside those of which Redis knows.
+            late: Further tags that are lent from now on.
 
         Raises:
-            redis.RedisError: the broker is away; the next beat tells it.
+            redis.RedisError: the broker is away; the next beat reports it.
         """
         with self._beating:
             if self._left:
                 return
             mine = self.slots() if slots is None else slots
-            HELD.crew = crew = self.crew()  # its ready lists are read from now on
+            HELD.crew = crew = self.crew()  # the lists of this crew are read from now on
             self._counts = True
             self.lanes.beat(self.owner, mine, LIFE_S, self.queues(), self.lease_s, self.held(), crew, HELD.lent | late)
         self.watch.tell()
 
     def crew(self) -> Crew:
-        """The tasks for which this worker can take calls; a task may be registered at any time."""
+        """The crew of this worker, by the tasks that it knows now; tasks may be registered at any time."""
         names = frozenset(name for name, task in tuple(self.consumer.app.tasks.items()) if isinstance(task, CallTask))
         return HELD.crew if HELD.crew.name and names == HELD.crew.tasks else Crew.of(names)
 
     def slots(self) -> int:
-        """Calls that this worker can run at once; 0 while it does not consume, or released calls would pile up."""
+        """Calls that this worker can run at once; 0 while it does not consume, so that none are released to it."""
         c = self.consumer
         if self.closing or c.connection is None or c.task_consumer is None or c.task_consumer.channel.closed:
             return 0
-        if QUARANTINE.taken:  # else those that cannot begin here would keep their lanes full for all workers
+        if QUARANTINE.taken:  # calls released to it could not begin, and would keep their lanes full
             return 0
         return self.watch.slots()
 
@@ -161,11 +160,11 @@ class Presence(Duty):
         return [queue.name for queue in consumer.queues] if consumer is not None else []
 
     def held(self) -> list[str]:
-        """Tags to renew: messages whose request lives in this process. The rest is left to its lease."""
+        """Tags to renew: messages whose request lives in this process. Others are left to their leases."""
         for _ in range(5):
             try:
                 return self._held()
-            except RuntimeError:  # a set changed while it was read
+            except RuntimeError:  # the set changed while it was read
                 continue
         return []
 
@@ -198,17 +197,17 @@ class Presence(Duty):
         return request.id in _RUNNING or time() - request.time_start < SETTLING_S
 
     def stops(self) -> bool:
-        """Whether this worker ends in good order: a call that it gives back then has not killed it."""
+        """Whether this worker ends in good order, so that calls that it gives back are no suspects."""
         return self.closing or state.should_stop is not None or state.should_terminate is not None
 
     def running(self) -> Iterable[str]:
-        """Tags that stay ours when a channel closes; none when the worker stops."""
+        """Tags that this worker keeps when a channel closes; none when it stops."""
         if self.stops():
             return ()
         return [request.message.delivery_tag for request in tuple(state.active_requests)]
 
     def leave(self) -> None:
-        """The worker is gone: its slots no longer count."""
+        """Report that the worker leaves: its slots do not count any more."""
         self.stop()
         if not self._counts:
             return
@@ -216,12 +215,12 @@ class Presence(Duty):
             try:
                 self.beat(0)
             except (RedisError, OSError) as error:
-                log.info("presence.leave", extra={"cause": type(error).__name__})  # it expires with its life
+                log.info("presence.leave", extra={"cause": type(error).__name__})  # its entry expires
             self._left = True
 
 
 class Acknowledge(Duty):
-    """Sends acks: FREE of every call that Celery has done with."""
+    """Sends acks: frees every call whose message Celery has acknowledged."""
 
     def __init__(self, server: RedisServer) -> None:
         super().__init__("acknowledge", server, "")
@@ -242,7 +241,7 @@ class Acknowledge(Duty):
             raise
 
     def stop(self) -> None:
-        """Send what is left, then end; later acks go the direct way."""
+        """Send the acks that are left, and end; later ones are sent directly."""
         HELD.has_messenger = False
         super().stop()
         if self.is_alive():
@@ -252,14 +251,14 @@ class Acknowledge(Duty):
 
 
 class Consumed:
-    """Names of the queues that a worker consumes, now or before: they change at run time (`control.add_consumer`)."""
+    """Queues that a worker consumes or did before; they can change at run time (`control.add_consumer`)."""
 
     def __init__(self, consumer: Any) -> None:
         self._consumer = consumer
         self._seen: set[str] = set()
 
     def __contains__(self, name: object) -> bool:
-        if name in self._seen:  # what was on its way when a queue was given up is still a task's
+        if name in self._seen:  # messages that were on their way when a queue was given up are still tasks
             return True
         consumes = self._consumer.task_consumer
         if consumes is None or not consumes.consuming_from(name):
@@ -269,28 +268,28 @@ class Consumed:
 
 
 class LanesStep(bootsteps.StartStopStep):
-    """Presence and duties of a worker; made once with the consumer, it outlives broker reconnects."""
+    """Presence and duties of a worker; made once with the consumer, and kept when the broker reconnects."""
 
     requires = (Tasks,)
 
     def include_if(self, c: Any) -> bool:
-        """Not where messages stay in this process (`memory://`, in tests): calls are made where they are sent."""
+        """Not if messages stay in this process (`memory://`, in tests), where calls are made as they are sent."""
         return not in_memory(c.app)
 
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         super().__init__(consumer, **kwargs)
-        before_others()  # the app's modules are imported, and no child is forked yet
-        self.presence: Presence | None = None  #: once all has been started that a worker needs
+        before_others()  # at this moment the app's modules are imported, and no child is forked yet
+        self.presence: Presence | None = None  #: None: not everything that a worker needs has started
         self.duties: list[Duty] = []
         self.grace: Grace | None = None
-        self.outages = self.faults = 0  #: starts that Redis, or something else, has not let come to their end
+        self.outages = self.faults = 0  #: starts that failed because of Redis, or of something else
         self.closing = False
 
     def start(self, c: Any) -> None:
         INTAKE.queues = Consumed(c)
         INTAKE.tasks = c.app.tasks
         INTAKE.accepts = frozenset(prepare_accept_content(c.app.conf.accept_content))
-        if self.presence is not None:  # reconnected: slots count again
+        if self.presence is not None:  # the broker has reconnected: slots count again
             self.presence.beat()
             return
         while True:
@@ -302,17 +301,17 @@ class LanesStep(bootsteps.StartStopStep):
                 return
 
     def _again(self, error: Exception) -> None:
-        """After a start in vain: returns when it is to be tried again over this connection.
+        """After a failed start: return when it can be tried again over this connection.
 
         Raises:
-            redis.RedisError, OSError: Redis is away: Celery connects again, and then starts its steps again.
-            SystemExit: trying again does not mend it, or the worker was told to end.
+            redis.RedisError, OSError: Redis is away: Celery reconnects and starts its steps again.
+            SystemExit: trying again cannot help, or the worker was told to end.
         """
         if isinstance(error, ConfigurationError):
             _end(str(error), EX_CONFIG)
         if _is_away(error):
             self.outages += 1
-            if self.outages > 1:  # the first is tried again at once
+            if self.outages > 1:  # after the first, try again at once
                 _pause(self.outages)
             if isinstance(error, (RedisError, OSError)):
                 raise error
@@ -324,7 +323,7 @@ class LanesStep(bootsteps.StartStopStep):
         _pause(self.faults)
 
     def _open(self, c: Any) -> None:
-        """All that a worker needs: either the whole of it is there afterwards, or nothing."""
+        """Start everything that a worker needs; if part of it fails, nothing is left running."""
         _check(c)
         network.check()
         live = services_of(c.app)
@@ -340,22 +339,27 @@ class LanesStep(bootsteps.StartStopStep):
         give_size(c.pool)
         QUARANTINE.tell = presence.ask
         try:
+            record = Recording(live, owner)
             duties += [
                 Release(live.server, owner, lease_s),
                 Tune(live, owner),
-                Record(live, owner),
-                Clean(live, owner),
+                record,
+                Clean(live, owner, lambda: record.has_had),
+                Sample(live, owner, lambda: record.has_had),
+                Rules(live, owner, lambda: record.has_had),
                 Acknowledge(live.server),
             ]
             if live.settings.alert_webhook_url:
                 duties.append(Alert(live, owner))
-            if not presence.prefork:  # each child of a prefork pool does it for itself
+            if not presence.prefork:  # children of a prefork pool do it themselves
                 warm_up(live, presence.slots())
-            _open_history(live)
+            if record.ask():
+                _open_history(live)
             _tell_own_rules(live, c.app)
             pin.at_start(live.control, live.settings.emergency_mode)  # before the first slot counts
             limit.at_start(live.control, live.settings)
-            presence.beat()  # before the first message: recall what dead workers left ready
+            budget.at_start(live.budgets, live.settings.budgets, live.spent_before)
+            presence.beat()  # before the first message, so that calls left ready by dead workers go back first
             for thread in (presence, *duties):
                 thread.start()
         except BaseException:
@@ -365,15 +369,15 @@ class LanesStep(bootsteps.StartStopStep):
         HELD.has_messenger = True
 
     def _ends(self) -> bool:
-        flags = (state.should_stop, state.should_terminate)  # exit codes, and 0 is one
+        flags = (state.should_stop, state.should_terminate)  # exit codes, of which 0 is one
         return self.closing or any(flag is not None and flag is not False for flag in flags)
 
     def stop(self, c: Any) -> None:
-        # a reconnect calls stop too, with the blueprint still running
+        # a reconnect calls stop too, but then the blueprint is still running
         if c.blueprint.state in (bootsteps.CLOSE, bootsteps.TERMINATE):
             self.closing = True
             if self.presence is not None:
-                self.presence.closing = True  # no more slots; what the pool still runs stays renewed
+                self.presence.closing = True  # no more slots, but leases of running calls are still renewed
                 try:
                     self.presence.beat()
                 except (RedisError, OSError) as error:
@@ -392,7 +396,7 @@ class LanesStep(bootsteps.StartStopStep):
 
 
 def _leave(presence: Presence, duties: list[Duty]) -> None:
-    """The threads end, those that have begun; the worker's slots no longer count."""
+    """End the threads that have started; the worker's slots do not count any more."""
     for duty in duties:
         try:
             duty.stop()
@@ -406,7 +410,7 @@ def _leave(presence: Presence, duties: list[Duty]) -> None:
 
 
 def _pause(failed: int) -> None:
-    """Between starts.
+    """Pause between starts.
 
     Raises:
         SystemExit: the worker was told to end.
@@ -418,21 +422,21 @@ def _pause(failed: int) -> None:
 
 
 def _is_away(error: Exception) -> bool:
-    """Whether Redis is, for a while: starting again is worth it for as long as it takes."""
+    """Whether the cause is an outage of Redis, so that the start is repeated for as long as it takes."""
     if isinstance(error, (StoreUnavailable, ConnectionError, TimeoutError)):
         return True
     return isinstance(error, RedisError) and passes(error)
 
 
 def _end(why: str, code: int) -> NoReturn:
-    """This worker ends, and says why: a line for each thing that is wrong."""
+    """End this worker, with a log line for each thing that is wrong."""
     for line in why.splitlines():
         log.critical("this worker cannot start: %s", line)
     raise WorkerShutdown(code)
 
 
 def _last_words(controller: Any) -> None:
-    """What Celery would have done at the end of the process; its pool's children end with it."""
+    """Do what Celery does at the end of the process; the pool's children end with it."""
     beat = getattr(controller, "beat", None)
     if beat is not None and hasattr(beat, "terminate"):
         beat.terminate()
@@ -441,15 +445,15 @@ def _last_words(controller: Any) -> None:
 
 
 def _open_history(live: Services) -> None:
-    """Load and open the tracking database now: beside the first calls it would take their processor away."""
+    """Load and open the tracking database now: later it would slow down the first calls."""
     try:
         live.tracker.open()
-    except (StoreUnavailable, ConfigurationError) as error:  # calls go on; the recorder says it, and tries again
+    except (StoreUnavailable, ConfigurationError) as error:  # calls go on; the recorder reports it and tries again
         log.info("history.away %s", error)
 
 
 def _tell_own_rules(live: Services, app: Any) -> None:
-    """The log and `doctor` name the tasks that retry by themselves."""
+    """Report the tasks that retry by themselves, to the log and to `doctor`."""
     rules = own_rules.own_rules(app.tasks.values())
     own_rules.say(rules)
     names = [name for name, task in app.tasks.items() if isinstance(task, CallTask)]
@@ -460,7 +464,7 @@ def _tell_own_rules(live: Services, app: Any) -> None:
 
 
 def _check(consumer: Any) -> None:
-    """The promises rest on these; a worker without them would break them silently."""
+    """Check what the promises depend on: a worker without it would break them silently."""
     transport = consumer.connection.transport
     if not isinstance(transport, Transport):
         raise ConfigurationError(
@@ -476,5 +480,5 @@ def _check(consumer: Any) -> None:
     if early:
         raise ConfigurationError(f"tasks with acks_late=False cannot make calls: {', '.join(sorted(early))}")
     limited = [name for name, task in calls.items() if task.rate_limit]
-    if limited:  # by task_annotations; Celery would keep their calls in the worker, and their lane waits for those
+    if limited:  # by task_annotations; Celery would keep their calls in the worker, while their lane waits for them
         raise ConfigurationError(f"tasks with a rate_limit cannot make calls, give their lane an rpm: {limited[0]}")

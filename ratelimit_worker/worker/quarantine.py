@@ -1,7 +1,7 @@
-"""When does a call run alone in its process? When it may be what kills it: a readers–writer lock of the process.
+"""A call that may kill its process runs alone in it, by a readers–writer lock of the process.
 
-Calls share the process; one that has one loss left (`begin` says `alone`) has it for itself, so that what kills the
-process then is that call, and takes nobody along.
+Calls share the process. A call that would be given up after one more loss (`begin` returns `alone`) gets it for itself:
+if the process dies then, it was that call, and no other is lost with it.
 """
 
 from __future__ import annotations
@@ -10,31 +10,29 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-MOST_WAIT_S = 600.0  #: for those that run beside it to end: then it runs in company, rather than never
+MOST_WAIT_S = 600.0  #: longest wait for the other calls to end; then it runs beside them, rather than never
 
 
 class Quarantine:
-    """Shared by many, or one's alone. Who wants it alone goes before those that come later."""
+    """Shared by many, or held by one. A call that wants to be alone goes before those that come later."""
 
     def __init__(self, most_wait_s: float = MOST_WAIT_S) -> None:
         self.most_wait_s = most_wait_s
-        self.tell: Callable[[], object] = (
-            bool  #: whoever counts the slots of this process: there are none, or again all
-        )
+        self.tell: Callable[[], object] = bool  #: called when the process has no slots, or all of them again
         self._changed = threading.Condition()
         self._sharing = 0
         self._taken = False
 
     @property
     def taken(self) -> bool:
-        """Whether a call has the process for itself, or waits for that: no other begins here."""
+        """Whether a call has the process for itself, or waits for that, so that no other may begin."""
         return self._taken
 
     @contextmanager
     def shared(self) -> Iterator[bool]:
-        """Beside others → whether that may be: False while one is alone, or wants to be.
+        """Run beside others → False: not possible, since one is alone, or wants to be.
 
-        Nobody waits for that here: whoever waits beside a call that kills the process waits for a lease, too.
+        A call does not wait here: if the other one kills the process, this call would be lost with it.
         """
         with self._changed:
             if self._taken:
@@ -54,7 +52,7 @@ class Quarantine:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Beside nobody: waits until those that run here have ended, at most `most_wait_s`."""
+        """Run alone: wait until the other calls have ended, at most `most_wait_s`."""
         with self._changed:
             while self._taken:
                 self._changed.wait()
@@ -71,5 +69,5 @@ class Quarantine:
             self.tell()
 
 
-#: Of this process. A forked child has a copy; it runs one call at a time.
+#: The lock of this process. A forked child has a copy; it runs one call at a time.
 QUARANTINE = Quarantine()

@@ -1,6 +1,6 @@
-"""What becomes of a message that cannot be taken? Whoever waits for it gets an error, and what it held is free at once.
+"""A message that no worker can take is ended: its caller gets an error, and what its call held is free at once.
 
-A call that was released has a slot, a permit and perhaps a claim. Left to its lease it would be released again and
+A released call has a slot, a permit and perhaps a claim. If it were left to its lease, it would be released again and
 again.
 """
 
@@ -24,6 +24,7 @@ from ratelimit_worker.flow.call.answers import Answers
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.clock import redis_now_s
 from ratelimit_worker.stores.lanes import Lanes
+from ratelimit_worker.wiring import Services
 from ratelimit_worker.worker.fields import right_ones
 from ratelimit_worker.worker.intake import prepared, read_json
 from ratelimit_worker.worker.transport import unpack_body
@@ -34,14 +35,12 @@ _TAG = re.compile(rb'"delivery_tag"\s*:\s*("(?:[^"\\\\]|\\\\.)*")')
 _AGAIN = re.compile(rf"~[1-{REFS - 1}]$")  #: a reference beyond the first of its task id
 
 
-def refuse(
-    app: Any, answers: Answers, encode_outcome: Callable[[Attempt], bytes]
-) -> Callable[[Lanes, bytes, str | None], None]:
-    """What the transport does with a message that nobody takes: (lanes, message, why; None: its deadline has passed).
+def refuse(app: Any, answers: Answers, services: Callable[[], Services]) -> Callable[[Lanes, bytes, str | None], None]:
+    """What the transport does with a message that no worker can take: (lanes, message, why; None: its deadline passed).
 
     Args:
-        answers: How a failure is told those that wait for the same answer.
-        encode_outcome: An attempt as the outbox holds it.
+        answers: Encodes the failure for calls that wait for the same answer.
+        services: Returns those of the app, when they are needed.
     """
 
     def end(lanes: Lanes, raw: bytes, why: str | None) -> None:
@@ -51,7 +50,7 @@ def refuse(
         if released is None:
             headers = _headers(message)
             call_id = headers.get("id")
-            # A message too many of an id that waits or runs: that one is the one that is answered.
+            # Another message with an id that waits or runs already: that one will be answered.
             if isinstance(call_id, str) and isinstance(headers.get("task"), str) and lanes.record(call_id) is None:
                 _fail(app, call_id, MessageRefused(call_id, why or ""), request_of(raw, b""))
             return
@@ -64,12 +63,14 @@ def refuse(
         if why is not None:
             error = MessageRefused(call_id, why)
         row = _row(lanes, record, call_id, str(headers.get("task") or ""), error, headers.get(HEADER))
-        # Settled, told, freed: who dies in between leaves it to the lease, and the next one does the rest. Those that
-        # follow a call whose deadline has passed have deadlines of their own.
+        live = services()
+        live.shelf.keep(tag, call_id, row.number)
+        # In this order: settle, tell the caller, free. If this process dies in between, the lease brings the call to
+        # another one, which does the rest. Followers of a call whose deadline has passed have their own deadlines.
         answer = b"" if why is None else answers.error(error)
         lanes.settle(
             Settlement(
-                tag=tag, lane=record.lane, answer=answer, lesson=Lesson(), kind="error", outbox=encode_outcome(row)
+                tag=tag, lane=record.lane, answer=answer, lesson=Lesson(), kind="error", outbox=live.encode_outcome(row)
             )
         )
         _fail(app, call_id, error, request_of(known, released.payload))
@@ -78,8 +79,8 @@ def refuse(
     return end
 
 
-def give_up(app: Any, encode_outcome: Callable[[Attempt], bytes], lanes: Lanes, tag: str, started_s: float) -> bool:
-    """End a call that runs on beyond its deadline: its row, its caller's error, its place → False: it has ended.
+def give_up(app: Any, live: Services, lanes: Lanes, tag: str, started_s: float) -> bool:
+    """End a call that runs on beyond its deadline: row, caller's error, place in the ledger → False: it has ended.
 
     Args:
         started_s: When its attempt began, seconds since the epoch.
@@ -95,19 +96,19 @@ def give_up(app: Any, encode_outcome: Callable[[Attempt], bytes], lanes: Lanes, 
     row = _row(lanes, record, call_id, str(headers.get("task") or ""), error, headers.get(HEADER))
     waited_s = max(0.0, started_s - record.since_s)
     row = replace(row, number=record.number, started_at=started_s, waited_s=waited_s)
-    # As of one whose deadline passed while it waited: those that follow it have deadlines of their own.
-    lanes.settle(
-        Settlement(tag=tag, lane=record.lane, answer=b"", lesson=Lesson(), kind="error", outbox=encode_outcome(row))
-    )
+    live.shelf.keep(tag, call_id, row.number)
+    # As if its deadline had passed while it waited: its followers have their own deadlines.
+    outbox = live.encode_outcome(row)
+    lanes.settle(Settlement(tag=tag, lane=record.lane, answer=b"", lesson=Lesson(), kind="error", outbox=outbox))
     _fail(app, call_id, error, request_of(released.message, released.payload))
     lanes.free([tag])
     return True
 
 
 def request_of(raw: bytes, payload: bytes) -> dict[str, Any]:
-    """What a worker would know of a call by its message and what lies apart: its canvas, and where its result is sent.
+    """A request made from a call's message and payload: its canvas, and where its result goes.
 
-    Result backends ask for it: one that sends results (`rpc://`) has no other way to the caller.
+    Result backends need it: one that sends results (`rpc://`) has no other way to the caller.
     """
     message = _read(raw)
     properties = message.get("properties") if isinstance(message, dict) else None
@@ -141,7 +142,7 @@ def _tag_of(message: Any, raw: bytes) -> str:
 
 
 def _canvas(payload: bytes) -> dict[str, Any]:
-    """Callbacks, errbacks, chain and chord of a call, where its payload can be read."""
+    """Callbacks, errbacks, chain and chord of a call, if its payload can be read."""
     try:
         _, _, canvas = read_json(unpack_body(payload))
     except (BadInput, ValueError, TypeError, RecursionError):
@@ -150,7 +151,7 @@ def _canvas(payload: bytes) -> dict[str, Any]:
 
 
 def _row(lanes: Lanes, record: Record, call_id: str, task: str, error: RateLimitWorkerError, header: Any) -> Attempt:
-    """One row more of the call, though nothing was sent."""
+    """One more row of the call, although nothing was sent."""
     now_s = redis_now_s(lanes.client)
     said = described(header)
     return Attempt(
@@ -172,12 +173,12 @@ def _row(lanes: Lanes, record: Record, call_id: str, task: str, error: RateLimit
 
 
 def context_of(call_id: str, request: Mapping[str, Any]) -> Context:
-    """A request as result backends take it; what in it cannot be is left out."""
+    """A request for result backends; invalid fields are left out."""
     return Context({**right_ones(request), "id": call_id})
 
 
 def _fail(app: Any, call_id: str, error: RateLimitWorkerError, request: Mapping[str, Any]) -> None:
     try:
         app.backend.mark_as_failure(call_id, error, request=context_of(call_id, request))
-    except Exception as wrong:  # headers of any shape: what a stranger sent stops no worker
+    except Exception as wrong:  # headers may be anything, and must not stop the worker
         log.warning("message.caller_not_told", extra={"call_id": call_id, "cause": type(wrong).__name__})

@@ -1,7 +1,7 @@
-"""What does Celery's parent process know of a call? Its canvas, when a child was lost or the call was revoked.
+"""The request of a call in Celery's parent process, with the canvas that is needed when a child is lost.
 
-The message of a call holds a reference; callbacks, errbacks and chord lie with the payload. Stock Celery reads them
-from the message when it has to report a failure in place of a child.
+The message of a call only holds a reference; callbacks, errbacks and chord are in the payload. Stock Celery reads them
+from the message when it has to report a failure (a lost child, a revoked call) in place of the child.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CallRequest(Request):
 
 
 def plan_of(request: Request) -> Plan | None:
-    """The plan of a request that this worker has in hand, decoded once; None: it is no call."""
+    """The plan of a request in this worker, decoded once; None: it is an ordinary task."""
     known: dict[str, Any] = vars(request)
     if "rlw_plan" not in known:
         header = request.request_dict.get(HEADER)

@@ -1,7 +1,7 @@
-"""What does `.delay()` return? An AsyncResult that can also be awaited: one connection of the process hears for all.
+"""`.delay()` returns an AsyncResult that can also be awaited; one connection of the process serves all.
 
-Every result of an app with lanes is of these classes, however it was found. One that somebody makes of Celery's own
-class can be awaited too.
+Every result of an app with lanes is of these classes, however it was found. A result of Celery's own class can be
+awaited too.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ async def answer_of(result: Any, timeout: float | None = None, propagate: bool =
             async with _in_time(timeout):
                 return await asyncio.gather(*each)
         finally:
-            for one in each:  # those that nobody waits for any more, where one has failed
+            for one in each:  # after a failure, the others are not waited for any more
                 one.cancel()
     if isinstance(result, EagerResult):
         return result.get(propagate=propagate, disable_sync_subtasks=False)
     if result.ignored:
         return None
     if isinstance(result.backend, DisabledBackend):
-        return result.get(propagate=propagate)  # says so at once
+        return result.get(propagate=propagate)  # raises at once
     if not result._cache:
         async with _in_time(timeout):
             await _settled(result, propagate)
@@ -64,7 +64,7 @@ async def _in_time(timeout: float | None) -> AsyncIterator[None]:
     try:
         async with limit:
             yield
-    except asyncio.TimeoutError as error:  # noqa: UP041 - not the task's own, nor Celery's
+    except asyncio.TimeoutError as error:  # noqa: UP041 - and not the task's own, nor Celery's
         if not limit.expired():
             raise
         raise TimeoutError("The operation timed out.") from error
@@ -79,7 +79,7 @@ async def _settled(result: AsyncResult, propagate: bool) -> None:
     loop, woken = asyncio.get_running_loop(), asyncio.Event()
 
     def wake() -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody awaits there any more
+        with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(woken.set)
 
     with consumer.waiting(result, wake, parents=propagate) as waiter:
@@ -90,7 +90,7 @@ async def _settled(result: AsyncResult, propagate: bool) -> None:
 
 
 async def _polled(result: AsyncResult, propagate: bool) -> None:
-    """For a result backend that is not Redis, and tells nobody."""
+    """Polls a result backend other than Redis, which cannot notify."""
 
     def is_over() -> bool:
         if propagate:
@@ -104,15 +104,15 @@ async def _polled(result: AsyncResult, propagate: bool) -> None:
 
 
 async def revoke_unawaited(result: AsyncResult) -> None:
-    """Revoke a call that nobody awaits any more; where Redis is away the log says so, and the call stays."""
+    """Revoke a call that is not awaited any more; if Redis is away, this is logged, and the call stays."""
     try:
         await sending.in_thread(result.revoke)
-    except (RateLimitWorkerError, *sending.AWAY) as error:  # whoever was cancelled ends by that, and not by this
+    except (RateLimitWorkerError, *sending.AWAY) as error:  # the cancellation must go on, and not become this error
         log.warning("revoke.away cause=%s", cause_of(error), extra={"call_id": result.id, "cause": cause_of(error)})
 
 
 class _Awaitable:
-    """What can be awaited, beside what Celery has."""
+    """Adds awaiting to Celery's classes."""
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._wait().__await__()
@@ -135,7 +135,7 @@ class _Awaitable:
 class CallResult(_Awaitable, AsyncResult):
     """Celery's AsyncResult, of an app with lanes."""
 
-    #: Whether to revoke the call where somebody who awaits it is cancelled (`adelay(..., cancel="revoke")`).
+    #: Whether to revoke the call if awaiting it is cancelled (`adelay(..., cancel="revoke")`).
     revoked_with_await = False
 
     async def _wait(self, timeout: float | None = None, propagate: bool = True) -> Any:
@@ -147,20 +147,20 @@ class CallResult(_Awaitable, AsyncResult):
             raise
 
     def is_known(self, value: Any) -> None:
-        """It is stored, and whoever has this result need not ask Redis for it."""
+        """Set a result that is stored already, so that `.get()` need not ask Redis."""
         done = datetime.now(UTC).isoformat()
         more: dict[str, Any] = {"date_done": done, "traceback": None, "children": []}
         self._maybe_set_cache({"task_id": self.id, "status": states.SUCCESS, "result": value, **more})
 
     def _maybe_reraise_parent_error(self) -> None:
-        # Celery's own asks Redis for each step, each second; who waits for a result there is told of them here
+        # Celery's own asks Redis for each step, each second; here waiting callers are notified of them
         if isinstance(getattr(self.backend, "result_consumer", None), ResultConsumer):
             raise_for_failed(results_before(self))
         else:
             super()._maybe_reraise_parent_error()
 
     def __del__(self) -> None:
-        # Celery's own prints a page of traceback for each result that outlives its connection, or the interpreter.
+        # Celery's own prints a long traceback for each result that outlives its connection or the interpreter.
         with suppress(Exception):
             super().__del__()
 
@@ -178,16 +178,16 @@ class EagerCall(EagerResult):
 
     @classmethod
     def of(cls, found: EagerResult) -> EagerCall:
-        """The same result, as one of a call."""
+        """The same result, in our class."""
         return cls(*found.__reduce_args__())
 
     async def aget(self, timeout: float | None = None, propagate: bool = True) -> Any:
-        """As a call's that was sent; it is there."""
+        """As `aget` of a call that was sent; the value is there already."""
         return await answer_of(self, timeout, propagate)
 
 
 def give_results(app: Celery) -> None:
-    """Let every result of an app be one that can be awaited."""
+    """Make every result of an app one that can be awaited."""
     for name, kind in (("AsyncResult", CallResult), ("ResultSet", CallSet), ("GroupResult", CallGroup)):
         setattr(app, name, app.subclass_with_self(kind, name=name, reverse=name))
 
@@ -196,7 +196,7 @@ def _awaited(self: Any) -> Generator[Any, None, Any]:
     return answer_of(self).__await__()
 
 
-# `AsyncResult(id, app=app)`, as status endpoints write it: of an app without lanes too, for who writes it names no app
+# `AsyncResult(id, app=app)`, as in status endpoints; for apps without lanes too, since often no app is named
 for _kind in (AsyncResult, ResultSet):
     if not hasattr(_kind, "__await__"):
         _kind.__await__ = _awaited

@@ -1,7 +1,7 @@
-"""How does an event loop send a call? A few threads of the process do it, for Celery's own sending blocks.
+"""Event loops send calls by a few threads of the process, since Celery's own sending blocks.
 
-They are not the loop's: those may all be busy with somebody's long work. Where Redis says nothing each send takes its
-2 s; who had to wait behind such ones is told so at once, so that a thousand sends end as soon as one.
+The loop's own thread pool is not used, since long work may keep it busy. While Redis does not answer, each send takes
+its 2 s. Sends that had to wait behind those fail at once, so a thousand of them end as soon as one.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ratelimit_worker.stores.decide import DECIDE_S, unanswered
 T = TypeVar("T")
 
 THREADS = 4
-AWAY = (RedisError, OperationalError, OSError)  #: what Celery raises where Redis is away
+AWAY = (RedisError, OperationalError, OSError)  #: what Celery raises if Redis is away
 
 
 class _Room:
-    """How many of a loop's coroutines may be in a thread at once, and how many are here."""
+    """A semaphore for a loop's coroutines that are in a thread, and how many use it."""
 
     def __init__(self) -> None:
         self.semaphore = asyncio.Semaphore(THREADS)
@@ -42,20 +42,20 @@ class Sending:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ratelimit-worker-send")
-        self._failures, self._failed_at = 0, 0.0  #: in a row, and when the last was
-        self._rooms: dict[asyncio.AbstractEventLoop, _Room] = {}  #: of loops in which somebody sends
+        self._failures, self._failed_at = 0, 0.0  #: failures in a row, and when the last one was
+        self._rooms: dict[asyncio.AbstractEventLoop, _Room] = {}  #: of loops that are sending
 
     async def in_thread(self, send: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call `send(*args, **kwargs)` in one of them, in the context of whoever awaits.
+        """Call `send(*args, **kwargs)` in one of them, in the context of the awaiting code.
 
         Raises:
-            StoreUnavailable: Also where nothing was tried: since this was asked for, each thread has found Redis away,
-                and no time is left to try once more.
+            StoreUnavailable: Also without an attempt, if meanwhile every thread has found Redis away and no time is
+                left to try again.
         """
         asked_at, context = self._clock(), contextvars.copy_context()
         call = partial(context.run, self._send, asked_at, partial(send, *args, **kwargs))
         loop = asyncio.get_running_loop()
-        # Thousands may be asked for in one go: while the loop takes them in a thread hardly runs, and it has 2 s.
+        # Thousands may be sent at once: while the loop starts them, threads hardly run, and their 2 s must not begin.
         await asyncio.sleep(0)
         room = self._rooms.setdefault(loop, _Room())
         room.users += 1
@@ -64,12 +64,13 @@ class Sending:
                 return await loop.run_in_executor(self._pool, call)
         finally:
             room.users -= 1
-            if not room.users:  # its semaphore knows the loop, which would stay for ever
+            if not room.users:  # the semaphore refers to the loop, which would be kept for ever
                 del self._rooms[loop]
 
     def _send(self, asked_at: float, send: Callable[[], T]) -> T:
         late = self._clock() - asked_at >= DECIDE_S
-        if late and self._failures >= THREADS and self._failed_at > asked_at:  # one alone may be a busy machine's
+        # a single failure may only mean a busy machine
+        if late and self._failures >= THREADS and self._failed_at > asked_at:
             raise unanswered()
         try:
             done = send()

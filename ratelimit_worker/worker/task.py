@@ -1,6 +1,6 @@
-"""How does a Celery task become a call? `apply_async` plans it into its lane, `__call__` makes one attempt at it.
+"""A Celery task becomes a call: `apply_async` plans it and puts it into its lane, `__call__` makes one attempt.
 
-Only a translation into Celery's words; what is decided stands in `flow`.
+This module only translates between Celery and `flow`, which makes the decisions.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, partial, wraps
+from operator import attrgetter
 from typing import Any, ClassVar
 
 from billiard.common import terminate_handler_fired
@@ -35,6 +36,7 @@ from redis import RedisError
 
 from ratelimit_worker import plugins
 from ratelimit_worker.calls import Cost, Outcome, Priority
+from ratelimit_worker.config import Settings
 from ratelimit_worker.contracts.call import ResultForm
 from ratelimit_worker.contracts.lane import Fields
 from ratelimit_worker.contracts.plan import HEADER, Continuation, Plan, Sender, Shedding
@@ -53,7 +55,7 @@ from ratelimit_worker.flow.call.execute import (
     tries_used,
 )
 from ratelimit_worker.flow.call.judge import Rules
-from ratelimit_worker.flow.lane import pin
+from ratelimit_worker.flow.call.self_doubt import SelfDoubt
 from ratelimit_worker.policy.estimate import Size
 from ratelimit_worker.policy.own_retry import Goes, Stays, Wish
 from ratelimit_worker.policy.retry import RetryPolicy
@@ -83,35 +85,64 @@ from ratelimit_worker.worker.result import CallResult, EagerCall, revoke_unawait
 from ratelimit_worker.worker.transport import HELD, AnsweredAlready, unpack_body
 
 ANSWERS = Answers(dumps=dumps, loads=loads)
-#: Options of `apply_async` that are the plan's.
+#: Options of `apply_async` that go into the plan.
 CHOICES = (
     *("lane", "tenant", "context", "tags", "cost", "deadline_s", "timeout_s"),
-    *("cache", "cache_incomplete", "stale_ttl", "shed_below"),
+    *("cache", "cache_incomplete", "stale_ttl", "stale_while_revalidate", "shed_below", "over_budget"),
     *("cache_ttl", "namespace", "refresh", "no_store"),
 )
-CANCEL = ("leave", "revoke")  #: what may become of a call that nobody awaits any more
-#: Options by which Celery sends a call for a canvas that is under way: nobody is there to catch an error.
+CANCEL = ("leave", "revoke")  #: what can be done with a call when awaiting it is cancelled
+#: Options with which Celery sends a call of a running canvas: there is no caller that could catch an error.
 CANVAS = frozenset({"parent_id", "group_id", "chord"})
-#: Options of a call that belongs to a canvas, and how the request of one that is made in process has them.
+#: Options of a call that belongs to a canvas, and their names in the request of a call that is made in process.
 CANVAS_HERE = {name: name for name in ("chain", "chord", "group_index", "root_id", "parent_id")} | {"group_id": "group"}
 CANVAS_HEADER = "rlw_canvas"
-IN_HAND_S = 60.0  #: no bound of ours: Celery's time-outs and its one retry come first
-NO_MORE = "Can't retry"  #: how `Task.retry` begins when it gives up
-REPLACED = "Replaced by new task"  #: what `Task.replace` says in its Ignore
+IN_HAND_S = 60.0  #: bound for sends by a worker; long, so that Celery's own time-outs and its one retry come first
+NO_MORE = "Can't retry"  #: beginning of the message with which `Task.retry` gives up
+REPLACED = "Replaced by new task"  #: message of the Ignore that `Task.replace` raises
 WITHIN = "_ratelimit_worker_within"  #: marks a method that runs within the attempt, with the call's arguments
-BEGUN = "rlw_begun"  #: of a request: its attempt has begun
-PLANNED = "rlw_plan"  #: of a request whose attempt has begun: its plan
-#: Exceptions by which Celery's parent process knows that a child was lost or told to end; raised by a task, they would
-#: be taken for that. After a MemoryError it acknowledges nothing.
+BEGUN = "rlw_begun"  #: attribute of a request whose attempt has begun
+PLANNED = "rlw_plan"  #: attribute with the plan, of a request whose attempt has begun
+#: Exceptions that mean, for Celery's parent process, that a child was lost or told to end: raised by a task, they would
+#: be misunderstood. After a MemoryError it acknowledges nothing.
 FOR_CELERY = (MemoryError, WorkerLostError, Terminated)
-MOST_WARM_CLIENTS = 16  #: made before the first call, 4 ms each
+MOST_FRAMES = 100  #: lanes of one task for which it keeps what their calls have in common
+#: The attributes of a task that become the kind of its calls, but for `tags` (a list can change) and `cost`.
+_OF_KIND = attrgetter(
+    *("name", "lane", "provider", "context", "tenant", "call_priority", "deadline_s", "timeout_s"),
+    *("cache", "cache_ttl", "cache_incomplete", "stale_ttl", "stale_while_revalidate", "shed_below", "over_budget"),
+    *("cache_namespace", "share_across_tenants", "on_leader_failure"),
+)
+MOST_WARM_CLIENTS = 16  #: HTTP clients made before the first call, 4 ms each
 
 
 class StaysInLane(CeleryRetry):
-    """The lane sends the call again; what raises this has used none of the task's retries.
+    """The lane sends the call again, and none of the task's retries is used.
 
-    A `Retry`, so that whatever lets Celery's own pass (`autoretry_for`, a task's `except`) lets this pass too.
+    It derives from Celery's `Retry`, so that code which lets that pass (`autoretry_for`, a task's `except`) also lets
+    this pass.
     """
+
+
+class Usual:
+    """What is the same for all calls of a task that have no options of their own, decided once for each lane.
+
+    Args:
+        told: The attributes of the task from which it was decided.
+    """
+
+    def __init__(self, kind: enqueue.Kind, settings: Settings, told: tuple[Any, ...]) -> None:
+        self.kind, self.settings, self.told = kind, settings, told
+        self._frames: dict[str, enqueue.Frame] = {}
+
+    def frame(self, lane: str) -> enqueue.Frame:
+        """As `enqueue.frame`."""
+        found = self._frames.get(lane)
+        if found is None:
+            found = enqueue.frame(self.kind, self.settings, enqueue.Said(), lane)
+            if len(self._frames) < MOST_FRAMES:
+                self._frames[lane] = found
+        return found
 
 
 class CallTask(Task):
@@ -119,24 +150,26 @@ class CallTask(Task):
 
     Class attributes, or options of `@llm_task`: `lane`, `provider` (with the argument `model` it names the lane),
     `context`, `tags`, `tenant`, `call_priority`, `deadline_s`, `cost`, `cache`, `cache_incomplete`, `stale_ttl`,
-    `shed_below`, `timeout_s` (seconds of one attempt), `cache_ttl` (seconds), `classify`. The same names as options of
-    `apply_async` but for the last two, with `priority` for the class (high, normal, low, or Celery's 0 to 9).
+    `stale_while_revalidate`, `shed_below`, `over_budget`, `timeout_s` (seconds of one attempt), `cache_ttl` (seconds),
+    `classify`. The same names as options of `apply_async` but for the last, with `priority` for the class (high,
+    normal, low, or Celery's 0 to 9).
 
-    `classify` is a plain function of the exception that the task raised (a `staticmethod` in a class body): its
-    `Category`, a whole `Failure`, or None, and our own rules hold.
+    `classify` is a plain function (a `staticmethod` in a class body) that gets the exception which the task raised. It
+    returns a `Category`, a whole `Failure`, or None, so that our own rules hold.
     """
 
     abstract = True
     Request: ClassVar[Any] = "ratelimit_worker.worker.request:CallRequest"
-    _own_request: ClassVar[Any] = None  #: of a class behind or before this one
+    _kept_usual: Usual | None = None
+    _own_request: ClassVar[Any] = None  #: the Request of another class that this one is combined with
     acks_late = True
     reject_on_worker_lost = True
     acks_on_failure_or_timeout = acks_on_failure = acks_on_timeout = True
     serializer = "json"  # pickle would run code from a message
-    track_started = False  # the lane knows what runs
-    # `task_default_rate_limit` is for tasks that no lane paces.
+    track_started = False  # the lane knows which calls run
+    # `task_default_rate_limit` is only for tasks that no lane paces.
     from_config = tuple(pair for pair in Task.from_config if pair[0] != "rate_limit")
-    resultrepr_maxsize = 1  # an answer may hold what was asked: never in events or logs
+    resultrepr_maxsize = 1  # an answer may repeat the prompt, so it must never be in events or logs
 
     lane: ClassVar[str | None] = None
     provider: ClassVar[str | None] = None
@@ -150,7 +183,9 @@ class CallTask(Task):
     cache_ttl: ClassVar[float | None] = None
     cache_incomplete: ClassVar[bool] = False
     stale_ttl: ClassVar[float] = 0.0
+    stale_while_revalidate: ClassVar[float] = 0.0
     shed_below: ClassVar[str | None] = None
+    over_budget: ClassVar[str] = "wait"
     timeout_s: ClassVar[float | None] = None
     cache_version: ClassVar[str] = ""
     cache_ignores: ClassVar[Sequence[str]] = ()
@@ -160,10 +195,10 @@ class CallTask(Task):
     classify: ClassVar[Rule | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """What a class of somebody's own does around a task happens within the attempt, with the call's arguments.
+        """Run the `__call__` of a user's subclass within the attempt, with the call's real arguments.
 
         Raises:
-            ConfigurationError: it takes messages in a way of its own (`Strategy`, as batches do).
+            ConfigurationError: the class reads messages itself (`Strategy`, as batches do).
         """
         super().__init_subclass__(**kwargs)
         if cls.Strategy is not Task.Strategy:
@@ -182,7 +217,31 @@ class CallTask(Task):
 
     def plan(self, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> Plan:
         """The plan that a call with these arguments gets."""
+        said = {name: value for name, value in options.items() if value is not None}
+        plain, live = not said, services_of(self.app)
+        if self.provider and "lane" not in said and self.lane is None and "model" not in kwargs:
+            where = _place_of_model(self.run)
+            model = args[where] if where is not None and where < len(args) else None
+            if isinstance(model, str) and model:
+                said["lane"] = f"{self.provider}:{model}"
+        usual = self._usual(live.settings)
+        lane = enqueue.lane_of(usual.kind, said.get("lane"), kwargs)
+        return enqueue.filled(
+            usual.frame(lane) if plain else enqueue.frame(usual.kind, live.settings, enqueue.Said(**said), lane),
+            args,
+            kwargs,
+            now=time.time(),
+            learned=live.learned_usage if live.redis_url else enqueue.nothing_learned,
+            tokenizer=live.tokenizer,
+        )
+
+    def _usual(self, settings: Settings) -> Usual:
+        """What is the same for this task's calls; made anew when one of its attributes or the settings have changed."""
         cost = type(self).cost
+        told = (_OF_KIND(self), tuple(self.tags), cost)
+        kept = self._kept_usual
+        if kept is not None and kept.settings is settings and kept.told == told:
+            return kept
         kind = enqueue.Kind(
             task=self.name,
             lane=self.lane,
@@ -197,49 +256,37 @@ class CallTask(Task):
             cache_ttl_s=self.cache_ttl,
             cache_incomplete=self.cache_incomplete,
             stale_ttl_s=self.stale_ttl,
+            revalidate_s=self.stale_while_revalidate,
             shed_below=self.shed_below,
+            over_budget=self.over_budget,
             timeout_s=self.timeout_s,
             namespace=self.cache_namespace,
             across_tenants=self.share_across_tenants,
             on_leader_failure=self.on_leader_failure,
         )
-        live = services_of(self.app)
-        if self.provider and options.get("lane") is None and self.lane is None and "model" not in kwargs:
-            where = _place_of_model(self.run)
-            model = args[where] if where is not None and where < len(args) else None
-            if isinstance(model, str) and model:
-                options["lane"] = f"{self.provider}:{model}"
-        return enqueue.plan(
-            kind,
-            args,
-            kwargs,
-            live.settings,
-            enqueue.Said(**options),
-            now=time.time(),
-            learned=live.learned_usage if live.redis_url else enqueue.nothing_learned,
-            tokenizer=live.tokenizer,
-        )
+        found = self._kept_usual = Usual(kind, settings, told)
+        return found
 
     def fingerprint(self, plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        """What calls with the same answer have in common.
+        """The fingerprint: it is equal for calls that are the same.
 
         Args:
-            args, kwargs: As JSON has them.
+            args, kwargs: As decoded from JSON.
         """
         known = _parameters(self.run, tuple(self.cache_ignores))
         return fingerprint(enqueue.scope_of(plan, self.name, self.cache_version), known.bound(args, kwargs))
 
     def delay(self, *args: Any, **kwargs: Any) -> Any:
-        """As Celery's. `task_id=`, where the task's own function takes no such argument, is the call's id."""
+        """As Celery's. `task_id=` is the call's id, unless the task's function has an argument of that name."""
         named = {}
         if "task_id" in kwargs and not _takes_task_id(self.run):
             named["task_id"] = kwargs.pop("task_id")
         return self.apply_async(args, kwargs, **named)
 
     async def adelay(self, *args: Any, **kwargs: Any) -> Any:
-        """`.delay()` for an event loop, which goes on meanwhile → the result, which can be awaited.
+        """`.delay()` for an event loop, without blocking it → the result, which can be awaited.
 
-        `cancel=`, where the task's own function has no such argument, is that of `aapply_async`.
+        `cancel=` is as in `aapply_async`, unless the task's function has an argument of that name.
         """
         named = {}
         if "cancel" in kwargs and "cancel" not in inspect.signature(self.run).parameters:
@@ -259,10 +306,9 @@ class CallTask(Task):
         """`apply_async` for an event loop, with the same options → the result, which can be awaited.
 
         Args:
-            cancel: What becomes of the call where whoever awaits it, or awaits that it is sent, is cancelled: "leave"
-                it, or "revoke" it.
+            cancel: What to do with the call if awaiting it (or its sending) is cancelled: "leave" it, or "revoke" it.
         Raises:
-            BadInput, LaneFull, LanesFull, LaneShedding, StoreUnavailable: as `apply_async`.
+            BadInput, LaneFull, LanesFull, LaneShedding, BudgetSpent, StoreUnavailable: as `apply_async`.
         """
         if cancel not in CANCEL:
             raise BadInput(f"cancel={cancel!r}: one of {', '.join(CANCEL)}")
@@ -273,7 +319,7 @@ class CallTask(Task):
         try:
             result = await asyncio.shield(sent)
         except asyncio.CancelledError:
-            result = await sent  # it may be in its lane by now
+            result = await sent  # it may be in its lane already
             if isinstance(result, CallResult):
                 await revoke_unawaited(result)
             raise
@@ -295,24 +341,26 @@ class CallTask(Task):
         """As Celery's, into the call's lane.
 
         Raises:
-            BadInput: arguments or options that cannot be; nothing was sent.
+            BadInput: arguments or options are invalid; nothing was sent.
             LaneFull: the lane holds as many calls as it may.
-            LanesFull: the lane is new, and there are as many as may be.
+            LanesFull: the lane is new, and there are as many lanes as allowed.
             LaneShedding: the lane is in EMERGENCY or HALT, and calls of this class are shed then.
+            BudgetSpent: a budget of money is spent, and calls of this task fail then.
             StoreUnavailable: Redis is away, full or read-only, and says so within 2 s; `accepted` tells whether the
                 call may run all the same.
         """
         running = self.app.current_worker_task
-        if running is None or CANVAS.isdisjoint(options):  # else a canvas goes on, and nobody would hear of it
+        # otherwise a canvas goes on, and no caller would get an error
+        if running is None or CANVAS.isdisjoint(options):
             own_options.check_for(self, options, CHOICES)
         if self.app.conf.task_always_eager:
             return super().apply_async(args, kwargs, **_named(task_id, producer, link, link_error, shadow), **options)
-        if in_memory(self.app):  # a queue within this process, which no worker reads: a test
+        if in_memory(self.app):  # in tests: a queue within this process, which no worker reads
             return self._here(args, kwargs, task_id, link, link_error, options)
         _check_way(self.app, options.get("connection"), producer)
         chosen = {name: options.pop(name, None) for name in CHOICES}
         priority = options.pop("priority", None)
-        # of attempts before, where a call that has ended is made anew under its id
+        # earlier attempts, if a call that has ended is made anew under its id
         number = options.pop("number", None)
         # another task's, when it is replaced by this one
         mine = running.request if running is not None else self.request
@@ -329,7 +377,7 @@ class CallTask(Task):
         headers = {**(options.pop("headers", None) or {}), HEADER: plan.encode()}
         options.setdefault("argsrepr", f"<{plan.lane}>")
         options.setdefault("kwargsrepr", "{}")
-        # What a worker has in hand goes on after a pause of Redis; nobody would make it again.
+        # Sent by a worker: wait longer for Redis, since nobody would send it again.
         in_hand = running is not None and (goes_on or not CANVAS.isdisjoint(options))
         with accepting(self.app, task_id, producer, IN_HAND_S if in_hand else DECIDE_S) as given:
             try:
@@ -346,17 +394,17 @@ class CallTask(Task):
         self, args: Any, kwargs: Any, task_id: str | None, link: Any, link_error: Any, options: dict[str, Any]
     ) -> EagerCall:
         try:
-            args, kwargs = loads(dumps([args or (), kwargs or {}]))  # as a worker would get them
+            args, kwargs = loads(dumps([args or (), kwargs or {}]))  # as a worker would receive them
         except EncodeError as error:
             raise BadInput(f"the arguments of {self.name} are not JSON: {first_line(error)}") from error
         canvas = {name: options.pop(option) for option, name in CANVAS_HERE.items() if option in options}
         headers = {**(options.pop("headers", None) or {}), CANVAS_HEADER: canvas}
-        self.store_eager_result = True  # whoever waits for the end of a canvas looks there
+        self.store_eager_result = True  # code that waits for the end of a canvas looks there
         with denied_join_result():
             return self.apply(args, kwargs, link, link_error, task_id, headers=headers, **options)
 
     def apply(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> EagerCall:
-        """As Celery's: here and now, in this process; through the call's lane, if its Redis is there.
+        """As Celery's: at once, in this process; through the call's lane if Redis is there.
 
         Raises:
             BadInput: as `apply_async`.
@@ -377,12 +425,12 @@ class CallTask(Task):
         max_retries: int | None = None,
         **options: Any,
     ) -> Any:
-        """As Celery's, for what a provider did not cause. `autoretry_for` comes here too.
+        """As Celery's, except after failures of a provider. `autoretry_for` calls this too.
 
-        A provider's failure is told the lane. What costs no try there (a 429, an outage) uses no retry: the lane sends
-        the call again. Every other retry is Celery's, and goes no sooner than the provider's Retry-After.
+        The lane learns of a provider's failure. If it costs no try (a 429, an outage), the lane sends the call again,
+        and no retry is used. Every other retry is Celery's own, but not before the provider's Retry-After.
 
-        The error for a call that may not be retried any more does not repeat the arguments.
+        The error for a call without retries left does not contain the arguments.
         """
         request = self.request
         if not (request.called_directly or request.is_eager):
@@ -399,7 +447,7 @@ class CallTask(Task):
                 eta, countdown = None, verdict.after_s
         try:
             again = super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
-            resent(request.id)  # else it has raised
+            resent(request.id)  # reached only with throw=False
             setattr(request, GOES_ON, True)
             return again
         except self.MaxRetriesExceededError as error:
@@ -410,7 +458,7 @@ class CallTask(Task):
             raise self.MaxRetriesExceededError(told, **more) from error.__cause__
 
     def _wished_s(self, eta: datetime | None, countdown: float | None) -> float | None:
-        """Seconds until a retry as call or task say it; None: neither does, and Celery's own default would hold."""
+        """Seconds until a retry, as chosen by call or task; None: neither, so Celery's default would hold."""
         if countdown is not None:
             return float(countdown)
         if eta is not None:
@@ -420,14 +468,14 @@ class CallTask(Task):
     def _answered(
         self, task_id: str, hit: AnsweredAlready, args: Any, kwargs: Any, options: Mapping[str, Any]
     ) -> CallResult:
-        """The result of a call that was answered before: stored under its own id, and there at once."""
+        """The result of a call that got a kept answer: stored under its own id, and available at once."""
         _, value = ANSWERS.decode(hit.answer)
         result = self.AsyncResult(task_id)
         result.ignored = options.get("ignore_result", self.ignore_result)
         if hit.stored:
             result.is_known(value)
         elif not result.ignored:
-            # As of a call that ran: a backend that sends results asks for the queue of replies.
+            # As for a call that ran: a backend that sends results needs the queue for replies.
             request = Context(
                 id=task_id,
                 task=self.name,
@@ -459,12 +507,12 @@ class CallTask(Task):
 
     @classmethod
     def _is_wrapped(cls) -> bool:
-        """Whether a class behind this one has a `__call__` of its own."""
+        """Whether a base class has its own `__call__`."""
         behind = cls.__mro__[cls.__mro__.index(CallTask) + 1 :]
         return next(one for one in behind if "__call__" in vars(one)) is not Task
 
     def _attempt(self, inner: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Run `inner` as an attempt at this call; as it is, where this is none or is within one."""
+        """Run `inner` as an attempt at this call; directly, if this is not a call or an attempt is running already."""
         request = self.request
         if request.called_directly:
             return inner(*args, **kwargs) if inner != self.run else super().__call__(*args, **kwargs)
@@ -497,10 +545,10 @@ class CallTask(Task):
             setattr(request, PLANNED, plan)
             setattr(request, BEGUN, True)
             answer = inner(*request.args, **request.kwargs)
-            if inspect.iscoroutine(answer):  # nothing was asked yet: its first step is not made
+            if inspect.iscoroutine(answer):  # nothing was sent yet, since the coroutine has not started
                 answer.close()
                 raise ConfigurationError(
-                    f"{self.name} is an async def, and a worker of Celery's awaits nothing: let the task call "
+                    f"{self.name} is an async def, which a Celery worker does not await: let the task call "
                     "asyncio.run(…), or give it a base whose __call__ does"
                 )
             return answer
@@ -523,14 +571,14 @@ class CallTask(Task):
         headers = request.headers or {}
         header = headers.get(HEADER)
         for name, value in headers.pop(CANVAS_HEADER, {}).items():
-            setattr(request, name, value)  # Celery's own `apply` knows of none
+            setattr(request, name, value)  # Celery's own `apply` does not set them
         setattr(request, BEGUN, True)
         if asked is None or header is None:
             return inner(*args, **kwargs)
         return asked.eagerly(Plan.decode(header), self.name, inner, args, kwargs, type(self).classify)
 
     def show_arguments(self) -> None:
-        """Put the arguments back before the attempt has begun, for a hook or a signal's handler of the app's."""
+        """Put the arguments back before the attempt begins, for a hook or signal handler of the app."""
         request = self.request
         tag = (request.get("properties") or {}).get("delivery_tag")
         if request.get(HEADER) is None or tag is None or request.is_eager:
@@ -544,7 +592,7 @@ class CallTask(Task):
             return
         args, kwargs, canvas = read_json(unpack_body(payload))
         request = self.request
-        # in place: Celery hands the same objects to on_success, after_return and the signals
+        # in place, since Celery passes the same objects to on_success, after_return and the signals
         request.args[:] = args
         request.kwargs.clear()
         request.kwargs.update(kwargs)
@@ -553,31 +601,31 @@ class CallTask(Task):
 
 
 def _named(task_id: str | None, producer: Any, link: Any, link_error: Any, shadow: str | None) -> dict[str, Any]:
-    """Options of Celery's `apply_async`, by name: an override in somebody's class may take the first two only."""
+    """Options of Celery's `apply_async`, by name, since an override may only take the first two by position."""
     told = {"task_id": task_id, "producer": producer, "link": link, "link_error": link_error, "shadow": shadow}
     return {name: value for name, value in told.items() if value is not None}
 
 
 def _has_own(one: type, name: str) -> bool:
-    """Whether a class that is neither ours nor Celery's says something of that name (what we made of it apart)."""
+    """Whether a class that is neither ours nor Celery's defines that name (wrappers that we made do not count)."""
     return one not in {CallTask, Task} and name in vars(one) and not isinstance(vars(one)[name], property)
 
 
 def _request_class(task: CallTask) -> type:
-    """The class of a task's requests, which a worker asks for: somebody's own, with what it needs to know of a call."""
-    from ratelimit_worker.worker.request import CallRequest  # agents do without Celery's worker
+    """The class of a task's requests in a worker: a user's own, combined with ours."""
+    from ratelimit_worker.worker.request import CallRequest  # here, since agents do not need Celery's worker
 
     return _mixed(symbol_by_name(task._own_request), CallRequest)
 
 
 def _result_class(own: type) -> type:
-    """The class of a call's results, where the task has a class of its own for them (such as Celery's abortable)."""
+    """The class of a call's results, if the task has its own class for them (such as Celery's abortable)."""
     return CallResult if own is AsyncResult else _mixed(CallResult, own)
 
 
 @cache
 def _mixed(first: type, second: type) -> type:
-    """Both in one, the first before the second; one of them, where it is the other as well."""
+    """A class that combines both, the first before the second; only one of them if it derives from the other."""
     for one, other in ((first, second), (second, first)):
         if issubclass(one, other):
             return one
@@ -604,12 +652,12 @@ def _with_arguments(before_start: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def base_for(app: Celery, base: type | None) -> type:
-    """The class of which a task that makes calls is made: what the app, or its author, has of its own comes with it.
+    """The base class of a task that makes calls, combined with the class of the app or the author.
 
     Args:
-        base: What the author named; None: the app's own (`task_cls`; Django's has `delay_on_commit`).
+        base: The author's class; None: the app's (`task_cls`; Django's has `delay_on_commit`).
     Raises:
-        ConfigurationError: it is no class of tasks.
+        ConfigurationError: it is not a task class.
     """
     wanted = base if base is not None else app.Task
     if base is None and wanted.__mro__[1] is Task:
@@ -623,17 +671,17 @@ def base_for(app: Celery, base: type | None) -> type:
 
 @contextmanager
 def accepting(app: Any, call_id: str, producer: Any, most_s: float = DECIDE_S) -> Iterator[Any]:
-    """Send a call inside: what goes wrong with Redis is one error, in time → the producer to send it with.
+    """Send a call within this block: problems with Redis become one error, in time → the producer to send it with.
 
     Args:
-        most_s: Seconds after which it is an error, whatever Celery's time-outs are.
+        most_s: Seconds after which it fails, whatever Celery's time-outs are.
     Raises:
         StoreUnavailable: Redis is away, full or read-only.
     """
     with deciding(most_s) as decision:
         taken = None
         try:
-            if producer is None:  # else every thread that publishes waits for those before it
+            if producer is None:  # from a pool, or every thread that publishes would wait for those before it
                 taken = app.producer_pool.acquire(block=True, timeout=decision.left_s())
             yield taken or producer
         except (OperationalError, LimitExceeded, RedisError, OSError, StoreUnavailable) as error:
@@ -644,7 +692,7 @@ def accepting(app: Any, call_id: str, producer: Any, most_s: float = DECIDE_S) -
 
 
 def sends(app: Any) -> Callable[..., Any]:
-    """The app's `send_task`, with the errors of `.delay()` where it is a call that is sent by its name."""
+    """Give the app's `send_task` the errors of `.delay()`, for calls that are sent by name."""
     send = app.send_task
 
     @wraps(send)
@@ -674,7 +722,7 @@ def _parameters(run: Callable[..., Any], ignored: tuple[str, ...]) -> Parameters
 
 @cache
 def _place_of_model(run: Callable[..., Any]) -> int | None:
-    """Where a task's function takes its argument `model` among those without a name; None: nowhere."""
+    """The position of the argument `model` of a task's function; None: it has none."""
     positional = [
         one.name
         for one in inspect.signature(run).parameters.values()
@@ -696,10 +744,10 @@ def chosen_delay_s(task: Task) -> float | None:
 
 
 def _check_way(app: Celery, connection: Any, producer: Any) -> None:
-    """A call goes through its lane, or the way it was sent is refused.
+    """Check that a call goes through its lane.
 
     Raises:
-        ConfigurationError: the app, or the connection that was given, has no lanes.
+        ConfigurationError: the app, or the given connection, has no lanes.
     """
     if installation_of(app) is None:
         raise ConfigurationError(
@@ -707,11 +755,11 @@ def _check_way(app: Celery, connection: Any, producer: Any) -> None:
         )
     for name, given in (("connection", connection), ("producer", getattr(producer, "__connection__", None))):
         if given is not None and asked_of(given) is None:
-            raise ConfigurationError(f"{name}=: it leads past the lanes; leave it out, or take one of app.pool")
+            raise ConfigurationError(f"{name}=: this connection has no lanes; leave it out, or take one from app.pool")
 
 
 def _in_celerys_words(call_id: str, result: Result) -> Any:
-    """What an attempt came to, as Celery hears it → the answer of one that was answered."""
+    """Translate the result of an attempt for Celery → the answer, if there is one."""
     match result:
         case Answered(value):
             return value
@@ -724,7 +772,7 @@ def _in_celerys_words(call_id: str, result: Result) -> Any:
         case PassedOn(word):
             raise word
         case Interrupted(error):
-            if isinstance(error, Exception):  # raised by a clean-up while the process ends
+            if isinstance(error, Exception):  # raised by clean-up code while the process ends
                 raise SystemExit(1) from error
             raise error
         case _:
@@ -737,11 +785,12 @@ def _of_a_caller(plan: Plan, number: int | None, told_by_raising: bool) -> Plan:
         sender=Sender.CALLER,
         continuation=Continuation(attempts=number, ended=True) if number is not None else None,
         shedding=Shedding.RAISE if plan.shedding is not None and told_by_raising else plan.shedding,
+        over_budget=Shedding.RAISE if plan.over_budget is not None and told_by_raising else plan.over_budget,
     )
 
 
 def _going_on(plan: Plan, before: Plan, attempts: int, tries: int) -> Plan:
-    """After self.retry or replace: the same call goes on, so its deadline and the count of its attempts do too."""
+    """After self.retry or replace: the same call goes on, and keeps its deadline and the count of its attempts."""
     return structs.replace(
         plan,
         deadline_s=before.deadline_s,
@@ -751,7 +800,7 @@ def _going_on(plan: Plan, before: Plan, attempts: int, tries: int) -> Plan:
 
 
 def _as_before(plan: Plan, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The choices for a call that is retried: Celery repeats none of them, and makes its priority 0, the highest."""
+    """The options of a call that is retried: Celery does not repeat them, and sets its priority to 0, the highest."""
     sharing = plan.sharing
     repeated = {
         "lane": plan.lane,
@@ -761,7 +810,9 @@ def _as_before(plan: Plan, chosen: Mapping[str, Any]) -> dict[str, Any]:
         "cache": sharing is not None,
         "cache_incomplete": sharing is not None and sharing.keeps_incomplete,
         "stale_ttl": sharing.stale_ttl_s if sharing is not None else 0.0,
+        "stale_while_revalidate": sharing.revalidate_s if sharing is not None else 0.0,
         "shed_below": "high" if plan.shedding is not None else "low",  # its class is the same, so: yes, or no
+        "over_budget": "fail" if plan.over_budget is not None else "wait",
         "timeout_s": plan.timeout_s,
         "cache_ttl": sharing.ttl_s if sharing is not None else None,
         "refresh": sharing is not None and sharing.refresh,
@@ -771,7 +822,7 @@ def _as_before(plan: Plan, chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _meaning(word: BaseException) -> Outcome:
-    """What Celery does with a call whose task raised one of its words."""
+    """What Celery does with a call whose task raised one of its control exceptions."""
     if isinstance(word, Reject):
         return Outcome.SNOOZED if word.requeue else Outcome.FAILED
     if isinstance(word, Ignore) and str(word) != REPLACED:
@@ -780,19 +831,19 @@ def _meaning(word: BaseException) -> Outcome:
 
 
 def _behind(word: BaseException) -> tuple[BaseException | None, ...]:
-    """What one of Celery's words may have been raised for: its own say, then what was being handled."""
+    """Errors for which one of Celery's control exceptions may have been raised: its own, then those being handled."""
     said = [getattr(word, name, None) for name in ("exc", "reason")]
     context = None if word.__suppress_context__ else word.__context__
     return (*(one if isinstance(one, BaseException) else None for one in said), word.__cause__, context)
 
 
 def _interrupted(error: BaseException) -> bool:
-    """Whether this process, or the task's greenlet, is being ended: a child that got a signal, a worker that leaves."""
+    """Whether this process or the task's greenlet is being ended (a child got a signal, a worker leaves)."""
     return terminate_handler_fired() or jobs.interrupted(error)
 
 
 def executor(live: Services, lane: str = enqueue.DEFAULT_LANE, rule: Rule | None = None) -> Executor:
-    """The executor over the services of a process, for calls of a lane, of a task with this rule."""
+    """The executor over a process's services, for calls of a lane, and a task with this rule."""
     usual: Executor
     policies: Callable[[str], RetryPolicy]
     usual, policies = live.once("executor", lambda: _executor(live))
@@ -822,10 +873,13 @@ def _executor(live: Services) -> tuple[Executor, Callable[[str], RetryPolicy]]:
         ),
         encode_outcome=live.encode_outcome,
         lease_s=live.settings.visibility_timeout_seconds,
+        self_doubt=SelfDoubt(),
         given_up=HELD.overdue.__contains__,
         interrupted=_interrupted,
+        shelve=live.shelf.keep,
         timeout_told_s=lambda lane: enqueue.timeout_told_s(live.settings, lane),
         latencies=live.learned_latencies,
+        tracer=lambda: live.tracer,
     )
     return made, policies
 
@@ -842,9 +896,11 @@ def plan_by_name(app: Any) -> Callable[[str, list[Any], dict[str, Any], Mapping[
 
 
 def answers_of(app: Celery, eagerly: Eagerly) -> Asked:
-    """What an app answers: which tasks make calls, what is configured of lanes, how a call is made in process."""
+    """An app's answers: which tasks make calls, how lanes are configured, how a call is made in process."""
 
     def lane_fields(lane: str) -> Fields:
+        from ratelimit_worker.flow.lane import pin  # imports the law, needed only for a lane's first call
+
         live = services_of(app)
         return pin.lane_fields(live.control, live.settings, lane)
 
@@ -865,17 +921,18 @@ def answers_of(app: Celery, eagerly: Eagerly) -> Asked:
         is_broadcast=lambda name: any(
             queue.exchange.name == name and queue.exchange.type == "fanout" for queue in tuple(app.amqp.queues.values())
         ),
-        refuse=refuse(app, ANSWERS, lambda attempt: services_of(app).encode_outcome(attempt)),
+        refuse=refuse(app, ANSWERS, lambda: services_of(app)),
         lane_fields=lane_fields,
         fingerprint=fingerprint_of,
         result_form=result_form,
+        tracer=lambda: services_of(app).tracer,
         eagerly=eagerly,
     )
 
 
 def warm_up(live: Services, slots: int = 1) -> None:
-    """Connect and load the scripts before the first call: released calls that meet a cold worker start as a burst."""
-    if "ratelimit_worker.providers.http" in sys.modules:  # else no task of this process asks by it
+    """Connect and load the scripts before the first call: in a cold worker, released calls would begin as a burst."""
+    if "ratelimit_worker.providers.http" in sys.modules:  # otherwise no task of this process uses it
         from ratelimit_worker.providers import http
 
         http.warm_up(min(slots, MOST_WARM_CLIENTS))

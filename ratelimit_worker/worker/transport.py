@@ -1,9 +1,9 @@
-"""How does a lane get behind Celery? A kombu transport in which calls wait in their lanes and are released.
+"""A kombu transport in which calls wait in their lanes until they are released.
 
-`lanes://` is kombu's `redis://`, but: publishing a call (a message with a `rlw` header) puts it into its lane, with the
-body kept apart under a reference, so that no prompt is in any message; the release script writes the ledger, so
-`QoS.append` does not; an ack is FREE, a requeue goes to the call's own place. Everything that is no call goes the stock
-way. The traps behind each override are in docs/why.md.
+`lanes://` is kombu's `redis://` with these differences. Publishing a call (a message with an `rlw` header) puts it into
+its lane, with the body stored apart under a reference, so that no prompt is in any message. The release script writes
+the ledger, so `QoS.append` does not. An ack frees the call (free.lua), and a requeue puts it back into its own place.
+All other messages are handled as in kombu. docs/why.md has the reason for each override.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from ratelimit_worker.calls import Priority
 from ratelimit_worker.contracts.call import Claim, Entry, Sent
 from ratelimit_worker.contracts.plan import HEADER, Plan, Sender, Shedding
-from ratelimit_worker.errors import BadInput
+from ratelimit_worker.errors import BadInput, RateLimitWorkerError
 from ratelimit_worker.fingerprint import ANY, digest, fingerprint
 from ratelimit_worker.flow.call.enqueue import scope_of
 from ratelimit_worker.stores import keys
@@ -53,41 +54,48 @@ from ratelimit_worker.worker.intake import JSON, Intake, prepared, read_json
 
 log = logging.getLogger(__name__)
 
-BODY_HEADER = "rlw_body"  #: where the body of an ordinary task lies whose canvas holds calls, and so prompts
+BODY_HEADER = "rlw_body"  #: reference to the stored body of an ordinary task whose canvas holds calls, and so prompts
 NEEDS = "this_message_needs_ratelimit_worker"
 _APART = re.compile(rb'"rlw_body": "(canvas-[0-9a-f]{32})"')
 SIGNATURE = re.compile(rb'"task": "([^"]+)"')
-CANVAS_TTL_S = 7 * 86_400  #: of a body that lies apart; it goes with its message, unless nobody ever takes that
+#: Headers that Celery always writes, with the values that its worker assumes if they are missing: these are not sent.
+USUAL: Mapping[str, Any] = {
+    **dict.fromkeys(("shadow", "eta", "expires", "group", "group_index", "parent_id", "stamped_headers")),
+    "retries": 0,
+    "replaced_task_nesting": 0,
+}
+CANVAS_TTL_S = 7 * 86_400  #: TTL of a body stored for `BODY_HEADER`, in case that its message is never taken
 COMPRESS_ABOVE = 1024  #: bytes; smaller bodies are not worth the time
-PLAIN, DEFLATED = b"j", b"z"  #: first byte of a payload
+PLAIN, DEFLATED = b"j", b"z"  #: the first byte of a payload
 
 
 class Held:
-    """What this process holds of the broker's, across reconnects. One a process: broker connections come and go."""
+    """What this process holds of the broker's messages. One for the process, since connections come and go."""
 
     def __init__(self) -> None:
-        self.orphans: set[str] = set()  #: tags of calls that run on though their channel is gone: still ours
-        #: Acks on their way: a worker's duty sends them, many at once when there are many, and again after an outage.
-        #: An ack that is lost with its process costs nothing: the call is delivered again, and has its answer.
+        self.orphans: set[str] = set()  #: tags of calls that run on although their channel is gone; they stay ours
+        #: Acks to be sent: a worker's duty sends them, many at once, and again after an outage. If an ack is lost with
+        #: its process, the call is delivered again, and gets its settled answer.
         self.acks: SimpleQueue[str] = SimpleQueue()
         self.has_messenger = False  #: whether that duty runs
-        #: Tags of running requests; empty when the worker is stopping. A worker's presence step sets it.
+        #: Returns the tags of running requests; none when the worker is stopping. A worker's presence step sets it.
         self.running: Callable[[], Iterable[str]] = tuple
         self.stopping: Callable[[], bool] = bool  #: whether the worker ends in good order
-        self.crew = Crew("")  #: whose ready lists this worker reads, once it beats
-        #: Tags of calls that run beside the worker's slots, and take none of them from others.
+        self.crew = Crew("")  #: the crew whose ready lists this worker reads, once it beats
+        #: Tags of lent calls, which run beside the worker's slots.
         self.lent: set[str] = set()
-        self.overdue: dict[str, OverdueCall] = {}  #: by tag: given up, though the function still runs
+        #: by tag: calls that were given up although their function still runs
+        self.overdue: dict[str, OverdueCall] = {}
 
 
 class AnsweredAlready(Exception):
-    """The call needs no lane: its answer is kept. No error; only `CallTask` sees it.
+    """A kept answer was found, so the call needs no lane. It is not an error; only `CallTask` sees it.
 
-    It is raised, and not returned, since Celery would go on to tell everybody that a message was sent.
+    It is raised and not returned because Celery would otherwise report that a message was sent.
 
     Args:
-        answer: As `flow.call.answers` has it.
-        stored: It is the call's result by now.
+        answer: Encoded by `flow.call.answers`.
+        stored: It is already stored as the call's result.
     """
 
     def __init__(self, answer: bytes, stored: bool) -> None:
@@ -100,17 +108,17 @@ INTAKE = Intake()
 
 
 def pack_body(body: bytes) -> bytes:
-    """A payload as it is stored: deflated when that is worth it."""
+    """Encode a payload; a large one is compressed."""
     if len(body) > COMPRESS_ABOVE:
         return DEFLATED + zlib.compress(body, 1)
     return PLAIN + body
 
 
 def unpack_body(payload: bytes, most: int = 256 * 1024 * 1024) -> bytes:
-    """The body of a payload.
+    """Decode a payload.
 
     Raises:
-        BadInput: it is none, or unpacks to more than `most` bytes.
+        BadInput: it is damaged, or unpacks to more than `most` bytes.
     """
     kind, rest = payload[:1], payload[1:]
     if kind == PLAIN:
@@ -124,10 +132,10 @@ def unpack_body(payload: bytes, most: int = 256 * 1024 * 1024) -> bytes:
 
 
 def reference(ref: str) -> str:
-    """The body of a message whose own lies apart.
+    """The body of a message whose real body is stored apart.
 
-    A worker without this package that is handed it must not take the reference for an argument, and pay for it: its
-    task has no such keyword, so it fails at once.
+    A worker without this package must not take the reference for an argument and send a request with it: its task has
+    no such keyword, so it fails at once.
     """
     return base64.b64encode(dumps([[f"ref:{ref}"], {NEEDS: True}, {}]).encode()).decode()
 
@@ -174,7 +182,7 @@ class QoS(stock.QoS):
             self._free(delivery_tag)
 
     def restore_unacked(self, client: Any = None) -> None:
-        # The stock way requeues running calls too, so every reconnect would bill them twice: they stay ours.
+        # Stock kombu also requeues running calls, so every reconnect would pay for them twice: they stay ours.
         running = set(HELD.running())
         back: list[str] = []
         for tag, message in list(self._delivered.items()):
@@ -191,24 +199,25 @@ class QoS(stock.QoS):
             with self._broker_may_be_away():
                 if HELD.stopping():
                     self.channel.lanes.restore(back, lost=False)
-                else:  # a thread may begin one of them at this moment, and the script knows who was first
+                else:  # a thread may begin one of them at this moment; the script knows which came first
                     HELD.orphans.update(back)
                     self.channel.lanes.restore_unbegun(back)
         self._delivered.clear()
 
     def let_go(self, tag: str) -> None:
-        """The message is no longer in hand here; a call's lease gives it back."""
+        """Forget a message of this process; a call goes back when its lease ends."""
         self._done(tag)
 
     def give_up(self, delivery_tag: str) -> None:
-        """Forget a message that was set aside after it had been delivered; what it had begun was ended with that."""
+        """Forget a message that was set aside after its delivery; its call was ended at that time."""
         if self._of_a_call(delivery_tag):
             self._done(delivery_tag)
         else:
             super().ack(delivery_tag)
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
-        """As kombu's; an entry of its ledger that cannot be read is set aside, or it would end every worker in turn."""
+        """As kombu's; an entry of its ledger that cannot be read is set aside, since it would end one worker after
+        another."""
         try:
             super().restore_by_tag(tag, client, leftmost)
         except Exception as error:
@@ -237,7 +246,7 @@ class QoS(stock.QoS):
         self._done(tag)
 
     def _forget_body(self, tag: str) -> None:
-        """A body that lies apart goes with its message: whoever took the message has read it."""
+        """Delete a stored body together with its message: the worker that took the message has read it."""
         message = self._delivered.get(tag)
         apart = (message.headers or {}).get(BODY_HEADER) if message is not None else None
         if apart is not None:
@@ -259,7 +268,7 @@ class QoS(stock.QoS):
 
 
 class Message(virtual.Message):
-    """A message whose body may lie apart; what goes to Redis (`_raw`, for the stock ledger) keeps the reference."""
+    """A message whose body may be stored apart; the copy for the stock ledger (`_raw`) keeps the reference."""
 
     def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
         apart = (payload.get("headers") or {}).get(BODY_HEADER)
@@ -278,8 +287,8 @@ class Channel(stock.Channel):
     QoS = QoS
     Message = Message
     _kept: tuple[Any, Any, Lanes] | None = None
-    _calls_first = True  #: whether the ready lists are asked before the stock ones
-    _routed = False  #: whether a queue was found for what is being published
+    _calls_first = True  #: whether the ready lists come before the stock lists in the next read
+    _routed = False  #: whether a queue was found for the message that is being published
     _in_poll: Any
     _brpop_sent_at: Any
 
@@ -291,7 +300,7 @@ class Channel(stock.Channel):
         return params
 
     def _watched(self, kind: type) -> type:
-        """A kind of connection that tells the poller when it closes, as kombu's."""
+        """A connection class that tells the poller when it closes, as kombu's does."""
         channel = self
 
         class Watched(kind):
@@ -309,12 +318,12 @@ class Channel(stock.Channel):
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
-        # kombu builds a client per command; one per channel is as good and cheaper
+        # kombu makes a client for each command; one for the channel is cheaper
         yield client or self._keep()[1]
 
     def wake(self) -> None:
         """A slot is free."""
-        if self.connection is not None:  # else the channel is closed, and nobody waits here
+        if self.connection is not None:  # otherwise the channel is closed
             self.connection.wake()
 
     @property
@@ -324,7 +333,7 @@ class Channel(stock.Channel):
 
     @property
     def asked(self) -> Asked | None:
-        """What the app of this channel answers; None: a connection of nobody's."""
+        """The answers of this channel's app; None: it belongs to no app with lanes."""
         return asked_of(self.connection.client) if self.connection is not None else None
 
     def _keep(self) -> tuple[Any, Any, Lanes]:
@@ -333,23 +342,23 @@ class Channel(stock.Channel):
             return kept  # a late ack on a closed channel: redis-py's pool reconnects by itself
         try:
             pool = self.pool
-        except AttributeError:  # the connection object is dismantled already
+        except AttributeError:  # the connection object is closed already
             if kept is None:
                 raise
             return kept
         if kept is None or kept[0] is not pool:
             client = self._create_client()
-            # kombu's own clients put the prefix before the keys of those commands that kombu uses
+            # kombu's clients add the prefix only for the commands that kombu uses
             prefix = self.global_keyprefix
             ours = Namespaced(connection_pool=pool, namespace=prefix) if prefix else client
             kept = self._kept = (pool, client, Lanes(ours))
         return kept
 
     def basic_publish(self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any) -> Any:
-        """As kombu's; a call for which no queue is bound is refused. Stock drops such a message without a word.
+        """As kombu's, but a call for which no queue is bound is refused; kombu silently drops such a message.
 
         Raises:
-            BadInput: a call's exchange and routing key lead nowhere, or to everybody.
+            BadInput: a call's exchange and routing key lead to no queue, or to a broadcast.
         """
         asked = self.asked
         if exchange and asked is not None and asked.is_broadcast(exchange):
@@ -379,7 +388,7 @@ class Channel(stock.Channel):
         self._routed = True
         seen, headers = message, message.get("headers")
         if self.asked is not None and isinstance(headers, dict) and headers.get("compression"):
-            seen = prepared(message)  # what it holds is to be known: calls, or prompts in a canvas
+            seen = prepared(message)  # to see whether it is a call, or has prompts in a canvas
         plan = _plan_of(seen, self.asked)
         if plan is None:
             apart = self._without_prompts(seen)
@@ -390,12 +399,34 @@ class Channel(stock.Channel):
             else:
                 super()._put(queue, apart, **kwargs)
             return
-        placed = self.lanes.enqueue(entry(queue, seen, plan, self.asked))
+        asked = self.asked
+        tracer = asked.tracer() if asked is not None else None
+        if tracer is None:
+            placed = self.lanes.enqueue(entry(queue, seen, plan, asked))
+        else:
+            with tracer.sending(plan, seen["headers"]["id"], seen["headers"]["task"], queue) as (trace, tell):
+                if trace is not None:
+                    plan = structs.replace(plan, trace=trace)
+                placed = self.lanes.enqueue(entry(queue, seen, plan, asked))
+                tell(placed)
+        if placed.renews:
+            self._renew(queue, seen, plan)
         if placed.answer is not None:
             raise AnsweredAlready(placed.answer, placed.stored)
 
+    def _renew(self, queue: str, message: dict[str, Any], plan: Plan) -> None:
+        """Send a renewal, since the answer that the caller gets is past its time.
+
+        If it fails, the caller has that answer all the same, and a later caller sends another renewal.
+        """
+        try:
+            self.lanes.enqueue(entry(queue, renewal(message), renewing(plan), self.asked))
+        except (RateLimitWorkerError, RedisError, OSError) as error:
+            log.warning("answer.not_renewed lane=%s cause=%s", plan.lane, type(error).__name__)
+
     def _without_prompts(self, message: dict[str, Any]) -> dict[str, Any]:
-        """An ordinary task's message; its body goes apart when links, chord or arguments in it hold calls."""
+        """Publish an ordinary task's message; its body is stored apart if links, chord or arguments in it hold
+        calls."""
         headers = message.get("headers")
         asked = self.asked
         if asked is None or not isinstance(headers, dict) or "task" not in headers:
@@ -403,7 +434,7 @@ class Channel(stock.Channel):
         body = base64.b64decode(message["body"]) if message["properties"].get("body_encoding") == "base64" else b""
         if message.get("content-type") == JSON:
             holds_calls = any(asked.is_call(name.decode()) for name in set(SIGNATURE.findall(body)))
-        else:  # pickle, YAML, msgpack: each writes a text as its bytes
+        else:  # pickle, YAML, msgpack: all of them contain a text as its bytes
             holds_calls = any(name.encode() in body for name in asked.calls())
         if not holds_calls:
             return message
@@ -417,9 +448,9 @@ class Channel(stock.Channel):
         }
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        """Ask for the next message of all queues: calls that are released to this worker's crew, and what is stock.
+        """Ask for the next message of all queues: calls released to this worker's crew, and stock messages.
 
-        Whichever came last stands behind the other, so that neither starves.
+        The two kinds are asked in turn, so that neither starves.
         """
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
@@ -464,19 +495,19 @@ class Channel(stock.Channel):
     def _receive_one(self, c: Any) -> bool | None:
         try:
             return bool(super()._receive_one(c))
-        except RecursionError:  # a broadcast that is nested without an end: kombu knows all other kinds
+        except RecursionError:  # a broadcast that is nested too deep; kombu handles all other errors
             self.set_aside(b"", "a broadcast is nested too deep", "")
             return None
 
     def set_aside(self, raw: bytes, why: str, queue: str) -> None:
-        """Put a message where nobody trips over it again."""
+        """Put a message where it is not read again."""
         fields = {"queue": queue, "why": why, "bytes": len(raw)}
         log.error("message.set_aside queue=%s bytes=%d why=%s", queue, len(raw), why, extra=fields)
-        self.lanes.set_aside(raw, why)
+        self.lanes.set_aside(raw, why, queue)
         self._end(raw, why, queue)
 
     def decline(self, message: Mapping[str, Any], queue: str) -> bool:
-        """Give a released call back whose task is unknown here → False: it is none."""
+        """Give back a released call whose task is unknown here → False: it is not a released call."""
         what = self.lanes.decline(message["properties"]["delivery_tag"])
         if what == "none":
             return False
@@ -491,7 +522,7 @@ class Channel(stock.Channel):
             return
         try:
             asked.refuse(self.lanes, raw, why)
-        except Exception as error:  # the same: it is left to its lease
+        except Exception as error:  # also left to its lease
             if _is_the_brokers(error):
                 raise
             log.exception("message.not_ended", extra={"cause": type(error).__name__})
@@ -503,7 +534,7 @@ class Channel(stock.Channel):
         return self.lanes.purge(queue) + self._purge_ordinary(queue)
 
     def _purge_ordinary(self, queue: str) -> int:
-        """Forget the ordinary tasks of a queue, and with them the bodies that lie apart → how many."""
+        """Delete the ordinary tasks of a queue, with their stored bodies → how many."""
         gone = 0
         for name in (keys.ready(keys.ANY, queue), *(self._q_for_pri(queue, step) for step in self.priority_steps)):
             while some := cast("list[bytes] | None", self.lanes.client.lpop(name, 1000)):
@@ -536,9 +567,9 @@ class Channel(stock.Channel):
 
 
 class WakefulPoller(stock.MultiChannelPoller):
-    """One for pools of greenlets, whose worker has no loop of its own.
+    """The poller for pools of greenlets, whose worker has no loop of its own.
 
-    While all slots are taken nothing is read, and nothing wakes who waits for messages; so a free slot does.
+    While all slots are taken, no message is read, and so nothing would wake the consumer; a free slot wakes it.
     """
 
     _ear: socket.socket | None = None
@@ -547,7 +578,7 @@ class WakefulPoller(stock.MultiChannelPoller):
 
     def get(self, callback: Any, timeout: float | None = None) -> Any:
         """As kombu's; `wake` ends the wait."""
-        if self._ear is None:  # only who consumes needs one
+        if self._ear is None:  # only a consumer needs one
             self._ear, self._mouth = socket.socketpair()
             for end in (self._ear, self._mouth):
                 end.setblocking(False)
@@ -555,14 +586,14 @@ class WakefulPoller(stock.MultiChannelPoller):
         return super().get(callback, timeout)
 
     def wake(self) -> None:
-        """Let `get` look again, now or when it is next called. Twice is once."""
+        """Let `get` look again, now or when it is next called. Can be repeated."""
         if self._mouth is not None and not self._woken:
             self._woken = True
             self._mouth.send(b".")
 
     @property
     def fds(self) -> dict[int, Any]:
-        """What it waits for; never nothing, or kombu would sleep instead."""
+        """What it waits for; never empty, or kombu would sleep instead."""
         return super().fds if self._ear is None else {**super().fds, self._ear.fileno(): None}
 
     def handle_event(self, fileno: int, event: int) -> Any:
@@ -588,7 +619,7 @@ class Transport(stock.Transport):
 
     @property
     def supports_batch_publish(self) -> bool:
-        """No: each call is a decision of its own (LaneFull, bad input), which a pipeline cannot report."""
+        """No: each call may fail by itself (LaneFull, bad input), which a pipeline could not report."""
         return False
 
     cycle: Any
@@ -599,20 +630,20 @@ class Transport(stock.Transport):
             self.cycle = WakefulPoller()
 
     def wake(self) -> None:
-        """A slot is free: who waits for messages looks whether it may read on."""
+        """A slot is free: let the consumer look whether it may read on."""
         if isinstance(self.cycle, WakefulPoller):
             self.cycle.wake()
 
     def _deliver(self, message: Any, queue: str, raw: bytes | None = None) -> None:
-        """Hand a message to whoever consumes its queue; whatever it holds, it ends nobody.
+        """Deliver a message to the consumer of its queue; whatever it contains, it must not end the worker.
 
         Args:
-            raw: As it was read; None: it came by another way (a broadcast), and is written as JSON again.
+            raw: The message as it was read; None: it came in another way (a broadcast), and is encoded again.
         """
         try:
             self._take(message, queue, raw)
         except Exception as error:
-            # Every field that Celery reads is checked before; this is for those that nobody thought of.
+            # All fields that are known to matter were checked before; this is for any others.
             if _is_the_brokers(error):
                 raise
             log.exception("message.broke_its_reader", extra={"queue": queue})
@@ -632,7 +663,7 @@ class Transport(stock.Transport):
                 return
             self._set_aside(message, queue, raw, why)
             return
-        # A lane alone is what a producer without this package asks for: `send_task(…, lane=…)`.
+        # A producer without this package may name a lane: `send_task(…, lane=…)`.
         if queue in INTAKE.queues and not (_is_call(message) and "lane" in message["properties"]):
             try:
                 if _pace(channel, queue, message):
@@ -642,7 +673,7 @@ class Transport(stock.Transport):
                 return
         apart = (message.get("headers") or {}).get(BODY_HEADER)
         if apart is not None and not channel.lanes.client.exists(keys.payload(apart)):
-            if message["headers"].get("redelivered"):  # it was restored while the first delivery was still being run
+            if message["headers"].get("redelivered"):  # it was restored while its first delivery was still running
                 log.info("message.done_before queue=%s task=%s", queue, str(message["headers"].get("task"))[:80])
                 return
             self._set_aside(message, queue, raw, "its body is gone from Redis")
@@ -659,30 +690,32 @@ class Transport(stock.Transport):
 
 
 def _is_the_brokers(error: Exception) -> bool:
-    """Whether an error says nothing of the message that was handled: the broker, or a result backend, is not there."""
+    """Whether an error has nothing to do with the message: the broker, or a result backend, is away."""
     if isinstance(error, ResponseError):
         return passes(error) or isinstance(error, NoPermissionError)
     return isinstance(error, RedisConnectionError | RedisTimeoutError | OperationalError | OSError)
 
 
 def _tag_of(message: Any) -> str:
-    """The delivery tag of a message of any shape; "": it has none."""
+    """The delivery tag of any message; "": it has none."""
     properties = message.get("properties") if isinstance(message, dict) else None
     tag = properties.get("delivery_tag") if isinstance(properties, dict) else None
     return tag if isinstance(tag, str) else ""
 
 
 def _pace(channel: Channel, queue: str, message: Mapping[str, Any]) -> bool:
-    """Put a call that a stock producer pushed past its lane into it → False when it is no call.
+    """Put a call into its lane that a stock producer pushed directly into the queue → False: it is not a call.
 
-    Nobody is there to be told of a full lane or of an answer that is known: it is let in, and answered in its turn.
+    There is no caller to be told of a full lane or given a kept answer, so it is always let in, and answered in its
+    turn.
     """
     asked = channel.asked
     plan = _plan_of(message, asked)
     if plan is None:
         return False
     shedding = Shedding.RESULT if plan.shedding is not None else None
-    told = structs.replace(plan, sender=Sender.NOBODY, max_waiting=0, shedding=shedding)
+    over = Shedding.RESULT if plan.over_budget is not None else None
+    told = structs.replace(plan, sender=Sender.NOBODY, max_waiting=0, shedding=shedding, over_budget=over)
     channel.lanes.enqueue(entry(queue, message, told, asked))
     return True
 
@@ -701,19 +734,20 @@ TRANSPORT_ALIASES["laness"] = f"{__name__}:SecureTransport"
 
 
 def entry(queue: str, message: Mapping[str, Any], plan: Plan, asked: Asked | None = None) -> Entry:
-    """A published message as an entry of its lane: body apart, times relative, nothing of the arguments in it.
+    """The entry of a published call: its body is separate, its times are relative, and nothing else has its arguments.
 
     Raises:
-        BadInput: the arguments are no JSON that every reader takes, or too large.
+        BadInput: the arguments are not valid JSON, or too large.
     """
-    headers = dict(message["headers"])  # kombu hands the same dict to every attempt to publish: never change it
+    # kombu passes the same dict to every attempt to publish, so it must not be changed
+    headers = {name: value for name, value in message["headers"].items() if name not in USUAL or value != USUAL[name]}
     body = _checked(base64.b64decode(message["body"]), message, plan)
     now = time()
     due = _epoch(headers["eta"]) - now if headers.get("eta") else 0.0
     args, kwargs, canvas = json.loads(body)
     asks = digest(headers["task"], plan.lane, [args, kwargs])
     claim = result = None
-    # A call for later shares nothing: it would be answered before its time, or keep those of now waiting for it.
+    # A call for later shares nothing: else it would be answered too early, or present calls would wait for it.
     if plan.sharing is not None and (due <= 0 or plan.goes_on):
         if not plan.goes_on:
             plan = structs.replace(plan, fingerprint=_fingerprint(asked, headers["task"], plan, args, kwargs))
@@ -723,7 +757,7 @@ def entry(queue: str, message: Mapping[str, Any], plan: Plan, asked: Asked | Non
             result = asked.result_form(headers["task"], headers["id"])
     headers[HEADER] = plan.encode()
     expires = _epoch(headers["expires"]) if headers.get("expires") else plan.deadline_s
-    headers["eta"] = None  # the call waits in its lane, the worker must not wait again
+    headers.pop("eta", None)  # the call waits in its lane, the worker must not wait again
     headers["argsrepr"], headers["kwargsrepr"] = _summary(plan, len(body)), "{}"
     properties = {
         **message["properties"],
@@ -731,7 +765,7 @@ def entry(queue: str, message: Mapping[str, Any], plan: Plan, asked: Asked | Non
         "delivery_info": {"redelivered": False, **message["properties"]["delivery_info"]},
         "priority": 0,
     }
-    for name in ("delivery_tag", "argsrepr", "kwargsrepr"):
+    for name in ("delivery_tag", "delivery_mode", "argsrepr", "kwargsrepr"):
         properties.pop(name, None)
     text = dumps(
         {
@@ -753,6 +787,32 @@ def entry(queue: str, message: Mapping[str, Any], plan: Plan, asked: Asked | Non
     )
 
 
+def renewal(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message of a renewal: the same task and arguments under another id, without links, chord and result."""
+    args, kwargs, _ = json.loads(base64.b64decode(message["body"]))
+    call_id = str(uuid.uuid4())
+    body = dumps([args, kwargs, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
+    alone = {"root_id": call_id, "parent_id": None, "group": None, "group_index": None, "retries": 0, "eta": None}
+    return {
+        **message,
+        "body": base64.b64encode(body.encode()).decode(),
+        "headers": {**message["headers"], "id": call_id, **alone, "expires": None, "ignore_result": True},
+        "properties": {**message["properties"], "correlation_id": call_id},
+    }
+
+
+def renewing(plan: Plan) -> Plan:
+    """The plan of a renewal: it asks even if an answer is kept, and goes behind calls that somebody waits for."""
+    return structs.replace(
+        plan,
+        publication=uuid.uuid4().hex,
+        sender=Sender.NOBODY,
+        priority=Priority.LOW,
+        shedding=None,
+        sharing=structs.replace(plan.sharing, refresh=True) if plan.sharing is not None else None,
+    )
+
+
 def _fingerprint(asked: Asked | None, task: str, plan: Plan, args: list[Any], kwargs: dict[str, Any]) -> str:
     if asked is not None:
         return asked.fingerprint(task, plan, args, kwargs)
@@ -760,11 +820,11 @@ def _fingerprint(asked: Asked | None, task: str, plan: Plan, args: list[Any], kw
 
 
 def _publication(headers: Mapping[str, Any], plan: Plan, asks: str) -> str:
-    """What tells this message from others of its task id: of which publication it is, what it asks, and who sends it.
+    """What distinguishes this message from others with its task id: its publication, what it asks, and who sends it.
 
-    o: an agent makes a call. Made again under its id it is the same one; the id of another call is refused.
-    c: a worker goes on with a canvas, or a stock producer has pushed it: nobody is there to be refused.
-    a: the same call goes on (`self.retry`, `self.replace`), or is made anew though it has ended (`run`).
+    o: an agent makes a call. Sent again under its id it is the same call; the id of another call is refused.
+    c: a worker goes on with a canvas, or a stock producer has pushed it, so there is no caller to be refused.
+    a: the same call goes on (`self.retry`, `self.replace`), or is made anew although it had ended (`run`).
     """
     if plan.goes_on or plan.is_anew or headers.get("replaced_task_nesting"):
         how = "a"
@@ -774,7 +834,7 @@ def _publication(headers: Mapping[str, Any], plan: Plan, asks: str) -> str:
 
 
 def _plan_of(message: Mapping[str, Any], asked: Asked | None) -> Plan | None:
-    """The plan of a call: that of its header, or one made now for a call that was sent by its name; None: no call."""
+    """The plan of a call, from its header, or made now if it was sent by name; None: it is not a call."""
     headers = message.get("headers")
     if _is_call(message):
         return Plan.decode(message["headers"][HEADER])

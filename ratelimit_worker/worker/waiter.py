@@ -1,4 +1,4 @@
-"""Who waits, and for what? Results of one call or of a set, in a thread or an event loop."""
+"""Callers that wait for results, of one call or of a set, in a thread or an event loop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def results_of(result: Any) -> Iterator[AsyncResult]:
-    """The results of single tasks in a result, a group, or groups of groups."""
+    """The results of the single tasks in a result, a group, or nested groups."""
     if isinstance(result, ResultSet):
         for one in result.results:
             yield from results_of(one)
@@ -22,27 +22,27 @@ def results_of(result: Any) -> Iterator[AsyncResult]:
 
 
 def results_before(result: Any) -> Iterator[AsyncResult]:
-    """Those of the earlier steps of its canvas, the nearest first: where one fails, the result never comes."""
+    """The results of the earlier steps of its canvas, the nearest first: if one fails, the result never comes."""
     if isinstance(result, AsyncResult):
         for step in result._parents():
             yield from results_of(step)
 
 
 def raise_for_failed(results: Iterable[AsyncResult]) -> None:
-    """Raise what one of these has failed with, as far as it has been heard; asks nobody."""
+    """Raise the error of one of these that has failed, as far as is known without asking Redis."""
     for one in results:
         if one._cache:
             one.maybe_throw()
 
 
 class Waiter:
-    """Somebody who waits.
+    """One waiting caller.
 
     Args:
-        results: What is waited for.
-        before: Earlier steps, whose failure ends the wait.
-        wake: Called whenever one of them has its answer, by the thread that heard it.
-        keep_messages: Whether what is heard is kept, whatever its state.
+        results: The results that it waits for.
+        before: Results of earlier steps, whose failure ends the wait.
+        wake: Called by the listening thread whenever one of them has its answer.
+        keep_messages: Whether every message is kept, whatever its state.
     """
 
     def __init__(
@@ -61,15 +61,15 @@ class Waiter:
             self.by_id.setdefault(one.id, []).append(one)
 
     def hear(self, meta: Mapping[str, Any]) -> None:
-        """Something was stored for one of the results."""
+        """Take in what was stored for one of the results."""
         if self._keep_messages:
             self.messages.append(meta)
         for one in self.by_id.get(meta["task_id"], ()):
             try:
                 if not one._cache:
-                    one._maybe_set_cache(dict(meta))  # of its own: Celery decodes it in place
+                    one._maybe_set_cache(dict(meta))  # a copy, since Celery decodes it in place
             except Exception as error:
-                if one._cache:  # it has its answer; a callback of somebody's has failed
+                if one._cache:  # it has its answer, so a callback has failed
                     log.exception("results.callback_failed")
                 else:
                     self._error = error
@@ -78,21 +78,21 @@ class Waiter:
         self._wake()
 
     def fail(self, error: Exception) -> None:
-        """What was stored cannot be read."""
+        """Note that a stored result cannot be read."""
         self._error = error
         self._wake()
 
     def look(self) -> None:
-        """Take in what somebody else has heard of the same results."""
+        """Take in what another waiter has received for the same results."""
         for one in list(self._left.values()):
             if one._cache:
                 self._left.pop(id(one), None)
 
     def is_over(self) -> bool:
-        """Whether all has come.
+        """Whether all results have come.
 
         Raises:
-            Exception: Something has, and cannot be read.
+            Exception: a stored result cannot be read.
         """
         if self._error is not None:
             raise self._error

@@ -1,7 +1,8 @@
-"""Which calls hang in this worker, and what of it? Their slots go to other lanes, and their lane hears of it. What
-should have ended long ago is given up.
+"""Calls that hang in this worker: their slots are lent to other lanes, their lane is told, and overdue ones are given
+up.
 
-Looks at the worker's own running calls a few times a second; asks Redis who waits while all its slots are taken.
+Looks at the worker's own running calls a few times a second. While all its slots are taken, it asks Redis which lanes
+wait.
 """
 
 from __future__ import annotations
@@ -52,32 +53,33 @@ class Running:
 
     @property
     def latency_key(self) -> str:
-        """Under which its latencies are learned."""
+        """The name under which its latencies are learned."""
         return timeout.key(self.request.name, self.plan.model, self.plan.lane)
 
 
 class Watch:
-    """Of one worker."""
+    """Watches the running calls of one worker."""
 
     def __init__(self, live: Services, consumer: Any, lanes: Lanes, owner: str) -> None:
         self.live, self.consumer, self.lanes, self.owner = live, consumer, lanes, owner
         self.spare = Spare(consumer.pool)
         self.overdues = Overdues(lanes.client)
-        self._told: set[str] = set()  #: tags of which the lane has heard
-        self._were: dict[str, set[str]] = {}  #: what ran at the last look, by lane
+        self._told: set[str] = set()  #: tags of calls that were reported to their lane
+        self._were: dict[str, set[str]] = {}  #: calls that ran at the last look, by lane
         self._ended_s: dict[str, float] = {}  #: when a call of a lane was seen to end, seconds since the epoch
-        self._was_told = False  #: whether Redis names overdue calls of this worker
+        self._was_told = False  #: whether overdue calls of this worker are listed in Redis
 
     def slots(self) -> int:
-        """What the pool runs at once, without what it has grown by; 0: a call that never ends has its only thread."""
+        """The pool's slots, without what it has grown by; 0: a call that never ends has taken its only thread."""
         slots = self.spare.slots(getattr(self.consumer.controller, "autoscaler", None))
         return slots if self.spare.replaces else max(0, slots - len(HELD.overdue))
 
     def look(self, queues: Sequence[str]) -> set[str]:
-        """Look at all that runs → tags that are lent from now on: to be told Redis, and then `lend`.
+        """Look at all running calls → tags that are lent from now on: first report these to Redis, and then call
+        `lend`.
 
         Args:
-            queues: That this worker reads.
+            queues: The queues that this worker reads.
         Raises:
             redis.RedisError: the broker is away.
         """
@@ -115,7 +117,7 @@ class Watch:
         ]
 
     def tell(self) -> None:
-        """Name in Redis what is overdue here, as long as it is; with each beat."""
+        """List the overdue calls of this worker in Redis, with each beat."""
         if HELD.overdue or self._was_told:
             now_s = time()
             self.overdues.tell(self.owner, [replace(call, told_s=now_s) for call in tuple(HELD.overdue.values())])
@@ -128,10 +130,10 @@ class Watch:
                 yield Running(request, plan)
 
     def _late(self, calls: Sequence[hang.Out], queues: Sequence[str]) -> set[str]:
-        """While all slots are taken and others wait, as many calls at most as there are slots."""
+        """Calls to lend while all slots are taken and other lanes wait; at most as many as there are slots."""
         slots = self.slots()
         if not self.spare.can_grow or slots < 2 or len(calls) - len(HELD.lent) < slots:
-            return set()  # one slot may be somebody's way to let one run at a time
+            return set()  # a worker with one slot may be meant to run one call at a time
         waiting = self.lanes.waiting_for_slots(queues)
         silent = hang.silent(calls)
         late = {call.tag for call in calls if call.tag in silent and any(lane != call.lane for lane in waiting)}
@@ -139,13 +141,13 @@ class Watch:
         return {call.tag for call in oldest[: max(0, slots - len(HELD.lent))]}
 
     def lend(self, late: set[str]) -> None:
-        """Redis knows that these are lent, so what is released now is for others: read on."""
+        """Redis knows that these are lent, so calls of other lanes are released now: read on."""
         self.spare.ensure(len(HELD.lent) + len(late) + len(HELD.overdue))
         HELD.lent |= late
         self._wake()
 
     def _give_up(self, one: Running) -> None:
-        """Its caller hears that its deadline has passed; its slot is replaced, and it is named until it ends."""
+        """Give a call up: its caller gets an error, its slot is replaced, and it is listed until its function ends."""
         request, tag = one.request, one.tag
         call = OverdueCall(
             call_id=request.id,
@@ -156,8 +158,8 @@ class Watch:
             told_s=time(),
         )
         HELD.overdue[tag] = call
-        if not give_up(self.consumer.app, self.live.encode_outcome, self.lanes, tag, one.started_s):
-            if HELD.overdue.pop(tag, None) is None:  # it has ended meanwhile, and left the rest to us
+        if not give_up(self.consumer.app, self.live, self.lanes, tag, one.started_s):
+            if HELD.overdue.pop(tag, None) is None:  # it has ended meanwhile
                 request.acknowledge()
             return
         fields = {"call_id": call.call_id, "lane": call.lane, "task": call.task}
@@ -172,7 +174,7 @@ class Watch:
             self.consumer.pool.terminate_job(request.worker_pid, signal.SIGKILL)
 
     def _wake(self) -> None:
-        """The consumer's loop, which sleeps while all slots are taken, reads on."""
+        """Wake the consumer's loop, which sleeps while all slots are taken."""
         hub = getattr(self.consumer, "hub", None)
         if hub is not None:
             hub.call_soon(_nothing)
@@ -181,4 +183,4 @@ class Watch:
 
 
 def _nothing() -> None:
-    """What the loop is woken for."""
+    """Does nothing; the loop is only to be woken."""

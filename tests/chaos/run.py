@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from tests.chaos.faults import Fault
 from tests.chaos.stage import RATE, Stage, stage
 from tests.chaos.verdict import Verdict, judge
-from tests.conftest import PostgresServer, binaries, wait_for
+from tests.conftest import PostgresServer, binaries, postgres, wait_for
 
 LEAD = 1.2  #: calls are made so much faster than the lane lets them go, so that some always wait
 AFTER = 20  #: calls that are made when all is healed
@@ -52,14 +49,8 @@ def _postgres(wanted: bool) -> Iterator[PostgresServer | None]:
     found = binaries()
     if found is None:
         raise OSError("PostgreSQL is not installed")
-    folder = Path(tempfile.mkdtemp(prefix="rlw-postgres-"))
-    server = PostgresServer(found, folder)
-    try:
-        server.start()
+    with postgres(found) as server:
         yield server
-    finally:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _through(fault: Fault, scene: Stage, calls: int) -> Verdict:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
 import json
 import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.message import Message
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,25 +21,33 @@ import redis
 
 from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.config import read_settings
+from ratelimit_worker.contracts.alert import Kind, Silence
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.flow.duty.alert import Alerter
 from ratelimit_worker.flow.lane.pin import auto, pin
-from ratelimit_worker.policy.alerts import KEEP_S, of_change, of_latency
-from ratelimit_worker.policy.trend import Finding, Trend
+from ratelimit_worker.policy.alerts import KEEP_S, of_change
 from ratelimit_worker.providers.webhook import NotTaken, Webhook
 from ratelimit_worker.reports import doctor
+from ratelimit_worker.stores.alert_states import AlertStates
 from ratelimit_worker.stores.alerts import MOST, Alerts
 from ratelimit_worker.stores.database import engine_for
 from ratelimit_worker.stores.leases import Leases
 from ratelimit_worker.stores.outbox import Outbox
-from ratelimit_worker.stores.queries import Queries
 from ratelimit_worker.stores.tracker import Tracker
 from ratelimit_worker.wiring import services
-from tests.builders import attempt
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet, free_port
 
 SECRET = "T0/hunter2"
+SIGNING = "hunter2 signs this"
+
+
+def is_signed(headers: Message, body: bytes) -> bool:
+    """As a receiver checks it."""
+    name, at = headers.get("webhook-id", ""), headers.get("webhook-timestamp", "0")
+    digest = hmac.new(SIGNING.encode(), f"{name}.{at}.".encode() + body, "sha256").digest()
+    fits = hmac.compare_digest(headers.get("webhook-signature", ""), f"v1,{base64.b64encode(digest).decode()}")
+    return fits and abs(time.time() - int(at)) < 300 and name == json.loads(body)["id"]
 
 
 class Hook:
@@ -44,6 +55,7 @@ class Hook:
 
     def __init__(self, port: int) -> None:
         self.told: list[dict[str, Any]] = []
+        self.signed: list[bool] = []  #: by the secret of these tests, just now
         self.status = 200
         self.requests = 0
         hook = self
@@ -54,6 +66,7 @@ class Hook:
                 hook.requests += 1
                 if hook.status == 200 and self.path == f"/{SECRET}":
                     hook.told.append(json.loads(body))
+                    hook.signed.append(is_signed(self.headers, body))
                 self.send_response(hook.status)
                 self.send_header("content-length", "0")
                 self.end_headers()
@@ -72,8 +85,10 @@ class Hook:
         self.server.server_close()
 
     def changes(self) -> list[tuple[str, str, str]]:
-        """(lane, from, to) of what it was told, in order."""
-        return [(one["lane"], one["from"], one["to"]) for one in self.told]
+        """(lane, from, to) of the changes of a mode that it was told, in order. One that it answered too late on a busy
+        machine was sent again, under the same id."""
+        told = {one["id"]: (one["lane"], one["from"], one["to"]) for one in self.told if "from" in one}
+        return list(told.values())
 
 
 @contextmanager
@@ -116,7 +131,11 @@ def test_what_an_alert_says() -> None:
         "schema": 1,
         "event": "mode_changed",
         "id": "id-1",
+        "kind": "emergency",
+        "severity": "critical",
         "lane": "gpt",
+        "about": "",
+        "alert": "",
         "from": "NORMAL",
         "to": "EMERGENCY",
         "at": 1_001.0,
@@ -134,28 +153,30 @@ def test_a_mode_that_stays_is_no_event() -> None:
     assert of_change(change(to_mode=Mode.NORMAL)) is None
 
 
-def test_a_provider_that_gets_slower() -> None:
-    """What was before and what is now are told; a steady one is no event."""
-    figures = {"before": 1.0, "latest": 2.5, "minutes": 4, "values_before": 600, "values_latest": 80}
-    assert of_latency("gpt", Finding(trend=Trend.STABLE, **figures), 60.0) is None  # type: ignore[arg-type]
-    alert = of_latency("gpt", Finding(trend=Trend.DEGRADING, **figures), 60.0)  # type: ignore[arg-type]
-    assert alert is not None
-    assert (alert.before, alert.after) == ("stable", "degrading")
-    assert alert.numbers == {"earlier_s": 1.0, "later_s": 2.5, "minutes": 4, "answers": 80, "answers_before": 600}
-
-
 # ── how it gets there ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Bench:
     """An alerter on a real server, with the test's clock."""
 
-    def __init__(self, client: redis.Redis, url: str, history: Queries) -> None:
+    def __init__(self, client: redis.Redis, url: str) -> None:
         self.client, self.outbox, self.alerts = client, Outbox(client), Alerts(client)
+        self.states = AlertStates(client)
         self.webhook = Webhook(url)
         self.now_s = time.time()
-        self.alerter = Alerter(
-            self.alerts, self.webhook.post, NotTaken, lambda: history, jitter=lambda: 1.0, clock=lambda: self.now_s
+        self.alerter = self.another()
+        self.alerts.hook_since(self.webhook.digest, 0.0)
+
+    def another(self) -> Alerter:
+        """As another worker has it."""
+        return Alerter(
+            self.alerts,
+            self.webhook.post,
+            NotTaken,
+            self.webhook.digest,
+            self.states.silences,
+            jitter=lambda: 1.0,
+            clock=lambda: self.now_s,
         )
 
     def drain(self) -> list[float]:
@@ -167,8 +188,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(redis_client: redis.Redis, hook: Hook, tmp_path: Path) -> Iterator[Bench]:
-    made = Bench(redis_client, hook.url, Queries(engine_for(f"sqlite:///{tmp_path}/t.db")))
+def bench(redis_client: redis.Redis, hook: Hook) -> Iterator[Bench]:
+    made = Bench(redis_client, hook.url)
     yield made
     made.webhook.close()
 
@@ -229,47 +250,78 @@ def test_yesterdays_alerts_are_not_told(bench: Bench, hook: Hook) -> None:
     assert bench.client.xlen("rlw:alerts") == 0
 
 
-def test_nobody_at_the_address(redis_client: redis.Redis, tmp_path: Path) -> None:
+def test_nobody_at_the_address(redis_client: redis.Redis) -> None:
     """A refused connection is a failure as any other; the sentence has no address."""
-    bench = Bench(
-        redis_client, f"http://127.0.0.1:{free_port()}/{SECRET}", Queries(engine_for(f"sqlite:///{tmp_path}/t"))
-    )
+    bench = Bench(redis_client, f"http://127.0.0.1:{free_port()}/{SECRET}")
     bench.outbox.append_mode_change(change())
     assert bench.alerter.step() == 1.0
     with pytest.raises(NotTaken, match=r"^ConnectError$"):
         bench.webhook.post(b"{}")
 
 
-def test_a_degradation_is_told_once_while_it_lasts(redis_client: redis.Redis, hook: Hook, tmp_path: Path) -> None:
-    """A look a minute; an hour after it was told the next one is news."""
-    url = f"sqlite:///{tmp_path}/t.db"
-    bench = Bench(redis_client, hook.url, Queries(engine_for(url)))
-    now_s = bench.now_s // 60 * 60
-    Tracker(engine_for(url)).record(
-        [
-            attempt(f"c-{n}", finished_at=now_s - 4_000 + n * 4, took_s=1.0 if n < 880 else 3.0, lane="gpt")
-            for n in range(1_000)  # for eight minutes
-        ]
+def test_what_happened_before_there_was_this_hook_is_not_told(redis_client: redis.Redis, hook: Hook) -> None:
+    """Neither to the first one, nor to another that takes its place; each hears what happens from then on."""
+    outbox = Outbox(redis_client)
+    outbox.append_mode_change(change(1))
+    bench = Bench(redis_client, hook.url)
+    bench.drain()
+    outbox.append_mode_change(change(2))
+    bench.drain()
+    assert [one["id"] for one in hook.told] == ["id-2"]
+    outbox.append_mode_change(change(3))
+    with hook_at() as other:
+        second = Bench(redis_client, other.url)
+        outbox.append_mode_change(change(4))
+        second.drain()
+        assert [one["id"] for one in other.told] == ["id-4"]
+        second.webhook.close()
+    bench.webhook.close()
+
+
+def test_what_happens_between_a_workers_start_and_its_first_turn_is_told(redis_client: redis.Redis, hook: Hook) -> None:
+    """A worker has its web hook from its start on, although it gets the duty later."""
+    webhook, now_s = Webhook(hook.url), time.time()
+    turns = iter([now_s - 5.0, now_s])
+    alerter = Alerter(
+        Alerts(redis_client),
+        webhook.post,
+        NotTaken,
+        webhook.digest,
+        AlertStates(redis_client).silences,
+        clock=lambda: next(turns, now_s),
     )
-    bench.drain()
-    bench.now_s += 60
-    bench.drain()
-    assert [(one["event"], one["lane"]) for one in hook.told] == [("latency_degrading", "gpt")]
-    assert 3_500 < redis_client.ttl("rlw:alerted:latency_degrading:gpt") <= 3_600
-    redis_client.delete("rlw:alerted:latency_degrading:gpt")
-    bench.now_s += 60
-    bench.drain()
-    assert len(hook.told) == 2
-    bench.webhook.close()
+    Outbox(redis_client).append_mode_change(change(1))
+    assert alerter.step() == 0.0
+    assert [one["id"] for one in hook.told] == ["id-1"]
+    webhook.close()
 
 
-def test_a_database_that_is_away_delays_no_alert(redis_client: redis.Redis, hook: Hook, tmp_path: Path) -> None:
-    """Mode changes do not come from there."""
-    bench = Bench(redis_client, hook.url, Queries(engine_for("postgresql://me@127.0.0.1:1/none")))
-    bench.outbox.append_mode_change(change())
+def test_two_that_tell_and_one_that_starts_again_tell_each_once(bench: Bench, hook: Hook) -> None:
+    """What was told is known to all, also when the one that told it died before it took the notice away."""
+    bench.outbox.append_mode_change(change(1))
+    first, second = bench.another(), bench.another()
+    held = bench.alerts.first()
+    assert held is not None
+    bench.webhook.post(held.body, held.id)
+    bench.alerts.done(held)
+    bench.outbox.append_mode_change(change(1))
+    assert first.step() == 1.0
+    assert second.step() == 1.0
+    assert bench.another().step() == 1.0
+    assert hook.requests == 1
+
+
+def test_a_silence_is_kept(bench: Bench, hook: Hook) -> None:
+    """Of its kind and lane alone, until its time is over."""
+    bench.states.silence(Silence(kind=Kind.EMERGENCY, lane="gpt", until_s=bench.now_s + 60))
+    bench.outbox.append_mode_change(change(1))
+    bench.outbox.append_mode_change(change(2, lane="other"))
     bench.drain()
-    assert len(hook.told) == 1
-    bench.webhook.close()
+    assert [one["id"] for one in hook.told] == ["id-2"]
+    bench.now_s += 61
+    bench.outbox.append_mode_change(change(3))
+    bench.drain()
+    assert [one["id"] for one in hook.told] == ["id-2", "id-3"]
 
 
 def test_a_lease_is_held_on_and_given_up_by_its_owner_alone(redis_client: redis.Redis) -> None:
@@ -305,21 +357,33 @@ def _tracker(folder: Path) -> Tracker:
 
 @pytest.mark.worker
 def test_one_post_a_change_with_two_workers(hook: Hook) -> None:
-    """By hand there and back; when the worker that tells them stops, the other goes on."""
-    with fleet(MAISD_ALERT_WEBHOOK_URL=hook.url, MAISD_LANES='{"free": {"unlimited": true}}') as made:
+    """By hand there and back; when the worker that tells them stops, the other goes on. Each is signed, and is an alert
+    that opens or closes, in the tracking database too."""
+    with fleet(
+        MAISD_ALERT_WEBHOOK_URL=hook.url,
+        MAISD_ALERT_WEBHOOK_SECRET=SIGNING,
+        MAISD_LANES='{"free": {"unlimited": true}}',
+    ) as made:
         workers = [made.worker(name, "-P", "threads", "-c", "2") for name in ("w1", "w2")]
         app = made.agent()
         assert app.echo.delay("first").get(timeout=120) == "first"
         control = services().control
         pin(control, Mode.EMERGENCY, lane="free", who="ana", reason="a test")
-        wait_for(lambda: len(hook.told) == 1, what="the alert came")
+        wait_for(lambda: len(hook.changes()) >= 1, what="the alert came")
         auto(control, lane="free", who="ana")
-        wait_for(lambda: len(hook.told) == 2, what="the second came")
+        wait_for(lambda: len(hook.changes()) >= 2, what="the second came")
         assert hook.changes() == [("free", "NORMAL", "EMERGENCY"), ("free", "EMERGENCY", "NORMAL")]
         assert (hook.told[0]["who"], hook.told[0]["reason"]) == ("ana", "a test")
         workers[0].stop()
         pin(control, Mode.HALT, lane="free", who="ana")
-        wait_for(lambda: len(hook.told) == 3, what="the third came")
+        wait_for(lambda: len(hook.changes()) >= 3, what="the third came")
+        assert all(hook.signed)
+        told = _tracker(made.folder)
+        wait_for(
+            lambda: {(one.kind, one.open) for one in told.alerts()} == {(Kind.EMERGENCY, False), (Kind.HALT, True)},
+            what=lambda: f"both are recorded: {told.alerts()}\n{made.logs()}",
+        )
+        assert {one.cause for one in told.alerts(only_open=True)} == {"NORMAL -> HALT by ana: the lane was pinned"}
         workers[1].stop()
         assert hook.requests == 3
         said = "".join(worker.log() for worker in workers)
@@ -345,9 +409,9 @@ def test_a_dead_web_hook_loses_no_record() -> None:
         wait_for(lambda: "alert.failed" in made.workers[0].log(), what="the log says so")
         settings = read_settings()
         waiting = doctor.judge_alerts(settings.alert_webhook_url, made.valkey.client.xlen("rlw:alerts"))
-        assert [finding.level for finding in waiting] == [doctor.Level.NOTE]
+        assert [finding.level for finding in waiting] == [doctor.Grade.NOTE]
         with hook_at(port) as hook:
-            wait_for(lambda: len(hook.told) == 2, timeout_s=120.0, what="both arrive")
+            wait_for(lambda: len(hook.changes()) >= 2, what=lambda: f"both arrive: {hook.told}\n{made.logs()}")
             assert hook.changes() == [("free", "NORMAL", "REDUCED"), ("free", "REDUCED", "NORMAL")]
 
 

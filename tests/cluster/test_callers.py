@@ -388,10 +388,10 @@ def test_a_step_that_failed_is_heard_of_with_any_result_backend(tmp_path: Path) 
     last = CallResult("last", backend=app.backend, app=app, parent=first)
     app.backend.store_result("first", ValueError("refused"), "FAILURE")
     with pytest.raises(ValueError, match="refused"):
-        last.get(timeout=30)
+        last.get(timeout=120)
 
     async def awaited() -> Any:
-        return await last.aget(timeout=30)
+        return await last.aget(timeout=120)
 
     with pytest.raises(ValueError, match="refused"):
         asyncio.run(awaited())

@@ -28,7 +28,7 @@ from tests.conftest import wait_for
 from tests.fleet import Fleet, Valkey, fleet
 from tests.proxy import Proxy
 
-pytestmark = pytest.mark.worker
+pytestmark = [pytest.mark.worker, pytest.mark.on_time]
 
 
 @pytest.fixture
@@ -148,9 +148,9 @@ def test_where_the_answer_is_lost_it_may_have_been_accepted(made: Fleet, hole: P
     again = task.delay("x", task_id=error.call_id)  # it waits: no worker is there
     assert again.id == error.call_id
     made.worker("first")
-    answer = again.get(timeout=60)
-    assert task.apply_async(("x",), task_id=error.call_id).get(timeout=60) == answer  # it has run
-    assert AsyncResult(error.call_id, app=tasks.app).get(timeout=60) == answer
+    answer = again.get(timeout=120)
+    assert task.apply_async(("x",), task_id=error.call_id).get(timeout=120) == answer  # it has run
+    assert AsyncResult(error.call_id, app=tasks.app).get(timeout=120) == answer
     assert made.valkey.client.exists(f"rlw:call:{error.call_id}~1") == 0
 
 
@@ -163,7 +163,7 @@ def test_a_running_call_is_not_entered_again(made: Fleet) -> None:
     both.append(tasks.meet.apply_async((2, "door"), task_id="slow-1"))
     with (made.folder / "door").open("a") as door:
         door.write("0 the test\n")  # the second that the first waits for
-    assert [result.get(timeout=60) for result in both] == [None, None]
+    assert [result.get(timeout=120) for result in both] == [None, None]
     assert [what for _, what in made.stamps("door")] == ["the test", "x"]
 
 
@@ -199,7 +199,7 @@ def test_a_canvas_that_is_sent_again_runs_once(made: Fleet) -> None:
     canvas = chain(tasks.stamp.s("a"), tasks.stamp.si("b"))
     canvas.freeze()
     for _ in range(2):
-        assert canvas.apply_async().get(timeout=60) == "b"
+        assert canvas.apply_async().get(timeout=120) == "b"
     assert sorted(what for _, what in made.stamps()) == ["a", "b"]
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 import redis
@@ -107,8 +108,8 @@ def own(tmp_path: Path) -> Iterator[Callable[..., Owner]]:
             embedded_watch.kill_group(pid)
 
 
-def connect(url: str) -> redis.Redis:
-    return redis.Redis.from_url(url, decode_responses=True)
+def connect(url: str, **options: Any) -> redis.Redis:
+    return redis.Redis.from_url(url, decode_responses=True, **options)
 
 
 def test_it_answers_on_a_private_socket_only(tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_data_survives_a_restart(tmp_path: Path) -> None:
 
 def test_a_start_waits_for_the_aof(tmp_path: Path) -> None:
     """A large AOF is loaded before the start is done: the first command never meets LOADING."""
-    with EmbeddedRedis(tmp_path) as server, connect(server.url) as client:
+    with EmbeddedRedis(tmp_path) as server, connect(server.url, socket_timeout=120.0) as client:
         client.eval("for i = 1, 300000 do redis.call('SET', 'k' .. i, string.rep('x', 100)) end", 0)
     with EmbeddedRedis(tmp_path) as server, connect(server.url) as client:
         assert client.dbsize() == 300_000

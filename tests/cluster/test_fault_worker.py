@@ -95,3 +95,15 @@ def test_a_process_that_does_not_find_the_provider_holds_up_nobody(made: Fleet) 
         assert all("refused" in str(end.exception()) for end in ends)
     limiter.cleanup()
     assert services().lanes.state("chat").mode is not Mode.EMERGENCY
+
+
+def test_a_worker_that_does_not_find_the_provider_leaves_calls_to_the_other(made: Fleet, provider: Simulator) -> None:
+    """It fails at once, and so would take most calls. None of them uses up its tries, and it asks now and then only."""
+    nowhere = f"http://127.0.0.1:{free_port()}/v1"
+    made.worker("lost", OPENAI_BASE_URL=nowhere)
+    tasks = made.agent()
+    answered(tasks, 200)
+    failed = made.workers[-1].log().count("outcome=")  # the log has failed attempts only
+    assert 3 <= failed <= 40
+    assert provider.arrivals()
+    assert services().lanes.state("chat").mode is Mode.NORMAL

@@ -50,12 +50,12 @@ def guest(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Fleet, ModuleType]]
 
 def test_a_team_s_own_app(monkeypatch: pytest.MonkeyPatch) -> None:
     with guest(monkeypatch) as (made, module):
-        assert module.ask.delay("acme: hello").get(timeout=60) == ["acme: hello", "acme:"]
-        assert module.app.tasks["guest.shared"].delay("beta: hello").get(timeout=60) == ["beta: hello", "beta:"]
-        assert module.audited.delay("gamma").get(timeout=60) == "gamma"
+        assert module.ask.delay("acme: hello").get(timeout=120) == ["acme: hello", "acme:"]
+        assert module.app.tasks["guest.shared"].delay("beta: hello").get(timeout=120) == ["beta: hello", "beta:"]
+        assert module.audited.delay("gamma").get(timeout=120) == "gamma"
         for name in ("before", "call"):
             assert (made.folder / name).read_text() == "['gamma']\n", name
-        assert module.plain.delay({1, 2}).get(timeout=60) == [{1, 2}, "{1, 2"]
+        assert module.plain.delay({1, 2}).get(timeout=120) == [{1, 2}, "{1, 2"]
         assert int(made.valkey.client.hget(keys.lane("guest"), "ok") or 0) >= 0
         limit = partial(module.app.control.rate_limit, reply=True, timeout=60, limit=1)
         assert "its lane paces them" in str(limit(module.ask.name, "1/m"))
@@ -69,7 +69,7 @@ def test_a_pickled_canvas_holds_no_prompt(monkeypatch: pytest.MonkeyPatch) -> No
     """As in JSON: the body of an ordinary task whose links are calls lies apart, and goes with its message."""
     with guest(monkeypatch) as (made, module):
         sent = module.plain.si({1}) | module.ask.si("canary prompt")
-        assert sent.delay().get(timeout=60) == ["canary prompt", "canar"]
+        assert sent.delay().get(timeout=120) == ["canary prompt", "canar"]
         sent.apply_async(queue="nobody")
         (raw,) = made.valkey.client.lrange("nobody", 0, -1)
         message = json.loads(raw)
@@ -88,14 +88,14 @@ def test_ordinary_tasks_are_acknowledged_as_their_app_says(monkeypatch: pytest.M
         wait_for((made.folder / "plain").exists, what="it runs")
         wait_for(lambda: not made.valkey.client.hlen("unacked"), what="it is acknowledged")
         assert not running.ready()
-        assert running.get(timeout=60)
+        assert running.get(timeout=120)
 
 
 def test_a_call_by_name_from_a_stock_producer(monkeypatch: pytest.MonkeyPatch) -> None:
     with guest(monkeypatch) as (made, module):
         stock = Celery("stock", broker=made.valkey.url, backend=made.valkey.url, set_as_current=False)
         sent: Any = stock.send_task(module.ask.name, ("delta: hi",), queue="guest", serializer="json")
-        assert module.app.AsyncResult(sent.id).get(timeout=60) == ["delta: hi", "delta"]
+        assert module.app.AsyncResult(sent.id).get(timeout=120) == ["delta: hi", "delta"]
 
 
 #: A test as Celery's documentation has it, of a team that has installed lanes.
@@ -129,11 +129,11 @@ def tasks(celery_app):
 
 def test_both(tasks, celery_worker):
     ask, plain, total = tasks
-    assert ask.delay(4).get(timeout=60) == 8
-    assert plain.delay(4).get(timeout=60) == 5
-    assert (plain.s(1) | ask.s() | plain.s() | ask.s()).delay().get(timeout=60) == 10
-    assert group(ask.s(n) for n in range(3)).delay().get(timeout=60) == [0, 2, 4]
-    assert chord([ask.s(1), plain.s(1)], total.s()).delay().get(timeout=60) == 8
+    assert ask.delay(4).get(timeout=120) == 8
+    assert plain.delay(4).get(timeout=120) == 5
+    assert (plain.s(1) | ask.s() | plain.s() | ask.s()).delay().get(timeout=120) == 10
+    assert group(ask.s(n) for n in range(3)).delay().get(timeout=120) == [0, 2, 4]
+    assert chord([ask.s(1), plain.s(1)], total.s()).delay().get(timeout=120) == 8
 """
 
 

@@ -85,8 +85,8 @@ def survive(attacked: tuple[Fleet, ModuleType], seed: int) -> None:
         return done
 
     wait_for(lambda: alive_and(all(one.ready() for one in (*good, plain))), 120.0, says)
-    assert plain.get(timeout=5) == 1 + seed
-    assert good[0].get(timeout=5) == f"good {seed} 0"
+    assert plain.get(timeout=120) == 1 + seed
+    assert good[0].get(timeout=120) == f"good {seed} 0"
     assert {one.state for one in good} == {"SUCCESS"}
     wait_for(lambda: alive_and(made.valkey.client.llen(hostile.QUEUE) == 0), 120.0, says)
     meeting = [tasks.meet.delay(SLOTS, f"meet-{seed}") for _ in range(SLOTS)]
@@ -151,7 +151,7 @@ def test_a_field_of_another_type_is_refused(
     wait_for(lambda: services().lanes.counters().get("malformed", 0) > before, what="it is set aside")
     if name != "id":
         with pytest.raises(MessageRefused):
-            tasks.app.AsyncResult(call_id).get(timeout=60)
+            tasks.app.AsyncResult(call_id).get(timeout=120)
     assert made.workers[0].process.poll() is None
 
 

@@ -117,11 +117,9 @@ def test_a_quota_that_is_used_up(made: Fleet, provider: Simulator, database_url:
     provider.control(fault="quota")
     results: list[Any] = [tasks.chat.delay(number) for number in range(40)]
     wait_for(lambda: mode("chat") is Mode.HALT, 120.0, "HALT")
-    first = min(arrival.t + arrival.latency_s for arrival in provider.arrivals())
     wait_for(lambda: services().lanes.client.zcard("rlw:out:chat") == 0, 120.0, "nothing is out")
     sent = provider.arrivals()
-    assert len(sent) <= 8
-    assert all(arrival.t < first + 0.1 for arrival in sent)
+    assert len(sent) <= 12, "no slot was used twice, and a few probes went"
     assert not any(result.ready() for result in results)
     provider.control(clear=True)
     command("auto", "--lane", "chat", "--reason", "paid")

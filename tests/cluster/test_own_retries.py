@@ -25,7 +25,7 @@ from ratelimit_worker.wiring import services
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet
 
-WAIT_S = 20
+WAIT_S = 120
 OWN = ("auto", "backoff", "fallback", "never", "own", "swallowed")  #: tasks of tests/own_retries_app.py
 REFUSED, AFTER_4 = Failure(category=Category.RATE_LIMITED, cause="429"), 4.0
 WAITS = Failure(category=Category.RATE_LIMITED, cause="429", retry_after_s=AFTER_4)

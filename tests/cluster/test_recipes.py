@@ -235,7 +235,7 @@ def test_fastapi(tmp_path: Path) -> None:
 
 def test_own_class_routes_and_queues(tmp_path: Path) -> None:
     """Each call is taken by the worker of its queue, in its tenant, and all of them count in one lane."""
-    with recipe("A class, routes and queues of one's own", tmp_path) as scene:
+    with recipe("Your own task class, routes and queues", tmp_path) as scene:
         got = scene.run("""
             import json
 

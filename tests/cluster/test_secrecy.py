@@ -1,6 +1,7 @@
 """Do prompts and keys stay where they belong? Canary strings through every way that a call can go.
 
-Everything that reaches Redis is watched (MONITOR shows what scripts do, too); only payload keys may hold prompts.
+Everything that reaches Redis is watched (MONITOR shows what scripts do, too); only the keys of payloads, and of calls
+that have failed, may hold prompts.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def forms(secret: str) -> list[str]:
 
 
 class Watch:
-    """All commands of a server, those of scripts included, but for those that write or read payloads by name."""
+    """All commands of a server, those of scripts included, but for those that name a key which may hold prompts."""
 
     def __init__(self, valkey: Valkey) -> None:
         self.leaks: list[str] = []
@@ -52,8 +53,8 @@ class Watch:
                 if line == "ECHO the-end":
                     self._seen.set()
                     return
-                if line.startswith("FCALL") or "rlw:payload:" in line:
-                    continue  # the way to and from the payload keys
+                if line.startswith("FCALL") or "rlw:payload:" in line or "rlw:shelved:" in line:
+                    continue  # the way to and from the keys of payloads, and of calls that failed
                 if any(form in line for secret in (CANARY, KEY) for form in forms(secret)):
                     self.leaks.append(line[:400])
 

@@ -21,7 +21,7 @@ from ratelimit_worker.errors import DeadlineExceeded, TaskAborted
 from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.policy import timeout
 from ratelimit_worker.ports import BarKind
-from ratelimit_worker.reports.doctor import Level, judge_workers
+from ratelimit_worker.reports.doctor import Grade, judge_workers
 from ratelimit_worker.reports.live import cluster_state
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.live import Live
@@ -29,7 +29,7 @@ from ratelimit_worker.stores.overdue import OverdueCall
 from ratelimit_worker.wiring import services
 from tests.builders import entry
 from tests.conftest import wait_for
-from tests.fleet import Fleet, Worker, fleet
+from tests.fleet import Fleet, Worker, fleet, known_to_run
 from tests.lua.cluster import LEASE_S, Cluster
 from tests.slots_app import RAISED
 
@@ -125,6 +125,7 @@ def test_a_call_whose_process_is_told_to_end_has_not_failed(scene: Fleet, how: s
         children = Path(f"/proc/{first.process.pid}/task/{first.process.pid}/children").read_text().split()
         os.kill(int(children[-1]), signal.SIGTERM)
     else:
+        wait_for(lambda: known_to_run(tasks.app) == 1, LATE_S, "the parent knows that its child runs it")
         first.process.send_signal(signal.SIGQUIT)
         wait_for(lambda: first.process.poll() is not None, LATE_S, scene.logs)
         worker(scene, "second", "threads", 1)
@@ -144,6 +145,8 @@ def test_a_greenlet_that_celery_kills_is_revoked_and_its_slot_free(scene: Fleet)
     worker(scene, "w", "gevent", 2)
     result = tasks.hang.delay(1)
     wait_for(lambda: scene.stamps("hung"), LATE_S, "it runs")
+    # a gevent worker is ready before it listens to broadcasts, and what was sent before that reaches nobody
+    wait_for(lambda: tasks.app.control.ping(timeout=1.0), LATE_S, "it hears broadcasts")
     result.revoke(terminate=True)
     with pytest.raises(TaskRevokedError):
         result.get(timeout=LATE_S)
@@ -243,7 +246,7 @@ def test_a_call_that_never_ends_is_given_up_and_costs_no_slot(scene: Fleet, pool
         assert all(result.id in said for result in results)
         state = cluster_state(Live(services().redis).now(), None)
         found = [finding for finding in judge_workers(state, {}) if finding.check == "slots"]
-        assert [finding.level for finding in found] == [Level.NOTE if pool == "threads" else Level.WRONG] * slots
+        assert [finding.level for finding in found] == [Grade.NOTE if pool == "threads" else Grade.WRONG] * slots
     if pool == "solo":  # its only thread
         (scene.folder / "now").touch()
     all_slots_free(scene, tasks, slots)

@@ -32,7 +32,7 @@ def test_calls_at_a_provider_that_hangs() -> None:
         told: Any = chat.apply_async(("a",), lane="told", timeout_s=0.2, deadline_s=20)
         # Its next attempt would come too late; or, where its worker had no time for it, it does.
         with pytest.raises((TimedOut, DeadlineExceeded)) as failed:
-            told.get(timeout=60)
+            told.get(timeout=120)
         assert isinstance(failed.value, TimedOut | DeadlineExceeded)
         assert failed.value.category == Category.TIMEOUT
         lane = services().lanes.fields("told")
@@ -41,14 +41,14 @@ def test_calls_at_a_provider_that_hangs() -> None:
         wait_for(lambda: rows(told.id), what="its attempts are tracked")
         sent = [row for row in rows(told.id) if row.cause != DeadlineExceeded.__name__]
         assert {row.category for row in sent} == {Category.TIMEOUT}
-        assert all(row.latency_s < 5 for row in sent)
+        assert all(row.latency_s < 15 for row in sent)
 
         cut: Any = chat.apply_async(("b",), lane="cut", deadline_s=1)
         with pytest.raises((TimedOut, DeadlineExceeded)):
-            cut.get(timeout=15)
+            cut.get(timeout=120)
         assert services().lanes.fields("cut").get("sick", b"0") == b"0"
 
         an_hour_ago = [Sample(latency_s=0.2, at=time.time() - 3600)] * 50
         memory.write({key(asked.name, None, "learned"): learn(None, an_hour_ago)})
-        wait_for(lambda: asked.apply_async(lane="learned").get(timeout=15) == 30, what="the worker has learned it")
-        assert asked.apply_async(lane="learned", timeout_s=7).get(timeout=15) == 7
+        wait_for(lambda: asked.apply_async(lane="learned").get(timeout=120) == 30, what="the worker has learned it")
+        assert asked.apply_async(lane="learned", timeout_s=7).get(timeout=120) == 7

@@ -21,10 +21,13 @@ from typing import Any
 
 import pytest
 from celery.result import AsyncResult
+from opentelemetry.sdk.trace import TracerProvider
 
 from ratelimit_worker.flow.duty.record import record_once
 from ratelimit_worker.stores import keys
+from ratelimit_worker.telemetry import Tracer
 from ratelimit_worker.wiring import services
+from ratelimit_worker.worker.installed import services_of
 from tests.builders import ROOT
 from tests.conftest import wait_for
 from tests.fleet import Fleet, Worker, fleet
@@ -60,10 +63,10 @@ class Deploy:
         said: list[Any] = json.loads(ended.stdout)
         return said
 
-    def worker(self, version: str) -> Worker:
-        """A worker of that version that consumes."""
-        options = ("-P", "threads", "-c", "6")
-        started = Worker(version, self.made.folder, self.env(version), options, self.app[version], self.place[version])
+    def worker(self, version: str, app: str = "") -> Worker:
+        """A worker of that version that consumes, with this app or the usual one."""
+        options, app = ("-P", "threads", "-c", "6"), app or self.app[version]
+        started = Worker(version, self.made.folder, self.env(version), options, app, self.place[version])
         self.made.workers.append(started)
         started.wait_ready()
         return started
@@ -76,11 +79,19 @@ class Deploy:
     def answers(self, calls: dict[str, str]) -> dict[str, object]:
         """What their callers get, asked by this version."""
         app = importlib.reload(importlib.import_module("tests.two_versions_app")).app
-        return {call_id: AsyncResult(call_id, app=app).get(timeout=60) for call_id in calls}
+        return {call_id: AsyncResult(call_id, app=app).get(timeout=120) for call_id in calls}
 
     def open(self) -> None:
         """What is held goes on."""
         (self.made.folder / "open").touch()
+
+    def spans(self) -> dict[str, list[dict[str, Any]]]:
+        """Attempts in the spans of traced workers, by the id of their call."""
+        path = self.made.folder / "spans"
+        found: dict[str, list[dict[str, Any]]] = {}
+        for span in map(json.loads, path.read_text().splitlines() if path.exists() else ()):
+            found.setdefault(span["attributes"]["ratelimit_worker.call.id"], []).append(span)
+        return found
 
     def is_still(self) -> None:
         """Wait until nothing is out or waits; nothing was set aside."""
@@ -143,3 +154,37 @@ def test_both_versions_serve_one_lane_at_once(deploy: Deploy) -> None:
     assert Counter(prompt for _, prompt in ran) == Counter({f"{who}{n}": 1 for who in VERSIONS for n in range(40)})
     crossed = {(who, prompt.rstrip("0123456789")) for who, prompt in ran}
     assert crossed == {(who, producer) for who in VERSIONS for producer in VERSIONS}
+
+
+def test_a_trace_goes_through_workers_of_both_versions(deploy: Deploy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The earlier version traces nothing: it answers calls whose senders are traced, and keeps their traces for others.
+
+    Of its own calls it names no trace, so a traced worker begins one.
+    """
+    monkeypatch.setenv("SHOP_WHO", "this")
+    shop = importlib.reload(importlib.import_module("tests.two_versions_app"))
+    provider = TracerProvider()
+    services_of(shop.app).once("tracer", lambda: Tracer(lambda lane: (), provider))
+    dies = deploy.worker("earlier")
+    (untraced,) = deploy.says("earlier", "running")
+    with provider.get_tracer("test").start_as_current_span("agent") as agent:
+        answered, held = shop.answer.delay("traced"), shop.held.delay("traced")
+    assert answered.get(timeout=60) == "answer to traced"
+    wait_for(lambda: deploy.ran("held")["earlier", "traced"] and deploy.ran("held")["earlier", "h0"], what="they run")
+    assert deploy.spans() == {}
+    dies.kill()
+    deploy.open()
+    deploy.worker("this", "tests.traced_versions_app")
+    assert held.get(timeout=60) == "answer to traced"
+    assert deploy.answers(untraced) == untraced
+    deploy.is_still()
+    left = {call_id for call_id, said in untraced.items() if said != "answer to f"}  # that one may have ended before
+    wait_for(lambda: {held.id, *left} <= set(deploy.spans()), what="their spans are there")
+    wait, attempt = sorted(deploy.spans()[held.id], key=lambda span: str(span["start_time"]))[:2]
+    trace_id = f"0x{agent.get_span_context().trace_id:032x}"
+    assert [span["context"]["trace_id"] for span in (wait, attempt)] == [trace_id] * 2
+    assert "worker_lost" in [event["name"] for event in wait["events"]]
+    assert (attempt["name"], answered.id in deploy.spans()) == ("chat", False)
+    for call_id in left:
+        roots = [span["name"] for span in deploy.spans()[call_id] if span["parent_id"] is None]
+        assert roots in (["chat"], ["shared shop.same"]), deploy.spans()[call_id]

@@ -57,7 +57,7 @@ def test_a_lane_learns_from_own_functions(tasks: ModuleType, running: tuple[Flee
     """`install(app, watch=True)`: the limit that headers tell, and tokens as the provider has counted them."""
     _, simulated, _ = running
     results = [tasks.completion.delay(f"n {number}") for number in range(60)]
-    assert all(result.get(timeout=60) > 0 for result in results)
+    assert all(result.get(timeout=120) > 0 for result in results)
     log = simulated.arrivals()
     rows = [row for result in results for row in attempts(result.id)]
     answered = [row for row in rows if row.outcome.value == "answered"]
@@ -79,7 +79,7 @@ def test_a_refusal_that_a_function_keeps_to_itself(
     running[2].says(Reply(429, body, {"retry-after": "1"}))
     services().lanes.establish("careless", limit_fields(LaneLimits(unlimited=True)))
     result = tasks.careless.apply_async(("x",), lane="careless", queue="careless")
-    assert result.get(timeout=30) == body
+    assert result.get(timeout=120) == body
     (row,) = attempts(result.id)
     assert (row.outcome.value, row.category.value, row.status) == ("answered", "rate_limited", 429)
     assert row.retry_after_s == 1.0

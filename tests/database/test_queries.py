@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from ratelimit_worker.calls import Attempt, Category, Outcome
+from ratelimit_worker.calls import Attempt, Category, Outcome, PriceSource
 from ratelimit_worker.contracts.rollup import Cell, CellKey, Series
+from ratelimit_worker.contracts.sums import Recent
 from ratelimit_worker.errors import StoreUnavailable
 from ratelimit_worker.policy.rollup import OTHERS
 from ratelimit_worker.policy.trend import Trend
@@ -20,7 +21,7 @@ from ratelimit_worker.reports.html import page
 from ratelimit_worker.reports.stats import Sources, slice_length_s, slices, stats
 from ratelimit_worker.reports.tables import stats_tables
 from ratelimit_worker.stores.migrations import HEAD
-from ratelimit_worker.stores.queries import Queries, Recent
+from ratelimit_worker.stores.queries import Queries
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 from tests import builders
 
@@ -74,7 +75,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 def sources_of(engine: Engine) -> Sources:
     """The database alone."""
-    return Sources(queries=Queries(engine), live=NoRedis())  # type: ignore[arg-type]
+    return Sources.of(Queries(engine), NoRedis())  # type: ignore[arg-type]
 
 
 def recorded(engine: Engine, rows: Sequence[Attempt]) -> Sources:
@@ -199,8 +200,27 @@ def test_every_form_tells_what_retries_were_good_for(engine: Engine) -> None:
     assert {"b 2 1 50.0 % 2 16.0 s", "u 1 0 0.0 % 0 11.0 s", "t conflict 2", "b timeout 1"} <= set(lines)
     assert all(len(line) <= 80 for line in told.splitlines())
     shown = page(found).replace("\n", "")
-    assert "<td>u</td><td>1</td><td>0</td><td>0.0 %</td><td>0</td><td>11.0 s</td>" in shown
-    assert "<td>b</td><td>2</td><td>0</td><td>0</td><td>1</td>" in shown
+    assert '<th scope="row">u</th><td>1</td><td>0</td><td>0.0 %</td><td>0</td><td>11.0 s</td>' in shown
+    assert '<th scope="row">b</th><td>2</td><td>0</td><td>0</td><td>1</td>' in shown
+
+
+def test_money_is_in_the_csv(engine: Engine) -> None:
+    """By lane and by function, in dollars; a name that a spreadsheet would run is text, a number stays one."""
+    priced: dict[str, Any] = {"lane": "=cmd()", "task": "-t", "price_source": PriceSource.LIST}
+    rows = [
+        builders.attempt(
+            "a", cost_nanousd=2_500_000, cached_saving_nanousd=500_000, input_tokens=9, finished_at=NOW - 60, **priced
+        ),
+        builders.attempt("b", outcome=Outcome.FAILED, cost_nanousd=1_000_000, finished_at=NOW - 50, **priced),
+        builders.attempt("c", lane="free", task="u", finished_at=NOW - 40),
+    ]
+    found = stats(recorded(engine, rows), 900.0, NOW)
+    columns = ("cost_usd", "wasted_usd", "cached_saving_usd")
+    lanes = [[row["lane"], *(row[name] for name in columns)] for row in csv.DictReader(to_csv(found).splitlines())]
+    assert sorted(lanes) == [["'=cmd()", "0.0035", "0.001", "0.0005"], ["free", "0.0", "0.0", "0.0"]]
+    told = csv.DictReader(to_function_csv(found).splitlines())
+    tasks = [[row["function"], *(row[name] for name in columns)] for row in told]
+    assert sorted(tasks) == [["'-t", "0.0035", "0.001", "0.0005"], ["u", "0.0", "0.0", "0.0"]]
 
 
 def test_an_empty_database_has_no_figures(engine: Engine) -> None:
@@ -247,7 +267,15 @@ def test_groups_without_end_are_added_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("window_s", "slice_s"), [(60.0, 60.0), (900.0, 60.0), (3_600.0, 60.0), (86_400.0, 900.0), (30 * 86_400.0, 3_600.0)]
+    ("window_s", "slice_s"),
+    [
+        (60.0, 60.0),
+        (900.0, 60.0),
+        (3_600.0, 60.0),
+        (86_400.0, 900.0),
+        (30 * 86_400.0, 3_600.0),
+        (731 * 86_400.0, 86_400.0),
+    ],
 )
 def test_slices_are_few_and_fit_hours(window_s: float, slice_s: float) -> None:
     """At most a hundred points where a slice may be at most an hour."""

@@ -6,17 +6,20 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from alembic import command
-from sqlalchemy import Engine, MetaData, Table, event, insert, text
+from sqlalchemy import Engine, MetaData, Table, delete, event, insert, text, update
 
 from ratelimit_worker.calls import Attempt, Category, Outcome
 from ratelimit_worker.contracts.rollup import HOUR_S, MINUTE_S, Cell
 from ratelimit_worker.policy import rollup
 from ratelimit_worker.policy.histogram import quantile
+from ratelimit_worker.reports.stats import Sources, stats
 from ratelimit_worker.stores import migrations
 from ratelimit_worker.stores.queries import Queries
+from ratelimit_worker.stores.tables import AttemptRow, CellRow
 from ratelimit_worker.stores.tracker import Tracker, _row, engine_for
 from tests import builders
 
@@ -192,6 +195,24 @@ def test_figures_outlive_the_attempts(engine: Engine) -> None:
     with engine.connect() as connection:
         kept = connection.execute(text("SELECT span_s, count(*) FROM rollups GROUP BY span_s ORDER BY span_s"))
         assert [tuple(row) for row in kept] == [(60, 2), (3600, 3)]
+
+
+def test_trends_are_the_same_in_every_window(engine: Engine) -> None:
+    """A window that holds the minutes of the trends already reads them once; what is not in the sums yet counts too."""
+    attempts = some_calls(7, 700)
+    Tracker(engine).record(attempts)
+    since = int(NOW) - 600
+    with engine.begin() as connection:
+        connection.execute(delete(CellRow).where(CellRow.at_s >= since))
+        late = AttemptRow.finished_at >= datetime.fromtimestamp(since, UTC)
+        connection.execute(update(AttemptRow).where(late).values(rolled_up=0))
+    asked = Sources.of(Queries(engine), None, lambda: Tracker(engine))
+    now_s = NOW - 17.5
+    trends = [
+        stats(asked, length_s, now_s).total.trends for length_s in (1.0, 42.5, 900.0, 3_600.0, 12_000.0, 172_800.0)
+    ]
+    assert trends[-1]["latency"].values_before > 60
+    assert all(one == trends[-1] for one in trends)
 
 
 def test_what_was_never_rolled_up_is_before_it_is_deleted(engine: Engine) -> None:

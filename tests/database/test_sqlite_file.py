@@ -12,7 +12,7 @@ import redis
 
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.flow.duty.record import Recorder
-from ratelimit_worker.reports.doctor import Code, Level, judge_file
+from ratelimit_worker.reports.doctor import Code, Grade, judge_file
 from ratelimit_worker.reports.stats import Sources, status
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.outbox import Outbox
@@ -125,11 +125,11 @@ def test_a_lost_file_is_made_anew_and_said(
     assert len(lost) == 2  # each recorder says it once
     assert f"was {word}" in lost[0]
     live = Live(scene.services.redis)
-    _, notes = status(Sources(queries=scene.reader, live=live))
+    _, notes = status(Sources.of(scene.reader, live))
     assert len(notes) == 1
     assert f"was {word}" in notes[0]
     (finding,) = judge_file(scene.reader.protected_file(), live.database_lost())
-    assert (finding.level, finding.code) == (Level.NOTE, Code.FINE)
+    assert (finding.level, finding.code) == (Grade.NOTE, Code.FINE)
     assert "its rows are missing" in finding.says
 
 
@@ -203,7 +203,7 @@ def test_a_file_made_read_only_is_noticed_while_it_is_open(scene: Scene, caplog:
     assert len(said) == 1
     assert "is read-only: make it writable (chmod u+w)" in said[0]
     (finding,) = judge_file(scene.reader.protected_file(), None)
-    assert (finding.level, finding.code) == (Level.WRONG, Code.FAILED)
+    assert (finding.level, finding.code) == (Grade.WRONG, Code.FAILED)
     assert scene.seen() == 6
     scene.path.chmod(0o600)
     scene.recorder.step()

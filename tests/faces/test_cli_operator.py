@@ -154,7 +154,7 @@ def test_every_face_tells_the_same(ran: Ran, tmp_path: Path) -> None:
 
     invoke("analytics", "-o", str(tmp_path / "report.json"))
     report = json.loads((tmp_path / "report.json").read_text())
-    assert (report["kind"], report["schema"]) == ("ratelimit-worker.analytics", 2)
+    assert (report["kind"], report["schema"]) == ("ratelimit-worker.analytics", 3)
     assert report["total"] == told["total"]
     invoke("analytics", "--output", str(tmp_path / "report.csv"), "--since", "90m")
     rows = list(csv.DictReader((tmp_path / "report.csv").open()))
@@ -163,7 +163,7 @@ def test_every_face_tells_the_same(ran: Ran, tmp_path: Path) -> None:
     assert sum(int(row["output_tokens"]) for row in rows) == report["total"]["output_tokens"]
     invoke("analytics", "-o", str(tmp_path / "report.html"))
     page = (tmp_path / "report.html").read_text()
-    assert f"<li>calls<b>{CALLS}</b></li>" in page
+    assert f"<dt>calls</dt><dd>{CALLS}</dd>" in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.csv", "report.html", "report.json"]
 
 
@@ -318,7 +318,7 @@ def test_watching_goes_on_until_it_is_stopped(ran: Ran, monkeypatch: pytest.Monk
         if len(naps) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("ratelimit_worker.cli.stats._pause", nap)
+    monkeypatch.setattr("ratelimit_worker.cli.screen._pause", nap)
     done = CliRunner().invoke(main, ["stats", "--watch"])
     assert done.stdout.count("attempts over time") == 3
 
@@ -408,6 +408,9 @@ def test_figures_reach_as_far_as_the_setting_says(away: None, monkeypatch: pytes
     invoke("analytics", "-o", str(tmp_path / "r.json"))
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["until_s"] - report["since_s"] == pytest.approx(7200)
+    invoke("analytics", "-o", str(tmp_path / "r.json"), "--since", "2001-01-01")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["until_s"] - report["since_s"] == pytest.approx(2 * 365 * 86400), "there is nothing older"
     invoke("analytics", "-o", str(tmp_path / "r.json"), "--since", "7d")
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["until_s"] - report["since_s"] == pytest.approx(7 * 86400)

@@ -18,13 +18,17 @@ import httpx2 as httpx
 import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
+from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
+from tornado.web import create_signed_value
 
-from ratelimit_worker.calls import Mode, ModeChange
+from ratelimit_worker.calls import LaneLimits, Mode, ModeChange
 from ratelimit_worker.cli import main
-from ratelimit_worker.flower import loader, wording
+from ratelimit_worker.flow.lane.limit import Change, set_limits
+from ratelimit_worker.flower import loader, roles, wording
 from ratelimit_worker.flower.board import Order
 from ratelimit_worker.flower.summaries import KEPT, without_answers
 from ratelimit_worker.reports.metrics import PREFIX
+from ratelimit_worker.wiring import services
 from tests.builders import ROOT
 from tests.conftest import wait_for
 from tests.fleet import Fleet, fleet, free_port
@@ -192,11 +196,29 @@ def test_a_lane_is_only_a_name(cluster: Fleet, browser: httpx.Client) -> None:
 
 
 @pytest.mark.worker
+def test_money_is_on_the_page(cluster: Fleet, browser: httpx.Client) -> None:
+    """What a lane's budget has left."""
+    live, lane = services(), "gpt-money"
+    set_limits(live.control, lane, Change(usd_per_month=12.5), LaneLimits())
+    row = f'data-money="{lane}"'
+    wait_for(lambda: row in browser.get("/rate-limit").text, what="the budget is on the page")
+    shown = browser.get("/rate-limit").text
+    assert "$12.50 of $12.50 this month" in shown[shown.index(row) :]
+    set_limits(live.control, lane, Change(usd_per_month=0), LaneLimits())
+
+
 def test_the_api_says_what_status_says(cluster: Fleet, browser: httpx.Client) -> None:
     """The same fields, lanes and set-points."""
     cluster.agent().echo.delay(1).get(timeout=120)
-    api = browser.get("/api/rate-limit")
     told = json.loads(command_line(cluster, "status", "--format", "json"))
+    lanes = [(lane["lane"], lane["limits"]) for lane in told["lanes"]]
+
+    def same() -> bool:  # the page may be a second old
+        shown = browser.get("/api/rate-limit").json()["lanes"]
+        return [(lane["lane"], lane["limits"]) for lane in shown] == lanes
+
+    wait_for(same, what="Flower shows these lanes")
+    api = browser.get("/api/rate-limit")
     assert api.headers["Content-Type"] == "application/json; charset=UTF-8"
     assert api.json().keys() == told.keys()
     for ours, theirs in zip(api.json()["lanes"], told["lanes"], strict=True):
@@ -224,6 +246,8 @@ def test_prometheus_gets_flowers_metrics_and_ours(cluster: Fleet, browser: httpx
         assert [sample.value for sample in told[PREFIX + "workers"].samples] == [1.0]
         up = {sample.labels["of"]: sample.value for sample in told[PREFIX + "up"].samples}
         assert up == {"redis": 1, "database": 1}
+        check = httpx.get(f"http://127.0.0.1:{port}/healthcheck", timeout=60.0, trust_env=False)
+        assert (check.status_code, check.text) == (200, "OK")
         taken = CliRunner().invoke(main, ["metrics", "--port", str(port)], env=cluster.env)
         assert taken.exit_code == 1
         assert f"cannot listen on 127.0.0.1:{port}" in taken.stderr
@@ -415,7 +439,7 @@ def test_answers_are_taken_out_of_calls_only() -> None:
     [
         (Order(mode=Mode.HALT, lane=None, who="w"), None, "All lanes are pinned to HALT until Auto."),
         (Order(mode=Mode.NORMAL, lane="x", who="w"), 60.0, "until 1970-01-01 00:01:00 UTC."),
-        (Order(mode=None, lane="x", who="w"), None, "Lane x is left to the law."),
+        (Order(mode=None, lane="x", who="w"), None, "Lane x is given back to the law."),
     ],
 )
 def test_what_was_done_is_a_sentence(order: Order, until: float | None, says: str) -> None:
@@ -434,3 +458,54 @@ def test_flower_keeps_as_many_tasks_as_fit_into_its_memory() -> None:
     )
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert made.stdout.split() == ["8000", "5"]
+
+
+def asked(method: str, path: str, headers: dict[str, str]) -> HTTPServerRequest:
+    """A request as Tornado has read it."""
+    start_line = RequestStartLine(method, path, "HTTP/1.1")
+    return HTTPServerRequest(start_line=start_line, headers=HTTPHeaders({"Host": "flower", **headers}))
+
+
+@pytest.mark.parametrize(
+    ("headers", "wanted"),
+    [
+        ({"Authorization": "Basic b3BzOmE6cGFzcyx3b3Jk"}, "ops"),
+        ({"Authorization": "Basic !"}, ""),
+        ({"Authorization": "Bearer b3BzOmE="}, ""),
+        ({"Cookie": "user=ops"}, ""),  # nobody has signed it
+        ({}, ""),
+    ],
+)
+def test_a_name_is_claimed_by_a_login_alone(headers: dict[str, str], wanted: str) -> None:
+    """Of basic auth the user, of Flower's own login whom its signed cookie names."""
+    request = asked("POST", "/rate-limit", headers)
+    assert roles.claimed_name(request, "secret") == wanted
+
+
+def test_a_signed_cookie_names_whom_oauth_has_let_in() -> None:
+    """For as long as Flower's login holds."""
+    cookie = create_signed_value("secret", "user", "ann@example.org").decode()
+    request = asked("POST", "/", {"Cookie": f"user={cookie}"})
+    assert roles.claimed_name(request, "secret") == "ann@example.org"
+    assert roles.claimed_name(request, "another") == ""
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "wanted"),
+    [
+        ("GET", "/rate-limit/calls", False),
+        ("HEAD", "/", False),
+        ("POST", "/rate-limit", True),
+        ("POST", "/api/worker/shutdown/w", True),
+        ("DELETE", "/api/anything", True),
+        ("GET", "/api/task/result/1", True),
+        ("GET", "/api/tasks", False),
+    ],
+)
+def test_what_changes_something_is_for_operators(method: str, path: str, wanted: bool) -> None:
+    """And answers of calls, which may repeat what was asked."""
+    request = asked(method, path, {})
+    assert roles.is_for_operators(request) is wanted
+    assert roles.may_operate("eve", ())
+    assert not roles.may_operate("eve", ("ops", "ann"))
+    assert roles.may_operate("ann", ("ops", "ann"))

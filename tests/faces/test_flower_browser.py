@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx2 as httpx
 import pytest
+from celery.exceptions import TaskRevokedError
 
 from ratelimit_worker import wiring
 from ratelimit_worker.calls import LaneLimits, Mode
@@ -24,6 +26,7 @@ from ratelimit_worker.reports.stats import Sources, status
 from ratelimit_worker.stores.database import engine_for
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.queries import Queries
+from tests.builders import entry
 from tests.conftest import wait_for
 from tests.faces.test_flower import LOGIN, flower
 from tests.fleet import Fleet, fleet, free_port
@@ -77,8 +80,11 @@ class Browser:
     def resize(self, width: int, height: int) -> None:
         """The size of what is seen, also below what a window may have at least."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        command = {"cmd": "Emulation.setDeviceMetricsOverride", "params": metrics}
-        self._ask("POST", f"{self._session}/goog/cdp/execute", **command)
+        self.devtools("Emulation.setDeviceMetricsOverride", **metrics)
+
+    def devtools(self, command: str, **parameters: Any) -> None:
+        """A command of Chromium's own."""
+        self._ask("POST", f"{self._session}/goog/cdp/execute", cmd=command, params=parameters)
 
     def picture(self, path: Path) -> None:
         """What is seen, as PNG; also in the folder that RLW_SCREENSHOTS names."""
@@ -110,6 +116,13 @@ def browser() -> Iterator[Browser]:
         if os.environ.get("CI"):
             pytest.fail(why)
         pytest.skip(why)
+    with chromium() as opened:
+        yield opened
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A headless Chromium of its own."""
     folder, port = Path(tempfile.mkdtemp(prefix="rlw-chromium-")), free_port()
     with (folder / "driver.log").open("wb") as log:
         driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=log, stderr=subprocess.STDOUT)
@@ -153,7 +166,7 @@ def modes(cluster: Fleet) -> dict[str, str]:
     """Lane → mode, as `status` says."""
     services = wiring.services()
     engine = engine_for(services.settings.database_url)
-    state, _ = status(Sources(queries=Queries(engine), live=Live(services.redis)))
+    state, _ = status(Sources.of(Queries(engine), Live(services.redis)))
     engine.dispose()
     return {lane.lane: lane.mode.value for lane in state.lanes}
 
@@ -238,14 +251,14 @@ def test_emergency_is_clicked_and_status_says_so(cluster: Fleet, page: str, brow
 
 def press(browser: Browser, key: str) -> None:
     """A key, where the focus is."""
-    codes = {"Tab": "\ue004", "Enter": "\ue007"}
+    codes = {"Tab": "\ue004", "Enter": "\ue007", "Space": " "}
     keys = [{"type": kind, "value": codes[key]} for kind in ("keyDown", "keyUp")]
     browser.keys(keys)
 
 
 def focus_on(browser: Browser, element_id: str) -> None:
     """Go on by Tab until an element has the focus."""
-    for _ in range(60):
+    for _ in range(150):  # each lane of a page is a link
         if browser.run("return document.activeElement.id") == element_id:
             return
         press(browser, "Tab")
@@ -300,6 +313,37 @@ def test_many_lanes_have_pages_and_a_filter_by_keyboard(
     browser.resize(1280, 800)
 
 
+#: Figures of tiles that reach out of their tile.
+TOO_WIDE = (
+    "return Array.from(document.querySelectorAll('.metric-value'))"
+    ".filter(one => one.scrollWidth > one.clientWidth).map(one => one.innerText)"
+)
+HOSTILE = ("x" * 200, "<img src=x onerror=window.hurt=1>", "\"quoted\" & 'single'", "مسار-gpt", "🦜🔥", "two  spaces ")
+
+
+def test_names_of_any_kind_stay_on_the_page_and_are_only_text(cluster: Fleet, page: str, browser: Browser) -> None:
+    """As long as they may be, of markup, right to left: each page fits, also 400 px wide, and finds the lane."""
+    services = wiring.Services(read_settings(cluster.env))
+    for name in HOSTILE:
+        services.lanes.establish(name, limit_fields(LaneLimits(rpm=60)))
+        services.lanes.enqueue(entry(f"call of {name[:40]}", lane=name))
+    pin(services.control, Mode.EMERGENCY, lane=HOSTILE[1], who="<b>ann", reason="<script>window.hurt=1</script>" * 9)
+    for width in (1280, 400):
+        browser.resize(width, 900)
+        named = (f"?find={HOSTILE[0]}", f"/calls?lane={HOSTILE[0]}", f"/call?id={'<b>' * 99}")
+        for path in ("", "/calls", "/alerts", *named):
+            browser.open(page + path)
+            wait_for(lambda: fits(browser), what=f"{path[:40]} fits")
+        for name in HOSTILE:
+            browser.open(f"{page}/figures?{urlencode({'lane': name})}")
+            wait_for(lambda: fits(browser), what=f"figures of {name[:40]} fit")
+            assert browser.text("#rlw-mode") == ("EMERGENCY" if name == HOSTILE[1] else "NORMAL")
+            assert browser.run(TOO_WIDE) == []
+            assert browser.run("return document.getElementById('rlw-live').dataset.everyMs") == "1000"
+    assert browser.run("return window.hurt ?? 0") == 0
+    browser.resize(1280, 800)
+
+
 def test_redis_away_is_said_without_a_reload(cluster: Fleet, page: str, browser: Browser) -> None:
     """And it comes back by itself."""
     browser.open(page)
@@ -307,3 +351,108 @@ def test_redis_away_is_said_without_a_reload(cluster: Fleet, page: str, browser:
     wait_for(lambda: "How the lanes stand is unknown" in browser.text("#rlw-live"), timeout_s=120.0, what="it says so")
     cluster.valkey.start()
     wait_for(lambda: "No lane yet" in browser.text("#rlw-live"), timeout_s=120.0, what="it is back")
+
+
+VIEWER = ("eve", "looks on")
+
+
+@pytest.fixture
+def addresses(cluster: Fleet) -> Iterator[tuple[str, str, str]]:
+    """Flower's address; with the login of an operator, and of a viewer."""
+    logins = [word for login in (LOGIN, VIEWER) for word in ("--basic-auth", ":".join(login))]
+    env = {**cluster.env, "MAISD_FLOWER_OPERATORS": LOGIN[0]}
+    with flower(env, cluster.folder / "flower.log", *logins) as address:
+        both = (":".join(quote(part, safe="") for part in login) for login in (LOGIN, VIEWER))
+        yield (address, *(address.replace("://", f"://{login}@") for login in both))  # type: ignore[misc]
+
+
+def choose_all_and(browser: Browser, button: str, most: int) -> None:
+    """By keyboard alone: all calls of the page, then a button."""
+    focus_on(browser, "rlw-choose-all")
+    press(browser, "Space")
+    assert browser.text("#rlw-chosen") == f"{most} chosen"
+    focus_on(browser, button)
+    press(browser, "Enter")
+
+
+def test_an_operator_cancels_and_runs_again_by_keyboard_and_a_viewer_looks(
+    cluster: Fleet, addresses: tuple[str, str, str], browser: Browser, tmp_path: Path
+) -> None:
+    """50 that wait, 10 that failed; the chart follows a mode set elsewhere; whom nobody named may press nothing."""
+    bare, operators, viewers = addresses
+    cluster.worker("w", "-P", "threads", "-c", "8")
+    agent = cluster.agent()
+    control = wiring.services().control
+    pin(control, Mode.HALT, lane="stamp", who="ann")
+    waiting = [agent.stamp.delay(str(number)) for number in range(50)]
+    failed = [agent.ruled.delay("invalid_request", 10) for _ in range(10)]
+    for call in failed:
+        with pytest.raises(Exception, match="invalid_request"):
+            call.get(timeout=120)
+
+    browser.resize(1280, 800)
+    browser.open(f"{operators}/rate-limit/calls?lane=stamp")
+    choose_all_and(browser, "rlw-cancel", 50)
+    wait_for(lambda: browser.text("#rlw-said") == "50 of 50 calls cancelled.", timeout_s=120.0, what="it is said")
+    for call in waiting:
+        with pytest.raises(TaskRevokedError):
+            call.get(timeout=120)
+
+    def open_failed() -> bool:
+        browser.open(f"{operators}/rate-limit/calls?state=failed")
+        return bool(browser.run("return document.querySelectorAll('[name=call]').length") == 10)
+
+    wait_for(open_failed, timeout_s=120.0, what="they are on record")
+    browser.picture(tmp_path / "calls.png")
+    choose_all_and(browser, "rlw-again", 10)
+    wait_for(lambda: "10 of 10 calls on their way again." in browser.text("#rlw-said"), timeout_s=120.0, what="said")
+    assert sorted(agent.ruled.AsyncResult(call.id).get(timeout=120) for call in failed) == list(range(10, 20))
+    browser.open(f"{operators}/rate-limit/call?id={failed[0].id}")
+    wait_for(lambda: browser.text("#rlw-where") in {"answered", "failed"}, what="one call is shown")
+    assert browser.run("return document.querySelectorAll('#rlw-steps [data-kind]').length") >= 1
+
+    browser.open(f"{operators}/rate-limit/figures?lane=stamp&window=15m")
+    browser.run("window.sameDocument = true")
+    assert browser.text("#rlw-mode") == "HALT"
+    shaded = "return document.querySelectorAll('#rlw-chart [data-mode=EMERGENCY]').length"
+    assert browser.run(shaded) == 0
+    pin(control, Mode.EMERGENCY, lane="stamp", for_s=900.0, reason="nightly", who="ann")
+    wait_for(lambda: browser.run(shaded) == 1, timeout_s=120.0, what="the chart follows")
+    wait_for(lambda: browser.text("#rlw-mode") == "EMERGENCY", timeout_s=120.0, what="the mode is told")
+    assert browser.run("return window.sameDocument") is True
+    assert browser.run("return document.documentElement.outerHTML.length") < 200_000
+    browser.resize(400, 844)
+    wait_for(lambda: fits(browser), what="it fits a phone")
+    for path in ("calls", "figures", f"call?id={failed[0].id}"):
+        browser.open(f"{operators}/rate-limit/{path}")
+        wait_for(lambda: fits(browser), what="it fits a phone")
+    browser.resize(1280, 800)
+    assert external(browser) == []
+
+    # Last: Chromium goes on with the login that it had first when it sends a form to the same server.
+    pin(control, Mode.HALT, lane="hush", who="ann")
+    kept = [agent.hush.delay("p") for _ in range(3)]
+    browser.open(f"{viewers}/rate-limit/calls?lane=hush")
+    assert browser.run("return document.querySelectorAll('#rlw-calls [data-state=waiting]').length") == 3
+    assert browser.run("return document.querySelectorAll('#rlw-calls-form button, [name=call]').length") == 0
+    assert "eve may look" in browser.text("#rlw-why-not")
+    with httpx.Client(base_url=bare, auth=VIEWER, timeout=120.0, trust_env=False) as eve:
+        token = eve.get("/rate-limit/calls").cookies["_xsrf"]
+        for path, form in (
+            ("/rate-limit/calls", {"action": "cancel", "call": kept[0].id}),
+            ("/rate-limit", {"mode": "HALT", "lane": ""}),
+            (f"/api/task/revoke/{kept[0].id}", {}),
+        ):
+            assert eve.post(path, data={"_xsrf": token, **form}).status_code == 403
+        assert eve.get(f"/api/task/result/{failed[0].id}").status_code == 403
+        assert eve.get("/api/rate-limit").status_code == 200
+    assert modes(cluster)["stamp"] == "EMERGENCY"
+
+
+def external(browser: Browser) -> list[str]:
+    """What the page has fetched from another host."""
+    found: list[str] = browser.run(
+        "return performance.getEntriesByType('resource').map(one => one.name)"
+        ".filter(name => !name.startsWith('data:') && new URL(name).host !== location.host)"
+    )
+    return found

@@ -10,8 +10,10 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
-from ratelimit_worker.cli.progress import Progress
+from ratelimit_worker.cli.demo.display import Display, Scene
+from ratelimit_worker.cli.progress import Progress, fitting
 from ratelimit_worker.cli.run.conduct import Stop
 
 
@@ -61,6 +63,51 @@ def test_a_terminal_that_takes_no_line_back_gets_whole_ones(monkeypatch: pytest.
     progress = Progress(every_s=0.0, stream=stream)
     progress.tick(lambda: "a line")
     assert stream.getvalue() == "a line\n"
+
+
+LINE = "174/400 · 600/min (lane 600) · normal · 429s 0 · waiting 225 (pace, 84 ms) · ETA 0:23"
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (200, LINE),
+        (79, "174/400 · 600/min (lane 600) · normal · 429s 0 · ETA 0:23"),
+        (39, "174/400 · 600/min (lane 600) · ETA 0:23"),
+        (30, "174/400 · ETA 0:23"),
+        (9, "174/400 ·"),
+    ],
+)
+def test_a_narrow_terminal_gets_what_matters_most(columns: int, shown: str) -> None:
+    """How many are done and when it will be over stay."""
+    assert fitting(LINE, columns) == shown
+
+
+@pytest.mark.parametrize("columns", [40, 60, 100])
+def test_the_demos_panel_fits(columns: int) -> None:
+    """Its bars are as long as there is room for, and its figures go on in the next line."""
+    display = Display(Progress(stream=io.StringIO()))
+    console = Console(width=columns, color_system=None, force_terminal=False)
+    with console.capture() as printed:
+        for second in range(90):
+            scene = Scene(
+                second=second,
+                calls=600,
+                answered=300,
+                waiting=123,
+                pace=1_500.0,
+                limit=2_552.0,
+                mode="emergency (provider away)",
+                requests=10 * second,
+                refused=7,
+            )
+            panel = display._panel(scene, columns)
+        console.print(panel)
+    shown = printed.get()
+    assert max(map(len, shown.splitlines())) <= columns
+    assert "…" not in shown
+    for figure in ("300 of 600", "123 wait", "1,500 a minute", "2,552 a minute", "890, 7 of them 429"):
+        assert "".join(figure.split()) in "".join(shown.split())
 
 
 def test_a_closed_number_is_given_to_no_file() -> None:

@@ -1,58 +1,97 @@
-"""docs/quickstart.md: its module runs as it stands, and every command in the documents is one that there is."""
+"""docs/quickstart.md: its steps run as they stand, and every command in the documents is one that there is."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
-import subprocess
-import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
+import httpx2 as httpx
 import pytest
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from ratelimit_worker.cli import COMMANDS, main
-from ratelimit_worker.simulate import Scenario, Simulator
-from tests.builders import ROOT, clean_environment
-from tests.fleet import Worker, fleet
+from tests.builders import ROOT
+from tests.conftest import wait_for
+from tests.documents import DOCUMENTS, Terminal, blocks_of, typing_in
+from tests.fleet import free_port
 
-QUICKSTART = (ROOT / "docs" / "quickstart.md").read_text("utf-8")
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def blocks(form: str) -> list[str]:
-    """The fenced blocks of one form."""
-    return re.findall(rf"```{form}\n(.*?)```", QUICKSTART, re.DOTALL)
+QUICKSTART = ROOT / "docs" / "quickstart.md"
 
 
 @pytest.mark.server
 @pytest.mark.worker
-def test_the_task_of_the_quickstart(tmp_path: Path) -> None:
-    """The module, a worker of it, and the lines after `up` prints its exports, in their order."""
-    (module,) = blocks("python")
-    (tmp_path / "mytasks.py").write_text(module)
-    lines = next(block for block in blocks("sh") if block.startswith("python -c")).splitlines()
-    with Simulator(Scenario(rpm=3000)) as provider, fleet(OPENAI_BASE_URL=provider.base_url) as made:
-        ours = clean_environment(**made.env)
-        env = {**ours, "PYTHONPATH": f"{tmp_path}:{ours['PYTHONPATH']}"}
-        worker = Worker("mine", tmp_path, env, ("-P", "threads", "-c", "4", "-E"), app="mytasks")
-        made.workers.append(worker)
-        worker.wait_ready()
-        said = {}
-        for line in lines:
-            words = shlex.split(line)
-            command = [sys.executable, *(words[1:] if words[0] == "python" else ["-m", "ratelimit_worker", *words[1:]])]
-            done = subprocess.run(
-                command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=120
-            )
-            assert done.returncode == 0, (line, done.stdout, done.stderr)
-            said[words[1]] = done.stdout
-        assert len(said["-c"].split()) > 3, "a title"
-        assert "openai:gpt-4o-mini" in said["status"]
-        assert "NORMAL -> EMERGENCY" in said["emergency"]
-        assert "300/min" in said["limits"]
+def test_every_step_of_the_quickstart(tmp_path: Path) -> None:
+    """Each shell block as it stands, in bash, but for its ports; not what `make`, pip and Docker have tests for."""
+    demo, install, simulate, file, up, lines, redis, workers, compose = (
+        block.text for block in blocks_of(QUICKSTART, "sh")
+    )
+    assert "make demo" in demo
+    assert "pip install" in install
+    assert "docker compose" in compose
+    ports = {port: str(free_port()) for port in ("8099", "6399", "5555")}
+
+    def here(block: str) -> str:
+        for port, free in ports.items():
+            block = block.replace(port, free)
+        return block
+
+    (module,) = blocks_of(QUICKSTART, "python")
+    (tmp_path / "mytasks.py").write_text(module.text)
+    env = typing_in(tmp_path)
+    with ExitStack() as opened:
+
+        def terminal(block: str, **more: str) -> Terminal:
+            made = Terminal(here(block), tmp_path, {**env, **more})
+            opened.callback(made.stop)
+            return made
+
+        terminal(simulate).wait_for(ports["8099"])
+        assert "200" in terminal(file).ended()
+        answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text("utf-8").splitlines()]
+        assert sorted(int(answer["custom_id"].removeprefix("q-")) for answer in answers) == list(range(1, 201))
+
+        deployment = terminal(f"{up.rstrip()} --port {free_port()}")  # another Flower may be on its usual one
+        deployment.wait_for("export MAISD_STATE_DIR")
+        exports = "".join(line + "\n" for line in deployment.said().splitlines() if line.startswith("export "))
+        said = terminal(exports + "set -x\n" + lines).ended()
+        assert "openai:gpt-4o-mini" in said
+        assert "NORMAL -> EMERGENCY" in said
+        assert "300/min" in said
         assert (tmp_path / "report.html").exists()
-        assert len(provider.arrivals()) == 1
+        deployment.stop()
+
+        terminal(redis)
+        server = opened.enter_context(Redis(port=int(ports["6399"]), retry=Retry(NoBackoff(), 0)))
+        wait_for(lambda: _reaches(server.ping, RedisError))
+        own = {
+            "MAISD_REDIS_URL": here("redis://127.0.0.1:6399/0"),
+            "OPENAI_BASE_URL": here("http://127.0.0.1:8099/v1"),
+        }
+        worker, flower = (terminal(line, **own) for line in workers.strip().splitlines())
+        wait_for(lambda: server.zcard("rlw:workers"), what=lambda: f"the worker's first beat: {worker.said()}")
+        asked = next(line for line in lines.splitlines() if line.startswith("python -c"))
+        assert len(terminal(asked, **own).ended().split()) > 3, "a title"
+        flower.wait_for(here("5555"))
+        page = f"http://127.0.0.1:{ports['5555']}/rate-limit"
+        wait_for(lambda: _reaches(lambda: httpx.get(page), httpx.TransportError))
+        assert httpx.get(page).status_code == 401
+        assert "openai:gpt-4o-mini" in httpx.get(page, auth=("me", "secret")).text
+
+
+def _reaches(ask: Callable[[], object], unreached: type[Exception]) -> bool:
+    try:
+        ask()
+    except unreached:
+        return False
+    return True
 
 
 def test_every_command_of_the_documents_is_there() -> None:
@@ -65,7 +104,7 @@ def test_every_command_of_the_documents_is_there() -> None:
             seen.add(name)
             command = main.get_command(click.Context(main), name)
             if isinstance(command, click.Group):
-                command = command.commands[rest[0]]
+                command = command.commands[rest[0]] if rest else command
             assert command is not None
             known = {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
             named = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}

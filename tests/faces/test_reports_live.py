@@ -14,6 +14,7 @@ from ratelimit_worker.calls import Attempt, Category, LaneLimits, Mode, Outcome
 from ratelimit_worker.config import read_settings
 from ratelimit_worker.contracts.lane import Write
 from ratelimit_worker.contracts.lesson import Settlement
+from ratelimit_worker.contracts.sums import Recent
 from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.flow.duty.clean import NAME, clean_once
@@ -29,7 +30,6 @@ from ratelimit_worker.stores.leases import Leases
 from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.outbox import Outbox
 from ratelimit_worker.stores.pins import Pins
-from ratelimit_worker.stores.queries import Recent
 from ratelimit_worker.stores.tracker import Tracker, engine_for
 from tests.builders import entry
 from tests.conftest import wait_for

@@ -96,7 +96,7 @@ def test_identical_lines_are_asked_once(provider: Simulator, tmp_path: Path) -> 
     assert told["this_start"].pop("cost_nanousd") > 0
     assert told["this_start"] | {"seconds": 0} == {
         "lines": 2, "requests": 1, "rate_limited": 0, "retries": 0, "joined": 0, "cached": 1, "seconds": 0,
-        "models_without_a_price": [],
+        "models_without_a_price": [], "wasted_nanousd": 0, "estimated_nanousd": 0, "cached_saving_nanousd": 0,
     }  # fmt: skip
     assert (told["before"]["lines"], told["done"]["lines"]) == (62, 64)
     assert told["done"]["tokens"]["input"] > told["before"]["tokens"]["input"] > 0

@@ -92,7 +92,14 @@ def page(state: LaneState) -> str:
     made = (
         Loader(str(folder))
         .load("rate-limit-live.html")
-        .generate(sight=sight, words=words, wording=wording, view=View(), address=lambda name, view: name)
+        .generate(
+            sight=sight,
+            words=words,
+            wording=wording,
+            view=View(),
+            address=lambda name, view: name,
+            at=lambda name, **asked: name,
+        )
     )
     return made.decode()
 
@@ -101,7 +108,7 @@ FACES: dict[str, Callable[[LaneState], str]] = {
     "status": lambda lane: status_table(replace(CLUSTER, lanes=(lane,)), 80),
     "lanes": lambda lane: lanes_table(replace(CLUSTER, lanes=(lane,))),
     "doctor": lambda lane: "\n".join(one.says for one in doctor.judge_lanes(replace(CLUSTER, lanes=(lane,)))),
-    "report": lambda lane: html._now((lane,)),
+    "report": lambda lane: " ".join(cell for row in html._now((lane,)).table.rows for cell in row),
     "flower": page,
     "run": lambda lane: figures_of([lane], 0.0).mode,
 }

@@ -62,7 +62,7 @@ PUTS = frozenset({"ZADD", "SADD", "LPUSH", "RPUSH", "HSET", "HSETNX", "HINCRBY",
 TAKES = frozenset(
     {"ZREM", "ZPOPMIN", "ZREMRANGEBYSCORE", "SREM", "SPOP", "LREM", "LTRIM", "RPOPLPUSH", "HDEL", "DEL", "XX"}
 )
-_CALL = re.compile(r"redis\.call\('(\w+)',\s*")
+_CALL = re.compile(r"(?:redis\.call|batch\.put)\('(\w+)',\s*")
 _LITERAL = re.compile(r"key\('([^']+)'\)")
 
 
@@ -214,8 +214,21 @@ def _reached_by_script() -> dict[str, set[str]]:
         if path.startswith("shared/"):
             shared |= {name: body for name, body in _bodies(text).items() if name}
         else:
-            scripts[path.removesuffix(".lua")] = _bodies(text)
-    return {name: _reached({**shared, **own}) for name, own in scripts.items()}
+            name = path.removesuffix(".lua")
+            bodies = _bodies(text)
+            bodies[""] += bodies.pop(f"scripts.{name}", "")  # some define that themselves
+            scripts[name] = bodies
+    return {name: _reached({**shared, **_with_those_it_runs(name, scripts)}) for name in scripts}
+
+
+def _with_those_it_runs(name: str, scripts: dict[str, dict[str, str]]) -> dict[str, str]:
+    """The functions of a script, and those of each that it runs: `scripts.NAME()`."""
+    bodies = dict(scripts[name])
+    for other in re.findall(r"scripts\.(\w+)\(", bodies[""]):
+        within = {inner: body for inner, body in scripts[other].items() if inner}
+        assert not within.keys() & bodies.keys(), "two functions of one name"
+        bodies |= {**within, f"scripts.{other}": scripts[other][""]}
+    return bodies
 
 
 def _reached(bodies: dict[str, str]) -> set[str]:

@@ -46,7 +46,7 @@ def test_the_end_of_a_call_stays(app: Celery) -> None:
     result = app.AsyncResult("a")
     assert result.state == states.FAILURE
     with pytest.raises(ValueError, match="2"):
-        result.get(timeout=60)
+        result.get(timeout=120)
     backend.client.delete(backend.get_key_for_task("a"))
 
 

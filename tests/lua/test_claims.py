@@ -111,6 +111,34 @@ def test_the_same_call_on_its_way_is_followed(cluster: Cluster, put: Put) -> Non
 
 
 @pytest.mark.server
+def test_many_followers_have_the_answer_soon(cluster: Cluster, put: Put) -> None:
+    """More than a worker has room for at once: those left over are looked at 20 times a second, and not once."""
+    put("a", *(f"b{number}" for number in range(120)))
+    cluster.run_one()
+    waited_s, got = 0.0, answers_of(cluster)
+    while len(got) < 120:
+        assert waited_s < 1.0, f"{len(got)} of 120 have it"
+        assert 0 < cluster.pump() <= 0.05, "the pump sleeps until it looks again"
+        cluster.advance(0.05)
+        waited_s += 0.05
+        got |= answers_of(cluster)
+    assert set(got.values()) == {b"answer"}
+    assert nothing_is_left(cluster.client)
+
+
+@pytest.mark.server
+def test_who_has_an_answer_and_no_worker_is_looked_at_once_a_second(cluster: Cluster, put: Put) -> None:
+    """Nothing comes free within milliseconds there."""
+    put("a", "b")
+    cluster.run_one()
+    cluster.workers.clear()
+    cluster.lanes.beat("w", 0, 3.5, ["q"], LEASE_S, [])
+    cluster.pump()
+    assert places(cluster.client) == {"answered": ["b"]}
+    assert cluster.pump() == pytest.approx(1.0)
+
+
+@pytest.mark.server
 def test_an_answer_is_kept_for_its_time(cluster: Cluster, put: Put) -> None:
     """The caller gets a kept answer at once, and nothing is stored; after its time the call is made again."""
     put("a")

@@ -271,7 +271,7 @@ def test_what_an_older_version_released_to_a_stock_worker_comes_back(cluster: Cl
     cluster.pump()
     assert cluster.ready(crew=A.name) == ["swallowed"]
     assert cluster.client.smembers("rlw:onqueue:q") == {unread.encode()}
-    assert cluster.lanes.begin(swallowed, LEASE_S).state == "stale"
+    assert cluster.lanes.begin(swallowed, LEASE_S).state == "superseded"
 
 
 def test_an_older_in_process_caller_is_released_to(cluster: Cluster) -> None:

@@ -533,6 +533,7 @@ class Degrading(Anything):
         self.cluster.lanes.set_points(lane, {"mode": mode.value})
 
 
+@pytest.mark.long
 @pytest.mark.server
 def test_whatever_happens_no_call_is_lost_in_an_emergency(redis_client: redis.Redis) -> None:
     """Random histories, as in test_lanes_machine: each call is in one place and comes to an end, no key is left."""
@@ -553,12 +554,15 @@ def close_lane(lane: str) -> None:
 
 
 def is_past_its_time(made: Fleet) -> bool:
-    """The one answer that is kept."""
-    (key,) = [
+    """Whether the one answer that is kept has come, and its time is over."""
+    kept = [
         key
         for key in made.valkey.client.scan_iter("rlw:cache:*")
         if made.valkey.client.type(key) == b"hash" and key != keys.CACHE_SIZES.encode()
     ]
+    if not kept:
+        return False
+    (key,) = kept
     seconds, us = made.valkey.client.time()
     ends: Any = made.valkey.client.hget(key, "ends")
     return int(ends) <= seconds * 1_000_000 + us
@@ -673,6 +677,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
         here.limiter.close()
 
 
+@pytest.mark.long
 @pytest.mark.server
 def test_in_process_calls_are_answered_and_shed_alike(place: Place) -> None:
     """At once where the lane is in EMERGENCY; and who waits when it begins hears of it then."""

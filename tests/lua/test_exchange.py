@@ -8,7 +8,7 @@ import pytest
 import redis
 from redis.connection import AbstractConnection
 
-from ratelimit_worker.stores.exchange import exchange
+from ratelimit_worker.stores.exchange import Line, exchange
 from ratelimit_worker.stores.server import RedisServer
 from tests.conftest import wait_for
 from tests.fleet import Valkey
@@ -64,3 +64,43 @@ def test_one_that_the_server_has_closed_is_made_anew(client: redis.Redis) -> Non
         wait_for(lambda: not other.client_list(client_id=[str(mine)]), what="it is closed")
     connection.answered_at -= 60
     assert exchange(client, ("GET", "a")) == [b"1"]
+
+
+def test_a_line_keeps_its_connection(client: redis.Redis) -> None:
+    """From exchange to exchange; when it is closed, the connection is the pool's again."""
+    line = Line(client)
+    ids = {line.answers([("CLIENT", "ID")])[0] for _ in range(3)}
+    assert len(ids) == 1
+    assert client.connection_pool._available_connections == []
+    assert exchange(client, ("CLIENT", "ID"))[0] not in ids  # others have their own
+    line.close()
+    line.close()
+    assert len(client.connection_pool._available_connections) == 2
+    assert line.answers([("SET", "a", 1), ("INCR", "a", 1), ("GET", "a")])[::2] == [b"OK", b"1"]
+
+
+def test_a_line_connects_again(client: redis.Redis) -> None:
+    """The server has closed the connection; or a thread was interrupted before it had read all replies."""
+    line = Line(client)
+    [mine] = line.answers([("CLIENT", "ID")])
+    connection = line._connection
+    with redis.Redis(port=connection.port) as other:
+        assert other.client_kill_filter(_id=str(mine)) == 1
+        wait_for(lambda: not other.client_list(client_id=[str(mine)]), what="it is closed")
+    connection.answered_at -= 60
+    assert line.answers([("ECHO", "a")]) == [b"a"]
+    connection.send_packed_command(connection.pack_commands([("ECHO", "left")]))
+    wait_for(connection.can_read, what="the reply lies there")
+    assert line.answers([("ECHO", "b")]) == [b"b"]
+    assert line._connection is connection
+
+
+@pytest.mark.parametrize("options", ["max_connections=3", "max_connections=49"])
+def test_a_line_takes_no_connection_from_a_small_pool(client: redis.Redis, options: str) -> None:
+    """Others might wait for it."""
+    port = client.connection_pool.connection_kwargs["port"]
+    small = RedisServer(f"redis://127.0.0.1:{port}/0?{options}").client()
+    line = Line(small)
+    assert line.answers([("ECHO", "a")]) == [b"a"]
+    assert len(small.connection_pool._available_connections) == 1
+    small.close()

@@ -225,6 +225,7 @@ def a_quota(stage: Theatre) -> str:
     return "c12"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("scene", "grain_s"),
     [

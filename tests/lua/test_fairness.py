@@ -10,16 +10,21 @@ import pytest
 import redis
 
 from ratelimit_worker.calls import Priority
-from ratelimit_worker.contracts.call import US
+from ratelimit_worker.contracts.call import US, Place
 from ratelimit_worker.contracts.lane import MANY
+from tests.builders import entry
 from tests.contention import TOKENS_PER_S, Scene, capped, low_under_high, two_tenants
+from tests.lua.cluster import Cluster
 
 pytestmark = pytest.mark.server
 
+BAND = 1_400_000_000_000_000  #: of shared/record.lua
+TAGS = 10_000  #: the same: what one call counts for
 #: A call a tenth of a second, none saved up.
 TEN_PER_S: Mapping[str, float | str] = {"p1": 10, "d1": 1, "l1": 0}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("slower", [1.0, 20.0], ids="sent at 1/{:g} of the pace".format)
 def test_tenants_share_tokens_by_weight(redis_client: redis.Redis, slower: float) -> None:
     """Weights 1:3, lognormal costs that differ: within 5 % of 1:3 in every 10 s, whatever the pace was on arrival. A
@@ -44,6 +49,21 @@ def test_the_dearest_dimension_is_what_is_shared(redis_client: redis.Redis) -> N
     assert counted[0] / counted[1] == pytest.approx(4.0, rel=0.05)
 
 
+def test_a_tenants_place_begins_anew_where_the_band_of_its_class_ends(cluster: Cluster) -> None:
+    """A tag beyond it would be one of the next class. Before that, a tenant's next call follows the one before it."""
+    tags: list[float] = []
+    for ref, finish in (("first", 0), ("second", None), ("last", BAND - 1), ("anew", None)):
+        if finish:
+            cluster.client.zadd("rlw:tenants:gpt", {"normal:": finish})
+        cluster.lanes.enqueue(entry(ref, lane_fields=TEN_PER_S))
+        tags.append(cluster.packed(ref)[Place.SCORE - 1] - BAND)  # normal calls have the second band
+    assert tags[:2] == [0, TAGS]
+    assert tags[2] == BAND - 1
+    assert tags[3] == TAGS - 1
+    assert 0 < cluster.client.ttl("rlw:tenants:gpt") <= 3600
+
+
+@pytest.mark.long
 def test_low_calls_finish_under_a_steady_stream_of_high_ones(redis_client: redis.Redis) -> None:
     """The high ones alone are more than the lane takes: low ones wait for 300 s of service, then take turns."""
     got = low_under_high(redis_client, lows=100, per_s=5, load=1.2, for_s=345)
@@ -88,6 +108,7 @@ def test_an_urgent_call_is_not_behind_its_own_tenants_backlog(redis_client: redi
     assert [start.ref for start in scene.starts[before:]].index(urgent) <= 1
 
 
+@pytest.mark.long
 def test_a_lane_without_pace_ages_too(redis_client: redis.Redis) -> None:
     """Where only slots bind, 300 s are as many calls a slot: a low call is not forgotten for hours."""
     scene = Scene(redis_client)
@@ -103,6 +124,7 @@ def test_a_lane_without_pace_ages_too(redis_client: redis.Redis) -> None:
     assert 590 <= order.index(low) <= 605
 
 
+@pytest.mark.long
 def test_a_cap_holds_over_workers_and_over_a_killed_one(redis_client: redis.Redis) -> None:
     """Never more than 5 run at once on 3 workers of 4 slots, those of a killed worker included until their lease ends;
     afterwards 5 may run again, and all calls end.

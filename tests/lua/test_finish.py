@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from ratelimit_worker.contracts.call import Claim
+from ratelimit_worker.contracts.lesson import Settlement
 from ratelimit_worker.stores import keys
+from ratelimit_worker.stores.lanes import Lanes
 from tests.builders import entry
-from tests.lua.cluster import Cluster
+from tests.lua.cluster import Cluster, said
 
 RESULT = "test:result:a"
 #: One after the other: what waits, waits for the end of the one before it.
@@ -98,3 +102,65 @@ def test_those_that_ask_the_same_get_the_answer(cluster: Cluster, frees: bool) -
     assert cluster.begin()[1].answer == b"answer"
     assert cluster.client.exists(keys.cache("f"))
     assert not cluster.client.exists(keys.claim("f"))
+
+
+# ── a call in process, which has neither a result of Celery's nor an ack ─────────────────────────────────────────────
+
+
+def answered(tag: str) -> Settlement:
+    """As an attempt in process ends."""
+    return Settlement(tag=tag, lane="gpt", answer=b"answer", lesson=said("good"), outbox=b"row")
+
+
+def at_once(lanes: Lanes, tag: str) -> None:
+    """In one step."""
+    (command,) = lanes.to_settle_and_free(answered(tag), [tag])
+    lanes.client.execute_command(*command)
+
+
+def one_by_one(lanes: Lanes, tag: str) -> None:
+    """In two steps, as for a call that was released twice."""
+    lanes.settle(answered(tag))
+    lanes.free([tag])
+
+
+ENDS = pytest.mark.parametrize("end", [at_once, one_by_one])
+
+
+@ENDS
+def test_a_call_in_process_leaves_its_row(lanes: Cluster, end: Callable[[Lanes, str], None]) -> None:
+    """Nothing is stored or published for Celery, and the next call has gone."""
+    lanes.lanes.enqueue(entry("b"))
+    tag, _ = lanes.begin()
+    lanes.drop(tag)
+    end(lanes.lanes, tag)
+    assert lanes.client.xlen(keys.OUTBOX) == 1
+    assert {name for name in lanes.client.keys("*") if b":a" in name} == {b"rlw:done:a"}
+    assert not lanes.client.exists("")
+    assert lanes.ready() == ["b"]
+
+
+@ENDS
+def test_a_caller_that_was_taken_for_dead_frees_nothing_of_another(
+    lanes: Cluster, end: Callable[[Lanes, str], None]
+) -> None:
+    """Its answer counts, since it is the first; whoever holds the call gets that, and frees it."""
+    tag, _ = lanes.begin()
+    lanes.lanes.restore([tag])
+    lanes.drop(tag)
+    end(lanes.lanes, tag)
+    lanes.pump()
+    again, begun = lanes.begin()
+    assert (begun.state, begun.answer) == ("settled", b"answer")
+    assert lanes.out() == 1
+    assert lanes.free(again) == 1
+
+
+@ENDS
+def test_a_release_whose_call_is_gone_leaves_the_ledger(lanes: Cluster, end: Callable[[Lanes, str], None]) -> None:
+    """Redis has lost the record, and the release is not left behind."""
+    tag, _ = lanes.begin()
+    lanes.client.delete(keys.call("a"))
+    lanes.drop(tag)
+    end(lanes.lanes, tag)
+    assert lanes.out() == 0

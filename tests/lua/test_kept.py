@@ -180,6 +180,7 @@ class Keeping(RuleBasedStateMachine):
         self.ends_us.pop(name, None)
 
 
+@pytest.mark.long
 @pytest.mark.server
 def test_the_script_does_what_the_model_does(redis_client: redis.Redis) -> None:
     """Scores, floor, sizes, their sum, and what was evicted, after each step; the bounds hold, for the model's do."""
@@ -243,28 +244,3 @@ def test_an_answer_for_emergencies_is_not_packed(cluster: Cluster) -> None:
     cluster.worker()
     cluster.lanes.set_points("gpt", {"mode": Mode.EMERGENCY.value})
     assert kept_answer(cluster, kept) == TEXT
-
-
-@pytest.mark.server
-def test_what_shared_answers_save_is_counted(cluster: Cluster) -> None:
-    """By kept ones, by ones past their time and by joining a call in flight; nothing where no price was known."""
-    kept = claim("f", ttl_s=1.0, stale_ttl_s=600.0, join=True)
-    for ref in ("leader", "follower"):
-        cluster.lanes.enqueue(entry(ref, claim=kept, lane_fields=UNPACED))
-    tag, _ = cluster.begin()
-    price = Keep(again_nanousd=1, paid_nanousd=3_000_000_000_000, packs=False)
-    assert cluster.lanes.settle(
-        Settlement(tag=tag, lane="gpt", answer=b'{"value": 1}', lesson=said("good"), keep=price)
-    )
-    assert kept_answer(cluster, kept) == kept_answer(cluster, kept) == b'{"value": 1}'
-    cluster.advance(2)
-    cluster.worker()
-    cluster.lanes.set_points("gpt", {"mode": Mode.EMERGENCY.value})
-    assert kept_answer(cluster, kept) == b'{"value": 1}'
-    counted = cluster.lanes.counters()
-    assert counted["joined_saved_nanousd"] == 3_000_000_000_000
-    assert counted["cache_saved_nanousd"] == 6_000_000_000_000
-    assert counted["stale_saved_nanousd"] == 3_000_000_000_000
-    answer_once(cluster, claim("g"), b'{"value": 2}', Keep(again_nanousd=1))
-    assert kept_answer(cluster, claim("g")) == b'{"value": 2}'
-    assert cluster.lanes.counters()["cache_saved_nanousd"] == 6_000_000_000_000

@@ -438,8 +438,10 @@ class Anything(RuleBasedStateMachine):
                 "urgent",
             )
         }
-        known |= {f"rlw:{name}" for name in ("workers", "held", "crew", "crews", "waiting")}
-        assert {key for key in left - known if not key.startswith(("rlw:done:", "rlw:cache:", "rlw:day:"))} == set()
+        known |= {f"rlw:{name}" for name in ("workers", "held", "heard", "crew", "crews", "waiting")}
+        assert {
+            key for key in left - known if not key.startswith(("rlw:done:", "rlw:cache:", "rlw:day:", "rlw:reuse:"))
+        } == set()
 
     # ── helpers ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -449,7 +451,7 @@ class Anything(RuleBasedStateMachine):
             state = self.cluster.lanes.begin(tag, LEASE_S, alone=True).state
         if state in ("settled", "expired", "poison", "gone"):
             self._free(tag)
-        elif state in ("closed", "stale"):
+        elif state in ("closed", "superseded"):
             self.cluster.drop(tag)
         return state
 
@@ -605,6 +607,7 @@ class Anything(RuleBasedStateMachine):
         return state
 
 
+@pytest.mark.long
 @pytest.mark.server
 def test_whatever_happens_no_call_is_lost_and_no_lane_forgotten(redis_client: redis.Redis) -> None:
     """Random histories of callers, deaths, outages, refusals and set-points keep every invariant of the lanes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -187,6 +188,7 @@ def test_all_lanes_go_in_turn_though_others_go_before_them(stage: Stage) -> None
 # ── what they cost ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pinned", [False, True])
 def test_duties_cost_the_same_beside_idle_lanes(stage: Stage, pinned: bool) -> None:
     """Tuner, pump, sweep and beat run no command more for a thousand lanes in which nothing happens."""
@@ -215,6 +217,7 @@ def test_duties_cost_the_same_beside_idle_lanes(stage: Stage, pinned: bool) -> N
     assert cost() <= few * 1.2
 
 
+@pytest.mark.long
 def test_a_turn_looks_at_some_of_very_many(stage: Stage) -> None:
     """A thousand new lanes at once are looked at in turn, not all ten times a second."""
     make(stage, MANY)
@@ -356,9 +359,77 @@ def test_status_and_lanes_show_a_bounded_number(stage: Stage) -> None:
     assert [lane.lane for lane in Live(stage.client).now(["user-9"]).lanes] == ["user-9"]
 
 
+def commands_of(stage: Stage, look: Callable[[], object]) -> int:
+    """How many commands the server runs for a look, those of its scripts too."""
+    before = commands(stage.client)
+    look()
+    return commands(stage.client) - before
+
+
+@pytest.mark.parametrize("page", [0, 2, 99])
+def test_lanes_that_are_ranked_some_at_a_time_are_in_the_order_of_all(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    """The server leaves out what comes after those that it has named already; the page is the same."""
+    make(stage, 300)
+    for number in range(0, 300, 7):
+        stage.client.hset(keys.lane(f"user-{number}"), "mode", ("REDUCED", "HALT")[number % 2])
+    stage.put(2, "busy")
+    stage.put(2, "émoji-🦜")
+    looks = Live(stage.client, time_us=stage.now_us)
+    whole = looks.now(most=20, page=page)
+    monkeypatch.setattr(live, "_RANKED", 10)
+    parts = looks.now(most=20, page=page)
+    assert [lane.lane for lane in parts.lanes] == [lane.lane for lane in whole.lanes]
+    assert (parts.modes, parts.skipped) == (whole.modes, whole.skipped)
+
+
+def test_who_looks_again_and_again_keeps_the_order_of_very_many_lanes(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second look asks of the lanes that it shows alone, and shows how they stand; a change looks anew."""
+    monkeypatch.setattr(live, "MANY_LANES", 99)
+    make(stage, 200)
+    looks = Live(stage.client, time_us=stage.now_us, order_for_s=3_600.0)
+    first = commands_of(stage, lambda: looks.now(most=5))
+    stage.client.hset(keys.lane("user-0"), "mode", "HALT")
+    stage.client.hset(keys.lane("user-9"), "mode", "HALT")
+    again = commands_of(stage, lambda: looks.now(most=5))
+    assert first - again >= 2 * 200, "no lane is ranked"
+    seen = looks.now(most=5)
+    assert [lane.lane for lane in seen.lanes][:2] == ["user-0", "user-1"]
+    assert seen.lanes[0].state.mode is Mode.HALT, "how it stands is read at each look"
+    looks.forget_order()
+    assert [lane.lane for lane in looks.now(most=5).lanes][:2] == ["user-0", "user-9"]
+
+
+def test_few_lanes_are_ranked_at_each_look(stage: Stage) -> None:
+    """That costs little, and a lane that halts comes first at once."""
+    make(stage, 20)
+    looks = Live(stage.client, time_us=stage.now_us, order_for_s=3_600.0)
+    looks.now(most=5)
+    stage.client.hset(keys.lane("user-9"), "mode", "HALT")
+    assert looks.now(most=5).lanes[0].lane == "user-9"
+
+
+def test_a_look_is_the_same_over_both_protocols(stage: Stage) -> None:
+    """Maps and pairs come as flat lists from a server that is asked in RESP 2."""
+    stage.put(3, "busy")
+    looks = []
+    for protocol in (2, 3):
+        pool = stage.client.connection_pool
+        options = {**pool.connection_kwargs, "protocol": protocol}
+        client = redis.Redis(connection_pool=redis.ConnectionPool(pool.connection_class, **options))
+        looks.append(Live(client, time_us=stage.now_us).now())
+        client.close()
+    assert looks[0].lanes == looks[1].lanes
+    assert looks[0].lanes[0].ready + looks[0].lanes[0].waiting == 3
+
+
 # ── commands over all of them ──────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.long
 def test_a_pin_of_all_lanes_holds_in_each_and_is_told_once(stage: Stage) -> None:
     """In those with calls at once, in the idle ones some at a time, in later ones from their first call."""
     make(stage, MANY)
@@ -380,6 +451,7 @@ def test_a_pin_of_all_lanes_holds_in_each_and_is_told_once(stage: Stage) -> None
     assert {told.lane for told in ended} <= {ALL, "busy"}
 
 
+@pytest.mark.long
 def test_very_many_idle_lanes_are_left_to_the_tuner(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command costs what the lanes with calls cost; the others follow some a turn, those the law has halted too."""
     monkeypatch.setattr("ratelimit_worker.flow.lane.pin.MOST_AT_ONCE", MANY // 2)
@@ -407,6 +479,7 @@ def test_very_many_idle_lanes_are_left_to_the_tuner(stage: Stage, monkeypatch: p
     assert stage.control.pins.read() == {}
 
 
+@pytest.mark.long
 def test_very_many_pins_of_lanes_of_their_own_cost_little(stage: Stage) -> None:
     """Each comes into force and ends, some a turn; in between some are looked at each second, and calls go first."""
     pinned = 3 * MOST_LOOKED_AT

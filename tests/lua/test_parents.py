@@ -171,6 +171,7 @@ def shared(scene: Scene, org: Mapping[str, float | str], lanes: Mapping[str, int
             scene.put(lane, tokens, lane=lane)
 
 
+@pytest.mark.long
 def test_two_lanes_of_one_parent_share_it_equally(redis_client: redis.Redis) -> None:
     """Each gets half in every ten seconds, whatever its name and whoever came first."""
     scene = Scene(redis_client)
@@ -182,6 +183,7 @@ def test_two_lanes_of_one_parent_share_it_equally(redis_client: redis.Redis) -> 
         assert counted["b"] == pytest.approx(50, abs=2)
 
 
+@pytest.mark.long
 def test_lanes_share_a_parents_tokens_not_its_calls(redis_client: redis.Redis) -> None:
     """One lane's calls are nine times as large: it gets a ninth of the calls, and half of the tokens."""
     scene = Scene(redis_client)
@@ -194,6 +196,7 @@ def test_lanes_share_a_parents_tokens_not_its_calls(redis_client: redis.Redis) -
     assert sum(tokens.values()) == pytest.approx(100_000, rel=0.03)
 
 
+@pytest.mark.long
 def test_a_flood_does_not_pass_a_lane_that_waits(redis_client: redis.Redis) -> None:
     """A lane whose calls come and end all the time takes no more than its half from one that waits."""
     scene = Scene(redis_client)
@@ -252,6 +255,7 @@ def test_a_lane_that_waits_for_itself_holds_up_nobody(redis_client: redis.Redis)
     assert sum(counted.values()) == pytest.approx(200, abs=3)
 
 
+@pytest.mark.long
 def test_nobody_starves_between_two_parents(redis_client: redis.Redis) -> None:
     """A lane needs both of two parents, each of which another lane wants all of: it gets its half of the scarcer."""
     scene = Scene(redis_client)
@@ -270,6 +274,7 @@ def test_nobody_starves_between_two_parents(redis_client: redis.Redis) -> None:
     assert counted["two"] + counted["both"] >= 0.9 * 10 * 30
 
 
+@pytest.mark.long
 def test_a_slow_parent_does_not_hold_up_a_fast_one(redis_client: redis.Redis) -> None:
     """A lane that waits for its team, one call a second, leaves the organisation's hundred to the others."""
     scene = Scene(redis_client)

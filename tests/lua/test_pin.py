@@ -129,6 +129,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 # ── by hand ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("limits", [PACED, FREE, FIXED, LaneLimits()])
 def test_emergency_holds_for_the_next_permit(stage: Stage, limits: LaneLimits) -> None:
     """With 100 calls waiting and no tuner anywhere: at most 11 in 60 s, whatever lay ready; after `auto` all go on."""
@@ -167,6 +168,7 @@ def test_halt_sends_nothing_and_loses_nothing(stage: Stage, limits: LaneLimits) 
     assert stage.control.pins.read() == {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("limits", "fast", "slow"), [(PACED, 600, 300), (FIXED, 60, 30)])
 def test_reduced_is_half_the_pace(stage: Stage, limits: LaneLimits, fast: int, slow: int) -> None:
     """Per minute; and back."""
@@ -178,6 +180,7 @@ def test_reduced_is_half_the_pace(stage: Stage, limits: LaneLimits, fast: int, s
     assert stage.sent(60.0, step=0.1) == pytest.approx(fast, rel=0.05)
 
 
+@pytest.mark.long
 def test_reduced_of_a_lane_without_pace(stage: Stage) -> None:
     """Half of what it sent at last."""
     stage.put(1, limits=FREE)
@@ -395,6 +398,7 @@ def steps(change: ModeChange) -> str:
     return f"{change.from_mode.value} {change.to_mode.value}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("limits", [PACED, FREE, LaneLimits()])
 def test_a_lane_down_the_ladder_and_back(
     stage: Stage, limits: LaneLimits, engine: Engine, caplog: pytest.LogCaptureFixture
@@ -441,6 +445,7 @@ def test_a_lane_down_the_ladder_and_back(
     assert vars(caplog.records[0])["lane"] == "gpt"
 
 
+@pytest.mark.long
 def test_a_good_probe_opens_the_gate_of_the_next(stage: Stage) -> None:
     """After an outage of ten minutes probes are 18 s apart; after the first good one the others wait no longer."""
     stage.put(1)
@@ -540,6 +545,7 @@ def forget_all(stage: Stage) -> None:
         stage.lanes.revoke(f"c{number}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("sick", "mode", "after_s"), [(5, Mode.REDUCED, 60.0), (10, Mode.EMERGENCY, 360.0)])
 def test_a_lane_that_nobody_uses_comes_back(stage: Stage, sick: int, mode: Mode, after_s: float) -> None:
     """By time alone, a step at a time, and also under a new tuner; the history says why."""

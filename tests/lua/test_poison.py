@@ -23,7 +23,7 @@ from ratelimit_worker.wiring import services
 from ratelimit_worker.worker.quarantine import Quarantine
 from tests.builders import entry
 from tests.conftest import wait_for
-from tests.fleet import Fleet, fleet
+from tests.fleet import Fleet, fleet, known_to_run
 from tests.lua.cluster import LEASE_S, OPEN, Cluster
 
 SUSPECTS = "rlw:suspects"
@@ -329,7 +329,8 @@ def test_several_poisons_convict_no_other(broken: Fleet) -> None:
     assert [result.state for result in results] == ["SUCCESS"] * 24
     assert all(isinstance(poison.result, WorkerLostRepeatedly) for poison in poisons)
     deaths = Counter(what for _, what in broken.stamps("suicide"))
-    assert set(deaths.values()) == {3}
+    assert len(deaths) == 4
+    assert max(deaths.values()) == 3, deaths  # one that began and died of another's death has no stamp of it
     runs = Counter(what for _, what in broken.stamps())
     assert max(runs.values()) <= 3, runs
 
@@ -351,13 +352,14 @@ def test_followers_of_a_poison_get_its_error(broken: Fleet) -> None:
 def test_a_deploy_is_no_loss(broken: Fleet) -> None:
     """A prefork worker that is told to leave at once (SIGQUIT) gives its running calls back, and nobody is suspected.
 
-    (A threads pool cannot drop what runs: it ends first.)
+    (Each lasts far longer than the time that a worker gives its calls to end. A threads pool cannot drop what runs.)
     """
     tasks = broken.agent()
     unlimited("stamp")
-    results = [tasks.stamp.delay(str(n), 20.0) for n in range(2)]
+    results = [tasks.stamp.delay(str(n), 600.0) for n in range(2)]
     first = broken.worker("first", "-P", "prefork", "-c", "2")
     wait_for(lambda: len(broken.stamps()) == 2, what="both run")
+    wait_for(lambda: known_to_run(tasks.app) == 2, what="the parent knows that its children run them")
     first.process.send_signal(signal.SIGQUIT)
     wait_for(lambda: first.process.poll() is not None, 120.0, "it has left")
     assert services().lanes.size("fleet") == 2, "both wait in their lane"

@@ -25,7 +25,7 @@ from ratelimit_worker.flow.call.conclude import Again, Facts, GaveUp
 from ratelimit_worker.flow.call.execute import Executor, Result
 from ratelimit_worker.flow.call.judge import Rules
 from ratelimit_worker.flow.call.tally import Tally
-from ratelimit_worker.policy.retry import Record
+from ratelimit_worker.policy.retry import TrackRecord
 from ratelimit_worker.ports import Begun
 from ratelimit_worker.providers.http import ProviderRefused
 from ratelimit_worker.stores import keys
@@ -118,6 +118,7 @@ def lane(redis_client: redis.Redis) -> Retrying:
 # ── the budget ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.long
 def test_while_others_wait_retries_get_a_tenth_and_ten_a_minute(lane: Retrying) -> None:
     """At 10/s in 60 s: ten that were saved up, 0.1 × permits and 10 a minute; all else is the others'."""
     lane.fail(lane.put("r", 200))
@@ -290,6 +291,7 @@ def test_an_expired_call_tells_what_failed_it_last(redis_client: redis.Redis, cl
     assert cluster.lanes.record("c") is None
 
 
+@pytest.mark.long
 @settings(max_examples=share(0.25))
 @given(
     steps=st.lists(
@@ -327,6 +329,7 @@ def test_whatever_comes_retries_keep_their_budget_and_no_permit_is_lost(
     assert sorted(lane.sent) == sorted(accepted)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["5 % 500s", "5 % 500s, fast", "30 % 500s", "outage of 10 minutes", "quota used up"])
 def test_retries_help_and_never_storm(name: str) -> None:
     """A provider that fails now and then, or is away, in virtual time: no call is given up, few requests are sent."""
@@ -360,16 +363,18 @@ def test_the_record_of_a_function_is_the_clusters(lane: Retrying) -> None:
     attempt("bad", {"good": 5}, settled=False)
     attempt("bad", {"good": 2, "bad": 1}, settled=True)
     attempt("good", {}, settled=False)
-    assert cluster.lanes.health("gpt", "bad").record == Record(2, 1, 1, 7)
-    assert cluster.lanes.health("gpt", "good").record == Record(1, 7, 2, 1)
-    assert cluster.lanes.health("gpt", "other").record == Record(0, 0, 3, 8)
-    assert cluster.lanes.health("another", "bad").record == Record()
+    assert cluster.lanes.health("gpt", "bad").track_record == TrackRecord(2, 1, 1, 7)
+    assert cluster.lanes.health("gpt", "good").track_record == TrackRecord(1, 7, 2, 1)
+    assert cluster.lanes.health("gpt", "other").track_record == TrackRecord(0, 0, 3, 8)
+    assert cluster.lanes.health("another", "bad").track_record == TrackRecord()
     for _ in range(3):
         cluster.live(50)
     attempt("bad", {}, settled=True)
     for _ in range(3):
         cluster.live(50)
-    assert cluster.lanes.health("gpt", "bad").record == Record(1, 0, 0, 0), "five minutes later the first are forgotten"
+    assert cluster.lanes.health("gpt", "bad").track_record == TrackRecord(1, 0, 0, 0), (
+        "five minutes later the first are forgotten"
+    )
     assert all(0 < lane.client.ttl(key) <= 330 for key in lane.client.keys("rlw:fared:*"))
 
 
@@ -384,7 +389,7 @@ def test_a_record_is_bounded(lane: Retrying) -> None:
     )
     (key,) = lane.client.keys("rlw:fared:*")
     assert lane.client.hlen(key) <= 2002
-    assert lane.cluster.lanes.health("gpt", "bad").record == Record(1, 0, 0, 3000)
+    assert lane.cluster.lanes.health("gpt", "bad").track_record == TrackRecord(1, 0, 0, 3000)
 
 
 def test_answers_are_told_once_and_not_when_they_are_old() -> None:
@@ -446,7 +451,7 @@ def test_a_function_at_fault_gets_two_tries_and_its_neighbour_all() -> None:
         bad = [tasks.sick.apply_async((99, f"bad{i}"), lane="mixed") for i in range(3)]
         among_good(lambda: all(result.ready() for result in bad))
         assert all(2 <= _failed(result).attempts <= 6 for result in bad)
-        record = services().lanes.health("mixed", tasks.sick.name).record
+        record = services().lanes.health("mixed", tasks.sick.name).track_record
         assert record.failed > 5
         late = tasks.sick.apply_async((99, "late"), lane="mixed")
         flaky = tasks.hush.apply_async(("prompt", 2, "neighbour"), lane="mixed")
@@ -454,4 +459,4 @@ def test_a_function_at_fault_gets_two_tries_and_its_neighbour_all() -> None:
         assert (_failed(late).attempts, _failed(late).category) == (2, Category.SERVER_ERROR)
         assert flaky.get(timeout=1) == "hushed"
         assert services().lanes.state("mixed").mode is Mode.NORMAL
-        assert services().lanes.health("mixed", tasks.echo.name).record.failed == 0
+        assert services().lanes.health("mixed", tasks.echo.name).track_record.failed == 0

@@ -82,7 +82,7 @@ def test_an_arrow_is_drawn_for_the_scripts_that_can_move_a_call_so(row: list[str
 def test_every_bar_is_drawn_with_its_question_and_its_place() -> None:
     """The kinds are those of the scripts; a place is a key that parking, crews or suspects write."""
     texts = sources()
-    asked = texts["shared/bars.lua"] + texts["shared/room.lua"] + texts["shared/bucket.lua"]
+    asked = texts["shared/bars.lua"] + texts["shared/room.lua"] + texts["shared/bucket.lua"] + texts["shared/purse.lua"]
     rows = table("Bar")
     drawn = {kind for row in rows for kind in words(row[0])}
     kinds = set(re.findall(r"kind = '(\w+)'", asked)) | set(re.findall(r"bound(?:, event)? = .*?'([a-z_]+)'", asked))

@@ -21,6 +21,7 @@ def most_in_a_second(starts: list[float]) -> int:
     return max(bisect_left(starts, at + 1.0) - n for n, at in enumerate(starts))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1])
 def test_messages_that_travel_for_longer_and_shorter_start_within_the_pace(cluster: Cluster, seed: int) -> None:
     """Each message is read up to 20 ms late, so that many begin together: half of what may be in a bucket at most."""

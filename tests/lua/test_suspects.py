@@ -161,6 +161,7 @@ def test_a_killed_worker_costs_a_lease_and_two_calls(redis_client: redis.Redis, 
     assert world.losses.total() == 64
 
 
+@pytest.mark.long
 @settings(max_examples=share(0.2))
 @given(
     processes=st.integers(1, 5),
@@ -196,6 +197,7 @@ def test_whoever_kills_is_given_up_and_nobody_else(
         client.flushall()
 
 
+@pytest.mark.long
 @settings(max_examples=share(0.1))
 @given(
     processes=st.integers(1, 5),

@@ -12,8 +12,8 @@ import ratelimit_worker
 PACKAGE = Path(ratelimit_worker.__file__).parent
 MOST_LINES = 60  #: without the docstring
 MOST_PARAMETERS = 8  #: `self` and `cls` not counted
-#: What people write by name: the options of `@llm_task`, and the options of two commands, which click passes on.
-PUBLIC = {"app.py llm_task", "cli/limits.py set_", "cli/run/__init__.py run"}
+#: What people write by name: the options of `@llm_task`, and the options of a command, which click passes on.
+PUBLIC = {"app.py llm_task", "cli/run/__init__.py run"}
 
 
 class Function(NamedTuple):

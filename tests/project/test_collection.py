@@ -16,9 +16,9 @@ import pytest
 PLACE = Path(__file__).resolve().parents[2]
 
 
-def collected(seed: int, directory: Path) -> list[str]:
-    """The names of all tests as a new process sees them, with its hash seed."""
-    command = [sys.executable, "-m", "pytest", "tests", "--collect-only", "-q", "-p", "no:cacheprovider"]
+def collected(seed: int, places: list[str], directory: Path) -> list[str]:
+    """The names of the tests in these places, in order, as a new process sees them, with its hash seed."""
+    command = [sys.executable, "-m", "pytest", *places, "--collect-only", "-q", "-p", "no:cacheprovider"]
     environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
     listed = directory / f"{seed}.txt"  # a pipe that fills would be no list
     with listed.open("w", encoding="utf-8") as out:
@@ -32,9 +32,13 @@ def test_names_of_tests_hang_on_neither_clock_nor_hash_seed(request: pytest.Fixt
     Where this run has few tests, a second process stands for it, some seconds later, as a collection takes that long.
     """
     mine = [item.nodeid for item in request.session.items]
-    first = mine if len(mine) > 1000 else collected(1, tmp_path)
+    many = len(mine) > 1000
+    places = (
+        request.config.args if many else ["tests"]
+    )  # named places are collected in the order in which they are named
+    first = mine if many else collected(1, places, tmp_path)
     here = set(first)
-    second = collected(2, tmp_path)
+    second = collected(2, places, tmp_path)
     assert len(first) > 1000
     both = zip(first, [name for name in second if name in here], strict=True)
     assert [(one, other) for one, other in both if one != other] == []

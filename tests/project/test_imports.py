@@ -15,14 +15,18 @@ import celery, celery.app, celery.apps.worker, celery.worker, celery.bin.celery
 import kombu.transport.redis, celery.backends.redis, celery.concurrency.thread
 """
 APP = "import ratelimit_worker.app"
-#: As a worker of an installed app does: an app, its consumer step, its duties, its database.
+#: As a worker of an installed app does: an app, its consumer step, and its duties, of which it has none yet.
 WORKER = """
 from celery import Celery
 from ratelimit_worker import install, read_settings
 environment = {"MAISD_REDIS_URL": "redis://127.0.0.1:1/0"}
-install(Celery("imports", broker="redis://127.0.0.1:1/0"), read_settings(environment))
-import ratelimit_worker.worker.presence, ratelimit_worker.worker.duties, ratelimit_worker.stores.tracker
+app = install(Celery("imports", broker="redis://127.0.0.1:1/0"), read_settings(environment))
+import ratelimit_worker.worker.presence
+from ratelimit_worker.wiring import services
+from ratelimit_worker.worker.duties import Clean, Recording, Rules, Sample
+record, *_ = Recording(services(), "w"), Clean(services(), "w"), Sample(services(), "w"), Rules(services(), "w")
 """
+RECORDER = f"{WORKER}record.recorder()\n"
 TOLD = """
 import json, sys
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names)))
@@ -43,9 +47,10 @@ def packages(code: str) -> set[str]:
     ("code", "more"),
     [
         (APP, {"msgspec"}),
-        (WORKER, {"msgspec", "sqlalchemy"}),
+        (WORKER, {"msgspec"}),
+        (RECORDER, {"msgspec", "sqlalchemy"}),
     ],
-    ids=["an app that sends", "a worker of an installed app"],
+    ids=["an app that sends", "a worker of an installed app", "the worker that records"],
 )
 def test_what_is_loaded_beside_plain_celery(code: str, more: set[str]) -> None:
     """No HTTP client where no task asks by it, no Alembic, no test tools; who adds to this says here why."""
@@ -54,10 +59,14 @@ def test_what_is_loaded_beside_plain_celery(code: str, more: set[str]) -> None:
 
 
 def test_a_producer_loads_nothing_of_what_others_do() -> None:
-    """Modules of ours that only some processes need: in-process calls, reports, commands, SDKs' seams."""
-    code = (
-        f"{APP}\nimport sys, json\nprint(json.dumps(sorted(name for name in sys.modules if name.startswith('{OWN}.'))))"
-    )
+    """Modules of ours that only some processes need: a worker's duties, in-process calls, reports, SDKs' seams."""
+    code = f"""
+from celery import Celery
+{APP}
+{OWN}.app.install(Celery("imports", broker="redis://127.0.0.1:1/0"))
+import sys, json
+print(json.dumps(sorted(name for name in sys.modules if name.startswith('{OWN}.'))))
+"""
     made = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=300
     )
@@ -71,5 +80,12 @@ def test_a_producer_loads_nothing_of_what_others_do() -> None:
         "providers.http",
         "providers.seams",
         "builtin",
+        "worker.presence",
+        "worker.duties",
+        "flow.duty",
+        "flow.lane.decide",
+        "flow.lane.tune",
+        "policy.alert",
+        "policy.trend",
     )
     assert [name for name in loaded if name.removeprefix(f"{OWN}.").startswith(apart)] == []

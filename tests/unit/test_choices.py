@@ -107,6 +107,7 @@ def test_what_cannot_be_is_refused_in_one_line(door: Callable[..., None]) -> Non
     assert not let_in
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("door", DOORS)
 def test_what_can_be_is_taken(door: Callable[..., None]) -> None:
     """Other scripts, emoji and joiners are text."""

@@ -28,6 +28,7 @@ ALL: list[RateLimitWorkerError] = [
     errors.LaneFull("lane", 3),
     errors.LanesFull("lane"),
     errors.LaneShedding("lane", "EMERGENCY"),
+    errors.BudgetSpent("tenant:a", 1_700_006_400),
     errors.DeadlineExceeded("call", "lane", 2),
     errors.DeadlineExceeded("call", "lane", 2, "overloaded", 503, "req-1", "the provider is overloaded"),
     errors.WorkerLostRepeatedly("call", 3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -9,10 +10,12 @@ import sys
 from typing import Any
 
 import pytest
+from celery import Celery
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ratelimit_worker.fingerprint import ANY, Parameters, Scope, canonical, digest, fingerprint
+from ratelimit_worker.canonical import canonical
+from ratelimit_worker.fingerprint import ANY, Parameters, Scope, digest, fingerprint
 from tests.builders import ROOT
 from tests.properties import share
 
@@ -76,6 +79,7 @@ def test_the_same_however_it_is_written(prompt: Any, model: Any, temperature: An
     assert len(set(ways)) == 1
 
 
+@pytest.mark.long
 @settings(max_examples=share(4))
 @given(one=TREES, other=TREES)
 def test_another_whatever_differs(one: Any, other: Any) -> None:
@@ -143,6 +147,49 @@ def test_a_default_that_is_no_json_is_left_out() -> None:
 
     known = Parameters.of(odd, plain=lambda default: json.loads(json.dumps(default)))
     assert known.bound(["a"], {}) == {"prompt": "a"}
+
+
+def wrapped(function: Any) -> Any:
+    """As a decorator of somebody's: it has a default of its own, and gives the second argument first."""
+
+    @functools.wraps(function)
+    def wrapper(second: Any, *rest: Any, **named: Any) -> Any:
+        return function(*rest, second, **{"temperature": 1.0, **named})
+
+    return wrapper
+
+
+def test_a_wrapper_is_known_by_what_it_takes_itself() -> None:
+    """By the names and defaults of what it wraps two calls would be the same that are not."""
+    other = wrapped(ask)
+    assert of("a", function=other) != of("a", temperature=None, function=other)
+    assert of("a", function=other) != of(prompt="a", function=other)
+    assert of("a", function=other) == of(second="a", function=other)
+    assert Parameters.of(functools.cache(ask)).positional == ("prompt", "model")
+    assert Parameters.of(max) == ANY
+
+
+def test_celerys_wrappers_hand_on_what_they_get() -> None:
+    """So a task is known by what its function takes, however it retries."""
+    app = Celery("wrapped", set_as_current=False)
+
+    def bound(self: Any, prompt: Any, model: Any = "small") -> None:
+        """Bound to its task."""
+
+    tasks = [
+        app.task(ask, autoretry_for=(ValueError,), name="ask"),
+        app.task(bound, bind=True, autoretry_for=(ValueError,), name="bound"),
+    ]
+    app.finalize()
+    for task in tasks:
+        assert hasattr(task, "_orig_run"), "Celery has wrapped it"
+        assert Parameters.of(task.run).positional == ("prompt", "model")
+
+
+def test_self_can_be_left_out() -> None:
+    """Of a method whose object is known by other means."""
+    known = Parameters.of(ask).without_first()
+    assert known.bound(["large"], {}) == {"model": "large", "temperature": None}
 
 
 def test_what_a_message_asks_is_what_it_was_in_versions_before() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import pytest
 from redis import Redis
 
 import ratelimit_worker
@@ -31,6 +32,7 @@ def sent() -> set[str]:
     return found - NOT_COMMANDS
 
 
+@pytest.mark.long
 def test_every_command_has_its_place() -> None:
     """None is refused."""
     methods = sent()

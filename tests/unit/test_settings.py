@@ -31,7 +31,8 @@ def rows(pattern: str) -> dict[str, list[str]]:
 def test_every_setting_stands_there_with_its_default() -> None:
     """No name is missing, none is there that is not in the code, and each default is the code's."""
     defaults = {f"MAISD_{f.name.upper()}": shown(f.name, f.default) for f in fields(Settings) if "parse" in f.metadata}
-    defaults |= dict.fromkeys(("MAISD_LANES", "MAISD_PROVIDERS", "MAISD_PRICES", "MAISD_CACHE_TTL_BY_CONTEXT"), "-")
+    defaults |= dict.fromkeys(("MAISD_LANES", "MAISD_PROVIDERS", "MAISD_PRICES", "MAISD_BUDGETS"), "-")
+    defaults |= dict.fromkeys(("MAISD_CACHE_TTL_BY_CONTEXT", "MAISD_FLOWER_OPERATORS"), "-")
     defaults["RATE_LIMIT_DELAY"] = "1"
     assert set(defaults) == {*setting_names(), "RATE_LIMIT_DELAY"}
     documented = rows("[A-Z_]+")
@@ -96,6 +97,7 @@ def test_figures_reach_further_than_rows() -> None:
         ("ALERT_WEBHOOK_URL", "https://host:port/hunter2"),
         ("ALERT_WEBHOOK_URL", "ftp://host/hunter2"),
         ("ALERT_WEBHOOK_URL", "https://host/hun ter2"),
+        ("ALERT_WEBHOOK_SECRET", "hunter2"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_fix(name: str, value: str) -> None:

@@ -1,4 +1,4 @@
-"""`ratelimit-worker demo`: what this is good for, shown in a minute."""
+"""`ratelimit-worker demo`: what ratelimit-worker does, shown in a minute."""
 
 from __future__ import annotations
 
@@ -7,25 +7,23 @@ from pathlib import Path
 
 import click
 
-from ratelimit_worker.cli.amount import Amount
 from ratelimit_worker.cli.terminal import say
+from ratelimit_worker.number_options import Amount, Whole
 
 
 @click.command()
-@click.option(
-    "--seed", type=click.IntRange(min=0), help="Of the provider's limit and troubles. Default: drawn, and told."
-)
+@click.option("--seed", type=Whole(min=0), help="Of the provider's limit and faults. Default: random, and printed.")
 @click.option(
     "--state-dir",
     metavar="D",
     type=click.Path(file_okay=False, path_type=Path),
     help="Where the report goes. Default: MAISD_STATE_DIR.",
 )
-@click.option("--calls", type=click.IntRange(min=1), default=600, hidden=True)
+@click.option("--calls", type=Whole(min=1), default=600, hidden=True)
 @click.option("--outage-s", type=Amount(min=0.5), default=10.0, hidden=True)
 @click.pass_context
 def demo(ctx: click.Context, seed: int | None, state_dir: Path | None, calls: int, outage_s: float) -> None:
-    """Make 600 calls to a simulated provider with a limit that nobody is told, a cut of it, and an outage.
+    """Make 600 calls to a simulated provider with a hidden limit, which is lowered on the way, and an outage.
 
     Takes less than a minute and needs no server. Exit code 1: a call was lost.
     """

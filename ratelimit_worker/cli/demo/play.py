@@ -1,4 +1,4 @@
-"""How does the demo go? A provider, Redis and two workers of its own; agents call `.delay()`, and all is counted."""
+"""The course of the demo: its own provider, Redis and two workers; agents call `.delay()`, and all is counted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LANE = f"openai:{MODEL}"
 AGENTS, WORKERS, CONCURRENCY = 8, 2, 16
 RPM_LEAST, RPM_MOST = 1_500, 3_000
 LATENCY = "lognormal(0.25, 0.4)"
-GIVE_UP_S = 120.0  #: what is not answered by then counts as lost
+GIVE_UP_S = 120.0  #: calls without an answer by then count as lost
 POLL_S = 0.1
 
 _QUESTIONS = (
@@ -44,17 +44,17 @@ _QUESTIONS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Play:
-    """What is to be played."""
+    """The options of the demo."""
 
     seed: int
     calls: int = 600
     outage_s: float = 10.0
 
     def scenario(self) -> Scenario:
-        """The provider of this seed: its limit, a cut by a third, then an outage, all while calls wait."""
+        """The provider for this seed: its limit, a cut by a third, then an outage, all while calls wait."""
         draw = random.Random(self.seed)
         rpm = float(draw.randrange(RPM_LEAST, RPM_MOST + 1))
-        whole_s = self.calls / rpm * 60  # so long the calls would take at the full limit
+        whole_s = self.calls / rpm * 60  # how long the calls would take at the full limit
         cut_at_s = draw.uniform(0.45, 0.55) * whole_s
         away_at_s = cut_at_s + draw.uniform(0.12, 0.2) * whole_s
         return Scenario(
@@ -70,7 +70,7 @@ class Play:
 
 
 def play(what: Play, state_dir: Path | None, progress: Progress) -> Story:
-    """Play it; the report is written when this returns.
+    """Run the demo; the report is written when this returns.
 
     Raises:
         ConfigurationError: a setting is wrong, or the state folder cannot be written.
@@ -100,14 +100,14 @@ def play(what: Play, state_dir: Path | None, progress: Progress) -> Story:
         )
     with open(story.report_path, "w", encoding="utf-8", opener=open_file) as file:
         file.write(story.report())
-    if story.whole:  # else it is kept for whoever looks into it, as after an error
+    if story.whole:  # otherwise it is kept for an investigation, as after an error
         shutil.rmtree(folder, ignore_errors=True)
     return story
 
 
 @dataclass(slots=True)
 class _Stage:
-    """The agents, and whoever waits for their answers."""
+    """The agents, and the code that waits for their answers."""
 
     what: Play
     cluster: Cluster
@@ -186,7 +186,7 @@ class _Stage:
 
 
 def _addresses(url: str) -> dict[str, str]:
-    # A proxy of the environment is not for a provider on loopback.
+    # The environment's proxy must not be used for a provider on loopback.
     beside = environment().get("NO_PROXY") or environment().get("no_proxy") or ""
     direct = ",".join(part for part in (beside, "127.0.0.1") if part)
     return {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": "demo", "NO_PROXY": direct, "no_proxy": direct}

@@ -1,4 +1,4 @@
-"""What happened in the demo? Counted from the ids that were accepted and the provider's own log, told in words."""
+"""The story of the demo in words, counted from the accepted ids and the provider's own log."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ratelimit_worker.simulate import Arrival, Scenario, duplicates, lost
 class Call:
     """One accepted call, as the agent that made it knows it."""
 
-    name: str  #: which travels in the request's metadata, so the provider's log has it
-    sent_at_s: float  #: moment of `.delay()`, any monotonic clock
-    over_at_s: float | None = None  #: moment of the answer, same clock; None: there is none
+    name: str  #: sent in the request's metadata, so that it is in the provider's log
+    sent_at_s: float  #: time of `.delay()`, any monotonic clock
+    over_at_s: float | None = None  #: time of the answer, same clock; None: there is none
     error: str | None = None  #: why it ended without an answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Story:
-    """The demo, as it was."""
+    """What happened in one run of the demo."""
 
     seed: int
     scenario: Scenario
@@ -35,7 +35,7 @@ class Story:
 
     @property
     def lost(self) -> int:
-        """Accepted calls without an answer, be it here or at the provider."""
+        """Accepted calls without an answer."""
         unanswered = {call.name for call in self.calls if call.over_at_s is None or call.error is not None}
         unsent = lost([call.name for call in self.calls], self.arrivals, by=lambda arrival: arrival.custom_id)
         return len(unanswered | unsent)
@@ -57,7 +57,7 @@ class Story:
         return len(duplicates(good, by=lambda arrival: arrival.custom_id))
 
     def summary(self) -> str:
-        """The end of the demo, for a person."""
+        """The summary that is printed."""
         answers = sum(call.over_at_s is not None and call.error is None for call in self.calls)
         failed = sum(call.error is not None for call in self.calls)
         requests = len(self.arrivals)
@@ -65,7 +65,7 @@ class Story:
         waits_s = [call.over_at_s - call.sent_at_s for call in self.calls if call.over_at_s is not None]
         served_s = [arrival.latency_s for arrival in self.arrivals if arrival.good]
         lines = [
-            f"A provider with a limit of {self.scenario.rpm:,.0f} requests a minute, which nobody was told "
+            f"A provider with a limit of {self.scenario.rpm:,.0f} requests a minute, unknown to the workers "
             f"(seed {self.seed}).",
             *(f"  {line}" for line in troubles(self.scenario)),
             "",
@@ -107,7 +107,7 @@ class Story:
         return lines
 
     def limit_at(self, second: float) -> float:
-        """Requests a minute that the provider allowed so many seconds after the first request."""
+        """Requests a minute that the provider allowed this many seconds after the first request."""
         limit = self.scenario.rpm or 0.0
         for entry in self.scenario.timeline:
             if entry.rpm is not None and entry.at_s <= second:
@@ -116,7 +116,7 @@ class Story:
 
 
 def troubles(scenario: Scenario) -> list[str]:
-    """What the scenario's timeline has in store, one line an entry."""
+    """The cuts and outages of the scenario's timeline in words, one line each."""
     lines = []
     for entry in scenario.timeline:
         if entry.rpm is not None:

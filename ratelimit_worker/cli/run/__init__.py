@@ -7,9 +7,11 @@ from pathlib import Path
 import click
 
 from ratelimit_worker.batchfile import allowed_path
-from ratelimit_worker.cli.amount import Amount
 from ratelimit_worker.cli.progress import Progress
 from ratelimit_worker.errors import BadInput
+from ratelimit_worker.number_options import Amount, Whole
+
+MOST_WORKERS = 1_000  #: processes that one command starts
 
 
 @click.command()
@@ -31,11 +33,13 @@ from ratelimit_worker.errors import BadInput
     help="The provider's. Default: OPENAI_BASE_URL, ANTHROPIC_BASE_URL, GOOGLE_GEMINI_BASE_URL.",
 )
 @click.option("--lane", metavar="L", help="One lane for all lines. Default: provider and model of each line.")
-@click.option("--rpm", type=Amount(min=0, min_open=True), help="Requests a minute, never exceeded.")
-@click.option("--tpm", type=Amount(min=0, min_open=True), help="Tokens a minute, never exceeded.")
-@click.option("--concurrency", type=click.IntRange(min=1), help="Calls at once in each worker. Default: 64.")
+@click.option("--rpm", type=Amount(above=0), help="Requests a minute, never exceeded.")
+@click.option("--tpm", type=Amount(above=0), help="Tokens a minute, never exceeded.")
+@click.option("--concurrency", type=Whole(min=1), help="Calls at once in each worker. Default: 64.")
 @click.option(
-    "--workers", type=click.IntRange(min=1), help="Workers of this run. Default: 1, with a broker the cluster's."
+    "--workers",
+    type=Whole(min=1, max=MOST_WORKERS),
+    help="Workers of this run. Default: 1, with a broker the cluster's.",
 )
 @click.option(
     "--on-auth",

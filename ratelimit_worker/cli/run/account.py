@@ -1,7 +1,7 @@
-"""What becomes of lines that the provider would not answer for the account's sake, and when does a run go on?
+"""What happens to lines that failed because of the account (key or quota), and when does a run go on?
 
-A key that is not accepted and a quota that is used up are nobody's answer to a line. The law halts the lane; the lines
-are owed, and wait in it. Here stands how often a line is sent again, and what a person is told of it.
+A key that is not accepted or a quota that is used up says nothing about a line. The law halts the lane, and its lines
+wait to be sent again ("owed"). This module decides how often a line is sent again, and what a person is told.
 """
 
 from __future__ import annotations
@@ -19,43 +19,44 @@ from ratelimit_worker.config import PREFIX
 from ratelimit_worker.contracts.lane import HALT_FIELDS
 from ratelimit_worker.errors import CallFailed
 from ratelimit_worker.flow.lane import pin
-from ratelimit_worker.flow.lane.decide import halted_by
+from ratelimit_worker.flow.lane.health import halted_by
 from ratelimit_worker.providers.apis import APIS
 from ratelimit_worker.stores.reach import redis_errors
 
-#: A line that is not accepted again and again, while others are, is not the account's fault: so many times.
+#: After so many such failures of a line, while other lines are answered, the fault is the line's and not the account's.
 MOST_FAILURES = 4
-_FIRST_WAIT_S = 1.0  #: before such a line is sent again; doubled with each time that others were answered meanwhile
-_AT_ONCE_S = 10.0  #: answers so much older than a failure were given by the same account
-_LOOK_EVERY_S = 1.0  #: at the lanes, and at the files of keys
+_FIRST_WAIT_S = 1.0  #: before such a line is sent again; doubled with each further failure that counts
+_AT_ONCE_S = 10.0  #: an answer at most so much older than a failure shows that the key was accepted at the time
+_LOOK_EVERY_S = 1.0  #: how often lanes and key files are checked
 _FAULTS = frozenset({Category.AUTH, Category.QUOTA_EXHAUSTED})
 
 
 def is_accounts(error: BaseException | None) -> bool:
-    """Whether a call failed for its account's sake: another time, or with another key, it would have been answered."""
+    """Whether a call failed because of its account: later, or with another key, it may be answered."""
     return isinstance(error, CallFailed) and error.category in _FAULTS
 
 
 @dataclass(slots=True)
 class _Owed:
-    failures: int = 0
+    failures: int = 0  #: those that count (see `Account.again_in_s`)
     first_s: float = 0.0  #: when it first failed, monotonic
-    answered: int = 0  #: lines of its lane that were answered when it failed last
+    answered: int = 0  #: lines of its lane that had been answered when it last failed
 
 
 @dataclass(slots=True)
 class _Lane:
-    provider: str = ""  #: whose key its calls have
-    answered: int = 0
-    answered_s: float = -inf  #: the last time, monotonic
+    provider: str = ""  #: whose key its calls use
+    answered: int = 0  #: lines
+    answered_s: float = -inf  #: time of the last answer, monotonic
 
 
 @dataclass(slots=True)
 class Account:
-    """One run's dealings with its accounts.
+    """What one run knows of its accounts at the providers.
 
     Args:
-        waits: False: a line that fails for the account's sake has failed, and a lane that it halts ends the run.
+        waits: False: a line that fails because of the account has failed for good, and a lane that is halted for it
+            ends the run.
     """
 
     cluster: Cluster
@@ -63,35 +64,36 @@ class Account:
     ended_by: str = ""  #: why the run should end, in one line; "": it need not
     _owed: dict[str, _Owed] = field(default_factory=dict)
     _lanes: dict[str, _Lane] = field(default_factory=dict)
-    _halted: dict[str, str] = field(default_factory=dict)  #: lane → for what
-    _closed: set[str] = field(default_factory=set)  #: lanes in HALT, for whatever
+    _halted: dict[str, str] = field(default_factory=dict)  #: lane → why it is halted: "key" or "quota"
+    _closed: set[str] = field(default_factory=set)  #: lanes in HALT, for any reason
     _escalates: dict[str, bool] = field(default_factory=dict)
-    _causes: dict[str, str] = field(default_factory=dict)  #: lane → what its last such failure said
+    _causes: dict[str, str] = field(default_factory=dict)  #: lane → text of its last such failure
     _files: dict[str, object] = field(default_factory=dict)
     _look_at_s: float = 0.0
 
     def uses(self, lane: str, provider: str) -> None:
-        """A lane of the run has calls to this provider ("openai", "anthropic", …)."""
+        """Take note that a lane of the run sends calls to this provider ("openai", "anthropic", …)."""
         if lane not in self._lanes:
             self._lanes[lane] = _Lane(provider)
             self._files.setdefault(provider, self._signature(provider))
 
     def answered(self, call_id: str, lane: str) -> None:
-        """A line was answered, or refused for what it asks: the account is good."""
+        """Take note that a line was answered, or refused because of what it asks: its account is good."""
         self._owed.pop(call_id, None)
         known = self._lanes[lane]
         known.answered, known.answered_s = known.answered + 1, time.monotonic()
 
     def is_owed(self, call_id: str) -> bool:
-        """Whether a line has failed for the account's sake, and is sent again."""
+        """Whether a line has failed because of the account, and will be sent again."""
         return call_id in self._owed
 
     def again_in_s(self, call_id: str, lane: str, error: BaseException) -> float | None:
-        """After how many seconds a line that failed for the account's sake is sent again; None: it has failed.
+        """Seconds until a line that failed because of the account is sent again; None: it has failed for good.
 
-        Where the lane answers others meanwhile, or has answered nobody while other lanes take the same key, it is no
-        fault of the account's, after some tries. While the lane is halted a failure costs nothing. Where nobody halts
-        lanes nobody would ever stop it.
+        The first failure counts; a further one counts if other lines of the lane were answered meanwhile, or if the
+        lane has answered none while other lanes accept the same key. After `MOST_FAILURES` that count, the cause is not
+        the account. Any other failure while the lane is halted sets the count to 0. If lanes are not halted by
+        themselves (auto-escalation is off), the line fails at once, since nothing would end its repeats.
         """
         self._causes[lane] = _shown(error)
         if not self.waits or not self._escalates.get(lane, True):
@@ -109,11 +111,11 @@ class Account:
         return None
 
     def _is_last(self, call_id: str, lane: str) -> bool:
-        """Whether others were answered since it first failed, and no other line is owed."""
+        """Whether others were answered since it first failed, and no other line waits to be sent again."""
         return self._owed.keys() == {call_id} and self._lanes[lane].answered_s > self._owed[call_id].first_s
 
     def _is_lanes_own(self, lane: str, since_s: float) -> bool:
-        """Whether it is this lane (a model that the account may not use) that the provider bars, and not the key."""
+        """Whether the provider refuses only this lane (a model that the account may not use), and accepts the key."""
         own = self._lanes[lane]
         return not own.answered and any(
             other.answered_s >= since_s - _AT_ONCE_S and name not in self._halted
@@ -122,7 +124,9 @@ class Account:
         )
 
     def look(self) -> list[str]:
-        """What is to be said now, a line each: a lane was halted, or goes on. A key that has changed lets them go on.
+        """Check lanes and key files, at most once a second; halted lanes whose key file has changed may go on.
+
+        Returns messages for the person, one line each: which lanes were halted, and which are no longer.
 
         Raises:
             StoreUnavailable: Redis is away.
@@ -140,7 +144,7 @@ class Account:
         return said
 
     def begin_again(self, lane: str) -> None:
-        """Whoever starts a run again has done something about the account: what an earlier run met there is over.
+        """Give a lane that an earlier run left halted back to the law: who starts a run again has mended the account.
 
         Raises:
             StoreUnavailable: Redis is away.
@@ -186,11 +190,11 @@ class Account:
         return ", ".join([*ways, f"or at once by `{where}ratelimit-worker auto`"])
 
     def _file(self, provider: str) -> str:
-        """The file of a provider's key; "": there is none, or the key itself is in the environment."""
+        """Path of the file with a provider's key; "": there is none, or the key itself is in the environment."""
         return APIS[provider].ACCOUNT.key_file(self.cluster.environ)
 
     def _variable(self, provider: str) -> str:
-        """The variable that holds a provider's key; "": a file holds it, or nothing does."""
+        """Name of the environment variable with a provider's key; "": the key is in a file, or missing."""
         held = APIS[provider].ACCOUNT.keys if not self._file(provider) else ()
         return next((name for name in held if self.cluster.environ.get(name, "").strip()), "")
 
@@ -201,11 +205,11 @@ class Account:
         return changed
 
     def _signature(self, provider: str) -> object:
-        """What tells one key file from the next; None: there is none, or nothing in it."""
+        """A value that changes when the key file does; None: there is no file, or it is empty."""
         file = self._file(provider)
         try:
             found = os.stat(Path(file)) if file else None
-        except OSError:  # it is being replaced: it has changed when it is there again
+        except OSError:  # it is being replaced; the change is seen when it is there again
             return None
         return (found.st_mtime_ns, found.st_ino, found.st_size) if found is not None and found.st_size else None
 

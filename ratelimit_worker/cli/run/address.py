@@ -1,6 +1,6 @@
-"""Does the base URL lead to the API? The first 404 of a path that never answered says no, before the file is burned.
+"""Does the base URL lead to the API? A 404 from a path that has not answered yet ends the run before each line fails.
 
-A line's url may be a whole one, where it begins with that base URL.
+A line's url may be a whole URL if it begins with that base URL.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from ratelimit_worker.providers.apis import api_of
 
 
 class WrongAddress(BadInput):
-    """Nothing answers where the base URL leads. Raised in place of one failure a line."""
+    """There is no API at the base URL. Raised once, instead of one failure for each line."""
 
 
 class Addresses:
-    """What is known of the paths of a file.
+    """Which paths of the file's lines have answered so far.
 
     Args:
-        environ: Of the workers, with their base URLs.
+        environ: Environment variables of the workers, with their base URLs.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
-        self._there: set[str] = set()  #: paths that have said something of a request
+        self._there: set[str] = set()  #: paths that have answered a request
 
     def hear(self, path: str, value: Any, error: BaseException | None = None) -> None:
         """Take note of a line's answer.
@@ -36,7 +36,7 @@ class Addresses:
             value: What the task `batch_line` returned.
             error: What it raised.
         Raises:
-            WrongAddress: it is a 404 that is about no model, and this path has said nothing else so far.
+            WrongAddress: it is a 404 that does not concern a model, and this path has not answered otherwise so far.
         """
         if path in self._there:
             return
@@ -69,23 +69,23 @@ class Addresses:
 
 
 def _account(url: str) -> http.Account:
-    """Whose it is, of a path or a whole URL."""
+    """The account at the provider whose API has this path or URL."""
     return api_of(urlsplit(url).path if "://" in url else url).ACCOUNT
 
 
 def _rest(url: str, base: str) -> str | None:
-    """What of a URL comes after a base URL; None: it does not begin with it."""
+    """The part of a URL after a base URL; None: it does not begin with it."""
     try:
         whole, root = urlsplit(url), urlsplit(base)
         same = _origin(whole) == _origin(root)
-    except ValueError:  # a port that is none
+    except ValueError:  # not a valid port
         return None
     below, path = root.path.rstrip("/"), whole.path
     if not same or whole.fragment or "@" in whole.netloc:
         return None
     if below and path.startswith(f"{below}/"):
         path = path[len(below) :]
-    elif below.count("/") > 1:  # beside a gateway's own path
+    elif below.count("/") > 1:  # the base is a path of a gateway, and the URL is not below it
         return None
     return f"{path}?{whole.query}" if whole.query else path
 
@@ -95,7 +95,7 @@ def _origin(url: SplitResult) -> tuple[str, str | None, int | None]:
 
 
 def _is_about_a_model(body: Any) -> bool:
-    """Whether a 404 is the API's own word: it knows the path, and not the model."""
+    """Whether a 404 comes from the API itself, which knows the path and does not know the model."""
     error = body.get("error", body) if isinstance(body, Mapping) else None
     if not isinstance(error, Mapping):
         return isinstance(error, str) and "model" in error.lower()

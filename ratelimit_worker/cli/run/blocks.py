@@ -1,4 +1,4 @@
-"""How is a file of lines read fast? Many lines in one piece, which ends where a line does."""
+"""How is a file of lines read fast? In blocks of many lines, each of which ends at the end of a line."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator
 
 from ratelimit_worker.batchfile import Cut
 
-BLOCK = 1 << 17  #: bytes: what is looked at several times stays in a processor's cache
+BLOCK = 1 << 17  #: bytes; small enough to stay in a processor's cache while it is scanned several times
 
 
 def blocks(fd: int, start: int, end: int, long_line: Callable[[int], bytes]) -> Iterator[bytes]:
-    """The lines of a part of a file. Each block ends where a line does, but for the last one, which may end anywhere.
+    """The lines of a part of a file, in blocks. Each block ends at the end of a line; only the last may end anywhere.
 
     Args:
-        fd: Of a regular file; it is read by position.
-        start: Of the first line, bytes.
-        end: Of the last line, bytes.
-        long_line: Takes where a line begins that is longer than a block, and returns it, or the beginning of it as a
-            `Cut`; it is a block of its own.
+        fd: Descriptor of a regular file; its position is not used or moved.
+        start: Offset of the first line, in bytes.
+        end: Offset after the last line, in bytes.
+        long_line: Called with the offset of a line that is longer than a block; returns that line, or its beginning as
+            a `Cut`, which becomes a block of its own.
     Raises:
         OSError: it cannot be read.
     """

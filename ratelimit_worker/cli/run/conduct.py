@@ -1,4 +1,4 @@
-"""What happens from the command to its summary? OUT is locked, the cluster opened, the file sent, all of it ended."""
+"""What does `run` do from start to summary? It locks OUT, opens the cluster, sends the file, and ends all of it."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from ratelimit_worker.stores.live import Live
 from ratelimit_worker.stores.reach import redis_errors
 
 CONCURRENCY = 64
-_RATE_OVER_S = 10.0  #: the rate that is shown is that of the last so many seconds
-_LOOK_EVERY_S = 1.0  #: at lanes, for what is shown
+_RATE_OVER_S = 10.0  #: the rate that is shown is the mean of so many seconds
+_LOOK_EVERY_S = 1.0  #: how often the figures of lanes are read for the progress line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a person asked for."""
+    """The arguments and options of the command."""
 
     source: Path
     target: Path
@@ -51,36 +51,36 @@ class Request:
     rpm: float | None = None
     tpm: float | None = None
     concurrency: int | None = None
-    workers: int | None = None  #: None: one without a configured broker, with one the cluster's own
+    workers: int | None = None  #: None: one worker if no broker is configured; otherwise the cluster's own workers
     state_dir: Path | None = None
-    allowed_paths: frozenset[str] = frozenset()  #: that lines may ask for beside the known endpoints
+    allowed_paths: frozenset[str] = frozenset()  #: paths that lines may use in addition to the known endpoints
     on_auth: str = "wait"  #: "fail": a key that is not accepted, or a used-up quota, ends the run
-    once: bool = False  #: lines that ask the same are asked once
+    once: bool = False  #: identical requests are sent once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """How it ended."""
+    """How a start of a run ended."""
 
     source: str
     target: str
     total: int = 0
     tally: Tally = field(default_factory=Tally)  #: all lines of IN that are in OUT
-    before: Tally = field(default_factory=Tally)  #: ... that were there when this start began
-    starts: int = 0  #: of the same run, before this one
-    begun: datetime | None = None  #: the first start of the run
+    before: Tally = field(default_factory=Tally)  #: lines that were in OUT when this start began
+    starts: int = 0  #: earlier starts of the same run
+    begun: datetime | None = None  #: time of the run's first start
     attempts: AttemptFigures | None = None  #: of this start; None: the database is away
-    joined: int = 0  #: lines that had the answer of an identical one, which was on its way (`--dedup`)
-    cached: int = 0  #: ... which was in OUT
-    seconds: float
-    signal: int | None = None  #: the signal by which it was stopped
-    ended_by: str = ""  #: what ended it before all lines were done, or speaks against its end, in one line
+    joined: int = 0  #: lines that got the answer of an identical line that was on its way (`--dedup`)
+    cached: int = 0  #: lines that got the answer of an identical line that was in OUT (`--dedup`)
+    seconds: float  #: duration of this start
+    signal: int | None = None  #: number of the signal that stopped it
+    ended_by: str = ""  #: why it ended before all lines were done, or why OUT may not be complete, in one line
     keeps: bool = True  #: whether OUT can be resumed
 
     @property
     def exit_code(self) -> int:
-        """0: every line has an answer or a refusal; 1: some failed, all were refused alike, or something ended it
-        before its end; 128 + its signal."""
+        """0: every line has an answer or a refusal. 1: some lines failed, all were refused alike, or the run ended
+        early. 128 + the number of the signal that stopped it."""
         if self.signal is not None:
             return 128 + self.signal
         whole = self.tally.lines == self.total and not self.ended_by
@@ -88,7 +88,7 @@ class Summary:
 
     @property
     def refused_alike(self) -> str:
-        """One line, where every line was refused in the same way; "" otherwise."""
+        """A sentence, if every line was refused in the same way; "" otherwise."""
         way = self.tally.all_refused_as
         return f"all {self.tally.lines:,} lines were refused in the same way: {way}" if way else ""
 
@@ -110,7 +110,7 @@ class Summary:
         return f"{'; '.join(parts)} → {self.target}"
 
     def as_json(self) -> dict[str, Any]:
-        """For a machine: `OUT.summary.json`."""
+        """Content of `OUT.summary.json`."""
         made = self.attempts
         return {
             "in": self.source,
@@ -123,6 +123,9 @@ class Summary:
                 "rate_limited": made.refused if made else None,
                 "retries": made.retries if made else None,
                 "cost_nanousd": made.spend.cost_nanousd if made else None,
+                "wasted_nanousd": made.spend.wasted_nanousd if made else None,
+                "estimated_nanousd": made.spend.estimated_nanousd if made else None,
+                "cached_saving_nanousd": made.spend.cached_saving_nanousd if made else None,
                 "models_without_a_price": list(made.spend.unpriced_models) if made else None,
                 "joined": self.joined,
                 "cached": self.cached,
@@ -139,7 +142,7 @@ class Summary:
 
 @dataclass(slots=True)
 class Stop:
-    """Whether somebody wants this to end."""
+    """Whether a signal has asked the run to end; true if so."""
 
     signal: int | None = None
     _before: dict[int, Any] = field(default_factory=dict)
@@ -149,15 +152,15 @@ class Stop:
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
-            raise KeyboardInterrupt  # the second time: at once
+            raise KeyboardInterrupt  # the second signal ends it at once
         self.signal = number
 
     @classmethod
     @contextmanager
     def by_signals(cls) -> Iterator[Stop]:
-        """SIGINT, SIGTERM and a terminal that is closed end the block's work in order; a second one ends it at once.
+        """In this block SIGINT, SIGTERM and SIGHUP ask for an orderly end; a second signal raises KeyboardInterrupt.
 
-        Where SIGHUP is ignored (nohup) it stays so.
+        If SIGHUP is ignored (nohup), it stays ignored.
         """
         stop = cls()
         numbers = [int(signal.SIGINT), int(signal.SIGTERM)]
@@ -176,7 +179,7 @@ def run_file(request: Request, progress: Progress) -> Summary:
     """Send a Batch file; returns when every line is in OUT, or when a signal stopped it.
 
     Raises:
-        BadInput: IN cannot be read, OUT is no file for answers, or an option needs another.
+        BadInput: IN cannot be read, OUT is no file for answers, or an option needs another one.
         ConfigurationError: a setting, an address or a key is wrong.
         StoreUnavailable: Redis is away for good.
         RateLimitWorkerError: OUT cannot be written, or the workers do not stay.
@@ -261,7 +264,7 @@ def _run(
 def _options(request: Request, name: str, workers: int) -> Options:
     return Options(
         context=name,
-        queue=name if workers else None,  # ours take no other's calls: they have this run's address and keys
+        queue=name if workers else None,  # own workers take only this run's calls: they have its base URL and keys
         lane=request.lane,
         rpm=request.rpm,
         tpm=request.tpm,
@@ -293,21 +296,21 @@ def _summary(
 
 
 def _changed(intake: Intake, session: Session) -> str:
-    """Whether IN is another file now than it was when its lines were counted."""
+    """A sentence, if IN has changed since its lines were counted; "" otherwise."""
     if not intake.changed and session.done == session.total:
         return ""
     return f"{intake.name} was changed while it was sent; the same command sends what is new in it"
 
 
 def _leave(cluster: Cluster, options: Options, session: Session) -> None:
-    """Nobody will come back for what is out."""
-    _end_workers(cluster)  # in order: what was refused is settled and acknowledged, and can be forgotten
+    """End workers and withdraw all calls: the address is wrong, or the run cannot be resumed."""
+    _end_workers(cluster)  # first: calls that were refused are then settled and acknowledged, and can be forgotten
     _clean_up(cluster, options)
     session.withdraw()
 
 
 class _View:
-    """What the progress line says."""
+    """Text of the progress line."""
 
     def __init__(self, session: Session, attempts: Attempts) -> None:
         self.session, self.attempts = session, attempts
@@ -317,7 +320,7 @@ class _View:
         self._look_at_s = 0.0
 
     def tick(self, progress: Progress) -> None:
-        """Take note of how far it is, and show it if it is time to."""
+        """Record the number of lines done, and show the progress line if it is due."""
         now_s = time.monotonic()
         self._seen.append((now_s, self.session.done))
         while len(self._seen) > 2 and now_s - self._seen[1][0] >= _RATE_OVER_S:
@@ -325,7 +328,7 @@ class _View:
         progress.tick(self.line)
 
     def line(self) -> str:
-        """Where it stands."""
+        """The progress line as it is now."""
         session, made = self.session, self.attempts.now()
         self._look()
         per_min = self._rate_per_min()
@@ -351,7 +354,7 @@ class _View:
             self._lanes = lane_figures(Live(session.cluster.services.redis), session.lanes)
             queue = session.options.queue
             with redis_errors():
-                # On a queue of our own what waits there is ours; on the cluster's, what runs cannot be told apart.
+                # In a queue of its own all waiting calls are this run's; in the cluster's, running ones are not known.
                 running = session.out - min(session.out, lanes.size(queue)) if queue else 0
         except StoreUnavailable:
             self._lanes = None
@@ -364,13 +367,13 @@ class _View:
 
 
 def _copies(request: Request) -> Path:
-    """Where a copy of what can be read only once may lie."""
+    """Folder for copies of inputs that can be read only once."""
     told = {} if request.state_dir is None else {f"{PREFIX}STATE_DIR": str(request.state_dir.expanduser().absolute())}
     return read_settings({**environment(), **told}).state_path / "copies"
 
 
 def _check_target(request: Request, journal: Journal) -> None:
-    """Nothing is written to where it is read from."""
+    """Raise BadInput if IN is one of the files that would be written."""
     targets = [(request.target, "OUT")]
     if journal.keeps:
         targets += [(journal.sidecar, "OUT.run"), (journal.summary, "OUT.summary.json")]
@@ -382,7 +385,7 @@ def _check_target(request: Request, journal: Journal) -> None:
 
 
 def _stat(path: Path, standard: Path, fd: int) -> os.stat_result | None:
-    """Of a file, or of the standard stream that it stands for; None: there is none, which opening it says better."""
+    """`stat` of a file, or of the standard stream that "-" stands for; None: not found (opening it reports that)."""
     try:
         return os.fstat(fd) if path == standard else path.stat()
     except OSError:
@@ -408,19 +411,19 @@ def _end_workers(cluster: Cluster) -> None:
 
 
 def _attempts(cluster: Cluster, session: Session, view: _View) -> AttemptFigures | None:
-    """The attempts of this run, those included that the workers left in the outbox."""
+    """Attempts of this start, including those that the workers left in the outbox; None: the database is away."""
     if not session.begun:
-        return AttemptFigures()  # nothing was sent, whether or not there is a database yet
+        return AttemptFigures()  # nothing was sent, so no database is needed
     try:
         while cluster.embedded and record_once(cluster.services.outbox, cluster.services.tracker):
             pass
     except (RateLimitWorkerError, RedisError):
-        return None  # the database is away: the answers are safe, only this figure is not known
+        return None  # the answers are safe; only these figures are unknown
     return view.attempts.now(exactly=True)
 
 
 def _clean_up(cluster: Cluster, options: Options) -> None:
-    """The queue of a run that is over leaves nothing behind."""
+    """Delete the queue of a run that is over, and the logs of its workers."""
     if options.queue is None:
         return
     with redis_errors(), cluster.app.connection_for_write() as connection:

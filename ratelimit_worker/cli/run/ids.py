@@ -1,7 +1,7 @@
-"""Which ids are known, and what of each? A table of numbers: 300,000 ids take some 8 MB, where a dict takes 60.
+"""Which ids are known, with which number each? A compact hash table: 300,000 ids take some 8 MB, a dict takes 60 MB.
 
-An id is known by its 64-bit hash, whose key is drawn anew in each process: among a million ids two are taken for one
-with a chance of one in 30 million.
+Only the 64-bit hash of an id is kept, with a key that is random in each process: the chance that any two among a
+million ids are taken for one is one in 30 million.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from array import array
 from collections.abc import Hashable, Sequence
 
 _LEAST = 1 << 10
-_LEAST_LINE = 100  #: bytes of a line that are reckoned with
-_FULL = 0.7  #: beyond this share of its places a table grows
+_LEAST_LINE = 100  #: shortest mean line, in bytes, that an estimate assumes
+_FULL = 0.7  #: a table grows when more than this share of its places is used
 
 
 class Ids:
     """Ids, each with a number.
 
     Args:
-        typecode: Of the numbers, as of `array.array`.
+        typecode: Type of the numbers, as in `array.array`.
     """
 
-    # A place whose mark is 0 is nobody's; a hash of 0 counts as 1.
+    # A mark is the hash of an id; 0 marks an empty place, so a hash of 0 is stored as 1. Linear probing.
     def __init__(self, typecode: str = "Q") -> None:
         self._typecode = typecode
         self._many = 0
@@ -41,7 +41,7 @@ class Ids:
         return self._numbers[place] if self._marks[place] == mark else None
 
     def add(self, key: Hashable, number: int) -> int | None:
-        """Keep an id with its number; where it is known already nothing changes, and its number is returned.
+        """Keep an id with its number, and return None; if it is known already, only return the number that it has.
 
         Raises:
             OverflowError: the number does not fit.
@@ -49,7 +49,7 @@ class Ids:
         mark = hash(key) or 1
         marks = self._marks
         place = mark % len(marks)
-        while found := marks[place]:  # as in _place: this is where the time goes
+        while found := marks[place]:  # _place, repeated here for speed
             if found == mark:
                 return self._numbers[place]
             place += 1
@@ -63,14 +63,14 @@ class Ids:
         return None
 
     def add_all(self, keys: Sequence[Hashable], number: int) -> list[int]:
-        """Keep ids, all with the same number, as `add` does; returns the indexes of those that were known already."""
+        """Keep ids as `add` does, all with the same number; returns the indexes of those that were known already."""
         self._make_room_for(len(keys))
         marks, numbers, places = self._marks, self._numbers, len(self._marks)
         known = list[int]()
         for index, key in enumerate(keys):
             mark = hash(key) or 1
             place = mark % places
-            while found := marks[place]:  # as in `add`
+            while found := marks[place]:  # as in `add`, for speed
                 if found == mark:
                     known.append(index)
                     break
@@ -84,11 +84,11 @@ class Ids:
         return known
 
     def reserve_for(self, size: int, a_line: float) -> None:
-        """Make room at once for the ids of a file: growing step by step costs as much as adding.
+        """Grow at once to the size that a file's ids will need: growing step by step costs as much as adding.
 
         Args:
-            size: Of the file, bytes.
-            a_line: Of it, as far as is known.
+            size: Size of the file, in bytes.
+            a_line: Mean length of its lines so far, in bytes.
         """
         places = int(size / max(a_line, _LEAST_LINE) / _FULL * 1.1)
         if places > len(self._marks):
@@ -136,13 +136,13 @@ class Ids:
 
 
 class Met:
-    """Which ids came already, and in which line. Of those that `known` has it keeps the line's number alone.
+    """Which ids have come already, and in which line. For an id of `known` only its line number is kept.
 
     Args:
-        known: Which is not added to while this is used.
+        known: Must not change while this object is used.
     """
 
-    # A line number of 0 is none: lines are counted from 1.
+    # Lines are counted from 1; 0 means that the id has not come.
     def __init__(self, known: Ids) -> None:
         self._known = known
         self._lines = array("I", bytes(4 * len(known._marks)))
@@ -157,7 +157,7 @@ class Met:
         return self._others.get(key)
 
     def add(self, key: Hashable, line: int) -> int | None:
-        """An id came in a line; where it has come before nothing changes, and that line is returned."""
+        """Keep the line in which an id comes, and return None; if it came before, only return its first line."""
         mark = hash(key) or 1
         place = self._known._place(mark)
         if self._known._marks[place] != mark:
@@ -168,12 +168,12 @@ class Met:
         return before or None
 
     def add_all(self, keys: Sequence[Hashable], line: int) -> tuple[list[int | None], list[int]]:
-        """Ids came in lines that follow one another → each one's number in `known`, and those that came before.
+        """Keep the lines of ids that come in consecutive lines, as `add` does.
 
         Args:
-            line: Of the first.
+            line: Number of the first line.
         Returns:
-            None in place of a number: it is not in `known`. The others by their indexes.
+            For each id its number in `known`, or None; and the indexes of ids that came before.
         """
         marks, numbers, places = self._known._marks, self._known._numbers, len(self._known._marks)
         lines, other = self._lines, self._others.add
@@ -182,7 +182,7 @@ class Met:
         for at, key in enumerate(keys, line):
             mark = hash(key) or 1
             place = mark % places
-            while (found := marks[place]) and found != mark:  # as in Ids.add: this is where the time goes
+            while (found := marks[place]) and found != mark:  # Ids._place, repeated here for speed
                 place += 1
                 if place == places:
                     place = 0
@@ -199,5 +199,5 @@ class Met:
         return found_numbers, again
 
     def reserve_for(self, size: int, a_line: float) -> None:
-        """Make room for the ids of a file that are not in `known`; arguments as of `Ids.reserve_for`."""
+        """Grow to the size for a file's ids that are not in `known`; arguments as in `Ids.reserve_for`."""
         self._others.reserve_for(max(0, size - round(len(self._known) * a_line)), a_line)

@@ -1,7 +1,8 @@
-"""Where do the lines come from? A file as it is; what can be read only once, or is packed, from a copy without a name.
+"""Where do the lines come from? From a file itself; a pipe or a compressed file is copied to a nameless file first.
 
-Each line is looked at before the first one is sent, and again when its turn comes, so a pipe is kept in a nameless file
-of the state folder, which is gone with this process however it ends. gzip and zstd are known by their first bytes.
+Each line is read twice: before the first one is sent, and when its turn comes. The copy of what can be read only once
+is a nameless file in the state folder, which is gone when this process ends in any way. gzip and zstd are recognized by
+their first bytes.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ else:
 
 STDIN = Path("-")
 
-_HEAD = 4096  #: bytes by which a file is known
-_CHUNK = 1 << 20
-_LOOK_S = 0.2  #: how soon a signal is seen while nothing comes
+_HEAD = 4096  #: bytes by which the kind of a file is recognized
+_CHUNK = 1 << 20  #: bytes that are read at once
+_LOOK_S = 0.2  #: how soon a signal is noticed while a pipe is silent
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 GB = 1 << 30
-LEAST_UNPACKED = GB  #: so much a packed file may become, however small it is,
-MOST_TIMES = 200  #: ... and so many times its size where that is more
-_LEAST_FREE = GB  #: of the disk, which is not taken for a copy
+LEAST_UNPACKED = GB  #: a compressed file may unpack to this many bytes, however small it is,
+MOST_TIMES = 200  #: ... or to so many times its size, whichever is more
+_LEAST_FREE = GB  #: bytes of the disk that a copy must leave free
 
 
 class Stopped(Exception):
@@ -47,12 +48,12 @@ class Stopped(Exception):
 
 
 class Intake:
-    """The lines of IN, in one open file: what happens to its name meanwhile does not matter.
+    """The lines of IN. It reads by descriptor, so IN may be renamed or removed meanwhile.
 
     Args:
-        name: As people know it.
-        fd: Of a regular file; closed by who opened it.
-        base: Where in it IN begins, bytes.
+        name: Name for messages.
+        fd: Descriptor of a regular file; closed by whoever opened it.
+        base: Offset in the file where IN begins, in bytes.
     """
 
     def __init__(self, name: str, fd: int, base: int = 0) -> None:
@@ -63,7 +64,7 @@ class Intake:
 
     @property
     def size(self) -> int:
-        """Bytes of it: as many as it had when it was opened."""
+        """Size in bytes when it was opened."""
         return self._end - self._base
 
     @property
@@ -74,16 +75,16 @@ class Intake:
 
     @property
     def is_being_written(self) -> bool:
-        """Whether it ends without the end of a line, and more has come since it was opened."""
+        """Whether its last line had no end when it was opened, and the file has grown since then."""
         end = os.pread(self._fd, 1, self._end - 1) if self.size else b""
         return end not in (b"", b"\n") and os.fstat(self._fd).st_size > self._end
 
     def leave_out(self, offset: int) -> None:
-        """What begins there is still being written."""
+        """Ignore what begins at `offset` (bytes): it is still being written."""
         self._end = self._base + offset
 
     def lines(self, most: int, offset: int = 0) -> Iterator[bytes]:
-        """Its lines from `offset` on; of one longer than `most` bytes only the beginning, as a `Cut`.
+        """Its lines from `offset` (bytes) on; of a line longer than `most` bytes only the beginning, as a `Cut`.
 
         Raises:
             BadInput: it cannot be read any more.
@@ -95,8 +96,8 @@ class Intake:
             raise BadInput(f"{self.name}: {error.strerror or error}; what was answered is in OUT") from error
 
     def blocks(self, most: int) -> Iterator[bytes]:
-        """Its lines, many in one: each block ends where a line does. A line that is longer than a block comes alone,
-        of one that is longer than `most` bytes only the beginning, as a `Cut`.
+        """Its lines in blocks, each of which ends at the end of a line. A line that is longer than a block comes alone;
+        of a line longer than `most` bytes only the beginning comes, as a `Cut`.
 
         Raises:
             BadInput: it cannot be read any more.
@@ -129,7 +130,7 @@ class _Window(io.RawIOBase):
 
 
 class _Stream(io.RawIOBase):
-    """What can be read only once. A signal ends the wait for more of it.
+    """An input that can be read only once. A signal ends the wait for more of it.
 
     Raises (on reading):
         Stopped: `stopped()`.
@@ -137,13 +138,13 @@ class _Stream(io.RawIOBase):
 
     def __init__(self, fd: int, stopped: Callable[[], bool]) -> None:
         self._fd, self._stopped = fd, stopped
-        self._poll = select.poll()  # it takes a file as well as a pipe, and any number of a descriptor
+        self._poll = select.poll()  # unlike select(), it takes descriptors above 1023; unlike epoll, regular files
         self._poll.register(fd, select.POLLIN)
         self._held = b""
-        self.taken = 0  #: bytes so far
+        self.taken = 0  #: bytes that were read so far
 
     def head(self) -> bytes:
-        """Its first bytes, enough to know it by, however few come at once; they are read once more by `read`."""
+        """Its first `_HEAD` bytes (fewer only at its end); later reads return them again."""
         while len(self._held) < _HEAD and (more := self._more(_HEAD)):
             self._held += more
         return self._held
@@ -153,7 +154,7 @@ class _Stream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """What is there, at least a byte; 0 at its end."""
+        """The bytes that have come, at least one; 0 at its end."""
         got = self._held[: len(buffer)] or self._more(len(buffer))
         self._held = self._held[len(buffer) :]
         buffer[: len(got)] = got
@@ -174,15 +175,15 @@ class _Stream(io.RawIOBase):
 
 @contextmanager
 def open_intake(source: Path, folder: Path, stopped: Callable[[], bool] = lambda: False) -> Iterator[Intake]:
-    """IN, ready to be read as often as need be.
+    """IN, ready to be read any number of times.
 
     Args:
         source: Its path, or `STDIN`.
-        folder: Where a copy may lie; made if it is needed.
+        folder: For a copy; made if it is needed.
         stopped: Whether to give up waiting for a pipe.
     Raises:
-        BadInput: it cannot be read, or holds no lines of UTF-8: one line, with what to do.
-        Stopped: `stopped()` while it was read.
+        BadInput: it cannot be read, or is not UTF-8 text; the message is one line and says what to do.
+        Stopped: `stopped()` became true while it was read.
     """
     name = "stdin" if source == STDIN else str(source)
     with ExitStack() as opened:
@@ -214,7 +215,7 @@ def _reading(name: str) -> Iterator[None]:
 
 
 def bounded_lines(file: BinaryIO, most: int) -> Iterator[bytes]:
-    """The lines of a file; of one that is longer than `most` bytes only the beginning, as a `Cut`."""
+    """The lines of a file; of a line longer than `most` bytes only the beginning, as a `Cut`."""
     while line := file.readline(most + 1):
         if len(line) <= most or line.endswith(b"\n"):
             yield line
@@ -281,7 +282,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _is_packed(head: bytes) -> bool:
-    # A zstd file may begin with a frame that is skipped, as pzstd's do.
+    # A zstd file may begin with a skippable frame, as those of pzstd do.
     return head.startswith((_GZIP, _ZSTD)) or (head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F)
 
 

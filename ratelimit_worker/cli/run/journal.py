@@ -1,9 +1,9 @@
-"""What is done already? OUT itself is the journal: a line is written once, whole, before its answer is forgotten.
+"""Which lines are done already? OUT itself is the journal: each line is written once, before Redis forgets its answer.
 
-Beside it, while a run is unfinished, stands `OUT.run` with the run's id: call ids follow from it, so a second start
-finds the calls of the first in Redis, be they answered or waiting. `OUT.summary.json` says how the last start ended.
+While a run is unfinished, the file `OUT.run` beside OUT has the run's id. Call ids are derived from it, so a second
+start finds the calls of the first in Redis, waiting or answered. `OUT.summary.json` says how the last start ended.
 
-A pipe or a terminal keeps nothing (`Stream`): what was written to it is gone, so there is nothing to resume.
+A pipe or a terminal cannot be read back (`Stream`), so such a run cannot be resumed.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from ratelimit_worker.private_files import open_file
 
 STDOUT = Path("-")
 
-_KINDS = 16  #: bits of a number in the table that say how a line ended; the others say where it stands in OUT
+_KINDS = 16  #: low bits of a number in the table: how a line ended; the other bits: the offset in OUT where it stands
 _MOST_KINDS = (1 << _KINDS) - 1
 _OTHER = Kind(End.FAILED, "other")
 
-_SAMPLE = 1_000  #: lines by which the number of all is estimated
+_SAMPLE = 1_000  #: lines from which the number of all lines is estimated
 
 _Line = tuple[str | None, str, bytes, End]
 
@@ -57,10 +57,10 @@ class Journal:
     """OUT of one run, open and locked.
 
     Args:
-        say: Takes a line for stderr.
+        say: Called with a message of one line, for stderr.
     Raises (on entering):
-        BadInput: it cannot be written, or is another kind of file.
-        OutFailed: another run writes it.
+        BadInput: OUT or `OUT.run` cannot be read or written, or has other content.
+        OutFailed: another run has it open.
     """
 
     def __init__(self, path: Path, say: Callable[[str], None] = lambda text: None) -> None:
@@ -70,20 +70,21 @@ class Journal:
         self.name = str(path)
         self._say = say
         self._fd = -1
-        self._ids = Ids()  #: by custom_id, or, where a line has none, by `id`: where it stands, and how it ended
+        self._ids = Ids()  #: custom_id (or `id`, if a line has none) → where the line stands, and how it ended
         self._kinds: list[Kind] = [ANSWER]
         self._kind_numbers: dict[Kind, int] = {ANSWER: 0}
-        self.repeated = 0  #: lines of OUT whose custom_id has one already
-        self.tokens = (0, 0)  #: of input, of output: counted for what was in OUT when it was opened
+        self.repeated = 0  #: lines of OUT with the custom_id of an earlier line
+        self.tokens = (0, 0)  #: input and output tokens of the lines that were in OUT when it was opened
         self.run = uuid.uuid4()
-        self.resumed = False  #: an unfinished run goes on
-        self.starts = 0  #: of this run, before this one
-        self.begun = datetime.now(UTC)  #: the first of them
-        self.taken_up: set[str] = set()  #: failed for the account's sake: OUT has them no more, and they are sent again
+        self.resumed = False  #: whether this start continues an unfinished run
+        self.starts = 0  #: earlier starts of this run
+        self.begun = datetime.now(UTC)  #: time of the run's first start
+        #: custom_ids of lines that failed because of the account: removed from OUT, and sent again
+        self.taken_up: set[str] = set()
 
     @property
     def keeps(self) -> bool:
-        """Whether a later start finds here what this one has written."""
+        """Whether a later start can read what this one has written, and resume."""
         return True
 
     def __enter__(self) -> Self:
@@ -118,12 +119,12 @@ class Journal:
         return self._kinds[number & _MOST_KINDS]
 
     def kind(self, custom_id: str | None, call_id: str) -> Kind | None:
-        """How a line ended that was in OUT when it was opened; None: it was not there."""
+        """How the line of this custom_id, or of this call, ended, if it was in OUT when that was opened; else None."""
         number = self._ids.get(_key(custom_id, call_id))
         return None if number is None else self.kind_of(number)
 
     def line(self, custom_id: str) -> bytes:
-        """The line of a custom_id that is in OUT.
+        """The text of the line with a custom_id that is in OUT.
 
         Raises:
             OutFailed: somebody has changed OUT meanwhile.
@@ -131,7 +132,7 @@ class Journal:
         number = self._ids.get(custom_id)
         assert number is not None
         left = BLOCK
-        with os.fdopen(os.dup(self._fd), "rb") as file, suppress(ValueError):  # of what is no line of OUT
+        with os.fdopen(os.dup(self._fd), "rb") as file, suppress(ValueError):  # raised for a line that is not OUT's
             file.seek(number >> _KINDS)
             while left > 0 and (text := file.readline()):
                 line, left = without_mark(text), left - len(text)
@@ -140,11 +141,12 @@ class Journal:
         raise OutFailed(f"{self.path} has changed while it is written; start the same command again")
 
     def write(self, lines: Iterable[_Line]) -> None:
-        """Append (custom_id, call id, line, end) each, and return when they are on disk.
+        """Append lines, each given as (custom_id, call id, line, end), and return when they are on disk.
+
+        Lines that are in OUT already are skipped.
 
         Raises:
-            OutFailed: the disk is full or gone, or another file stands in OUT's place. What was written of a line is
-                cut off.
+            OutFailed: the disk is full or gone, or another file has OUT's name. None of these lines is in OUT then.
         """
         written = [line for line in lines if not self.has(line[0], line[1])]
         if not written:
@@ -163,7 +165,7 @@ class Journal:
             end += len(line)
 
     def begin(self) -> None:
-        """Keep the run's id, before the first call is sent.
+        """Write `OUT.run`, before the first call is sent.
 
         Raises:
             OutFailed: the folder cannot be written.
@@ -180,7 +182,7 @@ class Journal:
         self._put(self.summary, json.dumps(fields, indent=2) + "\n")
 
     def finish(self) -> None:
-        """Every line is in OUT: the run is over."""
+        """Remove `OUT.run`: every line is in OUT, and the run is over."""
         self.sidecar.unlink(missing_ok=True)
 
     def _put(self, path: Path, text: str) -> None:
@@ -195,7 +197,7 @@ class Journal:
             raise OutFailed(f"{path}: {error.strerror}; make room, or choose another folder with -o") from error
 
     def close(self) -> None:
-        """Close OUT and let others have it."""
+        """Close OUT, which also unlocks it."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -211,16 +213,16 @@ class Journal:
         except BlockingIOError as error:
             raise self._in_use() from error
         if not os.path.samestat(os.fstat(self._fd), os.stat(self.path)):
-            raise self._in_use()  # it has put another file in this one's place since we opened it
+            raise self._in_use()  # the other run replaced the file after it was opened here
 
     def _in_use(self) -> OutFailed:
         return OutFailed(f"{self.path} is being written by another run; wait for it, or end it")
 
     def _check_place(self) -> None:
-        """Whether OUT still stands at its name: what is written to a removed file is lost.
+        """Check that OUT still has its name, as what is written to a removed file is lost; a removed OUT is made anew.
 
         Raises:
-            OutFailed: another file stands there.
+            OutFailed: another file has the name, or OUT cannot be made anew.
         """
         try:
             there = os.stat(self.path)
@@ -241,7 +243,7 @@ class Journal:
         number = at = 0  # lines and bytes before a block
         with os.fdopen(os.dup(self._fd), "rb") as file:
             if file.read(len(_BOM) + 1).removeprefix(_BOM)[:1] not in (b"{", b"", b"\n", b"\r", b" "):
-                raise self._foreign(1)  # it may be anything, and have no lines at all
+                raise self._foreign(1)  # checked first, since a file of another kind may have no line ends at all
             size = os.fstat(self._fd).st_size
 
             def long_line(start: int) -> bytes:
@@ -258,9 +260,9 @@ class Journal:
         self.taken_up = {custom_id for custom_id in self.taken_up if custom_id not in self._ids}
 
     def _read_plain(self, block: bytes, at: int, number: int) -> bool:
-        """Take in a block of OUT at one glance, and look only at what is no plain answer; False: it cannot be read so.
+        """Read a block of OUT in one pass, and line by line only what is no plain answer; False: it cannot be read so.
 
-        What is at one glance stands somewhere in its block: `line` looks for it there.
+        For lines that are read in one pass only the offset of their block is kept; `line` searches the block.
         """
         plain = plain_answers(block)
         if plain is None:
@@ -268,7 +270,7 @@ class Journal:
         self._took(plain.input_tokens, plain.output_tokens)
         texts: list[bytes] = []
         begin = 0
-        for passed, other in enumerate((*plain.others, None)):  # in their order: of two lines the first counts
+        for passed, other in enumerate((*plain.others, None)):  # in order, since the first of two equal ids counts
             end = None if other is None else other - passed
             again = self._ids.add_all(plain.custom_ids[begin:end], at << _KINDS)
             if (again or other is not None) and not texts:
@@ -283,27 +285,27 @@ class Journal:
         return True
 
     def _read_lines(self, block: bytes, at: int, number: int) -> None:
-        """Take in a block of OUT line by line."""
+        """Read a block of OUT line by line."""
         for nth, line in enumerate(lines_of(block), number):
             try:
                 self._read_line(line, at, nth)
             except BadInput:
                 if line.endswith(b"\n") or not is_torn(line):
                     raise
-                os.ftruncate(self._fd, at)  # a crash cut it: its answer is still in Redis
+                os.ftruncate(self._fd, at)  # a crash cut the line off; its answer is still in Redis
                 return
             at += len(line)
-            if not line.endswith(b"\n"):  # an editor may have taken it away
+            if not line.endswith(b"\n"):  # an editor may have removed it
                 self._append(b"\n")
 
     def _read_line(self, line: bytes, at: int, number: int) -> None:
-        """Take in a line of OUT.
+        """Read a line of OUT.
 
         Args:
-            at: Where it stands, or the block in which it does.
-            number: Of lines before it.
+            at: Offset of the line, or of its block, in bytes.
+            number: How many lines come before it.
         Raises:
-            BadInput: it is none.
+            BadInput: it is no line of Batch output.
         """
         try:
             read = _read_line(line)
@@ -332,24 +334,24 @@ class Journal:
         return number
 
     def _take_up(self) -> None:
-        """Take out of OUT what failed for the account's sake: it is sent again, and each line is in OUT once.
+        """Remove the lines from OUT that failed because of the account, since they are sent again.
 
         Raises:
-            OSError: there is no room beside it; OUT is as it was.
+            OSError: the new file cannot be written; OUT is unchanged.
         """
         if self.taken_up:
             self._rewrite(lambda line: not _is_taken_up(line))
             self._ids, self.repeated = Ids(), 0
             taken_up = self.taken_up
             self.taken_up = set()
-            self._read()  # its lines stand elsewhere now
+            self._read()  # the lines have other offsets now
             self.taken_up = taken_up
 
     def _rewrite(self, kept: Callable[[bytes], bool]) -> None:
-        """Write OUT anew, with the lines of it that are kept.
+        """Replace OUT by a file that has only the lines for which `kept` is true.
 
         Raises:
-            OSError: there is no room beside it; OUT is as it was.
+            OSError: the new file cannot be written; OUT is unchanged.
         """
         path = Path(os.path.realpath(self.path))
         partial = path.with_name(path.name + ".tmp")
@@ -389,7 +391,7 @@ class Journal:
 
 
 class Stream(Journal):
-    """OUT that keeps nothing: stdout, a pipe, a device. What is written there is read by others as it comes."""
+    """OUT that cannot be read back: stdout, a pipe, a device."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -397,7 +399,7 @@ class Stream(Journal):
 
     @property
     def keeps(self) -> bool:
-        """It does not."""
+        """False: what was written cannot be read back."""
         return False
 
     def __enter__(self) -> Self:
@@ -407,17 +409,17 @@ class Stream(Journal):
             if self.path == STDOUT:
                 self._fd = os.dup(1)
             else:
-                self._fd = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)  # a pipe that nobody reads says so
+                self._fd = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)  # fails at once if a pipe has no reader
                 os.set_blocking(self._fd, True)
         except OSError as error:
             raise BadInput(f"{self.name}: {error.strerror or error}; choose another file with -o") from error
         return self
 
     def write(self, lines: Iterable[_Line]) -> None:
-        """Write (custom_id, call id, line, end) each.
+        """Write lines, each given as (custom_id, call id, line, end).
 
         Raises:
-            OutFailed: nobody reads it any more.
+            OutFailed: it cannot be written, mostly since nobody reads it any more.
         """
         try:
             self._append(b"".join(line for _, _, line, _ in lines))
@@ -425,13 +427,13 @@ class Stream(Journal):
             raise OutFailed(f"{self.name}: {error.strerror}; with a file after -o a run can be resumed") from error
 
     def begin(self) -> None:
-        """There is nothing to keep."""
+        """Do nothing: such a run cannot be resumed."""
 
     def put_summary(self, fields: Mapping[str, Any]) -> None:
-        """There is nothing to put it beside."""
+        """Do nothing: there is no file to put a summary beside."""
 
     def finish(self) -> None:
-        """There is nothing to remove."""
+        """Do nothing: there is no `OUT.run`."""
 
 
 def open_out(path: Path, say: Callable[[str], None]) -> Journal:
@@ -439,7 +441,7 @@ def open_out(path: Path, say: Callable[[str], None]) -> Journal:
     try:
         streams = path == STDOUT or not stat.S_ISREG(path.stat().st_mode)
     except OSError:
-        streams = False  # it is not there yet, or cannot be: entering it says so
+        streams = False  # it does not exist yet, or cannot be used; entering it raises the error
     return Stream(path) if streams else Journal(path, say)
 
 
@@ -454,7 +456,7 @@ def _read_line(line: bytes) -> OutLine | None:
     """A line of OUT; None: it is blank.
 
     Raises:
-        ValueError: it is none of OUT's.
+        ValueError: it is no line of Batch output.
     """
     text = without_mark(line)
     return read_out(text) if text.strip() else None

@@ -1,6 +1,6 @@
-"""How does a file go through the lanes? A window of calls is out; what is answered makes room for the next lines.
+"""How does a file go through the lanes? A window of calls is under way; each answer lets a further line be sent.
 
-One thread: it sends, asks Redis for many results at once, writes them to OUT, and only then forgets them.
+A single thread sends calls, asks Redis for many results at once, writes them to OUT, and only then deletes them there.
 """
 
 from __future__ import annotations
@@ -49,36 +49,36 @@ from ratelimit_worker.providers.http import wait_for_key
 from ratelimit_worker.stores import keys
 from ratelimit_worker.stores.reach import redis_errors
 
-WINDOW = 10_000  #: calls that are out at once; what is out costs 0.3 kB here, its text is in Redis alone
-WINDOW_BYTES = 256 * 1024 * 1024  #: ... and so much text of theirs
+WINDOW = 10_000  #: most calls under way (sent, and not yet in OUT); each takes 0.3 kB here, its text is only in Redis
+WINDOW_BYTES = 256 * 1024 * 1024  #: ... and their text in all, above which no further call is sent
 ASK_AT_ONCE = 2_000  #: results that are asked for in one turn
 CHUNK = 100  #: lines that are read at once
-CHUNK_BYTES = 4 * 1024 * 1024  #: ... and no further line beyond so much text
-POLL_S = 0.1
-SEND_S = 0.1  #: longest time of sending before answers are looked after
-PAYLOADS_A_LINE = 4  #: what JSON spends on blanks and escapes
+CHUNK_BYTES = 4 * 1024 * 1024  #: ... or fewer, once they have so much text
+POLL_S = 0.1  #: pause after a turn in which nothing was sent or answered
+SEND_S = 0.1  #: longest time of sending before answers are collected again
+PAYLOADS_A_LINE = 4  #: a line may be so many times as long as a payload, since JSON may have blanks and escapes
 MB = 1024 * 1024
-AWAY_S = 60.0  #: so long Redis may be away
-AUDIT_S = 15.0  #: how often calls are looked for that Redis has lost
+AWAY_S = 60.0  #: how long Redis may be away
+AUDIT_S = 15.0  #: how often to check for calls that Redis has lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the command was told."""
+    """How the lines are sent."""
 
-    context: str  #: of the calls, by which their attempts are counted
-    queue: str | None = None  #: None: where the app sends calls by itself
-    lane: str | None = None  #: for all lines; None: provider and model of each
+    context: str  #: context of the calls, by which their attempts are found in the database
+    queue: str | None = None  #: queue of the run's own workers; None: as the app routes, to the cluster's workers
+    lane: str | None = None  #: for all lines; None: by provider and model of each line
     rpm: float | None = None
     tpm: float | None = None
-    allowed_paths: frozenset[str] = frozenset()  #: beside the known endpoints
+    allowed_paths: frozenset[str] = frozenset()  #: paths that lines may use in addition to the known endpoints
     waits_for_account: bool = True  #: False: a key that is not accepted, or a used-up quota, ends the run
-    once: bool = False  #: lines that ask the same are asked once, and each gets the answer
+    once: bool = False  #: identical requests are sent once, and each line gets the answer
 
 
 @dataclass(frozen=True, slots=True)
 class _Out:
-    """A call that is out."""
+    """A call that was sent, and whose answer is not in OUT yet; with its line in IN."""
 
     custom_id: str
     number: int
@@ -93,8 +93,8 @@ class Session:
 
     Args:
         begin: Called once, before the first call is sent.
-        made: Attempts that were made at a call, by its id; asked of those that are sent again.
-        say: Takes a line for stderr.
+        made: Returns how many attempts were made at a call, by its id; asked only for calls that are sent again.
+        say: Called with a message of one line, for stderr.
     """
 
     def __init__(
@@ -111,31 +111,31 @@ class Session:
         self.journal, self.cluster, self.options = journal, cluster, options
         self.intake, self._begin, self._say, self._made, self._stopped = intake, begin, say, made, stopped
         self.lanes: set[str] = set()  #: lanes that were used
-        self.joined = 0  #: lines that had the answer of an identical one that was on its way
-        self.cached = 0  #: ... of one that was in OUT already
+        self.joined = 0  #: lines that got the answer of an identical line that was on its way
+        self.cached = 0  #: lines that got the answer of an identical line that was in OUT already
         self._addresses = Addresses(cluster.environ)
         self._most_bytes = round(cluster.settings.max_payload_mb * PAYLOADS_A_LINE * MB)
         self._reader = LineReader(journal.run, options.allowed_paths, self._addresses.below)
-        self._same = Ids()  #: of texts that were asked: offset of the line that asks
+        self._same = Ids()  #: request without its id → offset of the line that asks it (`Options.once`)
         self._survey = self._look_through()
         self.total = self._survey.total  #: lines that are not blank
         self.before: Tally = self._survey.before  #: lines that were in OUT when this began
-        self.tally: Tally = self.before.copy()  #: all of them
+        self.tally: Tally = self.before.copy()  #: all lines that are in OUT
         self._results = Results(cluster.app)
         self._out: dict[str, _Out] = {}
         self._out_bytes = 0
         self.account = Account(cluster, waits=options.waits_for_account)
-        self._owed: list[tuple[float, str, _Out]] = []  #: heap of lines that are sent again: when, monotonic seconds
-        self._asking: set[str] = set()  #: calls that ask for others too, until they are written (`Options.once`)
-        self._twins: dict[str, array[int]] = {}  #: call id → offsets and numbers of the lines that wait for its answer
+        self._owed: list[tuple[float, str, _Out]] = []  #: heap of lines to send again: monotonic seconds, call id, line
+        self._asking: set[str] = set()  #: calls whose answer identical lines may share, not yet in OUT (`Options.once`)
+        self._twins: dict[str, array[int]] = {}  #: call id → offset and number of each line that waits for its answer
         self._pending: deque[Ask] = deque()
         self._lines: Iterator[Ask | Bad] | None = None
         self._read_all = False
         self._begun = False
-        self._check = journal.resumed  #: whether Redis may know lines that are about to be sent
-        self._known: set[str] = set()  #: of the pending ones, those that Redis knows
-        self._over: set[str] = set()  #: ... and those that have ended there, and left no answer: they are made anew
-        self._missing: set[str] = set()
+        self._check = journal.resumed  #: whether Redis may know some of the pending calls already
+        self._known: set[str] = set()  #: pending calls that Redis knows: waiting, running or answered
+        self._over: set[str] = set()  #: pending calls that ended in Redis without an answer there: they are sent anew
+        self._missing: set[str] = set()  #: calls that the last audit did not find in Redis
         self._away_since_s: float | None = None
         self._audit_at_s = time.monotonic() + AUDIT_S
         self._providers: set[str] = set()
@@ -152,16 +152,16 @@ class Session:
 
     @property
     def begun(self) -> bool:
-        """Whether anything was about to be sent."""
+        """Whether `begin` was called: the first call was sent, or was about to be."""
         return self._begun
 
     @property
     def out(self) -> int:
-        """Calls that are out: waiting or running."""
+        """Calls that were sent and whose answers are not in OUT yet."""
         return len(self._out)
 
     def go(self, stopped: Callable[[], bool], tick: Callable[[], None]) -> None:
-        """Send and collect until every line is in OUT, `stopped()`, or the account ends it (`Account.ended_by`).
+        """Send and collect until every line is in OUT, `stopped()` is true, or `Account.ended_by` is set.
 
         Raises:
             StoreUnavailable: Redis was away for longer than a minute.
@@ -177,10 +177,10 @@ class Session:
                 self._say(f"a worker ended and was started anew: {exited}")
             tick()
             if not moved:
-                time.sleep(POLL_S)  # in short: a signal's handler runs in between, and Event.wait may deadlock
+                time.sleep(POLL_S)  # no Event that the signal's handler sets: waiting for one there may deadlock
 
     def collect(self) -> int:
-        """Write what is answered to OUT; returns how many.
+        """Write answers that have come to OUT; returns how many. Asks for at most `ASK_AT_ONCE` calls, in turn.
 
         Raises:
             StoreUnavailable: Redis is away.
@@ -192,7 +192,7 @@ class Session:
             others = len(asked) < len(self._out)
             settled = self._results.settled(asked)
             self._write(settled)
-            if others:  # they have their turn next
+            if others:  # move these to the end, so that the others are asked for next
                 for call_id in asked:
                     if call_id in self._out:
                         self._out[call_id] = self._out.pop(call_id)
@@ -200,7 +200,7 @@ class Session:
         return moved
 
     def collect_all(self) -> None:
-        """Write all that is answered to OUT.
+        """Write all answers that have come to OUT.
 
         Raises:
             As `collect`.
@@ -209,7 +209,7 @@ class Session:
             self.collect()
 
     def withdraw(self) -> None:
-        """Nothing that is out was answered, nor will be: it is sent anew when the run goes on.
+        """Delete the results of all calls that are not in OUT; a later start, if there is one, sends them anew.
 
         Raises:
             StoreUnavailable: Redis is away.
@@ -230,14 +230,14 @@ class Session:
                 self._say(f"waiting for Redis: {error}")
             if now_s - self._away_since_s > AWAY_S:
                 raise StoreUnavailable(f"{error}; resume with the same command") from error
-            self._check = True  # what was being sent may have arrived
+            self._check = True  # the call that was being sent may have arrived
             time.sleep(POLL_S)
             return 0
         self._away_since_s = None
         return moved
 
     def _look_through(self) -> Survey:
-        """Count the lines, and name those that cannot be sent: a person may stop before anything is paid for."""
+        """Survey IN, and name lines that cannot be sent, so that a person can stop before anything is paid for."""
         index = None
         if self.options.once:
 
@@ -251,7 +251,7 @@ class Session:
         )
 
     def _to_send(self) -> Iterator[Ask | Bad]:
-        """The lines that are not in OUT."""
+        """The lines of IN that are not in OUT, in their order."""
         survey, repeats = self._survey, iter(self._survey.repeats)
         if survey.first is None:
             return
@@ -286,7 +286,7 @@ class Session:
         return len(self._out) + len(self._owed) < WINDOW and self._out_bytes < WINDOW_BYTES
 
     def _read(self) -> bool:
-        """Read on until there is something to send; False: there is nothing left."""
+        """Read lines until there is a call to send; False: all lines are read. Lines that cannot be sent go to OUT."""
         assert self._lines is not None
         while not self._pending:
             bad, many = list[Bad](), 0
@@ -312,20 +312,20 @@ class Session:
         return True
 
     def _follows(self, ask: Ask) -> bool:
-        """Whether a line has the answer of one before it that asks the same, or waits for that."""
+        """Whether an earlier, identical line answers this one: from OUT at once, or when its answer comes."""
         if not self.options.once:
             return False
         wanted = same_ask(ask)
         offset = self._same.add(wanted, ask.offset)
         first = ask if offset is None else self._at(offset)
-        if isinstance(first, Ask) and offset is not None and same_ask(first) == wanted:  # else two texts with one hash
+        if isinstance(first, Ask) and offset is not None and same_ask(first) == wanted:  # else only hashes are equal
             if first.call_id in self._asking:
                 self._twins.setdefault(first.call_id, array("Q")).extend((ask.offset, ask.number))
                 return True
             if self.journal.has(first.custom_id, first.call_id):
                 kept = self.journal.line(first.custom_id)
                 end = read_out(kept).end
-                if end is not End.FAILED:  # else it may be answered, another time
+                if end is not End.FAILED:  # a call that failed may succeed now
                     self._keep([(ask.custom_id, ask.call_id, line_for(kept, ask.call_id, ask.custom_id), end)])
                     self.tally.took(*read_out(kept).tokens)
                     self.cached += 1
@@ -335,7 +335,7 @@ class Session:
         return False
 
     def _enqueue(self, ask: Ask) -> bool:
-        """Send a call, unless Redis knows it; False: its lane is full."""
+        """Send a call, unless Redis knows it already; False: its lane is full."""
         lane = self.options.lane or builtin.lane_of_line(ask.url, ask.body)
         self._first_of_provider(ask.url)
         try:
@@ -362,13 +362,16 @@ class Session:
         return True
 
     def _before(self, ask: Ask) -> int | None:
-        """Attempts at a line that is made anew under its id, each of which has a row; None: it was not made before."""
+        """Attempts that were made at a call which is sent again under its id (each has a row); None: it is new."""
         owed = self.account.is_owed(ask.call_id) or ask.custom_id in self.journal.taken_up
         again = owed or ask.call_id in self._over
         return self._made(ask.call_id) if again else None
 
     def _first_of_provider(self, url: str) -> None:
-        """Better one sentence now than an error on every line. Only our own workers have our environment."""
+        """Check proxy, address and key at the first call to a provider: one error now instead of one for each line.
+
+        Only for own workers: the cluster's have another environment.
+        """
         api = api_of(url)
         if self.options.queue is not None and api.PROVIDER not in self._providers:
             network.check(self.cluster.environ)
@@ -385,7 +388,7 @@ class Session:
         if lane in self.lanes:
             return
         told = self.options.rpm is not None or self.options.tpm is not None
-        if told or self.cluster.embedded:  # our own Redis remembers what an earlier run was told: that is over
+        if told or self.cluster.embedded:  # the embedded Redis may have limits of an earlier run: they are replaced
             limits = self.cluster.settings.lanes.get(lane) or LaneLimits()
             if told:
                 limits = replace(limits, rpm=self.options.rpm, tpm=self.options.tpm, unlimited=False)
@@ -396,7 +399,7 @@ class Session:
         self.lanes.add(lane)
 
     def _in_redis(self, call_ids: list[str]) -> set[str]:
-        """Those of the calls that wait, run or are answered: nothing is sent for them."""
+        """Those of the calls that wait, run or are answered, and so are not sent; also sets `_over`."""
         with redis_errors(), self.cluster.services.redis.pipeline(transaction=False) as pipe:
             for call_id in call_ids:
                 pipe.exists(keys.call(call_id))
@@ -404,7 +407,7 @@ class Session:
             replies = pipe.execute()
         found = {call_id for call_id, there in zip(call_ids, replies[::2], strict=True) if there}
         over = {call_id for call_id, ended in zip(call_ids, replies[1::2], strict=True) if ended}
-        # Asked second: a call that is acknowledged in between has its result by then.
+        # Results are asked for second: a call that is acknowledged between the two questions has its result by then.
         found |= self._results.over(call_ids)
         self._over = over - found
         return found
@@ -413,7 +416,7 @@ class Session:
 
     def _write(self, settled: list[Settled]) -> None:
         lines: list[tuple[str | None, str, bytes, End]] = []
-        for one in settled if self.options.queue is not None else ():  # our own workers have our base URL
+        for one in settled if self.options.queue is not None else ():  # only own workers have this run's base URL
             self._addresses.hear(self._out[one.call_id].url, one.value, one.error)
         for one in settled:
             out = self._out[one.call_id]
@@ -439,7 +442,7 @@ class Session:
 
     def _keep(self, lines: list[tuple[str | None, str, bytes, End]]) -> None:
         for _, call_id, line, _ in lines:
-            # First: a crash in between leaves the answer in Redis, where the line that asked finds it again.
+            # Before the line itself: after a crash between the two its answer is still in Redis, and is found again.
             self._answer_twins(call_id, line)
             self._asking.discard(call_id)
         self.journal.write(lines)
@@ -462,7 +465,10 @@ class Session:
             self.joined += len(texts)
 
     def _audit(self) -> None:
-        """A Redis that came back without what it knew has no result for ever: send such calls again."""
+        """Find calls that Redis has lost (it restarted without its data), and send them again.
+
+        A call counts as lost if two audits in a row miss it.
+        """
         if time.monotonic() < self._audit_at_s:
             return
         self._audit_at_s = time.monotonic() + AUDIT_S
@@ -484,7 +490,7 @@ class Session:
         return read
 
     def _at(self, offset: int, number: int = 0) -> Ask | Bad | None:
-        """The line that begins there; None: there is none."""
+        """The line that begins at this offset (bytes); None: there is none."""
         for _, _, text in islice(numbered(self.intake.lines(self._most_bytes, offset)), 1):
             return self._reader.read(text, number, offset, partial(_always, None))
         return None

@@ -1,6 +1,6 @@
-"""What stands in IN, before anything is sent? How many lines, which of them are in OUT, and which cannot be sent.
+"""What does IN contain, before anything is sent? How many lines, which are in OUT already, and which cannot be sent.
 
-A line that is in order is looked at without its body; what the survey keeps of each is a byte.
+The body of a valid line is not decoded in full; the survey keeps one byte for each line.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from ratelimit_worker.cli.run.journal import Journal
 from ratelimit_worker.cli.run.tally import Tally
 from ratelimit_worker.errors import BadInput
 
-DONE, SEND, BAD, REPEATED = range(4)  #: in OUT, or blank; to be sent; cannot be; has the custom_id of another line
-MOST_NAMED = 20  #: lines that are named one by one
-_LOOK_AT = 4_096  #: bytes of a first line
-_SAMPLE = 1_000  #: lines by which the number of all is estimated
+DONE, SEND, BAD, REPEATED = range(4)  #: in OUT, or blank; to be sent; cannot be sent; has an earlier line's custom_id
+MOST_NAMED = 20  #: lines that cannot be sent and are named one by one
+_LOOK_AT = 4_096  #: bytes of the first line that are checked for UTF-8
+_SAMPLE = 1_000  #: lines from which the number of all lines is estimated
 
 
 @dataclass(slots=True)
 class Survey:
-    """The lines of IN."""
+    """What is known of the lines of IN."""
 
-    total: int = 0  #: that are not blank
-    before: Tally = field(default_factory=Tally)  #: that are in OUT
-    first: tuple[int, int] | None = None  #: number and offset of the first that is not in OUT
-    repeats: array[int] = field(default_factory=lambda: array("Q"))  #: for each REPEATED the line that has its id
+    total: int = 0  #: lines that are not blank
+    before: Tally = field(default_factory=Tally)  #: lines that were in OUT before anything was sent
+    first: tuple[int, int] | None = None  #: number and offset of the first line that is not in OUT
+    repeats: array[int] = field(default_factory=lambda: array("Q"))  #: for each REPEATED the first line with its id
     _states: bytearray = field(default_factory=bytearray)
 
     def state(self, number: int) -> int:
-        """Of a line, from 1.
+        """DONE, SEND, BAD or REPEATED, of the line with this number (from 1).
 
         Raises:
             BadInput: there was no such line.
@@ -45,17 +45,17 @@ class Survey:
         return self._states[number - 1]
 
     def leave_out_last(self) -> None:
-        """Its last line is no line yet."""
+        """Forget the last line: it is still being written."""
         self.total -= 1
         if self._states.pop() == REPEATED:
             self.repeats.pop()
 
     def note(self, number: int, state: int) -> None:
-        """Take note of a line; those that are left out are blank."""
+        """Keep the state of a line; lines that were skipped before it are blank."""
         self.note_all(number, bytes((state,)))
 
     def note_all(self, number: int, states: bytes) -> None:
-        """Take note of lines that follow one another, from this one on; those that are left out before are blank."""
+        """Keep the states of consecutive lines from `number` on; lines that were skipped before are blank."""
         if number > len(self._states) + 1:
             self._states.extend(bytes(number - 1 - len(self._states)))
         self._states.extend(states)
@@ -70,7 +70,7 @@ class _Unsendable:
         self._last = 0
 
     def add(self, number: int, why: str) -> None:
-        """One more."""
+        """Add a line and the reason."""
         self._last = number
         if len(self._named) < MOST_NAMED:
             self._named.append((number, why))
@@ -78,7 +78,7 @@ class _Unsendable:
             self._more += 1
 
     def leave_out(self, number: int) -> None:
-        """This line, the last that was looked at, is no line yet."""
+        """Forget this line if it was the last that was added: it is still being written."""
         if self._last != number:
             return
         if self._more:
@@ -87,7 +87,7 @@ class _Unsendable:
             self._named.pop()
 
     def tell(self, say: Callable[[str], None], name: str) -> None:
-        """Say which they are."""
+        """Name them, one message a line."""
         for number, why in self._named:
             say(f"{name}, line {number}: {why}")
         if self._more:
@@ -95,10 +95,10 @@ class _Unsendable:
 
 
 class _Surveyor:
-    """Looks at lines in their order, and takes note of each.
+    """Reads lines in their order, and keeps the state of each.
 
     Args:
-        answered: Takes number, offset and text of each line that is in OUT.
+        answered: Called with number, offset and text of each line that is in OUT.
     """
 
     def __init__(
@@ -109,21 +109,21 @@ class _Surveyor:
         answered: Callable[[int, int, bytes], None] | None,
     ) -> None:
         self.survey, self.unsendable = Survey(), _Unsendable()
-        self.met = Met(journal.ids)  #: the custom_ids so far
+        self.met = Met(journal.ids)  #: the custom_ids so far, with their lines
         self.before = Counter[Kind]()
         self.objects = 0
-        self.opening = b""  #: the first line, or the block that it begins
-        self.why = ""  #: the first line cannot be sent
-        self.last = 0, 0, False  #: number and offset of the last line, and whether it is no JSON object
+        self.opening = b""  #: the first line, or the block that begins with it
+        self.why = ""  #: why the first bad line cannot be sent
+        self.last = 0, 0, False  #: number and offset of the last line, and whether it is anything but a JSON object
         self._intake, self._reader, self._journal, self._answered = intake, reader, journal, answered
-        self._used: int | None = None  #: the line that has the custom_id of the one that is looked at
+        self._used: int | None = None  #: the earlier line with the custom_id of the current one
 
     def look_at_block(self, block: bytes, number: int, offset: int) -> None:
-        """Take note of a block of lines.
+        """Keep the states of a block of lines.
 
         Args:
-            number: Of its first line.
-            offset: Of its first line.
+            number: Number of its first line.
+            offset: Offset of its first line, in bytes.
         Raises:
             BadInput: the first of all lines says that the file is a JSON array.
         """
@@ -144,7 +144,7 @@ class _Surveyor:
                 self._note(text, at, start, custom_id)
 
     def _look_at(self, text: bytes, number: int, offset: int) -> None:
-        """Take note of a line. A custom_id that nobody had before is enough; else the whole line is read."""
+        """Keep the state of a line. It is read in full only if its custom_id is missing, wrong or came before."""
         if not self.survey.total and array_of_lines(text, alone=False):
             raise _array(self._intake)
         custom_id = self._reader.custom_id(text)
@@ -165,7 +165,7 @@ class _Surveyor:
         return self._used
 
     def _note_all(self, numbers: list[int | None], block: bytes, number: int, offset: int) -> None:
-        """Take note of lines that can be sent, or are in OUT: then each has its number there."""
+        """Keep the states of valid lines; `numbers`: for each its number in `Journal.ids`, None if it is not in OUT."""
         survey = self.survey
         survey.total += len(numbers)
         self.objects += len(numbers)
@@ -217,14 +217,14 @@ def look_through(
     stopped: Callable[[], bool],
     answered: Callable[[int, int, bytes], None] | None = None,
 ) -> Survey:
-    """Look at each line, and name those that cannot be sent.
+    """Read each line of IN, and name those that cannot be sent.
 
     Args:
-        most_bytes: Of a line.
-        answered: Takes number, offset and text of each line that is in OUT.
+        most_bytes: Longest line that is read in full, in bytes.
+        answered: Called with number, offset and text of each line that is in OUT.
     Raises:
-        BadInput: it holds no line of a Batch file.
-        Stopped: `stopped()`.
+        BadInput: no line is a line of a Batch file.
+        Stopped: `stopped()` became true.
     """
     surveyor = _Surveyor(intake, reader, journal, answered)
     survey, unsendable = surveyor.survey, surveyor.unsendable
@@ -261,11 +261,11 @@ def _array(intake: Intake) -> BadInput:
 
 
 def _nothing(intake: Intake, opening: bytes, why: str) -> BadInput:
-    """The error of an IN that holds no line of a Batch file, with what it may be instead.
+    """The error for an IN without any line of a Batch file, with a hint what it may be instead.
 
     Args:
-        opening: Its first line, or the beginning of that.
-        why: Of the first line that cannot be sent.
+        opening: Its first line, or the beginning of it.
+        why: Why the first bad line cannot be sent.
     """
     if not opening:
         return BadInput(f"{intake.name} holds no line")
@@ -288,5 +288,5 @@ def _is_utf8(text: bytes) -> bool:
     try:
         text[:_LOOK_AT].decode()
     except UnicodeDecodeError as error:
-        return error.start > _LOOK_AT - 4  # cut within a character
+        return error.start > _LOOK_AT - 4  # the cut was inside a character
     return True

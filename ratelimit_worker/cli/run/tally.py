@@ -1,4 +1,4 @@
-"""How many lines ended in which way? What the summary of a run counts, by the lines of IN."""
+"""How many lines of IN ended in which way? The counts for the summary of a run."""
 
 from __future__ import annotations
 
@@ -8,45 +8,45 @@ from typing import Any
 
 from ratelimit_worker.batchfile import End, Kind
 
-_MOST_SHOWN = 5  #: ways in a line
+_MOST_SHOWN = 5  #: most frequent ways that are named in a message
 
 
 @dataclass(slots=True)
 class Tally:
-    """Lines that are over, and what their answers took."""
+    """Counts of lines that are done, and of the tokens of their answers."""
 
-    lines: int = 0
+    lines: int = 0  #: all that are done
     ends: Counter[End] = field(default_factory=Counter)
     ways: dict[End, Counter[str]] = field(default_factory=lambda: {End.REFUSED: Counter(), End.FAILED: Counter()})
     input_tokens: int = 0
     output_tokens: int = 0
 
     def count(self, kind: Kind, many: int = 1) -> None:
-        """So many more lines."""
+        """Add `many` lines that ended in this way."""
         self.lines += many
         self.ends[kind.end] += many
         if kind.way:
             self.ways[kind.end][kind.way] += many
 
     def took(self, input_tokens: int, output_tokens: int) -> None:
-        """What an answer took."""
+        """Add the tokens of an answer; negative numbers take them back."""
         self.input_tokens += input_tokens
         self.output_tokens += output_tokens
 
     def copy(self) -> Tally:
-        """As it is now."""
+        """An independent copy."""
         ways = {end: Counter(of) for end, of in self.ways.items()}
         return Tally(self.lines, Counter(self.ends), ways, self.input_tokens, self.output_tokens)
 
     @property
     def all_refused_as(self) -> str:
-        """The way in which every line was refused, where it is one and the same; "" otherwise."""
+        """The way in which every line was refused, if it is the same for all; "" otherwise."""
         ways = self.ways[End.REFUSED]
         same = len(ways) == 1 and self.ends[End.REFUSED] == self.lines > 0
         return next(iter(ways)) if same else ""
 
     def as_json(self) -> dict[str, Any]:
-        """For a machine."""
+        """The counts for `OUT.summary.json`."""
         return {
             "lines": self.lines,
             **{end.value: self.ends[end] for end in End},
@@ -60,7 +60,7 @@ class Tally:
 
     @property
     def ways_in_words(self) -> list[str]:
-        """Such as "failed: 3 invalid_line, 1 conflict"; none where nothing was refused or has failed."""
+        """Texts such as "failed: 3 invalid_line, 1 conflict"; empty if no line was refused or failed."""
         return [f"{end.value}: {_most(ways)}" for end, ways in self.ways.items() if ways]
 
 

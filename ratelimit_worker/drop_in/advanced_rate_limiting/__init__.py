@@ -1,4 +1,4 @@
-"""The old import path: teams have `from advanced_rate_limiting import …` in their code. Re-exports of ratelimit_worker.
+"""The former import path, for code with `from advanced_rate_limiting import …`: re-exports names of ratelimit_worker.
 
 The wheel and an editable install ship this folder as a top-level package (`force-include` in pyproject.toml); nothing
 imports it from here.
@@ -20,7 +20,7 @@ __all__ = ["AdvancedRateLimiter", "get_advanced_rate_limiter", "make_optimized_l
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:  # loaded when it is used: `python -m advanced_rate_limiting.utilities --help` needs none of it
+    if name in __all__:  # loaded on first use: `python -m advanced_rate_limiting.utilities --help` needs nothing of it
         from ratelimit_worker import inprocess
 
         return getattr(inprocess, name)

@@ -1,4 +1,4 @@
-"""The old place of the decorator."""
+"""The former module of the decorator `optimize_api_call`, kept for existing imports."""
 
 from __future__ import annotations
 

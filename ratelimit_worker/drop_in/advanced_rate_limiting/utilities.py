@@ -1,6 +1,6 @@
-"""The old command line: `python -m advanced_rate_limiting.utilities emergency|stats|analytics …`, or this file's path.
+"""The former command line: `python -m advanced_rate_limiting.utilities emergency|stats|analytics …`, or by file path.
 
-Each command is `ratelimit-worker`'s own, with its options and exit codes.
+The commands are those of `ratelimit-worker`, with the same options and exit codes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How is an answer kept between SETTLE and the ack? As JSON, so that a second delivery returns it and sends nothing."""
+"""How an answer is kept between its settlement and the ack: as JSON. A second delivery of the call returns it."""
 
 from __future__ import annotations
 
@@ -16,19 +16,25 @@ class Answers:
     dumps: Callable[[Any], str]
     loads: Callable[[str], Any]
 
-    def value(self, value: Any) -> bytes:
-        """A result; empty where it is no JSON: then Celery says so when it stores the result."""
+    def value(self, value: Any, by: str | None = None) -> bytes:
+        """Encode a result; empty: it is not JSON, and Celery will say so when it stores the result.
+
+        Args:
+            by: W3C traceparent of the call that asked, for the traces of calls that get its answer; it stands first,
+                where enqueue.lua looks for it.
+        """
         try:
-            return self.dumps({"value": value}).encode()
+            return self.dumps({"value": value} if by is None else {"by": by, "value": value}).encode()
         except (TypeError, ValueError, RecursionError):
             return b""
 
-    def error(self, error: BaseException) -> bytes:
-        """A final failure of ours."""
-        return self.dumps({"error": [type(error).__name__, list(error.args)]}).encode()
+    def error(self, error: BaseException, by: str | None = None) -> bytes:
+        """Encode a final failure, one of our errors; `by` as of `value`."""
+        told = {"error": [type(error).__name__, list(error.args)]}
+        return self.dumps(told if by is None else {"by": by, **told}).encode()
 
     def passed(self) -> bytes:
-        """The framework took over (a retry was sent, the call was ignored): nothing is left to do."""
+        """Encode that there is no answer: the framework took over (a retry was sent, the call was ignored)."""
         return b'{"passed": true}'
 
     def decode(self, raw: bytes) -> tuple[str, Any]:

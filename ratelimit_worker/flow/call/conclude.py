@@ -1,12 +1,11 @@
-"""What follows from an attempt that was made? One `Conclusion`, from values alone.
+"""What follows from an attempt? One `Conclusion`, from values alone.
 
-No I/O, no clock and no state, and chance is passed in: who ran the function, in whatever way (`flow.call.execute` in a
-worker's thread, `flow.call.admit` in a caller's thread or event loop), hands over what came of it, and acts on what
-comes back. Health costs an exchange with Redis, so it is asked for between two steps, and only where the failure calls
-for it:
+There is no I/O, clock or state here, and randomness is passed in. `flow.call.execute` (in a worker's thread) and
+`flow.call.admit` (in a caller's thread or event loop) run the function, pass in a `Ran`, and act on the `Conclusion`.
+The lane's health costs an exchange with Redis, so it is asked for between two steps, and only if a failure needs it:
 
-    failed = failed_by(ran, rules)                which failure there is to be judged
-    judge.needs_health(failed, rules.policy)      whether its judgement depends on how the lane is
+    failed = failed_by(ran, rules)                the failure to be judged
+    judge.needs_health(failed, rules.policy)      whether its judgement depends on the lane's health
     conclude(facts, begun, ran, failed, beside, rules)
 """
 
@@ -59,7 +58,7 @@ from ratelimit_worker.policy.retry import (
     Why,
 )
 from ratelimit_worker.policy.usage import finish_reason_of, usage_of
-from ratelimit_worker.ports import Begun, Health
+from ratelimit_worker.ports import Begun, Health, Settled
 
 # ── what goes in ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -69,8 +68,9 @@ class Facts:
     """What is known of a call before its payload is read.
 
     Args:
-        arguments: Asked once the attempt was made, for what is captured of it; None: nothing is.
-        settles_later: Takes over the settlement of an answer, to send it with the result → False: it does not.
+        arguments: Returns the call's arguments after the attempt, to be captured; None: nothing is captured.
+        settles_later: Takes over the settlement of an answer, to send it together with the result, and calls `Settled`
+            then → False: it does not.
     """
 
     call_id: str
@@ -82,30 +82,30 @@ class Facts:
     alone: bool = False  #: nothing else runs in this process
     taken: bool = False  #: another call has this process for itself
     arguments: Arguments | None = None
-    settles_later: Callable[[Settlement], bool] = lambda settlement: False
+    settles_later: Callable[[Settlement, Settled], bool] = lambda settlement, settled: False
 
     @property
     def lane(self) -> str:
-        """The lane that the call was released from."""
+        """The lane from which the call was released."""
         return self.plan.lane
 
 
 class Ran(Struct, frozen=True, kw_only=True):
-    """What came of running the function once.
+    """The result of running the function once.
 
     Args:
         started_s, ended_s: On a clock that does not go back.
-        caught: The provider's failure for which the task has retried by itself.
-        stays_s: Seconds after which the lane sends the call again in place of that retry; None: it does not.
-        resent: Its task has sent it again, and goes on: this attempt is not its end.
+        caught: The provider's failure for which the task retries by itself.
+        stays_s: Seconds after which the lane sends the call again in place of the task's retry; None: it does not.
+        resent: The task has sent the call again and went on, so this attempt is not the call's end.
     """
 
     started_s: float = 0.0
     ended_s: float = 0.0
-    seen: Sighting = msgspec.field(default_factory=Sighting)  #: of the provider
+    seen: Sighting = msgspec.field(default_factory=Sighting)  #: what was seen of the provider
     value: Any = None
     error: BaseException | None = None
-    timeouts: Timeouts = msgspec.field(default_factory=Timeouts)  #: within which it had to end
+    timeouts: Timeouts = msgspec.field(default_factory=Timeouts)  #: bounds on the attempt's duration
     caught: Judged | None = None
     stays_s: float | None = None
     resent: bool = False
@@ -115,14 +115,15 @@ NOT_ASKED = Health()
 
 
 class Beside(Struct, frozen=True, kw_only=True):
-    """What lane and process know beside the attempt. Times are seconds, Redis clock."""
+    """What lane and process know in addition to the attempt. Times are seconds, Redis clock."""
 
-    health: Health = NOT_ASKED  #: asked only where `needs_health` says so
-    task_sent_s: float = 0.0  #: when the newest request of this process left that was answered for this task; 0: none
-    process_sent_s: float = 0.0  #: ... for any task
+    health: Health = NOT_ASKED  #: asked for only if `needs_health` says so
+    task_sent_s: float = 0.0  #: when the last answered request of this task left this process; 0: none yet
+    process_sent_s: float = 0.0  #: the same, of any task
+    lost: bool = False  #: this process has lost its way to the provider, and another may run the call
 
 
-NOTHING_BESIDE = Beside()  #: of an attempt that did not fail
+NOTHING_BESIDE = Beside()  #: for an attempt that did not fail
 
 
 # ── what comes out ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -152,15 +153,15 @@ class GaveUp:
 
 @dataclass(frozen=True, slots=True)
 class PassedOn:
-    """The function has raised a word of the framework, which is to hear it."""
+    """The function has raised a control exception of the framework, which must get it."""
 
     word: BaseException
 
 
 class Settle(Struct, frozen=True):
-    """The call ends, or goes on by another way than its lane."""
+    """The call ends, or goes on in another way than through its lane."""
 
-    answer: bytes  #: for those that wait for the same, and for a second delivery; empty: there is none to keep
+    answer: bytes  #: for its followers, and for a second delivery; empty: there is none
     kind: AnswerKind
 
 
@@ -168,15 +169,15 @@ class Back(Struct, frozen=True):
     """The call goes back to its lane, due in `after_s` seconds (0: to its own place)."""
 
     after_s: float
-    tries: int  #: that the attempt has cost
+    tries: int  #: tries that the attempt costs
 
 
 class Conclusion(Struct, frozen=True, kw_only=True):
-    """All that follows from an attempt, to be acted on at once.
+    """All that follows from an attempt.
 
     Args:
-        started_s: As of `Ran`.
-        result: What its caller hears; of a call that goes back, where it was still its worker's to give back.
+        started_s: As in `Ran`.
+        result: What the caller gets; for a call that goes back, provided that it still belonged to this worker.
     """
 
     end: Settle | Back
@@ -184,11 +185,11 @@ class Conclusion(Struct, frozen=True, kw_only=True):
     row: Attempt
     result: Answered | Again | GaveUp | PassedOn
     started_s: float = 0.0
-    keep: Keep | None = None  #: how its answer is kept for others; None: it is not
+    keep: Keep | None = None  #: how its answer is kept for other calls; None: it is not kept
 
     @property
     def counts_as_answer(self) -> bool:
-        """Whether the provider has answered, as far as anybody knows."""
+        """Whether the provider has answered, as far as is known."""
         return self.lesson.verdict in {"good", "plain"}
 
 
@@ -196,10 +197,10 @@ class Conclusion(Struct, frozen=True, kw_only=True):
 
 
 def failed_by(ran: Ran, rules: Rules) -> Failed | None:
-    """The failure that decides what follows, where it was not judged before; None: none that we know.
+    """The failure that decides what follows, if it was not judged before; None: none is known.
 
-    An exception that the function raised; the failure behind a word of the framework; or the provider's last word,
-    which the function has kept to itself (HTTP clients do not raise).
+    It is an exception that the function raised, the failure behind a control exception of the framework, or the
+    provider's last answer, if the function did not raise for it (HTTP clients do not).
     """
     if ran.stays_s is not None:
         return None
@@ -218,24 +219,24 @@ def conclude(facts: Facts, begun: Begun, ran: Ran, failed: Failed | None, beside
     """What follows from an attempt.
 
     Args:
-        failed: As `failed_by` found it.
-        beside: Its health is asked for where `needs_health`, and the failure was not judged before.
+        failed: From `failed_by`.
+        beside: With the lane's health if `needs_health` says so and the failure was not judged before.
     """
     case = _Case(facts, begun, ran, beside, rules)
     if ran.caught is not None:
         return _dealt_with(case, ran.caught, failed)
-    judged = judge(failed, begun, case.at_s, beside.health, rules) if failed is not None else None
+    judged = judge(failed, begun, case.at_s, beside.health, rules, beside.lost) if failed is not None else None
     if ran.error is None:
         return _answered(case, judged)
     if isinstance(ran.error, rules.pass_through):
         return _passed_on(case, ran.error, judged)
-    if judged is None:  # none that we know: the framework's own rules hold
+    if judged is None:  # unknown: the framework's own rules hold
         return cut_off(facts, begun, ran, rules)
     return _failed(case, judged)
 
 
 def cut_off(facts: Facts, begun: Begun, ran: Ran, rules: Rules) -> Conclusion:
-    """The attempt ended by an exception that says nothing of the provider, nor to those that wait for the same."""
+    """The attempt ended by an exception that says nothing about the provider, and that its followers do not get."""
     error = ran.error
     assert error is not None
     case = _Case(facts, begun, ran, NOTHING_BESIDE, rules)
@@ -243,27 +244,27 @@ def cut_off(facts: Facts, begun: Begun, ran: Ran, rules: Rules) -> Conclusion:
 
 
 def poisoned(facts: Facts, begun: Begun, rules: Rules) -> Conclusion:
-    """Its workers died too often. Those that follow it are the same call: they get its error, or each would kill its
-    workers in turn."""
+    """Too many of its workers died. Its followers are the same call, and get the same error: else each of them would
+    kill workers in turn."""
     error = WorkerLostRepeatedly(facts.call_id, begun.tries)
-    end = Settle(rules.answers.error(error), "error")
+    end = Settle(rules.answers.error(error, facts.plan.trace), "error")
     case = _Case(facts, begun, Ran(value=NOTHING), NOTHING_BESIDE, rules)
     return case.conclusion(end, Outcome.FAILED, GaveUp(error), cause=type(error).__name__)
 
 
 def expired(facts: Facts, begun: Begun, rules: Rules) -> Conclusion:
-    """Its deadline passed while it waited: one row more, though nothing was sent. Those that follow it have deadlines
-    of their own."""
+    """Its deadline passed while it waited. It gets one more row although nothing was sent. Its followers have their own
+    deadlines."""
     error = deadline_exceeded(facts.call_id, facts.lane, begun.number, begun.failed)
     case = _Case(facts, replace(begun, number=begun.number + 1), Ran(value=NOTHING), NOTHING_BESIDE, rules)
     return case.conclusion(Settle(b"", "error"), Outcome.FAILED, GaveUp(error), cause=DeadlineExceeded.__name__)
 
 
 def still_out(facts: Facts, begun: Begun, ran: Ran, beside: Beside, rules: Rules) -> Lesson:
-    """What a call teaches that has no answer yet, as of a time-out; its attempt goes on, and ends by itself.
+    """The lesson of a call that has no answer yet, as if it had timed out; its attempt goes on.
 
     Args:
-        ran: So far.
+        ran: The attempt so far.
     """
     failure = Failure(category=Category.TIMEOUT, cause="no answer yet")
     older = observe.older(begun.ticket, beside.health)
@@ -276,12 +277,12 @@ def still_out(facts: Facts, begun: Begun, ran: Ran, beside: Beside, rules: Rules
 
 def _answered(case: _Case, judged: Judged | None) -> Conclusion:
     value = case.ran.value
-    answer, result = case.rules.answers.value(value), Answered(value)
-    if judged is not None:  # an answer of the function's own, to a request that failed
+    answer, result = case.rules.answers.value(value, case.facts.plan.trace), Answered(value)
+    if judged is not None:  # the function returned something although its request failed
         tried = judged.costs and not judged.free
         return case.conclusion(Settle(answer, "value"), Outcome.ANSWERED, result, judged, tried=tried)
     seen = case.ran.seen
-    if seen.usage is None and (usage := usage_of(value)) is not None:  # an SDK's answer, given back by the function
+    if seen.usage is None and (usage := usage_of(value)) is not None:  # the function returned the SDK's answer
         seen = replace(seen, usage=usage, finish_reason=seen.finish_reason or finish_reason_of(value))
         case = structs.replace(case, ran=structs.replace(case.ran, seen=seen))
     verdict: Verdict = "plain" if seen.response is None else "good"
@@ -290,7 +291,7 @@ def _answered(case: _Case, judged: Judged | None) -> Conclusion:
 
 
 def _dealt_with(case: _Case, caught: Judged, failed: Failed | None) -> Conclusion:
-    """The task has retried by itself for a failure, which was judged then."""
+    """The task retries by itself for a failure, which was judged at that moment."""
     ran, tried = case.ran, caught.costs and not caught.free
     if ran.stays_s is not None:  # the lane sends the call again, and none of the task's retries is used
         return _again(case, caught, Back(ran.stays_s, 0))
@@ -298,9 +299,9 @@ def _dealt_with(case: _Case, caught: Judged, failed: Failed | None) -> Conclusio
         return _answered(case, caught)
     if isinstance(ran.error, case.rules.pass_through):
         return _passed_on(case, ran.error, caught)
-    # The task's own rule has given up: so do we.
+    # The task's own rule has given up, so the call has failed.
     own = call_failed(failed.failure, case.begun.tries + 1) if failed is not None else None
-    end = Settle(case.rules.answers.error(own) if own is not None else b"", "error")
+    end = Settle(case.rules.answers.error(own, case.facts.plan.trace) if own is not None else b"", "error")
     return case.conclusion(end, Outcome.FAILED, GaveUp(ran.error if own is None else own), caught, tried=tried)
 
 
@@ -320,14 +321,15 @@ def _failed(case: _Case, judged: Judged) -> Conclusion:
         case Retry(after_s):
             return _again(case, judged, Back(after_s, 1))
         case Snooze(after_s):
-            # The lane's gate keeps a refused call waiting; at its own place it is the first to go after it. What met a
-            # sick provider waits by a backoff of its own, and then behind those that were not tried.
-            return _again(case, judged, Back(0.0 if observe.verdict_of(failure) == "refused" else after_s, 0))
+            # A refused call waits for the lane's gate, and in its own place is the first to go then, unless it is
+            # refused each time. After a sick answer it waits by its own backoff, and then behind calls not yet tried.
+            refused = observe.verdict_of(failure) == "refused"
+            return _again(case, judged, Back(judged.aside_s if refused else after_s, 0))
         case Halt() if judged.escalates:
-            return _again(case, judged, Back(0.0, 0))  # parked: its lane is halted
+            return _again(case, judged, Back(0.0, 0))  # it waits, since its lane is halted
         case GiveUp() | Halt():
             final = call_failed(failure, case.begun.tries + 1)
-            end = Settle(case.rules.answers.error(final), "error")
+            end = Settle(case.rules.answers.error(final, case.facts.plan.trace), "error")
             tried = judged.costs and step == GiveUp(failure, Why.TRIES)
             return case.conclusion(end, Outcome.FAILED, GaveUp(final), judged, tried=tried)
 
@@ -339,14 +341,14 @@ def _again(case: _Case, judged: Judged, end: Back) -> Conclusion:
 
 
 def _is_short(plan: Plan, response: Response | None, value: Any) -> bool:
-    """Whether an answer that would be kept should not be: it was truncated, refused or filtered."""
+    """Whether an answer that would be kept is incomplete (truncated, refused or filtered), so that it must not be."""
     if plan.sharing is None or plan.sharing.keeps_incomplete:
         return False
     return cut_short(value) or (response is not None and cut_short(response.body))
 
 
 class _Case(Struct, frozen=True):
-    """One attempt, with all that is known of it."""
+    """One attempt, with all that is known about it."""
 
     facts: Facts
     begun: Begun
@@ -370,12 +372,12 @@ class _Case(Struct, frozen=True):
         cause: str | None = None,
         tried: bool = False,
     ) -> Conclusion:
-        """What follows, with its lesson and its row.
+        """The conclusion, with lesson and row.
 
         Args:
-            judged: The failure that it is about; None: `verdict` says what the lane learns.
-            cause: In place of the failure's own.
-            tried: A failure that counts in the record of its function.
+            judged: The failure; None: `verdict` is what the lane learns.
+            cause: Replaces the failure's own.
+            tried: The failure counts in the record of its function.
         """
         failure, older, discounted = None, 0, False
         if judged is not None:
@@ -384,9 +386,12 @@ class _Case(Struct, frozen=True):
         usage = self.ran.seen.usage if outcome is Outcome.ANSWERED else None
         resent = self.ran.resent and isinstance(end, Settle)
         row = self._row(failure, Outcome.RETRIED if resent else outcome, cause)
+        lesson = self.lesson(verdict, failure, older=older, discounted=discounted, usage=usage, tried=tried)
+        if row.cost_nanousd:
+            lesson = structs.replace(lesson, cost_nanousd=row.cost_nanousd)
         return Conclusion(
             end=end,
-            lesson=self.lesson(verdict, failure, older=older, discounted=discounted, usage=usage, tried=tried),
+            lesson=lesson,
             row=row,
             result=result,
             started_s=self.ran.started_s,
@@ -394,10 +399,10 @@ class _Case(Struct, frozen=True):
         )
 
     def _keep(self, end: Settle | Back, paid_nanousd: int | None) -> Keep | None:
-        """How the answer is kept that others may get; None: there is none.
+        """How the answer is kept for other calls; None: there is none.
 
         Args:
-            paid_nanousd: What it cost; None: it has no price.
+            paid_nanousd: What it cost; None: unknown.
         """
         plan, usage = self.facts.plan, self.ran.seen.usage
         if plan.sharing is None or not isinstance(end, Settle) or end.kind != "value":
@@ -405,6 +410,8 @@ class _Case(Struct, frozen=True):
         return Keep(
             again_nanousd=worth.again_nanousd(usage, plan.cost.tokens, paid_nanousd),
             paid_nanousd=paid_nanousd or 0,
+            input_tokens=(usage.input_tokens or 0) if usage is not None else 0,
+            output_tokens=(usage.output_tokens or 0) if usage is not None else 0,
             packs=plan.sharing.stale_ttl_s <= 0,
         )
 
@@ -435,13 +442,13 @@ class _Case(Struct, frozen=True):
         )
 
     def _verdict_of(self, failure: Failure) -> Verdict:
-        """A call that had less time than its provider needs says nothing of the provider."""
+        """A call that had less time than its provider usually needs says nothing about the provider."""
         if failure.category is Category.TIMEOUT and self.ran.timeouts.by_deadline:
             return "other"
         return observe.verdict_of(failure)
 
     def _witness(self, verdict: Verdict, discounted: bool) -> Witness | None:
-        if verdict not in {"good", "plain", "sick", "refused"}:
+        if verdict == "other":
             return None
         facts, beside, sick = self.facts, self.beside, verdict == "sick"
         return Witness(
@@ -449,7 +456,7 @@ class _Case(Struct, frozen=True):
             task=digest(facts.task),
             process=digest(facts.worker),
             again=self.begun.failing is not None,
-            discounted=sick and discounted,
+            discounted=discounted and verdict in {"sick", "quota"},
             task_sent=beside.task_sent_s if sick else 0.0,
             process_sent=beside.process_sent_s if sick else 0.0,
         )
@@ -462,7 +469,7 @@ class _Case(Struct, frozen=True):
         return content_of(self.facts.arguments, value=ran.value)
 
     def _money(self, failure: Failure | None) -> Money | None:
-        """What the attempt cost; an answer that was lost on the way is taken to have cost what such answers do."""
+        """What the attempt cost; for an answer that was lost on its way, what such answers usually cost."""
         seen, rules, model = self.ran.seen, self.rules, self.facts.plan.model
         if seen.usage is not None:
             return rules.price(seen.usage, seen.provider, seen.model or model, self.begun.now_s)
@@ -472,7 +479,7 @@ class _Case(Struct, frozen=True):
         return None if usual is None else Money(usual, PriceSource.ESTIMATED)
 
     def _lost_its_answer(self, failure: Failure | None) -> bool:
-        """Whether the provider may charge for an answer that did not come through, or not whole."""
+        """Whether the provider may charge although the answer did not arrive, or not completely."""
         response = self.ran.seen.response
         if failure is None or (response is not None and not 200 <= response.status < 300):
             return False

@@ -1,4 +1,4 @@
-"""What is kept of what a call said? Nothing, unless MAISD_CAPTURE_CONTENT is on: then texts, cut to a bound."""
+"""The captured content of calls: nothing, unless MAISD_CAPTURE_CONTENT is on; then texts, cut to a length."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from ratelimit_worker.calls import MOST_CONTENT, Arguments, Content
 
-NOTHING: Any = object()  #: came of an attempt: neither an answer nor an error
+NOTHING: Any = object()  #: an attempt had neither an answer nor an error
 
 
 def content_of(
     arguments: Arguments | None, *, value: Any = NOTHING, error: BaseException | None = None
 ) -> Content | None:
-    """What an attempt was asked and what came of it; None where nobody keeps that.
+    """What an attempt was asked, and its answer or error; None: content is not captured.
 
     Args:
         arguments: Gives (args, kwargs) of the call; None: content is not captured.
@@ -32,18 +32,18 @@ def content_of(
 
 
 def text_of(value: Any) -> str:
-    """A value as JSON, what is no JSON by its `repr`; its first `MOST_CONTENT` characters.
+    """A value as JSON, or by `repr` if it is not JSON; its first `MOST_CONTENT` characters.
 
-    Never fails: an attempt must not end for what is written of it.
+    Never raises, since capturing must not fail an attempt.
     """
     try:
         return json.dumps(value, ensure_ascii=False, default=repr)[:MOST_CONTENT]
-    except Exception as error:  # keys that are no text, circles, and whatever a user's `repr` raises
+    except Exception as error:  # keys that are not text, cycles, and whatever a user's `repr` raises
         return f"<not to be written: {type(error).__name__}>"
 
 
 def trace_of(error: BaseException) -> str:
-    """The traceback with all causes; its last `MOST_CONTENT` characters, for the end says what happened."""
+    """The traceback with all causes; its last `MOST_CONTENT` characters, since the end says what happened."""
     try:
         return "".join(traceback.format_exception(error))[-MOST_CONTENT:]
     except Exception as failed:  # a user's `__str__`

@@ -1,7 +1,7 @@
 """What happens when a worker takes a released call? One attempt, and what follows from it.
 
-Runs the function, asks `flow.call.conclude` what follows, and hands that over to the lane. Lanes, clock and jitter are
-passed in; the worker translates the result into Celery's words.
+Runs the function, asks `flow.call.conclude` what follows, and carries that out on the lane. Lanes, clock and jitter are
+passed in; the worker translates the result for Celery.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 from msgspec import structs
 
 from ratelimit_worker.calls import Attempt, Outcome, Timeouts, sighting, within
-from ratelimit_worker.contracts.lesson import Settlement
+from ratelimit_worker.contracts.lesson import Lesson, Settlement
 from ratelimit_worker.contracts.plan import Plan
 from ratelimit_worker.errors import CallFailedLater, CallLost
+from ratelimit_worker.flow.call import observe
 from ratelimit_worker.flow.call.conclude import (
     NOT_ASKED,
     NOTHING_BESIDE,
@@ -39,30 +40,36 @@ from ratelimit_worker.flow.call.conclude import (
     still_out,
 )
 from ratelimit_worker.flow.call.judge import Failed, Judged, Rules, first_failed, judge, needs_health
+from ratelimit_worker.flow.call.self_doubt import SelfDoubt
 from ratelimit_worker.flow.call.tally import Tally
 from ratelimit_worker.policy import timeout
+from ratelimit_worker.policy.classification import never_left
 from ratelimit_worker.policy.own_retry import Goes, Stays, Wish, whose
 from ratelimit_worker.policy.timeout import Latencies
-from ratelimit_worker.ports import AttemptLanes, Begun, Health
+from ratelimit_worker.ports import AttemptLanes, Begun, Health, Settled, Tracer, not_settling, not_traced
 
 log = logging.getLogger("ratelimit_worker.attempt")
 
 
+#: How long the slot of a call that was left to another process stays taken, seconds.
+LEFT_S = 0.1
+
+
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """The attempt ended because its process does: nothing is known of the call, which is delivered again."""
+    """The attempt ended because its process is ending: the call is not judged, and will be delivered again."""
 
     error: BaseException
 
 
 @dataclass(frozen=True, slots=True)
 class NotOurs:
-    """Another delivery of this call runs, or what it had to do is done; this one does nothing."""
+    """Another delivery of this call is running, or the call has ended; this one does nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class MustBeAlone:
-    """The call may kill its worker: it is to be executed when nothing else runs in this process (`Facts.alone`)."""
+    """The call may kill its worker: execute it when nothing else runs in this process (`Facts.alone`)."""
 
 
 Result = Answered | Again | GaveUp | PassedOn | Interrupted | NotOurs | MustBeAlone
@@ -70,9 +77,9 @@ Result = Answered | Again | GaveUp | PassedOn | Interrupted | NotOurs | MustBeAl
 
 @dataclass(slots=True)
 class _Trial:
-    """An attempt on its way: at what, since when (the executor's clock), and what its task has done about a failure.
+    """A running attempt: of which call, since when (the executor's clock), and what its task has done about a failure.
 
-    `caught`, `stays_s` and `resent` are those of `Ran`.
+    `caught`, `stays_s` and `resent` are as in `Ran`.
     """
 
     facts: Facts
@@ -86,17 +93,21 @@ class _Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Executor:
-    """The attempt, with all that it needs from the outside.
+    """Makes attempts, with all that they need from outside.
 
     Args:
         encode_outcome: An attempt as the outbox holds it.
-        timeout_told_s: By lane, how long a person lets an attempt take; None: nobody has said.
+        timeout_told_s: By lane, how long an attempt may take, as a person has set it; None: not set.
         latencies: By `timeout.key`, how long answers took; never waits.
-        tally: Answers that the lanes' records of their functions do not know yet; one a process.
-        given_up: Whether a call has been given up while its attempt ran; what comes of that is of no use any more.
-        interrupted: Whether what an attempt raised says that its process is being ended, and nothing of the call.
+        tally: Answers that the lanes' records of their functions do not contain yet; one for each process.
+        self_doubt: Whether this process reaches the providers; None: no other process may run its calls.
+        given_up: Whether a call was given up while its attempt ran, so that the attempt's outcome is dropped.
+        interrupted: Whether an error means that the process is being ended, and says nothing about the call.
+        shelve: Keeps a call that is about to fail for good, so that a person can run it again: (tag, id of the call,
+            attempts made at it).
         clock: Seconds; does not go back.
-        pause: Waits so many seconds before the request is sent, as its lane asks.
+        tracer: The traces of calls; None: they are not traced.
+        pause: Waits for some seconds before the request is sent, when the lane asks for that.
     """
 
     lanes: AttemptLanes
@@ -104,10 +115,13 @@ class Executor:
     encode_outcome: Callable[[Attempt], bytes]
     lease_s: float
     tally: Tally = field(default_factory=Tally)
+    self_doubt: SelfDoubt | None = None
     given_up: Callable[[str], bool] = lambda tag: False
     interrupted: Callable[[BaseException], bool] = lambda error: False
+    shelve: Callable[[str, str, int], object] = lambda tag, call_id, attempts: None
     timeout_told_s: Callable[[str], float | None] = lambda lane: None
     latencies: Callable[[str], Latencies | None] = lambda name: None
+    tracer: Callable[[], Tracer | None] = not_traced
     clock: Callable[[], float] = time.monotonic
     pause: Callable[[float], None] = time.sleep
 
@@ -115,22 +129,27 @@ class Executor:
         """Make one attempt at a released call.
 
         Args:
-            run: Makes the request; given what the lane said.
-            restore: Puts the canvas of a payload back where the framework looks for it, when nothing is run.
+            run: Makes the request; gets the lane's reply.
+            restore: If nothing is run: puts the canvas of a payload where the framework looks for it.
         """
-        begun = self.lanes.begin(facts.tag, self.lease_s, facts.alone, facts.worker, facts.taken)
+        leaves = self.self_doubt is not None and not facts.alone and self.self_doubt.leaves(facts.lane)
+        begun = self.lanes.begin(facts.tag, self.lease_s, facts.alone, facts.worker, facts.taken or leaves)
         if begun.state == "go":
             if begun.pause_s > 0:
                 self.pause(begun.pause_s)
             return self._attempt(facts, begun, run)
         if begun.state in {"settled", "expired", "poison"}:
             restore(begun.body)
+        elif leaves and begun.state == "closed":
+            self.pause(LEFT_S)  # its slot stays taken meanwhile, so that others read the next message
         return self.turned_back(facts, begun)
 
     def turned_back(self, facts: Facts, begun: Begun) -> Result:
-        """What follows where the lane did not say "go": nothing is run."""
+        """What follows if the lane did not say "go": nothing is run."""
         match begun.state:
             case "settled":
+                if (tracer := self.tracer()) is not None:
+                    tracer.shared(facts, begun.answer)
                 return self._settled(begun)
             case "closed":
                 return Again(0.0, CallFailedLater(facts.lane))
@@ -164,10 +183,20 @@ class Executor:
 
     def _attempt(self, facts: Facts, begun: Begun, run: Callable[[Begun], Any]) -> Result:
         trial = _Trial(facts, begun, self.clock(), self.timeouts(facts.plan, facts.task, begun))
-        ran = self._run(trial, run)
+        tracer = self.tracer()
+        if tracer is None:
+            ran = self._run(trial, run)
+        else:
+            held = tracer.look(facts.lane) if tracer.looks(facts.plan, begun) else ()
+            with tracer.attempt(facts, begun, held):
+                ran = self._run(trial, run)
         if self.given_up(facts.tag):
+            if tracer is not None:
+                tracer.dropped(facts.tag, NotOurs.__name__)
             return NotOurs()
         if ran.error is not None and self.interrupted(ran.error):
+            if tracer is not None:
+                tracer.dropped(facts.tag, Interrupted.__name__)
             return Interrupted(ran.error)
         return self.finish(facts, self.conclude(facts, begun, ran))
 
@@ -175,7 +204,7 @@ class Executor:
         with _running_now(self, trial), within(trial.timeouts), sighting(trial.facts.lane) as seen:
             try:
                 value = run(trial.begun)
-            except BaseException as error:  # whatever a task raises, its attempt ends here, or its slot never would
+            except BaseException as error:  # whatever a task raises must end its attempt, or its slot would stay taken
                 return self._so_far(trial, seen=seen.so_far(), error=error)
             return self._so_far(trial, seen=seen.so_far(), value=value)
 
@@ -191,17 +220,34 @@ class Executor:
         )
 
     def conclude(self, facts: Facts, begun: Begun, ran: Ran) -> Conclusion:
-        """What follows from an attempt; its lane is asked how it is, where the failure calls for it."""
+        """What follows from an attempt; asks for the lane's health if the failure needs it."""
         failed = failed_by(ran, self.rules)
         if failed is None and ran.caught is None:
             return conclude(facts, begun, ran, None, NOTHING_BESIDE, self.rules)
-        health = NOT_ASKED if ran.caught is not None else self._health(facts, failed)
-        return conclude(facts, begun, ran, failed, self._beside(facts, health), self.rules)
+        if ran.caught is not None:
+            return conclude(facts, begun, ran, failed, self._beside(facts, NOT_ASKED), self.rules)
+        health = self._health(facts, failed)
+        lost = self._is_lost(facts, begun, failed, health, begun.now_s + ran.ended_s - ran.started_s)
+        beside = structs.replace(self._beside(facts, health), lost=lost)
+        return conclude(facts, begun, ran, failed, beside, self.rules)
 
     def finish(self, facts: Facts, conclusion: Conclusion) -> Result:
-        """Act on what follows, in one script → what the call's caller hears."""
+        """Carry out the conclusion, in one script → what the call's caller gets."""
+        tracer = self.tracer()
+        if tracer is None:
+            return self._carry_out(facts, conclusion, not_settling)
+        settled = tracer.settling(facts, conclusion.row)
+        try:
+            return self._carry_out(facts, conclusion, settled)
+        except BaseException as error:
+            settled(type(error).__name__)
+            raise
+
+    def _carry_out(self, facts: Facts, conclusion: Conclusion, settled: Settled) -> Result:
         lesson, row, end = conclusion.lesson, conclusion.row, conclusion.end
         _log(row)
+        if self.self_doubt is not None and lesson.ticket and _was_answered(lesson):
+            self.self_doubt.reached(facts.lane, observe.sent_s(lesson.ticket))
         if conclusion.counts_as_answer:
             self.tally.add(facts.lane, facts.task, conclusion.started_s, row.started_at)
         if lesson.failed_task:
@@ -217,15 +263,27 @@ class Executor:
                 outbox=outbox,
                 keep=conclusion.keep,
             )
-            if isinstance(conclusion.result, Answered) and facts.settles_later(told):
+            if isinstance(conclusion.result, Answered) and facts.settles_later(told, settled):
                 return conclusion.result
+            if isinstance(conclusion.result, GaveUp):
+                self.shelve(facts.tag, facts.call_id, row.number)  # before it ends, since its message is deleted then
             self.lanes.settle(told)
+            settled(None)
             return conclusion.result
         ours = self.lanes.back(facts.tag, facts.lane, lesson, after_s=end.after_s, tries=end.tries, outbox=outbox)
+        settled(None)
         return NotOurs() if isinstance(conclusion.result, Again) and not ours else conclusion.result
 
     def _health(self, facts: Facts, failed: Failed | None) -> Health:
         return self.lanes.health(facts.lane, facts.task) if needs_health(failed, self.rules.policy) else NOT_ASKED
+
+    def _is_lost(self, facts: Facts, begun: Begun, failed: Failed | None, health: Health, at_s: float) -> bool:
+        """Whether this process has lost its way to the provider, after a failure at this time (Redis clock)."""
+        if self.self_doubt is None or failed is None or not health.escalates:
+            return False
+        if not never_left(failed.error, failed.failure):
+            return False
+        return self.self_doubt.failed(facts.lane, facts.call_id, observe.sent_s(begun.ticket), at_s, health.lately)
 
     def _beside(self, facts: Facts, health: Health) -> Beside:
         return Beside(
@@ -235,7 +293,7 @@ class Executor:
         )
 
     def _hangs(self, trial: _Trial) -> None:
-        """The lane hears that a call has no answer yet; the attempt goes on, and ends by itself."""
+        """Tell the lane that a call has no answer yet; the attempt goes on."""
         facts = trial.facts
         beside = self._beside(facts, self.lanes.health(facts.lane, facts.task))
         lesson = still_out(facts, trial.begun, self._so_far(trial), beside, self.rules)
@@ -247,14 +305,21 @@ class Executor:
             return None
         health = self._health(trial.facts, failed)
         at_s = trial.begun.now_s + self.clock() - trial.started_s
-        judged = trial.caught = judge(failed, trial.begun, at_s, health, self.rules)
+        lost = self._is_lost(trial.facts, trial.begun, failed, health, at_s)
+        judged = trial.caught = judge(failed, trial.begun, at_s, health, self.rules, lost)
         verdict = whose(judged.failure, judged.step, judged.free, wish)
         trial.stays_s = verdict.after_s if isinstance(verdict, Stays) else None
         return verdict
 
 
+def _was_answered(lesson: Lesson) -> bool:
+    """Whether the provider said anything at all."""
+    status = lesson.failure.status if lesson.failure is not None else None
+    return status is not None or lesson.verdict not in {"sick", "other"}
+
+
 def _log(row: Attempt) -> None:
-    level = logging.DEBUG if row.outcome is Outcome.ANSWERED else logging.INFO  # the framework says that it succeeded
+    level = logging.DEBUG if row.outcome is Outcome.ANSWERED else logging.INFO  # the framework logs successes
     if not log.isEnabledFor(level):
         return
     fields = {
@@ -273,7 +338,7 @@ def _log(row: Attempt) -> None:
 _running: ContextVar[tuple[Executor, _Trial] | None] = ContextVar("ratelimit_worker_attempt", default=None)
 
 
-#: All that run in this process, by tag.
+#: All attempts that run in this process, by tag.
 _out: dict[str, tuple[Executor, _Trial]] = {}
 
 
@@ -289,19 +354,19 @@ def _running_now(executor: Executor, trial: _Trial) -> Iterator[None]:
 
 
 def hangs(tag: str) -> None:
-    """An attempt of this process has had no answer for much longer than answers take: its lane hears of it."""
+    """Tell the lane of an attempt of this process that has had no answer for much longer than answers take."""
     found = _out.get(tag)
     if found is not None:
         found[0]._hangs(found[1])
 
 
 def own_retry(call_id: str, errors: Sequence[BaseException | None], wish: Wish) -> Stays | Goes | None:
-    """A task retries by itself, in the middle of an attempt: whose is the retry? Its lane hears of what failed.
+    """A task retries by itself in the middle of an attempt: does the task or the lane retry? The attempt notes it.
 
     Args:
-        errors: For which it may retry, the likeliest first.
+        errors: Errors for which it may retry, the most likely first.
     Returns:
-        None: none of them is a provider's failure that we know, or no attempt at this call is running here.
+        None: none of them is a known failure of a provider, or no attempt at this call is running here.
     """
     now = _running.get()
     if now is None or now[1].facts.call_id != call_id:
@@ -310,7 +375,7 @@ def own_retry(call_id: str, errors: Sequence[BaseException | None], wish: Wish) 
 
 
 def resent(call_id: str) -> None:
-    """A task has sent its call again and goes on (`throw=False`): what comes of this attempt is not the call's end."""
+    """Note that a task has sent its call again and goes on (`throw=False`), so this attempt is not the call's end."""
     now = _running.get()
     if now is not None and now[1].facts.call_id == call_id:
         now[1].resent = True

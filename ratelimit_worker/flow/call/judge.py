@@ -1,13 +1,13 @@
-"""What does a failure mean to its lane? Whether it costs a try, what would follow, and who is to blame.
+"""What does a failure mean for its lane? Whether it costs a try, what follows, and whose fault it is.
 
-Pure, and in two steps, since how the lane is costs an exchange with Redis: `needs_health` says whether the judgement of
-a failure depends on that.
+Pure, and in two steps: `needs_health` says whether the judgement depends on the lane's health, which costs an exchange
+with Redis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from msgspec import Struct
 
@@ -16,9 +16,9 @@ from ratelimit_worker.contracts.price import Money
 from ratelimit_worker.flow.call import observe
 from ratelimit_worker.flow.call.answers import Answers
 from ratelimit_worker.policy.classification import classify_exception
-from ratelimit_worker.policy.fault import OTHERS_FARE_WELL, compared
+from ratelimit_worker.policy.fault import LOST_PASSES, OTHERS_FARE_WELL, compared
 from ratelimit_worker.policy.price import told_by
-from ratelimit_worker.policy.retry import NO_RECORD, Halt, Jitter, RetryPolicy, Snooze, Step, next_step
+from ratelimit_worker.policy.retry import NO_TRACK_RECORD, Halt, Jitter, RetryPolicy, Snooze, Step, aside_s, next_step
 from ratelimit_worker.ports import Begun, Health
 
 
@@ -27,15 +27,15 @@ class Rules:
     """How a process judges attempts.
 
     Args:
-        answers: Answers to bytes, for those that wait for the same.
-        classify: An exception's failure; None: it is none of a provider.
-        reconcile: By lane, whether its provider gives back tokens that were reserved and not used; None: not told.
-        price: What a request cost, by its usage, provider, model and time; None: no price is known.
-        usual_nanousd: What an answer of this task and model usually costs; None: nobody knows.
-        pass_through: Exceptions that are not failures but words of the framework (Celery's Retry, Ignore, Reject).
-        means: What such a word makes of the call: RETRIED (it was sent again), SNOOZED (it goes back to its place), or
-            FAILED (nobody runs it again).
-        behind: The exceptions for which such a word may have been raised, the likeliest first.
+        answers: Encodes answers for followers.
+        classify: The provider's failure behind an exception; None: it is not a provider's.
+        reconcile: By lane, whether its provider gives back tokens that were reserved and not used; None: unknown.
+        price: What a request cost, by its usage, provider, model and time; None: unknown.
+        usual_nanousd: What an answer of this task and model usually costs; None: unknown.
+        pass_through: Control exceptions of the framework, which are not failures (Celery's Retry, Ignore, Reject).
+        means: What such an exception means for the call: RETRIED (it was sent again), SNOOZED (it goes back to its
+            place), or FAILED (it will not run again).
+        behind: The errors for which such an exception may have been raised, the most likely first.
     """
 
     answers: Answers
@@ -58,14 +58,16 @@ class Failed(Struct, frozen=True):
 
 
 class Judged(Struct, frozen=True):
-    """What a failure means to the lane.
+    """What a failure means for the lane.
 
     Args:
         costs: Whether its category costs a try.
-        free: Whether what follows costs none, now.
+        free: Whether, at present, what follows costs no try.
         escalates: Whether the law may change the lane's mode.
-        older: As `observe.older`.
-        discounted: The call failed again, and others were answered since: it is no witness of how its provider is.
+        older: From `observe.older`.
+        aside_s: How long a refused call lets others go first; 0: it goes back to its own place.
+        discounted: It does not count against the provider: the call failed again while others were answered, or in a
+            process that has lost its way to the provider. Or the quota is used up, and others are answered.
     """
 
     error: BaseException
@@ -76,14 +78,15 @@ class Judged(Struct, frozen=True):
     escalates: bool
     older: int
     discounted: bool
+    aside_s: float = 0.0
 
 
 class Swallowed(FailedAnswer):
-    """A provider's failure for which nothing was raised."""
+    """A provider's failure for which no exception was raised."""
 
 
 def first_failed(errors: Sequence[BaseException | None], rules: Rules) -> Failed | None:
-    """The first of some errors behind a retry that is a provider's failure; a mistake of the task's own is none."""
+    """The first of the errors behind a retry that is a provider's failure, and not the task's own mistake."""
     for error in errors:
         failure = rules.classify(error) if error is not None else None
         if error is not None and failure is not None and failure.category is not Category.PROGRAMMING:
@@ -92,7 +95,7 @@ def first_failed(errors: Sequence[BaseException | None], rules: Rules) -> Failed
 
 
 def needs_health(failed: Failed | None, policy: RetryPolicy) -> bool:
-    """Whether what a failure means depends on how its lane is."""
+    """Whether the judgement of a failure depends on the lane's health."""
     if failed is None:
         return False
     failure = failed.failure
@@ -100,18 +103,23 @@ def needs_health(failed: Failed | None, policy: RetryPolicy) -> bool:
     return asked or failure.sick or policy.retries(failure.category)
 
 
-def judge(failed: Failed, begun: Begun, at_s: float, health: Health, rules: Rules) -> Judged:
-    """What a failure means to its lane.
+def judge(failed: Failed, begun: Begun, at_s: float, health: Health, rules: Rules, lost: bool = False) -> Judged:
+    """Judge a failure.
 
     Args:
         at_s: When it came, seconds, Redis clock.
-        health: Of the lane; what nobody knows, where `needs_health` is False.
+        health: The lane's; not looked at if `needs_health` is False.
+        lost: This process has lost its way to the provider (`fault.is_lost`), and another may run the call.
     """
     failure = failed.failure
     beside = OTHERS_FARE_WELL
-    if failure.sick:
+    unpaid = failure.category is Category.QUOTA_EXHAUSTED and health.escalates
+    if failure.sick or unpaid:
         sent_s = observe.sent_s(begun.ticket)
         beside = compared(at_s, sent_s, begun.failing, health.lately, guarded=health.escalates)
+    own_quota = unpaid and beside.alone_s is None
+    passes = begun.failing is None or begun.failing.row < LOST_PASSES
+    beside = replace(beside, lost=lost and passes, own_quota=own_quota)
     step = next_step(
         failure,
         begun.tries + 1,
@@ -120,7 +128,7 @@ def judge(failed: Failed, begun: Begun, at_s: float, health: Health, rules: Rule
         now_s=at_s,
         deadline_s=begun.deadline_s,
         beside=beside,
-        record=health.record if health.mode is Mode.NORMAL else NO_RECORD,
+        track_record=health.track_record if health.mode is Mode.NORMAL else NO_TRACK_RECORD,
     )
     told = failure.sick or failure.category is Category.RATE_LIMITED
     return Judged(
@@ -131,5 +139,8 @@ def judge(failed: Failed, begun: Begun, at_s: float, health: Health, rules: Rule
         free=isinstance(step, Snooze) or (isinstance(step, Halt) and health.escalates),
         escalates=health.escalates,
         older=observe.older(begun.ticket, health) if told else 0,
-        discounted=begun.failing is not None and beside.alone_s is None,
+        discounted=lost or own_quota or (begun.failing is not None and beside.alone_s is None),
+        aside_s=aside_s(failure.retry_after_s, begun.number, at_s - health.lately.good_at, rules.jitter)
+        if failure.category is Category.RATE_LIMITED
+        else 0.0,
     )

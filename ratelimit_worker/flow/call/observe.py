@@ -1,6 +1,6 @@
-"""What does the end of an attempt say to its lane? Verdict and reading of an answer; the observation for the tuner.
+"""What does the end of an attempt tell its lane? The verdict, and what was read from headers and error body.
 
-What is sent and how stands in `contracts.lesson`; what is made of it, in `policy`.
+`contracts.lesson` has the encodings; what is concluded from an observation is in `policy`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ratelimit_worker.ports import Health
 
 
 def verdict_of(failure: Failure | None) -> Verdict:
-    """What the lane learns from an outcome at once; None: the provider answered."""
+    """The verdict on a failure; None stands for an answer."""
     if failure is None:
         return "good"
     match failure.category:
@@ -28,7 +28,7 @@ def verdict_of(failure: Failure | None) -> Verdict:
 
 
 def read(response: Response | None, verdict: Verdict, now_s: float) -> Reading:
-    """What an answer says of its budget; of a refusal also where it was refused, and which rates it states.
+    """Read what an answer says of the budget, and of a refusal its dimension and the rates that it states.
 
     Args:
         now_s: When it came, seconds since the epoch, Redis clock.
@@ -43,17 +43,17 @@ def read(response: Response | None, verdict: Verdict, now_s: float) -> Reading:
         snapshots=snapshots,
         refused_in=rate_limit_headers.refused_dimension(response.headers, response.body),
         crowded=rate_limit_headers.about_concurrency(response.body),
-        stated={  # quotas of a day are no rates
+        stated={  # daily quotas are not rates
             name: one.limit / one.window_s for name, one in stated.items() if one.window_s <= 3600
         },
     )
 
 
 def older(ticket: bytes, health: Health) -> int:
-    """Calls that are still out and were sent before the one that drew the ticket; at least so many.
+    """A lower bound on the calls still out that were sent before this ticket's call.
 
-    All that were sent after it are taken to be still out, which costs no look-up: failures that come back faster than
-    answers have few of them.
+    All calls sent after it are assumed to be still out, which saves a look-up. For failures that come back faster than
+    answers there are few of these.
     """
     return max(0, health.out - 1 - (health.seq - Ticket.decode(ticket).seq))
 
@@ -67,7 +67,7 @@ def decode(raw: bytes) -> Observation:
     """The observation of a list entry.
 
     Raises:
-        msgspec.MsgspecError: it is none (another version's).
+        msgspec.MsgspecError: it cannot be decoded (another version wrote it).
     """
     told = Observed.decode(raw)
     return Observation(

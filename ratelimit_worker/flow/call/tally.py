@@ -1,7 +1,7 @@
-"""Which answers has this process had, and which of them does the record of a lane's functions not know yet?
+"""Answers of this process that the record of functions in Redis does not contain yet.
 
-Failures are written when they happen, and the answers that this process had meanwhile go along: so a lane without
-failures costs Redis nothing, and where there are some, both shares are of the same time.
+Failures are written when they happen, together with the answers that this process had since the last failure. So a lane
+without failures costs no writes, and where there are failures, both counts are from the same time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Tally:
         self._sent: dict[tuple[str, str], float] = {}
 
     def add(self, lane: str, task: str, at_s: float, sent_s: float = 0.0) -> None:
-        """One more answer.
+        """Note one more answer.
 
         Args:
             at_s: On a clock that does not go back.
@@ -41,11 +41,11 @@ class Tally:
             tasks[task] = tasks.get(task, 0) + 1
 
     def last_sent_s(self, lane: str, task: str = "") -> float:
-        """When the newest request of this process left that was answered, for this task or any; 0: none was."""
+        """When the last answered request left this process: of this task, and of any; 0: none yet."""
         return self._sent.get((lane, task), 0.0)
 
     def take(self, lane: str, at_s: float) -> dict[str, int]:
-        """Function → answers since the last take, which are another's to remember from now on."""
+        """Function → answers since the last take; they are not remembered here any more."""
         with self._lock:
             self._turn(at_s)
             sums: dict[str, int] = defaultdict(int)

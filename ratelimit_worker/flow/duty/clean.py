@@ -1,7 +1,7 @@
-"""When does what was recorded go? Every MAISD_CLEANUP_INTERVAL_HOURS one worker deletes what is past its retention.
+"""Old records are deleted: every MAISD_CLEANUP_INTERVAL_HOURS one worker deletes what is past its retention.
 
-The lease is the schedule: whoever gets it cleans, and then holds it for the interval. A worker that dies at it, or
-finds the database away, leaves a short lease behind, and the next one tries again.
+The lease is the schedule: the worker that gets it cleans, and then holds it for the interval. If it dies meanwhile, or
+the database is away, its lease is a short one, and the next worker tries again after that.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from ratelimit_worker.config import Settings
 log = logging.getLogger(__name__)
 
 NAME = "clean"
-LEASE_S = 600.0  #: for one clean-up; where it takes longer another may begin, which deletes the same rows or none
-LOOK_EVERY_S = 60.0  #: a worker need not ask for the lease more often
+LEASE_S = 600.0  #: for one clean-up, seconds; if it takes longer another may begin, which does no harm
+LOOK_EVERY_S = 60.0  #: how often a worker asks for the lease
 HOUR_S, DAY_S = 3_600.0, 86_400.0
 
 
 class Lease(Protocol):
-    """One of all workers holds it."""
+    """A lease that at most one worker holds."""
 
     def take(self, name: str, owner: str, for_s: float) -> bool:
-        """Hold it, unless somebody does."""
+        """Take the lease for some seconds → False: it is held already."""
         ...
 
     def keep(self, name: str, owner: str, for_s: float) -> None:
-        """Hold it on."""
+        """Hold the lease for some seconds from now, whoever held it."""
         ...
 
 
 class History(Protocol):
-    """The tracking database, as the clean-up sees it."""
+    """The part of the tracking database that is needed here."""
 
     def purge(self, older_than_s: float, now_s: float | None = None) -> int:
-        """Delete rows that finished so long before `now_s` → how many."""
+        """Delete rows that finished more than `older_than_s` before `now_s` → how many."""
         ...
 
 
 def clean_once(lease: Lease, history: History, settings: Settings, owner: str, now_s: float) -> int | None:
-    """Delete what is older than MAISD_RETENTION_DAYS, if nobody has within the interval → rows; None: not our turn.
+    """Delete what is older than MAISD_RETENTION_DAYS, unless that was done in this interval → rows; None: it was.
 
     Args:
         now_s: Seconds since the epoch.

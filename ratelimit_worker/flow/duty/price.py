@@ -1,4 +1,4 @@
-"""What did attempts cost whose processes knew no price yet? The recorder asks the published list, once a model."""
+"""Prices for attempts whose process knew none yet: the recorder asks the published list, once for each model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 
 Pair = tuple[str | None, str]  #: provider and model
 
-MOST_KEPT = 2_000  #: cards in one process
-AGAIN_S = 600.0  #: after the list could not be read; and until a model is asked for again that it did not know
+MOST_KEPT = 2_000  #: price cards in one process
+AGAIN_S = 600.0  #: until the list is asked again, when it could not be read or did not know the model
 _UNKNOWN_LASTS_S = 86_400.0
 
 
@@ -28,7 +28,7 @@ class Pricer:
         own: The table of MAISD_PRICES.
         memory: Where cards are kept for all processes.
         look_up: Asks the published list; raises `PriceListAway`.
-        release: Of the list that is installed; "": none is.
+        release: Release of the installed list; "": none is installed.
         clock: Seconds since the epoch.
     """
 
@@ -47,7 +47,7 @@ class Pricer:
         self._said: set[str] = set()
 
     def priced(self, attempts: Sequence[Attempt]) -> list[Attempt]:
-        """The attempts, with what they cost where a price is known.
+        """The attempts, with their cost if a price is known.
 
         Raises:
             StoreUnavailable: Redis is away.
@@ -87,7 +87,7 @@ class Pricer:
         return found
 
     def _is_good(self, card: PriceCard | None) -> bool:
-        """Whether a card need not be looked up (again)."""
+        """Whether a card need not be looked up."""
         if card is None or (self._release and card.release != self._release):
             return False
         return bool(card.standard) or self._clock() - card.at < _UNKNOWN_LASTS_S
@@ -106,13 +106,14 @@ class Pricer:
         self._memory.write(looked_up)
 
     def _say_unknown(self, attempt: Attempt) -> None:
-        """Once a model in each process: totals say it again, with the number of such models."""
+        """Log this once for each model and process; reports name the number of such models."""
         name = name_of(attempt.provider, attempt.model or "")
         if name in self._said or len(self._said) >= MOST_KEPT:
             return
         self._said.add(name)
         log.warning(
-            "price.unknown model=%s provider=%s: its tokens are counted, and no money; give a price by MAISD_PRICES",
+            "price.unknown model=%s provider=%s: its tokens are counted, and no money, nor does a budget bound it; "
+            "give a price by MAISD_PRICES",
             attempt.model,
             attempt.provider,
         )

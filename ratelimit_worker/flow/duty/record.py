@@ -1,8 +1,7 @@
-"""How do outcomes get into the tracking database? Read, record, commit, in this order, so none is lost.
+"""The recorder moves outcomes into the tracking database: read, write, commit, acknowledge, so that none is lost.
 
-What calls have used is learned on the way: the recorder sees every answer, many at once, and nobody waits for it.
-A recorder that dies after the database committed leaves its entries in the outbox; they are recorded again, which
-the database's key makes no difference to.
+It also learns what calls use, since it sees every answer, many at once, and no caller waits for it. If a recorder dies
+between the commit and the acknowledgement, its entries are recorded again, which the database's key makes harmless.
 """
 
 from __future__ import annotations
@@ -16,21 +15,23 @@ from dataclasses import dataclass, replace
 from functools import reduce
 
 from ratelimit_worker.calls import Attempt, Category, ModeChange, Outcome, PriceSource, Usage
+from ratelimit_worker.contracts.budget import Charge
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, RowRefused, StoreUnavailable
 from ratelimit_worker.outage import Outage, cause_of
 from ratelimit_worker.policy import estimate, timeout
 from ratelimit_worker.policy.estimate import Learned, Sample
-from ratelimit_worker.ports import LatencyMemory, Outbox, Pricer, Tracker, UsageMemory
+from ratelimit_worker.ports import LatencyMemory, Outbox, Pricer, ReuseSums, Tracker, UsageMemory
 
 log = logging.getLogger(__name__)
 
 _Entry = tuple[str, Attempt | ModeChange]
 _PAUSE_BASE_S = 0.5
 _PAUSE_CAP_S = 30.0
-#: How often it is looked whether an older version's recorder has written attempts, and how long others may write
-#: between two chunks of them.
+#: How often to look for attempts that an older version has written without roll-ups; and the pause between two chunks
+#: of them, in which others may write.
 _ROLL_UP_EVERY_S, _ROLL_UP_PAUSE_S = 60.0, 0.1
-_FOLDS_MOST = 100  #: batches that are folded before the database is asked again
+_REUSE_EVERY_S = 5.0  #: how often to look for minutes that are over, to add what reuse saved in them
+_FOLDS_MOST = 100  #: batches that are folded before the database is tried again
 
 
 def record_once(
@@ -41,19 +42,21 @@ def record_once(
     usage: UsageMemory | None = None,
     latencies: LatencyMemory | None = None,
     pricer: Pricer | None = None,
+    charge: Callable[[Sequence[Charge]], None] | None = None,
 ) -> int:
-    """Move one batch from the outbox into the database; returns the entries that are done with, 0 if none waited.
+    """Move one batch from the outbox into the database → number of entries that are done; 0: none waited.
 
-    Rows that the database will never take are set aside; the others of their batch are recorded.
+    Rows that the database will never accept are set aside; the others of their batch are recorded.
 
     Args:
         block_ms: How long to wait for an entry to come; 0: not at all.
-        usage: Where to keep what the answers have used; None: nothing is learned.
-        latencies: Where to keep how long they took; None: nothing is learned.
-        pricer: Says what they cost; None: as far as their own processes knew.
+        usage: Where usage is learned; None: not at all.
+        latencies: Where latencies are learned; None: not at all.
+        pricer: Adds the cost of attempts; None: it stays as the processes that made them have set it.
+        charge: Called with costs that those processes did not know, for the budgets of money; None: not called.
     Raises:
-        StoreUnavailable: Redis or the database is away; the batch is given back and nothing is lost, or it is recorded
-            and not all of it was learned from.
+        StoreUnavailable: Redis or the database is away. Either the batch is given back, and nothing is lost; or it is
+            recorded, and not all of it was learned from.
         ConfigurationError: The database is newer than this version; the batch is given back.
     """
     entries = outbox.read(max_count, block_ms)
@@ -71,6 +74,8 @@ def record_once(
     for entry_id, why in refused.items():
         outbox.set_aside(entry_id, why)
     attempts = [row for _, row in entries if isinstance(row, Attempt)]
+    if charge is not None and (late := _priced_late(attempts)):
+        charge(late)
     if usage is not None:
         learn(usage, attempts)
     if latencies is not None:
@@ -84,8 +89,17 @@ def _priced(entries: Sequence[_Entry], pricer: Pricer, usage: UsageMemory | None
     return [(entry_id, next(priced) if isinstance(row, Attempt) else row) for entry_id, row in entries]
 
 
+def _priced_late(attempts: Sequence[Attempt]) -> list[Charge]:
+    """The costs that no budget of money has counted yet, since the attempt's own process did not know them."""
+    return [
+        Charge(one.lane, one.tenant, one.context, one.cost_nanousd, one.started_at)
+        for one in attempts
+        if one.cost_nanousd and (one.unpriced is not None or one.answer_lost)
+    ]
+
+
 def _estimated(attempts: Sequence[Attempt], usage: UsageMemory) -> list[Attempt]:
-    """The attempts; one whose answer was lost is taken to have cost what answers to its task and model do."""
+    """The attempts; if an answer was lost, with the usual cost of its task and model."""
     names = {
         id(one): estimate.key(one.task, one.asked_model) for one in attempts if one.answer_lost and one.asked_model
     }
@@ -101,7 +115,7 @@ def _estimated(attempts: Sequence[Attempt], usage: UsageMemory) -> list[Attempt]
 
 
 def learn(usage: UsageMemory, attempts: Sequence[Attempt]) -> int:
-    """Take in what answered attempts have used → how many taught something. One round trip to read, one to write.
+    """Learn the usage of answered attempts → how many were used for that. One round trip to read, one to write.
 
     Raises:
         StoreUnavailable: Redis is away.
@@ -126,13 +140,13 @@ def learn(usage: UsageMemory, attempts: Sequence[Attempt]) -> int:
 
 
 def _counted(attempt: Attempt) -> Usage:
-    """What an attempt took of its lane's budgets of tokens: estimates are of that."""
+    """The tokens that count against the lane's budgets, which is what estimates are about."""
     used = Usage(attempt.input_tokens, attempt.output_tokens, uncounted_input_tokens=attempt.uncounted_input_tokens)
     return Usage(used.budget_input_tokens, used.output_tokens)
 
 
 def learn_latencies(latencies: LatencyMemory, attempts: Sequence[Attempt]) -> int:
-    """Take in how long answers took, and what timed out → how many taught something.
+    """Learn latencies and time-outs → how many attempts were used for that.
 
     Raises:
         StoreUnavailable: Redis is away.
@@ -154,41 +168,47 @@ def pause_s(failures: int, jitter: Callable[[], float]) -> float:
     """Wait before the next try, in seconds: between half and all of 0.5 * 2**(failures - 1), within 0.5 and 30.
 
     Args:
-        failures: Failed tries in a row, from 1.
+        failures: Failures in a row, from 1.
         jitter: Returns a float in [0, 1); `random.random` in production.
     Raises:
         ValueError: `failures` is below 1.
     """
     if failures < 1:
         raise ValueError(f"failures count from 1, got {failures}")
-    # Full jitter would often try again at once; the exponent is bounded because an outage is not.
+    # Full jitter would often try again at once. The exponent is bounded, since the number of failures is not.
     longest_s = min(_PAUSE_CAP_S, _PAUSE_BASE_S * 2.0 ** min(failures - 1, 16))
     return max(_PAUSE_BASE_S, longest_s * (0.5 + 0.5 * jitter()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beside:
-    """What is done with the outcomes beside recording them; None: nothing of the kind. As in `record_once`."""
+    """What a recorder does besides recording outcomes. Fields as in `record_once`; None: not done.
+
+    Args:
+        reuse: Sums of what reuse has saved, which the recorder adds to the roll-ups.
+    """
 
     usage: UsageMemory | None = None
     latencies: LatencyMemory | None = None
     pricer: Pricer | None = None
+    reuse: ReuseSums | None = None
+    charge: Callable[[Sequence[Charge]], None] | None = None
 
 
 NOTHING_BESIDE = Beside()
 
 
 class Recorder:
-    """Records for as long as it is let, and outlives every outage of Redis and of the database.
+    """Records until it is stopped, through every outage of Redis and of the database.
 
-    Errors other than those two outages are faults of this program: they end `run`, and whoever started it says so.
+    Other errors than such outages are faults of this program: they end `run`, and its caller reports them.
 
     Args:
-        beside: What else is done with what it reads.
-        max_count: Entries a batch, at most.
-        block_ms: How long one read waits; also how late `run` may notice that it should stop.
+        beside: What else is done with recorded outcomes.
+        max_count: Most entries in a batch.
+        block_ms: How long one read waits; `run` may notice that much later that it should stop.
         linger_s: Pause after a batch that was not full, so that a busy system writes few large transactions rather
-            than many of one row. Rows are this much late.
+            than many of one row. Rows come that much later.
         jitter: Returns a float in [0, 1).
     """
 
@@ -206,14 +226,18 @@ class Recorder:
         self._outbox, self._tracker, self._beside = outbox, tracker, beside
         self._max_count, self._block_ms, self._linger_s = max_count, block_ms, linger_s
         self._jitter = jitter
-        self.failures = 0  #: Tries that failed in a row; 0 while all is well.
+        self.failures = 0  #: failures in a row; 0: all is well
         self._outage = Outage()
-        self._roll_up_at = 0.0  #: of the monotonic clock
+        self._roll_up_at = self._reuse_at = 0.0  #: of the monotonic clock
 
     def run(self, stop: threading.Event) -> None:
-        """Record until `stop` is set, then once more all that waits, unless something is away."""
+        """Record until `stop` is set; then all that still waits, unless Redis or the database is away."""
         while not stop.is_set():
             stop.wait(self.step())
+        self.finish()
+
+    def finish(self) -> None:
+        """Record all that still waits, unless Redis or the database is away."""
         try:
             while self._record(block_ms=0):
                 pass
@@ -234,12 +258,13 @@ class Recorder:
             log.info("recorder.back", extra={"failures": self.failures})
             self.failures = 0
             self._outage.over()
+        self._add_reuse()
         if done >= self._max_count:
             return 0.0
         return self._roll_up() or self._linger_s
 
     def _make_room(self) -> None:
-        """While the database is away: of the oldest outcomes in a full outbox only sums are kept."""
+        """While the database is away and the outbox is nearly full, fold its oldest outcomes into sums."""
         try:
             for _ in range(_FOLDS_MOST):
                 if not self._outbox.fold(self._max_count):
@@ -248,14 +273,27 @@ class Recorder:
             log.info("recorder.no_room_made", extra={"cause": cause_of(error)})
 
     def _add_sums(self) -> None:
-        """Add to the database what was folded while it was away."""
+        """Add to the database the sums into which outcomes were folded while it was away."""
         sums = self._outbox.sums()
         if sums is not None:
             self._tracker.add_sums(sums)
             self._outbox.forget_sums(sums)
 
+    def _add_reuse(self) -> None:
+        """Add to the database what reuse has saved in minutes that are over."""
+        reuse = self._beside.reuse
+        if reuse is None or time.monotonic() < self._reuse_at:
+            return
+        self._reuse_at = time.monotonic() + _REUSE_EVERY_S
+        try:
+            for sums in reuse.over():
+                self._tracker.add_sums(sums)  # counted once, even if another recorder adds the same sums
+                reuse.forget(sums)
+        except (StoreUnavailable, ConfigurationError) as error:
+            log.info("recorder.reuse_not_added", extra={"cause": cause_of(error)})
+
     def _roll_up(self) -> float:
-        """Add some attempts from before there were roll-ups to them → seconds until more; 0: none is left."""
+        """Add some attempts to the roll-ups that are not in them yet → pause until the next, in s; 0: none for now."""
         if time.monotonic() < self._roll_up_at:
             return 0.0
         try:
@@ -270,17 +308,24 @@ class Recorder:
     def _record(self, block_ms: int) -> int:
         beside = self._beside
         return record_once(
-            self._outbox, self._tracker, self._max_count, block_ms, beside.usage, beside.latencies, beside.pricer
+            self._outbox,
+            self._tracker,
+            self._max_count,
+            block_ms,
+            beside.usage,
+            beside.latencies,
+            beside.pricer,
+            beside.charge,
         )
 
     def _say_away(self, error: RateLimitWorkerError, wait_s: float | None) -> None:
-        """Each cause once: an outage of hours must not fill the log."""
+        """Log each cause once: a long outage must not fill the log."""
         if cause := self._outage.news(error):
             log.warning("recorder.away cause=%s", cause, extra={"failures": self.failures, "wait_s": wait_s})
 
 
 def _record(tracker: Tracker, entries: Sequence[tuple[str, Attempt | ModeChange]]) -> dict[str, str]:
-    """Record the entries, halving a batch that is refused until the bad rows stand alone: {id: why} of those."""
+    """Record the entries; a batch that is refused is halved until the bad rows are found → {id: why} of those."""
     try:
         tracker.record([row for _, row in entries])
     except RowRefused as refused:

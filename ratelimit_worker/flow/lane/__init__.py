@@ -1,1 +1,1 @@
-"""What is decided of a lane as a whole: by the law, or by a person."""
+"""Decisions about a lane as a whole, by the law or by a person."""

@@ -1,8 +1,8 @@
-"""At which lanes does the tuner look though there is no news of them, and in what order? Pure but for its memory.
+"""Which lanes does the tuner look at without news of them, and in what order? Pure but for its memory.
 
-A lane that was answered of late may be changed by time alone: a pace doubles, a pause ends, a probe goes faster. Each
-such lane is looked at each turn while there are few; of many, those that need it most, and of these the one that was
-looked at longest ago. News goes before all of them.
+Time alone may change a lane that was answered recently: a pace doubles, a pause ends, a probe goes faster. While there
+are few such lanes, each is looked at in every turn. If there are many, those that need it most go first, and among
+these the one that was looked at longest ago. Lanes with news go before all of them.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from itertools import chain, islice
 from ratelimit_worker.calls import Mode
 from ratelimit_worker.contracts.lane import LaneState
 
-BUSY_S = 5.0  #: a lane is looked at for so long after its last answer
-USED = 0.8  #: share of its pace that a lane must have sent to be one that asks for more
-USED_S = 1.0  #: over about so many seconds
+BUSY_S = 5.0  #: how long after its last answer a lane is looked at, seconds
+USED = 0.8  #: share of its pace that a lane must use to count as going as fast as it may
+USED_S = 1.0  #: the time over which that is measured, about, seconds
 
 
 class Need(IntEnum):
-    """How much a lane needs the next look, the most first."""
+    """How much a lane needs the next look; most needed first."""
 
-    HELD = 0  #: a gate, a mode or a bound on calls at once holds it, and ends by time alone
+    HELD = 0  #: it is held by a gate, a mode or a bound on calls at once, which time alone may end
     GOING = 1  #: it sends as fast as it may
-    RESTING = 2  #: it asks for less than it may have
+    RESTING = 2  #: it sends less than it may
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,11 @@ class _Watched:
     need: Need
     news_at: float  #: seconds, Redis clock
     looked_at: float
-    used_from: tuple[float, float]  #: (seconds, requests sent): from when its use of the pace is measured
+    used_from: tuple[float, float]  #: (seconds, requests sent) from which its use of the pace is measured
 
 
 class Attention:
-    """Lanes in use. Each stands in the row of its need, the one that was looked at last at the end."""
+    """Lanes in use, in one row for each need; the one that was last looked at is at the end."""
 
     def __init__(self) -> None:
         self._rows: dict[Need, dict[str, _Watched]] = {need: {} for need in Need}
@@ -47,7 +47,7 @@ class Attention:
         """The lanes to look at now, in the order of their need.
 
         Args:
-            now: Seconds, Redis clock; those that nobody looked at for `BUSY_S` are forgotten.
+            now: Seconds, Redis clock; lanes that were not looked at for `BUSY_S` are forgotten.
         """
         for row in self._rows.values():
             for lane in list(islice(row, most)):
@@ -57,12 +57,12 @@ class Attention:
         return list(islice(chain.from_iterable(self._rows[need] for need in Need), most))
 
     def note(self, lane: str, state: LaneState, now: float, *, news: bool, idle: bool = False) -> None:
-        """A lane was looked at.
+        """Note that a lane was looked at.
 
         Args:
-            state: As it was found.
-            news: Something was seen of it.
-            idle: It was looked at for its mode alone.
+            state: The state that was found.
+            news: There were observations of it.
+            idle: It was looked at only because of its mode.
         """
         before = self._forget(lane)
         news_at = now if news or (before is None and not idle) else before.news_at if before else float("-inf")
@@ -76,7 +76,7 @@ class Attention:
         self._rows[need][lane] = _Watched(need, news_at, now, used_from)
 
     def forget(self, lane: str) -> None:
-        """Nothing changes there with time alone."""
+        """Forget a lane that time alone does not change."""
         self._forget(lane)
 
     def _forget(self, lane: str) -> _Watched | None:

@@ -1,4 +1,4 @@
-"""What follows from what was seen of a lane? Pure: its state, the pins and the law in; set-points and memory out."""
+"""What follows from the observations of a lane? Pure: state, pins and rules in; set-points and memory out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Literal
 
 import msgspec
 from msgspec import structs
@@ -26,6 +25,7 @@ from ratelimit_worker.contracts.lane import (
 )
 from ratelimit_worker.flow.call import observe
 from ratelimit_worker.flow.lane.events import began, ended, moved
+from ratelimit_worker.flow.lane.health import health_of
 from ratelimit_worker.policy import flight, modes, pace
 from ratelimit_worker.policy.modes import ALL, Answer, Hold, ModeState, Move, Pin, Rates, Thresholds
 from ratelimit_worker.policy.pace import Paces
@@ -34,20 +34,21 @@ from ratelimit_worker.ports import LaneView
 
 log = logging.getLogger(__name__)
 
-MOST_UNTOLD_GATE_S = 15.0  #: a refusal without Retry-After shuts the gate for so long at most (learn.lua)
+MOST_UNTOLD_GATE_S = 15.0  #: longest time for which a refusal without Retry-After closes the gate (learn.lua)
+GAP_JITTER = 1.2  #: a probe's gap is at most so many times as long as it was set (bucket.lua)
 _US = 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What a person has set of the law."""
+    """The rules of the law, as a person has set them."""
 
     thresholds: Thresholds = field(default_factory=Thresholds)
     rates: Rates = field(default_factory=Rates)
 
 
 def rules_of(settings: Settings) -> Rules:
-    """The rules that the settings say."""
+    """The rules by the settings."""
     literal = settings.escalation_policy == "literal"
     thresholds = Thresholds(
         reduced_rate=settings.reduced_error_rate_threshold,
@@ -67,7 +68,7 @@ def rules_of(settings: Settings) -> Rules:
 
 
 class Law(msgspec.Struct):
-    """All that the law remembers of one lane's pace, as `Memory.law` keeps it; `Memory.health` is a ModeState."""
+    """What the law remembers of one lane's pace, stored in `Memory.law`; its ModeState is in `Memory.health`."""
 
     pace: pace.PaceState
     flight: flight.FlightState = flight.FlightState()
@@ -75,31 +76,31 @@ class Law(msgspec.Struct):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_law = msgspec.msgpack.Decoder(Law).decode
-_decode_health = msgspec.msgpack.Decoder(ModeState).decode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What follows from what was seen of a lane."""
+    """What follows for a lane."""
 
-    set_points: Fields  #: of its hash, that change
-    memory: Fields  #: the same, for the law itself and for the levels: the tuner's alone to write
-    after: LaneState  #: as it will be, but for the levels
-    anchors: Mapping[str, Anchor]  #: of these, by dimension
+    set_points: Fields  #: changed set-points
+    memory: Fields  #: changed memory of the law, and levels; only the tuner writes these
+    after: LaneState  #: the lane after this, except for the levels
+    anchors: Mapping[str, Anchor]  #: of the levels, by dimension
     changes: Sequence[ModeChange]
-    standing: Standing  #: how the lane stands, as other lanes of its provider need to know
-    mode: Mode = Mode.NORMAL  #: that holds now
+    standing: Standing  #: figures of the lane that other lanes of its provider need
+    mode: Mode = Mode.NORMAL  #: the mode that holds now
     pinned: bool = False
 
 
 def decide(
     view: LaneView, now: float, rules: Rules, pins: Mapping[str, Pin], shares: Mapping[str, float] | None = None
 ) -> Decision:
-    """What follows from what was seen of a lane, and from the pins.
+    """What follows for a lane from its observations and the pins.
 
     Args:
         now: Seconds, Redis clock.
-        shares: Of budgets that the lane shares with others, by dimension (`policy.siblings`); None: as it was.
+        shares: The lane's shares of budgets that it shares with others, by dimension (`policy.siblings`); None:
+            unchanged.
     """
     state = view.state
     limits = state.told.limits
@@ -149,8 +150,8 @@ def decide(
 
 class _Kind(Enum):
     ADAPTIVE = "adaptive"  #: the law finds its pace
-    FIXED = "fixed"  #: a person has
-    UNBOUND = "unbound"  #: it has none, but modes hold
+    FIXED = "fixed"  #: a person has set it
+    UNBOUND = "unbound"  #: it has none, but modes apply
 
     @staticmethod
     def of(limits: LaneLimits) -> _Kind:
@@ -165,21 +166,21 @@ class _Learned:
     flight: flight.FlightState
     health: ModeState
     moves: Sequence[Move]
-    refused: bool  #: a refusal was among what was seen
-    crowded_until: float  #: the gate that these have shut at most, if each was for calls at once; 0: not each
-    ramp: int  #: calls out at once while the pace is not known yet or nothing but refusals come; 0: no bound
+    refused: bool  #: there was a refusal among the observations
+    crowded_until: float  #: if all refusals were for too many calls at once: until when they closed the gate; else 0
+    ramp: int  #: most calls out at once while the pace is not known, or only refusals come; 0: no bound
 
 
 def _learn(
     view: LaneView, now: float, limits: LaneLimits, thresholds: Thresholds, shares: Mapping[str, float] | None
 ) -> _Learned:
-    """The law, run on all that was seen since the last look."""
+    """Run the law on all observations since the last look."""
     kind = _Kind.of(limits)
     if kind is _Kind.FIXED:
         thresholds = replace(thresholds, refusals_count=True)
     adaptive = kind is _Kind.ADAPTIVE
     law = _law(view.state.memory, limits, view.lane)
-    health = _health(view.state.memory, view.lane)
+    health = health_of(view.state.memory, view.lane)
     state, out = law.pace, law.flight
     if shares is not None:
         state = pace.with_shares(state, shares)
@@ -216,7 +217,7 @@ def _learn(
         if flight.guessed(out) and not flight.guessed(law.flight):
             state = pace.unlearned(state, limits, now)
         state = pace.step(state, now, sent, limits, gate, careful=health.mode is not Mode.NORMAL)
-    if kind is _Kind.UNBOUND and view.state.points.unpaced:  # else a mode holds it back
+    if kind is _Kind.UNBOUND and view.state.points.unpaced:  # no mode holds it back
         health = modes.measure(health, now, sent[0])
     if not thresholds.escalates:
         health = ModeState(rate=health.rate, rate_at=health.rate_at, rate_sent=health.rate_sent)
@@ -233,7 +234,7 @@ def _learn(
 
 
 def _observations(view: LaneView) -> Iterator[pace.Observation]:
-    """What was seen since the last look; one that cannot be read (a newer version's) is left out."""
+    """The observations since the last look; those that cannot be read (a newer version's) are left out."""
     for raw in view.seen:
         try:
             yield observe.decode(raw)
@@ -242,10 +243,11 @@ def _observations(view: LaneView) -> Iterator[pace.Observation]:
 
 
 def _answer(seen: pace.Observation, thresholds: Thresholds) -> Answer:
-    """What the mode looks at in an observation."""
+    """The part of an observation that the mode depends on."""
     return Answer(
         at=seen.at,
         sent_at=seen.ticket.sent_at,
+        seq=seen.ticket.seq,
         sick=seen.sick or (seen.refused and thresholds.refusals_count),
         good=seen.good,
         quota=seen.quota,
@@ -255,15 +257,8 @@ def _answer(seen: pace.Observation, thresholds: Thresholds) -> Answer:
     )
 
 
-def halted_by(lane: LaneState) -> Literal["", "key", "quota"]:
-    """For what the law has halted a lane: a key that nobody accepts, or a quota that is used up."""
-    if lane.mode is not Mode.HALT or lane.pinned or not lane.memory.health:
-        return ""
-    return "key" if _health(lane.memory, "").barred else "quota"
-
-
 def changes_with_time(lane: LaneState) -> bool:
-    """Whether a lane has probes, pauses or trials that end by themselves."""
+    """Whether a lane has probes, pauses or trials that end by time alone."""
     return _Kind.of(lane.told.limits) is _Kind.ADAPTIVE or lane.mode is not Mode.NORMAL
 
 
@@ -280,7 +275,7 @@ def _paces(
     now: float,
     turned_back: Units,
 ) -> tuple[Paces | None, bytes | None]:
-    """What law, person and mode allow (None: it stays), and what the law remembers of it, packed (None: nothing)."""
+    """Paces by law, person and mode (None: unchanged), and the law's memory of them, packed (None: none)."""
     match kind:
         case _Kind.ADAPTIVE:
             state, written = pace.set_points(learned.pace, now, turned_back)
@@ -300,7 +295,8 @@ def _paces(
 
 
 def _paced(points: SetPoints, written: Paces | None, limits: LaneLimits) -> SetPoints:
-    """With these paces; those of other dimensions stay, but for what nobody has told of a lane that is shared."""
+    """Set-points with these paces. Those of other dimensions stay, except in a parent, where limits that no person has
+    set are removed."""
     before = points.paces
     if limits.shared:
         before = {name: one for name, one in before.items() if name != "requests"}
@@ -310,7 +306,7 @@ def _paced(points: SetPoints, written: Paces | None, limits: LaneLimits) -> SetP
 
 
 def _unbinding(points: SetPoints, kind: _Kind, held: Hold) -> tuple[SetPoints, Fields]:
-    """A mode that binds ends that a lane is unlimited, until it binds no more → with the levels that go."""
+    """While a mode holds it back, a lane is not unlimited; afterwards it is again → set-points, levels to forget."""
     if kind is not _Kind.UNBOUND or not (held.binds or points.unpaced_again):
         return points, {}
     others = {name: one for name, one in points.paces.items() if name != "requests"}
@@ -322,8 +318,8 @@ def _unbinding(points: SetPoints, kind: _Kind, held: Hold) -> tuple[SetPoints, F
 def _gate(points: SetPoints, pin: Pin | None, held: Hold, learned: _Learned, now: float) -> int | None:
     """The gate to be written, µs since the epoch; None: it stays.
 
-    Gates are the refusals' too. One that a mode has set lies at most its gap ahead, or is the shut lane's; what goes
-    further is a refusal's and stays.
+    Refusals close the gate as well. A gate that a mode has set ends within the mode's gap, or is that of a shut lane;
+    one that ends later is a refusal's, and stays.
     """
     gate, gap_before = points.gate_us, points.gap_us
     gap, now_us = round(held.gap_s * _US), round(now * _US)
@@ -335,16 +331,16 @@ def _gate(points: SetPoints, pin: Pin | None, held: Hold, learned: _Learned, now
         return 0
     moved = [move.to_mode for move in learned.moves]
     if pin is None and Mode.HALT in moved and learned.health.mode is Mode.HALT:
-        return max(now_us + gap, gate)  # no probe at once: nobody has paid yet
+        return max(now_us + gap, gate)  # the first probe after a gap: nobody will have paid at once
     if now_us < gate <= learned.crowded_until * _US and not held.gap_s:
-        return 0  # the bound on calls at once keeps them, and a place is free as soon as one ends
-    if gap < gap_before and not learned.refused and now_us < gate <= now_us + gap_before:
+        return 0  # the bound on calls at once holds them back, and the next may go as soon as one ends
+    if gap < gap_before and not learned.refused and now_us < gate <= now_us + GAP_JITTER * gap_before:
         return 0  # a probe was answered, or the lane is free again
     return None
 
 
 def _begins(points: SetPoints, pin: Pin | None) -> bool:
-    """Whether the pin takes hold in the lane just now."""
+    """Whether the pin takes effect in the lane just now."""
     return pin is not None and points.pin != pin.id
 
 
@@ -357,15 +353,6 @@ def _law(memory: Memory, limits: LaneLimits, lane: str) -> Law:
     return Law(pace.initial(limits))
 
 
-def _health(memory: Memory, lane: str) -> ModeState:
-    if memory.health:
-        try:
-            return _decode_health(memory.health)
-        except msgspec.MsgspecError:
-            log.warning("health.unreadable", extra={"lane": lane})
-    return ModeState()
-
-
 def _changes(
     view: LaneView,
     now: float,
@@ -374,7 +361,7 @@ def _changes(
     pins: Mapping[str, Pin],
     rules: Rules,
 ) -> list[ModeChange]:
-    """The transitions of the mode that holds: while a lane is pinned, the law's own are not."""
+    """The changes of the lane's mode; while it is pinned, changes by the law are not among them."""
     before, held = view.state.mode, view.state.points.pin
     after = _mode(pin, learned.health)
     if (pin.id if pin is not None else "") != held:

@@ -1,4 +1,4 @@
-"""What is told of a change of mode: its event in the history, the same whoever tells it, and a line in the log."""
+"""A change of mode is recorded as an event in the history, under the same id whoever records it, and logged."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 
 def tell(mode_log: ModeLog, change: ModeChange) -> None:
-    """Put a mode change on its way to the history, and into the log.
+    """Append a mode change to the outbox, for the history, and log it.
 
     Raises:
-        StoreUnavailable: the outbox takes none; nothing was told.
+        StoreUnavailable: the outbox accepts none; nothing was recorded.
     """
     mode_log.append_mode_change(change)
     log.log(
@@ -38,7 +38,7 @@ def tell(mode_log: ModeLog, change: ModeChange) -> None:
 
 
 def began(lane: str, before: Mode, pin: Pin, now: float) -> ModeChange:
-    """The event of a pin that takes hold in a lane; the same id whoever tells it."""
+    """The event of a pin that takes effect in a lane; its id is the same whoever records it."""
     return ModeChange(
         id=_digest("pinned", pin.id, lane),
         lane=lane,
@@ -53,12 +53,12 @@ def began(lane: str, before: Mode, pin: Pin, now: float) -> ModeChange:
 
 
 def ended_everywhere(pin: Pin, now: float) -> ModeChange:
-    """The event of a pin of all lanes that holds no more, for all of them."""
+    """The one event for all lanes that a pin of all lanes has ended."""
     return ended(ALL, pin.mode or Mode.NORMAL, Mode.NORMAL, pin.id, {ALL: pin}, now)
 
 
 def ended(lane: str, before: Mode, after: Mode, held: str, pins: Mapping[str, Pin], now: float) -> ModeChange:
-    """The event of a pin that holds no more."""
+    """The event of a pin that has ended in a lane."""
     entries = [pin for pin in (pins.get(lane), pins.get(ALL)) if pin is not None]
     ended = next((pin for pin in entries if pin.id == held), None)
     own = pins.get(lane)

@@ -1,6 +1,6 @@
-"""What happens when a person changes a lane's limits? What was named changes, what was not stays, also the mode.
+"""A person changes a lane's limits: those that are named change, all else stays, also the mode.
 
-Also when MAISD_ENABLE_ADVANCED_RATE_LIMITING or …_AUTO_ESCALATION is switched: lanes that are known have to be told.
+Also here: when MAISD_ENABLE_ADVANCED_RATE_LIMITING or …_AUTO_ESCALATION is switched, existing lanes are updated.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.config import Settings, bounds_others, parents_of
+from ratelimit_worker.contracts.budget import Budget
 from ratelimit_worker.contracts.lane import (
     PARENT_FIELDS,
     Fields,
@@ -21,6 +22,7 @@ from ratelimit_worker.contracts.lane import (
 )
 from ratelimit_worker.errors import BadInput
 from ratelimit_worker.flow.call.enqueue import as_told, basic_fields, escalates, limit_fields
+from ratelimit_worker.flow.lane.budget import begins
 from ratelimit_worker.flow.lane.decide import decide
 from ratelimit_worker.flow.lane.tune import ControlPlane
 from ratelimit_worker.policy import choices, day
@@ -29,22 +31,27 @@ from ratelimit_worker.ports import LaneView
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What was named. None: not named, stays."""
+    """The limits that are named. None: it stays."""
 
     rpm: float | None = None  #: 0: no limit any more
     tpm: float | None = None  #: 0: no limit any more
     concurrency: int | None = None  #: 0: no limit any more
     rpd: float | None = None  #: 0: no quota any more
     tpd: float | None = None  #: 0: no quota any more
+    usd_per_day: float | None = None  #: 0: no such budget any more
+    usd_per_month: float | None = None  #: 0: no such budget any more
     day_zone: str | None = None  #: "": UTC
     unlimited: bool | None = None
     adaptive: bool | None = None
-    parents: tuple[str, ...] | None = None  #: all that it has from now on
+    parents: tuple[str, ...] | None = None  #: the complete list from now on
+
+
+_NUMBERS = ("rpm", "tpm", "rpd", "tpd", "usd_per_day", "usd_per_month")
 
 
 def changed(before: LaneLimits, change: Change) -> LaneLimits:
-    """The limits after a change. Naming rpm or tpm ends `unlimited`: else it would have no effect."""
-    numbers = {name: getattr(change, name) for name in ("rpm", "tpm", "rpd", "tpd", "concurrency")}
+    """The limits after a change. Naming rpm or tpm ends `unlimited`, since it would have no effect otherwise."""
+    numbers = {name: getattr(change, name) for name in (*_NUMBERS, "concurrency")}
     named = {name: value or None for name, value in numbers.items() if value is not None}
     after = replace(before, **named)  # type: ignore[arg-type]
     if change.day_zone is not None:
@@ -61,10 +68,10 @@ def changed(before: LaneLimits, change: Change) -> LaneLimits:
 
 
 def check(lane: str, change: Change) -> None:
-    """See that a change can be, before anybody is asked.
+    """Check a change without asking Redis.
 
     Raises:
-        BadInput: no lane can have that name, or those parents; or there is no such zone.
+        BadInput: the name of the lane, its parents or the time zone is invalid.
     """
     for name in (lane, *(change.parents or ())):
         choices.name("lane", name)
@@ -82,18 +89,18 @@ def set_limits(
     configured: LaneLimits,
     others: Mapping[str, LaneLimits] | None = None,
 ) -> tuple[LaneLimits, LaneLimits]:
-    """Change the limits of a lane, for the next permit on → (before, after).
+    """Change the limits of a lane from the next permit on → (before, after).
 
-    The lane need not have had a call yet. Where its pace changes, what it had learned is forgotten; its mode is not.
+    The lane need not exist yet. If its pace changes, what was learned about it is forgotten; its mode stays.
 
     Args:
-        configured: What MAISD_LANES says of the lane, where it is not known yet.
-        others: What MAISD_LANES says of lanes that may become its parents, and are not known yet.
+        configured: The lane's limits in MAISD_LANES, used if it does not exist yet.
+        others: The same of lanes that may become its parents.
     Raises:
-        BadInput: no lane can have that name, or those parents; or there is no such zone.
+        BadInput: the name of the lane, its parents or the time zone is invalid.
     """
     check(lane, change)
-    while True:  # until nobody else has set limits of the lane between our look and our writing
+    while True:  # repeat if somebody else set the lane's limits between our look and our writing
         found = control.lanes.state(lane)
         before = found.told.limits if found.there else configured
         after = changed(before, change)
@@ -101,15 +108,25 @@ def set_limits(
             control.lanes.set_points(lane, encode_configured())
             return before, after
         _take_parents(control, lane, after.parents, others or {})
-        if found.there and _paced(after) == _paced(before):  # says nothing of the pace, so that goes on
+        if found.there and _paced(after) == _paced(before):  # the pace is not concerned, and goes on
             if control.lanes.tell(lane, as_told(after).encode_bounds() | encode_configured(), found.revision):
                 return before, after
         elif _tell(control, lane, found, {**encode_configured(), **encode_schema(), **limit_fields(after)}):
             return before, after
 
 
+def begun_budget(control: ControlPlane, lane: str, change: Change, configured: LaneLimits) -> Budget | None:
+    """A lane's budget of money, if a change makes it count anew (`begins`); else None."""
+    found = control.lanes.state(lane)
+    told = found.told.limits if found.there else LaneLimits()
+    before = Budget.of_lane(told, ())
+    after = Budget.of_lane(changed(told if found.there else configured, change), ())
+    return after if begins(before, after) else None
+
+
 def _paced(limits: LaneLimits) -> LaneLimits:
-    return replace(limits, concurrency=None, rpd=None, tpd=None, day_zone=None, parents=())
+    none = dict.fromkeys(("concurrency", "rpd", "tpd", "usd_per_day", "usd_per_month", "day_zone"))
+    return replace(limits, **none, parents=())  # type: ignore[arg-type]
 
 
 def _take_parents(
@@ -118,10 +135,10 @@ def _take_parents(
     parents: tuple[str, ...],
     others: Mapping[str, LaneLimits],
 ) -> None:
-    """See that a lane's parents can be, and are there, before it has them.
+    """Check that a lane's new parents are valid and exist.
 
     Raises:
-        BadInput: one of them cannot be.
+        BadInput: one of them is not.
     """
     if not parents:
         return
@@ -141,7 +158,7 @@ def _take_parents(
             raise BadInput(f"parent {parent!r} is not known: say first `limits set {parent} --tpm N` (or rpm, rpd, …)")
         if told.parents:
             raise BadInput(f"parent {parent!r} has parents itself: name them all at {lane!r} instead")
-        if not told.shared and not found.levels.seq:  # it has no calls of its own to learn from
+        if not told.shared and not found.levels.seq:  # without calls of its own it learns nothing
             if not bounds_others(told):
                 raise BadInput(
                     f"parent {parent!r} has no limit: say first `limits set {parent} --tpm N` (or rpm, rpd, …)"
@@ -152,7 +169,7 @@ def _take_parents(
 
 
 def at_start(control: ControlPlane, settings: Settings) -> int:
-    """Known lanes learn that a switch (or RATE_LIMIT_DELAY) has changed → how many did."""
+    """Update existing lanes after a switch (or RATE_LIMIT_DELAY) has changed → how many were updated."""
     changes: dict[str, tuple[LaneState, Fields]] = {}
     for found, lane in ((one.state, one.lane) for some in control.lanes.survey() for one in some):
         changed_fields = {**_switched(found, settings), **_may_escalate(found, settings)}
@@ -164,7 +181,7 @@ def at_start(control: ControlPlane, settings: Settings) -> int:
 
 
 def _switched(found: LaneState, settings: Settings) -> Fields:
-    """What a lane has to be told; nothing where it knows."""
+    """The fields to change in a lane; empty: it is up to date."""
     told = found.told
     if told.limits.shared:
         return {}
@@ -177,20 +194,20 @@ def _switched(found: LaneState, settings: Settings) -> Fields:
 
 
 def _may_escalate(found: LaneState, settings: Settings) -> Fields:
-    """The same of the law: an attempt that fails before the tuner has looked asks the lane, too."""
+    """The same for `escalates`: attempts that fail before the tuner has looked read it from the lane."""
     may = escalates(settings)
-    if found.pinned or found.points.escalates == may:  # a mode by hand says it
+    if found.pinned or found.points.escalates == may:  # while pinned, the pin decides it
         return {}
     return encode_escalates(may)
 
 
 def _tell(control: ControlPlane, lane: str, found: LaneState, fields: Fields) -> bool:
-    """Write what a person sets, and what the lane's mode makes of it → False: somebody else has set it since."""
+    """Write what a person sets, and what follows for the lane's mode → False: somebody else has set limits since."""
     lanes = control.lanes
     if not lanes.tell(lane, fields, found.revision):
         return False
     state = lanes.state(lane)
     held = decide(LaneView(lane=lane, state=state, seen=()), control.pins.now(), control.rules, control.pins.read())
-    if held.set_points:  # the mode holds on: its share of the new pace
+    if held.set_points:  # the mode stays: its share of the new pace
         lanes.set_points(lane, held.set_points, state.revision)
     return True

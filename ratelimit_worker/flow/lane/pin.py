@@ -1,7 +1,7 @@
-"""How does a person set a mode? A pin: written down first, then put into every lane that it concerns, at once.
+"""A person sets a mode: the pin is stored first, and then the set-points of every lane that it concerns.
 
-It does not wait for the tuner: the set-points hold for the next permit. What a crash leaves undone between the two, the
-tuner does, since it looks at the pins. Waiting calls stay where they are; when the lane is given back they go on.
+It does not wait for the tuner: the set-points hold for the next permit. If a crash comes between the two, the tuner
+completes it, since it looks at the pins. Waiting calls stay where they are, and go on when the lane is given back.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from ratelimit_worker.ports import LaneView
 
 MOST_WORDS = 500  #: characters of a name or a reason
 FROM_SETTING = "MAISD_EMERGENCY_MODE"
-#: Idle lanes that a command sets by itself, in a second at most; more are left to the tuner, where one is at work.
+#: Most idle lanes that a command sets itself, which takes up to a second; more are left to the tuner, if one is
+#: running.
 MOST_AT_ONCE = 2_000
 
 
 def left_to_tuner(control: ControlPlane) -> bool:
-    """Whether a mode for all lanes reaches the idle ones by the tuner, within seconds, since they are very many."""
+    """Whether idle lanes are so many that the tuner brings a mode for all lanes to them, within seconds."""
     return control.lanes.count() > MOST_AT_ONCE and control.lanes.tuned()
 
 
@@ -45,19 +46,19 @@ def pin(
     who: str,
     now: float | None = None,
 ) -> list[ModeChange]:
-    """Pin a mode; it wins over the law, and over older pins.
+    """Pin a mode; it overrides the law and older pins.
 
     Args:
-        lane: None: all lanes, also those that come later.
+        lane: None: all lanes, also future ones.
         for_s: Seconds until the pin ends by itself; None: it stays until `auto`.
         who: The person, for the history.
         now: Seconds since the epoch; Redis clock when None.
     Returns:
-        A change for each lane that is concerned, but for idle ones that are left to the tuner; where none is known yet,
-        one for the lane "*".
+        A change for each lane that is concerned, except idle ones that are left to the tuner; if there is no lane yet,
+        one change for the lane "*".
     Raises:
-        BadInput: `for_s` is not above 0, a word is too long or a lane has no name.
-        StoreUnavailable: the outbox takes no event; the pin holds all the same.
+        BadInput: `for_s` is not above 0, a text is too long or the lane's name is empty.
+        StoreUnavailable: the outbox accepts no event; the pin holds all the same.
     """
     at, made = _checked(control, lane, for_s, reason, who, now)
     made = replace(made, mode=mode)
@@ -82,20 +83,20 @@ def auto(
 ) -> list[ModeChange]:
     """Give a lane back to the law (None: all lanes, whatever they were pinned to).
 
-    A lane that is given back while all are pinned is exempt from that pin for as long as it holds.
+    A lane that is given back while all lanes are pinned is exempt from that pin until it ends.
 
     Returns:
         A change for each lane in which a pin held, or that the law had halted.
     Raises:
-        BadInput: a word is too long or the lane has no name.
-        StoreUnavailable: the outbox takes no event; the lanes are given back all the same.
+        BadInput: a text is too long or the lane's name is empty.
+        StoreUnavailable: the outbox accepts no event; the lanes are given back all the same.
     """
     at, made = _checked(control, lane, None, reason, who, now)
     names = _first(control) if made.everywhere else [str(lane)]
     before = dict(control.lanes.states(names))
     pins = control.pins.read()
     everywhere = pins.get(ALL)
-    # Marked as ended first and dropped last: what a crash leaves undone in between, the tuner sees and does.
+    # Mark the pins as ended first and delete them last: after a crash in between, the tuner completes it.
     ended = {
         name: replace(held, until=at, ended_by=who, reason=reason)
         for name, held in pins.items()
@@ -110,7 +111,7 @@ def auto(
         if _halted(state):
             control.lanes.set_points(name, given_back.encode())
             before[name] = _given_back(state, given_back)
-    # A tuner that was quicker has dropped what has ended.
+    # The tuner may already have deleted pins that have ended.
     pins = {**ended, **control.pins.read()}
     changes = _told(control, _apply(control, before, pins, at))
     later = made.everywhere and left_to_tuner(control)
@@ -120,13 +121,13 @@ def auto(
             _told(control, [ended_everywhere(pinned, at)])
         others = _apply_to_idle(control, before, pins, at, given_back, halted_only=later)
         changes += others if many else _told(control, others)
-    if not later:  # else the tuner does, when it has been to every lane
+    if not later:  # otherwise the tuner does, after it has been to every lane
         control.pins.drop(ended)
     return changes
 
 
 def at_start(control: ControlPlane, emergency: bool) -> list[ModeChange]:
-    """What MAISD_EMERGENCY_MODE asks for when a worker starts: EMERGENCY everywhere, once for the whole cluster.
+    """Apply MAISD_EMERGENCY_MODE when a worker starts: EMERGENCY everywhere, once for the whole cluster.
 
     The pin stays until `auto`, also when workers are started again without the setting.
     """
@@ -139,12 +140,12 @@ def at_start(control: ControlPlane, emergency: bool) -> list[ModeChange]:
 
 
 def lane_fields(control: ControlPlane, settings: Settings, lane: str) -> Fields:
-    """What a lane that may be new starts with: what was configured, and the mode by hand that holds there.
+    """Fields of a new lane: its configured limits, and the mode of a pin that holds there.
 
     Raises:
-        StoreUnavailable: the outbox takes no event.
+        StoreUnavailable: the outbox accepts no event.
     """
-    for parent in enqueue.told(settings, lane).parents:  # no call of its own makes it
+    for parent in enqueue.told(settings, lane).parents:  # made here, since no call of its own will make it
         if not control.lanes.state(parent).schema:
             control.lanes.establish(parent, lane_fields(control, settings, parent))
     fields, pins, now = _new_lane(settings, lane), control.pins.read(), control.pins.now()
@@ -157,7 +158,7 @@ def lane_fields(control: ControlPlane, settings: Settings, lane: str) -> Fields:
 
 
 def _new_lane(settings: Settings, lane: str) -> Fields:
-    """What was configured of a lane; one of which nothing was must fit in with the others."""
+    """A lane's configured limits; a lane without any counts against the bound on lanes."""
     most = None if lane in settings.lanes else settings.max_lanes
     return {**enqueue.lane_fields(settings, lane), **encode_new(most)}
 
@@ -181,16 +182,16 @@ def _checked(
 def _apply(
     control: ControlPlane, before: Mapping[str, LaneState], pins: Mapping[str, Pin], now: float
 ) -> list[ModeChange]:
-    """Write the set-points of the pins that govern, and leave what the law remembers to the tuner → what changed.
+    """Write set-points by the pins that hold, and leave the law's memory to the tuner → what changed.
 
     Args:
-        before: The lanes as they were before the pins were written. What changed is told from there: the tuner may have
-            seen the pins first, and then the lanes show no change any more; it tells the same, under the same ids.
+        before: The lanes before the pins were written. Changes are found by comparing with these, since the tuner may
+            have applied the pins first; it records the same events, under the same ids.
     """
     changes: list[ModeChange] = []
     for lane, state in before.items():
         changes += decide(LaneView(lane=lane, state=state, seen=()), now, control.rules, pins).changes
-        while True:  # until nobody has set its limits between our look and our writing
+        while True:  # repeat if somebody set its limits between our look and our writing
             view = LaneView(lane=lane, state=control.lanes.state(lane), seen=())
             set_points = decide(view, now, control.rules, pins).set_points
             if not set_points or control.lanes.set_points(lane, set_points, view.state.revision) is not None:
@@ -199,13 +200,13 @@ def _apply(
 
 
 def _first(control: ControlPlane) -> list[str]:
-    """Lanes in which a pin of all must hold at once: of many those with calls; the others follow some at a time."""
+    """Lanes in which a pin of all must hold at once: if there are many, those with calls; the others follow."""
     few = control.lanes.count() <= MANY_LANES
     return list(control.lanes.names() if few else control.lanes.working(MANY_LANES))
 
 
 def _halted(lane: LaneState) -> bool:
-    """Whether the law has halted the lane, not a person."""
+    """Whether the law, and not a person, has halted the lane."""
     return lane.mode is Mode.HALT and not lane.pinned
 
 
@@ -222,13 +223,13 @@ def _apply_to_idle(
     *,
     halted_only: bool = False,
 ) -> list[ModeChange]:
-    """The same for all lanes but those that are done, a batch at a time, so that nobody waits for it → what changed.
+    """The same for all lanes that are not done yet, in small batches → what changed.
 
-    What the tuner did first shows no change here. Lanes that come meanwhile begin with the pin.
+    Lanes to which the tuner came first show no change here. New lanes begin with the pin.
 
     Args:
-        given_back: When and by whom, for lanes that the law has halted; None: they stay so.
-        halted_only: Only to those; the others are left to the tuner.
+        given_back: When and by whom lanes that the law has halted are given back; None: they stay halted.
+        halted_only: Only do it for those; the others are left to the tuner.
     """
     changes: list[ModeChange] = []
     for some in _idle(control, done, halted_only):

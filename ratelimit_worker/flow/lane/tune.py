@@ -1,7 +1,7 @@
-"""How do lanes learn? The tuner: takes what was seen of all lanes, runs the law on it in order, writes set-points.
+"""The tuner: takes the observations of all lanes, runs the law on them in order, and writes set-points.
 
-One writer at a time, under a lease; state lives in the lanes' hashes, so a new holder goes on where the last one was.
-Modes by hand (flow/lane/pin.py) write the same set-points by the same `decide`, and leave what the law remembers alone.
+There is one tuner at a time, under a lease. Its state is in the lanes' hashes, so the next holder goes on where the
+last one stopped. Pins (flow/lane/pin.py) write the same set-points by the same `decide`, but not the law's memory.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ from ratelimit_worker.ports import Lanes, LaneSeen, LaneView, ModeLog, Pins
 
 log = logging.getLogger(__name__)
 
-TUNE_EVERY_S = 0.1  #: about ten times a second (control law); a refusal wakes it at once
+TUNE_EVERY_S = 0.1  #: about ten turns a second; a refusal wakes it at once
 LEASE_S = 2.0
-BATCH = 50  #: lanes that one script reads, and one writes, so that the server does something else in between
-MOST_BATCHES = 10  #: of lanes with news in a turn
-#: Looks of a turn. What news leaves of them goes to lanes that time alone may change, and so many in any case.
+BATCH = 50  #: most lanes that one script reads, or one writes, so that the server can serve others in between
+MOST_BATCHES = 10  #: most batches of lanes with news in a turn
+#: Most looks in a turn, and how many of them are always for lanes that time alone may change; lanes with news come
+#: first.
 LOOKS, LEAST_BY_TIME = 60, 6
-VISIT_EVERY_S = 1.0  #: pinned lanes are looked at so often though nothing is seen of them
-MOST_LOOKED_AT = 200  #: lanes that a walk over all, or over those that are not well, looks at in a turn
-WALK_EVERY_S = 60.0  #: while all lanes are pinned, all are looked at so often, some at a time
-MANY_LANES = 100  #: with more, a pin of all is told once, not of each lane in which nothing waits
-MOST_TRIES = 8  #: at writing what follows from a lane, while a person sets its limits again and again
-MOST_UNTOLD = 1_000  #: mode changes kept while the outbox takes none
+VISIT_EVERY_S = 1.0  #: how often pinned lanes are looked at without news
+MOST_LOOKED_AT = 200  #: most lanes in a turn for a walk over all lanes, or over those not in NORMAL
+WALK_EVERY_S = 60.0  #: how often all lanes are walked over while all are pinned
+MANY_LANES = 100  #: with more lanes, a pin of all is recorded once, and not for each idle lane
+MOST_TRIES = 8  #: most attempts to write a lane's set-points while a person keeps changing its limits
+MOST_UNTOLD = 1_000  #: mode changes kept while the outbox accepts none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlPlane:
-    """All that it takes to steer lanes."""
+    """The stores and rules that are needed to steer lanes."""
 
     lanes: Lanes
     pins: Pins
@@ -51,36 +52,36 @@ class ControlPlane:
 
 
 class _Everywhere(NamedTuple):
-    """What holds in all lanes: the pin of all ("": none), and whether it lives."""
+    """The pin of all lanes ("": none), and whether it still holds."""
 
     pin: str
     lives: bool
 
 
 class Tuner:
-    """The duty of one worker. Errors of Redis go on as they are; the next turn makes good what was left undone."""
+    """The tuner, a duty of one worker. Errors of Redis are passed on; the next turn completes what was left undone."""
 
     def __init__(self, control: ControlPlane) -> None:
         self.control = control
         self._visited_at = float("-inf")
         self._pins: Mapping[str, Pin] | None = None  #: None: this is its first turn
-        self._to_visit: dict[str, None] = {}  #: lanes with a pin of their own, to be looked at; the next first
-        self._next_own = 0  #: of many such, the one with which the next second begins
-        self._walk: Iterator[Sequence[LaneSeen]] | None = None  #: over all lanes, some a turn
-        self._walking: _Everywhere | None = None  #: what that walk brings to the lanes
-        self._walked: _Everywhere | None = None  #: what every lane has; None: this is its first turn
+        self._to_visit: dict[str, None] = {}  #: lanes with a pin of their own that are to be looked at, in this order
+        self._next_own = 0  #: if there are many of them, where the next second begins
+        self._walk: Iterator[Sequence[LaneSeen]] | None = None  #: the walk over all lanes, some in each turn
+        self._walking: _Everywhere | None = None  #: the pin that this walk brings to the lanes
+        self._walked: _Everywhere | None = None  #: the pin that every lane has; None: this is its first turn
         self._walked_at = float("-inf")
-        self._many = False  #: whether there are so many lanes that not each is told of
+        self._many = False  #: whether there are more than MANY_LANES
         self._attention = Attention()  #: lanes that time alone may change
-        self._news = 0  #: lanes of which something was seen in the last turn
-        self.behind = False  #: something was seen of more lanes than the last turn looked at
-        self._ailing: dict[str, None] = {}  #: lanes whose mode ends by time alone; the next to look at first
+        self._news = 0  #: lanes with news in the last turn
+        self.behind = False  #: there is news of more lanes than the last turn could look at
+        self._ailing: dict[str, None] = {}  #: lanes whose mode may end by time alone, in the order of looking
         self._ailing_at, self._turned_at = float("-inf"), 0.0  #: when they were looked at, and the last turn was
         self._untold: deque[ModeChange] = deque(maxlen=MOST_UNTOLD)
         self._siblings = Siblings.none()
 
     def turn(self, owner: str) -> int | None:
-        """Look at the lanes of which something was seen → how many, or None: another holds the duty."""
+        """Look at the lanes with news → how many; None: another holds the duty."""
         self.behind = False
         also = {*self._attention.next(max(LEAST_BY_TIME, LOOKS - self._news), self._turned_at), *self._ailing_due()}
         views: list[LaneView] = []
@@ -103,7 +104,7 @@ class Tuner:
         self._visit(self._due(pins, now), pins, now)
         self._walk_on(pins, now)
         while views and (newer := self.control.pins.read()) != pins:
-            # Somebody pinned a mode while we wrote, and we may have overwritten it. Other lanes come in the next turn.
+            # If a mode was pinned while we wrote, we may have overwritten it. Other lanes come in the next turn.
             pins = newer
             self._visit({view.lane for view in views}, pins, self.control.pins.now())
         self._give_back(pins, now)
@@ -111,7 +112,7 @@ class Tuner:
         return len(views)
 
     def _learn(self, taken: Iterable[LaneView], pins: Mapping[str, Pin], now: float) -> list[LaneView]:
-        """The law, run on some lanes, and what follows written → those that it was run on."""
+        """Run the law on some lanes and write what follows → those lanes."""
         views = []
         for view in taken:
             news = bool(view.seen or view.goods)
@@ -129,7 +130,7 @@ class Tuner:
         return views
 
     def _ailing_due(self) -> Iterable[str]:
-        """Lanes that come back though nothing is sent, once in a while."""
+        """Lanes whose mode may end although nothing is sent; looked at once in a while."""
         if abs(self._turned_at - self._ailing_at) < VISIT_EVERY_S:
             return ()
         self._ailing_at = self._turned_at
@@ -145,8 +146,8 @@ class Tuner:
             self._ailing.pop(lane, None)
 
     def _due(self, pins: Mapping[str, Pin], now: float) -> Iterable[str]:
-        """Lanes that must be looked at though nothing was seen of them: pins begin and end there. Some a turn: a pin
-        that has changed or ended first; then all of few, and of many some each second."""
+        """Lanes that must be looked at without news, since pins begin and end there. First those whose pin has changed
+        or ended; then all others, or some each second if there are many."""
         changed = _changed(self._pins or {}, pins)
         changed |= {name for name, pin in pins.items() if not modes.lives(pin, now)}
         again = now - self._visited_at >= VISIT_EVERY_S
@@ -167,9 +168,10 @@ class Tuner:
         return {*some, *self.control.lanes.working()} if everywhere else some
 
     def _walk_on(self, pins: Mapping[str, Pin], now: float) -> None:
-        """Some lanes more of the walk that brings a pin of all lanes, or its end, to those that are idle.
+        """The next lanes of the walk that brings a pin of all lanes, or its end, to idle lanes.
 
-        It is made at a holder's first turn, too, and now and then while all are pinned: what others left undone.
+        A walk is also made in a holder's first turn, and now and then while all lanes are pinned, to complete what
+        others left undone.
         """
         pin = pins.get(ALL)
         wanted = _Everywhere(pin.id, modes.lives(pin, now)) if pin is not None else _Everywhere("", False)
@@ -179,7 +181,7 @@ class Tuner:
         if self._walk is None or wanted != self._walking:
             self._many = self.control.lanes.count() > MANY_LANES
             self._walk, self._walking = self.control.lanes.survey(WALK_FIELDS, MOST_LOOKED_AT), wanted
-        walk, self._walk = self._walk, None  # an error on the way ends it, and the next turn begins anew
+        walk, self._walk = self._walk, None  # after an error the next turn begins a new walk
         some = next(walk, None)
         if some is None:
             self._walked, self._walked_at = wanted, now
@@ -203,13 +205,13 @@ class Tuner:
                     continue
                 view = LaneView(lane=lane, state=state, seen=())
                 decision = decide(view, now, self.control.rules, pins)
-                if idle and self._many and lane not in pins:  # it was told of all lanes together
+                if idle and self._many and lane not in pins:  # this was recorded once for all lanes
                     decision = replace(decision, changes=())
                 some.append((view, decision))
             self._write_all(some, pins, now)
 
     def _write_all(self, decisions: Sequence[tuple[LaneView, Decision]], pins: Mapping[str, Pin], now: float) -> None:
-        """Write decisions; where a person has set limits since a lane was read, what follows from these."""
+        """Write decisions; if a person has set limits since a lane was read, decide again."""
         told: set[str] = set()
         for _ in range(MOST_TRIES):
             writes: dict[str, Write] = {}
@@ -219,17 +221,19 @@ class Tuner:
                 told |= {change.id for change in decision.changes}
                 if fields := {**decision.set_points, **decision.memory}:
                     writes[view.lane] = Write(view.state.revision, fields)
-            self._tell()  # first: a tuner that is killed between may tell a change twice, and loses none
-            stale = {*self.control.lanes.set_points_of(writes)}
-            if not stale:
+            self._tell()  # first, so that a tuner that is killed in between records a change twice rather than never
+            changed = {*self.control.lanes.set_points_of(writes)}
+            if not changed:
                 return
             views = [
-                replace(view, state=self.control.lanes.state(view.lane)) for view, _ in decisions if view.lane in stale
+                replace(view, state=self.control.lanes.state(view.lane))
+                for view, _ in decisions
+                if view.lane in changed
             ]
             decisions = [(view, decide(view, now, self.control.rules, pins)) for view in views]
 
     def _give_back(self, pins: Mapping[str, Pin], now: float) -> None:
-        """Pins that had ended when this turn looked at their lanes are done with, and exemptions from none."""
+        """Delete pins that had ended when this turn looked at their lanes, and exemptions from a pin that is gone."""
         everywhere = pins.get(ALL)
         idle = everywhere is None or not modes.lives(everywhere, now)
         done = {name: pin for name, pin in pins.items() if not modes.lives(pin, now) or (pin.mode is None and idle)}
@@ -241,7 +245,7 @@ class Tuner:
             self.control.pins.drop(done)
 
     def _tell_end(self, everywhere: Pin | None, now: float) -> None:
-        """That a pin of all lanes has ended by itself, where not each of them was told of."""
+        """Record once that a pin of all lanes has ended by itself, if it is not recorded for each of them."""
         if everywhere is not None and self._many and not everywhere.ended_by:
             self._untold.append(ended_everywhere(everywhere, now))
 

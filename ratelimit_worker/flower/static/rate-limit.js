@@ -1,23 +1,25 @@
-// Keeps the page's living part fresh. Without this script all of it works, by reload.
+// Refreshes the live part of a page, if it has one. Without this script the page still works, by reload.
 (function () {
   "use strict";
 
-  var EVERY_MS = 2000;
-  var SAID_MS = 10000; // what a button did is soon no news
+  var SAID_MS = 10000; // how long the message about what a button did is shown
   var live = document.getElementById("rlw-live");
+  var everyMs = live ? Number(live.dataset.everyMs) : 0;
   var dot = document.getElementById("rlw-dot");
   var refreshed = document.getElementById("rlw-refreshed");
   var said = document.getElementById("rlw-said");
-  var lanes = document.getElementById("rlw-lane"); // none where the buttons are off
+  var lanes = document.getElementById("rlw-lane"); // null if the buttons are off
 
-  document.getElementById("rlw-refresh").hidden = false;
-  schedule();
+  if (live) {
+    document.getElementById("rlw-refresh").hidden = false;
+    schedule();
+  }
   if (said) {
     window.setTimeout(function () { said.remove(); }, SAID_MS);
   }
 
   function schedule() {
-    window.setTimeout(refresh, EVERY_MS);
+    window.setTimeout(refresh, everyMs);
   }
 
   function refresh() {
@@ -25,7 +27,7 @@
       schedule();
       return;
     }
-    // With the origin in front: a page that was opened as http://user:password@host cannot fetch a relative address.
+    // With the origin: a page that was opened as http://user:password@host cannot fetch a relative address.
     fetch(window.location.origin + live.dataset.url, { credentials: "same-origin", cache: "no-store" })
       .then(function (answer) {
         if (answer.redirected) { // to the login
@@ -49,13 +51,13 @@
       .finally(schedule);
   }
 
-  // Somebody is copying from it.
+  // Whether text of it is selected, to be copied.
   function selecting() {
     var selection = window.getSelection();
     return !selection.isCollapsed && live.contains(selection.anchorNode);
   }
 
-  // Who goes through the page by keyboard stays where they are.
+  // Keeps the keyboard focus where it was.
   function focus(id) {
     var there = id && document.getElementById(id);
     if (there) {

@@ -1,15 +1,16 @@
-"""Is the provider sick, or does a person say so, and what may a lane send meanwhile?
+"""Modes: is the provider sick, or has a person set a mode, and what may a lane send meanwhile?
 
-Evidence, by default: NORMAL → REDUCED when the sick share of the last 30 s is 15 % even at its Wilson lower bound, or
-at 5 sick answers in a row; REDUCED → EMERGENCY at 30 % or 10 in a row. Failures come back faster than answers, so calls
-that are still out count as healthy in the share, and lengthen the row that is needed. The written rule, at low
-volume or where the policy is literal: 15 % or 5 sick answers in 15 minutes, 30 % or 10. What an answer is worth as
-evidence depends on who asked (`policy.fault`): one call, task or process that always fails is not its provider. Back
-by hysteresis, a step at a time: from EMERGENCY by half-open probes, from REDUCED when nearly all is well; by time
-alone where nothing is sent. A lane that has no quota or no key is in HALT, which stands beside that ladder. A pinned
-mode wins over all of it, while the law goes on watching.
+Upwards, by default: NORMAL → REDUCED if 15 % of the answers of the last 30 s were sick (by the Wilson lower bound), or
+5 in a row; REDUCED → EMERGENCY at 30 %, or 10 in a row. Failures come back faster than answers, so calls that are
+still out count as healthy in the share, and make the necessary row longer. At low volume, or with a literal policy,
+the written rule holds: 15 % or 5 sick answers in 15 minutes, 30 % or 10. How much an answer counts depends on who
+asked (`policy.fault`): one call, task or process that always fails does not mean that the provider is sick.
 
-Pure: a state, an answer → a state, and a move on the ladder or none. `hold` says what follows for the lane.
+Downwards with hysteresis, a step at a time: from EMERGENCY by half-open probes, from REDUCED when nearly all answers
+are good; by time alone if nothing is sent. A lane without quota or with a bad key is in HALT, which is not a step of
+that ladder. A pinned mode overrides all of this, while the law goes on watching.
+
+Pure: state and answer in, new state and perhaps a move out. `hold` says what a mode does to the lane.
 """
 
 from ratelimit_worker.contracts.lane import HALT_GAP_S

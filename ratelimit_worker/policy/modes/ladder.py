@@ -1,4 +1,4 @@
-"""When does a lane step up or down, and on what evidence? The law: a state, an answer → a state, and a move or none."""
+"""When does a lane step up or down the ladder of modes? State and answer in, new state and perhaps a move out."""
 
 from __future__ import annotations
 
@@ -29,26 +29,29 @@ from ratelimit_worker.policy.modes.counts import (
 from ratelimit_worker.policy.modes.rising import Slice, rises
 from ratelimit_worker.policy.modes.state import Answer, ModeState, Move, Thresholds
 
-HOURLY_SICK = 20  #: more of them in an hour mean REDUCED at low volume
-RATE_LEAST = 5  #: answers without which the written rule's rate says nothing
-LOW_VOLUME = 50  #: answers in 15 minutes, at the rate of the last one, from which a count of sick ones says nothing
+HOURLY_SICK = 20  #: at low volume, more sick answers than this in an hour mean REDUCED
+RATE_LEAST = 5  #: answers below which the written rule's rate is ignored
+LOW_VOLUME = 50  #: expected answers in 15 minutes from which on the written rule's count is ignored
 EMERGENCY_ROW = 10  #: sick answers in a row that mean EMERGENCY
-#: A lane of which no sick answer came for so long steps down, seconds: from REDUCED; from EMERGENCY, which is probed as
-#: long as anything waits, once nothing is out.
+#: A lane without a sick answer for this long steps down by time alone, seconds: from REDUCED; from EMERGENCY (only when
+#: nothing is out, since as long as calls wait it is probed).
 QUIET_S: Mapping[Mode, float] = {Mode.REDUCED: 60.0, Mode.EMERGENCY: 300.0}
-EVIDENCE_LEAST = 20  #: answers without which it says nothing
+EVIDENCE_LEAST = 20  #: answers below which the sick share is ignored
 GOOD_ENOUGH = 5  #: good answers in a row that end an outage
-#: A provider that falls over again as soon as it is up: each outage within so many seconds needs twice as many good
-#: answers to end as the one before, at most so many.
+#: If outages follow each other within so many seconds, each needs twice as many good answers to end as the one before,
+#: up to a maximum.
 RELAPSE_S, GOOD_MOST = 60.0, 80
 PROBES_MOST = 4  #: probes at once
-#: (answers at least, sick ones at most in %): either ends REDUCED. The second: some always fail a tenth.
+#: (least answers, most sick ones in %): each pair ends REDUCED. The second is for providers that always fail a tenth.
 WELL = ((10, 10.0), (40, 13.5))
-REDUCED_SHARE = 0.7  #: of the pace
-#: REDUCED is an experiment: so often (seconds) it is asked whether the sick share has fallen to this part of what it
-#: was; where it has not, the errors are not of our making, and this share of the pace is given back.
+REDUCED_SHARE = 0.7  #: share of the pace
+#: REDUCED is an experiment: every so many seconds, has the sick share fallen to this part of what it was? If not, the
+#: lane's own rate is not the cause of the errors, and this share of the pace is given back.
 TRIAL_S, TRIAL_FALL, TRIAL_BACK, TRIAL_LEAST = 4.0, 0.75, 0.1, 5
-BARRED_ROW = 5  #: answers in a row, and no good one since, that say that the key is worth nothing
+BARRED_ROW = 5  #: answers in a row that did not accept the key, after which the lane is halted
+#: If a lane has answered calls within so many seconds, it is halted for a key only if `fault.is_closed` says so.
+ANSWERS_S = 60
+QUOTA_CAUSE = "the provider says that the quota is used up"
 
 
 def observe(state: ModeState, answer: Answer, thresholds: Thresholds) -> tuple[ModeState, Move | None]:
@@ -59,18 +62,16 @@ def observe(state: ModeState, answer: Answer, thresholds: Thresholds) -> tuple[M
     if state.first_at is None and (answer.sick or answer.good):
         state = replace(state, first_at=answer.sent_at)
     state = _heard(state, answer)
-    if answer.quota and state.mode is not Mode.HALT:
-        return _to_halt(state, at, "the provider says that the quota is used up", {})
+    if answer.quota:
+        return _unpaid(state, answer)
+    if answer.good:
+        told, state = state.locked if state.barred else state.unpaid, _disproved(state, answer)
+        if state.mode is Mode.HALT and told is not None and told.sent_at < answer.sent_at < state.since:
+            return _from_halt(state, at, "a call was answered that had left after the first without quota or key")
     if answer.sent_at < state.since:
-        return state, None  # it says how the provider was
+        return state, None  # it left before the mode changed
     if answer.barred:
-        row = state.barred_row + 1
-        state = replace(state, barred_row=row)
-        if row < BARRED_ROW or state.mode is Mode.HALT:
-            return state, None
-        cause = f"{row} answers in a row did not accept the key"
-        after, move = _to_halt(state, at, cause, {"barred_row": float(row)})
-        return replace(after, barred=True), move
+        return _barred(state, answer)
     if not (answer.sick or answer.good):
         return state, None
     if state.mode is Mode.HALT:
@@ -85,20 +86,20 @@ def observe(state: ModeState, answer: Answer, thresholds: Thresholds) -> tuple[M
 
 
 def count_good(state: ModeState, at: float, answers: int) -> ModeState:
-    """The state after good answers of which no more is known: they count only where all is well.
+    """The state after good answers of which only the number is known: they count only in NORMAL.
 
     Args:
         at: When they are counted, seconds.
     """
     if not answers or state.mode is not Mode.NORMAL:
-        return state  # when their requests left is not known, so they prove nothing
+        return state  # their requests may have left before the mode changed
     first_at = at if state.first_at is None else state.first_at
     state = replace(state, calls=added(state.calls, int(at // SPAN_S), CALLS_S // SPAN_S, Count(0, good=answers)))
     return _counted(replace(state, first_at=first_at, barred_row=0), at, Count(0, good=answers))
 
 
 def step(state: ModeState, now: float) -> ModeState:
-    """What time alone changes: REDUCED gives pace back where the errors are not of our making."""
+    """What time alone changes: REDUCED gives pace back if the lane's rate is not the cause of the errors."""
     if state.mode is not Mode.REDUCED or state.trial is None:
         return state
     begun, before, answers, sick = state.trial
@@ -112,10 +113,10 @@ def step(state: ModeState, now: float) -> ModeState:
 
 
 def quiet(state: ModeState, now: float, out: int | None) -> tuple[ModeState, Move | None]:
-    """The state of a lane that nobody uses: a mode ends by itself where no sick answer came for long.
+    """The state of a lane that sends nothing: a mode ends by itself if no sick answer came for long.
 
     Args:
-        out: Calls that are out; None: not known. While a probe may be, EMERGENCY stays.
+        out: Calls that are out; None: unknown. EMERGENCY stays while a probe may be out.
     """
     least_s = QUIET_S.get(state.mode)
     if (
@@ -129,11 +130,11 @@ def quiet(state: ModeState, now: float, out: int | None) -> tuple[ModeState, Mov
 
 
 def sick_share(state: ModeState, now: float) -> float:
-    """Of the calls of late, the share whose first attempt was sick; 0 to 1.
+    """Share of recent calls whose first attempt was sick, 0 to 1.
 
-    Of the last 30 s or of the last 120, whichever is more: a share that rises is seen at once, and is not forgotten
-    while the last calls of a batch still wait for their next attempt. One sick answer is left out: it may be that of
-    the call which asks how others fare.
+    The larger of the shares of the last 30 s and 120 s: a rise shows at once, and is not forgotten while the last calls
+    of a batch wait for their next attempt. One sick answer is not counted: it may belong to the call that is to be
+    compared with the others.
     """
     if sum(one.sick for one in state.calls) <= 1:
         return 0.0
@@ -143,7 +144,7 @@ def sick_share(state: ModeState, now: float) -> float:
 
 
 def _heard(state: ModeState, answer: Answer) -> ModeState:
-    """What is remembered of calls, tasks and processes, whatever the mode and whenever the request left."""
+    """Note what an answer says of its call, task and process, in any mode and whenever its request left."""
     if not (answer.sick or answer.good):
         return state
     who, at = answer.witness, answer.at
@@ -162,7 +163,7 @@ def _heard(state: ModeState, answer: Answer) -> ModeState:
 
 
 def _counts(state: ModeState, witness: Witness | None) -> bool:
-    """Whether a sick answer is one more in the shares: a call's first, and others of it where several calls fail."""
+    """Whether a sick answer counts in the shares: a call's first does, and further ones only if several calls fail."""
     if witness is None or not witness.again:
         return True
     return fault.worth(fault.lengthened(state.row, witness.call)) > fault.worth(state.row)
@@ -178,8 +179,66 @@ def _doubted(state: ModeState, answer: Answer) -> bool:
     )
 
 
+def _unpaid(state: ModeState, answer: Answer) -> tuple[ModeState, Move | None]:
+    """An answer that the quota is used up. It halts the lane, unless others are answered: then several must say so."""
+    who, before = answer.witness, state.unpaid
+    call = who.call if who is not None else None
+    again = who is not None and who.again
+    if state.mode is Mode.HALT and before is not None:
+        row = before.row if again else fault.lengthened(before.row, call)
+        return replace(state, unpaid=before._replace(row=row, again=before.again + again)), None
+    if who is not None and who.discounted and again:
+        return state, None  # it was counted when it came for the first time
+    told = fault.closed(before, answer.seq, answer.sent_at, call)
+    state = _own(replace(state, unpaid=told), before, told, answer.at)
+    beside = who is not None and who.discounted and not fault.is_closed(told, _own_share(state))
+    if beside or state.mode is Mode.HALT:
+        return state, None
+    return _to_halt(state, answer.at, QUOTA_CAUSE, {})
+
+
+def _barred(state: ModeState, answer: Answer) -> tuple[ModeState, Move | None]:
+    """An answer that did not accept the key: several in a row halt the lane."""
+    row, before = state.barred_row + 1, state.locked
+    told = fault.closed(before, answer.seq, answer.sent_at, None)
+    state = _own(replace(state, barred_row=row, locked=told), before, told, answer.at)
+    answered = any(one.good for one in state.calls if one.number > (answer.at - ANSWERS_S) // SPAN_S)
+    if answered:  # then the order of sending counts: good answers take longer
+        row = told.row.total if fault.is_closed(told, _own_share(state)) else 0
+    if row < BARRED_ROW or state.mode is Mode.HALT:
+        return state, None
+    cause = f"{row} answers in a row did not accept the key"
+    after, move = _to_halt(state, answer.at, cause, {"barred_row": float(row)})
+    return replace(after, barred=True), move
+
+
+def _own(state: ModeState, before: fault.Closed | None, told: fault.Closed | None, at: float) -> ModeState:
+    """If a row of such answers has ended, or begun anew, since others got better ones: those in it were calls' own."""
+    if before is None or (told is not None and told.row.total > 1) or state.mode is Mode.HALT:
+        return state
+    return replace(state, own=added(state.own, int(at // SPAN_S), CALLS_S // SPAN_S, Count(0, sick=before.row.total)))
+
+
+def _disproved(state: ModeState, answer: Answer) -> ModeState:
+    """A good answer ends rows of answers that the account is closed, if its request left after the first of them."""
+    unpaid, locked = state.unpaid, state.locked
+    if unpaid is not None and answer.sent_at > unpaid.sent_at:
+        state = _own(replace(state, unpaid=None), unpaid, None, answer.at)
+    if locked is not None and answer.sent_at > locked.sent_at:
+        state = _own(replace(state, locked=None), locked, None, answer.at)
+    return state
+
+
+def _own_share(state: ModeState) -> float:
+    """Share, among the answers of the last 120 s, of those about the account that were single calls' own."""
+    newest = max((counts[-1].number for counts in (state.calls, state.own) if counts), default=0)
+    recent = tuple(one for one in state.own if one.number > newest - CALLS_S // SPAN_S)
+    own, good = totals(recent)[1], totals(state.calls)[0]
+    return (own + 0.5) / (own + good + 1)
+
+
 def release(state: ModeState, at: float, who: str) -> tuple[ModeState, Move | None]:
-    """A person gives the lane back: what the law has halted goes on."""
+    """A person gives the lane back to the law: a HALT by the law ends."""
     if state.mode is not Mode.HALT:
         return state, None
     after, move = _from_halt(state, at, "the lane was given back to the law")
@@ -197,7 +256,7 @@ def _from_halt(state: ModeState, at: float, cause: str) -> tuple[ModeState, Move
 
 
 def _changed(state: ModeState, mode: Mode, at: float) -> ModeState:
-    """In another mode all is looked at anew, but for the window of the counts."""
+    """After a change of mode all evidence is collected anew, except the written rule's counts."""
     away, reduced = mode is Mode.EMERGENCY, mode is Mode.REDUCED
     before = sick_part(state.evidence, at)
     return replace(
@@ -211,6 +270,8 @@ def _changed(state: ModeState, mode: Mode, at: float) -> ModeState:
         good_row=0,
         barred_row=0,
         barred=False,
+        unpaid=state.unpaid if mode is Mode.HALT else None,
+        locked=state.locked if mode is Mode.HALT else None,
         away_since=at if away else None,
         outages=(*(begun for begun in state.outages if at - begun < RELAPSE_S), at)[-6:] if away else state.outages,
         probes=1 if away else 0,
@@ -259,7 +320,7 @@ _Why = tuple[str, Mapping[str, float]]
 def _too_sick(
     state: ModeState, answer: Answer, rate: float, count: int, row: int, thresholds: Thresholds
 ) -> _Why | None:
-    """Why the lane has to step up; None: it has not."""
+    """Why the lane steps up; None: it does not."""
     numbers = _numbers(state, answer.at)
     if thresholds.literal or _low_volume(state, answer.at):
         _, sick = totals(last_minutes(state.window, answer.at, WINDOW_MIN))
@@ -290,7 +351,7 @@ def _hourly(state: ModeState, at: float, thresholds: Thresholds) -> _Why | None:
 
 
 def _slower(state: ModeState, at: float, thresholds: Thresholds) -> _Why | None:
-    """The written rule's other way to EMERGENCY: sick beyond the first threshold, and getting slower."""
+    """The written rule's other way to EMERGENCY: sick answers beyond the first threshold, and rising latency."""
     if not (thresholds.literal or _low_volume(state, at)):
         return None
     window = last_minutes(state.window, at, WINDOW_MIN)
@@ -309,7 +370,7 @@ def _rate(sick: int, answers: int, more: str) -> str:
 
 
 def _low_volume(state: ModeState, at: float) -> bool:
-    """Whether, at the rate of the last minute, fewer answers would come in 15 than make a count say nothing."""
+    """Whether the volume is low: at the last minute's rate, fewer than LOW_VOLUME answers in 15 minutes."""
     good, sick = totals(tuple(count for count in state.minute if count.number > at // SPAN_S - SPANS))
     span_s = min(60.0, max(1.0, at - (at if state.first_at is None else state.first_at)))
     return (good + sick) / span_s * 60 * WINDOW_MIN < LOW_VOLUME
@@ -330,7 +391,7 @@ def _numbers(state: ModeState, at: float) -> dict[str, float]:
 def _up(state: ModeState, to_mode: Mode, at: float, why: _Why | None) -> tuple[ModeState, Move | None]:
     if why is None:
         return state, None
-    # The row goes on: from NORMAL at five in a row to EMERGENCY at ten in all.
+    # The row is kept: REDUCED begins at five in a row, EMERGENCY at ten in all.
     after = replace(_changed(state, to_mode, at), row=state.row, sick_row=state.sick_row)
     return after, Move(from_mode=state.mode, to_mode=to_mode, at=at, cause=why[0], numbers=why[1])
 
@@ -356,7 +417,7 @@ def _counted(state: ModeState, at: float, more: Count) -> ModeState:
 
 
 def measure(state: ModeState, now: float, sent: float) -> ModeState:
-    """Note how fast a lane without pace goes while nothing holds it back: what REDUCED is a share of.
+    """Note the rate of a lane without a pace while nothing holds it back: REDUCED is a share of that rate.
 
     Args:
         sent: Requests sent in all.

@@ -1,4 +1,4 @@
-"""Does a person say which mode holds? Pins, of one lane or of all, and which of them governs."""
+"""Pins: modes that a person has set for one lane or for all, and which of them holds."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ class Pin:
     """A mode by hand."""
 
     id: str
-    mode: Mode | None  #: None: back to the law, though all lanes are pinned
+    mode: Mode | None  #: None: this lane follows the law although all lanes are pinned
     at: float  #: seconds, Redis clock
     who: str
     reason: str = ""
     until: float | None = None  #: seconds; None: until somebody gives the lane back
-    everywhere: bool = False  #: all lanes, also those that come later
-    ended_by: str = ""  #: who gave it back, before or at `until`
+    everywhere: bool = False  #: for all lanes, also future ones
+    ended_by: str = ""  #: who ended it, before or at `until`
 
 
 def lives(pin: Pin | None, now: float) -> bool:
-    """Whether the pin holds at `now`."""
+    """Whether the pin holds at `now`, seconds."""
     return pin is not None and (pin.until is None or now < pin.until)
 
 
 def governing(own: Pin | None, everywhere: Pin | None, now: float) -> Pin | None:
-    """The pin that holds in a lane: the newest that lives, its own or that of all lanes; None: the law governs.
+    """The pin that holds in a lane: the newest of its own and that of all lanes; None: the law decides.
 
-    The newest, not the narrowest: `halt` for all must also stop a lane that somebody pinned to EMERGENCY before.
+    The newest and not the lane's own, since `halt` for all must also stop a lane that was pinned to EMERGENCY before.
     """
     living = [pin for pin in (everywhere, own) if pin is not None and lives(pin, now)]
     newest = max(living, key=lambda pin: pin.at, default=None)

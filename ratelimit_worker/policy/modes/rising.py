@@ -1,16 +1,15 @@
 """Does latency rise while answers are sick? The written rule's question about a lane's last 15 minutes.
 
-The window is cut in two halves. Each half is worth the median of its minutes' mean latencies, so that one bad minute,
-or one hung call in it, says nothing. It rises where the later half is worth 1.25 of the earlier and more, and both
-halves have 10 answers. It is one sign beside a share of sick answers; what people are told of is
-`policy.trend`.
+The window is cut in two halves. The value of a half is the median of its minutes' mean latencies, so that a single bad
+minute, or one hanging call in it, changes nothing. Latency rises if the later half's value is at least 1.25 times the
+earlier one's, and both have 10 answers. This is only a second sign beside the share of sick answers; trends that people
+are shown come from `policy.trend`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
 RISING = 1.25  #: later latency ÷ earlier latency
 FEWEST_ANSWERS = 10  #: in each half
@@ -18,14 +17,14 @@ FEWEST_ANSWERS = 10  #: in each half
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """What one slice of time has seen."""
+    """The answers of one slice of time."""
 
     answers: int
-    latency_s: float  #: of all answers together, seconds
+    latency_s: float  #: summed over all answers, seconds
 
 
 def rises(slices: Sequence[Slice]) -> bool:
-    """Whether it does, over slices of equal length, oldest first; of an odd number the middle one is in no half."""
+    """Whether latency rises over slices of equal length, oldest first; the middle one of an odd number is left out."""
     half = len(slices) // 2
     earlier, later = slices[:half], slices[len(slices) - half :]
     if min(sum(one.answers for one in earlier), sum(one.answers for one in later)) < FEWEST_ANSWERS:
@@ -35,4 +34,6 @@ def rises(slices: Sequence[Slice]) -> bool:
 
 
 def _typical_s(slices: Sequence[Slice]) -> float:
+    from statistics import median  # with what that imports, for the few lanes that are asked this
+
     return median(one.latency_s / one.answers for one in slices if one.answers)

@@ -1,7 +1,8 @@
--- A running call waits for a call that it makes itself: it gives up its place among the running of its lane, or a lane that
--- lets one run at a time would wait for itself. Its claim and its lease stay; its end is FREE's. O(log out) each.
+-- A running call waits for the result of a call that it has made. It stops counting as running in its lane: else a lane that
+-- lets one call run at a time would wait for itself for ever. It keeps its claim and its lease, and ends in free.lua as any
+-- other. O(log out) each.
 -- ARGV  now µs · tag …
--- returns  how many of them had a place
+-- returns  how many of them were counted as running
 local n = 0
 for i = 2, #ARGV do
   local ref = split(ARGV[i])

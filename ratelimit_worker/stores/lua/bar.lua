@@ -1,22 +1,24 @@
--- What holds a call back, and until when: the next call of a lane, or one call in its place. It asks what release asks, of
--- the same functions (choose, bar), and writes nothing. O((queues + parents) · log waiting), and O(workers) when one of them has just died.
+-- What holds a call back, and until when: the next call of a lane, or one particular call. It calls the same functions as a
+-- release (choose, bar), and writes nothing. O((queues + parents) · log waiting), and O(workers) after one of them has died.
 -- ARGV  now µs · lane · ref ('': the lane's next call)
--- returns  {calls that go before it (-1: it does not wait for its turn), bar …}, a bar being {kind, until µs, which, number}:
---          until: 0 nobody knows, -1 an event, which wakes the lane
+-- returns  {calls that go before it (-1: it does not wait for its turn), bar …}; a bar is {kind, until µs, which, number}:
+--          until: 0 unknown, -1 until an event, which wakes the lane
 --          'due' (its time) · 'claim' (which: the call whose answer it waits for) · 'turn' (number: calls before it) ·
---          'task' (no worker of its queue knows it; which: length of the queue's name:queue:task, as JSON has that) ·
+--          'task' (no worker of its queue knows it; which: length of the queue's name:queue:task's name in JSON) ·
 --          'retries' (the retry budget; number: ten thousandths of a call that it holds) · 'suspect' · 'newer' (a newer
 --          version's call) · 'gate' (which: refused, mode, shut) · 'pace' (which: the dimension) · 'quota' (which: requests or
---          tokens; number: of the day) · 'begins' | 'probes' | 'ramp' | 'flight' | 'concurrency' | 'lent' (number: as many are out) · 'slots' (which: the
---          queue; number: its slots, 0: nobody serves it) · 'parent' (which: its name; number: lanes that wait there; then,
---          fifth, a bar of its own: one of gate, pace, quota, probes, ramp, flight, concurrency, turn)
---          Of several the last to end counts. None: it goes when the lane is looked at, which is at once.
+--          tokens; number: the day's quota) · 'budget' (of money; which: its name; number: 1 of the day, 2 of the month) ·
+--          'begins' | 'probes' | 'ramp' | 'flight' | 'concurrency' | 'lent' (number: calls
+--          that are out) · 'slots' (which: the queue; number: its slots, 0: no worker reads it) · 'parent' (which: its name;
+--          number: lanes that wait there; and a fifth part, the parent's own bar: gate, pace, quota, probes, ramp, flight,
+--          concurrency or turn)
+--          Of several bars, the one that ends last decides. No bar: the call is released at once.
 local lane, ref = ARGV[2], ARGV[3] ~= '' and ARGV[3]
 local told = {}
 local function add(kind, until_us, which, number, parents)
   told[#told + 1] = {kind, int(until_us), which or '', int(number or 0), parents}
 end
--- which bound of the law `at_once` is: the narrowest of them
+-- which of the law's bounds `at_once` is: the narrowest of the three
 local function law_of(L)
   local h = redis.call('HMGET', lane_key(L.name), FIELD.PROBES, FIELD.FLIGHT, FIELD.RAMP)
   for i, kind in ipairs({'probes', 'flight', 'ramp'}) do
@@ -24,7 +26,8 @@ local function law_of(L)
   end
   return DEGRADED[L.mode] and 'probes' or 'ramp'       -- an older worker's lane has `at_once` alone
 end
--- whose gate it is: a mode's lies at most its gap ahead (see spend), or begins a pinned EMERGENCY, which has no gap at first
+-- why the gate is closed. A mode sets it at most one gap ahead (see spend), or at the start of a pinned EMERGENCY, which has
+-- no gap yet
 local function gate_of(L)
   if L.gate >= KNOWN.SHUT_US then return 'shut' end
   if L.at_once > 0 and L.gap > 0 and L.gate - now <= 1.2 * L.gap then return 'mode' end
@@ -55,13 +58,14 @@ local function add_parents(L, held)
     end
   end
 end
-local function unknown_task(queue, task)               -- none of the living workers of the queue knows it: its row in crews.lua
+-- the name of the task's row in crews.lua (see parked_key), if no living worker of the queue knows the task; else nil
+local function unknown_task(queue, task)
   local _, here, _, older = slots(queue)
   if not task or here == 0 or older > 0 then return nil end  -- an older version's worker may
   local _, known = crew.pick(queue, task, 0)
   return not known and #queue .. ':' .. queue .. ':' .. task or nil
 end
--- A bar in the words of the contract above. S, call: of which it was found
+-- Translates a bar into the words of the header above. S, call: the step and call that met it
 local function tell(S, call, held)
   local L, kind = S.L, held.kind
   if held.event then
@@ -74,13 +78,15 @@ local function tell(S, call, held)
     if unknown then add('task', -1, unknown) end
   elseif kind == 'parent' then
     add_parents(L, held)
+  elseif kind == 'budget' then
+    add(kind, held.at, held.purse.name, held.which)
   elseif kind == 'suspect' or kind == 'newer' then
     add(kind, kind == 'newer' and 0 or -1)
   else
     add_budget(L, held, add)
   end
 end
--- Calls of the lane that go before one with this tag, as head_of compares them: by class, each from its own place on.
+-- How many calls of the lane go before one with this tag, compared as head_of does: class by class.
 local function before(L, queues, tag)
   local n = 0
   for _, q in ipairs(queues) do
@@ -96,8 +102,9 @@ local function before(L, queues, tag)
   return n
 end
 local function task_of(of) return crew.task_of(redis.call('HGET', call_key(of), 'm') or '') end
--- The call that holds its lane up: the next one; where no queue has room, the first that waits; else the first that waits for
--- its time. -> as choose has it, and full: the queues without room, where no other has any; nil: none is there
+-- The call that decides when its lane goes on: the next one; if no queue has room, the first that waits; if none waits for its
+-- turn, the first that waits for its time. -> as choose returns it, with full: the queues without room, if no other queue has
+-- any; nil: the lane has no call
 local function next_call(S)
   local first = choose(S)
   if first and first.ref then return first end
@@ -109,7 +116,7 @@ local function next_call(S)
       local e = redis.call('ZRANGE', due_key(lane, q), 0, 0, 'WITHSCORES')
       if e[2] and (not later or tonumber(e[2]) < later.due) then later = {ref = e[1], due = tonumber(e[2]), queue = q} end
     end
-    if room(S.L, q, S.own.out) <= 0 then full[#full + 1] = q end
+    if room(S.L, q, S.own.out, false, 1) <= 0 then full[#full + 1] = q end
   end
   local call = best or later
   if not call then return nil end
@@ -118,21 +125,21 @@ local function next_call(S)
   if best then call.task = task_of(call.ref) end
   return call
 end
--- Where a call stands that waits for its turn: how many go before it. first: as next_call has it
+-- How many calls go before one that waits for its turn. first: the result of next_call
 local function place_of(S, r, score, first)
-  local L, goes = S.L, first and not first.full and first.ref  -- which goes next, if any may
+  local L, goes = S.L, first and not first.full and first.ref  -- the call that goes next, if any may
   local behind = score >= BEHIND and BEHIND or 0
   local class = math.floor((score - behind) / BAND)
-  if not L.speed then head_of(L, r[QUEUE]) end         -- it keeps the lane's speed
+  if not L.speed then head_of(L, r[QUEUE]) end         -- which sets the lane's speed
   local place = before(L, S.queues, score - class * BAND + AGES_S[class] * L.speed)
   if goes == ref then return 0 end
   local left = behind > 0 and budget.left(L)
   if left and left < 1 then add('retries', 0, '', left * 1e4) end
-  if place == 0 and goes then place = 1 end            -- an equal place, or a retry that its budget lets go first
+  if place == 0 and goes then place = 1 end            -- the other has an equal tag, or is a retry that goes first
   if place > 0 then add('turn', 0, '', place) end
   return place
 end
-local function add_due(of, queue, due)                 -- it waits for a time, or is parked as if it did
+local function add_due(of, queue, due)                 -- it waits for a time; parked calls do too
   local task = task_of(of)
   local unknown = unknown_task(queue, task)
   if unknown then
@@ -140,10 +147,12 @@ local function add_due(of, queue, due)                 -- it waits for a time, o
   elseif of == ref and task and select(2, slots(queue)) > 0 and redis.call('ZSCORE', crew.parked_key(queue, task), of) then
     add_slots(queue)                                   -- all slots of those that know it are taken
   elseif due > now then
-    add('due', due)
+    local r = record(of)
+    local held = r and purse.bar(purse.of(load(lane), r))
+    if not held or held.at ~= due then add('due', due) end  -- else bar tells what it waits for
   end
 end
--- What holds the call that was asked for, and no other -> its place (-1: it does not wait for its turn); whether it waits for a
+-- The bars that hold only the call that was asked for -> its place (-1: it does not wait for its turn); whether it waits for a
 -- permit at all
 local function add_own(S, r, first)
   local due = redis.call('ZSCORE', due_key(lane, r[QUEUE]), ref)
@@ -163,22 +172,23 @@ local asked = ref and record(ref)
 if ref and not asked then return {-1} end
 local S, place = step.of(load(lane), redis.call('SMEMBERS', queues_key(lane)), math.huge), -1
 local call = next_call(S) or {}
-call.cost = call.cost or {1, 0, 0, 0}                  -- nothing waits: a call that came now
+call.cost = call.cost or {1, 0, 0, 0}                  -- nothing waits: as for a call that would come now
 if asked then
   local waits_here
   place, waits_here = add_own(S, asked, call)
   if not waits_here then return {-1, unpack(told)} end
-  -- Before its turn comes, the lane's next call is what holds the lane up: its cost counts, though not what is its own.
+  -- Until its turn comes, the lane's next call decides when the lane goes on. So that one's cost counts, but not the bars that
+  -- hold that one alone.
   call = {ref = ref, r = asked, queue = asked[QUEUE], task = place >= 0 and task_of(ref), due = place < 0,
     cost = (place < 0 or call.ref == ref) and asked[COST] or call.cost}
-elseif call.due then                                   -- none waits for its turn: what the others will lack is told with it
+elseif call.due then                                   -- none waits for its turn; queues without a slot are reported too
   for _, q in ipairs(call.full) do add_slots(q) end
   call.full = {}
   if call.r and call.due > now then add_due(call.ref, call.queue, call.due) end
 end
 bar(S, call, function(held) tell(S, call, held) end)
--- A lane that stands in the row for a queue's slots is woken by the next that is free. What it may send ahead of that can have
--- grown since, with its parent's pace.
+-- A lane in the row for a queue's slots is woken by the next free slot, and not before, even if by now it might release a call
+-- ahead of that (since the pace of a parent has risen).
 if #told == 0 and call.r and not call.due and place <= 0 and redis.call('ZSCORE', row_key(call.queue), lane)
   and vacant(call.queue) <= 0 then
   add_slots(call.queue)

@@ -1,8 +1,8 @@
--- A worker was handed a call whose task it does not know: the call goes back, and has used neither a permit nor a try. To its
--- own place when an older version had released it to whoever came by; after a while when the worker's crew should know it.
--- O(log waiting).
+-- A worker was handed a call whose task it does not know: the call goes back, at no permit and no try. If an older version had
+-- released it, to any worker of the queue, it goes to its own place; if it was released to this worker's crew, which should
+-- know the task, it comes back a while later. O(log waiting).
 -- ARGV  now µs · tag
--- returns  1 it went back | 2 its deadline has passed, and nobody knows its task: end it here | 0 the tag is no call that is out
+-- returns  1 it went back | 2 its deadline has passed and no worker knows its task: end it here | 0 no call is out under this tag
 local tag = ARGV[2]
 local ref = split(tag)
 local r = redis.call('ZSCORE', LEDGER, tag) and record(ref)

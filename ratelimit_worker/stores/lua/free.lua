@@ -1,4 +1,4 @@
--- Celery acknowledged messages: their calls' stay in the ledger ends, their slots are free. O(log waiting) each.
+-- Celery has acknowledged messages: their calls leave the ledger, and their slots are free. O(log waiting) each.
 -- ARGV  now µs · tag …
 -- returns  how many were still in the ledger
 local freed, ended, begun = 0, {}, {}
@@ -7,8 +7,8 @@ for i = 2, #ARGV do
   local ref = split(tag)
   local r = record(ref)
   if not r then
-    freed = freed + redis.call('ZREM', LEDGER, tag)     -- its record outlived its time; the audit does the rest
-  elseif r[VERSION] <= SCHEMA then                      -- a newer worker's goes back when its lease ends
+    freed = freed + redis.call('ZREM', LEDGER, tag)     -- its record has expired; the sweep's audit does the rest
+  elseif r[VERSION] <= SCHEMA then                      -- a newer version's goes back when its lease ends
     local there, had_begun = ending.free(tag, ref, r)
     if there then
       ended[r[LANE]], begun[r[LANE]] = (ended[r[LANE]] or 0) + 1, had_begun and begun[r[LANE]] ~= false

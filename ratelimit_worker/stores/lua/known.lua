@@ -1,5 +1,5 @@
--- Which calls does Redis know: they wait, are out, or have ended within the hour? What has lost its place in its lane, or the
--- leader that it followed, gets its place now. O(calls · log waiting).
+-- Which of these calls does Redis know: waiting, out, or ended within the hour? One that has lost its place in its lane, or its
+-- leader, gets its place again. O(calls · log waiting).
 -- ARGV  now µs · call id …
 -- returns  {1 known | 0 not, of each}
 local function lead_by_itself(ref, r)
@@ -21,7 +21,7 @@ for i = 2, #ARGV do
       r[SINCE] = now
       keep(ref, r)
       wait(ref, r, failing.behind(ref, r))
-      redis.call('ZADD', EXPIRY, int(r[DEADLINE]), ref)
+      redis.call('ZADD', EXPIRY, whole(r[DEADLINE]), ref)
       note(r[LANE], now)
       count('replaced')
     end

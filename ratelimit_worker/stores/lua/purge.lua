@@ -1,5 +1,5 @@
--- Forget calls that wait on a queue or lie ready there unread, for good, with their followers on that queue; one on another
--- takes their place. O(lanes + most · log waiting + followers).
+-- Delete calls that wait on a queue, or are in its ready lists unread, with their followers on that queue. If a deleted leader
+-- has followers on other queues, one of them takes its place. O(lanes + most · log waiting + followers).
 -- ARGV  now µs · queue · most
 -- returns  {how many, 1 when there may be more}
 local queue, most, n = ARGV[2], tonumber(ARGV[3]), 0

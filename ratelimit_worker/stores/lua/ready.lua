@@ -1,4 +1,4 @@
--- How many released calls lie ready for the crews of a queue, unread. O(crews).
+-- How many released calls are in the ready lists of a queue's crews, unread. O(crews).
 -- ARGV  now µs · queue
 -- returns  how many
 local n = 0

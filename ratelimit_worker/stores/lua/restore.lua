@@ -1,6 +1,7 @@
--- Return released calls to their own places in their lanes: a worker stops, lost a child, or never started them. O(log waiting) each.
--- ARGV  now µs · 1: a worker was lost with what had begun; 0: it ends in good order; 2: it lives, and what has begun runs on
---       there, whatever it knew of that when it asked · tag …
+-- Return released calls to their own places in their lanes: their worker stops, has lost a child, or never started them.
+-- O(log waiting) each.
+-- ARGV  now µs · 1: the process that ran them has died; 0: the worker ends in good order; 2: the worker lives, so calls that
+--       have begun by now are left to it · tag …
 -- returns  how many went back
 local n = 0
 for i = 3, #ARGV do

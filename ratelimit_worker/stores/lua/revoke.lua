@@ -10,7 +10,7 @@ for i = 0, KNOWN.REFS - 1 do
     taken[#taken + 1] = redis.call('GET', key('payload:') .. ref) or ''
     forget(ref, r, true)
     count('revoked')
-    release(r[LANE], 1)                                 -- the next in the row may be a cheaper one
+    release(r[LANE], 1)                                 -- the next call may cost less
     if redis.call('EXISTS', queues_key(r[LANE])) == 0 then redis.call('DEL', key('tenants:') .. r[LANE]) end
   end
 end

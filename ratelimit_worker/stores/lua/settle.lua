@@ -1,9 +1,10 @@
--- Make the outcome of a call safe, before Celery stores it: answer, cache, followers, outbox, observation, gate.
--- O(followers).
--- The first answer wins; a call that is delivered again gets it and sends nothing, and needs no permit for that.
--- ARGV  now µs · tag · answer ('': none to keep) · outbox entry ('': none) · verdict · observation ('': none) · gate µs · lane · keep answer ms ·
---       what the answer is: value, short, error, passed, or alone (see share) · tokens that it really took ('': see reconcile) ·
---       a failure that cost a try ('': none, see fare) · what asking again costs, the answer packed ('': as it is), and
---       what it cost, billionths of a dollar (0: no price is known): see cache
--- returns  1 settled now | 0 was settled before, or the call is gone
+-- Make the outcome of a call safe, before Celery stores it: answer, cache, followers, outbox, observation, gate. O(followers).
+-- The first answer wins: when the call is delivered again it gets that answer, sends nothing and needs no permit.
+-- ARGV  now µs · tag · answer ('': none) · outbox entry ('': none) · verdict · observation ('': none) · gate µs · lane ·
+--       how long the call's own answer is kept, ms · kind of the answer: value, short, error, passed, alone (see share) ·
+--       tokens really used, packed ('': the estimate stays; see reconcile) · failure that cost a try ('': none; see fared.fare) ·
+--       what asking again costs, billionths of a dollar · the answer compressed ('': kept as it is) · what it cost, billionths of
+--       a dollar (0: no price is known); for these see cache · what the attempt cost, answered or not ·
+--       tokens of input and of output that the answer took: see cache
+-- returns  1 settled now | 0 it was settled before, or the call is gone
 return (ending.settle(ARGV))

@@ -1,4 +1,4 @@
--- How many calls wait on a queue, over all lanes, for their turn or their time. O(1); where nobody has counted yet O(lanes).
+-- How many calls wait on a queue, over all lanes, for their turn or their time. O(1); O(lanes) if they were never counted.
 -- ARGV  now µs · queue
 -- returns  how many
 local h = redis.call('HMGET', census.KEY, 'at', 'q:' .. ARGV[2])

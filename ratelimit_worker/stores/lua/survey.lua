@@ -1,6 +1,7 @@
--- Look at some lanes of all, in no order: those that stand there from the first look to the last are all met. O(most · fields).
+-- Read some of all lanes, in no order. Repeated until the cursor is 0, it meets every lane that exists the whole time.
+-- O(most · fields).
 -- ARGV  now µs · cursor (0: begin) · about how many · field of a lane's hash … (none: all)
--- returns  {cursor (0: those were the last), {lane, when it was used last (µs), 1 if calls of it wait, calls that are out,
+-- returns  {cursor (0: that was all), {lane, when it was used last (µs), 1 if calls of it wait, calls that are out,
 --          {values of the fields}, or the whole hash as flat list} …}
 local fields = {unpack(ARGV, 4)}
 local found = redis.call('ZSCAN', key('lanes'), ARGV[2], 'COUNT', ARGV[3])

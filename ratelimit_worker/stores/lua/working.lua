@@ -1,4 +1,4 @@
--- Lanes of which calls wait for their turn, their time or a slot, or are out. O(most).
+-- Lanes with calls that wait for their turn, their time or a slot, or are out. O(most).
 -- ARGV  now µs · most of each kind
 -- returns  {lane …}
 local most, names, met = tonumber(ARGV[2]), {}, {}

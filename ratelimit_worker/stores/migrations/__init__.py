@@ -4,10 +4,10 @@ A new revision is written by Alembic from the difference between `tables.py` and
 
     engine = engine_for("sqlite:////tmp/old.db"); upgrade(engine)
     with engine.connect() as connection:
-        command.revision(alembic_config(connection), "what and why", autogenerate=True, rev_id="0007")
+        command.revision(alembic_config(connection), "what and why", autogenerate=True, rev_id="NNNN")
 
-then `HEAD` moves. Revisions only add (nullable or defaulted columns, tables, indexes), so that workers of the
-version before go on writing during a deploy.
+with the next number for NNNN; then `HEAD` in revision.py moves. Revisions only add (nullable or defaulted columns,
+tables, indexes), so that workers of the version before go on writing during a deploy.
 """
 
 from __future__ import annotations
@@ -21,15 +21,13 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.stores.database import ours
+from ratelimit_worker.stores.revision import HEAD, VERSION_TABLE
 from ratelimit_worker.stores.tables import Base
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-#: The newest revision. Written down, so that a start at head costs one query and no import of Alembic.
-HEAD = "0006"
-#: Not Alembic's default name: the database may be a team's own, with migrations of its own.
-VERSION_TABLE = "ratelimit_worker_version"
+__all__ = ["HEAD", "VERSION_TABLE", "alembic_config", "upgrade"]
 
 _FOLDER = Path(__file__).parent
 #: Any constant, the same in all versions: PostgreSQL's lock around an upgrade ("rlw" in ASCII and a 1).

@@ -29,6 +29,7 @@ PLAN = Plan(
         max_entries=10,
         max_bytes=1000,
         stale_ttl_s=9.0,
+        revalidate_s=7.0,
         refresh=True,
         stores=False,
         heirs_ask=True,
@@ -69,6 +70,7 @@ def test_a_claim_is_packed_as_the_scripts_read_it() -> None:
         "REFRESH": 1,
         "UNKEPT": 1,
         "HEIRS": 1,
+        "REVALIDATE_MS": 7000,
     }
     assert len(values) == len(Asked)
 

@@ -28,6 +28,7 @@ ALLOWED = {
     "contracts.plan.Plan.decode": "an encoding: the header of a message",
     "contracts.plan.Plan.encode": "an encoding: the header of a message",
     "contracts.plan.Plan.newer": "what a newer version wrote, which this one does not understand",
+    "inprocess.alike.Sets.of": "options of the same public interface, as a caller gives them",
     "inprocess.limiter.AdvancedRateLimiter.": "public interface of the package that this one stands in for",
     "stores.lanes.Lanes.fields": "a lane's hash, which has a contract of its own",
     "stores.live.Live.bars": "how many go before a call, and what holds it back",

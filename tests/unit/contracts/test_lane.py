@@ -233,6 +233,7 @@ _ORDINARY |= {
 _OTHER = ("policy/modes/state.py", "width")
 
 
+@pytest.mark.long
 def test_nobody_else_knows_a_field_by_its_stored_name() -> None:
     """Names that mean nothing else stand in no other module, and no raw hash leaves the stores."""
     fields = {name for field in FIELDS if field.stored not in _ORDINARY for name in stored(field.stored)}

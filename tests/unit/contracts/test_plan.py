@@ -169,6 +169,7 @@ PLANS = st.builds(
     sender=st.sampled_from(Sender),
     continuation=st.none() | CONTINUATIONS,
     fingerprint=st.none() | TEXT,
+    trace=st.none() | TEXT,
     version=st.integers(1, 9),
     newer=st.none() | st.dictionaries(st.sampled_from(("n1", "n2")), st.integers() | TEXT, min_size=1),
 )
@@ -211,6 +212,15 @@ def test_what_is_checked_can_be_read(said: dict[str, Any]) -> None:
     assert fields.wrong_plan(json.loads(json.dumps(Plan.decode(header).encode()))) is None
 
 
+def test_a_header_may_leave_out_what_goes_without_saying() -> None:
+    """A later version may write only what is not usual; what nobody can guess it has to say."""
+    least = {"lane": "default", "deadline": 1.5, "pub": PUB}
+    assert fields.wrong_plan(least) is None
+    assert Plan.decode(least) == Plan(lane="default", deadline_s=1.5, publication=PUB)
+    for name in least:
+        assert fields.wrong_plan({**least, name: None}) == f"rlw.{name} is missing"
+
+
 def test_the_check_knows_every_name() -> None:
     """What the header may hold and what is checked of it are the same."""
     assert {*fields.PLAN, *fields.PLAN_MORE} == contract.NAMES
@@ -219,7 +229,7 @@ def test_the_check_knows_every_name() -> None:
 @pytest.mark.parametrize("header", [None, 5, "x", [], {}, {"lane": "l"}, {**Plan(**OF_A_PROMPT).encode(), "class": 5}])
 def test_what_is_no_plan_is_refused(header: Any) -> None:
     """In one line that repeats nothing of it."""
-    with pytest.raises(BadInput, match=r"^the header rlw of this message is no plan \(\w+\)$"):
+    with pytest.raises(BadInput, match=r"^the header rlw of this message is not a plan \(\w+\)$"):
         Plan.decode(header)
 
 

@@ -50,7 +50,7 @@ from ratelimit_worker.flow.call.conclude import (
 from ratelimit_worker.flow.call.execute import Executor, NotOurs, Result
 from ratelimit_worker.flow.call.judge import Failed, Judged, Rules, Swallowed, judge, needs_health
 from ratelimit_worker.policy.fault import Failing, Lately
-from ratelimit_worker.policy.retry import Record, Retry, RetryPolicy
+from ratelimit_worker.policy.retry import Retry, RetryPolicy, Snooze, TrackRecord
 from ratelimit_worker.ports import Begun, Health
 
 NOW_S, SENT_S = 1_000.0, 999.9
@@ -172,7 +172,14 @@ TABLE = {
     "invalid": Row(came(error=Refused(Category.INVALID_REQUEST)), "error", GaveUp, F, "other", cause="said"),
     "the key is not accepted": Row(came(error=Refused(Category.AUTH)), "error", GaveUp, F, "barred", cause="said"),
     "nothing left until somebody pays": Row(
-        came(error=Refused(Category.QUOTA_EXHAUSTED)), Back(0.0, 0), Again, S, "quota", cause="said"
+        came(error=Refused(Category.QUOTA_EXHAUSTED)), Back(0.0, 0), Again, S, "quota", cause="said", health=AWAY
+    ),
+    "nothing left, and others are answered": Row(
+        came(error=Refused(Category.QUOTA_EXHAUSTED)), Back(1.0, 1), Again, R, "quota.1", True, "said"
+    ),
+    "nothing left for it, the sixth time": Row(
+        came(error=Refused(Category.QUOTA_EXHAUSTED)), "error", GaveUp, F, "quota.1", cause="said",
+        begun=replace(BEGUN, tries=5)
     ),
     "nothing left, and the lane may not halt": Row(
         came(error=Refused(Category.QUOTA_EXHAUSTED)), "error", GaveUp, F, "quota", cause="said", health=PINNED
@@ -244,6 +251,20 @@ def test_the_same_attempt_is_concluded_the_same(row: Row) -> None:
     assert repr((row.ran, row.begun, row.facts)) == before
 
 
+def test_a_call_of_a_process_that_has_lost_its_way_pays_nothing() -> None:
+    """Another process may take it, soon; if it comes back to lost ones again and again, it uses its tries."""
+    error = Refused(Category.CONNECTION)
+
+    def judged(begun: Begun) -> Judged:
+        return judge(Failed(error, error.failure), begun, NOW_S + 0.4, WELL, RULES, lost=True)
+
+    first = judged(BEGUN)
+    assert (first.step, first.free, first.discounted) == (Snooze(0.25), True, True)
+    again = judged(replace(BEGUN, failing=replace(TWICE, row=3)))
+    assert isinstance(again.step, Retry)
+    assert (again.free, again.discounted) == (False, True)
+
+
 def test_what_a_caller_hears() -> None:
     """The answer; the exception as it was where we do not know it; else ours, which crosses processes."""
     assert of(came("v")).result == Answered("v")
@@ -301,14 +322,16 @@ def test_how_an_answer_is_kept() -> None:
     told = {"usage": {"prompt_tokens": 20, "completion_tokens": 10, "total_tokens": 30}, "choices": []}
     shared = replace(FACTS, plan=SHARED)
     assert of(came(told)).keep is None
-    assert of(came(told), facts=shared).keep == Keep(again_nanousd=30_000)
+    assert of(came(told), facts=shared).keep == Keep(again_nanousd=30_000, input_tokens=20, output_tokens=10)
     assert of(came(CUT), facts=shared).keep is None, "it is not whole"
     assert of(came(error=MINE), facts=shared).keep is None
     priced = replace(RULES, price=lambda usage, *_: Money(7, PriceSource.OWN))
     assert SHARED.sharing is not None
     sharing = msgspec.structs.replace(SHARED.sharing, stale_ttl_s=60.0)
     stale = replace(FACTS, plan=msgspec.structs.replace(SHARED, sharing=sharing))
-    assert of(came(told), facts=stale, rules=priced).keep == Keep(again_nanousd=7, paid_nanousd=7, packs=False)
+    assert of(came(told), facts=stale, rules=priced).keep == Keep(
+        again_nanousd=7, paid_nanousd=7, input_tokens=20, output_tokens=10, packs=False
+    )
 
 
 def test_a_lesson_names_its_witness_and_place() -> None:
@@ -339,7 +362,7 @@ def test_which_failures_ask_how_the_lane_is(category: Category, asked: bool) -> 
 
 def test_a_function_with_a_bad_record_has_fewer_tries_while_its_lane_is_normal() -> None:
     """Health that was asked for counts."""
-    bad = replace(WELL, record=Record(failed=20, answered=0, others_failed=0, others_answered=500))
+    bad = replace(WELL, track_record=TrackRecord(failed=20, answered=0, others_failed=0, others_answered=500))
     ran, begun = came(error=Refused(ERRED)), replace(BEGUN, tries=1)
     assert isinstance(of(ran, begun, bad).result, GaveUp)
     assert isinstance(of(ran, begun, replace(bad, mode=Mode.REDUCED)).result, Again)

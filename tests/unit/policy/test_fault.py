@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -18,6 +19,7 @@ from ratelimit_worker.flow.call import observe
 from ratelimit_worker.policy import fault, modes
 from ratelimit_worker.policy.fault import Compared, Failing, Lately, Row
 from ratelimit_worker.policy.modes import Answer, ModeState, Thresholds
+from ratelimit_worker.policy.retry import GiveUp, Retry, RetryPolicy, Snooze, next_step
 from tests.builders import entry, message
 from tests.lua.cluster import OPEN, Cluster, said
 
@@ -60,6 +62,21 @@ def test_the_last_bad_call_of_a_batch_is_given_up(good_sent: float, several: boo
 def test_a_call_that_fails_alone_asks_ever_more_rarely() -> None:
     """Its waits are bounded by 5 % of the time since its first failure, 1.5 s at least, its category's cap at most."""
     assert [fault.alone_bound_s(alone_s, 30.0) for alone_s in (0, 30, 60, 300, 600, 1e9)] == [1.5, 1.5, 3, 15, 30, 30]
+
+
+def test_a_call_that_failed_often_among_others_is_known_when_it_is_left_alone() -> None:
+    """Every tenth line of a batch is bad: the last of them has failed beside the good ones, and nobody else is left."""
+    beside = Compared(alone_s=3.0, row=5, before=0.1)
+    failure = Failure(category=Category.SERVER_ERROR, cause="HTTP 500", status=500)
+
+    def step(attempt: int, beside: Compared) -> object:
+        return next_step(failure, attempt, RetryPolicy(), lambda: 0.5, now_s=0.0, deadline_s=inf, beside=beside)
+
+    assert isinstance(step(5, beside), Retry)
+    assert isinstance(step(6, beside), GiveUp)
+    assert isinstance(step(4, beside), Snooze), "three failures beside the others show nothing"
+    assert isinstance(step(6, replace(beside, before=0.5)), Snooze), "others fail as well: it may be the provider"
+    assert isinstance(step(6, replace(beside, before=1.0)), Snooze), "an outage costs no try"
 
 
 @pytest.mark.parametrize(
@@ -362,6 +379,7 @@ def test_what_is_remembered_of_probes_is_bounded(cluster: Cluster) -> None:
 # ── in virtual time ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BLAMED)
 def test_who_always_fails_holds_up_nobody(name: str) -> None:
     """30 good calls, the bad ones alone for 30 s, 300 good ones: these take at most 1.15 × the time + 3 s, and the bad
@@ -376,6 +394,7 @@ def test_who_always_fails_holds_up_nobody(name: str) -> None:
     assert ALONE_S == 30.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", AWAY)
 def test_an_outage_costs_no_call_and_few_requests(name: str) -> None:
     """Of 30 s, whether one call waits or a thousand: at most 60 requests into it, none given up, back within 2 s."""

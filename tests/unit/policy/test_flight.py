@@ -152,7 +152,7 @@ def test_a_guess_that_is_refused_under_its_bound_is_given_up() -> None:
 
 @pytest.mark.parametrize("power", [1.0, 1.5])
 def test_a_knee_is_found_and_kept(power: float) -> None:
-    """Beyond 30 in hand each takes longer: not many more than 30 are out, once 128 have shown it."""
+    """Beyond 30 in flight each takes longer: not many more than 30 are out, once 128 have shown it."""
     provider, state = Provider(knee=30, latency_s=0.2, power=power), FlightState()
     state = provider.run(state, 10.0, slots=20)
     assert bound(state) == 0

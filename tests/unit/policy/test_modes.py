@@ -195,7 +195,7 @@ def test_no_quota_halts_at_once() -> None:
     """The first such answer; whatever was sent before is no way out, a good answer to a later probe is."""
     state, moves = run("+" * 50 + "q", every=0.1)
     assert steps(moves) == ["NORMAL HALT"]
-    assert modes.hold(state, None, state.since, rates=RATES) == Hold(probes=1, gap_s=300.0)
+    assert modes.hold(state, None, state.since, rates=RATES) == Hold(probes=1, gap_s=2.0)
     state, move = modes.observe(state, answer("+", state.since + 1, sent_at=state.since - 1), RULES)
     assert move is None
     state, moves = run("q-.", state, start=state.since + 300)
@@ -212,14 +212,19 @@ def test_a_key_that_nobody_accepts_halts() -> None:
 
 
 def test_a_key_is_asked_for_again_soon_and_then_every_five_minutes() -> None:
-    """It may be replaced any moment, and a 401 costs nothing; a used-up quota is not there again in seconds."""
+    """It may be replaced any moment, and a 401 costs nothing; a used-up quota is not there again in seconds, once
+    several calls were told so."""
     state, _ = run("bbbbb")
     gaps = [modes.hold(state, None, state.since + after, rates=RATES).gap_s for after in (0, 20, 50, 150, 151, 9_999)]
     assert gaps == pytest.approx([5.0, 5.0, 10.0, 30.0, 300.0, 300.0])
     state, moves = run("+", state, start=state.since + 20)
     assert steps(moves) == ["HALT NORMAL"]
     halted, _ = run("q", state, start=state.since + 40)
-    assert modes.hold(halted, None, halted.since, rates=RATES).gap_s == 300.0
+    gaps = []
+    for number in range(7):
+        gaps.append(modes.hold(halted, None, halted.since, rates=RATES).gap_s)
+        halted, _ = run("q", halted, start=halted.since + 40 * (number + 1))
+    assert gaps == [2.0, 6.0, 18.0, 30.0, 30.0, 300.0, 300.0]
 
 
 def test_a_person_lets_a_halted_lane_go_on() -> None:
@@ -331,7 +336,7 @@ def test_whatever_comes_a_mode_moves_along_the_ladder(
         assert (move is not None) == (state.mode is not before.mode)
         if move is not None:
             assert (move.from_mode, move.to_mode, move.at) == (before.mode, state.mode, at)
-            assert before.mode is Mode.NORMAL or letter == "q" or at - latency >= before.since
+            assert before.mode in {Mode.NORMAL, Mode.HALT} or letter == "q" or at - latency >= before.since
         if Mode.HALT in {state.mode, before.mode}:
             assert letter in ("qb" if before.mode is not Mode.HALT else "+qb.-")
             assert state.mode in {Mode.HALT, Mode.NORMAL}

@@ -114,6 +114,7 @@ class Untold:
         heappush(self.answers, (seen.at, self.sent, seen))
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     rate=st.floats(0.5, 150.0),
@@ -212,6 +213,7 @@ def test_headers_after_a_silence_say_nothing_of_the_refill() -> None:
 # ── windows ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("travel_s", [0.0, 0.003, 0.03])
 @pytest.mark.parametrize("name", ["sliding_no_headers", "sliding_minute_no_headers", "sliding", "sliding_minute"])
 def test_a_window_is_spent_when_it_opens(name: str, travel_s: float) -> None:
@@ -248,6 +250,7 @@ def test_a_lane_far_below_what_it_knew_asks_with_calls(rate: float) -> None:
     assert max(now_pace for at, now_pace in lane.paces if at > fell_at) >= 0.8 * rate
 
 
+@pytest.mark.long
 def test_a_wait_that_looks_like_a_windows_and_is_none() -> None:
     """A bucket of 10/s whose edge refuses once with Retry-After 20: the lane is back at its rate within seconds."""
     entry = Entry(at_s=8.0, for_s=0.2, fault=Fault.RATE_LIMITED, retry_after_s=20.0)
@@ -261,6 +264,7 @@ def test_a_wait_that_looks_like_a_windows_and_is_none() -> None:
     assert sum(arrival.status == 429 for arrival in late) <= 0.05 * len(late)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("travel_s", [0.003, 0.03, 0.06])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_messages_that_travel_are_no_slower_provider(travel_s: float, seed: int) -> None:

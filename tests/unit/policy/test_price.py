@@ -124,6 +124,7 @@ def test_a_wrong_table_is_refused_by_name(table: dict[str, object], said: str) -
 tokens = st.none() | st.integers(0, 10**7)
 
 
+@pytest.mark.long
 @given(tokens, tokens, tokens, tokens, tokens, tokens)
 def test_no_token_is_paid_twice(
     inputs: int | None,

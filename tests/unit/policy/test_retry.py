@@ -15,18 +15,18 @@ from ratelimit_worker.policy.fault import Compared
 from ratelimit_worker.policy.retry import (
     BAD_FAILURES,
     BAD_TRIES,
-    NO_RECORD,
     NO_RETRIES,
+    NO_TRACK_RECORD,
     RULES,
     Backoff,
     GiveUp,
     Halt,
-    Record,
     Retry,
     RetryPolicy,
     Rule,
     Snooze,
     Step,
+    TrackRecord,
     Why,
     at_fault,
     backoff_s,
@@ -57,7 +57,7 @@ def step(
     jitter: float = 0.5,
     deadline_s: float = math.inf,
     policy: RetryPolicy | None = None,
-    record: Record = NO_RECORD,
+    track_record: TrackRecord = NO_TRACK_RECORD,
 ) -> Step:
     return next_step(
         failure(category, retry_after_s),
@@ -67,7 +67,7 @@ def step(
         beside=Compared(alone_s=alone_s),
         now_s=1_000.0,
         deadline_s=deadline_s,
-        record=record,
+        track_record=track_record,
     )
 
 
@@ -214,52 +214,52 @@ def test_backoff_is_full_jitter_under_a_doubling_cap(attempt: int, base_s: float
     assert backoff_s(attempt, backoff, lambda: jitter) == pytest.approx(jitter * widest_s)
 
 
-BAD = Record(failed=8, answered=0, others_failed=1, others_answered=40)
+BAD = TrackRecord(failed=8, answered=0, others_failed=1, others_answered=40)
 
 
 @pytest.mark.parametrize(
-    ("record", "bad"),
+    ("track_record", "bad"),
     [
         (BAD, True),
-        (Record(6, 0, 0, 10), True),
-        (Record(6, 24, 0, 200), True),  # one in five is much where the others have none
-        (Record(400, 0, 15, 185), True),  # it may well be most of the lane's traffic
-        (NO_RECORD, False),
-        (Record(BAD_FAILURES, 0, 0, 1_000), False),  # "more than 5"
-        (Record(50, 0, 0, 0), False),  # nobody to compare it with: the provider is at fault
-        (Record(6, 0, 0, 3), False),  # ... or next to nobody
-        (Record(6, 0, 6, 0), False),  # nobody fares well
-        (Record(60, 0, 30, 170), False),  # the others fail a seventh: that is the provider
-        (Record(50, 950, 50, 950), False),  # one in twenty, for all
-        (Record(100, 1_900, 4, 96), False),
-        (Record(3_000, 97_000, 2_000, 98_000), False),  # no chance, but no fault either
+        (TrackRecord(6, 0, 0, 10), True),
+        (TrackRecord(6, 24, 0, 200), True),  # one in five is much where the others have none
+        (TrackRecord(400, 0, 15, 185), True),  # it may well be most of the lane's traffic
+        (NO_TRACK_RECORD, False),
+        (TrackRecord(BAD_FAILURES, 0, 0, 1_000), False),  # "more than 5"
+        (TrackRecord(50, 0, 0, 0), False),  # nobody to compare it with: the provider is at fault
+        (TrackRecord(6, 0, 0, 3), False),  # ... or next to nobody
+        (TrackRecord(6, 0, 6, 0), False),  # nobody fares well
+        (TrackRecord(60, 0, 30, 170), False),  # the others fail a seventh: that is the provider
+        (TrackRecord(50, 950, 50, 950), False),  # one in twenty, for all
+        (TrackRecord(100, 1_900, 4, 96), False),
+        (TrackRecord(3_000, 97_000, 2_000, 98_000), False),  # no chance, but no fault either
     ],
 )
-def test_who_is_at_fault(record: Record, bad: bool) -> None:
+def test_who_is_at_fault(track_record: TrackRecord, bad: bool) -> None:
     """A function that fails far more often than the others, which fare well."""
-    assert at_fault(record) is bad
+    assert at_fault(track_record) is bad
 
 
 @pytest.mark.parametrize("category", sorted(RULES))
 def test_a_function_at_fault_gets_two_tries(category: Category) -> None:
     """Its first failure is followed by another try, its second by the end; nobody has more tries for it."""
-    assert isinstance(step(category, BAD_TRIES - 1, record=BAD), Retry)
-    assert step(category, BAD_TRIES, record=BAD) == GiveUp(failure(category), Why.TRIES)
-    assert isinstance(step(category, BAD_TRIES, record=Record(8, 0, 8, 0)), Retry)
+    assert isinstance(step(category, BAD_TRIES - 1, track_record=BAD), Retry)
+    assert step(category, BAD_TRIES, track_record=BAD) == GiveUp(failure(category), Why.TRIES)
+    assert isinstance(step(category, BAD_TRIES, track_record=TrackRecord(8, 0, 8, 0)), Retry)
 
 
 @pytest.mark.parametrize("category", sorted(SICK))
 def test_a_bad_record_costs_nothing_where_nobody_else_is_answered(category: Category) -> None:
     """Nobody can tell the call from its provider: it waits and uses no try."""
-    assert step(category, 50, alone_s=0.0, record=BAD) == Snooze(0.75)
+    assert step(category, 50, alone_s=0.0, track_record=BAD) == Snooze(0.75)
 
 
 def test_a_bad_record_changes_neither_refusals_nor_what_is_never_retried() -> None:
     """429 is snoozed, a 400 given up, a used-up quota halts; and without retries there is one try as before."""
-    assert step(Category.RATE_LIMITED, 9, record=BAD) == Snooze(0.0)
-    assert step(Category.INVALID_REQUEST, record=BAD) == GiveUp(failure(Category.INVALID_REQUEST), Why.CATEGORY)
-    assert isinstance(step(Category.QUOTA_EXHAUSTED, record=BAD), Halt)
-    assert isinstance(step(Category.SERVER_ERROR, policy=NO_RETRIES, record=BAD), GiveUp)
+    assert step(Category.RATE_LIMITED, 9, track_record=BAD) == Snooze(0.0)
+    assert step(Category.INVALID_REQUEST, track_record=BAD) == GiveUp(failure(Category.INVALID_REQUEST), Why.CATEGORY)
+    assert isinstance(step(Category.QUOTA_EXHAUSTED, track_record=BAD), Halt)
+    assert isinstance(step(Category.SERVER_ERROR, policy=NO_RETRIES, track_record=BAD), GiveUp)
 
 
 def test_chance_finds_nobody_at_fault() -> None:
@@ -272,7 +272,7 @@ def test_chance_finds_nobody_at_fault() -> None:
             counts[who][fails] += 1
             if fails:
                 (others_ok, others_failed), (ok, failed) = counts[not who], counts[who]
-                assert not at_fault(Record(failed, ok, others_failed, others_ok)), seed
+                assert not at_fault(TrackRecord(failed, ok, others_failed, others_ok)), seed
 
 
 def test_attempts_count_from_one() -> None:

@@ -97,6 +97,7 @@ def lab(
     return Laboratory(scenario, jobs[part::parts][:most], seed=10 * seed + part)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_lane_that_comes_later_gets_its_half_within_a_minute(seed: int) -> None:
     """Before: 12/min beside 510/min, for as long as one looked."""
@@ -109,6 +110,7 @@ def test_a_lane_that_comes_later_gets_its_half_within_a_minute(seed: int) -> Non
     assert both.refused(80.0) < 0.05
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1])
 def test_after_an_outage_no_lane_starves(seed: int) -> None:
     """Before: 8/min with 266 calls waiting beside 580/min."""
@@ -118,6 +120,7 @@ def test_after_an_outage_no_lane_starves(seed: int) -> None:
     assert [both.per_min(lane, 105.0, 150.0) for lane in both.labs] == [pytest.approx(300, rel=0.2)] * 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("outage", [(), (Entry(at_s=30, for_s=15, fault=Fault.OUTAGE),)])
 def test_without_headers_neither_of_two_lanes_starves(outage: tuple[Entry, ...]) -> None:
     """Nothing tells them that they share; their probes keep both going."""
@@ -129,12 +132,14 @@ def test_without_headers_neither_of_two_lanes_starves(outage: tuple[Entry, ...])
     assert sum(rates) > 500
 
 
+@pytest.mark.long
 def test_who_has_nothing_more_to_send_leaves_all_of_it_to_the_other() -> None:
     both = Together({"openai:m0": lab(1, 0, 2, most=150), "openai:m1": lab(1, 1, 2)})
     both.run(120.0)
     assert both.per_min("openai:m1", 80.0, 120.0) == pytest.approx(600, rel=0.03)
 
 
+@pytest.mark.long
 def test_lanes_with_budgets_of_their_own_do_not_touch_each_other() -> None:
     """Even where strangers take the same half of each."""
     strangers = (Entry(at_s=20, for_s=60, neighbour_rpm=300),)

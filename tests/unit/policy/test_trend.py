@@ -7,11 +7,13 @@ from collections.abc import Callable
 
 import pytest
 
+from benchmarks.trends import KINDS, series
 from ratelimit_worker.contracts.rollup import Cell
 from ratelimit_worker.policy.findings import findings, of_latency
 from ratelimit_worker.policy.histogram import RELATIVE_ERROR, ZERO, Histogram, bucket, quantile, quantiles, value_of
 from ratelimit_worker.policy.modes.rising import Slice, rises
-from ratelimit_worker.policy.trend import LOOK_BACK_MIN, Trend, of_shares, of_values
+from ratelimit_worker.policy.trend import LOOK_BACK_MIN, NOTHING, Finding, Trend, of_shares, of_values
+from ratelimit_worker.reports.trends import too_few, trend_numbers
 
 
 def minutes(per_min: int, factor: Callable[[int], float], seed: int = 1, sigma: float = 0.5) -> list[Histogram]:
@@ -79,11 +81,42 @@ def test_noise_is_stable(seed: int) -> None:
 
 
 def test_too_little_is_said_to_be_too_little() -> None:
-    """Nothing at all, some answers, and many of late with nothing before."""
-    assert of_values([]).trend is Trend.UNKNOWN
-    assert of_values(minutes(1, lambda _: 1.0)[-20:]).trend is Trend.UNKNOWN
+    """Nothing at all, some answers, and many of late with nothing before; each with how many there are."""
     late = [Histogram()] * (LOOK_BACK_MIN - 5) + minutes(20, lambda _: 1.0)[-5:]
-    assert of_values(late).trend is Trend.UNKNOWN
+    for few, before, latest in (([], 0, 0), (minutes(1, lambda _: 1.0)[-40:], 8, 32), (late, 0, 100)):
+        found = of_values(few)
+        assert (found.trend, found.values_before, found.values_latest) == (Trend.UNKNOWN, before, latest)
+        shares = of_shares([(0, sum(counts.values())) for counts in few])
+        assert (shares.trend, shares.values_before, shares.values_latest) == (Trend.UNKNOWN, before, latest)
+        assert too_few(found).endswith("where 18 and 60 are needed")
+    assert of_latency({}) == NOTHING
+    together = Finding(trend=Trend.UNKNOWN, minutes=32, values_before=90, values_latest=20)
+    assert too_few(together) == "20 answers in 32 minutes and 90 before, which came in too few minutes"
+
+
+def test_bursts_before_do_not_hide_a_change_in_minutes_with_few_calls() -> None:
+    """A tenth of the minutes has four times the calls, and all calls of a minute are slow together: a doubling at 20 a
+    minute is found within 4 minutes in 95 % of series, and in none of them before it."""
+    (bursty,) = [kind for kind in KINDS if kind.name == "bursty"]
+    found, false, many = 0, 0, 60
+    for seed in range(many):
+        drawn = series(bursty, 20, seed, LOOK_BACK_MIN + 4, LOOK_BACK_MIN)
+        told = [of_values(drawn[after : after + LOOK_BACK_MIN]).trend for after in range(5)]
+        false += told[0] not in (Trend.STABLE, Trend.UNKNOWN)
+        found += Trend.DEGRADING in told[1:]
+    assert found >= 0.95 * many
+    assert false == 0
+
+
+def test_the_latency_of_a_token_counts_only_if_enough_of_them_are_known() -> None:
+    """Few answers with tokens among many without: the trend is that of all."""
+    latency = minutes(20, lambda minute: 3.0 if minute >= LOOK_BACK_MIN - 16 else 1.0, sigma=0.01)
+    cells = [Cell(outcomes={"answered": 20}, latency=one) for one in latency]
+    cells[-1].per_token = {bucket(0.01): 3}
+    found = findings(cells)
+    assert found["latency_per_token"].trend is Trend.UNKNOWN
+    assert of_latency(found).trend is Trend.DEGRADING
+    assert trend_numbers(found) == "3.0 s in the latest 16 minutes, 1.0 s before"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ratelimit_worker.calls import Glimpse, Sighting, Usage
 from ratelimit_worker.contracts.lesson import Lesson
 from ratelimit_worker.policy.usage import finish_reason_of, nanousd, usage_of
+from ratelimit_worker.providers.glimpse import Reading
 
 
 class _Modality(StrEnum):
@@ -378,3 +379,55 @@ def test_no_answer_breaks_the_reader(one: Any, other: Any) -> None:
         if usage.input_tokens is not None:
             assert (usage.cached_input_tokens or 0) <= usage.input_tokens
             assert (usage.budget_input_tokens or 0) >= 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "usage"),
+    [
+        ({"model": "llama3", "prompt_eval_count": 26, "eval_count": 290, "done": True}, Usage(26, 290)),
+        ({"embedding": [1], "inputTextTokenCount": 7}, Usage(7, None)),
+        ({"generation": "x", "prompt_token_count": 3, "generation_token_count": 5}, Usage(3, 5)),
+        ({"x_groq": {"usage": {"prompt_tokens": 24, "completion_tokens": 2}}}, Usage(24, 2)),
+        ({"prompt_eval_count": None, "eval_count": None}, None),
+        ({"x_groq": {"id": "r"}}, None),
+    ],
+)
+def test_counts_that_stand_beside_the_answer(answer: dict[str, object], usage: Usage | None) -> None:
+    """Ollama's, those of models on Bedrock, and at the end of Groq's streams."""
+    assert usage_of(answer) == usage
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "usage"),
+    [
+        (
+            "text/event-stream",
+            b'data: {"choices": []}\n\ndata: {"choices": [], "x_groq": {"usage": {"prompt_tokens": 24, '
+            b'"completion_tokens": 2}}}\n\ndata: [DONE]\n\n',
+            Usage(24, 2),
+        ),
+        (
+            "text/event-stream; charset=utf-8",
+            b'event: message-end\ndata: {"type": "message-end", "delta": {"finish_reason": "COMPLETE", "usage": '
+            b'{"billed_units": {"input_tokens": 5, "output_tokens": 10}, "tokens": {"input_tokens": 71, '
+            b'"output_tokens": 10}}}}\n\n',
+            Usage(71, 10, unbilled_input_tokens=66),
+        ),
+        (
+            "application/x-ndjson",
+            b'{"model": "llama3", "response": "a", "done": false}\n{"model": "llama3", "response": "", "done": true, '
+            b'"prompt_eval_count": 26, "eval_count": 290}\n',
+            Usage(26, 290),
+        ),
+    ],
+)
+def test_the_end_of_a_stream_says_what_it_used(kind: str, body: bytes, usage: Usage) -> None:
+    """Of Groq, Cohere and Ollama; whether it is read at once or byte by byte."""
+    for size in (1, 7, len(body)):
+        seen = Sighting()
+        reading = Reading(seen, "localhost", "/api/chat", b'{"model": "m"}')
+        reading.answered(200, [("content-type", kind)])
+        for start in range(0, len(body), size):
+            reading.part(body[start : start + size])
+        reading.end()
+        assert seen.usage == usage, size

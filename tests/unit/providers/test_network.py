@@ -14,7 +14,7 @@ import pytest
 
 import ratelimit_worker
 from ratelimit_worker.batchfile import End, end_of
-from ratelimit_worker.calls import Category
+from ratelimit_worker.calls import Category, Failure
 from ratelimit_worker.errors import CallFailed, ConfigurationError
 from ratelimit_worker.policy.classification import classify_exception
 from ratelimit_worker.policy.retry import RetryPolicy, next_step
@@ -157,10 +157,8 @@ class Shut(threading.Thread):
         self.join()
 
 
-@pytest.mark.parametrize("status", [407, 403])
-def test_a_proxy_that_lets_nobody_through(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
-    """Its word is the proxy's, in words: not tried again, and no sign that the provider is away."""
-    proxy = Shut(status)
+def _failure_behind(proxy: Shut, monkeypatch: pytest.MonkeyPatch) -> Failure:
+    """What a request behind this proxy, which refuses it, fails with."""
     try:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         with pytest.raises(httpx.ProxyError) as raised:
@@ -169,6 +167,14 @@ def test_a_proxy_that_lets_nobody_through(monkeypatch: pytest.MonkeyPatch, statu
         proxy.close()
     failure = classify_exception(raised.value)
     assert failure is not None
+    return failure
+
+
+@pytest.mark.parametrize("status", [407, 403])
+def test_a_proxy_that_lets_nobody_through(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    """Its word is the proxy's, in words: not tried again, and no sign that the provider is away."""
+    proxy = Shut(status)
+    failure = _failure_behind(proxy, monkeypatch)
     assert (failure.category, failure.status, failure.sick) == (Category.AUTH, status, False)
     assert f"HTTP {status} from the proxy" in failure.cause
     step = next_step(failure, 1, RetryPolicy(), lambda: 0.0, now_s=0.0, deadline_s=1e9)
@@ -179,15 +185,7 @@ def test_a_proxy_that_lets_nobody_through(monkeypatch: pytest.MonkeyPatch, statu
 @pytest.mark.parametrize("status", [502, 503])
 def test_a_proxy_that_is_sick_is_a_broken_way(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
     """A gateway that cannot reach the provider now: tried again, as before."""
-    proxy = Shut(status)
-    try:
-        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-        with pytest.raises(httpx.ProxyError) as raised:
-            ask("https://api.llm.invalid")
-    finally:
-        proxy.close()
-    failure = classify_exception(raised.value)
-    assert failure is not None
+    failure = _failure_behind(Shut(status), monkeypatch)
     assert failure.category is Category.CONNECTION
 
 

@@ -233,6 +233,7 @@ def test_a_body_that_is_no_json_is_refused_before_anything_is_sent(server: Serve
     assert server.asked == []
 
 
+@pytest.mark.long
 def test_connections_are_kept_and_never_shared(server: Server) -> None:
     """200 calls of 8 threads need no more than 8 connections, and every thread gets its own answer."""
     with ThreadPoolExecutor(8) as pool:
@@ -325,6 +326,7 @@ def test_a_batch_lines_answer_is_an_answer_or_a_word_about_the_line(
 # --- Endpoints ---
 
 
+@pytest.mark.long
 def test_a_key_file_that_is_being_replaced_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty or missing for a moment; for longer, it is a key that is not accepted, and no fault of the call's."""
     file = tmp_path / "key"
@@ -579,6 +581,7 @@ def bomb(size: int) -> bytes:
     return b"".join([*parts, outer.compress(inner.flush()), outer.flush()])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("named", ["gzip, gzip", "gzip"])
 def test_a_decompression_bomb_is_given_up_at_the_bound(
     server: Server, most_mb: Callable[[float], None], named: str
@@ -632,6 +635,7 @@ def test_an_answer_that_is_not_encoded_as_it_says_is_malformed(server: Server, r
     assert failure.category is Category.MALFORMED_RESPONSE
 
 
+@pytest.mark.long
 def test_a_web_hook_reads_no_body(server: Server) -> None:
     """Of its answer only the status counts, so a bomb in it is never decoded."""
     server.reply = (200, {"Content-Encoding": "gzip, gzip"}, bomb(256 << 20))

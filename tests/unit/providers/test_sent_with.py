@@ -135,7 +135,7 @@ def test_without_a_header_that_says_who_a_key_is_needed() -> None:
         ({"openai": {"headers": {"x": "a\r\nauthorization: y"}}}, "holds what no HTTP header can carry"),
         ({"openai": {"query": {"key": "env:X"}}}, "logs show addresses; give a secret as a header"),
         ({"openai": {"paths": "/x"}}, "paths is a list of texts"),
-        ({"openai": {"paths": ["/a/../b"]}}, "'/a/../b': no plain path"),
+        ({"openai": {"paths": ["/a/../b"]}}, "'/a/../b': not a plain path"),
         ("{", "MAISD_PROVIDERS"),
         ("/nope.toml", "use JSON or the path of a TOML file"),
     ],

@@ -12,14 +12,17 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families as parsed
 
 from ratelimit_worker.calls import Mode
+from ratelimit_worker.contracts.alert import Alert, Kind
+from ratelimit_worker.contracts.budget import NOTHING_SPENT, Budget
 from ratelimit_worker.contracts.rollup import HOUR_S, Cell, CellKey, Series
 from ratelimit_worker.errors import StoreUnavailable
+from ratelimit_worker.policy.budget import standing
 from ratelimit_worker.policy.histogram import bucket
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.reports.exporter import LATELY_S, Asks, Exporter, Running
 from ratelimit_worker.reports.live import ClusterState, LaneState
 from ratelimit_worker.reports.metrics import MOST_NAMES, OTHER, PREFIX, useful_slots
-from ratelimit_worker.stores.answers import Size
+from ratelimit_worker.stores.answers import CacheSize
 from tests.unit.reports.test_reports_doctor import CLUSTER, LANE
 
 NOW_S = 1_790_000_000.0
@@ -69,7 +72,7 @@ class Deployment:
                 state=self._state,
                 cells=cells,
                 outbox_lag=lambda: self.lag,
-                cache=lambda: Size(3, 400),
+                cache=lambda: CacheSize(3, 400),
                 clock_s=lambda: self.now_s,
             )
         )
@@ -99,7 +102,8 @@ def test_a_lane_is_told_whole() -> None:
     """Mode, pace, calls, what holds them back, attempts, tokens, money, and times."""
     bars = (Bar(kind=BarKind.PACE, detail="requests"), Bar(kind=BarKind.GATE, until_s=NOW_S + 5))
     one = lane("gpt", mode=Mode.REDUCED, waiting=7, running=2, gate_s=math.inf, oldest_age_s=3.0, bars=bars)
-    state = replace(CLUSTER, lanes=(one,), modes={"REDUCED": 1}, counters={"joined": 4})
+    wrong = Alert(kind=Kind.NO_WORKER, lane="gpt", since_s=NOW_S, seen_s=NOW_S, opened_s=NOW_S, cause="x")
+    state = replace(CLUSTER, lanes=(one,), modes={"REDUCED": 1}, counters={"joined": 4}, alerts=(wrong,))
     values, _ = Deployment(state, Source(cell("gpt", answered=3))).scrape()
 
     def told(name: str, **labels: str) -> float:
@@ -114,6 +118,8 @@ def test_a_lane_is_told_whole() -> None:
     assert told("lane_gate_seconds", lane="gpt") == math.inf
     assert told("lane_pace_per_minute", lane="gpt", dimension="requests") == 600
     assert told("lanes", mode="REDUCED") == 1
+    assert told("alerts_open", kind="no_worker") == 1
+    assert told("alerts_open", kind="halt") == 0  # every kind is told, so that a rule may ask for it
     assert told("events_total", event="joined") == 4
     assert told("cache_bytes") == 400
     assert told("attempts_total", lane="gpt", outcome="answered", category="") == 3
@@ -129,6 +135,7 @@ def test_a_lane_is_told_whole() -> None:
     assert told("wait_seconds_count", lane="gpt") == 4
 
 
+@pytest.mark.long
 def test_ten_thousand_hostile_names_are_bounded() -> None:
     """So many lanes by name, all others added up under one; nothing in a name ends a line or a label."""
     names = HOSTILE + [f"lane-{n}" for n in range(10_000)]
@@ -143,6 +150,32 @@ def test_ten_thousand_hostile_names_are_bounded() -> None:
     assert len(generate_latest(deployment.registry)) < 2_000_000
     assert all(family.name.startswith(PREFIX) for family in families)
     assert deployment.scrape()[0].keys() == values.keys()
+
+
+def test_names_that_look_alike_have_labels_of_their_own() -> None:
+    """No series is told twice (`scrape` sees to that), and a lane that is called `other` is not all the others."""
+    names = ["a\nb", "a\\nb", "\ud800", "?", OTHER, "c (2)", "c\t", "c\\t"]
+    state = replace(CLUSTER, lanes=tuple(lane(name, waiting=1) for name in names))
+    values, _ = Deployment(state, Source(*(cell(name) for name in names))).scrape()
+    waiting = {labels[0][1]: value for (name, labels), value in values.items() if name == PREFIX + "lane_waiting"}
+    assert len(waiting) == len(names)
+    assert set(waiting.values()) == {1}
+    assert OTHER not in waiting
+
+
+def test_budgets_of_money_are_told_and_bounded() -> None:
+    """Limit and what was spent, by day and month; so many by name, and nothing of the others."""
+    both = standing("all", Budget(usd_per_day=5.0, usd_per_month=90.0), NOTHING_SPENT, NOW_S)
+    spent = replace(both, periods=tuple(replace(one, spent_usd=2.5) for one in both.periods))
+    many = tuple(standing(f"tenant:{n}", Budget(usd_per_day=1.0), NOTHING_SPENT, NOW_S) for n in range(1_000))
+    values, _ = Deployment(replace(CLUSTER, budgets=(spent, *many)), Source()).scrape()
+
+    def told(name: str, period: str) -> float:
+        return values[PREFIX + name, (("budget", "all"), ("period", period))]
+
+    assert (told("budget_limit_usd", "day"), told("budget_limit_usd", "month")) == (5.0, 90.0)
+    assert told("budget_spent_usd", "day") == told("budget_spent_usd", "month") == 2.5
+    assert sum(name == PREFIX + "budget_limit_usd" for name, _ in values) == MOST_NAMES + 1
 
 
 def test_what_is_away_is_missing_and_said() -> None:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratelimit_worker.calls import Outcome
+from ratelimit_worker.contracts.sums import Spent
 from ratelimit_worker.reports.money import OTHERS, Spend, dollars, money, spend_sentence, without_price
-from ratelimit_worker.stores.queries import Spent
 
 
 def spent(

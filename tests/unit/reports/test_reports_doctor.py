@@ -18,7 +18,7 @@ from ratelimit_worker.errors import BadInput
 from ratelimit_worker.policy.timeout import Latencies, Sample, learn
 from ratelimit_worker.reports import doctor, words
 from ratelimit_worker.reports.analytics import NotWritten, export, to_csv, to_json, write_report
-from ratelimit_worker.reports.doctor import Code, Finding, Level
+from ratelimit_worker.reports.doctor import Code, Finding, Grade
 from ratelimit_worker.reports.figures import Tally
 from ratelimit_worker.reports.html import page
 from ratelimit_worker.reports.live import ClusterState, LaneState, QueueState
@@ -82,7 +82,7 @@ def test_time_outs_are_told() -> None:
         "an attempt may take: 45 s (MAISD_TIMEOUT_SECONDS), lane a 5 s"
     )
     finding = doctor.judge_timeouts(read_settings({}), {**known, "new\nm": Latencies()}, 200.0)
-    assert finding.level is Level.OK
+    assert finding.level is Grade.OK
     assert finding.says.startswith("an attempt may take: shop.ask6 m 86")
     assert finding.says.endswith(", 2 more learned, what is not known yet 10 min at most")
 
@@ -90,37 +90,37 @@ def test_time_outs_are_told() -> None:
 def test_tasks_that_retry_by_themselves_are_told() -> None:
     """A note each."""
     found = list(doctor.judge_own_rules({"a": "a retries by itself (…)"}))
-    assert [(one.level, one.says) for one in found] == [(Level.NOTE, "task a retries by itself (…)")]
+    assert [(one.level, one.says) for one in found] == [(Grade.NOTE, "task a retries by itself (…)")]
     assert not list(doctor.judge_own_rules({}))
 
 
-def worst(findings: list[Finding]) -> tuple[Level, int]:
+def worst(findings: list[Finding]) -> tuple[Grade, int]:
     """The worst level and the exit code."""
-    levels = list(Level)
+    levels = list(Grade)
     return max((finding.level for finding in findings), key=levels.index), doctor.exit_code(findings)
 
 
 @pytest.mark.parametrize(
     ("server", "expected"),
     [
-        (SERVER, (Level.OK, 0)),
-        (replace(SERVER, maxmemory_policy=None, appendonly=None, silent=True), (Level.NOTE, 0)),
-        (replace(SERVER, maxmemory_policy="allkeys-lru"), (Level.WRONG, 78)),
-        (replace(SERVER, maxmemory_policy=None), (Level.NOTE, 0)),
-        (replace(SERVER, appendonly=False), (Level.NOTE, 0)),
-        (replace(SERVER, used_memory=95, maxmemory=100), (Level.WRONG, 1)),
+        (SERVER, (Grade.OK, 0)),
+        (replace(SERVER, maxmemory_policy=None, appendonly=None, silent=True), (Grade.NOTE, 0)),
+        (replace(SERVER, maxmemory_policy="allkeys-lru"), (Grade.WRONG, 78)),
+        (replace(SERVER, maxmemory_policy=None), (Grade.NOTE, 0)),
+        (replace(SERVER, appendonly=False), (Grade.NOTE, 0)),
+        (replace(SERVER, used_memory=95, maxmemory=100), (Grade.WRONG, 1)),
     ],
 )
-def test_the_server(server: Server, expected: tuple[Level, int]) -> None:
+def test_the_server(server: Server, expected: tuple[Grade, int]) -> None:
     """Its version, its eviction policy, its persistence, its memory."""
     assert worst(list(doctor.judge_server(server))) == expected
 
 
 @pytest.mark.parametrize(
     ("revision", "expected"),
-    [(None, (Level.OK, 0)), (HEAD, (Level.OK, 0)), ("0000", (Level.NOTE, 0)), ("9999", (Level.WRONG, 78))],
+    [(None, (Grade.OK, 0)), (HEAD, (Grade.OK, 0)), ("0000", (Grade.NOTE, 0)), ("9999", (Grade.WRONG, 78))],
 )
-def test_the_schema(revision: str | None, expected: tuple[Level, int]) -> None:
+def test_the_schema(revision: str | None, expected: tuple[Grade, int]) -> None:
     """A database of a newer version is left alone."""
     assert worst([doctor.judge_revision(revision)]) == expected
 
@@ -128,14 +128,14 @@ def test_the_schema(revision: str | None, expected: tuple[Level, int]) -> None:
 @pytest.mark.parametrize(
     ("ahead_s", "asked_for_s", "level"),
     [
-        (0.0, 0.01, Level.OK),
-        (-0.9, 0.0, Level.OK),
-        (1.5, 0.0, Level.NOTE),
-        (-30.0, 0.1, Level.NOTE),
-        (3.0, 2.5, Level.OK),
+        (0.0, 0.01, Grade.OK),
+        (-0.9, 0.0, Grade.OK),
+        (1.5, 0.0, Grade.NOTE),
+        (-30.0, 0.1, Grade.NOTE),
+        (3.0, 2.5, Grade.OK),
     ],
 )
-def test_the_clock(ahead_s: float, asked_for_s: float, level: Level) -> None:
+def test_the_clock(ahead_s: float, asked_for_s: float, level: Grade) -> None:
     """What the question took proves nothing."""
     assert doctor.judge_clock(ahead_s, asked_for_s).level is level
 
@@ -143,31 +143,31 @@ def test_the_clock(ahead_s: float, asked_for_s: float, level: Level) -> None:
 @pytest.mark.parametrize(
     ("state", "latency_s", "expected"),
     [
-        (CLUSTER, 0.5, (Level.OK, 0)),
-        (CLUSTER, 2.0, (Level.NOTE, 0)),  # 10/s of 2 s each need 20 slots
-        (replace(CLUSTER, workers=0, slots=0, queues=()), 0.5, (Level.NOTE, 0)),
-        (replace(CLUSTER, workers=0, lanes=(replace(LANE, waiting=3, workers=0, slots=0),)), 0.5, (Level.WRONG, 1)),
-        (replace(CLUSTER, lanes=(replace(LANE, waiting=3, queues=("other",), workers=0),)), 0.5, (Level.WRONG, 1)),
+        (CLUSTER, 0.5, (Grade.OK, 0)),
+        (CLUSTER, 2.0, (Grade.NOTE, 0)),  # 10/s of 2 s each need 20 slots
+        (replace(CLUSTER, workers=0, slots=0, queues=()), 0.5, (Grade.NOTE, 0)),
+        (replace(CLUSTER, workers=0, lanes=(replace(LANE, waiting=3, workers=0, slots=0),)), 0.5, (Grade.WRONG, 1)),
+        (replace(CLUSTER, lanes=(replace(LANE, waiting=3, queues=("other",), workers=0),)), 0.5, (Grade.WRONG, 1)),
     ],
 )
-def test_the_workers(state: ClusterState, latency_s: float, expected: tuple[Level, int]) -> None:
+def test_the_workers(state: ClusterState, latency_s: float, expected: tuple[Grade, int]) -> None:
     """Nobody there, nobody on a queue, or too few of them."""
     assert worst(list(doctor.judge_workers(state, {"gpt": latency_s}))) == expected
 
 
 def test_what_went_wrong_quietly() -> None:
     """Counters and the outbox."""
-    assert worst(list(doctor.judge_counters({"released": 9}))) == (Level.OK, 0)
-    assert worst(list(doctor.judge_counters({"malformed": 2}))) == (Level.NOTE, 0)
-    assert worst(list(doctor.judge_outbox(3, False, 0))) == (Level.OK, 0)
-    assert worst(list(doctor.judge_outbox(50_000, False, 0))) == (Level.NOTE, 0)
-    assert worst(list(doctor.judge_outbox(4_900_000, True, 0))) == (Level.WRONG, 1)
-    assert worst(list(doctor.judge_outbox(0, False, 1))) == (Level.NOTE, 0)
+    assert worst(list(doctor.judge_counters({"released": 9}))) == (Grade.OK, 0)
+    assert worst(list(doctor.judge_counters({"malformed": 2}))) == (Grade.NOTE, 0)
+    assert worst(list(doctor.judge_outbox(3, False, 0))) == (Grade.OK, 0)
+    assert worst(list(doctor.judge_outbox(50_000, False, 0))) == (Grade.NOTE, 0)
+    assert worst(list(doctor.judge_outbox(4_900_000, True, 0))) == (Grade.WRONG, 1)
+    assert worst(list(doctor.judge_outbox(0, False, 1))) == (Grade.NOTE, 0)
 
 
 def test_configuration_tells_most() -> None:
     """78 over 69 over 1."""
-    found = [Finding("a", Level.WRONG, "", code) for code in (Code.FAILED, Code.CONFIGURATION, Code.UNREACHABLE)]
+    found = [Finding("a", Grade.WRONG, "", code) for code in (Code.FAILED, Code.CONFIGURATION, Code.UNREACHABLE)]
     assert (doctor.exit_code(found), doctor.exit_code(found[::2]), doctor.exit_code([])) == (78, 69, 0)
 
 
@@ -277,7 +277,7 @@ def test_every_value_of_the_page_is_escaped() -> None:
     """Lanes, contexts and causes come from outside."""
     text = page(a_report(lane=NASTY))
     assert NASTY not in text
-    assert text.count("&lt;script&gt;alert(&quot;&amp;&quot;)&lt;/script&gt;") >= 3
+    assert text.count("&lt;script&gt;alert(&#34;&amp;&#34;)&lt;/script&gt;") >= 3
     assert "something" in text
 
 

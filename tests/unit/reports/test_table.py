@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ratelimit_worker.reports.words import table
+from ratelimit_worker.reports.words import folded, table
 
 LONG = "provider:" + "x" * 150 + ":end"
 HEADS = ("lane", "calls", "errors")
@@ -36,12 +36,32 @@ def test_a_name_goes_on_in_the_next_line_of_a_terminal(width: int) -> None:
     assert len(lines) > 3
 
 
-def test_figures_are_never_cut() -> None:
-    """In a terminal that is too narrow for them lines are longer than it; and what fits is left alone."""
-    lines = table(HEADS, ROWS, 5).splitlines()
-    assert lines[0].split() == list(HEADS)
-    assert [word for line in lines for word in line.split() if word in {"12", "1.5", "1,234"}] == ["12", "1.5", "1,234"]
+@pytest.mark.parametrize("width", [1, 5, 16, 20])
+def test_where_figures_do_not_fit_a_row_takes_several_lines(width: int) -> None:
+    """All of it is there, in order, and no line is longer than the terminal is wide; what fits is left alone."""
+    lines = table(HEADS, ROWS, width).splitlines()
+    assert max(map(len, lines)) <= width
+    told = f"lane{LONG}calls 12errors 1.5 %shortcalls 1,234errors -"
+    assert "".join(lines).replace(" ", "") == told.replace(" ", "")
+    if width == 20:
+        assert lines[-3:] == ["short", "  calls 1,234", "  errors -"]
     assert table(HEADS, ROWS[1:], 80) == table(HEADS, ROWS[1:])
+
+
+def test_an_empty_cell_has_no_phrase() -> None:
+    """As of a pin without an end."""
+    lines = table(("at", "until", "who"), [("now", "", "x" * 30)], 34).splitlines()
+    assert lines == ["at", "now", "  who", f"    {'x' * 30}"]
+
+
+def test_prose_is_broken_between_words() -> None:
+    """With what was broken off deeper; in a pipe it stays in one line."""
+    says = "calls     12: 10 answered, 2 failed, and one-more\n\nshort"
+    assert folded(says, None) == says
+    assert folded(says, 24, indent=10) == (
+        "calls     12: 10\n          answered, 2\n          failed, and\n          one-more\n\nshort"
+    )
+    assert max(map(len, folded(says, 8).splitlines())) <= 8
 
 
 def test_columns_line_up_in_wide_scripts_too() -> None:

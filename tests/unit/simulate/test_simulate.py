@@ -689,21 +689,21 @@ def test_a_budget_for_each_key() -> None:
 
 
 def test_one_too_many_in_hand_is_refused() -> None:
-    """Two may be in hand; the third gets a 429 that says why; when one has ended the next may come."""
+    """Two may be in flight; the third gets a 429 that says why; when one has ended the next may come."""
     provider = Provider(Scenario(in_flight=2, per_key=True), 0.0, "run")
     first, second, third = (ask(provider, 0.0, authorization="a") for _ in range(3))
     assert [verdict.arrival.status for verdict in (first, second, third)] == [200, 200, 429]
     assert b"concurrent" in third.answer
     assert b"retry-after: 1" in third.answer
     assert ask(provider, 0.0, authorization="b").arrival.admitted  # another key's are its own
-    provider.ended(third)  # it was never in hand
+    provider.ended(third)  # it was never in flight
     assert ask(provider, 0.1, authorization="a").arrival.status == 429
     provider.ended(first)
     assert ask(provider, 0.2, authorization="a").arrival.admitted
 
 
 def test_a_bound_in_hand_may_be_untold_and_may_move() -> None:
-    """Such a 429 reads as any other; from a second on four may be in hand."""
+    """Such a 429 reads as any other; from a second on four may be in flight."""
     scenario = Scenario(in_flight=1, in_flight_told=False, retry_after=False, timeline=(Entry(at_s=1, in_flight=4),))
     provider = Provider(scenario, 0.0, "run")
     assert ask(provider, 0.0).arrival.admitted
@@ -715,7 +715,7 @@ def test_a_bound_in_hand_may_be_untold_and_may_move() -> None:
 
 
 def test_beyond_its_knee_a_provider_is_slower() -> None:
-    """Up to two in hand as ever; four take 2² times as long."""
+    """Up to two in flight as ever; four take 2² times as long."""
     provider = Provider(Scenario(knee=2, knee_power=2.0, latency="0.1"), 0.0, "run")
     assert [ask(provider, 0.0).arrival.latency_s for _ in range(4)] == pytest.approx([0.1, 0.1, 0.225, 0.4])
 
@@ -737,7 +737,7 @@ def test_a_client_that_leaves_is_in_hand_no_more() -> None:
             try:
                 statuses.add(asking.getresponse().status)
             except TimeoutError:
-                statuses.add(None)  # it is in hand, and is being answered
+                statuses.add(None)  # it is in flight, and is being answered
             finally:
                 asking.close()
         assert None in statuses
@@ -751,7 +751,7 @@ def test_bounds_in_hand_are_checked(wrong: dict[str, Any]) -> None:
 
 
 def test_the_oracle_of_a_bound_in_hand_is_littles_law() -> None:
-    """Twenty in hand at half a second are 40/s; with a limit below that, the limit; a knee counts as a bound."""
+    """Twenty in flight at half a second are 40/s; with a limit below that, the limit; a knee counts as a bound."""
     crowd = Scenario(in_flight=20, latency="0.5")
     assert oracle(crowd, 60.0).calls == pytest.approx(20 * 60 / 0.5)
     assert oracle(replace(crowd, rpm=600, burst_s=1), 60.0).calls == pytest.approx(600, rel=0.02)
@@ -1200,6 +1200,7 @@ def test_only_bodies_that_match_are_hit(calm: Simulator) -> None:
     assert post(calm, body=body_of("a good pill")).status == 200
 
 
+@pytest.mark.long
 def test_an_outage_in_which_nobody_listens(calm: Simulator) -> None:
     """Open connections are reset, new ones refused, and then it is back on the same port."""
     idle = connect(calm)
@@ -1490,6 +1491,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs pidfd_open")
 @pytest.mark.parametrize("how", ["alone", "fork"])
 def test_it_dies_with_its_parent(how: str, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 -- Who is next: the first question of a release.
 
--- -> the call: {ref, queue, r, message, cost, task; left: the retry budget, where that lets it go before others}; {}: no queue of
--- those that wait has room; nil: none waits. Of a lane that may send no more it is only said that one waits: no more is looked up.
+-- -> the call: {ref, queue, r, message, cost, task; left: the retry budget, if that is why it goes first}; {}: calls wait, but no
+-- queue of theirs has room; nil: none waits. If the lane may have no more calls out, only ref, queue and tag are looked up.
 local function choose(S)
   local call = first_of(S)
   if not call or not call.ref or (S.moved >= S.own.free and not asking) then return call end

@@ -1,20 +1,21 @@
--- Which call is the probe, while a lane's provider is taken to be away? All calls of one task, or of one process, may fail
--- for their own sake, and a thousand of them may stand before all others: so probes go to tasks and processes in turn.
+-- Which call is the next probe, while a lane's provider seems to be away? The calls of one task, or of one process, may all
+-- fail by their own fault, and a thousand of them may be before all others. So tasks and processes (parties) take turns.
 local probes = {LOOKS = 32, KEPT = 16}
 function probes.on(L)                                  -- only probes go out
   return L.at_once > 0 and L.at_once < KNOWN.MANY and (L.gap > 0 or L.mode == 'EMERGENCY')
 end
 function probes.key(lane) return key('probed:') .. lane end
--- Whose a call is: its task's; its process's, which waits on a queue of its own, where that makes its calls itself.
+-- The party of a call: its task; for an in-process call, its process, which has a queue of its own.
 function probes.party(queue, message)
   return string.match(message or '', '"task": "([^"]*)"') or string.match(queue, '^inproc:.*$') or ''
 end
--- The number of the lane's call that was the last probe of this call's party; 0: it had none.
+-- When this call's party had its last probe, as a number among the lane's calls; 0: it had none.
 function probes.last(L, ref, queue)
   return tonumber(redis.call('HGET', probes.key(L.name), probes.party(queue, redis.call('HGET', call_key(ref), 'm'))) or '0')
 end
--- The next probe and its queue: the first call (ref), unless its party had a probe later than that of another of some calls
--- on the queues that have room: others each time, evenly spaced, and the last that was not tried. O(looks · log waiting).
+-- The next probe and its queue. It is the first call (ref) if its party had no probe yet. Else a sample of waiting calls is
+-- looked at (evenly spaced, different ones each time, and the last that was not tried before), and the one whose party has
+-- waited longest for a probe is taken. O(looks · log waiting).
 function probes.choose(S, ref, queue)
   local L = S.L
   local at = probes.last(L, ref, queue)
@@ -33,11 +34,11 @@ function probes.choose(S, ref, queue)
   end
   return ref, queue
 end
--- A call of this party went out as a probe; the last few are remembered.
+-- Notes that a call of this party was sent as a probe; the last KEPT parties are remembered.
 function probes.went(L, queue, message)
   local k, party = probes.key(L.name), probes.party(queue, message)
   if party == '' then return end
-  redis.call('HSET', k, party, int(L.seq))
+  redis.call('HSET', k, party, whole(L.seq))
   redis.call('EXPIRE', k, TTL_S.TENANT)
   if redis.call('HLEN', k) <= probes.KEPT then return end
   local all, oldest, least = redis.call('HGETALL', k), nil, nil

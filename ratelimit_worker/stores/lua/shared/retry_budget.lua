@@ -1,7 +1,8 @@
--- A retry whose backoff is over waits behind all that wait otherwise, so that permits which nobody else wants are its own.
--- While others wait it goes before them as long as the lane's budget has room: a tenth of the permits and ten a minute,
--- and never more than ten at once. Nor while nobody was answered since a sick answer, or probes alone go out: calls that
--- were not tried tell more of the provider. The lane keeps the budget as it was when it had given so many permits, and when.
+-- The retry budget. A retry whose backoff is over waits behind all other calls, so it gets permits that nobody else wants. If
+-- others wait, it goes before them only while the budget allows it: retries get a tenth of the permits plus ten a minute, and at
+-- most ten in a burst. They get none after a sick answer until another call was answered, nor while only probes go out: calls
+-- that were not tried before say more about the provider. The lane stores what was left of the budget, with the time and the
+-- permits given then.
 local budget = {MOST = 10}
 function budget.left(L)
   local h = redis.call('HMGET', lane_key(L.name), FIELD.RETRIES_LEFT, FIELD.RETRIES_SEQ, FIELD.RETRIES_AT, FIELD.SICK_ROW)
@@ -11,10 +12,10 @@ function budget.left(L)
   return math.min(budget.MOST, tonumber(h[1]) + KNOWN.RETRY_SHARE * permits + KNOWN.RETRIES_PER_US * us)
 end
 function budget.pay(L, left)
-  redis.call('HSET', lane_key(L.name), FIELD.RETRIES_LEFT, real(left - 1), FIELD.RETRIES_SEQ, int(L.seq), FIELD.RETRIES_AT, int(now))
+  redis.call('HSET', lane_key(L.name), FIELD.RETRIES_LEFT, left - 1, FIELD.RETRIES_SEQ, whole(L.seq), FIELD.RETRIES_AT, whole(now))
 end
--- The first retry on the queues that have room, when the budget lets it go before the others that wait: it, its queue,
--- and the budget. Nothing is looked up for a lane in which no retries wait.
+-- The first retry on queues with room, if the budget lets it go before the others -> it, its queue, and the budget. Nothing is
+-- looked up for a lane without waiting retries.
 function budget.first(L, queues, rooms)
   if probes.on(L) then return nil end
   local left, ref, queue, first

@@ -1,27 +1,26 @@
--- Calls that ran when their worker died: one of them may have killed it. Each is a suspect until it ends well. A call that was
--- lost once runs again beside few other suspects (`share`), in as many processes as there are; one that was lost twice has a
--- process for itself (`alone`), so that its third loss is its own doing; after that it is given up. A suspect that may not go
--- yet waits as for a time.
--- STEPS: the share doubles so often within a lease. A suspect asks again after AGAIN_US; one that came to the wrong process
--- after PAUSE_US. AT: where suspects run; a process that one has for itself is marked with ALONE.
--- SILENT_US: a process that has not been heard of for so long is dead.
+-- Suspects: calls that ran when their worker died, one of which may have killed it. A call stops being a suspect when an
+-- attempt at it ends. After one loss it runs beside few other suspects (`share`), spread over all processes; after two it gets
+-- a process for itself (`alone`), so that a third loss is surely its own doing; then it is given up. A suspect that may not go
+-- yet waits as for a time. MOST_LOST: losses after which a call is given up. STEPS: how often the share doubles within a lease.
+-- AGAIN_US: when a suspect asks again; PAUSE_US: the same for one that came to the wrong process. AT: hash of where suspects
+-- run; ALONE before a process there: one suspect has it for itself. SILENT_US: a process that was silent for so long is dead.
 local suspect = {MOST_LOST = 3, STEPS = 24, AGAIN_US = 1e6, PAUSE_US = 0.25e6,
   SILENT_US = 4e6, AT = key('suspects:at'), ALONE = '!'}
 
--- The decisions: numbers alone.
+-- The decisions, from numbers alone.
 
--- How many calls that were lost once may run in one process. party: suspects that were known at once; again: how often some
--- of them were lost again since then, so that one of them kills; waited: for how long this one has, in leases. One at first,
--- then twice as many at each step, so that a call that kills soon takes few along; at most such that three turns are enough
--- for all, and half of that after each further loss.
+-- How many calls that were lost once may run in one process. It is 1 at first and doubles at each step, so that a call that
+-- kills quickly takes few others with it. It ends at a third of all suspects, spread over the processes, so that three rounds
+-- are enough for all; half of that after each further loss. party: most suspects known at once; again: further losses among
+-- them; waited: how long this one has waited, in leases.
 function suspect.share(party, processes, again, waited)
   local most = math.max(1, math.ceil(party / (3 * 2 ^ math.min(again, 20) * processes)))
   return math.min(most, 2 ^ math.min(30, math.max(0, math.floor(waited * suspect.STEPS))))
 end
--- How many processes may belong to one suspect each: all but one, which others have.
+-- How many processes may be given to single suspects: all but one, which is for other calls.
 function suspect.alone(processes) return math.max(1, processes - 1) end
 
--- What is known. A suspect's score says where it is: it waits, is out, or is out for a process of its own.
+-- What is known. The score of a suspect: it waits, it is out, or it is out and gets a process for itself.
 suspect.WAITS, suspect.OUT, suspect.OUT_ALONE = 0, 1, 2
 function suspect.last(r) return r[LOST] == suspect.MOST_LOST - 1 end
 function suspect.mark(ref, r, out)
@@ -34,7 +33,7 @@ function suspect.mark(ref, r, out)
     redis.call('HINCRBY', PUMP, 'again', 1)
   end
 end
-function suspect.known()                               -- party and again: see share
+function suspect.known()                               -- -> party and again: see share
   local h = redis.call('HMGET', PUMP, 'party', 'again')
   return tonumber(h[1] or '0'), tonumber(h[2] or '0')
 end
@@ -43,7 +42,7 @@ function suspect.share_of(r)
   local processes = suspect.processes(r[QUEUE])
   return suspect.share(party, processes, again, suspect.waited(r)), processes
 end
-function suspect.places()                               -- {process …}, by suspect; how many processes belong to one each
+function suspect.places()                               -- -> {suspect: process …}; how many processes are given to single suspects
   local at, flat, alone = {}, redis.call('HGETALL', suspect.AT), 0
   for i = 1, #flat, 2 do
     at[flat[i]] = flat[i + 1]
@@ -53,7 +52,7 @@ function suspect.places()                               -- {process …}, by sus
 end
 function suspect.waited(r) return (now - r[SINCE]) / lease_us() end
 
--- Whether a suspect may leave its lane now. One whose losses are up only fetches its verdict.
+-- Whether a suspect may be released now. One that is to be given up may: it is only told so, and does not run.
 function suspect.may_go(r)
   if r[LOST] >= suspect.MOST_LOST then return true end
   local share, processes = suspect.share_of(r)
@@ -63,8 +62,8 @@ function suspect.may_go(r)
   end
   return redis.call('ZCOUNT', SUSPECTS, suspect.OUT, suspect.OUT) < processes * share
 end
--- Whether a suspect that a process has fetched has to run in another. One that is to be alone looks for a process without
--- other suspects for half a lease: should it wait beside one that kills, it would be lost once more.
+-- Whether a suspect that a process has read must run in another process. One that is to be alone looks for a process without
+-- other suspects for up to half a lease: if it waited beside one that kills, it would be lost with it.
 function suspect.elsewhere(ref, r, process)
   if r[LOST] == 0 or r[LOST] >= suspect.MOST_LOST or process == '' then return false end
   local here = 0
@@ -75,31 +74,31 @@ function suspect.elsewhere(ref, r, process)
   if suspect.last(r) then return here > 0 and suspect.waited(r) < 0.5 end
   return here >= (suspect.share_of(r))
 end
-function suspect.sits(ref, r, process)                 -- it runs there, or waits there to be alone
+function suspect.sits(ref, r, process)                 -- notes that it runs there, or waits there until nothing else runs
   if r[LOST] == 0 or process == '' then return end
   redis.call('HSET', suspect.AT, ref, (suspect.last(r) and suspect.ALONE or '') .. process)
   redis.call('EXPIRE', suspect.AT, TTL_S.LANE)
 end
 function suspect.again_us() return math.min(suspect.AGAIN_US, lease_us() / suspect.STEPS) end
-function suspect.wake_next()                           -- one is out no more: two that wait need not ask later
+function suspect.wake_next()                           -- one is not out any more: two waiting suspects may ask at once
   local woken = 0
   for _, ref in ipairs(redis.call('ZRANGEBYSCORE', SUSPECTS, suspect.WAITS, suspect.WAITS, 'LIMIT', 0, 16)) do
     local r = record(ref)
-    if r and redis.call('ZADD', due_key(r[LANE], r[QUEUE]), 'XX', 'CH', int(now), ref) == 1 then
+    if r and redis.call('ZADD', due_key(r[LANE], r[QUEUE]), 'XX', 'CH', whole(now), ref) == 1 then
       note(r[LANE], now)
       woken = woken + 1
       if woken == 2 then return end
     end
   end
 end
-function suspect.waits(ref)                            -- out no more -> whether it was
+function suspect.waits(ref)                            -- notes that it is not out -> whether it was
   redis.call('HDEL', suspect.AT, ref)
   return redis.call('ZADD', SUSPECTS, 'XX', 'CH', suspect.WAITS, ref) == 1
 end
-function suspect.back(ref)                             -- its process is gone, or its turn is over: the next may go
+function suspect.back(ref)                             -- it is not out any more, so the next may go
   if suspect.waits(ref) then suspect.wake_next() end
 end
-function suspect.drop(ref)                             -- a suspect no more
+function suspect.drop(ref)                             -- it is not a suspect any more
   redis.call('HDEL', suspect.AT, ref)
   local was = redis.call('ZREM', SUSPECTS, ref) == 1
   if was and redis.call('EXISTS', SUSPECTS) == 0 then redis.call('HDEL', PUMP, 'party', 'again') end
@@ -108,7 +107,7 @@ end
 function suspect.clear(ref, r)
   if r[LOST] > 0 and suspect.drop(ref) then suspect.wake_next() end
 end
--- The audit: what is taken for out is in the ledger. O(suspects, at most 200 of them)
+-- The audit: a suspect that is noted as out must be in the ledger. O(suspects, at most 200 of them)
 function suspect.audit()
   local some = redis.call('ZRANGE', SUSPECTS, 0, 199, 'REV', 'WITHSCORES')  -- those that are out first
   for i = 1, #some, 2 do
@@ -121,7 +120,8 @@ function suspect.audit()
       count('leaks')
     end
   end
-  -- A process that one has for itself offers no slots, so that nobody misses it when it dies: its beats renew the lease.
+  -- A process that one suspect has for itself offers no slots, so its death is not noticed by the slots. Its beats renew the
+  -- call's lease: if that has not been renewed for a while, the process is dead.
   local heard = now + lease_us() - math.min(suspect.SILENT_US, lease_us() / 2)
   for ref, where in pairs((suspect.places())) do
     local r = redis.call('ZSCORE', SUSPECTS, ref) and record(ref)

@@ -1,4 +1,4 @@
-"""What attempts were asked and what came of it, where someone switched that on."""
+"""Contents of attempts, prompts and answers, which are only captured if that is switched on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A call ends once: a second end is no row, and what is there of such stays as an attempt that was repeated."""
+"""A call ends once: a second end is not stored, and those that are there become attempts that were retried."""
 
 from __future__ import annotations
 

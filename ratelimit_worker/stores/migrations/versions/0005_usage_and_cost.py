@@ -1,4 +1,4 @@
-"""What an attempt has used, whole, and what it cost. All columns may be empty: rows from before say nothing of them."""
+"""All tokens that an attempt used, and what it cost. The columns are nullable: older rows have no such values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sums by minute and hour. Attempts that are there are added later, in chunks: `rolled_up` says which are not yet."""
+"""Sums by minute and hour. Existing attempts are added later, in chunks: `rolled_up` says which are not added yet."""
 
 from __future__ import annotations
 
