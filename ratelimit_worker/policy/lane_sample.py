@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from ratelimit_worker.calls import Mode
 from ratelimit_worker.contracts.lane_sample import LaneSample
+from ratelimit_worker.contracts.rollup import MINUTE_S
+from ratelimit_worker.policy import rollup
 
 STRICTNESS = tuple(Mode)  #: from most to least that a lane may send
-KEPT_S = 30 * 86_400.0  #: how long samples are kept: as long as sums by minute
+KEPT_S = rollup.KEPT_S[MINUTE_S]  #: how long samples are kept: as long as sums by minute, seconds
 
 
 def together(looks: Sequence[LaneSample], at_s: int) -> LaneSample:

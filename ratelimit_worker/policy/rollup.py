@@ -9,7 +9,9 @@ from ratelimit_worker.calls import Category, Outcome, PriceSource
 from ratelimit_worker.contracts.rollup import HOUR_S, MINUTE_S, AnyCells, Cell, CellKey, Cells, Series
 from ratelimit_worker.policy.histogram import bucket
 
-KEPT_S = {MINUTE_S: 30 * 86_400.0, HOUR_S: 2 * 365 * 86_400.0}  #: how long cells of a length are kept, seconds
+#: How long cells of a length are kept, seconds. Minutes: the longest month and a day, so that a month of any time zone
+#: can be summed to the minute until it ends; zones are not whole hours apart.
+KEPT_S = {MINUTE_S: 32 * 86_400.0, HOUR_S: 2 * 365 * 86_400.0}
 FIGURES_KEPT_S = max(KEPT_S.values())  #: how far back figures reach, seconds
 K = TypeVar("K", int, str)
 OTHERS = "(others)"  #: stands for groups beyond the bound

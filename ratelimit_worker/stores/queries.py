@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -91,8 +91,9 @@ class Queries:
     than this version. Missing tables are made.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, clock: Callable[[], float] = time.time) -> None:
         self._engine = engine
+        self._clock = clock
         self._prepared = False
         self._path = file_of(engine)
         self._seen: Identity | None = None
@@ -121,7 +122,7 @@ class Queries:
             attempts_from_s = math.inf if first is None else first.timestamp()
             names, every = rollups.series_by_id(connection, only), only == ALL
             for span_s, from_s, before_s in rollup.pieces(
-                since_s, until_s, finest_s=finest_s, attempts_from_s=attempts_from_s, now_s=time.time()
+                since_s, until_s, finest_s=finest_s, attempts_from_s=attempts_from_s, now_s=self._clock()
             ):
                 if span_s:
                     bounds = (int(from_s), int(before_s))
@@ -154,7 +155,7 @@ class Queries:
             return frozenset(connection.scalars(wanted))
 
     def lane_samples(self, since_s: float, until_s: float, lane: str | None = None) -> list[LaneSample]:
-        """How lanes stood in each minute of a window, by lane and oldest first; samples are kept for 30 days.
+        """How lanes stood in each minute of a window, by lane and oldest first; samples are kept for 32 days.
 
         Args:
             lane: Of this lane alone; None: of all.
@@ -230,7 +231,7 @@ class Queries:
     def lane_minutes(self, lane: str, since_s: float, until_s: float) -> list[LaneMinute]:
         """What a lane was allowed and what it used, each minute of a window in which either is known, oldest first.
 
-        Minutes are kept for 30 days. The window is taken in whole minutes: its first begins at or before `since_s`.
+        Minutes are kept for 32 days. The window is taken in whole minutes: its first begins at or before `since_s`.
         """
         since_s = since_s // MINUTE_S * MINUTE_S
         used: dict[int, Cell] = {}

@@ -238,7 +238,7 @@ class Tracker:
 
         Returns how many attempts and mode changes these were.
 
-        Their sums stay in the roll-ups: minutes for 30 days, hours for two years.
+        Their sums stay in the roll-ups: minutes for 32 days, hours for two years.
 
         Args:
             now_s: Seconds since the epoch; None: this machine's clock.

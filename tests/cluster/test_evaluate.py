@@ -42,7 +42,7 @@ class Bench:
         self.outbox, self.alerts = Outbox(client), Alerts(client)
         self.tracker = Tracker(engine_for(f"sqlite:///{folder}/t.db"))
         self.queries = Queries(engine_for(f"sqlite:///{folder}/t.db"))
-        self.now_s = time.time()  # sums by minute go after 30 days
+        self.now_s = time.time()  # sums by minute go after a month
         self.seen = Standing(at_s=0.0)
         self.away = False
         self.asked: list[set[str]] = []

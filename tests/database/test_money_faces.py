@@ -41,8 +41,7 @@ SHARED = {Reuse.HITS: 3_000_000_000, Reuse.JOINED: 500_000_000, Reuse.STALE: 20_
 
 
 @pytest.fixture
-def engine(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    monkeypatch.setattr("ratelimit_worker.stores.queries.time.time", lambda: NOW)
+def engine(database_url: str) -> Iterator[Engine]:
     engine = engine_for(database_url)
     yield engine
     engine.dispose()
@@ -77,7 +76,7 @@ def shared(at_s: float) -> NamedSums:
 
 def sources(engine: Engine) -> Sources:
     tracker = Tracker(engine)
-    return Sources.of(Queries(engine), None, lambda: tracker)
+    return Sources.of(Queries(engine, lambda: NOW), None, lambda: tracker)
 
 
 @pytest.fixture

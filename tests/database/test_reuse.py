@@ -34,8 +34,7 @@ PRICED = Keep(again_nanousd=1, paid_nanousd=2_000_000_000, input_tokens=70, outp
 
 
 @pytest.fixture
-def engine(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    monkeypatch.setattr("ratelimit_worker.stores.queries.time.time", lambda: BEGAN_S + 1800)
+def engine(database_url: str) -> Iterator[Engine]:
     engine = engine_for(database_url)
     yield engine
     engine.dispose()
@@ -66,7 +65,9 @@ def story(cluster: Cluster) -> Cluster:
 
 def figures(cluster: Cluster, engine: Engine, window_s: float = 1800.0, now_s: float | None = None) -> Stats:
     now_s = cluster.now_us / US + 1 if now_s is None else now_s
-    return stats(Sources.of(Queries(engine), Live(cluster.client, cluster.now_us)), window_s, now_s)
+    return stats(
+        Sources.of(Queries(engine, lambda: BEGAN_S + 1800), Live(cluster.client, cluster.now_us)), window_s, now_s
+    )
 
 
 def recorder(cluster: Cluster, engine: Engine) -> Recorder:

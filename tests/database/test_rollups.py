@@ -28,8 +28,7 @@ KEPT_MINUTES_S = rollup.KEPT_S[MINUTE_S]
 
 
 @pytest.fixture
-def engine(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    monkeypatch.setattr("ratelimit_worker.stores.queries.time.time", lambda: NOW)
+def engine(database_url: str) -> Iterator[Engine]:
     engine = engine_for(database_url)
     yield engine
     engine.dispose()
@@ -125,7 +124,7 @@ def test_roll_ups_are_equal_to_the_attempts(engine: Engine, seed: int) -> None:
     told, tracker = some_calls(seed, 400), Tracker(engine)
     for start in range(0, len(told), 97):
         tracker.record(told[start : start + 97])
-    asked = Queries(engine)
+    asked = Queries(engine, lambda: NOW)
     for since_s, until_s in ((NOW - 3 * HOUR_S, NOW), (NOW - 5_000.5, NOW - 70.25), (NOW - 3_601, NOW + 5_000)):
         assert_same(asked, told, since_s, until_s, MINUTE_S)
         assert_same(asked, told, since_s, until_s, HOUR_S)
@@ -134,7 +133,7 @@ def test_roll_ups_are_equal_to_the_attempts(engine: Engine, seed: int) -> None:
 def test_a_window_is_read_without_its_attempts(engine: Engine) -> None:
     """What lies between its first and its last minute is read from cells alone."""
     Tracker(engine).record(some_calls(1, 50))
-    asked, said = Queries(engine), list[tuple[str, object]]()
+    asked, said = Queries(engine, lambda: NOW), list[tuple[str, object]]()
     asked.count(0, 1)
     event.listen(engine, "before_cursor_execute", lambda _c, _u, sql, values, *_: said.append((sql, values)))
     list(asked.cells(NOW - 7_200.0, NOW, HOUR_S))
@@ -145,7 +144,7 @@ def test_a_window_is_read_without_its_attempts(engine: Engine) -> None:
 
 def test_an_end_that_was_made_anew_counts_as_an_attempt(engine: Engine) -> None:
     """The sums follow the rows, which are changed."""
-    tracker, asked = Tracker(engine), Queries(engine)
+    tracker, asked = Tracker(engine), Queries(engine, lambda: NOW)
     first = builders.attempt("c", finished_at=NOW - 100, took_s=2.0)
     again = replace(builders.attempt("c", number=2, finished_at=NOW - 40, took_s=3.0), anew=True)
     tracker.record([first])
@@ -168,7 +167,7 @@ def test_attempts_of_an_older_version_join_in_chunks(engine: Engine) -> None:
         names = list(old.columns.keys())
         rows = [_row(one) for one in seen.values()]
         connection.execute(insert(old), [{name: row[name] for name in names} for row in rows])
-    tracker, asked = Tracker(engine), Queries(engine)
+    tracker, asked = Tracker(engine), Queries(engine, lambda: NOW)
     assert_same(asked, told, NOW - 9_999, NOW, MINUTE_S)
     assert 100 <= tracker.roll_up(100) < 400
     assert_same(asked, told, NOW - 9_999, NOW, HOUR_S)
@@ -180,8 +179,8 @@ def test_attempts_of_an_older_version_join_in_chunks(engine: Engine) -> None:
 
 
 def test_figures_outlive_the_attempts(engine: Engine) -> None:
-    """Attempts go by MAISD_RETENTION_DAYS, minutes after 30 days, hours after two years."""
-    tracker, asked = Tracker(engine), Queries(engine)
+    """Attempts go by MAISD_RETENTION_DAYS, minutes after 32 days, hours after two years."""
+    tracker, asked = Tracker(engine), Queries(engine, lambda: NOW)
     days = {"young": 1, "weeks": 20, "months": 100, "years": 900}
     tracker.record([builders.attempt(name, finished_at=NOW - ago * 86_400.0) for name, ago in days.items()])
     assert tracker.purge(7 * 86_400.0, now_s=NOW) == 3
@@ -206,7 +205,7 @@ def test_trends_are_the_same_in_every_window(engine: Engine) -> None:
         connection.execute(delete(CellRow).where(CellRow.at_s >= since))
         late = AttemptRow.finished_at >= datetime.fromtimestamp(since, UTC)
         connection.execute(update(AttemptRow).where(late).values(rolled_up=0))
-    asked = Sources.of(Queries(engine), None, lambda: Tracker(engine))
+    asked = Sources.of(Queries(engine, lambda: NOW), None, lambda: Tracker(engine))
     now_s = NOW - 17.5
     trends = [
         stats(asked, length_s, now_s).total.trends for length_s in (1.0, 42.5, 900.0, 3_600.0, 12_000.0, 172_800.0)
@@ -217,7 +216,7 @@ def test_trends_are_the_same_in_every_window(engine: Engine) -> None:
 
 def test_what_was_never_rolled_up_is_before_it_is_deleted(engine: Engine) -> None:
     """A clean-up of a database from before loses no figure."""
-    tracker, asked = Tracker(engine), Queries(engine)
+    tracker, asked = Tracker(engine), Queries(engine, lambda: NOW)
     tracker.record([builders.attempt(f"c-{n}", finished_at=NOW - 9 * 86_400.0) for n in range(5)])
     with engine.begin() as connection:
         connection.execute(text("UPDATE attempts SET rolled_up = 0"))

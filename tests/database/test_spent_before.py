@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pytest
 from sqlalchemy import Engine
@@ -45,10 +45,10 @@ def record() -> list[Attempt]:
     return found
 
 
-def by_calendar(attempts: list[Attempt], zone: str) -> tuple[int, int]:
-    """The sums of the day and month in which NOW lies, by Python's calendar."""
+def by_calendar(attempts: list[Attempt], zone: str, now_s: float = NOW) -> tuple[int, int]:
+    """The sums of the day and month in which an instant lies, by Python's calendar."""
     of = day.zone_of(zone or "+00:00")
-    now, sums = datetime.fromtimestamp(NOW, of), [0, 0]
+    now, sums = datetime.fromtimestamp(now_s, of), [0, 0]
     for one in attempts:
         at = datetime.fromtimestamp(one.finished_at, of)
         cost = (one.cost_nanousd or 0) + (one.lost_nanousd or 0)
@@ -59,7 +59,7 @@ def by_calendar(attempts: list[Attempt], zone: str) -> tuple[int, int]:
 
 def test_what_was_spent_in_this_day_and_month_is_known_to_the_minute(engine: Engine) -> None:
     """Of all, a lane, a lane and those whose parent it is, a tenant, a context; wherever the day ends."""
-    attempts, tracker, queries = record(), Tracker(engine), Queries(engine)
+    attempts, tracker, queries = record(), Tracker(engine), Queries(engine, lambda: NOW)
     for first in range(0, len(attempts), 500):
         tracker.record(attempts[first : first + 500])
     wanted = {
@@ -76,6 +76,23 @@ def test_what_was_spent_in_this_day_and_month_is_known_to_the_minute(engine: Eng
             assert (found.day_nanousd, found.month_nanousd) == by_calendar(those, zone), (zone, name)
             assert found.month == 2026 * 12 + 10
     assert by_calendar(attempts, "")[1] > by_calendar(attempts, "")[0] > 0
+
+
+@pytest.mark.parametrize("zone", ZONES)
+def test_the_longest_month_is_known_to_the_minute_until_its_last(engine: Engine, zone: str) -> None:
+    """Its first minutes are 31 days old then, and zones such as India's begin their days between two hours."""
+    last_s = (datetime(2027, 1, 1, tzinfo=day.zone_of(zone or "+00:00")) - timedelta(minutes=1)).timestamp()
+    begin_s = (datetime(2026, 12, 1, tzinfo=day.zone_of(zone or "+00:00"))).timestamp()
+    ends = [begin_s - 3_599, begin_s - 1_801, begin_s - 1, begin_s, begin_s + 1_799, begin_s + 3_599, last_s - 1]
+    attempts = [
+        replace(builders.attempt(f"c{number}", finished_at=at), cost_nanousd=10**number)
+        for number, at in enumerate(ends)
+    ]
+    tracker = Tracker(engine)
+    tracker.record(attempts)
+    tracker.purge(7 * 86_400.0, now_s=last_s)
+    found = spent_before(Queries(engine, lambda: last_s), "all", zone, last_s)
+    assert (found.day_nanousd, found.month_nanousd) == by_calendar(attempts, zone, last_s) == (10**6, 1_111_000)
 
 
 @pytest.mark.parametrize(
