@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -84,7 +84,10 @@ def test_a_zone_is_told_in_the_settings() -> None:
     assert limits == LaneLimits(rpd=5, day_zone=PACIFIC)
     told = LaneState.of(limit_fields(limits)).told
     assert told.limits == limits
-    assert day.offset_s(told.day_steps, at("2026-12-10T12:00")) == -8 * 3600
+    for days in (1, 200, 1_000):
+        in_days = datetime.now(UTC) + timedelta(days=days)
+        offset = in_days.astimezone(ZoneInfo(PACIFIC)).utcoffset()
+        assert timedelta(seconds=day.offset_s(told.day_steps, in_days.timestamp())) == offset
 
 
 @pytest.mark.server
