@@ -26,7 +26,7 @@ def health(name: str | None) -> None:
     host = socket.gethostname()
     with open_sources() as opened, redis_errors():
         now = opened.sources.server.now(only=())
-        beating, wrong = [worker.name for worker in now.workers], line(opened.sources.server.alerts(), now.at_s)
+        beating, wrong = [worker.node for worker in now.workers], line(opened.sources.server.alerts(), now.at_s)
     found = [worker for worker in beating if worker == name or (name is None and worker.partition("@")[2] == host)]
     if not found:
         silent = f"no worker of {host} beats" if name is None else f"{name} does not beat"

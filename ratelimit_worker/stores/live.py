@@ -90,6 +90,11 @@ class WorkerNow:
     held: tuple[str, ...] = ()  #: tags
     crew: str | None = None  #: stands for the tasks that it knows; None: its version does not report them
 
+    @property
+    def node(self) -> str:
+        """Celery's name of it, such as celery@host; a name that this version did not make, as it is."""
+        return self.name.rpartition("/")[0] or self.name
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnknownTask:

@@ -89,7 +89,8 @@ class Presence(Duty):
     """Beats once a second, and renews the leases of this worker's calls."""
 
     def __init__(self, live: Services, consumer: Any, lease_s: float) -> None:
-        super().__init__("presence", live.server, f"{os.getpid()}-{uuid.uuid4().hex[:8]}")
+        # Its node's name, for people and health checks; the rest, as a node that starts again is another worker.
+        super().__init__("presence", live.server, f"{consumer.hostname}/{os.getpid()}-{uuid.uuid4().hex[:8]}")
         self.lanes = Lanes(self.client)
         self.consumer = consumer
         self.watch = Watch(live, consumer, self.lanes, self.owner)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -277,6 +278,14 @@ def test_doctor_finds_nothing_wrong(ran: Ran) -> None:
     told = as_json("doctor")
     assert told["exit_code"] == 0
     assert {finding["level"] for finding in told["findings"]} <= {"ok", "note"}
+
+
+def test_health_finds_the_worker_that_runs_here(ran: Ran) -> None:
+    """By its machine, and by the name that Celery has for it: what it says when it beats is what the check looks for."""
+    name = f"w1@{socket.gethostname()}"
+    assert invoke("health").stdout.splitlines()[0] == name
+    assert invoke("health", "--worker", name).stdout.splitlines()[0] == name
+    assert "w2@elsewhere does not beat; 1 others do" in invoke("health", "--worker", "w2@elsewhere", code=1).stderr
 
 
 def test_doctor_refuses_an_evicting_server(ran: Ran) -> None:

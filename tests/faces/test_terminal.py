@@ -296,10 +296,10 @@ def test_health_is_a_beat_of_this_machine(address: str, tmp_path: Path, redis_cl
         return CliRunner().invoke(main, ["health", *words], env=environment).exit_code
 
     assert health() == 1
-    lanes.beat("celery@elsewhere", 4, 60.0, ["celery"], 60.0, [])
+    lanes.beat("celery@elsewhere/1-0a1b2c3d", 4, 60.0, ["celery"], 60.0, [])
     assert health() == 1
     assert health("--worker", "celery@elsewhere") == 0
-    lanes.beat(f"mine@{socket.gethostname()}", 4, 60.0, ["celery"], 60.0, [])
+    lanes.beat(f"mine@{socket.gethostname()}/1-0a1b2c3d", 4, 60.0, ["celery"], 60.0, [])
     assert health() == 0
     assert health("--worker", "gone@elsewhere") == 1
     environment["MAISD_REDIS_URL"] = "redis://127.0.0.1:1/0"

@@ -18,7 +18,9 @@ from ratelimit_worker.worker.presence import Presence
 def presence(monkeypatch: pytest.MonkeyPatch) -> Presence:
     """Of a worker of two slots. Redis is not asked."""
     app = SimpleNamespace(tasks={})
-    consumer: Any = SimpleNamespace(pool=SimpleNamespace(), app=app, connection=None, task_consumer=None)
+    consumer: Any = SimpleNamespace(
+        hostname="w@host", pool=SimpleNamespace(), app=app, connection=None, task_consumer=None
+    )
     made = Presence(Services(read_settings(), RedisServer("redis://127.0.0.1:1/0")), consumer, 30.0)
     monkeypatch.setattr(made, "slots", lambda: 0 if made.closing else 2)
     monkeypatch.setattr(made.watch, "tell", lambda: None)
