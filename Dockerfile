@@ -3,9 +3,10 @@ FROM python:3.12-slim AS build
 WORKDIR /src
 COPY pyproject.toml requirements.lock README.md LICENSE CHANGELOG.md ./
 COPY ratelimit_worker ratelimit_worker
-# What runs, in the versions of requirements.lock; not what tests need, nor a Redis, which is another container.
+# What runs, in the versions of requirements.lock; not what tests need, nor a Redis, which is another container, nor pip.
 RUN python -m venv /venv \
- && PIP_CONSTRAINT=/src/requirements.lock /venv/bin/pip install --no-cache-dir '.[flower,metrics,postgres,socks]'
+ && PIP_CONSTRAINT=/src/requirements.lock /venv/bin/pip install --no-cache-dir '.[flower,metrics,postgres,prices,socks]' \
+ && /venv/bin/pip uninstall --yes pip
 
 FROM python:3.12-slim
 RUN useradd --create-home --uid 10001 worker

@@ -117,6 +117,15 @@ def _own_card(model: str, prices: Any) -> PriceCard:
     return PriceCard(standard=(Tariff(rates=rates),), source=PriceSource.OWN)
 
 
+def own_table(card: PriceCard) -> dict[str, float]:
+    """The table from which `own_cards` made a card: unit → dollars for a million tokens (of a request: for one)."""
+    rates = card.standard[0].rates if card.standard else {}
+    return {
+        unit: rate.picousd / (_PICO_PER_REQUEST if unit == _REQUEST else _PICO_PER_TOKEN)
+        for unit, rate in rates.items()
+    }
+
+
 def _rates(card: PriceCard, tier: str | None, at_s: float) -> Mapping[str, Rate]:
     if not card.standard:
         return {}

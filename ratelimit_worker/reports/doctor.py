@@ -16,10 +16,13 @@ from urllib.parse import urlsplit
 
 from ratelimit_worker.calls import Mode, Outcome
 from ratelimit_worker.config import PREFIX, SECRET_NAMES, Settings
+from ratelimit_worker.contracts.budget import Budget
+from ratelimit_worker.contracts.price import PriceCard
 from ratelimit_worker.contracts.rollup import Cell, CellKey
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.plain_text import one_line
 from ratelimit_worker.policy import rollup
+from ratelimit_worker.policy.price import own_table
 from ratelimit_worker.policy.timeout import Latencies, learned_s, p99_s
 from ratelimit_worker.ports import BarKind
 from ratelimit_worker.providers import network
@@ -129,7 +132,7 @@ def shown(name: str, value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Mapping):
-        told = {of: one if isinstance(one, float) else _told(asdict(one)) for of, one in value.items()}
+        told = {of: one if isinstance(one, float) else _told(one) for of, one in value.items()}
         return json.dumps(told) if told else "-"
     if isinstance(value, float):
         return f"{value:g}"
@@ -140,8 +143,14 @@ def shown(name: str, value: object) -> str:
     return str(value) or "-"
 
 
-def _told(table: Mapping[str, Any]) -> dict[str, Any]:
-    """A lane's or a provider's table as it was written, without empty values."""
+def _told(one: Any) -> dict[str, Any]:
+    """The table of a lane, a provider, a budget or a model's prices as it was written, without empty values."""
+    if isinstance(one, PriceCard):
+        return own_table(one)
+    if isinstance(one, Budget):
+        written = {"usd_per_day": one.usd_per_day, "usd_per_month": one.usd_per_month, "zone": one.zone}
+        return {name: value for name, value in written.items() if value}
+    table = asdict(one)
     flat = {**table, **table.get("sent_with", {})}
     if not flat.get("paths"):
         flat.pop("paths", None)

@@ -21,6 +21,7 @@ from tests.documents import blocks_of
 FILE = ROOT / "docker-compose.yml"
 DEPLOYMENT = ROOT / "docs" / "deployment.md"
 DEV = ROOT / "docs" / "deploy" / "dev.env"
+IMAGE = "ratelimit-worker:latest"
 ALWAYS = {"redis", "worker", "flower"}
 #: Profile → the services that it adds.
 PROFILES = {
@@ -82,11 +83,17 @@ def test_every_service_is_watched_and_started_again(services: dict[str, Any]) ->
 
 def test_what_is_recorded_is_in_one_place(services: dict[str, Any]) -> None:
     """A SQLite file is shared: each of our containers has the same volume where the image has its state."""
-    ours = [name for name, service in services.items() if service.get("build") and name != "provider"]
+    ours = [name for name, service in services.items() if service["image"] == IMAGE and name != "provider"]
     assert set(ours) == {"worker", "flower", "metrics"}
     for name in ours:
         assert services[name]["volumes"] == ["state:/home/worker/state"]
         assert services[name]["environment"]["MAISD_DATABASE_URL"] == "${MAISD_DATABASE_URL:-}"
+
+
+def test_the_image_is_built_once(services: dict[str, Any]) -> None:
+    """Services that build it each give its name to an image of their own: the next `up` replaces what had another."""
+    assert [name for name, service in services.items() if "build" in service] == ["worker"]
+    assert services["worker"]["image"] == IMAGE
 
 
 def test_health_checks_ask_where_it_listens(services: dict[str, Any]) -> None:

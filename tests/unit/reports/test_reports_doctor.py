@@ -212,6 +212,22 @@ def test_where_a_setting_came_from() -> None:
     assert found["MAISD_RETENTION_DAYS"] == ("7", "default")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("MAISD_PRICES", '{"gpt-4o": {"input": 2.5, "output": 10.0, "request": 0.01}, "own*": {"input": 0.1}}'),
+        ("MAISD_BUDGETS", '{"all": {"usd_per_day": 5.0}, "tenant:a": {"usd_per_month": 9.5, "zone": "-08:00"}}'),
+        ("MAISD_CACHE_TTL_BY_CONTEXT", '{"docs": 86400.0}'),
+        ("MAISD_PROVIDERS", '{"openai": {"headers": {"x-team": "a"}}}'),
+    ],
+)
+def test_tables_are_shown_as_they_were_written(name: str, text: str) -> None:
+    """Whatever they are read into."""
+    environ = {name: text}
+    found = {one.name: one.value for one in doctor.settings_in_force(read_settings(environ), environ)}
+    assert found[name] == text
+
+
 # ── reports ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 NASTY = '<script>alert("&")</script>'
