@@ -281,7 +281,7 @@ def test_doctor_finds_nothing_wrong(ran: Ran) -> None:
 
 
 def test_health_finds_the_worker_that_runs_here(ran: Ran) -> None:
-    """By its machine, and by the name that Celery has for it: what it says when it beats is what the check looks for."""
+    """By its machine, and by the name that Celery has for it: its beat says what the check looks for."""
     name = f"w1@{socket.gethostname()}"
     assert invoke("health").stdout.splitlines()[0] == name
     assert invoke("health", "--worker", name).stdout.splitlines()[0] == name
