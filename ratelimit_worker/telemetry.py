@@ -10,8 +10,9 @@
     shared     instead of the last three: the call got the answer of another, to which the span links
 
 A span that is recorded costs the SDK some 20 µs, and 1 µs for each attribute. So a wait or a settlement that was short,
-and of which there is nothing to say, is left out. Whether a call is sampled is decided once, where it is sent: a worker
-builds nothing for a call that is not, and only makes its sender's context the current one, for the spans of others.
+and of which there is nothing to say, is left out. Whether a call is sampled is decided once: by the trace in which it
+is sent, or else by its sender's sampler. For a call that is not, nothing is built; its context travels all the same,
+and is the current one during its attempts, for the spans of others.
 """
 
 from __future__ import annotations
@@ -159,8 +160,9 @@ class Tracer:
 
         An error that ends the block is recorded in the span by its type alone, since its text may contain the prompt.
         """
-        if not self._is_traced():
-            return nullcontext(Sent(_traceparent(self._trace.get_current_span()), _not_told))
+        current = self._trace.get_current_span()
+        if not self._is_traced() or _is_left_out(current):
+            return nullcontext(Sent(_traceparent(current), _not_told))
         span = self._tracer.start_span(
             f"send {task}", kind=self._producer, attributes=spans.of_sending(plan, task, queue)
         )
@@ -429,6 +431,12 @@ class _Current:
 
 def _not_told(placed: Placed) -> None:
     """`Sent.tell` of a call whose sending has no span."""
+
+
+def _is_left_out(span: Span) -> bool:
+    """Whether a span belongs to a trace that is not sampled: a call that is sent within it is not either."""
+    told = span.get_span_context()
+    return told.is_valid and not told.trace_flags.sampled and not span.is_recording()
 
 
 def _traceparent(span: Span) -> str | None:

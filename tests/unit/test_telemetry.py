@@ -204,6 +204,20 @@ def test_nothing_is_built_for_a_call_before_its_sampler_is_asked(decision: Decis
     assert ids == (["a", "b"] if decision.is_sampled() else [])
 
 
+@pytest.mark.parametrize(("recording", "asked"), [(False, 0), (True, 1)])
+def test_a_call_that_is_sent_within_a_trace_that_is_not_sampled_is_not_either(recording: bool, asked: int) -> None:
+    """The sampler is not asked, as in a worker; but where that trace is recorded without being sampled, it is."""
+    sampler = Noting(Decision.DROP)
+    tracer, within = Tracer(lambda lane: (), TracerProvider(sampler=sampler)), Noted(Sdk(False))
+    within.sdk.recorded = recording
+    with trace.use_span(within), tracer.sending(PLAN, "c", "task", "queue") as (sender, _):
+        pass
+    assert len(sampler.told) == asked
+    assert sender is not None
+    assert (sender[3:35], sender[-2:]) == (f"{1:032x}", "00")
+    assert sender[36:52] == f"{2:016x}" or asked
+
+
 def test_a_failed_sending_says_which_call_it_was() -> None:
     tracer, exporter = exported(shortest_s=60.0)
     with pytest.raises(StoreUnavailable), tracer.sending(PLAN, "a", "task", "queue"):
