@@ -15,7 +15,8 @@ loop everything is in the processor's caches. `benchmarks.otel_instructions` cou
 
 Then the same in place: no-op calls go through one worker, and a clock around each function of tracing says how much
 processor time it took in worker and sender, where it is not in the caches. What the clock itself takes is subtracted.
-Collecting garbage is told apart, since spans that wait to be exported are garbage that is looked at more often.
+Collecting garbage is told apart, that of the process's start included, since spans that wait to be exported are looked
+at each time: compare it with `off`.
 
 Then without that clock, in pairs with MAISD_OTEL=off, and also `unset` (MAISD_OTEL=auto, without a tracer provider). An
 answer takes no time here; with a provider that takes a second, the same microseconds are a smaller share. Ratios are

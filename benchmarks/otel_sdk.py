@@ -1,7 +1,6 @@
 """What `benchmarks.otel` puts into the processes that it measures: an SDK, and a clock around what tracing does there.
 
-It imports nothing of the tests: they would bring an audit hook and half as many objects again into these processes,
-which cost more than an unsampled trace.
+It imports nothing of the tests: they would bring an audit hook, and half as many objects again, into these processes.
 """
 
 from __future__ import annotations
