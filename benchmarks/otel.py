@@ -1,6 +1,6 @@
 """What do traces cost, and how much of that is OpenTelemetry's SDK?
 
-    python -m benchmarks.otel [--pairs 5] [--calls 3000] [--rounds 20]
+    python -m benchmarks.otel [--pairs 5] [--calls 3000] [--rounds 20]   # --pairs 0: the spans alone
 
 First the spans alone, in this process: what a call makes of them while it is sent, run and settled, without the call.
 
@@ -10,23 +10,31 @@ First the spans alone, in this process: what a call makes of them while it is se
     sampled 1 the SDK records every trace, and its batch processor hands the spans to an exporter that drops them
     metrics   there is only a meter provider, with one reader
 
-So the SDK's own part of `sampled 1` is what it takes more than `ours`; an exporter that sends adds its own.
+So the SDK's own part of `sampled 1` is what it takes more than `ours`; an exporter that sends adds its own. In such a
+loop everything is in the processor's caches. `benchmarks.otel_instructions` counts instructions instead.
 
-Then no-op calls through one worker, in pairs with MAISD_OTEL=off, and also `unset` (MAISD_OTEL=auto, without a tracer
-provider). An answer takes no time here; with a provider that takes a second, the same microseconds are a smaller share.
-Ratios are computed for each pair, and their median is printed. Processor time (user and system, of worker and sender)
-is valid on a busy machine too, calls/s is not; function calls are the same everywhere. Exit code 1: a goal was missed.
+Then the same in place: no-op calls go through one worker, and a clock around each function of tracing says how much
+processor time it took in worker and sender, where it is not in the caches. What the clock itself takes is subtracted.
+Collecting garbage is told apart, that of the process's start included, since spans that wait to be exported are looked
+at each time: compare it with `off`.
+
+Then without that clock, in pairs with MAISD_OTEL=off, and also `unset` (MAISD_OTEL=auto, without a tracer provider). An
+answer takes no time here; with a provider that takes a second, the same microseconds are a smaller share. Ratios are
+computed for each pair, and their median is printed. Processor time (user and system, of worker and sender) is valid on
+a busy machine too, if there are many pairs; calls/s is not. Exit code 1: a goal was missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import cProfile
+import json
 import os
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +42,12 @@ from msgspec import structs
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.goals import beside  # noqa: E402
+from benchmarks.otel_sdk import FOLDER, sdk  # noqa: E402
 from benchmarks.overhead import OURS, Side, running  # noqa: E402
 from ratelimit_worker.calls import Attempt, Outcome  # noqa: E402
 from ratelimit_worker.contracts.call import Placed  # noqa: E402
@@ -51,7 +57,7 @@ from ratelimit_worker.telemetry import Tracer  # noqa: E402
 
 PROVIDER = """
 from opentelemetry import trace
-from benchmarks.otel import sdk
+from benchmarks.otel_sdk import sdk
 trace.set_tracer_provider(sdk({share}))
 """
 #: Name → value of MAISD_OTEL, and the app's code.
@@ -60,8 +66,11 @@ SIDES = {
     "unset": ("auto", OURS),
     "api": ("on", OURS),
     "sampled 0": ("auto", PROVIDER.format(share=0.0) + OURS),
+    "sampled 0.1": ("auto", PROVIDER.format(share=0.1) + OURS),
     "sampled 1": ("auto", PROVIDER.format(share=1.0) + OURS),
 }
+CLOCKED = "from benchmarks.otel_sdk import clocked\nclocked()\n"
+WARM = 201  #: calls that `benchmarks.overhead` makes before those that it measures
 MOST = 1.02  #: goal: seconds and processor time, as a multiple of those of `off`
 CALL_ID = "8f14e45f-ceea-467f-a8d6-1c2f0a1b2c3d"
 PLAN = Plan(lane="bench", deadline_s=1e9, publication="p" * 32)
@@ -86,21 +95,6 @@ class _Released:
     plan = PLAN
 
 
-class Drops(SpanExporter):
-    """An exporter that costs nothing."""
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Drop them."""
-        return SpanExportResult.SUCCESS
-
-
-def sdk(share: float) -> TracerProvider:
-    """The SDK as its documentation sets it up, sampling this share of the traces."""
-    provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(share)))
-    provider.add_span_processor(BatchSpanProcessor(Drops()))
-    return provider
-
-
 class _Hollow(trace.NonRecordingSpan):
     """A span that says it is recorded, and is not."""
 
@@ -120,22 +114,49 @@ class _HollowProvider(trace.NoOpTracerProvider):
         return _HollowTracer()
 
 
-def spans_alone(tracer: Tracer) -> Callable[[], None]:
-    """A function that does for one call what the product does while it is traced, and nothing else."""
-    released = _Released()
+class Alone:
+    """What the product does for one call while it is traced, and nothing else.
 
-    def call() -> None:
+    Args:
+        begun: What the lane said when its attempt began.
+    """
+
+    def __init__(self, tracer: Tracer, begun: Begun = BEGUN) -> None:
+        self._tracer, self._begun, self._released = tracer, begun, _Released()
+
+    def send(self) -> None:
+        """In the caller."""
         plan = PLAN
-        with tracer.sending(plan, CALL_ID, "noop", "celery") as (sender, tell):
+        with self._tracer.sending(plan, CALL_ID, "noop", "celery") as (sender, tell):
             if sender is not None:
                 plan = structs.replace(plan, trace=sender)
             tell(Placed(True, "r"))
-        released.plan = plan
-        with tracer.attempt(released, BEGUN, tracer.look(plan.lane) if tracer.looks(plan, BEGUN) else ()):
+        self._released.plan = plan
+
+    def work(self) -> None:
+        """In the worker, after `send`."""
+        tracer, released, begun = self._tracer, self._released, self._begun
+        lane = released.plan.lane
+        with tracer.attempt(released, begun, tracer.look(lane) if tracer.looks(released.plan, begun) else ()):
             pass
         tracer.settling(released, ROW)(None)
 
-    return call
+    def __call__(self) -> None:
+        self.send()
+        self.work()
+
+
+def all_alone() -> dict[str, Alone]:
+    """By the name of what is set up in this process."""
+    some: dict[str, trace.TracerProvider | None] = {
+        "api": None,
+        "sampled 0": sdk(0.0),
+        "ours": _HollowProvider(),
+        "sampled 1": sdk(1.0),
+    }
+    found = {name: Alone(Tracer(lambda lane: (), provider)) for name, provider in some.items()}
+    found["metrics"] = Alone(Tracer(lambda lane: (), None, MeterProvider([InMemoryMetricReader()])))
+    return found
 
 
 def function_calls(call: Callable[[], None], times: int = 100) -> float:
@@ -158,14 +179,7 @@ def cpu_us_of(call: Callable[[], None], times: int = 200) -> float:
 
 def print_spans_alone(rounds: int) -> float:
     """Print what tracing costs in this process → µs of our own code for a call whose trace is recorded."""
-    some: dict[str, trace.TracerProvider | None] = {
-        "api": None,
-        "sampled 0": sdk(0.0),
-        "ours": _HollowProvider(),
-        "sampled 1": sdk(1.0),
-    }
-    calls = {name: spans_alone(Tracer(lambda lane: (), provider)) for name, provider in some.items()}
-    calls["metrics"] = spans_alone(Tracer(lambda lane: (), None, MeterProvider([InMemoryMetricReader()])))
+    calls = all_alone()
     for call in calls.values():
         cpu_us_of(call)  # warm
     runs = [{name: cpu_us_of(call) for name, call in calls.items()} for _ in range(rounds)]
@@ -181,6 +195,23 @@ def cpu_us(run: dict[str, Any]) -> float:
     """Processor time of worker and sender for a call, µs."""
     each = run["each"]
     return float(each["worker"] + each["producer"]) * 1e6
+
+
+def print_in_place(calls: int) -> None:
+    """Print what tracing takes within whole calls, in the sender and in the worker."""
+    for name in ("off", "sampled 0", "sampled 0.1", "sampled 1"):
+        wanted, app = SIDES[name]
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ.update({"MAISD_OTEL": wanted, FOLDER: folder})
+            with running(Side(name, app + CLOCKED, ROOT), "threads", "WARNING") as drive:
+                run = drive(calls, 1)
+            del os.environ[FOLDER]
+            told = [json.loads(one.read_text()) for one in Path(folder).iterdir()]
+        each = {what: sum(one[what] for one in told) / (calls + WARM) for what in ("tracing_us", "garbage_us")}
+        print(
+            f"in place, {name}: {each['tracing_us']:.0f} µs a call in tracing, {each['garbage_us']:.0f} µs in "
+            f"collecting garbage, of {cpu_us(run):.0f} µs in all with the clock"
+        )
 
 
 def pairs_of(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
@@ -205,6 +236,7 @@ def main() -> int:
     ours_us = print_spans_alone(options.rounds)
     if not options.pairs:
         return 0
+    print_in_place(options.calls)
     runs = pairs_of(options)
     print(f"{options.pairs} pairs of {options.calls} calls, load average {os.getloadavg()[0]:.1f}")
     for name, some in runs.items():

@@ -10,8 +10,9 @@
     shared     instead of the last three: the call got the answer of another, to which the span links
 
 A span that is recorded costs the SDK some 20 µs, and 1 µs for each attribute. So a wait or a settlement that was short,
-and of which there is nothing to say, is left out. Whether a call is sampled is decided once, where it is sent: a worker
-builds nothing for a call that is not, and only makes its sender's context the current one, for the spans of others.
+and of which there is nothing to say, is left out. Whether a call is sampled is decided once: by the trace in which it
+is sent, or else by its sender's sampler. For a call that is not, nothing is built; its context travels all the same,
+and is the current one during its attempts, for the spans of others.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ NAMED = ("OTEL_PYTHON_TRACER_PROVIDER", "OTEL_PYTHON_METER_PROVIDER")
 LEAST_WAIT_S = 0.1  #: after a shorter wait, the lane is not asked what held the call
 LOOK_EVERY_S = 1.0  #: a lane is asked what holds it at most this often, by each process
 MOST_LANES = 200  #: most lanes that metrics name (the others are "other"), and most that are asked within a second
-SHORTEST_S = 0.01  #: shorter waits and settlements, of which there is nothing to say, have no span
+SHORTEST_S = 0.1  #: shorter waits and settlements, of which there is nothing to say, have no span
 MOST_OPEN = 100_000  #: most running attempts with a span in a process; the others have none
 
 
@@ -131,6 +132,9 @@ class Tracer:
         self._looked: dict[str, tuple[float, Sequence[Held]]] = {}  #: by lane, when, and what was found
         self._open: dict[str, _Running] = {}  #: attempts, by tag
         self._lanes: set[str] = set()
+        #: Kept, since a look-up in an enumeration takes a function call.
+        self._producer, self._client = trace.SpanKind.PRODUCER, trace.SpanKind.CLIENT
+        self._unrecorded = _Running(trace.INVALID_SPAN, 0, None)  #: every attempt at a call that is not sampled
         meter = metrics.get_meter("ratelimit_worker", own, meters)
         self._took = meter.create_histogram(
             "gen_ai.client.operation.duration",
@@ -156,25 +160,20 @@ class Tracer:
 
         An error that ends the block is recorded in the span by its type alone, since its text may contain the prompt.
         """
-        if not self._is_traced():
-            return nullcontext(Sent(_traceparent(self._trace.get_current_span()), _not_told))
+        current = self._trace.get_current_span()
+        if not self._is_traced() or _is_left_out(current):
+            return nullcontext(Sent(_traceparent(current), _not_told))
         span = self._tracer.start_span(
-            f"send {task}",
-            kind=self._trace.SpanKind.PRODUCER,
-            attributes={**spans.of_call(plan, call_id, task), **spans.sent(queue)},
+            f"send {task}", kind=self._producer, attributes=spans.of_sending(plan, task, queue)
         )
-        return _Sending(self, span)
+        if not span.is_recording():  # its context travels all the same, so that the workers agree
+            return nullcontext(Sent(_traceparent(span), _not_told))
+        return _Sending(self, span, call_id)
 
-    def placed(self, span: Span, placed: Placed) -> None:
-        """Say in the span of a call's sending what happened to the call."""
-        if placed.answer is None:
-            span.set_attribute(OWN + "released", placed.released)
-            return
-        span.set_attribute(OWN + "reuse", "stale" if placed.renews else "hit")
-        asker = spans.asked_by(placed.answer)
-        told = self._told(asker) if asker is not None else None
-        if told is not None:
-            span.add_link(told)
+    def asker(self, answer: bytes) -> SpanContext | None:
+        """The span in which a call was sent that has asked for a kept answer; None: it was not traced."""
+        asker = spans.asked_by(answer)
+        return self._told(asker) if asker is not None else None
 
     def looks(self, plan: Plan, begun: Begun) -> bool:
         """Whether the lane is to be asked what held a call: it has waited, and its trace is recorded. No I/O."""
@@ -205,7 +204,7 @@ class Tracer:
 
     def attempt(self, traced: Traced, begun: Begun, held: Sequence[Held]) -> AbstractContextManager[None]:
         """An attempt begins; within the block its span is the current one. It lasts until `settling` or `dropped`."""
-        now_ns, plan = time.time_ns(), traced.plan
+        plan = traced.plan
         waited_s = max(0.0, begun.now_s - begun.waiting_since_s)
         if self._is_measured():
             self._waited.record(waited_s, {OWN + "lane": self._lane(plan.lane)})
@@ -213,20 +212,11 @@ class Tracer:
             return nullcontext()
         sender = self._sender(plan)
         if not self._is_recorded(sender):
-            self._open[traced.tag] = _Running(sender or self._trace.INVALID_SPAN, now_ns, None)
+            self._open[traced.tag] = self._unrecorded
             return _Current(self, sender) if sender is not None else nullcontext()
-        above, asked = self._above(sender), Asked.of(plan)
-        span = self._tracer.start_span(
-            asked.span,
-            context=above,
-            kind=self._trace.SpanKind.CLIENT,
-            attributes={
-                **spans.of_call(plan, traced.call_id, traced.task),
-                **asked.attributes(),
-                OWN + "wait_s": round(waited_s, 6),
-            },
-            start_time=now_ns,
-        )
+        now_ns, above = time.time_ns(), self._above(sender)
+        name, about = spans.of_attempt(plan, traced.call_id, traced.task, waited_s)
+        span = self._tracer.start_span(name, context=above, kind=self._client, attributes=about, start_time=now_ns)
         running = self._open[traced.tag] = _Running(span, now_ns, above)
         if span.is_recording():
             sick = begun.failing.row if begun.failing is not None else 0
@@ -244,8 +234,12 @@ class Tracer:
 
     def settling(self, traced: Traced, row: Attempt) -> Settled:
         """An attempt has ended, or a call that had none → to be called when the outcome is safe."""
-        now_ns = time.time_ns()
         running = self._open.pop(traced.tag, None)
+        if running is not None and self._is_measured():
+            self._measure(traced.plan, row)
+        if running is self._unrecorded:
+            return not_settling
+        now_ns = time.time_ns()
         if running is None:
             sender = self._sender(traced.plan)
             if not self._is_recorded(sender):
@@ -254,8 +248,6 @@ class Tracer:
             running = _Running(self._wait(traced, above, now_ns, row.waited_s), now_ns, above)
         else:
             ended_ns = min(now_ns, running.since_ns + int(row.latency_s * 1e9))
-            if self._is_measured():
-                self._measure(traced.plan, row)
         span = running.span
         if not span.is_recording():
             return not_settling
@@ -289,7 +281,7 @@ class Tracer:
         sender = self._sender(traced.plan)
         if not self._is_recorded(sender):
             return
-        told = self._told(asker) if asker is not None else None
+        told = self.asker(answer)
         about = spans.of_call(traced.plan, traced.call_id, traced.task)
         span = self._tracer.start_span(
             f"shared {traced.task}",
@@ -392,23 +384,30 @@ class _Running(NamedTuple):
 
 
 class _Sending:
-    """Within this block a call is sent. (`contextlib.contextmanager` would take twice as long.)"""
+    """Within this block a call is sent whose trace is recorded. (`contextlib.contextmanager` would take twice as long.)
 
-    __slots__ = ("_recorded", "_span", "_tracer")
+    What is to be said of it is kept, and told at the end at once: the SDK takes a lock each time.
+    """
 
-    def __init__(self, tracer: Tracer, span: Span) -> None:
-        self._tracer, self._span, self._recorded = tracer, span, span.is_recording()
+    __slots__ = ("_about", "_span", "_tracer")
+
+    def __init__(self, tracer: Tracer, span: Span, call_id: str) -> None:
+        self._tracer, self._span = tracer, span
+        self._about: dict[str, str | bool] = {spans.CALL_ID: call_id}
 
     def __enter__(self) -> Sent:
         return Sent(_traceparent(self._span), self._placed)
 
     def _placed(self, placed: Placed) -> None:
-        if self._recorded:
-            self._tracer.placed(self._span, placed)
+        if placed.answer is None:
+            self._about[OWN + "released"] = placed.released
+            return
+        self._about[OWN + "reuse"] = "stale" if placed.renews else "hit"
+        if (asker := self._tracer.asker(placed.answer)) is not None:
+            self._span.add_link(asker)
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
-        if not self._recorded:
-            return
+        self._span.set_attributes(self._about)
         if kind is not None:
             self._tracer.failed(self._span, kind.__name__)
         self._span.end()
@@ -432,6 +431,12 @@ class _Current:
 
 def _not_told(placed: Placed) -> None:
     """`Sent.tell` of a call whose sending has no span."""
+
+
+def _is_left_out(span: Span) -> bool:
+    """Whether a span belongs to a trace that is not sampled: a call that is sent within it is not either."""
+    told = span.get_span_context()
+    return told.is_valid and not told.trace_flags.sampled and not span.is_recording()
 
 
 def _traceparent(span: Span) -> str | None:

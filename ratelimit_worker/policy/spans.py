@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ratelimit_worker.calls import Attempt, Outcome
@@ -23,6 +24,7 @@ _PROVIDERS = {
     "mistral": "mistral_ai",
     "xai": "x_ai",
 }
+CALL_ID = OWN + "call.id"
 UNKNOWN_PROVIDER = "unknown"
 _ASKED_BY = b'{"by": "'  #: beginning of a kept answer that names the trace of the call that asked for it
 #: Upper bounds of the buckets of durations (s) and tokens, as the conventions advise.
@@ -47,13 +49,34 @@ class Event(NamedTuple):
 
 def named(plan: Plan, call_id: str) -> dict[str, str]:
     """Attributes of a call's other spans: only what is needed to find it, since each attribute costs a microsecond."""
-    return {OWN + "call.id": call_id, OWN + "lane": plan.lane}
+    return {CALL_ID: call_id, OWN + "lane": plan.lane}
 
 
 def of_call(plan: Plan, call_id: str, task: str) -> dict[str, Value]:
-    """Attributes of the spans of a call's sending and of its attempts."""
-    kind = _of_kind(task, plan.lane, plan.priority.value, plan.tenant, plan.context, plan.tags)
-    return {OWN + "call.id": call_id, **kind}
+    """Attributes of a span that stands for a call: who it is and what kind of call."""
+    return {CALL_ID: call_id, **_of_kind(*_kind(plan, task))}
+
+
+def of_sending(plan: Plan, task: str, queue: str) -> Mapping[str, Value]:
+    """Attributes of the span of a call's sending that all calls of its kind share; kept, so not to be changed.
+
+    A sampler is asked with these. The call's id is added to a span that is recorded: `CALL_ID`.
+    """
+    return _of_sending(queue, *_kind(plan, task))
+
+
+def of_attempt(plan: Plan, call_id: str, task: str, waited_s: float) -> tuple[str, dict[str, Value]]:
+    """Name and attributes of the span of an attempt that begins."""
+    name, kind = _of_attempt(model_of(plan), *_kind(plan, task))
+    return name, {CALL_ID: call_id, **kind, OWN + "wait_s": round(waited_s, 6)}
+
+
+_Kind = tuple[str, str, str, str, str, tuple[str, ...]]
+
+
+def _kind(plan: Plan, task: str) -> _Kind:
+    # `_value_`, since `value` takes two function calls
+    return task, plan.lane, plan.priority._value_, plan.tenant, plan.context, plan.tags
 
 
 @lru_cache(MOST_KINDS)
@@ -70,9 +93,17 @@ def _of_kind(
     return told
 
 
-def sent(queue: str) -> dict[str, str]:
-    """Further attributes of the span of a call's sending, by the conventions for messages."""
-    return {"messaging.system": "celery", "messaging.operation.type": "send", "messaging.destination.name": queue}
+@lru_cache(MOST_KINDS)
+def _of_sending(queue: str, *kind: *_Kind) -> Mapping[str, Value]:
+    """By the conventions for messages, in addition."""
+    told = {"messaging.system": "celery", "messaging.operation.type": "send", "messaging.destination.name": queue}
+    return MappingProxyType({**_of_kind(*kind), **told})
+
+
+@lru_cache(MOST_KINDS)
+def _of_attempt(model: str | None, *kind: *_Kind) -> tuple[str, Mapping[str, Value]]:
+    asked = _asked(None, kind[1], model)
+    return asked.span, {**_of_kind(*kind), **asked.attributes()}
 
 
 def provider_of(provider: str | None, lane: str) -> str:
@@ -146,7 +177,7 @@ _CAME = {
 
 def came(row: Attempt) -> dict[str, Value]:
     """Attributes that the end of an attempt adds to its span."""
-    told: dict[str, Value] = {OWN + "outcome": row.outcome.value, OWN + "attempt": row.number}
+    told: dict[str, Value] = {OWN + "outcome": row.outcome._value_, OWN + "attempt": row.number}
     for name, field in _CAME.items():
         if (value := getattr(row, field)) is not None:
             told[name] = value

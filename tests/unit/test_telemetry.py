@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import count
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,7 +12,8 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Decision, Sampler, SamplingResult
+from opentelemetry.util.types import Attributes
 
 from ratelimit_worker import telemetry
 from ratelimit_worker.calls import Attempt, Category, Outcome
@@ -166,8 +169,71 @@ def test_what_a_call_asks_of_the_sdk() -> None:
         tracer = Tracer(lambda lane: (), sdk, shortest_s=60.0)
         called(tracer)
         assert not tracer._open
-    assert recorded.asked == {"start_span": 2, "set_attribute": 1, "set_attributes": 1, "end": 2}
+    assert recorded.asked == {"start_span": 2, "set_attributes": 2, "end": 2}
     assert not_recorded.asked == {"start_span": 1}
+
+
+class Noting(Sampler):
+    """A sampler that notes what it is told of each call, and samples none or all."""
+
+    def __init__(self, decision: Decision) -> None:
+        self.told: list[Attributes] = []
+        self.decision = decision
+
+    def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:
+        self.told.append(kwargs.get("attributes", args[4] if len(args) > 4 else None))
+        return SamplingResult(self.decision, self.told[-1])
+
+    def get_description(self) -> str:
+        return "noting"
+
+
+@pytest.mark.parametrize("decision", [Decision.DROP, Decision.RECORD_AND_SAMPLE])
+def test_nothing_is_built_for_a_call_before_its_sampler_is_asked(decision: Decision) -> None:
+    """All calls of a kind give their sampler the same attributes; a call's own id is told only in a recorded span."""
+    sampler, exporter = Noting(decision), InMemorySpanExporter()
+    provider = TracerProvider(sampler=sampler)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = Tracer(lambda lane: (), provider)
+    for call_id in ("a", "b"):
+        with tracer.sending(PLAN, call_id, "task", "queue") as (_, tell):
+            tell(Placed(True, "r"))
+    assert sampler.told[0] is sampler.told[1]
+    assert (sampler.told[0] or {})[OWN + "task"] == "task"
+    ids = [(span.attributes or {}).get(OWN + "call.id") for span in exporter.get_finished_spans()]
+    assert ids == (["a", "b"] if decision.is_sampled() else [])
+
+
+@pytest.mark.parametrize(("recording", "asked"), [(False, 0), (True, 1)])
+def test_a_call_that_is_sent_within_a_trace_that_is_not_sampled_is_not_either(recording: bool, asked: int) -> None:
+    """The sampler is not asked, as in a worker; but where that trace is recorded without being sampled, it is."""
+    sampler = Noting(Decision.DROP)
+    tracer, within = Tracer(lambda lane: (), TracerProvider(sampler=sampler)), Noted(Sdk(False))
+    within.sdk.recorded = recording
+    with trace.use_span(within), tracer.sending(PLAN, "c", "task", "queue") as (sender, _):
+        pass
+    assert len(sampler.told) == asked
+    assert sender is not None
+    assert (sender[3:35], sender[-2:]) == (f"{1:032x}", "00")
+    assert sender[36:52] == f"{2:016x}" or asked
+
+
+def test_a_failed_sending_says_which_call_it_was() -> None:
+    tracer, exporter = exported(shortest_s=60.0)
+    with pytest.raises(StoreUnavailable), tracer.sending(PLAN, "a", "task", "queue"):
+        raise StoreUnavailable("Redis is away")
+    (span,) = exporter.get_finished_spans()
+    assert span.attributes is not None
+    assert (span.attributes[OWN + "call.id"], span.attributes["error.type"]) == ("a", "StoreUnavailable")
+
+
+def test_waits_and_settlements_of_a_busy_worker_are_not_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is busy with short calls makes them wait for some 10 ms each, which is when spans cost the most."""
+    moments = count(10**18, 50_000_000)
+    monkeypatch.setattr(telemetry, "time", SimpleNamespace(time_ns=lambda: next(moments)))
+    tracer, exporter = exported(shortest_s=telemetry.SHORTEST_S)
+    called(tracer, Begun(state="go", number=1, now_s=100.0, waiting_since_s=99.95))
+    assert {span.name for span in exporter.get_finished_spans()} == {"send task", "chat"}
 
 
 def test_a_call_that_its_sender_did_not_sample_has_no_span_of_any_kind() -> None:
