@@ -129,7 +129,7 @@ def test_the_terminal_and_the_report_say_the_same(kept: Sources) -> None:
     assert figures["spent"] == f"{spent} + 1 model without a price"
     assert (figures["tokens in"], figures["of it cached"]) == ("3,005", "700")
     assert (figures["of it without an answer"], figures["saved by cached input"]) == (wasted, saved)
-    reused = ("2", "1", "1", "4", "50.0 %", "0", "$3.52", "0")
+    reused = ("2", "1", "1", "4", "50.0 %", "0", "0", "$3.52", "0")
     assert "".join(f"<td>{one}</td>" for one in reused) in shown
     assert " ".join(("t", *reused)) in {" ".join(line.split()) for line in told.splitlines()}
     assert "4 more got the answer of another call, without a request." in shown
