@@ -184,16 +184,18 @@ def test_the_opening_and_the_advice_say_what_happened(day: Day, found: Stats) ->
     said = " ".join(lead(found, advised))
     answered, failed = count(found.total.answered), count(found.total.failed)
     assert said.startswith(f"In 24.0 h {answered} calls were answered and {failed} failed")
+    saved = dollars(sum(one.nanousd for one in day.shared))
+    assert f"of all). They cost {dollars(cost(day.attempts))}; saved: {saved} by" in said, "those that were sent"
     spared = sum(one.what in WAYS for one in day.shared)
     assert f"{count(spared)} more got the answer of another call, without a request." in said
-    saved = dollars(sum(one.nanousd for one in day.shared))
-    assert f"They cost {dollars(cost(day.attempts))}; saved: {saved} by" in said
     assert f"Lane {CLAUDE} was stopped, or nearly so, for 35.0 min, first at 09:32 UTC." in said
     assert f"Lane {GPT} answered slowly from 13:00 to 18:00 UTC" in said
     told = {one.kind: one for one in advised}
     assert told[Kind.FIX_FUNCTION].subject == BROKEN
     assert told[Kind.RAISE_WORKERS].subject == GPT
     assert told[Kind.LIMIT_TENANT].subject == "acme"
+    share = cost(day.attempts, lambda one: one.tenant == "acme") / cost(day.attempts)
+    assert f"It took {share * 100:.0f} % of all" in told[Kind.LIMIT_TENANT].why
 
 
 def test_every_form_tells_the_same(day: Day, found: Stats) -> None:
