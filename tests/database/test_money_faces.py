@@ -267,7 +267,7 @@ def test_an_hour_in_which_every_call_was_answered_by_others(engine: Engine) -> N
 def test_a_trend_without_enough_data_gives_its_numbers(kept: Sources) -> None:
     """How many answers there are, and how many it needs; in the terminal, in the report and in JSON."""
     found = stats(kept, 3_600.0, NOW)
-    told = "3 answers in 32 minutes and 0 before, where 18 and 60 are needed"
+    told = "3 answers in 32 minutes and 0 before, where 12 and 60 are needed"
     assert f"not enough data\ntrend     {told}\n" in stats_tables(found)
     assert f"There is not enough data to tell whether answers get slower: {told}." in html.page(found)
     latency = as_report(found)["total"]["trends"]["latency"]
