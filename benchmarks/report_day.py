@@ -2,8 +2,9 @@
 
 A day of traffic is simulated and written into a new database as the recorder, the tuner and the sampler would do it:
 three lanes and two tenants; from 09:30 one provider is away for 35 minutes; from 13:00 another is slow, with too few
-workers; from 15:00 a third refuses calls above its limit; at 12:00 one provider begins to cache input; one function
-always fails. Tests compare the figures of the report with the simulated attempts.
+workers; from 15:00 a third refuses calls above its limit; at 12:00 one provider begins to cache input; from 14:00
+answers are kept for longer, so more calls get the answer of another; one function always fails. Tests compare the
+figures of the report with what was simulated.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import math
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ratelimit_worker.calls import Attempt, Category, Mode, ModeChange, Outcome, PriceSource
 from ratelimit_worker.contracts.lane_sample import LaneSample
-from ratelimit_worker.contracts.rollup import ALL, Only
+from ratelimit_worker.contracts.reuse import Reuse
+from ratelimit_worker.contracts.rollup import ALL, Cell, CellKey, NamedSums, Only, Series
 from ratelimit_worker.reports.analytics import write_report
 from ratelimit_worker.reports.stats import Sources, Stats, fitted, stats
 from ratelimit_worker.stores.database import engine_for
@@ -31,6 +34,7 @@ OUTAGE = (570, 605)  #: minutes of the day in which the provider of `CLAUDE` is 
 SLOW = (780, 1_080)  #: minutes in which the provider of `GPT` is slow
 REFUSING = (900, 1_090)  #: minutes in which more is sent to the provider of `GEMINI` than its limit
 CACHED_FROM = 720  #: minute from which the provider of `GPT` caches input
+KEPT_LONGER_FROM = 840  #: minute from which answers are kept for longer
 GPT, CLAUDE, GEMINI = "openai:gpt-4o", "anthropic:claude-sonnet", "google:gemini-flash"
 
 
@@ -54,6 +58,23 @@ LANES = (
 #: Task, context, and share of a lane's calls.
 WORK = (("app.summarise", "documents", 0.5), ("app.answer", "support chat", 0.35), ("app.classify", "mail", 0.15))
 BROKEN = "app.legacy_export"
+#: Calls that get an answer of each function without a request, for each call that is sent: at first, and later.
+REUSED = {"app.summarise": (0.05, 0.15), "app.answer": (0.2, 0.9), "app.classify": (0.1, 0.3)}
+#: How they get it, and their shares.
+WAYS = {Reuse.HITS: 0.8, Reuse.JOINED: 0.15, Reuse.STALE: 0.05}
+EVICTED_SHARE = 0.04  #: of the answers
+
+
+class Shared(NamedTuple):
+    """A call that got the answer of another call, or found none and was sent; or an answer that was evicted."""
+
+    at_s: float
+    what: Reuse  #: one of `WAYS`, `MISSES` or `EVICTED`
+    whose: Series
+    bytes: int = 0  #: of the answer
+    input_tokens: int = 0  #: spared, as the next two
+    output_tokens: int = 0
+    nanousd: int = 0
 
 
 @dataclass
@@ -62,6 +83,7 @@ class Day:
 
     since_s: float
     attempts: list[Attempt] = field(default_factory=list)
+    shared: list[Shared] = field(default_factory=list)
     samples: list[LaneSample] = field(default_factory=list)
     modes: list[ModeChange] = field(default_factory=list)
 
@@ -75,11 +97,13 @@ class Simulation:
     """One lane, minute by minute.
 
     Args:
+        drawn: For what is sent.
+        again: For what is asked again.
         busy: Factor by which the traffic exceeds that of an ordinary day.
     """
 
-    def __init__(self, day: Day, lane: Lane, drawn: random.Random, busy: float) -> None:
-        self.day, self.lane, self.drawn, self.busy = day, lane, drawn, busy
+    def __init__(self, day: Day, lane: Lane, drawn: random.Random, again: random.Random, busy: float) -> None:
+        self.day, self.lane, self.drawn, self.again, self.busy = day, lane, drawn, again, busy
         self.backlog, self.calls = 0, 0
 
     def minute(self, minute: int) -> None:
@@ -92,7 +116,7 @@ class Simulation:
         allowed *= {Mode.NORMAL: 1.0, Mode.REDUCED: 0.5, Mode.EMERGENCY: 0.05, Mode.HALT: 0.0}[mode]
         hour = minute / HOUR_MIN
         rate = self.lane.peak_per_min * crowd * (0.12 + 0.88 * max(0.0, math.sin(math.pi * (hour - 6.5) / 13.5)))
-        self.backlog += self._poisson(rate * self.busy)
+        self.backlog += poisson(self.drawn, rate * self.busy)
         can = min(allowed, self.lane.slots * MIN_S / latency_s) * self.busy
         sent = min(self.backlog, math.floor(can) + (self.drawn.random() < can % 1))
         waited_s = MIN_S * self.backlog / max(can, 0.1) / 2
@@ -158,42 +182,60 @@ class Simulation:
             cached = round(tokens_in * 0.6)
         saved = round(cached * price_in * 0.5 * 1_000)  # $1 for a million tokens is 1,000 billionths of $1 a token
         cost = round(((tokens_in or 0) * price_in + (tokens_out or 0) * price_out) * 1_000) - saved
-        self.day.attempts.append(
-            Attempt(
-                call_id=f"{self.lane.name}-{self.calls}",
-                number=number,
-                lane=self.lane.name,
-                task=self.of[0],
-                context=self.of[1],
-                tenant=self.tenant,
-                outcome=outcome,
-                category=category,
-                status=status or (200 if answered else 503),
-                started_at=at_s,
-                finished_at=min(at_s + took_s, self.day.until_s - 0.001),
-                waited_s=waited_s,
-                queue="celery",
-                provider=self.lane.name.partition(":")[0],
-                model=self.lane.name.partition(":")[2],
-                input_tokens=tokens_in,
-                output_tokens=tokens_out,
-                cached_input_tokens=cached or None,
-                cost_nanousd=cost if counted else None,
-                cached_saving_nanousd=saved or None,
-                price_source=PriceSource.LIST if counted else None,
-                worker="w1@host",
-            )
+        one = Attempt(
+            call_id=f"{self.lane.name}-{self.calls}",
+            number=number,
+            lane=self.lane.name,
+            task=self.of[0],
+            context=self.of[1],
+            tenant=self.tenant,
+            outcome=outcome,
+            category=category,
+            status=status or (200 if answered else 503),
+            started_at=at_s,
+            finished_at=min(at_s + took_s, self.day.until_s - 0.001),
+            waited_s=waited_s,
+            queue="celery",
+            provider=self.lane.name.partition(":")[0],
+            model=self.lane.name.partition(":")[2],
+            input_tokens=tokens_in,
+            output_tokens=tokens_out,
+            cached_input_tokens=cached or None,
+            cost_nanousd=cost if counted else None,
+            cached_saving_nanousd=saved or None,
+            price_source=PriceSource.LIST if counted else None,
+            worker="w1@host",
         )
+        self.day.attempts.append(one)
+        if answered:
+            self._share(one, minute)
 
     def _work(self) -> tuple[str, str]:
         (task, context, _), *_ = self.drawn.choices(WORK, [share for *_, share in WORK])
         return task, context
 
-    def _poisson(self, mean: float) -> int:
-        level, count, product = math.exp(-mean), 0, self.drawn.random()
-        while product > level:
-            count, product = count + 1, product * self.drawn.random()
-        return count
+    def _share(self, one: Attempt, minute: int) -> None:
+        """Calls that get this answer without a request; the one that was sent had found none."""
+        whose, answer_bytes = (
+            Series(one.lane, one.task, one.context, one.tenant, ""),
+            200 + 4 * (one.output_tokens or 0),
+        )
+        self.day.shared.append(Shared(min(one.started_at, one.finished_at), Reuse.MISSES, whose))
+        for _ in range(poisson(self.again, REUSED[one.task][minute >= KEPT_LONGER_FROM])):
+            (way,) = self.again.choices(list(WAYS), list(WAYS.values()))
+            at_s = one.finished_at if way is Reuse.JOINED else one.finished_at + 600.0 * self.again.random()
+            spared = (answer_bytes, one.input_tokens or 0, one.output_tokens or 0, one.cost_nanousd or 0)
+            self.day.shared.append(Shared(min(at_s, self.day.until_s - 0.001), way, whose, *spared))
+        if self.again.random() < EVICTED_SHARE:
+            self.day.shared.append(Shared(one.finished_at, Reuse.EVICTED, whose, answer_bytes))
+
+
+def poisson(drawn: random.Random, mean: float) -> int:
+    """A number of events, of which there are so many on average."""
+    level, count, product = math.exp(-mean), 0, drawn.random()
+    while product > level:
+        count, product = count + 1, product * drawn.random()
+    return count
 
 
 def mode_at(lane: str, minute: int) -> Mode:
@@ -209,7 +251,8 @@ def simulate(since_s: float, seed: int = 2026, busy: float = 1.0) -> Day:
     """A day from `since_s` on (seconds since the epoch, a whole minute); the same for the same seed."""
     day = Day(since_s)
     for lane in LANES:
-        simulation, mode = Simulation(day, lane, random.Random(f"{seed} {lane.name}"), busy), Mode.NORMAL
+        drawn, again = (random.Random(f"{seed} {lane.name}{what}") for what in ("", " again"))
+        simulation, mode = Simulation(day, lane, drawn, again, busy), Mode.NORMAL
         for minute in range(DAY_MIN):
             simulation.minute(minute)
             now = mode_at(lane.name, minute)
@@ -231,11 +274,29 @@ def simulate(since_s: float, seed: int = 2026, busy: float = 1.0) -> Day:
     return day
 
 
+def reused(day: Day) -> Iterator[NamedSums]:
+    """What was shared, in sums by minute, as the recorder finds them in Redis."""
+    minutes: dict[int, dict[CellKey, Cell]] = {}
+    for one in day.shared:
+        at_s = int(one.at_s // MIN_S) * MIN_S
+        sums = minutes.setdefault(at_s, {}).setdefault(CellKey(at_s, one.whose), Cell()).reuse
+        told = {one.what: 1, Reuse.INPUT_TOKENS: one.input_tokens, Reuse.OUTPUT_TOKENS: one.output_tokens}
+        told[Reuse.EVICTED_BYTES if one.what is Reuse.EVICTED else Reuse.BYTES] = one.bytes
+        if one.what in WAYS:
+            told[Reuse(f"{one.what}_nanousd")] = one.nanousd
+        for name, number in told.items():
+            sums[name.value] = sums.get(name.value, 0) + number
+    for at_s, cells in minutes.items():
+        yield NamedSums(f"reuse:{at_s}", cells)
+
+
 def write(day: Day, url: str) -> None:
     """Write the day into a new database."""
     tracker = Tracker(engine_for(url))
     for rows in (day.attempts[start : start + 1_000] for start in range(0, len(day.attempts), 1_000)):
         tracker.record(rows)
+    for sums in reused(day):
+        tracker.add_sums(sums)
     tracker.record(day.modes)
     tracker.keep_samples(day.samples)
 

@@ -192,7 +192,7 @@ def _tenants(tenants: Sequence[SpenderFacts]) -> Iterator[Advice]:
                 kind=Kind.LIMIT_TENANT,
                 subject=one.name,
                 do=f"Look at what tenant {name} asks for; a weight or a lane of its own keeps it from the others.",
-                why=f"It took {one.share:.0%} of all: {one.spent}, of {len(tenants):,} tenants.",
+                why=f"It took {one.share * 100:.0f} % of all: {one.spent}, of {len(tenants):,} tenants.",
             )
 
 
@@ -203,5 +203,5 @@ def _wasted(facts: Facts) -> Iterator[Advice]:
             kind=Kind.FEWER_FAILURES,
             subject="",
             do="Avoid attempts that are charged and give no answer.",
-            why=f"{facts.wasted} went to them, {facts.wasted_share:.0%} of all that was spent{met}.",
+            why=f"{facts.wasted} went to them, {facts.wasted_share * 100:.0f} % of all that was spent{met}.",
         )

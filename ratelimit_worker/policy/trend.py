@@ -29,10 +29,15 @@ from ratelimit_worker.policy.histogram import Histogram
 BASELINE_MIN = 120  #: most minutes before the latest ones
 TAILS_MIN = (3, 4, 6, 8, 10, 16, 32)  #: lengths of "the latest minutes" that are tried
 LOOK_BACK_MIN = BASELINE_MIN + TAILS_MIN[-1]
-FEWEST_LATEST, FEWEST_BEFORE = 18, 60  #: least values for finding a change
+FEWEST_LATEST, FEWEST_BEFORE = 12, 60  #: least values for finding a change
+FEWEST_SHORT = 18  #: the same of the latest ones, if they are those of a short time
 FEWEST_BLOCKS = 4
 MARGIN = 1.25  #: a change within this factor is none
-CHANGE_Z = 2.6  #: standard errors beyond the margin
+CHANGE_Z = 2.4  #: standard errors beyond the margin
+#: The same for a short time. There are more of them in two hours, so chance has more tries; and a few minutes in which
+#: all calls are slow together are a larger part of it.
+CHANGE_SHORT_Z = 2.6
+SHORT_MIN = 6  #: longest "short time"
 GROUP_MIN, GROUP_VALUES = 5, 10  #: for a slide: least minutes and values of a group
 FEWEST_GROUPS = 8
 SLIDE_Z, SLIDE_RATIO = 4.0, 1.75
@@ -88,9 +93,9 @@ def of_values(minutes: Sequence[Mapping[int, int]], *, more_is_worse: bool = Tru
     if not tried and slide is None:
         return _too_few(values)
     per_hour, slides = slide if slide is not None else (None, 0)
-    tail = max(tried, key=lambda one: (abs(tried[one]), one), default=len(minutes) // 2)
+    tail = max(tried, key=lambda one: (abs(tried[one]) / _needed_z(one), one), default=len(minutes) // 2)
     found = _told(minutes, tail, tried.get(tail, 0.0))
-    changes = (found.z > 0) - (found.z < 0) if abs(found.z) >= CHANGE_Z else 0
+    changes = (found.z > 0) - (found.z < 0) if abs(found.z) >= _needed_z(tail) else 0
     way = changes or slides
     if not way:
         return _with(found, Trend.STABLE, per_hour)
@@ -216,13 +221,21 @@ def _ranked(minutes: Sequence[Mapping[int, int]]) -> _Ranked:
     return found
 
 
+def _needed_z(tail: int) -> float:
+    return CHANGE_SHORT_Z if tail <= SHORT_MIN else CHANGE_Z
+
+
+def _fewest_latest(tail: int) -> int:
+    return FEWEST_SHORT if tail <= SHORT_MIN else FEWEST_LATEST
+
+
 def _change(minutes: _Ranked, tail: int) -> float | None:
     """How far the last `tail` minutes differ, standard errors beyond the margin; None: too few values."""
     end = minutes.minutes - tail
     begin = max(0, end - BASELINE_MIN)
     values, ranks = minutes.values, minutes.ranks
     before, now = values[end] - values[begin], values[-1] - values[end]
-    if now < FEWEST_LATEST or before < FEWEST_BEFORE:
+    if now < _fewest_latest(tail) or before < FEWEST_BEFORE:
         return None
     usual = (ranks[end] - ranks[begin]) / before
     length = max(TAILS_MIN[0], tail // 2)
@@ -327,7 +340,7 @@ def _share_change(minutes: Sequence[tuple[int, int]], tail: int) -> Finding | No
     of_before, all_before = _both(earlier)
     of_latest, all_latest = _both(minutes[-tail:])
     blocks = [block for block in map(_both, _pair_blocks(earlier, tail)) if block[1]]
-    if all_latest < FEWEST_LATEST or all_before < FEWEST_BEFORE or len(blocks) < FEWEST_BLOCKS:
+    if all_latest < _fewest_latest(tail) or all_before < FEWEST_BEFORE or len(blocks) < FEWEST_BLOCKS:
         return None
     share_before, share_latest = of_before / all_before, of_latest / all_latest
     spread = _share_overdispersion(blocks, share_before)

@@ -113,11 +113,11 @@ def lead(stats: Stats, advised: Sequence[Advice]) -> list[str]:
         f"In {seconds(stats.until_s - stats.since_s)} {count(total.answered)} calls were answered and "
         f"{count(total.failed)} failed ({percent(failed)} of all)."
     ]
-    if spared:
-        said.append(f"{count(spared)} more got the answer of another call, without a request.")
+    shared = [f"{count(spared)} more got the answer of another call, without a request."] if spared else []
     return [
         *said,
-        *_money(stats),
+        *_money(stats),  # of the calls that were answered or failed
+        *shared,
         lost_sentence(stats),
         *_away(stats),
         *_slow(stats),
@@ -204,7 +204,7 @@ def trend_words(stats: Stats) -> str:
     if found.trend not in _SLOWER:
         return str(found.trend)
     change = abs((found.ratio or 1.0) - 1.0)
-    return f"{_SLOWER[found.trend]} by {change:.0%}"
+    return f"{_SLOWER[found.trend]} by {change * 100:.0f} %"
 
 
 def _trends(stats: Stats) -> list[str]:

@@ -1,4 +1,4 @@
-"""The charts of a report: spending, pace, latency and attempts over time, from figures. Pure."""
+"""The charts of a report: spending, pace, latency, attempts and reused answers over time, from figures. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from ratelimit_worker.calls import Mode
 from ratelimit_worker.contracts.lane_sample import LaneSpan
+from ratelimit_worker.contracts.reuse import Reuse
 from ratelimit_worker.reports.chart import Bar, Chart, Frame, Key, amounts, times
 from ratelimit_worker.reports.figures import Point
 from ratelimit_worker.reports.money import NANO, dollars
+from ratelimit_worker.reports.reuse import ASKED
 from ratelimit_worker.reports.spells import Spell
 from ratelimit_worker.reports.stats import DAY_S, HOUR_S, MINUTE_S, Stats
 from ratelimit_worker.reports.words import clock, count, per_min, percent, seconds
@@ -126,6 +128,34 @@ def attempts(stats: Stats) -> Chart | None:
             Key("answered", f"answered, each {seconds(stats.slice_s)}"),
             Key("failed", "failed or retried"),
             Key("snoozed", "snoozed: sent back to wait"),
+        ),
+    )
+
+
+def reuse(stats: Stats) -> Chart | None:
+    """Calls that could get the answer of another call, by what they got, over time; None: there were none."""
+    told = [(point, point.reuse) for point in stats.timeline if point.reuse is not None]
+    most = max((sum(getattr(one, name) for name in ASKED) for _, one in told), default=0)
+    if not most:
+        return None
+    top, ticks = amounts(most, lambda value: f"{value:,g}")
+    frame, bars = Frame(stats.since_s, stats.until_s, top), list[Bar]()
+    for point, one in told:
+        parts = [(name.value, getattr(one, name)) for name in ASKED]
+        asked = sum(calls for _, calls in parts)
+        says = f"{clock(point.at_s)}: {percent(one.rate)} of {count(asked)} calls, {dollars(one.saved_nanousd)} saved"
+        bars += frame.stack(point.at_s, point.at_s + _length_s(stats, point), parts, says)
+    return Chart(
+        says=f"Calls that got the answer of another call over time, beside those that found none: {count(most)} at "
+        f"most in {seconds(stats.slice_s)}",
+        x=times(stats.since_s, stats.until_s),
+        y=ticks,
+        bars=tuple(bars),
+        keys=(
+            Key(Reuse.HITS, f"got a kept answer, each {seconds(stats.slice_s)}"),
+            Key(Reuse.JOINED, "joined a call on its way"),
+            Key(Reuse.STALE, "got an answer past its time"),
+            Key(Reuse.MISSES, "found none: sent"),
         ),
     )
 

@@ -91,6 +91,7 @@ def page(stats: Stats) -> str:
             _categories(what, groups, list(total.categories))
             for what, groups in (("lane", stats.lanes), ("function", stats.functions))
         ],
+        reuse=drawn.reuse(stats),
         reused=[_sheet(rows.reused(stats.functions, "function")), _sheet(rows.reused(stats.contexts, "context"))],
         retries=[_sheet(rows.retries(stats.lanes, "lane")), _sheet(rows.retries(stats.functions, "function"))],
         spells=_spells(stats),

@@ -49,6 +49,7 @@ def reused(groups: Sequence[Group], what: str) -> Rows:
             count(one.stale),
             count(one.misses),
             percent(one.rate),
+            count(one.bytes),
             count(one.input_tokens + one.output_tokens),
             dollars(one.saved_nanousd),
             count(one.evicted),
@@ -56,7 +57,7 @@ def reused(groups: Sequence[Group], what: str) -> Rows:
         for group in groups
         if (one := group.figures.reuse).rate is not None
     ]
-    return Rows((what, "hits", "joined", "stale", "misses", "rate", "tokens", "saved", "evicted"), rows)
+    return Rows((what, "hits", "joined", "stale", "misses", "rate", "bytes", "tokens", "saved", "evicted"), rows)
 
 
 def retries(groups: Sequence[Group], what: str) -> Rows:

@@ -129,7 +129,7 @@ def test_the_terminal_and_the_report_say_the_same(kept: Sources) -> None:
     assert figures["spent"] == f"{spent} + 1 model without a price"
     assert (figures["tokens in"], figures["of it cached"]) == ("3,005", "700")
     assert (figures["of it without an answer"], figures["saved by cached input"]) == (wasted, saved)
-    reused = ("2", "1", "1", "4", "50.0 %", "0", "$3.52", "0")
+    reused = ("2", "1", "1", "4", "50.0 %", "0", "0", "$3.52", "0")
     assert "".join(f"<td>{one}</td>" for one in reused) in shown
     assert " ".join(("t", *reused)) in {" ".join(line.split()) for line in told.splitlines()}
     assert "4 more got the answer of another call, without a request." in shown
@@ -267,7 +267,7 @@ def test_an_hour_in_which_every_call_was_answered_by_others(engine: Engine) -> N
 def test_a_trend_without_enough_data_gives_its_numbers(kept: Sources) -> None:
     """How many answers there are, and how many it needs; in the terminal, in the report and in JSON."""
     found = stats(kept, 3_600.0, NOW)
-    told = "3 answers in 32 minutes and 0 before, where 18 and 60 are needed"
+    told = "3 answers in 32 minutes and 0 before, where 12 and 60 are needed"
     assert f"not enough data\ntrend     {told}\n" in stats_tables(found)
     assert f"There is not enough data to tell whether answers get slower: {told}." in html.page(found)
     latency = as_report(found)["total"]["trends"]["latency"]

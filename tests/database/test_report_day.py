@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import jsonschema
 import pytest
 
 from benchmarks import report_day
-from benchmarks.report_day import BROKEN, CLAUDE, GEMINI, GPT, MIN_S, OUTAGE, Day
+from benchmarks.report_day import BROKEN, CLAUDE, GEMINI, GPT, KEPT_LONGER_FROM, MIN_S, OUTAGE, WAYS, Day, Shared
 from ratelimit_worker.calls import Attempt, Mode, Outcome
+from ratelimit_worker.contracts.reuse import Reuse
 from ratelimit_worker.contracts.rollup import Only
 from ratelimit_worker.policy.advice import Kind, advice
 from ratelimit_worker.reports import drawn
@@ -26,7 +28,7 @@ from ratelimit_worker.reports.html import page
 from ratelimit_worker.reports.money import dollars
 from ratelimit_worker.reports.schema import analytics_schema
 from ratelimit_worker.reports.stats import Stats
-from ratelimit_worker.reports.words import as_json, count
+from ratelimit_worker.reports.words import as_json, count, percent
 from tests.builders import ROOT
 
 pytestmark = pytest.mark.long
@@ -115,18 +117,85 @@ def test_charts_draw_the_log(day: Day, found: Stats) -> None:
     assert sum(point.attempts for point in claude.timeline) == sum(one.lane == CLAUDE for one in day.attempts)
 
 
+def of_log(log: list[Shared]) -> dict[str, Any]:
+    """What `ReuseFigures` should say of these events."""
+    calls, nanousd = Counter(one.what for one in log), Counter[str]()
+    for one in log:
+        nanousd[one.what] += one.nanousd
+    spared = sum(calls[way] for way in WAYS)
+    asked = spared + calls[Reuse.MISSES]
+    return {
+        **{what.value: calls[what] for what in (*WAYS, Reuse.MISSES, Reuse.EVICTED)},
+        "rate": spared / asked if asked else None,
+        "refreshed": 0,
+        "bytes": sum(one.bytes for one in log if one.what in WAYS),
+        "evicted_bytes": sum(one.bytes for one in log if one.what is Reuse.EVICTED),
+        "input_tokens": sum(one.input_tokens for one in log),
+        "output_tokens": sum(one.output_tokens for one in log),
+        **{f"{way}_nanousd": nanousd[way] for way in WAYS},
+        "saved_nanousd": nanousd.total(),
+    }
+
+
+def test_reuse_is_that_of_the_log(day: Day, found: Stats) -> None:
+    """Every sum: in total, by function and context, and over time, where the change of the cache shows."""
+    log = day.shared
+    assert asdict(found.total.reuse) == of_log(log)
+    assert min(of_log(log)[name] for name in (*WAYS, Reuse.MISSES, Reuse.EVICTED)) > 10
+    for groups, place in ((found.functions, "task"), (found.contexts, "context")):
+        told = {group.name: asdict(group.figures.reuse) for group in groups if group.figures.reuse.rate is not None}
+        assert told == {
+            name: of_log([one for one in log if getattr(one.whose, place) == name])
+            for name in {getattr(one.whose, place) for one in log}
+        }
+    for point in found.timeline:
+        then = [one for one in log if point.at_s <= one.at_s < point.at_s + found.slice_s]
+        assert (asdict(point.reuse) if point.reuse else None) == (of_log(then) if then else None)
+    change_s = SINCE_S + KEPT_LONGER_FROM * MIN_S
+    before, after = (of_log([one for one in log if (one.at_s < change_s) is early])["rate"] for early in (True, False))
+    assert after > 2 * before
+
+
+def test_the_page_shows_reuse_as_it_was(day: Day, found: Stats) -> None:
+    """Each figure of the table by function and context, and heights of bars, read off the axis."""
+    shown = html.unescape(page(found))
+    for place in ("task", "context"):
+        for name in {getattr(one.whose, place) for one in day.shared}:
+            of = of_log([one for one in day.shared if getattr(one.whose, place) == name])
+            cells = [
+                *(count(of[what]) for what in (Reuse.HITS, Reuse.JOINED, Reuse.STALE, Reuse.MISSES)),
+                percent(of["rate"]),
+                count(of["bytes"]),
+                count(of["input_tokens"] + of["output_tokens"]),
+                dollars(of["saved_nanousd"]),
+                count(of["evicted"]),
+            ]
+            assert f'<th scope="row">{name}</th>{"".join(f"<td>{one}</td>" for one in cells)}' in shown
+    chart = drawn.reuse(found)
+    assert chart is not None
+    top = float(chart.y[-1].label.replace(",", ""))
+    for what in (*WAYS, Reuse.MISSES):
+        calls = sum(bar.height for bar in chart.bars if bar.kind == what) / 100.0 * top
+        assert calls == pytest.approx(sum(one.what is what for one in day.shared), rel=0.001)
+
+
 def test_the_opening_and_the_advice_say_what_happened(day: Day, found: Stats) -> None:
     advised = advice(facts(found))
     said = " ".join(lead(found, advised))
     answered, failed = count(found.total.answered), count(found.total.failed)
     assert said.startswith(f"In 24.0 h {answered} calls were answered and {failed} failed")
-    assert f"They cost {dollars(cost(day.attempts))}; " in said
+    saved = dollars(sum(one.nanousd for one in day.shared))
+    assert f"of all). They cost {dollars(cost(day.attempts))}; saved: {saved} by" in said, "those that were sent"
+    spared = sum(one.what in WAYS for one in day.shared)
+    assert f"{count(spared)} more got the answer of another call, without a request." in said
     assert f"Lane {CLAUDE} was stopped, or nearly so, for 35.0 min, first at 09:32 UTC." in said
     assert f"Lane {GPT} answered slowly from 13:00 to 18:00 UTC" in said
     told = {one.kind: one for one in advised}
     assert told[Kind.FIX_FUNCTION].subject == BROKEN
     assert told[Kind.RAISE_WORKERS].subject == GPT
     assert told[Kind.LIMIT_TENANT].subject == "acme"
+    share = cost(day.attempts, lambda one: one.tenant == "acme") / cost(day.attempts)
+    assert f"It took {share * 100:.0f} % of all" in told[Kind.LIMIT_TENANT].why
 
 
 def test_every_form_tells_the_same(day: Day, found: Stats) -> None:

@@ -73,7 +73,7 @@ def test_it_can_be_read(
     ink, paper = browser.run(_SHADES)
     assert (ink > 200 and paper < 50) if way == "dark" else (ink < 60 and paper > 250)
     drawn: list[Any] = browser.run("return [...document.querySelectorAll('svg')].map(one => one.clientWidth)")
-    assert len(drawn) == 2 + 1 + 2 * len(report_day.LANES)
+    assert len(drawn) == len(("money", "attempts", "latency", "reuse")) + 2 * len(report_day.LANES)
     assert min(drawn) > 200
     height = browser.run("return document.documentElement.scrollHeight")
     browser.resize(width, int(height))
