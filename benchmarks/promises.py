@@ -356,7 +356,7 @@ def tuner_killed() -> None:
             time.sleep(15)
             if kill:
                 holder = str(services().lanes.client.get("rlw:duty:tune").decode())  # type: ignore[union-attr]
-                next(worker for worker in made.workers if holder.startswith(f"{worker.process.pid}-")).kill()
+                next(worker for worker in made.workers if f"/{worker.process.pid}-" in holder).kill()
             time.sleep(max(0.0, began + 25 - time.monotonic()))
             lost = all_answered(results)
             arrivals = provider.arrivals()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -115,6 +116,26 @@ def same_environment() -> Iterator[None]:
 
 def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+
+
+@pytest.fixture(autouse=True)
+def earlier_threads() -> frozenset[threading.Thread]:
+    """What other tests have begun and may go on for a while; first of all fixtures of a test."""
+    return frozenset(threading.enumerate()) - {threading.current_thread()}
+
+
+@pytest.fixture
+def caplog(
+    caplog: pytest.LogCaptureFixture, earlier_threads: frozenset[threading.Thread]
+) -> Iterator[pytest.LogCaptureFixture]:
+    """What is logged, but for threads that other tests have begun, such as one that notes that its server is gone."""
+
+    def ours(record: logging.LogRecord) -> bool:
+        return threading.current_thread() not in earlier_threads
+
+    caplog.handler.addFilter(ours)
+    yield caplog
+    caplog.handler.removeFilter(ours)
 
 
 @pytest.fixture(autouse=True)

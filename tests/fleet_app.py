@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
@@ -39,6 +40,16 @@ app = make()
 def _write(name: str, what: str) -> None:
     with (Path(os.environ["FLEET_FOLDER"]) / name).open("a") as file:
         file.write(f"{time.time():.6f} {what}\n")
+
+
+def _tried(name: str) -> int:
+    """How often this was asked before; each that asks gets another number, whatever process or thread it is in."""
+    with (Path(os.environ["FLEET_FOLDER"]) / name).open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
+        file.seek(0)
+        tries = len(file.readlines())
+        file.write(f"{time.time():.6f} {tries}\n")
+        return tries
 
 
 @app.task(shared=False)
@@ -103,8 +114,7 @@ def flaky(self: Any, fail_times: int) -> int:
 )
 def auto(fail_times: int) -> int:
     """Retried by Celery for KeyError."""
-    tries = len([1 for line in _read("auto") if line])
-    _write("auto", str(tries))
+    tries = _tried("auto")
     if tries < fail_times:
         raise KeyError("not yet")
     return tries
@@ -113,8 +123,7 @@ def auto(fail_times: int) -> int:
 @llm_task(app=app, shared=False, cache=False, lane="sick")
 def sick(fail_times: int, name: str = "sick") -> int:
     """A provider that fails so often before it answers."""
-    tries = len(_read(name))
-    _write(name, str(tries))
+    tries = _tried(name)
     if tries < fail_times:
         raise ServerError("HTTP 500", 500)
     return tries
@@ -124,8 +133,7 @@ def sick(fail_times: int, name: str = "sick") -> int:
 def ruled(category: str, fail_times: int) -> int:
     """Fails so often with an exception of the user's own, for which its rule has a category."""
     name = f"ruled-{category}"
-    tries = len(_read(name))
-    _write(name, str(tries))
+    tries = _tried(name)
     if tries < fail_times:
         raise LookupError(category)
     return tries
@@ -156,8 +164,7 @@ def leaks(prompt: str) -> None:
 @llm_task(app=app, shared=False, cache=False, lane="hush")
 def hush(prompt: str, fail_times: int = 0, name: str = "hush") -> str:
     """Takes a prompt and says nothing of it; may fail first."""
-    tries = len(_read(name))
-    _write(name, str(tries))
+    tries = _tried(name)
     if tries < fail_times:
         raise ServerError("HTTP 500", 500)
     return "hushed"

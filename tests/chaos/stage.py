@@ -94,7 +94,7 @@ class Stage:
         key = f"rlw:duty:{duty}"
         wait_for(lambda: self.redis.client.get(key), what=f"somebody holds {key}")
         name = str(self.redis.client.get(key).decode())  # type: ignore[union-attr]
-        return next(worker for worker in self.made.workers if name.startswith(f"{worker.process.pid}-"))
+        return next(worker for worker in self.made.workers if f"/{worker.process.pid}-" in name)
 
     def excuse(self, since_s: float | None = None) -> None:
         """What is in flight now (or was since then) may be asked again."""

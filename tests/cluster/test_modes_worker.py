@@ -126,11 +126,12 @@ def test_a_quota_that_is_used_up(made: Fleet, provider: Simulator, database_url:
     wait_for(lambda: all(result.ready() for result in results), 120.0, "all are answered")
     assert [result.state for result in results] == ["SUCCESS"] * 40
     told = history(database_url, "chat", 2)
-    assert [(change.from_mode.value, change.to_mode.value, change.who) for change in told] == [
-        ("NORMAL", "HALT", "law"),
-        ("HALT", "NORMAL", getpass.getuser()),
+    assert [(change.from_mode.value, change.to_mode.value) for change in told] == [
+        ("NORMAL", "HALT"),
+        ("HALT", "NORMAL"),
     ]
-    assert told[0].cause == "the provider says that the quota is used up"
+    assert (told[0].who, told[0].cause) == ("law", "the provider says that the quota is used up")
+    assert told[1].who in {getpass.getuser(), "law"}, "a probe of the law's may have been answered before the command"
 
 
 def test_an_outage_outlives_its_tuner(made: Fleet, provider: Simulator, database_url: str) -> None:
@@ -142,7 +143,7 @@ def test_an_outage_outlives_its_tuner(made: Fleet, provider: Simulator, database
     wait_for(lambda: mode("chat") is Mode.EMERGENCY, 120.0, "EMERGENCY")
     client: Any = services().lanes.client
     holder = (client.get("rlw:duty:tune") or b"").decode()
-    victim = next(worker for worker in made.workers if holder.startswith(f"{worker.process.pid}-"))
+    victim = next(worker for worker in made.workers if f"/{worker.process.pid}-" in holder)
     victim.kill()
     wait_for(lambda: (client.get("rlw:duty:tune") or holder.encode()).decode() != holder, 120.0, "another tunes")
     assert mode("chat") is Mode.EMERGENCY

@@ -171,6 +171,7 @@ def test_a_trace_goes_through_workers_of_both_versions(deploy: Deploy, monkeypat
         answered, held = shop.answer.delay("traced"), shop.held.delay("traced")
     assert answered.get(timeout=60) == "answer to traced"
     wait_for(lambda: deploy.ran("held")["earlier", "traced"] and deploy.ran("held")["earlier", "h0"], what="they run")
+    wait_for(lambda: not deploy.client.exists(keys.out("shop")), what="the answered call is freed")
     assert deploy.spans() == {}
     dies.kill()
     deploy.open()
