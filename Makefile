@@ -41,7 +41,7 @@ test-fast: $(STAMP)  ## Tests of modules and of scripts alone
 chaos: $(STAMP)  ## Stage every fault REPEAT=3 times, judge by the provider's log, and write docs/promises.md; ONLY=name
 	@$(BIN)/python -m tests.chaos --repeat $(REPEAT) $(if $(ONLY),--only $(ONLY),--write docs/promises.md) $(ARGS)
 
-# By the clock, so nothing else should run meanwhile; some 40 minutes. ONLY="cleanup in_process" prints its own, and
+# By the clock, so nothing else should run meanwhile; over an hour. ONLY="cleanup in_process" prints its own, and
 # writes nothing.
 bench: $(STAMP)  ## Run every benchmark that has a goal, and write benchmarks/RESULTS.md; exit 1: a goal was missed
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(ARGS)

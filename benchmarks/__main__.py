@@ -3,9 +3,9 @@
     python -m benchmarks [--only overhead cleanup …] [--list]
 
 Each begins when the load average has fallen, or after three minutes. A goal is missed if a benchmark prints MISSED or
-ends with an exit code other than 0. What they printed is written into RESULTS.md, with machine, date and commit; the
-part of that file below the line that begins with `<!-- by hand` is kept. With --only nothing is written. Exit code 1: a
-goal was missed.
+ends with an exit code other than 0. After each, what they printed is written into RESULTS.md, with machine, date and
+commit; the part of that file below the line that begins with `<!-- by hand` is kept. With --only nothing is written.
+Exit code 1: a goal was missed.
 """
 
 from __future__ import annotations
@@ -102,11 +102,12 @@ def run(benchmark: Benchmark, show: Callable[[str], object], command: Sequence[s
     )
 
 
-def report(outcomes: Sequence[Outcome], where: str) -> str:
+def report(outcomes: Sequence[Outcome], where: str, left: Sequence[Benchmark] = ()) -> str:
     """The part of RESULTS.md that is not written by hand.
 
     Args:
         where: Machine, date and commit.
+        left: What has not run.
     """
     rows = [
         f"| {one.benchmark.name} | {'**missed**' if one.missed else 'met'} | {one.seconds:.0f} | "
@@ -118,6 +119,8 @@ def report(outcomes: Sequence[Outcome], where: str) -> str:
         f"Written by `make bench`: {where}.",
         "\n".join(["| benchmark | goals | seconds | load average |", "|---|---|---|---|", *rows]),
     ]
+    if left:
+        parts.append(f"Not run: {', '.join(' '.join((one.name, *one.arguments)) for one in left)}.")
     for one in outcomes:
         command = " ".join(("python -m", f"benchmarks.{one.benchmark.name}", *one.benchmark.arguments))
         parts.append(f"## {one.benchmark.name}\n\n`{command}`, exit code {one.code}\n\n```text\n{one.text}\n```")
@@ -156,15 +159,17 @@ def main() -> int:
         print("\n".join(" ".join((one.name, *one.arguments)) for one in chosen))
         return 0
     where, outcomes = here(), list[Outcome]()
-    for benchmark in chosen:
+    for number, benchmark in enumerate(chosen, start=1):
         load = settle(lambda: os.getloadavg()[0]) if benchmark.quiet else os.getloadavg()[0]
         print(f"── {benchmark.name}: load average {load:.1f} ──", flush=True)
         outcomes.append(run(benchmark, lambda line: print(line, end="", flush=True)))
+        if not told.only:
+            told_so_far = report(outcomes, where, chosen[number:])
+            RESULTS.write_text(written(RESULTS.read_text("utf-8"), told_so_far), "utf-8")
     for one in outcomes:
         verdict = MISSED if one.missed else "met"
         print(f"{one.benchmark.name:<14}{verdict:<8}{one.seconds:6.0f} s   load {one.loads[0]:.1f}")
     if not told.only:
-        RESULTS.write_text(written(RESULTS.read_text("utf-8"), report(outcomes, where)), "utf-8")
         print(f"written: {RESULTS.relative_to(ROOT)}")
     return int(any(one.missed for one in outcomes))
 

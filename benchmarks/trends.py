@@ -1,5 +1,5 @@
 """How often are trends false alarms, and how soon is a doubling found? `python -m benchmarks.trends [--series 500]`.
-`--kinds bursty errors --rates 5 20`: these rows alone.
+`--kinds bursty errors --rates 5 20`: these rows alone. `--jobs 2`: processes, as many as processors by default.
 
 Series of latencies in which nothing changes, of five kinds at 5, 20 and 100 calls a minute: each has two and a half
 hours of history and is then judged once a minute for two hours, as alerts do it. A series that is ever judged as
@@ -15,9 +15,11 @@ import argparse
 import math
 import os
 import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from ratelimit_worker.policy.histogram import Histogram, bucket
 from ratelimit_worker.policy.trend import LOOK_BACK_MIN, Trend, of_shares, of_values
@@ -27,6 +29,23 @@ RATES = (5, 20, 100)  #: calls a minute
 WITHIN_MIN = {5: 10, 20: 4, 100: 4}
 ERRORS = "errors"  #: the rows of shares of errors
 MOST_FALSE, LEAST_FOUND = 0.02, 0.95
+#: How a function of a seed is applied to all seeds: `map`, or the same over processes.
+Spread = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]
+
+
+def lognormal(drawn: random.Random) -> float:
+    """Most near the median, 1 s."""
+    return drawn.lognormvariate(0.0, 0.5)
+
+
+def heavy(drawn: random.Random) -> float:
+    """Some very long."""
+    return drawn.paretovariate(1.5)
+
+
+def of_two_sizes(drawn: random.Random) -> float:
+    """A fifth is seven times as long."""
+    return drawn.lognormvariate(2.0 if drawn.random() < 0.2 else 0.0, 0.4)
 
 
 @dataclass(frozen=True)
@@ -42,11 +61,11 @@ class Kind:
 
 
 KINDS = (
-    Kind("plain", lambda drawn: drawn.lognormvariate(0.0, 0.5)),
-    Kind("bursty", lambda drawn: drawn.lognormvariate(0.0, 0.5), burst=0.1, together=0.1),
-    Kind("daily shape", lambda drawn: drawn.lognormvariate(0.0, 0.5), daily=0.3, daily_calls=0.6),
-    Kind("heavy tails", lambda drawn: drawn.paretovariate(1.5)),
-    Kind("two sizes", lambda drawn: drawn.lognormvariate(2.0 if drawn.random() < 0.2 else 0.0, 0.4)),
+    Kind("plain", lognormal),
+    Kind("bursty", lognormal, burst=0.1, together=0.1),
+    Kind("daily shape", lognormal, daily=0.3, daily_calls=0.6),
+    Kind("heavy tails", heavy),
+    Kind("two sizes", of_two_sizes),
 )
 
 
@@ -112,14 +131,17 @@ def main() -> None:
     names = [*(kind.name for kind in KINDS), ERRORS]
     parser.add_argument("--kinds", nargs="+", choices=names, default=names, metavar="KIND", help=", ".join(names))
     parser.add_argument("--rates", nargs="+", type=int, choices=RATES, default=RATES, help="calls a minute")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (as many as processors)")
     told = parser.parse_args()
-    began = time.process_time()
     print(f"{told.series} series each; load {os.getloadavg()[0]:.1f}")
-    if told.kinds != [ERRORS]:
-        values(told.series, [kind for kind in KINDS if kind.name in told.kinds], told.rates)
-    if ERRORS in told.kinds:
-        shares(told.series, told.rates)
-    print(f"{time.process_time() - began:.0f} s of processor time")
+    with ProcessPoolExecutor(told.jobs) as pool:
+        spread = partial(pool.map, chunksize=5)
+        if told.kinds != [ERRORS]:
+            values(told.series, [kind for kind in KINDS if kind.name in told.kinds], told.rates, spread)
+        if ERRORS in told.kinds:
+            shares(told.series, told.rates, spread)
+    took = os.times()
+    print(f"{took.user + took.children_user:.0f} s of processor time")
 
 
 def verdict(kept: bool) -> str:
@@ -127,12 +149,12 @@ def verdict(kept: bool) -> str:
     return "" if kept else "  MISSED"
 
 
-def values(wanted: int, kinds: Sequence[Kind], rates: Sequence[int]) -> None:
+def values(wanted: int, kinds: Sequence[Kind], rates: Sequence[int], spread: Spread = map) -> None:
     """A row for each kind of latencies and each rate."""
     print(f"{'kind':<14}{'calls/min':>10}{'false':>9}{'goal':>7}{'found':>9}{'in time':>9}{'goal':>7}{'median':>8}")
     for kind in kinds:
         for per_min in rates:
-            told = [quiet_and_doubled(kind, per_min, seed) for seed in range(wanted)]
+            told = list(spread(partial(quiet_and_doubled, kind, per_min), range(wanted)))
             false = sum(one for one, _ in told) / wanted
             found = sorted(after if after is not None else AFTER_MIN + 1 for _, after in told)
             in_time = sum(after <= WITHIN_MIN[per_min] for after in found) / wanted
@@ -145,11 +167,11 @@ def values(wanted: int, kinds: Sequence[Kind], rates: Sequence[int]) -> None:
             )
 
 
-def shares(wanted: int, rates: Sequence[int]) -> None:
+def shares(wanted: int, rates: Sequence[int], spread: Spread = map) -> None:
     """A row for each steady share of errors and each rate."""
     for share in (0.0, 0.01, 0.05, 0.2):
         for per_min in rates:
-            false = sum(errors(per_min, share, seed) for seed in range(wanted)) / wanted
+            false = sum(spread(partial(errors, per_min, share), range(wanted))) / wanted
             kept = verdict(false <= MOST_FALSE)
             print(f"{f'errors {share:.0%}':<14}{per_min:>10}{false:>9.1%}{MOST_FALSE:>7.0%}{kept}", flush=True)
 

@@ -30,6 +30,10 @@ def test_what_people_wrote_below_stays() -> None:
     assert "2 cores, commit abc" in told
     assert "| one | met | 12 | 0.1 to 0.9 |\n| one | **missed** |" in told
     assert "python -m benchmarks.one --calls 5" in told
+    assert "Not run" not in told
+    assert "\n\nNot run: two, three --postgres.\n\n" in report(
+        [outcome], "2 cores", [Benchmark("two"), Benchmark("three", ("--postgres",))]
+    )
     prose = f"{BY_HAND}: what was tried -->\n\nWords.\n"
     once = written(f"# Results\n\nold\n\n{prose}", told)
     assert once == f"{told}\n{prose}"
