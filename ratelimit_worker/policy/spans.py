@@ -47,6 +47,13 @@ class Event(NamedTuple):
     attributes: Attributes
 
 
+class Opening(NamedTuple):
+    """What a span begins with."""
+
+    name: str
+    attributes: Attributes
+
+
 def named(plan: Plan, call_id: str) -> dict[str, str]:
     """Attributes of a call's other spans: only what is needed to find it, since each attribute costs a microsecond."""
     return {CALL_ID: call_id, OWN + "lane": plan.lane}
@@ -65,10 +72,10 @@ def of_sending(plan: Plan, task: str, queue: str) -> Mapping[str, Value]:
     return _of_sending(queue, *_kind(plan, task))
 
 
-def of_attempt(plan: Plan, call_id: str, task: str, waited_s: float) -> tuple[str, dict[str, Value]]:
-    """Name and attributes of the span of an attempt that begins."""
+def of_attempt(plan: Plan, call_id: str, task: str, waited_s: float) -> Opening:
+    """The span of an attempt that begins."""
     name, kind = _of_attempt(model_of(plan), *_kind(plan, task))
-    return name, {CALL_ID: call_id, **kind, OWN + "wait_s": round(waited_s, 6)}
+    return Opening(name, {CALL_ID: call_id, **kind, OWN + "wait_s": round(waited_s, 6)})
 
 
 _Kind = tuple[str, str, str, str, str, tuple[str, ...]]
@@ -101,9 +108,9 @@ def _of_sending(queue: str, *kind: *_Kind) -> Mapping[str, Value]:
 
 
 @lru_cache(MOST_KINDS)
-def _of_attempt(model: str | None, *kind: *_Kind) -> tuple[str, Mapping[str, Value]]:
+def _of_attempt(model: str | None, *kind: *_Kind) -> Opening:
     asked = _asked(None, kind[1], model)
-    return asked.span, {**_of_kind(*kind), **asked.attributes()}
+    return Opening(asked.span, {**_of_kind(*kind), **asked.attributes()})
 
 
 def provider_of(provider: str | None, lane: str) -> str:

@@ -166,7 +166,7 @@ def test_it_is_shown(story: Cluster, engine: Engine) -> None:
     assert "spared    630 tokens in, 63 out; 0 answers evicted, 0 bytes" in shown
     assert "saved     $18.00 by cache hits, $0.00 by joining, $0.00 by stale answers" in shown
     rows = [line.split() for line in shown.splitlines()]
-    assert ["code", "6", "0", "0", "0", "100.0", "%", "462", "$12.00", "0"] in rows
+    assert ["code", "6", "0", "0", "0", "100.0", "%", str(6 * len('{"value": 1}')), "462", "$12.00", "0"] in rows
     by_function = analytics.to_function_csv(found).splitlines()
     assert dict(zip(by_function[0].split(","), by_function[1].split(","), strict=True))["cache_hits"] == "9"
     by_lane = analytics.to_csv(found).splitlines()
