@@ -155,6 +155,33 @@ def test_nothing_is_refused_while_money_is_left_and_what_comes_back_is_used_at_o
     assert cluster.ready() == ["c", "d", "e", "f"]
 
 
+@pytest.mark.parametrize("of", ["lane", "all", "tenant"])
+@pytest.mark.parametrize("finish", [True, False])
+def test_a_lane_without_slots_and_money_gets_what_comes_back(redis_client: redis.Redis, of: str, finish: bool) -> None:
+    """It would wait for a slot, but for the money: whatever comes first, the lane does not sleep until midnight."""
+    cluster = Cluster(redis_client)
+    cluster.worker(slots=1)
+    lane(cluster)
+    room = sum(put(cluster, *(f"before-{number}" for number in range(60))))  # a slot, and messages that lie ready
+    redis_client.flushall()
+    cluster = Cluster(redis_client)
+    cluster.worker(slots=1)
+    lane(cluster, **({"usd_per_day": room / 100} if of == "lane" else {}))
+    if of != "lane":
+        set_(cluster, **{"all" if of == "all" else "tenant_t": Budget(usd_per_day=room / 100)})
+    refs = [str(number) for number in range(3 * room)]
+    assert sum(put(cluster, *refs, usual=1 * CENT, tenant="t")) == room, "the last of them takes the last slot and cent"
+    ended = 0
+    while cluster.lying():
+        end(cluster, CENT // 2, finish=finish)
+        cluster.pump()
+        ended += 1
+    assert ended == 2 * room, "half a cent each: all the money is spent, and no call waits while some is left"
+    name = {"lane": "lane:gpt", "all": "all", "tenant": "tenant:t"}[of]
+    assert spent(cluster, name)[0] == room * CENT
+    assert until(cluster, str(2 * room))[0][0] == name
+
+
 def test_a_failed_attempt_costs_what_it_was_charged(cluster: Cluster) -> None:
     """429: nothing. An answer that could not be read: its tokens. Neither keeps what was reserved."""
     lane(cluster, usd_per_day=1.0)

@@ -74,6 +74,12 @@ function parking.in_turns(S, held)
     if not S.rows[name] and turns.go(name, L.name) and name ~= S.served then wake(name) end
   end
 end
+-- The lane is woken when there is money again before its budget begins anew; its calls that do not wait for money fail.
+function parking.for_money(S, held)
+  if held.kind ~= 'budget' or not held.purse.whole then return end
+  purse.await(held.purse, S.L.name, held.at)
+  if purse.refuse_all(S.L, held) then step.soon(S, now) end
+end
 -- Whether the lane's next call on a queue without a free slot lacks nothing but the slot. Else the time is noted at which it may
 -- have a permit.
 function parking.hungry(S, queue)
@@ -87,7 +93,9 @@ function parking.hungry(S, queue)
   end
   if r and r[VERSION] > SCHEMA then return false end
   local held = bars.budget(L, r and r[COST] or NOTHING) or bars.money(S, {r = r})
+  if held and held.alone then return true end          -- it is parked, and others may go, when there is a slot to look for
   if held then
+    parking.for_money(S, held)
     if held.at then step.soon(S, held.at) end
     return false
   end
@@ -121,10 +129,7 @@ function parking.lane(S, held)
   if S.moved > 0 then save(L) end
   if held.at then step.soon(S, held.at) end
   if held.kind == 'share' and not L.parents then step.soon(S, now) end
-  if held.kind == 'budget' and held.purse.whole then
-    purse.await(held.purse, L.name, held.at)
-    if purse.refuse_all(L, held) then step.soon(S, now) end
-  end
+  parking.for_money(S, held)
   parking.in_turns(S, held)
   -- if calls went in this step, the event may have changed: they have to begin first
   full.set(L.name, held.event and (S.moved > 0 and own_room(L).event or held.event))
