@@ -166,8 +166,10 @@ def test_a_lane_without_slots_and_money_gets_what_comes_back(redis_client: redis
     redis_client.flushall()
     cluster = Cluster(redis_client)
     cluster.worker(slots=1)
-    lane(cluster, **({"usd_per_day": room / 100} if of == "lane" else {}))
-    if of != "lane":
+    if of == "lane":
+        lane(cluster, usd_per_day=room / 100)
+    else:
+        lane(cluster)
         set_(cluster, **{"all" if of == "all" else "tenant_t": Budget(usd_per_day=room / 100)})
     refs = [str(number) for number in range(3 * room)]
     assert sum(put(cluster, *refs, usual=1 * CENT, tenant="t")) == room, "the last of them takes the last slot and cent"
