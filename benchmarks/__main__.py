@@ -53,6 +53,7 @@ ALL = (
     Benchmark("record"),
     Benchmark("record", ("--postgres",)),
     Benchmark("waiting_memory", quiet=False),
+    Benchmark("growth", quiet=False),
     Benchmark("otel"),
     Benchmark("trends", quiet=False),
     Benchmark("ledger", quiet=False),

@@ -16,6 +16,7 @@ from click_didyoumean import DYMGroup
 
 import ratelimit_worker
 from ratelimit_worker.cli.examples import with_example
+from ratelimit_worker.cli.lane_name import hint as lane_hint
 from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.terminal import say
 from ratelimit_worker.errors import ConfigurationError, RateLimitWorkerError, StoreUnavailable
@@ -66,7 +67,8 @@ class Sentence(click.ClickException):
     def show(self, file: Any = None) -> None:
         """Print it to stderr."""
         for line in self.message.splitlines():
-            say(f"Error: {line}", file=file, err=file is None)
+            # The end of another program's log has the word already.
+            say(f"Error: {line.removeprefix('Error: ')}", file=file, err=file is None)
 
 
 class Unavailable(Sentence):
@@ -126,7 +128,7 @@ class Commands(DYMGroup):  # type: ignore[misc] # untyped
             say("", err=True)
             ctx.exit(_INTERRUPTED)
         except click.ClickException as error:
-            told = shown(error.format_message())
+            told = shown(error.format_message() + lane_hint(error))
             error.format_message = lambda: told  # type: ignore[method-assign]
             raise
 

@@ -12,6 +12,7 @@ from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.only import MOMENT, only_some
 from ratelimit_worker.cli.terminal import say
 from ratelimit_worker.errors import BadInput
+from ratelimit_worker.plural import many
 
 if TYPE_CHECKING:
     from ratelimit_worker.contracts.rollup import Only
@@ -43,7 +44,6 @@ def analytics(output: Path | None, since: float | None, until: float | None, onl
     from ratelimit_worker.policy.rollup import FIGURES_KEPT_S
     from ratelimit_worker.reports.analytics import check_name, to_json, write_report
     from ratelimit_worker.reports.stats import fitted, stats
-    from ratelimit_worker.reports.words import count
 
     try:
         if output is not None:
@@ -63,4 +63,4 @@ def analytics(output: Path | None, since: float | None, until: float | None, onl
         say(to_json(found), nl=False)
         return
     write_report(found, output)
-    say(f"{output}: {count(found.total.calls)} calls, {count(found.total.attempts)} attempts", err=True)
+    say(f"{output}: {many(found.total.calls, 'call')}, {many(found.total.attempts, 'attempt')}", err=True)

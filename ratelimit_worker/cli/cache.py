@@ -6,6 +6,7 @@ import click
 
 from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.terminal import asks, say
+from ratelimit_worker.plural import many
 
 
 @click.group()
@@ -65,4 +66,4 @@ def clear(context: str | None, tag: str | None, func: str | None) -> None:
     with open_sources() as opened, redis_errors():
         opened.reach()
         gone = answers.forget(opened.services.redis, context, tag, func)
-    say(f"{gone:,} answers forgotten")
+    say(f"{many(gone, 'answer')} forgotten")

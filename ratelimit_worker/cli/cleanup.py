@@ -7,6 +7,7 @@ import click
 from ratelimit_worker.cli.duration import DURATION
 from ratelimit_worker.cli.named import of_app
 from ratelimit_worker.cli.terminal import asks, say
+from ratelimit_worker.plural import many
 
 
 @click.command()
@@ -19,9 +20,9 @@ def cleanup(older_than: float | None) -> None:
     Workers do the same by themselves every MAISD_CLEANUP_INTERVAL_HOURS. Waiting and running calls are not affected.
     """
     from ratelimit_worker.cli.sources import open_sources
-    from ratelimit_worker.reports.words import count, seconds
+    from ratelimit_worker.reports.words import seconds
 
     with open_sources() as opened:
         older_than_s = opened.settings.retention_days * 86_400.0 if older_than is None else older_than
         deleted = opened.services.tracker.purge(older_than_s)
-    say(f"{count(deleted)} rows older than {seconds(older_than_s)} deleted")
+    say(f"{many(deleted, 'row')} older than {seconds(older_than_s)} deleted")

@@ -42,3 +42,10 @@ def none_found(asked: Sequence[str], find: str) -> str:
     if asked:
         return "no such lane"
     return f"no lane has {find!r} in its name" if find else "no lane is known yet"
+
+
+def hint(error: click.ClickException) -> str:
+    """What to write in place of `halt gpt`: "; a lane is named with --lane"; "" for another error."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    takes_one = context is not None and any("--lane" in option.opts for option in context.command.params)
+    return "; a lane is named with --lane" if takes_one and "unexpected extra argument" in error.message else ""

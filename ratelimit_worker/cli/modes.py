@@ -19,6 +19,7 @@ from ratelimit_worker.cli.terminal import asks, columns, say
 from ratelimit_worker.number_options import Whole
 from ratelimit_worker.person import this_person
 from ratelimit_worker.plain_text import one_line
+from ratelimit_worker.plural import many
 
 if TYPE_CHECKING:
     from ratelimit_worker.calls import ModeChange
@@ -122,7 +123,6 @@ def history(lane: str | None, limit: int, form: str) -> None:
     """
     from ratelimit_worker.cli.sources import open_sources
     from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
-    from ratelimit_worker.reports.words import count
 
     with open_sources() as opened:
         changes = opened.services.tracker.mode_changes(lane=lane, limit=limit)
@@ -130,7 +130,8 @@ def history(lane: str | None, limit: int, form: str) -> None:
         try:
             opened.reach()
             if waiting := opened.services.outbox.backlog():
-                say(f"Note: {count(waiting)} outcomes and changes are on their way to the database", err=True)
+                these_are = many(waiting, "outcome or change is", "outcomes and changes are")
+                say(f"Note: {these_are} on the way to the database", err=True)
         except (StoreUnavailable, ConfigurationError) as error:
             say(f"Note: what is not in the database yet is unknown: {error}", err=True)
 

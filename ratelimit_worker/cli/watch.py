@@ -8,6 +8,7 @@ import click
 
 from ratelimit_worker.cli.lane_name import LANE
 from ratelimit_worker.cli.named import of_app
+from ratelimit_worker.plural import many
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,7 +63,6 @@ def _all(state: ClusterState, missing: tuple[str, ...], columns: int | None, lin
 
     from ratelimit_worker.cli.screen import PRINTED, group
     from ratelimit_worker.plain_text import one_line, shown
-    from ratelimit_worker.reports.words import count
 
     room = None if lines is None else max(1, lines - 7 - len(missing))
     rows = [_row(lane, state.at_s) for lane in state.lanes[:room]]
@@ -75,7 +75,7 @@ def _all(state: ClusterState, missing: tuple[str, ...], columns: int | None, lin
         table.add_row(*(row[head] for head in widths))
     known = sum(state.modes.values()) or len(state.lanes)
     left = known - min(len(state.lanes), room if room is not None else known)
-    more = [Text(f"… and {count(left)} lanes more", style="dim")] if left > 0 else []
+    more = [Text(f"… and {many(left, 'lane')} more", style="dim")] if left > 0 else []
     return group(_head(state), table, *more, *[Text(shown(one_line(says)), style="yellow") for says in missing])
 
 
@@ -144,8 +144,8 @@ def _one(state: ClusterState, name: str, missing: tuple[str, ...]) -> Renderable
         "waiting": f"{count(lane.waiting)} for a permit, {count(lane.due_later)} for a time"
         + (f"; done in about {about(done_s)}" if done_s is not None else ""),
         "oldest": seconds(lane.oldest_age_s),
-        "running": f"{count(lane.running)}, {count(lane.ready)} ready; {count(lane.workers)} workers, "
-        f"{count(lane.slots)} slots",
+        "running": f"{count(lane.running)}, {count(lane.ready)} ready; {many(lane.workers, 'worker')}, "
+        f"{many(lane.slots, 'slot')}",
     }
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
@@ -167,7 +167,7 @@ def _head(state: ClusterState) -> RenderableType:
     from ratelimit_worker.reports.words import count, moment
 
     modes = ", ".join(f"{count(lanes)} {mode}" for mode, lanes in sorted(state.modes.items()))
-    said = f"{moment(state.at_s)}  {count(state.workers)} workers, {count(state.slots)} slots"
+    said = f"{moment(state.at_s)}  {many(state.workers, 'worker')}, {many(state.slots, 'slot')}"
     return Text(f"{said}{f'  lanes: {modes}' if modes else ''}", style="bold")
 
 

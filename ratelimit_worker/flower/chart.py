@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from ratelimit_worker.calls import Mode
+from ratelimit_worker.plural import many
 from ratelimit_worker.reports.dashboard import Dashboard, Slice
 from ratelimit_worker.reports.words import clock, count
 
@@ -125,4 +126,6 @@ def _sentence(found: Dashboard) -> str:
     refused = sum(one.refused * one.for_s / 60.0 for one in found.chart)
     now = found.now
     stands = f" Now {now.mode}, {count(now.waiting + now.due_later)} waiting." if now is not None else ""
-    return f"{count(used)} requests in the last {found.period.name}, {count(refused)} of them met a 429.{stands}"
+    return (
+        f"{many(round(used), 'request')} in the last {found.period.name}, {count(refused)} of them met a 429.{stands}"
+    )

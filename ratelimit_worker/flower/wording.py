@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.flower.board import PAGE, Order, View
+from ratelimit_worker.plural import many
 from ratelimit_worker.policy.modes import ALL
 from ratelimit_worker.reports import words
 from ratelimit_worker.reports.live import ClusterState, LaneState
@@ -23,6 +24,11 @@ def waiting(lane: LaneState) -> str:
     """The number of calls that wait for a permit, and of those that wait for a time."""
     later = f" + {words.count(lane.due_later)} later" if lane.due_later else ""
     return f"{words.count(lane.waiting)}{later}"
+
+
+def attempts(number: int) -> str:
+    """ "1 attempt", "2 attempts"."""
+    return many(number, "attempt")
 
 
 def lane_name(name: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from ratelimit_worker.calls import Category, Mode, ModeChange, Outcome
 from ratelimit_worker.contracts.alert import Alert, Kind, key_of
 from ratelimit_worker.contracts.budget import LANE
+from ratelimit_worker.plural import calls_wait, many
 from ratelimit_worker.policy.alert_states import Sight, Symptom
 from ratelimit_worker.policy.budget import Standing as Purse
 from ratelimit_worker.policy.histogram import Histogram
@@ -129,12 +130,13 @@ def of_standing(now: Standing, set_aside_before: int) -> Iterator[Symptom]:
     for lane in now.lanes:
         yield from _of_lane(lane)
     for unknown in now.unknown:
-        cause = f"{unknown.calls:,} calls wait for task {unknown.task}, which no worker of queue {unknown.queue} knows"
+        cause = f"{calls_wait(unknown.calls)} for task {unknown.task}, which no worker of queue {unknown.queue} knows"
         yield Symptom(kind=Kind.NO_WORKER, about=unknown.task, cause=cause, numbers={"waiting": float(unknown.calls)})
     yield from _of_outbox(now.outbox, now.outbox_age_s)
     if now.set_aside > set_aside_before:
         new = now.set_aside - set_aside_before
-        cause = f"{new:,} messages could be no calls and were set aside: LRANGE rlw:malformed 0 9"
+        these_were = many(new, "message was no call and was", "messages were no calls and were")
+        cause = f"{these_were} set aside: LRANGE rlw:malformed 0 9"
         yield Symptom(kind=Kind.SET_ASIDE, cause=cause, numbers={"messages": float(new)})
 
 
@@ -150,7 +152,7 @@ def _of_lane(lane: LaneStanding) -> Iterator[Symptom]:
         yield Symptom(
             kind=Kind.NO_WORKER,
             lane=lane.lane,
-            cause=f"{lane.waiting:,} calls wait on {queues} and no worker takes calls from there",
+            cause=f"{calls_wait(lane.waiting)} on {queues} and no worker takes calls from there",
             numbers={"waiting": float(lane.waiting), "oldest_s": round(lane.oldest_age_s or 0.0, 3)},
         )
 
@@ -286,7 +288,8 @@ def of_function(lane: str, task: str, found: Function) -> Iterator[Symptom]:
     if not (fails or found.killed or (found.failed and not found.answered)):
         return
     if found.killed:
-        cause = f"{found.killed:,} calls of {task} were given up: their worker died each time"
+        given_up = many(found.killed, f"call of {task} was given up: its", f"calls of {task} were given up: their")
+        cause = f"{given_up} worker died each time"
     else:
         kinds = ", ".join(f"{count:,} {name}" for name, count in sorted(found.categories.items()))
         cause = f"all {found.failed:,} calls of {task} failed in {POISON_MIN} minutes ({kinds})"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ratelimit_worker.plural import many
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.reports.words import count, moment, per_min, seconds, unknown_task
 
@@ -86,9 +87,7 @@ def sentences(
     """
     shown = binding(bars)
     turn = next((bar for bar in shown if bar.kind is BarKind.TURN), None)
-    before = f"{count(turn.number)} calls go before it" if turn is not None else "it is the next"
-    if turn is not None and turn.number == 1:
-        before = "1 call goes before it"
+    before = f"{many(turn.number, 'call goes', 'calls go')} before it" if turn is not None else "it is the next"
     said = []
     for bar in shown:
         if bar.kind is BarKind.DUE:
@@ -128,17 +127,17 @@ def _sentence(bar: Bar, at_s: float) -> str:
             period, until = "month" if bar.number == 2 else "day", "" if bar.until_s is None else moment(bar.until_s)
             return f"money: the budget {bar.detail!r} of this {period} is spent; there is money again {until}"
         case BarKind.BEGINS:
-            return f"room: {count(bar.number)} calls are released, and no worker has begun them"
+            return f"room: {many(bar.number, 'call is', 'calls are')} released and not begun by a worker yet"
         case BarKind.PROBES:
             return f"mode: only probes go out, and as many are out as may be ({count(bar.number)})"
         case BarKind.RAMP:
-            return f"ramp: the lane does not know its pace yet, and {count(bar.number)} calls are out"
+            return f"ramp: the lane does not know its pace yet, and {_out(bar.number)}"
         case BarKind.FLIGHT:
-            return f"flight: {count(bar.number)} calls are out, as many as the provider answers well"
+            return f"flight: {_out(bar.number)}, as many as the provider answers well"
         case BarKind.CONCURRENCY:
-            return f"room: {count(bar.number)} calls of the lane are out, and its concurrency is reached"
+            return f"room: {_out(bar.number, ' of the lane')}, and its concurrency is reached"
         case BarKind.LENT:
-            return f"room: {count(bar.number)} calls of the lane are out, and others have the slots that are free"
+            return f"room: {_out(bar.number, ' of the lane')}, and others have the slots that are free"
         case BarKind.TASK:
             return f"room: {unknown_task(bar.detail, bar.queue)}"
         case BarKind.SLOTS if bar.number == 0:
@@ -149,14 +148,18 @@ def _sentence(bar: Bar, at_s: float) -> str:
             return str(bar.kind)
 
 
+def _out(number: int, of: str = "") -> str:
+    return many(number, f"call{of} is out", f"calls{of} are out")
+
+
 def _of_parent(bar: Bar, at_s: float, paces: Paces) -> str:
     match bar.kind:
         case BarKind.PACE if bar.until_s is not None:
             return f"{_pace(bar.detail, paces)} {bar.detail.replace('_', ' ')}, shared by its lanes in turn"
         case BarKind.TURN:
-            return f"it is the turn of another of its lanes; {count(bar.number)} wait there"
+            return f"it is the turn of another of its lanes; {many(bar.number, 'waits', 'wait')} there"
         case BarKind.CONCURRENCY:
-            return f"{count(bar.number)} calls of its lanes are out, and its concurrency is reached"
+            return f"{_out(bar.number, ' of its lanes')}, and its concurrency is reached"
         case BarKind.GATE:
             return f"its gate {_opens(bar, at_s)}"
         case BarKind.PACE:

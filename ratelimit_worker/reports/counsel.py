@@ -9,6 +9,7 @@ from statistics import median
 
 from ratelimit_worker.calls import Mode
 from ratelimit_worker.contracts.lane_sample import LaneSpan
+from ratelimit_worker.plural import many
 from ratelimit_worker.policy.advice import (
     Advice,
     Facts,
@@ -93,7 +94,7 @@ def _tenants(stats: Stats) -> list[SpenderFacts]:
         SpenderFacts(
             name=one.name,
             share=one.figures.attempts / max(1, stats.total.attempts),
-            spent=f"{count(one.figures.attempts)} attempts were made",
+            spent=f"{many(one.figures.attempts, 'attempt was', 'attempts were')} made",
         )
         for one in stats.tenants
     ]
@@ -107,10 +108,13 @@ def lead(stats: Stats, advised: Sequence[Advice]) -> list[str]:
         if not spared:
             return [f"Nothing was asked between {moment(stats.since_s)} and {moment(stats.until_s)}."]
         over = seconds(stats.until_s - stats.since_s)
-        return [f"In {over} no request was sent: {count(spared)} calls got the answer of another call.", *_money(stats)]
+        return [
+            f"In {over} no request was sent: {many(spared, 'call')} got the answer of another call.",
+            *_money(stats),
+        ]
     failed = total.failed / total.calls if total.calls else 0.0
     said = [
-        f"In {seconds(stats.until_s - stats.since_s)} {count(total.answered)} calls were answered and "
+        f"In {seconds(stats.until_s - stats.since_s)} {many(total.answered, 'call was', 'calls were')} answered and "
         f"{count(total.failed)} failed ({percent(failed)} of all)."
     ]
     shared = [f"{count(spared)} more got the answer of another call, without a request."] if spared else []
@@ -168,7 +172,7 @@ def _money(stats: Stats) -> list[str]:
     spend = stats.money.total
     if not knows_money(stats):
         tokens = total_tokens(stats)
-        return [f"They used {count(tokens)} tokens, whose price is not known."] if tokens else []
+        return [f"They used {many(tokens, 'token')}, whose price is not known."] if tokens else []
     also = without_price(spend)
     said = f"They cost {dollars(spend.cost_nanousd)}{f' ({also})' if also else ''}"
     ways = (

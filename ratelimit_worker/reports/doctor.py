@@ -21,6 +21,7 @@ from ratelimit_worker.contracts.price import PriceCard
 from ratelimit_worker.contracts.rollup import Cell, CellKey
 from ratelimit_worker.errors import ConfigurationError, StoreUnavailable
 from ratelimit_worker.plain_text import one_line
+from ratelimit_worker.plural import calls_wait, many
 from ratelimit_worker.policy import rollup
 from ratelimit_worker.policy.price import own_table
 from ratelimit_worker.policy.timeout import Latencies, learned_s, p99_s
@@ -313,7 +314,7 @@ def judge_number(lanes: int, left_out: int, most: int) -> Iterator[Finding]:
         )
     if left_out:
         yield Finding(
-            "lanes", Grade.NOTE, f"{count(left_out)} of {count(lanes)} lanes, used less of late, were not looked at"
+            "lanes", Grade.NOTE, f"{count(left_out)} of {many(lanes, 'lane')}, used less of late, were not looked at"
         )
 
 
@@ -339,13 +340,13 @@ def judge_workers(state: ClusterState, latency_s: Mapping[str, float]) -> Iterat
     """
     queues = ", ".join(f"{queue.queue}: {queue.slots}" for queue in state.queues)
     if state.workers:
-        yield Finding("workers", Grade.OK, f"{state.workers} alive with {state.slots} slots ({queues})")
+        yield Finding("workers", Grade.OK, f"{state.workers} alive with {many(state.slots, 'slot')} ({queues})")
     else:
         waiting = sum(lane.waiting + lane.due_later for lane in state.lanes if not lane.workers)
         level, code = (Grade.WRONG, Code.FAILED) if waiting else (Grade.NOTE, Code.FINE)
-        yield Finding("workers", level, f"none is alive, and {count(waiting)} calls wait: start one", code)
+        yield Finding("workers", level, f"none is alive, and {calls_wait(waiting)}: start one", code)
     for one in state.unknown:
-        says = f"{unknown_task(one.task, one.queue)}, and {count(one.calls)} calls wait: start a worker that does"
+        says = f"{unknown_task(one.task, one.queue)}, and {calls_wait(one.calls)}: start a worker that does"
         yield Finding("tasks", Grade.WRONG, says, Code.FAILED)
     for call in state.overdue:
         says = f"{overdue_call(call, state.at_s)}. Give its client a time-out, see `ratelimit_worker.timeout_s`"
@@ -356,7 +357,7 @@ def judge_workers(state: ClusterState, latency_s: Mapping[str, float]) -> Iterat
             yield Finding(
                 f"lane {lane.lane}",
                 Grade.WRONG,
-                f"{count(lane.waiting)} calls wait on {', '.join(lane.queues)}, from which no worker takes any",
+                f"{calls_wait(lane.waiting)} on {', '.join(lane.queues)}, from which no worker takes any",
                 Code.FAILED,
             )
         allowed, took_s = lane.allowed_per_min, latency_s.get(lane.lane)
@@ -375,7 +376,7 @@ def judge_lanes(state: ClusterState) -> Iterator[Finding]:
         says = [] if lane.mode is Mode.NORMAL and not lane.pinned else [f"it is in {lane.mode_now}"]
         held = lane.held_by(state.at_s) if says else _stuck(lane, state.at_s)
         if held and lane.waiting:
-            says.append(f"{count(lane.waiting)} calls wait, the next is held by {held}")
+            says.append(f"{calls_wait(lane.waiting)}, the next is held by {held}")
         if says:
             yield Finding(f"lane {lane.lane}", Grade.NOTE, "; ".join(says))
 
@@ -388,14 +389,18 @@ def _stuck(lane: LaneState, at_s: float) -> str:
 def judge_counters(counters: Mapping[str, int]) -> Iterator[Finding]:
     """Counters of messages set aside, calls refused or shed, outcomes not recorded, and slots leaked."""
     wrong = {
-        "malformed": "messages could not be calls and were set aside (LRANGE rlw:malformed 0 9)",
-        "refused_full": "calls were refused since their lane was full",
-        "refused_lanes": "calls were refused since their lane was new and there were MAISD_MAX_LANES lanes",
-        "shed": "calls were shed while their lane was in EMERGENCY or HALT",
-        "unrecorded": "outcomes could not be put into the outbox",
-        "leaks": "slots were found taken by nobody and freed",
+        "malformed": ("message was", "messages were", "no call and set aside (LRANGE rlw:malformed 0 9)"),
+        "refused_full": ("call was", "calls were", "refused: the lane was full"),
+        "refused_lanes": ("call was", "calls were", "refused: the lane was new, and there were MAISD_MAX_LANES lanes"),
+        "shed": ("call was", "calls were", "shed: the lane was in EMERGENCY or HALT"),
+        "unrecorded": ("outcome", "outcomes", "could not be put into the outbox"),
+        "leaks": ("slot was", "slots were", "found taken by nobody and freed"),
     }
-    found = [f"{count(counters[name])} {says}" for name, says in wrong.items() if counters.get(name)]
+    found = [
+        f"{many(counters[name], one, several)} {says}"
+        for name, (one, several, says) in wrong.items()
+        if counters.get(name)
+    ]
     for says in found:
         yield Finding("counters", Grade.NOTE, says)
     if not found:
@@ -408,16 +413,22 @@ def judge_outbox(backlog: int, full: bool, bad: int) -> Iterator[Finding]:
         yield Finding(
             "outbox",
             Grade.WRONG,
-            f"{count(backlog)} outcomes wait and it is nearly full: of the oldest only sums are kept; bring the "
-            "database back",
+            f"{many(backlog, 'outcome waits', 'outcomes wait')} and the outbox is nearly full: of the oldest only sums "
+            "are kept; bring the database back",
             Code.FAILED,
         )
     elif backlog > MANY_WAIT:
-        yield Finding("outbox", Grade.NOTE, f"{count(backlog)} outcomes wait for the database: is a worker alive?")
+        yield Finding(
+            "outbox",
+            Grade.NOTE,
+            f"{many(backlog, 'outcome waits', 'outcomes wait')} for the database: is a worker alive?",
+        )
     else:
-        yield Finding("outbox", Grade.OK, f"{count(backlog)} outcomes on their way to the database")
+        yield Finding("outbox", Grade.OK, f"{many(backlog, 'outcome')} on the way to the database")
     if bad:
-        yield Finding("outbox", Grade.NOTE, f"{count(bad)} outcomes were set aside (LRANGE rlw:outbox:bad 0 9)")
+        yield Finding(
+            "outbox", Grade.NOTE, f"{many(bad, 'outcome was', 'outcomes were')} set aside (LRANGE rlw:outbox:bad 0 9)"
+        )
 
 
 def judge_alerts(url: str, waiting: int) -> Iterator[Finding]:

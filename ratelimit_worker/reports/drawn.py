@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ratelimit_worker.calls import Mode
 from ratelimit_worker.contracts.lane_sample import LaneSpan
 from ratelimit_worker.contracts.reuse import Reuse
+from ratelimit_worker.plural import many
 from ratelimit_worker.reports.chart import Bar, Chart, Frame, Key, amounts, times
 from ratelimit_worker.reports.figures import Point
 from ratelimit_worker.reports.money import NANO, dollars
@@ -117,7 +118,7 @@ def attempts(stats: Stats) -> Chart | None:
     frame, bars = Frame(stats.since_s, stats.until_s, top), list[Bar]()
     for point in stats.timeline:
         parts = (("answered", point.answered), ("failed", point.failed + point.retried), ("snoozed", point.snoozed))
-        says = f"{clock(point.at_s)}: {count(point.attempts)} attempts, {percent(point.error_rate)} errors"
+        says = f"{clock(point.at_s)}: {many(point.attempts, 'attempt')}, {percent(point.error_rate)} errors"
         bars += frame.stack(point.at_s, point.at_s + _length_s(stats, point), parts, says)
     return Chart(
         says=f"Attempts over time, {count(most)} at most in {seconds(stats.slice_s)}",
@@ -143,7 +144,7 @@ def reuse(stats: Stats) -> Chart | None:
     for point, one in told:
         parts = [(name.value, getattr(one, name)) for name in ASKED]
         asked = sum(calls for _, calls in parts)
-        says = f"{clock(point.at_s)}: {percent(one.rate)} of {count(asked)} calls, {dollars(one.saved_nanousd)} saved"
+        says = f"{clock(point.at_s)}: {percent(one.rate)} of {many(asked, 'call')}, {dollars(one.saved_nanousd)} saved"
         bars += frame.stack(point.at_s, point.at_s + _length_s(stats, point), parts, says)
     return Chart(
         says=f"Calls that got the answer of another call over time, beside those that found none: {count(most)} at "

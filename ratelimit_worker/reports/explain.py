@@ -10,6 +10,7 @@ from enum import StrEnum
 from ratelimit_worker.calls import Attempt, Content, Mode, Outcome, PriceSource
 from ratelimit_worker.flow.lane.decide import Rules
 from ratelimit_worker.plain_text import one_line
+from ratelimit_worker.plural import many
 from ratelimit_worker.ports import Bar, BarKind
 from ratelimit_worker.reports.bars import sentences
 from ratelimit_worker.reports.live import LaneState, cluster_state
@@ -231,7 +232,7 @@ def used(attempt: Attempt) -> str:
     parts = []
     if attempt.input_tokens is not None:
         kinds = f" ({', '.join(of_input)})" if of_input else ""
-        parts.append(f"{count(attempt.input_tokens)} tokens in{kinds}")
+        parts.append(f"{many(attempt.input_tokens, 'token')} in{kinds}")
     if attempt.output_tokens is not None:
         thought = f" ({count(attempt.reasoning_tokens)} of reasoning)" if attempt.reasoning_tokens else ""
         parts.append(f"{count(attempt.output_tokens)} out{thought}")

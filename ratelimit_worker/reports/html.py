@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from ratelimit_worker.calls import ModeChange
+from ratelimit_worker.plural import many
 from ratelimit_worker.policy.advice import advice
 from ratelimit_worker.reports import drawn, rows
 from ratelimit_worker.reports.chart import Chart
@@ -125,7 +126,7 @@ def _headlines(stats: Stats) -> list[Headline]:
     spend, total = stats.money.total, stats.total
     shared = stats.shared_saving_nanousd
     if knows_money(stats):
-        spent = Headline("Spent", dollars(spend.cost_nanousd), without_price(spend) or f"{count(total.calls)} calls")
+        spent = Headline("Spent", dollars(spend.cost_nanousd), without_price(spend) or f"{many(total.calls, 'call')}")
         saved = Headline(
             "Saved",
             dollars(shared + spend.cached_saving_nanousd),
@@ -136,7 +137,7 @@ def _headlines(stats: Stats) -> list[Headline]:
         )
     else:
         spent = Headline("Used", f"{count(total_tokens(stats))} tokens", "no price is known: MAISD_PRICES")
-        saved = Headline("Answered", count(total.answered), f"of {count(total.calls)} calls")
+        saved = Headline("Answered", count(total.answered), f"of {many(total.calls, 'call')}")
         lost = Headline(
             "Lost to errors",
             seconds(total.backoff_s),
@@ -166,7 +167,7 @@ def _lane(stats: Stats, group: Group) -> LaneSheet:
     f = group.figures
     spans = [span for span in stats.spans if span.lane == group.name]
     told = [
-        f"{count(f.calls)} calls, {count(f.refused)} 429s, errors {percent(f.error_rate)}",
+        f"{many(f.calls, 'call')}, {count(f.refused)} 429s, errors {percent(f.error_rate)}",
         f"waited p95 {seconds(f.waited.p95_s)}",
     ]
     if spans:

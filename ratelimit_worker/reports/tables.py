@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from ratelimit_worker.calls import LaneLimits, Mode, ModeChange
 from ratelimit_worker.plain_text import one_line
+from ratelimit_worker.plural import calls_wait, many
 from ratelimit_worker.reports.alerts import line as alerts_line
 from ratelimit_worker.reports.budgets import allowance, spent_notes
 from ratelimit_worker.reports.figures import Figures, Group
@@ -69,7 +70,7 @@ def left_out(state: ClusterState) -> list[str]:
     if not state.left_out:
         return []
     modes = ", ".join(f"{count(lanes)} {mode}" for mode, lanes in sorted(state.modes.items()))
-    more = f"… and {count(state.left_out)} lanes more, used less of late (of all: {modes})"
+    more = f"… and {many(state.left_out, 'lane')} more, used less of late (of all: {modes})"
     return [f"{more}; --find TEXT looks for some, --verbose shows them"]
 
 
@@ -86,9 +87,9 @@ def lane_notes(state: ClusterState) -> list[str]:
 def workers_line(state: ClusterState) -> str:
     """The number of workers, tasks of waiting calls that no worker knows, calls that do not end, and open alerts."""
     queues = ", ".join(f"{queue.queue} {queue.slots}" for queue in state.queues)
-    workers = "1 worker" if state.workers == 1 else f"{state.workers} workers"
-    lines = [f"{workers}, {state.slots} slots{f' (by queue: {queues})' if queues else ''}"]
-    lines += [f"{unknown_task(one.task, one.queue)}; {count(one.calls)} calls wait for one" for one in state.unknown]
+    by_queue = f" (by queue: {queues})" if queues else ""
+    lines = [f"{many(state.workers, 'worker')}, {many(state.slots, 'slot')}{by_queue}"]
+    lines += [f"{unknown_task(one.task, one.queue)}; {calls_wait(one.calls)} for one" for one in state.unknown]
     lines += [overdue_call(call, state.at_s) for call in state.overdue]
     lines += [alerts] if (alerts := alerts_line(state.alerts, state.at_s)) else []
     return "\n".join(lines)
@@ -164,7 +165,7 @@ def stats_tables(stats: Stats, width: int | None = None) -> str:
                 f"attempts  {count(total.attempts)}: {count(total.retried)} retried, {count(total.snoozed)} snoozed, "
                 f"errors {percent(total.error_rate)}",
                 f"429s      {count(total.refused)} of the attempts; snoozed: {snoozed_words(total.snoozed_by)}",
-                f"retries   {count(total.recovered)} of {count(total.met_failure)} calls that met a failure were "
+                f"retries   {count(total.recovered)} of {many(total.met_failure, 'call')} that met a failure were "
                 f"answered: {percent(total.retry_success_rate)}",
                 f"backoff   {seconds(total.backoff_s)} lost between failed attempts and the next ones",
                 f"latency   p50 {seconds(total.latency.p50_s)}, p95 {seconds(total.latency.p95_s)}, {total.trend}",
@@ -250,13 +251,13 @@ def _trend_lines(figures: Figures) -> list[str]:
 
 def _reuse_lines(used: ReuseFigures) -> list[str]:
     told = [
-        f"cache     {count(used.hits)} hits, {count(used.joined)} joined, {count(used.stale)} stale, "
-        f"{count(used.misses)} misses: {percent(used.rate)} without a request"
+        f"cache     {many(used.hits, 'hit')}, {count(used.joined)} joined, {count(used.stale)} stale, "
+        f"{many(used.misses, 'miss', 'misses')}: {percent(used.rate)} without a request"
     ]
     if used.input_tokens or used.output_tokens or used.evicted:
         told.append(
-            f"spared    {count(used.input_tokens)} tokens in, {count(used.output_tokens)} out; "
-            f"{count(used.evicted)} answers evicted, {count(used.evicted_bytes)} bytes"
+            f"spared    {many(used.input_tokens, 'token')} in, {count(used.output_tokens)} out; "
+            f"{many(used.evicted, 'answer')} evicted, {many(used.evicted_bytes, 'byte')}"
         )
     return told
 

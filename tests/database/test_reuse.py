@@ -162,7 +162,7 @@ def test_it_is_shown(story: Cluster, engine: Engine) -> None:
     """In the tables of `stats`, in CSV by lane and by function, and as JSON."""
     found = figures(story, engine)
     shown = stats_tables(found)
-    assert "cache     9 hits, 0 joined, 0 stale, 1 misses: 90.0 % without a request" in shown
+    assert "cache     9 hits, 0 joined, 0 stale, 1 miss: 90.0 % without a request" in shown
     assert "spared    630 tokens in, 63 out; 0 answers evicted, 0 bytes" in shown
     assert "saved     $18.00 by cache hits, $0.00 by joining, $0.00 by stale answers" in shown
     rows = [line.split() for line in shown.splitlines()]

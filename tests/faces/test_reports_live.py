@@ -172,7 +172,7 @@ def test_what_else_holds_a_call_up(lanes: Lanes, redis_client: redis.Redis, cont
     for ref in ("c1", "c2"):
         lanes.enqueue(entry(ref, lane="cap"))
     capped = find(redis_client, "c2").standings[0]
-    assert "room: 1 calls of the lane are out, and its concurrency is reached" in capped.waits_for
+    assert "room: 1 call of the lane is out, and its concurrency is reached" in capped.waits_for
 
 
 def test_every_message_of_a_call_is_found(lanes: Lanes, redis_client: redis.Redis) -> None:

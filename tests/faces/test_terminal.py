@@ -23,7 +23,7 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from ratelimit_worker.calls import LaneLimits, Mode
-from ratelimit_worker.cli import COMMANDS, main
+from ratelimit_worker.cli import COMMANDS, Sentence, main
 from ratelimit_worker.cli.examples import EXAMPLES
 from ratelimit_worker.cli.screen import Fitted, as_text
 from ratelimit_worker.cli.watch import _all, _one, fitting
@@ -202,6 +202,23 @@ def test_a_name_that_is_nearly_one_is_told_what_it_is_near_to(name: str) -> None
     assert done.exit_code == 2
     assert "Did you mean" in done.stderr
     assert any(word in COMMANDS for word in done.stderr.split())
+
+
+@pytest.mark.parametrize("line", [["halt", "gpt"], ["auto", "gpt"], ["lanes", "gpt"], ["mode", "history", "gpt"]])
+def test_a_lane_without_its_option_is_told_the_option(line: list[str]) -> None:
+    """As `limits set` and `watch` take it, people write it everywhere."""
+    done = CliRunner().invoke(main, line)
+    assert done.exit_code == 2
+    assert done.stderr.endswith("unexpected extra argument (gpt); a lane is named with --lane\n")
+    done = CliRunner().invoke(main, ["health", "gpt"])
+    assert done.exit_code == 2
+    assert done.stderr.endswith("unexpected extra argument (gpt)\n")
+
+
+def test_the_error_of_another_program_is_not_called_an_error_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    """`up` shows the end of a log, whose lines may say so themselves."""
+    Sentence("flower has ended; its last lines:\nError: the port 5555 is taken").show()
+    assert capsys.readouterr().err == "Error: flower has ended; its last lines:\nError: the port 5555 is taken\n"
 
 
 def test_v_is_version() -> None:

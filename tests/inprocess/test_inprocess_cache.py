@@ -601,7 +601,7 @@ def test_answers_are_forgotten_by_context_or_all(place: SharingPlace) -> None:
     assert place.limiter.invalidate_cache() == 2
     assert place.call(shared.ask, "b", context="y", name="asked", context_tags=["t"]) == ["b", 2]
     wait_for(lambda: kept() == 1, what="it is kept")
-    assert run(["cache", "clear", "--func", "asked", "--tag", "t"]).stdout == "1 answers forgotten\n"
+    assert run(["cache", "clear", "--func", "asked", "--tag", "t"]).stdout == "1 answer forgotten\n"
     assert kept() == 0
 
 

@@ -602,7 +602,7 @@ def test_an_emergency_by_hand_answers_by_itself() -> None:
         kept = json.loads(command("cache", "stats", "--format", "json"))
         assert (kept["entries"], kept["stale"]) == (1, 2)
         assert "7 calls while their lane was in EMERGENCY or HALT" in command("stats")
-        assert command("cache", "clear") == "1 answers forgotten\n"
+        assert command("cache", "clear") == "1 answer forgotten\n"
 
 
 @pytest.mark.worker

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ratelimit_worker.cli.progress import Progress
+from ratelimit_worker.plural import many
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,7 +42,7 @@ class Scene:
             f"{self.answered:,}/{self.calls:,} answered",
             f"lane {'?' if self.pace is None else f'{self.pace:,.0f}'}/min, limit {self.limit:,.0f}",
             self.mode,
-            f"{self.requests:,} requests, {self.refused:,} of them 429",
+            f"{many(self.requests, 'request')}, {self.refused:,} of them 429",
             f"waiting {self.waiting:,}",
         ]
         return " · ".join(words)

@@ -29,6 +29,7 @@ from ratelimit_worker.cli.run.tally import Tally
 from ratelimit_worker.config import PREFIX, environment, read_settings
 from ratelimit_worker.errors import BadInput, RateLimitWorkerError, StoreUnavailable
 from ratelimit_worker.flow.duty.record import record_once
+from ratelimit_worker.plural import many
 from ratelimit_worker.providers.apis import APIS
 from ratelimit_worker.reports.money import spend_sentence
 from ratelimit_worker.stores.clock import redis_now_s
@@ -97,7 +98,7 @@ class Summary:
         requests, refused, retries = ("?", "?", "?") if made is None else (made.requests, made.refused, made.retries)
         tally = self.tally
         parts = [
-            f"{tally.lines:,} of {self.total:,} lines: {tally}",
+            f"{tally.lines:,} of {many(self.total, 'line')}: {tally}",
             f"{requests} provider requests, {refused} of them 429, {retries} retries, in {self.seconds:.1f} s",
             *tally.ways_in_words,
             f"{tally.input_tokens:,} tokens in, {tally.output_tokens:,} out",
@@ -106,7 +107,7 @@ class Summary:
         if self.joined or self.cached:
             parts.append(f"identical lines: {self.joined:,} joined, {self.cached:,} cached")
         if self.before.lines:
-            parts.append(f"{self.before.lines:,} lines were done before this start: {self.before}")
+            parts.append(f"{many(self.before.lines, 'line was', 'lines were')} done before this start: {self.before}")
         return f"{'; '.join(parts)} → {self.target}"
 
     def as_json(self) -> dict[str, Any]:

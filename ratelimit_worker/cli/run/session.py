@@ -43,6 +43,7 @@ from ratelimit_worker.cli.run.survey import BAD, DONE, Survey, look_through
 from ratelimit_worker.cli.run.tally import Tally
 from ratelimit_worker.errors import AuthenticationFailed, BadInput, ConfigurationError, LaneFull, StoreUnavailable
 from ratelimit_worker.flow.call.enqueue import limit_fields
+from ratelimit_worker.plural import many
 from ratelimit_worker.providers import network
 from ratelimit_worker.providers.apis import api_of
 from ratelimit_worker.providers.http import wait_for_key
@@ -480,7 +481,7 @@ class Session:
             self._out_bytes -= out.size
             self._pending.append(self._read_again(call_id, out))
         if lost:
-            self._say(f"Redis has lost {len(lost)} calls; they are sent again")
+            self._say(f"Redis has lost {many(len(lost), 'call; it is', 'calls; they are')} sent again")
             self._missing -= lost
 
     def _read_again(self, call_id: str, out: _Out) -> Ask:
