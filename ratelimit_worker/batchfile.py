@@ -627,7 +627,8 @@ def answer_line(call_id: str, custom_id: str, value: Any) -> tuple[bytes, End]:
     """
     if not isinstance(value, Mapping) or not isinstance(value.get("status_code"), int):
         return error_line(call_id, custom_id, "malformed_response", "the task returned no Batch answer"), End.FAILED
-    return _line(call_id, custom_id, response=dict(value), error=None), end_of(value["status_code"])
+    response = {name: value.get(name) for name in ("status_code", "request_id", "body")}
+    return _line(call_id, custom_id, response=response, error=None), end_of(value["status_code"])
 
 
 def failure_line(call_id: str, custom_id: str, error: BaseException) -> tuple[bytes, End]:

@@ -178,6 +178,8 @@ def request(provider: str, path: str, body: Any) -> Any:
 def batch_line(url: str, body: Any) -> dict[str, Any]:
     """One line of a Batch file → {"status_code", "request_id", "body"}, also if the provider refuses that line.
 
+    If the refusal came within a good answer, "within" is the status of that answer.
+
     Args:
         url: The line's path, such as "/v1/chat/completions".
     Raises:
@@ -185,11 +187,14 @@ def batch_line(url: str, body: Any) -> dict[str, Any]:
             (`AuthenticationFailed`, `QuotaExhausted`).
     """
     api = api_of(url)
+    within: dict[str, Any] = {}
     try:
         answer = apis.request(api, _endpoint(api), url, body)
     except ProviderRefused as refused:
         answer = _refusal(refused.response)
-    return {"status_code": answer.status, "request_id": answer.request_id, "body": answer.body}
+        if refused.response.status < 300:
+            within = {"within": refused.response.status}
+    return {"status_code": answer.status, "request_id": answer.request_id, "body": answer.body, **within}
 
 
 def _refusal(response: Response) -> Response:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ratelimit_worker.batchfile import End, answer_line
 from ratelimit_worker.calls import Category, Failure
 from ratelimit_worker.cli.run.address import Addresses, WrongAddress
 from ratelimit_worker.errors import call_failed
@@ -61,6 +63,16 @@ def test_a_model_that_is_not_there(body: Any) -> None:
     known = Addresses({})
     known.hear(CHAT, {"status_code": 404, "body": body})
     known.hear(CHAT, {"status_code": 404, "body": "x"})
+
+
+def test_a_404_within_a_good_answer() -> None:
+    """A gateway is there, and passes on what another API said."""
+    known, body = Addresses({}), {"error": {"code": 404, "message": "upstream said no"}}
+    known.hear(CHAT, {"status_code": 404, "body": body, "within": 200})
+    known.hear(CHAT, {"status_code": 404, "body": body})
+    line, end = answer_line("a-b", "q-1", {"status_code": 404, "request_id": None, "body": body, "within": 200})
+    assert end == End.REFUSED
+    assert json.loads(line)["response"] == {"status_code": 404, "request_id": None, "body": body}
 
 
 @pytest.fixture

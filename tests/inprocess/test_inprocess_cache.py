@@ -196,10 +196,11 @@ def test_a_cancelled_leader_is_replaced(place: SharingPlace) -> None:
 def test_a_follower_has_its_own_deadline(place: SharingPlace) -> None:
     """It waits no longer than it said; the leader goes on."""
     with ThreadPoolExecutor(1) as pool:
-        leader = pool.submit(place.call, shared.ask, "late", 1.5)
-        wait_for(lambda: said("late"), what="the leader runs")
-        with pytest.raises(DeadlineExceeded):
-            place.call(shared.ask, "late", 1.5, deadline_s=0.3)
+        with shared.held("late"):
+            leader = pool.submit(place.call, shared.ask, "late")
+            wait_for(lambda: said("late"), what="the leader runs")
+            with pytest.raises(DeadlineExceeded):
+                place.call(shared.ask, "late", deadline_s=0.3)
         assert leader.result() == ["late", 1]
 
 

@@ -36,7 +36,8 @@ class Addresses:
             value: What the task `batch_line` returned.
             error: What it raised.
         Raises:
-            WrongAddress: it is a 404 that does not concern a model, and this path has not answered otherwise so far.
+            WrongAddress: it is a 404 that does not concern a model and came in no good answer, and this path has not
+                answered otherwise so far.
         """
         if path in self._there:
             return
@@ -44,7 +45,8 @@ class Addresses:
             if isinstance(error, CallFailed) and error.status == 404:
                 raise WrongAddress(error.cause)
             return
-        if not isinstance(value, Mapping) or value.get("status_code") != 404 or _is_about_a_model(value.get("body")):
+        nothing_there = isinstance(value, Mapping) and value.get("status_code") == 404 and "within" not in value
+        if not nothing_there or _is_about_a_model(value.get("body")):
             self._there.add(path)
             return
         base = self._base(path)
