@@ -84,8 +84,9 @@ def shared(prompt: str) -> list[str]:
 
 
 @app.task(shared=False)
-def plain(things: set[int], sleep_s: float = 0.0) -> list[Any]:
-    """An ordinary task, whose arguments are no JSON."""
+def plain(things: set[int], until: Path | None = None) -> list[Any]:
+    """An ordinary task, whose arguments are no JSON. It runs until that file is there."""
     _note("plain", str(len(things)))
-    time.sleep(sleep_s)
+    while until is not None and not until.exists():
+        time.sleep(0.05)
     return [things, TENANT.get()]

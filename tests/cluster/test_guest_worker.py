@@ -84,10 +84,12 @@ def test_a_pickled_canvas_holds_no_prompt(monkeypatch: pytest.MonkeyPatch) -> No
 def test_ordinary_tasks_are_acknowledged_as_their_app_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Early: what runs longer than the visibility timeout runs once."""
     with guest(monkeypatch) as (made, module):
-        running = module.plain.delay({1}, sleep_s=5.0)
+        enough = made.folder / "enough"
+        running = module.plain.delay({1}, until=enough)
         wait_for((made.folder / "plain").exists, what="it runs")
         wait_for(lambda: not made.valkey.client.hlen("unacked"), what="it is acknowledged")
         assert not running.ready()
+        enough.touch()
         assert running.get(timeout=120)
 
 

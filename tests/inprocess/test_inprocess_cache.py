@@ -189,7 +189,7 @@ def test_a_cancelled_leader_is_replaced(place: SharingPlace) -> None:
             await asyncio.sleep(0.01)
         follower.cancel()
 
-    asyncio.run(asyncio.wait_for(main(), 20))
+    asyncio.run(asyncio.wait_for(main(), 120))
     wait_for(lambda: place.live.redis.keys("rlw:claim:*") == [], what="no claim is left")
 
 
@@ -310,7 +310,7 @@ def test_an_old_answer_of_an_async_function_is_renewed_in_its_loop(
         while await ask() != 2:
             assert len(runs) == 2
 
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), 120))
     assert "not_renewed" not in caplog.text
 
 
