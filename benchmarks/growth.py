@@ -129,48 +129,51 @@ def sizes(most: int, first: int) -> Iterator[int]:
     yield most
 
 
-def waiting(most: int) -> list[Row]:
-    """A row for each number of calls that wait in one lane."""
-    rows = []
-    for size in sizes(most, 1_000):
+def rows(most: int, first: int, put: Callable[[Lanes, int], None], beside: int = 0) -> list[Row]:
+    """A row for each size.
+
+    Args:
+        put: Makes the calls or lanes of that size.
+        beside: Calls that wait in the measured lane; 0: as many as the size says.
+    """
+    found = []
+    for size in sizes(most, first):
         with server() as (_, lanes):
             lanes.run.load()
+            if beside:
+                fill(lanes, beside, FIELDS)
             before = used_bytes(lanes.client)
-            for first in range(0, size, 10_000):
-                fill(lanes, min(10_000, size - first), FIELDS, first)
-            rows.append(row(lanes, size, size, (used_bytes(lanes.client) - before) / size))
-    return rows
+            put(lanes, size)
+            found.append(row(lanes, size, beside or size, (used_bytes(lanes.client) - before) / size))
+    return found
 
 
-def many_lanes(most: int) -> list[Row]:
-    """A row for each number of lanes, each with a waiting call; the measured lane has 2,000."""
-    rows = []
-    for size in sizes(most, 10):
-        with server() as (_, lanes):
-            lanes.run.load()
-            before = used_bytes(lanes.client)
-            for number in range(size):
-                lanes.enqueue(entry(f"other-{number}", f"lane-{number}", "nobody"))
-            each = (used_bytes(lanes.client) - before) / size
-            fill(lanes, 2_000, FIELDS)
-            rows.append(row(lanes, size, 2_000, each))
-    return rows
+def waiting(lanes: Lanes, size: int) -> None:
+    """Calls that wait in one lane."""
+    for first in range(0, size, 10_000):
+        fill(lanes, min(10_000, size - first), FIELDS, first)
 
 
-def show(what: str, rows: Sequence[Row]) -> bool:
+def many_lanes(lanes: Lanes, size: int) -> None:
+    """Lanes with one waiting call each, and no worker."""
+    for number in range(size):
+        lanes.enqueue(entry(f"other-{number}", f"lane-{number}", "nobody"))
+
+
+def show(what: str, found: Sequence[Row]) -> bool:
     """Print the rows, and the growth of each time; returns whether a goal was missed."""
     heads = (what, "enqueue µs", "release µs", "explain ms", "status ms", f"B of Redis per {what}")
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-    for one in rows:
+    for one in found:
         print(
             f"| {one.size:,} | {one.enqueue_us:.0f} | {one.release_us:.0f} | {one.explain_ms:.1f} | "
             f"{one.status_ms:.1f} | {one.bytes_each:,.0f} |"
         )
     missed = False
     for name in ("enqueue_us", "release_us", "explain_ms"):
-        grown = getattr(rows[-1], name) / getattr(rows[0], name)
-        missed |= beside(f"{name.partition('_')[0]}, {rows[-1].size:,} beside {rows[0].size:,}", grown, GROWTH, "×")
-    return beside("status, last row", rows[-1].status_ms, STATUS_MS, "ms") or missed
+        grown = getattr(found[-1], name) / getattr(found[0], name)
+        missed |= beside(f"{name.partition('_')[0]}, {found[-1].size:,} beside {found[0].size:,}", grown, GROWTH, "×")
+    return beside("status, last row", found[-1].status_ms, STATUS_MS, "ms") or missed
 
 
 def kinds(names: Iterable[bytes]) -> str:
@@ -237,9 +240,9 @@ def main() -> int:
     told = parser.parse_args()
     missed = False
     if "waiting" in told.only:
-        missed |= show("waiting calls", waiting(told.most))
+        missed |= show("waiting calls", rows(told.most, 1_000, waiting))
     if "lanes" in told.only:
-        missed |= show("lanes", many_lanes(told.lanes))
+        missed |= show("lanes", rows(told.lanes, 100, many_lanes, beside=2_000))
     if "soak" in told.only:
         missed |= soak(told.calls)
     print(f"load average {os.getloadavg()[0]:.1f}")
