@@ -9,6 +9,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from ratelimit_worker.simulate import Scenario, Simulator
 from tests import leftovers
 from tests.builders import ROOT, clean_environment
 from tests.conftest import wait_for
+from tests.documents import until_accepted
 from tests.fleet import Valkey
 
 EXAMPLES = ROOT / "examples"
@@ -78,7 +80,8 @@ def test_an_example_runs_as_it_says(
         )
     try:
         wait_for(lambda: valkey.client.exists("rlw:workers"), timeout_s=120.0, what="the worker is there")
-        done = subprocess.run(
+        example = partial(
+            subprocess.run,
             [sys.executable, *shlex.split(commands[4])[1:]],
             cwd=EXAMPLES,
             env=environment,
@@ -87,6 +90,7 @@ def test_an_example_runs_as_it_says(
             check=False,
             timeout=120,
         )
+        done = until_accepted(example, lambda done: str(done.stderr))
     finally:
         worker.terminate()
         worker.wait(timeout=120)

@@ -20,7 +20,7 @@ from ratelimit_worker.simulate import Scenario, Simulator
 from tests import leftovers
 from tests.builders import ROOT
 from tests.conftest import PostgresServer, wait_for
-from tests.documents import DOCUMENTS, HOW_TO, SHELL, Block, Terminal, blocks_of, typing_in
+from tests.documents import DOCUMENTS, HOW_TO, SHELL, Block, Terminal, blocks_of, typing_in, until_accepted
 from tests.fleet import Valkey, free_port
 from tests.tls import secured
 
@@ -141,7 +141,7 @@ class Reader:
 
     def types(self, text: str) -> str:
         """Type lines that end, and tell what they said."""
-        return self._start(text).ended()
+        return until_accepted(lambda: self._start(text), Terminal.all_said).ended()
 
     def types_worker(self, document: Path) -> None:
         """Type the block by which a document starts its worker."""

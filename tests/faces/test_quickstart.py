@@ -20,7 +20,7 @@ from redis.retry import Retry
 from ratelimit_worker.cli import COMMANDS, main
 from tests.builders import ROOT
 from tests.conftest import wait_for
-from tests.documents import DOCUMENTS, Terminal, blocks_of, typing_in
+from tests.documents import DOCUMENTS, Terminal, blocks_of, typing_in, until_accepted
 from tests.fleet import free_port
 
 QUICKSTART = ROOT / "docs" / "quickstart.md"
@@ -61,7 +61,7 @@ def test_every_step_of_the_quickstart(tmp_path: Path) -> None:
         deployment = terminal(f"{up.rstrip()} --port {free_port()}")  # another Flower may be on its usual one
         deployment.wait_for("export MAISD_STATE_DIR")
         exports = "".join(line + "\n" for line in deployment.said().splitlines() if line.startswith("export "))
-        said = terminal(exports + "set -x\n" + lines).ended()
+        said = until_accepted(lambda: terminal(exports + "set -x\n" + lines), Terminal.all_said).ended()
         assert "openai:gpt-4o-mini" in said
         assert "NORMAL -> EMERGENCY" in said
         assert "300/min" in said
@@ -78,7 +78,8 @@ def test_every_step_of_the_quickstart(tmp_path: Path) -> None:
         worker, flower = (terminal(line, **own) for line in workers.strip().splitlines())
         wait_for(lambda: server.zcard("rlw:workers"), what=lambda: f"the worker's first beat: {worker.said()}")
         asked = next(line for line in lines.splitlines() if line.startswith("python -c"))
-        assert len(terminal(asked, **own).ended().split()) > 3, "a title"
+        title = until_accepted(lambda: terminal(asked, **own), Terminal.all_said).ended()
+        assert len(title.split()) > 3
         flower.wait_for(here("5555"))
         page = f"http://127.0.0.1:{ports['5555']}/rate-limit"
         wait_for(lambda: _reaches(lambda: httpx.get(page), httpx.TransportError))
