@@ -6,8 +6,10 @@
 worker, but for one lane, which is measured. A row has the processor time of the server for an enqueued call and for a
 released and freed one, that of server and command together for `explain` (of the last call) and `status`, and the
 memory of Redis for each waiting call or lane. These are processor times and sizes, so the machine need not be quiet.
-Goals: enqueue, release and `explain` take at most 1.5 times as long in the last row as in the first; `status`, which
-looks at all lanes for those that matter most, at most 300 ms.
+Beside them stands what two ZADD, an HSET and a SET of the same server cost, in sorted sets of that size: all commands
+take longer when less of the data is in the processor's caches. Goals: enqueue and release grow at most 1.25 times as
+much as those; `explain` takes at most 1.5 times as long in the last row as in the first; `status`, which looks at all
+lanes for those that matter most, at most 300 ms.
 
 `soak`: a worker of eight threads, Flower, and a process that sends calls and reads their results, until so many are
 answered: their memory as it goes on, and the keys that are left in Redis. Goals: from a fifth of the calls on, worker
@@ -44,7 +46,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOWER = ("-m", "ratelimit_worker", "flower", "-A", "tests.fleet_app", "--basic-auth", "a:long-enough-for-all")
 FIELDS = {"p1": ACKS / 0.02, "d1": 1e6}  #: a pace that is never reached
 PROBE = 500  #: calls that are enqueued, and released, to measure a row
-GROWTH, STATUS_MS = 1.5, 300.0
+BESIDE_PLAIN, GROWTH, STATUS_MS = 1.25, 1.5, 300.0
 B_A_CALL, KEYS_LEFT = 50.0, 100
 MARKS = 5  #: rows of `soak`
 SEND = """
@@ -67,6 +69,7 @@ class Row(NamedTuple):
     """The cost of one size."""
 
     size: int
+    plain_us: float  #: two ZADD, an HSET and a SET
     enqueue_us: float
     release_us: float
     explain_ms: float
@@ -93,6 +96,19 @@ def cost_us(client: Redis, act: Callable[[], object], times: int) -> float:
     return (server_s(client) - before_s) / times * 1e6
 
 
+def plain(client: Redis, first: int, many: int) -> None:
+    """Write so many things with plain commands, many in one exchange."""
+    for at in range(first, first + many, 1_000):
+        with client.pipeline(transaction=False) as pipe:
+            for number in range(at, min(first + many, at + 1_000)):
+                name = f"plain-{number:08d}-4f6b-9a51-0c2d"
+                pipe.zadd("one", {name: number})
+                pipe.zadd("other", {name: number})
+                pipe.hset(f"hash:{name}", mapping={"a": 1, "b": "x" * 300})
+                pipe.set(f"text:{name}", "x" * 300)
+            pipe.execute()
+
+
 def whole_ms(client: Redis, act: Callable[[], object], times: int = 5) -> float:
     """Processor time of the server and of this process for each, milliseconds."""
     act()
@@ -111,14 +127,11 @@ def row(lanes: Lanes, size: int, last: int, bytes_each: float) -> Row:
     permits_s(lanes, ACKS, PROBE // 5)  # warm
     release_us = cost_us(client, lambda: permits_s(lanes, ACKS, PROBE), PROBE)
     asked = f"call-{last + PROBE - 1:08d}-4f6b-9a51-0c2d"
-    return Row(
-        size,
-        enqueue_us,
-        release_us,
-        whole_ms(client, lambda: explain(live, (), asked)),
-        whole_ms(client, lambda: cluster_state(live.now(), None)),
-        bytes_each,
-    )
+    explain_ms = whole_ms(client, lambda: explain(live, (), asked))
+    status_ms = whole_ms(client, lambda: cluster_state(live.now(), None))
+    plain(client, 0, size)
+    plain_us = cost_us(client, lambda: plain(client, size, PROBE), PROBE)
+    return Row(size, plain_us, enqueue_us, release_us, explain_ms, status_ms, bytes_each)
 
 
 def sizes(most: int, first: int) -> Iterator[int]:
@@ -162,18 +175,24 @@ def many_lanes(lanes: Lanes, size: int) -> None:
 
 def show(what: str, found: Sequence[Row]) -> bool:
     """Print the rows, and the growth of each time; returns whether a goal was missed."""
-    heads = (what, "enqueue µs", "release µs", "explain ms", "status ms", f"B of Redis per {what}")
+    heads = (what, "plain µs", "enqueue µs", "release µs", "explain ms", "status ms", f"B of Redis per {what}")
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for one in found:
         print(
-            f"| {one.size:,} | {one.enqueue_us:.0f} | {one.release_us:.0f} | {one.explain_ms:.1f} | "
-            f"{one.status_ms:.1f} | {one.bytes_each:,.0f} |"
+            f"| {one.size:,} | {one.plain_us:.1f} | {one.enqueue_us:.0f} | {one.release_us:.0f} | "
+            f"{one.explain_ms:.1f} | {one.status_ms:.1f} | {one.bytes_each:,.0f} |"
         )
+    first, last = found[0], found[-1]
+    sizes_are = f"{last.size:,} beside {first.size:,}"
+    plainly = last.plain_us / first.plain_us
+    print(f"plain commands, {sizes_are}: {plainly:.2f} ×")
     missed = False
-    for name in ("enqueue_us", "release_us", "explain_ms"):
-        grown = getattr(found[-1], name) / getattr(found[0], name)
-        missed |= beside(f"{name.partition('_')[0]}, {found[-1].size:,} beside {found[0].size:,}", grown, GROWTH, "×")
-    return beside("status, last row", found[-1].status_ms, STATUS_MS, "ms") or missed
+    for name in ("enqueue_us", "release_us"):
+        grown = getattr(last, name) / getattr(first, name)
+        said = f"{name.partition('_')[0]}, {sizes_are}: {grown:.2f} ×, beside plain commands"
+        missed |= beside(said, grown / plainly, BESIDE_PLAIN, "×")
+    missed |= beside(f"explain, {sizes_are}", last.explain_ms / first.explain_ms, GROWTH, "×")
+    return beside("status, last row", last.status_ms, STATUS_MS, "ms") or missed
 
 
 def kinds(names: Iterable[bytes]) -> str:
