@@ -428,7 +428,7 @@ class Lanes(AttemptLanes, Protocol):
         ...
 
     def tell(self, lane: str, fields: Fields, read: int | None = None) -> bool:
-        """Write a person's configuration, as a new revision; False: the lane no longer has the revision `read`."""
+        """Write what a person sets, as a new revision; False: the lane no longer has the revision `read`."""
         ...
 
     def establish(self, lane: str, fields: Fields) -> bool:

@@ -90,8 +90,8 @@ class _Planes:
         return 0
 
     def set_points_of(self, changes: Mapping[str, Write]) -> list[str]:
-        for lane, (_, fields) in changes.items():
-            self.set_points(lane, fields)
+        for lane, change in changes.items():
+            self.set_points(lane, change.fields)
         return []
 
     def states(self, lanes: Sequence[str], fields: Sequence[str] = ()) -> dict[str, LaneState]:

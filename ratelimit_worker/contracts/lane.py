@@ -38,10 +38,11 @@ _UNPACED_AGAIN = b"unlimited"
 
 
 class Write(NamedTuple):
-    """Fields to write into a lane, unless a person has set its limits since it was read."""
+    """Fields to write into a lane, unless a person has set its limits or mode since it was read."""
 
     revision: int  #: of the lane when it was read
     fields: Fields
+    by_person: bool = False  #: they are what a person sets: the lane gets a new revision
 
 
 class Field(NamedTuple):
@@ -81,7 +82,7 @@ FIELDS = (
         "rev",
         "REVISION",
         "revision",
-        "how often a person has set the lane's limits",
+        "how often a person has set the lane's limits or mode",
         "a person",
         "whoever writes set-points",
     ),

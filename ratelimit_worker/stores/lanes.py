@@ -318,7 +318,7 @@ class Lanes:
         return self._write([_set_points_args(lane, fields, read)])[0]
 
     def tell(self, lane: str, fields: Fields, read: int | None = None) -> bool:
-        """Write limits set by a person, which gives the lane a new revision → False: it is not at `read` any more.
+        """Write what a person sets, which gives the lane a new revision → False: it is not at `read` any more.
 
         Raises:
             ValueError: as `set_points`.
@@ -334,7 +334,9 @@ class Lanes:
         """
         if not changes:
             return []
-        done = self._write([_set_points_args(lane, fields, read) for lane, (read, fields) in changes.items()])
+        done = self._write(
+            [_set_points_args(lane, one.fields, one.revision, anew=one.by_person) for lane, one in changes.items()]
+        )
         return [lane for lane, released in zip(changes, done, strict=True) if released is None]
 
     def _write(self, lanes: Sequence[Sequence[Any]]) -> list[int | None]:

@@ -530,10 +530,10 @@ def test_what_a_killed_command_left_undone_the_tuner_does(stage: Stage) -> None:
     def killed(*_: Any, **__: Any) -> Any:
         raise Killed
 
-    points, stage.lanes.set_points = stage.lanes.set_points, killed  # type: ignore[method-assign]
+    written, stage.lanes.tell = stage.lanes.tell, killed  # type: ignore[method-assign]
     with pytest.raises(Killed):
         pin(stage.control, Mode.HALT, who="me", now=stage.now)
-    stage.lanes.set_points = points  # type: ignore[method-assign]
+    stage.lanes.tell = written  # type: ignore[method-assign]
     turns(stage, 2)
     assert stage.mode("busy") is Mode.HALT
     turns(stage, 3 * MANY // MOST_LOOKED_AT)

@@ -297,6 +297,57 @@ def test_a_pin_against_a_tuner_that_knows_nothing_of_it_yet(stage: Stage) -> Non
     assert stage.mode() is Mode.REDUCED
 
 
+def test_a_lane_that_is_pinned_after_the_tuner_has_read_the_pins(stage: Stage) -> None:
+    """A worker begins to tune just when a person halts a new lane: no call of it goes out, and the mode stays."""
+    read = stage.control.pins.read
+
+    def pinned_afterwards() -> Any:
+        stage.control.pins.read = read  # type: ignore[method-assign]
+        pins = read()
+        pin(stage.control, Mode.HALT, lane="new", who="ada", now=stage.now)
+        stage.put(20, lane="new")
+        return pins
+
+    stage.control.pins.read = pinned_afterwards  # type: ignore[method-assign]
+    stage.tune()
+    assert stage.mode("new") is Mode.HALT
+    assert stage.sent(1.0) == 0
+    assert [steps(change) for change in stage.told()] == ["NORMAL HALT"]
+
+
+@pytest.mark.parametrize("where", ["gpt", None], ids=["one", "all"])
+def test_a_pin_between_a_tuner_s_decision_and_its_writing(stage: Stage, where: str | None) -> None:
+    """The tuner has decided that a lane in EMERGENCY opens again; a person halts it before that is written."""
+    stage.put(40)
+    stage.sent(3.0, step=0.1, verdict="sick")
+    assert stage.mode() is Mode.EMERGENCY
+    write = stage.lanes.set_points_of
+    after: list[tuple[Mode, int]] = []
+
+    def pinned_before(changes: Any) -> Any:
+        opens = any("mode" in change.fields for change in changes.values())
+        if opens:
+            pin(stage.control, Mode.HALT, lane=where, who="ada", now=stage.now)
+        held = write(changes)
+        if opens:
+            after.append((stage.mode(), stage.lying()))
+        return held
+
+    stage.lanes.set_points_of = pinned_before  # type: ignore[method-assign]
+    for _ in range(200):
+        stage.advance(0.5)
+        stage.beat("w")
+        stage.pump()
+        stage.work()
+        stage.tune()
+        if after:
+            break
+    stage.lanes.set_points_of = write  # type: ignore[method-assign]
+    assert after[0] == (Mode.HALT, 0)
+    assert stage.mode() is Mode.HALT
+    assert stage.sent(5.0) == 0
+
+
 def test_what_a_quicker_tuner_did_is_told_all_the_same(stage: Stage) -> None:
     """The tuner sees a pin, its end and a lane that is given back before the command goes on: one change, told once."""
 
@@ -340,10 +391,10 @@ def test_what_a_quicker_tuner_did_is_told_all_the_same(stage: Stage) -> None:
 def test_what_a_crash_leaves_undone_the_tuner_does(stage: Stage) -> None:
     """The pin was written down and no lane touched; later its end was, and no lane given back."""
     stage.put(10)
-    written = stage.lanes.set_points
-    stage.lanes.set_points = lambda *_: 0  # type: ignore[method-assign]
+    written = stage.lanes.tell
+    stage.lanes.tell = lambda *_: True  # type: ignore[method-assign]
     pin(stage.control, Mode.HALT, who="ada", now=stage.now)
-    stage.lanes.set_points = written  # type: ignore[method-assign]
+    stage.lanes.tell = written  # type: ignore[method-assign]
     assert stage.mode() is Mode.NORMAL
     stage.tune()
     assert stage.mode() is Mode.HALT

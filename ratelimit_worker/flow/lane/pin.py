@@ -194,7 +194,8 @@ def _apply(
         while True:  # repeat if somebody set its limits between our look and our writing
             view = LaneView(lane=lane, state=control.lanes.state(lane), seen=())
             set_points = decide(view, now, control.rules, pins).set_points
-            if not set_points or control.lanes.set_points(lane, set_points, view.state.revision) is not None:
+            # As a new revision, so that a tuner that has not seen the pin cannot overwrite it.
+            if not set_points or control.lanes.tell(lane, set_points, view.state.revision):
                 break
     return changes
 
@@ -241,7 +242,7 @@ def _apply_to_idle(
             decision = decide(LaneView(lane=lane, state=state, seen=()), now, control.rules, pins)
             changes += decision.changes
             if set_points := {**resumed, **decision.set_points}:
-                writes[lane] = Write(state.revision, set_points)
+                writes[lane] = Write(state.revision, set_points, by_person=True)
         control.lanes.set_points_of(writes)
     return changes
 

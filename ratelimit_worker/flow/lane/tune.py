@@ -37,7 +37,7 @@ VISIT_EVERY_S = 1.0  #: how often pinned lanes are looked at without news
 MOST_LOOKED_AT = 200  #: most lanes in a turn for a walk over all lanes, or over those not in NORMAL
 WALK_EVERY_S = 60.0  #: how often all lanes are walked over while all are pinned
 MANY_LANES = 100  #: with more lanes, a pin of all is recorded once, and not for each idle lane
-MOST_TRIES = 8  #: most attempts to write a lane's set-points while a person keeps changing its limits
+MOST_TRIES = 8  #: most attempts to write a lane's set-points while a person keeps changing its limits or mode
 MOST_UNTOLD = 1_000  #: mode changes kept while the outbox accepts none
 
 
@@ -85,7 +85,7 @@ class Tuner:
         self.behind = False
         also = {*self._attention.next(max(LEAST_BY_TIME, LOOKS - self._news), self._turned_at), *self._ailing_due()}
         views: list[LaneView] = []
-        pins: Mapping[str, Pin] | None = None
+        pins: Mapping[str, Pin] = {}
         self._news, now = 0, self._turned_at
         for _ in range(MOST_BATCHES):
             taken = self.control.lanes.take(owner, LEASE_S, BATCH, also=also)
@@ -95,18 +95,18 @@ class Tuner:
                 return None
             now, also = taken.now_s, set()
             self._turned_at = now
-            pins = self.control.pins.read() if pins is None else pins
+            pins = self.control.pins.read()  # after the lanes: see `_visit`
             views += self._learn(taken.lanes, pins, now)
             self.behind = taken.more
             if not taken.more:
                 break
-        assert pins is not None
-        self._visit(self._due(pins, now), pins, now)
+        self._visit(self._due(pins, now), now)
         self._walk_on(pins, now)
         while views and (newer := self.control.pins.read()) != pins:
-            # If a mode was pinned while we wrote, we may have overwritten it. Other lanes come in the next turn.
+            # What was pinned while we wrote: older versions give the lane no new revision, so we may have overwritten
+            # it. Other lanes come in the next turn.
             pins = newer
-            self._visit({view.lane for view in views}, pins, self.control.pins.now())
+            self._visit({view.lane for view in views}, self.control.pins.now())
         self._give_back(pins, now)
         self._tell()
         return len(views)
@@ -125,7 +125,7 @@ class Tuner:
                 views.append(view)
         rules, shares = self.control.rules, self._siblings.shares
         decisions = [(view, decide(view, now, rules, pins, shares(view.lane))) for view in views]
-        self._write_all(decisions, pins, now)
+        self._write_all(decisions, now)
         self._siblings = self._siblings.note([decision.standing for _, decision in decisions], now)
         return views
 
@@ -192,14 +192,21 @@ class Tuner:
             governs = modes.governing(pins.get(seen.lane), pins.get(ALL), now)
             if seen.state.there and seen.state.points.pin != (governs.id if governs is not None else ""):
                 undone.append(seen.lane)
-        self._visit(undone, pins, now, idle=True)
+        self._visit(undone, now, idle=True)
         self._walk = walk
 
-    def _visit(self, lanes: Iterable[str], pins: Mapping[str, Pin], now: float, *, idle: bool = False) -> None:
+    def _visit(self, lanes: Iterable[str], now: float, *, idle: bool = False) -> None:
+        """Apply the pins to these lanes.
+
+        The pins are read after the lanes. Otherwise a lane that is pinned in between would seem to have a pin that is
+        gone, and would be given back.
+        """
         names = list(lanes)
         for first in range(0, len(names), BATCH):
             some: list[tuple[LaneView, Decision]] = []
-            for lane, state in self.control.lanes.states(names[first : first + BATCH]).items():
+            states = self.control.lanes.states(names[first : first + BATCH])
+            pins = self.control.pins.read()
+            for lane, state in states.items():
                 self._note_ailing(lane, state.mode, state.pinned)
                 if not state.pinned and modes.governing(pins.get(lane), pins.get(ALL), now) is None:
                     continue
@@ -208,10 +215,10 @@ class Tuner:
                 if idle and self._many and lane not in pins:  # this was recorded once for all lanes
                     decision = replace(decision, changes=())
                 some.append((view, decision))
-            self._write_all(some, pins, now)
+            self._write_all(some, now)
 
-    def _write_all(self, decisions: Sequence[tuple[LaneView, Decision]], pins: Mapping[str, Pin], now: float) -> None:
-        """Write decisions; if a person has set limits since a lane was read, decide again."""
+    def _write_all(self, decisions: Sequence[tuple[LaneView, Decision]], now: float) -> None:
+        """Write decisions; if a person has set limits or a mode since a lane was read, decide again."""
         told: set[str] = set()
         for _ in range(MOST_TRIES):
             writes: dict[str, Write] = {}
@@ -230,6 +237,7 @@ class Tuner:
                 for view, _ in decisions
                 if view.lane in changed
             ]
+            pins = self.control.pins.read()
             decisions = [(view, decide(view, now, self.control.rules, pins)) for view in views]
 
     def _give_back(self, pins: Mapping[str, Pin], now: float) -> None:

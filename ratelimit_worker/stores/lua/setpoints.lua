@@ -1,7 +1,7 @@
 -- Write set-points of lanes; they hold for the next permit. O(lanes · fields), and what is released.
--- ARGV  now µs · for each lane: its name · revision of the lane that the writer has read ('': any) · 1: a person sets limits, so
---       the lane gets a new revision (0: no) · how many fields · field · value … ('': delete the field). Beside fields there may
---       be anchors (FIELD.ANCHOR): level = anchor − units sent in all and not refused, so calls that left since the anchor was
+-- ARGV  now µs · for each lane: its name · revision of the lane that the writer has read ('': any) · 1: a person sets limits or a
+--       mode, so the lane gets a new revision (0: no) · how many fields · field · value … ('': delete the field). Beside fields
+--       there may be anchors (FIELD.ANCHOR): level = anchor − units sent in all and not refused, so calls that left since the anchor was
 --       calculated still count. FIELD.ANCHOR_LOWERS: the same, but it never raises the level
 -- returns  for each lane: calls released at once | -1 it has another revision by now, so nothing was written | an error, in words
 local MEMORY = {[FIELD.LAW] = true, [FIELD.HEALTH] = true, [FIELD.GIVEN_BACK] = true}  -- fields that no script obeys
