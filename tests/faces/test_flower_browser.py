@@ -232,6 +232,9 @@ def test_emergency_is_clicked_and_status_says_so(cluster: Fleet, page: str, brow
     assert browser.text("#rlw-workers") == "1 / 4"
     assert fits(browser)
     browser.picture(tmp_path / "rate-limit.png")
+    for width in (768, 900, 1_024, 1_100):
+        browser.resize(width, 800)
+        wait_for(lambda: fits(browser), what=f"it fits {width} px")
 
     browser.resize(390, 844)
     wait_for(lambda: fits(browser), what="it fits a phone")
