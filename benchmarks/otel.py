@@ -203,8 +203,8 @@ def print_in_place(calls: int) -> None:
         wanted, app = SIDES[name]
         with tempfile.TemporaryDirectory() as folder:
             os.environ.update({"MAISD_OTEL": wanted, FOLDER: folder})
-            with running(Side(name, app + CLOCKED, ROOT), "threads", "WARNING") as drive:
-                run = drive(calls, 1)
+            with running(Side(name, app + CLOCKED, ROOT), "threads", "WARNING") as one:
+                run = one.drive(calls, 1)
             del os.environ[FOLDER]
             told = [json.loads(one.read_text()) for one in Path(folder).iterdir()]
         each = {what: sum(one[what] for one in told) / (calls + WARM) for what in ("tracing_us", "garbage_us")}
@@ -220,8 +220,8 @@ def pairs_of(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     for _ in range(options.pairs):
         for name, (wanted, app) in SIDES.items():
             os.environ["MAISD_OTEL"] = wanted
-            with running(Side(name, app, ROOT), "threads", "WARNING") as drive:
-                runs[name].append(drive(options.calls, 1))
+            with running(Side(name, app, ROOT), "threads", "WARNING") as one:
+                runs[name].append(one.drive(options.calls, 1))
             print(f"{name}: {cpu_us(runs[name][-1]):.0f} µs", file=sys.stderr, flush=True)
     return runs
 

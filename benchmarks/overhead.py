@@ -135,9 +135,17 @@ FIGURES = (
 )
 
 
+class Running(NamedTuple):
+    """A server and a worker of one side."""
+
+    drive: Callable[[int, int], dict[str, Any]]  #: makes so many calls and round trips, and measures them
+    worker: int  #: its process
+    valkey: Valkey
+
+
 @contextmanager
-def running(side: Side, pool: str, level: str) -> Iterator[Callable[[int, int], dict[str, Any]]]:
-    """A server and a worker of one side; yields a function that makes calls and measures them."""
+def running(side: Side, pool: str, level: str) -> Iterator[Running]:
+    """Start them, and stop them at the end."""
     folder = Path(tempfile.mkdtemp(prefix="rlw-bench-"))
     valkey = Valkey(folder)
     valkey.start()
@@ -167,7 +175,7 @@ def running(side: Side, pool: str, level: str) -> Iterator[Callable[[int, int], 
 
     try:
         wait_for(lambda: valkey.client.exists("_kombu.binding.celery"), 60, "the worker is there")
-        yield drive
+        yield Running(drive, worker.pid, valkey)
     finally:
         worker.terminate()
         worker.wait(timeout=60)
@@ -180,8 +188,8 @@ def measured(pool: str, level: str, sides: list[Side], options: argparse.Namespa
     runs: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
     for _ in range(options.pairs):
         for side in sides:
-            with running(side, pool, level) as drive:
-                runs[side.name].append(drive(options.calls, options.trips))
+            with running(side, pool, level) as one:
+                runs[side.name].append(one.drive(options.calls, options.trips))
     return runs
 
 
