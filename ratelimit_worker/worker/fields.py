@@ -27,6 +27,9 @@ MOST_DEPTH = 100  #: nesting of the envelope: kombu writes it back as JSON, whic
 MOST_BODY_DEPTH = 400  #: nesting of the body, which is read in a thread, and written back by a retry
 #: Allowed character sets of a body: others are not text (zlib unpacks), or take quadratic time (punycode).
 CHARSETS = frozenset({"utf-8", "ascii", "iso8859-1"})
+#: Types as tuples: these checks are made for each message, and `int | float` would be put together each time.
+_NUMBERS, _PLAIN, _NESTED = (int, float), (str, int, float), (dict, list)
+_CLASSES = tuple(Priority)
 
 
 class Row(NamedTuple):
@@ -42,6 +45,8 @@ def _text(value: Any) -> bool:
 
 def _writable(text: str) -> bool:
     """Whether it can be encoded as UTF-8: a lone surrogate cannot, and fails later when it is sent on."""
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -62,7 +67,7 @@ def _count(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST_NUMBER
+    return isinstance(value, _NUMBERS) and not isinstance(value, bool) and 0 <= value <= MOST_NUMBER
 
 
 def _positive(value: Any) -> bool:
@@ -74,7 +79,7 @@ def _truth(value: Any) -> bool:
 
 
 def _plain(value: Any) -> bool:
-    return isinstance(value, str | int | float) and not (isinstance(value, float) and not math.isfinite(value))
+    return isinstance(value, _PLAIN) and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def _texts(value: Any) -> bool:
@@ -215,7 +220,7 @@ PLAN: Mapping[str, Row] = {
     "lane": TEXT,
     "tenant": TEXT,
     "weight": POSITIVE,
-    "class": Row(lambda value: value in list(Priority), "high, normal or low"),
+    "class": Row(lambda value: value in _CLASSES, "high, normal or low"),
     "cost": Row(_numbers, "four numbers"),
     "deadline": NUMBER,
     "context": TEXT,
@@ -317,7 +322,7 @@ def deeper_than(most: int, value: dict[str, Any] | list[Any]) -> bool:
         inner: list[Any] = []
         for one in level:
             inner.extend(one.values() if isinstance(one, dict) else one)
-        level = [one for one in inner if isinstance(one, dict | list)]
+        level = [one for one in inner if isinstance(one, _NESTED)]
         if not level:
             return False
     return True
