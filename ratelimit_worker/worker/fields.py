@@ -28,7 +28,7 @@ MOST_BODY_DEPTH = 400  #: nesting of the body, which is read in a thread, and wr
 #: Allowed character sets of a body: others are not text (zlib unpacks), or take quadratic time (punycode).
 CHARSETS = frozenset({"utf-8", "ascii", "iso8859-1"})
 #: Types as tuples: these checks are made for each message, and `int | float` would be put together each time.
-_NUMBERS, _PLAIN, _NESTED = (int, float), (str, int, float), (dict, list)
+_NUMBERS, _SIMPLE, _NESTED = (int, float), (str, int, float), (dict, list)
 _CLASSES = tuple(Priority)
 
 
@@ -79,7 +79,7 @@ def _truth(value: Any) -> bool:
 
 
 def _plain(value: Any) -> bool:
-    return isinstance(value, _PLAIN) and not (isinstance(value, float) and not math.isfinite(value))
+    return isinstance(value, _SIMPLE) and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def _texts(value: Any) -> bool:
