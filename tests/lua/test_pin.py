@@ -21,6 +21,7 @@ from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.flow.duty.record import record_once
 from ratelimit_worker.flow.lane.decide import Rules, rules_of
+from ratelimit_worker.flow.lane import pin as pin_module
 from ratelimit_worker.flow.lane.pin import FROM_SETTING, at_start, auto, lane_fields, pin
 from ratelimit_worker.flow.lane.tune import ControlPlane, Tuner
 from ratelimit_worker.policy.modes import ALL, Rates, Thresholds
@@ -346,6 +347,48 @@ def test_a_pin_between_a_tuner_s_decision_and_its_writing(stage: Stage, where: s
     assert after[0] == (Mode.HALT, 0)
     assert stage.mode() is Mode.HALT
     assert stage.sent(5.0) == 0
+
+
+def hook(owner: Any, name: str, first: Callable[[], Any]) -> None:
+    """Something else happens once, just before the owner's next call of this method."""
+    method = getattr(owner, name)
+
+    def later(*given: Any, **named: Any) -> Any:
+        setattr(owner, name, method)
+        first()
+        return method(*given, **named)
+
+    setattr(owner, name, later)
+
+
+@pytest.mark.parametrize("idle", [False, True], ids=["busy", "idle"])
+@pytest.mark.parametrize("step", ["state", "survey", "tell", "set_points_of"])
+def test_two_commands_that_pin_a_lane_at_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, step: str, idle: bool
+) -> None:
+    """Another person halts all lanes while a command for EMERGENCY is under way: the later one holds, at once."""
+    stage.put(20)
+    if idle:  # as with very many lanes: most are set in batches
+        monkeypatch.setattr(pin_module, "MANY_LANES", 0)
+        stage.sent(3.0)
+        stage.put(5)
+    hook(stage.control.lanes, step, lambda: pin(stage.control, Mode.HALT, who="bob", now=stage.now))
+    pin(stage.control, Mode.EMERGENCY, who="ada", now=stage.now)
+    assert stage.mode() is Mode.HALT
+    assert stage.work() == 0
+    (held,) = stage.control.pins.read().values()
+    assert stage.lanes.state("gpt").points.pin == held.id
+
+
+@pytest.mark.parametrize("step", ["state", "tell", "survey"])
+def test_a_lane_that_is_given_back_while_a_command_pins_it(stage: Stage, step: str) -> None:
+    """The pin is gone when the command comes to the lane: it does not bring it back, and nobody has to look again."""
+    stage.put(20)
+    hook(stage.control.lanes, step, lambda: auto(stage.control, who="bob", now=stage.now))
+    pin(stage.control, Mode.HALT, who="ada", now=stage.now)
+    assert stage.control.pins.read() == {}
+    assert stage.mode() is Mode.NORMAL
+    assert stage.work() > 0
 
 
 def test_what_a_quicker_tuner_did_is_told_all_the_same(stage: Stage) -> None:

@@ -29,6 +29,7 @@ FROM_SETTING = "MAISD_EMERGENCY_MODE"
 #: Most idle lanes that a command sets itself, which takes up to a second; more are left to the tuner, if one is
 #: running.
 MOST_AT_ONCE = 2_000
+NO_PINS: Mapping[str, Pin] = {}
 
 
 def left_to_tuner(control: ControlPlane) -> bool:
@@ -65,14 +66,13 @@ def pin(
     names = _first(control) if made.everywhere else [str(lane)]
     before = control.lanes.states(names)
     control.pins.write({ALL if made.everywhere else str(lane): made})
-    pins = control.pins.read()
-    changes = _told(control, _apply(control, before, pins, at))
+    changes = _told(control, _apply(control, before, at))
     if not made.everywhere:
         return changes
     many = control.lanes.count() > MANY_LANES
     if many or not before:
         _told(control, [began(ALL, Mode.NORMAL, made, at)])
-    others = [] if left_to_tuner(control) else _apply_to_idle(control, before, pins, at)
+    others = [] if left_to_tuner(control) else _apply_to_idle(control, before, at)
     if not many:
         _told(control, others)
     return [*changes, *others] or [began(ALL, Mode.NORMAL, made, at)]
@@ -111,15 +111,13 @@ def auto(
         if _halted(state):
             control.lanes.set_points(name, given_back.encode())
             before[name] = _given_back(state, given_back)
-    # The tuner may already have deleted pins that have ended.
-    pins = {**ended, **control.pins.read()}
-    changes = _told(control, _apply(control, before, pins, at))
+    changes = _told(control, _apply(control, before, at, ended))
     later = made.everywhere and left_to_tuner(control)
     if made.everywhere:
         many, pinned = control.lanes.count() > MANY_LANES, ended.get(ALL)
         if many and pinned is not None:
             _told(control, [ended_everywhere(pinned, at)])
-        others = _apply_to_idle(control, before, pins, at, given_back, halted_only=later)
+        others = _apply_to_idle(control, before, at, ended, given_back, halted_only=later)
         changes += others if many else _told(control, others)
     if not later:  # otherwise the tuner does, after it has been to every lane
         control.pins.drop(ended)
@@ -180,20 +178,24 @@ def _checked(
 
 
 def _apply(
-    control: ControlPlane, before: Mapping[str, LaneState], pins: Mapping[str, Pin], now: float
+    control: ControlPlane, before: Mapping[str, LaneState], now: float, ended: Mapping[str, Pin] = NO_PINS
 ) -> list[ModeChange]:
     """Write set-points by the pins that hold, and leave the law's memory to the tuner → what changed.
+
+    The pins are read after each lane's state: of two commands that pin it at the same time, the later one decides.
 
     Args:
         before: The lanes before the pins were written. Changes are found by comparing with these, since the tuner may
             have applied the pins first; it records the same events, under the same ids.
+        ended: Pins that end just now, by lane; the tuner may already have deleted them.
     """
     changes: list[ModeChange] = []
+    pins = {**ended, **control.pins.read()}
     for lane, state in before.items():
         changes += decide(LaneView(lane=lane, state=state, seen=()), now, control.rules, pins).changes
         while True:  # repeat if somebody set its limits between our look and our writing
             view = LaneView(lane=lane, state=control.lanes.state(lane), seen=())
-            set_points = decide(view, now, control.rules, pins).set_points
+            set_points = decide(view, now, control.rules, control.pins.read()).set_points
             # As a new revision, so that a tuner that has not seen the pin cannot overwrite it.
             if not set_points or control.lanes.tell(lane, set_points, view.state.revision):
                 break
@@ -218,8 +220,8 @@ def _given_back(lane: LaneState, given_back: GivenBack) -> LaneState:
 def _apply_to_idle(
     control: ControlPlane,
     done: Container[str],
-    pins: Mapping[str, Pin],
     now: float,
+    ended: Mapping[str, Pin] = NO_PINS,
     given_back: GivenBack | None = None,
     *,
     halted_only: bool = False,
@@ -229,12 +231,14 @@ def _apply_to_idle(
     Lanes to which the tuner came first show no change here. New lanes begin with the pin.
 
     Args:
+        ended: As for `_apply`.
         given_back: When and by whom lanes that the law has halted are given back; None: they stay halted.
         halted_only: Only do it for those; the others are left to the tuner.
     """
     changes: list[ModeChange] = []
     for some in _idle(control, done, halted_only):
         writes: dict[str, Write] = {}
+        pins = {**ended, **control.pins.read()}
         for lane, found in some.items():
             state, resumed = found, dict[str, float | str | bytes]()
             if given_back is not None and _halted(found):
