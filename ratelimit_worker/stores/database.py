@@ -88,7 +88,9 @@ def _sqlite(url: URL, busy_timeout_s: float) -> Engine:
         make_folder(Path(url.database or "").parent)
     except OSError as error:
         raise StoreUnavailable(f"the folder of {_place(url)} cannot be created: {error.strerror}") from error
-    engine = create_engine(url, connect_args={"timeout": busy_timeout_s}, hide_parameters=True)
+    engine = create_engine(
+        url, connect_args={"timeout": busy_timeout_s}, json_serializer=json_text, hide_parameters=True
+    )
     path = Path(url.database or "")
 
     def make_private(_dialect: Dialect, _entry: ConnectionPoolEntry | None, _args: Any, _options: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from hashlib import blake2s
+from operator import attrgetter
 
 from msgspec.structs import replace as replace_struct
 
@@ -25,6 +26,16 @@ MAX_TAGS = 100
 MAX_EPOCH_S = 253_370_764_799.0
 _INT32 = 2**31 - 1
 _INT64 = 2**63 - 1
+_texts_of = attrgetter(
+    *("call_id", "lane", "task", "queue", "context", "tenant", "worker"),
+    *("provider", "model", "request_id", "service_tier", "finish_reason", "cause"),
+)
+_times_of = attrgetter("started_at", "finished_at", "waited_s", "retry_after_s", "first_byte_s")
+_counts_of = attrgetter(
+    *("number", "status", "input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens"),
+    *("reasoning_tokens", "audio_input_tokens", "audio_output_tokens", "image_input_tokens", "image_output_tokens"),
+    *("cost_nanousd", "cached_saving_nanousd", "lost_attempts", "lost_nanousd"),
+)
 
 
 def storable(attempt: Attempt) -> Attempt:
@@ -32,8 +43,28 @@ def storable(attempt: Attempt) -> Attempt:
 
     NUL and halves of surrogate pairs become U+FFFD, texts are cut, numbers are clamped, and NaN becomes None or 0.
     """
+    if _plain(attempt):
+        return attempt
     clean = {name: value for name, value in _cleaned(attempt).items() if value is not getattr(attempt, name)}
     return replace(attempt, **clean) if clean else attempt  # type: ignore[arg-type]
+
+
+def _plain(attempt: Attempt) -> bool:
+    """Whether it is seen at a glance that nothing has to be changed, as in nearly all attempts: short ASCII texts,
+    common numbers. Twice as fast as to look at every field by itself."""
+    texts = "".join(filter(None, (*_texts_of(attempt), *attempt.tags)))
+    times = [seconds for seconds in _times_of(attempt) if seconds is not None]
+    counts = [count for count in _counts_of(attempt) if count is not None]
+    return (
+        texts.isascii()
+        and "\0" not in texts
+        and len(texts) <= MAX_KEY_CHARS
+        and len(attempt.tags) <= MAX_TAGS
+        and all(0.0 <= seconds <= MAX_EPOCH_S for seconds in times)  # False for NaN
+        and 0 <= min(counts)
+        and max(counts) <= _INT32
+        and attempt.content is None
+    )
 
 
 def storable_change(change: ModeChange) -> ModeChange:

@@ -381,13 +381,20 @@ class Tracker:
             self._file.closed()
 
 
+#: Attempts at the calls `ids`, ready to be executed: composing a statement costs processor time for each id.
+_OF_CALLS = (
+    select(*COUNTED)
+    .where(AttemptRow.call_id.in_(bindparam("ids", expanding=True)))
+    .order_by(AttemptRow.call_id, AttemptRow.number)
+)
+
+
 def _known(connection: Connection, call_ids: Iterable[str]) -> dict[str, list[Counted]]:
     """The stored attempts at these calls, by call and in the order of their numbers."""
     ids = sorted(call_ids)
     known: dict[str, list[Counted]] = {call_id: [] for call_id in ids}
     for start in range(0, len(ids), _IDS):
-        wanted = select(*COUNTED).where(AttemptRow.call_id.in_(ids[start : start + _IDS]))
-        for row in connection.execute(wanted.order_by(AttemptRow.call_id, AttemptRow.number)):
+        for row in connection.execute(_OF_CALLS, {"ids": ids[start : start + _IDS]}):
             known[row.call_id].append(counted(row))
     return known
 
@@ -459,9 +466,14 @@ def _fresh(told: Iterable[Attempt], held: Iterable[Counted]) -> list[Attempt]:
 def _insert_new(
     connection: Connection, table: type[Base], key: Sequence[InstrumentedAttribute[Any]], rows: Sequence[dict[str, Any]]
 ) -> int:
-    """Insert rows whose key does not exist yet → how many."""
+    """Insert rows whose key does not exist yet → how many.
+
+    Columns that are NULL in all of them are left out: each value of a row costs processor time.
+    """
     if not rows:
         return 0
+    used = {name for row in rows for name, value in row.items() if value is not None}
+    rows = [{name: row[name] for name in row if name in used} for row in rows]
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     statement = insert(table).on_conflict_do_nothing(index_elements=[column.key for column in key])
     return connection.execution_options(preserve_rowcount=True).execute(statement, rows).rowcount
