@@ -15,9 +15,11 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from ratelimit_worker.calls import Attempt, Category, Mode, ModeChange, Outcome, PriceSource
 from ratelimit_worker.contracts.lane_sample import LaneSample

@@ -13,12 +13,12 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from ratelimit_worker.calls import Category
 from ratelimit_worker.errors import BadInput, CallFailed, CallLost, DeadlineExceeded, WorkerLostRepeatedly
@@ -42,8 +42,7 @@ _ACCOUNTS = frozenset({401, 402, 403})
 _ACCOUNTS_CODES = frozenset({str(Category.AUTH), str(Category.QUOTA_EXHAUSTED)})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(Struct, frozen=True, kw_only=True):
     """A line that can be sent."""
 
     number: int  #: of the line, from 1
@@ -55,8 +54,7 @@ class Ask:
     size: int  #: of the line, bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bad:
+class Bad(Struct, frozen=True, kw_only=True):
     """A line that cannot be sent."""
 
     number: int
@@ -679,8 +677,7 @@ def read_out(text: bytes) -> OutLine:
     return _decode_out(text)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlainAnswers:
+class PlainAnswers(Struct, frozen=True, kw_only=True):
     """Totals of a block of lines of OUT, most of which are answers of the most common shape."""
 
     custom_ids: list[str]  #: of the answers of that shape

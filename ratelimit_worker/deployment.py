@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from celery import Celery
 from celery.app.utils import find_app as find_celery_app
+from msgspec import Struct
 
 from ratelimit_worker.config import Settings, environment, read_settings
 from ratelimit_worker.embedded import running_url
@@ -32,8 +33,7 @@ REDIS_URL = "MAISD_REDIS_URL"
 LAST_RUN = "last-run.json"  #: in the state folder
 
 
-@dataclass(frozen=True, slots=True)
-class Deployment:
+class Deployment(Struct, frozen=True):
     """What a command works on."""
 
     settings: Settings  #: with the `redis_url` that was found; `sources` says where

@@ -15,8 +15,10 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from ratelimit_worker.canonical import Named, by_name, canonical
 
@@ -35,8 +37,7 @@ class Scope(NamedTuple):
     context: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Parameters:
+class Parameters(Struct, frozen=True):
     """A function's parameters, by which the arguments of its calls are compared."""
 
     positional: tuple[str, ...] = ()  #: those that may be given without a name, in their order

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from msgspec import Struct
 
 from ratelimit_worker.calls import Attempt, Failure, Mode, ModeChange
 from ratelimit_worker.contracts.call import Placed
@@ -178,8 +179,7 @@ class LatencyMemory(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Begun:
+class Begun(Struct, frozen=True, kw_only=True):
     """The lane's answer to a worker that is about to run a released call."""
 
     #: go: run it · settled: it was answered before · closed: it went back to its place ·
@@ -229,8 +229,7 @@ class Came(NamedTuple, Generic[T]):
         return self.value  # type: ignore[return-value]  # a T where there is no error
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
+class Health(Struct, frozen=True):
     """What the lane says about its provider, read for an attempt that has failed."""
 
     lately: Lately = UNKNOWN  #: how the lane's calls have recently done
@@ -241,8 +240,7 @@ class Health:
     track_record: TrackRecord = NO_TRACK_RECORD  #: how often the function, and the others of its lane, failed lately
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneSeen:
+class LaneSeen(Struct, frozen=True, kw_only=True):
     """A lane, as read when all lanes are looked at."""
 
     lane: str
@@ -251,8 +249,7 @@ class LaneSeen:
     state: LaneState  #: as far as was asked for
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneView:
+class LaneView(Struct, frozen=True, kw_only=True):
     """A lane, as the tuner reads it, with the observations since the last time."""
 
     lane: str
@@ -295,8 +292,7 @@ class BarKind(StrEnum):
     PARENT = "parent"  #: a parent, `detail`, where `number` lanes wait; `parent` says what holds it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bar:
+class Bar(Struct, frozen=True, kw_only=True):
     """One of the bars that hold a call back. All of them must end; the last one counts."""
 
     kind: BarKind

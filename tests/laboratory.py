@@ -12,12 +12,13 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from math import ceil, inf
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from ratelimit_worker.calls import Category, Failure, LaneLimits, Mode, Response
 from ratelimit_worker.contracts.lane import LaneState

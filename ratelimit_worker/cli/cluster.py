@@ -7,12 +7,12 @@ import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from msgspec import Struct, field
 
 from ratelimit_worker import wiring
 from ratelimit_worker.app import make_app
@@ -30,14 +30,12 @@ class WorkersFailed(RateLimitWorkerError):
     """The workers of a command ended by themselves. `str()` has the end of their log."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Worker:
+class _Worker(Struct, frozen=True):
     argv: tuple[str, ...]
     log_path: Path
 
 
-@dataclass(slots=True)
-class Cluster:
+class Cluster(Struct):
     """Redis, an app that sends to it, and the workers of this command, if it has any."""
 
     app: Celery

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from msgspec import Struct, field
 from sqlalchemy import case, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -22,8 +22,7 @@ from ratelimit_worker.stores.tables import AttemptRow
 _COUNTING_SHARE = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class LaneFigures:
+class LaneFigures(Struct, frozen=True):
     """What lanes do now."""
 
     pace_per_min: float | None  #: sum over the lanes; None: one of them has no pace, or none is known
@@ -65,8 +64,7 @@ def figures_of(lanes: Iterable[LaneState], at_s: float) -> LaneFigures:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptFigures:
+class AttemptFigures(Struct, frozen=True):
     """Figures of the attempts since a moment."""
 
     requests: int = 0  #: attempts made

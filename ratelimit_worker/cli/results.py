@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from celery import Celery
 from celery.backends.redis import RedisBackend
 from celery.states import READY_STATES
+from msgspec import Struct
 
 from ratelimit_worker.errors import ConfigurationError
 from ratelimit_worker.stores.reach import redis_errors
@@ -25,8 +25,7 @@ class _State(msgspec.Struct):
 _decode_state = msgspec.json.Decoder(_State).decode
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(Struct, frozen=True):
     """A call that has ended, with its answer or its error."""
 
     call_id: str

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from ratelimit_worker.cli.named import app_name
 from ratelimit_worker.cli.terminal import say
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
     from ratelimit_worker.stores.queries import Queries
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(Struct, frozen=True):
     """Settings, live services, and the sources of figures."""
 
     settings: Settings

@@ -8,10 +8,10 @@ function. The encodings stay readable by the version before and after this one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import msgspec
+from msgspec import Struct
 
 from ratelimit_worker.calls import DIMENSIONS, Failure, Snapshot, Usage
 from ratelimit_worker.contracts.kept import Keep
@@ -40,8 +40,7 @@ class Witness(NamedTuple):
     process_sent: float = 0.0  #: the same, of any task of the process
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ticket:
+class Ticket(Struct, frozen=True, kw_only=True):
     """A call's place in the order of sending, noted when it was released."""
 
     seq: int

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from ratelimit_worker.calls import Outcome
 
@@ -27,8 +28,7 @@ class Spent(NamedTuple):
     unpriced: int  #: attempts that used tokens and have no price
 
 
-@dataclass(frozen=True, slots=True)
-class Recent:
+class Recent(Struct, frozen=True):
     """What a lane did in a short time."""
 
     attempts: int

@@ -5,18 +5,18 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from msgspec import Struct
 
 from ratelimit_worker import embedded_watch
 from ratelimit_worker.embedded.logs import log_end
 from ratelimit_worker.embedded.watcher import Watcher
 
 
-@dataclass(frozen=True, slots=True)
-class Exited:
+class Exited(Struct, frozen=True):
     """A child that ended before it was told to."""
 
     pid: int
@@ -29,8 +29,7 @@ class Exited:
         return f"process {self.pid} ({' '.join(self.argv[:4])}) {how}{log_end(self.log_path)}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Child:
+class _Child(Struct, frozen=True):
     process: subprocess.Popen[bytes]
     argv: tuple[str, ...]
     log_path: Path

@@ -7,10 +7,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from celery import Celery
+from msgspec import Struct
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry, generate_latest
 
 from ratelimit_worker.calls import Mode, ModeChange
@@ -51,8 +52,7 @@ _MOST_VIEWS = 20  #: views, periods and lanes of which a result is kept
 PAGE = 50  #: lanes on a page
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class View(Struct, frozen=True, kw_only=True):
     """The lanes that a person wants to see."""
 
     find: str = ""  #: part of their names; "": all
@@ -66,8 +66,7 @@ class View:
 EVERYTHING = View()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sight:
+class Sight(Struct, frozen=True, kw_only=True):
     """Everything that the page of lanes shows, at one moment."""
 
     state: ClusterState | None  #: None: Redis is away
@@ -76,8 +75,7 @@ class Sight:
     money: tuple[Row, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alerts:
+class Alerts(Struct, frozen=True, kw_only=True):
     """Everything that the page of alerts shows, at one moment."""
 
     at_s: float  #: seconds since the epoch
@@ -87,8 +85,7 @@ class Alerts:
     missing: tuple[str, ...]  #: what could not be read, one sentence each
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class Order(Struct, frozen=True, kw_only=True):
     """A mode that a person wants for a lane."""
 
     mode: Mode | None  #: None: give the lane back to the law
@@ -98,8 +95,7 @@ class Order:
     who: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explained:
+class Explained(Struct, frozen=True, kw_only=True):
     """A call, for the page about it."""
 
     found: Explanation

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
+
+from msgspec import Struct
 
 from ratelimit_worker.calls import Mode
 from ratelimit_worker.plural import many
@@ -17,8 +18,7 @@ _LINES = 4  #: horizontal lines above the axis
 _MARKS = 5  #: times below the axis
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shade:
+class Shade(Struct, frozen=True, kw_only=True):
     """A time in one mode."""
 
     mode: Mode
@@ -27,8 +27,7 @@ class Shade:
     title: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drawing:
+class Drawing(Struct, frozen=True, kw_only=True):
     """A chart."""
 
     used: str  #: path of the area

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ratelimit_worker.contracts.budget import LANE
 from ratelimit_worker.contracts.rollup import Cell, CellKey, Series
@@ -21,8 +22,7 @@ MOST_ROWS = 50  #: lanes on the page, and budgets that are of no lane
 TOTAL = "(all lanes)"
 
 
-@dataclass(frozen=True, slots=True)
-class Sums:
+class Sums(Struct, frozen=True):
     """Money of a lane, or of all."""
 
     spend: Spend = NOTHING
@@ -32,8 +32,7 @@ class Sums:
         return Sums(self.spend + other.spend, self.shared_nanousd + other.shared_nanousd)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Struct, frozen=True):
     """A lane, all lanes, or a budget that is not a lane's, in words."""
 
     name: str

@@ -7,11 +7,11 @@ call's plan. Most programs make their calls with the same few sets of options.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from types import NoneType
 from typing import Any
 
-from msgspec import structs
+from msgspec import Struct, structs
+from msgspec.structs import replace
 
 from ratelimit_worker.calls import Priority
 from ratelimit_worker.config import Settings
@@ -27,8 +27,7 @@ MOST = 1_000  #: most sets of options, and most of their lanes, that a process k
 _PLAIN = frozenset((str, int, float, bool, NoneType, Priority))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Alike:
+class Alike(Struct, frozen=True, eq=False):
     """Calls of one name with equal options.
 
     Args:
@@ -40,8 +39,7 @@ class Alike:
     kept: bool = False
 
 
-@dataclass(slots=True)
-class InLane:
+class InLane(Struct):
     """What such calls have in common in one lane.
 
     Args:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar, overload
+
+from msgspec import Struct
 
 from ratelimit_worker.inprocess.drive import is_async
 from ratelimit_worker.inprocess.limiter import get_advanced_rate_limiter
@@ -15,8 +16,7 @@ from ratelimit_worker.inprocess.options import Options
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, slots=True)
-class Optimized:
+class Optimized(Struct, frozen=True):
     """The decorated function and its options, for `explain_key`."""
 
     function: Callable[..., Any]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec import Struct, field
 
 from ratelimit_worker.flow.call.admit import News
 from ratelimit_worker.stores import keys
@@ -18,8 +18,7 @@ from ratelimit_worker.worker.duties import Duty
 _tag_of = msgspec.json.Decoder(dict[str, str]).decode
 
 
-@dataclass(slots=True, eq=False)
-class Turn:
+class Turn(Struct, eq=False):
     """One caller's wait. `hear` can be called by any thread, and never blocks."""
 
     ref: str

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ratelimit_worker.calls import Cost
 from ratelimit_worker.flow.call import enqueue
@@ -12,8 +13,7 @@ from ratelimit_worker.policy import choices
 from ratelimit_worker.policy.rules import Rule
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(Struct, frozen=True, kw_only=True):
     """Options of a call.
 
     Args:

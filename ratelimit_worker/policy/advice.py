@@ -6,8 +6,9 @@ A rule gives advice only if its figures are beyond the bounds below, and names t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 WAITED_SHARE, WAITED_MIN = 0.05, 10  #: minutes in which calls waited throughout: least share of all, and least number
 IDLE_BELOW, FULL_ABOVE = 0.70, 0.85  #: share of what was allowed that was used in those minutes
@@ -34,8 +35,7 @@ class Kind(StrEnum):
     MORE_CACHE = "more_cache"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Advice:
+class Advice(Struct, frozen=True, kw_only=True):
     """One thing to do."""
 
     kind: Kind
@@ -44,8 +44,7 @@ class Advice:
     why: str  #: a sentence, with figures
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneMinutes:
+class LaneMinutes(Struct, frozen=True, kw_only=True):
     """A slice of time in a lane."""
 
     minutes: float
@@ -55,8 +54,7 @@ class LaneMinutes:
     normal: bool  #: the lane was in NORMAL throughout
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneFacts:
+class LaneFacts(Struct, frozen=True, kw_only=True):
     """A lane in the window."""
 
     name: str
@@ -65,8 +63,7 @@ class LaneFacts:
     slices: Sequence[LaneMinutes] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FunctionFacts:
+class FunctionFacts(Struct, frozen=True, kw_only=True):
     """A function in the window."""
 
     name: str
@@ -78,8 +75,7 @@ class FunctionFacts:
     evicted: int = 0  #: answers that were evicted
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpenderFacts:
+class SpenderFacts(Struct, frozen=True, kw_only=True):
     """A tenant in the window."""
 
     name: str
@@ -87,8 +83,7 @@ class SpenderFacts:
     spent: str  #: in words
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Facts(Struct, frozen=True, kw_only=True):
     """All figures on which advice is based."""
 
     lanes: Sequence[LaneFacts] = ()

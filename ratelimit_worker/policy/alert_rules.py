@@ -6,7 +6,8 @@ Each rule has two bounds: an alert opens beyond one, and closes only on the good
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from ratelimit_worker.calls import Category, Mode, ModeChange, Outcome
 from ratelimit_worker.contracts.alert import Alert, Kind, key_of
@@ -81,8 +82,7 @@ def of_change(change: ModeChange) -> list[Symptom]:
 # ── what Redis says ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneStanding:
+class LaneStanding(Struct, frozen=True, kw_only=True):
     """How one lane stands."""
 
     lane: str
@@ -95,8 +95,7 @@ class LaneStanding:
     workers: int = 0  #: that take calls from one of these queues
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskUnknown:
+class TaskUnknown(Struct, frozen=True, kw_only=True):
     """Calls wait for a task that no living worker of their queue knows."""
 
     queue: str
@@ -104,8 +103,7 @@ class TaskUnknown:
     calls: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class Standing(Struct, frozen=True, kw_only=True):
     """How things stand in Redis."""
 
     at_s: float  #: seconds since the epoch
@@ -172,8 +170,7 @@ def _of_outbox(entries: int, age_s: float) -> Iterator[Symptom]:
 # ── what the tracking database says ──────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(slots=True)
-class Minute:
+class Minute(Struct):
     """What a lane did in a minute."""
 
     latency: Histogram = field(default_factory=dict)  #: of answered attempts
@@ -192,8 +189,7 @@ class Minute:
             self.failed += 0 if outcome == Outcome.ANSWERED else count
 
 
-@dataclass(slots=True)
-class Function:
+class Function(Struct):
     """What became of the calls of a function in a lane recently."""
 
     answered: int = 0
@@ -218,8 +214,7 @@ class Function:
                 self.categories[name] = self.categories.get(name, 0) + count
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
+class Recorded(Struct, frozen=True, kw_only=True):
     """What the tracking database has of the last minutes."""
 
     lanes: Mapping[str, Sequence[Minute]] = field(default_factory=dict)  #: oldest first, up to the last whole minute

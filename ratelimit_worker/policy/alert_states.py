@@ -7,9 +7,9 @@ Pure: the state of an alert, what a rule sees, and the time in, the new state ou
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from ratelimit_worker.contracts.alert import Alert, Kind, Severity, id_of, key_of
@@ -27,8 +27,7 @@ class Sight(StrEnum):
     GOOD = "good"  #: all is well
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Symptom:
+class Symptom(Struct, frozen=True, kw_only=True):
     """What a rule sees of one topic (kind, lane, about). Of a topic without a symptom, all is well."""
 
     kind: Kind
@@ -46,8 +45,7 @@ class Symptom:
         return key_of(self.kind, self.lane, self.about)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class Rule(Struct, frozen=True, kw_only=True):
     """How alerts of a kind behave."""
 
     severity: Severity
@@ -108,8 +106,7 @@ RULES: Mapping[Kind, Rule] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     """What a look changes: an alert as it is now, and whether it has just opened or closed."""
 
     alert: Alert

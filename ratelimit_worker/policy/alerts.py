@@ -6,8 +6,9 @@ It has nothing from prompts or answers: only figures, names of lanes and functio
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.contracts.alert import Alert, Kind, Severity
@@ -23,8 +24,7 @@ OF_A_MODE = "mode"  #: kind of a mode change that opens or closes no alert
 _WORDS: Mapping[Kind, tuple[str, str]] = {Kind.LATENCY: (Trend.STABLE.value, Trend.DEGRADING.value)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
+class Notice(Struct, frozen=True, kw_only=True):
     """One event, as it is sent."""
 
     id: str  #: the same however often the event is sent
@@ -74,8 +74,7 @@ class Notice:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(Struct, frozen=True):
     """A notice on its way."""
 
     entry: str  #: its id in the stream

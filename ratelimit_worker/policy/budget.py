@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import timedelta
+
+from msgspec import Struct
 
 from ratelimit_worker.contracts.budget import ALL, CONTEXT, LANE, NANO, TENANT, Budget, Spent
 from ratelimit_worker.policy import choices, day
@@ -11,8 +12,7 @@ from ratelimit_worker.policy import choices, day
 DAY, MONTH = "day", "month"
 
 
-@dataclass(frozen=True, slots=True)
-class Period:
+class Period(Struct, frozen=True):
     """A budget for a day, or for a month."""
 
     name: str  #: DAY, MONTH
@@ -32,8 +32,7 @@ class Period:
         return self.spent_usd >= self.limit_usd
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(Struct, frozen=True):
     """One budget at a moment."""
 
     name: str  #: "all", "lane:L", "tenant:T", "context:C"

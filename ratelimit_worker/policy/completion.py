@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
+
+from msgspec.structs import replace
 
 from ratelimit_worker.calls import Category
 from ratelimit_worker.policy.endpoints import operation_of, wanted_of

@@ -6,17 +6,17 @@ Paths are written as in a line of a Batch file: relative to the base URL, with o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
+
+from msgspec import Struct
 
 from ratelimit_worker.policy.pattern import lazy
 
 OPENAI, ANTHROPIC, GOOGLE = "openai", "anthropic", "google"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
+class Operation(Struct, frozen=True, kw_only=True):
     """One operation of an API."""
 
     name: str  #: its path behind the version; for Google, the part behind the model

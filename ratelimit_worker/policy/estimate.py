@@ -11,8 +11,9 @@ Pure. Arguments and answers may be any values: what makes no sense counts as 0, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from msgspec import Struct
 
 from ratelimit_worker.calls import Cost, Usage
 from ratelimit_worker.policy import attachments
@@ -61,8 +62,7 @@ class Size(NamedTuple):
     counted: bool = False  #: `input_tokens` was counted by a tokenizer, so it is not corrected
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Learned:
+class Learned(Struct, frozen=True, kw_only=True):
     """What was learned from the answers of one task and model: exponentially weighted means."""
 
     answers: int = 0
@@ -75,8 +75,7 @@ class Learned:
     at: float = 0.0  #: of the last of them, seconds since the epoch
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class Sample(Struct, frozen=True, kw_only=True):
     """What one answer teaches."""
 
     estimated_tokens: int | None  #: input tokens as estimated, before correction; None: they were not estimated

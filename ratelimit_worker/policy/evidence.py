@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ratelimit_worker.calls import Category
 from ratelimit_worker.policy.headers import error_objects, lower_case, sentences, stated_limit
@@ -41,8 +43,7 @@ _C = Category
 _MOST_MEMBERS, _LONGEST_MESSAGE, LONGEST_JSON = 64, 2_000, 262_144
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(Struct, frozen=True):
     """Status, machine words and messages of one failure."""
 
     status: int | None

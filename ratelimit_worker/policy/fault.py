@@ -9,10 +9,11 @@ Pure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil, inf, log
 from typing import NamedTuple
 from zlib import crc32
+
+from msgspec import Struct
 
 from ratelimit_worker.contracts.lane import ANSWERED_EVERY_S
 
@@ -52,8 +53,7 @@ def digest(name: str) -> int:
 # ── one call ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class Failing:
+class Failing(Struct, frozen=True):
     """The sick answers that a call has had in a row. Times in seconds, Redis clock."""
 
     first_at: float  #: when the first came
@@ -62,8 +62,7 @@ class Failing:
     first_sent: float = inf  #: when the request of the first one left
 
 
-@dataclass(frozen=True, slots=True)
-class Lately:
+class Lately(Struct, frozen=True):
     """How the calls of a lane have done recently, as noted by scripts and tuner. Times in seconds, Redis clock."""
 
     good_at: float = 0.0  #: when a call was last answered; 0: never
@@ -76,8 +75,7 @@ class Lately:
 UNKNOWN = Lately(good_at=inf, good_sent=inf)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
+class Compared(Struct, frozen=True, kw_only=True):
     """A sick answer of one call, compared with the lane's other calls."""
 
     alone_s: float | None = None  #: time since its first failure, if no other was answered since; None: others were

@@ -11,7 +11,8 @@ A wrong guess costs one more thread while the call lasts; the call itself goes o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ratelimit_worker.policy.timeout import Latencies, p99_s, slower_share
 
@@ -26,8 +27,7 @@ SICK_TIMES, LEAST_SICK_S = 3.0, 10.0
 GRACE_S = 10.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Out:
+class Out(Struct, frozen=True, kw_only=True):
     """A call that a worker runs."""
 
     tag: str

@@ -12,12 +12,13 @@ import re
 from ast import literal_eval
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from itertools import product
 from typing import Any
+
+from msgspec import Struct
 
 from ratelimit_worker.calls import Snapshot
 from ratelimit_worker.policy.pattern import lazy
@@ -267,8 +268,7 @@ def _budgets(known: Mapping[str, str]) -> _Budgets:
     return budgets
 
 
-@dataclass(frozen=True, slots=True)
-class _Policy:
+class _Policy(Struct, frozen=True):
     """One budget of the IETF's RateLimit fields."""
 
     dimension: str
@@ -362,8 +362,7 @@ def refused_dimension(headers: Mapping[str, str], body: Any = None) -> str | Non
     return empty[0] if len(empty) == 1 else None
 
 
-@dataclass(frozen=True, slots=True)
-class StatedLimit:
+class StatedLimit(Struct, frozen=True):
     """A limit that an error states in words."""
 
     limit: float  #: units per window

@@ -8,7 +8,8 @@ does, with its own count and bound, but never before the provider's Retry-After.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ratelimit_worker.calls import Category, Failure
 from ratelimit_worker.errors import CallFailed, RateLimitWorkerError
@@ -17,8 +18,7 @@ from ratelimit_worker.policy.retry import Retry, Snooze, Step
 from ratelimit_worker.policy.vocabulary import OTHER_ROOTS, PROVIDER_ROOTS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class Wish(Struct, frozen=True, kw_only=True):
     """What a task asks for when it retries.
 
     Args:
@@ -34,15 +34,13 @@ class Wish:
     goes_on: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Stays:
+class Stays(Struct, frozen=True):
     """The call goes back to its lane for at least `after_s` seconds (0: to its own place), and uses no retry."""
 
     after_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Goes:
+class Goes(Struct, frozen=True):
     """The task sends it again after `after_s` seconds and counts the retry; None: at the time that it asked for."""
 
     after_s: float | None
@@ -73,8 +71,7 @@ def whose(failure: Failure, step: Step, free: bool, wish: Wish) -> Stays | Goes:
     return Goes(None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OwnRule:
+class OwnRule(Struct, frozen=True, kw_only=True):
     """How a task retries by itself, from its definition."""
 
     task: str

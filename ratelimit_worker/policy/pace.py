@@ -15,11 +15,10 @@ in stores/lua obey the set-points that `set_points` returns.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from math import inf, sqrt
 from typing import NamedTuple
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from ratelimit_worker.calls import DIMENSIONS, LaneLimits, Snapshot
@@ -99,8 +98,7 @@ UNSEEN_S = 4.0  #: a lane that the tuner did not look at for so long may have se
 Sample = tuple[float, tuple[float, float, float, float]]  #: time, seconds, and units sent in all by then, by dimension
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
+class Observation(Struct, frozen=True, kw_only=True):
     """One answer, from the lane's list of observations."""
 
     at: float  #: seconds, Redis clock

@@ -6,10 +6,11 @@ The decision is a value, which the caller carries out: calls wait in the lane, a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf, ldexp, sqrt
 from types import MappingProxyType
+
+from msgspec import Struct, field
 
 from ratelimit_worker.calls import Category, Failure
 from ratelimit_worker.policy.fault import LOST_S, OTHERS_FARE_WELL, Compared, alone_bound_s, tries_allowed
@@ -18,8 +19,7 @@ from ratelimit_worker.policy.fault import LOST_S, OTHERS_FARE_WELL, Compared, al
 Jitter = Callable[[], float]
 
 
-@dataclass(frozen=True, slots=True)
-class Backoff:
+class Backoff(Struct, frozen=True):
     """How waits grow from attempt to attempt."""
 
     base_s: float  #: longest first wait, seconds
@@ -30,8 +30,7 @@ class Backoff:
             raise ValueError(f"need 0 < base_s <= cap_s, got {self}")
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """How one category is retried."""
 
     backoff: Backoff
@@ -61,8 +60,7 @@ RULES: Mapping[Category, Rule] = MappingProxyType(
 OWN_QUOTA = Rule(Backoff(2.0, 60.0), tries=6)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
+class RetryPolicy(Struct, frozen=True, kw_only=True):
     """Which failures are retried, how often and how far apart.
 
     With a rule for `RATE_LIMITED`, refusals cost tries and wait by backoff: for lanes without adaptive pace
@@ -107,8 +105,7 @@ OTHERS_WELL = 0.10
 TIMES_AS_OFTEN, DEVIATIONS = 3.0, 4.0
 
 
-@dataclass(frozen=True, slots=True)
-class TrackRecord:
+class TrackRecord(Struct, frozen=True):
     """Attempts of a function, and of its lane's other functions, in the last RECORD_S seconds, over the cluster.
 
     Failures are those that cost a try. Answers of a process are missing until it has a failure.
@@ -149,30 +146,26 @@ class Why(StrEnum):
     DEADLINE = "deadline"  #: the next attempt would come after the call's deadline
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
+class Retry(Struct, frozen=True):
     """Another attempt in `after_s` seconds; the attempt that failed cost a try."""
 
     after_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Snooze:
+class Snooze(Struct, frozen=True):
     """Back into the lane for at least `after_s` seconds; the attempt cost no try."""
 
     after_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
+class GiveUp(Struct, frozen=True):
     """The call has failed for good."""
 
     failure: Failure
     why: Why = Why.CATEGORY
 
 
-@dataclass(frozen=True, slots=True)
-class Halt:
+class Halt(Struct, frozen=True):
     """The quota is used up: halt the lane, and let the call wait, which costs no try."""
 
     failure: Failure

@@ -13,9 +13,11 @@ Pure: the lanes' figures and the time in, shares out. The tuner keeps `Siblings`
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 RATE_S = 4.0  #: rates are measured over about so many seconds
 LATE_S = 15.0  #: a lane without news for this long needs nothing, seconds
@@ -29,8 +31,7 @@ EXPLAINED = 0.5  #: share of the others' rate that must be missing from a lane's
 WANTING = 0.8  #: a lane that sends this part of its pace asks for more
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counted:
+class Counted(Struct, frozen=True, kw_only=True):
     """One dimension of a lane, according to the provider's headers."""
 
     limit: float  #: units per window
@@ -45,8 +46,7 @@ class Counted:
         return self.limit / self.window_s
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class Standing(Struct, frozen=True, kw_only=True):
     """One lane's figures at one moment."""
 
     lane: str
@@ -54,8 +54,7 @@ class Standing:
     dimensions: Mapping[str, Counted]  #: those with fresh headers
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
+class _Known(Struct, frozen=True):
     """A lane's figures now and some seconds ago."""
 
     now: Standing
@@ -78,8 +77,7 @@ class _Family(NamedTuple):
     window_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Siblings:
+class Siblings(Struct, frozen=True):
     """Recent figures of the lanes of all providers."""
 
     known: Mapping[str, _Known]  #: the one that was last noted is at the end

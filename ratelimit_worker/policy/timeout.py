@@ -14,8 +14,9 @@ Pure. Latencies are kept as a histogram of buckets a fifth apart.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from math import ceil, inf, log2
+
+from msgspec import Struct, field
 
 from ratelimit_worker.calls import CONNECT_S, MOST_ATTEMPT_S, Timeouts
 from ratelimit_worker.policy import estimate
@@ -41,8 +42,7 @@ _FIRST_S, _PER_OCTAVE, _MOST_BUCKET = 0.1, 4, 52  #: the last bucket ends at 819
 _LEAST_WEIGHT = 0.001
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Latencies:
+class Latencies(Struct, frozen=True, kw_only=True):
     """How long the answers of one task and model took."""
 
     weights: Mapping[int, float] = field(default_factory=dict)  #: weighted answers by bucket; older ones count less
@@ -52,8 +52,7 @@ class Latencies:
     at: float = 0.0  #: of the last answer or time-out, seconds since the epoch
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class Sample(Struct, frozen=True, kw_only=True):
     """What one attempt teaches."""
 
     latency_s: float

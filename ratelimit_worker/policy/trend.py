@@ -18,10 +18,11 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate, pairwise
 from math import exp, inf, lgamma, log, sqrt
+
+from msgspec import Struct
 
 from ratelimit_worker.policy import histogram
 from ratelimit_worker.policy.histogram import Histogram
@@ -55,8 +56,7 @@ class Trend(StrEnum):
     UNKNOWN = "not enough data"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Finding(Struct, frozen=True, kw_only=True):
     """A trend, with the figures behind it. Values: seconds, dollars …, or shares from 0 to 1."""
 
     trend: Trend
@@ -172,8 +172,7 @@ def _add(into: Histogram, counts: Mapping[int, int]) -> None:
 # ── a change ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class _Ranked:
+class _Ranked(Struct, frozen=True):
     """The values of all minutes up to each: how many, and the sums of their ranks, as they are and moved by the margin.
 
     Each begins with 0, so the sum over minutes from `a` on and before `b` is the difference of items `b` and `a`.

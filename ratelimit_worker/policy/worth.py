@@ -13,7 +13,7 @@ at least its even share of the bytes, so that small answers have no advantage wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 from ratelimit_worker.calls import Usage
 from ratelimit_worker.contracts.kept import NANOUSD_PER_TOKEN, USUAL_NANOUSD, WORTH_SCALE
@@ -33,8 +33,7 @@ def again_nanousd(usage: Usage | None, reserved_tokens: int = 0, paid_nanousd: i
     return (used or reserved_tokens) * NANOUSD_PER_TOKEN or USUAL_NANOUSD
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
+class Bounds(Struct, frozen=True, kw_only=True):
     """The bounds on all kept answers together."""
 
     entries: int
@@ -50,8 +49,7 @@ def of_one_use(cost_nanousd: int, size: int, bounds: Bounds) -> float:
     return WORTH_SCALE * cost_nanousd / max(size, bounds.bytes / bounds.entries)
 
 
-@dataclass(slots=True)
-class Entry:
+class Entry(Struct):
     """One kept answer."""
 
     size: int
@@ -60,8 +58,7 @@ class Entry:
     score: float
 
 
-@dataclass(slots=True)
-class Kept:
+class Kept(Struct):
     """All kept answers, by fingerprint: a model of what the scripts do, without a server.
 
     Expired entries are removed by the caller (`forget`).

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from msgspec import structs
+from msgspec import Struct, structs
 from redis import Redis
 
 from ratelimit_worker.calls import Outcome
@@ -17,8 +15,7 @@ from ratelimit_worker.stores.queries import MOST_LOOKED_THROUGH, Queries
 from ratelimit_worker.stores.shelf import Shelf
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calls:
+class Calls(Struct, frozen=True, kw_only=True):
     """What a search has found."""
 
     calls: tuple[Found, ...]  #: calls that are out, then those that wait, then those that have ended, newest first
@@ -124,8 +121,7 @@ def calls_table(found: Calls, at_s: float, width: int | None) -> str:
     return table(heads, rows, width, texts=6)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Step(Struct, frozen=True, kw_only=True):
     """One step in the history of a call, from its acceptance to now or to its end."""
 
     kind: str  #: waited, answered, retried, snoozed, failed, waits, runs

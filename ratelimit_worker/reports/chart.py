@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import NamedTuple
+
+from msgspec import Struct
 
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400
@@ -55,8 +56,7 @@ class Key(NamedTuple):
     label: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chart:
+class Chart(Struct, frozen=True, kw_only=True):
     """All parts of a chart."""
 
     says: str  #: what it shows, for readers who cannot see it
@@ -68,8 +68,7 @@ class Chart:
     keys: tuple[Key, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(Struct, frozen=True):
     """The axes of a chart: time from left to right, an amount from 0 upwards."""
 
     since_s: float

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.contracts.lane_sample import LaneMinute
@@ -30,8 +32,7 @@ _MOST_PAUSE_S = 15.0  #: longest pause between two observations that are drawn a
 _NARROWEST = 0.01  #: least width of a new mode, as a share of the period, so that it can be seen
 
 
-@dataclass(frozen=True, slots=True)
-class Period:
+class Period(Struct, frozen=True):
     """A lane, and a period up to now."""
 
     lane: str | None  #: None: all lanes together
@@ -54,8 +55,7 @@ class Period:
         return PERIODS[self.name][2]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slice:
+class Slice(Struct, frozen=True, kw_only=True):
     """A slice of the chart; rates are per minute."""
 
     at_s: float  #: its beginning, seconds since the epoch
@@ -67,8 +67,7 @@ class Slice:
     mode: Mode | None = None  #: the strictest mode; None: not recorded
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stretch:
+class Stretch(Struct, frozen=True, kw_only=True):
     """A time in which a lane was in one mode."""
 
     mode: Mode
@@ -76,8 +75,7 @@ class Stretch:
     until_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class Row(Struct, frozen=True, kw_only=True):
     """A function, context, tenant or model."""
 
     name: str
@@ -85,8 +83,7 @@ class Row:
     spend: Spend = NOTHING
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dashboard:
+class Dashboard(Struct, frozen=True, kw_only=True):
     """Everything that a dashboard shows."""
 
     period: Period

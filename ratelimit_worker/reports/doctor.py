@@ -9,10 +9,12 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from enum import IntEnum, StrEnum
 from typing import Any, Protocol
 from urllib.parse import urlsplit
+
+from msgspec import Struct, structs
 
 from ratelimit_worker.calls import Mode, Outcome
 from ratelimit_worker.config import PREFIX, SECRET_NAMES, Settings
@@ -62,8 +64,7 @@ class Code(IntEnum):
     CONFIGURATION = 78
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """One check."""
 
     check: str
@@ -72,8 +73,7 @@ class Finding:
     code: Code = Code.FINE
 
 
-@dataclass(frozen=True, slots=True)
-class InForce:
+class InForce(Struct, frozen=True):
     """One setting."""
 
     name: str
@@ -519,7 +519,7 @@ def findings_text(findings: Sequence[Finding]) -> str:
 def report(found: Sequence[InForce], findings: Sequence[Finding]) -> dict[str, object]:
     """Settings and findings as plain values, for JSON."""
     return {
-        "settings": [asdict(one) for one in found],
+        "settings": [structs.asdict(one) for one in found],
         "findings": [{"check": one.check, "level": one.level.value, "says": one.says} for one in findings],
         "exit_code": exit_code(findings),
     }

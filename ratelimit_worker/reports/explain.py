@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from ratelimit_worker.calls import Attempt, Content, Mode, Outcome, PriceSource
 from ratelimit_worker.flow.lane.decide import Rules
@@ -38,8 +39,7 @@ class Where(StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class Standing(Struct, frozen=True, kw_only=True):
     """One message of the call."""
 
     where: Where
@@ -61,8 +61,7 @@ class Standing:
     expires_first: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
+class Explanation(Struct, frozen=True, kw_only=True):
     """All that is known of a call."""
 
     call_id: str

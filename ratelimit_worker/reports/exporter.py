@@ -10,9 +10,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import Struct
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from redis import Redis
@@ -95,8 +95,7 @@ def _copy(cell: Cell) -> Cell:
     return made
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asks:
+class Asks(Struct, frozen=True, kw_only=True):
     """The functions by which a scrape reads. Each raises one of this package's errors if its server is away."""
 
     state: Callable[[], ClusterState]

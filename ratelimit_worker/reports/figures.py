@@ -6,8 +6,9 @@ Pure: cells of the roll-ups in, figures out. docs/operations.md says what each f
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
+
+from msgspec import Struct, field
 
 from ratelimit_worker.calls import Category, Outcome
 from ratelimit_worker.contracts.rollup import MINUTE_S, Cell, CellKey, Series
@@ -25,16 +26,14 @@ from ratelimit_worker.reports.reuse import ReuseFigures
 MOST_GROUPS = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
+class Spread(Struct, frozen=True):
     """Median and 95th percentile, seconds, within 1 %; None: there are no values."""
 
     p50_s: float | None = None
     p95_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
+class Figures(Struct, frozen=True, kw_only=True):
     """Figures of a window, or of one group in it."""
 
     calls: int  #: ended: answered or failed for good
@@ -66,8 +65,7 @@ class Figures:
     reasoning_tokens: int = 0  #: part of the output
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
+class Point(Struct, frozen=True, kw_only=True):
     """One slice of the timeline."""
 
     at_s: float  #: its start, seconds since the epoch
@@ -95,8 +93,7 @@ class Point:
     unpriced_attempts: int = 0  #: attempts that used tokens without a known price, which the cost leaves out
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+class Group(Struct, frozen=True, kw_only=True):
     """One lane, function, context, tenant or model."""
 
     name: str

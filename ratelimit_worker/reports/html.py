@@ -7,9 +7,10 @@ value.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec import Struct
 
 from ratelimit_worker.calls import ModeChange
 from ratelimit_worker.plural import many
@@ -58,8 +59,7 @@ class Share(NamedTuple):
     percent: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneSheet:
+class LaneSheet(Struct, frozen=True, kw_only=True):
     """What the report shows of one lane."""
 
     name: str

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec import Struct, field
 
 from ratelimit_worker.calls import LaneLimits, Mode
 from ratelimit_worker.contracts import lane as contract
@@ -26,8 +26,7 @@ from ratelimit_worker.stores.live import LaneNow, Now, UnknownTask, WorkerNow
 from ratelimit_worker.stores.overdue import OverdueCall
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Level:
+class Level(Struct, frozen=True, kw_only=True):
     """One dimension of a lane's budget."""
 
     pace_per_min: float  #: units a minute that may go now
@@ -36,8 +35,7 @@ class Level:
     learned_per_min: float | None  #: the provider's limit according to its headers; None: they do not say
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneState:
+class LaneState(Struct, frozen=True, kw_only=True):
     """The state of one lane."""
 
     lane: str
@@ -112,8 +110,7 @@ class LaneState:
         return min(bounds, default=None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueueState:
+class QueueState(Struct, frozen=True, kw_only=True):
     """Who takes calls from a queue."""
 
     queue: str
@@ -121,8 +118,7 @@ class QueueState:
     slots: int  #: a worker of several queues counts in each
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterState:
+class ClusterState(Struct, frozen=True, kw_only=True):
     """Lanes and workers at one moment."""
 
     at_s: float  #: seconds since the epoch, Redis clock

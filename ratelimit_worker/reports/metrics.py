@@ -8,8 +8,8 @@ Names of lanes, tasks, queues and budgets are free text: the first `MOST_NAMES` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 
+from msgspec import Struct, field
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
@@ -57,8 +57,7 @@ class Names:
         return label
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Labels:
+class Labels(Struct, frozen=True, kw_only=True):
     """The names that become labels, of each kind of free text."""
 
     lanes: Names = field(default_factory=Names)
@@ -67,16 +66,14 @@ class Labels:
     budgets: Names = field(default_factory=Names)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Totals:
+class Totals(Struct, frozen=True, kw_only=True):
     """What ended since the exporter started."""
 
     lanes: Mapping[str, Cell] = field(default_factory=dict)
     tasks: Mapping[str, Cell] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class Seen(Struct, frozen=True, kw_only=True):
     """What was read for one scrape. None: Redis, or the database, is away."""
 
     state: ClusterState | None

@@ -6,7 +6,7 @@ yet also limits the calls that are out: it is "ramping up".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from ratelimit_worker.calls import Mode
 from ratelimit_worker.contracts.lane import MANY, LaneState
@@ -17,8 +17,7 @@ from ratelimit_worker.reports.words import moment
 LADDER = tuple(Mode)  #: from most to least that may be sent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModeNow:
+class ModeNow(Struct, frozen=True, kw_only=True):
     """A lane's mode, with who set it and why."""
 
     mode: Mode = Mode.NORMAL

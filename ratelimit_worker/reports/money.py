@@ -6,7 +6,8 @@ All amounts are billionths of a dollar, added up as whole numbers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ratelimit_worker.calls import Attempt, Outcome, PriceSource
 from ratelimit_worker.contracts.rollup import Cell, Series
@@ -19,8 +20,7 @@ NANO = 1_000_000_000  #: billionths in a dollar
 _CENT = NANO // 100
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spend:
+class Spend(Struct, frozen=True, kw_only=True):
     """What some attempts cost; billionths of a dollar."""
 
     attempts: int = 0
@@ -54,16 +54,14 @@ class Spend:
 NOTHING = Spend()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spender:
+class Spender(Struct, frozen=True, kw_only=True):
     """A lane, model, function, context or tenant."""
 
     name: str
     spend: Spend
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Money:
+class Money(Struct, frozen=True, kw_only=True):
     """All costs of a window; groups with most cost first."""
 
     total: Spend = NOTHING

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ratelimit_worker.contracts.reuse import Reuse
 
@@ -13,8 +14,7 @@ SPARED = (Reuse.HITS, Reuse.JOINED, Reuse.STALE)
 ASKED = (*SPARED, Reuse.MISSES)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReuseFigures:
+class ReuseFigures(Struct, frozen=True, kw_only=True):
     """Reuse in a window, a slice or a group. The names are those of `contracts.reuse`, which says what each means."""
 
     hits: int = 0

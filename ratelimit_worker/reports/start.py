@@ -9,10 +9,10 @@ lane does not know its pace.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from math import floor, inf
 
-from msgspec import structs
+from msgspec import Struct, structs
+from msgspec.structs import replace
 
 from ratelimit_worker.calls import DIMENSIONS, Mode
 from ratelimit_worker.contracts.call import US
@@ -33,8 +33,7 @@ _NEVER = frozenset(
 SURE_S = 1.0  #: a forecast is shown only if a pace that is not known yet can change it by at most so many seconds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ahead:
+class Ahead(Struct, frozen=True, kw_only=True):
     """How many calls go before a call, what they cost, and what it costs itself."""
 
     calls: float
@@ -50,8 +49,7 @@ class Ahead:
         return replace(self, calls=self.calls * share)
 
 
-@dataclass(frozen=True, slots=True)
-class _Bucket:
+class _Bucket(Struct, frozen=True):
     """One dimension, at the moment `Budget.gate_s`."""
 
     pace: float
@@ -60,8 +58,7 @@ class _Bucket:
     guard: float
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(Struct, frozen=True):
     """What a lane may send from a moment on, according to its hash, if nothing changes."""
 
     gate_s: float  #: seconds since the epoch; nothing leaves before: now, or when its gate opens; inf: never
@@ -108,8 +105,7 @@ class Budget:
         return ahead.calls if each_s <= 0 else min(ahead.calls, floor((until_s - first_s) / each_s) + 1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forecast:
+class Forecast(Struct, frozen=True, kw_only=True):
     """Everything that a forecast needs.
 
     Args:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ratelimit_worker.calls import ModeChange
 from ratelimit_worker.config import NO_REDIS
@@ -44,8 +46,7 @@ def no_modes(since_s: float, until_s: float) -> Sequence[ModeChange]:
     return ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sources:
+class Sources(Struct, frozen=True, kw_only=True):
     """The sources of all figures.
 
     Args:
@@ -122,8 +123,7 @@ def modes_of(tracker: Callable[[], Tracker]) -> Callable[[float, float], Sequenc
     return modes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stats:
+class Stats(Struct, frozen=True, kw_only=True):
     """All figures of one window. docs/operations.md says what each means."""
 
     schema: int

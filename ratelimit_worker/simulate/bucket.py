@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ratelimit_worker.calls import DIMENSIONS, Cost
 from ratelimit_worker.simulate.window import SlidingWindow
@@ -20,13 +21,11 @@ _TICK_S = 1e-9
 _NEIGHBOURS_LINE = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(Struct, frozen=True):
     """The request passes; its cost is taken."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True):
     """The request does not pass; nothing is taken."""
 
     retry_after_s: float  #: seconds until it would fit if nobody else came; inf: it never fits

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
 from math import exp
 from statistics import NormalDist
+
+from msgspec import Struct
 
 from ratelimit_worker.errors import ConfigurationError
 
@@ -32,8 +33,7 @@ class Law(StrEnum):
     LOGNORMAL = "lognormal"
 
 
-@dataclass(frozen=True, slots=True)
-class Latency:
+class Latency(Struct, frozen=True):
     """Distribution of the provider's latency: fixed, normal or lognormal."""
 
     law: Law

@@ -5,8 +5,9 @@ Written by hand because h11 takes more time than all the rest of the simulator.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from http import HTTPStatus
+
+from msgspec import Struct
 
 _MOST_HEAD_BYTES = 64 * 1024
 _MOST_BODY_BYTES = 64 * 1024 * 1024
@@ -21,8 +22,7 @@ class BadRequest(Exception):
         self.status, self.message = status, message
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """One request, read to its end."""
 
     method: str

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+
+from msgspec import Struct
 
 from ratelimit_worker.calls import DIMENSIONS
 from ratelimit_worker.simulate.arrivals import Arrival
@@ -24,8 +25,7 @@ _ONE_REQUEST = {"requests": 1.0}
 _LONGEST_S = 24 * 3600.0
 
 
-@dataclass(frozen=True, slots=True)
-class Best:
+class Best(Struct, frozen=True):
     """The result of the oracle."""
 
     calls: float  #: calls of mean cost with a good answer; inf: nothing limits them
@@ -94,8 +94,7 @@ def oracle_time_s(scenario: Scenario, calls: float, mean: Mapping[str, float] = 
     return high_s
 
 
-@dataclass(frozen=True, slots=True)
-class _Span:
+class _Span(Struct, frozen=True):
     """A time without changes, in seconds: the limit a minute of one dimension, and how many requests fail."""
 
     start_s: float

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from decimal import Decimal
 from enum import Enum, auto
 from hashlib import sha256
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ratelimit_worker.calls import Cost
 from ratelimit_worker.simulate import answers
@@ -43,8 +44,7 @@ class Ending(Enum):
     DRIP = auto()  #: send the body, then one blank after the other for as long as the client stays
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """The decision about one request."""
 
     arrival: Arrival  #: its line in the log
@@ -54,8 +54,7 @@ class Verdict:
     decided_s: float  #: time of the decision on the provider's clock
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Reply:
+class _Reply(Struct, frozen=True, kw_only=True):
     """The answer to a request, and what happens to its connection."""
 
     status: int | None = None  #: None: no answer

@@ -6,12 +6,11 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
-from msgspec import structs
+from msgspec import Struct, structs
 from redis import Redis
 from redis.exceptions import ResponseError
 
@@ -41,8 +40,7 @@ _DECLINED: tuple[Literal["none", "back", "over"], ...] = ("none", "back", "over"
 TASKS_TTL_S = 3600  #: how long the names of a crew's tasks are kept after its last beat
 
 
-@dataclass(frozen=True, slots=True)
-class Crew:
+class Crew(Struct, frozen=True):
     """Workers of a queue that know the same tasks: calls are released to one that knows theirs."""
 
     name: str

@@ -10,10 +10,10 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import Struct, field
 from redis import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
@@ -59,8 +59,7 @@ class DatabaseLost(NamedTuple):
     what: str  #: what happened to it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneNow:
+class LaneNow(Struct, frozen=True, kw_only=True):
     """One lane."""
 
     lane: str
@@ -80,8 +79,7 @@ class LaneNow:
     row: int = 0  #: lanes that wait for it as their parent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerNow:
+class WorkerNow(Struct, frozen=True, kw_only=True):
     """One worker that beats."""
 
     name: str
@@ -96,8 +94,7 @@ class WorkerNow:
         return self.name.rpartition("/")[0] or self.name
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnknownTask:
+class UnknownTask(Struct, frozen=True, kw_only=True):
     """A task that no worker of a queue knows, although there are workers and all report what they know."""
 
     queue: str
@@ -105,8 +102,7 @@ class UnknownTask:
     calls: int  #: parked calls; there may be more behind other calls
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Now:
+class Now(Struct, frozen=True, kw_only=True):
     """The state of everything at one moment."""
 
     at_s: float  #: seconds since the epoch, Redis clock
@@ -127,8 +123,7 @@ class Now:
         return max(0, sum(self.modes.values()) - len(self.lanes))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallNow:
+class CallNow(Struct, frozen=True, kw_only=True):
     """One message of a call, and where it is."""
 
     record: Record
@@ -142,8 +137,7 @@ class CallNow:
     bars: tuple[Bar, ...] | None = ()  #: what holds it back while it waits; None: the server refused to say
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Server:
+class Server(Struct, frozen=True, kw_only=True):
     """The relevant settings of a Redis or Valkey server."""
 
     product: str
@@ -156,8 +150,7 @@ class Server:
     silent: bool = False  #: this user may not read its settings
 
 
-@dataclass(frozen=True, slots=True)
-class _Head:
+class _Head(Struct, frozen=True):
     """Waiting calls of a lane."""
 
     waiting: int = 0
@@ -176,8 +169,7 @@ class _Head:
         return tuple(sum(record.cost[i] for record in self.first) / len(self.first) for i in range(len(DIMENSIONS)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Order:
+class _Order(Struct, frozen=True):
     """Which lanes a look shows."""
 
     modes: Mapping[str, int]  #: mode → lanes in it, of all that match

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
+from msgspec import Struct, field
 from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection, parse_url
@@ -57,8 +57,7 @@ _NOT_ITS_OWN = ("ssl", "min_other_sentinels")  #: options that connections do no
 _NOT_OF_SOCKETS = ("socket_connect_timeout", "socket_keepalive", "socket_keepalive_options", "host", "port")
 
 
-@dataclass(frozen=True, slots=True)
-class RedisServer:
+class RedisServer(Struct, frozen=True):
     """One Redis or Valkey server, or the master that sentinels name.
 
     Args:

@@ -61,7 +61,7 @@ def _plain(attempt: Attempt) -> bool:
         and len(texts) <= MAX_KEY_CHARS
         and len(attempt.tags) <= MAX_TAGS
         and all(0.0 <= seconds <= MAX_EPOCH_S for seconds in times)  # False for NaN
-        and 0 <= min(counts)
+        and min(counts) >= 0
         and max(counts) <= _INT32
         and attempt.content is None
     )

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
@@ -24,6 +23,7 @@ from celery.backends import redis as stock
 from celery.backends.asynchronous import BaseResultConsumer, Drainer, _waiting_on
 from celery.exceptions import BackendStoreError, Reject, TimeoutError
 from celery.result import AsyncResult
+from msgspec.structs import replace
 from redis import RedisError, WatchError
 
 from ratelimit_worker.config import canonical_redis_url

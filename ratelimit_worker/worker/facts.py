@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ratelimit_worker.calls import Mode
 from ratelimit_worker.contracts.rollup import MINUTE_S
@@ -28,8 +29,7 @@ from ratelimit_worker.stores.queries import Queries
 MOST_LANES = 500  #: most lanes in one look, which takes the server a tenth of a second
 
 
-@dataclass(frozen=True, slots=True)
-class RedisFacts:
+class RedisFacts(Struct, frozen=True):
     """The figures in Redis. Raises `StoreUnavailable` if it is away."""
 
     live: Live

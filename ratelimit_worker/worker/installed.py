@@ -12,13 +12,13 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from celery import Celery
 from kombu import pools
 from kombu.connection import Connection
 from kombu.utils.imports import symbol_by_name
+from msgspec import Struct
 
 from ratelimit_worker import wiring
 from ratelimit_worker.config import NO_REDIS, Settings, canonical_redis_url, namespace_prefix
@@ -56,8 +56,7 @@ class Eagerly(Protocol):
         """Call `function(*args, **kwargs)`, through the lane of its plan if it has one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(Struct, frozen=True):
     """What an app's transport and tasks ask of it.
 
     Args:

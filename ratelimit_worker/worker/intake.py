@@ -11,12 +11,12 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 from celery.utils.saferepr import saferepr
 from kombu.utils.json import dumps, loads
+from msgspec import Struct, field
 
 from ratelimit_worker.contracts.plan import HEADER
 from ratelimit_worker.worker import fields
@@ -32,8 +32,7 @@ REPLIES = re.compile(r"[0-9a-f-]{36}\.reply\..+\.pidbox")  #: ... id of a thread
 _read = msgspec.json.Decoder().decode
 
 
-@dataclass(slots=True)
-class Intake:
+class Intake(Struct):
     """What this process accepts; a worker fills it when it starts to consume.
 
     Other processes consume only replies, and leave `queues` empty.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from celery import states
@@ -19,6 +18,7 @@ from celery.exceptions import Reject, WorkerShutdown, WorkerTerminate
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 from kombu.exceptions import OperationalError
+from msgspec import Struct
 from redis import RedisError
 
 from ratelimit_worker.errors import StoreUnavailable, TaskAborted
@@ -32,8 +32,7 @@ _AWAY = (RedisError, OSError, OperationalError, StoreUnavailable, Reject)
 _GUARD = "ratelimit_worker_guards"
 
 
-@dataclass(frozen=True, slots=True)
-class Escaped:
+class Escaped(Struct, frozen=True):
     """An exception that escaped from a job."""
 
     error: BaseException

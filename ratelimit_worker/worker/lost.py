@@ -14,11 +14,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery, states
 from celery.result import AsyncResult, ResultSet
+from msgspec import Struct
 from redis import RedisError
 
 from ratelimit_worker.calls import Attempt, Outcome, Priority
@@ -37,8 +37,7 @@ MOST_AT_ONCE = 1000  #: most calls in one script
 REMEMBERED_S = 3_000.0  #: how long a call is looked for after it was made; Redis knows it for an hour after its end
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
+class Made(Struct, frozen=True):
     """What the process that made a call knows about it."""
 
     task: str

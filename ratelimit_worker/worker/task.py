@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, partial, wraps
 from operator import attrgetter
@@ -32,6 +31,7 @@ from kombu.exceptions import EncodeError, LimitExceeded, OperationalError
 from kombu.utils.imports import symbol_by_name
 from kombu.utils.json import dumps, loads
 from msgspec import structs
+from msgspec.structs import replace
 from redis import RedisError
 
 from ratelimit_worker import plugins
@@ -139,7 +139,7 @@ class Usual:
         """As `enqueue.frame`."""
         found = self._frames.get(lane)
         if found is None:
-            found = enqueue.frame(self.kind, self.settings, enqueue.Said(), lane)
+            found = enqueue.frame(self.kind, self.settings, enqueue.NOTHING_SAID, lane)
             if len(self._frames) < MOST_FRAMES:
                 self._frames[lane] = found
         return found

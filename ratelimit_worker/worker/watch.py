@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from time import time
 from typing import Any
 
 from celery.worker import state
 from celery.worker.state import task_ready
+from msgspec import Struct
 from msgspec.structs import replace
 
 from ratelimit_worker.contracts.plan import Plan
@@ -34,8 +34,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(Struct, frozen=True):
     """A call that runs in this worker."""
 
     request: Any

@@ -7,13 +7,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+from msgspec.structs import asdict
 
 from benchmarks import report_day
 from benchmarks.report_day import BROKEN, CLAUDE, GEMINI, GPT, KEPT_LONGER_FROM, MIN_S, OUTAGE, WAYS, Day, Shared

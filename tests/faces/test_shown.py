@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from msgspec import structs
 from sqlalchemy import Engine
 from tornado.template import Loader
 
@@ -40,7 +41,7 @@ from tests.unit.reports.test_reports_doctor import CLUSTER, LANE
 
 UNTIL_S = 1_790_000_000.0
 PINNED = Pin(id="x", mode=Mode.HALT, at=1.0, who="me", until=UNTIL_S)
-FOR_EVER = replace(PINNED, until=None)
+FOR_EVER = structs.replace(PINNED, until=None)
 
 
 @pytest.mark.parametrize(
@@ -74,11 +75,11 @@ def test_a_mode_in_its_own_words(fields: Mapping[str, float | str | bytes], pin:
 def states() -> dict[str, LaneState]:
     """Lanes in every mode, by the words that belong to it."""
     return {
-        "ramping up": replace(LANE, ramping=True),
-        "REDUCED": replace(LANE, mode=Mode.REDUCED),
-        "EMERGENCY": replace(LANE, mode=Mode.EMERGENCY, away=True),
-        "provider away": replace(LANE, mode=Mode.EMERGENCY, away=True),
-        "HALT": replace(LANE, mode=Mode.HALT),
+        "ramping up": structs.replace(LANE, ramping=True),
+        "REDUCED": structs.replace(LANE, mode=Mode.REDUCED),
+        "EMERGENCY": structs.replace(LANE, mode=Mode.EMERGENCY, away=True),
+        "provider away": structs.replace(LANE, mode=Mode.EMERGENCY, away=True),
+        "HALT": structs.replace(LANE, mode=Mode.HALT),
         "pinned by hand until 09-21 14:13:20 UTC": replace(
             LANE, mode=Mode.HALT, pinned=True, pinned_until_s=UNTIL_S, gate_s=float("inf")
         ),
@@ -88,7 +89,7 @@ def states() -> dict[str, LaneState]:
 def page(state: LaneState) -> str:
     """The living part of Flower's page."""
     folder = Path(ratelimit_worker.flower.__file__).parent / "templates"
-    sight = Sight(state=replace(CLUSTER, lanes=(state,)), changes=(), missing=())
+    sight = Sight(state=structs.replace(CLUSTER, lanes=(state,)), changes=(), missing=())
     made = (
         Loader(str(folder))
         .load("rate-limit-live.html")
@@ -105,9 +106,9 @@ def page(state: LaneState) -> str:
 
 
 FACES: dict[str, Callable[[LaneState], str]] = {
-    "status": lambda lane: status_table(replace(CLUSTER, lanes=(lane,)), 80),
-    "lanes": lambda lane: lanes_table(replace(CLUSTER, lanes=(lane,))),
-    "doctor": lambda lane: "\n".join(one.says for one in doctor.judge_lanes(replace(CLUSTER, lanes=(lane,)))),
+    "status": lambda lane: status_table(structs.replace(CLUSTER, lanes=(lane,)), 80),
+    "lanes": lambda lane: lanes_table(structs.replace(CLUSTER, lanes=(lane,))),
+    "doctor": lambda lane: "\n".join(one.says for one in doctor.judge_lanes(structs.replace(CLUSTER, lanes=(lane,)))),
     "report": lambda lane: " ".join(cell for row in html._now((lane,)).table.rows for cell in row),
     "flower": page,
     "run": lambda lane: figures_of([lane], 0.0).mode,
@@ -132,7 +133,7 @@ def test_every_face_says_the_mode(face: str, words_of_it: str) -> None:
 def test_every_face_says_what_holds_the_next_call(face: str) -> None:
     """As the script says it."""
     held = (Bar(kind=BarKind.GATE, until_s=12.0, detail="refused"), Bar(kind=BarKind.PACE, until_s=0.2))
-    lane = replace(LANE, waiting=3, bars=held)
+    lane = structs.replace(LANE, waiting=3, bars=held)
     shown = FACES[face](lane) if face != "run" else figures_of([lane], 0.0).held_by
     assert "gate after a refusal, 12.0 s" in shown
     assert "pace" not in shown.replace("learned     pace", "").replace("pace  tokens", "")
@@ -140,7 +141,7 @@ def test_every_face_says_what_holds_the_next_call(face: str) -> None:
 
 def test_of_several_lanes_the_worst_is_named() -> None:
     """With its mode; where all are well nobody is."""
-    lanes = [replace(LANE, lane=f"lane-{mode}", mode=mode) for mode in Mode]
+    lanes = [structs.replace(LANE, lane=f"lane-{mode}", mode=mode) for mode in Mode]
     assert figures_of(lanes, 0.0).mode == "halt on lane-HALT"
     assert figures_of(lanes[:3], 0.0).mode == "emergency on lane-EMERGENCY"
     assert figures_of([LANE, LANE], 0.0).mode == "normal"
@@ -151,9 +152,9 @@ def test_of_several_lanes_the_worst_is_named() -> None:
 
 def test_what_a_run_may_send_is_what_its_lanes_allow() -> None:
     """Not a pace that the mode's gap or a shut gate makes nothing of."""
-    slow = replace(LANE, mode=Mode.EMERGENCY, gap_s=6.0)
-    shut = replace(LANE, mode=Mode.HALT, gate_s=float("inf"))
-    free = replace(LANE, levels={})
+    slow = structs.replace(LANE, mode=Mode.EMERGENCY, gap_s=6.0)
+    shut = structs.replace(LANE, mode=Mode.HALT, gate_s=float("inf"))
+    free = structs.replace(LANE, levels={})
     assert [figures_of([lane], 0.0).pace_per_min for lane in (slow, shut, free)] == [10.0, 0.0, None]
     assert figures_of([LANE, slow], 0.0).pace_per_min == 610.0
 

@@ -11,13 +11,13 @@ import subprocess
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import click
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
+from msgspec.structs import replace
 from redis import Redis
 from rich.cells import cell_len
 from rich.console import Console, RenderableType

@@ -16,6 +16,7 @@ import pytest
 import redis
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from benchmarks import tokens
 from ratelimit_worker.calls import Attempt, Cost, Outcome, Response, Usage
@@ -82,10 +83,10 @@ def test_what_the_arguments_of_any_function_say(args: tuple[Any, ...], kwargs: d
         (Size(input_tokens=100, output_tokens=40), KNOWN, Cost(input_tokens=150, output_tokens=40)),
         (Size(input_tokens=100, choices=3), KNOWN, Cost(input_tokens=150, output_tokens=240)),
         (Size(input_tokens=100, counted=True), KNOWN, Cost(input_tokens=100, output_tokens=80)),
-        (Size(input_tokens=100), replace(KNOWN, factor_of=4), Cost(input_tokens=100, output_tokens=80)),
-        (Size(input_tokens=100), replace(KNOWN, output_of=4), Cost(input_tokens=150, output_tokens=256)),
-        (Size(input_tokens=100), replace(KNOWN, factor=99.0), Cost(input_tokens=1000, output_tokens=80)),
-        (Size(input_tokens=100), replace(KNOWN, factor=0.0), Cost(input_tokens=10, output_tokens=80)),
+        (Size(input_tokens=100), structs.replace(KNOWN, factor_of=4), Cost(input_tokens=100, output_tokens=80)),
+        (Size(input_tokens=100), structs.replace(KNOWN, output_of=4), Cost(input_tokens=150, output_tokens=256)),
+        (Size(input_tokens=100), structs.replace(KNOWN, factor=99.0), Cost(input_tokens=1000, output_tokens=80)),
+        (Size(input_tokens=100), structs.replace(KNOWN, factor=0.0), Cost(input_tokens=10, output_tokens=80)),
     ],
 )
 def test_a_cost_is_a_size_corrected_by_what_was_learned(size: Size, learned: Learned | None, expected: Cost) -> None:
@@ -205,7 +206,7 @@ def test_a_tokenizer_counts_while_nothing_is_learned() -> None:
         return plan(Kind(task="t"), (), kwargs, Settings(), now=0.0, learned=learned.get, tokenizer=count)
 
     assert (made({}).cost.input_tokens, made({}).estimated) == (5, Estimated("m", 5))
-    assert made({"t\nm": replace(KNOWN, factor_of=4)}).cost.input_tokens == 5
+    assert made({"t\nm": structs.replace(KNOWN, factor_of=4)}).cost.input_tokens == 5
     before = len(asked)
     assert made({"t\nm": KNOWN}).cost.input_tokens == 8
     assert len(asked) == before
@@ -272,9 +273,9 @@ def test_what_is_learned_lives_in_redis(redis_client: redis.Redis) -> None:
 def test_tasks_that_were_quiet_for_longest_are_forgotten(redis_client: redis.Redis) -> None:
     """The hash is bounded."""
     memory = UsageMemory(redis_client)
-    memory.write({f"t{n}\nm": replace(KNOWN, at=float(n)) for n in range(MOST_KEPT)})
+    memory.write({f"t{n}\nm": structs.replace(KNOWN, at=float(n)) for n in range(MOST_KEPT)})
     assert redis_client.hlen(keys.USAGE) == MOST_KEPT
-    memory.write({"new\nm": replace(KNOWN, at=1e9)})
+    memory.write({"new\nm": structs.replace(KNOWN, at=1e9)})
     assert redis_client.hlen(keys.USAGE) == MOST_KEPT - MOST_KEPT // 10
     assert set(memory.read(["t0\nm", "t200\nm", "t201\nm", "new\nm"])) == {"t201\nm", "new\nm"}
 

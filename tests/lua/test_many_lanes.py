@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import redis
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 from ratelimit_worker.calls import LaneLimits, Mode
 from ratelimit_worker.cli import main

@@ -20,8 +20,8 @@ from ratelimit_worker.contracts.lesson import Lesson, Settlement, Verdict
 from ratelimit_worker.errors import BadInput, StoreUnavailable
 from ratelimit_worker.flow.call.enqueue import limit_fields
 from ratelimit_worker.flow.duty.record import record_once
-from ratelimit_worker.flow.lane.decide import Rules, rules_of
 from ratelimit_worker.flow.lane import pin as pin_module
+from ratelimit_worker.flow.lane.decide import Rules, rules_of
 from ratelimit_worker.flow.lane.pin import FROM_SETTING, at_start, auto, lane_fields, pin
 from ratelimit_worker.flow.lane.tune import ControlPlane, Tuner
 from ratelimit_worker.policy.modes import ALL, Rates, Thresholds

@@ -7,12 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from msgspec.structs import replace
 from prometheus_client.metrics_core import Metric
 
 from ratelimit_worker.contracts.budget import NOTHING_SPENT, Budget

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
+
+from msgspec import Struct
 
 from ratelimit_worker.cli.progress import Progress
 from ratelimit_worker.plural import many
@@ -21,8 +22,7 @@ _SECONDS_SHOWN = 60
 _NAMES = 13  #: columns that the names of the figures take
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
+class Scene(Struct, frozen=True, kw_only=True):
     """The figures at one moment."""
 
     second: float  #: since the first `.delay()`

@@ -7,9 +7,11 @@ import shutil
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from ratelimit_worker.batchfile import first_line
 from ratelimit_worker.cli.cluster import Cluster, open_cluster
@@ -42,8 +44,7 @@ _QUESTIONS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Play:
+class Play(Struct, frozen=True, kw_only=True):
     """The options of the demo."""
 
     seed: int
@@ -105,8 +106,7 @@ def play(what: Play, state_dir: Path | None, progress: Progress) -> Story:
     return story
 
 
-@dataclass(slots=True)
-class _Stage:
+class _Stage(Struct):
     """The agents, and the code that waits for their answers."""
 
     what: Play

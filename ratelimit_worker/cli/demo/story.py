@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from ratelimit_worker.simulate import Arrival, Scenario, duplicates, lost
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(Struct, frozen=True, kw_only=True):
     """One accepted call, as the agent that made it knows it."""
 
     name: str  #: sent in the request's metadata, so that it is in the provider's log
@@ -20,8 +20,7 @@ class Call:
     error: str | None = None  #: why it ended without an answer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Story:
+class Story(Struct, frozen=True, kw_only=True):
     """What happened in one run of the demo."""
 
     seed: int

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from ratelimit_worker.calls import Category, Mode
 from ratelimit_worker.cli.cluster import Cluster
@@ -36,22 +37,19 @@ def is_accounts(error: BaseException | None) -> bool:
     return isinstance(error, CallFailed) and error.category in _FAULTS
 
 
-@dataclass(slots=True)
-class _Owed:
+class _Owed(Struct):
     failures: int = 0  #: those that count (see `Account.again_in_s`)
     first_s: float = 0.0  #: when it first failed, monotonic
     answered: int = 0  #: lines of its lane that had been answered when it last failed
 
 
-@dataclass(slots=True)
-class _Lane:
+class _Lane(Struct):
     provider: str = ""  #: whose key its calls use
     answered: int = 0  #: lines
     answered_s: float = -inf  #: time of the last answer, monotonic
 
 
-@dataclass(slots=True)
-class Account:
+class Account(Struct):
     """What one run knows of its accounts at the providers.
 
     Args:

@@ -8,13 +8,13 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_ISREG
 from types import FrameType
 from typing import Any
 
+from msgspec import Struct, field
 from redis import RedisError
 
 from ratelimit_worker.batchfile import End
@@ -41,8 +41,7 @@ _RATE_OVER_S = 10.0  #: the rate that is shown is the mean of so many seconds
 _LOOK_EVERY_S = 1.0  #: how often the figures of lanes are read for the progress line
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(Struct, frozen=True, kw_only=True):
     """The arguments and options of the command."""
 
     source: Path
@@ -59,8 +58,7 @@ class Request:
     once: bool = False  #: identical requests are sent once
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
+class Summary(Struct, frozen=True, kw_only=True):
     """How a start of a run ended."""
 
     source: str
@@ -141,8 +139,7 @@ class Summary:
         }
 
 
-@dataclass(slots=True)
-class Stop:
+class Stop(Struct):
     """Whether a signal has asked the run to end; true if so."""
 
     signal: int | None = None

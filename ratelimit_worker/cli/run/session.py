@@ -9,10 +9,12 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from heapq import heappop, heappush
 from itertools import islice
+
+from msgspec import Struct
 
 from ratelimit_worker import builtin
 from ratelimit_worker.batchfile import (
@@ -63,8 +65,7 @@ AWAY_S = 60.0  #: how long Redis may be away
 AUDIT_S = 15.0  #: how often to check for calls that Redis has lost
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(Struct, frozen=True, kw_only=True):
     """How the lines are sent."""
 
     context: str  #: context of the calls, by which their attempts are found in the database
@@ -77,8 +78,7 @@ class Options:
     once: bool = False  #: identical requests are sent once, and each line gets the answer
 
 
-@dataclass(frozen=True, slots=True)
-class _Out:
+class _Out(Struct, frozen=True):
     """A call that was sent, and whose answer is not in OUT yet; with its line in IN."""
 
     custom_id: str

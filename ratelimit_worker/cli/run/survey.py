@@ -8,8 +8,9 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import islice
+
+from msgspec import Struct, field
 
 from ratelimit_worker.batchfile import Bad, Cut, Kind, LineReader, array_of_lines, lines_of, numbered
 from ratelimit_worker.cli.run.ids import Met
@@ -24,8 +25,7 @@ _LOOK_AT = 4_096  #: bytes of the first line that are checked for UTF-8
 _SAMPLE = 1_000  #: lines from which the number of all lines is estimated
 
 
-@dataclass(slots=True)
-class Survey:
+class Survey(Struct):
     """What is known of the lines of IN."""
 
     total: int = 0  #: lines that are not blank

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from ratelimit_worker.batchfile import End, Kind
 
 _MOST_SHOWN = 5  #: most frequent ways that are named in a message
 
 
-@dataclass(slots=True)
-class Tally:
+class Tally(Struct):
     """Counts of lines that are done, and of the tokens of their answers."""
 
     lines: int = 0  #: all that are done

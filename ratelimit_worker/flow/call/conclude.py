@@ -12,7 +12,7 @@ The lane's health costs an exchange with Redis, so it is asked for between two s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -63,8 +63,7 @@ from ratelimit_worker.ports import Begun, Health, Settled
 # ── what goes in ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Facts(Struct, frozen=True, kw_only=True):
     """What is known of a call before its payload is read.
 
     Args:
@@ -129,30 +128,26 @@ NOTHING_BESIDE = Beside()  #: for an attempt that did not fail
 # ── what comes out ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(Struct, frozen=True):
     """The call has its answer."""
 
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Again:
+class Again(Struct, frozen=True):
     """The call is back in its lane, due in `after_s` seconds (0: at its own place)."""
 
     after_s: float
     error: RateLimitWorkerError
 
 
-@dataclass(frozen=True, slots=True)
-class GaveUp:
+class GaveUp(Struct, frozen=True):
     """The call has failed for good."""
 
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True)
-class PassedOn:
+class PassedOn(Struct, frozen=True):
     """The function has raised a control exception of the framework, which must get it."""
 
     word: BaseException
@@ -256,7 +251,7 @@ def expired(facts: Facts, begun: Begun, rules: Rules) -> Conclusion:
     """Its deadline passed while it waited. It gets one more row although nothing was sent. Its followers have their own
     deadlines."""
     error = deadline_exceeded(facts.call_id, facts.lane, begun.number, begun.failed)
-    case = _Case(facts, replace(begun, number=begun.number + 1), Ran(value=NOTHING), NOTHING_BESIDE, rules)
+    case = _Case(facts, structs.replace(begun, number=begun.number + 1), Ran(value=NOTHING), NOTHING_BESIDE, rules)
     return case.conclusion(Settle(b"", "error"), Outcome.FAILED, GaveUp(error), cause=DeadlineExceeded.__name__)
 
 

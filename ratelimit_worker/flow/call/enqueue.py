@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import urandom
 from typing import Any
 
-from msgspec import structs
+from msgspec import Struct, structs
 
 from ratelimit_worker.calls import Cost, LaneLimits, Priority
 from ratelimit_worker.config import Settings
@@ -27,8 +27,7 @@ OVER_BUDGET = ("wait", "fail")  #: what a call does while a budget of money is s
 NOTHING_TOLD = LaneLimits()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class Kind(Struct, frozen=True, kw_only=True):
     """What a task sets for all its calls."""
 
     task: str = ""  #: its name, by which tokens are learned
@@ -54,8 +53,7 @@ class Kind:
     on_leader_failure: str = "share"  #: one of `ON_LEADER_FAILURE`
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
+class Said(Struct, frozen=True, kw_only=True):
     """What is set for one call. None: as its kind says."""
 
     lane: str | None = None
@@ -78,6 +76,9 @@ class Said:
     no_store: bool | None = None  #: its answer is not kept
 
 
+NOTHING_SAID = Said()
+
+
 def nothing_learned(_: str) -> Learned | None:
     """In place of learned figures: nothing is known."""
     return None
@@ -88,8 +89,7 @@ def nothing_counted(_: Iterable[Any], __: str) -> int | None:
     return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Frame:
+class Frame(Struct, frozen=True, kw_only=True):
     """The part of a plan that calls of a kind with equal options share: decided once, and `filled` for each call."""
 
     kind: Kind
@@ -103,7 +103,7 @@ def plan(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     settings: Settings,
-    said: Said = Said(),
+    said: Said = NOTHING_SAID,
     *,
     now: float,
     learned: Callable[[str], Learned | None] = nothing_learned,

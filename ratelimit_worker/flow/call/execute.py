@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
-from msgspec import structs
+from msgspec import Struct, field, structs
 
 from ratelimit_worker.calls import Attempt, Outcome, Timeouts, sighting, within
 from ratelimit_worker.contracts.lesson import Lesson, Settlement
@@ -55,28 +54,24 @@ log = logging.getLogger("ratelimit_worker.attempt")
 LEFT_S = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Interrupted:
+class Interrupted(Struct, frozen=True):
     """The attempt ended because its process is ending: the call is not judged, and will be delivered again."""
 
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True)
-class NotOurs:
+class NotOurs(Struct, frozen=True):
     """Another delivery of this call is running, or the call has ended; this one does nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class MustBeAlone:
+class MustBeAlone(Struct, frozen=True):
     """The call may kill its worker: execute it when nothing else runs in this process (`Facts.alone`)."""
 
 
 Result = Answered | Again | GaveUp | PassedOn | Interrupted | NotOurs | MustBeAlone
 
 
-@dataclass(slots=True)
-class _Trial:
+class _Trial(Struct):
     """A running attempt: of which call, since when (the executor's clock), and what its task has done about a failure.
 
     `caught`, `stays_s` and `resent` are as in `Ran`.
@@ -91,8 +86,7 @@ class _Trial:
     resent: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Executor:
+class Executor(Struct, frozen=True, kw_only=True):
     """Makes attempts, with all that they need from outside.
 
     Args:

@@ -7,9 +7,9 @@ with Redis.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 
-from msgspec import Struct
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from ratelimit_worker.calls import Category, FailedAnswer, Failure, Mode, Outcome, Usage
 from ratelimit_worker.contracts.price import Money
@@ -22,8 +22,7 @@ from ratelimit_worker.policy.retry import NO_TRACK_RECORD, Halt, Jitter, RetryPo
 from ratelimit_worker.ports import Begun, Health
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class Rules(Struct, frozen=True, kw_only=True):
     """How a process judges attempts.
 
     Args:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import inf
 from threading import Lock
+
+from msgspec import Struct
 
 from ratelimit_worker.policy.fault import (
     LEAVES_MOST_S,
@@ -27,8 +28,7 @@ MOST_LANES = 10_000  #: that are remembered; beyond that, it begins anew
 _NOTHING = Streak(NO_ROW, inf)
 
 
-@dataclass(slots=True)
-class _Lane:
+class _Lane(Struct):
     streak: Streak = _NOTHING
     good_sent: float = 0.0  #: when the newest of its answered requests left, seconds, Redis clock
     leaves_s: float = 0.0  #: for how long it leaves calls to others; 0: it does not

@@ -11,8 +11,10 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
+
+from msgspec import Struct
 
 from ratelimit_worker.calls import Attempt, Category, ModeChange, Outcome, PriceSource, Usage
 from ratelimit_worker.contracts.budget import Charge
@@ -180,8 +182,7 @@ def pause_s(failures: int, jitter: Callable[[], float]) -> float:
     return max(_PAUSE_BASE_S, longest_s * (0.5 + 0.5 * jitter()))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Beside:
+class Beside(Struct, frozen=True, kw_only=True):
     """What a recorder does besides recording outcomes. Fields as in `record_once`; None: not done.
 
     Args:

@@ -7,9 +7,10 @@ these the one that was looked at longest ago. Lanes with news go before all of t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from itertools import chain, islice
+
+from msgspec import Struct
 
 from ratelimit_worker.calls import Mode
 from ratelimit_worker.contracts.lane import LaneState
@@ -27,8 +28,7 @@ class Need(IntEnum):
     RESTING = 2  #: it sends less than it may
 
 
-@dataclass(frozen=True, slots=True)
-class _Watched:
+class _Watched(Struct, frozen=True):
     """A lane in use."""
 
     need: Need

@@ -8,10 +8,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
-from msgspec import structs
+from msgspec import Struct, structs
 
 from ratelimit_worker.contracts.budget import CONTEXT, LANE, TENANT, Budget, Spent
 from ratelimit_worker.contracts.rollup import ALL, HOUR_S, Cell, CellKey, Only
@@ -53,8 +52,7 @@ class Sums(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class Change(Struct, frozen=True, kw_only=True):
     """The amounts and the zone to set. None: it stays."""
 
     usd_per_day: float | None = None  #: 0: no such budget any more

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from enum import Enum
 
 import msgspec
-from msgspec import structs
+from msgspec import Struct, field, structs
 
 from ratelimit_worker.calls import LaneLimits, Mode, ModeChange
 from ratelimit_worker.config import Settings
@@ -39,8 +39,7 @@ GAP_JITTER = 1.2  #: a probe's gap is at most so many times as long as it was se
 _US = 1e6
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class Rules(Struct, frozen=True, kw_only=True):
     """The rules of the law, as a person has set them."""
 
     thresholds: Thresholds = field(default_factory=Thresholds)
@@ -78,8 +77,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_law = msgspec.msgpack.Decoder(Law).decode
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decision(Struct, frozen=True, kw_only=True):
     """What follows for a lane."""
 
     set_points: Fields  #: changed set-points
@@ -107,7 +105,7 @@ def decide(
     kind = _Kind.of(limits)
     learned = _learn(view, now, limits, rules.thresholds, shares)
     health = learned.health
-    rates = replace(rules.rates, normal=limits.rpm) if limits.rpm else rules.rates
+    rates = structs.replace(rules.rates, normal=limits.rpm) if limits.rpm else rules.rates
     pin = modes.governing(pins.get(view.lane), pins.get(ALL), now)
     held = modes.hold(health, pin, now, rates=rates, adaptive=kind is not _Kind.FIXED, paced=kind is not _Kind.UNBOUND)
     bounds = (held.probes, learned.ramp, flight.bound(learned.flight))
@@ -160,8 +158,7 @@ class _Kind(Enum):
         return _Kind.ADAPTIVE if limits.adaptive or limits.shared else _Kind.FIXED
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Learned:
+class _Learned(Struct, frozen=True, kw_only=True):
     pace: pace.PaceState
     flight: flight.FlightState
     health: ModeState
@@ -177,7 +174,7 @@ def _learn(
     """Run the law on all observations since the last look."""
     kind = _Kind.of(limits)
     if kind is _Kind.FIXED:
-        thresholds = replace(thresholds, refusals_count=True)
+        thresholds = structs.replace(thresholds, refusals_count=True)
     adaptive = kind is _Kind.ADAPTIVE
     law = _law(view.state.memory, limits, view.lane)
     health = health_of(view.state.memory, view.lane)

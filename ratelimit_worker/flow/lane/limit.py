@@ -6,7 +6,9 @@ Also here: when MAISD_ENABLE_ADVANCED_RATE_LIMITING or …_AUTO_ESCALATION is sw
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from msgspec import Struct
 
 from ratelimit_worker.calls import LaneLimits
 from ratelimit_worker.config import Settings, bounds_others, parents_of
@@ -29,8 +31,7 @@ from ratelimit_worker.policy import choices, day
 from ratelimit_worker.ports import LaneView
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class Change(Struct, frozen=True, kw_only=True):
     """The limits that are named. None: it stays."""
 
     rpm: float | None = None  #: 0: no limit any more

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import replace
 
 from msgspec import structs
+from msgspec.structs import replace
 
 from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.config import Settings

@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import NamedTuple
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.contracts.lane import WALK_FIELDS, Write
@@ -41,8 +43,7 @@ MOST_TRIES = 8  #: most attempts to write a lane's set-points while a person kee
 MOST_UNTOLD = 1_000  #: mode changes kept while the outbox accepts none
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ControlPlane:
+class ControlPlane(Struct, frozen=True, kw_only=True):
     """The stores and rules that are needed to steer lanes."""
 
     lanes: Lanes

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ratelimit_worker.calls import Mode
 from ratelimit_worker.contracts.lane import HALT_FIRST_GAP_S, HALT_GAP_S, MANY
@@ -21,8 +22,7 @@ KEY_GAP_SHARE, KEY_GAP_LEAST_S = 0.2, 5.0
 UNPAID_TIMES, UNPAID_SURE = 3.0, 6
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
+class Rates(Struct, frozen=True, kw_only=True):
     """Calls per minute by mode, of lanes without adaptive pace; the last also of any lane in a pinned EMERGENCY."""
 
     normal: float = 60.0
@@ -30,8 +30,7 @@ class Rates:
     emergency: float = 10.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hold:
+class Hold(Struct, frozen=True, kw_only=True):
     """What a mode does to a lane."""
 
     share: float = 1.0  #: share of the pace

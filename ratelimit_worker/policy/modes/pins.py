@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from ratelimit_worker.calls import Mode
 
 ALL = "*"  #: stands for all lanes, also those that come later
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pin:
+class Pin(Struct, frozen=True, kw_only=True):
     """A mode by hand."""
 
     id: str

@@ -9,14 +9,14 @@ are shown come from `policy.trend`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 RISING = 1.25  #: later latency ÷ earlier latency
 FEWEST_ANSWERS = 10  #: in each half
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(Struct, frozen=True):
     """The answers of one slice of time."""
 
     answers: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from msgspec import Struct
 
@@ -13,8 +12,7 @@ from ratelimit_worker.policy import fault
 from ratelimit_worker.policy.modes.counts import Counts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Thresholds:
+class Thresholds(Struct, frozen=True, kw_only=True):
     """When the law changes a lane's mode, by the settings."""
 
     reduced_rate: float = 15.0  #: sick answers in % of those since the last change, or of the last 30 s

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from ratelimit_worker.calls import Category, Failure, Outcome, PriceSource, Response, Sighting, Usage
 from ratelimit_worker.contracts.plan import Estimated

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from ratelimit_worker.contracts.alert import Alert, Kind
 from ratelimit_worker.policy.alert_states import GAP_S, MOST, RULES, Change, Sight, Symptom, looked, over
@@ -20,7 +20,7 @@ LOOK_S = 15.0
 
 def bad(sight: Sight = Sight.BAD, **more: object) -> Symptom:
     """Many of lane gpt's attempts fail."""
-    return dataclasses.replace(Symptom(kind=Kind.ERRORS, lane="gpt", sight=sight, cause="many fail"), **more)  # type: ignore[arg-type]
+    return structs.replace(Symptom(kind=Kind.ERRORS, lane="gpt", sight=sight, cause="many fail"), **more)
 
 
 class Watcher:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import redis
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from benchmarks.law import ALONE_S, AWAY, BLAMED, away, blame
 from ratelimit_worker.calls import Category, Failure, Mode

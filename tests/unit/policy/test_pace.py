@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
+from msgspec.structs import replace
 
 from ratelimit_worker.calls import DIMENSIONS, LaneLimits, Snapshot
 from ratelimit_worker.contracts.lesson import Ticket

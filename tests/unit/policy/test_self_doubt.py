@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from ratelimit_worker.flow.call.self_doubt import SelfDoubt
 from ratelimit_worker.policy import fault
@@ -86,10 +87,10 @@ def streak(calls: int, first_sent: float = 101.0) -> Streak:
             WELL,
             False,
         ),  # at the beginning of an outage requests that left together may have met it or not
-        (streak(3), replace(WELL, good_at=98.0), False),  # nobody is answered any more
-        (streak(3), replace(WELL, good_sent=100.0), False),  # that one left before
-        (streak(3), replace(WELL, share=0.3), False),  # where others fail as well, three in a row are chance
-        (streak(8), replace(WELL, share=0.3), True),
+        (streak(3), structs.replace(WELL, good_at=98.0), False),  # nobody is answered any more
+        (streak(3), structs.replace(WELL, good_sent=100.0), False),  # that one left before
+        (streak(3), structs.replace(WELL, share=0.3), False),  # where others fail as well, three in a row are chance
+        (streak(8), structs.replace(WELL, share=0.3), True),
     ],
 )
 def test_when_a_process_is_lost(own: Streak, lately: Lately, lost: bool) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.contracts.lane_sample import LaneMinute, LaneSample

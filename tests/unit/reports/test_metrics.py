@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families as parsed
@@ -95,7 +95,7 @@ class Deployment:
 
 def lane(name: str, **more: object) -> LaneState:
     """A lane of this name."""
-    return replace(LANE, lane=name, **more)  # type: ignore[arg-type]
+    return replace(LANE, lane=name, **more)
 
 
 def test_a_lane_is_told_whole() -> None:
