@@ -88,6 +88,13 @@ def test_an_attempt_comes_back_as_it_went_in(tracker: Tracker) -> None:
     assert tracker.attempts_of("unknown") == []
 
 
+def test_attempts_with_and_without_a_value_in_one_batch(tracker: Tracker) -> None:
+    """Each keeps its own, also the empty ones."""
+    told = [attempt("a", tags=("x",), model="m"), attempt("b", status=503), attempt("c")]
+    assert tracker.record(told) == 3
+    assert [one for name in "abc" for one in tracker.attempts_of(name)] == told
+
+
 def test_contents_are_bent_like_the_rest_and_go_with_their_attempt(tracker: Tracker) -> None:
     """NUL and half surrogate pairs become U+FFFD, texts are cut; told twice the first stays; a purge takes them."""
     odd = Content(asked="a\0b", answer="\ud800" + "x" * MOST_CONTENT)
