@@ -80,7 +80,7 @@ def states() -> dict[str, LaneState]:
         "EMERGENCY": structs.replace(LANE, mode=Mode.EMERGENCY, away=True),
         "provider away": structs.replace(LANE, mode=Mode.EMERGENCY, away=True),
         "HALT": structs.replace(LANE, mode=Mode.HALT),
-        "pinned by hand until 09-21 14:13:20 UTC": replace(
+        "pinned by hand until 09-21 14:13:20 UTC": structs.replace(
             LANE, mode=Mode.HALT, pinned=True, pinned_until_s=UNTIL_S, gate_s=float("inf")
         ),
     }
@@ -293,4 +293,4 @@ def test_every_count_of_429s_is_the_same(engine: Engine, database_url: str) -> N
 
 def test_a_run_shows_no_figure_that_it_does_not_count() -> None:
     """While it goes on; what was joined or cached stands in its summary."""
-    assert {"requests", "refused", "retries", "spend"} == set(AttemptFigures.__dataclass_fields__)
+    assert {"requests", "refused", "retries", "spend"} == {one.name for one in structs.fields(AttemptFigures)}
