@@ -11,7 +11,6 @@ from types import NoneType
 from typing import Any
 
 from msgspec import Struct, structs
-from msgspec.structs import replace
 
 from ratelimit_worker.calls import Priority
 from ratelimit_worker.config import Settings
@@ -68,7 +67,7 @@ class InLane(Struct):
             shedding=None if made.plan.shedding is None else Shedding.RAISE,
             over_budget=None if made.plan.over_budget is None else Shedding.RAISE,
         )
-        return cls(replace(made, plan=plan))
+        return cls(structs.replace(made, plan=plan))
 
 
 class Sets:

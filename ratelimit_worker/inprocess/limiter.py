@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import structs
-from msgspec.structs import replace
 from redis import RedisError
 
 from ratelimit_worker import plugins
@@ -208,7 +207,7 @@ class AdvancedRateLimiter:
         driver: InThread | InLoop,
     ) -> None:
         """Make the call as a renewal, behind the calls that somebody waits for; its answer replaces the old one."""
-        anew = Alike(alike.name, replace(alike.how, refresh=True, priority="low", shed_below=None))
+        anew = Alike(alike.name, structs.replace(alike.how, refresh=True, priority="low", shed_below=None))
         lane, attempt = _lane_of(func, kwargs, alike.how), partial(func, *args, **kwargs)
         if isinstance(driver, InLoop):
             loop = InLoop(self._sleep_async)

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from math import floor, inf
 
 from msgspec import Struct, structs
-from msgspec.structs import replace
 
 from ratelimit_worker.calls import DIMENSIONS, Mode
 from ratelimit_worker.contracts.call import US
@@ -42,11 +41,11 @@ class Ahead(Struct, frozen=True, kw_only=True):
 
     def less(self, calls: float) -> Ahead:
         """The same after this many of the calls before it have left."""
-        return replace(self, calls=max(0.0, self.calls - calls))
+        return structs.replace(self, calls=max(0.0, self.calls - calls))
 
     def times(self, share: float) -> Ahead:
         """The same if `share` calls leave in the time of each of them (itself, and those of other lanes)."""
-        return replace(self, calls=self.calls * share)
+        return structs.replace(self, calls=self.calls * share)
 
 
 class _Bucket(Struct, frozen=True):
@@ -99,7 +98,7 @@ class Budget(Struct, frozen=True):
 
     def gone_by(self, ahead: Ahead, until_s: float) -> float:
         """How many of the calls before it have left by `until_s` (seconds since the epoch)."""
-        first_s, each_s = self.when_s(replace(ahead, calls=0.0, own=ahead.mean)), self.each_s(ahead.mean)
+        first_s, each_s = self.when_s(structs.replace(ahead, calls=0.0, own=ahead.mean)), self.each_s(ahead.mean)
         if first_s > until_s:
             return 0.0
         return ahead.calls if each_s <= 0 else min(ahead.calls, floor((until_s - first_s) / each_s) + 1)
@@ -168,7 +167,9 @@ class Forecast(Struct, frozen=True, kw_only=True):
         """The lane once its pace of requests is known: as if requests were no limit."""
         points = self.lane.state.points
         tokens = {name: one for name, one in points.paces.items() if name != "requests"}
-        return replace(self.lane, state=structs.replace(self.lane.state, points=structs.replace(points, paces=tokens)))
+        return structs.replace(
+            self.lane, state=structs.replace(self.lane.state, points=structs.replace(points, paces=tokens))
+        )
 
     def _admitted_s(self, lane: LaneNow, ahead: Ahead, share: float) -> float:
         """When a lane's budget releases the call, seconds since the epoch, with the pins that end before; inf: never.

@@ -31,7 +31,6 @@ from kombu.exceptions import EncodeError, LimitExceeded, OperationalError
 from kombu.utils.imports import symbol_by_name
 from kombu.utils.json import dumps, loads
 from msgspec import structs
-from msgspec.structs import replace
 from redis import RedisError
 
 from ratelimit_worker import plugins
@@ -556,10 +555,10 @@ class CallTask(Task):
         attempt = executor(live, facts.lane, type(self).classify).execute
         try:
             with QUARANTINE.shared() as may_run:
-                result = attempt(replace(facts, taken=not may_run), run, self._restore)
+                result = attempt(structs.replace(facts, taken=not may_run), run, self._restore)
             if isinstance(result, MustBeAlone):
                 with QUARANTINE.alone():
-                    result = attempt(replace(facts, alone=True), run, self._restore)
+                    result = attempt(structs.replace(facts, alone=True), run, self._restore)
         except (RedisError, OSError) as away:
             if not PATIENCE.is_over():
                 raise
@@ -852,7 +851,7 @@ def executor(live: Services, lane: str = enqueue.DEFAULT_LANE, rule: Rule | None
     if policy is rules.policy and rule is None:
         return usual
     classify = plugins.classifier(rule) if rule else rules.classify
-    return replace(usual, rules=replace(rules, policy=policy, classify=classify))
+    return structs.replace(usual, rules=structs.replace(rules, policy=policy, classify=classify))
 
 
 def _executor(live: Services) -> tuple[Executor, Callable[[str], RetryPolicy]]:

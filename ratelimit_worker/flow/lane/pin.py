@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Container, Iterator, Mapping
 
 from msgspec import structs
-from msgspec.structs import replace
 
 from ratelimit_worker.calls import Mode, ModeChange
 from ratelimit_worker.config import Settings
@@ -29,7 +28,7 @@ FROM_SETTING = "MAISD_EMERGENCY_MODE"
 #: Most idle lanes that a command sets itself, which takes up to a second; more are left to the tuner, if one is
 #: running.
 MOST_AT_ONCE = 2_000
-NO_PINS: Mapping[str, Pin] = {}
+NO_PINS: Mapping[str, Pin] = {}  #: for `ended`, when a pin begins
 
 
 def left_to_tuner(control: ControlPlane) -> bool:
@@ -62,7 +61,7 @@ def pin(
         StoreUnavailable: the outbox accepts no event; the pin holds all the same.
     """
     at, made = _checked(control, lane, for_s, reason, who, now)
-    made = replace(made, mode=mode)
+    made = structs.replace(made, mode=mode)
     names = _first(control) if made.everywhere else [str(lane)]
     before = control.lanes.states(names)
     control.pins.write({ALL if made.everywhere else str(lane): made})
@@ -98,12 +97,12 @@ def auto(
     everywhere = pins.get(ALL)
     # Mark the pins as ended first and delete them last: after a crash in between, the tuner completes it.
     ended = {
-        name: replace(held, until=at, ended_by=who, reason=reason)
+        name: structs.replace(held, until=at, ended_by=who, reason=reason)
         for name, held in pins.items()
         if modes.lives(held, at) and (made.everywhere or name == lane)
     }
     if not made.everywhere and everywhere is not None and modes.lives(everywhere, at):
-        control.pins.write({str(lane): replace(made, until=everywhere.until)})
+        control.pins.write({str(lane): structs.replace(made, until=everywhere.until)})
         ended = {}
     control.pins.write(ended)
     given_back = GivenBack(at, who)

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
-from msgspec.structs import replace
 
 from ratelimit_worker.calls import Mode
 from ratelimit_worker.contracts.lane import MANY
@@ -85,7 +84,7 @@ def test_each_move_says_why() -> None:
 
 def test_what_is_older_than_the_window_is_forgotten() -> None:
     """Four sick answers now and four after 16 minutes are not eight; what is kept is bounded."""
-    rules = replace(LITERAL, reduced_rate=100.0)
+    rules = structs.replace(LITERAL, reduced_rate=100.0)
     state, moves = run("----+", rules=rules)
     state, more = run("----+", state, start=1e6 + 16 * 60, rules=rules)
     assert (state.mode, moves + more) == (Mode.NORMAL, [])
@@ -98,7 +97,7 @@ def test_what_is_older_than_the_window_is_forgotten() -> None:
 
 def test_more_than_twenty_in_an_hour_at_low_volume() -> None:
     """Two sick of five are no count in a quarter of an hour here, but over an hour they are many."""
-    rules = replace(RULES, reduced_rate=50.0, reduced_count=9, emergency_rate=99.0, emergency_count=99)
+    rules = structs.replace(RULES, reduced_rate=50.0, reduced_count=9, emergency_rate=99.0, emergency_count=99)
     state, moves = run("+-+-+" * 13, every=SELDOM_S, rules=rules)
     assert [(move.cause, move.at) for move in moves] == [("21 sick answers in an hour", 1e6 + 51 * 60)]
     assert state.mode is Mode.REDUCED
@@ -109,7 +108,7 @@ def test_rising_latency_makes_a_sick_lane_an_emergency() -> None:
 
     def fifteen_minutes(latency_of: Callable[[int], float]) -> list[str]:
         state = ModeState(mode=Mode.REDUCED, since=1.0)
-        rules = replace(LITERAL, emergency_rate=90.0, emergency_count=99)
+        rules = structs.replace(LITERAL, emergency_rate=90.0, emergency_count=99)
         moves = []
         for number in range(90):
             at, letter = 1e6 + number * 10, "-" if number % 5 == 4 else "+"
@@ -291,7 +290,9 @@ def test_a_sick_probe_starts_the_way_back_anew() -> None:
 def test_hysteresis(answers: str, mode: Mode) -> None:
     """REDUCED ends at ≤ 10 % over ≥ 10 answers, or ≤ 13.5 % over ≥ 40."""
     reduced = ModeState(mode=Mode.REDUCED, since=1.0)
-    assert run(answers, reduced, rules=replace(LITERAL, emergency_count=99, emergency_rate=100.0))[0].mode is mode
+    assert (
+        run(answers, reduced, rules=structs.replace(LITERAL, emergency_count=99, emergency_rate=100.0))[0].mode is mode
+    )
 
 
 def test_answers_to_what_was_sent_before_a_change_prove_nothing() -> None:

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
-from msgspec.structs import replace
 
 from ratelimit_worker.calls import DIMENSIONS, LaneLimits, Snapshot
 from ratelimit_worker.contracts.lesson import Ticket
@@ -167,7 +166,7 @@ def drive(
             refused = not bucket.takes(now)
             log.append((now, refused))
             told = seen(sent, now + 0.05, refused=refused, stated=stated if stated and refused else {})
-            state = observe(state, replace(told, ticket=replace(told.ticket, sent_at=now)), limits)
+            state = observe(state, structs.replace(told, ticket=structs.replace(told.ticket, sent_at=now)), limits)
             if refused:
                 gate, credit = now + 0.1, 0.0
     return state, log
